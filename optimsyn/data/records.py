@@ -1,0 +1,146 @@
+"""The records that travel through a run: document, passage, question, rubric, pair, sample.
+
+All are frozen pydantic models, written one JSON object a line. `Sample` is the only form that a target model sees.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+PairKind = Literal["free", "multiple_choice"]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Document(Record):
+    """One source text.
+
+    Attributes:
+        id: Unique among the documents of a run.
+        text: The whole text; passages point into it by character offsets.
+        group: Documents of one group never end up on both sides of a split.
+    """
+
+    id: str
+    title: str = ""
+    text: str
+    source: str = ""
+    license: str = ""
+    group: str = ""
+
+
+class Passage(Record):
+    """A chunk of a document: `text == document.text[char_start:char_end]`, exactly."""
+
+    id: str
+    document_id: str
+    title: str = ""
+    text: str
+    char_start: int
+    char_end: int
+    group: str = ""
+
+
+class Question(Record):
+    """An expert question with its gold answer.
+
+    Attributes:
+        answers: Every accepted answer, `answer` first.
+        choices: The options of a multiple-choice question; `choices[answer_index]` is the gold option.
+        context: The text that an open-book question is asked with; None when it is asked closed book.
+        subtask: Questions of one subtask give the influence one direction.
+    """
+
+    id: str
+    question: str
+    answer: str
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+    answer_index: int | None = None
+    context: str | None = None
+    document_id: str | None = None
+    group: str = ""
+    subtask: str = "all"
+
+    @model_validator(mode="after")
+    def _gold_is_a_choice(self) -> Question:
+        if self.choices is not None and (
+            self.answer_index is None or not 0 <= self.answer_index < len(self.choices)
+        ):
+            raise ValueError(f"question {self.id!r}: answer_index {self.answer_index} names none of its choices")
+        return self
+
+    @property
+    def kind(self) -> PairKind:
+        """`multiple_choice` when it has choices, else `free`."""
+        return "multiple_choice" if self.choices is not None else "free"
+
+
+class Rubric(Record):
+    """The criteria for one pair, written for one passage (the one typed rubric used everywhere)."""
+
+    question_type: str
+    question_quality: str
+    answer_quality: str
+    alignment: str
+    trainability: str
+
+
+class Pair(Record):
+    """A synthesized question and answer with its lineage.
+
+    Attributes:
+        quote: The sentence of the passage that supports the answer, as the generator named it.
+        context: The passage's text when the pair is asked open book, else None.
+        variant: Which rubric source made it: first_draft, no_rubric, static, optimized, policy, or an optimiser's name.
+        rubric: None when no rubric was used.
+        generator: Name of the model that wrote it.
+        rubric_model: Name of the model that wrote the rubric ("" without one).
+        seed: Sampling seed of the request that wrote it.
+    """
+
+    id: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] | None = None
+    answer_index: int | None = None
+    context: str | None = None
+    quote: str = ""
+    passage_id: str
+    document_id: str = ""
+    char_start: int = 0
+    char_end: int = 0
+    variant: str = ""
+    guiding_text: str = ""
+    rubric: Rubric | None = None
+    rubric_model: str = ""
+    generator: str = ""
+    seed: int = 0
+
+    @property
+    def kind(self) -> PairKind:
+        """`multiple_choice` when it has choices, else `free`."""
+        return "multiple_choice" if self.choices is not None else "free"
+
+
+class Sample(Record):
+    """What the target model is trained or scored on: a prompt without its answer, and the answer.
+
+    Attributes:
+        prompt: Plain-format prompt that ends right before the answer ("...\\nAnswer:").
+        completion: The answer, with the leading space of the plain format (" 1869").
+        messages: The same as chat: one user message and one assistant message, for targets with a chat template.
+        subtask: Subtask of the question that it came from ("" for pairs).
+    """
+
+    id: str
+    prompt: str
+    completion: str
+    messages: tuple[dict[str, str], ...]
+    subtask: str = ""

@@ -1,0 +1,42 @@
+"""The errors that optimsyn raises on purpose.
+
+Every message names the file, row or recipe field, says what was wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class OptimsynError(Exception):
+    """Base class: a message for a person, shown by the CLI without a traceback."""
+
+
+class RecipeError(OptimsynError):
+    """A recipe field is wrong, or names something that does not exist."""
+
+
+class DataError(OptimsynError):
+    """A document, question or pair file holds a row that cannot be used."""
+
+
+class ServiceError(OptimsynError):
+    """A language-model service failed for good (wrong key, dead port, exhausted retries).
+
+    A pair that could not be judged because of this is *not* an invalid pair: the run stops, everything that was
+    paid for is kept, and running again continues.
+    """
+
+
+class ReplyError(OptimsynError):
+    """A reply arrived but holds no usable rubric or pair. This one *is* the generator's fault."""
+
+
+class ModelError(OptimsynError):
+    """A local model cannot be loaded, or a sample cannot be scored or trained on."""
+
+
+class StageError(OptimsynError):
+    """A stage of a run failed or was interrupted."""
+
+
+class BudgetError(OptimsynError):
+    """The recipe's cap on money, requests or tokens was reached; everything paid for is kept."""

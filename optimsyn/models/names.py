@@ -1,0 +1,40 @@
+"""Which way a model is reached, told by its name alone (no import of LiteLLM, no network)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+Provider = Literal["embedded", "litellm", "local"]
+
+# The prefixes of LiteLLM that people use for text generation. A hub organisation of the same name is reached by
+# writing `hub:org/name`.
+LITELLM_PREFIXES = frozenset(
+    "openai azure azure_ai anthropic bedrock vertex_ai gemini mistral cohere cohere_chat groq together_ai "
+    "fireworks_ai deepinfra deepseek openrouter perplexity xai replicate sagemaker sambanova cerebras nvidia_nim "
+    "databricks huggingface ollama ollama_chat vllm hosted_vllm lm_studio llamafile litellm_proxy nebius novita "
+    "watsonx text-completion-openai custom_openai oobabooga ai21 cloudflare github moonshot dashscope nscale "
+    "volcengine hyperbolic lambda_ai meta_llama featherless_ai friendliai baseten codestral xinference".split()
+)
+
+
+def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
+    """How the model called `name` is reached.
+
+    Args:
+        name: `embedded`, a LiteLLM name (`openai/gpt-5-mini`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
+            `hub:org/name` for a hub id whose organisation is also a LiteLLM provider.
+        has_api_base: An address was given, so a server is meant whatever the name is.
+    """
+    if name == "embedded":
+        return "embedded"
+    if name.startswith("hub:") or name.startswith((".", "/", "~")) or Path(name).is_dir():
+        return "local"
+    if has_api_base or name.split("/", 1)[0] in LITELLM_PREFIXES or "/" not in name:
+        return "litellm"
+    return "local"
+
+
+def hub_id(name: str) -> str:
+    """`name` without the `hub:` prefix; a local folder stays a path."""
+    return name.removeprefix("hub:")

@@ -1,0 +1,424 @@
+"""The typed recipe: the one contract of the command line, the notebooks and the library.
+
+A recipe is one YAML file. Unknown keys are refused with "did you mean", every field is checked for type and range
+here, and `optimsyn.preflight` checks what only the machine can tell (files, keys, models, memory).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from optimsyn.errors import RecipeError
+
+Variant = Literal["no_rubric", "static", "optimized", "policy"]
+VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
+Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less"]
+
+
+class _Section(BaseModel):
+    """Base of every section: unknown keys refused, frozen after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Source(_Section):
+    """Where documents or questions come from: a file or folder on disk, a Hugging Face hub dataset, or `embedded`."""
+
+    path: str | None = Field(
+        None,
+        description="File (JSONL, Parquet, CSV) or folder (.md .txt .html .pdf .docx), relative to the recipe's "
+        "folder; or `embedded:quickstart`, the texts that come with optimsyn.",
+    )
+    hub: str | None = Field(None, description="Hugging Face dataset id, e.g. qiaojin/PubMedQA.")
+    config: str | None = Field(None, description="Configuration name of the hub dataset.")
+    split: str = Field("train", description="Split of the hub dataset.")
+    revision: str | None = Field(None, description="Commit or tag of the hub dataset, for exact replay.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Our field -> their column; a dotted name reaches into nested columns, lists are joined.",
+    )
+    where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column equals this value.")
+    limit: int | None = Field(None, ge=1, description="Use at most so many rows (a seeded sample).")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Source:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of `path` and `hub`")
+        return self
+
+
+def _as_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+SourceField = Annotated[Source, BeforeValidator(_as_path)]
+
+
+class Documents(_Section):
+    """The domain's texts and how they are cut into passages."""
+
+    source: SourceField
+    passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
+    min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
+
+
+class Questions(_Section):
+    """The expert questions: validation gives the influence its direction, test is held back until evaluate."""
+
+    validation: SourceField
+    test: Annotated[Source | None, BeforeValidator(_as_path)] = Field(
+        None, description="Held-back questions; when absent, `test_fraction` of the validation groups is held back."
+    )
+    test_fraction: float = Field(0.5, gt=0, lt=1)
+    open_book: bool | None = Field(
+        None, description="Ask with the question's document as context; null: as the data says (`open_book`)."
+    )
+    validation_limit: int | None = Field(None, ge=1, description="At most so many validation questions (seeded).")
+    test_limit: int | None = Field(None, ge=1, description="At most so many test questions (seeded).")
+    subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
+
+
+class ModelSpec(_Section):
+    """A language model: `embedded`, any LiteLLM name (`openai/gpt-5-mini`), a hub id or a local folder."""
+
+    name: str = Field(..., min_length=1)
+    api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the key; null: the provider's usual one."
+    )
+    temperature: float = Field(0.8, ge=0, le=2)
+    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens.")
+    concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
+    timeout_s: float = Field(120, gt=0)
+    retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
+    structured_output: bool | None = Field(
+        None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
+    )
+    revision: str | None = Field(None, description="Commit or tag of a hub model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> ModelSpec:
+        if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
+            raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
+        return self
+
+    @property
+    def provider(self) -> Literal["embedded", "litellm", "local"]:
+        """Which way this model is reached, decided by its name alone."""
+        from optimsyn.models.names import provider_of
+
+        return provider_of(self.name, has_api_base=self.api_base is not None)
+
+
+class Lora(_Section):
+    """Low-rank adapter of the target or the policy (peft)."""
+
+    r: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class TargetSpec(ModelSpec):
+    """The model that the data is for; always local, because its gradients are the reward."""
+
+    @property
+    def provider(self) -> Literal["embedded", "litellm", "local"]:
+        """`embedded` or `local`: a target's gradients are needed, so its name is always a hub id or a folder."""
+        return "embedded" if self.name == "embedded" else "local"
+
+    lora: Lora = Lora()
+    max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
+
+
+ModelField = Annotated[ModelSpec, BeforeValidator(_as_name)]
+
+
+class Models(_Section):
+    """The three roles. A bare string is the model's name with defaults."""
+
+    generator: ModelField = ModelSpec(name="embedded")
+    rubric: ModelField = ModelSpec(name="embedded", max_tokens=160)
+    target: Annotated[TargetSpec, BeforeValidator(_as_name)] = TargetSpec(name="embedded")
+    reflection: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
+        None, description="Rewrites the guiding text for GEPA; null: the evidence-based proposer, which needs none."
+    )
+
+
+class WarmUp(_Section):
+    """Warm-up of the LoRA target on first-draft pairs, which gives the influence its Adam moments."""
+
+    pairs: int = Field(24, ge=2, description="First-draft pairs to write.")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of them to train on (the paper: 0.1 of a large first draft)."
+    )
+    steps: int = Field(12, ge=1)
+    batch_size: int = Field(4, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    checkpoints: int = Field(1, ge=1, description="Checkpoints spread over the steps, the last one always.")
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Influence(_Section):
+    """How a pair's influence on the validation loss is computed."""
+
+    estimator: Estimator = "adam"
+    normalization: Literal["cosine", "dot"] = "cosine"
+    across_subtasks: Literal["mean", "max"] = "mean"
+    batch_tokens: int = Field(2048, ge=64, description="Tokens scored in one batch; samples of like length together.")
+
+
+class Reward(_Section):
+    """R = Valid * IF - invalid_penalty * (1 - Valid)."""
+
+    invalid_penalty: float = Field(0.1, ge=0)
+
+
+class PromptOptimizer(_Section):
+    """GEPA on the guiding text."""
+
+    enabled: bool = True
+    metric_calls: int = Field(40, ge=4, description="Judged pairs that the search may spend.")
+    minibatch: int = Field(4, ge=1, description="Passages a candidate is first tried on.")
+    passages: int = Field(8, ge=2, description="Passages that candidates are compared on.")
+
+
+class PolicyOptimizer(_Section):
+    """GRPO on the rubric model."""
+
+    enabled: bool = True
+    steps: int = Field(4, ge=1)
+    group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
+    passages_per_step: int = Field(2, ge=1)
+    temperature: float = Field(0.9, gt=0, le=2)
+    lr: float = Field(1e-5, gt=0)
+    kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
+    max_tokens: int = Field(110, ge=16)
+    save_every: int = Field(1, ge=1, description="Steps between resumable checkpoints.")
+    lora: Lora = Lora(r=8, alpha=16)
+
+
+class Optimizers(_Section):
+    """Which optimisers run, with which budget."""
+
+    prompt: PromptOptimizer = PromptOptimizer()
+    policy: PolicyOptimizer = PolicyOptimizer()
+
+
+class Synthesis(_Section):
+    """The final pairs of every variant."""
+
+    pairs: int = Field(24, ge=2, description="Valid pairs a variant; the same number for each.")
+    oversample: float = Field(1.5, ge=1, description="Candidates written per pair kept.")
+    select: Literal["influence", "first"] = Field(
+        "influence", description="Keep the valid candidates of highest influence, or the first ones."
+    )
+    dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
+        "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."
+    )
+
+
+class Checks(_Section):
+    """Validity checks; a pair that fails one is invalid and the check is named."""
+
+    disabled: tuple[str, ...] = ()
+    unsafe_words: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = Field((), description="Further checks as `package.module:function`.")
+
+
+class FineTune(_Section):
+    """Supervised fine-tuning of the target on each variant's pairs."""
+
+    steps: int = Field(12, ge=1)
+    batch_size: int = Field(4, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+
+
+class Evaluation(_Section):
+    """Evaluation on the held-back test questions."""
+
+    max_new_tokens: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1)
+    bootstrap: int = Field(2000, ge=100)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class Limits(_Section):
+    """Caps that stop a run loudly, with everything paid for kept."""
+
+    cost_usd: float | None = Field(None, gt=0)
+    requests: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    stage_minutes: float | None = Field(None, gt=0)
+
+
+class Recipe(_Section):
+    """Everything that one run is made of."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    documents: Documents
+    questions: Questions
+    models: Models = Models()
+    guiding_text: str = Field(..., min_length=10)
+    warm_up: WarmUp = WarmUp()
+    influence: Influence = Influence()
+    reward: Reward = Reward()
+    optimizers: Optimizers = Optimizers()
+    synthesis: Synthesis = Synthesis()
+    checks: Checks = Checks()
+    fine_tune: FineTune = FineTune()
+    evaluation: Evaluation = Evaluation()
+    limits: Limits = Limits()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Reads a recipe file; relative data paths are resolved against its folder.
+
+        Raises:
+            RecipeError: The file is missing, is not YAML, or a field is unknown, of a wrong type or out of range.
+        """
+        import yaml
+
+        file = Path(path)
+        if not file.is_file():
+            near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
+            hint = f" Did you mean {file.parent / near[0]}?" if near else ""
+            raise RecipeError(f"{file}: there is no such recipe file.{hint}")
+        try:
+            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{file}: not valid YAML: {error}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{file}: not UTF-8 text: {error}") from error
+        if not isinstance(raw, dict):
+            raise RecipeError(f"{file}: a recipe is a mapping of fields, this is a {type(raw).__name__}")
+        recipe = cls.parse(raw, str(file))
+        return recipe._resolve_paths(file.resolve().parent)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], name: str = "recipe") -> Recipe:
+        """Builds a recipe from a plain mapping.
+
+        Raises:
+            RecipeError: With one line per wrong field.
+        """
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            lines = [_explain(item, cls) for item in error.errors()]
+            raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
+
+    def _resolve_paths(self, folder: Path) -> Recipe:
+        raw = self.model_dump(mode="json")
+        for source in (raw["documents"]["source"], raw["questions"]["validation"], raw["questions"]["test"]):
+            if source and source["path"] and not source["path"].startswith("embedded:"):
+                source["path"] = str((folder / Path(source["path"]).expanduser()).resolve())
+        for spec in raw["models"].values():
+            # A model folder beside the recipe; a hub id that only looks like a path stays as it is.
+            if spec and spec["name"].startswith((".", "~")):
+                spec["name"] = str((folder / Path(spec["name"]).expanduser()).resolve())
+        return Recipe.model_validate(raw)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; loading it gives an equal recipe."""
+        import yaml
+
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
+
+    @property
+    def fingerprint(self) -> str:
+        """Ten hex digits that change when anything that changes results changes (limits and concurrency do not)."""
+        raw = self.model_dump(mode="json", exclude={"description", "limits"})
+        for spec in raw["models"].values():
+            if spec:
+                for field in ("concurrency", "timeout_s", "retries", "api_key_env"):
+                    spec.pop(field)
+        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants that this recipe synthesizes, in order; a disabled optimiser has none."""
+        on = {"optimized": self.optimizers.prompt.enabled, "policy": self.optimizers.policy.enabled}
+        return tuple(v for v in VARIANTS if on.get(v, True))
+
+    @property
+    def dataset_variant(self) -> Variant:
+        """The variant that becomes the final dataset."""
+        return self.variants[-1] if self.synthesis.dataset == "auto" else self.synthesis.dataset
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
+            raise ValueError(
+                f"synthesis.dataset is {self.synthesis.dataset!r}, but its optimiser is disabled; "
+                f"enable it or choose one of {', '.join(self.variants)}"
+            )
+        if self.models.target.api_base is not None:
+            raise ValueError(
+                "models.target: influence needs gradients, so the target must be `embedded`, a hub id or a local "
+                "folder; remove its api_base"
+            )
+        if self.optimizers.policy.enabled and self.models.rubric.provider == "litellm":
+            raise ValueError(
+                f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
+                "hub model or `embedded`, or set optimizers.policy.enabled: false"
+            )
+        if self.warm_up.checkpoints > self.warm_up.steps:
+            raise ValueError("warm_up.checkpoints is larger than warm_up.steps")
+        return self
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section that `location` (without its last part) leads to."""
+    current: type[BaseModel] | None = model
+    for part in location[:-1]:
+        if current is None or str(part) not in current.model_fields:
+            continue
+        current = _section_of(current.model_fields[str(part)].annotation)
+    return list(current.model_fields) if current is not None else []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation such as `Annotated[Source | None, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for argument in get_args(annotation):
+            found = _section_of(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def _explain(item: Any, model: type[BaseModel]) -> str:
+    """One validation problem as a sentence that names the field and the cure."""
+    location = tuple(item["loc"])
+    where = ".".join(str(part) for part in location) or "recipe"
+    if item["type"] == "extra_forbidden":
+        names = _fields_at(model, location)
+        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
+        return f"{where}: unknown field; {hint}"
+    if item["type"] == "missing":
+        return f"{where}: required field is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    shown = item.get("input")
+    if item["type"] == "value_error" or isinstance(shown, dict | list):
+        return f"{where}: {message}" if location else message
+    return f"{where}: {message} (got {shown!r})"

@@ -1,0 +1,19 @@
+"""Seeds derived from what they are for, so that a resumed run draws exactly what an undisturbed one would."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2**31) that depends on every part and on nothing else (no clock, no process hash seed)."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def shuffled(items: list[str], *parts: object) -> list[str]:
+    """The items in a seeded random order."""
+    copy = list(items)
+    random.Random(derive_seed(*parts)).shuffle(copy)
+    return copy
