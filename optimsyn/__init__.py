@@ -1,0 +1,97 @@
+"""optimsyn: synthetic question-answer data guided by its influence on a target model.
+
+The names below are loaded when they are first used, so `import optimsyn` costs milliseconds:
+
+    recipe = Recipe.load("recipes/quickstart.yaml")
+    target = Target.load(recipe.models.target)
+    target.warm_up(pairs)
+    scorer = InfluenceScorer(target, questions)
+    scores = scorer.score(pairs)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# PyTorch and llama.cpp each start OpenMP threads; when idle ones spin, two libraries on few cores slow each other down
+# thirtyfold. It must be set before either is imported, which is why it stands here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "BudgetError": "optimsyn.errors",
+    "DataError": "optimsyn.errors",
+    "Document": "optimsyn.data.records",
+    "InfluenceReward": "optimsyn.reward",
+    "InfluenceScorer": "optimsyn.influence.scorer",
+    "ModelError": "optimsyn.errors",
+    "OptimsynError": "optimsyn.errors",
+    "Pair": "optimsyn.data.records",
+    "Passage": "optimsyn.data.records",
+    "Question": "optimsyn.data.records",
+    "Recipe": "optimsyn.recipe",
+    "RecipeError": "optimsyn.errors",
+    "ReplyError": "optimsyn.errors",
+    "Rubric": "optimsyn.data.records",
+    "Run": "optimsyn.runs.folder",
+    "ServiceError": "optimsyn.errors",
+    "StageError": "optimsyn.errors",
+    "Target": "optimsyn.models.target",
+}
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
+    from optimsyn.errors import (
+        BudgetError,
+        DataError,
+        ModelError,
+        OptimsynError,
+        RecipeError,
+        ReplyError,
+        ServiceError,
+        StageError,
+    )
+    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.models.target import Target
+    from optimsyn.recipe import Recipe
+    from optimsyn.reward import InfluenceReward
+    from optimsyn.runs.folder import Run
+
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "Document",
+    "InfluenceReward",
+    "InfluenceScorer",
+    "ModelError",
+    "OptimsynError",
+    "Pair",
+    "Passage",
+    "Question",
+    "Recipe",
+    "RecipeError",
+    "ReplyError",
+    "Rubric",
+    "Run",
+    "ServiceError",
+    "StageError",
+    "Target",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads an exported name from its module when it is first used (PEP 562)."""
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'optimsyn' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
