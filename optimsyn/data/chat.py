@@ -1,0 +1,91 @@
+"""The one format in which a target model sees pairs and questions.
+
+Synthesized pairs, validation questions and test questions all become a `Sample` here, so that what is trained on,
+what gives the influence its direction and what is evaluated differ in content only.
+
+    Passage: <context>          only when asked open book
+    Question: <question>
+    A. <choice>                 only for multiple choice
+    B. <choice>
+    Answer: <answer>
+
+The answer of a multiple-choice question is the text of the option, never its letter: letters would give influence to
+pairs that merely share a letter.
+"""
+
+from __future__ import annotations
+
+from string import ascii_uppercase
+
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.errors import DataError
+
+CONTEXT_PREFIX = "Passage: "
+QUESTION_PREFIX = "Question: "
+ANSWER_PREFIX = "Answer:"
+_MARK = "\n" + QUESTION_PREFIX
+
+
+def lettered(choices: tuple[str, ...]) -> str:
+    """The options as lines `A. …`, `B. …`.
+
+    Raises:
+        DataError: There are more options than letters.
+    """
+    if len(choices) > len(ascii_uppercase):
+        raise DataError(f"{len(choices)} choices are more than the {len(ascii_uppercase)} letters of the format")
+    return "\n".join(f"{letter}. {_line(choice)}" for letter, choice in zip(ascii_uppercase, choices, strict=False))
+
+
+def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
+    """The sample of a pair or a question, in the one format that both share.
+
+    Args:
+        item: A synthesized pair or an expert question.
+        answer: Put this answer in place of the item's own, e.g. another option whose likelihood is wanted.
+
+    Returns:
+        A sample whose `prompt + completion` is the plain text, and whose `messages` say the same as a chat.
+
+    Example:
+        >>> question = Question(id="q", question="Which vitamin prevents scurvy?", answer="vitamin C")
+        >>> sample = sample_of(question)
+        >>> print(sample.prompt + sample.completion)
+        Question: Which vitamin prevents scurvy?
+        Answer: vitamin C
+    """
+    body = QUESTION_PREFIX + item.question.strip()
+    if item.choices is not None:
+        body += "\n" + lettered(item.choices)
+    if item.context is not None and item.context.strip():
+        # A text that itself holds a line "Question: ..." must not look like the start of the question.
+        context = item.context.strip().replace(_MARK, "\n " + QUESTION_PREFIX)
+        body = f"{CONTEXT_PREFIX}{context}\n{body}"
+    gold = (item.answer if answer is None else answer).strip()
+    return Sample(
+        id=item.id,
+        prompt=f"{body}\n{ANSWER_PREFIX}",
+        completion=f" {gold}",
+        messages=({"role": "user", "content": body}, {"role": "assistant", "content": gold}),
+        subtask=item.subtask if isinstance(item, Question) else "",
+    )
+
+
+def split_context(text: str) -> tuple[str, str]:
+    """Cuts a sample's prompt (or its user message) into what may be shortened and what must stay.
+
+    Args:
+        text: `Sample.prompt` or the content of its user message.
+
+    Returns:
+        `(context, rest)` with `context + rest == text`; the context is "" when the sample is closed book. Whoever has
+        to shorten a prompt cuts the left end of `context` and never touches `rest`.
+    """
+    if not text.startswith(CONTEXT_PREFIX):
+        return "", text
+    cut = text.index(_MARK) + 1
+    return text[:cut], text[cut:]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,19 @@
+"""How every row was lost between the documents and the final dataset."""
+
+from __future__ import annotations
+
+from optimsyn.data.records import Record
+
+
+class Loss(Record):
+    """One row that went no further.
+
+    Attributes:
+        id: Id of the document, passage, question or pair that was lost.
+        stage: Where it was lost: `documents`, `passages`, `questions`, `split`, `checks`, ...
+        reason: Why, in a few words for a person.
+    """
+
+    id: str
+    stage: str
+    reason: str

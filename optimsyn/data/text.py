@@ -1,0 +1,28 @@
+"""Small helpers on text that the readers, the splits and the duplicate search share."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_SPACES = re.compile(r"\s+")
+_WORDS = re.compile(r"\w+", re.UNICODE)
+# A run without spaces that is longer than this is no word of a language written with spaces: a Chinese sentence, a
+# table rule, a base64 blob. It counts as several words, so that passages stay passages.
+_LONGEST_WORD = 24
+_CHARS_A_WORD = 6
+
+
+def normalized(text: str) -> str:
+    """`text` as it is compared: Unicode NFKC, case folded, runs of white space as one space."""
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def words_of(text: str) -> list[str]:
+    """The words of the normalised text, without punctuation; digits are words."""
+    return _WORDS.findall(normalized(text))
+
+
+def word_count(text: str) -> int:
+    """Words by white space; longer unbroken runs count one word per six characters."""
+    return sum(1 if len(w) <= _LONGEST_WORD else -(-len(w) // _CHARS_A_WORD) for w in text.split())
