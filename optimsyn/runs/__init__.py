@@ -1,0 +1,8 @@
+"""Run folders, their manifest, and the engine that executes stage notebooks."""
+
+from __future__ import annotations
+
+from optimsyn.runs.folder import Run, StageHandle
+from optimsyn.runs.manifest import STAGES, Manifest
+
+__all__ = ["STAGES", "Manifest", "Run", "StageHandle"]

@@ -1,0 +1,270 @@
+"""A run: a folder with everything that one recipe produced, resumable after any interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from optimsyn.data.jsonl import write_json, write_text
+from optimsyn.errors import StageError
+from optimsyn.recipe import Recipe
+from optimsyn.redaction import redact
+from optimsyn.runs.manifest import STAGES, Cost, Manifest, ManifestFile, now
+
+if TYPE_CHECKING:
+    from optimsyn.models.replies import ReplyCache
+
+# A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
+_LONGEST_ERROR = 2000
+
+
+class Run:
+    """A run folder and its manifest.
+
+    Args:
+        folder: An existing run folder; use `Run.open` or `Run.load`.
+        recipe: The recipe that it belongs to.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._manifest = ManifestFile(folder / "manifest.json")
+
+    @classmethod
+    def open(cls, recipe: Recipe, root: Path | str = "runs") -> Run:
+        """The run of a recipe under `root`, made when there is none yet.
+
+        Its folder is `<recipe>-<fingerprint>`: a recipe that gives other results gets another folder. Limits and
+        concurrency may change between two starts of one run.
+        """
+        folder = Path(root).resolve() / f"{recipe.name}-{recipe.fingerprint}"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = recipe.to_yaml()
+        file = folder / "recipe.yaml"
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            write_text(file, text)
+        run = cls(folder, recipe)
+        run._manifest.create(Manifest.new(recipe))
+        return run
+
+    @classmethod
+    def load(cls, folder: Path | str = "") -> Run:
+        """An existing run; an empty name means the quickstart's own, which is made when there is none.
+
+        Raises:
+            StageError: The folder is no run folder.
+            RecipeError: Its recipe.yaml does not fit this version.
+        """
+        if not str(folder):
+            from optimsyn.runs.resources import default_root, find_recipe
+
+            return cls.open(Recipe.load(find_recipe("quickstart")), default_root())
+        path = Path(folder).expanduser().resolve()
+        if not (path / "manifest.json").is_file():
+            raise StageError(f"{path}: not a run folder (no manifest.json in it); `optimsyn run RECIPE` makes one")
+        return cls(path, Recipe.load(path / "recipe.yaml"))
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: recipe and fingerprint."""
+        return self.folder.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest as it is on disk now."""
+        return self._manifest.read()
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run; its folder is made, the file itself is not."""
+        path = self.folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @cached_property
+    def replies(self) -> ReplyCache:
+        """Every reply that this run has bought, kept in `replies.sqlite`."""
+        from optimsyn.models.replies import ReplyCache
+
+        return ReplyCache(self.path("replies.sqlite"))
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage has finished.
+
+        Raises:
+            StageError: There is no stage of this name.
+        """
+        return self.manifest.stage(stage).status == "finished"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[StageHandle]:
+        """Marks a stage as running, then as finished, failed or interrupted, and times it.
+
+        A finished stage is left as it is: look at `.finished` of what this gives and return early.
+
+        Raises:
+            StageError: There is no such stage, or one before it has not finished.
+        """
+        manifest = self.manifest
+        handle = StageHandle(self, name, finished=manifest.stage(name).status == "finished")
+        if handle.finished:
+            yield handle
+            return
+        missing = [stage for stage in STAGES[: STAGES.index(manifest.stage(name).name)] if not self.done(stage)]
+        if missing:
+            raise StageError(f"{self.name}: stage {name} needs {', '.join(missing)} to finish first")
+        with self._manifest.change() as manifest:
+            record = manifest.stage(name)
+            record.status, record.attempts, record.pid = "running", record.attempts + 1, os.getpid()
+            record.started, record.finished, record.seconds, record.error = now(), None, None, None
+        self._forget_progress()
+        begun = time.monotonic()
+        try:
+            yield handle
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            self._end(name, "interrupted", begun, "interrupted by a person or by a signal")
+            raise
+        except BaseException as error:
+            self._end(name, "failed", begun, f"{type(error).__name__}: {error}")
+            raise
+        self._end(name, "finished", begun, None, handle.notes)
+
+    def _end(
+        self, name: str, status: Any, begun: float, error: str | None, notes: dict[str, Any] | None = None
+    ) -> None:
+        cost = self.bought()
+        with self._manifest.change() as manifest:
+            record = manifest.stage(name)
+            record.status, record.finished, record.pid = status, now(), None
+            record.seconds = round(time.monotonic() - begun, 2)
+            record.error = None if error is None else redact(error, self.secret_names)[:_LONGEST_ERROR]
+            record.notes = {**record.notes, **(notes or {})}
+            manifest.cost = cost
+        self._forget_progress()
+
+    def mark_stopped(self, name: str, status: Any, error: str) -> None:
+        """Records why a stage ended that could not say so itself: its kernel was killed or ran out of time."""
+        with self._manifest.change() as manifest:
+            record = manifest.stage(name)
+            if record.status != "finished":
+                record.status, record.finished, record.pid = status, now(), None
+                record.error = redact(error, self.secret_names)[:_LONGEST_ERROR]
+            manifest.cost = self.bought()
+        self._forget_progress()
+
+    @property
+    def secret_names(self) -> tuple[str, ...]:
+        """The environment variables that the recipe's models take their keys from."""
+        models = self.recipe.models
+        specs = (models.generator, models.rubric, models.reflection)
+        return tuple(spec.api_key_env for spec in specs if spec is not None and spec.api_key_env is not None)
+
+    def bought(self) -> Cost:
+        """What the run has bought so far."""
+        if not (self.folder / "replies.sqlite").is_file():
+            return Cost()
+        usage = self.replies.totals()
+        return Cost(
+            replies=usage.replies,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_usd=usage.cost_usd,
+        )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process, so that two `optimsyn run` never work on one folder.
+
+        The lock goes with the process, also after kill -9.
+
+        Raises:
+            StageError: Another process holds it; names the process.
+        """
+        holder = self.folder / ".run.holder.json"
+        lock = FileLock(str(self.folder / ".run.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StageError(f"{self.name} is being run already{_described(holder)}; wait for it or stop it") from None
+        try:
+            write_json(holder, {"pid": os.getpid(), "since": now()})
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def progress(self) -> dict[str, Any] | None:
+        """How far the running stage is (`stage`, `done`, `total`, `what`, `seconds`), when it says so."""
+        try:
+            value = json.loads((self.folder / ".progress.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def _forget_progress(self) -> None:
+        (self.folder / ".progress.json").unlink(missing_ok=True)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{record.name}</td><td>{record.status}</td>"
+            f"<td>{'' if record.seconds is None else f'{record.seconds:.0f} s'}</td></tr>"
+            for record in self.manifest.stages
+        )
+        return f"<p><b>{self.name}</b></p><table>{rows}</table>"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+
+class StageHandle:
+    """What a stage holds while it runs.
+
+    Attributes:
+        finished: The stage had finished before; there is nothing to do.
+        notes: Facts for the manifest.
+    """
+
+    def __init__(self, run: Run, name: str, *, finished: bool) -> None:
+        self.name = name
+        self.finished = finished
+        self.notes: dict[str, Any] = {}
+        self._run = run
+        self._begun = time.monotonic()
+        self._told = float("-inf")
+
+    def note(self, **facts: Any) -> None:
+        """Puts facts (JSON values) into the manifest beside the stage."""
+        self.notes.update(facts)
+
+    def progress(self, done: int, total: int, what: str = "steps") -> None:
+        """Tells the runner how far the stage is, for its time estimate; cheap enough to call for every item.
+
+        Args:
+            done: Items done.
+            total: Items in all.
+            what: What an item is, in the plural.
+        """
+        moment = time.monotonic()
+        if done < total and moment - self._told < 0.5:
+            return
+        self._told = moment
+        write_json(
+            self._run.folder / ".progress.json",
+            {"stage": self.name, "done": done, "total": total, "what": what, "seconds": moment - self._begun},
+        )
+
+
+def _described(holder: Path) -> str:
+    try:
+        who = json.loads(holder.read_text(encoding="utf-8"))
+        return f" by process {who['pid']} since {who['since']}"
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return ""

@@ -1,0 +1,197 @@
+"""The manifest of a run: which stages ran when and how they ended, under which versions and seeds, at what cost.
+
+The runner and the notebook kernels write it from different processes, so every change is made under a lock and the
+file is replaced atomically: a reader, or a run that was killed, always finds a whole manifest.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optimsyn.data.jsonl import write_text
+from optimsyn.errors import StageError
+from optimsyn.recipe import Recipe
+
+Stage = Literal["prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize", "fine_tune", "evaluate"]
+Status = Literal["pending", "running", "finished", "failed", "interrupted"]
+
+STAGES: tuple[Stage, ...] = (
+    "prepare",
+    "warm_up",
+    "optimize_prompt",
+    "train_policy",
+    "synthesize",
+    "fine_tune",
+    "evaluate",
+)
+
+# The packages whose version can change a result.
+_RECORDED_PACKAGES = (
+    "optimsyn",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "dspy",
+    "gepa",
+    "litellm",
+    "xllamacpp",
+    "datasets",
+    "semchunk",
+    "numpy",
+)
+
+
+def now() -> str:
+    """The present time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python, the platform and every package that can change a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class StageRecord(_Part):
+    """One stage in the manifest.
+
+    Attributes:
+        attempts: How often it was started; more than one after a failure or a kill.
+        seconds: Time of the last attempt, in seconds; None until it ended in a way that could be recorded.
+        error: Why the last attempt did not finish, without secrets.
+        notes: Facts that the stage wants on record.
+    """
+
+    name: Stage
+    status: Status = "pending"
+    attempts: int = 0
+    started: str | None = None
+    finished: str | None = None
+    seconds: float | None = None
+    pid: int | None = None
+    error: str | None = None
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class Cost(_Part):
+    """What the run has bought so far; replies that came from the cache cost nothing again."""
+
+    replies: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class Manifest(_Part):
+    """The content of `manifest.json`."""
+
+    format: int = 1
+    recipe: str
+    fingerprint: str
+    created: str
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    stages: list[StageRecord]
+    cost: Cost = Cost()
+
+    @classmethod
+    def new(cls, recipe: Recipe) -> Manifest:
+        """The manifest of a run that has not started."""
+        return cls(
+            recipe=recipe.name,
+            fingerprint=recipe.fingerprint,
+            created=now(),
+            seeds={"recipe": recipe.seed},
+            versions=installed_versions(),
+            stages=[StageRecord(name=name) for name in STAGES],
+        )
+
+    def stage(self, name: str) -> StageRecord:
+        """The record of one stage.
+
+        Raises:
+            StageError: There is no stage of this name.
+        """
+        for record in self.stages:
+            if record.name == name:
+                return record
+        raise StageError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
+
+
+class ManifestFile:
+    """Reads and changes `manifest.json`.
+
+    Args:
+        path: The file; a lock file `.manifest.lock` is kept beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(str(path.with_name(".manifest.lock")), timeout=60)
+
+    def read(self) -> Manifest:
+        """The manifest as it is now.
+
+        Raises:
+            StageError: The file is missing or is no manifest of this version.
+        """
+        try:
+            return Manifest.model_validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            raise StageError(f"{self.path.parent}: not a run folder (no manifest.json in it)") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise StageError(
+                f"{self.path}: {where}: {first['msg']}; the file was written by another version or edited"
+            ) from error
+
+    def create(self, manifest: Manifest) -> None:
+        """Writes the first manifest, unless there is one already."""
+        with self._lock:
+            if not self.path.is_file():
+                self._write(manifest)
+
+    @contextmanager
+    def change(self) -> Iterator[Manifest]:
+        """Gives the manifest to change; it is written when the block ends without an exception."""
+        with self._lock:
+            manifest = self.read()
+            yield manifest
+            self._write(manifest)
+
+    def _write(self, manifest: Manifest) -> None:
+        write_text(self.path, manifest.model_dump_json(indent=2) + "\n")
+
+
+def process_lives(pid: int | None) -> bool:
+    """Whether a process of this number runs on this machine (it may be another one that got the number since)."""
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

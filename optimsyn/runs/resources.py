@@ -1,0 +1,77 @@
+"""Where the notebooks and recipes are: where they lie in a source checkout, inside the package in a wheel."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import optimsyn
+from optimsyn.errors import RecipeError, StageError
+from optimsyn.runs.manifest import STAGES
+
+_PACKAGE = Path(optimsyn.__file__).resolve().parent
+
+
+def checkout() -> Path | None:
+    """The source checkout that this package is imported from, or None when it is an installed wheel."""
+    root = _PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
+
+
+def notebook_name(stage: str) -> str:
+    """File name of a stage's notebook without its ending, such as `05_synthesize`.
+
+    Raises:
+        StageError: There is no stage of this name.
+    """
+    for number, name in enumerate(STAGES, 1):
+        if name == stage:
+            return f"{number:02d}_{name}"
+    near = difflib.get_close_matches(stage, STAGES, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(STAGES)}"
+    raise StageError(f"there is no stage {stage!r}; {hint}")
+
+
+def notebook_path(stage: str) -> Path:
+    """The notebook that runs a stage.
+
+    Raises:
+        StageError: There is no such stage, or the installation lacks its notebook.
+    """
+    root = checkout()
+    folder = root / "notebooks" if root is not None else _PACKAGE / "_notebooks"
+    path = folder / f"{notebook_name(stage)}.ipynb"
+    if not path.is_file():
+        cure = "run `make notebooks`" if root is not None else "reinstall optimsyn"
+        raise StageError(f"{path}: the notebook of stage {stage} is missing; {cure}")
+    return path
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with optimsyn."""
+    root = checkout()
+    return root / "recipes" if root is not None else _PACKAGE / "_recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe file that `name` means: a path, or the bare name of a recipe that comes with optimsyn.
+
+    Raises:
+        RecipeError: There is neither.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        return path
+    shipped = sorted(file.stem for file in recipes_folder().glob("*.yaml"))
+    if name in shipped:
+        return recipes_folder() / f"{name}.yaml"
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"give a .yaml file or one of {', '.join(shipped)}"
+    raise RecipeError(f"{name}: there is no such recipe; {hint}")
+
+
+def default_root() -> Path:
+    """Where runs are kept: `runs` in the working directory, or in the checkout for one who steps through a notebook."""
+    root = checkout()
+    here = Path.cwd()
+    return root / "runs" if root is not None and here == root / "notebooks" else here / "runs"
