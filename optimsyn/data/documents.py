@@ -1,0 +1,184 @@
+"""Documents from JSONL, Parquet, CSV, a folder of files, a hub dataset, or the ones that come with optimsyn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from optimsyn.data.losses import Loss
+from optimsyn.data.records import Document
+from optimsyn.data.sources import EMBEDDED_PREFIX, Row, is_own_file, raise_problems, read_rows, resolve, sampled
+from optimsyn.data.text import normalized
+from optimsyn.recipe import Documents
+
+_ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """What a documents source holds.
+
+    Attributes:
+        documents: The usable documents, in the order of the source, `limit` not yet applied.
+        losses: Rows of a hub dataset that were empty or repeated, and files of a folder that are no documents.
+        problems: Faults in the user's own files, which `load_documents` refuses.
+    """
+
+    documents: list[Document]
+    losses: list[Loss]
+    problems: list[str]
+
+
+def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
+    """The documents of a recipe.
+
+    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become `\\n`; otherwise the
+    text is kept as it is, and character offsets of passages point into it.
+
+    Args:
+        config: The recipe's `documents` section.
+        seed: Draws the sample when `source.limit` is set.
+        everything: Ignore `source.limit`; open-book questions may be about documents that no pair is made from.
+
+    Returns:
+        Documents with unique ids, in the order of the source; `group` is the id where the row names none.
+
+    Raises:
+        DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
+    """
+    found = read_documents(config)
+    raise_problems(found.problems)
+    return found.documents if everything else sampled(found.documents, config.source.limit, seed)
+
+
+def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
+    """All documents of the source with every problem, for `load_documents` and the preflight.
+
+    Args:
+        config: The recipe's `documents` section.
+        convert: Convert PDF and Word files of a folder; False leaves them out (the preflight's quick look).
+
+    Raises:
+        DataError: The source as a whole cannot be read.
+    """
+    source = config.source
+    losses: list[Loss] = []
+    problems: list[str] = []
+    if source.path is not None and not source.path.startswith(EMBEDDED_PREFIX) and resolve(source.path).is_dir():
+        from optimsyn.data.folder import read_folder
+
+        documents = read_folder(resolve(source.path), losses, problems, convert=convert)
+    else:
+        documents = _documents_of(read_rows(source), is_own_file(source), losses, problems)
+    documents = _without_repeats(documents, is_own_file(source), losses, problems)
+    if not documents and not problems and convert:
+        problems.append(f"{source.path or source.hub}: holds no document with text")
+    return DocumentSet([document for _, document in documents], losses, problems)
+
+
+def text_value(value: Any) -> str | None:
+    """The text of a cell: a string as it is, a list of strings joined by blank lines, None for anything else."""
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return "\n\n".join(item.replace("\r\n", "\n").replace("\r", "\n") for item in value)
+    return None
+
+
+def encodable(text: str) -> bool:
+    """False for a text with half of a surrogate pair (a cut emoji), which cannot be written to any file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def label_value(value: Any) -> str:
+    """A short field such as an id, title or group as text; numbers are written out."""
+    if value is None or isinstance(value, bool | dict | list):
+        return ""
+    return str(value).strip()
+
+
+def _documents_of(
+    rows: list[Row], own: bool, losses: list[Loss], problems: list[str]
+) -> list[tuple[str, Document]]:
+    documents = []
+    missing = 0
+    for row in rows:
+        values = row.values
+        text = text_value(values.get("text"))
+        name = label_value(values.get("id")) or row.key
+        if text is None and "text" not in values:
+            missing += 1
+            reason = "has no `text`"
+        elif text is None:
+            reason = f"`text` is a {type(values['text']).__name__}, it must be text"
+        elif not text.strip():
+            reason = "`text` is empty"
+        elif not encodable(text):
+            reason = "`text` holds half of a surrogate pair, which is no character; mend or remove it"
+        else:
+            group = label_value(values.get("group")) or name
+            document = Document(
+                id=name,
+                title=label_value(values.get("title")),
+                text=text,
+                source=label_value(values.get("source")),
+                license=label_value(values.get("license")),
+                group=group,
+            )
+            documents.append((row.where, document))
+            continue
+        if own:
+            problems.append(f"{row.where}: document {reason}; give it a text or remove the row")
+        else:
+            losses.append(Loss(id=name, stage="documents", reason=reason))
+    if missing == len(rows):
+        # One sentence with the cure instead of the same complaint for every row.
+        del problems[-missing:]
+        columns = sorted({column for row in rows for column in row.values})
+        likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
+        problems.append(
+            f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
+            f"recipe: documents.source.columns: {{text: {likely}}}"
+        )
+    return documents
+
+
+def _without_repeats(
+    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], problems: list[str]
+) -> list[tuple[str, Document]]:
+    """Repeated ids and texts: refused in files that the user can mend, merged and counted for hub datasets.
+
+    Hub datasets of questions repeat a text for every question on it (SQuAD and its kin), often under one id.
+    """
+    by_id: dict[str, str] = {}
+    by_text: dict[str, tuple[str, str]] = {}
+    kept = []
+    for where, document in documents:
+        key = normalized(document.text)
+        if key in by_text:
+            first, first_id = by_text[key]
+            if own:
+                problems.append(f"{where}: the same text as {first} (compared without case and white space); remove one")
+            else:
+                losses.append(Loss(id=document.id, stage="documents", reason=f"same text as {first_id}"))
+            continue
+        by_text[key] = (where, document.id)
+        if document.id in by_id:
+            if own:
+                problems.append(f"{where}: id {document.id!r} is taken by {by_id[document.id]}; ids must be unique")
+                continue
+            document = document.model_copy(update={"id": _free_id(document.id, by_id)})
+        by_id[document.id] = where
+        kept.append((where, document))
+    return kept
+
+
+def _free_id(name: str, taken: dict[str, str]) -> str:
+    number = 2
+    while f"{name}~{number}" in taken:
+        number += 1
+    return f"{name}~{number}"

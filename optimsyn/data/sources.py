@@ -1,0 +1,286 @@
+"""Rows out of a file or a hub dataset, whatever its format, with the place of each row for error messages."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from optimsyn.errors import DataError
+from optimsyn.recipe import Source
+
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+EMBEDDED_PREFIX = "embedded:"
+_SHOWN_PROBLEMS = 20
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source.
+
+    Attributes:
+        where: Its place, for messages: `questions.jsonl:12` or `squad_v2[validation] row 12`.
+        key: An id for rows that have none of their own.
+        values: Our field names (after the recipe's `columns`) and all further columns of the row.
+    """
+
+    where: str
+    key: str
+    values: dict[str, Any]
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises all problems at once, one a line.
+
+    Raises:
+        DataError: There is at least one problem; beyond twenty the rest are counted.
+    """
+    if problems:
+        rest = len(problems) - _SHOWN_PROBLEMS
+        more = [f"... and {rest} more"] if rest > 0 else []
+        raise DataError("\n".join([*problems[:_SHOWN_PROBLEMS], *more]))
+
+
+def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
+    """At most `limit` of the items, drawn with the seed, in their old order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
+    return [items[i] for i in chosen]
+
+
+def is_own_file(source: Source) -> bool:
+    """True for a file or folder of the user's, whose faults the user can mend; False for a hub dataset."""
+    return source.hub is None
+
+
+def resolve(path: str) -> Path:
+    """The file or folder that a recipe's `path` means; `embedded:<name>` is a folder inside the package.
+
+    Raises:
+        DataError: There is no such file or folder, or no such embedded collection.
+    """
+    if path.startswith(EMBEDDED_PREFIX):
+        name = path.removeprefix(EMBEDDED_PREFIX)
+        folder = Path(__file__).parent / name
+        if not name.isidentifier() or not folder.is_dir():
+            raise DataError(f"{path}: nothing of that name comes with optimsyn; known: {EMBEDDED_PREFIX}quickstart")
+        return folder
+    found = Path(path).expanduser()
+    if not found.exists():
+        near = difflib.get_close_matches(found.name, [p.name for p in found.parent.glob("*")], n=1)
+        hint = f" Did you mean {found.parent / near[0]}?" if near else ""
+        raise DataError(f"{path}: no such file or folder.{hint}")
+    return found
+
+
+def read_rows(source: Source, embedded_file: str = "documents.jsonl") -> list[Row]:
+    """All rows of a file or hub dataset, after the source's `where` and `columns`; `limit` is left to the caller.
+
+    Args:
+        source: A file (JSONL, JSON list, Parquet, CSV, TSV) or a hub dataset.
+        embedded_file: The file that an `embedded:` source means.
+
+    Raises:
+        DataError: The source cannot be read; names the file, the row and the cure.
+    """
+    if source.hub is not None:
+        from optimsyn.data.hub import read_hub
+
+        name = f"{source.hub}[{source.split}]"
+        raw = [(f"{name} row {i}", f"{source.hub}:{source.split}:{i}", row) for i, row in enumerate(read_hub(source))]
+    else:
+        path = resolve(str(source.path))
+        if str(source.path).startswith(EMBEDDED_PREFIX):
+            path = path / embedded_file
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder; questions come from a file ({', '.join(ROW_SUFFIXES)})")
+        name = path.name
+        raw = [(f"{path}:{n}", f"{path.stem}:{n}", row) for n, row in _read_file(path)]
+    if not raw:
+        raise DataError(f"{name}: there are no rows in it")
+    known = {column for _, _, row in raw for column in row}
+    _check_columns(name, source, known)
+    rows = [
+        Row(where, key, _mapped(row, source.columns)) for where, key, row in raw if _kept(row, source.where)
+    ]
+    if not rows:
+        wanted = ", ".join(f"{k} = {v!r}" for k, v in source.where.items())
+        found = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
+        raise DataError(f"{name}: no row has {wanted}; values there: {found}")
+    return rows
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8 text of a file's bytes, with or without byte order mark.
+
+    Raises:
+        DataError: The bytes are not UTF-8; names the line and, where it can be told, the likely encoding.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{where}: is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{where}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text; convert the file, e.g. "
+            f"iconv -f {_likely_encoding(data)} -t UTF-8"
+        ) from None
+
+
+def _likely_encoding(data: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data[:200_000]).best()
+    return best.encoding.upper().replace("_", "-") if best is not None else "WINDOWS-1252"
+
+
+def _read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+        ".csv": partial(_read_csv, delimiter=None),
+        ".tsv": partial(_read_csv, delimiter="\t"),
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'} as rows; use {', '.join(readers)}")
+    return reader(path)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    problems = []
+    rows = []
+    text = decode(path.read_bytes(), str(path))
+    # Not splitlines(): U+2028 and form feeds are legal inside JSON strings.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == 1 and line.lstrip().startswith("["):
+                raise DataError(f"{path}: looks like one JSON list; rename it to .json or write one object a line") from None
+            problems.append(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})")
+            continue
+        if isinstance(row, dict):
+            rows.append((number, row))
+        else:
+            problems.append(f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}")
+    raise_problems(problems)
+    return iter(rows)
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        rows = json.loads(decode(path.read_bytes(), str(path)))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); one object a line? use .jsonl") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: a .json source must be a list of objects; or use one object a line in .jsonl")
+    return enumerate(rows, 1)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # A single file, also below folders named like partitions ("lang=en").
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return enumerate(rows, 1)
+
+
+def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = decode(path.read_bytes(), str(path))
+    if "\0" in text:
+        raise DataError(f"{path}: holds NUL bytes, so it is no CSV text; export it again as CSV in UTF-8")
+    # Spreadsheets write whole documents into one cell; the module's limit is 128 KiB.
+    csv.field_size_limit(2**31 - 1)
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    # Spreadsheets in much of Europe separate by semicolons.
+    used = delimiter or max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=used, strict=True)
+    names: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            start, line = line, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if names is None:
+                names = [cell.strip() for cell in cells]
+                repeated = sorted({n for n in names if n and names.count(n) > 1})
+                if repeated:
+                    raise DataError(f"{path}:{start}: the header names {', '.join(repeated)} twice")
+                continue
+            if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
+                raise DataError(
+                    f"{path}:{start}: {len(cells)} cells under {len(names)} headers; quote cells that hold "
+                    f"{used!r} (a list of choices goes in one cell as JSON)"
+                )
+            yield start, {n: c for n, c in zip(names, cells, strict=False) if n and c != ""}
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+
+
+def _check_columns(name: str, source: Source, known: set[str]) -> None:
+    for field, mapping in (("columns", source.columns), ("where", {k: k for k in source.where})):
+        for ours, theirs in mapping.items():
+            for column in [theirs] if theirs in known else [part.strip() for part in theirs.split(",")]:
+                if column not in known and column.split(".")[0] not in known:
+                    near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
+                    hint = f"did you mean `{near[0]}`?" if near else f"columns there: {', '.join(sorted(known))}"
+                    raise DataError(f"{name}: {field}.{ours}: there is no column `{column}`; {hint}")
+
+
+def _mapped(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    values = {name: _clean(value) for name, value in row.items()}
+    values.update({ours: _clean(_column(row, theirs)) for ours, theirs in columns.items()})
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _column(row: dict[str, Any], name: str) -> Any:
+    """The value of a column; `a,b` makes a list out of several columns."""
+    if name in row or "," not in name:
+        return _reach(row, name)
+    parts = [_reach(row, part.strip()) for part in name.split(",")]
+    return [part for part in parts if part is not None]
+
+
+def _reach(value: Any, name: str) -> Any:
+    """The value under a dotted name; a list on the way is walked through."""
+    if isinstance(value, list):
+        return [_reach(item, name) for item in value]
+    if not isinstance(value, dict):
+        return None
+    if name in value:
+        return value[name]
+    first, _, rest = name.partition(".")
+    return _reach(value.get(first), rest) if rest else None
+
+
+def _clean(value: Any) -> Any:
+    """None for the not-a-number that tables hold in empty cells."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _kept(row: dict[str, Any], where: dict[str, str]) -> bool:
+    def same(found: Any, wanted: str) -> bool:
+        return str(found).lower() == wanted.lower() if isinstance(found, bool) else str(found) == wanted
+
+    return all(same(_reach(row, column), wanted) for column, wanted in where.items())
