@@ -20,11 +20,13 @@ class DocumentSet:
 
     Attributes:
         documents: The usable documents, in the order of the source, `limit` not yet applied.
+        repeats: Documents with the text of an earlier one; questions may still name them.
         losses: Rows of a hub dataset that were empty or repeated, and files of a folder that are no documents.
         problems: Faults in the user's own files, which `load_documents` refuses.
     """
 
     documents: list[Document]
+    repeats: list[Document]
     losses: list[Loss]
     problems: list[str]
 
@@ -32,13 +34,14 @@ class DocumentSet:
 def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
     """The documents of a recipe.
 
-    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become `\\n`; otherwise the
-    text is kept as it is, and character offsets of passages point into it.
+    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends are made uniform;
+    otherwise the text is kept as it is, and character offsets of passages point into it.
 
     Args:
         config: The recipe's `documents` section.
         seed: Draws the sample when `source.limit` is set.
-        everything: Ignore `source.limit`; open-book questions may be about documents that no pair is made from.
+        everything: Ignore `source.limit`, and keep repeated texts of a hub dataset: what open-book questions are looked
+            up in, which may be about documents that no pair is made from.
 
     Returns:
         Documents with unique ids, in the order of the source; `group` is the id where the row names none.
@@ -48,7 +51,9 @@ def load_documents(config: Documents, seed: int, *, everything: bool = False) ->
     """
     found = read_documents(config)
     raise_problems(found.problems)
-    return found.documents if everything else sampled(found.documents, config.source.limit, seed)
+    if everything:
+        return [*found.documents, *found.repeats]
+    return sampled(found.documents, config.source.limit, seed)
 
 
 def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
@@ -70,10 +75,10 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
         documents = read_folder(resolve(source.path), losses, problems, convert=convert)
     else:
         documents = _documents_of(read_rows(source), is_own_file(source), losses, problems)
-    documents = _without_repeats(documents, is_own_file(source), losses, problems)
-    if not documents and not problems and convert:
+    kept, repeats = _without_repeats(documents, is_own_file(source), losses, problems)
+    if not kept and not problems and convert:
         problems.append(f"{source.path or source.hub}: holds no document with text")
-    return DocumentSet([document for _, document in documents], losses, problems)
+    return DocumentSet(kept, repeats, losses, problems)
 
 
 def text_value(value: Any) -> str | None:
@@ -101,9 +106,7 @@ def label_value(value: Any) -> str:
     return str(value).strip()
 
 
-def _documents_of(
-    rows: list[Row], own: bool, losses: list[Loss], problems: list[str]
-) -> list[tuple[str, Document]]:
+def _documents_of(rows: list[Row], own: bool, losses: list[Loss], problems: list[str]) -> list[tuple[str, Document]]:
     documents = []
     missing = 0
     for row in rows:
@@ -149,22 +152,24 @@ def _documents_of(
 
 def _without_repeats(
     documents: list[tuple[str, Document]], own: bool, losses: list[Loss], problems: list[str]
-) -> list[tuple[str, Document]]:
+) -> tuple[list[Document], list[Document]]:
     """Repeated ids and texts: refused in files that the user can mend, merged and counted for hub datasets.
 
     Hub datasets of questions repeat a text for every question on it (SQuAD and its kin), often under one id.
     """
     by_id: dict[str, str] = {}
     by_text: dict[str, tuple[str, str]] = {}
-    kept = []
+    kept: list[Document] = []
+    repeats: list[Document] = []
     for where, document in documents:
         key = normalized(document.text)
         if key in by_text:
             first, first_id = by_text[key]
             if own:
-                problems.append(f"{where}: the same text as {first} (compared without case and white space); remove one")
+                problems.append(f"{where}: the same text as {first} (but for case and white space); remove one")
             else:
                 losses.append(Loss(id=document.id, stage="documents", reason=f"same text as {first_id}"))
+            repeats.append(document)
             continue
         by_text[key] = (where, document.id)
         if document.id in by_id:
@@ -173,8 +178,8 @@ def _without_repeats(
                 continue
             document = document.model_copy(update={"id": _free_id(document.id, by_id)})
         by_id[document.id] = where
-        kept.append((where, document))
-    return kept
+        kept.append(document)
+    return kept, [document for document in repeats if document.id not in by_id]
 
 
 def _free_id(name: str, taken: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document, Passage
@@ -48,7 +49,7 @@ def split_passages(documents: Sequence[Document], config: Documents) -> tuple[li
 
 def passage_spans(text: str, longest: int) -> list[tuple[int, int]]:
     """Character spans of at most `longest` words that cover the text, white space at their ends left out."""
-    import semchunk
+    from semchunk.semchunk import chunk
 
     words = word_count(text)
     if words <= longest:
@@ -56,7 +57,8 @@ def passage_spans(text: str, longest: int) -> list[tuple[int, int]]:
     # Pieces of like length: 170 words under a limit of 160 make two passages of 85, not 160 and a useless 10.
     pieces = -(-words // longest)
     size = min(longest, -(-words * 11 // (pieces * 10)))
-    _, offsets = semchunk.chunk(text, size, word_count, memoize=False, offsets=True)
+    # With offsets=True the second part of the result is the list of (start, end).
+    offsets = cast("list[tuple[int, int]]", chunk(text, size, word_count, memoize=False, offsets=True)[1])
     return _joined(text, offsets, longest)
 
 

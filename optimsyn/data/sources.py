@@ -110,9 +110,7 @@ def read_rows(source: Source, embedded_file: str = "documents.jsonl") -> list[Ro
         raise DataError(f"{name}: there are no rows in it")
     known = {column for _, _, row in raw for column in row}
     _check_columns(name, source, known)
-    rows = [
-        Row(where, key, _mapped(row, source.columns)) for where, key, row in raw if _kept(row, source.where)
-    ]
+    rows = [Row(where, key, _mapped(row, source.columns)) for where, key, row in raw if _kept(row, source.where)]
     if not rows:
         wanted = ", ".join(f"{k} = {v!r}" for k, v in source.where.items())
         found = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
@@ -156,7 +154,9 @@ def _read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'} as rows; use {', '.join(readers)}")
+        raise DataError(
+            f"{path}: cannot read {path.suffix or 'a file without suffix'} as rows; use {', '.join(readers)}"
+        )
     return reader(path)
 
 
@@ -172,7 +172,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             if number == 1 and line.lstrip().startswith("["):
-                raise DataError(f"{path}: looks like one JSON list; rename it to .json or write one object a line") from None
+                raise DataError(
+                    f"{path}: looks like one JSON list; rename it to .json or write one object a line"
+                ) from None
             problems.append(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})")
             continue
         if isinstance(row, dict):

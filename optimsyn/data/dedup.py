@@ -1,0 +1,156 @@
+"""Near-duplicate questions, so that nothing held back is taught and nothing is asked twice."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from optimsyn.data.records import Pair, Question
+from optimsyn.data.text import normalized, words_of
+
+# Words that carry no content of a question; what is left must agree.
+_STOP = frozenset(
+    "a an and are as at be been being by can could did do does for from had has have how in into is it its may might "
+    "must of on or our shall should so than that the their them then there these they this those to was we were what "
+    "when where which while who whom whose why will with would you your".split()  # noqa: SIM905
+)
+_NUMBER = re.compile(r"\d")
+_MIN_CONTENT_WORDS = 4
+_ALMOST = 0.999
+
+
+@dataclass(frozen=True)
+class Match:
+    """The most alike text of an index: its position and the similarity in [0, 1], 1 for equal texts."""
+
+    index: int
+    similarity: float
+
+
+class NearDuplicates:
+    """Finds texts that say almost the same as a given one, exactly (an inverted index, no hashing).
+
+    Similarity is the Jaccard index of the sets of words and of neighbouring word pairs. It is 1 only when the two texts
+    are equal but for case, white space and punctuation, and it is raised to the threshold when both have the same four
+    or more content words. Texts whose numbers differ are never duplicates: "sales in 2018" and "sales in 2019" are two
+    questions.
+
+    Args:
+        texts: The texts to search in.
+        threshold: Least similarity that counts.
+
+    Example:
+        >>> index = NearDuplicates(["Which vitamin prevents scurvy?"])
+        >>> index.match("which vitamin  prevents scurvy")
+        Match(index=0, similarity=1.0)
+    """
+
+    def __init__(self, texts: Sequence[str], threshold: float = 0.8) -> None:
+        self.threshold = threshold
+        self._features: list[frozenset[str]] = []
+        self._numbers: list[Counter[str]] = []
+        self._exact: dict[str, int] = {}
+        self._content: dict[tuple[str, ...], int] = {}
+        self._postings: defaultdict[str, list[int]] = defaultdict(list)
+        for text in texts:
+            self.add(text)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def add(self, text: str) -> None:
+        """Adds one text at the next position."""
+        index = len(self._features)
+        words = words_of(text)
+        features = _features(words)
+        self._features.append(features)
+        self._numbers.append(_numbers(words))
+        self._exact.setdefault(_plain(text, words), index)
+        content = _content(words)
+        if content is not None:
+            self._content.setdefault(content, index)
+        for feature in features:
+            self._postings[feature].append(index)
+
+    def match(self, text: str) -> Match | None:
+        """The most alike text of the index at or above the threshold, the earliest among equals; None without one."""
+        words = words_of(text)
+        equal = self._exact.get(_plain(text, words))
+        if equal is not None:
+            return Match(equal, 1.0)
+        features = _features(words)
+        content = _content(words)
+        if content is not None and content in self._content:
+            index = self._content[content]
+            return Match(index, max(self.threshold, min(_ALMOST, _jaccard(features, self._features[index]))))
+        numbers = _numbers(words)
+        shared: Counter[int] = Counter()
+        for feature in features:
+            shared.update(self._postings.get(feature, ()))
+        best: Match | None = None
+        for index in sorted(shared):
+            common = shared[index]
+            # Equal sets of words in another order are alike, not equal: that answer was given above.
+            similarity = min(_ALMOST, common / (len(features) + len(self._features[index]) - common))
+            if similarity < self.threshold or numbers != self._numbers[index]:
+                continue
+            if best is None or similarity > best.similarity:
+                best = Match(index, similarity)
+        return best
+
+
+def question_text(item: Question | Pair) -> str:
+    """What two questions are compared by: the question and, since many stems are stock phrases, its options."""
+    return "\n".join([item.question, *(item.choices or ())])
+
+
+def question_scope(item: Question) -> str:
+    """Questions can only be the same within one scope: asked about the same text, or both asked closed book."""
+    return normalized(item.context) if item.context is not None else ""
+
+
+def overlap(
+    first: Sequence[Question], second: Sequence[Question], threshold: float = 0.8
+) -> list[tuple[int, int, bool]]:
+    """Which questions of `second` are already in `first`, word for word or nearly.
+
+    Returns:
+        Triples `(index in second, index in first, word for word)`, in the order of `second`.
+    """
+    by_scope: dict[str, tuple[NearDuplicates, list[int]]] = {}
+    for position, question in enumerate(first):
+        index, positions = by_scope.setdefault(question_scope(question), (NearDuplicates([], threshold), []))
+        index.add(question_text(question))
+        positions.append(position)
+    found = []
+    for position, question in enumerate(second):
+        entry = by_scope.get(question_scope(question))
+        match = entry[0].match(question_text(question)) if entry is not None else None
+        if entry is not None and match is not None:
+            found.append((position, entry[1][match.index], match.similarity == 1.0))
+    return found
+
+
+def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    return len(first & second) / len(first | second)
+
+
+def _features(words: list[str]) -> frozenset[str]:
+    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
+
+
+def _numbers(words: list[str]) -> Counter[str]:
+    return Counter(word for word in words if _NUMBER.search(word))
+
+
+def _content(words: list[str]) -> tuple[str, ...] | None:
+    content = sorted(word for word in words if word not in _STOP)
+    return tuple(content) if len(content) >= _MIN_CONTENT_WORDS else None
+
+
+def _plain(text: str, words: list[str]) -> str:
+    # Texts of symbols only have no words; they are compared as they are.
+    return " ".join(words) or normalized(text)

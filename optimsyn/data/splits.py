@@ -1,0 +1,71 @@
+"""Seeded splits by document group, and seeded samples that keep every subtask."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from optimsyn.data.records import Question
+from optimsyn.errors import DataError
+
+
+def split_by_group(
+    questions: Sequence[Question], test_fraction: float, seed: int
+) -> tuple[list[Question], list[Question]]:
+    """Holds back whole groups until about `test_fraction` of the questions are test questions.
+
+    The split depends on the groups and the seed only, not on the order of the rows.
+
+    Returns:
+        `(validation, test)`, both in the order of the input, neither empty.
+
+    Raises:
+        DataError: All questions are of one group, so that none can be held back.
+    """
+    sizes: defaultdict[str, int] = defaultdict(int)
+    for question in questions:
+        sizes[question.group] += 1
+    if len(sizes) < 2:
+        group = next(iter(sizes), "")
+        raise DataError(
+            f"questions.test_fraction: all {len(questions)} questions are of one group ({group!r}), which may not be "
+            "split; name a file or dataset of test questions under questions.test, or give the rows a finer `group`"
+        )
+    names = sorted(sizes)
+    random.Random(seed).shuffle(names)
+    wanted = len(questions) * test_fraction
+    held_back: set[str] = set()
+    count = 0
+    for name in names:
+        if len(held_back) == len(names) - 1:
+            break
+        # Take the group if that brings the count closer to the wanted one.
+        if abs(count + sizes[name] - wanted) < abs(count - wanted):
+            held_back.add(name)
+            count += sizes[name]
+    if not held_back:
+        held_back.add(min(names, key=lambda name: (sizes[name], names.index(name))))
+    validation = [q for q in questions if q.group not in held_back]
+    return validation, [q for q in questions if q.group in held_back]
+
+
+def balanced_sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """At most `limit` questions, drawn with the seed in turn from each subtask, in their old order.
+
+    Small subtasks are kept whole before large ones get more than their share.
+    """
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    generator = random.Random(seed)
+    pools: defaultdict[str, list[int]] = defaultdict(list)
+    for position, question in enumerate(questions):
+        pools[question.subtask].append(position)
+    for name in sorted(pools):
+        generator.shuffle(pools[name])
+    chosen: list[int] = []
+    while len(chosen) < limit:
+        for name in sorted(pools):
+            if pools[name] and len(chosen) < limit:
+                chosen.append(pools[name].pop())
+    return [questions[i] for i in sorted(chosen)]
