@@ -12,11 +12,12 @@ from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import normalized, words_of
 
 # Words that carry no content of a question; what is left must agree.
-_STOP = frozenset(
+_STOP_WORDS = (
     "a an and are as at be been being by can could did do does for from had has have how in into is it its may might "
     "must of on or our shall should so than that the their them then there these they this those to was we were what "
-    "when where which while who whom whose why will with would you your".split()  # noqa: SIM905
+    "when where which while who whom whose why will with would you your"
 )
+_STOP = frozenset(_STOP_WORDS.split())
 _NUMBER = re.compile(r"\d")
 _MIN_CONTENT_WORDS = 4
 _ALMOST = 0.999
@@ -132,6 +133,31 @@ def overlap(
         if entry is not None and match is not None:
             found.append((position, entry[1][match.index], match.similarity == 1.0))
     return found
+
+
+def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
+    """The pairs that are left when repeated ones are taken out, the earliest of each kind kept.
+
+    A pair is repeated when an earlier one asks the same question of the same text word for word, or nearly the same
+    question with the same answer; near questions with different answers are different facts.
+
+    Returns:
+        Indices into `pairs`, ascending.
+    """
+    by_scope: dict[tuple[str, str], NearDuplicates] = {}
+    asked: set[tuple[str, str]] = set()
+    kept = []
+    for position, pair in enumerate(pairs):
+        scope = normalized(pair.context) if pair.context is not None else ""
+        text = question_text(pair)
+        words = (scope, " ".join(words_of(text)))
+        near = by_scope.setdefault((scope, normalized(pair.answer)), NearDuplicates([], threshold))
+        if words in asked or near.match(text) is not None:
+            continue
+        asked.add(words)
+        near.add(text)
+        kept.append(position)
+    return kept
 
 
 def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -28,18 +28,21 @@ class Library(BaseModel):
     Attributes:
         by_id: All documents.
         id_of_text: Id of the first document with this normalised text.
+        complete: False when the documents could not be read yet; then any document_id is believed.
     """
 
     by_id: dict[str, Document]
     id_of_text: dict[str, str]
+    complete: bool = True
 
     @classmethod
-    def of(cls, documents: list[Document]) -> Library:
-        """The library of these documents."""
+    def of(cls, documents: Sequence[Document] | None) -> Library:
+        """The library of these documents; None: they could not be read yet."""
         by_text: dict[str, str] = {}
-        for document in documents:
+        for document in documents or ():
             by_text.setdefault(normalized(document.text), document.id)
-        return cls(by_id={d.id: d for d in documents}, id_of_text=by_text)
+        by_id = {document.id: document for document in documents or ()}
+        return cls(by_id=by_id, id_of_text=by_text, complete=documents is not None)
 
 
 class UnknownDocumentError(DataError):
@@ -267,6 +270,8 @@ def _context(values: Mapping[str, Any], library: Library, open_book: bool | None
     if document_id is None:
         raise DataError("is asked open book but has neither `document_id` nor `context`")
     document = library.by_id.get(document_id)
+    if document is None and not library.complete:
+        return f"(text of document {document_id})", document_id
     if document is None:
         raise UnknownDocumentError(f"its document {document_id!r} is not among the documents")
     return document.text, document_id

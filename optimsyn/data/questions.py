@@ -34,6 +34,27 @@ class QuestionSets:
     warnings: list[str] = field(default_factory=list)
 
 
+def check_questions(
+    config: Questions, source: Source, name: str, documents: Sequence[Document] | None, *, complete: bool = False
+) -> list[str]:
+    """The faults in the rows of one source alone, when the other one cannot be read yet.
+
+    Args:
+        config: The recipe's `questions` section.
+        source: Its `validation` or `test`.
+        name: The recipe field, for messages.
+        documents: As for `read_questions`.
+        complete: As for `read_questions`.
+
+    Raises:
+        DataError: The source as a whole cannot be read.
+    """
+    problems: list[str] = []
+    reading = _read(source, name, config, Library.of(documents), 0, complete, [], problems)
+    _unique_ids(config, reading, None, problems)
+    return problems
+
+
 @dataclass
 class _Reading:
     """The questions of one source, each with its place."""
@@ -65,20 +86,20 @@ def load_questions(config: Questions, documents: Sequence[Document], seed: int) 
 
 
 def read_questions(
-    config: Questions, documents: Sequence[Document], seed: int, *, complete: bool = False
+    config: Questions, documents: Sequence[Document] | None, seed: int, *, complete: bool = False
 ) -> QuestionSets:
     """Both sets with every problem, for `load_questions` and the preflight.
 
     Args:
         config: The recipe's `questions` section.
-        documents: Looked up for open-book questions.
+        documents: Looked up for open-book questions; None: not readable yet, any document_id is believed.
         seed: Draws splits and samples.
         complete: All documents of the source were given, so a question whose document is missing is a fault.
 
     Raises:
         DataError: A source as a whole cannot be read, or cannot be split.
     """
-    library = Library.of(list(documents))
+    library = Library.of(documents)
     losses: list[Loss] = []
     problems: list[str] = []
     warnings: list[str] = []
