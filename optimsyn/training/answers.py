@@ -1,0 +1,40 @@
+"""Comparing a free answer with the accepted ones: exact match and token F1, normalised as for SQuAD."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016, evaluation script).
+
+    Two departures: punctuation is Unicode's rather than ASCII's, and articles stay when nothing else would be left
+    (the answer "A" names a vitamin or a choice).
+    """
+    folded = unicodedata.normalize("NFKC", text).lower()
+    bare = "".join(char for char in folded if not unicodedata.category(char).startswith("P"))
+    return " ".join(_ARTICLES.sub(" ", bare).split()) or " ".join(bare.split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the prediction equals one of the accepted answers after normalisation."""
+    given = normalize_answer(prediction)
+    return any(given == normalize_answer(answer) for answer in answers)
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """Largest harmonic mean, over the accepted answers, of precision and recall of the prediction's tokens."""
+    return max((_token_f1(prediction, answer) for answer in answers), default=0.0)
+
+
+def _token_f1(prediction: str, answer: str) -> float:
+    given, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    if not given or not wanted:
+        return float(given == wanted)
+    common = (Counter(given) & Counter(wanted)).total()
+    return 2 * common / (len(given) + len(wanted))

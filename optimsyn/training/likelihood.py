@@ -1,0 +1,237 @@
+"""Answer likelihoods and greedy answers of a causal language model, each prompt read only once."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from optimsyn.data.chat import sample_of
+from optimsyn.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optimsyn.data.records import Question, Sample
+    from optimsyn.models.target import Target
+
+# Logits held at once, in numbers: with a vocabulary of 262,144 these are 256 positions and 256 MB in float32.
+_LOGITS_AT_ONCE = 2**26
+
+
+class Item(NamedTuple):
+    """One question as token ids.
+
+    Attributes:
+        id: Id of the question.
+        prompt: Ids up to where the answer starts.
+        options: Ids of each option (the gold answer alone for a free question), without the end-of-text token.
+    """
+
+    id: str
+    prompt: list[int]
+    options: list[list[int]]
+
+
+class _Prefix(NamedTuple):
+    """Prompts that were read: left-padded ids and mask [B, P], logits after them [B, V], and the cache."""
+
+    ids: Tensor
+    mask: Tensor
+    logits: Tensor
+    cache: Any
+
+
+class AnswerScorer:
+    """Scores answers with a target in its present state (adapter and mode are the caller's business).
+
+    Args:
+        target: Gives model, tokenizer, device and the one encoding of samples.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.model = target.model
+        self.tokenizer = target.tokenizer
+        self.device = target.device
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.shares_prefix = not getattr(base, "_is_stateful", False)
+        self.stop_ids = _stop_ids(base, self.tokenizer)
+        pad_id = self.tokenizer.pad_token_id
+        # Padding is masked, so any id will do where the tokenizer names none.
+        self.pad_id = int(pad_id if pad_id is not None else min(self.stop_ids, default=0))
+
+    def prepare(self, question: Question) -> Item:
+        """Encodes a question and its options exactly as training does, with the end of the text cut off.
+
+        Raises:
+            ModelError: An answer has no tokens; names the question.
+        """
+        answers = question.choices if question.choices is not None else (None,)
+        parts = [self._split(sample_of(question, answer)) for answer in answers]
+        # A long context is cut to make room for the answer: all options get the shortest prompt of them.
+        prompt = min((prompt for prompt, _ in parts), key=len)
+        return Item(question.id, prompt, [option for _, option in parts])
+
+    def score(self, items: Sequence[Item], *, max_new_tokens: int = 0) -> tuple[list[list[float]], list[str]]:
+        """Mean log-likelihood per token of every option, and greedy answers.
+
+        Args:
+            items: The questions of one batch.
+            max_new_tokens: Longest greedy answer; 0 decodes none.
+
+        Returns:
+            A list of option scores for each item, in nats, and the decoded answers ("" when none were asked for).
+        """
+        prefix = self._read([item.prompt for item in items], cached=self.shares_prefix)
+        flat = [(row, option) for row, item in enumerate(items) for option in item.options]
+        scores: list[list[float]] = [[] for _ in items]
+        for chunk in self._chunks(flat, prefix.logits.shape[-1]):
+            rows, options = [row for row, _ in chunk], [option for _, option in chunk]
+            for row, score in zip(rows, self._likelihoods(prefix, rows, options), strict=True):
+                scores[row].append(score)
+        for item, found in zip(items, scores, strict=True):
+            if not all(math.isfinite(score) for score in found):
+                raise ModelError(f"question {item.id!r}: the target gives its answer no finite likelihood ({found})")
+        texts = self._decode(prefix, max_new_tokens) if max_new_tokens else ["" for _ in items]
+        return scores, texts
+
+    def _split(self, sample: Sample) -> tuple[list[int], list[int]]:
+        encoded = self.target.encode(sample)
+        prompt = encoded.prompt_ids
+        answer = encoded.input_ids[len(prompt) :]
+        special = set(self.tokenizer.all_special_ids)
+        # What ends the text: end-of-text, or a chat template's end of turn with its line break.
+        while answer and (answer[-1] in special or not self.tokenizer.decode(answer[-1:]).strip()):
+            answer = answer[:-1]
+        if not prompt or not answer:
+            raise ModelError(f"question {sample.id!r}: its {'answer' if prompt else 'prompt'} has no tokens")
+        return prompt, answer
+
+    def _read(self, prompts: Sequence[list[int]], *, cached: bool) -> _Prefix:
+        ids, mask = self._pad(prompts, left=True)
+        out = self._forward(ids, mask, _positions(mask), keep=1, cached=cached)
+        return _Prefix(ids, mask, out.logits[:, -1].float(), out.past_key_values if cached else None)
+
+    def _likelihoods(self, prefix: _Prefix, rows: list[int], options: list[list[int]]) -> list[float]:
+        """Mean log-likelihood of `options[i]` after the prompt `rows[i]`."""
+        index = torch.tensor(rows, device=self.device)
+        tokens, mask = self._pad(options, left=False)
+        logits = prefix.logits[index][:, None]
+        if tokens.shape[1] > 1:
+            given, given_mask = tokens[:, :-1], mask[:, :-1]
+            whole = torch.cat([prefix.mask[index], given_mask], dim=1)
+            keep = given.shape[1]
+            if prefix.cache is not None:
+                cache = copy.deepcopy(prefix.cache)
+                cache.batch_select_indices(index)
+                positions = _positions(whole)[:, -keep:]
+                later = self._forward(given, whole, positions, keep=keep, cache=cache).logits
+            else:
+                ids = torch.cat([prefix.ids[index], given], dim=1)
+                later = self._forward(ids, whole, _positions(whole), keep=keep).logits
+            logits = torch.cat([logits, later.float()], dim=1)
+        chosen = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
+        means = (chosen * mask).sum(dim=1) / mask.sum(dim=1)
+        return [float(value) for value in means]
+
+    def _decode(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
+        """Greedy answers, each up to its first line break; rows that are done leave the batch."""
+        if prefix.cache is None:
+            return self._generate(prefix, max_new_tokens)
+        cache, mask, logits = prefix.cache, prefix.mask, prefix.logits
+        found: list[list[int]] = [[] for _ in range(len(mask))]
+        alive = list(range(len(mask)))
+        for step in range(max_new_tokens):
+            tokens = logits.argmax(dim=-1)
+            keep = []
+            for position, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+                if token in self.stop_ids:
+                    continue
+                found[row].append(token)
+                if "\n" not in self._text(found[row]).lstrip():
+                    keep.append(position)
+            if not keep or step + 1 == max_new_tokens:
+                break
+            if len(keep) < len(alive):
+                index = torch.tensor(keep, device=self.device)
+                cache.batch_select_indices(index)
+                mask, tokens, alive = mask[index], tokens[index], [alive[position] for position in keep]
+            mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+            out = self._forward(tokens[:, None], mask, _positions(mask)[:, -1:], keep=1, cache=cache)
+            logits = out.logits[:, -1].float()
+        return [self._answer(ids) for ids in found]
+
+    def _generate(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
+        out = self.model.generate(
+            input_ids=prefix.ids,
+            attention_mask=prefix.mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.pad_id,
+            eos_token_id=sorted(self.stop_ids),
+        )
+        answers = []
+        for row in out[:, prefix.ids.shape[1] :].tolist():
+            end = next((i for i, token in enumerate(row) if token in self.stop_ids), len(row))
+            answers.append(self._answer(row[:end]))
+        return answers
+
+    def _answer(self, ids: list[int]) -> str:
+        text = self._text(ids).strip()
+        return text.splitlines()[0].strip() if text else ""
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, *, keep: int, cache: Any = None, cached: bool = False
+    ) -> Any:
+        return self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cached or cache is not None,
+            logits_to_keep=keep,
+        )
+
+    def _pad(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, T], padded on one side."""
+        length = max(len(row) for row in rows)
+        ids = torch.full((len(rows), length), self.pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for i, row in enumerate(rows):
+            where = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[i, where] = torch.tensor(row)
+            mask[i, where] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    @staticmethod
+    def _chunks(flat: list[tuple[int, list[int]]], vocabulary: int) -> list[list[tuple[int, list[int]]]]:
+        """Cuts the options, in order, so that the logits of a chunk stay within bounds."""
+        chunks: list[list[tuple[int, list[int]]]] = []
+        longest = 0
+        for entry in flat:
+            longest = max(longest, len(entry[1]))
+            if not chunks or (len(chunks[-1]) + 1) * longest * vocabulary > _LOGITS_AT_ONCE:
+                chunks.append([])
+                longest = len(entry[1])
+            chunks[-1].append(entry)
+        return chunks
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of each token among the unpadded ones, [B, T]; 0 at left padding."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end an answer: the tokenizer's and every one that the model's generation settings name."""
+    found = {tokenizer.eos_token_id}
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found.update(configured if isinstance(configured, list | tuple) else [configured])
+    return {int(token) for token in found if token is not None}

@@ -1,0 +1,158 @@
+"""TRL's SFTTrainer with the target's own loss, quiet, and resumable without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from trl import SFTTrainer
+
+from optimsyn.data.jsonl import write_jsonl
+from optimsyn.errors import ModelError
+from optimsyn.models.encoding import Batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from trl import SFTConfig
+
+    from optimsyn.models.target import Target
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries' advice to their own developers and their progress bars out of notebooks."""
+    import datasets
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+class TargetTrainer(SFTTrainer):  # type: ignore[misc]  # untyped base class
+    """Fine-tunes a target's adapter on tokenised samples.
+
+    Args:
+        target: Gives the model, the tokenizer and the loss.
+        args: Settings of the trainer.
+        train_dataset: Columns `input_ids` and `labels` (-100 where nothing is learned).
+        callbacks: Called by the trainer.
+    """
+
+    def __init__(
+        self, *, target: Target, args: SFTConfig, train_dataset: Dataset, callbacks: list[TrainerCallback]
+    ) -> None:
+        # Several visible GPUs would make Trainer copy the model to all of them (DataParallel), which TRL refuses.
+        # Reading `device` first makes the arguments count the GPUs, so that the count can be set.
+        if args.device.type == "cuda":
+            args._n_gpu = 1
+        super().__init__(
+            model=target.model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=target.tokenizer,
+            callbacks=callbacks,
+        )
+        self.target = target
+        # SFTTrainer puts its own forward on the model; the target's loss needs the model's own, as before.
+        target.model.get_base_model().__dict__.pop("forward", None)
+        # Losses are means over samples: accumulated passes are averaged rather than weighted by their tokens.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Mean over samples of the mean over their answer tokens, as `Target.losses` gives it.
+
+        Raises:
+            ModelError: The loss is not finite; names the step.
+        """
+        rows = list(range(len(inputs["input_ids"])))
+        batch = Batch(rows, [f"row {row}" for row in rows], inputs["input_ids"], inputs["labels"])
+        loss = self.target.losses(batch).mean()
+        if not math.isfinite(float(loss.detach())):
+            raise ModelError(
+                f"fine-tuning: the loss of step {self.state.global_step + 1} is {float(loss.detach())}; lower "
+                "fine_tune.lr or load the target in float32 or bfloat16"
+            )
+        return loss
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Linear warm-up, then linear decay, both without a step of zero.
+
+        The usual schedule starts at a learning rate of 0, which throws away one step of a short training.
+        """
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = getattr(self, "lr_scheduler", None)
+        if scheduler is None:
+            warm_up = int(self.args.get_warmup_steps(num_training_steps))
+
+            def share(step: int) -> float:
+                if step < warm_up:
+                    return (step + 1) / (warm_up + 1)
+                return max(0.0, (num_training_steps - step) / (num_training_steps - warm_up))
+
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
+            self.lr_scheduler = scheduler
+            self._created_lr_scheduler = True
+        return scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs without SFTTrainer's token metrics, which its own loss would have collected."""
+        Trainer.log(self, logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Only the adapter: no tokenizer, and no question to the hub whether the vocabulary was resized.
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Past SFTTrainer's, which writes a model card beside every checkpoint.
+        Trainer._save_checkpoint(self, model, trial)
+
+
+class HistoryCallback(TrainerCallback):  # type: ignore[misc]  # untyped base class
+    """Keeps `history.jsonl` up to date while training, and tells how far it is.
+
+    Args:
+        path: The history file; rewritten whole, so that a resumed training never repeats a row.
+        report: Called after each step with the step and the number of steps.
+    """
+
+    def __init__(self, path: Path, report: Callable[[int, int], None] | None = None) -> None:
+        self.path = path
+        self.report = report
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the history."""
+        from optimsyn.training.sft import history_rows
+
+        write_jsonl(self.path, history_rows(state.log_history))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Reports progress."""
+        if self.report is not None:
+            self.report(state.global_step, state.max_steps)
