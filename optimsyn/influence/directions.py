@@ -1,0 +1,190 @@
+"""Validation directions: for each subtask the mean of its questions' normalised gradients.
+
+    V_{k,i} = mean over questions j of subtask k of ĝ_j / ‖ĝ_j‖      at checkpoint i
+
+The mean of cosines with several vectors is one dot product with the mean of these vectors normalised, so one direction
+per subtask is all that has to be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from optimsyn.errors import ModelError
+from optimsyn.influence.gamma import ESTIMATORS
+from optimsyn.influence.gradients import GradientTaps
+from optimsyn.influence.moments import moments_of
+from optimsyn.models.encoding import Encoded
+from optimsyn.models.target import Target
+from optimsyn.models.warm_up import Checkpoint
+
+_HOLD_BYTES = 512 * 2**20
+_PREFIX = "direction:"
+
+
+@dataclass(frozen=True)
+class Directions:
+    """One direction per subtask at one checkpoint.
+
+    Attributes:
+        subtasks: Their names, sorted; rows of every vector.
+        vectors: Parameter name -> [K, *parameter.shape], on the CPU.
+        reference_norms: Estimator -> root mean square of ‖Γ(ĝ_j)‖ over the questions. Dot-product scores are divided
+            by it, which puts them on the scale of a cosine while keeping long directions long.
+        losses: Loss of each question, in the caller's order.
+        gradient_norms: ‖ĝ_j‖ of each question, in the caller's order.
+    """
+
+    subtasks: tuple[str, ...]
+    vectors: dict[str, torch.Tensor]
+    reference_norms: dict[str, float]
+    losses: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
+
+    def save(self, file: Path) -> None:
+        """Writes one safetensors file, all at once."""
+        from safetensors.torch import save_file
+
+        facts = {
+            "subtasks": self.subtasks,
+            "reference_norms": self.reference_norms,
+            "losses": self.losses,
+            "gradient_norms": self.gradient_norms,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        os.close(handle)
+        tensors = {_PREFIX + name: vector.contiguous() for name, vector in self.vectors.items()}
+        save_file(tensors, temporary, metadata={"directions": json.dumps(facts)})
+        Path(temporary).replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Directions:
+        """Reads what `save` wrote.
+
+        Raises:
+            ModelError: The file is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, framework="pt") as opened:
+                facts = json.loads(opened.metadata()["directions"])
+                vectors = {key.removeprefix(_PREFIX): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelError(f"{file}: not readable as validation directions ({error}); delete the file") from error
+        return cls(
+            subtasks=tuple(facts["subtasks"]),
+            vectors=vectors,
+            reference_norms=facts["reference_norms"],
+            losses=tuple(facts["losses"]),
+            gradient_norms=tuple(facts["gradient_norms"]),
+        )
+
+
+def directions_fingerprint(
+    target: Target, checkpoint: Checkpoint, encoded: Sequence[Encoded], subtasks: Sequence[str]
+) -> str:
+    """Sixteen hex digits that change with the model, the checkpoint, the questions or their subtasks."""
+    questions = [
+        [item.id, item.input_ids, item.labels, subtask] for item, subtask in zip(encoded, subtasks, strict=True)
+    ]
+    facts = [1, target.fingerprint(), checkpoint.fingerprint, str(target.dtype), questions]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def compute_directions(
+    target: Target,
+    taps: GradientTaps,
+    checkpoint: Checkpoint,
+    encoded: Sequence[Encoded],
+    subtasks: Sequence[str],
+    batch_tokens: int,
+) -> Directions:
+    """One pass over the validation questions at one checkpoint.
+
+    A question's norm is known only when its backward pass is over, so the gradients of one batch are held; batches are
+    cut so that this takes at most half a gigabyte (or one question's gradient).
+
+    Args:
+        target: The model; its adapter is set to the checkpoint.
+        taps: Of the same target.
+        checkpoint: Where gradients are taken.
+        encoded: The questions.
+        subtasks: The subtask of each.
+        batch_tokens: Tokens a batch.
+
+    Raises:
+        ModelError: A question's gradient is zero or not finite.
+    """
+    names = tuple(sorted(set(subtasks)))
+    row = {name: i for i, name in enumerate(names)}
+    target.load_checkpoint(checkpoint)
+    vectors = {
+        name: torch.zeros(len(names), *parameter.shape, dtype=target.dtype)
+        for name, parameter in target.parameters.items()
+    }
+    counts = [list(subtasks).count(name) for name in names]
+    bound = {
+        name: {
+            key: estimator.bind(moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device))
+            for key, estimator in ESTIMATORS.items()
+        }
+        for name, parameter in target.parameters.items()
+    }
+    size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
+    limit = max(1, _HOLD_BYTES // size)
+    losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
+    squares = dict.fromkeys(ESTIMATORS, 0.0)
+    with taps.attached():
+        for whole in target.batches(list(encoded), batch_tokens):
+            for start in range(0, len(whole), limit):
+                indices = whole.indices[start : start + limit]
+                (batch,) = target.batches([encoded[i] for i in indices], 2**62)
+                held = _Hold()
+                found = taps.run(batch, held)
+                length = held.norms()
+                for place, loss, norm in zip(batch.indices, found.tolist(), length.tolist(), strict=True):
+                    i = indices[place]
+                    losses[i], norms[i] = loss, norm
+                    if not (norm > 0 and math.isfinite(norm)):
+                        raise ModelError(
+                            f"validation question {encoded[i].id!r} has a gradient of norm {norm}, so it gives no "
+                            "direction; remove it"
+                        )
+                rows = torch.tensor([row[subtasks[indices[place]]] for place in batch.indices])
+                for name, gradients in held.gradients.items():
+                    share = length.reciprocal().to(gradients).view(-1, *[1] * (gradients.dim() - 1))
+                    vectors[name].index_add_(0, rows, (gradients * share).cpu())
+                    for key, direction in bound[name].items():
+                        squares[key] += float(direction(gradients).double().square().sum())
+    for vector in vectors.values():
+        vector.div_(torch.tensor(counts, dtype=vector.dtype).view(-1, *[1] * (vector.dim() - 1)))
+    reference = {key: math.sqrt(total / len(encoded)) for key, total in squares.items()}
+    return Directions(names, vectors, reference, tuple(losses), tuple(norms))
+
+
+class _Hold:
+    """A sink that keeps the gradients of one batch."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
+        """Keeps these rows."""
+        before = self.gradients.get(name)
+        self.gradients[name] = gradients if before is None else torch.cat([before, gradients])
+
+    def norms(self) -> torch.Tensor:
+        """[B], float64."""
+        squares = [g.flatten(1).double().square().sum(1).cpu() for g in self.gradients.values()]
+        return torch.stack(squares).sum(0).sqrt()

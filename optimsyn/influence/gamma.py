@@ -1,0 +1,142 @@
+r"""Estimators: from one sample's gradient g to the direction Γ in which it would move the weights.
+
+With Adam's moments m, v after t steps, the direction that a step t+1 on g would take (weight decay apart) is
+
+    m' = β1 m + (1-β1) g      v' = β2 v + (1-β2) g²      Γ(g) = (m'/(1-β1^{t+1})) / (√(v'/(1-β2^{t+1})) + ε)
+
+| name               | Γ                                                                                    |
+|--------------------|--------------------------------------------------------------------------------------|
+| adam               | as above, exactly Δθ/(-lr) of `torch.optim.AdamW` without weight decay               |
+| adam_momentum_free | as above with m := 0, so that nothing but the sample speaks                          |
+| adam_linear        | g / (√(v/(1-β2^t)) + ε), linear in g                                                 |
+| sgd                | g                                                                                    |
+| less               | m' / √(v' + ε), no bias correction: the variant of LESS (Xia et al. 2024), to compare |
+
+Every estimator works elementwise, so it can be applied layer by layer.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+
+from optimsyn.errors import RecipeError
+from optimsyn.influence.moments import Moments
+
+Direction = Callable[[torch.Tensor], torch.Tensor]
+"""From gradients [B, *shape] of one parameter to directions Γ [B, *shape]; never changes its argument."""
+
+
+class Estimator(ABC):
+    """One way to turn gradients into directions.
+
+    Attributes:
+        name: As in a recipe.
+        linear: Γ(g) is linear in g, so that its dot product is a directional derivative of the sample's own loss.
+    """
+
+    name: ClassVar[str]
+    linear: ClassVar[bool] = False
+
+    @abstractmethod
+    def bind(self, moments: Moments) -> Direction:
+        """Γ for one parameter at one checkpoint, with everything that does not depend on the sample done beforehand."""
+
+
+class Adam(Estimator):
+    """The exact direction of AdamW's next step."""
+
+    name = "adam"
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        (beta1, beta2), after = moments.betas, moments.step + 1
+        # √(v'/c) with c = 1-β2^{t+1} is √(v β2/c + g² (1-β2)/c): fold every constant into m and v.
+        first_fix, second_fix = 1 - beta1**after, 1 - beta2**after
+        first = self._first(moments) * (beta1 / first_fix)
+        second = moments.second * (beta2 / second_fix)
+        share, share_sq = (1 - beta1) / first_fix, (1 - beta2) / second_fix
+
+        def direction(gradient: torch.Tensor) -> torch.Tensor:
+            root = torch.addcmul(second, gradient, gradient, value=share_sq).sqrt_().add_(moments.eps)
+            return torch.add(first, gradient, alpha=share).div_(root)
+
+        return direction
+
+    def _first(self, moments: Moments) -> torch.Tensor:
+        return moments.first
+
+
+class AdamMomentumFree(Adam):
+    """AdamW's next step had the first moment been 0."""
+
+    name = "adam_momentum_free"
+
+    def _first(self, moments: Moments) -> torch.Tensor:
+        return torch.zeros_like(moments.first)
+
+
+class AdamLinear(Estimator):
+    """The gradient under Adam's preconditioner of this moment."""
+
+    name = "adam_linear"
+    linear = True
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        if moments.step < 1:
+            raise ValueError("adam_linear needs at least one optimiser step, before that v says nothing")
+        scale = 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
+        return lambda gradient: gradient * scale
+
+
+class Sgd(Estimator):
+    """The gradient itself."""
+
+    name = "sgd"
+    linear = True
+
+    def bind(self, moments: Moments) -> Direction:
+        """The identity."""
+        return lambda gradient: gradient
+
+
+class Less(Estimator):
+    """The direction of the published LESS code: ε inside the root, no bias correction."""
+
+    name = "less"
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        beta1, beta2 = moments.betas
+        first = moments.first * beta1
+        second = moments.second * beta2 + moments.eps
+
+        def direction(gradient: torch.Tensor) -> torch.Tensor:
+            root = torch.addcmul(second, gradient, gradient, value=1 - beta2).sqrt_()
+            return torch.add(first, gradient, alpha=1 - beta1).div_(root)
+
+        return direction
+
+
+ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (Adam(), AdamMomentumFree(), AdamLinear(), Sgd(), Less())}
+
+
+def estimator_of(name: str) -> Estimator:
+    """The estimator of this name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if name not in ESTIMATORS:
+        raise RecipeError(f"influence.estimator: {name!r} is none of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name]
+
+
+def normalised(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """Dots / norms, and 0 where the norm is 0 (a sample that moves nothing has no influence, not NaN)."""
+    return torch.where(norms > 0, dots / norms.clamp_min(math.ulp(0.0)), torch.zeros_like(dots))

@@ -1,0 +1,248 @@
+"""Exact per-sample gradients from one backward pass of a batch, streamed layer by layer.
+
+For a linear layer with inputs a [B, T, in] and output gradients b [B, T, out] the gradient of sample i is
+G_i = Σ_t b_it a_itᵀ. A layer's G exists only while it is handed on; then it is dropped.
+
+The layers are tapped where their gradient is born: for the time of scoring the forward of each trained `nn.Linear` is
+an autograd function whose backward sees a and b together. This stays right under activation recomputation (the backward
+of a layer runs once, whatever its forward does), and no `.grad` is ever filled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from optimsyn.errors import ModelError
+from optimsyn.models.encoding import Batch
+from optimsyn.models.target import Target
+
+_SLICE_BYTES = 256 * 2**20
+
+
+class Sink(Protocol):
+    """Takes the per-sample gradients of one parameter at a time."""
+
+    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
+        """Is called once for each parameter and row of the batch.
+
+        Args:
+            name: The parameter's name.
+            rows: Rows of the batch.
+            gradients: [rows, *parameter.shape], float32 (float64 for float64 weights). May be kept, not changed.
+        """
+
+
+class GradientTaps:
+    """Per-sample gradients of a target's trained parameters.
+
+    Args:
+        target: Its trained parameters must be weights or biases of `nn.Linear` modules, as LoRA's are.
+
+    Raises:
+        ModelError: A trained parameter is something else, whose gradient would silently be missing.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        names = {id(parameter): name for name, parameter in target.parameters.items()}
+        self._layers: dict[str, nn.Linear] = {}
+        for path, module in target.model.named_modules():
+            for kind, parameter in module._parameters.items():
+                if parameter is None or id(parameter) not in names:
+                    continue
+                # A subclass with a forward of its own may use the weight in ways that the formula does not know.
+                if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+                    raise ModelError(
+                        f"{path}.{kind} is trained, but it belongs to a {type(module).__name__}; influence is exact "
+                        "for linear layers only: use plain LoRA (no DoRA, no embeddings) or freeze it"
+                    )
+                self._layers[path] = module
+        # By identity: a tied parameter has one name, wherever it is used.
+        self._names = names
+        self._pass: _Pass | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Taps the layers; inside, `run` may be called. Scoring mode of the target is switched on as well."""
+        with self._target.scoring():
+            replaced: list[tuple[nn.Linear, Any]] = []
+            try:
+                for path, layer in self._layers.items():
+                    replaced.append((layer, layer.__dict__.get("forward")))
+                    layer.forward = self._tapped(path, layer)  # type: ignore[method-assign]
+                yield
+            finally:
+                for layer, forward in replaced:
+                    del layer.forward
+                    if forward is not None:
+                        layer.forward = forward  # type: ignore[method-assign]
+
+    def run(self, batch: Batch, sink: Sink) -> torch.Tensor:
+        """One forward and one backward pass of Σ_i mean_t ℓ_it; hands every parameter's gradients to the sink.
+
+        Args:
+            batch: The samples.
+            sink: Where gradients go. A parameter that the loss does not reach gives zeros.
+
+        Returns:
+            The losses [B], detached.
+
+        Raises:
+            ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.
+        """
+        self._pass = current = _Pass(len(batch), self._target.dtype, sink)
+        try:
+            losses = self._target.losses(batch)
+            if not bool(torch.isfinite(losses).all()):
+                bad = [batch.ids[i] for i in (~torch.isfinite(losses)).nonzero().flatten().tolist()]
+                raise ModelError(f"the loss of samples {', '.join(map(repr, bad))} is not finite; look at their text")
+            current.in_forward = False
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            current.finish(self._target.parameters)
+        finally:
+            self._pass = None
+        return losses.detach()
+
+    def verify(self, batch: Batch) -> None:
+        """Compares Σ_i G_i with what autograd itself says for this batch.
+
+        Raises:
+            ModelError: They differ, because the model uses a trained weight outside of its layer.
+        """
+        total = _Total()
+        with self.attached():
+            self.run(batch, total)
+        parameters = self._target.parameters
+        with self._target.scoring():
+            loss = self._target.losses(batch).sum()
+            expected = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        pairs = {
+            name: (total.sums[name], torch.zeros_like(total.sums[name]) if e is None else e.to(total.sums[name]))
+            for name, e in zip(parameters, expected, strict=True)
+        }
+        scale = max(float(e.norm()) for _, e in pairs.values())
+        # bfloat16 layers between round differently from run to run; a missing use of a weight is off by its whole size.
+        tolerance = 1e-3 if self._lowest_precision() >= torch.finfo(torch.float32).bits else 5e-2
+        for name, (found, wanted) in pairs.items():
+            if not float((found - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-3 * scale):
+                raise ModelError(
+                    f"the gradient of {name} is not the sum of its layer's per-sample gradients: this model uses the "
+                    "weight outside of its linear layer; leave that module out of lora.target_modules"
+                )
+
+    def _lowest_precision(self) -> int:
+        return min(torch.finfo(p.dtype).bits for p in self._target.model.parameters() if p.is_floating_point())
+
+    def _tapped(self, path: str, layer: nn.Linear) -> Any:
+        weight = self._names.get(id(layer.weight))
+        bias = self._names.get(id(layer.bias)) if layer.bias is not None else None
+
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            current = self._pass
+            if current is None:
+                return nn.functional.linear(inputs, layer.weight, layer.bias)
+            if current.in_forward:
+                current.uses.update(name for name in (weight, bias) if name is not None)
+            output: torch.Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
+                inputs, layer.weight, layer.bias, (current, path, weight, bias)
+            )
+            return output
+
+        return forward
+
+
+class _Tap(torch.autograd.Function):
+    """A linear layer whose backward hands (a, b) on instead of forming the batch's weight gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tap: Any
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.tap = tap
+        return nn.functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        current, path, weight_name, bias_name = ctx.tap
+        current.record(path, weight_name, bias_name, inputs, outputs[0])
+        return (outputs[0] @ weight if ctx.needs_input_grad[0] else None), None, None, None
+
+
+class _Pass:
+    """Bookkeeping of one forward and backward pass."""
+
+    def __init__(self, samples: int, dtype: torch.dtype, sink: Sink) -> None:
+        self.in_forward = True
+        # Uses of a parameter in the forward pass. Recomputation happens in the backward pass and is not counted.
+        self.uses: Counter[str] = Counter()
+        self._samples = samples
+        self._dtype = dtype
+        self._sink = sink
+        self._sums: dict[str, torch.Tensor] = {}
+        self._done: set[str] = set()
+
+    @torch.no_grad()
+    def record(
+        self, path: str, weight: str | None, bias: str | None, inputs: torch.Tensor, outputs: torch.Tensor
+    ) -> None:
+        """Per-sample gradients of one use of a layer."""
+        if inputs.dim() == 2 and self._samples == 1:
+            inputs, outputs = inputs.unsqueeze(0), outputs.unsqueeze(0)
+        if inputs.dim() < 3 or len(inputs) != self._samples:
+            raise ModelError(
+                f"layer {path} sees an input of shape {tuple(inputs.shape)}, in which the {self._samples} samples of "
+                "the batch cannot be told apart (as in a mixture of experts); leave it out of lora.target_modules"
+            )
+        a = inputs.flatten(1, -2).to(self._dtype)
+        b = outputs.flatten(1, -2).to(self._dtype)
+        if weight is not None:
+            if self.uses[weight] > 1 or weight in self._sums:
+                self._add(weight, torch.bmm(b.transpose(1, 2), a))
+            else:
+                step = max(1, _SLICE_BYTES // (a.shape[-1] * b.shape[-1] * self._dtype.itemsize))
+                for start in range(0, self._samples, step):
+                    rows = slice(start, min(start + step, self._samples))
+                    self._sink.take(weight, rows, torch.bmm(b[rows].transpose(1, 2), a[rows]))
+                self._done.add(weight)
+        if bias is not None:
+            self._add(bias, b.sum(1))
+
+    def _add(self, name: str, gradients: torch.Tensor) -> None:
+        # A reused weight has one gradient, the sum over its uses; Γ is not linear, so it must wait for the last one.
+        self._sums[name] = self._sums[name] + gradients if name in self._sums else gradients
+        self.uses[name] -= 1
+        if self.uses[name] == 0:
+            self._hand_on(name, self._sums.pop(name))
+
+    def _hand_on(self, name: str, gradients: torch.Tensor) -> None:
+        self._sink.take(name, slice(0, self._samples), gradients)
+        self._done.add(name)
+
+    @torch.no_grad()
+    def finish(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Hands on what still waits for a use that the loss never reached, and zeros for what it reached nowhere."""
+        for name, parameter in parameters.items():
+            if name in self._done:
+                continue
+            zeros = torch.zeros(self._samples, *parameter.shape, dtype=self._dtype, device=parameter.device)
+            self._hand_on(name, self._sums.pop(name, zeros))
+
+
+class _Total:
+    """A sink that sums over samples."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
+        """Adds these rows."""
+        part = gradients.sum(0)
+        self.sums[name] = self.sums[name] + part if name in self.sums else part

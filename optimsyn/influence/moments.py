@@ -1,0 +1,50 @@
+"""Adam's moments of one parameter at one checkpoint, as the estimators want them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from optimsyn.errors import ModelError
+from optimsyn.models.warm_up import Checkpoint
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What AdamW knows about one parameter after `step` steps.
+
+    Attributes:
+        first: m, an exponential mean of clipped batch gradients; the parameter's shape.
+        second: v, the same of their squares; the parameter's shape.
+        step: t, the steps taken so far.
+        betas: Decay rates of m and v.
+        eps: Added to the root.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    step: int
+    betas: tuple[float, float]
+    eps: float
+
+
+def moments_of(checkpoint: Checkpoint, name: str, *, dtype: torch.dtype, device: torch.device | str) -> Moments:
+    """The moments of the parameter called `name`.
+
+    Raises:
+        ModelError: The checkpoint has none for it, or they are not finite or negative where they must not be.
+    """
+    if name not in checkpoint.exp_avg or name not in checkpoint.exp_avg_sq:
+        raise ModelError(
+            f"the warm-up checkpoint of step {checkpoint.step} has no moments for {name!r}; warm up again with the "
+            "same lora settings"
+        )
+    first = checkpoint.exp_avg[name].to(device=device, dtype=dtype)
+    second = checkpoint.exp_avg_sq[name].to(device=device, dtype=dtype)
+    if not bool(torch.isfinite(first).all() and torch.isfinite(second).all() and (second >= 0).all()):
+        raise ModelError(
+            f"the warm-up moments of {name!r} at step {checkpoint.step} are not finite; lower warm_up.lr and warm up "
+            "again"
+        )
+    return Moments(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)

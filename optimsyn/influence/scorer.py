@@ -1,0 +1,246 @@
+"""The influence scorer: how much one training step on a pair would help the validation questions.
+
+    IF_k(z) = Σ_i w_i · ⟨ V_{k,i} , Γ_i(z) ⟩ / ‖Γ_i(z)‖            w_i = η̄_i / Σ η̄
+
+over warm-up checkpoints i with mean learning rates η̄_i. `dot` divides by a constant instead of ‖Γ_i(z)‖: the root mean
+square of ‖Γ_i‖ over the validation questions, so that both live on one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
+from optimsyn.influence.gamma import Direction, Estimator, estimator_of, normalised
+from optimsyn.influence.gradients import GradientTaps
+from optimsyn.influence.moments import moments_of
+from optimsyn.models.encoding import as_sample
+from optimsyn.models.target import Target
+from optimsyn.models.warm_up import Checkpoint
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n samples, in the caller's order; tensors are float64 on the CPU.
+
+    Attributes:
+        ids: The samples' ids.
+        subtasks: Names of the columns of `by_subtask`.
+        total: [n], mean or max of `by_subtask`.
+        by_subtask: [n, k].
+        gradient_norm: [n], ‖g‖, weighted over checkpoints.
+        loss: [n], mean over label tokens in nats, weighted over checkpoints.
+        label_tokens: [n] int64.
+    """
+
+    ids: tuple[str, ...]
+    subtasks: tuple[str, ...]
+    total: torch.Tensor
+    by_subtask: torch.Tensor
+    gradient_norm: torch.Tensor
+    loss: torch.Tensor
+    label_tokens: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class InfluenceScorer:
+    """Scores pairs by their influence on validation questions.
+
+    Args:
+        target: A warmed-up target.
+        questions: The validation questions; their `subtask` groups them.
+        estimator: adam, adam_momentum_free, adam_linear, sgd or less (see `optimsyn.influence.gamma`).
+        normalization: cosine (the paper's), or dot: longer directions count for more.
+        across_subtasks: mean, or max as in LESS.
+        batch_tokens: Tokens scored in one batch.
+        folder: Keep validation directions here, one file per checkpoint; a file of the same model, checkpoint and
+            questions is used instead of being computed again.
+
+    Raises:
+        DataError: There are no questions.
+        ModelError: The target has not been warmed up, or its trained parameters cannot be scored.
+        RecipeError: An option has no such value.
+
+    Example:
+        >>> scorer = InfluenceScorer(target, questions)                              # doctest: +SKIP
+        >>> scorer.score(pairs).total                                                # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        questions: Sequence[Question | Sample],
+        *,
+        estimator: str = "adam",
+        normalization: Literal["cosine", "dot"] = "cosine",
+        across_subtasks: Literal["mean", "max"] = "mean",
+        batch_tokens: int = 2048,
+        folder: Path | None = None,
+    ) -> None:
+        if normalization not in ("cosine", "dot"):
+            raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
+        if across_subtasks not in ("mean", "max"):
+            raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
+        if not questions:
+            raise DataError("influence needs at least one validation question; see questions.validation")
+        if not target.checkpoints:
+            raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+        if not sum(checkpoint.lr for checkpoint in target.checkpoints) > 0:
+            raise ModelError("the learning rates of the warm-up checkpoints sum to 0, so none of them has a weight")
+        self.target = target
+        self.estimator: Estimator = estimator_of(estimator)
+        self.normalization = normalization
+        self.across_subtasks = across_subtasks
+        self.batch_tokens = batch_tokens
+        self._checkpoints = tuple(target.checkpoints)
+        total_lr = sum(checkpoint.lr for checkpoint in self._checkpoints)
+        self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
+        self._taps = GradientTaps(target)
+        self.directions: list[Directions] = self._directions([as_sample(q) for q in questions], folder)
+        self.subtasks: tuple[str, ...] = self.directions[0].subtasks
+
+    def score(self, pairs: Sequence[Pair | Question | Sample]) -> Scores:
+        """Scores of pairs, in the caller's order.
+
+        The adapter is left at the last checkpoint. A sample whose direction is 0 scores 0.
+
+        Raises:
+            ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite.
+        """
+        encoded = [self.target.encode(pair) for pair in pairs]
+        n = len(encoded)
+        by_subtask = torch.zeros(n, len(self.subtasks), dtype=torch.float64)
+        gradient_norm = torch.zeros(n, dtype=torch.float64)
+        loss = torch.zeros(n, dtype=torch.float64)
+        if n:
+            for weight, checkpoint, directions in self._each_checkpoint():
+                sinks = _DotSink(self, checkpoint, directions)
+                with self._taps.attached():
+                    for batch in self.target.batches(encoded, self.batch_tokens):
+                        sinks.start(len(batch))
+                        losses = self._taps.run(batch, sinks)
+                        by_subtask[batch.indices] += weight * sinks.scores()
+                        gradient_norm[batch.indices] += weight * sinks.gradient_norms()
+                        loss[batch.indices] += weight * losses.double().cpu()
+        bad = [encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
+        if bad:
+            raise ModelError(f"the influence of samples {', '.join(map(repr, bad))} is not finite; look at their text")
+        return Scores(
+            ids=tuple(item.id for item in encoded),
+            subtasks=self.subtasks,
+            total=self._across(by_subtask),
+            by_subtask=by_subtask,
+            gradient_norm=gradient_norm,
+            loss=loss,
+            label_tokens=torch.tensor([item.label_tokens for item in encoded], dtype=torch.int64),
+        )
+
+    def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
+        """The score of a sample that teaches nothing (g = 0): what momentum alone earns.
+
+        Returns:
+            `{"total": ..., "by_subtask": {name: ...}}`; all 0 for estimators without momentum.
+        """
+        scores = torch.zeros(1, len(self.subtasks), dtype=torch.float64)
+        for weight, checkpoint, directions in self._each_checkpoint():
+            sink = _DotSink(self, checkpoint, directions)
+            sink.start(1)
+            for name, parameter in self.target.parameters.items():
+                zeros = torch.zeros(1, *parameter.shape, dtype=self.target.dtype, device=parameter.device)
+                sink.take(name, slice(0, 1), zeros)
+            scores += weight * sink.scores()
+        return {
+            "total": float(self._across(scores)[0]),
+            "by_subtask": dict(zip(self.subtasks, scores[0].tolist(), strict=True)),
+        }
+
+    def _across(self, by_subtask: torch.Tensor) -> torch.Tensor:
+        if not len(by_subtask):
+            return torch.zeros(0, dtype=torch.float64)
+        return by_subtask.mean(dim=1) if self.across_subtasks == "mean" else by_subtask.max(dim=1).values
+
+    def _each_checkpoint(self) -> Iterator[tuple[float, Checkpoint, Directions]]:
+        for weight, checkpoint, directions in zip(self._weights, self._checkpoints, self.directions, strict=True):
+            self.target.load_checkpoint(checkpoint)
+            yield weight, checkpoint, directions
+
+    def _directions(self, samples: list[Sample], folder: Path | None) -> list[Directions]:
+        encoded = [self.target.encode(sample) for sample in samples]
+        subtasks = [sample.subtask or "all" for sample in samples]
+        found, verified = [], False
+        for checkpoint in self._checkpoints:
+            file = None
+            if folder is not None:
+                name = directions_fingerprint(self.target, checkpoint, encoded, subtasks)
+                file = folder / f"directions-{name}.safetensors"
+                if file.is_file():
+                    found.append(Directions.load(file))
+                    continue
+            if not verified:
+                self.target.load_checkpoint(checkpoint)
+                shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]
+                (batch,) = self.target.batches(shortest, 2**62)
+                self._taps.verify(batch)
+                verified = True
+            directions = compute_directions(self.target, self._taps, checkpoint, encoded, subtasks, self.batch_tokens)
+            if file is not None:
+                directions.save(file)
+            found.append(directions)
+        self.target.load_checkpoint(self._checkpoints[-1])
+        return found
+
+
+class _DotSink:
+    """Adds up, parameter by parameter, ⟨V_k, Γ⟩, ‖Γ‖² and ‖g‖² of the rows of a batch."""
+
+    def __init__(self, scorer: InfluenceScorer, checkpoint: Checkpoint, directions: Directions) -> None:
+        dtype = scorer.target.dtype
+        self._cosine = scorer.normalization == "cosine"
+        self._reference = directions.reference_norms[scorer.estimator.name]
+        self._gamma: dict[str, Direction] = {}
+        self._vectors: dict[str, torch.Tensor] = {}
+        for name, parameter in scorer.target.parameters.items():
+            moments = moments_of(checkpoint, name, dtype=dtype, device=parameter.device)
+            self._gamma[name] = scorer.estimator.bind(moments)
+            self._vectors[name] = directions.vectors[name].flatten(1).t().to(parameter.device)
+        self._subtasks = len(directions.subtasks)
+
+    def start(self, rows: int) -> None:
+        """Begins a batch."""
+        self._rows = rows
+        self._sums: dict[torch.device, torch.Tensor] = {}
+
+    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
+        """Adds one parameter's part."""
+        gamma = self._gamma[name](gradients).flatten(1)
+        dots = gamma @ self._vectors[name]
+        squares = [part.norm(dim=1, keepdim=True).double().square() for part in (gamma, gradients.flatten(1))]
+        # Within a layer float32 is enough; across layers sums are float64 (a float32 cosine came out as 1.0001). One
+        # sum per device, so that nothing waits for a copy in the middle of the backward pass.
+        device = gradients.device
+        if device not in self._sums:
+            self._sums[device] = torch.zeros(self._rows, self._subtasks + 2, dtype=torch.float64, device=device)
+        self._sums[device][rows] += torch.cat([dots.double(), *squares], dim=1)
+
+    def scores(self) -> torch.Tensor:
+        """[B, K]."""
+        total = self._total()
+        dots, squares = total[:, :-2], total[:, -2:-1]
+        norms = squares.sqrt() if self._cosine else torch.full_like(squares, self._reference)
+        return normalised(dots, norms)
+
+    def gradient_norms(self) -> torch.Tensor:
+        """[B]."""
+        return self._total()[:, -1].sqrt()
+
+    def _total(self) -> torch.Tensor:
+        return torch.stack([part.cpu() for part in self._sums.values()]).sum(0)

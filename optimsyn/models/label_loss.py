@@ -1,0 +1,149 @@
+"""Per-sample losses from logits at label positions only.
+
+With a vocabulary of 262,144 the logits of every position are most of the cost and of the memory of a small model. Here
+only hidden states that predict a label reach the output layer, in chunks, and where that layer is frozen their gradient
+is formed in the same visit, so that no [positions, vocabulary] matrix outlives its chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from optimsyn.models.encoding import IGNORE
+
+_CHUNK_BYTES = 128 * 2**20
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross entropy behind a frozen output layer; saves the gradient to the hidden states, not the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        with_gradient: bool,
+    ) -> torch.Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
+        gradient = torch.empty_like(hidden) if with_gradient else None
+        chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
+            if scale != 1.0:
+                logits.mul_(scale)
+            bent = None
+            if softcap is not None:
+                bent = torch.tanh(logits.div_(softcap))
+                logits = bent * softcap
+            total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            wanted = targets[part].unsqueeze(-1)
+            losses[part] = (total - logits.gather(-1, wanted)).squeeze(-1)
+            if gradient is not None:
+                slope = logits.sub_(total).exp_()
+                slope.scatter_add_(-1, wanted, torch.full_like(wanted, -1, dtype=dtype))
+                if bent is not None:
+                    slope.mul_(bent.square_().neg_().add_(1.0))
+                if scale != 1.0:
+                    slope.mul_(scale)
+                gradient[part] = slope.to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        slope = outputs[0].unsqueeze(-1) * gradient
+        return slope.to(gradient.dtype), None, None, None, None, None, None
+
+
+class LabelLoss:
+    """Mean loss over label tokens, a number per sample, for any Hugging Face causal language model.
+
+    Two exact ways. The first knows the model's output layer: a frozen `nn.Linear`, followed by at most a scale and a
+    soft cap. It is tried against the model's own logits once before it is used. The second asks the model itself, with
+    a hook that hands its output layer the hidden states of label positions only; it serves every other model.
+
+    Args:
+        causal: The causal language model, without any peft wrapper (adapters inside its layers are fine).
+    """
+
+    def __init__(self, causal: Any) -> None:
+        self._causal = causal
+        self._head = causal.get_output_embeddings()
+        config = causal.config.get_text_config()
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._scale = float(getattr(config, "logit_scale", None) or 1.0)
+        if getattr(config, "logits_scaling", None):
+            self._scale /= float(config.logits_scaling)
+        self._fused: bool | None = None
+
+    def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Losses [B] (float32, or float64 of a float64 model) of right-padded `input_ids` and `labels` [B, T]."""
+        # No attention mask: under a causal mask no position before the padding sees it, and without one the fast
+        # attention kernels can be used. Nothing after the last label has a loss, so gradients at padding are exactly 0.
+        rows, columns = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        targets = labels[rows, columns + 1]
+        if self._fused is None:
+            self._fused = self._try_fused(input_ids[:1, :8])
+        if self._fused:
+            hidden = self._hidden(input_ids)[rows, columns]
+            tokens = self._head_loss(hidden, targets)
+        else:
+            logits = self._logits_at(input_ids, rows, columns)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            tokens = nn.functional.cross_entropy(logits, targets, reduction="none")
+        counts = torch.bincount(rows, minlength=len(labels)).to(tokens.dtype)
+        sums = torch.zeros(len(labels), dtype=tokens.dtype, device=tokens.device).index_add(0, rows, tokens)
+        return sums / counts
+
+    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        output = self._causal.base_model(input_ids=input_ids, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _head_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = self._head.weight
+        hidden = hidden.to(weight.device)
+        with_gradient = torch.is_grad_enabled() and hidden.requires_grad
+        losses: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, self._head.bias, targets.to(weight.device), self._scale, self._softcap, with_gradient
+        )
+        return losses
+
+    def _logits_at(self, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The model's own logits [N, vocabulary] at these positions, all its post-processing included."""
+
+        def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return arguments[0][rows, columns].unsqueeze(0), *arguments[1:]
+
+        handle = self._head.register_forward_pre_hook(pick)
+        try:
+            logits: torch.Tensor = self._causal(input_ids=input_ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        return logits[0]
+
+    @torch.no_grad()
+    def _try_fused(self, input_ids: torch.Tensor) -> bool:
+        """Whether the first way gives this model's own losses; a scale or a cap it does not know shows here."""
+        head = self._head
+        known = type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters())
+        if not known or self._causal.base_model is self._causal:
+            return False
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        targets = torch.roll(input_ids[0], -1)
+        own = self._logits_at(input_ids, torch.zeros_like(columns), columns).float()
+        expected = nn.functional.cross_entropy(own, targets.to(own.device), reduction="none")
+        found = self._head_loss(self._hidden(input_ids)[0], targets).float()
+        tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 2e-2
+        return torch.allclose(found, expected.to(found.device), rtol=tolerance, atol=tolerance)

@@ -1,0 +1,342 @@
+"""The target: the model that the data is for, with the LoRA adapter whose gradients give the influence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.errors import ModelError
+from optimsyn.models.encoding import Batch, Encoded, as_sample, encode, make_batches
+from optimsyn.models.label_loss import LabelLoss
+from optimsyn.models.warm_up import Checkpoint, train
+from optimsyn.recipe import Lora, ModelSpec, TargetSpec
+
+_RECORD = "warm_up.json"
+
+
+class Target:
+    """A causal language model with a trainable adapter, its tokenizer and its warm-up checkpoints.
+
+    Build it with `Target.load` (by name) or `Target.from_model` (an own model).
+
+    Attributes:
+        model: The peft model, or the model as it was given.
+        tokenizer: Its tokenizer.
+        device: Where inputs go.
+        max_length: Longest prompt plus answer, in tokens.
+        checkpoints: What `warm_up` kept, oldest first.
+
+    Example:
+        >>> target = Target.load("embedded")                                         # doctest: +SKIP
+        >>> target.warm_up(pairs, steps=12)                                          # doctest: +SKIP
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_length: int, name: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.name = name
+        self.checkpoints: list[Checkpoint] = []
+        self.parameters: dict[str, torch.nn.Parameter] = {
+            key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        if not self.parameters:
+            raise ModelError(f"target {name!r} has no trainable parameter; give it a LoRA or unfreeze a linear layer")
+        self.device = next(iter(model.parameters())).device
+        self._pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self._loss = LabelLoss(self.causal)
+        self._base: str | None = None
+
+    @classmethod
+    def load(cls, spec: TargetSpec | ModelSpec | str, *, seed: int = 0) -> Target:
+        """Loads a target by name and puts a fresh LoRA adapter inside.
+
+        Args:
+            spec: The recipe's `models.target`, or a name: "embedded", a hub id or a local folder.
+            seed: Of the adapter's initial values.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+        """
+        from optimsyn.models.loading import load_causal_lm
+
+        if isinstance(spec, str):
+            spec = TargetSpec(name=spec)
+        elif not isinstance(spec, TargetSpec):
+            spec = TargetSpec(**spec.model_dump())
+        model, tokenizer = load_causal_lm(spec)
+        target = cls.from_model(model, tokenizer, lora=spec.lora, max_length=spec.max_length, seed=seed)
+        target.name = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
+        return target
+
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, lora: Lora | None, max_length: int = 640, seed: int = 0
+    ) -> Target:
+        """Makes a target of a model in memory.
+
+        Args:
+            model: A Hugging Face causal language model; changed in place when `lora` is given.
+            tokenizer: Its tokenizer.
+            lora: The adapter to put inside; None trains what already has `requires_grad` (an own peft model, or
+                chosen linear layers).
+            max_length: Longest prompt plus answer, in tokens.
+            seed: Of the adapter's initial values.
+
+        Raises:
+            ModelError: The model has none of the adapter's modules, or nothing to train.
+        """
+        if lora is not None:
+            from peft import LoraConfig, TaskType, get_peft_model
+
+            config = LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.target_modules),
+                task_type=TaskType.CAUSAL_LM,
+            )
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                try:
+                    model = get_peft_model(model, config)
+                except ValueError as error:
+                    raise ModelError(
+                        f"the adapter does not fit the model: {error}; name modules of this model in "
+                        "models.target.lora.target_modules"
+                    ) from error
+        model.eval()
+        return cls(model, tokenizer, max_length=max_length, name=type(model).__name__)
+
+    @property
+    def causal(self) -> Any:
+        """The causal language model without its peft wrapper; adapters stay active inside its layers."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What gradients and scores are computed in: float32, or float64 for float64 weights."""
+        return torch.promote_types(next(iter(self.parameters.values())).dtype, torch.float32)
+
+    def encode(self, sample: Sample | Pair | Question) -> Encoded:
+        """Tokens and labels of a sample, its context cut from the left to fit `max_length`.
+
+        Raises:
+            ModelError: The answer is empty, or question and answer alone are too long.
+        """
+        return encode(self.tokenizer, as_sample(sample), self.max_length)
+
+    def batches(
+        self, samples: Sequence[Sample | Pair | Question | Encoded], batch_tokens: int = 2048
+    ) -> Iterator[Batch]:
+        """Right-padded batches of like length; `Batch.indices` point into the caller's order.
+
+        Raises:
+            ModelError: As `encode`.
+        """
+        encoded = [item if isinstance(item, Encoded) else self.encode(item) for item in samples]
+        return make_batches(encoded, batch_tokens, pad_id=self._pad_id, device=self.device)
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """Mean loss over the label tokens of each sample, [B], in nats; float32, or float64 of a float64 model.
+
+        Logits are computed at label positions only. Gradients are kept when gradients are enabled.
+
+        Raises:
+            ModelError: A row has no label at all, which would make its loss NaN.
+        """
+        empty = (batch.labels[:, 1:] == -100).all(dim=1).nonzero().flatten().tolist()
+        if empty:
+            names = ", ".join(repr(batch.ids[i]) for i in empty)
+            raise ModelError(f"samples {names} have no label token, so their loss is undefined; remove them")
+        return self._loss(batch.input_ids, batch.labels)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Evaluation mode (dropout off) with gradients enabled; the modes from before come back afterwards.
+
+        Hugging Face recomputes activations in training mode only. Layers that were asked to do so also do it here.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        modes = [(module, module.training) for module in self.model.modules()]
+        layers = [m for m, _ in modes if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+        replaced = [layer.__dict__.get("forward") for layer in layers]
+        self.model.eval()
+        for layer in layers:
+            layer.forward = partial(recompute, layer.forward, use_reentrant=False)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for layer, forward in zip(layers, replaced, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
+            for module, training in modes:
+                module.training = training
+
+    def warm_up(
+        self,
+        pairs: Sequence[Pair | Question | Sample],
+        *,
+        steps: int = 12,
+        batch_size: int = 4,
+        lr: float = 1e-4,
+        checkpoints: int = 1,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+        folder: Path | None = None,
+        batch_tokens: int = 2048,
+    ) -> list[Checkpoint]:
+        """Trains the adapter with AdamW and keeps weights and moments by parameter name.
+
+        The loss is the mean over samples of their mean token loss, as the influence assumes; moments come from the
+        clipped gradient of the batch.
+
+        Args:
+            pairs: What to train on.
+            steps: Optimiser steps.
+            batch_size: Samples a step.
+            lr: Learning rate, constant.
+            checkpoints: Checkpoints spread over the steps, the last step always among them.
+            max_grad_norm: Gradient clipping.
+            seed: Of the order of samples (and of dropout).
+            folder: Keep the checkpoints here. A warm-up of the same model, pairs and settings found here is loaded
+                instead of repeated.
+            batch_tokens: Tokens that go through the model at once; does not change the result.
+
+        Returns:
+            The checkpoints, also in `self.checkpoints`; the model is left at the last one.
+
+        Raises:
+            ModelError: No pairs, a pair that cannot be encoded, or a loss that is not finite.
+        """
+        encoded = [self.encode(pair) for pair in pairs]
+        settings = [steps, batch_size, lr, checkpoints, max_grad_norm, seed]
+        record = hashlib.sha256(
+            json.dumps(
+                [self.fingerprint(), self._adapter_digest(), settings, [[e.id, e.input_ids, e.labels] for e in encoded]]
+            ).encode()
+        ).hexdigest()
+        if folder is not None and _recorded(folder) == record:
+            return self.add_checkpoints_from(folder)
+
+        def backward(batch: list[Encoded]) -> float:
+            total = 0.0
+            for part in self.batches(batch, batch_tokens):
+                loss = self.losses(part).sum() / len(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+            return total
+
+        self.model.train()
+        try:
+            with torch.random.fork_rng(), torch.enable_grad():
+                torch.manual_seed(seed)
+                kept = train(
+                    encoded,
+                    self.parameters,
+                    backward,
+                    steps=steps,
+                    batch_size=batch_size,
+                    lr=lr,
+                    checkpoints=checkpoints,
+                    max_grad_norm=max_grad_norm,
+                    seed=seed,
+                )
+        finally:
+            self.model.eval()
+        self.checkpoints = kept
+        if folder is not None:
+            (folder / _RECORD).unlink(missing_ok=True)
+            for item in kept:
+                item.save(folder / f"step-{item.step:06d}")
+            # Written last: a folder without it is a warm-up that was interrupted, and is done again.
+            _write(folder / _RECORD, json.dumps({"fingerprint": record, "steps": [c.step for c in kept]}))
+        return kept
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Puts the checkpoint's weights into the model.
+
+        Raises:
+            ModelError: The checkpoint belongs to another adapter.
+        """
+        if set(checkpoint.state) != set(self.parameters):
+            odd = sorted(set(checkpoint.state) ^ set(self.parameters))
+            raise ModelError(
+                f"the checkpoint of step {checkpoint.step} belongs to another adapter: {odd[0]!r} is only on one side "
+                f"({len(odd)} such names); use the same lora settings or warm up again"
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if checkpoint.state[name].shape != parameter.shape:
+                    raise ModelError(
+                        f"{name}: the checkpoint has shape {tuple(checkpoint.state[name].shape)}, the model "
+                        f"{tuple(parameter.shape)}; use the same lora settings or warm up again"
+                    )
+                parameter.copy_(checkpoint.state[name])
+
+    def add_checkpoints_from(self, folder: Path) -> list[Checkpoint]:
+        """Takes over the checkpoints that a finished `warm_up` left in `folder`, and loads the last one.
+
+        Raises:
+            ModelError: The warm-up did not finish, or a file is damaged, or the adapter is another one.
+        """
+        try:
+            steps = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["steps"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder}: holds no finished warm-up ({error}); run the warm-up first") from error
+        loaded = [Checkpoint.load(folder / f"step-{step:06d}") for step in steps]
+        self.load_checkpoint(loaded[-1])
+        self.checkpoints = loaded
+        return loaded
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the frozen model, the shape of the adapter and `max_length`.
+
+        Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment.
+        """
+        if self._base is None:
+            digest = hashlib.sha256(f"{self.max_length}".encode())
+            for name, parameter in self.model.named_parameters():
+                digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+                if name not in self.parameters:
+                    flat = parameter.detach().flatten()
+                    some = flat[:: max(1, len(flat) // 512)].float().cpu()
+                    digest.update(some.numpy().tobytes())
+            self._base = digest.hexdigest()[:16]
+        return self._base
+
+    def _adapter_digest(self) -> str:
+        """Of the trained parameters' values: a warm-up from other initial values is another warm-up."""
+        digest = hashlib.sha256()
+        for parameter in self.parameters.values():
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _recorded(folder: Path) -> str | None:
+    """Fingerprint of the finished warm-up in `folder`, if there is one."""
+    file = folder / _RECORD
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
+    return found if isinstance(found, str) else None
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a text file all at once."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as temporary:
+        temporary.write(text)
+    Path(temporary.name).replace(file)

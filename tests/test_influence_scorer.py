@@ -1,0 +1,210 @@
+"""Scores against an independent float64 computation, directions, caching, baselines and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from influence_helpers import flat, plain_gradient, plain_loss, samples, tiny_target
+
+from optimsyn.data.records import Pair, Question
+from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.influence.directions import compute_directions
+from optimsyn.influence.gamma import ESTIMATORS
+from optimsyn.influence.gradients import GradientTaps
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.models.target import Target
+
+
+def reference_gamma(name: str, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, t: int) -> torch.Tensor:
+    """The formulae once more, written out on one long vector."""
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    m1, v1 = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    c1, c2 = 1 - b1 ** (t + 1), 1 - b2 ** (t + 1)
+    if name == "adam":
+        return (m1 / c1) / ((v1 / c2).sqrt() + eps)
+    if name == "adam_momentum_free":
+        return ((1 - b1) * g / c1) / ((v1 / c2).sqrt() + eps)
+    if name == "adam_linear":
+        return g / ((v / (1 - b2**t)).sqrt() + eps)
+    if name == "less":
+        return m1 / (v1 + eps).sqrt()
+    return g
+
+
+def reference_scores(
+    target: Target, questions: list[Any], pairs: list[Any], name: str, cosine: bool
+) -> tuple[list[str], torch.Tensor]:
+    subtasks = sorted({q.subtask for q in questions})
+    lr = sum(c.lr for c in target.checkpoints)
+    scores = torch.zeros(len(pairs), len(subtasks), dtype=torch.float64)
+    for checkpoint in target.checkpoints:
+        with torch.no_grad():
+            for key, parameter in target.parameters.items():
+                parameter.copy_(checkpoint.state[key])
+        m, v = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
+        val = [flat(plain_gradient(target, target.encode(q))) for q in questions]
+        rms = torch.stack([reference_gamma(name, g, m, v, checkpoint.step).norm() ** 2 for g in val]).mean().sqrt()
+        for i, pair in enumerate(pairs):
+            gamma = reference_gamma(name, flat(plain_gradient(target, target.encode(pair))), m, v, checkpoint.step)
+            scale = gamma.norm() if cosine else rms
+            for k, subtask in enumerate(subtasks):
+                mine = [g for g, q in zip(val, questions, strict=True) if q.subtask == subtask]
+                mean = sum(float(g @ gamma / (g.norm() * scale)) for g in mine) / len(mine)
+                scores[i, k] += checkpoint.lr / lr * mean
+    return subtasks, scores
+
+
+@pytest.fixture(scope="module")
+def warmed() -> Target:
+    target = tiny_target("gemma", warm=False)
+    target.warm_up(samples(6, seed=9), steps=4, batch_size=2, lr=1e-2, checkpoints=2)
+    # Unequal weights, so that a forgotten η̄ shows.
+    first = target.checkpoints[0]
+    target.checkpoints[0] = type(first)(first.step, first.lr * 3, first.state, first.exp_avg, first.exp_avg_sq)
+    return target
+
+
+QUESTIONS = samples(5, seed=1, subtasks=("b", "a"))
+
+
+@pytest.mark.parametrize("normalization", ["cosine", "dot"])
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_scores_equal_an_independent_computation(warmed: Target, name: str, normalization: Any) -> None:
+    pairs = samples(4, seed=2)
+    scorer = InfluenceScorer(warmed, QUESTIONS, estimator=name, normalization=normalization, batch_tokens=150)
+    scores = scorer.score(pairs)
+    subtasks, wanted = reference_scores(warmed, QUESTIONS, pairs, name, normalization == "cosine")
+    assert scores.subtasks == tuple(subtasks) == ("a", "b")
+    torch.testing.assert_close(scores.by_subtask, wanted, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(scores.total, wanted.mean(1), rtol=1e-6, atol=1e-10)
+    highest = InfluenceScorer(
+        warmed, QUESTIONS, estimator=name, normalization=normalization, across_subtasks="max"
+    ).score(pairs)
+    torch.testing.assert_close(highest.total, wanted.max(1).values, rtol=1e-6, atol=1e-10)
+
+
+def test_directions_are_the_explicit_mean_of_normalised_gradients(
+    warmed: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = warmed.checkpoints[-1]
+    encoded, subtasks = [warmed.encode(q) for q in QUESTIONS], [q.subtask for q in QUESTIONS]
+    whole = compute_directions(warmed, GradientTaps(warmed), checkpoint, encoded, subtasks, 400)
+    monkeypatch.setattr("optimsyn.influence.directions._HOLD_BYTES", 1)
+    singly = compute_directions(warmed, GradientTaps(warmed), checkpoint, encoded, subtasks, 400)
+    gradients = [flat(plain_gradient(warmed, item)) for item in encoded]
+    for k, subtask in enumerate(("a", "b")):
+        mine = [g / g.norm() for g, s in zip(gradients, subtasks, strict=True) if s == subtask]
+        wanted = torch.stack(mine).mean(0)
+        for found in (whole, singly):
+            torch.testing.assert_close(flat({n: v[k] for n, v in found.vectors.items()}), wanted, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(torch.tensor(whole.gradient_norms), torch.stack([g.norm() for g in gradients]).float())
+    assert whole.losses == pytest.approx([float(plain_loss(warmed, e)) for e in encoded])
+
+
+def test_scores_carry_norm_loss_and_counts_in_the_callers_order(warmed: Target) -> None:
+    pairs = samples(6, seed=5)
+    scorer = InfluenceScorer(warmed, QUESTIONS)
+    scores = scorer.score(pairs)
+    assert scores.ids == tuple(p.id for p in pairs)
+    assert len(scores) == 6
+    assert scores.label_tokens.tolist() == [len(p.completion) + 1 for p in pairs]
+    backwards = scorer.score(pairs[::-1])
+    torch.testing.assert_close(backwards.total.flip(0), scores.total, rtol=1e-9, atol=1e-12)
+    # Weights 3/4 and 1/4, see the fixture.
+    expected = torch.zeros(6, dtype=torch.float64)
+    for weight, checkpoint in zip((0.75, 0.25), warmed.checkpoints, strict=True):
+        warmed.load_checkpoint(checkpoint)
+        expected += weight * torch.stack([flat(plain_gradient(warmed, warmed.encode(p))).norm() for p in pairs])
+    torch.testing.assert_close(scores.gradient_norm, expected, rtol=1e-8, atol=1e-12)
+    empty = scorer.score([])
+    assert empty.total.shape == (0,)
+    assert empty.by_subtask.shape == (0, 2)
+
+
+def test_cosine_of_a_question_with_itself_is_one() -> None:
+    target = tiny_target(dtype=torch.float32)
+    question = samples(1, seed=3)
+    scorer = InfluenceScorer(target, question, estimator="sgd")
+    assert float(scorer.score(question).total[0]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_zero_gradient_baseline_is_what_momentum_earns(warmed: Target) -> None:
+    scorer = InfluenceScorer(warmed, QUESTIONS, estimator="adam")
+    baseline = scorer.zero_gradient_baseline()
+    total = 0.0
+    for weight, checkpoint, directions in zip((0.75, 0.25), warmed.checkpoints, scorer.directions, strict=True):
+        m, v = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
+        gamma = reference_gamma("adam", torch.zeros_like(m), m, v, checkpoint.step)
+        for k in range(2):
+            direction = flat({n: t[k] for n, t in directions.vectors.items()})
+            total += weight * float(direction @ gamma / gamma.norm()) / 2
+    assert baseline["total"] == pytest.approx(total, rel=1e-6)
+    assert set(baseline["by_subtask"]) == {"a", "b"}  # type: ignore[arg-type]
+    for name in ("adam_momentum_free", "adam_linear", "sgd"):
+        assert InfluenceScorer(warmed, QUESTIONS, estimator=name).zero_gradient_baseline()["total"] == 0.0
+
+
+def test_directions_are_kept_in_the_folder_and_stale_ones_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tiny_target()
+    first = InfluenceScorer(target, QUESTIONS, folder=tmp_path).score(samples(3))
+    assert len(list(tmp_path.iterdir())) == 1
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("optimsyn.influence.scorer.compute_directions", refuse)
+        # Another estimator needs no other directions.
+        InfluenceScorer(target, QUESTIONS, folder=tmp_path, estimator="sgd", normalization="dot")
+        again = InfluenceScorer(target, QUESTIONS, folder=tmp_path).score(samples(3))
+        assert torch.equal(first.by_subtask, again.by_subtask)
+        with pytest.raises(AssertionError):
+            InfluenceScorer(target, QUESTIONS[:4], folder=tmp_path)
+    target.warm_up(samples(4), steps=2)
+    InfluenceScorer(target, QUESTIONS, folder=tmp_path)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(b"torn")
+    with pytest.raises(ModelError, match="delete the file"):
+        InfluenceScorer(target, QUESTIONS, folder=tmp_path)
+
+
+def test_weights_changed_by_others_do_not_change_scores() -> None:
+    target = tiny_target()
+    scorer = InfluenceScorer(target, QUESTIONS)
+    before = scorer.score(samples(2)).total
+    with torch.no_grad():
+        for parameter in target.parameters.values():
+            parameter.add_(1.0)
+    assert torch.equal(scorer.score(samples(2)).total, before)
+
+
+def test_pairs_and_questions_are_taken_as_they_are(warmed: Target) -> None:
+    question = Question(id="q", question="Which word?", answer="this one", subtask="words")
+    pair = Pair(id="p", question="Which word?", answer="this one", passage_id="x")
+    scorer = InfluenceScorer(warmed, [question], estimator="adam_linear")
+    assert scorer.subtasks == ("words",)
+    a, b = scorer.score([pair]).total, scorer.score([question]).total
+    assert torch.equal(a, b)
+
+
+def test_what_is_wrong_is_refused_with_its_cure(warmed: Target) -> None:
+    with pytest.raises(ModelError, match="warm_up"):
+        InfluenceScorer(tiny_target(warm=False), QUESTIONS)
+    with pytest.raises(DataError, match="at least one validation question"):
+        InfluenceScorer(warmed, [])
+    with pytest.raises(RecipeError, match=r"influence\.estimator"):
+        InfluenceScorer(warmed, QUESTIONS, estimator="kfac")
+    with pytest.raises(RecipeError, match="neither mean nor max"):
+        InfluenceScorer(warmed, QUESTIONS, across_subtasks="sum")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="neither cosine nor dot"):
+        InfluenceScorer(warmed, QUESTIONS, normalization="none")  # type: ignore[arg-type]
+    hollow = Pair(id="hollow", question="Which?", answer=" ", passage_id="x")
+    with pytest.raises(ModelError, match="'hollow' has an empty answer"):
+        InfluenceScorer(warmed, QUESTIONS).score([hollow])
