@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
 _LONGEST_ERROR = 2000
+_STAGE_LOCK_SECONDS = 5
 
 
 class Run:
@@ -111,7 +112,7 @@ class Run:
         A finished stage is left as it is: look at `.finished` of what this gives and return early.
 
         Raises:
-            StageError: There is no such stage, or one before it has not finished.
+            StageError: There is no such stage, one before it has not finished, or another process works on the run.
         """
         manifest = self.manifest
         handle = StageHandle(self, name, finished=manifest.stage(name).status == "finished")
@@ -121,6 +122,25 @@ class Run:
         missing = [stage for stage in STAGES[: STAGES.index(manifest.stage(name).name)] if not self.done(stage)]
         if missing:
             raise StageError(f"{self.name}: stage {name} needs {', '.join(missing)} to finish first")
+        with self._only_here(name):
+            yield from self._timed(name, handle)
+
+    @contextmanager
+    def _only_here(self, name: str) -> Iterator[None]:
+        """Keeps two processes (a runner's kernel and a person's notebook, say) from working on one run at once."""
+        lock = FileLock(str(self.folder / ".stage.lock"), timeout=_STAGE_LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            busy = next((record for record in self.manifest.stages if record.status == "running"), None)
+            who = "" if busy is None else f" (stage {busy.name}, process {busy.pid})"
+            raise StageError(f"{self.name}: stage {name} cannot start while another process works on it{who}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _timed(self, name: str, handle: StageHandle) -> Iterator[StageHandle]:
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
             record.status, record.attempts, record.pid = "running", record.attempts + 1, os.getpid()
