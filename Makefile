@@ -1,0 +1,51 @@
+# `make quickstart` and `make test` each create .venv and install what they need, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# PyTorch and llama.cpp on few cores: threads that wait must sleep.
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test fast lint format types notebooks clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "optimsyn needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## Create .venv with everything pinned
+
+quickstart: $(STAMP)  ## Run the whole loop on the embedded model
+	$(BIN)/optimsyn run recipes/quickstart.yaml
+
+test: lint types  ## Everything that CI checks
+	$(BIN)/python -m pytest -q
+
+fast: $(STAMP)  ## Only the tests that need no embedded model and no kernel
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+lint: $(STAMP)  ## Style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## Type checks in strict mode
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(STAMP)  ## Generate the .ipynb beside each percent-format notebook
+	$(BIN)/python tools/notebooks.py
+
+clean:  ## Remove .venv and caches (runs stay)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
