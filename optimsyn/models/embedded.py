@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -18,13 +19,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from optimsyn.errors import ModelError
+from optimsyn.redaction import secret_values
+
+_log = logging.getLogger(__name__)
 
 EMBEDDED_ID = "gemma-3-270m-q4_k_m"
 URL_VARIABLE = "OPTIMSYN_EMBEDDED_URL"
@@ -112,7 +116,7 @@ def _dequantize(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print("Preparing the embedded model for training, once on this machine (about a minute) ...", file=sys.stderr)
+    _log.warning("preparing the embedded model for training, once on this machine (about a minute)")
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # The weights are plain tensors by now; transformers refuses to save a model that still names a GGUF quantiser.
     model.hf_quantizer = None
@@ -147,7 +151,7 @@ class EmbeddedServer:
         self.url = ""
         self.key = secrets.token_urlsafe(32)
         self.process: subprocess.Popen[str] | None = None
-        self._log: IO[str] | None = None
+        self._words: IO[str] | None = None
 
     def __enter__(self) -> EmbeddedServer:
         return self.start()
@@ -178,12 +182,12 @@ class EmbeddedServer:
             "parent": os.getpid(),
         }
         # The child's own words are only wanted when it fails to start; it is told to say little.
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "optimsyn.models.embedded_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=self._words,
             text=True,
             env=_child_environment(),
         )
@@ -198,7 +202,8 @@ class EmbeddedServer:
         return self
 
     def _greet(self, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         # A child forked without exec (multiprocessing) would hold the pipe open and keep the server alive.
         _close_after_fork(process.stdin)
         # The server has its own clock for a load that hangs: a plain readline cannot be interrupted.
@@ -224,10 +229,10 @@ class EmbeddedServer:
             raise ModelError(f"the embedded model's server started but does not answer: {problem}")
 
     def _last_words(self) -> str:
-        if self._log is None:
+        if self._words is None:
             return ""
-        self._log.seek(0)
-        return self._log.read()[-1500:].replace(self.key, "[key]").strip()
+        self._words.seek(0)
+        return self._words.read()[-1500:].replace(self.key, "[key]").strip()
 
     def close(self) -> None:
         """Ends the child and takes its address out of the environment; a second call does nothing."""
@@ -238,16 +243,17 @@ class EmbeddedServer:
         if process is not None:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    with _ignore_broken_pipe():
+                    # The child may have gone already, which is what closing the pipe is for.
+                    with suppress(BrokenPipeError):
                         pipe.close()
             try:
                 process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        if self._words is not None:
+            self._words.close()
+            self._words = None
 
 
 def health(url: str, key: str, *, timeout_s: float = 10) -> str | None:
@@ -310,23 +316,14 @@ def _package() -> Any:
 
 def _child_environment() -> dict[str, str]:
     """The environment without other services' keys, and with OpenMP threads that sleep instead of spin."""
-    from optimsyn.models.redaction import is_secret_name
-
-    kept = {name: value for name, value in os.environ.items() if not is_secret_name(name)}
+    secrets_here = set(secret_values())
+    kept = {name: value for name, value in os.environ.items() if value.strip() not in secrets_here}
     return {**kept, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _close_after_fork(pipe: IO[str]) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=pipe.close)
-
-
-@contextmanager
-def _ignore_broken_pipe() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:  # the child had gone already, which is what closing the pipe is for
-        pass
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The child process of `EmbeddedServer`: serves one GGUF file until its standard input ends.
 
 Run as `python -m optimsyn.models.embedded_server`. The first line of standard input is a JSON object with `model`,
-`alias`, `key`, `slots` and `parent`; the first line of standard output is `{"url": ...}`, printed once the server listens.
+`alias`, `key`, `slots` and `parent`; the first line of standard output is `{"url": ...}`, printed once the server
+listens.
 The key never appears among the arguments, which any user of the machine can list.
 """
 

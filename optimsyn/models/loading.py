@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.errors import ModelError
 from optimsyn.models.names import hub_id
-from optimsyn.models.redaction import redact
 from optimsyn.recipe import ModelSpec
+from optimsyn.redaction import redact
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def load_causal_lm(
-    spec: ModelSpec, *, adapter: Path | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads model and tokenizer in evaluation mode, with right padding and a padding token.
 
     Args:
@@ -66,7 +64,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise ModelError(f"{spec.name}: its tokenizer has neither a padding nor an end token; choose another model")
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,11 +81,12 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"device {name!r}: unknown; use auto, cpu, cuda, cuda:1 or mps") from error
-    missing = (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ) or (device.type == "mps" and not torch.backends.mps.is_available())
+    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
     if missing:
-        raise ModelError(f"device {name!r}: not on this machine ({torch.cuda.device_count()} CUDA GPUs); use auto or cpu")
+        found = torch.cuda.device_count()
+        raise ModelError(f"device {name!r}: not on this machine ({found} CUDA GPUs); use auto or cpu")
     return device
 
 

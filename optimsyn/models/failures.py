@@ -1,0 +1,157 @@
+"""Tells the failures of an HTTP service apart: what to say, what cures it, whether and when to try again."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from optimsyn.redaction import SHOWN_INSTEAD, redact
+
+# Waiting longer than this inside a run is not what anybody wants; the run is resumable.
+LONGEST_WAIT_S = 300.0
+FIRST_WAIT_S = 0.5
+# The key for servers that ask for none: the OpenAI client insists on one.
+NO_KEY = "none"
+_SHOWN_CHARACTERS = 300
+_SCHEMA_WORDS = ("response_format", "json_schema", "schema", "grammar", "structured output")
+_CHECK_ADDRESS = "check that api_base is the address of an OpenAI-compatible API (it usually ends in /v1)"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed try.
+
+    Attributes:
+        what: What happened, for a person, without keys.
+        cure: What to do about it.
+        retry: Whether trying again can help.
+        wait_s: Seconds that the service asked to wait.
+        connection: Nobody answered at the address.
+        about_schema: The service refused the request because of its JSON schema.
+    """
+
+    what: str
+    cure: str
+    retry: bool = True
+    wait_s: float | None = None
+    connection: bool = False
+    about_schema: bool = False
+
+
+def timed_out(timeout_s: float) -> Failure:
+    """A try without a reply in time."""
+    return Failure(
+        f"no reply within {timeout_s:g} seconds",
+        "check that the service is not overloaded, or raise the model's timeout_s",
+    )
+
+
+def no_reply(what: str) -> Failure:
+    """A body that is not what the API promises."""
+    return Failure(what, _CHECK_ADDRESS)
+
+
+def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
+    """What LiteLLM raised, as one of the failures that we tell apart.
+
+    Args:
+        error: LiteLLM's error, which is one of the OpenAI client's.
+        key: The key in use, which a service may repeat in its message.
+        timeout_s: The time-out in use.
+    """
+    import openai
+
+    said = _said(error, key)
+    status = getattr(error, "status_code", None)
+    if isinstance(error, openai.APITimeoutError) or status == 408:
+        return timed_out(timeout_s)
+    # LiteLLM calls a failed connection and an unreadable body HTTP 500 too; only a real reply has headers.
+    answered = getattr(error, "litellm_response_headers", None) is not None
+    if not answered and _is_connection(error):
+        return Failure(
+            "the connection failed", "check that the server runs and that api_base is right", connection=True
+        )
+    if isinstance(status, int) and (answered or status < 500):
+        return _by_status(status, said, error)
+    return no_reply(f"the reply was not what the API promises ({said})")
+
+
+def _by_status(status: int, said: str, error: Exception) -> Failure:
+    if status == 429:
+        if "insufficient_quota" in said or "billing" in said.lower():
+            return Failure(f"the account has no quota left ({said})", "check the account's billing", retry=False)
+        return Failure(
+            "too many requests (HTTP 429)",
+            "lower the model's concurrency or raise its retries",
+            wait_s=_asked_wait(error),
+        )
+    if status >= 500:
+        return Failure(
+            f"the service failed (HTTP {status}: {said})",
+            "look at the server's log, or try again later",
+            wait_s=_asked_wait(error),
+        )
+    if status in (401, 403):
+        return Failure(
+            f"the key was refused (HTTP {status})",
+            "set the environment variable with the right key; `api_key_env` in the recipe names which",
+            retry=False,
+        )
+    if status == 402:
+        return Failure(f"the account cannot pay (HTTP 402: {said})", "check the account's billing", retry=False)
+    if status == 404:
+        return Failure(
+            f"unknown model or address (HTTP 404: {said})", "check the model's name and api_base", retry=False
+        )
+    about_schema = status in (400, 422) and any(word in said.lower() for word in _SCHEMA_WORDS)
+    return Failure(
+        f"the request was refused (HTTP {status}: {said})",
+        "change what the message names; a prompt that is too long needs shorter passages",
+        retry=False,
+        about_schema=about_schema,
+    )
+
+
+def _said(error: Exception, key: str | None) -> str:
+    """What a service said, without keys, on one line."""
+    text = " ".join(str(getattr(error, "message", "") or error).split())
+    if key and key != NO_KEY:
+        text = text.replace(key, SHOWN_INSTEAD)
+    text = redact(text)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
+
+
+def _is_connection(error: BaseException) -> bool:
+    import httpx
+
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError | httpx.TransportError) or str(current) == "Connection error.":
+            return True
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def _asked_wait(error: Exception) -> float | None:
+    """Seconds that a service asks to wait (`Retry-After`: seconds or a date), or None."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or getattr(
+        error, "litellm_response_headers", None
+    )
+    value = (headers or {}).get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def backoff_s(failures: int) -> float:
+    """Half a second, doubled with each failure, give or take half, so that callers do not return all at once."""
+    return min(FIRST_WAIT_S * 2.0**failures, 60.0) * random.uniform(0.5, 1.5)

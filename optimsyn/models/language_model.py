@@ -1,0 +1,249 @@
+"""A language model, wherever it runs: one way to call it, with cache, budget and honest failures."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.errors import BudgetError, ModelError, OptimsynError, ServiceError
+from optimsyn.models.loops import REQUESTS, run_sync
+from optimsyn.models.replies import Budget, Reply, ReplyCache
+from optimsyn.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    import dspy
+
+__all__ = ["Call", "LanguageModel", "load_language_model", "run_sync"]
+
+# A token is seldom shorter than this many characters of text; used only to set budget aside before a request.
+_CHARACTERS_PER_TOKEN = 2
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to a language model.
+
+    Attributes:
+        messages: Chat messages with `role` and `content`; a base model gets their contents, one after the other.
+        schema: JSON schema that the reply must follow; honoured where the model is `structured`.
+        schema_name: The schema's name, which some services show to the model.
+        temperature: None: the model's own from the recipe.
+        max_tokens: Longest reply in tokens; None: the model's own.
+        seed: Seed of the sampling, for services that take one. Calls that differ only in it get different replies.
+        stop: The reply ends before the first of these.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    schema: dict[str, Any] | None = None
+    schema_name: str = "reply"
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("a call needs at least one message")
+
+    @classmethod
+    def of(cls, prompt: str | Sequence[Mapping[str, str]], **parameters: Any) -> Call:
+        """A call with one user message, or with the given messages; `parameters` are this class's fields."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        return cls(messages=tuple(messages), **parameters)
+
+
+class LanguageModel(ABC):
+    """A language model of a recipe.
+
+    `complete` may be awaited on any event loop and from many tasks at once: `spec.concurrency` requests are under way,
+    the others wait. Equal calls under way at the same time are sent once.
+
+    Attributes:
+        spec: The model as the recipe describes it.
+        name: Its name in the recipe.
+        identity: What distinguishes it in the cache: name, weights, adapter; not the address where it is served.
+        chat: True for models that follow instructions in chat messages; False for base models, which want one plain
+            text with demonstrations to continue.
+        structured: True when a call's schema is sent to the service.
+        failure: The first error that stopped a call for good; libraries between here and a stage may swallow
+            errors, so whoever drives them asks this afterwards (`raise_failure`).
+    """
+
+    chat: bool = True
+    structured: bool = False
+
+    def __init__(self, spec: ModelSpec, cache: ReplyCache | None, budget: Budget | None, *, identity: str) -> None:
+        """Keeps what every kind of model has; concrete classes are made by `load_language_model`."""
+        self.spec = spec
+        self.name = spec.name
+        self.identity = identity
+        self.failure: OptimsynError | None = None
+        self._cache = cache
+        self._budget = budget
+        self._failures = 0
+        self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._places: asyncio.Semaphore | None = None
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that are under way at once; giving the model more of them only makes them wait."""
+        return self.spec.concurrency
+
+    @abstractmethod
+    async def _request(self, call: Call) -> Reply:
+        """Gets one reply from the service, retrying what is worth retrying; runs on the request loop.
+
+        Raises:
+            ServiceError: The service failed for good.
+            ModelError: A local model cannot answer.
+        """
+
+    def key(self, call: Call) -> str:
+        """The cache key of a call, in hex: equal for calls that ask this model for the same thing."""
+        return hashlib.sha256(json.dumps(self._asked(call), sort_keys=True).encode()).hexdigest()
+
+    async def complete(self, call: Call) -> Reply:
+        """Answers a call: from the cache, or from the service within the budget, and then into the cache.
+
+        Raises:
+            ServiceError: The service failed for good; everything bought so far is in the cache.
+            BudgetError: A cap of the recipe was reached; nothing was sent.
+            ModelError: A local model cannot be loaded or cannot take the call.
+        """
+        call = self._filled(call)
+        key = self.key(call)
+        if self._cache is not None and (kept := self._cache.get(key)) is not None:
+            return kept
+        return await REQUESTS.run(self._joined(key, call))
+
+    def complete_sync(self, call: Call) -> Reply:
+        """The same from synchronous code."""
+        return run_sync(self.complete(call))
+
+    def raise_failure(self) -> None:
+        """Raises the first failure of this model, if there was one, and forgets it."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def dspy_lm(self, *, temperature: float | None = None, max_tokens: int | None = None) -> dspy.LM:
+        """This model for DSPy programs; caching, retries and failures stay the ones of this object.
+
+        Args:
+            temperature: None: the recipe's.
+            max_tokens: Longest reply in tokens; None: the recipe's.
+        """
+        from optimsyn.models.dspy_bridge import make_lm
+
+        return make_lm(self, temperature=temperature, max_tokens=max_tokens)
+
+    async def aclose(self) -> None:  # noqa: B027 - most models hold nothing
+        """Lets go of connections and memory."""
+
+    def close(self) -> None:
+        """The same from synchronous code."""
+        run_sync(self.aclose())
+
+    async def _joined(self, key: str, call: Call) -> Reply:
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._bought(key, call))
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        # Shielded: a caller that gives up must not waste a request that is already being paid for.
+        return await asyncio.shield(task)
+
+    def _forget(self, key: str, task: asyncio.Task[Reply]) -> None:
+        self._under_way.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # marks it as seen, should every caller have given up
+
+    async def _bought(self, key: str, call: Call) -> Reply:
+        failures = self._failures
+        if self._places is None:
+            self._places = asyncio.Semaphore(self.concurrency)
+        async with self._places:
+            # A service that failed for good while this call waited would fail it the same way, only later.
+            if self._failures > failures and self.failure is not None:
+                raise self.failure
+            # An equal call may have been answered between this one's look into the cache and its turn.
+            if self._cache is not None and (kept := self._cache.get(key)) is not None:
+                return kept
+            try:
+                with nullcontext() if self._budget is None else self._budget.reserved(self._most_tokens(call)):
+                    reply = await self._request(call)
+                    # Kept before the reservation ends, so that the budget never loses sight of it.
+                    if self._cache is not None:
+                        self._cache.put(key, reply, self._asked(call))
+                    return reply
+            except (ServiceError, ModelError, BudgetError) as error:
+                self._failures += 1
+                if self.failure is None:
+                    self.failure = error
+                raise
+
+    def _filled(self, call: Call) -> Call:
+        update: dict[str, Any] = {}
+        if call.temperature is None:
+            update["temperature"] = self.spec.temperature
+        if call.max_tokens is None:
+            update["max_tokens"] = self.spec.max_tokens
+        return replace(call, **update) if update else call
+
+    def _asked(self, call: Call) -> dict[str, Any]:
+        filled = self._filled(call)
+        return {
+            "model": self.identity,
+            "messages": list(filled.messages),
+            "schema": filled.schema,
+            "temperature": filled.temperature,
+            "max_tokens": filled.max_tokens,
+            "seed": filled.seed,
+            "stop": list(filled.stop),
+        }
+
+    def _most_tokens(self, call: Call) -> int:
+        characters = sum(len(message["content"]) for message in call.messages)
+        return characters // _CHARACTERS_PER_TOKEN + (call.max_tokens or self.spec.max_tokens)
+
+
+def load_language_model(
+    spec: ModelSpec,
+    cache: ReplyCache | None = None,
+    *,
+    adapter: Path | None = None,
+    budget: Budget | None = None,
+) -> LanguageModel:
+    """The language model that a recipe names; nothing is loaded or sent before the first call.
+
+    Args:
+        spec: The model.
+        cache: Where replies are kept; None: nowhere.
+        adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
+            server.
+        budget: The run's cap.
+
+    Raises:
+        ModelError: An adapter was given for a model whose weights are not here.
+        ServiceError: The recipe names a variable for the key that is not set.
+    """
+    if spec.provider == "litellm":
+        if adapter is not None:
+            raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
+        from optimsyn.models.litellm_model import LiteLLMModel
+
+        return LiteLLMModel(spec, cache, budget)
+    if spec.provider == "embedded" and adapter is None:
+        from optimsyn.models.litellm_model import EmbeddedModel
+
+        return EmbeddedModel(spec, cache, budget)
+    from optimsyn.models.local_model import LocalModel
+
+    return LocalModel(spec, cache, budget, adapter=adapter)

@@ -1,0 +1,83 @@
+"""Background event loops: one that sends requests to models, and one for calls from synchronous code.
+
+HTTP clients and semaphores belong to the loop that first used them, while callers come from notebooks (whose own loop
+is running), from DSPy's threads and from asynchronous code. So every request is sent from one loop, whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """An event loop in a daemon thread, started when it is first used, anew after a fork."""
+
+    def __init__(self, name: str) -> None:
+        """A loop whose thread is called `name`."""
+        self._name = name
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop."""
+        with self._lock:
+            # Threads do not survive a fork; a child that uses models gets a loop of its own.
+            if self._loop is None or self._owner != os.getpid():
+                self._loop = asyncio.new_event_loop()
+                self._owner = os.getpid()
+                threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
+            return self._loop
+
+    def is_current(self) -> bool:
+        """Whether the calling code runs on this loop."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Awaits a coroutine on this loop from any other one (or from this one)."""
+        if self.is_current():
+            return await coroutine
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+    def run_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on this loop and blocks the calling thread, which must not be the loop's own."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C while waiting: do not leave the work running behind the person's back.
+            future.cancel()
+            raise
+
+
+REQUESTS = BackgroundLoop("optimsyn-requests")
+_CALLS = BackgroundLoop("optimsyn-calls")
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine to its end from synchronous code, also where an event loop is running already (as in Jupyter).
+
+    Context variables, which DSPy's settings are, go along. A call from inside a coroutine that is itself run by this
+    function gets a thread and a loop of its own.
+
+    Raises:
+        Exception: Whatever the coroutine raises.
+    """
+    if not _CALLS.is_current():
+        return _CALLS.run_sync(coroutine)
+    nested = BackgroundLoop("optimsyn-nested-call")
+    loop = nested.loop
+    try:
+        return nested.run_sync(coroutine)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
