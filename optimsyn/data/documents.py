@@ -82,12 +82,26 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
 
 
 def text_value(value: Any) -> str | None:
-    """The text of a cell: a string as it is, a list of strings joined by blank lines, None for anything else."""
+    """The text of a cell, with uniform line ends.
+
+    A string stays as it is, a list of texts is joined by blank lines, and a table (a list of rows of cells) is written
+    as lines of cells between bars. None for anything else.
+    """
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n")
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return "\n\n".join(item.replace("\r\n", "\n").replace("\r", "\n") for item in value)
-    return None
+    if not isinstance(value, list) or not value:
+        return None
+    if _is_table(value):
+        return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in value)
+    parts = [text_value(item) for item in value]
+    return None if any(part is None for part in parts) else "\n\n".join(part for part in parts if part)
+
+
+def _is_table(value: list[Any]) -> bool:
+    if not all(isinstance(row, list) and row for row in value) or len({len(row) for row in value}) != 1:
+        return False
+    # One row alone is a list of paragraphs inside a list, not a table.
+    return len(value) > 1 and all(isinstance(cell, str | int | float) for row in value for cell in row)
 
 
 def encodable(text: str) -> bool:

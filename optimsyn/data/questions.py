@@ -9,7 +9,7 @@ from optimsyn.data.dedup import overlap
 from optimsyn.data.losses import Loss
 from optimsyn.data.question_rows import Library, UnknownDocumentError, question_of
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import is_own_file, raise_problems, read_rows, sampled
+from optimsyn.data.sources import exploded, is_own_file, raise_problems, read_rows, sampled
 from optimsyn.data.splits import balanced_sample, split_by_group
 from optimsyn.errors import DataError
 from optimsyn.recipe import Questions, Source
@@ -142,7 +142,7 @@ def _read(
     problems: list[str],
 ) -> _Reading:
     own = is_own_file(source)
-    rows = sampled(read_rows(source, "questions.jsonl"), source.limit, seed)
+    rows = sampled(exploded(read_rows(source, "questions.jsonl"), source), source.limit, seed)
     reading = _Reading([], [])
     faults = []
     for row in rows:

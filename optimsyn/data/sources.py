@@ -19,6 +19,8 @@ from optimsyn.recipe import Source
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 EMBEDDED_PREFIX = "embedded:"
+# A mapping such as `choices: '=["yes", "no", "maybe"]'` gives every row the same value.
+LITERAL_PREFIX = "="
 _SHOWN_PROBLEMS = 20
 _T = TypeVar("_T")
 
@@ -116,6 +118,31 @@ def read_rows(source: Source, embedded_file: str = "documents.jsonl") -> list[Ro
         found = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
         raise DataError(f"{name}: no row has {wanted}; values there: {found}")
     return rows
+
+
+def exploded(rows: Sequence[Row], source: Source, field: str = "question") -> list[Row]:
+    """One row for each item where a row holds several (TAT-QA: a table with a list of questions).
+
+    When the column of `field` is a list, every field that the recipe maps from the same nested column is dealt out with
+    it, item by item; all other fields are the same for each.
+    """
+    parent = source.columns.get(field, field).partition(".")[0]
+    beside = [ours for ours, theirs in source.columns.items() if theirs.partition(".")[0] == parent]
+    single: list[Row] = []
+    for row in rows:
+        items = row.values.get(field)
+        if not isinstance(items, list) or not items:
+            single.append(row)
+            continue
+        for number, item in enumerate(items):
+            values = {**row.values, field: item}
+            for name in beside:
+                dealt = row.values.get(name)
+                if isinstance(dealt, list) and len(dealt) == len(items):
+                    values[name] = dealt[number]
+            values = {name: value for name, value in values.items() if value is not None}
+            single.append(Row(f"{row.where}, {field} {number + 1}", f"{row.key}.{number + 1}", values))
+    return single
 
 
 def decode(data: bytes, where: str) -> str:
@@ -243,6 +270,8 @@ def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str
 def _check_columns(name: str, source: Source, known: set[str]) -> None:
     for field, mapping in (("columns", source.columns), ("where", {k: k for k in source.where})):
         for ours, theirs in mapping.items():
+            if field == "columns" and theirs.startswith(LITERAL_PREFIX):
+                continue
             for column in [theirs] if theirs in known else [part.strip() for part in theirs.split(",")]:
                 if column not in known and column.split(".")[0] not in known:
                     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
@@ -257,7 +286,9 @@ def _mapped(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 
 def _column(row: dict[str, Any], name: str) -> Any:
-    """The value of a column; `a,b` makes a list out of several columns."""
+    """The value of a column; `a,b` makes a list out of several columns, `=value` is the value itself."""
+    if name.startswith(LITERAL_PREFIX):
+        return name.removeprefix(LITERAL_PREFIX).strip()
     if name in row or "," not in name:
         return _reach(row, name)
     parts = [_reach(row, part.strip()) for part in name.split(",")]

