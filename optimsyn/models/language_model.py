@@ -69,15 +69,9 @@ class LanguageModel(ABC):
         spec: The model as the recipe describes it.
         name: Its name in the recipe.
         identity: What distinguishes it in the cache: name, weights, adapter; not the address where it is served.
-        chat: True for models that follow instructions in chat messages; False for base models, which want one plain
-            text with demonstrations to continue.
-        structured: True when a call's schema is sent to the service.
         failure: The first error that stopped a call for good; libraries between here and a stage may swallow
             errors, so whoever drives them asks this afterwards (`raise_failure`).
     """
-
-    chat: bool = True
-    structured: bool = False
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None, budget: Budget | None, *, identity: str) -> None:
         """Keeps what every kind of model has; concrete classes are made by `load_language_model`."""
@@ -90,6 +84,16 @@ class LanguageModel(ABC):
         self._failures = 0
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._places: asyncio.Semaphore | None = None
+
+    @property
+    def chat(self) -> bool:
+        """True for models that follow chat messages, False for base models, which continue one plain text."""
+        return True
+
+    @property
+    def structured(self) -> bool:
+        """True when a call's schema is sent to the service, so that the reply follows it."""
+        return False
 
     @property
     def concurrency(self) -> int:

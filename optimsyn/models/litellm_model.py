@@ -45,7 +45,7 @@ class LiteLLMModel(LanguageModel):
         self._schema_refused = False
 
     @property
-    def structured(self) -> bool:  # type: ignore[override]
+    def structured(self) -> bool:
         """Whether schemas are sent: as the recipe says, else until the service refuses one."""
         if self.spec.structured_output is not None:
             return self.spec.structured_output
@@ -166,8 +166,6 @@ class LiteLLMModel(LanguageModel):
 class EmbeddedModel(LiteLLMModel):
     """The embedded model behind its shared server, started with the first call if none is running."""
 
-    chat = False
-
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None) -> None:
         """A model whose server is not asked for yet."""
         super().__init__(spec, cache, budget)
@@ -177,7 +175,12 @@ class EmbeddedModel(LiteLLMModel):
         self._server: tuple[str, str] | None = None
 
     @property
-    def structured(self) -> bool:  # type: ignore[override]
+    def chat(self) -> bool:
+        """A base model: it wants one plain text to continue."""
+        return False
+
+    @property
+    def structured(self) -> bool:
         """The server constrains replies to a schema, unless the recipe turns that off."""
         return self.spec.structured_output is not False
 
