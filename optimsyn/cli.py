@@ -1,0 +1,239 @@
+"""The command line: doctor, validate, preview, run, new.
+
+Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+import optimsyn
+from optimsyn.errors import OptimsynError, RecipeError
+from optimsyn.redaction import redact
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optimsyn.preflight import Preflight
+    from optimsyn.recipe import Recipe
+    from optimsyn.runs.folder import Run
+
+FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="optimsyn",
+    help="Synthetic question-answer data, guided by its influence on a target model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that comes with optimsyn.")
+]
+RootOption = Annotated[Path, typer.Option("--root", help="Folder of the run folders.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"optimsyn {optimsyn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and what it lacks."""
+    from optimsyn.doctor import diagnose, report
+
+    console = _console()
+    with console.status("Looking at this machine …"):
+        findings = list(diagnose())
+    console.print(report(findings))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def validate(recipe: RecipeArgument) -> None:
+    """Check files, questions, keys, models and memory."""
+    from optimsyn.preflight import validate as check
+
+    console = _console()
+    loaded = _load(recipe)
+    found = check(loaded)
+    _show_preflight(found, console)
+    found.raise_if_refused()
+    counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
+    console.print(f"{loaded.name}: nothing would stop it" + (f" ({counts})" if counts else ""), highlight=False)
+
+
+@app.command()
+def preview(
+    recipe: RecipeArgument,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, max=20, help="How many pairs to show.")] = 3,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Show a few pairs with rubric and influence first."""
+    from optimsyn.runs.runner import embedded_server
+
+    console = _console()
+    run_ = _open(recipe, root, console)
+    with run_.lock(), console.status("Writing and scoring a few pairs …"), embedded_server(run_):
+        from optimsyn.stages.preview import preview as make
+
+        result = make(run_, pairs)
+    console.print(result)
+    console.print(f"The replies are kept: `optimsyn run {recipe}` begins with them.", highlight=False)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    root: RootOption = Path("runs"),
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")
+    ] = None,
+) -> None:
+    """Run a recipe, or continue it where it stopped.
+
+    Finished stages are skipped and no reply is bought twice. The last line of the output is the run folder.
+    """
+    from optimsyn.runs.manifest import STAGES
+    from optimsyn.runs.resources import notebook_name
+    from optimsyn.runs.runner import run_stages
+
+    until = stage or STAGES[-1]
+    notebook_name(until)
+    console = _console()
+    run_ = _open(recipe, root, console)
+    console.print(f"Run [bold]{run_.name}[/]", highlight=False)
+    run_stages(run_, console, until=until)
+    if run_.done(STAGES[-1]):
+        _show_end(run_, console)
+    console.print(str(run_.folder), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def new(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes with optimsyn.")],
+    path: Annotated[Path | None, typer.Argument(help="The file to write; without it, RECIPE.yaml here.")] = None,
+) -> None:
+    """Copy a recipe that comes with optimsyn, to change it.
+
+    Name your own documents, questions and models in the copy.
+    """
+    from optimsyn.runs.resources import find_recipe
+
+    source = find_recipe(recipe)
+    target = path if path is not None else Path(f"{source.stem}.yaml")
+    if target.exists():
+        raise OptimsynError(f"{target}: exists already; give another file name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _load(name: str) -> Recipe:
+    from optimsyn.recipe import Recipe
+    from optimsyn.runs.resources import find_recipe
+
+    return Recipe.load(find_recipe(name))
+
+
+def _open(name: str, root: Path, console: Console) -> Run:
+    """The run of a recipe, after everything about it has been checked."""
+    from optimsyn.preflight import validate as check
+    from optimsyn.runs.folder import Run
+
+    recipe = _load(name)
+    found = check(recipe)
+    _show_preflight(found, console)
+    found.raise_if_refused()
+    return Run.open(recipe, root)
+
+
+def _show_preflight(found: Preflight, console: Console) -> None:
+    for warning in found.warnings:
+        console.print(f"[yellow]note:[/] {_escaped(warning)}", highlight=False)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(redact(text))
+
+
+def _show_end(run_: Run, console: Console) -> None:
+    """The summary of a finished run: what each learning stage brought, the evaluation, and where everything is."""
+    from optimsyn.runs.estimate import clock
+    from optimsyn.stages.result import StageResult
+
+    for stage in ("optimize_prompt", "train_policy", "synthesize", "evaluate"):
+        console.print()
+        console.print(StageResult.load(run_, stage))
+    manifest = run_.manifest
+    seconds = sum(record.seconds or 0.0 for record in manifest.stages)
+    cost = manifest.cost
+    console.print()
+    console.print(
+        f"Time {clock(seconds)}; {cost.replies} replies, {cost.input_tokens + cost.output_tokens} tokens, "
+        f"{cost.cost_usd:.2f} US dollars.",
+        highlight=False,
+    )
+    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
+        console.print(f"{what:<10} {run_.path(name)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    """Lets a terminated run end like an interrupted one: the server is closed, the manifest says why."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Runs the command line and turns errors into messages and exit codes."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _on_signal)
+    try:
+        app()
+    except RecipeError as error:
+        _fail(error, WRONG_RECIPE)
+    except OptimsynError as error:
+        _fail(error, FAILED)
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:
+            sys.stderr.write("\nInterrupted; everything so far is kept, the same command continues.\n")
+        raise
+    except Exception:  # noqa: BLE001 (shown whole, only without secrets: even a bug must not print a key)
+        sys.stderr.write(redact(traceback.format_exc()))
+        sys.exit(FAILED)
+
+
+def _fail(error: OptimsynError, code: int) -> NoReturn:
+    sys.stderr.write(f"{type(error).__name__}: {redact(str(error))}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
