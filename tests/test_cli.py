@@ -1,0 +1,99 @@
+"""The command line: exit codes, messages, and how fast it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs_helpers import tiny_recipe
+
+
+def optimsyn(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "optimsyn.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **variables},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_lists_the_verbs() -> None:
+    shown = optimsyn("--help")
+    assert shown.returncode == 0
+    for verb in ("doctor", "validate", "preview", "run", "new"):
+        assert verb in shown.stdout
+    assert optimsyn("--version").stdout.startswith("optimsyn ")
+
+
+@pytest.mark.parametrize(
+    "code", ["import optimsyn", "import sys; sys.argv = ['optimsyn', '--help']; import optimsyn.cli"]
+)
+def test_import_is_light(code: str) -> None:
+    heavy = {"torch", "transformers", "trl", "dspy", "litellm", "datasets", "pandas", "matplotlib", "papermill"}
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert not heavy & set(found.stdout.split())
+
+
+def test_help_takes_less_than_a_second() -> None:
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        optimsyn("--help")
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 1.0
+
+
+def test_wrong_recipe_has_its_own_exit_code(tmp_path: Path) -> None:
+    missing = optimsyn("validate", "quickstrt")
+    assert missing.returncode == 2
+    assert "did you mean `quickstart`" in missing.stderr
+    path = tmp_path / "mine.yaml"
+    path.write_text(tiny_recipe().to_yaml().replace("guiding_text:", "guidingtext:"))
+    wrong = optimsyn("validate", str(path))
+    assert wrong.returncode == 2
+    assert "did you mean `guiding_text`" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_run_refuses_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    changed = tiny_recipe(documents={"source": "nowhere.jsonl"})
+    path.write_text(changed.to_yaml())
+    refused = optimsyn("run", str(path), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "nowhere.jsonl" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+    unknown = optimsyn("run", str(path), "--stage", "sinthesize", cwd=tmp_path)
+    assert unknown.returncode == 1
+    assert "did you mean `synthesize`" in unknown.stderr
+
+
+def test_validate_quickstart() -> None:
+    good = optimsyn("validate", "quickstart")
+    assert good.returncode == 0, good.stderr
+    assert "nothing would stop it" in good.stdout
+
+
+def test_new_copies_a_recipe_once(tmp_path: Path) -> None:
+    assert optimsyn("new", "quickstart", "mine.yaml", cwd=tmp_path).returncode == 0
+    assert "name: quickstart" in (tmp_path / "mine.yaml").read_text()
+    again = optimsyn("new", "quickstart", "mine.yaml", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+
+
+def test_secrets_stay_out_of_messages(tmp_path: Path) -> None:
+    secret = "sk-abcdefghijklmnop"
+    shown = optimsyn("validate", str(tmp_path / f"{secret}.yaml"), TEST_API_KEY=secret)
+    assert shown.returncode == 2
+    assert secret not in shown.stderr + shown.stdout
+    assert "[redacted]" in shown.stderr

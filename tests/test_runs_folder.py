@@ -1,0 +1,141 @@
+"""Run folders: what the manifest says after success, failure and interruption, and who may work on a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs_helpers import tiny_recipe
+
+from optimsyn.errors import RecipeError, StageError
+from optimsyn.recipe import Recipe
+from optimsyn.runs import STAGES, Run
+from optimsyn.runs.estimate import clock, earlier_seconds, seconds_left
+from optimsyn.runs.resources import find_recipe, notebook_name, notebook_path
+
+
+def test_open_writes_a_recipe_that_loads_equal(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    run = Run.open(recipe, tmp_path)
+    assert run.folder == tmp_path / f"tiny-{recipe.fingerprint}"
+    assert Run.load(run.folder).recipe == recipe
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert [stage["name"] for stage in manifest["stages"]] == list(STAGES)
+    assert manifest["seeds"] == {"recipe": 0}
+    assert manifest["versions"]["python"]
+    assert manifest["cost"]["cost_usd"] == 0
+
+
+def test_limits_may_change_between_starts_but_results_may_not(tmp_path: Path) -> None:
+    first = Run.open(tiny_recipe(), tmp_path)
+    again = Run.open(tiny_recipe(limits={"cost_usd": 3}), tmp_path)
+    assert again.folder == first.folder
+    assert Run.load(first.folder).recipe.limits.cost_usd == 3
+    assert Run.open(tiny_recipe(seed=1), tmp_path).folder != first.folder
+
+
+def test_stage_finishes_once(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+    with run.stage("prepare") as stage:
+        assert not stage.finished
+        assert run.manifest.stage("prepare").status == "running"
+        stage.progress(1, 4, "documents")
+        assert run.progress() is not None
+        stage.note(passages=4)
+    record = run.manifest.stage("prepare")
+    assert (record.status, record.attempts, record.notes) == ("finished", 1, {"passages": 4})
+    assert run.progress() is None
+    with run.stage("prepare") as stage:
+        assert stage.finished
+    assert run.manifest.stage("prepare").attempts == 1
+
+
+def test_failure_and_interruption_are_told_and_can_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANY_API_KEY", "sk-0123456789")
+    run = Run.open(tiny_recipe(), tmp_path)
+    with pytest.raises(ValueError, match="boom"), run.stage("prepare"):
+        raise ValueError("boom with sk-0123456789")
+    record = run.manifest.stage("prepare")
+    assert record.status == "failed"
+    assert record.error == "ValueError: boom with [redacted]"
+    with pytest.raises(KeyboardInterrupt), run.stage("prepare"):
+        raise KeyboardInterrupt
+    assert run.manifest.stage("prepare").status == "interrupted"
+    with run.stage("prepare"):
+        pass
+    record = run.manifest.stage("prepare")
+    assert (record.status, record.attempts, record.error) == ("finished", 3, None)
+
+
+def test_stages_keep_their_order(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+    with pytest.raises(StageError, match="needs prepare"), run.stage("warm_up"):
+        pass
+    with pytest.raises(StageError, match="there is no stage 'warmup'"), run.stage("warmup"):
+        pass
+    with pytest.raises(StageError, match="did you mean `warm_up`"):
+        notebook_name("warmup")
+
+
+def test_a_second_process_is_refused_by_name(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+    code = (
+        "import sys\nfrom optimsyn.runs import Run\nrun = Run.load(sys.argv[1])\n"
+        "with run.lock(), run.stage('prepare'):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StageError, match=rf"being run already by process {other.pid}"), run.lock():
+            pass
+        with pytest.raises(StageError, match="another process works on it"), run.stage("prepare"):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with run.lock(), run.stage("prepare"):
+        pass
+    assert run.manifest.stage("prepare").attempts == 2
+
+
+def test_load_names_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="not a run folder"):
+        Run.load(tmp_path)
+    run = Run.open(tiny_recipe(), tmp_path)
+    (run.folder / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(StageError, match=r"manifest.json: recipe: "):
+        run.done("prepare")
+
+
+def test_estimates(tmp_path: Path) -> None:
+    earlier = Run.open(tiny_recipe(seed=1), tmp_path)
+    with earlier.stage("prepare"):
+        pass
+    with earlier._manifest.change() as manifest:
+        manifest.stage("prepare").seconds = 30.0
+    run = Run.open(tiny_recipe(), tmp_path)
+    known = earlier_seconds(run)
+    assert known == {"prepare": 30.0}
+    assert seconds_left(run, "prepare", 10, known) == 20
+    assert seconds_left(run, "warm_up", 10, known) is None
+    (run.folder / ".progress.json").write_text(
+        json.dumps({"stage": "warm_up", "done": 2, "total": 6, "what": "pairs", "seconds": 10.0})
+    )
+    assert seconds_left(run, "warm_up", 10, known) == 20
+    assert [clock(7), clock(750), clock(3723)] == ["0:07", "12:30", "1:02:03"]
+
+
+def test_shipped_recipes_and_notebooks_are_found() -> None:
+    assert Recipe.load(find_recipe("quickstart")).name == "quickstart"
+    with pytest.raises(RecipeError, match="did you mean `quickstart`"):
+        find_recipe("quickstrt")
+    for stage in STAGES:
+        assert notebook_path(stage).is_file()
