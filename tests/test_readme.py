@@ -1,0 +1,45 @@
+"""What the README shows is accepted by what it is about."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from optimsyn.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_recipe_is_valid() -> None:
+    (block,) = _blocks("yaml")
+    recipe = Recipe.parse(yaml.safe_load(block))
+    assert recipe.models.generator.provider == "litellm"
+    assert recipe.models.target.provider == "local"
+
+
+def test_the_python_names_exist() -> None:
+    (block,) = _blocks("python")
+    names = re.search(r"from optimsyn import (.*)", block)
+    assert names is not None
+    import optimsyn
+
+    for name in names[1].split(", "):
+        assert name in optimsyn.__all__
+    compile(block, "README.md", "exec")
+
+
+def test_files_and_make_targets_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for name in re.findall(r"copy a recipe: (.*)", README)[0].split(", "):
+        assert (ROOT / "recipes" / f"{name}.yaml").is_file(), name
