@@ -11,7 +11,7 @@ from optimsyn.errors import StageError
 if TYPE_CHECKING:
     from optimsyn.training.evaluation import QuestionRow
 
-UNTUNED = "untuned"
+UNTUNED = "target"
 """Name of the target as it came, the variant that every other one is compared with."""
 
 # Resampled indices held in memory at once; 32 MB of int64.
