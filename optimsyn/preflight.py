@@ -215,8 +215,8 @@ def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
         cut += whole > longest
     if cut:
         found.warnings.append(
-            f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a context "
-            f"that is cut to fit {longest} tokens"
+            f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "
+            f"context that is cut to fit {longest} tokens"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.sources import EMBEDDED_PREFIX, Row, is_own_file, raise_problems, read_rows, resolve, sampled
-from optimsyn.data.text import normalized
+from optimsyn.data.text import kind_of, normalized
 from optimsyn.recipe import Documents
 
 _ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")
@@ -131,7 +131,7 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], problems: list
             missing += 1
             reason = "has no `text`"
         elif text is None:
-            reason = f"`text` is a {type(values['text']).__name__}, it must be text"
+            reason = f"`text` is {kind_of(values['text'])}, it must be text"
         elif not text.strip():
             reason = "`text` is empty"
         elif not encodable(text):

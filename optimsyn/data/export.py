@@ -136,8 +136,8 @@ def dataset_card(
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {recipe.name}",
-        f"{recipe.description}\n\nQuestion-answer pairs written by a language model from source texts with optimsyn, and "
-        "chosen by their gradient influence on expert validation questions. They are synthetic and were checked "
+        f"{recipe.description}\n\nQuestion-answer pairs written by a language model from source texts with optimsyn, "
+        "and chosen by their gradient influence on expert validation questions. They are synthetic and were checked "
         "by rules, not by people.",
         _table(("what", "value"), facts),
         "## How rows were lost\n\n" + _table(("candidates", "count"), [(k, str(v)) for k, v in losses.items()]),
@@ -145,8 +145,8 @@ def dataset_card(
         "## Columns\n\n"
         "`messages` (chat), `prompt` and `completion` (plain) say the same and are what a model is trained on. "
         "`document_id`, `passage_id`, `char_start` and `char_end` locate the passage, `quote` the sentence that the "
-        "answer rests on. `variant`, `generator`, `rubric_model`, `guiding_text`, `rubric` and `seed` tell how the pair "
-        "was written; `influence`, `influence_by_subtask`, `gradient_norm`, `loss` and `reward` what the target said.",
+        "answer rests on. `variant`, `generator`, `rubric_model`, `guiding_text`, `rubric` and `seed` tell how the "
+        "pair was written; `influence`, `influence_by_subtask`, `gradient_norm`, `loss` and `reward` what the target said.",
         "## Licence\n\n" + _licence(documents),
     ]
     return "\n\n".join(parts) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ def _converted(converter: Any, path: Path) -> str:
     logging.getLogger("pdfminer").setLevel(logging.ERROR)
     if path.stat().st_size == 0:
         return ""
+    # A broken Word file would come back as plain text: its compressed bytes.
+    if path.suffix.lower() == ".docx" and not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: is no whole .docx file (torn, or locked by a password); save it anew or remove it")
+    if path.suffix.lower() == ".pdf" and b"%PDF" not in path.read_bytes()[:1024]:
+        raise DataError(f"{path}: is no PDF file; save it anew or remove it")
     try:
         return str(converter.convert_local(path).text_content)
     except MarkItDownException as error:

@@ -15,7 +15,7 @@ from optimsyn.data.documents import encodable, label_value, text_value
 from optimsyn.data.excerpt import excerpt
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import Row
-from optimsyn.data.text import normalized
+from optimsyn.data.text import kind_of, normalized
 from optimsyn.errors import DataError
 
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
@@ -119,7 +119,7 @@ def _required_text(values: Mapping[str, Any], field: str) -> str:
             f"{{{field}: their_column}}`)"
         )
     if not isinstance(value, str):
-        raise DataError(f"`{field}` is a {type(value).__name__}, it must be text")
+        raise DataError(f"`{field}` is {kind_of(value)}, it must be text")
     if not value.strip():
         raise DataError(f"`{field}` is empty")
     return value.strip()
@@ -140,7 +140,7 @@ def _written(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"an answer or option is a {type(value).__name__}, it must be text")
+        raise DataError(f"an answer or option is {kind_of(value)}, it must be text")
     return value.strip()
 
 
@@ -154,10 +154,10 @@ def _list(value: Any, field: str) -> list[Any]:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError):
                 raise DataError(f'`{field}` is not valid JSON; write a list as ["first", "second"]') from None
-    if isinstance(value, dict):
-        value = value.get("text")
+    if isinstance(value, dict) and "text" in value:
+        value = value["text"]
     if not isinstance(value, list | tuple):
-        raise DataError(f'`{field}` is a {type(value).__name__}, it must be a list (in CSV: ["first", "second"])')
+        raise DataError(f'`{field}` is {kind_of(value)}, it must be a list (in CSV: ["first", "second"])')
     return [item.get("text") if isinstance(item, dict) else item for item in value]
 
 

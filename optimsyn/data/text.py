@@ -11,6 +11,22 @@ _WORDS = re.compile(r"\w+", re.UNICODE)
 # table rule, a base64 blob. It counts as several words, so that passages stay passages.
 _LONGEST_WORD = 24
 _CHARS_A_WORD = 6
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (str, "text"),
+    ((list, tuple), "a list"),
+    (dict, "an object"),
+    (type(None), "empty"),
+)
+
+
+def kind_of(value: object) -> str:
+    """What a wrong cell is, in a person's words: `a number`, `a list` ..."""
+    for kinds, name in _KINDS:
+        if isinstance(value, kinds):
+            return name
+    return f"a {type(value).__name__}"
 
 
 def normalized(text: str) -> str:
