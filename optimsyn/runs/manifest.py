@@ -18,6 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from optimsyn import __version__
 from optimsyn.data.jsonl import write_text
 from optimsyn.errors import StageError
 from optimsyn.recipe import Recipe
@@ -37,7 +38,6 @@ STAGES: tuple[Stage, ...] = (
 
 # The packages whose version can change a result.
 _RECORDED_PACKAGES = (
-    "optimsyn",
     "torch",
     "transformers",
     "peft",
@@ -59,7 +59,7 @@ def now() -> str:
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python, the platform and every package that can change a result."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"python": platform.python_version(), "platform": platform.platform(), "optimsyn": __version__}
     for name in _RECORDED_PACKAGES:
         try:
             found[name] = version(name)
