@@ -146,7 +146,8 @@ def dataset_card(
         "`messages` (chat), `prompt` and `completion` (plain) say the same and are what a model is trained on. "
         "`document_id`, `passage_id`, `char_start` and `char_end` locate the passage, `quote` the sentence that the "
         "answer rests on. `variant`, `generator`, `rubric_model`, `guiding_text`, `rubric` and `seed` tell how the "
-        "pair was written; `influence`, `influence_by_subtask`, `gradient_norm`, `loss` and `reward` what the target said.",
+        "pair was written; `influence`, `influence_by_subtask`, `gradient_norm`, `loss` and `reward` what the target "
+        "said.",
         "## Licence\n\n" + _licence(documents),
     ]
     return "\n\n".join(parts) + "\n"

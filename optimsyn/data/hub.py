@@ -16,7 +16,7 @@ def read_hub(source: Source) -> Iterator[dict[str, Any]]:
         DataError: The dataset, its configuration or split does not exist, is gated, or cannot be reached.
     """
     from datasets import get_dataset_config_names, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from datasets.utils.logging import disable_progress_bar
 
     assert source.hub is not None
@@ -47,6 +47,8 @@ def read_hub(source: Source) -> Iterator[dict[str, Any]]:
             configs = ", ".join(get_dataset_config_names(name, revision=source.revision)[:20])
             raise DataError(f"{name}: set `config` to one of: {configs}") from error
         raise DataError(f"{name}: split {source.split!r}, config {source.config!r}: {message}") from error
+    except (DatasetsError, FileNotFoundError) as error:
+        raise DataError(f"{name}: cannot be read ({type(error).__name__}: {_first_line(error)})") from error
     yield from (dict(row) for row in rows)
 
 
