@@ -185,22 +185,12 @@ def _escaped(text: str) -> str:
 
 
 def _show_end(run_: Run, console: Console) -> None:
-    """The summary of a finished run: what each learning stage brought, the evaluation, and where everything is."""
-    from optimsyn.runs.estimate import clock
-    from optimsyn.stages.result import StageResult
+    """The summary of a finished run, and where its picture, dataset and notebooks are."""
+    from optimsyn.display.summary import Summary
 
-    for stage in ("optimize_prompt", "train_policy", "synthesize", "evaluate"):
-        console.print()
-        console.print(StageResult.load(run_, stage))
-    manifest = run_.manifest
-    seconds = sum(record.seconds or 0.0 for record in manifest.stages)
-    cost = manifest.cost
     console.print()
-    console.print(
-        f"Time {clock(seconds)}; {cost.replies} replies, {cost.input_tokens + cost.output_tokens} tokens, "
-        f"{cost.cost_usd:.2f} US dollars.",
-        highlight=False,
-    )
+    console.print(Summary.read(run_.folder))
+    console.print()
     for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
         console.print(f"{what:<10} {run_.path(name)}", highlight=False, markup=False, soft_wrap=True)
 
