@@ -114,7 +114,7 @@ def _check_files(recipe: Recipe, found: Preflight) -> None:
 
 def _check_data(recipe: Recipe, found: Preflight) -> None:
     documents = _read_documents(recipe, found)
-    sets = _read_questions(recipe, documents.documents + documents.repeats if documents is not None else None, found)
+    sets = _read_questions(recipe, documents.library if documents is not None else None, found)
     if documents is not None and not documents.problems:
         _check_documents(recipe, documents.documents, found)
     if sets is not None and not sets.problems:
@@ -201,6 +201,7 @@ def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
         found.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
     longest = recipe.models.target.max_length
     cut = 0
+    perhaps: list[str] = []
     for question in [*sets.validation, *sets.test]:
         least, likely, whole = _token_bounds(question)
         if least > longest:
@@ -209,10 +210,13 @@ def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
                 f"models.target.max_length = {longest}; raise it or remove the question"
             )
         elif likely > longest:
-            found.warnings.append(
-                f"question {question.id!r} may take {likely} tokens, more than models.target.max_length = {longest}"
-            )
-        cut += whole > longest
+            perhaps.append(question.id)
+        cut += question.context is not None and whole > longest
+    if perhaps:
+        found.warnings.append(
+            f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any context "
+            f"({', '.join(perhaps[:3])}{' ...' if len(perhaps) > 3 else ''})"
+        )
     if cut:
         found.warnings.append(
             f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "

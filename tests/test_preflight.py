@@ -299,3 +299,13 @@ def test_domain_recipes_are_valid_and_name_hub_models_and_datasets(name: str, mo
         monkeypatch.setenv(names[0], "k" * 20)
     found = validate(recipe, deep=False)
     assert found.problems == []
+
+
+def test_questions_that_may_not_fit_are_one_warning(tmp_path: Path) -> None:
+    rows = [{"id": f"q{i}", "question": f"Q{i}? " + "consequently " * 20, "answer": "x"} for i in range(6)]
+    write_lines(tmp_path / "questions.jsonl", rows)
+    found = validate(recipe_of(tmp_path, models={"target": {"name": "embedded", "max_length": 64}}))
+    assert found.problems == []
+    told = [line for line in found.warnings if "without any context" in line]
+    assert len(told) == 1
+    assert "6 questions may be longer than 64 tokens" in told[0]

@@ -30,6 +30,22 @@ class DocumentSet:
     losses: list[Loss]
     problems: list[str]
 
+    @property
+    def library(self) -> list[Document]:
+        """All documents that open-book questions may name, whether or not pairs are made from them."""
+        return [*self.documents, *self.repeats]
+
+
+def load_document_set(config: Documents) -> DocumentSet:
+    """All documents of a recipe with what was lost on the way; `load_documents` for who only wants the documents.
+
+    Raises:
+        DataError: As for `load_documents`.
+    """
+    found = read_documents(config)
+    raise_problems(found.problems)
+    return found
+
 
 def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
     """The documents of a recipe.
@@ -49,10 +65,9 @@ def load_documents(config: Documents, seed: int, *, everything: bool = False) ->
     Raises:
         DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
     """
-    found = read_documents(config)
-    raise_problems(found.problems)
+    found = load_document_set(config)
     if everything:
-        return [*found.documents, *found.repeats]
+        return found.library
     return sampled(found.documents, config.source.limit, seed)
 
 
