@@ -214,8 +214,8 @@ def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
         cut += question.context is not None and whole > longest
     if perhaps:
         found.warnings.append(
-            f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any context "
-            f"({', '.join(perhaps[:3])}{' ...' if len(perhaps) > 3 else ''})"
+            f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any "
+            f"context ({', '.join(perhaps[:3])}{' ...' if len(perhaps) > 3 else ''})"
         )
     if cut:
         found.warnings.append(
