@@ -1,0 +1,1 @@
+"""Documents, passages, questions, splits, the sample format and the export."""

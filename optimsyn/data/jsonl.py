@@ -33,13 +33,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Writes one JSON object a line, atomically."""
-    lines = (row.model_dump_json() if isinstance(row, BaseModel) else json.dumps(row, ensure_ascii=False) for row in rows)
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join(_line(row) + "\n" for row in rows))
 
 
 def append_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Appends rows durably; a torn last line of a killed writer is closed first, so it can never eat a good row."""
-    lines = [row.model_dump_json() if isinstance(row, BaseModel) else json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [_line(row) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():
@@ -53,10 +52,15 @@ def append_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None
         os.fsync(file.fileno())
 
 
+def _line(row: BaseModel | dict[str, Any]) -> str:
+    return row.model_dump_json() if isinstance(row, BaseModel) else json.dumps(row, ensure_ascii=False)
+
+
 def iter_json(path: Path, *, tolerate_torn: bool = False) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
     Args:
+        path: The file.
         tolerate_torn: Skip lines that are not JSON: the file is a ledger whose writer may have been killed.
 
     Raises:

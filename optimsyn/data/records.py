@@ -130,10 +130,10 @@ class Pair(Record):
 
 
 class Sample(Record):
-    """What the target model is trained or scored on: a prompt without its answer, and the answer.
+    r"""What the target model is trained or scored on: a prompt without its answer, and the answer.
 
     Attributes:
-        prompt: Plain-format prompt that ends right before the answer ("...\\nAnswer:").
+        prompt: Plain-format prompt that ends right before the answer ("...\nAnswer:").
         completion: The answer, with the leading space of the plain format (" 1869").
         messages: The same as chat: one user message and one assistant message, for targets with a chat template.
         subtask: Subtask of the question that it came from ("" for pairs).
