@@ -52,6 +52,8 @@ class Target:
         }
         if not self.parameters:
             raise ModelError(f"target {name!r} has no trainable parameter; give it a LoRA or unfreeze a linear layer")
+        # By name and as of now: adapters that somebody adds later are no part of the target's identity.
+        self._frozen = [key for key, _ in model.named_parameters() if key not in self.parameters]
         self.device = next(iter(model.parameters())).device
         self._pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         self._loss = LabelLoss(self.causal)
@@ -309,7 +311,9 @@ class Target:
         """
         if self._base is None:
             digest = hashlib.sha256(f"{self.max_length}".encode())
-            for name, parameter in self.model.named_parameters():
+            everything = dict(self.model.named_parameters())
+            for name in [*self.parameters, *self._frozen]:
+                parameter = everything[name]
                 digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
                 if name not in self.parameters:
                     flat = parameter.detach().flatten()
