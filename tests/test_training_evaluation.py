@@ -104,10 +104,11 @@ def test_result_does_not_depend_on_the_batch_size_or_the_order() -> None:
         assert left["prediction"] == right["prediction"]
 
 
-def test_logits_are_computed_in_bounded_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = make_target()
+@pytest.mark.parametrize("bound", ["_LOGITS_AT_ONCE", "_TOKENS_AT_ONCE"])
+def test_options_are_scored_in_bounded_chunks(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_target("gemma")
     whole = evaluate(target, QUESTIONS, CONFIG)
-    monkeypatch.setattr("optimsyn.training.likelihood._LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(f"optimsyn.training.likelihood.{bound}", 1)
     assert [row["loss"] for row in evaluate(target, QUESTIONS, CONFIG)] == pytest.approx(
         [row["loss"] for row in whole], abs=1e-4
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Logits held at once, in numbers: with a vocabulary of 262,144 these are 256 positions and 256 MB in float32.
 _LOGITS_AT_ONCE = 2**26
+# Tokens whose keys and values are held at once for the options of multiple-choice questions.
+_TOKENS_AT_ONCE = 2**14
 
 
 class Item(NamedTuple):
@@ -89,7 +91,7 @@ class AnswerScorer:
         prefix = self._read([item.prompt for item in items], cached=self.shares_prefix)
         flat = [(row, option) for row, item in enumerate(items) for option in item.options]
         scores: list[list[float]] = [[] for _ in items]
-        for chunk in self._chunks(flat, prefix.logits.shape[-1]):
+        for chunk in _chunks(flat, prefix.ids.shape[1], prefix.logits.shape[-1]):
             rows, options = [row for row, _ in chunk], [option for _, option in chunk]
             for row, score in zip(rows, self._likelihoods(prefix, rows, options), strict=True):
                 scores[row].append(score)
@@ -126,8 +128,7 @@ class AnswerScorer:
             whole = torch.cat([prefix.mask[index], given_mask], dim=1)
             keep = given.shape[1]
             if prefix.cache is not None:
-                cache = copy.deepcopy(prefix.cache)
-                cache.batch_select_indices(index)
+                cache = _rows_of(prefix.cache, index)
                 positions = _positions(whole)[:, -keep:]
                 later = self._forward(given, whole, positions, keep=keep, cache=cache).logits
             else:
@@ -210,18 +211,31 @@ class AnswerScorer:
             mask[i, where] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    @staticmethod
-    def _chunks(flat: list[tuple[int, list[int]]], vocabulary: int) -> list[list[tuple[int, list[int]]]]:
-        """Cuts the options, in order, so that the logits of a chunk stay within bounds."""
-        chunks: list[list[tuple[int, list[int]]]] = []
-        longest = 0
-        for entry in flat:
-            longest = max(longest, len(entry[1]))
-            if not chunks or (len(chunks[-1]) + 1) * longest * vocabulary > _LOGITS_AT_ONCE:
-                chunks.append([])
-                longest = len(entry[1])
-            chunks[-1].append(entry)
-        return chunks
+
+def _chunks(flat: list[tuple[int, list[int]]], prefix: int, vocabulary: int) -> list[list[tuple[int, list[int]]]]:
+    """Cuts the options, in order, so that the logits and the cache of a chunk stay within bounds."""
+    chunks: list[list[tuple[int, list[int]]]] = []
+    longest = 0
+    for entry in flat:
+        longest = max(longest, len(entry[1]))
+        rows = len(chunks[-1]) + 1 if chunks else 1
+        fits = rows * longest * vocabulary <= _LOGITS_AT_ONCE and rows * (prefix + longest) <= _TOKENS_AT_ONCE
+        if not chunks or not fits:
+            chunks.append([])
+            longest = len(entry[1])
+        chunks[-1].append(entry)
+    return chunks
+
+
+def _rows_of(cache: Any, index: Tensor) -> Any:
+    """A cache of the prompts `index`, leaving the given one as it was.
+
+    Selecting rows and appending tokens make new tensors in each layer, so the layers are copied and not their tensors.
+    """
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(index)
+    return chosen
 
 
 def _positions(mask: Tensor) -> Tensor:
