@@ -61,6 +61,7 @@ def tokenizer_file() -> Any:
         vocab_size=360,
         special_tokens=["<pad>", "<eos>", "<bos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
