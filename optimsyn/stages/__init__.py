@@ -1,0 +1,1 @@
+"""The stages of a run: plain functions that a notebook cell calls, cached and resumable."""

@@ -1,0 +1,130 @@
+"""From passages to judged candidates: rubrics by the source that a variant asks for, then pairs under them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optimsyn.errors import ReplyError, StageError
+from optimsyn.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import PairKind, Passage, Rubric
+    from optimsyn.reward import InfluenceReward, Judgement, RubricRequest
+    from optimsyn.stages.tools import Tools
+
+# A sampled rubric of the trained policy that does not parse is drawn again this often: the policy decodes freely,
+# while the other sources are held to the format by their server.
+POLICY_ATTEMPTS = 3
+
+
+def guiding_text_of(tools: Tools, variant: str) -> str:
+    """The guiding text that a variant's rubrics are written under."""
+    if variant == "no_rubric":
+        return ""
+    return tools.recipe.guiding_text if variant in ("static", "first_draft") else tools.best_guiding_text
+
+
+async def request_rubrics(tools: Tools, variant: str, indices: Sequence[int]) -> list[RubricRequest]:
+    """Rubric requests for the candidates with these indices, in order.
+
+    A rubric that cannot be parsed becomes a request with its error named, which the reward judges as invalid.
+
+    Raises:
+        ServiceError: The rubric model's service failed for good.
+    """
+    from optimsyn.reward import RubricRequest
+
+    text = guiding_text_of(tools, variant)
+    rubric_model = "" if variant == "no_rubric" else tools.recipe.models.rubric.name
+    writer = None if variant in ("no_rubric", "policy") else tools.rubric_writer(text)
+
+    async def one(index: int) -> RubricRequest:
+        passage, seed = tools.candidate(index)
+        kind = tools.shape.kind_for(seed)
+        rubric: Rubric | None = None
+        error: str | None = None
+        try:
+            if variant == "policy":
+                rubric = await _policy_rubric(tools, text, passage, kind, seed)
+            elif writer is not None:
+                rubric = (await writer.aforward(passage=passage, kind=kind, seed=seed)).rubric
+        except ReplyError as problem:
+            error = str(problem)
+        return RubricRequest(
+            passage=passage,
+            kind=kind,
+            rubric=rubric,
+            error=error,
+            guiding_text=text,
+            rubric_model=rubric_model,
+            seed=seed,
+            variant=variant,
+        )
+
+    return list(await asyncio.gather(*(one(index) for index in indices)))
+
+
+async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind: PairKind, seed: int) -> Rubric:
+    """One rubric sampled from the trained policy, with the prompt that it was trained on."""
+    from optimsyn.models.language_model import Call
+    from optimsyn.programs.rubric import complete_rubric, rubric_messages
+
+    config = tools.recipe.optimizers.policy
+    messages, stop = rubric_messages(guiding_text, passage, kind, chat=tools.policy.chat)
+    for attempt in range(POLICY_ATTEMPTS):
+        call = Call(
+            messages=messages,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            seed=seed if attempt == 0 else derive_seed(seed, "attempt", attempt),
+            stop=stop,
+        )
+        reply = await tools.policy.complete(call)
+        try:
+            return complete_rubric(reply.text)
+        except ReplyError:
+            if attempt + 1 == POLICY_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def write_candidates(
+    tools: Tools, reward: InfluenceReward, variant: str, *, wanted: int, oversample: float
+) -> list[Judgement]:
+    """Writes and judges candidates of a variant until `wanted` are valid.
+
+    The first round writes `wanted * oversample` candidates; while too few are valid, up to three further rounds
+    write as many as the measured valid share asks for.
+
+    Returns:
+        Every judged candidate in order of index, valid or not.
+
+    Raises:
+        StageError: No candidate at all was valid; names the check that failed most.
+        ServiceError: A service failed for good; everything judged so far is in the ledger.
+    """
+    first_round = max(wanted, round(wanted * oversample))
+    most = 4 * first_round
+    judged: list[Judgement] = []
+    to_write = first_round
+    while to_write > 0:
+        indices = range(len(judged), len(judged) + to_write)
+        judged.extend(await reward.judge(await request_rubrics(tools, variant, indices)))
+        valid = sum(judgement.valid for judgement in judged)
+        if valid >= wanted or len(judged) >= most:
+            break
+        share = max(valid / len(judged), 0.2)
+        to_write = min(most - len(judged), round((wanted - valid) / share) + 1)
+    if not any(judgement.valid for judgement in judged):
+        counts: dict[str, int] = {}
+        for judgement in judged:
+            for name in judgement.failed:
+                counts[name] = counts.get(name, 0) + 1
+        worst = ", ".join(f"{name} {n}x" for name, n in sorted(counts.items(), key=lambda item: -item[1])[:3])
+        raise StageError(
+            f"variant {variant}: none of {len(judged)} candidates passed the validity checks ({worst}). Look at "
+            f"rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or `checks.disabled`."
+        )
+    return judged

@@ -1,0 +1,87 @@
+"""Stage 7, evaluation: the target as it came and fine-tuned on each variant, on the held-back test questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.data.jsonl import iter_json, write_json, write_jsonl
+from optimsyn.stages.result import StageResult
+from optimsyn.stages.tools import Tools
+from optimsyn.training.bootstrap import UNTUNED
+
+if TYPE_CHECKING:
+    from optimsyn.runs.folder import Run, StageHandle
+    from optimsyn.training.evaluation import QuestionRow
+
+
+def run(run: Run) -> StageResult:
+    """Evaluates every variant, then writes `evaluation.json`, `summary.json` and `summary.png`.
+
+    Raises:
+        DataError: An earlier stage has not finished.
+    """
+    from optimsyn.stages.summary import write_summary
+    from optimsyn.training.bootstrap import summarize
+
+    recipe = run.recipe
+    with run.stage("evaluate") as stage:
+        if not stage.finished:
+            rows = _evaluate_all(run, stage)
+            table = summarize(
+                rows, confidence=recipe.evaluation.confidence, resamples=recipe.evaluation.bootstrap, seed=recipe.seed
+            )
+            write_json(run.path("evaluation.json"), table)
+            write_summary(run)
+            _result(run).save(run)
+    # Once more, with the stage's own time and the final cost in it.
+    write_summary(run)
+    return StageResult.load(run, "evaluate")
+
+
+def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
+    from optimsyn.training.evaluation import evaluate
+
+    tools = Tools(run)
+    variants: list[tuple[str, Path | None]] = [(UNTUNED, None)]
+    variants += [(variant, run.path("fine_tune", variant, "adapter")) for variant in run.recipe.variants]
+    found: dict[str, list[QuestionRow]] = {}
+    target = None
+    for position, (variant, adapter) in enumerate(variants):
+        path = run.path("evaluate", f"{variant}.jsonl")
+        if not path.is_file():
+            stage.progress(position, len(variants), "variants")
+            if target is None:
+                from optimsyn.models.target import Target
+
+                target = Target.load(run.recipe.models.target, seed=run.recipe.seed)
+            rows = evaluate(target, tools.test, run.recipe.evaluation, run.recipe.seed, adapter=adapter)
+            write_jsonl(path, [dict(row) for row in rows])
+        found[variant] = list(iter_json(path))  # type: ignore[arg-type]
+    return found
+
+
+def _result(run: Run) -> StageResult:
+    table = json.loads(run.path("evaluation.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            row["variant"],
+            row["metric"],
+            row["value"],
+            row["low"],
+            row["high"],
+            row["n"],
+            row["difference"],
+            row["difference_low"],
+            row["difference_high"],
+        )
+        for row in table
+    ]
+    percent = f"{run.recipe.evaluation.confidence:.0%}"
+    notes = [
+        f"Intervals: {percent} percentile bootstrap over the test questions; differences are paired with the target as "
+        "it came. One seed of training: they say nothing about the spread over seeds. Lower answer_loss is better."
+    ]
+    columns = ("variant", "metric", "value", "low", "high", "n", "difference", "from", "to")
+    return StageResult("evaluate", "On the held-back test questions", columns, rows, {}, notes)

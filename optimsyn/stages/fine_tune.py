@@ -1,0 +1,40 @@
+"""Stage 6, fine-tuning: the target, from its start, on each variant's pairs; same number of pairs, same steps."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.data.jsonl import read_jsonl
+from optimsyn.data.records import Pair
+from optimsyn.stages.result import StageResult
+
+if TYPE_CHECKING:
+    from optimsyn.runs.folder import Run
+
+
+def run(run: Run) -> StageResult:
+    """Fine-tunes one fresh adapter a variant; a variant that is done is not repeated.
+
+    Raises:
+        DataError: `synthesize` has not finished.
+    """
+    from optimsyn.training.sft import fine_tune
+
+    recipe = run.recipe
+    with run.stage("fine_tune") as stage:
+        if stage.finished:
+            return StageResult.load(run, "fine_tune")
+        rows = []
+        numbers: dict[str, Any] = {}
+        for position, variant in enumerate(recipe.variants):
+            stage.progress(position, len(recipe.variants))
+            pairs = read_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), Pair)
+            folder = run.path("fine_tune", variant)
+            fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed)
+            history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+            losses = [row["loss"] for row in history if row.get("loss") is not None]
+            rows.append((variant, len(pairs), recipe.fine_tune.steps, losses[0], losses[-1]))
+            numbers[variant] = {"pairs": len(pairs), "loss_first": losses[0], "loss_last": losses[-1]}
+        columns = ("variant", "pairs", "steps", "first training loss", "last training loss")
+        return StageResult("fine_tune", "Fine-tuning", columns, rows, numbers).save(run)

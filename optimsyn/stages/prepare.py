@@ -1,0 +1,104 @@
+"""Stage 1, prepare: documents become passages, questions become validation and test sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from optimsyn.data.documents import load_document_set
+from optimsyn.data.jsonl import write_json, write_jsonl
+from optimsyn.data.losses import Loss
+from optimsyn.data.passages import split_passages
+from optimsyn.data.questions import load_questions
+from optimsyn.data.sources import sampled
+from optimsyn.errors import DataError, ModelError
+from optimsyn.stages.result import StageResult
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Question
+    from optimsyn.runs.folder import Run
+
+
+def run(run: Run) -> StageResult:
+    """Reads the recipe's data and writes it into the run; rows lost on the way are listed with their reason.
+
+    Raises:
+        DataError: A row cannot be used; names file and row.
+    """
+    recipe = run.recipe
+    with run.stage("prepare") as stage:
+        if stage.finished:
+            return StageResult.load(run, "prepare")
+        found = load_document_set(recipe.documents)
+        documents = sampled(found.documents, recipe.documents.source.limit, recipe.seed)
+        passages, lost_passages = split_passages(documents, recipe.documents)
+        sets = load_questions(recipe.questions, found.library, recipe.seed)
+        validation, too_long = _fitting(run, sets.validation)
+        test, test_too_long = _fitting(run, sets.test)
+        write_jsonl(run.path("prepare", "documents.jsonl"), documents)
+        write_jsonl(run.path("prepare", "passages.jsonl"), passages)
+        write_jsonl(run.path("prepare", "validation.jsonl"), validation)
+        write_jsonl(run.path("prepare", "test.jsonl"), test)
+        lost = [*found.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
+        write_jsonl(run.path("prepare", "lost.jsonl"), lost)
+        words = sorted(len(passage.text.split()) for passage in passages)
+        result = StageResult(
+            stage="prepare",
+            title="What came in",
+            columns=("what", "count", "note"),
+            rows=[
+                ("documents", len(documents), f"{len({d.group for d in documents})} groups"),
+                ("passages", len(passages), f"{words[0]} to {words[-1]} words, median {words[len(words) // 2]}"),
+                ("validation questions", len(validation), _subtasks(validation)),
+                ("test questions", len(test), _subtasks(test)),
+                ("rows lost", len(lost), "; ".join(f"{n} {why}" for why, n in Counter(x.reason for x in lost).items())),
+            ],
+            numbers={
+                "documents": len(documents),
+                "passages": len(passages),
+                "validation": len(validation),
+                "test": len(test),
+                "lost": len(lost),
+            },
+        )
+        write_json(
+            run.path("prepare", "splits.json"),
+            {
+                "seed": recipe.seed,
+                "validation": [question.id for question in validation],
+                "test": [question.id for question in test],
+            },
+        )
+        return result.save(run)
+
+
+def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[Loss]]:
+    """The questions that the target can be asked at its `max_length`; contexts are cut, questions never are.
+
+    Raises:
+        DataError: None of them fits.
+    """
+    from optimsyn.models.encoding import as_sample, encode
+    from optimsyn.models.loading import load_tokenizer
+
+    spec = run.recipe.models.target
+    tokenizer = load_tokenizer(spec)
+    kept, lost = [], []
+    for question in questions:
+        try:
+            encode(tokenizer, as_sample(question), spec.max_length)
+        except ModelError:
+            lost.append(Loss(id=question.id, stage="questions", reason="too long for models.target.max_length"))
+        else:
+            kept.append(question)
+    if not kept:
+        raise DataError(
+            f"questions: none of {len(questions)} fits models.target.max_length ({spec.max_length} tokens); raise it"
+        )
+    return kept, lost
+
+
+def _subtasks(questions: list[Question]) -> str:
+    counts = Counter(question.subtask for question in questions)
+    shown = ", ".join(f"{name} {n}" for name, n in counts.most_common(6))
+    return shown + (f" and {len(counts) - 6} more subtasks" if len(counts) > 6 else "")

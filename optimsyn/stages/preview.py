@@ -1,0 +1,92 @@
+"""Preview: a few pairs with their rubrics and influence, before anything expensive.
+
+The replies are those that the run's first draft begins with, so a later run does not ask for them again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimsyn.errors import StageError
+from optimsyn.programs.rubric import rubric_text
+from optimsyn.stages.prepare import run as prepare
+from optimsyn.stages.result import StageResult
+from optimsyn.stages.tools import Tools
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Question
+    from optimsyn.runs.folder import Run
+
+# Enough questions for a direction that is not one question's own, few enough to stay within a minute on a CPU.
+PREVIEW_QUESTIONS = 12
+PREVIEW_STEPS = 3
+MOST_TRIES = 5
+
+
+def preview(run: Run, pairs: int = 3) -> StageResult:
+    """Writes and scores a few pairs of the first draft.
+
+    Args:
+        run: The run of the recipe; its replies are cached there.
+        pairs: How many pairs to show; invalid ones are shown too, with the check that they failed.
+
+    Raises:
+        StageError: No valid pair came out of five times as many tries.
+        ServiceError: A language-model service failed for good.
+    """
+    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.models.language_model import run_sync
+    from optimsyn.stages.warm_up import write_first_draft
+
+    prepare(run)
+    tools = Tools(run)
+    wanted = pairs
+    while True:
+        drafts = run_sync(write_first_draft(tools, wanted))
+        valid = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
+        if len(valid) >= pairs or wanted >= MOST_TRIES * pairs:
+            break
+        wanted += pairs
+    if not valid:
+        failed = sorted({name for draft in drafts for name in draft.failed})
+        raise StageError(f"preview: none of {wanted} pairs is valid (failed: {', '.join(failed)})")
+    note = "Influence by the run's own warmed-up target."
+    if not run.done("warm_up"):
+        tools.target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=run.recipe.warm_up.lr, seed=run.recipe.seed)
+        note = (
+            f"A first impression: the target was warmed up on these pairs alone for {PREVIEW_STEPS} steps, and the "
+            f"direction comes from {min(PREVIEW_QUESTIONS, len(tools.validation))} validation questions."
+        )
+        config = run.recipe.influence
+        scorer = InfluenceScorer(
+            tools.target,
+            _spread(tools.validation, PREVIEW_QUESTIONS),
+            estimator=config.estimator,
+            normalization=config.normalization,
+            across_subtasks=config.across_subtasks,
+            batch_tokens=config.batch_tokens,
+        )
+    else:
+        scorer = tools.scorer
+    totals = iter(float(value) for value in scorer.score(valid).total)
+    rows = []
+    for draft in drafts:
+        good = draft.pair is not None and not draft.failed
+        rows.append(
+            (
+                draft.passage.title or draft.passage.id,
+                rubric_text(draft.rubric) if draft.rubric is not None else None,
+                f"Q: {draft.pair.question}\nA: {draft.pair.answer}" if draft.pair is not None else None,
+                "valid" if good else "; ".join(draft.reasons),
+                next(totals) if good else None,
+            )
+        )
+    columns = ("passage", "rubric", "pair", "checks", "influence")
+    return StageResult("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note])
+
+
+def _spread(questions: list[Question], count: int) -> list[Question]:
+    """Up to `count` questions, evenly from the whole list, so that every subtask has a say."""
+    if len(questions) <= count:
+        return questions
+    return [questions[index * len(questions) // count] for index in range(count)]

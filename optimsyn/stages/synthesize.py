@@ -1,0 +1,147 @@
+"""Stage 5, synthesis: candidates of every variant are written, checked, scored, selected; one becomes the dataset.
+
+Every variant walks the same passages with the same seeds and ends with the same number of pairs, so that what differs
+between them is where the rubric came from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.data.jsonl import read_jsonl, write_json, write_jsonl
+from optimsyn.errors import StageError
+from optimsyn.stages.result import StageResult
+from optimsyn.stages.tools import Tools
+
+if TYPE_CHECKING:
+    from optimsyn.reward import Judgement
+    from optimsyn.runs.folder import Run
+
+FEWEST_PAIRS = 2
+
+
+def run(run: Run) -> StageResult:
+    """Writes all variants' pairs and the final dataset.
+
+    Raises:
+        StageError: A variant has too few valid pairs.
+        ServiceError: A language-model service failed for good; replies and judgements are kept.
+    """
+    with run.stage("synthesize") as stage:
+        if stage.finished:
+            return StageResult.load(run, "synthesize")
+        tools = Tools(run)
+        judged: dict[str, list[Judgement]] = {}
+        for position, variant in enumerate(run.recipe.variants):
+            stage.progress(position, len(run.recipe.variants))
+            judged[variant] = _candidates(run, tools, variant)
+        return _select(run, tools, judged)
+
+
+def _candidates(run: Run, tools: Tools, variant: str) -> list[Judgement]:
+    """The judged candidates of one variant, from the run where they are complete."""
+    from optimsyn.judgements import Judgement
+    from optimsyn.models.language_model import run_sync
+    from optimsyn.stages.candidates import write_candidates
+
+    path = run.path("synthesize", f"{variant}.candidates.jsonl")
+    if path.is_file():
+        return read_jsonl(path, Judgement)
+    config = run.recipe.synthesis
+    judged = run_sync(
+        write_candidates(tools, tools.reward("synthesize"), variant, wanted=config.pairs, oversample=config.oversample)
+    )
+    write_jsonl(path, judged)
+    return judged
+
+
+def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]]) -> StageResult:
+    from optimsyn.data.dedup import unique_pairs
+    from optimsyn.data.export import export_dataset
+
+    config = run.recipe.synthesis
+    unique: dict[str, list[Judgement]] = {}
+    for variant, judgements in judged.items():
+        valid = [judgement for judgement in judgements if judgement.valid]
+        keep = unique_pairs([judgement.pair for judgement in valid if judgement.pair is not None])
+        unique[variant] = [valid[index] for index in keep]
+    count = min(config.pairs, *(len(rows) for rows in unique.values()))
+    if count < FEWEST_PAIRS:
+        fewest = min(unique, key=lambda variant: len(unique[variant]))
+        raise StageError(
+            f"variant {fewest}: only {len(unique[fewest])} valid, distinct pairs of {len(judged[fewest])} candidates, "
+            "too few to fine-tune on. Raise `synthesis.pairs` or `synthesis.oversample`, or use a stronger generator."
+        )
+    losses: dict[str, dict[str, int]] = {}
+    rows: list[tuple[Any, ...]] = []
+    for variant, judgements in judged.items():
+        selected = _best(unique[variant], count, config.select)
+        write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in selected if row.pair])
+        write_jsonl(run.path("synthesize", f"{variant}.judged.jsonl"), selected)
+        losses[variant] = _lost(judgements, len(unique[variant]), count)
+        influence = [row.influence for row in judgements if row.influence is not None]
+        kept = [row.influence for row in selected if row.influence is not None]
+        rows.append(
+            (
+                variant,
+                len(judgements),
+                losses[variant]["invalid"],
+                losses[variant]["duplicate"],
+                losses[variant]["not selected"],
+                count,
+                sum(influence) / len(influence),
+                sum(kept) / len(kept),
+            )
+        )
+    chosen = run.recipe.dataset_variant
+    export_dataset(
+        run.path("dataset"),
+        read_jsonl(run.path("synthesize", f"{chosen}.judged.jsonl"), type(judged[chosen][0])),
+        recipe=run.recipe,
+        variant=chosen,
+        losses=losses[chosen],
+        documents=tools.documents,
+    )
+    write_json(run.path("synthesize", "losses.json"), losses)
+    notes = []
+    if count < config.pairs:
+        notes.append(
+            f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "
+            "so all variants are cut to that."
+        )
+    columns = (
+        "variant",
+        "candidates",
+        "invalid",
+        "duplicates",
+        "not selected",
+        "pairs",
+        "mean influence",
+        "of those kept",
+    )
+    numbers = {"pairs": count, "dataset": chosen, "losses": losses}
+    return StageResult("synthesize", "Pairs of every variant", columns, rows, numbers, notes).save(run)
+
+
+def _best(judgements: Sequence[Judgement], count: int, select: str) -> list[Judgement]:
+    """The pairs to keep: those of highest influence (ties by order of writing), or the first ones."""
+    if select == "first":
+        return list(judgements[:count])
+    order = sorted(range(len(judgements)), key=lambda i: (-(judgements[i].influence or 0.0), i))
+    return [judgements[i] for i in sorted(order[:count])]
+
+
+def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> dict[str, int]:
+    """Why candidates were lost; each invalid one is counted once, under the first check that it failed."""
+    reasons = Counter(row.failed[0] for row in judgements if not row.valid)
+    valid = sum(row.valid for row in judgements)
+    return {
+        "candidates": len(judgements),
+        "invalid": len(judgements) - valid,
+        **{f"invalid: {name}": n for name, n in reasons.most_common()},
+        "duplicate": valid - unique,
+        "not selected": unique - count,
+        "kept": count,
+    }

@@ -1,0 +1,196 @@
+"""What the stages of one run share: its passages and questions, its models, its scorer and its reward.
+
+Everything is built on first use and kept, so that a stage loads only what it needs.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.data.jsonl import read_jsonl
+from optimsyn.data.records import Document, Passage, Question
+from optimsyn.errors import StageError
+from optimsyn.runs.folder import Run
+from optimsyn.seeds import derive_seed, shuffled
+
+if TYPE_CHECKING:
+    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.models.language_model import LanguageModel
+    from optimsyn.models.replies import Budget
+    from optimsyn.models.target import Target
+    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.pair import PairWriter, TaskShape
+    from optimsyn.programs.rubric import RubricWriter
+    from optimsyn.reward import InfluenceReward
+
+
+class Tools:
+    """The shared objects of one run, each built when first asked for.
+
+    Args:
+        run: The run folder to read from and to cache in.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.recipe = run.recipe
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The documents that `prepare` read."""
+        return read_jsonl(self.run.path("prepare", "documents.jsonl"), Document)
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """The passages that `prepare` cut."""
+        return read_jsonl(self.run.path("prepare", "passages.jsonl"), Passage)
+
+    @cached_property
+    def validation(self) -> list[Question]:
+        """The validation questions: they give the influence its direction."""
+        return read_jsonl(self.run.path("prepare", "validation.jsonl"), Question)
+
+    @cached_property
+    def test(self) -> list[Question]:
+        """The test questions: only `evaluate` and the near-duplicate check may look at them."""
+        return read_jsonl(self.run.path("prepare", "test.jsonl"), Question)
+
+    @cached_property
+    def passage_order(self) -> list[Passage]:
+        """The passages in the one seeded order that every variant walks through."""
+        by_id = {passage.id: passage for passage in self.passages}
+        return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
+
+    def candidate(self, index: int) -> tuple[Passage, int]:
+        """Passage and seed of the `index`-th candidate, the same in every variant.
+
+        Equal seeds make the variants comparable, and a candidate whose rubric is the same is never bought twice.
+        """
+        passage = self.passage_order[index % len(self.passage_order)]
+        return passage, derive_seed(self.recipe.seed, "candidate", index)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The caps of the recipe over everything that the run has bought."""
+        from optimsyn.models.replies import Budget
+
+        limits = self.recipe.limits
+        return Budget(self.run.replies, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens)
+
+    @cached_property
+    def generator(self) -> LanguageModel:
+        """The model that writes pairs."""
+        from optimsyn.models.language_model import load_language_model
+
+        return load_language_model(self.recipe.models.generator, self.run.replies, budget=self.budget)
+
+    @cached_property
+    def rubric_model(self) -> LanguageModel:
+        """The model that writes rubrics, as it came."""
+        from optimsyn.models.language_model import load_language_model
+
+        return load_language_model(self.recipe.models.rubric, self.run.replies, budget=self.budget)
+
+    @cached_property
+    def policy(self) -> LanguageModel:
+        """The rubric model with the adapter that GRPO trained.
+
+        Raises:
+            StageError: `train_policy` has left no adapter.
+        """
+        from optimsyn.models.language_model import load_language_model
+
+        adapter = self.policy_adapter
+        if not (adapter / "adapter_config.json").is_file():
+            raise StageError(f"{adapter}: no trained policy; run the stage train_policy first")
+        return load_language_model(self.recipe.models.rubric, self.run.replies, adapter=adapter, budget=self.budget)
+
+    @property
+    def policy_adapter(self) -> Path:
+        """Folder of the trained policy's adapter."""
+        return self.run.path("train_policy", "adapter")
+
+    @cached_property
+    def shape(self) -> TaskShape:
+        """The form of the validation questions, which the pairs imitate."""
+        from optimsyn.programs.pair import TaskShape
+
+        return TaskShape.of(self.validation)
+
+    def rubric_writer(self, guiding_text: str) -> RubricWriter:
+        """A rubric writer under some guiding text, with the untrained rubric model."""
+        from optimsyn.programs.rubric import RubricWriter
+
+        return RubricWriter(self.rubric_model, guiding_text)
+
+    @cached_property
+    def pair_writer(self) -> PairWriter:
+        """Writes pairs in the form of the validation questions."""
+        from optimsyn.programs.pair import PairWriter
+
+        return PairWriter(self.generator, self.shape)
+
+    @cached_property
+    def checker(self) -> Checker:
+        """The validity checks of the recipe."""
+        from optimsyn.programs.checks import Checker
+
+        return Checker(self.recipe.checks, [*self.validation, *self.test])
+
+    @cached_property
+    def target(self) -> Target:
+        """The target model with its warm-up checkpoints, where there are any."""
+        from optimsyn.models.target import Target
+
+        target = Target.load(self.recipe.models.target, seed=self.recipe.seed)
+        folder = self.run.path("warm_up", "checkpoints")
+        if folder.is_dir():
+            target.add_checkpoints_from(folder)
+        return target
+
+    @cached_property
+    def scorer(self) -> InfluenceScorer:
+        """The influence scorer over the validation questions; its directions are kept in the run."""
+        from optimsyn.influence.scorer import InfluenceScorer
+
+        if not self.target.checkpoints:
+            raise StageError(f"{self.run.folder}: no warm-up checkpoint; run the stage warm_up first")
+        config = self.recipe.influence
+        return InfluenceScorer(
+            self.target,
+            self.validation,
+            estimator=config.estimator,
+            normalization=config.normalization,
+            across_subtasks=config.across_subtasks,
+            batch_tokens=config.batch_tokens,
+            folder=self.run.path("warm_up", "directions"),
+        )
+
+    def reward(self, source: str) -> InfluenceReward:
+        """The one reward of the run.
+
+        Args:
+            source: Who asks (a stage's name), written beside every row of `rewards.jsonl`.
+        """
+        from optimsyn.reward import InfluenceReward
+
+        return InfluenceReward(
+            self.scorer,
+            self.pair_writer,
+            self.checker,
+            invalid_penalty=self.recipe.reward.invalid_penalty,
+            ledger=self.run.path("rewards.jsonl"),
+            source=source,
+        )
+
+    @property
+    def best_guiding_text(self) -> str:
+        """The guiding text that `optimize_prompt` chose, or the recipe's own when it is disabled."""
+        if not self.recipe.optimizers.prompt.enabled:
+            return self.recipe.guiding_text
+        path = self.run.path("optimize_prompt", "guiding_text.txt")
+        if not path.is_file():
+            raise StageError(f"{path}: missing; run the stage optimize_prompt first")
+        return path.read_text(encoding="utf-8").strip()

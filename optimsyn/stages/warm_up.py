@@ -1,0 +1,131 @@
+"""Stage 2, warm-up: first-draft pairs under the static guiding text train the target's LoRA for a few steps.
+
+The Adam moments of those steps are what makes the influence optimizer-aware; the validation directions are computed
+at each checkpoint and kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimsyn.data.jsonl import write_jsonl
+from optimsyn.errors import StageError
+from optimsyn.stages.result import StageResult
+from optimsyn.stages.tools import Tools
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Pair, Passage, Rubric
+    from optimsyn.reward import RubricRequest
+    from optimsyn.runs.folder import Run
+
+# Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
+FEWEST_DRAFTS = 4
+
+
+def run(run: Run) -> StageResult:
+    """Writes the first draft, warms the target up on a share of it, computes the validation directions.
+
+    Raises:
+        StageError: Too few first-draft pairs are valid.
+        ServiceError: A language-model service failed for good.
+    """
+    with run.stage("warm_up") as stage:
+        if stage.finished:
+            return StageResult.load(run, "warm_up")
+        return _warm_up(run, Tools(run))
+
+
+def _warm_up(run: Run, tools: Tools) -> StageResult:
+    from optimsyn.models.language_model import run_sync
+
+    config = run.recipe.warm_up
+    drafts = run_sync(write_first_draft(tools, config.pairs))
+    pairs = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
+    lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
+    if len(pairs) < min(FEWEST_DRAFTS, config.pairs):
+        reasons = ", ".join(f"{name} {n}x" for name, n in lost.items())
+        raise StageError(
+            f"warm_up: only {len(pairs)} of {config.pairs} first-draft pairs are valid ({reasons}). Raise "
+            "`warm_up.pairs`, use a stronger generator or look at the failed check."
+        )
+    write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
+    share = max(min(FEWEST_DRAFTS, len(pairs)), round(len(pairs) * config.fraction))
+    checkpoints = tools.target.warm_up(
+        pairs[:share],
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        checkpoints=config.checkpoints,
+        max_grad_norm=config.max_grad_norm,
+        seed=run.recipe.seed,
+        folder=run.path("warm_up", "checkpoints"),
+    )
+    scorer = tools.scorer
+    baseline = scorer.zero_gradient_baseline()
+    scores = scorer.score(pairs)
+    total = [float(value) for value in scores.total]
+    mean = sum(total) / len(total)
+    numbers = {
+        "first_draft": config.pairs,
+        "valid": len(pairs),
+        "trained_on": share,
+        "steps": [checkpoint.step for checkpoint in checkpoints],
+        "subtasks": list(scorer.subtasks),
+        "zero_gradient_baseline": baseline["total"],
+        "influence_mean": mean,
+        "lost": lost,
+    }
+    rows = [
+        ("first-draft pairs", config.pairs, ", ".join(f"{name} {n}x" for name, n in lost.items()) or "none lost"),
+        ("valid", len(pairs), f"the target was trained on {share} of them for {config.steps} steps"),
+        ("validation directions", len(scorer.subtasks), ", ".join(scorer.subtasks)),
+        ("mean influence of the first draft", mean, f"from {min(total):.4g} to {max(total):.4g}"),
+        ("influence of a zero gradient", baseline["total"], "what momentum alone would earn"),
+    ]
+    return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One first-draft candidate: its pair where one could be parsed, and the checks that it failed."""
+
+    passage: Passage
+    rubric: Rubric | None
+    pair: Pair | None
+    failed: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+async def write_first_draft(tools: Tools, count: int) -> list[Draft]:
+    """Writes and checks the first `count` candidates under the recipe's own guiding text.
+
+    Raises:
+        ServiceError: A language-model service failed for good.
+    """
+    from optimsyn.errors import ReplyError
+    from optimsyn.stages.candidates import request_rubrics
+
+    requests = await request_rubrics(tools, "first_draft", range(count))
+
+    async def write(request: RubricRequest) -> Draft:
+        if request.error is not None:
+            return Draft(request.passage, None, None, ("rubric_format",), (request.error,))
+        try:
+            pair = await tools.pair_writer.awrite(
+                request.passage,
+                request.rubric,
+                seed=request.seed,
+                variant=request.variant,
+                guiding_text=request.guiding_text,
+                rubric_model=request.rubric_model,
+            )
+        except ReplyError as error:
+            return Draft(request.passage, request.rubric, None, ("format",), (str(error),))
+        validity = tools.checker.check(pair, request.passage)
+        reasons = tuple(f"{name}: {why}" for name, why in validity.reasons.items())
+        return Draft(request.passage, request.rubric, pair, validity.failed, reasons)
+
+    return list(await asyncio.gather(*(write(request) for request in requests)))
