@@ -1,0 +1,1 @@
+"""The optimisers: GEPA on the guiding text, GRPO on the rubric model."""

@@ -1,0 +1,385 @@
+"""The reward: one object with two faces, a TRL reward function and a DSPy metric with feedback.
+
+    R = Valid * IF - penalty * (1 - Valid)
+
+IF is un-normalised: GRPO normalises within its group, and an invalid pair takes part in nobody's normalisation because
+it is never scored. A pair that could not be judged because a service failed is not an invalid pair: the error travels
+on, nothing is written, and running again continues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.data.records import Pair, Passage
+from optimsyn.errors import ModelError, ReplyError, ServiceError
+from optimsyn.judgements import Judgement, Ledger, RubricRequest, content_key, describe, digest, verdict
+from optimsyn.redaction import redact
+
+if TYPE_CHECKING:
+    import dspy
+
+    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.pair import PairWriter
+
+__all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RubricRequest"]
+
+# So many unreadable pair replies in a row are a broken generator, not bad pairs.
+GARBAGE_LIMIT = 20
+# Requests judged, scored and written to the ledger together. Cut before memory is consulted, so that a resumed run
+# scores the same pairs side by side as an undisturbed one.
+WINDOW = 32
+
+
+class InfluenceReward:
+    """Has pairs written under rubrics, checks them and scores their influence on the validation questions.
+
+    Args:
+        scorer: Gives the influence; called with all new valid pairs of a window at once.
+        pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
+        checks: Decides validity.
+        invalid_penalty: The reward of an invalid pair is minus this.
+        ledger: File that every judgement is appended to and that answers repeated requests, also after a restart.
+        source: Who asks, for the ledger.
+        garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
+
+    Example:
+        >>> reward = InfluenceReward(scorer, pair_writer, checks)                    # doctest: +SKIP
+        >>> GRPOTrainer(model, reward_funcs=reward, ...)                             # doctest: +SKIP
+        >>> dspy.GEPA(metric=reward.metric, ...)                                     # doctest: +SKIP
+    """
+
+    # TRL names its columns and metrics after the reward function.
+    __name__ = "influence"
+
+    def __init__(
+        self,
+        scorer: InfluenceScorer,
+        pair_writer: PairWriter,
+        checks: Checker,
+        *,
+        invalid_penalty: float = 0.1,
+        ledger: Path | None = None,
+        source: str = "",
+        garbage_limit: int = GARBAGE_LIMIT,
+    ) -> None:
+        self.scorer = scorer
+        self.pair_writer = pair_writer
+        self.checks = checks
+        self.invalid_penalty = invalid_penalty
+        self.source = source
+        self.garbage_limit = garbage_limit
+        self.generator = str(getattr(getattr(pair_writer, "model", None), "name", ""))
+        self._context = [self.generator, _fingerprint(scorer), _fingerprint(checks), repr(invalid_penalty)]
+        self._ledger = Ledger(ledger)
+        self._known: dict[str, Judgement] = {}
+        self._scored: dict[str, Judgement] = {}
+        self._answered: dict[str, Judgement] = {}
+        self._pending: dict[str, Future[None]] = {}
+        self._garbage: list[str] = []
+        self._lock = threading.Lock()
+        self._scorer_lock = threading.Lock()
+        for row in self._ledger.rows:
+            self._remember(row)
+
+    @property
+    def answered(self) -> list[Judgement]:
+        """Every different judgement given out by this object, in an order that does not depend on timing."""
+        with self._lock:
+            return sorted(self._answered.values(), key=lambda row: (row.passage_id, row.key))
+
+    async def judge(self, requests: Sequence[RubricRequest]) -> list[Judgement]:
+        """Judges requests, in order; what the ledger knows is answered from memory.
+
+        Raises:
+            ServiceError: A service failed for good, or the generator has returned nothing but garbage for a while.
+            BudgetError: The recipe's cap was reached.
+            ModelError: A pair cannot be scored, or its influence is not a finite number.
+        """
+        judgements: list[Judgement] = []
+        for start in range(0, len(requests), WINDOW):
+            judgements.extend(await self._judge_window(requests[start : start + WINDOW]))
+        return judgements
+
+    async def _judge_window(self, window: Sequence[RubricRequest]) -> list[Judgement]:
+        keys = [self._key(request) for request in window]
+        mine: dict[str, RubricRequest] = {}
+        elsewhere: list[Future[None]] = []
+        with self._lock:
+            for key, request in zip(keys, window, strict=True):
+                if key in self._known or key in mine:
+                    continue
+                if key in self._pending:
+                    elsewhere.append(self._pending[key])
+                else:
+                    mine[key] = request
+                    self._pending[key] = Future()
+        try:
+            fresh = await self._judge_new(mine)
+        except BaseException as error:
+            with self._lock:
+                for key in mine:
+                    self._pending.pop(key).set_exception(error)
+            raise
+        with self._lock:
+            self._ledger.append(fresh)
+            for row in fresh:
+                self._remember(row)
+                self._pending.pop(row.key).set_result(None)
+        for future in elsewhere:
+            await asyncio.wrap_future(future)
+        with self._lock:
+            answers = [self._known[key] for key in keys]
+            self._answered.update(zip(keys, answers, strict=True))
+        return answers
+
+    async def _judge_new(self, requests: dict[str, RubricRequest]) -> list[Judgement]:
+        """Writes, checks and scores pairs that were not judged before, in the order given."""
+        failures: list[Exception] = []
+
+        async def draft(request: RubricRequest) -> Pair | str | None:
+            if request.error is not None or failures:
+                return None
+            try:
+                pair = await self.pair_writer.awrite(
+                    request.passage,
+                    request.rubric,
+                    seed=request.seed,
+                    variant=request.variant,
+                    guiding_text=request.guiding_text,
+                    rubric_model=request.rubric_model,
+                )
+            except ReplyError as error:
+                try:
+                    self._count_garbage(str(error))
+                except ServiceError as broken:
+                    failures.append(broken)
+                return str(error)
+            except Exception as error:  # noqa: BLE001 - raised below, when what is under way is paid for and cached
+                failures.append(error)
+                return None
+            self._garbage.clear()
+            return pair
+
+        drafts = await asyncio.gather(*(draft(request) for request in requests.values()))
+        if failures:
+            raise failures[0]
+        return await asyncio.to_thread(self._check_and_score, requests, drafts)
+
+    def _check_and_score(
+        self, requests: dict[str, RubricRequest], drafts: Sequence[Pair | str | None]
+    ) -> list[Judgement]:
+        failed: dict[str, dict[str, str]] = {}
+        valid: dict[str, Pair] = {}
+        for (key, request), pair in zip(requests.items(), drafts, strict=True):
+            if not isinstance(pair, Pair):
+                name = "rubric_format" if request.error is not None else "pair_format"
+                failed[key] = {name: redact(request.error or str(pair))}
+                continue
+            found = self.checks.check(pair, request.passage)
+            if found.valid:
+                valid[key] = pair
+            else:
+                failed[key] = {name: found.reasons.get(name, "") for name in found.failed}
+        scores = self._score(list(valid.values()))
+        rows = []
+        for (key, request), pair in zip(requests.items(), drafts, strict=True):
+            fields: dict[str, Any] = {"valid": key in valid}
+            if key in valid:
+                score = scores[content_key(valid[key])]
+                fields |= {**score, "reward": score["influence"]}
+            else:
+                fields |= {"failed": tuple(failed[key]), "reasons": failed[key], "reward": -self.invalid_penalty}
+            row = Judgement(
+                key=key,
+                source=self.source,
+                scorer=self._context[1],
+                passage_id=request.passage.id,
+                kind=request.kind,
+                seed=request.seed,
+                variant=request.variant,
+                guiding_text=request.guiding_text,
+                rubric_model=request.rubric_model,
+                rubric=request.rubric,
+                pair=pair if isinstance(pair, Pair) else None,
+                **fields,
+            )
+            rows.append(row.model_copy(update={"feedback": verdict(row)}))
+        return rows
+
+    def _score(self, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+        """Influence and its companions by content; equal content is scored once.
+
+        Raises:
+            ModelError: A score is not finite: a NaN would mean "no advantage" to TRL and infinity a zeroed gradient.
+        """
+        found = {
+            key: {name: getattr(known, name) for name in _SCORE_FIELDS}
+            for key in map(content_key, pairs)
+            if (known := self._scored.get(key)) is not None
+        }
+        new = {key: pair for pair in pairs if (key := content_key(pair)) not in found}
+        if not new:
+            return found
+        with self._scorer_lock:
+            scores = self.scorer.score(list(new.values()))
+        subtasks = tuple(self.scorer.subtasks)
+        for index, (key, pair) in enumerate(new.items()):
+            numbers = [float(scores.total[index]), *(float(value) for value in scores.by_subtask[index])]
+            if not all(math.isfinite(number) for number in numbers):
+                raise ModelError(
+                    f"pair {pair.id!r} (passage {pair.passage_id!r}): its influence is not a finite number "
+                    f"({numbers[0]}), which no optimiser may see. Is the target's dtype too narrow, or did its "
+                    "warm-up diverge? Try models.target.dtype: float32 or a smaller warm_up.lr."
+                )
+            found[key] = {
+                "influence": numbers[0],
+                "by_subtask": dict(zip(subtasks, numbers[1:], strict=True)),
+                "gradient_norm": float(scores.gradient_norm[index]),
+                "loss": float(scores.loss[index]),
+                "label_tokens": int(scores.label_tokens[index]),
+            }
+        return found
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """The face for TRL's GRPOTrainer.
+
+        The columns `passage` (a Passage as JSON), `kind`, `guiding_text`, `rubric_model` and `seed` are those of
+        `optimsyn.optimize.policy`, which gives all rubrics of a group one seed.
+
+        Raises:
+            ServiceError: Not swallowed by TRL; training stops and resumes from its last step.
+        """
+        from optimsyn.models.language_model import run_sync
+        from optimsyn.programs.rubric import complete_rubric
+
+        requests = []
+        for index, completion in enumerate(completions):
+            passage = Passage.model_validate_json(columns["passage"][index])
+            rubric, error = None, None
+            try:
+                rubric = complete_rubric(_reply(completion))
+            except ReplyError as problem:
+                error = str(problem)
+            requests.append(
+                RubricRequest(
+                    passage=passage,
+                    kind=columns["kind"][index],
+                    rubric=rubric,
+                    error=error,
+                    guiding_text=columns["guiding_text"][index],
+                    rubric_model=columns["rubric_model"][index],
+                    seed=columns["seed"][index],
+                    variant=self.source,
+                )
+            )
+        judgements = run_sync(self.judge(requests))
+        self._log(judgements, columns)
+        return [judgement.reward for judgement in judgements]
+
+    def _log(self, judgements: Sequence[Judgement], columns: dict[str, Any]) -> None:
+        if (log_metric := columns.get("log_metric")) is not None:
+            log_metric("valid", sum(row.valid for row in judgements) / len(judgements))
+            scored = [row.influence for row in judgements if row.influence is not None]
+            if scored:
+                log_metric("influence", sum(scored) / len(scored))
+        if (log_extra := columns.get("log_extra")) is not None:
+            log_extra("question", [row.pair.question if row.pair else "" for row in judgements])
+            log_extra("answer", [row.pair.answer if row.pair else "" for row in judgements])
+            log_extra("failed", [", ".join(row.failed) for row in judgements])
+
+    def metric(
+        self,
+        gold: dspy.Example,
+        pred: dspy.Prediction,
+        trace: Any = None,
+        pred_name: str | None = None,
+        pred_trace: Any = None,
+    ) -> dspy.Prediction:
+        """The face for DSPy: a score and a sentence of feedback, the same for the same rubric however often it asks.
+
+        Args:
+            gold: `passage`, `kind` and `seed`.
+            pred: `rubric`, or `error` where the reply held none; `guiding_text` and `rubric_model`.
+            trace: Not used; DSPy passes it.
+            pred_name: Not used; DSPy passes it.
+            pred_trace: Not used; DSPy passes it.
+        """
+        import dspy
+
+        from optimsyn.models.language_model import run_sync
+
+        request = RubricRequest(
+            passage=gold.passage,
+            kind=gold.kind,
+            rubric=pred.get("rubric"),
+            error=pred.get("error"),
+            guiding_text=pred.get("guiding_text") or "",
+            rubric_model=pred.get("rubric_model") or "",
+            seed=gold.seed,
+            variant=self.source,
+        )
+        judgement = run_sync(self.judge([request]))[0]
+        return dspy.Prediction(score=judgement.reward, feedback=self.feedback(judgement))
+
+    def feedback(self, judgement: Judgement) -> str:
+        """The verdict, and what the best and the worst other pair of the same passage had as rubric."""
+        peers = [row for row in self.answered if row.passage_id == judgement.passage_id and row.key != judgement.key]
+        parts = [judgement.feedback]
+        if peers:
+            best = max(peers, key=lambda row: (row.reward, row.key))
+            worst = min(peers, key=lambda row: (row.reward, row.key))
+            if best.reward > judgement.reward:
+                parts.append(f"Better for the same passage: {describe(best)}")
+            if worst.reward < judgement.reward:
+                parts.append(f"Worse for the same passage: {describe(worst)}")
+        return " ".join(parts)
+
+    def _key(self, request: RubricRequest) -> str:
+        raw = request.model_dump(mode="json", exclude={"passage"})
+        return digest([raw, request.passage.id, request.passage.text, *self._context])
+
+    def _remember(self, row: Judgement) -> None:
+        self._known[row.key] = row
+        # A ledger may hold rows of another scorer (an edited recipe in the same folder): their keys never match, and
+        # their scores must not be reused by content either.
+        if row.pair is not None and row.valid and row.scorer == self._context[1]:
+            self._scored[content_key(row.pair)] = row
+
+    def _count_garbage(self, sample: str) -> None:
+        """Stops the run after `garbage_limit` unreadable pair replies in a row."""
+        self._garbage.append(sample)
+        if self.garbage_limit and len(self._garbage) >= self.garbage_limit:
+            common = Counter(self._garbage).most_common(1)[0][0]
+            count = len(self._garbage)
+            self._garbage.clear()
+            raise ServiceError(
+                f"models.generator {self.generator!r} has returned {count} replies in a row that hold no question and "
+                f"answer, for example: {redact(common)[:300]}. Is it the model that you meant, does its server "
+                "honour a JSON schema (models.generator.structured_output), and is models.generator.max_tokens large "
+                "enough? Everything judged so far is kept."
+            )
+
+
+_SCORE_FIELDS = ("influence", "by_subtask", "gradient_norm", "loss", "label_tokens")
+
+
+def _fingerprint(part: object) -> str:
+    """The part's own fingerprint where it has one; a change of it makes the ledger's rows of other parts unknown."""
+    value = getattr(part, "fingerprint", "")
+    return value if isinstance(value, str) else ""
+
+
+def _reply(completion: Any) -> str:
+    """The text of a completion, plain or conversational."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)

@@ -1,0 +1,159 @@
+"""GRPO on a tiny random model: it learns, keeps its history, resumes bit-identically, and never hides a failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optimize_helpers import BASE_TEXT, PairWriter, Scorer, Shape, make_reward, passages, tiny_policy
+from optimize_run import run_policy
+
+from optimsyn.data.jsonl import iter_json
+from optimsyn.errors import DataError, ModelError, ServiceError
+from optimsyn.optimize.history import read_history
+from optimsyn.optimize.policy import PolicyResult, blank_line_tokens, train_policy
+from optimsyn.recipe import Lora, ModelSpec, PolicyOptimizer
+
+SCRIPT = Path(__file__).with_name("optimize_run.py")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "model")
+
+
+def train(policy: Path, folder: Path, reward: Any = None, **more: Any) -> PolicyResult:
+    settings = {
+        "steps": 3, "group_size": 4, "passages_per_step": 2, "temperature": 1.0, "lr": 1e-2, "max_tokens": 16,
+        "lora": Lora(r=4), **more,
+    }  # fmt: skip
+    return train_policy(
+        ModelSpec(name=str(policy), device="cpu"),
+        PolicyOptimizer(**settings),
+        reward or make_reward(source="train_policy"),
+        passages(3),
+        BASE_TEXT,
+        Shape(),
+        folder,
+        11,
+    )
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_it_learns_what_the_reward_rewards_and_keeps_its_history(policy: Path, tmp_path: Path) -> None:
+    reward = make_reward(source="train_policy")
+    found = train(policy, tmp_path, reward, steps=12, group_size=8, lr=1e-2, kl=0.0, save_every=12)
+    assert [row["step"] for row in found.history] == list(range(1, 13))
+    assert found.history == read_history(tmp_path / "history.jsonl")
+    earned = [row["reward"] for row in found.history]
+    assert sum(earned[-4:]) > sum(earned[:4]) + 4 * 0.1
+    assert {"reward_std", "valid", "influence", "completion_length", "entropy"} <= set(found.history[0])
+    assert "kl" not in found.history[0]
+    assert 0 <= found.history[0]["valid"] <= 1
+    assert found.adapter == tmp_path / "adapter"
+    assert not (tmp_path / "checkpoints").exists()
+    # Most of the tiny model's tokens end a completion: a blank line is one of its ends.
+    assert found.history[-1]["completion_length"] < 16
+
+
+def test_a_finished_training_is_not_repeated_and_other_settings_start_anew(policy: Path, tmp_path: Path) -> None:
+    first = train(policy, tmp_path)
+    before = weights(tmp_path)
+    idle = make_reward()
+    assert train(policy, tmp_path, idle) == first
+    assert idle.answered == []
+    other = train(policy, tmp_path, lr=1e-3, steps=2)
+    assert len(other.history) == 2
+    assert weights(tmp_path) != before
+
+
+def test_a_service_failure_stops_it_and_the_next_call_ends_like_an_undisturbed_one(
+    policy: Path, tmp_path: Path
+) -> None:
+    expected = train(policy, tmp_path / "whole", make_reward(tmp_path / "whole.jsonl"), steps=5)
+    writer = PairWriter(fail_at=12)
+    writer.fails = ServiceError("connection refused")
+    ledger = tmp_path / "rewards.jsonl"
+    with pytest.raises(ServiceError, match="connection refused"):
+        train(policy, tmp_path / "broken", make_reward(ledger, writer=writer), steps=5)
+    done = read_history(tmp_path / "broken" / "history.jsonl")
+    assert 0 < len(done) < 5
+    # A row of a step whose checkpoint was never finished is made again.
+    torn = tmp_path / "broken" / "checkpoints" / f"checkpoint-{len(done) + 1}"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text("{")
+    found = train(policy, tmp_path / "broken", make_reward(ledger), steps=5)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+    for row in (*expected.history, *found.history):
+        row.pop("seconds")
+    assert found.history == expected.history
+    keys = [row["key"] for row in iter_json(ledger)]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_never_reaches_trl(policy: Path, tmp_path: Path, value: float) -> None:
+    with pytest.raises(ModelError, match="not a finite number"):
+        train(policy, tmp_path, make_reward(scorer=Scorer(value)))
+    assert read_history(tmp_path / "history.jsonl") == []
+
+
+def test_kl_needs_no_second_model(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.trainer import grpo_trainer
+
+    monkeypatch.setattr(grpo_trainer, "create_model_from_path", None)
+    found = train(policy, tmp_path, kl=0.05)
+    assert found.history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert found.history[-1]["kl"] > 0
+
+
+def test_fewer_passages_than_a_step_wants_and_accumulated_gradients(policy: Path, tmp_path: Path) -> None:
+    reward = make_reward()
+    found = train(policy, tmp_path, reward, passages_per_step=9, group_size=8, steps=1)
+    assert len(found.history) == 1
+    assert {row.passage_id for row in reward.answered} == {"p0", "p1", "p2"}
+
+
+def test_wrong_lora_modules_and_missing_passages_are_named(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"optimizers.policy.lora.target_modules"):
+        train(policy, tmp_path, lora=Lora(target_modules=("c_attn",)))
+    with pytest.raises(DataError, match="at least one passage"):
+        train_policy(ModelSpec(name=str(policy)), PolicyOptimizer(), make_reward(), [], BASE_TEXT, Shape(), tmp_path, 0)
+
+
+def test_blank_line_tokens(policy: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    assert blank_line_tokens(tokenizer) == [tokenizer.convert_tokens_to_ids("\n\n")]
+
+
+@pytest.mark.slow
+def test_kill_9_twice_ends_with_the_weights_of_an_undisturbed_training(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    for folder in (whole, killed):
+        tiny_policy(folder / "model")
+    expected = run_policy(whole, None)
+
+    def start(*limit: str) -> int:
+        command = [sys.executable, str(SCRIPT), "policy", str(killed), *limit]
+        return subprocess.run(command, check=False, capture_output=True, timeout=120).returncode
+
+    assert start("3") == -9  # before the first checkpoint
+    assert start("14") == -9
+    assert (killed / "policy" / "checkpoints").is_dir()
+    assert start() == 0
+    assert weights(killed / "policy") == weights(whole / "policy")
+    found = json.loads((killed / "outcome.json").read_text())
+    for row in (*expected, *found):
+        row.pop("seconds")
+    assert found == expected
