@@ -53,7 +53,7 @@ class Generated:
     finish_reason: str
 
 
-class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+class SeededSampling(LogitsProcessor):
     """Turns the arg max of greedy decoding into a sample of each row's own distribution.
 
     Gumbel-max: the arg max of logits / T + g, with g standard Gumbel noise, is a sample of softmax(logits / T)
@@ -99,7 +99,7 @@ def truncated(logits: torch.Tensor, top_k: int = TOP_K, top_p: float = TOP_P, mi
     return result
 
 
-class _RowLimits(StoppingCriteria):  # type: ignore[misc]
+class _RowLimits(StoppingCriteria):
     """Ends each row at its own length or stop text."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: Any, prompt_length: int) -> None:

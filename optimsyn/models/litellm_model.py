@@ -221,7 +221,8 @@ def _reply(response: Any, seconds: float, key: str | None) -> Reply | Failure:
     choices = getattr(response, "choices", None)
     if not choices:
         return no_reply("the reply holds no choices")
-    text = choices[0].message.content or ""
+    # A JSON body can carry half a surrogate pair, which no file can.
+    text = (choices[0].message.content or "").encode("utf-8", "replace").decode("utf-8")
     if key and key != NO_KEY:
         text = text.replace(key, SHOWN_INSTEAD)  # a reply is kept in a file
     usage = getattr(response, "usage", None)

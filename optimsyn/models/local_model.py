@@ -130,8 +130,8 @@ class LocalModel(LanguageModel):
             generated = generate(self._model, self._tokenizer, rows)
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError(
-                f"model {self.name}: too little GPU memory for a batch of {len(rows)}; lower the model's concurrency or "
-                "max_tokens, or choose a smaller one"
+                f"model {self.name}: too little GPU memory for a batch of {len(rows)}; lower the model's concurrency "
+                "or max_tokens, or choose a smaller one"
             ) from error
         seconds = time.monotonic() - started
         return [
@@ -185,7 +185,8 @@ def _identity(spec: ModelSpec, adapter: Path | None) -> str:
 def folder_fingerprint(folder: Path) -> str:
     """A SHA-256 over a model folder, in hex: small files whole, of large ones the size and sixteen samples.
 
-    Reading every byte would take longer than loading the model; training changes weights everywhere, so samples show it.
+    Reading every byte would take longer than loading the model; training changes weights everywhere, so samples
+    show it.
 
     Raises:
         ModelError: There is no such folder.

@@ -130,7 +130,7 @@ class ReplyCache:
         values = (
             key,
             reply.model_dump_json(),
-            json.dumps(request, ensure_ascii=False, sort_keys=True, default=str),
+            json.dumps(request, sort_keys=True, default=str),
             reply.model,
             reply.input_tokens,
             reply.output_tokens,

@@ -1,0 +1,183 @@
+"""The embedded model: its files, its server's life and death, and that both forms of it agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from optimsyn.errors import ModelError
+from optimsyn.models import embedded
+from optimsyn.models.embedded import KEY_VARIABLE, URL_VARIABLE, EmbeddedServer, gguf_path, health, shared_server
+from optimsyn.models.language_model import Call, load_language_model
+from optimsyn.models.replies import ReplyCache
+from optimsyn.recipe import ModelSpec
+
+PARENT = """
+import json, os, sys, time
+from optimsyn.models.embedded import EmbeddedServer
+server = EmbeddedServer().start()
+sleeper = os.fork()
+if sleeper == 0:
+    time.sleep(60)  # a forked child that outlives its parent must not keep the server alive
+    os._exit(0)
+print(json.dumps({"url": server.url, "key": server.key, "sleeper": sleeper, "server": server.process.pid}), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_damaged_package_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Package:
+        EXPECTED_SHA256 = "0" * 64
+
+        @staticmethod
+        def chunk_paths() -> list[Path]:
+            chunk = tmp_path / "chunk"
+            chunk.write_bytes(b"half a model")
+            return [chunk]
+
+    monkeypatch.setattr(embedded, "_package", lambda: Package)
+    monkeypatch.setenv("OPTIMSYN_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError, match="force-reinstall"):
+        gguf_path.__wrapped__()
+    assert not list((tmp_path / "cache").glob("*.gguf*.part*"))
+    monkeypatch.setenv("OPTIMSYN_CACHE", str(tmp_path / "chunk" / "below-a-file"))
+    with pytest.raises(ModelError, match="OPTIMSYN_CACHE"):
+        gguf_path.__wrapped__()
+
+
+def test_the_server_gets_no_keys_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "a-very-secret-value")
+    assert "a-very-secret-value" not in embedded._child_environment().values()
+    assert embedded._child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_prompts_reach_the_model_unchanged_and_only_with_the_key(server: EmbeddedServer) -> None:
+    assert server.process is not None
+    arguments = Path(f"/proc/{server.process.pid}/cmdline")
+    if arguments.exists():
+        assert server.key.encode() not in arguments.read_bytes()
+    assert server.url.startswith("http://127.0.0.1:")
+    assert health(server.url, "wrong") == f"HTTP status 401 at {server.url}"
+    text = "  Passage: a\n\nQuestion: \u201cb\u201d?\nAnswer:"
+    prompt = httpx.post(
+        server.url.removesuffix("/v1") + "/apply-template",
+        headers={"Authorization": f"Bearer {server.key}"},
+        json={"messages": [{"role": "user", "content": text}]},
+        timeout=60,
+    )
+    assert prompt.json()["prompt"] == text
+
+
+@pytest.mark.slow
+async def test_concurrent_schema_replies_through_the_shared_server(server: EmbeddedServer) -> None:
+    assert shared_server() == (server.url, server.key)
+    sentences = ["Iron carries oxygen in the blood.", "Zinc helps wounds to heal."]
+    schema = {
+        "type": "object",
+        "properties": {
+            "quote": {"enum": sentences},
+            "question": {"type": "string", "pattern": "^[A-Z][A-Za-z ,]{5,60}\\?$"},
+        },
+        "required": ["quote", "question"],
+        "additionalProperties": False,
+    }
+    model = load_language_model(ModelSpec(name="embedded"), ReplyCache(":memory:"))
+    assert model.structured
+    assert not model.chat
+    prompt = f"Passage: {' '.join(sentences)}\nReply with a quote and a question as JSON:"
+    calls = [Call.of(prompt, schema=schema, seed=seed, max_tokens=120) for seed in range(4)]
+    replies = await asyncio.gather(*map(model.complete, calls))
+    for reply in replies:
+        read = json.loads(reply.text)
+        assert read["quote"] in sentences
+        assert re.search(r"^[A-Z].*\?$", read["question"])
+        assert reply.finish_reason == "stop"
+    assert len({reply.text for reply in replies}) > 1
+
+
+@pytest.mark.slow
+def test_the_server_and_the_dequantised_weights_agree(server: EmbeddedServer) -> None:
+    import torch
+
+    from optimsyn.models.loading import load_causal_lm
+
+    prompt = "Vitamin C is found in citrus fruit, and a lack of it causes"
+    ranked = httpx.post(
+        server.url.removesuffix("/v1") + "/completion",
+        headers={"Authorization": f"Bearer {server.key}"},
+        json={"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0},
+        timeout=60,
+    ).json()["completion_probabilities"][0]["top_logprobs"]
+    model, tokenizer = load_causal_lm(ModelSpec(name="embedded", device="cpu", dtype="float32"))
+    with torch.no_grad():
+        ours = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].log_softmax(0)
+    assert int(ours.argmax()) == ranked[0]["id"]
+    gaps = [abs(float(ours[token["id"]]) - token["logprob"]) for token in ranked[:10]]
+    assert max(gaps) < 0.2  # llama.cpp rounds activations to eight bits
+
+
+@pytest.mark.slow
+def test_the_server_is_gone_after_kill_9_of_its_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    told = json.loads(parent.stdout.readline())
+    try:
+        assert health(told["url"], told["key"], timeout_s=60) is None
+        parent.kill()
+        parent.wait()
+        ends = time.monotonic() + 15
+        while health(told["url"], told["key"], timeout_s=5) is None:
+            assert time.monotonic() < ends, "the server outlived its parent"
+            time.sleep(0.1)
+    finally:
+        os.kill(told["sleeper"], signal.SIGKILL)
+
+
+@pytest.mark.slow
+async def test_a_model_outlives_the_server_that_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: os.environ.get(name) for name in (URL_VARIABLE, KEY_VARIABLE)}
+    with EmbeddedServer() as owner:
+        model = load_language_model(ModelSpec(name="embedded", max_tokens=16, retries=3))
+        assert (await model.complete(Call.of("One, two,", seed=1))).output_tokens > 0
+        assert owner.process is not None
+        owner.process.kill()
+        owner.process.wait()
+        assert (await model.complete(Call.of("Three, four,", seed=1))).output_tokens > 0
+        assert os.environ[URL_VARIABLE] != owner.url
+    assert owner.process is None
+    if embedded._shared is not None:
+        embedded._shared.close()
+        embedded._shared = None
+    for name, value in before.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF and nothing else")
+    monkeypatch.setattr(embedded, "gguf_path", lambda: broken)
+    server = EmbeddedServer(publish=False)
+    with pytest.raises(ModelError, match="ended before it was ready") as caught:
+        server.start()
+    assert server.key not in str(caught.value)
+    assert server.process is None
