@@ -173,12 +173,17 @@ class WarmUp(_Section):
 
 
 class Influence(_Section):
-    """How a pair's influence on the validation loss is computed."""
+    """How a pair's influence on the validation loss is computed.
 
-    estimator: Estimator = "adam"
-    normalization: Literal["cosine", "dot"] = "cosine"
+    The paper's own choice is `adam` with `cosine`. With it, a pair that teaches nothing still earns what momentum alone
+    points at, in our measurements most of what a real pair earns; `adam_momentum_free` with `dot` goes to 0 with the
+    gradient and follows the counterfactual as closely, so it is the default.
+    """
+
+    estimator: Estimator = "adam_momentum_free"
+    normalization: Literal["cosine", "dot"] = "dot"
     across_subtasks: Literal["mean", "max"] = "mean"
-    batch_tokens: int = Field(2048, ge=64, description="Tokens scored in one batch; samples of like length together.")
+    batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
 
 
 class Reward(_Section):
