@@ -62,6 +62,15 @@ def test_the_server_gets_no_keys_of_other_services(monkeypatch: pytest.MonkeyPat
     assert embedded._child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
+def test_loopback_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.setenv("no_proxy", "*")
+    for _ in range(2):
+        embedded._bypass_proxies()
+    assert os.environ["NO_PROXY"] == "example.org,127.0.0.1"
+    assert os.environ["no_proxy"] == "*"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
     with EmbeddedServer() as running:
@@ -82,6 +91,7 @@ def test_prompts_reach_the_model_unchanged_and_only_with_the_key(server: Embedde
         headers={"Authorization": f"Bearer {server.key}"},
         json={"messages": [{"role": "user", "content": text}]},
         timeout=60,
+        trust_env=False,
     )
     assert prompt.json()["prompt"] == text
 
@@ -125,6 +135,7 @@ def test_the_server_and_the_dequantised_weights_agree(server: EmbeddedServer) ->
         headers={"Authorization": f"Bearer {server.key}"},
         json={"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0},
         timeout=60,
+        trust_env=False,
     ).json()["completion_probabilities"][0]["top_logprobs"]
     model, tokenizer = load_causal_lm(ModelSpec(name="embedded", device="cpu", dtype="float32"))
     with torch.no_grad():

@@ -291,6 +291,7 @@ def shared_server() -> tuple[str, str]:
         ModelError: None is published and one cannot be started.
     """
     global _shared
+    _bypass_proxies()
     with _shared_lock:
         if _shared is not None and _shared.alive:
             return _shared.url, _shared.key
@@ -319,6 +320,14 @@ def _child_environment() -> dict[str, str]:
     secrets_here = set(secret_values())
     kept = {name: value for name, value in os.environ.items() if value.strip() not in secrets_here}
     return {**kept, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _bypass_proxies() -> None:
+    """Keeps requests to loopback away from the proxy that `HTTP_PROXY` may name."""
+    for variable in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(variable, "").split(",") if host]
+        if "*" not in hosts and "127.0.0.1" not in hosts:
+            os.environ[variable] = ",".join([*hosts, "127.0.0.1"])
 
 
 def _close_after_fork(pipe: IO[str]) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 PLAIN_TEMPLATE = "{%- for message in messages -%}{{ message['content'] }}{%- endfor -%}"
 # Tokens of prompt and reply that a slot holds; the longest pair prompt is about 1,600 tokens.
 TOKENS_PER_SLOT = 2304
+# Memory for the caches of finished prompts; llama.cpp's default of 8 GB is more than many machines have.
+_PROMPT_CACHE_MIB = 512
 _PARENT_CHECK_S = 1.0
 
 
@@ -41,6 +43,7 @@ def parameters(config: dict[str, Any]) -> Any:
     params.n_ctx = TOKENS_PER_SLOT * config["slots"]
     params.swa_full = True
     params.cache_prompt = True
+    params.cache_ram_mib = _PROMPT_CACHE_MIB
     threads = _cores()
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads
