@@ -132,7 +132,7 @@ def test_cosine_of_a_question_with_itself_is_one() -> None:
 
 
 def test_zero_gradient_baseline_is_what_momentum_earns(warmed: Target) -> None:
-    scorer = InfluenceScorer(warmed, QUESTIONS, estimator="adam")
+    scorer = InfluenceScorer(warmed, QUESTIONS, estimator="adam", normalization="cosine")
     baseline = scorer.zero_gradient_baseline()
     total = 0.0
     for weight, checkpoint, directions in zip((0.75, 0.25), warmed.checkpoints, scorer.directions, strict=True):

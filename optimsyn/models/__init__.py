@@ -1,0 +1,1 @@
+"""Where language models come from: services, the embedded server, local models, the target."""
