@@ -1,0 +1,1 @@
+"""DSPy programs: guiding text, rubric, pair, and the validity checks of a pair."""

@@ -1,0 +1,381 @@
+"""Validity checks: small named functions whose conjunction makes a pair valid.
+
+A check gets a pair and its context and returns None, or the reason why the pair fails. All of them run, so that a pair
+names everything that is wrong with it. They are light and deliberately one-sided: what they refuse is bad, what they
+let pass need not be good. Word lists are English; in other languages those parts of a check find nothing to refuse.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from optimsyn.data.dedup import NearDuplicates, question_text
+from optimsyn.data.records import Pair, Passage, Question
+from optimsyn.data.text import normalized, word_count, words_of
+from optimsyn.errors import RecipeError
+from optimsyn.programs.demos import DEMOS
+from optimsyn.programs.prompts.spans import FUNCTION_WORDS
+from optimsyn.recipe import Checks
+
+_QUESTION_WORDS = frozenset(
+    "how much many long far old large when where who which what why year percentage share".split()
+)
+_SOURCE_NOUNS = "passage text document article excerpt paragraph sentence snippet author authors"
+_MENTION = re.compile(
+    rf"\b(?:(?:the|this|that|above|given|following|provided)\s+(?:\w+\s+)?|in\s+)(?P<noun>{'|'.join(_SOURCE_NOUNS.split())})\b",
+    re.IGNORECASE,
+)
+_CUT_AT = frozenset("the a an and or but whose because its their his her very".split())
+_TIME_WORD = re.compile(
+    r"\d|\b(?:january|february|march|april|may|june|july|august|september|october|november|december|century|spring|"
+    r"summer|autumn|fall|winter|day|week|month|year|after|before|during|when|upon|while|until|since|morning|night|end|"
+    r"beginning|birth|death|reign|war|age|monday|tuesday|wednesday|thursday|friday|saturday|sunday)",
+    re.IGNORECASE,
+)
+_NUMBER_WORD = re.compile(
+    r"\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|hundreds?|thousands?|"
+    r"millions?|billions?|dozens?|half|third|quarter|few|several|many|most|all|some|once|twice|double|triple)\b",
+    re.IGNORECASE,
+)
+_LONGEST_QUESTION = 60
+_LONGEST_ANSWER = 100
+_SHARE_IN_PASSAGE = 0.7
+_SHARE_OF_QUESTION = 0.5
+_VERDICTS = frozenset("yes no maybe true false unknown unclear uncertain".split())
+
+
+@dataclass
+class CheckContext:
+    """What a check may look at beside the pair.
+
+    Attributes:
+        passage: The passage that the pair was made from.
+        held_questions: Validation and test questions, which a pair must not repeat.
+        held_texts: Search index over `held_questions`, in the same order.
+        unsafe_words: Words of the recipe that no pair may hold.
+    """
+
+    passage: Passage
+    held_questions: Sequence[Question] = ()
+    held_texts: NearDuplicates = field(default_factory=lambda: NearDuplicates([]))
+    unsafe_words: tuple[str, ...] = ()
+    _source_words: frozenset[str] | None = field(default=None, repr=False)
+
+    @property
+    def source_words(self) -> frozenset[str]:
+        """Stems of all words of the passage and its title."""
+        if self._source_words is None:
+            self._source_words = frozenset(map(_stem, words_of(f"{self.passage.title} {self.passage.text}")))
+        return self._source_words
+
+
+Check = Callable[[Pair, CheckContext], str | None]
+
+
+@dataclass(frozen=True)
+class Validity:
+    """The verdict on one pair.
+
+    Attributes:
+        valid: No check failed.
+        failed: Names of the checks that failed, in the order of `CHECKS`.
+        reasons: Why, by name.
+    """
+
+    valid: bool
+    failed: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def check_format(pair: Pair, context: CheckContext) -> str | None:
+    """One line each, a question that ends like one, no debris of JSON or prompts, no loops, not cut off."""
+    for name, text in (("question", pair.question), ("answer", pair.answer)):
+        if not re.search(r"\w", text):
+            return f"the {name} is empty"
+        if "\n" in text or re.search(r'[{}]|"\s*:|\b(?:Question|Answer|Passage|Rubric):|```|<\|', text):
+            return f"the {name} holds debris of the reply's format"
+        if _loops(words_of(text)):
+            return f"the {name} repeats itself"
+    words = words_of(pair.question)
+    if not re.search(r"[?？؟:.。…]\W*$", pair.question):
+        return "the question does not end like one"
+    if pair.question.rstrip().endswith("?") and words and words[-1] in _CUT_AT:
+        return f"the question is cut off after {words[-1]!r}"
+    if re.search(r"[,;:(\-–]\s*\?$", pair.question):
+        return "the question is cut off"
+    return None
+
+
+def check_length(pair: Pair, context: CheckContext) -> str | None:
+    """Neither too short to ask anything nor a lecture."""
+    question, answer = word_count(pair.question), word_count(pair.answer)
+    if len(words_of(pair.question)) < 4 and len(pair.question) < 12:
+        return f"a question of {question} words asks too little"
+    if question > _LONGEST_QUESTION:
+        return f"the question has {question} words, more than {_LONGEST_QUESTION}"
+    if answer > _LONGEST_ANSWER:
+        return f"the answer has {answer} words, more than {_LONGEST_ANSWER}"
+    return None
+
+
+def check_copied_passage(pair: Pair, context: CheckContext) -> str | None:
+    """The question is not a stretch of the passage with a question mark, the answer not most of the passage."""
+    source = words_of(context.passage.text)
+    question, answer = words_of(pair.question), words_of(pair.answer)
+    # A sentence turned into a question starts with a question word of its own, so only a shared start is a copy.
+    if len(question) >= 4 and _shared_start(question, source) >= 0.8 * len(question):
+        return "the question is copied from the passage"
+    if len(answer) > 20 and len(answer) >= 0.5 * len(source):
+        return "the answer copies most of the passage"
+    return None
+
+
+def check_answered_by_itself(pair: Pair, context: CheckContext) -> str | None:
+    """The question does not hold its own answer."""
+    if _is_verdict(pair):
+        return None
+    answer, question = _content(pair.answer), set(map(_stem, words_of(pair.question)))
+    if answer and all(_stem(word) in question for word in answer):
+        return f"the question already says {pair.answer!r}"
+    return None
+
+
+def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
+    """No "the passage", "this text": the pair has to stand on its own.
+
+    A noun that the passage itself uses (a contract's "this document") is the subject, not the source.
+    """
+    source = set(words_of(context.passage.text))
+    for text in (pair.question, pair.answer):
+        for match in _MENTION.finditer(text):
+            if match["noun"].lower() not in source:
+                return f"it speaks of {match.group()!r}"
+    return None
+
+
+def check_choices_well_formed(pair: Pair, context: CheckContext) -> str | None:
+    """At least two distinct options, the answer among them where the index says."""
+    if pair.choices is None:
+        return None
+    index = pair.answer_index
+    if len(pair.choices) < 2:
+        return "a multiple-choice question needs at least two options"
+    if index is None or not 0 <= index < len(pair.choices):
+        return f"the index of the answer, {index}, names no option"
+    if normalized(pair.choices[index]) != normalized(pair.answer):
+        return f"option {index} is not the answer"
+    plain = [" ".join(w for w in words_of(choice) if w not in ("the", "a", "an")) for choice in pair.choices]
+    if not all(choice.strip() for choice in pair.choices):
+        return "an option is empty"
+    if len(set(plain)) < len(plain):
+        return "two options are the same"
+    if any(re.search(r"\b(?:all|none|both) of (?:the|these)\b", choice, re.IGNORECASE) for choice in pair.choices):
+        return "an option refers to the others"
+    return None
+
+
+def check_grounded(pair: Pair, context: CheckContext) -> str | None:
+    """The content words of the answer come from the passage, its figures all do, and so does half of the question.
+
+    A verdict (yes, no, one of a fixed set) has no content of its own: the quote and the question answer for it.
+    """
+    known = context.source_words
+    quote = normalized(pair.quote)
+    if quote and quote not in normalized(context.passage.text):
+        words = words_of(pair.quote)
+        if not words or sum(_stem(word) in known for word in words) < 0.9 * len(words):
+            return "the quote is not in the passage"
+    if not _is_verdict(pair):
+        answer = _content(pair.answer) or words_of(pair.answer)
+        strange = [word for word in answer if _stem(word) not in known]
+        figures = [word for word in strange if word[0].isdigit()]
+        if figures:
+            return f"the passage does not give the figure {figures[0]}"
+        if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
+            return f"the answer's {', '.join(strange[:3])} does not come from the passage"
+    question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
+    strange = [word for word in question if _stem(word) not in known]
+    figures = [word for word in strange if word[0].isdigit()]
+    if figures and not _is_verdict(pair):
+        return f"the passage does not give the question's figure {figures[0]}"
+    if not question or len(question) == len(strange):
+        return "the question shares no subject with the passage"
+    if len(strange) > (1 - _SHARE_OF_QUESTION) * len(question):
+        return f"the question's {', '.join(strange[:3])} does not come from the passage"
+    return None
+
+
+def check_answer_fits_question(pair: Pair, context: CheckContext) -> str | None:
+    """A question for a time, a number or a person has an answer of that sort (English only)."""
+    start = normalized(pair.question)
+    if _is_verdict(pair):
+        return None
+    if normalized(pair.answer) in _VERDICTS:
+        verdict_asked = re.match(r"(?:who|what|when|where|which|why|how|in (?:what|which))\b", start)
+        return "yes or no does not answer an open question" if verdict_asked else None
+    if re.match(r"(?:when\b|in (?:what|which) year)", start) and not _TIME_WORD.search(pair.answer):
+        return "it asks when, the answer names no time"
+    counted = re.match(r"(?:how (?:many|much|old|long|far)|what (?:percentage|share|proportion))\b", start)
+    if counted and not (_NUMBER_WORD.search(pair.answer) or _TIME_WORD.search(pair.answer)):
+        return "it asks for a quantity, the answer names none"
+    if re.match(r"who\b", start) and re.fullmatch(r"[\W\d]+", pair.answer):
+        return "it asks who, the answer is a figure"
+    return None
+
+
+def check_near_duplicate_question(pair: Pair, context: CheckContext) -> str | None:
+    """Not one of the validation or test questions, nor nearly.
+
+    Two open-book questions in the same words about different documents are different questions.
+    """
+    for text in dict.fromkeys((pair.question, question_text(pair))):
+        match = context.held_texts.match(text)
+        if match is None:
+            continue
+        held = context.held_questions[match.index]
+        both_open = pair.context is not None and held.context is not None
+        if both_open and held.document_id and held.document_id != pair.document_id:
+            continue
+        return f"it repeats the held-back question {held.id!r}"
+    return None
+
+
+def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
+    """Nothing of the prompt's demonstrations has leaked into the pair."""
+    question = words_of(pair.question)
+    source = words_of(context.passage.text)
+    for demo in DEMOS:
+        for shown in (demo.question, demo.closed_question):
+            words = words_of(shown)
+            if question == words:
+                return "it is a demonstration of the prompt"
+            for start in range(len(words) - 2):
+                run = words[start : start + 3]
+                content = [word for word in run if word not in FUNCTION_WORDS and word not in _QUESTION_WORDS]
+                if len(content) >= 2 and _contains(question, run) and not _contains(source, run):
+                    return f"it borrows {' '.join(run)!r} from a demonstration of the prompt"
+    return None
+
+
+def check_unsafe(pair: Pair, context: CheckContext) -> str | None:
+    """None of the recipe's unsafe words (whole words or phrases, any case)."""
+    text = normalized(" \n ".join((pair.question, pair.answer, *(pair.choices or ()))))
+    for word in context.unsafe_words:
+        if re.search(rf"(?<!\w){re.escape(normalized(word))}(?!\w)", text):
+            return f"it holds the unsafe word {word!r}"
+    return None
+
+
+CHECKS: dict[str, Check] = {
+    "format": check_format,
+    "length": check_length,
+    "copied_passage": check_copied_passage,
+    "answered_by_itself": check_answered_by_itself,
+    "mentions_document": check_mentions_document,
+    "choices_well_formed": check_choices_well_formed,
+    "grounded": check_grounded,
+    "answer_fits_question": check_answer_fits_question,
+    "near_duplicate_question": check_near_duplicate_question,
+    "demo_copy": check_demo_copy,
+    "unsafe": check_unsafe,
+}
+
+
+class Checker:
+    """Runs the checks of a recipe.
+
+    Args:
+        checks: Which are disabled, the unsafe words, and further checks as `package.module:function`.
+        questions: Validation and test questions.
+
+    Raises:
+        RecipeError: A disabled check does not exist, or a plugin cannot be imported.
+
+    Example:
+        >>> checker = Checker(recipe.checks, validation + test)     # doctest: +SKIP
+        >>> checker.check(pair, passage).failed                     # doctest: +SKIP
+        ('grounded',)
+    """
+
+    def __init__(self, checks: Checks, questions: Sequence[Question] = ()) -> None:
+        unknown = [name for name in checks.disabled if name not in CHECKS]
+        if unknown:
+            raise RecipeError(f"checks.disabled: there is no check {unknown[0]!r}; known: {', '.join(CHECKS)}")
+        self.checks = {name: check for name, check in CHECKS.items() if name not in checks.disabled}
+        self.checks.update({reference: load_plugin(reference) for reference in checks.plugins})
+        self._unsafe = checks.unsafe_words
+        self._questions: list[Question] = []
+        texts: list[str] = []
+        for question in questions:
+            # Once by its words alone, once with its options, as a pair of either kind would repeat it.
+            for text in dict.fromkeys((question.question, question_text(question))):
+                self._questions.append(question)
+                texts.append(text)
+        self._texts = NearDuplicates(texts)
+
+    def check(self, pair: Pair, passage: Passage) -> Validity:
+        """The verdict on one pair."""
+        context = CheckContext(passage, self._questions, self._texts, self._unsafe)
+        reasons = {name: reason for name, check in self.checks.items() if (reason := check(pair, context)) is not None}
+        return Validity(not reasons, tuple(reasons), reasons)
+
+
+def load_plugin(reference: str) -> Check:
+    """The check that `package.module:function` names.
+
+    Raises:
+        RecipeError: It cannot be imported or is no function.
+    """
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise RecipeError(f"checks.plugins: {reference!r} is not of the form package.module:function")
+    try:
+        check = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"checks.plugins: cannot import {reference!r}: {error}") from error
+    if not callable(check):
+        raise RecipeError(f"checks.plugins: {reference!r} is no function")
+    return check  # type: ignore[no-any-return]
+
+
+def _is_verdict(pair: Pair) -> bool:
+    """An option of a fixed set, such as yes, no and maybe."""
+    return pair.choices is not None and all(normalized(choice) in _VERDICTS for choice in pair.choices)
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in words_of(text) if word not in FUNCTION_WORDS]
+
+
+def _stem(word: str) -> str:
+    """A rough English stem: enough to know "flies" from "fly" as one word and "war" from "warm" as two."""
+    for ending, put in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.isdigit():
+            return word[: -len(ending)] + put
+    return word
+
+
+def _loops(words: Sequence[str]) -> bool:
+    """The same word three times running, or the same three words three times."""
+    if any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False) if not a.isdigit()):
+        return True
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return any(runs.count(run) >= 3 for run in set(runs))
+
+
+def _shared_start(words: Sequence[str], source: Sequence[str]) -> int:
+    """How many of the first words stand in the source in the same order, one after the other."""
+    best = 0
+    for start in range(len(source)):
+        length = 0
+        while length < len(words) and start + length < len(source) and words[length] == source[start + length]:
+            length += 1
+        best = max(best, length)
+    return best
+
+
+def _contains(words: Sequence[str], run: Sequence[str]) -> bool:
+    return any(list(words[i : i + len(run)]) == list(run) for i in range(len(words) - len(run) + 1))

@@ -1,0 +1,225 @@
+"""Pairs: the writer, and the form that it imitates."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from optimsyn.data.records import Pair, PairKind, Passage, Question, Rubric
+from optimsyn.data.text import word_count
+from optimsyn.errors import ReplyError
+from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask, beginning, one_line, read_object
+from optimsyn.programs.prompts.pair_form import PairForm, open_schema, tight_schema
+from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages
+from optimsyn.programs.rubric import Shared
+from optimsyn.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from optimsyn.models.language_model import LanguageModel
+
+# Share of the multiple-choice questions that must have the same options for these to count as fixed.
+_FIXED_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """The form of the expert questions, which pairs imitate.
+
+    Attributes:
+        multiple_choice: Share of questions with options.
+        fixed_choices: The options when nearly all such questions have the same (yes, no, maybe), else empty.
+        choices: Options of a multiple-choice question otherwise (the most frequent number).
+        open_book: Most questions are asked with a text.
+        answer_words: Median number of words of the free answers.
+    """
+
+    multiple_choice: float = 0.0
+    fixed_choices: tuple[str, ...] = ()
+    choices: int = 4
+    open_book: bool = False
+    answer_words: int = 3
+
+    @classmethod
+    def of(cls, questions: Sequence[Question]) -> TaskShape:
+        """The shape of some questions (the validation questions of a run)."""
+        with_options = [question.choices for question in questions if question.choices is not None]
+        free = [question for question in questions if question.choices is None]
+        fixed: tuple[str, ...] = ()
+        number = 4
+        if with_options:
+            sets = Counter(tuple(sorted(choice.casefold().strip() for choice in choices)) for choices in with_options)
+            common, count = sets.most_common(1)[0]
+            if count > 1 and count >= _FIXED_SHARE * len(with_options):
+                fixed = next(c for c in with_options if tuple(sorted(x.casefold().strip() for x in c)) == common)
+            number = Counter(len(choices) for choices in with_options).most_common(1)[0][0]
+        return cls(
+            multiple_choice=len(with_options) / len(questions) if questions else 0.0,
+            fixed_choices=fixed,
+            choices=number,
+            open_book=2 * sum(question.context is not None for question in questions) > len(questions),
+            answer_words=max(1, round(median(word_count(q.answer) for q in free))) if free else 3,
+        )
+
+    def kind_for(self, seed: int) -> PairKind:
+        """The kind of the pair with this seed; over many seeds in the proportion of the questions."""
+        return "multiple_choice" if random.Random(derive_seed(seed, "kind")).random() < self.multiple_choice else "free"
+
+    def form(self, kind: PairKind) -> PairForm:
+        """What a pair of this kind has to look like."""
+        if kind == "free":
+            return PairForm(answer_words=self.answer_words)
+        if self.fixed_choices:
+            return PairForm(len(self.fixed_choices), self.fixed_choices, self.answer_words)
+        return PairForm(self.choices, (), self.answer_words)
+
+
+class WritePair(dspy.Signature):  # type: ignore[misc]  # dspy has no types
+    """Write one exam question and its answer from the passage, as the rubric asks."""
+
+    passage: str = dspy.InputField(desc="the text that the question is made from")
+    rubric: Rubric | None = dspy.InputField(desc="the criteria, if any")
+    pair: dict[str, str] = dspy.OutputField(desc="quote, question, answer and wrong options")
+
+
+class PairWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
+    """Writes one pair from a passage under a rubric.
+
+    Args:
+        model: The generator.
+        spec: The form of the pairs.
+    """
+
+    def __init__(self, model: LanguageModel, spec: TaskShape) -> None:
+        super().__init__()
+        self._shared = Shared(model)
+        self.spec = spec
+        self.write = dspy.Predict(WritePair)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model; copies of this module share it."""
+        return self._shared.model
+
+    async def awrite(
+        self,
+        passage: Passage,
+        rubric: Rubric | None,
+        *,
+        seed: int,
+        variant: str,
+        guiding_text: str = "",
+        rubric_model: str = "",
+    ) -> Pair:
+        """Writes one pair; its kind follows from the seed.
+
+        Args:
+            passage: The text to make it from.
+            rubric: The criteria; None to write without.
+            seed: Sampling seed; also picks the sentences that may be quoted and the order of options.
+            variant: Kept in the pair's lineage.
+            guiding_text: Kept in the pair's lineage.
+            rubric_model: Kept in the pair's lineage.
+
+        Raises:
+            ReplyError: The reply holds no usable pair.
+            ServiceError: The service failed for good.
+        """
+        form = self.spec.form(self.spec.kind_for(seed))
+        chat = self.model.chat
+
+        def messages(_: str, inputs: dict[str, Any]) -> list[Message]:
+            if chat:
+                return chat_messages(form, inputs["passage"], inputs["rubric"])
+            return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
+
+        schema = open_schema(form, passage.text) if chat else tight_schema(form, passage.text, seed)
+        prediction = await ask(
+            self.write,
+            self.model,
+            PromptAdapter(messages, lambda text: read_pair(text, form)),
+            seed=seed,
+            schema=("pair", schema),
+            # A schema ends the reply by itself, and a stop text could cut white space that it allows.
+            stop=() if chat or self.model.structured else STOP,
+            passage=passage.text,
+            rubric=rubric,
+        )
+        reply: dict[str, str] = prediction.pair
+        choices, index = _options(reply, form, seed)
+        identity = (passage.id, variant, seed, guiding_text, rubric, reply["question"], reply["answer"])
+        return Pair(
+            id="pair-" + hashlib.sha256(repr(identity).encode()).hexdigest()[:16],
+            question=reply["question"],
+            answer=reply["answer"],
+            choices=choices,
+            answer_index=index,
+            context=passage.text if self.spec.open_book else None,
+            quote=reply["quote"],
+            passage_id=passage.id,
+            document_id=passage.document_id,
+            char_start=passage.char_start,
+            char_end=passage.char_end,
+            variant=variant,
+            guiding_text=guiding_text,
+            rubric=rubric,
+            rubric_model=rubric_model,
+            generator=self.model.name,
+            seed=seed,
+        )
+
+    async def aforward(
+        self, passage: Passage, rubric: Rubric | None = None, seed: int = 0, variant: str = ""
+    ) -> dspy.Prediction:
+        """`awrite` as a DSPy call: a prediction whose `pair` is a Pair."""
+        return dspy.Prediction(pair=await self.awrite(passage, rubric, seed=seed, variant=variant))
+
+    def forward(
+        self, passage: Passage, rubric: Rubric | None = None, seed: int = 0, variant: str = ""
+    ) -> dspy.Prediction:
+        """The same, for callers without an event loop."""
+        from optimsyn.models.language_model import run_sync
+
+        return run_sync(self.aforward(passage, rubric, seed, variant))
+
+
+def read_pair(text: str, form: PairForm) -> dict[str, str]:
+    """Reads quote, question, answer and wrong options out of a reply.
+
+    Raises:
+        ReplyError: Something is missing, or the answer is none of the fixed options; the message says which.
+    """
+    raw = read_object(text, "question and answer")
+    inner = raw.get("pair")
+    if isinstance(inner, dict):
+        raw = {str(key): value for key, value in inner.items()}
+    reply = {key.strip().lower(): one_line(value) for key, value in raw.items()}
+    reply.setdefault("quote", "")
+    for name in ("question", "answer", *form.wrong_keys):
+        if not reply.get(name):
+            raise ReplyError(f"the pair lacks `{name}`; the reply begins {beginning(text)}")
+    if form.fixed:
+        named = {choice.casefold().strip(): choice for choice in form.fixed}
+        answer = reply["answer"].casefold().strip(" .!")
+        if answer not in named:
+            raise ReplyError(f"the answer {beginning(reply['answer'])} is none of {', '.join(form.fixed)}")
+        reply["answer"] = named[answer]
+    return reply
+
+
+def _options(reply: dict[str, str], form: PairForm, seed: int) -> tuple[tuple[str, ...] | None, int | None]:
+    """The options in a seeded order and where the answer stands; (None, None) for a free answer."""
+    if form.fixed:
+        return form.fixed, form.fixed.index(reply["answer"])
+    if not form.wrong_keys:
+        return None, None
+    options = [reply["answer"], *(reply[name] for name in form.wrong_keys)]
+    order = list(range(len(options)))
+    random.Random(derive_seed(seed, "options")).shuffle(order)
+    return tuple(options[i] for i in order), order.index(0)

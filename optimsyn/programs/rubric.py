@@ -1,0 +1,230 @@
+"""Rubrics: the writer, the policy's prompt, and the one reader of both.
+
+A rubric is written in one of two forms. Where a server holds the model to a JSON schema, and for chat models, it is a
+JSON object. The local policy, which reinforcement learning trains and which decodes freely, writes five lines:
+
+    Question type: …
+    Question quality: …
+    Answer quality: …
+    Alignment: …
+    Trainability: …
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from optimsyn.data.records import PairKind, Passage, Rubric
+from optimsyn.errors import ReplyError
+from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask, beginning, one_line, read_object
+from optimsyn.programs.prompts.rubric_prompts import (
+    CUE,
+    LABELS,
+    STOP,
+    chat_messages,
+    json_prompt,
+    lines_prompt,
+    rubric_schema,
+)
+
+if TYPE_CHECKING:
+    from optimsyn.models.language_model import LanguageModel
+
+# Short keys of the compact form beside the full names and the labels of the five lines.
+_SHORT = {"type": "question_type", "question": "question_quality", "answer": "answer_quality"}
+_FIELD_OF = {
+    **{name: name for name in LABELS},
+    **{label.lower().replace(" ", "_"): name for name, label in LABELS.items()},
+    **_SHORT,
+}
+_LINE = re.compile(
+    r"^[\s*#>\-\d.]*(?P<label>" + "|".join(LABELS.values()) + r")[\s*]*[:：][\s*]*(?P<value>.*)$", re.IGNORECASE
+)
+_LONGEST = 400
+
+
+class WriteRubric(dspy.Signature):  # type: ignore[misc]  # dspy has no types
+    """Write the criteria for one question and its answer."""
+
+    passage: str = dspy.InputField(desc="the text that the question is made from")
+    kind: str = dspy.InputField(desc="free or multiple_choice")
+    rubric: Rubric = dspy.OutputField(desc="the criteria")
+
+
+class RubricWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
+    """Writes the rubric for one passage under a guiding text.
+
+    The guiding text is the instruction of the one Predict inside (`write`), so that a DSPy optimiser can rewrite it.
+
+    Args:
+        model: Writes the rubrics.
+        guiding_text: The few sentences that a person wrote, or an optimiser.
+        kind_hint: Said about the form of the questions in place of the default words for the pair's kind.
+
+    Example:
+        >>> writer = RubricWriter(load_language_model(recipe.models.rubric), recipe.guiding_text)  # doctest: +SKIP
+        >>> writer(passage=passage, kind="free", seed=1).rubric.question_type                      # doctest: +SKIP
+        'quantity'
+    """
+
+    def __init__(self, model: LanguageModel, guiding_text: str, *, kind_hint: str = "") -> None:
+        super().__init__()
+        self._shared = Shared(model)
+        self.kind_hint = kind_hint
+        self.write = dspy.Predict(WriteRubric.with_instructions(guiding_text))
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model; copies of this module share it."""
+        return self._shared.model
+
+    @property
+    def guiding_text(self) -> str:
+        """The guiding text that the next rubric is written under."""
+        return str(self.write.signature.instructions)
+
+    @guiding_text.setter
+    def guiding_text(self, text: str) -> None:
+        self.write.signature = self.write.signature.with_instructions(text)
+
+    async def aforward(self, passage: Passage, kind: PairKind = "free", seed: int = 0) -> dspy.Prediction:
+        """Writes one rubric.
+
+        Returns:
+            A prediction whose `rubric` is a Rubric.
+
+        Raises:
+            ReplyError: The reply holds no complete rubric.
+            ServiceError: The service failed for good.
+        """
+        chat, structured = self.model.chat, self.model.structured
+
+        def messages(guiding_text: str, inputs: dict[str, Any]) -> list[Message]:
+            arguments = (guiding_text, inputs["passage"], inputs["kind"], self.kind_hint)
+            if chat:
+                return chat_messages(*arguments)
+            return [{"role": "user", "content": json_prompt(*arguments) if structured else lines_prompt(*arguments)}]
+
+        lines = not chat and not structured
+        return await ask(
+            self.write,
+            self.model,
+            PromptAdapter(messages, complete_rubric if lines else parse_rubric),
+            seed=seed,
+            schema=None if lines else ("rubric", rubric_schema(compact=not chat)),
+            stop=STOP if lines else (),
+            passage=passage.text,
+            kind=kind,
+        )
+
+    def forward(self, passage: Passage, kind: PairKind = "free", seed: int = 0) -> dspy.Prediction:
+        """The same, for callers without an event loop (DSPy's optimisers call programs in threads)."""
+        from optimsyn.models.language_model import run_sync
+
+        return run_sync(self.aforward(passage=passage, kind=kind, seed=seed))
+
+
+class Shared:
+    """Holds a language model, which copies of a program share instead of copying it."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return self
+
+
+def rubric_prompt(guiding_text: str, passage: Passage, kind: PairKind, *, tokenizer: Any = None) -> str | list[Message]:
+    r"""The local policy's prompt for one rubric.
+
+    Args:
+        guiding_text: What the rubric is to follow.
+        passage: The text that the pair will be made from.
+        kind: The kind of pair.
+        tokenizer: The policy's tokenizer; one with a chat template gets chat messages, any other (or none) plain text
+            that ends in `Rubric:\nQuestion type:`, so that the completion starts with the question type.
+
+    Returns:
+        Plain text or chat messages; the completion is read by `complete_rubric` or `parse_rubric` respectively.
+    """
+    messages, _ = rubric_messages(guiding_text, passage, kind, chat=bool(getattr(tokenizer, "chat_template", None)))
+    return list(messages) if len(messages) > 1 else messages[0]["content"]
+
+
+def rubric_messages(
+    guiding_text: str, passage: Passage, kind: PairKind, *, chat: bool
+) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The policy's prompt as the messages of a `Call`, with the texts that end its reply.
+
+    Both forms ask for the five lines, which `complete_rubric` reads.
+    """
+    if chat:
+        return tuple(chat_messages(guiding_text, passage.text, kind, lines=True)), ()
+    return ({"role": "user", "content": lines_prompt(guiding_text, passage.text, kind)},), STOP
+
+
+def complete_rubric(completion: str) -> Rubric:
+    """Reads the policy's completion, with the cue that its prompt ended in put back where it is missing.
+
+    Raises:
+        ReplyError: A criterion is missing; the message names it.
+    """
+    head = completion.lstrip()
+    if head.startswith("{") or _LINE.match(head.split("\n", 1)[0]):
+        return parse_rubric(completion)
+    return parse_rubric(f"{CUE} {head}")
+
+
+def parse_rubric(text: str) -> Rubric:
+    """Reads a rubric out of a reply: five lines, or a JSON object with long or short keys.
+
+    What follows the rubric (a base model goes on with the next passage) is ignored.
+
+    Raises:
+        ReplyError: A criterion is missing, empty or says nothing; the message names it.
+    """
+    found = _from_lines(text)
+    if not found and "{" in text:
+        found = _from_json(text)
+    missing = [label for name, label in LABELS.items() if not re.search(r"\w", found.get(name, ""))]
+    if missing:
+        raise ReplyError(f"the rubric lacks {', '.join(missing)}; the reply begins {beginning(text)}")
+    long = [LABELS[name] for name, value in found.items() if len(value) > _LONGEST]
+    if long:
+        raise ReplyError(f"the rubric's {long[0]} runs on over {_LONGEST} characters; a criterion is one short line")
+    return Rubric(**found)
+
+
+def _from_json(text: str) -> dict[str, str]:
+    raw = read_object(text, "rubric")
+    inner = raw.get("rubric")
+    if isinstance(inner, dict):
+        raw = inner
+    found: dict[str, str] = {}
+    for key, value in raw.items():
+        name = _FIELD_OF.get(str(key).strip().lower().replace(" ", "_"))
+        if name is not None:
+            found.setdefault(name, one_line(value))
+    return found
+
+
+def _from_lines(text: str) -> dict[str, str]:
+    labels = {label.lower(): name for name, label in LABELS.items()}
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            if len(found) == len(LABELS):
+                break
+            continue
+        # The first of each counts: a base model that goes on writes the next rubric.
+        found.setdefault(labels[match["label"].lower()], one_line(match["value"].strip(" *")))
+    return found
+
+
+def rubric_text(rubric: Rubric) -> str:
+    """The five lines of a rubric; `parse_rubric` reads them back."""
+    return "\n".join(f"{label}: {getattr(rubric, name)}" for name, label in LABELS.items())

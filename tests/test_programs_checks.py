@@ -1,0 +1,133 @@
+"""Each validity check against pairs that it must refuse and pairs that it must let pass."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from programs_helpers import TEXT, pair, passage
+
+from optimsyn.data.records import Pair, Question
+from optimsyn.errors import RecipeError
+from optimsyn.programs.checks import CHECKS, CheckContext, Checker
+from optimsyn.programs.demos import DEMOS
+from optimsyn.recipe import Checks
+
+CHOICES = {"choices": ("1904", "1931", "1940", "1950"), "answer_index": 1}
+YES_NO = {"choices": ("yes", "no", "maybe"), "answer_index": 0, "answer": "yes"}
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("format", {"answer": "..."}),
+    ("format", {"question": "When did the library move"}),
+    ("format", {"question": "When did the library move to the?"}),
+    ("format", {"question": "When did the library move,?"}),
+    ("format", {"question": 'When did {"answer": "x"} move?'}),
+    ("format", {"question": "When\ndid the library move?"}),
+    ("format", {"answer": "the canal the canal the canal the canal"}),
+    ("format", {"question": "When did did did the library move?"}),
+    ("length", {"question": "Why?"}),
+    ("length", {"question": "Why did " + "the old and large library " * 20 + "move?"}),
+    ("length", {"answer": "library " + " ".join(str(i) for i in range(120))}),
+    ("copied_passage", {"question": "The town council of Harlow opened its first lending library?"}),
+    ("copied_passage", {"answer": TEXT}),
+    ("answered_by_itself", {"question": "Who was Miss Edith Crane of Harlow?", "answer": "Edith Crane"}),
+    ("answered_by_itself", {"question": "What are the mills of Harlow called?", "answer": "mill"}),
+    ("mentions_document", {"question": "According to the passage, when did the library move?"}),
+    ("mentions_document", {"question": "What does the author say about the library?"}),
+    ("mentions_document", {"question": "When, in this short text, does the library move?"}),
+    ("choices_well_formed", {**CHOICES, "choices": ("1904", "1931", "1904", "1950")}),
+    ("choices_well_formed", {**CHOICES, "answer_index": 0}),
+    ("choices_well_formed", {**CHOICES, "answer_index": None}),
+    ("choices_well_formed", {**CHOICES, "choices": ("1904", "1931", "all of these")}),
+    ("choices_well_formed", {"choices": ("1931",), "answer_index": 0}),
+    ("grounded", {"answer": "1932"}),
+    ("grounded", {"answer": "beside the cathedral of Bristol"}),
+    ("grounded", {"question": "When did the Roman emperor die?"}),
+    ("grounded", {"question": "When did the library get 77 computers?"}),
+    ("grounded", {"quote": "Nothing of this sort was ever written down anywhere."}),
+    ("grounded", {**YES_NO, "question": "Does aspirin prevent strokes in adults?"}),
+    ("answer_fits_question", {"answer": "canal"}),
+    ("answer_fits_question", {"question": "How many books did Edith Crane give?", "answer": "reading room"}),
+    ("answer_fits_question", {"question": "Who gave books to the library?", "answer": "1904"}),
+    ("answer_fits_question", {"question": "Where is the library of Harlow?", "answer": "yes"}),
+    ("demo_copy", {"question": DEMOS[0].question, "answer": DEMOS[0].answer}),
+    ("demo_copy", {"question": "Which barn swallow build moved to the library?"}),
+    ("near_duplicate_question", {"question": "when was the first lending library of Harlow opened ?"}),
+    ("unsafe", {"question": "When did the Library of doom move to a larger building?"}),
+]
+GOOD: list[dict[str, Any]] = [
+    {},
+    CHOICES,
+    {**YES_NO, "question": "Did the library of Harlow move in 1931?"},
+    {"question": "How many books did Edith Crane give to the library?", "answer": "600"},
+    {"question": "What does the library of Harlow keep?", "answer": "the letters of the mill owners"},
+    {"question": "Which building did the library move to?", "answer": "a larger building beside the canal"},
+    {"question": "What did the town council open?", "answer": "its first lending library"},
+    {"question": "Why did the reading room stay open until nine?", "answer": "most readers worked in the mills"},
+    {"question": "Until when did the reading room stay open?", "answer": "nine in the evening", "quote": ""},
+]
+
+
+def _held() -> list[Question]:
+    return [Question(id="v1", question="When was the first lending library of Harlow opened?", answer="1904")]
+
+
+@pytest.mark.parametrize(("name", "fields"), BAD, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BAD)])
+def test_refuses(name: str, fields: dict[str, Any]) -> None:
+    verdict = Checker(Checks(unsafe_words=("library of doom",)), _held()).check(pair(**fields), passage())
+    assert not verdict.valid
+    assert name in verdict.failed
+    assert verdict.reasons[name]
+
+
+@pytest.mark.parametrize("fields", GOOD)
+def test_lets_pass(fields: dict[str, Any]) -> None:
+    verdict = Checker(Checks(unsafe_words=("doom",)), _held()).check(pair(**fields), passage())
+    assert verdict.valid, verdict.reasons
+
+
+def test_every_check_is_tried_here() -> None:
+    assert {name for name, _ in BAD} == set(CHECKS)
+    assert all(check.__doc__ for check in CHECKS.values())
+
+
+def test_a_word_of_the_subject_is_no_mention_of_the_source() -> None:
+    text = "This document shall be governed by the laws of Nevada, and the document ends in 2031."
+    asked = pair(question="When does the document governed by Nevada law end?", answer="2031", quote="")
+    assert Checker(Checks()).check(asked, passage(text)).valid
+
+
+def test_duplicates_of_open_book_questions_are_told_apart_by_document() -> None:
+    stock = "Which law governs this library agreement of Harlow?"
+    held = [Question(id="v1", question=stock, answer="Nevada", context="c", document_id="other")]
+    asked = pair(question=stock, context=TEXT)
+    assert "near_duplicate_question" not in Checker(Checks(), held).check(asked, passage()).failed
+    same = [held[0].model_copy(update={"document_id": "d1"})]
+    assert "near_duplicate_question" in Checker(Checks(), same).check(asked, passage()).failed
+    closed = [held[0].model_copy(update={"context": None})]
+    assert "near_duplicate_question" in Checker(Checks(), closed).check(asked, passage()).failed
+
+
+def never(pair: Pair, context: CheckContext) -> str | None:
+    """A plugin."""
+    return f"not today, {context.passage.id}"
+
+
+def test_disabled_checks_and_plugins() -> None:
+    assert Checker(Checks(disabled=("grounded",))).check(pair(answer="1932"), passage()).valid
+    verdict = Checker(Checks(plugins=(f"{__name__}:never",))).check(pair(), passage())
+    assert verdict.failed == (f"{__name__}:never",)
+    assert "not today, p1" in verdict.reasons.values()
+    for wrong, reason in [("nothing", "form"), ("no_such_module:x", "import"), (f"{__name__}:absent", "import")]:
+        with pytest.raises(RecipeError, match=reason):
+            Checker(Checks(plugins=(wrong,)))
+    with pytest.raises(RecipeError, match="no check 'grounds'"):
+        Checker(Checks(disabled=("grounds",)))
+
+
+def test_checks_import_without_dspy() -> None:
+    code = "import sys, optimsyn.programs.checks; print('dspy' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
