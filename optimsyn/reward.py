@@ -241,10 +241,10 @@ class InfluenceReward:
                     "warm-up diverge? Try models.target.dtype: float32 or a smaller warm_up.lr."
                 )
             found[key] = {
-                "influence": numbers[0],
-                "by_subtask": dict(zip(subtasks, numbers[1:], strict=True)),
-                "gradient_norm": float(scores.gradient_norm[index]),
-                "loss": float(scores.loss[index]),
+                "influence": _rounded(numbers[0]),
+                "by_subtask": {name: _rounded(x) for name, x in zip(subtasks, numbers[1:], strict=True)},
+                "gradient_norm": _rounded(float(scores.gradient_norm[index])),
+                "loss": _rounded(float(scores.loss[index])),
                 "label_tokens": int(scores.label_tokens[index]),
             }
         return found
@@ -383,3 +383,8 @@ def _reply(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     return "".join(str(message.get("content") or "") for message in completion)
+
+
+def _rounded(number: float) -> float:
+    """Nine significant digits: what lies beyond depends on the order in which threads add, not on the pair."""
+    return float(f"{number:.9g}")

@@ -1,0 +1,223 @@
+"""The whole run in small: a service that writes rubrics and pairs, a tiny random target, every stage, every file."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimsyn.errors import ServiceError, StageError
+from optimsyn.recipe import Recipe
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import STAGES
+from optimsyn.stages.preview import preview
+from tests.models_helpers import KEY, Answer, Service, refused, said, save_tiny_model, service
+
+NAMES = [
+    "Arvo",
+    "Belin",
+    "Corma",
+    "Dastik",
+    "Elgar",
+    "Fennic",
+    "Goral",
+    "Hastur",
+    "Ilmen",
+    "Jorvik",
+    "Kelmet",
+    "Lorcan",
+]
+METALS = ["copper", "silver", "cobalt", "nickel", "zinc", "iron", "tin", "lead", "gold", "chrome", "titan", "mangan"]
+
+
+def sentence(index: int) -> str:
+    """One made-up fact."""
+    return f"The city of {NAMES[index]} mined {METALS[index]} since {1200 + 37 * index} and sold it in the harbour"
+
+
+def answer(number: int, request: dict[str, Any]) -> Answer:
+    """A good model: the rubric when a rubric is asked for, else a pair about the first fact of the passage."""
+    text = request["messages"][-1]["content"]
+    schema = json.dumps(request.get("response_format", {}))
+    if "trainability" in schema:
+        rubric = dict.fromkeys(("question_quality", "answer_quality", "alignment", "trainability"), "names one thing")
+        return said(json.dumps({"question_type": "fact", **rubric}))
+    name = re.findall(r"The city of (\w+) mined (\w+)", text)[-1]
+    asked = ["Which metal came from the mines of {}?", "What did the miners of {} dig for?"][request.get("seed", 0) % 2]
+    return said(json.dumps({"quote": "", "question": asked.format(name[0]), "answer": name[1]}))
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setenv("STAGES_TEST_KEY", KEY)
+    with service() as state:
+        state.answer = answer
+        yield state
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, served: Service) -> Recipe:
+    documents = [
+        {"id": name, "title": name, "text": f"{sentence(i)}. Nobody knows why the miners of {name} left the hills."}
+        for i, name in enumerate(NAMES)
+    ]
+    questions = [
+        {
+            "id": f"q{i}",
+            "question": f"In which year, according to its chronicle, did {name} open its first shaft?",
+            "answer": str(1200 + 37 * i),
+            "group": name,
+            "subtask": "dates" if i % 2 else "years",
+        }
+        for i, name in enumerate(NAMES)
+    ]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    target = save_tiny_model(tmp_path / "tiny")
+    spec = {"name": "openai/served-model", "api_base": served.base, "api_key_env": "STAGES_TEST_KEY", "retries": 0}
+    return Recipe.parse(
+        {
+            "name": "mines",
+            "seed": 5,
+            "documents": {"source": str(tmp_path / "documents.jsonl"), "min_words": 5},
+            "questions": {"validation": str(tmp_path / "questions.jsonl")},
+            "guiding_text": "Ask which metal a city mined, so that one word answers it.",
+            "models": {
+                "generator": spec,
+                "rubric": spec,
+                "target": {"name": str(target), "max_length": 256},
+            },
+            "warm_up": {"pairs": 6, "steps": 2, "batch_size": 2},
+            "optimizers": {
+                "prompt": {"metric_calls": 8, "passages": 2, "minibatch": 2},
+                "policy": {"enabled": False},
+            },
+            "synthesis": {"pairs": 4, "oversample": 1.25},
+            "fine_tune": {"steps": 2, "batch_size": 2},
+            "evaluation": {"max_new_tokens": 4, "bootstrap": 100},
+        }
+    )
+
+
+def run_stage(run: Run, stage: str) -> Any:
+    return importlib.import_module(f"optimsyn.stages.{stage}").run(run)
+
+
+def run_all(run: Run) -> None:
+    for stage in STAGES:
+        run_stage(run, stage)
+
+
+def requests_of(run: Run) -> int:
+    with sqlite3.connect(run.path("replies.sqlite")) as connection:
+        return int(connection.execute("select count(*) from replies").fetchone()[0])
+
+
+def asked_twice(state: Service) -> list[str]:
+    counts = Counter(json.dumps(request, sort_keys=True) for request in state.requests)
+    return [request for request, n in counts.items() if n > 1]
+
+
+def test_a_run_leaves_every_file_that_others_build_on(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    run = Run.open(recipe, tmp_path / "runs")
+    run_all(run)
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(run.path("dataset", "train.parquet")).to_pylist()
+    chats = [json.loads(line) for line in run.path("dataset", "train.jsonl").read_text().splitlines()]
+    assert len(rows) == len(chats) == 4
+    passages = {json.loads(line)["id"]: json.loads(line) for line in run.path("prepare", "passages.jsonl").open()}
+    documents = {json.loads(line)["id"]: json.loads(line) for line in run.path("prepare", "documents.jsonl").open()}
+    for row, chat in zip(rows, chats, strict=True):
+        assert row["variant"] == "optimized"
+        assert [message["role"] for message in chat["messages"]] == ["user", "assistant"]
+        assert row["answer"] in chat["messages"][1]["content"]
+        text = documents[row["document_id"]]["text"][row["char_start"] : row["char_end"]]
+        assert text == passages[row["passage_id"]]["text"]
+    evaluation = json.loads(run.path("evaluation.json").read_text())
+    assert {row["variant"] for row in evaluation} == {"target", "no_rubric", "static", "optimized"}
+    assert all(row["low"] <= row["value"] <= row["high"] and row["n"] == 6 for row in evaluation)
+    assert run.path("summary.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads(run.path("summary.json").read_text())
+    assert summary["dataset_pairs"] == 4
+    for counts in summary["losses"].values():
+        lost = counts["invalid"] + counts["duplicate"] + counts["not selected"]
+        assert counts["candidates"] == lost + counts["kept"]
+    assert [record.status for record in run.manifest.stages] == ["finished"] * len(STAGES)
+    assert run.manifest.cost.replies == len(served.requests)
+    assert asked_twice(served) == []
+    assert not any(KEY.encode() in file.read_bytes() for file in run.folder.rglob("*") if file.is_file())
+    for stage in STAGES:
+        assert "<table" in run_stage(run, stage)._repr_html_()
+    assert run.manifest.cost.replies == len(served.requests), "a finished stage asked again"
+
+
+def test_selection_keeps_the_candidates_of_highest_influence(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run.open(recipe, tmp_path / "runs")
+    for stage in STAGES[:5]:
+        run_stage(run, stage)
+    judged = [json.loads(line) for line in run.path("synthesize", "static.candidates.jsonl").open()]
+    kept = {json.loads(line)["key"] for line in run.path("synthesize", "static.judged.jsonl").open()}
+    worst_kept = min(row["influence"] for row in judged if row["key"] in kept)
+    questions = {row["pair"]["question"] for row in judged if row["key"] in kept}
+    for row in judged:
+        if row["valid"] and row["key"] not in kept and row["pair"]["question"] not in questions:
+            assert row["influence"] <= worst_kept
+
+
+@pytest.mark.parametrize("stage", ["warm_up", "optimize_prompt", "synthesize"])
+def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
+    recipe: Recipe, served: Service, tmp_path: Path, stage: str
+) -> None:
+    undisturbed = Run.open(recipe, tmp_path / "undisturbed")
+    run_all(undisturbed)
+    good = len(served.requests)
+    served.requests.clear()
+
+    run = Run.open(recipe, tmp_path / "runs")
+    for earlier in STAGES[: STAGES.index(stage)]:
+        run_stage(run, earlier)
+    before = len(served.requests)
+
+    def fails_after_three(number: int, request: dict[str, Any]) -> Answer:
+        return answer(number, request) if number < before + 3 else refused(500, "out of order")
+
+    served.answer = fails_after_three
+    with pytest.raises(ServiceError, match="500|out of order"):
+        run_stage(run, stage)
+    assert run.manifest.stage(stage).status == "failed"
+    failed = [request for request in served.requests[before + 3 :]]
+    served.requests = served.requests[: before + 3]
+    served.answer = answer
+    run_all(run)
+    assert failed, "nothing was refused"
+    assert asked_twice(served) == []
+    assert requests_of(run) == good
+    for name in ("train.jsonl", "train.parquet"):
+        assert run.path("dataset", name).read_bytes() == undisturbed.path("dataset", name).read_bytes()
+
+
+def test_a_generator_of_garbage_stops_loudly(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    served.answer = lambda number, request: said("certainly! <html>")
+    run = Run.open(recipe, tmp_path / "runs")
+    run_stage(run, "prepare")
+    with pytest.raises((StageError, ServiceError), match="valid|garbage|unreadable"):
+        run_stage(run, "warm_up")
+
+
+def test_preview_shows_scored_pairs_and_the_run_does_not_pay_for_them_again(
+    recipe: Recipe, served: Service, tmp_path: Path
+) -> None:
+    run = Run.open(recipe, tmp_path / "runs")
+    shown = preview(run, 3)
+    assert len(shown.rows) >= 3
+    assert sum(isinstance(row[-1], float) for row in shown.rows) >= 3
+    run_stage(run, "warm_up")
+    assert asked_twice(served) == []
