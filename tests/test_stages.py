@@ -34,7 +34,7 @@ NAMES = [
     "Kelmet",
     "Lorcan",
 ]
-METALS = ["copper", "silver", "cobalt", "nickel", "zinc", "iron", "tin", "lead", "gold", "chrome", "titan", "mangan"]
+METALS = "copper silver cobalt nickel zinc iron tin lead gold chrome titan mangan".split()
 
 
 def sentence(index: int) -> str:
@@ -172,7 +172,7 @@ def test_selection_keeps_the_candidates_of_highest_influence(recipe: Recipe, tmp
             assert row["influence"] <= worst_kept
 
 
-@pytest.mark.parametrize("stage", ["warm_up", "optimize_prompt", "synthesize"])
+@pytest.mark.parametrize("stage", ["warm_up", "synthesize"])
 def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
     recipe: Recipe, served: Service, tmp_path: Path, stage: str
 ) -> None:
@@ -193,11 +193,11 @@ def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
     with pytest.raises(ServiceError, match="500|out of order"):
         run_stage(run, stage)
     assert run.manifest.stage(stage).status == "failed"
-    failed = [request for request in served.requests[before + 3 :]]
+    refusals = len(served.requests) - before - 3
     served.requests = served.requests[: before + 3]
     served.answer = answer
     run_all(run)
-    assert failed, "nothing was refused"
+    assert refusals > 0
     assert asked_twice(served) == []
     assert requests_of(run) == good
     for name in ("train.jsonl", "train.parquet"):
