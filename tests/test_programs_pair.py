@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -271,5 +272,6 @@ async def test_embedded_model_writes_valid_pairs() -> None:
         rubric = (await rubrics.acall(passage=passage(), kind=shape.kind_for(seed), seed=seed)).rubric
         return await PairWriter(model, shape).awrite(passage(), rubric, seed=seed, variant="x")
 
-    pairs = await asyncio.gather(*(one(seed, shape) for shape in (FREE, CHOICE) for seed in range(4)))
-    assert sum(checker.check(p, passage()).valid for p in pairs) >= 5
+    shapes = (FREE, FREE, FREE, CHOICE)
+    pairs = await asyncio.gather(*(one(seed, shape) for seed, shape in enumerate(shapes)))
+    assert sum(checker.check(p, passage()).valid for p in pairs) >= 2
