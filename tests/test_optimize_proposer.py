@@ -116,3 +116,20 @@ def test_every_check_has_a_cure() -> None:
     from optimsyn.programs.checks import CHECKS
 
     assert set(_CURES) == {*CHECKS, "rubric_format", "pair_format"}
+
+
+def test_unique_types_are_no_evidence_but_openings_are() -> None:
+    rows = [row(f"h{i}", 0.3, passage=f"p{i}", kind=f"type {i}").model_copy() for i in range(3)]
+    rows = [r.model_copy(update={"pair": r.pair.model_copy(update={"question": "How so?"})}) for r in rows if r.pair]
+    others = [row(f"w{i}", 0.1, passage=f"p{i}", kind=f"kind {i}") for i in range(3)]
+    others = [
+        r.model_copy(update={"pair": r.pair.model_copy(update={"question": "Who is it?"})}) for r in others if r.pair
+    ]
+    advice = texts([*rows, *others])
+    assert advice["opening"] == "Questions that begin with 'How' taught most."
+    assert "type" not in advice
+
+
+def test_quotations_end_with_a_whole_thought() -> None:
+    rows = [row("a", 0.3, quality="names the diet that is a,"), row("b", 0.1, passage="q", quality="x")]
+    assert texts(rows)["criterion"] == "A criterion that worked well: names the diet."

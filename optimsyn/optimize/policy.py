@@ -172,9 +172,9 @@ def _build_trainer(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
-    from trl import GRPOTrainer
 
     from optimsyn.models.loading import load_causal_lm
+    from optimsyn.optimize.shared_prompt import SharedPromptTrainer
 
     model, tokenizer = (load or load_causal_lm)(spec)
     tokenizer.padding_side = "left"
@@ -189,7 +189,7 @@ def _build_trainer(
         task_type="CAUSAL_LM",
     )
     try:
-        trainer = GRPOTrainer(
+        trainer = SharedPromptTrainer(
             model=model,
             reward_funcs=reward,
             args=_arguments(config, folder, seed, model, len(rows) // config.steps),
@@ -214,6 +214,8 @@ def _arguments(config: PolicyOptimizer, folder: Path, seed: int, model: Any, pro
     import torch
     from trl import GRPOConfig
 
+    from optimsyn.models.generation import MIN_P, TOP_K, TOP_P
+
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"
     rubrics = prompts * config.group_size
@@ -226,10 +228,16 @@ def _arguments(config: PolicyOptimizer, folder: Path, seed: int, model: Any, pro
         num_generations=config.group_size,
         max_completion_length=config.max_tokens,
         temperature=config.temperature,
+        # The candidates that the policy is sampled from when it is used, so that it is trained on what it will do.
+        top_k=TOP_K,
+        top_p=TOP_P,
+        min_p=MIN_P,
         beta=config.kl,
         learning_rate=config.lr,
         lr_scheduler_type="constant",
         seed=seed,
+        # A model's own dropout would only add noise between what was sampled and what is trained on.
+        disable_dropout=config.lora.dropout == 0,
         shuffle_dataset=False,
         # TRL turns bf16 and gradient checkpointing on by default; on a CPU the first is slow and the second needless.
         use_cpu=on_cpu,

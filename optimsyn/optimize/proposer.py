@@ -25,8 +25,13 @@ ADDED = 2
 PRIOR = 2.0
 # The same for a passage's own mean: passages differ much, so it is trusted sooner.
 PASSAGE_PRIOR = 1.0
+# A group of pairs is compared with others from this size on; a weak model's question types are mostly unique.
+SMALLEST_GROUP = 2
 # Longest quotation from a rubric, in characters.
 LONGEST_QUOTE = 90
+_HANGING = frozenset(
+    "a an the of or and in on at to by for from with as is are was that which who whose than not non if its".split()
+)
 
 _CURES = {
     "rubric_format": "Keep each criterion to one short line and give all five of them.",
@@ -125,7 +130,7 @@ def gather_advice(rows: Sequence[Judgement]) -> list[Advice]:
     advice = [*_on_checks(rows)]
     if len(valid) >= 2:
         advantage = _advantages(valid)
-        advice += [*_on_types(valid, advantage), *_on_criteria(valid, advantage)]
+        advice += [*_on_types(valid, advantage), *_on_openings(valid, advantage), *_on_criteria(valid, advantage)]
         advice += [*_on_length(valid, advantage), *_on_subtasks(valid)]
     return sorted((item for item in advice if item.gain > 0), key=lambda item: (-item.gain, item.topic))
 
@@ -161,11 +166,12 @@ def _on_checks(rows: Sequence[Judgement]) -> list[Advice]:
 
 
 def _on_types(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> list[Advice]:
-    """The question types that earned most and least, where at least two types were seen."""
+    """The question types that earned most and least, where at least two types were seen more than once."""
     by_type: dict[str, list[float]] = defaultdict(list)
     for row in valid:
         if row.rubric is not None and (name := _phrase(row.rubric.question_type)):
             by_type[name].append(advantage[row.key])
+    by_type = {name: values for name, values in by_type.items() if len(values) >= SMALLEST_GROUP}
     if len(by_type) < 2:
         return []
     order = sorted(by_type, key=lambda name: (-_shrunk_mean(by_type[name]), name))
@@ -183,6 +189,20 @@ def _on_types(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> lis
     share = len(by_type[worst]) / len(valid)
     advice.append(Advice("type to avoid", f"Seldom ask for: {_quote(worst)}.", -_shrunk_mean(by_type[worst]) * share))
     return advice
+
+
+def _on_openings(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> list[Advice]:
+    """The word that the questions which earned most begin with; unlike types, it is never a model's own wording."""
+    by_word: dict[str, list[float]] = defaultdict(list)
+    for row in valid:
+        if row.pair is not None and (words := _phrase(row.pair.question).split()):
+            by_word[words[0]].append(advantage[row.key])
+    by_word = {word: values for word, values in by_word.items() if len(values) >= SMALLEST_GROUP}
+    if len(by_word) < 2:
+        return []
+    best = min(by_word, key=lambda word: (-_shrunk_mean(by_word[word]), word))
+    gain = _shrunk_mean(by_word[best])
+    return [Advice("opening", f"Questions that begin with '{best.capitalize()}' taught most.", gain)]
 
 
 def _on_criteria(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> list[Advice]:
@@ -243,8 +263,12 @@ def _phrase(text: str) -> str:
 
 
 def _quote(text: str) -> str:
-    """A quotation that fits into a sentence: one line, no final stop, cut at a word."""
+    """A quotation that fits into a sentence: one line, no final stop, cut at a word, no word left hanging."""
     line = re.sub(r"\s+", " ", text).strip(" .;:,'\"")
     if len(line) > LONGEST_QUOTE:
         line = line[:LONGEST_QUOTE].rsplit(" ", 1)[0].rstrip(" ,;:")
-    return line
+    # A schema may have cut the model's own words in the middle of a phrase.
+    words = line.split(" ")
+    while len(words) > 1 and words[-1].strip(",;:").lower() in _HANGING:
+        words.pop()
+    return " ".join(words).rstrip(" ,;:")

@@ -1,0 +1,247 @@
+"""TRL's GRPOTrainer, made cheap enough for a CPU without changing a number.
+
+On devices without Triton, TRL runs every prompt once for each rubric of its group, in generation, in the reference pass
+and in training, and puts every position through the output layer. A rubric prompt is six times as long as the rubric,
+and a vocabulary of 262,144 makes one position in the output layer cost more than in the rest of a small model. Here
+
+- a prompt is run once and its keys and values are shared by its group, with gradients, so that the result is the same,
+- the candidates of a token are cut among the most likely ones instead of by sorting the whole vocabulary,
+- only positions that predict a completion token reach the output layer, in chunks, and where gradients are wanted that
+  to the hidden states is formed in the same visit, so that no [positions, vocabulary] matrix outlives its chunk.
+
+Where a model or a machine is not of the kind that this knows, TRL's own way is taken.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+# Largest matrix of logits in memory.
+_CHUNK_BYTES = 256 * 2**20
+# Configurations that scale logits in ways of their own; TRL knows them.
+_SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """Log-probabilities of tokens and entropies of their distributions behind a frozen output layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        softcap: float | None,
+        with_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both [N], in nats, for hidden states [N, H] and targets [N]; only the first is differentiable."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        log_probs = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
+        entropies = torch.empty_like(log_probs)
+        gradient = torch.empty_like(hidden) if with_gradient else None
+        chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
+            bent = None
+            if softcap is not None:
+                bent = torch.tanh(logits.div_(softcap))
+                logits = bent * softcap
+            logits.div_(temperature)
+            total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            wanted = targets[part].unsqueeze(-1)
+            log_probs[part] = (logits.gather(-1, wanted) - total).squeeze(-1)
+            probabilities = (logits - total).exp_()
+            entropies[part] = total.squeeze(-1) - torch.linalg.vecdot(probabilities, logits)
+            if gradient is not None:
+                slope = probabilities.neg_()
+                slope.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=dtype))
+                if bent is not None:
+                    slope.mul_(bent.square_().neg_().add_(1.0))
+                gradient[part] = slope.div_(temperature).to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(entropies)
+        return log_probs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradient to the hidden states only: the output layer is frozen."""
+        (gradient,) = ctx.saved_tensors
+        slope = outputs[0].unsqueeze(-1) * gradient
+        return slope.to(gradient.dtype), None, None, None, None, None, None
+
+
+class Candidates(LogitsProcessor):  # type: ignore[misc]
+    """Cuts the candidates as `optimsyn.models.generation.truncated` does, for a whole batch, then applies temperature.
+
+    Args:
+        top_k: At most so many candidates.
+        top_p: The fewest of them whose probability sums to at least this.
+        min_p: None less likely than this share of the most likely one.
+        temperature: Of the sampling among them.
+    """
+
+    def __init__(self, top_k: int, top_p: float, min_p: float, temperature: float) -> None:
+        self.top_k = top_k
+        self.top_p = top_p
+        self.min_p = min_p
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, vocabulary], minus infinity where no candidate is."""
+        values, places = scores.float().topk(min(self.top_k, scores.shape[-1]), dim=-1)
+        probabilities = values.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        keep = (before < self.top_p) & (probabilities >= self.min_p * probabilities[:, :1])
+        keep[:, 0] = True
+        values = (values / self.temperature).masked_fill(~keep, float("-inf"))
+        return torch.full_like(scores, float("-inf"), dtype=values.dtype).scatter(-1, places, values)
+
+
+class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]
+    """A GRPOTrainer that runs each prompt once; used like TRL's, with a LoRA of a causal language model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        self._causal = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        self.shares_prompts = self._can_share()
+
+    def _can_share(self) -> bool:
+        """Whether the model and the machine are of the kind that the short way is written for."""
+        config = self._causal.config.get_text_config()
+        head = self._causal.get_output_embeddings()
+        cache = DynamicCache(config=self._causal.config)
+        return (
+            self.accelerator.device.type == "cpu"
+            and self.accelerator.num_processes == 1
+            and not self.args.gradient_checkpointing
+            and not self._is_vlm
+            and not self.aux_loss_enabled
+            and type(head) is nn.Linear
+            and not head.weight.requires_grad
+            and all(getattr(config, name, None) is None for name in _SCALES)
+            # State-space and hybrid layers keep something else than keys and values.
+            and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        )
+
+    def _run_prompts(self, ids: torch.Tensor, mask: torch.Tensor, place: torch.Tensor) -> tuple[Any, Any]:
+        """Runs left-padded prompts [U, P]; their last hidden states [B, H] and their cache, for rows `place` [B]."""
+        cache = DynamicCache(config=self._causal.config)
+        last = self._causal.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        cache.batch_select_indices(place)
+        return last[place], cache
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        """Log-probabilities and entropies [B, C] of the completions in `input_ids` [B, P + C], 0 at padding."""
+        if not self.shares_prompts:
+            found: tuple[torch.Tensor, torch.Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
+            )
+            return found
+        prompt = input_ids.shape[1] - logits_to_keep
+        rows, place = torch.unique(
+            torch.cat([input_ids[:, :prompt], attention_mask[:, :prompt]], dim=1), dim=0, return_inverse=True
+        )
+        last, cache = self._run_prompts(rows[:, :prompt], rows[:, prompt:], place)
+        hidden = last.unsqueeze(1)
+        if logits_to_keep > 1:
+            after = self._causal.base_model(
+                input_ids=input_ids[:, prompt:-1],
+                attention_mask=attention_mask[:, :-1],
+                position_ids=_positions(attention_mask)[:, prompt:-1],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            hidden = torch.cat([hidden, after], dim=1)
+        head = self._causal.get_output_embeddings()
+        real = attention_mask[:, prompt:].bool()
+        wanted = hidden[real]
+        log_probs, entropies = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
+            wanted,
+            head.weight,
+            head.bias,
+            input_ids[:, prompt:][real],
+            self.temperature,
+            getattr(self._causal.config.get_text_config(), "final_logit_softcapping", None),
+            torch.is_grad_enabled() and wanted.requires_grad,
+        )
+        empty = log_probs.new_zeros(real.shape)
+        spread = empty.masked_scatter(real, log_probs)
+        return spread, empty.masked_scatter(real, entropies) if compute_entropy else None, None
+
+    def _generate_single_turn(
+        self, prompt_ids: Sequence[Sequence[int]], images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], Any]:
+        """Completions, each with its end token if it has one, for prompts that stand side by side in their groups."""
+        if not self.shares_prompts:
+            found: tuple[list[list[int]], Any] = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, *args, **kwargs
+            )
+            return found
+        different = list(dict.fromkeys(tuple(ids) for ids in prompt_ids))
+        place = torch.tensor([different.index(tuple(ids)) for ids in prompt_ids])
+        longest = max(len(ids) for ids in different)
+        pad = self._tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in different])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in different])
+        with (
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs),
+            torch.no_grad(),
+        ):
+            cache = self._run_prompts(ids[:, :-1], mask[:, :-1], place)[1] if longest > 1 else None
+            sampled = self._causal.generate(
+                input_ids=ids[place], attention_mask=mask[place], past_key_values=cache, **self._sampling()
+            )
+        ends = set(self.eos_token_ids)
+        return [_until_end(row, ends) for row in sampled[:, longest:].tolist()], None
+
+    def _sampling(self) -> dict[str, Any]:
+        """How `generate` samples: TRL's settings, with the cut of candidates done by `Candidates`."""
+        config = self.generation_config
+        if not config.top_k:
+            return {"generation_config": config}
+        cut = Candidates(config.top_k, config.top_p or 1.0, config.min_p or 0.0, config.temperature)
+        config = copy.deepcopy(config)
+        config.update(top_k=0, top_p=1.0, min_p=None, temperature=1.0)
+        return {"generation_config": config, "logits_processor": LogitsProcessorList([cut])}
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token among the real ones of its row, as `generate` counts them; [B, T]."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to and with the first end token."""
+    for index, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: index + 1]
+    return tokens
