@@ -26,14 +26,7 @@ TEXT = (
 
 def passage(text: str = TEXT, **fields: object) -> Passage:
     """A passage with this text."""
-    values = {
-        "id": "p1",
-        "document_id": "d1",
-        "title": "Harlow library",
-        "char_start": 0,
-        "char_end": len(text),
-        **fields,
-    }
+    values = {"id": "p1", "document_id": "d1", "title": "Harlow library", "char_start": 0, "char_end": len(text)}
     return Passage.model_validate(values | {"text": text} | fields)
 
 

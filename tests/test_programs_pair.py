@@ -258,8 +258,6 @@ def test_shape_follows_the_questions() -> None:
 @pytest.mark.slow
 async def test_embedded_model_writes_valid_pairs() -> None:
     """The real base model under the real server: every reply parses, most pairs pass every check."""
-    import asyncio
-
     from optimsyn.models.language_model import load_language_model
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.recipe import ModelSpec

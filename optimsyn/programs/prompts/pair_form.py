@@ -42,10 +42,13 @@ class PairForm:
 
 
 def open_schema(form: PairForm, passage: str) -> Schema:
-    """The schema for chat models: plain strings, so that every service's strict mode accepts it."""
-    properties: dict[str, Schema] = {"quote": {"type": "string"}, "question": {"type": "string"}}
-    properties["answer"] = {"type": "string", "enum": list(form.fixed)} if form.fixed else {"type": "string"}
-    properties.update({name: {"type": "string"} for name in form.wrong_keys})
+    """The schema for chat models: enumerations and plain strings only, which every service's strict mode accepts."""
+    properties: dict[str, Schema] = {
+        "quote": {"type": "string", "enum": sentences(passage)},
+        "question": {"type": "string"},
+        "answer": {"type": "string", "enum": list(form.fixed)} if form.fixed else {"type": "string"},
+        **{name: {"type": "string"} for name in form.wrong_keys},
+    }
     return object_schema(properties)
 
 
