@@ -17,8 +17,8 @@ RUBRIC = Rubric(
     trainability="a link worth knowing",
 )
 TEXT = (
-    "The town council of Harlow opened its first lending library in 1904. Miss Edith Crane, a retired teacher, gave 600 "
-    "books from her own house. The reading room stayed open until nine in the evening, because most readers worked "
+    "The town council of Harlow opened its first lending library in 1904. Miss Edith Crane, a retired teacher, gave "
+    "600 books from her own house. The reading room stayed open until nine in the evening, because most readers worked "
     "in the mills. In 1931, the library moved to a larger building beside the canal. Today it lends about 45,000 books "
     "a year and keeps the letters of the mill owners."
 )
