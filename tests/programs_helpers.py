@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.models.language_model import Call, LanguageModel
@@ -47,8 +48,10 @@ def pair(**fields: object) -> Pair:
 class Scripted(LanguageModel):
     """Answers each call with what a function says; remembers the calls."""
 
-    def __init__(self, answer: Callable[[Call], str] | str, *, chat: bool = True, structured: bool = True) -> None:
-        super().__init__(ModelSpec(name="scripted"), None, None, identity="scripted")
+    def __init__(
+        self, answer: Callable[[Call], str] | str, *, chat: bool = True, structured: bool = True, **spec: Any
+    ) -> None:
+        super().__init__(ModelSpec(name="scripted", **spec), None, None, identity="scripted")
         self._answer = answer
         self._chat, self._structured = chat, structured
         self.calls: list[Call] = []

@@ -173,7 +173,7 @@ def test_demonstrations_are_true_to_themselves() -> None:
 
 
 def _chat(call: Call) -> str:
-    keys = call.schema["properties"] if call.schema else {}
+    keys = (call.schema or {}).get("properties", {})
     fixed = keys.get("answer", {}).get("enum")
     reply = {
         "quote": "In 1931, the library moved to a larger building beside the canal.",
@@ -200,6 +200,25 @@ async def test_writer_of_each_form() -> None:
     assert PairWriter(model, FREE)(passage(), seed=3).pair.answer == "1931"
     for written in (free, chosen, closed):
         assert Checker(Checks()).check(written, passage()).valid
+
+
+@pytest.mark.parametrize(
+    ("model", "tight"),
+    [
+        (Scripted(_chat), False),
+        (Scripted(_chat, chat=False), True),
+        (Scripted(_chat, api_base="http://localhost:1/v1"), False),
+        (Scripted(_chat, structured_output=True), False),
+        (Scripted(_chat, api_base="http://localhost:1/v1", structured_output=True), True),
+    ],
+)
+async def test_who_is_held_to_the_passage(model: Scripted, tight: bool) -> None:
+    await PairWriter(model, FREE).awrite(passage(), None, seed=1, variant="x")
+    schema = model.calls[-1].schema
+    assert schema is not None
+    assert ("anyOf" in schema) == tight
+    if not tight:
+        assert schema["properties"]["quote"]["enum"] == sentences(TEXT)
 
 
 async def test_positions_of_the_answer_vary_and_identity_is_stable() -> None:
@@ -270,6 +289,6 @@ async def test_embedded_model_writes_valid_pairs() -> None:
         rubric = (await rubrics.acall(passage=passage(), kind=shape.kind_for(seed), seed=seed)).rubric
         return await PairWriter(model, shape).awrite(passage(), rubric, seed=seed, variant="x")
 
-    shapes = (FREE, FREE, FREE, CHOICE)
+    shapes = (FREE, FREE, CHOICE)
     pairs = await asyncio.gather(*(one(seed, shape) for seed, shape in enumerate(shapes)))
     assert sum(checker.check(p, passage()).valid for p in pairs) >= 2

@@ -107,6 +107,16 @@ class PairWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
         """The language model; copies of this module share it."""
         return self._shared.model
 
+    @property
+    def tight(self) -> bool:
+        """Whether replies are held to stretches of the passage.
+
+        That is what makes a small model right: base models, and one behind an address of the recipe's own (`api_base`)
+        that the recipe says enforces schemas (`structured_output: true`). A strong model writes freely.
+        """
+        spec = self.model.spec
+        return not self.model.chat or (spec.api_base is not None and spec.structured_output is True)
+
     async def awrite(
         self,
         passage: Passage,
@@ -139,7 +149,7 @@ class PairWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
                 return chat_messages(form, inputs["passage"], inputs["rubric"])
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
 
-        schema = open_schema(form, passage.text) if chat else tight_schema(form, passage.text, seed)
+        schema = tight_schema(form, passage.text, seed) if self.tight else open_schema(form, passage.text)
         prediction = await ask(
             self.write,
             self.model,

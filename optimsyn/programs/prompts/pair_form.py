@@ -43,13 +43,11 @@ class PairForm:
 
 def open_schema(form: PairForm, passage: str) -> Schema:
     """The schema for chat models: enumerations and plain strings only, which every service's strict mode accepts."""
-    properties: dict[str, Schema] = {
-        "quote": {"type": "string", "enum": sentences(passage)},
-        "question": {"type": "string"},
-        "answer": {"type": "string", "enum": list(form.fixed)} if form.fixed else {"type": "string"},
-        **{name: {"type": "string"} for name in form.wrong_keys},
-    }
-    return object_schema(properties)
+    line: Schema = {"type": "string"}
+    quote: Schema = {"type": "string", "enum": sentences(passage)}
+    if form.fixed:
+        return object_schema({"quote": quote, "question": line, "answer": {"type": "string", "enum": list(form.fixed)}})
+    return object_schema({"quote": quote, "answer": line, "question": line, **dict.fromkeys(form.wrong_keys, line)})
 
 
 def tight_schema(form: PairForm, passage: str, seed: int) -> Schema:

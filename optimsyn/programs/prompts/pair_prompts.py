@@ -47,8 +47,8 @@ def chat_messages(form: PairForm, passage: str, rubric: Rubric | None) -> list[M
         keys.append('"question": a question that a reader of the passage can decide')
         keys.append(f'"answer": one of {options}')
     else:
-        keys.append('"question": an exam question, clear to a reader who has not seen the passage')
         keys.append(f'"answer": the correct answer, as short as possible (about {form.answer_words} words)')
+        keys.append('"question": the exam question that it answers, clear to a reader who has not seen the passage')
         keys += [
             f'"{name}": an option that is wrong but tempting, of the same sort and length as the answer'
             for name in form.wrong_keys
