@@ -361,11 +361,12 @@ class InfluenceReward:
             common = Counter(self._garbage).most_common(1)[0][0]
             count = len(self._garbage)
             self._garbage.clear()
+            self.pair_writer.model.set_aside_latest(count)
             raise ServiceError(
                 f"models.generator {self.generator!r} has returned {count} replies in a row that hold no question and "
                 f"answer, for example: {redact(common)[:300]}. Is it the model that you meant, does its server "
                 "honour a JSON schema (models.generator.structured_output), and is models.generator.max_tokens large "
-                "enough? Everything judged so far is kept."
+                "enough? Everything judged so far is kept, and these replies are asked for anew when the run continues."
             )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ class Call:
         return cls(messages=tuple(messages), **parameters)
 
 
+# More replies in a row than any limit on garbage counts.
+_LATEST = 4096
+
+
 class LanguageModel(ABC):
     """A language model of a recipe.
 
@@ -83,6 +88,7 @@ class LanguageModel(ABC):
         self._budget = budget
         self._failures = 0
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._latest: deque[str] = deque(maxlen=_LATEST)
         self._places: asyncio.Semaphore | None = None
 
     @property
@@ -124,8 +130,20 @@ class LanguageModel(ABC):
         call = self._filled(call)
         key = self.key(call)
         if self._cache is not None and (kept := self._cache.get(key)) is not None:
+            self._latest.append(key)
             return kept
-        return await REQUESTS.run(self._joined(key, call))
+        reply = await REQUESTS.run(self._joined(key, call))
+        self._latest.append(key)
+        return reply
+
+    def set_aside_latest(self, count: int) -> None:
+        """Keeps the last `count` replies from being used again, because this service has sent only garbage.
+
+        They stay in the cache with what they cost; the same calls are sent anew once the service has been mended.
+        """
+        if self._cache is not None:
+            self._cache.set_aside(list(self._latest)[-count:])
+        self._latest.clear()
 
     def complete_sync(self, call: Call) -> Reply:
         """The same from synchronous code."""

@@ -28,7 +28,7 @@ def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
     """
     if name == "embedded":
         return "embedded"
-    if name.startswith("hub:") or name.startswith((".", "/", "~")) or Path(name).is_dir():
+    if name.startswith(("hub:", ".", "/", "~")) or Path(name).is_dir():
         return "local"
     if has_api_base or name.split("/", 1)[0] in LITELLM_PREFIXES or "/" not in name:
         return "litellm"

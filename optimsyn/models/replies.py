@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,20 @@ class ReplyCache:
                 self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: cannot keep a reply ({error})") from error
+
+    def set_aside(self, keys: Sequence[str]) -> None:
+        """Keeps replies from being found again; they stay on record with what they cost.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        try:
+            with self._lock:
+                self._db.executemany(
+                    "UPDATE replies SET key = key || ' set aside ' || rowid WHERE key = ?", [(key,) for key in keys]
+                )
+        except sqlite3.Error as error:
+            raise DataError(f"{self.path}: cannot set replies aside ({error})") from error
 
     def totals(self) -> Usage:
         """What all kept replies used, by every process that shares the file."""

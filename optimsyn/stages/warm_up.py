@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from optimsyn.data.jsonl import write_jsonl
-from optimsyn.errors import StageError
+from optimsyn.errors import ServiceError, StageError
+from optimsyn.redaction import redact
 from optimsyn.stages.result import StageResult
 from optimsyn.stages.tools import Tools
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
 FEWEST_DRAFTS = 4
+# Failures of candidates whose reply could not be read at all.
+_UNREADABLE = ("rubric_format", "format")
 
 
 def run(run: Run) -> StageResult:
@@ -45,6 +49,8 @@ def _warm_up(run: Run, tools: Tools) -> StageResult:
     drafts = run_sync(write_first_draft(tools, config.pairs))
     pairs = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
     lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
+    if all(draft.failed and draft.failed[0] in _UNREADABLE for draft in drafts):
+        _refuse_garbage(tools, drafts)
     if len(pairs) < min(FEWEST_DRAFTS, config.pairs):
         reasons = ", ".join(f"{name} {n}x" for name, n in lost.items())
         raise StageError(
@@ -86,6 +92,18 @@ def _warm_up(run: Run, tools: Tools) -> StageResult:
         ("influence of a zero gradient", baseline["total"], "what momentum alone would earn"),
     ]
     return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
+
+
+def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
+    """Stops because not one reply could be read; the replies are asked for anew once the service is mended."""
+    unread = [draft for draft in drafts if draft.failed[0] == "rubric_format"]
+    role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
+    model.set_aside_latest(len(drafts))
+    raise ServiceError(
+        f"models.{role} {model.name!r}: none of {len(drafts)} replies could be read, for example: "
+        f"{redact(drafts[0].reasons[0])[:300]}. Is it the model that you meant, does its server honour a JSON schema "
+        f"(models.{role}.structured_output), and is models.{role}.max_tokens large enough?"
+    )
 
 
 @dataclass(frozen=True)
