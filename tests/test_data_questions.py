@@ -235,7 +235,8 @@ def test_questions_on_documents_outside_the_sample(tmp_path: Path) -> None:
     whole = load_questions(questions, load_documents(config, 0, everything=True), 0)
     assert len(whole.validation) + len(whole.test) == 20
     unknown = read_questions(questions, load_documents(config, 0), 0, complete=True)
-    assert len(unknown.problems) == 15
+    assert unknown.problems == []
+    assert "15 of 20 questions" in unknown.warnings[0]
 
 
 def made(groups: list[int], subtasks: int = 1) -> list[Question]:
@@ -264,6 +265,13 @@ def test_splits_keep_groups_whole_and_lose_nothing(groups: list[int], fraction: 
 def test_single_questions_split_to_the_fraction() -> None:
     validation, test = split_by_group(made(list(range(100))), 0.3, 0)
     assert (len(validation), len(test)) == (70, 30)
+
+
+def test_one_group_is_split_by_document() -> None:
+    questions = [q.model_copy(update={"document_id": f"d{i // 2}"}) for i, q in enumerate(made([1] * 8))]
+    validation, test = split_by_group(questions, 0.5, 0)
+    assert len(validation) == len(test) == 4
+    assert not {q.document_id for q in validation} & {q.document_id for q in test}
 
 
 def test_one_group_cannot_be_split() -> None:

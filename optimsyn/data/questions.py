@@ -50,7 +50,7 @@ def check_questions(
         DataError: The source as a whole cannot be read.
     """
     problems: list[str] = []
-    reading = _read(source, name, config, Library.of(documents), 0, complete, [], problems)
+    reading = _read(source, name, config, Library.of(documents), 0, complete, [], problems, [])
     _unique_ids(config, reading, None, problems)
     return problems
 
@@ -94,7 +94,7 @@ def read_questions(
         config: The recipe's `questions` section.
         documents: Looked up for open-book questions; None: not readable yet, any document_id is believed.
         seed: Draws splits and samples.
-        complete: All documents of the source were given, so a question whose document is missing is a fault.
+        complete: All documents of the source were given, so a question whose document is missing is warned of.
 
     Raises:
         DataError: A source as a whole cannot be read, or cannot be split.
@@ -105,7 +105,7 @@ def read_questions(
     warnings: list[str] = []
 
     def read(source: Source, name: str) -> _Reading:
-        return _read(source, name, config, library, seed, complete, losses, problems)
+        return _read(source, name, config, library, seed, complete, losses, problems, warnings)
 
     validation = read(config.validation, "questions.validation")
     test = read(config.test, "questions.test") if config.test is not None else None
@@ -140,19 +140,19 @@ def _read(
     complete: bool,
     losses: list[Loss],
     problems: list[str],
+    warnings: list[str],
 ) -> _Reading:
     own = is_own_file(source)
     rows = sampled(exploded(read_rows(source, "questions.jsonl"), source), source.limit, seed)
     reading = _Reading([], [])
-    faults = []
+    faults: list[str] = []
+    astray: list[str] = []
     for row in rows:
         try:
             question = question_of(row, library, open_book=config.open_book, subtask=config.subtask)
         except UnknownDocumentError as error:
-            if complete and own:
-                faults.append(f"{row.where}: question {error}; mend its document_id or add the document")
-            else:
-                losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
+            losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
+            astray.append(f"{row.where} ({error})")
         except DataError as error:
             if own:
                 faults.append(f"{row.where}: question {error}")
@@ -161,6 +161,11 @@ def _read(
         else:
             reading.places.append(row.where)
             reading.questions.append(question)
+    if complete and own and astray:
+        warnings.append(
+            f"{name}: {len(astray)} of {len(rows)} questions are asked with a document that is not there and are left "
+            f"out, first {astray[0]}; mend their document_id or add the documents"
+        )
     if not own:
         _rename_repeats(reading)
     problems += faults if len(faults) < len(rows) or len(rows) < 3 else [*faults[:3], f"{name}: no row is usable"]

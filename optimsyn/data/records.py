@@ -70,9 +70,7 @@ class Question(Record):
 
     @model_validator(mode="after")
     def _gold_is_a_choice(self) -> Question:
-        if self.choices is not None and (
-            self.answer_index is None or not 0 <= self.answer_index < len(self.choices)
-        ):
+        if self.choices is not None and (self.answer_index is None or not 0 <= self.answer_index < len(self.choices)):
             raise ValueError(f"question {self.id!r}: answer_index {self.answer_index} names none of its choices")
         return self
 

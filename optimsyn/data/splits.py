@@ -15,17 +15,23 @@ def split_by_group(
 ) -> tuple[list[Question], list[Question]]:
     """Holds back whole groups until about `test_fraction` of the questions are test questions.
 
+    Where all questions are of one group, whole documents are held back instead.
+
     The split depends on the groups and the seed only, not on the order of the rows.
 
     Returns:
         `(validation, test)`, both in the order of the input, neither empty.
 
     Raises:
-        DataError: All questions are of one group, so that none can be held back.
+        DataError: All questions are of one group and one document, so that none can be held back.
     """
+    group_of = {question.id: question.group for question in questions}
+    if len(set(group_of.values())) < 2:
+        # One group for everything says nothing about kinship; the documents still do.
+        group_of = {question.id: question.document_id or question.group for question in questions}
     sizes: defaultdict[str, int] = defaultdict(int)
     for question in questions:
-        sizes[question.group] += 1
+        sizes[group_of[question.id]] += 1
     if len(sizes) < 2:
         group = next(iter(sizes), "")
         raise DataError(
@@ -46,8 +52,8 @@ def split_by_group(
             count += sizes[name]
     if not held_back:
         held_back.add(min(names, key=lambda name: (sizes[name], names.index(name))))
-    validation = [q for q in questions if q.group not in held_back]
-    return validation, [q for q in questions if q.group in held_back]
+    validation = [q for q in questions if group_of[q.id] not in held_back]
+    return validation, [q for q in questions if group_of[q.id] in held_back]
 
 
 def balanced_sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

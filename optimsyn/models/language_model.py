@@ -102,6 +102,11 @@ class LanguageModel(ABC):
         return False
 
     @property
+    def small(self) -> bool:
+        """True when the service tells that its model has under a billion parameters."""
+        return False
+
+    @property
     def concurrency(self) -> int:
         """Requests that are under way at once; giving the model more of them only makes them wait."""
         return self.spec.concurrency

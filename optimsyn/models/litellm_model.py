@@ -7,7 +7,10 @@ import logging
 import os
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
+
+import httpx
 
 from optimsyn.errors import ServiceError
 from optimsyn.models.failures import LONGEST_WAIT_S, NO_KEY, Failure, backoff_s, classified, no_reply, timed_out
@@ -20,6 +23,11 @@ from optimsyn.redaction import SHOWN_INSTEAD, redact
 _log = logging.getLogger(__name__)
 
 _EMPTY_RETRIES = 2
+
+
+# Parameters below which a model is held to the passage, and how long a server may take to tell its size.
+_SMALL = 1e9
+_ASK_S = 5.0
 
 
 class LiteLLMModel(LanguageModel):
@@ -54,6 +62,26 @@ class LiteLLMModel(LanguageModel):
         if self.spec.api_base is not None:
             return True  # most servers take one; the first refusal settles it
         return bool(_litellm().supports_response_schema(model=self._service_name()))
+
+    @cached_property
+    def small(self) -> bool:
+        """Whether the server says that its model has under a billion parameters (llama.cpp does; most say nothing).
+
+        A server that cannot be asked is not called small; the first real request will say what is wrong with it.
+        """
+        if self.spec.api_base is None:
+            return False
+        key = os.environ.get(self.spec.api_key_env or "OPENAI_API_KEY", NO_KEY)
+        try:
+            answer = httpx.get(
+                f"{self.spec.api_base.rstrip('/')}/models",
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=_ASK_S,
+            ).json()
+            sizes = [float(model["meta"]["n_params"]) for model in answer["data"] if model.get("meta")]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return bool(sizes) and max(sizes) < _SMALL
 
     async def _address(self) -> tuple[str | None, str | None]:
         """Base address and key for the next try; None leaves them to LiteLLM."""

@@ -112,10 +112,15 @@ class PairWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
         """Whether replies are held to stretches of the passage.
 
         That is what makes a small model right: base models, and one behind an address of the recipe's own (`api_base`)
-        that the recipe says enforces schemas (`structured_output: true`). A strong model writes freely.
+        that takes schemas and is small, by its server's own word or because the recipe insists on schemas
+        (`structured_output: true`). A strong model writes freely.
         """
         spec = self.model.spec
-        return not self.model.chat or (spec.api_base is not None and spec.structured_output is True)
+        if not self.model.chat:
+            return True
+        if spec.api_base is None or spec.structured_output is False:
+            return False
+        return spec.structured_output is True or self.model.small
 
     async def awrite(
         self,
