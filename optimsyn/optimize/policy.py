@@ -328,7 +328,7 @@ def _make_callback(history: History, seed: int) -> Any:
     import torch
     from transformers import TrainerCallback
 
-    class Progress(TrainerCallback):  # type: ignore[misc]
+    class Progress(TrainerCallback):
         """Seeds every step, writes the history and marks finished checkpoints."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

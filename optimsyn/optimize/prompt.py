@@ -162,7 +162,7 @@ class _Watch:
             raise self.error
 
 
-class _Program(dspy.Module):  # type: ignore[misc]
+class _Program(dspy.Module):
     """The rubric writer as GEPA's student: an unreadable rubric is an outcome, not an exception."""
 
     def __init__(self, writer: RubricWriter, watch: _Watch, rubric_model: str, garbage_limit: int) -> None:

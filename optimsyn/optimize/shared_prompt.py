@@ -83,7 +83,7 @@ class TokenLogProbs(torch.autograd.Function):
         return slope.to(gradient.dtype), None, None, None, None, None, None
 
 
-class Candidates(LogitsProcessor):  # type: ignore[misc]
+class Candidates(LogitsProcessor):
     """Cuts the candidates as `optimsyn.models.generation.truncated` does, for a whole batch, then applies temperature.
 
     Args:
@@ -110,7 +110,7 @@ class Candidates(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, float("-inf"), dtype=values.dtype).scatter(-1, places, values)
 
 
-class SharedPromptTrainer(GRPOTrainer):  # type: ignore[misc]
+class SharedPromptTrainer(GRPOTrainer):
     """A GRPOTrainer that runs each prompt once; used like TRL's, with a LoRA of a causal language model."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -80,7 +80,7 @@ class TaskShape:
         return PairForm(self.choices, (), self.answer_words)
 
 
-class WritePair(dspy.Signature):  # type: ignore[misc]  # dspy has no types
+class WritePair(dspy.Signature):
     """Write one exam question and its answer from the passage, as the rubric asks."""
 
     passage: str = dspy.InputField(desc="the text that the question is made from")
@@ -88,7 +88,7 @@ class WritePair(dspy.Signature):  # type: ignore[misc]  # dspy has no types
     pair: dict[str, str] = dspy.OutputField(desc="quote, question, answer and wrong options")
 
 
-class PairWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
+class PairWriter(dspy.Module):
     """Writes one pair from a passage under a rubric.
 
     Args:

@@ -46,7 +46,7 @@ _LINE = re.compile(
 _LONGEST = 400
 
 
-class WriteRubric(dspy.Signature):  # type: ignore[misc]  # dspy has no types
+class WriteRubric(dspy.Signature):
     """Write the criteria for one question and its answer."""
 
     passage: str = dspy.InputField(desc="the text that the question is made from")
@@ -54,7 +54,7 @@ class WriteRubric(dspy.Signature):  # type: ignore[misc]  # dspy has no types
     rubric: Rubric = dspy.OutputField(desc="the criteria")
 
 
-class RubricWriter(dspy.Module):  # type: ignore[misc]  # dspy has no types
+class RubricWriter(dspy.Module):
     """Writes the rubric for one passage under a guiding text.
 
     The guiding text is the instruction of the one Predict inside (`write`), so that a DSPy optimiser can rewrite it.

@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-class TargetTrainer(SFTTrainer):  # type: ignore[misc]  # untyped base class
+class TargetTrainer(SFTTrainer):
     """Fine-tunes a target's adapter on tokenised samples.
 
     Args:
@@ -134,7 +134,7 @@ class TargetTrainer(SFTTrainer):  # type: ignore[misc]  # untyped base class
         Trainer._save_checkpoint(self, model, trial)
 
 
-class HistoryCallback(TrainerCallback):  # type: ignore[misc]  # untyped base class
+class HistoryCallback(TrainerCallback):
     """Keeps `history.jsonl` up to date while training, and tells how far it is.
 
     Args:

@@ -22,7 +22,7 @@ Message = dict[str, str]
 Schema = dict[str, Any]
 
 
-class PromptAdapter(dspy.Adapter):  # type: ignore[misc]  # dspy has no types
+class PromptAdapter(dspy.Adapter):
     """Formats with `messages`, reads with `read`.
 
     Args:
