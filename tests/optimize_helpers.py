@@ -89,6 +89,10 @@ class RubricModel(LanguageModel):
 @dataclass
 class Named:
     name: str = "test/generator"
+    set_aside: int = 0
+
+    def set_aside_latest(self, count: int) -> None:
+        self.set_aside += count
 
 
 class PairWriter:

@@ -16,7 +16,7 @@ def test_scores_of_the_embedded_model_are_exact_in_float32() -> None:
     target = Target.load(TargetSpec(name="embedded", max_length=200))
     target.warm_up(samples(2, seed=1), steps=2, batch_size=2)
     questions, pairs = samples(2, seed=2), samples(2, seed=3)
-    scores = InfluenceScorer(target, questions, estimator="sgd").score(pairs)
+    scores = InfluenceScorer(target, questions, estimator="sgd", normalization="cosine").score(pairs)
     assert target._loss._fused, "logits at label positions only, through the frozen output layer"
     directions = [flat(plain_gradient(target, target.encode(q))) for q in questions]
     direction = torch.stack([g / g.norm() for g in directions]).mean(0)

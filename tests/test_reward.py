@@ -164,6 +164,7 @@ def test_a_generator_of_nothing_but_garbage_stops_the_run(monkeypatch: pytest.Mo
     writer.garbage = True
     with pytest.raises(ServiceError, match=r"test/generator.*20 replies in a row"):
         judge(make_reward(writer=writer), requests(25))
+    assert writer.model.set_aside == 20, "the garbage would be answered from the cache when the run continues"
     # One readable reply in between is enough to go on, and below the limit garbage is the pair's fault.
     reward = make_reward(writer=writer)
     assert not any(row.valid for row in judge(reward, requests(19)))
