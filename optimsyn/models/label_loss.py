@@ -89,6 +89,21 @@ class LabelLoss:
 
     def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Losses [B] (float32, or float64 of a float64 model) of right-padded `input_ids` and `labels` [B, T]."""
+        tokens, rows, _ = self.tokens(input_ids, labels)
+        counts = torch.bincount(rows, minlength=len(labels)).to(tokens.dtype)
+        sums = torch.zeros(len(labels), dtype=tokens.dtype, device=tokens.device).index_add(0, rows, tokens)
+        return sums / counts
+
+    def tokens(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss of each of the N label tokens of a right-padded batch.
+
+        Args:
+            input_ids: [B, T].
+            labels: [B, T], -100 where nothing is predicted.
+
+        Returns:
+            Losses [N] in nats, and the row [N] and the column [N] of each label, in row-major order.
+        """
         # No attention mask: under a causal mask no position before the padding sees it, and without one the fast
         # attention kernels can be used. Nothing after the last label has a loss, so gradients at padding are exactly 0.
         rows, columns = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
@@ -102,9 +117,7 @@ class LabelLoss:
             logits = self._logits_at(input_ids, rows, columns)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             tokens = nn.functional.cross_entropy(logits, targets, reduction="none")
-        counts = torch.bincount(rows, minlength=len(labels)).to(tokens.dtype)
-        sums = torch.zeros(len(labels), dtype=tokens.dtype, device=tokens.device).index_add(0, rows, tokens)
-        return sums / counts
+        return tokens, rows, columns + 1
 
     def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         output = self._causal.base_model(input_ids=input_ids, use_cache=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
+from optimsyn.data.jsonl import write_text
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
 from optimsyn.models.encoding import Batch, Encoded, as_sample, encode, make_batches
@@ -157,11 +157,17 @@ class Target:
         Raises:
             ModelError: A row has no label at all, which would make its loss NaN.
         """
-        empty = (batch.labels[:, 1:] == -100).all(dim=1).nonzero().flatten().tolist()
-        if empty:
-            names = ", ".join(repr(batch.ids[i]) for i in empty)
-            raise ModelError(f"samples {names} have no label token, so their loss is undefined; remove them")
+        _refuse_empty(batch)
         return self._loss(batch.input_ids, batch.labels)
+
+    def token_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss of each of the N label tokens, [N], and the row [N] and column [N] where it stands in the batch.
+
+        Raises:
+            ModelError: As `losses`.
+        """
+        _refuse_empty(batch)
+        return self._loss.tokens(batch.input_ids, batch.labels)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -265,7 +271,7 @@ class Target:
             for item in kept:
                 item.save(folder / f"step-{item.step:06d}")
             # Written last: a folder without it is a warm-up that was interrupted, and is done again.
-            _write(folder / _RECORD, json.dumps({"fingerprint": record, "steps": [c.step for c in kept]}))
+            write_text(folder / _RECORD, json.dumps({"fingerprint": record, "steps": [c.step for c in kept]}))
         return kept
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -339,8 +345,8 @@ def _recorded(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _write(file: Path, text: str) -> None:
-    """Writes a text file all at once."""
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as temporary:
-        temporary.write(text)
-    Path(temporary.name).replace(file)
+def _refuse_empty(batch: Batch) -> None:
+    empty = (batch.labels[:, 1:] == -100).all(dim=1).nonzero().flatten().tolist()
+    if empty:
+        names = ", ".join(repr(batch.ids[i]) for i in empty)
+        raise ModelError(f"samples {names} have no label token, so their loss is undefined; remove them")
