@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from influence_helpers import flat, plain_gradient, plain_loss, samples, tiny_target
+from influence_reference import reference_gamma, reference_scores
 
 from optimsyn.data.records import Pair, Question
 from optimsyn.errors import DataError, ModelError, RecipeError
@@ -16,45 +17,6 @@ from optimsyn.influence.gamma import ESTIMATORS
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.models.target import Target
-
-
-def reference_gamma(name: str, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, t: int) -> torch.Tensor:
-    """The formulae once more, written out on one long vector."""
-    b1, b2, eps = 0.9, 0.999, 1e-8
-    m1, v1 = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-    c1, c2 = 1 - b1 ** (t + 1), 1 - b2 ** (t + 1)
-    if name == "adam":
-        return (m1 / c1) / ((v1 / c2).sqrt() + eps)
-    if name == "adam_momentum_free":
-        return ((1 - b1) * g / c1) / ((v1 / c2).sqrt() + eps)
-    if name == "adam_linear":
-        return g / ((v / (1 - b2**t)).sqrt() + eps)
-    if name == "less":
-        return m1 / (v1 + eps).sqrt()
-    return g
-
-
-def reference_scores(
-    target: Target, questions: list[Any], pairs: list[Any], name: str, cosine: bool
-) -> tuple[list[str], torch.Tensor]:
-    subtasks = sorted({q.subtask for q in questions})
-    lr = sum(c.lr for c in target.checkpoints)
-    scores = torch.zeros(len(pairs), len(subtasks), dtype=torch.float64)
-    for checkpoint in target.checkpoints:
-        with torch.no_grad():
-            for key, parameter in target.parameters.items():
-                parameter.copy_(checkpoint.state[key])
-        m, v = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
-        val = [flat(plain_gradient(target, target.encode(q))) for q in questions]
-        rms = torch.stack([reference_gamma(name, g, m, v, checkpoint.step).norm() ** 2 for g in val]).mean().sqrt()
-        for i, pair in enumerate(pairs):
-            gamma = reference_gamma(name, flat(plain_gradient(target, target.encode(pair))), m, v, checkpoint.step)
-            scale = gamma.norm() if cosine else rms
-            for k, subtask in enumerate(subtasks):
-                mine = [g for g, q in zip(val, questions, strict=True) if q.subtask == subtask]
-                mean = sum(float(g @ gamma / (g.norm() * scale)) for g in mine) / len(mine)
-                scores[i, k] += checkpoint.lr / lr * mean
-    return subtasks, scores
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,110 @@
+"""Influence written out the long way: one sample at a time, plain autograd, every formula on one float64 vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from influence_helpers import byte_tokenizer, flat, plain_gradient, tiny, tiny_target
+
+from optimsyn.models.target import Target
+from optimsyn.models.warm_up import Checkpoint
+
+MAKES = ("lora", "full", "reused")
+
+
+def reference_gamma(name: str, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, t: int) -> torch.Tensor:
+    """The formulae once more, written out on one long vector."""
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    m1, v1 = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    c1, c2 = 1 - b1 ** (t + 1), 1 - b2 ** (t + 1)
+    if name == "adam":
+        return (m1 / c1) / ((v1 / c2).sqrt() + eps)
+    if name == "adam_momentum_free":
+        return ((1 - b1) * g / c1) / ((v1 / c2).sqrt() + eps)
+    if name == "adam_linear":
+        return g / ((v / (1 - b2**t)).sqrt() + eps)
+    if name == "less":
+        return m1 / (v1 + eps).sqrt()
+    return g
+
+
+def put(target: Target, checkpoint: Checkpoint) -> None:
+    with torch.no_grad():
+        for key, parameter in target.parameters.items():
+            parameter.copy_(checkpoint.state[key])
+
+
+def reference_gradients(target: Target, items: Sequence[Any]) -> list[list[torch.Tensor]]:
+    """The flat gradient of each item's loss at each checkpoint."""
+    found = []
+    for checkpoint in target.checkpoints:
+        put(target, checkpoint)
+        found.append([flat(plain_gradient(target, target.encode(item))) for item in items])
+    return found
+
+
+def reference_scores(
+    target: Target,
+    questions: list[Any],
+    pairs: list[Any],
+    name: str,
+    cosine: bool,
+    gradients: list[list[torch.Tensor]] | None = None,
+) -> tuple[list[str], torch.Tensor]:
+    """Subtasks and scores [n, k]; `gradients` are those of `[*questions, *pairs]`, when they are known already."""
+    subtasks = sorted({q.subtask for q in questions})
+    lr = sum(c.lr for c in target.checkpoints)
+    scores = torch.zeros(len(pairs), len(subtasks), dtype=torch.float64)
+    gradients = gradients or reference_gradients(target, [*questions, *pairs])
+    for checkpoint, everything in zip(target.checkpoints, gradients, strict=True):
+        m, v = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
+        val, own = everything[: len(questions)], everything[len(questions) :]
+        rms = torch.stack([reference_gamma(name, g, m, v, checkpoint.step).norm() ** 2 for g in val]).mean().sqrt()
+        for i, gradient in enumerate(own):
+            gamma = reference_gamma(name, gradient, m, v, checkpoint.step)
+            scale = gamma.norm() if cosine else rms
+            for k, subtask in enumerate(subtasks):
+                mine = [g for g, q in zip(val, questions, strict=True) if q.subtask == subtask]
+                mean = sum(float(g @ gamma / (g.norm() * scale)) for g in mine) / len(mine)
+                scores[i, k] += checkpoint.lr / lr * mean
+    return subtasks, scores
+
+
+def random_target(kind: str, make: str, *, seed: int, checkpoints: int, recompute: bool = False) -> Target:
+    """A tiny float64 target with random weights and random moments of sizes as they are after a warm-up.
+
+    `make`: a LoRA in every layer, a few full-weight linear layers (one with a bias), or layers and weights that are
+    used several times.
+    """
+    if make == "lora":
+        target = tiny_target(kind, seed=seed, warm=False)
+    else:
+        model = tiny(kind, seed=seed, layers=3 if kind == "llama" else 2).requires_grad_(False)
+        layers = model.model.layers
+        if make == "full":
+            layers[0].self_attn.o_proj.requires_grad_(True)
+            layers[1].mlp.down_proj = torch.nn.Linear(24, 16, bias=True).double()
+        else:
+            layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
+            layers[-1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+            layers[0].self_attn.q_proj.weight.requires_grad_(True)
+            layers[0].mlp.up_proj.weight.requires_grad_(True)
+        target = Target.from_model(model, byte_tokenizer(), lora=None, max_length=200)
+    if recompute:
+        target.causal.gradient_checkpointing_enable()
+    generator = torch.Generator().manual_seed(seed + 7)
+
+    def like(scale: float) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.randn(p.shape, generator=generator, dtype=torch.float64) * scale
+            for name, p in target.parameters.items()
+        }
+
+    for i in range(checkpoints):
+        moved, roots = like(0.05), like(1e-3)
+        state = {name: p.detach() + moved[name] for name, p in target.parameters.items()}
+        second = {name: root.square() for name, root in roots.items()}
+        target.checkpoints.append(Checkpoint(3 + 5 * i, 10.0**-i, state, like(1e-3), second))
+    return target
