@@ -240,10 +240,11 @@ class InfluenceReward:
                     f"({numbers[0]}), which no optimiser may see. Is the target's dtype too narrow, or did its "
                     "warm-up diverge? Try models.target.dtype: float32 or a smaller warm_up.lr."
                 )
+            norm = None if scores.gradient_norm is None else _rounded(float(scores.gradient_norm[index]))
             found[key] = {
                 "influence": _rounded(numbers[0]),
                 "by_subtask": {name: _rounded(x) for name, x in zip(subtasks, numbers[1:], strict=True)},
-                "gradient_norm": _rounded(float(scores.gradient_norm[index])),
+                "gradient_norm": norm,
                 "loss": _rounded(float(scores.loss[index])),
                 "label_tokens": int(scores.label_tokens[index]),
             }

@@ -125,6 +125,12 @@ def test_full_weights_biases_and_slices(monkeypatch: pytest.MonkeyPatch) -> None
     assert_exact(Target.from_model(model, byte_tokenizer(), lora=None, max_length=200))
 
 
+def test_a_trained_output_layer_tells_samples_apart() -> None:
+    model = tiny("llama").requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    assert_exact(Target.from_model(model, byte_tokenizer(), lora=None, max_length=200))
+
+
 def test_a_parameter_that_the_loss_never_reaches_gives_zeros() -> None:
     model = tiny("llama").requires_grad_(False)
     model.model.layers[0].self_attn.o_proj.requires_grad_(True)

@@ -46,6 +46,13 @@ class Estimator(ABC):
     def bind(self, moments: Moments) -> Direction:
         """Γ for one parameter at one checkpoint, with everything that does not depend on the sample done beforehand."""
 
+    @abstractmethod
+    def gain(self, moments: Moments) -> Direction:
+        """D(g) of Γ(g) = c(g) + D(g) ⊙ g, where c is what momentum puts in: what the sample's own gradient is times.
+
+        Both parts see the same gradient in their denominator. c is 0 for estimators without momentum.
+        """
+
 
 class Adam(Estimator):
     """The exact direction of AdamW's next step."""
@@ -54,21 +61,28 @@ class Adam(Estimator):
 
     def bind(self, moments: Moments) -> Direction:
         """See the module's formula."""
-        (beta1, beta2), after = moments.betas, moments.step + 1
-        # √(v'/c) with c = 1-β2^{t+1} is √(v β2/c + g² (1-β2)/c): fold every constant into m and v.
-        first_fix, second_fix = 1 - beta1**after, 1 - beta2**after
-        first = self._first(moments) * (beta1 / first_fix)
-        second = moments.second * (beta2 / second_fix)
-        share, share_sq = (1 - beta1) / first_fix, (1 - beta2) / second_fix
+        root, share = self._root(moments), self._share(moments)
+        beta1 = moments.betas[0]
+        first = moments.first * (beta1 / (1 - beta1 ** (moments.step + 1)))
+        return lambda gradient: torch.add(first, gradient, alpha=share).div_(root(gradient))
 
-        def direction(gradient: torch.Tensor) -> torch.Tensor:
-            root = torch.addcmul(second, gradient, gradient, value=share_sq).sqrt_().add_(moments.eps)
-            return torch.add(first, gradient, alpha=share).div_(root)
+    def gain(self, moments: Moments) -> Direction:
+        """Its share of m' over the root that Γ has."""
+        root, share = self._root(moments), self._share(moments)
+        return lambda gradient: root(gradient).reciprocal_().mul_(share)
 
-        return direction
+    @staticmethod
+    def _share(moments: Moments) -> float:
+        beta1 = moments.betas[0]
+        return (1 - beta1) / (1 - beta1 ** (moments.step + 1))
 
-    def _first(self, moments: Moments) -> torch.Tensor:
-        return moments.first
+    @staticmethod
+    def _root(moments: Moments) -> Direction:
+        """√(v'/c) + ε with c = 1-β2^{t+1}, which is √(v β2/c + g² (1-β2)/c) + ε: constants are folded into v."""
+        beta2 = moments.betas[1]
+        fix = 1 - beta2 ** (moments.step + 1)
+        second, share = moments.second * (beta2 / fix), (1 - beta2) / fix
+        return lambda gradient: torch.addcmul(second, gradient, gradient, value=share).sqrt_().add_(moments.eps)
 
 
 class AdamMomentumFree(Adam):
@@ -76,8 +90,10 @@ class AdamMomentumFree(Adam):
 
     name = "adam_momentum_free"
 
-    def _first(self, moments: Moments) -> torch.Tensor:
-        return torch.zeros_like(moments.first)
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        gain = self.gain(moments)
+        return lambda gradient: gain(gradient).mul_(gradient)
 
 
 class AdamLinear(Estimator):
@@ -88,10 +104,19 @@ class AdamLinear(Estimator):
 
     def bind(self, moments: Moments) -> Direction:
         """See the module's formula."""
+        scale = self._scale(moments)
+        return lambda gradient: gradient * scale
+
+    def gain(self, moments: Moments) -> Direction:
+        """A constant."""
+        scale = self._scale(moments)
+        return lambda gradient: scale.expand_as(gradient)
+
+    @staticmethod
+    def _scale(moments: Moments) -> torch.Tensor:
         if moments.step < 1:
             raise ValueError("adam_linear needs at least one optimiser step, before that v says nothing")
-        scale = 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
-        return lambda gradient: gradient * scale
+        return 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
 
 
 class Sgd(Estimator):
@@ -104,6 +129,10 @@ class Sgd(Estimator):
         """The identity."""
         return lambda gradient: gradient
 
+    def gain(self, moments: Moments) -> Direction:
+        """1 everywhere."""
+        return torch.ones_like
+
 
 class Less(Estimator):
     """The direction of the published LESS code: ε inside the root, no bias correction."""
@@ -112,15 +141,20 @@ class Less(Estimator):
 
     def bind(self, moments: Moments) -> Direction:
         """See the module's formula."""
-        beta1, beta2 = moments.betas
+        root, beta1 = self._root(moments), moments.betas[0]
         first = moments.first * beta1
+        return lambda gradient: torch.add(first, gradient, alpha=1 - beta1).div_(root(gradient))
+
+    def gain(self, moments: Moments) -> Direction:
+        """1-β1 over the root that Γ has."""
+        root, share = self._root(moments), 1 - moments.betas[0]
+        return lambda gradient: root(gradient).reciprocal_().mul_(share)
+
+    @staticmethod
+    def _root(moments: Moments) -> Direction:
+        beta2 = moments.betas[1]
         second = moments.second * beta2 + moments.eps
-
-        def direction(gradient: torch.Tensor) -> torch.Tensor:
-            root = torch.addcmul(second, gradient, gradient, value=1 - beta2).sqrt_()
-            return torch.add(first, gradient, alpha=1 - beta1).div_(root)
-
-        return direction
+        return lambda gradient: torch.addcmul(second, gradient, gradient, value=1 - beta2).sqrt_()
 
 
 ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (Adam(), AdamMomentumFree(), AdamLinear(), Sgd(), Less())}

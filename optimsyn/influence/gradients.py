@@ -11,9 +11,9 @@ of a layer runs once, whatever its forward does), and no `.grad` is ever filled.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -36,6 +36,30 @@ class Sink(Protocol):
             rows: Rows of the batch.
             gradients: [rows, *parameter.shape], float32 (float64 for float64 weights). May be kept, not changed.
         """
+
+
+@runtime_checkable
+class SlicedSink(Sink, Protocol):
+    """A sink that also takes a large weight a few of its output rows at a time, so that no whole G has to exist."""
+
+    def take_slice(self, name: str, rows: slice, outputs: slice, gradients: torch.Tensor) -> None:
+        """Is called in place of `take` for a weight of which one sample's gradient is larger than a slice.
+
+        Args:
+            name: The parameter's name.
+            rows: Rows of the batch.
+            outputs: Rows of the weight; one of `output_slices` of its shape.
+            gradients: [rows, outputs, in].
+        """
+
+
+def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
+    """The pieces in which a parameter's gradient is formed: one, unless a single sample's takes more than 256 MiB."""
+    outputs, size = parameter.shape[0], parameter.numel() * dtype.itemsize
+    if parameter.dim() < 2 or size <= _SLICE_BYTES:
+        return [slice(0, outputs)]
+    step = max(1, _SLICE_BYTES * outputs // size)
+    return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
 
 
 class GradientTaps:
@@ -70,18 +94,30 @@ class GradientTaps:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Taps the layers; inside, `run` may be called. Scoring mode of the target is switched on as well."""
-        with self._target.scoring():
-            replaced: list[tuple[nn.Linear, Any]] = []
-            try:
-                for path, layer in self._layers.items():
-                    replaced.append((layer, layer.__dict__.get("forward")))
-                    layer.forward = self._tapped(path, layer)  # type: ignore[method-assign]
-                yield
-            finally:
-                for layer, forward in replaced:
-                    del layer.forward
-                    if forward is not None:
-                        layer.forward = forward  # type: ignore[method-assign]
+        with self._target.scoring(), self.replaced(self._tapped):
+            yield
+
+    @contextmanager
+    def replaced(self, forward_of: Callable[[str, nn.Linear, str | None, str | None], Any]) -> Iterator[None]:
+        """Gives each tapped layer another forward for a while.
+
+        Args:
+            forward_of: From a layer's path, the layer, and the names of its trained weight and bias (None where that
+                is not trained) to its forward.
+        """
+        before: list[tuple[nn.Linear, Any]] = []
+        try:
+            for path, layer in self._layers.items():
+                before.append((layer, layer.__dict__.get("forward")))
+                bias = self._names.get(id(layer.bias)) if layer.bias is not None else None
+                forward = forward_of(path, layer, self._names.get(id(layer.weight)), bias)
+                layer.forward = forward  # type: ignore[method-assign]
+            yield
+        finally:
+            for layer, forward in before:
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward  # type: ignore[method-assign]
 
     def run(self, batch: Batch, sink: Sink) -> torch.Tensor:
         """One forward and one backward pass of Σ_i mean_t ℓ_it; hands every parameter's gradients to the sink.
@@ -139,10 +175,7 @@ class GradientTaps:
     def _lowest_precision(self) -> int:
         return min(torch.finfo(p.dtype).bits for p in self._target.model.parameters() if p.is_floating_point())
 
-    def _tapped(self, path: str, layer: nn.Linear) -> Any:
-        weight = self._names.get(id(layer.weight))
-        bias = self._names.get(id(layer.bias)) if layer.bias is not None else None
-
+    def _tapped(self, path: str, layer: nn.Linear, weight: str | None, bias: str | None) -> Any:
         def forward(inputs: torch.Tensor) -> torch.Tensor:
             current = self._pass
             if current is None:
@@ -172,7 +205,7 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         current, path, weight_name, bias_name = ctx.tap
-        current.record(path, weight_name, bias_name, inputs, outputs[0])
+        current.record(path, weight, weight_name, bias_name, inputs, outputs[0])
         return (outputs[0] @ weight if ctx.needs_input_grad[0] else None), None, None, None
 
 
@@ -187,11 +220,18 @@ class _Pass:
         self._dtype = dtype
         self._sink = sink
         self._sums: dict[str, torch.Tensor] = {}
+        self._waiting: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._done: set[str] = set()
 
     @torch.no_grad()
     def record(
-        self, path: str, weight: str | None, bias: str | None, inputs: torch.Tensor, outputs: torch.Tensor
+        self,
+        path: str,
+        parameter: torch.Tensor,
+        weight: str | None,
+        bias: str | None,
+        inputs: torch.Tensor,
+        outputs: torch.Tensor,
     ) -> None:
         """Per-sample gradients of one use of a layer."""
         if inputs.dim() == 2 and self._samples == 1:
@@ -204,23 +244,51 @@ class _Pass:
         a = inputs.flatten(1, -2).to(self._dtype)
         b = outputs.flatten(1, -2).to(self._dtype)
         if weight is not None:
-            if self.uses[weight] > 1 or weight in self._sums:
-                self._add(weight, torch.bmm(b.transpose(1, 2), a))
-            else:
-                step = max(1, _SLICE_BYTES // (a.shape[-1] * b.shape[-1] * self._dtype.itemsize))
-                for start in range(0, self._samples, step):
-                    rows = slice(start, min(start + step, self._samples))
-                    self._sink.take(weight, rows, torch.bmm(b[rows].transpose(1, 2), a[rows]))
-                self._done.add(weight)
+            self._weight(weight, parameter, a, b)
         if bias is not None:
-            self._add(bias, b.sum(1))
+            held = self._sums.pop(bias, None)
+            total = b.sum(1) if held is None else held.add_(b.sum(1))
+            if self._last_use(bias):
+                self._hand_on(bias, total)
+            else:
+                self._sums[bias] = total
 
-    def _add(self, name: str, gradients: torch.Tensor) -> None:
+    def _weight(self, name: str, parameter: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         # A reused weight has one gradient, the sum over its uses; Γ is not linear, so it must wait for the last one.
-        self._sums[name] = self._sums[name] + gradients if name in self._sums else gradients
+        # What waits is the smaller of two: the activations of its uses, joined in time, or the gradient itself.
+        before, total = self._waiting.pop(name, None), self._sums.pop(name, None)
+        if before is not None:
+            a, b = torch.cat([before[0], a], dim=1), torch.cat([before[1], b], dim=1)
+        if self._last_use(name):
+            self._stream(name, parameter, a, b, total)
+        elif total is not None or a.numel() + b.numel() > self._samples * parameter.numel():
+            gradient = torch.bmm(b.transpose(1, 2), a)
+            self._sums[name] = gradient if total is None else total.add_(gradient)
+        else:
+            self._waiting[name] = (a, b)
+
+    def _last_use(self, name: str) -> bool:
         self.uses[name] -= 1
-        if self.uses[name] == 0:
-            self._hand_on(name, self._sums.pop(name))
+        return self.uses[name] == 0
+
+    def _stream(
+        self, name: str, parameter: torch.Tensor, a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None
+    ) -> None:
+        """Forms Σ_t b_t a_tᵀ (plus what earlier uses gave) a slice at a time and hands it on."""
+        b, sink = b.transpose(1, 2), self._sink
+        pieces = output_slices(parameter, self._dtype) if isinstance(sink, SlicedSink) else [slice(0, b.shape[1])]
+        step = max(1, _SLICE_BYTES // (parameter.numel() * self._dtype.itemsize))
+        for start in range(0, self._samples, step):
+            rows = slice(start, min(start + step, self._samples))
+            for piece in pieces:
+                gradients = torch.bmm(b[rows, piece], a[rows])
+                if total is not None:
+                    gradients += total[rows, piece]
+                if len(pieces) > 1 and isinstance(sink, SlicedSink):
+                    sink.take_slice(name, rows, piece, gradients)
+                else:
+                    sink.take(name, rows, gradients)
+        self._done.add(name)
 
     def _hand_on(self, name: str, gradients: torch.Tensor) -> None:
         self._sink.take(name, slice(0, self._samples), gradients)
@@ -232,8 +300,16 @@ class _Pass:
         for name, parameter in parameters.items():
             if name in self._done:
                 continue
-            zeros = torch.zeros(self._samples, *parameter.shape, dtype=self._dtype, device=parameter.device)
-            self._hand_on(name, self._sums.pop(name, zeros))
+            total = self._sums.pop(name, None)
+            if name in self._waiting:
+                self._stream(name, parameter, *self._waiting.pop(name), total)
+            elif total is not None:
+                self._hand_on(name, total)
+            elif parameter.dim() < 2:
+                self._hand_on(name, parameter.new_zeros(self._samples, len(parameter), dtype=self._dtype))
+            else:
+                a, b = (parameter.new_zeros(self._samples, 0, n, dtype=self._dtype) for n in parameter.shape[::-1])
+                self._stream(name, parameter, a, b, None)
 
 
 class _Total:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,10 @@ class Moments:
     step: int
     betas: tuple[float, float]
     eps: float
+
+    def part(self, rows: slice) -> Moments:
+        """Those of some rows of the parameter."""
+        return replace(self, first=self.first[rows], second=self.second[rows])
 
 
 def moments_of(checkpoint: Checkpoint, name: str, *, dtype: torch.dtype, device: torch.device | str) -> Moments:

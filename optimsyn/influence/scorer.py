@@ -18,10 +18,11 @@ import torch
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
-from optimsyn.influence.gamma import Direction, Estimator, estimator_of, normalised
-from optimsyn.influence.gradients import GradientTaps
-from optimsyn.influence.moments import moments_of
-from optimsyn.models.encoding import as_sample
+from optimsyn.influence.gamma import Estimator, estimator_of
+from optimsyn.influence.gradients import GradientTaps, output_slices
+from optimsyn.influence.sinks import DotSink
+from optimsyn.influence.token_shares import token_shares as shares_of
+from optimsyn.models.encoding import Encoded, as_sample
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 
@@ -35,18 +36,22 @@ class Scores:
         subtasks: Names of the columns of `by_subtask`.
         total: [n], mean or max of `by_subtask`.
         by_subtask: [n, k].
-        gradient_norm: [n], ‖g‖, weighted over checkpoints.
+        gradient_norm: [n], ‖g‖, weighted over checkpoints; None where no gradient was formed.
         loss: [n], mean over label tokens in nats, weighted over checkpoints.
         label_tokens: [n] int64.
+        token_shares: For each sample the share [label tokens] of its total that each label token brings, None where
+            not asked for. They sum to the total, less what momentum alone contributes to it (see
+            `optimsyn.influence.token_shares`); with the max across subtasks they split the winning subtask's score.
     """
 
     ids: tuple[str, ...]
     subtasks: tuple[str, ...]
     total: torch.Tensor
     by_subtask: torch.Tensor
-    gradient_norm: torch.Tensor
+    gradient_norm: torch.Tensor | None
     loss: torch.Tensor
     label_tokens: torch.Tensor
+    token_shares: tuple[torch.Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,29 +113,21 @@ class InfluenceScorer:
         self.directions: list[Directions] = self._directions([as_sample(q) for q in questions], folder)
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
 
-    def score(self, pairs: Sequence[Pair | Question | Sample]) -> Scores:
+    def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order.
 
         The adapter is left at the last checkpoint. A sample whose direction is 0 scores 0.
 
+        Args:
+            pairs: What to score.
+            token_shares: Also split each total into the shares of its label tokens, at about twice the cost more.
+
         Raises:
-            ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite.
+            ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite; or the
+                model has no forward-mode derivatives, which token shares need.
         """
         encoded = [self.target.encode(pair) for pair in pairs]
-        n = len(encoded)
-        by_subtask = torch.zeros(n, len(self.subtasks), dtype=torch.float64)
-        gradient_norm = torch.zeros(n, dtype=torch.float64)
-        loss = torch.zeros(n, dtype=torch.float64)
-        if n:
-            for weight, checkpoint, directions in self._each_checkpoint():
-                sinks = _DotSink(self, checkpoint, directions)
-                with self._taps.attached():
-                    for batch in self.target.batches(encoded, self.batch_tokens):
-                        sinks.start(len(batch))
-                        losses = self._taps.run(batch, sinks)
-                        by_subtask[batch.indices] += weight * sinks.scores()
-                        gradient_norm[batch.indices] += weight * sinks.gradient_norms()
-                        loss[batch.indices] += weight * losses.double().cpu()
+        by_subtask, gradient_norm, loss = self._score(encoded)
         bad = [encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
         if bad:
             raise ModelError(f"the influence of samples {', '.join(map(repr, bad))} is not finite; look at their text")
@@ -142,7 +139,48 @@ class InfluenceScorer:
             gradient_norm=gradient_norm,
             loss=loss,
             label_tokens=torch.tensor([item.label_tokens for item in encoded], dtype=torch.int64),
+            token_shares=self._shares(encoded, by_subtask) if token_shares else None,
         )
+
+    def _score(self, encoded: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
+        n = len(encoded)
+        by_subtask = torch.zeros(n, len(self.subtasks), dtype=torch.float64)
+        gradient_norm = torch.zeros(n, dtype=torch.float64)
+        loss = torch.zeros(n, dtype=torch.float64)
+        for weight, checkpoint, directions in self._each_checkpoint() if n else ():
+            sink = self._sink(checkpoint, directions)
+            with self._taps.attached():
+                for batch in self.target.batches(encoded, self.batch_tokens):
+                    sink.start(len(batch))
+                    losses = self._taps.run(batch, sink)
+                    by_subtask[batch.indices] += weight * sink.scores()
+                    gradient_norm[batch.indices] += weight * sink.gradient_norms()
+                    loss[batch.indices] += weight * losses.double().cpu()
+        return by_subtask, gradient_norm, loss
+
+    def _shares(self, encoded: list[Encoded], by_subtask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shares = [torch.zeros(item.label_tokens, dtype=torch.float64) for item in encoded]
+        winners = by_subtask.argmax(dim=1) if encoded and self.across_subtasks == "max" else None
+        for weight, checkpoint, directions in self._each_checkpoint() if encoded else ():
+            found = shares_of(
+                self.target,
+                self._taps,
+                self.estimator,
+                checkpoint,
+                directions,
+                encoded,
+                winners,
+                cosine=self.normalization == "cosine",
+                batch_tokens=self.batch_tokens,
+            )
+            for share, part in zip(shares, found, strict=True):
+                share.add_(part, alpha=weight)
+        return tuple(shares)
+
+    def _sink(self, checkpoint: Checkpoint, directions: Directions) -> DotSink:
+        cosine = self.normalization == "cosine"
+        return DotSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
         """The score of a sample that teaches nothing (g = 0): what momentum alone earns.
@@ -152,11 +190,12 @@ class InfluenceScorer:
         """
         scores = torch.zeros(1, len(self.subtasks), dtype=torch.float64)
         for weight, checkpoint, directions in self._each_checkpoint():
-            sink = _DotSink(self, checkpoint, directions)
+            sink = self._sink(checkpoint, directions)
             sink.start(1)
             for name, parameter in self.target.parameters.items():
-                zeros = torch.zeros(1, *parameter.shape, dtype=self.target.dtype, device=parameter.device)
-                sink.take(name, slice(0, 1), zeros)
+                for piece in output_slices(parameter, self.target.dtype):
+                    zeros = torch.zeros_like(parameter[piece], dtype=self.target.dtype).unsqueeze(0)
+                    sink.take_slice(name, slice(0, 1), piece, zeros)
             scores += weight * sink.scores()
         return {
             "total": float(self._across(scores)[0]),
@@ -197,50 +236,3 @@ class InfluenceScorer:
             found.append(directions)
         self.target.load_checkpoint(self._checkpoints[-1])
         return found
-
-
-class _DotSink:
-    """Adds up, parameter by parameter, ⟨V_k, Γ⟩, ‖Γ‖² and ‖g‖² of the rows of a batch."""
-
-    def __init__(self, scorer: InfluenceScorer, checkpoint: Checkpoint, directions: Directions) -> None:
-        dtype = scorer.target.dtype
-        self._cosine = scorer.normalization == "cosine"
-        self._reference = directions.reference_norms[scorer.estimator.name]
-        self._gamma: dict[str, Direction] = {}
-        self._vectors: dict[str, torch.Tensor] = {}
-        for name, parameter in scorer.target.parameters.items():
-            moments = moments_of(checkpoint, name, dtype=dtype, device=parameter.device)
-            self._gamma[name] = scorer.estimator.bind(moments)
-            self._vectors[name] = directions.vectors[name].flatten(1).t().to(parameter.device)
-        self._subtasks = len(directions.subtasks)
-
-    def start(self, rows: int) -> None:
-        """Begins a batch."""
-        self._rows = rows
-        self._sums: dict[torch.device, torch.Tensor] = {}
-
-    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Adds one parameter's part."""
-        gamma = self._gamma[name](gradients).flatten(1)
-        dots = gamma @ self._vectors[name]
-        squares = [part.norm(dim=1, keepdim=True).double().square() for part in (gamma, gradients.flatten(1))]
-        # Within a layer float32 is enough; across layers sums are float64 (a float32 cosine came out as 1.0001). One
-        # sum per device, so that nothing waits for a copy in the middle of the backward pass.
-        device = gradients.device
-        if device not in self._sums:
-            self._sums[device] = torch.zeros(self._rows, self._subtasks + 2, dtype=torch.float64, device=device)
-        self._sums[device][rows] += torch.cat([dots.double(), *squares], dim=1)
-
-    def scores(self) -> torch.Tensor:
-        """[B, K]."""
-        total = self._total()
-        dots, squares = total[:, :-2], total[:, -2:-1]
-        norms = squares.sqrt() if self._cosine else torch.full_like(squares, self._reference)
-        return normalised(dots, norms)
-
-    def gradient_norms(self) -> torch.Tensor:
-        """[B]."""
-        return self._total()[:, -1].sqrt()
-
-    def _total(self) -> torch.Tensor:
-        return torch.stack([part.cpu() for part in self._sums.values()]).sum(0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from optimsyn.models.encoding import IGNORE
 
@@ -57,7 +58,18 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 gradient[part] = slope.to(weight.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
+            ctx.save_for_forward(gradient)
         return losses
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
+        """How the losses change when only the hidden states do."""
+        (gradient,) = ctx.saved_tensors
+        moved = tangents[0]
+        assert moved is not None
+        dtype = torch.promote_types(moved.dtype, torch.float32)
+        slope: torch.Tensor = (gradient.to(dtype) * moved).sum(-1)
+        return slope
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -127,7 +139,8 @@ class LabelLoss:
     def _head_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         weight = self._head.weight
         hidden = hidden.to(weight.device)
-        with_gradient = torch.is_grad_enabled() and hidden.requires_grad
+        dual = forward_ad.unpack_dual(hidden).tangent is not None  # type: ignore[no-untyped-call]
+        with_gradient = dual or (torch.is_grad_enabled() and hidden.requires_grad)
         losses: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
             hidden, weight, self._head.bias, targets.to(weight.device), self._scale, self._softcap, with_gradient
         )
@@ -135,16 +148,21 @@ class LabelLoss:
 
     def _logits_at(self, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The model's own logits [N, vocabulary] at these positions, all its post-processing included."""
+        counts = torch.bincount(rows, minlength=len(input_ids))
+        places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
 
         def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            return arguments[0][rows, columns].unsqueeze(0), *arguments[1:]
+            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to tell samples apart.
+            hidden = arguments[0]
+            picked = hidden.new_zeros(len(hidden), int(counts.max()), hidden.shape[-1])
+            return picked.index_put((rows, places), hidden[rows, columns]), *arguments[1:]
 
         handle = self._head.register_forward_pre_hook(pick)
         try:
             logits: torch.Tensor = self._causal(input_ids=input_ids, use_cache=False).logits
         finally:
             handle.remove()
-        return logits[0]
+        return logits[rows, places]
 
     @torch.no_grad()
     def _try_fused(self, input_ids: torch.Tensor) -> bool:
