@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs_helpers import RUBRIC, TEXT, Scripted, pair, passage
 
-from optimsyn.data.records import Pair, Question
+from optimsyn.data.records import Pair, Question, Rubric
 from optimsyn.errors import ReplyError
 from optimsyn.models.language_model import Call
 from optimsyn.programs.checks import Checker
@@ -23,6 +23,7 @@ from optimsyn.programs.prompts.pair_form import PairForm, tight_schema
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
 from optimsyn.programs.prompts.question_form import question_pattern
 from optimsyn.programs.prompts.spans import answers_in, is_english, sentences
+from optimsyn.programs.prompts.steer import Steer
 from optimsyn.recipe import Checks
 
 FORMS = [PairForm(), PairForm(4), PairForm(3, ("yes", "no", "maybe"))]
@@ -147,6 +148,27 @@ def test_seeds_bring_in_other_sentences() -> None:
     assert quotes(1) == quotes(1)
     assert len(set.union(*(quotes(seed) for seed in range(30)))) == 5
     assert all(len(quotes(seed)) <= 3 for seed in range(5))
+
+
+def test_a_rubric_steers_what_a_small_model_may_quote_and_answer() -> None:
+    text = (
+        "The town of Brill had a market from 1229. The windmill is made of oak. The mill was closed in 1924. "
+        "Wheat was carried by the river Thame. A tramway with six stations linked the town to Quainton."
+    )
+
+    def offered(rubric: Rubric | None, seed: int) -> set[tuple[str, str]]:
+        schema = tight_schema(PairForm(), text, seed, Steer.of(rubric))
+        parts = [branch["properties"] for branch in schema.get("anyOf", [schema])]
+        return {(part["quote"]["const"], part["answer"]["const"]) for part in parts}
+
+    plain = dict.fromkeys(("question_quality", "answer_quality", "alignment", "trainability"), "clear")
+    years = Rubric(question_type="the year of an event", **plain)
+    assert {answer for _, answer in offered(years, 3)} == {"1229", "1924"}
+    mill = Rubric(question_type="the material that the windmill is made of", **plain)
+    assert all(any("windmill" in quote for quote, _ in offered(mill, seed)) for seed in range(20))
+    assert not all(any("windmill" in quote for quote, _ in offered(None, seed)) for seed in range(20))
+    # Nothing in the text is a percentage: the rubric then rules nothing out.
+    assert offered(Rubric(question_type="a percentage", **plain), 5)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -42,3 +42,11 @@ def words_of(text: str) -> list[str]:
 def word_count(text: str) -> int:
     """Words by white space; longer unbroken runs count one word per six characters."""
     return sum(1 if len(w) <= _LONGEST_WORD else -(-len(w) // _CHARS_A_WORD) for w in text.split())
+
+
+def stem(word: str) -> str:
+    """A rough English stem: enough to know "flies" from "fly" as one word and "war" from "warm" as two."""
+    for ending, put in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.isdigit():
+            return word[: -len(ending)] + put
+    return word

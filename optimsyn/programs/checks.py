@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from optimsyn.data.dedup import NearDuplicates, question_text
 from optimsyn.data.records import Pair, Passage, Question
-from optimsyn.data.text import normalized, word_count, words_of
+from optimsyn.data.text import normalized, stem, word_count, words_of
 from optimsyn.errors import RecipeError
 from optimsyn.programs.demos import DEMOS
 from optimsyn.programs.prompts.spans import FUNCTION_WORDS
@@ -68,7 +68,7 @@ class CheckContext:
     def source_words(self) -> frozenset[str]:
         """Stems of all words of the passage and its title."""
         if self._source_words is None:
-            self._source_words = frozenset(map(_stem, words_of(f"{self.passage.title} {self.passage.text}")))
+            self._source_words = frozenset(map(stem, words_of(f"{self.passage.title} {self.passage.text}")))
         return self._source_words
 
 
@@ -137,8 +137,8 @@ def check_answered_by_itself(pair: Pair, context: CheckContext) -> str | None:
     """The question does not hold its own answer."""
     if _is_verdict(pair):
         return None
-    answer, question = _content(pair.answer), set(map(_stem, words_of(pair.question)))
-    if answer and all(_stem(word) in question for word in answer):
+    answer, question = _content(pair.answer), set(map(stem, words_of(pair.question)))
+    if answer and all(stem(word) in question for word in answer):
         return f"the question already says {pair.answer!r}"
     return None
 
@@ -186,18 +186,18 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     quote = normalized(pair.quote)
     if quote and quote not in normalized(context.passage.text):
         words = words_of(pair.quote)
-        if not words or sum(_stem(word) in known for word in words) < 0.9 * len(words):
+        if not words or sum(stem(word) in known for word in words) < 0.9 * len(words):
             return "the quote is not in the passage"
     if not _is_verdict(pair):
         answer = _content(pair.answer) or words_of(pair.answer)
-        strange = [word for word in answer if _stem(word) not in known]
+        strange = [word for word in answer if stem(word) not in known]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:
             return f"the passage does not give the figure {figures[0]}"
         if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
             return f"the answer's {', '.join(strange[:3])} does not come from the passage"
     question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
-    strange = [word for word in question if _stem(word) not in known]
+    strange = [word for word in question if stem(word) not in known]
     figures = [word for word in strange if word[0].isdigit()]
     if figures and not _is_verdict(pair):
         return f"the passage does not give the question's figure {figures[0]}"
@@ -348,14 +348,6 @@ def _is_verdict(pair: Pair) -> bool:
 
 def _content(text: str) -> list[str]:
     return [word for word in words_of(text) if word not in FUNCTION_WORDS]
-
-
-def _stem(word: str) -> str:
-    """A rough English stem: enough to know "flies" from "fly" as one word and "war" from "warm" as two."""
-    for ending, put in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.isdigit():
-            return word[: -len(ending)] + put
-    return word
 
 
 def _loops(words: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from optimsyn.errors import ReplyError
 from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask, beginning, one_line, read_object
 from optimsyn.programs.prompts.pair_form import PairForm, open_schema, tight_schema
 from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages
+from optimsyn.programs.prompts.steer import Steer
 from optimsyn.programs.rubric import Shared
 from optimsyn.seeds import derive_seed
 
@@ -154,7 +155,8 @@ class PairWriter(dspy.Module):
                 return chat_messages(form, inputs["passage"], inputs["rubric"])
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
 
-        schema = tight_schema(form, passage.text, seed) if self.tight else open_schema(form, passage.text)
+        tight = self.tight
+        schema = tight_schema(form, passage.text, seed, Steer.of(rubric)) if tight else open_schema(form, passage.text)
         prediction = await ask(
             self.write,
             self.model,

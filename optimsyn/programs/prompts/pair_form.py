@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from optimsyn.programs.prompts.adapter import Schema, object_schema
 from optimsyn.programs.prompts.question_form import question_pattern, starts_with_pronoun
 from optimsyn.programs.prompts.spans import Answer, answers_in, is_english, sentences
+from optimsyn.programs.prompts.steer import Steer
 
 # Characters of the longest question that a constrained model may write. One that fills it was cut off.
 LONGEST_QUESTION = 130
 # Sentences that one request may quote. Fewer than the passage has: a small model at a low temperature would quote the
-# first one for ever, and the seed, which picks them, brings in the others.
+# first one for ever; the rubric and the seed, which pick them, bring in the others.
 QUOTES = 3
+# Under a rubric, only the sentences nearest to it.
+_STEERED_QUOTES = 2
 _MOST_ANSWERS = 40
+NO_STEER = Steer()
 _CLOSED_OPENERS = ("Is", "Are", "Was", "Were", "Does", "Do", "Did", "Can", "Could", "Has", "Have", "Should", "Will")
 
 
@@ -50,13 +54,15 @@ def open_schema(form: PairForm, passage: str) -> Schema:
     return object_schema({"quote": quote, "answer": line, "question": line, **dict.fromkeys(form.wrong_keys, line)})
 
 
-def tight_schema(form: PairForm, passage: str, seed: int) -> Schema:
+def tight_schema(form: PairForm, passage: str, seed: int, steer: Steer = NO_STEER) -> Schema:
     """The schema for a constrained base model: a quote, a stretch of it as the answer, and a question that it answers.
 
     Args:
         form: The form of the pair.
         passage: The text that it is made from.
-        seed: Picks the sentences that may be quoted and deals out the wrong options.
+        seed: Picks the sentences that may be quoted, among those equally near to the rubric, and deals out the wrong
+            options.
+        steer: What the rubric asks for.
     """
     english = is_english(passage)
     draw = random.Random(seed)
@@ -72,7 +78,13 @@ def tight_schema(form: PairForm, passage: str, seed: int) -> Schema:
                 break
     # A sentence that starts with "He" makes a question that nobody understands on its own.
     clear = [part for part in drafts if not starts_with_pronoun(part)] or list(drafts)
-    quotes = [clear[i] for i in sorted(draw.sample(range(len(clear)), k=min(QUOTES, len(clear))))]
+    if steer.sorts and not form.fixed:
+        # A rubric that asks for a year gets a sentence with one, if there is any.
+        fitting = [part for part in clear if any(answer.sort in steer.sorts for answer, _ in drafts[part])]
+        clear = fitting or clear
+        wanted = {part: [item for item in drafts[part] if item[0].sort in steer.sorts] for part in clear}
+        drafts = wanted if fitting else drafts
+    quotes = steer.pick(clear, _STEERED_QUOTES if steer.words else QUOTES, draw)
     if form.fixed:
         return object_schema(
             {
