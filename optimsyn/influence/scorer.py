@@ -8,10 +8,13 @@ square of ‖Γ_i‖ over the validation questions, so that both live on one sca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -20,11 +23,14 @@ from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
 from optimsyn.influence.gamma import Estimator, estimator_of
 from optimsyn.influence.gradients import GradientTaps, output_slices
+from optimsyn.influence.processes import in_shares, process_count
 from optimsyn.influence.sinks import DotSink
 from optimsyn.influence.token_shares import token_shares as shares_of
 from optimsyn.models.encoding import Encoded, as_sample
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,9 @@ class InfluenceScorer:
         batch_tokens: Tokens scored in one batch.
         folder: Keep validation directions here, one file per checkpoint; a file of the same model, checkpoint and
             questions is used instead of being computed again.
+        processes: Where several work together (`accelerate`, `torchrun`): share, so that each scores a part of the same
+            samples and all get the whole result, for which all must call `score`; or own, so that each scores what it
+            is given, as rewards inside a trainer need it.
 
     Raises:
         DataError: There are no questions.
@@ -90,11 +99,14 @@ class InfluenceScorer:
         across_subtasks: Literal["mean", "max"] = "mean",
         batch_tokens: int = 2048,
         folder: Path | None = None,
+        processes: Literal["share", "own"] = "share",
     ) -> None:
         if normalization not in ("cosine", "dot"):
             raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
         if across_subtasks not in ("mean", "max"):
             raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
+        if processes not in ("share", "own"):
+            raise RecipeError(f"processes: {processes!r} is neither share nor own")
         if not questions:
             raise DataError("influence needs at least one validation question; see questions.validation")
         if not target.checkpoints:
@@ -106,11 +118,13 @@ class InfluenceScorer:
         self.normalization = normalization
         self.across_subtasks = across_subtasks
         self.batch_tokens = batch_tokens
+        self.processes = processes
         self._checkpoints = tuple(target.checkpoints)
         total_lr = sum(checkpoint.lr for checkpoint in self._checkpoints)
         self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
         self._taps = GradientTaps(target)
-        self.directions: list[Directions] = self._directions([as_sample(q) for q in questions], folder)
+        self._questions = [as_sample(question) for question in questions]
+        self.directions: list[Directions] = self._directions(self._questions, folder)
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
@@ -126,7 +140,17 @@ class InfluenceScorer:
             ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite; or the
                 model has no forward-mode derivatives, which token shares need.
         """
-        encoded = [self.target.encode(pair) for pair in pairs]
+        samples = [as_sample(pair) for pair in pairs]
+
+        def measure(places: list[int]) -> Scores:
+            return self._measure([self.target.encode(samples[i]) for i in places], token_shares)
+
+        if self.processes == "own" or process_count() == 1:
+            return measure(list(range(len(samples))))
+        sizes = [len(sample.prompt) + len(sample.completion) for sample in samples]
+        return _joined(in_shares(sizes, self._digest(samples, token_shares), measure))
+
+    def _measure(self, encoded: list[Encoded], token_shares: bool) -> Scores:
         by_subtask, gradient_norm, loss = self._score(encoded)
         bad = [encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
         if bad:
@@ -141,6 +165,13 @@ class InfluenceScorer:
             label_tokens=torch.tensor([item.label_tokens for item in encoded], dtype=torch.int64),
             token_shares=self._shares(encoded, by_subtask) if token_shares else None,
         )
+
+    def _digest(self, samples: list[Sample], token_shares: bool) -> str:
+        """Of everything that processes must agree on to share a score."""
+        options = [self.estimator.name, self.normalization, self.across_subtasks, token_shares, self.subtasks]
+        facts = [self.target.fingerprint(), [c.fingerprint for c in self._checkpoints], options]
+        texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
+        return hashlib.sha256(json.dumps([facts, texts]).encode()).hexdigest()
 
     def _score(self, encoded: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
@@ -236,3 +267,27 @@ class InfluenceScorer:
             found.append(directions)
         self.target.load_checkpoint(self._checkpoints[-1])
         return found
+
+
+def _joined(parts: list[tuple[list[int], Scores]]) -> Scores:
+    """The scores of several processes, put back into the caller's order."""
+    places = [place for indices, _ in parts for place in indices]
+    back = torch.tensor(sorted(range(len(places)), key=places.__getitem__), dtype=torch.int64)
+    scores = [part for _, part in parts]
+
+    def ordered(items: Iterable[T]) -> tuple[T, ...]:
+        found = list(items)
+        return tuple(found[i] for i in back.tolist())
+
+    norms = [part.gradient_norm for part in scores if part.gradient_norm is not None]
+    shares = [part.token_shares for part in scores if part.token_shares is not None]
+    return Scores(
+        ids=ordered(name for part in scores for name in part.ids),
+        subtasks=scores[0].subtasks,
+        total=torch.cat([part.total for part in scores])[back],
+        by_subtask=torch.cat([part.by_subtask for part in scores])[back],
+        gradient_norm=torch.cat(norms)[back] if norms else None,
+        loss=torch.cat([part.loss for part in scores])[back],
+        label_tokens=torch.cat([part.label_tokens for part in scores])[back],
+        token_shares=ordered(chain.from_iterable(shares)) if shares else None,
+    )
