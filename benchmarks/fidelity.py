@@ -28,6 +28,7 @@ import torch
 
 from optimsyn.data.jsonl import iter_json, write_json, write_text
 from optimsyn.data.records import Question
+from optimsyn.errors import ModelError
 from optimsyn.influence.fidelity import TRUTHS, Plan, Truth, measure
 from optimsyn.influence.fidelity_report import FidelityReport
 from optimsyn.influence.fidelity_statistics import FidelityCell
@@ -131,7 +132,7 @@ class Bench:
         pairs: list[Question] = []
         if args.pairs:
             rows = [_question(row) for row in iter_json(args.pairs) if row.get("domain", domain) == domain]
-            pairs = [q for q in rows if len(target.encode(q).input_ids) <= args.max_tokens]
+            pairs = [q for q in rows if self._is_short(q, target)]
             generator.shuffle(pairs)
             pairs = pairs[: args.samples // 2]
         sizes = {
@@ -162,7 +163,7 @@ class Bench:
                 for row in iter_json(file):
                     question = _question(row)
                     text = question.question.strip().lower()
-                    if text not in seen and len(target.encode(question).input_ids) <= self.args.max_tokens:
+                    if text not in seen and self._is_short(question, target):
                         seen.add(text)
                         kept.append(question)
                 files.append(kept)
@@ -170,6 +171,13 @@ class Bench:
                 raise SystemExit(f"{self.args.data / domain}: no *validation.jsonl with short questions")
             self._questions[domain] = files
         return self._questions[domain]
+
+    def _is_short(self, question: Question, target: Target) -> bool:
+        try:
+            return len(target.encode(question).input_ids) <= self.args.max_tokens
+        except ModelError:
+            # Longer than the target takes at all.
+            return False
 
     def progress(self, key: str, seconds: float) -> None:
         """Prints every eighth result with the time that this worker's cell and phase still take."""
@@ -211,7 +219,7 @@ def report(bench: Bench) -> None:
         raise SystemExit("no cell is finished yet")
     made = FidelityReport.of(cells, resamples=bench.args.resamples)
     settings = {
-        **{key: value for key, value in vars(bench.args).items() if not isinstance(value, Path)},
+        **{k: v for k, v in vars(bench.args).items() if not isinstance(v, Path) and k not in ("worker", "report")},
         "python": platform.python_version(),
         **{name: version(name) for name in ("optimsyn", "torch", "transformers", "peft", "bm25s")},
     }
