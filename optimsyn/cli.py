@@ -225,5 +225,3 @@ def _fail(error: OptimsynError, code: int) -> NoReturn:
     sys.exit(code)
 
 
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,93 @@
+"""kill -9 in every stage: the run goes on where it was, ends with the same dataset and asks for nothing it had got."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from optimsyn.recipe import Recipe
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import STAGES
+from tests.models_helpers import Answer, Service
+from tests.stages_helpers import answer, run_stage
+
+DELAY_S = 0.15
+# Time that a client may need to take a reply and write it down.
+MARGIN_S = 0.5
+
+
+def _start(recipe: Path, root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "optimsyn", "run", str(recipe), "--root", str(root), "--stage", "synthesize"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _running(root: Path) -> str | None:
+    for manifest in root.glob("*/manifest.json"):
+        for stage in json.loads(manifest.read_text())["stages"]:
+            if stage["status"] == "running":
+                return str(stage["name"])
+    return None
+
+
+def _dataset(root: Path) -> dict[str, bytes]:
+    (folder,) = root.glob("*/dataset")
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in (".parquet", ".jsonl")}
+
+
+def _run_with_kills(recipe: Path, root: Path, stages: list[str], seed: int) -> list[float]:
+    """Runs to the end, killed once in each of `stages` at a random moment; returns when."""
+    waits = {name: random.Random(f"{seed} {name}").uniform(1.0, 4.0) for name in stages}
+    kills: list[float] = []
+    while True:
+        process = _start(recipe, root)
+        entered: dict[str, float] = {}
+        while process.poll() is None:
+            time.sleep(0.02)
+            stage = _running(root)
+            since = entered.setdefault(stage, time.monotonic()) if stage else None
+            if stage in waits and since is not None and time.monotonic() - since > waits[stage]:
+                os.kill(process.pid, signal.SIGKILL)
+                kills.append(time.monotonic())
+                del waits[stage]
+                process.communicate()
+                break
+        else:
+            said = process.communicate()[0]
+            assert process.returncode == 0, said
+            return kills
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_stages_that_buy_replies(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    def slowly(number: int, request: dict[str, Any]) -> Answer:
+        return replace(answer(number, request), delay_s=DELAY_S)
+
+    served.answer = slowly
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    undisturbed = Run.open(recipe, tmp_path / "undisturbed")
+    for stage in STAGES[: STAGES.index("synthesize") + 1]:
+        run_stage(undisturbed, stage)
+    served.requests.clear()
+    served.times.clear()
+    kills = _run_with_kills(file, tmp_path / "killed", ["warm_up", "optimize_prompt", "synthesize"], seed=3)
+    assert kills, "no stage was slow enough to be killed"
+    assert _dataset(tmp_path / "killed") == _dataset(tmp_path / "undisturbed")
+    asked: dict[str, list[float]] = defaultdict(list)
+    for request, at in zip(served.requests, served.times, strict=True):
+        asked[json.dumps(request, sort_keys=True)].append(at)
+    for times in asked.values():
+        for at in times[:-1]:
+            assert any(at <= kill <= at + DELAY_S + MARGIN_S for kill in kills), "a reply that had come was asked again"
