@@ -15,7 +15,7 @@ from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 from optimsyn.stages.preview import preview
 from tests.models_helpers import KEY, Answer, Service, refused, said
-from tests.stages_helpers import asked_twice, run_stage
+from tests.stages_helpers import answer, asked_twice, run_stage
 
 
 def run_all(run: Run) -> None:
