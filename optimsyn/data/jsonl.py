@@ -66,7 +66,8 @@ def iter_json(path: Path, *, tolerate_torn: bool = False) -> Iterator[dict[str, 
     Raises:
         DataError: A line is not a JSON object; names file and line.
     """
-    with path.open(encoding="utf-8") as file:
+    # A torn line can end inside of a letter.
+    with path.open(encoding="utf-8", errors="replace" if tolerate_torn else "strict") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
