@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -63,7 +64,7 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
     """
     import openai
 
-    said = _said(error, key)
+    said = _said(str(getattr(error, "message", "") or error), key)
     status = getattr(error, "status_code", None)
     if isinstance(error, openai.APITimeoutError) or status == 408:
         return timed_out(timeout_s)
@@ -74,24 +75,36 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
             "the connection failed", "check that the server runs and that api_base is right", connection=True
         )
     if isinstance(status, int) and (answered or status < 500):
-        return _by_status(status, said, error)
+        return _by_status(status, said, _headers(error))
     return no_reply(f"the reply was not what the API promises ({said})")
 
 
-def _by_status(status: int, said: str, error: Exception) -> Failure:
+def refused(status: int, text: str, headers: Mapping[str, str], key: str | None) -> Failure:
+    """A plain HTTP reply with a status of 400 or more.
+
+    Args:
+        status: HTTP status.
+        text: The body.
+        headers: Of the reply, for `Retry-After`.
+        key: The key in use, which a service may repeat in its message.
+    """
+    return _by_status(status, _said(text, key), headers)
+
+
+def _by_status(status: int, said: str, headers: Mapping[str, str] | None) -> Failure:
     if status == 429:
         if "insufficient_quota" in said or "billing" in said.lower():
             return Failure(f"the account has no quota left ({said})", "check the account's billing", retry=False)
         return Failure(
             "too many requests (HTTP 429)",
             "lower the model's concurrency or raise its retries",
-            wait_s=_asked_wait(error),
+            wait_s=_asked_wait(headers),
         )
     if status >= 500:
         return Failure(
             f"the service failed (HTTP {status}: {said})",
             "look at the server's log, or try again later",
-            wait_s=_asked_wait(error),
+            wait_s=_asked_wait(headers),
         )
     if status in (401, 403):
         return Failure(
@@ -114,9 +127,9 @@ def _by_status(status: int, said: str, error: Exception) -> Failure:
     )
 
 
-def _said(error: Exception, key: str | None) -> str:
+def _said(text: str, key: str | None) -> str:
     """What a service said, without keys, on one line."""
-    text = " ".join(str(getattr(error, "message", "") or error).split())
+    text = " ".join(text.split())
     if key and key != NO_KEY:
         text = text.replace(key, SHOWN_INSTEAD)
     text = redact(text)
@@ -134,11 +147,16 @@ def _is_connection(error: BaseException) -> bool:
     return False
 
 
-def _asked_wait(error: Exception) -> float | None:
-    """Seconds that a service asks to wait (`Retry-After`: seconds or a date), or None."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or getattr(
+def _headers(error: Exception) -> Mapping[str, str] | None:
+    """Of the reply behind LiteLLM's error."""
+    found: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None) or getattr(
         error, "litellm_response_headers", None
     )
+    return found
+
+
+def _asked_wait(headers: Mapping[str, str] | None) -> float | None:
+    """Seconds that a service asks to wait (`Retry-After`: seconds or a date), or None."""
     value = (headers or {}).get("retry-after")
     if value is None:
         return None
