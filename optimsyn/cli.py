@@ -223,5 +223,3 @@ def main() -> None:
 def _fail(error: OptimsynError, code: int) -> NoReturn:
     sys.stderr.write(f"{type(error).__name__}: {redact(str(error))}\n")
     sys.exit(code)
-
-

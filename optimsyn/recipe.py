@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from optimsyn.errors import RecipeError
+from optimsyn.recipe_errors import explain
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
@@ -141,6 +141,11 @@ class TargetSpec(ModelSpec):
         return "embedded" if self.name == "embedded" else "local"
 
     lora: Lora = Lora()
+    full_weights: tuple[str, ...] = Field(
+        (),
+        description="Train the whole weights of these linear layers in place of a LoRA: regular expressions of module "
+        "names, matched to the whole name or the end of it after a dot (`down_proj`).",
+    )
     max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
 
 
@@ -180,10 +185,24 @@ class Influence(_Section):
     gradient and follows the counterfactual as closely, so it is the default.
     """
 
+    method: Literal["exact", "twin"] = Field(
+        "exact",
+        description="exact: from each pair's gradient. twin: from two forward passes, without a gradient, for linear "
+        "estimators (adam_linear, sgd) with dot.",
+    )
     estimator: Estimator = "adam_momentum_free"
     normalization: Literal["cosine", "dot"] = "dot"
     across_subtasks: Literal["mean", "max"] = "mean"
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
+
+    @model_validator(mode="after")
+    def _twin_is_linear(self) -> Influence:
+        if self.method == "twin" and (self.estimator not in ("adam_linear", "sgd") or self.normalization != "dot"):
+            raise ValueError(
+                f"method twin reads off a derivative of the loss, which {self.estimator} with {self.normalization} is "
+                "not; set estimator to adam_linear (or sgd) and normalization to dot, or method to exact"
+            )
+        return self
 
 
 class Reward(_Section):
@@ -326,7 +345,7 @@ class Recipe(_Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            lines = [_explain(item, cls) for item in error.errors()]
+            lines = [explain(item, cls) for item in error.errors()]
             raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
 
     def _resolve_paths(self, folder: Path) -> Recipe:
@@ -387,43 +406,3 @@ class Recipe(_Section):
         if self.warm_up.checkpoints > self.warm_up.steps:
             raise ValueError("warm_up.checkpoints is larger than warm_up.steps")
         return self
-
-
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the section that `location` (without its last part) leads to."""
-    current: type[BaseModel] | None = model
-    for part in location[:-1]:
-        if current is None or str(part) not in current.model_fields:
-            continue
-        current = _section_of(current.model_fields[str(part)].annotation)
-    return list(current.model_fields) if current is not None else []
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class inside an annotation such as `Annotated[Source | None, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        for argument in get_args(annotation):
-            found = _section_of(argument)
-            if found is not None:
-                return found
-    return None
-
-
-def _explain(item: Any, model: type[BaseModel]) -> str:
-    """One validation problem as a sentence that names the field and the cure."""
-    location = tuple(item["loc"])
-    where = ".".join(str(part) for part in location) or "recipe"
-    if item["type"] == "extra_forbidden":
-        names = _fields_at(model, location)
-        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
-        return f"{where}: unknown field; {hint}"
-    if item["type"] == "missing":
-        return f"{where}: required field is missing"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    shown = item.get("input")
-    if item["type"] == "value_error" or isinstance(shown, dict | list):
-        return f"{where}: {message}" if location else message
-    return f"{where}: {message} (got {shown!r})"

@@ -26,7 +26,7 @@ from optimsyn.redaction import redact
 if TYPE_CHECKING:
     import dspy
 
-    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.influence.scoring import Scorer
     from optimsyn.programs.checks import Checker
     from optimsyn.programs.pair import PairWriter
 
@@ -62,7 +62,7 @@ class InfluenceReward:
 
     def __init__(
         self,
-        scorer: InfluenceScorer,
+        scorer: Scorer,
         pair_writer: PairWriter,
         checks: Checker,
         *,

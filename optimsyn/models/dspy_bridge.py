@@ -38,6 +38,10 @@ class DspyModelError(_Through, ModelError, LMError):
     """A `ModelError` on its way through DSPy."""
 
 
+# What a person sees is the error that went through.
+for _class in (DspyServiceError, DspyBudgetError, DspyModelError):
+    _class.__name__ = _class.__name__.removeprefix("Dspy")
+
 _THROUGH: tuple[tuple[type[OptimsynError], type[Any]], ...] = (
     (ServiceError, DspyServiceError),
     (BudgetError, DspyBudgetError),

@@ -34,7 +34,7 @@ def preview(run: Run, pairs: int = 3) -> StageResult:
         StageError: No valid pair came out of five times as many tries.
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.influence.scoring import build_scorer
     from optimsyn.models.language_model import run_sync
     from optimsyn.stages.warm_up import write_first_draft
 
@@ -57,15 +57,8 @@ def preview(run: Run, pairs: int = 3) -> StageResult:
             f"A first impression: the target was warmed up on these pairs alone for {PREVIEW_STEPS} steps, and the "
             f"direction comes from {min(PREVIEW_QUESTIONS, len(tools.validation))} validation questions."
         )
-        config = run.recipe.influence
-        scorer = InfluenceScorer(
-            tools.target,
-            _spread(tools.validation, PREVIEW_QUESTIONS),
-            estimator=config.estimator,
-            normalization=config.normalization,
-            across_subtasks=config.across_subtasks,
-            batch_tokens=config.batch_tokens,
-        )
+        questions = _spread(tools.validation, PREVIEW_QUESTIONS)
+        scorer = build_scorer(tools.target, questions, run.recipe.influence)
     else:
         scorer = tools.scorer
     totals = iter(float(value) for value in scorer.score(valid).total)

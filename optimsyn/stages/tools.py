@@ -16,7 +16,7 @@ from optimsyn.runs.folder import Run
 from optimsyn.seeds import derive_seed, shuffled
 
 if TYPE_CHECKING:
-    from optimsyn.influence.scorer import InfluenceScorer
+    from optimsyn.influence.scoring import Scorer
     from optimsyn.models.language_model import LanguageModel
     from optimsyn.models.replies import Budget
     from optimsyn.models.target import Target
@@ -151,22 +151,14 @@ class Tools:
         return target
 
     @cached_property
-    def scorer(self) -> InfluenceScorer:
+    def scorer(self) -> Scorer:
         """The influence scorer over the validation questions; its directions are kept in the run."""
-        from optimsyn.influence.scorer import InfluenceScorer
+        from optimsyn.influence.scoring import build_scorer
 
         if not self.target.checkpoints:
             raise StageError(f"{self.run.folder}: no warm-up checkpoint; run the stage warm_up first")
-        config = self.recipe.influence
-        return InfluenceScorer(
-            self.target,
-            self.validation,
-            estimator=config.estimator,
-            normalization=config.normalization,
-            across_subtasks=config.across_subtasks,
-            batch_tokens=config.batch_tokens,
-            folder=self.run.path("warm_up", "directions"),
-        )
+        folder = self.run.path("warm_up", "directions")
+        return build_scorer(self.target, self.validation, self.recipe.influence, folder)
 
     def reward(self, source: str) -> InfluenceReward:
         """The one reward of the run.

@@ -1,0 +1,57 @@
+"""The scorer that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.twin import TwinScorer
+from optimsyn.models.target import Target
+from optimsyn.recipe import Influence
+
+
+class Scorer(Protocol):
+    """What every scorer does, however it comes by its numbers.
+
+    Attributes:
+        subtasks: Names of the columns of `Scores.by_subtask`.
+    """
+
+    subtasks: tuple[str, ...]
+
+    def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
+        """Scores of pairs, in the caller's order."""
+
+    def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
+        """The score of a sample that teaches nothing."""
+
+
+def build_scorer(
+    target: Target, questions: Sequence[Question | Sample], config: Influence, folder: Path | None = None
+) -> Scorer:
+    """The scorer of a recipe's section `influence`.
+
+    Args:
+        target: A warmed-up target.
+        questions: The validation questions.
+        config: The section.
+        folder: Where validation directions are kept; None: nowhere.
+
+    Raises:
+        DataError: There are no questions.
+        ModelError: The target has not been warmed up, or its trained parameters cannot be scored.
+        RecipeError: An option has no such value.
+    """
+    kind = TwinScorer if config.method == "twin" else InfluenceScorer
+    return kind(
+        target,
+        questions,
+        estimator=config.estimator,
+        normalization=config.normalization,
+        across_subtasks=config.across_subtasks,
+        batch_tokens=config.batch_tokens,
+        folder=folder,
+    )

@@ -1,0 +1,54 @@
+"""What is wrong with a recipe, a sentence a field."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def explain(item: Any, model: type[BaseModel]) -> str:
+    """One validation problem as a sentence that names the field and the cure.
+
+    Args:
+        item: An entry of pydantic's `ValidationError.errors()`.
+        model: The class that was validated.
+    """
+    location = tuple(item["loc"])
+    where = ".".join(str(part) for part in location) or "recipe"
+    if item["type"] == "extra_forbidden":
+        names = _fields_at(model, location)
+        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
+        return f"{where}: unknown field; {hint}"
+    if item["type"] == "missing":
+        return f"{where}: required field is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    shown = item.get("input")
+    if item["type"] == "value_error" or isinstance(shown, dict | list):
+        return f"{where}: {message}" if location else message
+    return f"{where}: {message} (got {shown!r})"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section that `location` (without its last part) leads to."""
+    current: type[BaseModel] | None = model
+    for part in location[:-1]:
+        if current is None or str(part) not in current.model_fields:
+            continue
+        current = _section_of(current.model_fields[str(part)].annotation)
+    return list(current.model_fields) if current is not None else []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation such as `Annotated[Source | None, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for argument in get_args(annotation):
+            found = _section_of(argument)
+            if found is not None:
+                return found
+    return None
