@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -61,14 +64,14 @@ class Target:
 
     @classmethod
     def load(cls, spec: TargetSpec | ModelSpec | str, *, seed: int = 0) -> Target:
-        """Loads a target by name and puts a fresh LoRA adapter inside.
+        """Loads a target by name and puts a fresh LoRA adapter inside, or trains `spec.full_weights` in its place.
 
         Args:
             spec: The recipe's `models.target`, or a name: "embedded", a hub id or a local folder.
             seed: Of the adapter's initial values.
 
         Raises:
-            ModelError: The model cannot be loaded.
+            ModelError: The model cannot be loaded, or has none of the layers that are to be trained.
         """
         from optimsyn.models.loading import load_causal_lm
 
@@ -77,7 +80,10 @@ class Target:
         elif not isinstance(spec, TargetSpec):
             spec = TargetSpec(**spec.model_dump())
         model, tokenizer = load_causal_lm(spec)
-        target = cls.from_model(model, tokenizer, lora=spec.lora, max_length=spec.max_length, seed=seed)
+        lora = None if spec.full_weights else spec.lora
+        if spec.full_weights:
+            train_full_weights(model, spec.full_weights)
+        target = cls.from_model(model, tokenizer, lora=lora, max_length=spec.max_length, seed=seed)
         target.name = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
         return target
 
@@ -91,7 +97,7 @@ class Target:
             model: A Hugging Face causal language model; changed in place when `lora` is given.
             tokenizer: Its tokenizer.
             lora: The adapter to put inside; None trains what already has `requires_grad` (an own peft model, or
-                chosen linear layers).
+                linear layers that `train_full_weights` chose).
             max_length: Longest prompt plus answer, in tokens.
             seed: Of the adapter's initial values.
 
@@ -108,7 +114,9 @@ class Target:
                 target_modules=list(lora.target_modules),
                 task_type=TaskType.CAUSAL_LM,
             )
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                # peft asks transformers under a name that is going away; it is theirs to mend, and says nothing to us.
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
                 torch.manual_seed(seed)
                 try:
                     model = get_peft_model(model, config)
@@ -334,6 +342,42 @@ class Target:
         for parameter in self.parameters.values():
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
+    r"""Freezes a model but for the linear layers (weight and bias) that the patterns name.
+
+    Args:
+        model: Changed in place.
+        patterns: Regular expressions; each must match a layer's whole name or the end of it after a dot, as in
+            `down_proj` or `layers\.(0|1)\.mlp\.down_proj`.
+
+    Returns:
+        The names of the layers.
+
+    Raises:
+        ModelError: A pattern is no regular expression, or matches no linear layer.
+    """
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
+        except re.error as error:
+            raise ModelError(f"models.target.full_weights: {pattern!r} is no regular expression ({error})") from error
+        found = [name for name in linear if expression.fullmatch(name)]
+        if not found:
+            known = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
+            raise ModelError(
+                f"models.target.full_weights: {pattern!r} matches no linear layer of the model"
+                + (f"; the nearest is {near[0]!r}" if near else ", which has none")
+            )
+        chosen.update(found)
+    model.requires_grad_(False)
+    for name in chosen:
+        linear[name].requires_grad_(True)
+    return [name for name in linear if name in chosen]
 
 
 def _recorded(folder: Path) -> str | None:
