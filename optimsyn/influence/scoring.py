@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.scorer import InfluenceScorer, Scores
@@ -45,13 +45,14 @@ def build_scorer(
         ModelError: The target has not been warmed up, or its trained parameters cannot be scored.
         RecipeError: An option has no such value.
     """
-    kind = TwinScorer if config.method == "twin" else InfluenceScorer
-    return kind(
-        target,
-        questions,
-        estimator=config.estimator,
-        normalization=config.normalization,
-        across_subtasks=config.across_subtasks,
-        batch_tokens=config.batch_tokens,
-        folder=folder,
-    )
+    common: dict[str, Any] = {
+        "estimator": config.estimator,
+        "normalization": config.normalization,
+        "across_subtasks": config.across_subtasks,
+        "batch_tokens": config.batch_tokens,
+        "folder": folder,
+    }
+    if config.method == "twin":
+        return TwinScorer(target, questions, **common)
+    # Under torchrun every process of GRPO rewards completions of its own.
+    return InfluenceScorer(target, questions, **common, processes="own")

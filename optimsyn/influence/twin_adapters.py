@@ -7,6 +7,7 @@ sample's own loss, ⟨V, D ⊙ g(z)⟩ = d/ds ℓ(z; θ + s·d) at s = 0 with d 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -47,7 +48,7 @@ def step_directions(
 
 def length(tensors: Mapping[str, torch.Tensor]) -> float:
     """Euclidean norm of all of them together, added up in float64."""
-    return float(sum(float(tensor.detach().double().square().sum()) for tensor in tensors.values())) ** 0.5
+    return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors.values()))
 
 
 class Twins:

@@ -289,7 +289,7 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
         found.problems.append(f"{field}: {folder}: {problem}")
         return found
     count, names = parameters_of(folder)
-    if isinstance(spec, TargetSpec) and names:
+    if isinstance(spec, TargetSpec) and names and not spec.full_weights:
         missing = [m for m in spec.lora.target_modules if not any(m in n.split(".") for n in names)]
         if missing:
             layers = sorted({n.split(".")[-2] for n in names if n.endswith(".weight") and n.count(".") > 2})
