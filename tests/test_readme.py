@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -25,14 +26,15 @@ def test_the_recipe_is_valid() -> None:
 
 
 def test_the_python_names_exist() -> None:
-    (block,) = _blocks("python")
-    names = re.search(r"from optimsyn import (.*)", block)
-    assert names is not None
-    import optimsyn
-
-    for name in names[1].split(", "):
-        assert name in optimsyn.__all__
-    compile(block, "README.md", "exec")
+    blocks = _blocks("python")
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
+        for module, names in re.findall(r"^from ([\w.]+) import (.*)", block, re.MULTILINE):
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+            if module == "optimsyn":
+                assert set(names.split(", ")) <= set(importlib.import_module(module).__all__)
 
 
 def test_files_and_make_targets_exist() -> None:

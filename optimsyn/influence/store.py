@@ -56,18 +56,19 @@ class _Store:
         self._writer: Writer | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: str | Path) -> Self:
         """Opens a store to read it; needs no model.
 
         Raises:
             ModelError: The folder holds no store of this kind, or a damaged one.
         """
-        return cls(Rows(folder), None)
+        return cls(Rows(Path(folder)), None)
 
     @classmethod
     def _open_or_create(
-        cls, folder: Path, target: Target, *, estimator: str, projection: Projection | None, dtype: str
+        cls, folder: str | Path, target: Target, *, estimator: str, projection: Projection | None, dtype: str
     ) -> Self:
+        folder = Path(folder)
         manifest = describe(target, cls.kind, estimator, projection, dtype)
         if not (folder / MANIFEST).is_file():
             Rows.create(folder, manifest)
@@ -177,7 +178,7 @@ class QuestionStore(_Store):
     @classmethod
     def open_or_create(
         cls,
-        folder: Path,
+        folder: str | Path,
         target: Target,
         *,
         estimator: str = "adam_momentum_free",
@@ -219,9 +220,9 @@ class GradientStore(_Store):
     """The compressed directions of a pool.
 
     Example:
-        >>> store = GradientStore.open_or_create(Path("pool"), target)               # doctest: +SKIP
+        >>> store = GradientStore.open_or_create("pool", target)               # doctest: +SKIP
         >>> store.add(pairs)                                                         # doctest: +SKIP
-        >>> GradientStore.open(Path("pool")).score(QuestionStore.open(Path("law"))).total  # doctest: +SKIP
+        >>> GradientStore.open("pool").score(QuestionStore.open("law")).total  # doctest: +SKIP
     """
 
     kind = "samples"
@@ -229,7 +230,7 @@ class GradientStore(_Store):
     @classmethod
     def open_or_create(
         cls,
-        folder: Path,
+        folder: str | Path,
         target: Target,
         *,
         estimator: str = "adam_momentum_free",
