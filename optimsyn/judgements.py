@@ -12,13 +12,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from optimsyn.data.jsonl import append_jsonl
 from optimsyn.data.records import Pair, PairKind, Passage, Record, Rubric
 from optimsyn.errors import DataError
+
+if TYPE_CHECKING:
+    from optimsyn.programs.pair import PairWriter
 
 
 class RubricRequest(Record):
@@ -40,6 +43,22 @@ class RubricRequest(Record):
     rubric_model: str = ""
     seed: int = 0
     variant: str = ""
+
+    async def written_by(self, writer: PairWriter) -> Pair:
+        """The pair that a writer makes of this request.
+
+        Raises:
+            ReplyError: The reply holds no usable pair.
+            ServiceError: The service failed for good.
+        """
+        return await writer.awrite(
+            self.passage,
+            self.rubric,
+            seed=self.seed,
+            variant=self.variant,
+            guiding_text=self.guiding_text,
+            rubric_model=self.rubric_model,
+        )
 
 
 class Judgement(Record):

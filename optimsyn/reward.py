@@ -149,14 +149,7 @@ class InfluenceReward:
             if request.error is not None or failures:
                 return None
             try:
-                pair = await self.pair_writer.awrite(
-                    request.passage,
-                    request.rubric,
-                    seed=request.seed,
-                    variant=request.variant,
-                    guiding_text=request.guiding_text,
-                    rubric_model=request.rubric_model,
-                )
+                pair = await request.written_by(self.pair_writer)
             except ReplyError as error:
                 try:
                     self._count_garbage(str(error))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
 FEWEST_DRAFTS = 4
 # Failures of candidates whose reply could not be read at all.
-_UNREADABLE = ("rubric_format", "format")
+_UNREADABLE = ("rubric_format", "pair_format")
 
 
 def run(run: Run) -> StageResult:
@@ -132,16 +132,9 @@ async def write_first_draft(tools: Tools, count: int) -> list[Draft]:
         if request.error is not None:
             return Draft(request.passage, None, None, ("rubric_format",), (request.error,))
         try:
-            pair = await tools.pair_writer.awrite(
-                request.passage,
-                request.rubric,
-                seed=request.seed,
-                variant=request.variant,
-                guiding_text=request.guiding_text,
-                rubric_model=request.rubric_model,
-            )
+            pair = await request.written_by(tools.pair_writer)
         except ReplyError as error:
-            return Draft(request.passage, request.rubric, None, ("format",), (str(error),))
+            return Draft(request.passage, request.rubric, None, ("pair_format",), (str(error),))
         validity = tools.checker.check(pair, request.passage)
         reasons = tuple(f"{name}: {why}" for name, why in validity.reasons.items())
         return Draft(request.passage, request.rubric, pair, validity.failed, reasons)
