@@ -1,0 +1,340 @@
+"""How fast is influence? Every mode in one run, in turns, on the same model, samples and machine.
+
+    python benchmarks/influence_speed.py --pool DATA/medicine/validation.jsonl         # lengths as in a pool
+    python benchmarks/influence_speed.py --batch 1 8 32 --length 64 256 1024           # a grid
+    python benchmarks/influence_speed.py --model qwen3-8b-shape --device cuda --batch 8 --length 512
+
+Modes: floor (plain forward and backward of the same batches, logits at label positions), exact (`InfluenceScorer`),
+exact-cosine, twin (`TwinScorer`), linear (the exact scores that twin approximates), less (a per-sample loop with an
+8,192-wide projection as LESS does it), less-labels (the same with logits at label positions), and bergson, where
+--bergson names an interpreter that has it (`python -m venv B && B/bin/pip install bergson`). Ratios are to the floor of
+the same repeat; the order of the modes is rotated from repeat to repeat. Memory is the process's peak resident size, on
+CUDA the most that tensors took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from speed_memory import Measured
+from speed_modes import Bergson, FixedTarget, Mode, load_target, modes_of
+
+from optimsyn.data.chat import sample_of
+from optimsyn.data.jsonl import iter_json, write_json, write_text
+from optimsyn.data.records import Question, Sample
+from optimsyn.errors import ModelError
+
+RESULTS = Path(__file__).parent / "results"
+MODES = ("floor", "exact", "exact-cosine", "twin", "linear", "less", "less-labels")
+MIB = 2**20
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="embedded, qwen3-8b-shape (random weights), or a name")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrinks qwen3-8b-shape, to try it")
+    parser.add_argument("--lora-r", type=int, default=None, help="8; of qwen3-8b-shape 128")
+    parser.add_argument("--dtype", default="auto", help="of qwen3-8b-shape: auto is bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pool", type=Path, default=None, help="JSON lines of questions; in place of the grid")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longer questions of the pool are left out")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="of a pool's batches")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="samples a batch, of the grid")
+    parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="tokens a sample, of the grid")
+    parser.add_argument("--answer", type=float, default=0.25, help="share of a sample's tokens that are labels")
+    parser.add_argument("--samples", type=int, default=None, help="a cell; 32 of a pool, of the grid 16 or one batch")
+    parser.add_argument("--questions", type=int, default=8, help="validation questions")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--bergson", default=None, metavar="PYTHON", help="an interpreter that has bergson")
+    parser.add_argument(
+        "--bergson-batch-tokens", type=int, default=None, help="smaller batches for it: it holds the logits of them all"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory-gb", type=float, default=None, help="skip cells that would take more")
+    parser.add_argument("--quick", action="store_true", help="one small cell, two repeats")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--name", default="influence_speed", help="of the files in the output folder")
+    args = parser.parse_args(words)
+    if args.quick:
+        args.batch, args.length, args.repeats = args.batch[:1], args.length[:1], min(args.repeats, 2)
+    return args
+
+
+def machine(target: FixedTarget, args: argparse.Namespace) -> dict[str, Any]:
+    """What it ran on."""
+    cuda = target.device.type == "cuda"
+    trained = sum(p.numel() for p in target.parameters.values())
+    return {
+        "device": torch.cuda.get_device_name(target.device) if cuda else f"CPU, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "load_average_at_start": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("optimsyn", "torch", "transformers", "peft")},
+        "model": args.model,
+        "parameters": sum(p.numel() for p in target.model.parameters()) - trained,
+        "dtype": str(next(target.causal.base_model.parameters()).dtype).removeprefix("torch."),
+        "lora_r": next(iter(target.model.peft_config.values())).r,
+        "trained_parameters": trained,
+        "seed": args.seed,
+        "repeats": args.repeats,
+    }
+
+
+def pool_of(args: argparse.Namespace, target: FixedTarget) -> dict[str, list[Sample]]:
+    """Samples, validation questions and warm-up samples, without overlap; closed book."""
+    kept = []
+    for row in iter_json(args.pool):
+        facts = {key: row[key] for key in ("id", "question", "answer", "answer_index") if row.get(key) is not None}
+        choices = tuple(row["choices"]) if row.get("choices") else None
+        sample = sample_of(Question(**facts, choices=choices))
+        try:
+            if len(target.encode(sample).input_ids) <= args.max_tokens:
+                kept.append(sample)
+        except ModelError:
+            continue  # longer than the target takes at all
+    count = args.samples or 32
+    needed = count + args.questions + 16
+    if len(kept) < needed:
+        raise SystemExit(
+            f"{args.pool.name}: {len(kept)} questions of at most {args.max_tokens} tokens, {needed} needed"
+        )
+    drawn = random.Random(args.seed).sample(kept, needed)
+    return {
+        "samples": drawn[:count],
+        "questions": drawn[count : count + args.questions],
+        "warm_up": drawn[count + args.questions :],
+    }
+
+
+def too_large(target: FixedTarget, batch: int, length: int, args: argparse.Namespace) -> str | None:
+    """Why a cell would not fit, by a rough count; None where it would."""
+    if args.memory_gb is None:
+        return None
+    config = target.causal.config.get_text_config()
+    size = next(target.causal.base_model.parameters()).dtype.itemsize
+    weights = sum(p.numel() * p.element_size() for p in target.model.parameters())
+    # Some 34 numbers of the hidden size stay a token and layer, and of the intermediate size 4.
+    layer = 34 * config.hidden_size + 4 * config.intermediate_size
+    activations = batch * length * config.num_hidden_layers * layer * size
+    logits = 3 * 4 * length * config.vocab_size if {"less"} & set(args.modes) else 0
+    if args.bergson:
+        logits = 3 * 4 * batch * length * config.vocab_size
+    needed = (weights + max(activations, logits)) / 2**30
+    if needed <= args.memory_gb:
+        return None
+    return f"would take about {needed:.1f} GiB, more than --memory-gb {args.memory_gb:g}"
+
+
+def timed(modes: Sequence[Mode], samples: Sequence[Sample], repeats: int) -> tuple[dict[str, list[Measured]], Any]:
+    """Every mode once a repeat, in rotated order; and what each returned last."""
+    for mode in modes:
+        # The projection costs the same for one sample as for sixteen; nothing in it needs a first run on a processor.
+        if torch.cuda.is_available() or not mode.name.startswith("less"):
+            mode.run(samples[:2])
+    taken: dict[str, list[Measured]] = {mode.name: [] for mode in modes}
+    last: dict[str, Any] = {}
+    for repeat in range(repeats):
+        for i in range(len(modes)):
+            mode = modes[(i + repeat) % len(modes)]
+            last[mode.name], one = mode.run(samples)
+            taken[mode.name].append(one)
+            print(f"  repeat {repeat + 1}: {mode.name} {one.seconds:.2f} s", flush=True)
+    return taken, last
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def cell(
+    name: str, target: FixedTarget, parts: dict[str, list[Sample]], batch_tokens: int, args: Any
+) -> dict[str, Any]:
+    """All modes on one set of samples."""
+    samples = parts["samples"]
+    encoded = [target.encode(sample) for sample in samples]
+    tokens = sum(len(item.input_ids) for item in encoded)
+    absent, bergson = {}, None
+    print(f"{name}: {len(samples)} samples, {tokens} tokens", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        modes = modes_of(
+            target,
+            parts["questions"],
+            batch_tokens=batch_tokens,
+            names=args.modes,
+            seed=args.seed,
+            folder=folder / "directions",
+        )
+        if args.bergson:
+            try:
+                bergson = Bergson(
+                    args.bergson,
+                    target,
+                    samples,
+                    batch_tokens=args.bergson_batch_tokens or batch_tokens,
+                    model=args.model,
+                    threads=args.threads,
+                    folder=folder,
+                )
+                modes.append(bergson.mode())
+            except (RuntimeError, OSError) as error:
+                absent["bergson"] = f"did not start: {error}"
+        else:
+            absent["bergson"] = "no --bergson PYTHON was given"
+        try:
+            taken, last = timed(modes, samples, args.repeats)
+        finally:
+            if bergson is not None:
+                bergson.close()
+    made: dict[str, Any] = {
+        "name": name,
+        "samples": len(samples),
+        "tokens": tokens,
+        "label_tokens": sum(item.label_tokens for item in encoded),
+        "batches": len(list(target.batches(encoded, batch_tokens))),
+        "modes": {mode.name: figures(mode, taken, len(samples), tokens) for mode in modes},
+        "absent": absent,
+    }
+    if {"twin", "linear"} <= set(last):
+        made["spearman_twin_linear"] = float(spearmanr(last["twin"].total, last["linear"].total).statistic)
+    return made
+
+
+def figures(mode: Mode, taken: dict[str, list[Measured]], samples: int, tokens: int) -> dict[str, Any]:
+    """A mode's part of the result."""
+    mine = taken[mode.name]
+    seconds = statistics.median(one.seconds for one in mine)
+    found: dict[str, Any] = {
+        "note": mode.note,
+        "seconds": [one.seconds for one in mine],
+        "cpu_seconds": [one.cpu_seconds for one in mine],
+        "samples_per_second": samples / seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+    peaks = [one.peak for one in mine if one.peak is not None]
+    if peaks:
+        found["peak_mib"] = max(peaks) / MIB
+        if mode.name != "bergson":
+            found["above_resting_mib"] = max((one.peak or 0) - one.resting for one in mine) / MIB
+    floor = taken.get("floor")
+    if floor:
+        found["ratio"] = spread([one.seconds / base.seconds for one, base in zip(mine, floor, strict=True)])
+        found["cpu_ratio"] = spread([one.cpu_seconds / base.cpu_seconds for one, base in zip(mine, floor, strict=True)])
+    return found
+
+
+def criteria(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a cell was to reach, what it reached, and whether that is a pass."""
+    modes = found["modes"]
+    large = args.model == "qwen3-8b-shape"
+    made: list[dict[str, Any]] = []
+
+    def add(what: str, value: float, limit: float, *, most: bool) -> None:
+        made.append({"what": what, "value": value, "limit": limit, "pass": value <= limit if most else value >= limit})
+
+    def ratio(over: str, under: str, key: str) -> float:
+        pairs = zip(modes[over][key], modes[under][key], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    if {"floor", "exact"} <= set(modes):
+        add("exact / floor, time", ratio("exact", "floor", "seconds"), 1.25, most=True)
+    if {"less", "exact"} <= set(modes):
+        add("less / exact, time", ratio("less", "exact", "seconds"), 10 if large else 2.5, most=False)
+    if {"floor", "twin"} <= set(modes):
+        add("twin / floor, time", ratio("twin", "floor", "seconds"), 0.9 if large else 1.0, most=True)
+    if "spearman_twin_linear" in found:
+        add("Spearman of twin with the exact linearised dot", found["spearman_twin_linear"], 0.98, most=False)
+    for mode, limit in (("exact", 1.2), ("twin", 1.0)):
+        if {"floor", mode} <= set(modes) and "peak_mib" in modes[mode]:
+            peak, above = (modes[mode][key] / modes["floor"][key] for key in ("peak_mib", "above_resting_mib"))
+            add(f"{mode} / floor, peak memory", peak, limit, most=True)
+            add(f"{mode} / floor, memory above the resting size", above, limit, most=True)
+    return made
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Tables and criteria."""
+    facts = result["machine"]
+    lines = ["# Speed of influence", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
+    lines += ["Ratios to the floor are medians over repeats of paired ratios (least to most). CPU: processor time.", ""]
+    for found in result["cells"]:
+        lines += [f"## {found['name']}", ""]
+        if "skipped" in found:
+            lines += [f"Skipped: {found['skipped']}.", ""]
+            continue
+        lines += [f"{found['samples']} samples, {found['tokens']} tokens, {found['batches']} batches.", ""]
+        lines += ["| mode | samples/s | tokens/s | time / floor | CPU / floor | peak MiB | above resting MiB | what |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---|"]
+        for name, mode in found["modes"].items():
+            row = [name, f"{mode['samples_per_second']:.2f}", f"{mode['tokens_per_second']:.0f}"]
+            for key in ("ratio", "cpu_ratio"):
+                part = mode.get(key)
+                row.append(f"{part['median']:.2f} ({part['low']:.2f} to {part['high']:.2f})" if part else "")
+            row += [f"{mode[key]:.0f}" if key in mode else "" for key in ("peak_mib", "above_resting_mib")]
+            lines.append("| " + " | ".join([*row, mode["note"]]) + " |")
+        lines += [""] + [f"{name} is absent: {why}." for name, why in found["absent"].items()]
+        lines += [""] + [
+            f"- {'pass' if one['pass'] else 'MISS'}: {one['what']} {one['value']:.3f} (limit {one['limit']:g})"
+            for one in found["criteria"]
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
+    """All cells."""
+    torch.set_num_threads(args.threads)
+    result: dict[str, Any] = {"machine": machine(target, args), "cells": []}
+    plans: list[tuple[str, int, int]] = []
+    if args.pool is not None:
+        parts = pool_of(args, target)
+        target.warm_up(parts["warm_up"], steps=4, batch_size=4, seed=args.seed)
+        longest = max(len(target.encode(sample).input_ids) for sample in parts["samples"])
+        name = f"lengths as in a pool, batches of {args.batch_tokens} tokens, longest sample {longest}"
+        result["cells"].append(cell(name, target, parts, args.batch_tokens, args))
+    else:
+        target.warm_up(target.random_samples(16, 32, answer=0.5, seed=args.seed + 1), steps=4, seed=args.seed)
+        plans = [(f"batch {b} × {t} tokens", b, t) for t in args.length for b in args.batch]
+    for name, batch, length in plans:
+        reason = too_large(target, batch, length, args)
+        if reason is not None:
+            print(f"{name}: skipped, it {reason}", flush=True)
+            result["cells"].append({"name": name, "skipped": reason})
+            continue
+        count = args.samples or max(16, batch)
+        parts = {
+            "samples": target.random_samples(count, length, answer=args.answer, seed=args.seed + 2),
+            "questions": target.random_samples(args.questions, length, answer=args.answer, seed=args.seed + 3),
+        }
+        result["cells"].append(cell(name, target, parts, batch * length, args))
+    for found in result["cells"]:
+        found["criteria"] = [] if "skipped" in found else criteria(found, args)
+    return result
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs, prints and writes the tables."""
+    args = arguments(words)
+    result = run(args, load_target(args))
+    write_json(args.output / f"{args.name}.json", result)
+    write_text(args.output / f"{args.name}.md", markdown(result))
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

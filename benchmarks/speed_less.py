@@ -1,0 +1,100 @@
+"""A per-sample autograd loop with random projection, in the way of LESS (Xia et al. 2024), to compare with.
+
+Follows what the published `collect_grad_reps.py` does: batch size 1, the model's own loss with the logits of every
+position, the flattened gradient, Adam's direction with ε inside the root, and every 16 samples a Rademacher projection
+to 8,192 numbers whose matrix is made again from its seed, block by block. Signs are drawn 64 from one random number,
+which is cheaper than drawing each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from optimsyn.models.encoding import Encoded
+from optimsyn.models.target import Target
+from optimsyn.models.warm_up import Checkpoint
+
+INTERVAL = 16
+_COLUMNS = 128
+_ROWS = 2**16
+
+
+class LessLoop:
+    """Projected Adam directions of samples, one at a time.
+
+    Args:
+        target: The model, at `checkpoint`.
+        checkpoint: Gives Adam's moments.
+        width: Numbers that are left of a direction.
+        label_logits: Take logits at label positions only, which the published loop does not.
+        seed: Of the projection.
+    """
+
+    def __init__(
+        self, target: Target, checkpoint: Checkpoint, *, width: int = 8192, label_logits: bool = False, seed: int = 0
+    ) -> None:
+        self.target = target
+        self.width = width
+        self.label_logits = label_logits
+        self.seed = seed
+        names = list(target.parameters)
+        self._first = torch.cat([checkpoint.exp_avg[name].flatten().float() for name in names]).to(target.device)
+        self._second = torch.cat([checkpoint.exp_avg_sq[name].flatten().float() for name in names]).to(target.device)
+        # Half precision as published on a GPU; on a processor it would only be slower.
+        self._dtype = torch.float16 if target.device.type == "cuda" else torch.float32
+        places = torch.arange(256, device=target.device).unsqueeze(1) >> torch.arange(8, device=target.device)
+        self._signs = ((places & 1) * 2 - 1).to(self._dtype)
+
+    def run(self, encoded: Sequence[Encoded]) -> torch.Tensor:
+        """[n, width], on the CPU."""
+        waiting: list[torch.Tensor] = []
+        found: list[torch.Tensor] = []
+        for item in encoded:
+            waiting.append(self._direction(item))
+            if len(waiting) == INTERVAL:
+                found.append(self.project(torch.stack(waiting)).cpu())
+                waiting = []
+        if waiting:
+            found.append(self.project(torch.stack(waiting)).cpu())
+        return torch.cat(found)
+
+    def _direction(self, item: Encoded) -> torch.Tensor:
+        target = self.target
+        parameters = list(target.parameters.values())
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.enable_grad():
+            if self.label_logits:
+                (batch,) = target.batches([item], 2**62)
+                loss = target.losses(batch).sum()
+            else:
+                ids = torch.tensor([item.input_ids], device=target.device)
+                labels = torch.tensor([item.labels], device=target.device)
+                mask = torch.ones_like(ids)
+                loss = target.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+            loss.backward()
+        gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        for parameter in parameters:
+            parameter.grad = None
+        gradient = gradient.float()
+        first = 0.9 * self._first + 0.1 * gradient
+        second = 0.999 * self._second + 0.001 * gradient**2
+        return (first / torch.sqrt(second + 1e-8)).to(self._dtype)
+
+    def project(self, directions: torch.Tensor) -> torch.Tensor:
+        """Directions [n, p] times a matrix [p, width] of random signs that never exists as a whole."""
+        device = directions.device
+        generator = torch.Generator(device).manual_seed(self.seed)
+        found = torch.zeros(len(directions), self.width, device=device)
+        for column in range(0, self.width, _COLUMNS):
+            columns = min(_COLUMNS, self.width - column)
+            for row in range(0, directions.shape[1], _ROWS):
+                part = directions[:, row : row + _ROWS]
+                count = part.shape[1] * columns
+                bits = torch.empty(-(-count // 64), dtype=torch.int64, device=device)
+                bits.random_(-(2**63), None, generator=generator)
+                signs = self._signs[bits.view(torch.uint8).int()].flatten()[:count].view(-1, columns)
+                found[:, column : column + columns] += (part @ signs).float()
+        return found

@@ -1,0 +1,260 @@
+"""The modes that `influence_speed.py` runs in turns: models, samples, and one call a mode."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from speed_less import LessLoop
+from speed_memory import Measured, measured
+
+from optimsyn.data.records import Sample
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.twin import TwinScorer
+from optimsyn.models.encoding import IGNORE, Encoded
+from optimsyn.models.loading import resolve_device, resolve_dtype
+from optimsyn.models.target import Target
+from optimsyn.recipe import Lora, TargetSpec
+
+_QWEN3_8B = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+class FixedTarget(Target):
+    """A target that also takes samples whose tokens are given, so that lengths are exact."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.given: dict[str, Encoded] = {}
+
+    def encode(self, sample: Any) -> Encoded:
+        """The given tokens of the sample's id, else what the tokenizer makes of it."""
+        return self.given.get(sample.id) or super().encode(sample)
+
+    def random_samples(self, count: int, length: int, *, answer: float, seed: int) -> list[Sample]:
+        """Samples of `length` random tokens; the last share `answer` of them are labels."""
+        generator = torch.Generator().manual_seed(seed)
+        size = int(self.causal.config.get_text_config().vocab_size)
+        made = []
+        for i in range(count):
+            ids = torch.randint(size, (length,), generator=generator).tolist()
+            first = min(length - 1, max(1, round(length * (1 - answer))))
+            name = f"random-{seed}-{length}-{i}"
+            self.given[name] = Encoded(name, ids, [IGNORE] * first + ids[first:], False)
+            made.append(Sample(id=name, prompt="given", completion=" tokens", messages=()))
+        return made
+
+
+def load_target(args: Any) -> FixedTarget:
+    """The embedded model (or another by name), or a random one of Qwen3-8B's shape."""
+    if args.model != "qwen3-8b-shape":
+        spec = TargetSpec(name=args.model, device=args.device, lora=Lora(r=args.lora_r or 8, alpha=16))
+        found = FixedTarget.load(spec, seed=args.seed)
+        assert isinstance(found, FixedTarget)
+        return found
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    device = resolve_device(args.device)
+    dtype = resolve_dtype("bfloat16" if args.dtype == "auto" else args.dtype, device)
+
+    def scaled(key: str, least: int) -> int:
+        return max(least, int(_QWEN3_8B[key] * args.scale) // least * least)
+
+    config = Qwen3Config(
+        vocab_size=scaled("vocab_size", 64),
+        hidden_size=scaled("hidden_size", 64),
+        intermediate_size=scaled("intermediate_size", 64),
+        num_hidden_layers=scaled("num_hidden_layers", 2),
+        num_attention_heads=scaled("num_attention_heads", 4),
+        num_key_value_heads=scaled("num_key_value_heads", 2),
+        head_dim=128 if args.scale == 1 else 32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        dtype=dtype,
+    )
+    torch.manual_seed(args.seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Qwen3ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    rank = args.lora_r or max(4, int(128 * args.scale))
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=0)
+    found = FixedTarget.from_model(model, tokenizer, lora=Lora(r=rank, alpha=2 * rank), max_length=4096, seed=args.seed)
+    assert isinstance(found, FixedTarget)
+    return found
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to do the work.
+
+    Attributes:
+        name: In the table.
+        run: Does the samples once and says what it took.
+        note: What is particular about it.
+    """
+
+    name: str
+    run: Callable[[Sequence[Sample]], tuple[Any, Measured]]
+    note: str = ""
+
+
+def modes_of(
+    target: FixedTarget,
+    questions: Sequence[Sample],
+    *,
+    batch_tokens: int,
+    names: Sequence[str],
+    seed: int,
+    folder: Path,
+) -> list[Mode]:
+    """Sets up the modes of this process; validation directions are made once, outside of all timing."""
+    device = target.device
+    made: list[Mode] = []
+
+    def add(name: str, work: Callable[[Sequence[Sample]], Any], note: str = "") -> None:
+        made.append(Mode(name, lambda samples: measured(lambda: work(samples), device), note))
+
+    def floor(samples: Sequence[Sample]) -> None:
+        for batch in target.batches([target.encode(sample) for sample in samples], batch_tokens):
+            target.losses(batch).sum().backward()  # type: ignore[no-untyped-call]
+            for parameter in target.parameters.values():
+                parameter.grad = None
+
+    def scorer(estimator: str, normalization: Any) -> InfluenceScorer:
+        return InfluenceScorer(
+            target,
+            questions,
+            estimator=estimator,
+            normalization=normalization,
+            batch_tokens=batch_tokens,
+            folder=folder,
+        )
+
+    if "floor" in names:
+        add("floor", floor, "forward and backward of the same batches")
+    if "exact" in names:
+        add("exact", scorer("adam_momentum_free", "dot").score, "adam_momentum_free, dot")
+    if "exact-cosine" in names:
+        add("exact-cosine", scorer("adam", "cosine").score, "adam, cosine")
+    if "twin" in names:
+        twin = TwinScorer(target, questions, sides="central", batch_tokens=batch_tokens, folder=folder)
+        add("twin", twin.score, f"adam_linear, central, {len(twin.subtasks)} subtask")
+    if "linear" in names:
+        add("linear", scorer("adam_linear", "dot").score, "adam_linear, dot: what twin approximates")
+    for name in ("less", "less-labels"):
+        if name in names:
+            loop = LessLoop(target, target.checkpoints[-1], label_logits=name == "less-labels", seed=seed)
+            logits = "logits at labels" if loop.label_logits else "all logits"
+            add(name, lambda samples, loop=loop: loop.run([target.encode(s) for s in samples]), f"batch 1, {logits}")
+    return made
+
+
+class Bergson:
+    """bergson in a process of its own, with its own copy of the model; answers are asked for one at a time.
+
+    Args:
+        python: An interpreter that has bergson.
+        target: Whose base model and adapter it loads.
+        samples: The pool.
+        batch_tokens: As the other modes have it.
+        model: The benchmark's `--model`.
+        threads: For torch.
+        folder: For files that both read.
+
+    Raises:
+        RuntimeError: It does not start; the message is the last line it printed.
+    """
+
+    def __init__(
+        self,
+        python: str,
+        target: FixedTarget,
+        samples: Sequence[Sample],
+        *,
+        batch_tokens: int,
+        model: str,
+        threads: int,
+        folder: Path,
+    ) -> None:
+        encoded = [target.encode(sample) for sample in samples]
+        weights = None
+        random = model == "qwen3-8b-shape"
+        if model == "embedded":
+            from optimsyn.models.embedded import weights_dir
+
+            weights = str(weights_dir())
+        elif not random:
+            weights = model
+        target.causal.config.save_pretrained(folder / "config")
+        lora = next(iter(target.model.peft_config.values()))
+        if not random:
+            target.model.save_pretrained(folder / "adapter")
+        facts: dict[str, Any] = {
+            "weights": weights,
+            "config": str(folder / "config"),
+            "adapter": None if random else str(folder / "adapter"),
+            "lora": {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)},
+            "dtype": str(next(target.causal.base_model.parameters()).dtype).removeprefix("torch."),
+            "device": str(target.device),
+            "threads": threads,
+            "input_ids": [item.input_ids for item in encoded],
+            "labels": [item.labels for item in encoded],
+            "batches": [batch.indices for batch in target.batches(encoded, batch_tokens)],
+        }
+        self._batches = len(facts["batches"])
+        file = folder / "pool.json"
+        file.write_text(json.dumps(facts), encoding="utf-8")
+        self._log = folder / "bergson.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [python, str(Path(__file__).with_name("speed_bergson.py")), str(file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.version: str = self._answer()["bergson"]
+
+    def mode(self) -> Mode:
+        """Its mode; it scores the pool that it was given, whatever samples it is called with."""
+        batches = f"{self._batches} batches, all logits, own process"
+        return Mode("bergson", self._run, f"bergson {self.version}, dot, no projection, {batches}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _run(self, _: Sequence[Sample]) -> tuple[None, Measured]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        taken = self._answer()
+        return None, Measured(taken["seconds"], taken["cpu_seconds"], 0, taken["peak"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+            raise RuntimeError(lines[-1])
+        found: dict[str, Any] = json.loads(line)
+        return found
