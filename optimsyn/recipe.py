@@ -180,24 +180,33 @@ class WarmUp(_Section):
 class Influence(_Section):
     """How a pair's influence on the validation loss is computed.
 
-    The paper's own choice is `adam` with `cosine`. With it, a pair that teaches nothing still earns what momentum alone
-    points at, in our measurements most of what a real pair earns; `adam_momentum_free` with `dot` goes to 0 with the
-    gradient and follows the counterfactual as closely, so it is the default.
+    The paper's own choice is `adam` with `cosine`. `adam_linear` with `dot` predicts what training really does at
+    least as well (docs/influence.md has the table), goes to 0 with a pair's gradient, which the paper's does not, and
+    can be computed by twin adapters, without a backward pass. So these are the defaults.
     """
 
-    method: Literal["exact", "twin"] = Field(
-        "exact",
+    method: Literal["auto", "exact", "twin"] = Field(
+        "auto",
         description="exact: from each pair's gradient. twin: from two forward passes, without a gradient, for linear "
-        "estimators (adam_linear, sgd) with dot.",
+        "estimators (adam_linear, sgd) with dot. auto: twin where it is possible.",
     )
-    estimator: Estimator = "adam_momentum_free"
+    estimator: Estimator = "adam_linear"
     normalization: Literal["cosine", "dot"] = "dot"
     across_subtasks: Literal["mean", "max"] = "mean"
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
 
+    @property
+    def twin(self) -> bool:
+        """Whether scores come from twin adapters."""
+        return self.method == "twin" or (self.method == "auto" and self._is_derivative)
+
+    @property
+    def _is_derivative(self) -> bool:
+        return self.estimator in ("adam_linear", "sgd") and self.normalization == "dot"
+
     @model_validator(mode="after")
     def _twin_is_linear(self) -> Influence:
-        if self.method == "twin" and (self.estimator not in ("adam_linear", "sgd") or self.normalization != "dot"):
+        if self.method == "twin" and not self._is_derivative:
             raise ValueError(
                 f"method twin reads off a derivative of the loss, which {self.estimator} with {self.normalization} is "
                 "not; set estimator to adam_linear (or sgd) and normalization to dot, or method to exact"

@@ -94,7 +94,7 @@ class InfluenceScorer:
         target: Target,
         questions: Sequence[Question | Sample],
         *,
-        estimator: str = "adam_momentum_free",
+        estimator: str = "adam_linear",
         normalization: Literal["cosine", "dot"] = "dot",
         across_subtasks: Literal["mean", "max"] = "mean",
         batch_tokens: int = 2048,

@@ -52,7 +52,7 @@ def build_scorer(
         "batch_tokens": config.batch_tokens,
         "folder": folder,
     }
-    if config.method == "twin":
+    if config.twin:
         return TwinScorer(target, questions, **common)
     # Under torchrun every process of GRPO rewards completions of its own.
     return InfluenceScorer(target, questions, **common, processes="own")

@@ -181,7 +181,7 @@ class QuestionStore(_Store):
         folder: str | Path,
         target: Target,
         *,
-        estimator: str = "adam_momentum_free",
+        estimator: str = "adam_linear",
         projection: Projection | None = Projection(),  # noqa: B008 - frozen
         dtype: Literal["float16", "float32"] = "float32",
     ) -> Self:
@@ -233,7 +233,7 @@ class GradientStore(_Store):
         folder: str | Path,
         target: Target,
         *,
-        estimator: str = "adam_momentum_free",
+        estimator: str = "adam_linear",
         projection: Projection | None = Projection(),  # noqa: B008 - frozen
         dtype: Literal["float16", "float32"] = "float16",
     ) -> Self:
