@@ -23,6 +23,7 @@ def filled(page: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         text = (RESULTS / f"{match['name']}.md").read_text(encoding="utf-8").strip()
+        text = re.sub(r"^#", "###", text, flags=re.MULTILINE)  # below the page's own headings
         return f"{match[1]}\n{text}\n\n{match[3]}"
 
     return _BLOCK.sub(block, page)

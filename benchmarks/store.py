@@ -3,7 +3,7 @@
     python benchmarks/store.py                    # some minutes on one core; needs no network and no weights
 
 The model is a random LLaMA of two layers with a byte tokeniser, built here; figures of time are therefore of the
-machinery, not of a real model. Prints tables and writes benchmarks/results/store.json.
+machinery, not of a real model. Prints tables and writes benchmarks/results/store.json and store.md.
 """
 
 from __future__ import annotations
@@ -179,6 +179,27 @@ def fidelity(arguments: argparse.Namespace, target: Any, count: int = 256) -> li
     return rows
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """The result as the docs show it."""
+    steps = [*result.get("killed", {}).get("memory", []), *result["resumed"]["memory"]]
+    sizes = "; ".join(
+        f"{row['width']:,} of {result['parameters']:,} values: {row['cosine']:.2f} cosine, {row['dot']:.2f} dot"
+        for row in result["fidelity"]
+    )
+    rows = [f"{result['rows']:,} short samples on a tiny random model ({result['hardware']}), killed half-way:", ""]
+    rows += ["| rows | resident memory, MiB |", "|---:|---:|"]
+    rows += [f"| {step['rows']:,} | {step['rss_mib']:.0f} |" for step in steps]
+    rows += [
+        "",
+        f"Lost {result['lost']}, doubled {result['doubled']}. {result['bytes_per_sample']:,.0f} bytes a sample. A second "
+        f"question set: {result['second_question_set']['scored']:,} scores in {result['second_question_set']['seconds']} "
+        "s, without loading a model. Spearman with the exact scores: "
+        f"{sizes}. The gradients of a random model are nearly orthogonal, which is the hardest case for a projection; "
+        "measure on your own target before you trust a small one.",
+    ]
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     """Everything, in order."""
     import torch
@@ -250,6 +271,7 @@ def main() -> None:
     if not arguments.no_write:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        RESULT.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     return None
 
 
