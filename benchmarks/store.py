@@ -189,13 +189,14 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [f"{result['rows']:,} short samples on a tiny random model ({result['hardware']}), killed half-way:", ""]
     rows += ["| rows | resident memory, MiB |", "|---:|---:|"]
     rows += [f"| {step['rows']:,} | {step['rss_mib']:.0f} |" for step in steps]
+    second = result["second_question_set"]
     rows += [
         "",
-        f"Lost {result['lost']}, doubled {result['doubled']}. {result['bytes_per_sample']:,.0f} bytes a sample. A second "
-        f"question set: {result['second_question_set']['scored']:,} scores in {result['second_question_set']['seconds']} "
-        "s, without loading a model. Spearman with the exact scores: "
-        f"{sizes}. The gradients of a random model are nearly orthogonal, which is the hardest case for a projection; "
-        "measure on your own target before you trust a small one.",
+        f"Lost {result['lost']}, doubled {result['doubled']}. {result['bytes_per_sample']:,.0f} bytes a sample. "
+        f"A second question set: {second['scored']:,} scores in {second['seconds']} s, without loading a model. "
+        "Spearman with the exact scores: "
+        f"{sizes}. The gradients of a random model are nearly orthogonal, which is the hardest case for a "
+        "projection; measure on your own target before you trust a small one.",
     ]
     return "\n".join(rows) + "\n"
 

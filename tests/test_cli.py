@@ -14,7 +14,7 @@ from runs_helpers import tiny_recipe
 
 def optimsyn(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "optimsyn.cli", *arguments],
+        [sys.executable, "-m", "optimsyn", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
