@@ -134,7 +134,7 @@ def test_ranks_survive_the_projection(tmp_path: Path, target: Target) -> None:
 def test_a_stale_store_is_refused_by_what_differs(tmp_path: Path, target: Target) -> None:
     fill(tmp_path, target)
     pool = tmp_path / "pool"
-    with pytest.raises(ModelError, match=r'another estimator \(there: "adam_momentum_free", here: "sgd"\)'):
+    with pytest.raises(ModelError, match=r'another estimator \(there: "adam_linear", here: "sgd"\)'):
         GradientStore.open_or_create(pool, target, estimator="sgd")
     with pytest.raises(ModelError, match=r"another projection .*seed.*delete this one"):
         GradientStore.open_or_create(pool, target, projection=Projection(seed=1))
