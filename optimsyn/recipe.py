@@ -188,7 +188,8 @@ class Influence(_Section):
     method: Literal["auto", "exact", "twin"] = Field(
         "auto",
         description="exact: from each pair's gradient. twin: from two forward passes, without a gradient, for linear "
-        "estimators (adam_linear, sgd) with dot. auto: twin where it is possible.",
+        "estimators (adam_linear, sgd) with dot. auto: the cheaper one: twin where it is possible and the questions "
+        "have one subtask, else exact.",
     )
     estimator: Estimator = "adam_linear"
     normalization: Literal["cosine", "dot"] = "dot"
@@ -196,17 +197,13 @@ class Influence(_Section):
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
 
     @property
-    def twin(self) -> bool:
-        """Whether scores come from twin adapters."""
-        return self.method == "twin" or (self.method == "auto" and self._is_derivative)
-
-    @property
-    def _is_derivative(self) -> bool:
+    def is_derivative(self) -> bool:
+        """Whether the score is a directional derivative of the pair's loss, which twins can read off."""
         return self.estimator in ("adam_linear", "sgd") and self.normalization == "dot"
 
     @model_validator(mode="after")
     def _twin_is_linear(self) -> Influence:
-        if self.method == "twin" and not self._is_derivative:
+        if self.method == "twin" and not self.is_derivative:
             raise ValueError(
                 f"method twin reads off a derivative of the loss, which {self.estimator} with {self.normalization} is "
                 "not; set estimator to adam_linear (or sgd) and normalization to dot, or method to exact"

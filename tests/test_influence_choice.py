@@ -39,6 +39,14 @@ def test_the_section_chooses_the_scorer(section: dict[str, str], kind: type) -> 
     assert scores.total.tolist() == pytest.approx(exact.total.tolist(), rel=1e-2, abs=1e-3)
 
 
+def test_several_subtasks_are_cheaper_by_one_backward_pass() -> None:
+    target = tiny_target()
+    target.warm_up(samples(4), steps=2, batch_size=2)
+    questions = samples(4, seed=1, subtasks=("a", "b"))
+    assert type(build_scorer(target, questions, Influence())) is InfluenceScorer
+    assert type(build_scorer(target, questions, Influence(method="twin"))) is TwinScorer
+
+
 def test_twins_of_a_score_that_is_no_derivative_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"influence: method twin .* adam with dot is not; .* method to exact"):
         tiny_recipe(influence={"method": "twin", "estimator": "adam"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -45,3 +47,9 @@ def test_files_and_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in re.findall(r"copy a recipe: (.*)", README)[0].split(", "):
         assert (ROOT / "recipes" / f"{name}.yaml").is_file(), name
+
+
+def test_the_docs_show_the_present_results() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "into_docs.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

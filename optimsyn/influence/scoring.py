@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin import TwinScorer
+from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
 from optimsyn.recipe import Influence
 
@@ -52,7 +53,9 @@ def build_scorer(
         "batch_tokens": config.batch_tokens,
         "folder": folder,
     }
-    if config.twin:
+    # A backward pass costs about two forward passes; twins take one more than there are subtasks, at least two.
+    cheaper = config.is_derivative and len({as_sample(question).subtask for question in questions}) == 1
+    if config.method == "twin" or (config.method == "auto" and cheaper):
         return TwinScorer(target, questions, **common)
     # Under torchrun every process of GRPO rewards completions of its own.
     return InfluenceScorer(target, questions, **common, processes="own")
