@@ -34,7 +34,7 @@ class Source(_Section):
     path: str | None = Field(
         None,
         description="File (JSONL, Parquet, CSV) or folder (.md .txt .html .pdf .docx), relative to the recipe's "
-        "folder; or `embedded:quickstart`, the texts that come with optimsyn.",
+        "folder; or `embedded:DOMAIN`, texts that come with optimsyn (quickstart, medicine, law ...).",
     )
     hub: str | None = Field(None, description="Hugging Face dataset id, e.g. qiaojin/PubMedQA.")
     config: str | None = Field(None, description="Configuration name of the hub dataset.")

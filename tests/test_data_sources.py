@@ -120,8 +120,8 @@ def test_missing_file_suggests_the_near_one(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         load_documents(documents(tmp_path / "d.parquet"), 0)
-    with pytest.raises(DataError, match="known: embedded:quickstart"):
-        load_documents(Documents(source=Source(path="embedded:nothing")), 0)
+    with pytest.raises(DataError, match="did you mean embedded:quickstart"):
+        load_documents(Documents(source=Source(path="embedded:quikstart")), 0)
 
 
 def test_columns_reach_into_nested_values_and_take_literals(tmp_path: Path) -> None:

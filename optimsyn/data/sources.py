@@ -21,6 +21,7 @@ ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 EMBEDDED_PREFIX = "embedded:"
 # A mapping such as `choices: '=["yes", "no", "maybe"]'` gives every row the same value.
 LITERAL_PREFIX = "="
+_BUNDLED = Path(__file__).parent
 _SHOWN_PROBLEMS = 20
 _T = TypeVar("_T")
 
@@ -65,6 +66,11 @@ def is_own_file(source: Source) -> bool:
     return source.hub is None
 
 
+def bundled_domains() -> tuple[str, ...]:
+    """Names of the domains whose documents and questions come with optimsyn: what may follow `embedded:`."""
+    return tuple(sorted(folder.parent.name for folder in _BUNDLED.glob("*/documents.jsonl")))
+
+
 def resolve(path: str) -> Path:
     """The file or folder that a recipe's `path` means; `embedded:<name>` is a folder inside the package.
 
@@ -73,10 +79,13 @@ def resolve(path: str) -> Path:
     """
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
-        folder = Path(__file__).parent / name
-        if not name.isidentifier() or not folder.is_dir():
-            raise DataError(f"{path}: nothing of that name comes with optimsyn; known: {EMBEDDED_PREFIX}quickstart")
-        return folder
+        known = bundled_domains()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {EMBEDDED_PREFIX}{near[0]}? " if near else ""
+            listed = ", ".join(EMBEDDED_PREFIX + domain for domain in known)
+            raise DataError(f"{path}: nothing of that name comes with optimsyn; {hint}known: {listed}")
+        return _BUNDLED / name
     found = Path(path).expanduser()
     if not found.exists():
         near = difflib.get_close_matches(found.name, [p.name for p in found.parent.glob("*")], n=1)
