@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 _WIDTH_INCHES = 10.5
 _DPI = 130
-_GRID = "#DDDDDD"
-_INK = "#333333"
+GRID = "#DDDDDD"
+INK = "#333333"
 # Dots drawn per variant; the box beside them is of all values.
 _MOST_DOTS = 250
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 9.5,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": "#888888",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
 }
@@ -109,26 +109,26 @@ def influence_and_reward_figure(
     shown = {variant: list(values) for variant, values in influence.items() if len(values)}
     top: list[tuple[float, Callable[[Axes], None]]] = []
     if shown:
-        top.append((1.25, lambda axes: _draw_influence(axes, shown, zero_gradient)))
+        top.append((1.25, lambda axes: draw_influence(axes, shown, zero_gradient)))
     if tried:
-        top.append((1.0, lambda axes: _draw_prompt(axes, tried)))
+        top.append((1.0, lambda axes: draw_prompt(axes, tried)))
     if trained:
-        top.append((1.0, lambda axes: _draw_policy(axes, trained)))
+        top.append((1.0, lambda axes: draw_policy(axes, trained)))
     metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
     variants = list(dict.fromkeys(row["variant"] for row in evaluation))
     tall = max(3.0, 0.42 * len(shown) + 1.2)
     low = 0.42 * len(variants) + 1.3
     heights = ([tall] if top else []) + ([low] if metrics else [])
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its keys are one long Literal
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are one long Literal
         figure = Figure(
             figsize=(_WIDTH_INCHES, sum(heights, 0.45 if title else 0.1) if heights else 1.0),
             layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.03, hspace=0.05),
         )
         if title:
-            figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=_INK)
+            figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=INK)
         if not heights:
-            figure.text(0.5, 0.4, "nothing to draw yet", ha="center", color=_INK)
-            return _picture(figure, "An empty picture.")
+            figure.text(0.5, 0.4, "nothing to draw yet", ha="center", color=INK)
+            return picture(figure, "An empty picture.")
         rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         if top:
             grid = rows[0].subplots(1, len(top), width_ratios=[width for width, _ in top], squeeze=False)
@@ -138,14 +138,15 @@ def influence_and_reward_figure(
             note = f"bars: {confidence:.0%} bootstrap intervals over questions"
             if any(differs(row) for row in evaluation):
                 note += ";  *: the paired difference to the target as it came leaves out 0"
-            rows[-1].supxlabel(note, fontsize=8.5, color=_INK)
+            rows[-1].supxlabel(note, fontsize=8.5, color=INK)
             grid = rows[-1].subplots(1, len(metrics), sharey=True, squeeze=False)
             for place, (axes, metric) in enumerate(zip(grid[0], metrics, strict=True)):
-                _draw_metric(axes, metric, [row for row in evaluation if row["metric"] == metric], variants, place == 0)
-        return _picture(figure, _alt(shown, tried, trained, evaluation))
+                draw_metric(axes, metric, [row for row in evaluation if row["metric"] == metric], variants, place == 0)
+        return picture(figure, _alt(shown, tried, trained, evaluation))
 
 
-def _picture(figure: Figure, alt: str) -> Picture:
+def picture(figure: Figure, alt: str) -> Picture:
+    """Renders a figure; equal figures give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -155,14 +156,15 @@ def _picture(figure: Figure, alt: str) -> Picture:
     return Picture(buffer.getvalue(), alt)
 
 
-def _draw_influence(axes: Axes, shown: Mapping[str, list[float]], zero_gradient: float | None) -> None:
+def draw_influence(axes: Axes, shown: Mapping[str, list[float]], zero_gradient: float | None) -> None:
+    """Dots and the median of each variant's influence, a line a variant."""
     generator = random.Random(0)
     for place, (variant, values) in enumerate(shown.items()):
         dots = values if len(values) <= _MOST_DOTS else generator.sample(values, _MOST_DOTS)
         height = [place - 0.06 + generator.uniform(-0.22, 0.22) for _ in dots]
         axes.scatter(dots, height, s=13, color=variant_color(variant), alpha=0.55, linewidths=0, zorder=2)
         middle = statistics.median(values)
-        axes.plot([middle, middle], [place - 0.36, place + 0.3], color=_INK, linewidth=2.2, zorder=3)
+        axes.plot([middle, middle], [place - 0.36, place + 0.3], color=INK, linewidth=2.2, zorder=3)
     names = [f"{variant_label(variant)} ({len(values)})" for variant, values in shown.items()]
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.45, -0.65)
@@ -170,16 +172,17 @@ def _draw_influence(axes: Axes, shown: Mapping[str, list[float]], zero_gradient:
     axes.axvline(0, color="#AAAAAA", linewidth=0.8, zorder=1)
     note = "black bar: median"
     if zero_gradient is not None:
-        axes.axvline(zero_gradient, color=_INK, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(zero_gradient, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
         note += "; dashed: zero gradient"
     axes.set_title("Influence of the valid pairs")
     axes.set_xlabel(f"influence\n({note})")
-    axes.xaxis.set_major_locator(_ticks())
-    axes.grid(axis="x", color=_GRID, linewidth=0.7)
+    axes.xaxis.set_major_locator(round_ticks())
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> None:
+def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> None:
+    """Every guiding text that was tried, and the best so far."""
     color = variant_color("optimized")
     whole = [row for row in tried if row.get("status") != "rejected"]
     rejected = [row for row in tried if row.get("status") == "rejected"]
@@ -210,7 +213,8 @@ def _draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> None:
     _legend_below(axes)
 
 
-def _draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
+def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
+    """Mean and spread of the reward over the steps of GRPO, with the valid share."""
     color = variant_color("policy")
     steps = [row.get("step", place + 1) for place, row in enumerate(trained)]
     means = [row["reward"] for row in trained]
@@ -247,15 +251,15 @@ def _legend_below(axes: Axes) -> None:
 
 
 def _finish_reward(axes: Axes, label: str) -> None:
-    axes.xaxis.set_major_locator(_ticks(integer=True))
-    axes.yaxis.set_major_locator(_ticks())
+    axes.xaxis.set_major_locator(round_ticks(integer=True))
+    axes.yaxis.set_major_locator(round_ticks())
     axes.set_xlabel(label)
     axes.set_ylabel("reward")
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _ticks(*, integer: bool = False) -> Any:
+def round_ticks(*, integer: bool = False) -> Any:
     """At most six ticks at round numbers."""
     from matplotlib.ticker import MaxNLocator
 
@@ -268,7 +272,8 @@ def differs(row: MetricRow) -> bool:
     return low is not None and high is not None and (low > 0 or high < 0)
 
 
-def _draw_metric(axes: Axes, metric: str, rows: Sequence[MetricRow], variants: Sequence[str], names: bool) -> None:
+def draw_metric(axes: Axes, metric: str, rows: Sequence[MetricRow], variants: Sequence[str], names: bool) -> None:
+    """A line a variant: value and interval of one metric."""
     for row in rows:
         place, color = variants.index(row["variant"]), variant_color(row["variant"])
         if row["low"] is not None and row["high"] is not None:
@@ -281,7 +286,7 @@ def _draw_metric(axes: Axes, metric: str, rows: Sequence[MetricRow], variants: S
             textcoords="offset points",
             ha="center",
             fontsize=8.5,
-            color=_INK,
+            color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             zorder=2.5,
         )
@@ -290,10 +295,10 @@ def _draw_metric(axes: Axes, metric: str, rows: Sequence[MetricRow], variants: S
     axes.set_yticks(range(len(variants)), [variant_label(variant) for variant in variants])
     axes.tick_params(axis="y", length=0, labelleft=names)
     axes.set_ylim(len(variants) - 0.5, -0.75)
-    axes.xaxis.set_major_locator(_ticks())
+    axes.xaxis.set_major_locator(round_ticks())
     axes.set_title(metric_label(metric))
     axes.set_xlabel(f"{rows[0]['n']} test questions" if rows else "")
-    axes.grid(axis="x", color=_GRID, linewidth=0.7)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
