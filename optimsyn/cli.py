@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 import optimsyn
-from optimsyn.errors import OptimsynError, RecipeError
+from optimsyn.errors import OptimsynError, ParameterError, RecipeError
 from optimsyn.redaction import redact
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that comes with optimsyn.")
 ]
 RootOption = Annotated[Path, typer.Option("--root", help="Folder of the run folders.")]
+SizeOption = Annotated[str, typer.Option("--size", help="full, or tiny: embedded model, a handful of documents.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Another value of a recipe field, as often as needed."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -69,12 +74,12 @@ def doctor() -> None:
 
 
 @app.command()
-def validate(recipe: RecipeArgument) -> None:
+def validate(recipe: RecipeArgument, size: SizeOption = "full", changes: SetOption = None) -> None:
     """Check files, questions, keys, models and memory."""
     from optimsyn.preflight import validate as check
 
     console = _console()
-    loaded = _load(recipe)
+    loaded = _load(recipe, size, changes)
     found = check(loaded)
     _show_preflight(found, console)
     found.raise_if_refused()
@@ -87,12 +92,14 @@ def preview(
     recipe: RecipeArgument,
     pairs: Annotated[int, typer.Option("--pairs", min=1, max=20, help="How many pairs to show.")] = 3,
     root: RootOption = Path("runs"),
+    size: SizeOption = "full",
+    changes: SetOption = None,
 ) -> None:
     """Show a few pairs with rubric and influence first."""
     from optimsyn.runs.runner import embedded_server
 
     console = _console()
-    run_ = _open(recipe, root, console)
+    run_ = _open(_load(recipe, size, changes), root, console)
     with run_.lock(), console.status("Writing and scoring a few pairs …"), embedded_server(run_):
         from optimsyn.stages.preview import preview as make
 
@@ -108,6 +115,8 @@ def run(
     stage: Annotated[
         str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")
     ] = None,
+    size: SizeOption = "full",
+    changes: SetOption = None,
 ) -> None:
     """Run a recipe, or continue it where it stopped.
 
@@ -120,7 +129,7 @@ def run(
     until = stage or STAGES[-1]
     notebook_name(until)
     console = _console()
-    run_ = _open(recipe, root, console)
+    run_ = _open(_load(recipe, size, changes), root, console)
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
     run_stages(run_, console, until=until)
     if run_.done(STAGES[-1]):
@@ -154,19 +163,18 @@ def _console() -> Console:
     return Console()
 
 
-def _load(name: str) -> Recipe:
-    from optimsyn.recipe import Recipe
-    from optimsyn.runs.resources import find_recipe
+def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Recipe:
+    from optimsyn.recipe_changes import parse_change
+    from optimsyn.runs.parameters import chosen_recipe
 
-    return Recipe.load(find_recipe(name))
+    return chosen_recipe(name, size=size, changes=dict(map(parse_change, changes or ())))
 
 
-def _open(name: str, root: Path, console: Console) -> Run:
+def _open(recipe: Recipe, root: Path, console: Console) -> Run:
     """The run of a recipe, after everything about it has been checked."""
     from optimsyn.preflight import validate as check
     from optimsyn.runs.folder import Run
 
-    recipe = _load(name)
     found = check(recipe)
     _show_preflight(found, console)
     found.raise_if_refused()
@@ -207,7 +215,7 @@ def main() -> None:
             signal.signal(getattr(signal, name), _on_signal)
     try:
         app()
-    except RecipeError as error:
+    except (RecipeError, ParameterError) as error:
         _fail(error, WRONG_RECIPE)
     except OptimsynError as error:
         _fail(error, FAILED)

@@ -38,5 +38,9 @@ class StageError(OptimsynError):
     """A stage of a run failed or was interrupted."""
 
 
+class ParameterError(StageError):
+    """A parameter of a notebook is unknown, of a wrong type or out of range; nothing has started."""
+
+
 class BudgetError(OptimsynError):
     """The recipe's cap on money, requests or tokens was reached; everything paid for is kept."""

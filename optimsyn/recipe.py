@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from optimsyn.errors import RecipeError
 from optimsyn.recipe_errors import explain
+from optimsyn.redaction import KEY_CURE, find_secret, redact
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
@@ -25,7 +26,7 @@ Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less"]
 class _Section(BaseModel):
     """Base of every section: unknown keys refused, frozen after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 class Source(_Section):
@@ -80,7 +81,7 @@ class Questions(_Section):
     test: Annotated[Source | None, BeforeValidator(_as_path)] = Field(
         None, description="Held-back questions; when absent, `test_fraction` of the validation groups is held back."
     )
-    test_fraction: float = Field(0.5, gt=0, lt=1)
+    test_fraction: float = Field(0.5, gt=0, lt=1, description="Share that is held back when `test` is absent.")
     open_book: bool | None = Field(
         None, description="Ask with the question's document as context; null: as the data says (`open_book`)."
     )
@@ -92,21 +93,23 @@ class Questions(_Section):
 class ModelSpec(_Section):
     """A language model: `embedded`, any LiteLLM name (`openai/gpt-5-mini`), a hub id or a local folder."""
 
-    name: str = Field(..., min_length=1)
+    name: str = Field(..., min_length=1, description="`embedded`, a LiteLLM name, a hub id or a folder.")
     api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
     api_key_env: str | None = Field(
         None, description="Environment variable that holds the key; null: the provider's usual one."
     )
-    temperature: float = Field(0.8, ge=0, le=2)
+    temperature: float = Field(0.8, ge=0, le=2, description="Of the sampling; 0 is greedy.")
     max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens.")
     concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
-    timeout_s: float = Field(120, gt=0)
+    timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
     retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
     structured_output: bool | None = Field(
         None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
     )
     revision: str | None = Field(None, description="Commit or tag of a hub model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of a local model's weights."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
 
     @model_validator(mode="after")
@@ -126,10 +129,12 @@ class ModelSpec(_Section):
 class Lora(_Section):
     """Low-rank adapter of the target or the policy (peft)."""
 
-    r: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    r: int = Field(8, ge=1, description="Rank.")
+    alpha: int = Field(16, ge=1, description="The adapter is scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="In training only; scoring switches it off.")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers that get one."
+    )
 
 
 class TargetSpec(ModelSpec):
@@ -170,11 +175,11 @@ class WarmUp(_Section):
     fraction: float = Field(
         1.0, gt=0, le=1, description="Share of them to train on (the paper: 0.1 of a large first draft)."
     )
-    steps: int = Field(12, ge=1)
-    batch_size: int = Field(4, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    steps: int = Field(12, ge=1, description="AdamW steps.")
+    batch_size: int = Field(4, ge=1, description="Pairs a step.")
+    lr: float = Field(1e-4, gt=0, description="Learning rate.")
     checkpoints: int = Field(1, ge=1, description="Checkpoints spread over the steps, the last one always.")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
 
 
 class Influence(_Section):
@@ -191,9 +196,11 @@ class Influence(_Section):
         "estimators (adam_linear, sgd) with dot. auto: the cheaper one: twin where it is possible and the questions "
         "have one subtask, else exact.",
     )
-    estimator: Estimator = "adam_linear"
-    normalization: Literal["cosine", "dot"] = "dot"
-    across_subtasks: Literal["mean", "max"] = "mean"
+    estimator: Estimator = Field("adam_linear", description="Which direction of a step counts; see docs/influence.md.")
+    normalization: Literal["cosine", "dot"] = Field(
+        "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."
+    )
+    across_subtasks: Literal["mean", "max"] = Field("mean", description="How subtasks become one score (LESS: max).")
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
 
     @property
@@ -214,13 +221,13 @@ class Influence(_Section):
 class Reward(_Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
-    invalid_penalty: float = Field(0.1, ge=0)
+    invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
 
 
 class PromptOptimizer(_Section):
     """GEPA on the guiding text."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="False: the recipe's guiding text stays as it is.")
     metric_calls: int = Field(40, ge=4, description="Judged pairs that the search may spend.")
     minibatch: int = Field(4, ge=1, description="Passages a candidate is first tried on.")
     passages: int = Field(8, ge=2, description="Passages that candidates are compared on.")
@@ -229,14 +236,14 @@ class PromptOptimizer(_Section):
 class PolicyOptimizer(_Section):
     """GRPO on the rubric model."""
 
-    enabled: bool = True
-    steps: int = Field(4, ge=1)
+    enabled: bool = Field(True, description="False: the rubric model stays as it came.")
+    steps: int = Field(4, ge=1, description="GRPO steps.")
     group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
-    passages_per_step: int = Field(2, ge=1)
-    temperature: float = Field(0.9, gt=0, le=2)
-    lr: float = Field(1e-5, gt=0)
+    passages_per_step: int = Field(2, ge=1, description="Groups in one step.")
+    temperature: float = Field(0.9, gt=0, le=2, description="Of the sampled rubrics.")
+    lr: float = Field(1e-5, gt=0, description="Learning rate.")
     kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
-    max_tokens: int = Field(110, ge=16)
+    max_tokens: int = Field(110, ge=16, description="Longest sampled rubric, in tokens.")
     save_every: int = Field(1, ge=1, description="Steps between resumable checkpoints.")
     lora: Lora = Lora(r=8, alpha=16)
 
@@ -264,48 +271,48 @@ class Synthesis(_Section):
 class Checks(_Section):
     """Validity checks; a pair that fails one is invalid and the check is named."""
 
-    disabled: tuple[str, ...] = ()
-    unsafe_words: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = Field((), description="Names of checks that are not run.")
+    unsafe_words: tuple[str, ...] = Field((), description="Words and phrases that no pair may hold.")
     plugins: tuple[str, ...] = Field((), description="Further checks as `package.module:function`.")
 
 
 class FineTune(_Section):
     """Supervised fine-tuning of the target on each variant's pairs."""
 
-    steps: int = Field(12, ge=1)
-    batch_size: int = Field(4, ge=1)
-    lr: float = Field(2e-4, gt=0)
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    steps: int = Field(12, ge=1, description="AdamW steps, the same for each variant.")
+    batch_size: int = Field(4, ge=1, description="Pairs a step.")
+    lr: float = Field(2e-4, gt=0, description="Highest learning rate.")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
 
 
 class Evaluation(_Section):
     """Evaluation on the held-back test questions."""
 
-    max_new_tokens: int = Field(16, ge=1)
-    batch_size: int = Field(16, ge=1)
-    bootstrap: int = Field(2000, ge=100)
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    max_new_tokens: int = Field(16, ge=1, description="Longest decoded answer, in tokens.")
+    batch_size: int = Field(16, ge=1, description="Questions asked at once.")
+    bootstrap: int = Field(2000, ge=100, description="Resamples behind each interval.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
 
 
 class Limits(_Section):
     """Caps that stop a run loudly, with everything paid for kept."""
 
-    cost_usd: float | None = Field(None, gt=0)
-    requests: int | None = Field(None, ge=1)
-    tokens: int | None = Field(None, ge=1)
-    stage_minutes: float | None = Field(None, gt=0)
+    cost_usd: float | None = Field(None, gt=0, description="Most that all replies of the run may cost, in US dollars.")
+    requests: int | None = Field(None, ge=1, description="Most requests that the run may send.")
+    tokens: int | None = Field(None, ge=1, description="Most tokens, read and written together.")
+    stage_minutes: float | None = Field(None, gt=0, description="Longest time for one stage, in minutes.")
 
 
 class Recipe(_Section):
     """Everything that one run is made of."""
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    description: str = ""
-    seed: int = Field(0, ge=0)
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Run folders begin with it.")
+    description: str = Field("", description="For people; changes nothing.")
+    seed: int = Field(0, ge=0, description="Every random choice of the run derives from it.")
     documents: Documents
     questions: Questions
     models: Models = Models()
-    guiding_text: str = Field(..., min_length=10)
+    guiding_text: str = Field(..., min_length=10, description="The few sentences that a person writes.")
     warm_up: WarmUp = WarmUp()
     influence: Influence = Influence()
     reward: Reward = Reward()
@@ -333,13 +340,13 @@ class Recipe(_Section):
         try:
             raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise RecipeError(f"{file}: not valid YAML: {error}") from error
+            raise RecipeError(f"{file}: not valid YAML: {redact(str(error))}") from None
         except UnicodeDecodeError as error:
             raise RecipeError(f"{file}: not UTF-8 text: {error}") from error
         if not isinstance(raw, dict):
             raise RecipeError(f"{file}: a recipe is a mapping of fields, this is a {type(raw).__name__}")
         recipe = cls.parse(raw, str(file))
-        return recipe._resolve_paths(file.resolve().parent)
+        return recipe.with_paths_from(file.resolve().parent)
 
     @classmethod
     def parse(cls, raw: dict[str, Any], name: str = "recipe") -> Recipe:
@@ -354,7 +361,8 @@ class Recipe(_Section):
             lines = [explain(item, cls) for item in error.errors()]
             raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
 
-    def _resolve_paths(self, folder: Path) -> Recipe:
+    def with_paths_from(self, folder: Path) -> Recipe:
+        """The recipe with every relative path of data and models made absolute, as seen from `folder`."""
         raw = self.model_dump(mode="json")
         for source in (raw["documents"]["source"], raw["questions"]["validation"], raw["questions"]["test"]):
             if source and source["path"] and not source["path"].startswith("embedded:"):
@@ -391,6 +399,15 @@ class Recipe(_Section):
     def dataset_variant(self) -> Variant:
         """The variant that becomes the final dataset."""
         return self.variants[-1] if self.synthesis.dataset == "auto" else self.synthesis.dataset
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_keys(cls, raw: Any) -> Any:
+        # Before the fields are looked at: what is wrong with one is told together with its value.
+        secret = find_secret(raw)
+        if secret is not None:
+            raise ValueError(f"{secret}, and a recipe is written into its run; {KEY_CURE}")
+        return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -38,17 +38,17 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     for part in location[:-1]:
         if current is None or str(part) not in current.model_fields:
             continue
-        current = _section_of(current.model_fields[str(part)].annotation)
+        current = section_of(current.model_fields[str(part)].annotation)
     return list(current.model_fields) if current is not None else []
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation such as `Annotated[Source | None, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         for argument in get_args(annotation):
-            found = _section_of(argument)
+            found = section_of(argument)
             if found is not None:
                 return found
     return None

@@ -53,6 +53,7 @@ class NotebookError(StageError):
     Attributes:
         notebook: The executed notebook, with the outputs up to the failure.
         cell: Number of the code cell that was running (1 is the first), or None when none was.
+        source: That cell's code.
         kind: Name of the exception in the cell, or `KernelDied`, `TimeLimit`, `Interrupted`.
         reason: What went wrong, in a sentence, without secrets.
     """
@@ -60,6 +61,7 @@ class NotebookError(StageError):
     def __init__(self, notebook: Path, cell: int | None, source: str, kind: str, reason: str) -> None:
         self.notebook = notebook
         self.cell = cell
+        self.source = source
         self.kind = kind
         self.reason = reason
         where = "" if cell is None else f", cell [{cell}] `{_first_line(source)}`"

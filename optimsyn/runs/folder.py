@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,28 +17,87 @@ from optimsyn.data.jsonl import write_json, write_text
 from optimsyn.errors import StageError
 from optimsyn.recipe import Recipe
 from optimsyn.redaction import redact
-from optimsyn.runs.manifest import STAGES, Cost, Manifest, ManifestFile, now
+from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
+from optimsyn.runs.memory import peak_bytes, reset_peak
 
 if TYPE_CHECKING:
     from optimsyn.models.replies import ReplyCache
 
 # A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
 _LONGEST_ERROR = 2000
+_LONGEST_SOURCE = 1000
 _STAGE_LOCK_SECONDS = 5
+INTERRUPTED = "interrupted by a person or by a signal"
+# Kinds of failure whose reason is a whole sentence.
+_TELL_THEMSELVES = frozenset({"Interrupted", "Killed"})
 
 
 class Run:
     """A run folder and its manifest.
 
     Args:
-        folder: An existing run folder; use `Run.open` or `Run.load`.
+        folder: An existing run folder; use `Run.start`, `Run.open` or `Run.load`.
         recipe: The recipe that it belongs to.
+
+    Attributes:
+        warnings: What `Run.start` found that would not stop the run, but make it worse than it could be.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
+        self.warnings: tuple[str, ...] = ()
         self._manifest = ManifestFile(folder / "manifest.json")
+
+    @classmethod
+    def start(
+        cls,
+        recipe: str = "quickstart",
+        *,
+        size: str = "full",
+        generator: str = "",
+        changes: Mapping[str, Any] | None = None,
+        run_folder: Path | str = "",
+        root: Path | str | None = None,
+    ) -> Run:
+        """The run that a notebook's parameters mean; everything about it is checked before anything is bought.
+
+        Args:
+            recipe: A recipe file, or the name of a recipe that comes with optimsyn.
+            size: `full`, or `tiny` for the embedded model and a handful of documents.
+            generator: Another model that writes the pairs, such as `openai/gpt-5-mini`.
+            changes: Further recipe fields, such as `{"synthesis.pairs": 20}`.
+            run_folder: An existing run; all before it is then ignored.
+            root: Folder of the run folders; None means `runs` in the working directory.
+
+        Raises:
+            RecipeError: A parameter does not fit, or something that the recipe needs is missing on this machine.
+            StageError: `run_folder` is no run folder.
+
+        Example:
+            >>> run = Run.start("quickstart", size="tiny")                                   # doctest: +SKIP
+        """
+        if str(run_folder):
+            return cls.load(run_folder)
+        from optimsyn.preflight import validate
+        from optimsyn.runs.parameters import chosen_recipe
+        from optimsyn.runs.resources import default_root
+
+        chosen = chosen_recipe(recipe, size=size, generator=generator, changes=changes)
+        place = Path(root) if root is not None else default_root()
+        # A run that has read its data needs no second look at every row of it.
+        known = cls.folder_of(chosen, place)
+        read = (known / "manifest.json").is_file() and cls.load(known).done(STAGES[0])
+        found = validate(chosen, deep=not read)
+        found.raise_if_refused()
+        run = cls.open(chosen, place)
+        run.warnings = tuple(found.warnings)
+        return run
+
+    @staticmethod
+    def folder_of(recipe: Recipe, root: Path | str = "runs") -> Path:
+        """Where the run of a recipe lies under `root`, whether it is there yet or not."""
+        return Path(root).resolve() / f"{recipe.name}-{recipe.fingerprint}"
 
     @classmethod
     def open(cls, recipe: Recipe, root: Path | str = "runs") -> Run:
@@ -47,7 +106,7 @@ class Run:
         Its folder is `<recipe>-<fingerprint>`: a recipe that gives other results gets another folder. Limits and
         concurrency may change between two starts of one run.
         """
-        folder = Path(root).resolve() / f"{recipe.name}-{recipe.fingerprint}"
+        folder = cls.folder_of(recipe, root)
         folder.mkdir(parents=True, exist_ok=True)
         text = recipe.to_yaml()
         file = folder / "recipe.yaml"
@@ -144,41 +203,61 @@ class Run:
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
             record.status, record.attempts, record.pid = "running", record.attempts + 1, os.getpid()
-            record.started, record.finished, record.seconds, record.error = now(), None, None, None
+            record.started, record.finished, record.seconds, record.peak_memory_bytes = now(), None, None, None
+            record.error = record.failure = None
+            if record.bought_before is None:
+                record.bought_before = self.bought()
         self._forget_progress()
         begun = time.monotonic()
+        reset_peak()
         try:
             yield handle
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            self._end(name, "interrupted", begun, "interrupted by a person or by a signal")
+            self._end(name, "interrupted", begun, Failure(kind="Interrupted", reason=INTERRUPTED))
             raise
         except BaseException as error:
-            self._end(name, "failed", begun, f"{type(error).__name__}: {error}")
+            self._end(name, "failed", begun, Failure(kind=type(error).__name__, reason=str(error)))
             raise
         self._end(name, "finished", begun, None, handle.notes)
 
     def _end(
-        self, name: str, status: Any, begun: float, error: str | None, notes: dict[str, Any] | None = None
+        self, name: str, status: Any, begun: float, failure: Failure | None, notes: dict[str, Any] | None = None
     ) -> None:
-        cost = self.bought()
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
-            record.status, record.finished, record.pid = status, now(), None
             record.seconds = round(time.monotonic() - begun, 2)
-            record.error = None if error is None else redact(error, self.secret_names)[:_LONGEST_ERROR]
+            record.peak_memory_bytes = peak_bytes()
             record.notes = {**record.notes, **(notes or {})}
-            manifest.cost = cost
+            self._close(manifest, record, status, failure)
         self._forget_progress()
 
-    def mark_stopped(self, name: str, status: Any, error: str) -> None:
-        """Records why a stage ended that could not say so itself: its kernel was killed or ran out of time."""
+    def mark_stopped(self, name: str, status: Any, failure: Failure, *, seconds: float | None = None) -> None:
+        """Records how a stage ended that could not say so itself: its kernel was killed or ran out of time.
+
+        Args:
+            name: The stage.
+            status: `failed` or `interrupted`.
+            failure: What happened, with the notebook's cell.
+            seconds: How long it had run; None keeps what is on record.
+        """
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
             if record.status != "finished":
-                record.status, record.finished, record.pid = status, now(), None
-                record.error = redact(error, self.secret_names)[:_LONGEST_ERROR]
-            manifest.cost = self.bought()
+                record.seconds = record.seconds if seconds is None else round(seconds, 2)
+                self._close(manifest, record, status, failure)
         self._forget_progress()
+
+    def _close(self, manifest: Manifest, record: StageRecord, status: Any, failure: Failure | None) -> None:
+        """How an attempt ended, and what has been bought until then."""
+        record.status, record.finished, record.pid = status, now(), None
+        record.error = record.failure = None
+        if failure is not None:
+            reason = redact(failure.reason, self.secret_names)[:_LONGEST_ERROR]
+            source = redact(failure.source, self.secret_names)[:_LONGEST_SOURCE]
+            record.failure = failure.model_copy(update={"reason": reason, "source": source})
+            record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
+        manifest.cost = self.bought()
+        record.cost = manifest.cost.since(record.bought_before or manifest.cost)
 
     @property
     def secret_names(self) -> tuple[str, ...]:

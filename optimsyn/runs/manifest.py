@@ -72,13 +72,52 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
+class Cost(_Part):
+    """What was bought; replies that came from the cache cost nothing again."""
+
+    replies: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def since(self, before: Cost) -> Cost:
+        """What was bought after `before`."""
+        return Cost(
+            replies=self.replies - before.replies,
+            input_tokens=self.input_tokens - before.input_tokens,
+            output_tokens=self.output_tokens - before.output_tokens,
+            cost_usd=round(self.cost_usd - before.cost_usd, 9),
+        )
+
+
+class Failure(_Part):
+    """Why and where the last attempt of a stage ended.
+
+    Attributes:
+        kind: Name of the exception, or `KernelDied`, `TimeLimit`, `Interrupted`, `Killed`.
+        cell: Number of the code cell that was running (1 is the first); None when it is not known.
+        source: That cell's code.
+        reason: What went wrong, without secrets.
+    """
+
+    kind: str
+    cell: int | None = None
+    source: str = ""
+    reason: str = ""
+
+
 class StageRecord(_Part):
     """One stage in the manifest.
 
     Attributes:
         attempts: How often it was started; more than one after a failure or a kill.
         seconds: Time of the last attempt, in seconds; None until it ended in a way that could be recorded.
+        peak_memory_bytes: Largest resident size of the process that ran the last attempt, while it did; None when
+            that process was killed. Servers (the embedded model's) are processes of their own and not in it.
+        bought_before: What the run had bought when the stage was first started.
+        cost: What the stage bought, over all its attempts.
         error: Why the last attempt did not finish, without secrets.
+        failure: The same in parts.
         notes: Facts that the stage wants on record.
     """
 
@@ -88,18 +127,13 @@ class StageRecord(_Part):
     started: str | None = None
     finished: str | None = None
     seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    bought_before: Cost | None = None
+    cost: Cost = Cost()
     pid: int | None = None
     error: str | None = None
+    failure: Failure | None = None
     notes: dict[str, Any] = Field(default_factory=dict)
-
-
-class Cost(_Part):
-    """What the run has bought so far; replies that came from the cache cost nothing again."""
-
-    replies: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
 
 
 class Manifest(_Part):

@@ -1,16 +1,37 @@
-"""The tagged parameters cell of a notebook: its names and types are checked before any kernel starts."""
+"""The parameters of a notebook: names, types and values are checked before any kernel starts.
+
+The notebooks of the stages share one cell (`recipe`, `size`, `generator`, `changes`, `run_folder`), and its values are
+checked against the recipe that they mean. Other notebooks may have other parameters; of those only name and type are
+known. Nothing here imports papermill or torch, so that a refusal takes well under a second.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from optimsyn.errors import StageError
+from optimsyn.errors import OptimsynError, ParameterError, RecipeError
+from optimsyn.models.names import LITELLM_PREFIXES, provider_of
+from optimsyn.recipe import Recipe
+from optimsyn.redaction import KEY_CURE, find_secret
 
-_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "None": type(None)}
+_TYPES: dict[str, type] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "dict": dict,
+    "list": list,
+    "None": type(None),
+}
+# papermill adds these when it is asked to (--inject-paths).
+_OF_PAPERMILL = frozenset({"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"})
+_TYPO = 0.85
 
 
 @dataclass(frozen=True)
@@ -19,7 +40,7 @@ class Parameter:
 
     name: str
     annotation: str
-    default: str | int | float | bool | None
+    default: Any
 
     def accepts(self, value: Any) -> bool:
         """Whether a value has the annotated type; an int is a float, but a bool is no int."""
@@ -28,6 +49,18 @@ class Parameter:
             if type(value) is wanted or (wanted is float and type(value) is int):
                 return True
         return False
+
+    def parse(self, text: str) -> Any:
+        """A value from the command line: text for a text parameter, else read as YAML."""
+        import yaml
+
+        if "str" in {part.strip() for part in self.annotation.split("|")}:
+            return text
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            # It will not have the type, which is told with the name of the notebook.
+            return text
 
 
 def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
@@ -38,46 +71,168 @@ def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
         name: Its name, for messages.
 
     Raises:
-        StageError: There is not exactly one tagged cell, or a line of it is not `name: type = literal`.
+        ParameterError: There is not exactly one tagged cell, or a line of it is not `name: type = literal`.
     """
     cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     if len(cells) != 1:
-        raise StageError(f"{name}: {len(cells)} cells are tagged `parameters`; there must be exactly one")
+        raise ParameterError(f"{name}: {len(cells)} cells are tagged `parameters`; there must be exactly one")
     found: dict[str, Parameter] = {}
-    for statement in ast.parse("".join(cells[0]["source"])).body:
+    try:
+        body = ast.parse("".join(cells[0]["source"])).body
+    except SyntaxError as error:
+        raise ParameterError(f"{name}: parameters cell: line {error.lineno} is not Python ({error.msg})") from None
+    for statement in body:
         line = ast.unparse(statement)
         if not (
             isinstance(statement, ast.AnnAssign)
             and isinstance(statement.target, ast.Name)
             and statement.value is not None
         ):
-            raise StageError(f"{name}: parameters cell: `{line}` must read `name: type = literal`")
+            raise ParameterError(f"{name}: parameters cell: `{line}` must read `name: type = literal`")
         annotation = ast.unparse(statement.annotation)
         unknown = [part.strip() for part in annotation.split("|") if part.strip() not in _TYPES]
         if unknown:
-            raise StageError(f"{name}: parameters cell: `{line}`: use the types {', '.join(_TYPES)}, not {unknown[0]}")
+            raise ParameterError(
+                f"{name}: parameters cell: `{line}`: use the types {', '.join(_TYPES)}, not {unknown[0]}"
+            )
         try:
             default = ast.literal_eval(statement.value)
         except ValueError:
-            raise StageError(f"{name}: parameters cell: `{line}`: the default must be a literal") from None
+            raise ParameterError(f"{name}: parameters cell: `{line}`: the default must be a literal") from None
         parameter = Parameter(statement.target.id, annotation, default)
         if not parameter.accepts(default):
-            raise StageError(f"{name}: parameters cell: `{line}`: the default is not of that type")
+            raise ParameterError(f"{name}: parameters cell: `{line}`: the default is not of that type")
         found[parameter.name] = parameter
     return found
 
 
 def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> None:
-    """Refuses a value whose name or type the notebook does not know.
+    """Refuses values that the notebook does not know or that do not fit the recipe.
+
+    Args:
+        notebook: The notebook (nbformat node or the same as a mapping).
+        values: What its parameters are to be; those left out keep their default.
+        name: Its name, for messages.
 
     Raises:
-        StageError: Names the notebook, the parameter and what was meant.
+        ParameterError: Names the notebook, the parameter, what is wrong with it and what was meant.
     """
     known = read_parameters(notebook, name)
+    secret = find_secret(dict(values))
+    if secret is not None:
+        raise ParameterError(f"{name}: parameter {secret}, and parameters are written into the notebook; {KEY_CURE}")
     for key, value in values.items():
+        if key in _OF_PAPERMILL:
+            continue
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}"
-            raise StageError(f"{name}: no parameter {key!r}; {hint}")
+            raise ParameterError(f"{name}: no parameter {key!r}; {hint}")
         if not known[key].accepts(value):
-            raise StageError(f"{name}: parameter {key} is {known[key].annotation}, not {value!r}")
+            raise ParameterError(f"{name}: parameter {key} is {known[key].annotation}, not {value!r}")
+    if "run_folder" in known or "recipe" in known:
+        meant = {key: parameter.default for key, parameter in known.items()} | dict(values)
+        try:
+            _check_meaning(meant)
+        except OptimsynError as error:
+            raise ParameterError(f"{name}: parameter {error}") from error
+
+
+def _check_meaning(meant: Mapping[str, Any]) -> None:
+    """Checks the values of the cell that the stage notebooks share, as far as a notebook has it."""
+    folder = meant.get("run_folder") or ""
+    if folder:
+        path = Path(folder).expanduser()
+        if not (path / "manifest.json").is_file():
+            raise RecipeError(
+                f"run_folder: {path} is not a run folder (no manifest.json in it); leave it empty to make one"
+            )
+        return
+    recipe = meant.get("recipe")
+    if not isinstance(recipe, str):
+        return
+    chosen = chosen_recipe(
+        recipe,
+        size=meant.get("size") or "full",
+        generator=meant.get("generator") or "",
+        changes=meant.get("changes") or {},
+    )
+    problems = _service_problems(chosen)
+    if problems:
+        raise RecipeError(f"{'generator' if meant.get('generator') else 'recipe'}: {'; '.join(problems)}")
+
+
+def chosen_recipe(
+    recipe: str, *, size: str = "full", generator: str = "", changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe that the parameters of a stage notebook, or the options of a command, mean.
+
+    Args:
+        recipe: A recipe file, or the name of a recipe that comes with optimsyn.
+        size: `full` or `tiny`.
+        generator: Another model that writes the pairs; empty keeps the recipe's.
+        changes: Further recipe fields.
+
+    Raises:
+        RecipeError: Begins with the parameter that does not fit.
+    """
+    from optimsyn.recipe_changes import changed
+    from optimsyn.runs.resources import find_recipe
+    from optimsyn.sizes import resized
+
+    secret = find_secret({"recipe": recipe, "size": size, "generator": generator, "changes": dict(changes or {})})
+    if secret is not None:
+        raise RecipeError(f"{secret}, and would be written into the run; {KEY_CURE}")
+    with _about("recipe"):
+        chosen = Recipe.load(find_recipe(recipe))
+    with _about("size"):
+        chosen = resized(chosen, size)
+    if generator:
+        with _about("generator"):
+            _check_name(generator)
+            chosen = changed(chosen, {"models.generator": generator})
+    with _about("changes"):
+        return changed(chosen, changes or {})
+
+
+@contextmanager
+def _about(parameter: str) -> Iterator[None]:
+    """Puts the parameter's name before what is wrong with it."""
+    try:
+        yield
+    except RecipeError as error:
+        if str(error).startswith(f"{parameter}:"):
+            raise
+        raise RecipeError(f"{parameter}: {error}") from error
+
+
+def _check_name(generator: str) -> None:
+    """Refuses a model name that cannot be one, or whose provider is misspelled."""
+    if any(character.isspace() for character in generator):
+        raise RecipeError(
+            f"{generator!r} is no model name: write provider/model (openai/gpt-5-mini), a hub id or a folder"
+        )
+    prefix, slash, model = generator.partition("/")
+    if not slash or provider_of(generator) != "local" or generator.startswith(("hub:", ".", "/", "~")):
+        return
+    plain = prefix.lower().replace("-", "_")
+    for near in difflib.get_close_matches(plain, LITELLM_PREFIXES, n=1, cutoff=_TYPO):
+        # Organisations of the hub are called after their products: mistralai, deepseek-ai, meta-llama.
+        if not plain.startswith(near) and not near.startswith(plain):
+            raise RecipeError(
+                f"{generator!r}: {prefix} is no provider; did you mean `{near}/{model}`? "
+                f"(a hub model of that organisation is `hub:{generator}`)"
+            )
+
+
+def _service_problems(recipe: Recipe) -> list[str]:
+    """What is missing for the services that a recipe names: providers and keys, as this machine alone can tell."""
+    from optimsyn.models.availability import availability
+
+    models = recipe.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    problems: list[str] = []
+    for role, spec in roles.items():
+        if spec is not None and spec.provider == "litellm":
+            problems += availability(role, spec, network=False).problems
+    return problems

@@ -15,8 +15,8 @@ from rich.spinner import Spinner
 
 from optimsyn.errors import StageError
 from optimsyn.runs.estimate import clock, earlier_seconds, executed_notebook, seconds_left
-from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import STAGES, process_lives
+from optimsyn.runs.folder import INTERRUPTED, Run
+from optimsyn.runs.manifest import STAGES, Failure, process_lives
 from optimsyn.runs.resources import notebook_name, notebook_path
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def run_stages(run: Run, console: Console, *, until: str = "evaluate") -> None:
     with run.lock():
         for record in run.manifest.stages:
             if record.status == "running" and not process_lives(record.pid):
-                run.mark_stopped(record.name, "interrupted", "killed while it was running")
+                run.mark_stopped(
+                    record.name, "interrupted", Failure(kind="Killed", reason="killed while it was running")
+                )
                 console.print(f"[yellow]{record.name} was killed while it was running; it continues now[/]")
         open_stages = [stage for stage in wanted if not run.done(stage)]
         earlier = earlier_seconds(run)
@@ -93,7 +95,8 @@ def _run_stage(run: Run, stage: str, label: str, console: Console, earlier: dict
         reason = error.reason
         if error.kind == "TimeLimit":
             reason = f"it took longer than limits.stage_minutes ({minutes:g}); raise the limit to let it continue"
-        run.mark_stopped(stage, "failed", f"{error.kind}: {reason}")
+        failure = Failure(kind=error.kind, cell=error.cell, source=error.source, reason=reason)
+        run.mark_stopped(stage, "failed", failure, seconds=time.monotonic() - begun)
         console.print(f"[red]✗[/] {label} {clock(time.monotonic() - begun):>7}", highlight=False)
         raise StageError(
             f"stage {stage} failed: {error.kind}: {reason}\n"
@@ -101,7 +104,7 @@ def _run_stage(run: Run, stage: str, label: str, console: Console, earlier: dict
             "  Everything until then is kept; the same command continues."
         ) from error
     except KeyboardInterrupt:
-        run.mark_stopped(stage, "interrupted", "interrupted by a person or by a signal")
+        run.mark_stopped(stage, "interrupted", Failure(kind="Interrupted", reason=INTERRUPTED))
         raise
     record = run.manifest.stage(stage)
     if record.status != "finished":
