@@ -1,0 +1,168 @@
+"""Builds the documentation: `python tools/docs.py build`, `serve` or `prepare`.
+
+Pages are prepared as plain Markdown in `build/docs` (notebooks, references, mathematics and figures included), which
+`mkdocs.yml` then builds without any plugin of our own: another generator that reads `mkdocs.yml` can do the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path, PurePosixPath
+
+from docs_math import outside_code, with_mathml
+from docs_notebooks import notebook_pages
+from docs_reference import cli_page, recipe_page, recipes_page, schema_json
+
+ROOT = Path(__file__).resolve().parents[1]
+PREPARED = ROOT / "build" / "docs"
+_WATCHED = ("docs", "notebooks", "recipes", "optimsyn", "tools", "CHANGELOG.md", "CONTRIBUTING.md")
+
+# Files of the repository and the page that shows each.
+_PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "LICENSE": "licence.md",
+    "NOTICE": "licence.md",
+}
+_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
+_FIGURE = re.compile(r"^!\[(?P<caption>[^\]]*)\]\((?P<path>[^)\s]+\.svg)\)$", re.MULTILINE)
+
+
+def pages() -> dict[str, str | bytes]:
+    """Every file of the site's source: path in the site to content."""
+    made: dict[str, str | bytes] = {}
+    sources: dict[str, str] = {}  # page -> the repository's file that it was made from
+    for path in sorted((ROOT / "docs").rglob("*")):
+        if path.is_file():
+            name = path.relative_to(ROOT / "docs").as_posix()
+            made[name] = path.read_text(encoding="utf-8") if path.suffix == ".md" else path.read_bytes()
+            sources[name] = f"docs/{name}"
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        made[_PAGES[name]] = (ROOT / name).read_text(encoding="utf-8")
+        sources[_PAGES[name]] = name
+    made["licence.md"] = _licence()
+    made["reference/recipe.md"] = recipe_page()
+    made["reference/recipe.schema.json"] = schema_json()
+    made["reference/cli.md"] = cli_page()
+    made["reference/recipes.md"] = recipes_page(ROOT / "recipes")
+    for name, content in notebook_pages(ROOT / "notebooks").items():
+        made[name] = content
+        sources[name] = name
+    for name, content in made.items():
+        if isinstance(content, str) and name.endswith(".md"):
+            source = sources.get(name, f"docs/{name}")
+            text = outside_code(content, lambda part, s=source, n=name: _relinked(part, s, n))  # type: ignore[misc]
+            made[name] = _with_figures(with_mathml(text), source)
+    return made
+
+
+def prepare(folder: Path = PREPARED) -> None:
+    """Writes the pages; what has not changed is left alone, what is no longer wanted is removed."""
+    wanted = pages()
+    for name, content in wanted.items():
+        data = content.encode() if isinstance(content, str) else content
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in wanted:
+            path.unlink()
+
+
+def _licence() -> str:
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8").rstrip()
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8").rstrip()
+    return f"# Licence\n\n## Notice\n\n```text\n{notice}\n```\n\n## Apache License 2.0\n\n```text\n{licence}\n```\n"
+
+
+def _relinked(text: str, source: str, page: str) -> str:
+    """Links between files of the repository as links between pages."""
+
+    def change(match: re.Match[str]) -> str:
+        target = _normal(PurePosixPath(source).parent / match[2])
+        if target in _PAGES:
+            there = _PAGES[target]
+        elif target.startswith("docs/"):
+            there = target.removeprefix("docs/")
+        elif target.startswith("notebooks/") and target.endswith(".ipynb"):
+            there = target.removesuffix(".ipynb") + ".md"
+        elif target.startswith("recipes/") and target.endswith(".yaml"):
+            stem = PurePosixPath(target).stem
+            return f"{match[1]}{_relative('reference/recipes.md', page)}#{stem})"
+        else:
+            return match[0]
+        return f"{match[1]}{_relative(there, page)}{match[3]}"
+
+    return _LINK.sub(change, text)
+
+
+def _normal(path: PurePosixPath) -> str:
+    return os.path.normpath(str(path)).replace(os.sep, "/")
+
+
+def _relative(there: str, page: str) -> str:
+    return os.path.relpath(there, str(PurePosixPath(page).parent)).replace(os.sep, "/")
+
+
+def _with_figures(text: str, source: str) -> str:
+    """Images in SVG become part of the page, so that they follow its colours."""
+
+    def change(match: re.Match[str]) -> str:
+        svg = (ROOT / PurePosixPath(source).parent / match["path"]).read_text(encoding="utf-8")
+        svg = re.sub(r"\n\s*", " ", svg.strip())
+        caption = f"<figcaption>{match['caption']}</figcaption>" if match["caption"] else ""
+        return f'<figure class="drawn {Path(match["path"]).stem}">{svg}{caption}</figure>'
+
+    return outside_code(text, lambda part: _FIGURE.sub(change, part))
+
+
+def build() -> int:
+    """Prepares and builds the site strictly into `site/`."""
+    prepare()
+    return subprocess.run([*_mkdocs(), "build", "--strict", "--quiet", "--clean"], cwd=ROOT, check=False).returncode
+
+
+def serve() -> int:
+    """Serves the site, and prepares it anew whenever a source changes."""
+    prepare()
+    server = subprocess.Popen([*_mkdocs(), "serve"], cwd=ROOT)
+    seen = _newest()
+    try:
+        while server.poll() is None:
+            time.sleep(1)
+            if (newest := _newest()) != seen:
+                seen = newest
+                # In a process of its own: the reference is read from the code as it is now.
+                subprocess.run([sys.executable, __file__, "prepare"], cwd=ROOT, check=False)
+    except KeyboardInterrupt:
+        server.terminate()
+    return server.wait()
+
+
+def _newest() -> float:
+    files = (f for name in _WATCHED for f in ((ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name]))
+    return max(file.stat().st_mtime for file in files if file.suffix in {".md", ".py", ".ipynb", ".yaml", ".svg", ".css"})
+
+
+def _mkdocs() -> list[str]:
+    return [sys.executable, "-m", "mkdocs"]
+
+
+def main() -> int:
+    """Runs the command that the first argument names."""
+    commands = {"build": build, "serve": serve, "prepare": lambda: prepare() or 0}
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    if name not in commands:
+        sys.stderr.write(f"use: python tools/docs.py {'|'.join(commands)}\n")
+        return 2
+    return commands[name]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
