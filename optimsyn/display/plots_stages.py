@@ -92,9 +92,9 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
         right.set_title("Influence of the first draft")
         return picture(
             figure,
-            f"Training loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last of {len(losses)}. Influence "
-            f"of {len(influence)} first-draft pairs from {min(influence):.3g} to {max(influence):.3g}, median "
-            f"{statistics.median(influence):.3g}; a zero gradient would score {zero_gradient:.3g}.",
+            f"Training loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last of {len(losses)}. "
+            f"Influence of {len(influence)} first-draft pairs from {min(influence):.3g} to {max(influence):.3g}, "
+            f"median {statistics.median(influence):.3g}; a zero gradient would score {zero_gradient:.3g}.",
         )
 
 

@@ -1,0 +1,112 @@
+"""A generator on trial: a few pairs from a run's passages, with what they used and would cost elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimsyn.display.tables import Table
+from optimsyn.errors import ReplyError
+from optimsyn.stages.tools import Tools
+
+if TYPE_CHECKING:
+    from optimsyn.models.replies import Usage
+    from optimsyn.recipe import ModelSpec
+    from optimsyn.runs.folder import Run
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a generator wrote, shown as a table in a notebook.
+
+    Attributes:
+        model: Its name.
+        rows: Passage, pair, verdict of the validity checks.
+        fresh: Replies that were asked for now; the others came from the file.
+        usage: What all replies of this trial have used, whenever they were bought.
+    """
+
+    model: str
+    rows: tuple[tuple[str, str, str], ...]
+    fresh: int
+    usage: Usage
+
+    def _repr_html_(self) -> str:
+        used = self.usage
+        note = (
+            f"{self.fresh} requests were sent now, {len(self.rows) - self.fresh} replies came from the cache. In all "
+            f"{used.input_tokens:,} tokens in, {used.output_tokens:,} out, {used.cost_usd:.4f} USD by LiteLLM's prices."
+        )
+        return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
+
+    def prices(self, names: Sequence[str], pairs: int = 1000) -> Table:
+        """What so many pairs of this length would cost from hosted models, at the list prices LiteLLM knows.
+
+        Args:
+            names: LiteLLM names.
+            pairs: How many.
+        """
+        import litellm
+
+        each_in = self.usage.input_tokens / max(1, self.usage.replies)
+        each_out = self.usage.output_tokens / max(1, self.usage.replies)
+        rows = []
+        for name in names:
+            known = litellm.model_cost.get(name) or litellm.model_cost.get(name.partition("/")[2])
+            if known is None:
+                rows.append((name, "–", "–", "price not known to LiteLLM"))
+                continue
+            price_in, price_out = known["input_cost_per_token"], known["output_cost_per_token"]
+            cost = pairs * (each_in * price_in + each_out * price_out)
+            rows.append((name, f"{price_in * 1e6:.2f}", f"{price_out * 1e6:.2f}", f"{cost:.2f} USD"))
+        return Table(
+            f"{pairs:,} pairs as long as these",
+            ("model", "USD per million tokens in", "out", "in all"),
+            tuple(rows),
+            frozenset({1, 2, 3}),
+            f"{each_in:.0f} tokens in and {each_out:.0f} out for a pair, counted by this generator's tokenizer; "
+            "models that think before they answer use more. List prices of the installed LiteLLM; look them up before you buy.",
+        )
+
+
+def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
+    """Has a model write pairs, without rubrics, from the run's first passages; replies are kept beside the run.
+
+    Args:
+        run: Its stage `prepare` must have finished.
+        spec: The generator.
+        count: How many pairs.
+
+    Raises:
+        ServiceError: Its service failed for good.
+    """
+    from optimsyn.models.language_model import load_language_model, run_sync
+    from optimsyn.models.replies import ReplyCache
+    from optimsyn.programs.pair import PairWriter
+
+    tools = Tools(run)
+    cache = ReplyCache(run.path("trials", f"{_file_name(spec.name)}.sqlite"))
+    before = cache.totals().replies
+    model = load_language_model(spec, cache)
+    writer = PairWriter(model, tools.shape)
+    rows = []
+    for index in range(count):
+        passage, seed = tools.candidate(index)
+        try:
+            pair = run_sync(writer.awrite(passage, None, seed=seed, variant="no_rubric"))
+        except ReplyError as error:
+            rows.append((passage.title or passage.id, "–", str(error)))
+            continue
+        found = tools.checker.check(pair, passage)
+        checks = "valid" if found.valid else "; ".join(f"{name}: {why}" for name, why in found.reasons.items())
+        rows.append((passage.title or passage.id, f"Q: {pair.question}\nA: {pair.answer}", checks))
+    # What a service refused for good must be said, not shown as an empty table.
+    model.raise_failure()
+    usage = cache.totals()
+    cache.close()
+    return Trial(spec.name, tuple(rows), usage.replies - before, usage)
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name)
