@@ -78,6 +78,8 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     raw = recipe.model_dump(mode="json")
     raw["name"] = recipe.name.removesuffix(_SUFFIX) + _SUFFIX
     raw["models"] = _MODELS
+    # A share of so few pairs would be too few.
+    raw["warm_up"]["fraction"] = 1.0
     for path, sizes in _AT_MOST.items():
         section = raw
         for part in path.split("."):

@@ -1,0 +1,127 @@
+"""The domain recipes at tiny size: two of them from the command line to the report, the others as far as their data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimsyn.data.jsonl import read_jsonl
+from optimsyn.data.records import Passage, Question
+from optimsyn.recipe import VARIANTS, Recipe
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import STAGES
+from optimsyn.sizes import resized
+from optimsyn.stages import prepare
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+TARGETS = ("target", *VARIANTS)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run_from_the_command_line(name: str, root: Path) -> Run:
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "optimsyn", "run", str(RECIPES / f"{name}.yaml"), "--size", "tiny"]
+    done = subprocess.run(
+        [*command, "--root", str(root)], capture_output=True, text=True, check=False, env={**os.environ, **offline}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Path(done.stdout.rstrip().splitlines()[-1])
+    assert folder.parent == root
+    assert folder.name.startswith(f"{name}_tiny-")
+    return Run.load(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "open_book"), [("law", "free", True), ("social_sciences", "multiple_choice", False)]
+)
+def test_a_domain_runs_to_the_end(name: str, kind: str, open_book: bool, tmp_path: Path) -> None:
+    run = run_from_the_command_line(name, tmp_path / "runs")
+    assert [record.status for record in run.manifest.stages] == ["finished"] * len(STAGES)
+    check_data(run, open_book)
+    check_pairs(run, kind, open_book)
+    check_optimisation(run)
+    check_evaluation(run)
+    for file in ("recipe.yaml", "summary.json", "summary.png", "dataset/train.parquet", "dataset/README.md"):
+        assert run.path(file).stat().st_size > 0, file
+    for stage in STAGES:
+        assert len(list(run.path("notebooks").glob(f"*_{stage}.ipynb"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finance", "humanities", "medicine"])
+def test_the_other_domains_are_read(name: str, tmp_path: Path) -> None:
+    run = Run.open(resized(Recipe.load(RECIPES / f"{name}.yaml"), "tiny"), tmp_path)
+    prepare.run(run)
+    check_data(run, open_book=True)
+
+
+def check_data(run: Run, open_book: bool) -> None:
+    assert lines(run.path("prepare", "lost.jsonl")) == []
+    assert len(read_jsonl(run.path("prepare", "passages.jsonl"), Passage)) == 8
+    for side in ("validation", "test"):
+        questions = read_jsonl(run.path("prepare", f"{side}.jsonl"), Question)
+        assert len(questions) == 8
+        assert {question.context is not None for question in questions} == {open_book}
+
+
+def check_pairs(run: Run, kind: str, open_book: bool) -> None:
+    """What became the dataset is grounded in its passage, of the questions' form, and gives no question away."""
+    passages = {passage.id: passage for passage in read_jsonl(run.path("prepare", "passages.jsonl"), Passage)}
+    held = {
+        question.question.casefold()
+        for side in ("validation", "test")
+        for question in read_jsonl(run.path("prepare", f"{side}.jsonl"), Question)
+    }
+    sizes = set()
+    for variant in run.recipe.variants:
+        judged = lines(run.path("synthesize", f"{variant}.judged.jsonl"))
+        sizes.add(len(judged))
+        for row in judged:
+            pair = row["pair"]
+            assert (pair["variant"], row["failed"]) == (variant, [])
+            assert ("multiple_choice" if pair["choices"] else "free") == kind
+            assert pair["quote"] in passages[pair["passage_id"]].text
+            assert (pair["context"] is not None) == open_book
+            assert (pair["rubric"] is None) == (variant == "no_rubric")
+            assert pair["question"].casefold() not in held
+    assert len(sizes) == 1
+    assert 2 <= sizes.pop() <= run.recipe.synthesis.pairs
+    assert len(lines(run.path("dataset", "train.jsonl"))) == len(lines(run.path("synthesize", "policy.judged.jsonl")))
+
+
+def check_optimisation(run: Run) -> None:
+    """Both optimisers have a signal: rewards of valid pairs that differ."""
+    ledger = lines(run.path("rewards.jsonl"))
+    for source in ("optimize_prompt", "train_policy", "synthesize"):
+        rewards = [row["reward"] for row in ledger if row["source"] == source]
+        valid = [row["influence"] for row in ledger if row["source"] == source and row["influence"] is not None]
+        assert len(set(valid)) > 1, (source, rewards)
+    config = run.recipe.optimizers
+    assert len(lines(run.path("train_policy", "history.jsonl"))) == config.policy.steps
+    assert run.path("optimize_prompt", "guiding_text.txt").read_text(encoding="utf-8").strip()
+    assert (run.path("train_policy", "adapter") / "adapter_model.safetensors").is_file()
+
+
+def check_evaluation(run: Run) -> None:
+    """The table says what the rows of the questions say, over all test questions and for every variant."""
+    table = json.loads(run.path("evaluation.json").read_text(encoding="utf-8"))
+    assert {row["variant"] for row in table} == set(TARGETS)
+    for row in table:
+        questions = lines(run.path("evaluate", f"{row['variant']}.jsonl"))
+        assert row["n"] == len(questions) == 8
+        assert row["low"] <= row["value"] <= row["high"]
+        if row["metric"] == "accuracy":
+            assert row["value"] == pytest.approx(sum(question["correct"] for question in questions) / 8)
+        if row["metric"] == "answer_loss":
+            assert row["value"] == pytest.approx(sum(question["loss"] for question in questions) / 8)
+            assert row["value"] > 0
