@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -94,19 +94,49 @@ def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
         raise ModelError(
             f"sample {sample.id!r} has an empty answer, so it has no token to learn; remove it or give it an answer"
         )
-    ids, first = _tokens(tokenizer, sample)
+    found, truncated = fitted(tokenizer, sample, max_length)
+    return Encoded(sample.id, found.ids, [IGNORE] * found.first + found.ids[found.first :], truncated)
+
+
+class Tokens(NamedTuple):
+    """A sample's tokens and where its answer stands.
+
+    Attributes:
+        ids: Prompt, answer, end of text.
+        first: Place of the first token that is to be predicted.
+        text: What was tokenised.
+        start: Where the answer begins in `text`.
+        stop: Where it ends.
+        offsets: For each token of `text` its begin and end there; None where the tokenizer cannot tell.
+    """
+
+    ids: list[int]
+    first: int
+    text: str
+    start: int
+    stop: int
+    offsets: list[tuple[int, int]] | None
+
+
+def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
+    """The tokens of a sample, its context cut from the left to fit; and whether it was cut.
+
+    Raises:
+        ModelError: Question and answer alone are longer than `max_length`.
+    """
+    found = _tokens(tokenizer, sample)
     truncated = False
     context, rest = split_context(_body(tokenizer, sample))
-    while len(ids) > max_length:
+    while len(found.ids) > max_length:
         if not context:
             raise ModelError(
-                f"sample {sample.id!r}: question and answer alone take {len(ids)} tokens, more than max_length "
+                f"sample {sample.id!r}: question and answer alone take {len(found.ids)} tokens, more than max_length "
                 f"{max_length}; raise models.target.max_length or remove the sample"
             )
-        context = _shorten(tokenizer, context, len(ids) - max_length)
-        ids, first = _tokens(tokenizer, _with_body(tokenizer, sample, context + rest))
+        context = _shorten(tokenizer, context, len(found.ids) - max_length)
+        found = _tokens(tokenizer, _with_body(tokenizer, sample, context + rest))
         truncated = True
-    return Encoded(sample.id, ids, [IGNORE] * first + ids[first:], truncated)
+    return found, truncated
 
 
 def make_batches(
@@ -157,8 +187,7 @@ def _with_body(tokenizer: Any, sample: Sample, body: str) -> Sample:
     return sample.model_copy(update={"prompt": body})
 
 
-def _tokens(tokenizer: Any, sample: Sample) -> tuple[list[int], int]:
-    """Token ids and the place of the first answer token."""
+def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     if _has_template(tokenizer):
         messages = [dict(message) for message in sample.messages]
         answer = messages[-1]["content"].strip()
@@ -169,14 +198,15 @@ def _tokens(tokenizer: Any, sample: Sample) -> tuple[list[int], int]:
             raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")
         # The end-of-turn marker is learned, the line break after it is not.
         after = after.rstrip()
-        text, ended, special = before + answer + after, bool(after), False
+        ended, special = bool(after), False
     else:
-        before, ended, special = sample.prompt, False, True
-        text = before + sample.completion
+        before, answer, after, ended, special = sample.prompt, sample.completion, "", False, True
+    text = before + answer + after
+    offsets: list[tuple[int, int]] | None = None
     if tokenizer.is_fast:
         out = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        ids = list(out["input_ids"])
-        first = next(i for i, (_, end) in enumerate(out["offset_mapping"]) if end > len(before))
+        ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
+        first = next(i for i, (_, end) in enumerate(offsets) if end > len(before))
     else:
         # Without offsets the border is only known when both sides are tokenised on their own.
         ids = list(tokenizer(before, add_special_tokens=special)["input_ids"])
@@ -185,7 +215,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> tuple[list[int], int]:
     end_id = tokenizer.eos_token_id
     if not ended and end_id is not None and ids[-1] != end_id:
         ids.append(end_id)
-    return ids, first
+    return Tokens(ids, first, text, len(before), len(before) + len(answer), offsets)
 
 
 def _shorten(tokenizer: Any, context: str, tokens: int) -> str:

@@ -33,6 +33,7 @@ def run(run: Run) -> StageResult:
                 rows, confidence=recipe.evaluation.confidence, resamples=recipe.evaluation.bootstrap, seed=recipe.seed
             )
             write_json(run.path("evaluation.json"), table)
+            _against_no_rubric(run, rows)
             write_summary(run)
             _result(run).save(run)
     # Once more, with the stage's own time and the final cost in it.
@@ -60,6 +61,21 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
             write_jsonl(path, [dict(row) for row in rows])
         found[variant] = list(iter_json(path))  # type: ignore[arg-type]
     return found
+
+
+def _against_no_rubric(run: Run, rows: dict[str, list[QuestionRow]]) -> None:
+    """What rubrics are worth: paired differences to the target that learned from as many pairs without one."""
+    from optimsyn.training.bootstrap import summarize
+
+    recipe = run.recipe
+    table = summarize(
+        {variant: rows[variant] for variant in recipe.variants},
+        confidence=recipe.evaluation.confidence,
+        resamples=recipe.evaluation.bootstrap,
+        seed=recipe.seed,
+        baseline=recipe.variants[0],
+    )
+    write_json(run.path("evaluate", "against_no_rubric.json"), table)
 
 
 def _result(run: Run) -> StageResult:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.data.jsonl import read_jsonl, write_json, write_jsonl
 from optimsyn.errors import StageError
 from optimsyn.stages.result import StageResult
+from optimsyn.stages.token_shares import keep_token_shares
 from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]]) -> Stage
             )
         )
     chosen = run.recipe.dataset_variant
+    keep_token_shares(tools, chosen, unique[chosen])
     export_dataset(
         run.path("dataset"),
         read_jsonl(run.path("synthesize", f"{chosen}.judged.jsonl"), type(judged[chosen][0])),

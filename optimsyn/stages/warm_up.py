@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from optimsyn.data.jsonl import write_jsonl
+from optimsyn.data.jsonl import write_json, write_jsonl
 from optimsyn.errors import ServiceError, StageError
 from optimsyn.redaction import redact
 from optimsyn.stages.result import StageResult
@@ -74,6 +74,7 @@ def _warm_up(run: Run, tools: Tools) -> StageResult:
     scores = scorer.score(pairs)
     total = [float(value) for value in scores.total]
     mean = sum(total) / len(total)
+    write_json(run.path("warm_up", "influence.json"), total)
     numbers = {
         "first_draft": config.pairs,
         "valid": len(pairs),

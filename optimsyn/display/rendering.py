@@ -1,0 +1,94 @@
+"""Turns templates of this package into HTML: everything is escaped, and no secret gets through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from optimsyn.display.names import VARIANT_COLORS, variant_color, variant_label
+from optimsyn.display.outcomes import STAGE_LABELS
+from optimsyn.display.summary import duration
+from optimsyn.display.tables import number
+from optimsyn.redaction import redact_tree
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
+    """Fills a template.
+
+    Args:
+        template: Name of a file in `templates/`.
+        secrets: Values that must not be shown, whoever wrote them.
+        context: What the template names.
+
+    Returns:
+        HTML; every value is escaped where it is put in.
+    """
+    hidden = list(secrets)
+    environment = _environment().overlay(finalize=lambda value: _shown(value, hidden))
+    return environment.get_template(template).render(**context)
+
+
+def _shown(value: Any, secrets: list[str]) -> Any:
+    # Markup was put together from values that went through here themselves.
+    return redact_tree(value, secrets) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "bytes": byte_size,
+        "count": lambda value: f"{value:,}",
+        "duration": duration,
+        "interval": interval,
+        "number": number,
+        "signed": lambda value: number(value, sign=True),
+        "stage": lambda name: STAGE_LABELS.get(name, name),
+        "variant": variant_label,
+        "cut": cut,
+    }
+    environment.globals |= {"variant_colors": VARIANT_COLORS, "variant_color": variant_color}
+    return environment
+
+
+def interval(row: dict[str, Any], *, difference: bool = False) -> str:
+    """A value with its interval, or the paired difference with its own; a dash when there is none."""
+    keys = ("difference", "difference_low", "difference_high") if difference else ("value", "low", "high")
+    value, low, high = (row[key] for key in keys)
+    if value is None:
+        return "–"
+    plus = "+" if difference else ""
+    text = (
+        f"{value:{plus}.3f}"
+        if low is None or high is None
+        else f"{value:{plus}.3f} [{low:{plus}.3f}, {high:{plus}.3f}]"
+    )
+    return text.replace("-", "−")
+
+
+def byte_size(count: float) -> str:
+    """Bytes for people: `812 MB`, `1.4 GB`."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit + 1 < len(_UNITS):
+        size, unit = size / 1000, unit + 1
+    return f"{size:.1f} {_UNITS[unit]}" if size < 9.95 and unit else f"{size:.0f} {_UNITS[unit]}"
+
+
+def cut(text: str, limit: int) -> str:
+    """A text of at most so many letters, with an ellipsis where it was longer."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

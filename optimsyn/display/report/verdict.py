@@ -1,0 +1,200 @@
+"""What a run came to, in sentences that claim no more than its numbers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimsyn.display.names import LOWER_IS_BETTER, METRIC_LABELS, variant_label
+from optimsyn.display.outcomes import RunState, commands
+from optimsyn.display.plots import differs
+from optimsyn.display.tables import number
+from optimsyn.training.bootstrap import UNTUNED
+
+if TYPE_CHECKING:
+    from optimsyn.display.run_facts import RunFacts
+    from optimsyn.training.bootstrap import MetricRow
+
+_FEW_QUESTIONS = 200
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where and why a run stopped.
+
+    Attributes:
+        place: Stage, and the cell of its notebook where one is known.
+        reason: The error.
+        source: The cell's code, "" when unknown.
+        notebook: Path of the executed notebook in the run, "" when there is none.
+    """
+
+    place: str
+    reason: str
+    source: str
+    notebook: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The top of a report.
+
+    Attributes:
+        badge: One word.
+        tone: good, bad or open; colours the badge.
+        headline: The one sentence.
+        sentences: Further results.
+        cannot: What these numbers do not say.
+        failure: For a run that stopped on the way.
+        commands: What to type to go on: what it does, and the command.
+    """
+
+    badge: str
+    tone: str
+    headline: str
+    sentences: tuple[str, ...]
+    cannot: tuple[str, ...]
+    failure: Failure | None
+    commands: tuple[tuple[str, str], ...]
+
+
+def verdict(facts: RunFacts, state: RunState) -> Verdict:
+    """The verdict on a run, whatever state it is in."""
+    if state.kind == "finished":
+        headline, sentences = _result(facts)
+        cannot = _cannot(facts)
+        return Verdict("finished", "good", headline, sentences, cannot, None, ())
+    typed = commands(facts.folder)
+    going_on = [("Continue; what is finished is not repeated, and no reply is bought twice", typed["continue"])]
+    if state.kind in ("failed", "interrupted"):
+        going_on.append(("Or step on by hand in JupyterLab, where it stopped", typed["open"]))
+    headline = {
+        "failed": f"It failed in {state.place}.",
+        "interrupted": f"It was interrupted in {state.place}.",
+        "running": f"It was still running when this page was written: {state.place}.",
+        "unfinished": f"It stopped before {state.waiting[0]}; what was done until then is finished.",
+        "new": "No stage has run yet.",
+    }[state.kind]
+    return Verdict(
+        badge={"new": "not started"}.get(state.kind, state.kind),
+        tone="bad" if state.kind == "failed" else "open",
+        headline=headline,
+        sentences=_so_far(facts),
+        cannot=("What the pairs are worth: no target has been fine-tuned and evaluated on all of them yet.",),
+        failure=_failure(facts, state),
+        commands=() if state.kind == "running" else tuple(going_on),
+    )
+
+
+def _failure(facts: RunFacts, state: RunState) -> Failure | None:
+    record = state.record
+    if record is None or state.kind == "running":
+        return None
+    place, source, reason = state.place, "", record.error or "no reason was recorded"
+    if record.failure is not None:
+        source = record.failure.source or ""
+        if record.failure.cell is not None:
+            place += f", cell [{record.failure.cell}]"
+        reason = f"{record.failure.kind}: {record.failure.reason}"
+    found = sorted((facts.folder / "notebooks").glob(f"*_{record.name}.ipynb"))
+    return Failure(place, reason, source, f"notebooks/{found[0].name}" if found else "")
+
+
+def _so_far(facts: RunFacts) -> tuple[str, ...]:
+    found = []
+    for stage, judged in facts.judged.items():
+        found.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
+    return tuple(found)
+
+
+def _of(rows: Sequence[MetricRow], variant: str) -> list[MetricRow]:
+    return [row for row in rows if row["variant"] == variant]
+
+
+def _metric(row: MetricRow) -> str:
+    return METRIC_LABELS.get(row["metric"], row["metric"].replace("_", " "))
+
+
+def _change(row: MetricRow) -> str:
+    """A paired difference with its interval."""
+    if row["difference"] is None:
+        return "–"
+    text = f"{row['difference']:+.3f}"
+    if row["difference_low"] is not None and row["difference_high"] is not None:
+        text += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+    return text.replace("-", "−")
+
+
+def judgement(row: MetricRow) -> str:
+    """`better`, `worse`, or `not told apart` when the interval of the difference holds 0; "" without a difference."""
+    if row["difference"] is None:
+        return ""
+    if not differs(row):
+        return "not told apart"
+    return "better" if (row["difference"] < 0) == (row["metric"] in LOWER_IS_BETTER) else "worse"
+
+
+def _result(facts: RunFacts) -> tuple[str, tuple[str, ...]]:
+    numbers = facts.numbers("synthesize")
+    variant = numbers.get("dataset", facts.recipe.dataset_variant)
+    rows = _of(facts.evaluation, variant)
+    if not rows:
+        return "Every stage has finished, but there is no evaluation of the dataset.", ()
+    questions = max(row["n"] for row in rows)
+    pairs = f"{numbers['pairs']:,} pairs" if "pairs" in numbers else "its pairs"
+    first, *others = rows
+    words = {
+        "better": f"Fine-tuning on the dataset's {pairs} improved the target",
+        "worse": f"Fine-tuning on the dataset's {pairs} made the target worse",
+        "not told apart": f"Fine-tuning on the dataset's {pairs} made no difference that {questions} questions show",
+    }
+    told = judgement(first)
+    headline = f"{words[told] if told else 'The dataset was evaluated'}: {_metric(first)} {_change(first)}."
+    sentences = [f"The dataset is that of the {variant_label(variant)}. Differences are to the target as it came."]
+    sentences += [f"{_metric(row).capitalize()}: {_change(row)}, {judgement(row)}." for row in others if judgement(row)]
+    against = [row for row in _of(facts.against_no_rubric, variant) if row["difference"] is not None]
+    if against:
+        text = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
+        sentences.append(f"Against as many pairs written without a rubric: {text}.")
+    return headline, tuple(sentences)
+
+
+def _cannot(facts: RunFacts) -> tuple[str, ...]:
+    variant = facts.numbers("synthesize").get("dataset", facts.recipe.dataset_variant)
+    found = []
+    unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
+    if unclear:
+        names = " and ".join(_metric(row) for row in unclear)
+        found.append(f"Whether the dataset changed {names}: the interval of the paired difference holds 0.")
+    against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
+    if against and all(judgement(row) == "not told apart" for row in against):
+        found.append("Whether rubrics helped: no difference to pairs written without one leaves out 0.")
+    found.append(
+        f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
+        "everything else."
+    )
+    wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row)) is not None]
+    if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
+        limits = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
+        found.append(f"Effects smaller than about {limits}: {wide[0][0]['n']} test questions cannot show them.")
+    prompt = facts.numbers("optimize_prompt")
+    if prompt.get("changed"):
+        found.append(
+            "How much better the new guiding text is: it was chosen by its reward on "
+            f"{facts.recipe.optimizers.prompt.passages} passages, and measured on the same ones."
+        )
+    found.append(
+        "Whether a pair is true: the checks are rules, no person has read the pairs, and influence says what helps "
+        "this target with these validation questions."
+    )
+    if facts.recipe.models.generator.provider == "embedded":
+        found.append("What a real generator would give: these pairs were written by the small embedded model.")
+    return tuple(found)
+
+
+def _half_width(row: MetricRow) -> float | None:
+    low, high = row["difference_low"], row["difference_high"]
+    if row["variant"] == UNTUNED or low is None or high is None:
+        return None
+    return (high - low) / 2
