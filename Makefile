@@ -9,10 +9,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fast lint format types notebooks clean
+.PHONY: help install quickstart test fast lint format types notebooks docs docs-serve clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -47,5 +47,11 @@ format: $(STAMP)  ## Mend style and formatting
 notebooks: $(STAMP)  ## Generate the .ipynb beside each percent-format notebook
 	$(BIN)/python tools/notebooks.py
 
+docs: $(STAMP)  ## Build the documentation into site/, strictly
+	$(BIN)/python tools/docs.py build
+
+docs-serve: $(STAMP)  ## Show the documentation while you write it
+	$(BIN)/python tools/docs.py serve
+
 clean:  ## Remove .venv and caches (runs stay)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site

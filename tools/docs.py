@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from docs_math import outside_code, with_mathml
 from docs_notebooks import notebook_pages
-from docs_reference import cli_page, recipe_page, recipes_page, schema_json
+from docs_reference import checks_table, cli_page, recipe_page, recipes_page, schema_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PREPARED = ROOT / "build" / "docs"
@@ -30,6 +30,8 @@ _PAGES = {
     "NOTICE": "licence.md",
 }
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
+# Stands in a page where the table of validity checks goes.
+_CHECKS = "<!-- checks -->"
 _FIGURE = re.compile(r"^!\[(?P<caption>[^\]]*)\]\((?P<path>[^)\s]+\.svg)\)$", re.MULTILINE)
 
 
@@ -55,6 +57,8 @@ def pages() -> dict[str, str | bytes]:
         sources[name] = name
     for name, content in made.items():
         if isinstance(content, str) and name.endswith(".md"):
+            if _CHECKS in content:
+                content = content.replace(_CHECKS, checks_table())
             source = sources.get(name, f"docs/{name}")
             text = outside_code(content, lambda part, s=source, n=name: _relinked(part, s, n))  # type: ignore[misc]
             made[name] = _with_figures(with_mathml(text), source)

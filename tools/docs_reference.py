@@ -200,6 +200,19 @@ def recipes_page(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def checks_table() -> str:
+    """The validity checks, by their own words."""
+    from optimsyn.programs.checks import CHECKS
+
+    rows = [f"| `{name}` | {_cell(_lead(check.__doc__))} |" for name, check in CHECKS.items()]
+    return "\n".join(["| check | a pair passes when |", "|---|---|", *rows])
+
+
+def _lead(docstring: str | None) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((docstring or "").strip().split("\n\n")[0].split())
+
+
 def schema_json() -> str:
     """The recipe's JSON schema, for editors that complete and check YAML."""
     return json.dumps(Recipe.model_json_schema(), indent=1) + "\n"
