@@ -1,16 +1,17 @@
-"""The command line: doctor, validate, preview, run, new.
+"""The command line: doctor, validate, preview, run, batch, new.
 
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
+# Set by a batch for its runs: `optimsyn.runs.lifeline`.
+PARENT_VARIABLE = "OPTIMSYN_PARENT"
 
 app = typer.Typer(
     name="optimsyn",
@@ -39,12 +42,25 @@ app = typer.Typer(
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that comes with optimsyn.")
 ]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, the name of one that comes with optimsyn, or a run.")
+]
 RootOption = Annotated[Path, typer.Option("--root", help="Folder of the run folders.")]
 SizeOption = Annotated[str, typer.Option("--size", help="full, or tiny: embedded model, a handful of documents.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Another value of a recipe field, as often as needed."),
 ]
+
+
+class _TakesPairs(TyperCommand):
+    """A command whose option `-p` takes a name and a value, as papermill's does."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if parameter.name == "parameters":
+                parameter.nargs = 2
 
 
 def _version(wanted: bool) -> None:
@@ -99,7 +115,7 @@ def preview(
     from optimsyn.runs.runner import embedded_server
 
     console = _console()
-    run_ = _open(_load(recipe, size, changes), root, console)
+    run_ = _open(recipe, root, size, changes, console)
     with run_.lock(), console.status("Writing and scoring a few pairs …"), embedded_server(run_):
         from optimsyn.stages.preview import preview as make
 
@@ -110,7 +126,7 @@ def preview(
 
 @app.command()
 def run(
-    recipe: RecipeArgument,
+    recipe: RunArgument,
     root: RootOption = Path("runs"),
     stage: Annotated[
         str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")
@@ -129,12 +145,106 @@ def run(
     until = stage or STAGES[-1]
     notebook_name(until)
     console = _console()
-    run_ = _open(_load(recipe, size, changes), root, console)
+    run_ = _open(recipe, root, size, changes, console)
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
     run_stages(run_, console, until=until)
     if run_.done(STAGES[-1]):
         _show_end(run_, console)
     console.print(str(run_.folder), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def batch(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files, or names of bundled ones.")],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many run at once.")] = 1,
+    root: RootOption = Path("runs"),
+    size: SizeOption = "full",
+    changes: SetOption = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")
+    ] = None,
+    cost_usd: Annotated[float | None, typer.Option(min=0, help="Cap on what all runs cost together.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")] = None,
+    gpu_memory_gb: Annotated[
+        float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, what there is.")
+    ] = None,
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="Where runs work: this machine, or a Ray cluster.")
+    ] = "processes",
+    ray_address: Annotated[
+        str | None, typer.Option(help="The Ray cluster; without it, RAY_ADDRESS, else a local one.")
+    ] = None,
+) -> None:
+    """Run many recipes, so many at a time; one failure never stops the others.
+
+    The same command continues: finished runs are not started again. The last line of the output is batch.json. Exit
+    code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
+    """
+    from optimsyn.models.purse import Caps
+    from optimsyn.recipe_changes import parse_change
+    from optimsyn.runs.batch import exit_code, make_engine, run_batch
+    from optimsyn.runs.manifest import STAGES
+
+    if stage is not None and stage not in STAGES:
+        raise typer.BadParameter(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    if engine == "ray" and gpu_memory_gb is not None:
+        raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
+    state = run_batch(
+        recipes,
+        root,
+        jobs=jobs,
+        size=size,
+        changes=dict(map(parse_change, changes or ())),
+        until=stage or STAGES[-1],
+        caps=Caps(cost_usd=cost_usd, requests=requests, tokens=tokens),
+        gpu_memory_gb=gpu_memory_gb,
+        engine=make_engine(engine, jobs, ray_address),
+        console=_console(),
+    )
+    raise typer.Exit(exit_code(state))
+
+
+@app.command(cls=_TakesPairs)
+def execute(
+    notebook: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="The notebook to execute; it is not changed.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the executed notebook goes.")],
+    parameters: Annotated[
+        list[tuple[str, str]] | None,
+        typer.Option("-p", "--parameters", metavar="NAME VALUE", help="One parameter, as often as needed."),
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("-f", "--parameters-file", metavar="FILE", help="Parameters in a YAML file.")
+    ] = None,
+) -> None:
+    """Execute one notebook, once its parameters are checked."""
+    from optimsyn.runs.parameters import given_parameters, load_notebook
+
+    values = given_parameters(load_notebook(notebook), parameters or (), files or (), notebook.name)
+    # Only now what takes seconds to load.
+    from optimsyn.runs.engine import execute as run_notebook
+
+    run_notebook(notebook, output, values, progress=True)
+    _console().print(str(output), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("open")
+def open_(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    stage: Annotated[str | None, typer.Option("--stage", help="This stage; without it, the one that failed.")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port of JupyterLab.")] = None,
+) -> None:
+    """Open a stage of a run in JupyterLab, to finish it by hand."""
+    from optimsyn.runs.folder import Run
+    from optimsyn.runs.reopen import open_run, prepare
+
+    run_ = Run.load(run_folder)
+    chosen, notebook = prepare(run_, stage)
+    console = _console()
+    console.print(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` goes on.", highlight=False)
+    if open_run(run_, notebook, browser=browser, port=port):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -170,11 +280,18 @@ def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Re
     return chosen_recipe(name, size=size, changes=dict(map(parse_change, changes or ())))
 
 
-def _open(recipe: Recipe, root: Path, console: Console) -> Run:
-    """The run of a recipe, after everything about it has been checked."""
+def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:
+    """The run of a recipe, or of its run folder, after everything about it has been checked."""
     from optimsyn.preflight import validate as check
     from optimsyn.runs.folder import Run
 
+    folder = Path(name)
+    if (folder / "manifest.json").is_file():
+        if changes or size != "full":
+            raise RecipeError(f"{name} is a run, whose recipe stays as it is; give --set and --size with a recipe")
+        recipe, root = Run.load(folder).recipe, folder.resolve().parent
+    else:
+        recipe = _load(name, size, changes)
     found = check(recipe)
     _show_preflight(found, console)
     found.raise_if_refused()
@@ -211,8 +328,13 @@ def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Runs the command line and turns errors into messages and exit codes."""
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        # What `nohup` has turned off stays off.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _on_signal)
+    if PARENT_VARIABLE in os.environ:
+        from optimsyn.runs.lifeline import end_with_parent
+
+        end_with_parent()
     try:
         app()
     except (RecipeError, ParameterError) as error:

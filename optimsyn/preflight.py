@@ -16,7 +16,7 @@ from optimsyn.data.questions import QuestionSets, check_questions, read_question
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled
 from optimsyn.errors import DataError, RecipeError
-from optimsyn.models.availability import Availability, availability, memory_problems
+from optimsyn.models.availability import Availability, availability, memory_needed, memory_problems
 from optimsyn.recipe import Recipe, Source
 
 # Converting PDF and Word files takes a second or so a megabyte.
@@ -36,11 +36,15 @@ class Preflight:
         problems: Each would stop the run; with file, row or field, and the cure.
         warnings: The run would go on, but not as well as it could.
         counts: Documents, passages, validation and test questions, as far as they were read.
+        gpu_bytes: GPU memory that the run's models are thought to need.
+        main_bytes: The same in main memory.
     """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    gpu_bytes: int = 0
+    main_bytes: int = 0
 
     @property
     def ok(self) -> bool:
@@ -57,13 +61,14 @@ class Preflight:
             raise RecipeError("\n".join(self.problems))
 
 
-def validate(recipe: Recipe, *, deep: bool = True) -> Preflight:
+def validate(recipe: Recipe, *, deep: bool = True, here: bool = True) -> Preflight:
     """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
 
     Args:
         recipe: From `Recipe.load`.
         deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
             that keys are set and that checks can be imported.
+        here: The models will be loaded on this machine; False leaves its memory out of account.
     """
     found = Preflight()
     roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
@@ -82,7 +87,7 @@ def validate(recipe: Recipe, *, deep: bool = True) -> Preflight:
         for waiting in hubs:
             problem = waiting.result()
             found.problems += [problem] if problem else []
-        _add_models([waiting.result() for waiting in models], found)
+        _add_models([waiting.result() for waiting in models], found, here)
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
     return found
@@ -276,10 +281,13 @@ def plugin_problem(plugin: str) -> str | None:
     return None if callable(function) else f"{function_name} is no function"
 
 
-def _add_models(models: Sequence[Availability], found: Preflight) -> None:
+def _add_models(models: Sequence[Availability], found: Preflight, here: bool) -> None:
     for model in models:
         found.problems += model.problems
         found.warnings += model.warnings
+    if not here:
+        return
+    found.gpu_bytes, found.main_bytes = (memory_needed(models, gpu=gpu) for gpu in (True, False))
     problems, warnings = memory_problems(models)
     found.problems += problems
     found.warnings += warnings

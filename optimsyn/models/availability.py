@@ -8,10 +8,8 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import socket
 import struct
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import look_up
+from optimsyn.models.gpus import gpus
 from optimsyn.models.names import hub_id
 from optimsyn.recipe import ModelSpec, TargetSpec
 
@@ -109,6 +108,12 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True) -> Availab
     return _local(found, spec, network)
 
 
+def memory_needed(models: Sequence[Availability], *, gpu: bool) -> int:
+    """Bytes that a run is thought to need for its local models, on the GPU or in main memory; 0 when it has none."""
+    weights = sum(model.weight_bytes or 0 for model in models if model.gpu == gpu)
+    return round(weights * _OVERHEAD) + (0 if gpu else _PROCESS_BYTES) if weights else 0
+
+
 def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str]]:
     """`(problems, warnings)` about memory: all local models of a run, loaded together, against what there is."""
     problems: list[str] = []
@@ -117,7 +122,7 @@ def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str
         local = [model for model in models if model.weight_bytes and model.gpu == gpu]
         if not local:
             continue
-        needed = sum(model.weight_bytes or 0 for model in local) * _OVERHEAD + (0 if gpu else _PROCESS_BYTES)
+        needed = memory_needed(models, gpu=gpu)
         total, free = gpu_memory() if gpu else main_memory()
         if total is None or free is None:
             continue
@@ -149,20 +154,10 @@ def main_memory() -> tuple[int, int]:
     return total, free
 
 
-@cache
 def gpu_memory() -> tuple[int | None, int | None]:
     """`(total, free)` memory of the first NVIDIA GPU in bytes; `(None, None)` without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None, None
-    query = [tool, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
-        total, free = (int(cell) * 2**20 for cell in answer.splitlines()[0].split(","))
-    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
-        # A driver without a card answers with a sentence.
-        return None, None
-    return total, free
+    found = gpus()
+    return (found[0].total, found[0].free) if found else (None, None)
 
 
 def parameters_of(folder: Path) -> tuple[int, set[str]]:

@@ -278,6 +278,13 @@ def health(url: str, key: str, *, timeout_s: float = 10) -> str | None:
     return None if reply.status_code == 200 else f"HTTP status {reply.status_code} at {url}"
 
 
+def published_server() -> tuple[str, str] | None:
+    """Address and key of the server that another process has published, if it answers."""
+    url, key = os.environ.get(URL_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
+    # Generous: an owner's server under load answers this only after the requests before it.
+    return (url, key) if url and key and health(url, key, timeout_s=60) is None else None
+
+
 _shared: EmbeddedServer | None = None
 _shared_lock = threading.Lock()
 
@@ -295,10 +302,9 @@ def shared_server() -> tuple[str, str]:
     with _shared_lock:
         if _shared is not None and _shared.alive:
             return _shared.url, _shared.key
-        url, key = os.environ.get(URL_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
-        # Generous: an owner's server under load answers this only after the requests before it.
-        if url and key and health(url, key, timeout_s=60) is None:
-            return url, key
+        published = published_server()
+        if published is not None:
+            return published
         _shared = EmbeddedServer().start()
         atexit.register(_shared.close)
         return _shared.url, _shared.key

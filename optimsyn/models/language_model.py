@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +204,7 @@ class LanguageModel(ABC):
             if self._cache is not None and (kept := self._cache.get(key)) is not None:
                 return kept
             try:
-                with nullcontext() if self._budget is None else self._budget.reserved(self._most_tokens(call)):
+                with nullcontext() if self._budget is None else self._reserved(self._budget, call):
                     reply = await self._request(call)
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
@@ -236,9 +236,15 @@ class LanguageModel(ABC):
             "stop": list(filled.stop),
         }
 
-    def _most_tokens(self, call: Call) -> int:
-        characters = sum(len(message["content"]) for message in call.messages)
-        return characters // _CHARACTERS_PER_TOKEN + (call.max_tokens or self.spec.max_tokens)
+    def _reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
+        """Room in the budget for the most that a call may use and cost."""
+        prompt = sum(len(message["content"]) for message in call.messages) // _CHARACTERS_PER_TOKEN
+        reply = call.max_tokens or self.spec.max_tokens
+        return budget.reserved(prompt + reply, self._highest_price(prompt, reply))
+
+    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+        """US dollars for a prompt and a reply of this length; None when the price is not known before."""
+        return 0.0
 
 
 def load_language_model(

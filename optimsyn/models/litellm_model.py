@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -180,6 +181,13 @@ class LiteLLMModel(LanguageModel):
             }
         return parameters
 
+    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+        """By LiteLLM's list, which also prices the replies; an empty reply that is asked again can come on top."""
+        prices = _litellm().model_cost
+        entry = prices.get(self._service_name()) or prices.get(self._service_name().rpartition("/")[2])
+        read, written = _dearest(entry or {}, "input"), _dearest(entry or {}, "output")
+        return None if read is None or written is None else prompt_tokens * read + reply_tokens * written
+
     def _error(self, failure: Failure, tries: int, base: str | None) -> ServiceError:
         where = f" at {base}" if base else ""
         often = f" ({tries} tries)" if tries > 1 else ""
@@ -223,6 +231,9 @@ class EmbeddedModel(LiteLLMModel):
             self._server = await asyncio.to_thread(shared_server)
         return self._server
 
+    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+        return 0.0
+
     async def _lost_connection(self) -> None:
         # The process that owned the server may have ended; the next try looks for another or starts one.
         self._server = None
@@ -243,6 +254,19 @@ def _litellm() -> Any:
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return litellm
+
+
+def _dearest(entry: Mapping[str, Any], side: str) -> float | None:
+    """The highest price of a token that a request of ours can meet: long prompts and reasoning may cost more."""
+    starts = (f"{side}_cost_per_token", f"{side}_cost_per_reasoning_token")
+    # Tiers that a request has to ask for, which ours do not.
+    ends = ("_batches", "_flex", "_priority")
+    prices = [
+        float(price)
+        for name, price in entry.items()
+        if name.startswith(starts) and not name.endswith(ends) and isinstance(price, int | float)
+    ]
+    return max(prices, default=None)
 
 
 def _reply(response: Any, seconds: float, key: str | None) -> Reply | Failure:

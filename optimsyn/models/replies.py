@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from optimsyn.data.records import Record
 from optimsyn.errors import BudgetError, DataError
 
 if TYPE_CHECKING:
+    from optimsyn.models.purse import Purse
     from optimsyn.recipe import Limits
 
 _SCHEMA = """
@@ -31,6 +32,8 @@ CREATE TABLE IF NOT EXISTS replies (
     created REAL NOT NULL
 )
 """
+# Sums are asked for before every request of a run with caps; from the index they need not read the replies' texts.
+_INDEX = "CREATE INDEX IF NOT EXISTS used ON replies (input_tokens, output_tokens, cost_usd)"
 # How long a process waits for another one's write.
 _BUSY_S = 60.0
 
@@ -97,6 +100,7 @@ class ReplyCache:
                 # FULL: a commit survives a power cut too; the fsync is nothing beside the request it protects.
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(_SCHEMA)
+                self._db.execute(_INDEX)
         except sqlite3.Error as error:
             raise DataError(
                 f"{self.path}: cannot be opened as a reply cache ({error}); move the file away to start a new one"
@@ -182,6 +186,8 @@ class Budget:
 
     The caps on requests and tokens hold exactly: what requests under way may still use is counted as used. A price is
     only known afterwards, so spending can pass `cost_usd` by what was under way when it was reached.
+
+    In a batch, the caps that all its runs share hold beside these: see `optimsyn.models.purse`.
     """
 
     def __init__(
@@ -191,27 +197,30 @@ class Budget:
         cost_usd: float | None = None,
         requests: int | None = None,
         tokens: int | None = None,
+        purse: Purse | None = None,
     ) -> None:
-        """A cap of None is no cap."""
+        """A cap of None is no cap, a purse of None no batch."""
         self.cache = cache
         self.cost_usd = cost_usd
         self.requests = requests
         self.tokens = tokens
+        self.purse = purse
         self._lock = threading.Lock()
         self._requests_under_way = 0
         self._tokens_under_way = 0
 
     @classmethod
-    def of(cls, limits: Limits, cache: ReplyCache) -> Budget:
+    def of(cls, limits: Limits, cache: ReplyCache, *, purse: Purse | None = None) -> Budget:
         """The budget that a recipe's `limits` describe."""
-        return cls(cache, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens)
+        return cls(cache, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens, purse=purse)
 
     @contextmanager
-    def reserved(self, tokens: int) -> Iterator[None]:
+    def reserved(self, tokens: int, cost_usd: float | None = None) -> Iterator[None]:
         """Sets room aside for one request while it is under way.
 
         Args:
             tokens: The most that prompt and reply may use.
+            cost_usd: The most that they may cost: 0 for free models, None when that is not known before.
 
         Raises:
             BudgetError: The request could pass a cap; nothing has been sent.
@@ -221,11 +230,17 @@ class Budget:
             self._requests_under_way += 1
             self._tokens_under_way += tokens
         try:
-            yield
+            with self._paid_by_the_batch(tokens, cost_usd):
+                yield
         finally:
             with self._lock:
                 self._requests_under_way -= 1
                 self._tokens_under_way -= tokens
+
+    def _paid_by_the_batch(self, tokens: int, cost_usd: float | None) -> AbstractContextManager[None]:
+        if self.purse is None:
+            return nullcontext()
+        return self.purse.reserved(str(self.cache.path), tokens, cost_usd, self.cache.totals)
 
     def _check(self, tokens: int) -> None:
         if self.cost_usd is None and self.requests is None and self.tokens is None:

@@ -73,11 +73,11 @@ class Tools:
 
     @cached_property
     def budget(self) -> Budget:
-        """The caps of the recipe over everything that the run has bought."""
+        """The caps of the recipe over everything that the run has bought, and those of its batch, if it is in one."""
+        from optimsyn.models.purse import Purse
         from optimsyn.models.replies import Budget
 
-        limits = self.recipe.limits
-        return Budget(self.run.replies, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens)
+        return Budget.of(self.recipe.limits, self.run.replies, purse=Purse.from_environment())
 
     @cached_property
     def generator(self) -> LanguageModel:

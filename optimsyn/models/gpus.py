@@ -1,0 +1,68 @@
+"""The NVIDIA GPUs that this process may use, asked from the driver: needs no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+_VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        index: Its number for the driver (`nvidia-smi`).
+        uuid: Its name for the driver, the same after a restart.
+        total: Memory in bytes.
+        free: Memory in bytes that nobody used when it was asked.
+    """
+
+    index: str
+    uuid: str
+    total: int
+    free: int
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs of this machine, in the driver's order, within `CUDA_VISIBLE_DEVICES` where that is set."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=index,uuid,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+        found = [_gpu(line) for line in answer.splitlines() if line.strip()]
+    except (subprocess.SubprocessError, OSError, ValueError):
+        # A driver without a card answers with a sentence.
+        return ()
+    return visible(found, os.environ.get(_VISIBLE_VARIABLE))
+
+
+def _gpu(line: str) -> Gpu:
+    index, uuid, total, free = (cell.strip() for cell in line.split(","))
+    return Gpu(index, uuid, int(total) * 2**20, int(free) * 2**20)
+
+
+def visible(found: list[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
+    """Those of the GPUs that `CUDA_VISIBLE_DEVICES` names, in its order; like CUDA, it ends at the first unknown one.
+
+    Example:
+        >>> cards = [Gpu("0", "GPU-a", 80, 80), Gpu("1", "GPU-b", 80, 80)]
+        >>> [card.index for card in visible(cards, "1")], [card.index for card in visible(cards, None)]
+        (['1'], ['0', '1'])
+    """
+    if chosen is None:
+        return tuple(found)
+    named: list[Gpu] = []
+    for name in (part.strip() for part in chosen.split(",")):
+        card = next((card for card in found if name and (card.index == name or card.uuid.startswith(name))), None)
+        if card is None:
+            break
+        named.append(card)
+    return tuple(named)
