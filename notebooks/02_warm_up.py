@@ -1,26 +1,67 @@
 # %% [markdown]
-# # 2. Warm-up
+# # 2. Warm-up: the target gets a direction
 #
-# A first draft of pairs is written under the recipe's own guiding text. A share of the valid ones trains the target's
-# LoRA for a few AdamW steps: the moments of those steps make the influence optimizer-aware, and the gradients of the
-# validation questions give it one direction a subtask.
+# A first draft of pairs is written under the recipe's own guiding text, and a share of the valid ones trains the
+# target's LoRA for a few AdamW steps. From then on a pair has an **influence**: how much one training step on it would
+# lower the loss on the validation questions.
+#
+# The steps matter for more than loss: the Adam moments that they leave behind make the influence that of the optimiser
+# that is really used, and the gradients of the validation questions give it one direction a subtask.
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
 
 # %% tags=["parameters"]
-run_folder: str = ""
+recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
+size: str = "full"  # "tiny": the embedded model and a handful of documents
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
+run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
 
 # %% [markdown]
-# `run_folder` is filled in by `optimsyn run`. Left empty, this notebook opens the run of the quickstart, or makes it.
+# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing, and the stages before must have finished.
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import warm_up
+from optimsyn.stages import look, warm_up
 
-run = Run.load(run_folder)
-run
+run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 
 # %%
-result = warm_up.run(run)
-result
+warm_up.run(run)
 
 # %% [markdown]
-# How does the mean influence compare with that of a zero gradient, which momentum alone would earn?
+# ## The first draft
+#
+# The pair of highest and the one of lowest influence, with the rubric that each was written under. Read both: can you
+# tell which is which?
+
+# %%
+look.first_draft(run)
+
+# %% [markdown]
+# ## Loss and influence
+#
+# Left: each step trains on other pairs, so the line is rough; it should not explode. Right: every dot is a pair of the
+# first draft. The dashed line is what a pair *without any gradient* would score. With the default estimator that is 0.
+# With the paper's own (`adam` with `cosine`) momentum alone earns something, and a dot is only good where it is right
+# of that line.
+
+# %%
+look.warm_up_picture(run)
+
+# %% [markdown]
+# ## What to try next
+#
+# - `changes = {"influence.estimator": "adam", "influence.normalization": "cosine"}` is the paper's choice. Where does
+#   the dashed line go?
+# - Are there pairs with negative influence? Training on them would *raise* the loss on the questions.
+# - [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb) asks whether this number sees more than
+#   likeness.
+# - Then [03_optimize_prompt](03_optimize_prompt.ipynb) uses it to rewrite the guiding text.

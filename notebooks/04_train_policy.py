@@ -1,25 +1,61 @@
 # %% [markdown]
 # # 4. Train the policy
 #
-# GRPO trains a LoRA on the rubric model: several rubrics for one passage are compared by the reward of the pairs that
-# they lead to, and the better ones become more likely.
+# GRPO trains a LoRA on the rubric model. Several rubrics are written for one passage, each leads to a pair, and what is
+# better than the mean of its group becomes more likely. The weights of the generator and of the target never change
+# here.
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
 
 # %% tags=["parameters"]
-run_folder: str = ""
+recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
+size: str = "full"  # "tiny": the embedded model and a handful of documents
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
+run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
 
 # %% [markdown]
-# `run_folder` is filled in by `optimsyn run`. Left empty, this notebook opens the run of the quickstart, or makes it.
+# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing, and the stages before must have finished.
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import train_policy
+from optimsyn.stages import look, train_policy
 
-run = Run.load(run_folder)
-run
+run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 
 # %%
-result = train_policy.run(run)
-result
+train_policy.run(run)
 
 # %% [markdown]
-# Does the reward rise, and at what KL from the untrained model? Every step is in `train_policy/history.jsonl`.
+# ## One group
+#
+# The rubrics were sampled from the same model for the same passage; only chance made them different. What is above the
+# mean is pushed up, what is below is pushed down. An invalid pair earns the penalty and is never scored.
+
+# %%
+look.policy_groups(run)
+
+# %% [markdown]
+# ## All groups, and what came of it
+#
+# Left: a group whose dots all lie on each other teaches nothing. Middle: the mean reward of a step is that of *its*
+# passages, so two steps are not comparable one by one; a trend over many is what counts. Right: how far the policy has
+# gone from the model that it started as. A reward that rises while KL runs away is a policy that has found a trick.
+
+# %%
+look.policy_picture(run)
+
+# %% [markdown]
+# ## What to try next
+#
+# - A real training has dozens of steps and larger groups: `changes = {"optimizers.policy.steps": 30,
+#   "optimizers.policy.group_size": 8}`, on a GPU.
+# - Raise `optimizers.policy.temperature`: the groups spread, until the rubrics are noise.
+# - Then [05_synthesize](05_synthesize.ipynb) writes the pairs that all this was for.

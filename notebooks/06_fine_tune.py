@@ -1,25 +1,49 @@
 # %% [markdown]
 # # 6. Fine-tune
 #
-# The target is fine-tuned on the selected pairs of each variant: the same number of pairs, the same steps, the same
-# seed.
+# The target, from its start, is fine-tuned on the selected pairs of each variant: the same number of pairs, the same
+# steps, the same seed. What differs is where the rubric came from, and nothing else.
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
 
 # %% tags=["parameters"]
-run_folder: str = ""
+recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
+size: str = "full"  # "tiny": the embedded model and a handful of documents
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
+run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
 
 # %% [markdown]
-# `run_folder` is filled in by `optimsyn run`. Left empty, this notebook opens the run of the quickstart, or makes it.
+# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing, and the stages before must have finished.
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import fine_tune
+from optimsyn.stages import look, fine_tune
 
-run = Run.load(run_folder)
-run
+run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 
 # %%
-result = fine_tune.run(run)
-result
+fine_tune.run(run)
 
 # %% [markdown]
-# Is the training loss of one variant much lower than that of the others? Easy pairs are not better pairs.
+# ## Training loss
+#
+# Is one variant's loss much lower than the others'? Easy pairs are not better pairs: a set that the target knows
+# already has a low loss and teaches nothing. Only the next notebook says what was learned.
+
+# %%
+look.training_picture(run)
+
+# %% [markdown]
+# ## What to try next
+#
+# - Another seed: `changes = {"seed": 8}` makes a whole new run. The spread between seeds is what the intervals of the
+#   next notebook do *not* contain.
+# - Then [07_evaluate](07_evaluate.ipynb) asks the questions that nobody has seen.

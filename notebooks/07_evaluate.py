@@ -2,32 +2,58 @@
 # # 7. Evaluate
 #
 # The target as it came and every fine-tuned one answer the held-back test questions. Intervals come from a bootstrap
-# over the questions.
+# over the questions, and differences to the target as it came are paired by question.
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
 
 # %% tags=["parameters"]
-run_folder: str = ""
+recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
+size: str = "full"  # "tiny": the embedded model and a handful of documents
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
+run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
 
 # %% [markdown]
-# `run_folder` is filled in by `optimsyn run`. Left empty, this notebook opens the run of the quickstart, or makes it.
+# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing, and the stages before must have finished.
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import evaluate
+from optimsyn.stages import look, evaluate
 
-run = Run.load(run_folder)
-run
-
-# %%
-result = evaluate.run(run)
-result
-
-# %% [markdown]
-# Influence of the pairs of each variant, the reward over optimisation, and the evaluation:
+run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 
 # %%
-from IPython.display import Image
-
-Image(filename=str(run.path("summary.png")), width=900)
+evaluate.run(run)
 
 # %% [markdown]
-# Which differences are larger than their intervals? With few questions and one seed, most are not.
+# ## With intervals
+#
+# A star marks a paired difference that leaves out 0. With few questions and one seed most do not have one, and one
+# without a star is not evidence that there is no difference: it is too few questions to tell.
+
+# %%
+look.evaluation_picture(run)
+
+# %% [markdown]
+# The whole run is on one page for people who were not here, `report.html` in the run folder, and in numbers in
+# `summary.json`.
+
+# %%
+from optimsyn.display.report import write_report
+
+write_report(run).name
+
+# %% [markdown]
+# ## What to try next
+#
+# - Put two runs side by side: `optimsyn compare runs/A runs/B`.
+# - A domain of your own with real models: `optimsyn new medicine mine.yaml`, then change documents, questions and
+#   models.
+# - A whole night of them: `optimsyn batch recipes/*.yaml --jobs 2`.

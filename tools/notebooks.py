@@ -1,50 +1,299 @@
-"""Generates the `.ipynb` beside each percent-format notebook; with `--check` it only says which ones differ."""
+"""Executes the notebooks and writes the `.ipynb` that are committed, with outputs; `--check` says what does not fit.
+
+    python tools/notebooks.py                     # all, in order, against one run root under runs/notebooks
+    python tools/notebooks.py 10 12_hosted        # only those whose name begins so
+    python tools/notebooks.py --cells             # after editing prose: cells are renewed, outputs kept, nothing runs
+    python tools/notebooks.py --check             # what CI proves: no kernel starts
+    python tools/notebooks.py --measure           # renew the measured lines too
+
+Replies are cached and finished stages skipped, so that a second time takes a few minutes and changes no byte.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import platform
 import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import nbformat
+import psutil
+from nbformat import NotebookNode
+from notebook_form import build, problems, same_cells, source_cells, with_ids
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+from optimsyn.data.jsonl import write_json, write_text
+from optimsyn.display.summary import duration
+from optimsyn.errors import OptimsynError
+from optimsyn.runs import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
+MEASURED = FOLDER / "measured.json"
+WORK = ROOT / "runs" / "notebooks"
+QUICKSTART = "00_quickstart"
+# No notebook may find a key here and spend money while it is generated.
+_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
 
 
-def generated(source: Path) -> Any:
-    """The notebook of a percent-format file, with stable cell ids and no execution metadata."""
-    notebook = jupytext.read(source, fmt="py:percent")
-    cells = []
-    for number, cell in enumerate(notebook.cells, 1):
-        make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
-        metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
-        cells.append(make(cell.source, id=f"{source.stem}-{number}", metadata=metadata))
-    metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+@dataclass
+class Measured:
+    """What is known of the cost of one notebook; the committed file keeps it until somebody measures again."""
+
+    seconds: float
+    peak_memory_bytes: int
+    replies: int
+    tokens: int
+    cost_usd: float
+    machine: str
+    size: str
+
+    def line(self, name: str) -> str:
+        """The sentence at the head of the notebook."""
+        bought = (
+            f"{self.replies} replies of {self.tokens:,} tokens, {self.cost_usd:.2f} USD"
+            if self.replies
+            else ("no reply bought")
+        )
+        what = {QUICKSTART: "All seven stages"}.get(name, "The stage" if _stage(name) else "This notebook")
+        where = "" if _stage(name) or name == QUICKSTART else ", on the finished run of the quickstart"
+        text = (
+            f"**Measured.** {what} took {duration(self.seconds)} and at most {self.peak_memory_bytes / 1e9:.1f} GB of "
+            f"memory{where}: {bought}, on {self.machine}."
+        )
+        if _stage(name):
+            text += f' The outputs below are of a run with `size = "{self.size}"`.'
+        return text
 
 
-def cells_of(notebook: Any) -> list[tuple[str, str, str, list[str]]]:
-    """What must match between the two forms: kind, id, source and tags of each cell."""
-    return [(cell.cell_type, cell.id, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+def _stage(name: str) -> str | None:
+    stage = name[3:]
+    return stage if stage in STAGES else None
+
+
+class MeasuredFile:
+    """`measured.json`: the size that the stage notebooks are generated at, and a measurement a notebook."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.size: str = raw.get("size", "tiny")
+        self.notebooks = {name: Measured(**facts) for name, facts in raw.get("notebooks", {}).items()}
+
+    def line(self, name: str) -> str:
+        """The measured line of a notebook, empty when it was never measured."""
+        return self.notebooks[name].line(name) if name in self.notebooks else ""
+
+    def save(self) -> None:
+        """Writes the file."""
+        facts = {name: vars(self.notebooks[name]) for name in sorted(self.notebooks)}
+        write_json(self.path, {"size": self.size, "notebooks": facts})
+
+
+def sources() -> list[Path]:
+    """The percent-format sources, in order."""
+    return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+
+
+def generated(source: Path, measured: MeasuredFile, executed: NotebookNode | None = None) -> NotebookNode:
+    """The notebook of a source: with new outputs where it was executed, else with those that it had."""
+    target = source.with_suffix(".ipynb")
+    earlier = nbformat.read(target, as_version=4).cells if target.is_file() else []
+    cells = with_ids(source_cells(source, measured.line(source.stem)), earlier)
+    return build(cells, executed, root=ROOT, keep=earlier)
+
+
+def check() -> list[str]:
+    """Everything that does not fit between sources and notebooks."""
+    measured = MeasuredFile(MEASURED)
+    found = [
+        f"{path.name}: there is no {path.with_suffix('.py').name} that it is made from"
+        for path in sorted(FOLDER.glob("*.ipynb"))
+        if not path.with_suffix(".py").is_file()
+    ]
+    for source in sources():
+        target = source.with_suffix(".ipynb")
+        if not target.is_file():
+            found.append(f"{target.name}: missing; run `make notebooks`")
+            continue
+        notebook = nbformat.read(target, as_version=4)
+        if same_cells(notebook) != same_cells(generated(source, measured)):
+            found.append(f"{target.name}: its cells differ from {source.name}; run `make notebooks`")
+        if source.stem not in measured.notebooks:
+            found.append(f"{target.name}: it has no measured line; run `make notebooks`")
+        found += problems(notebook, target.name)
+    return found
+
+
+def execute_all(chosen: Sequence[Path], *, measure: bool) -> list[str]:
+    """Executes notebooks in order and writes their `.ipynb`; gives what is wrong with them."""
+    from optimsyn.models.embedded import EmbeddedServer
+
+    for name in _KEYS:
+        os.environ.pop(name, None)
+    WORK.mkdir(parents=True, exist_ok=True)
+    # Notebooks keep their runs in `runs` under the working directory.
+    os.chdir(WORK)
+    measured = MeasuredFile(MEASURED)
+    found: list[str] = []
+    with EmbeddedServer():
+        for source in chosen:
+            sys.stdout.write(f"{source.stem} … ")
+            sys.stdout.flush()
+            begun = time.monotonic()
+            try:
+                executed, facts = _execute(source, measured.size)
+            except OptimsynError as error:
+                sys.stdout.write("failed\n")
+                return [*found, str(error)]
+            if measure or source.stem not in measured.notebooks:
+                measured.notebooks[source.stem] = facts
+                measured.save()
+            notebook = generated(source, measured, executed)
+            changed = _write(source.with_suffix(".ipynb"), notebook)
+            found += problems(notebook, source.with_suffix(".ipynb").name)
+            took = duration(time.monotonic() - begun)
+            sys.stdout.write(f"{'written' if changed else 'the same'}, {took}\n")
+    return found
+
+
+def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
+    from optimsyn.runs.engine import execute
+
+    plain = WORK / "plain" / f"{source.stem}.ipynb"
+    output = WORK / "executed" / plain.name
+    cells = with_ids(source_cells(source), [])
+    write_text(plain, _text(build(cells, None, root=ROOT)))
+    parameters = {"size": size} if _stage(source.stem) else {}
+    before, begun = _replies(), time.monotonic()
+    with _peak_memory() as peak:
+        execute(plain, output, parameters)
+    seconds = time.monotonic() - begun
+    executed = nbformat.read(output, as_version=4)
+    after = _replies()
+    machine = _machine()
+    own = Measured(seconds, peak[0], *(b - a for a, b in zip(before, after, strict=True)), machine, size)
+    return executed, _of_stages(source.stem, size, machine) or own
+
+
+def _of_stages(name: str, size: str, machine: str) -> Measured | None:
+    """What the manifest says of a stage notebook's stage, and of all stages for the quickstart."""
+    from optimsyn.runs import Run
+
+    stages = list(STAGES) if name == QUICKSTART else [stage for stage in STAGES if stage == _stage(name)]
+    if not stages:
+        return None
+    size = "tiny" if name == QUICKSTART else size
+    manifest = Run.start("quickstart", size=size, root=WORK / "runs").manifest
+    records = [manifest.stage(stage) for stage in stages]
+    return Measured(
+        seconds=sum(record.seconds or 0.0 for record in records),
+        peak_memory_bytes=max(record.peak_memory_bytes or 0 for record in records),
+        replies=sum(record.cost.replies for record in records),
+        tokens=sum(record.cost.input_tokens + record.cost.output_tokens for record in records),
+        cost_usd=sum(record.cost.cost_usd for record in records),
+        machine=machine,
+        size=size,
+    )
+
+
+def _replies() -> tuple[int, int, float]:
+    """Replies, tokens and dollars in all reply caches under the work folder."""
+    from optimsyn.models.replies import ReplyCache
+
+    replies, tokens, cost = 0, 0, 0.0
+    for path in sorted(WORK.rglob("*.sqlite")):
+        cache = ReplyCache(path)
+        usage = cache.totals()
+        cache.close()
+        replies, tokens, cost = replies + usage.replies, tokens + usage.tokens, cost + usage.cost_usd
+    return replies, tokens, cost
+
+
+@contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """The largest resident size of the kernel that runs meanwhile, looked at twice a second."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not done.wait(0.5):
+            for process in me.children(recursive=True):
+                try:
+                    if "optimsyn.runs.kernel" in process.cmdline():
+                        peak[0] = max(peak[0], process.memory_info().rss)
+                except psutil.Error:
+                    continue  # it ended between the two looks
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def _machine() -> str:
+    """Cores, processor and whether there is a GPU."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    info = Path("/proc/cpuinfo")
+    named = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    processor = named[0].partition(":")[2].strip() if named else platform.processor() or platform.machine()
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    return f"{cores} cores ({processor}, {gpu})"
+
+
+def _write(path: Path, notebook: NotebookNode) -> bool:
+    text = _text(notebook)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_text(path, text)
+    return True
+
+
+def _text(notebook: NotebookNode) -> str:
+    return str(nbformat.writes(notebook, version=4)) + "\n"
+
+
+def _chosen(names: Sequence[str]) -> list[Path]:
+    if not names:
+        return sources()
+    found = [source for source in sources() if any(source.stem.startswith(Path(name).stem) for name in names)]
+    if not found:
+        sys.exit(f"no notebook begins with {', '.join(names)}; there are {', '.join(p.stem for p in sources())}")
+    return found
 
 
 def main() -> int:
-    """Writes or checks every notebook; the exit code is 1 when `--check` finds one that differs."""
-    check = "--check" in sys.argv[1:]
-    stale = []
-    for source in sorted(FOLDER.glob("*.py")):
-        target = source.with_suffix(".ipynb")
-        wanted = generated(source)
-        if target.is_file() and cells_of(nbformat.read(target, as_version=4)) == cells_of(wanted):
-            continue
-        stale.append(target.name)
-        if not check:
-            target.write_text(nbformat.writes(wanted, version=4) + "\n", encoding="utf-8")
-    if stale:
-        sys.stdout.write(f"{'differ from their .py' if check else 'written'}: {', '.join(stale)}\n")
-    return 1 if check and stale else 0
+    """Executes, renews or checks the notebooks; the exit code is 1 when something is wrong with them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="only notebooks whose name begins so")
+    parser.add_argument("--check", action="store_true", help="only say what does not fit")
+    parser.add_argument("--cells", action="store_true", help="renew cells, keep outputs, execute nothing")
+    parser.add_argument("--measure", action="store_true", help="renew the measured lines")
+    wanted = parser.parse_args()
+    if wanted.check:
+        found = check()
+    elif wanted.cells:
+        measured = MeasuredFile(MEASURED)
+        for source in _chosen(wanted.names):
+            _write(source.with_suffix(".ipynb"), generated(source, measured))
+        found = check()
+    else:
+        found = execute_all(_chosen(wanted.names), measure=wanted.measure)
+    for problem in found:
+        sys.stdout.write(f"{problem}\n")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def policy_figure(
             _say(figure.subplots(), "no step was made")
             return picture(figure, "No step of GRPO was made.")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
-        _draw_groups(left, groups or {})
+        _draw_groups(left, groups or {}, "Groups that were compared")
         draw_policy(middle, trained)
         kl = [(row["step"], row["kl"]) for row in trained if row.get("kl") is not None]
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
@@ -150,7 +150,7 @@ def policy_figure(
         )
 
 
-def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]]) -> None:
+def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]], title: str) -> None:
     color = variant_color("policy")
     for place, members in enumerate(groups.values()):
         for rewards, filled in (
@@ -174,8 +174,20 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(round_ticks())
-    _finish(axes, "Groups that were compared", "reward\n(hollow: invalid; black bar: mean)", "", grid=False)
+    _finish(axes, title, "reward\n(hollow: invalid; black bar: mean)", "", grid=False)
     axes.grid(axis="x", color=GRID, linewidth=0.7)
+
+
+def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
+    """Rewards of some pairs side by side, a line a group; hollow dots are invalid pairs.
+
+    Args:
+        groups: Name -> reward and validity of its pairs.
+    """
+    with drawing(0.55 * len(groups) + 1.2, width=7.4) as figure:
+        _draw_groups(figure.subplots(), groups, "Rewards")
+        told = ", ".join(f"{name} {statistics.fmean(r for r, _ in members):.3g}" for name, members in groups.items())
+        return picture(figure, f"Mean reward: {told}.")
 
 
 def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:

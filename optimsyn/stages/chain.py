@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from optimsyn.models.replies import Reply, ReplyCache
 from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
+    from optimsyn.display.plots import Picture
     from optimsyn.judgements import Judgement
     from optimsyn.runs.folder import Run
 
@@ -175,3 +177,17 @@ class Workbench:
         # A request that could not be read as a rubric has no pair after it.
         sent = [Sent(*name, *exchange) for name, exchange in zip(names, self._exchanges.seen, strict=False)]
         return Chain(passage, guiding_text, rubric, judgement.pair, judgement, tuple(sent))
+
+    def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
+        """The rewards that guiding texts lead to on the same passages, with the same seeds.
+
+        Args:
+            guiding_texts: Name -> text.
+            indices: Numbers of the passages.
+        """
+        from optimsyn.display.plots_stages import rewards_figure
+
+        found = {
+            name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
+        }
+        return rewards_figure({name: [(row.reward, row.valid) for row in rows] for name, rows in found.items()})

@@ -216,8 +216,8 @@ def evaluation_picture(run: Run) -> Picture:
 def judged_pairs(run: Run) -> list[Pair]:
     """Every different valid pair of a run: first draft, searches and final candidates."""
     drafts = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
-    judged = read_jsonl(run.path("rewards.jsonl"), _Row)
-    found = {content_key(pair): pair for pair in [*drafts, *(row.pair for row in judged if row.valid and row.pair)]}
+    judged = [row.pair for row in _ledger(run) if row.valid and row.pair is not None]
+    found = {content_key(pair): pair for pair in [*drafts, *judged]}
     return list(found.values())
 
 
@@ -232,7 +232,7 @@ def _groups(run: Run) -> dict[str, list[_Row]]:
     """The judgements of each group that GRPO compared, by the title of their passage, in order of judging."""
     titles = _titles(run)
     groups: dict[tuple[str, int], list[_Row]] = {}
-    for row in read_jsonl(run.path("rewards.jsonl"), _Row):
+    for row in _ledger(run):
         if row.source == "train_policy":
             groups.setdefault((row.passage_id, row.seed), []).append(row)
     named: dict[str, list[_Row]] = {}
@@ -240,6 +240,12 @@ def _groups(run: Run) -> dict[str, list[_Row]]:
         title = titles.get(passage_id) or passage_id
         named[title if title not in named else f"{title} ({seed})"] = members
     return named
+
+
+def _ledger(run: Run) -> list[_Row]:
+    """Every judgement so far; a run without optimisers has none before synthesis."""
+    path = run.path("rewards.jsonl")
+    return [_Row.model_validate(row) for row in iter_json(path, tolerate_torn=True)] if path.is_file() else []
 
 
 def _candidates(run: Run, variant: str) -> list[Judgement]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class Trial:
     """What a generator wrote, shown as a table in a notebook.
 
+    The table says nothing about where a reply came from, so that it is the same when it is shown again.
+
     Attributes:
         model: Its name.
         rows: Passage, pair, verdict of the validity checks.
@@ -35,8 +37,8 @@ class Trial:
     def _repr_html_(self) -> str:
         used = self.usage
         note = (
-            f"{self.fresh} requests were sent now, {len(self.rows) - self.fresh} replies came from the cache. In all "
-            f"{used.input_tokens:,} tokens in, {used.output_tokens:,} out, {used.cost_usd:.4f} USD by LiteLLM's prices."
+            f"{used.replies} replies: {used.input_tokens:,} tokens in, {used.output_tokens:,} out, "
+            f"{used.cost_usd:.4f} USD by LiteLLM's prices."
         )
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
@@ -66,7 +68,7 @@ class Trial:
             tuple(rows),
             frozenset({1, 2, 3}),
             f"{each_in:.0f} tokens in and {each_out:.0f} out for a pair, counted by this generator's tokenizer; "
-            "models that think before they answer use more. List prices of the installed LiteLLM; look them up before you buy.",
+            "models that think before they answer use more. List prices as the installed LiteLLM knows them.",
         )
 
 
@@ -106,6 +108,17 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     usage = cache.totals()
     cache.close()
     return Trial(spec.name, tuple(rows), usage.replies - before, usage)
+
+
+def ask_once(spec: ModelSpec, text: str) -> str:
+    """Sends one short request past every cache, to see whether a service answers; gives what it said.
+
+    Raises:
+        ServiceError: It does not, for good; the message says why and what to do.
+    """
+    from optimsyn.models.language_model import Call, load_language_model
+
+    return load_language_model(spec).complete_sync(Call.of(text, max_tokens=16)).text
 
 
 def _file_name(name: str) -> str:

@@ -1,0 +1,169 @@
+# %% [markdown]
+# # The whole loop in one sitting
+#
+# You go once around optimsyn's loop on a few texts of nutrition medicine: from documents to a fine-tuned and evaluated
+# model, with a look at the data after each step. No key, no GPU and no model hub are needed.
+#
+# In short: a few sentences of yours (the *guiding text*) become a *rubric* for each passage, the rubric becomes a
+# question-answer *pair*, and the model that you want to teach says by its own gradients whether the pair would help it
+# on questions that an expert wrote. That number, the *influence*, is the reward that improves the guiding text and
+# trains the model that writes the rubrics.
+#
+# **What such a small run shows, and what not.** Everything here is real: no number is made up, and every part is the
+# one that a large run uses. But the model is Gemma 3 270M, a base model smaller than any that you would use, and there
+# are a handful of pairs a variant. It shows the mechanism. It cannot show whether optimised rubrics make better data:
+# the intervals in the last step are wider than any difference.
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
+
+# %% tags=["parameters"]
+recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
+size: str = "tiny"  # "tiny": the embedded model and a handful of documents
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
+run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
+
+# %% [markdown]
+# ## Is everything here?
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
+
+# %% [markdown]
+# ## The recipe
+#
+# One file says what a run is made of. `Run.start` checks all of it before anything is bought, and makes a folder that
+# everything goes into. Run the notebook again and it goes on where it stopped; a finished stage costs nothing.
+
+# %%
+from optimsyn.runs import Run
+from optimsyn.stages import evaluate, fine_tune, look, optimize_prompt, prepare, synthesize, train_policy, warm_up
+
+run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
+run.recipe
+
+# %% [markdown]
+# ## 1. Prepare
+#
+# Documents become passages with exact character offsets. Questions become a validation set, which will judge every
+# pair, and a test set, which nobody looks at before the end.
+
+# %%
+prepare.run(run)
+
+# %%
+look.passages(run)
+
+# %%
+look.questions(run)
+
+# %% [markdown]
+# ## 2. Warm-up
+#
+# A first draft of pairs is written under your guiding text and trains the target for a few steps. Now a pair has an
+# influence: how much one more training step on it would lower the loss on the validation questions. Below is the best
+# and the worst pair of the draft, with their rubrics. Rubrics of a model this small are clumsy; look at the questions.
+
+# %%
+warm_up.run(run)
+
+# %%
+look.first_draft(run)
+
+# %% [markdown]
+# Every dot is a pair. A pair left of the dashed line would do harm, or at best nothing.
+
+# %%
+look.warm_up_picture(run)
+
+# %% [markdown]
+# ## 3. Better words: GEPA on the guiding text
+#
+# An optimiser rewrites the guiding text and keeps what raises the mean reward. Compare the first line with the last.
+
+# %%
+optimize_prompt.run(run)
+
+# %%
+look.guiding_texts(run)
+
+# %% [markdown]
+# ## 4. Better weights: GRPO on the rubric model
+#
+# Several rubrics are sampled for one passage. Those whose pairs are better than the mean of their group become more
+# likely. Two steps move nothing that one could see; here you see how it is done.
+
+# %%
+train_policy.run(run)
+
+# %%
+look.policy_groups(run)
+
+# %% [markdown]
+# ## 5. Synthesize
+#
+# Four variants write pairs for the same passages with the same seeds: without a rubric, under your text, under the
+# optimised text, and by the trained policy. All are checked, scored and cut to the same number.
+
+# %%
+synthesize.run(run)
+
+# %%
+look.variants_picture(run)
+
+# %% [markdown]
+# The pair of highest influence and that of lowest. Is the best one good, or does it only please the score?
+
+# %%
+look.best_and_worst(run)
+
+# %% [markdown]
+# And which words of an answer bring it? Shares of all words add up to the influence of the pair.
+
+# %%
+from optimsyn.display.heatmap import Heatmap
+
+Heatmap(look.token_shares(run))
+
+# %% [markdown]
+# The dataset, with the sentence that each pair rests on:
+
+# %%
+look.dataset(run)
+
+# %% [markdown]
+# ## 6. Fine-tune
+#
+# The target learns from each variant's pairs: same number, same steps, same seed.
+
+# %%
+fine_tune.run(run)
+
+# %% [markdown]
+# ## 7. Evaluate
+#
+# The target as it came and every fine-tuned one answer the held-back test questions.
+
+# %%
+evaluate.run(run)
+
+# %%
+look.evaluation_picture(run)
+
+# %% [markdown]
+# How to read it: the bars are 95 % intervals over a handful of questions, from one seed. Where bars overlap as much as
+# here, *nothing has been shown*, whatever the dots say. To find out whether the loop is worth its cost takes hundreds
+# of questions, several seeds and a model that can write.
+#
+# ## What to try next
+#
+# - `size = "full"` above is the same recipe in a quarter of an hour, with a few more of everything.
+# - Step through the stages one by one, with more to see in each: [01_prepare](01_prepare.ipynb) to
+#   [07_evaluate](07_evaluate.ipynb).
+# - Ask whether influence is more than likeness: [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb).
+# - Change the guiding text and see what follows: [11_guiding_text_rubric_pair](11_guiding_text_rubric_pair.ipynb).
+# - Let a stronger model write: [12_hosted_generator](12_hosted_generator.ipynb).
+# - Bring your own texts and checks: [13_your_documents_and_checks](13_your_documents_and_checks.ipynb).

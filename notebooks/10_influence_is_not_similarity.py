@@ -1,0 +1,92 @@
+# %% [markdown]
+# # Influence is not similarity
+#
+# A synthetic pair can look like the real questions and teach nothing, or look like none of them and help. You compare
+# the two measures on the pairs of a run: likeness by embeddings, which is how retrieval would choose data, and
+# influence, which asks the target itself.
+#
+# The OptimSyn paper shows this for large models: synthetic and real samples lie close together in embedding space and
+# far apart in influence. Here the same analysis runs on a small model and a handful of pairs, and **whatever comes out
+# is printed**: with so few samples the interval of the correlation is wide, and it may well contain both "no relation"
+# and "a clear one".
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
+
+# %% tags=["parameters"]
+recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
+size: str = "tiny"  # "tiny": the embedded model and a handful of documents
+run_folder: str = ""  # an existing run; the two above are then ignored
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
+
+# %% [markdown]
+# A run that has synthesized is needed. If there is none yet, its first stages run now, which takes some minutes.
+
+# %%
+from optimsyn.runs import Run
+from optimsyn.stages import look
+from optimsyn.stages.through import run_through
+from optimsyn.stages.tools import Tools
+
+run = Run.start(recipe, size=size, run_folder=run_folder)
+run_through(run, "synthesize")
+
+# %% [markdown]
+# ## Two measures of the same samples
+#
+# Half of the validation questions (every second one of each subtask) give the direction of the influence and the centre
+# that likeness is measured to. The other half stand for *real data*: they are scored exactly as the synthetic pairs
+# are, and no question meets itself.
+#
+# Embeddings are mean hidden states of the target's own base model, with the mean of all samples taken off, because
+# otherwise every cosine is nearly 1. That is no embedding model. Give `compare_similarity` another `embedder` for a
+# stronger one.
+
+# %%
+from optimsyn.influence.similarity import compare_similarity
+
+tools = Tools(run)
+found = compare_similarity(tools.target, run.recipe.influence, tools.validation, look.judged_pairs(run))
+found
+
+# %% [markdown]
+# Spearman's coefficient is 1 where one measure orders the samples as the other does and 0 where it says nothing about
+# it. Read the interval, not the number: if it reaches from well below 0 to well above, these samples cannot tell.
+
+# %%
+found.picture()
+
+# %% [markdown]
+# Left, each sample once: if likeness were influence, the dots would rise along a line. Right, the same samples as an
+# embedding sees them, first two principal components, coloured by what the target thinks of them.
+#
+# ## Alike, and yet
+#
+# Of all synthetic pairs, the two that differ least in likeness for how much they differ in influence:
+
+# %%
+found.apart()
+
+# %% [markdown]
+# ## Which words?
+#
+# Influence can be shared out among the words of an answer, which no similarity can. Here are the pairs of highest and
+# of lowest influence of the dataset's variant: blue words help, red words hurt.
+
+# %%
+from optimsyn.display.heatmap import Heatmap
+
+Heatmap(look.token_shares(run))
+
+# %% [markdown]
+# ## What to try next
+#
+# - More samples make the interval narrow: give `run_folder` a finished run of size `full`, or of a recipe of yours.
+# - `run.recipe.influence` says how influence is computed. Does the paper's choice (`adam`, `cosine`) see something
+#   else? Start a run with `changes = {"influence.estimator": "adam", "influence.normalization": "cosine"}`.
+# - Whether influence predicts what training really does is another question, with a benchmark of its own:
+#   `docs/influence.md`.

@@ -1,0 +1,117 @@
+# %% [markdown]
+# # Your documents, your questions, your checks
+#
+# You take a folder of your own texts (Markdown, plain text, HTML, Word, PDF), a file of questions, and a rule of your
+# own that a pair must pass, and see three pairs from them before anything expensive starts.
+#
+# The folder here holds four short texts on beekeeping in four formats. Everything below works with yours: put its path
+# into `folder`.
+
+# %% [markdown] tags=["measured"]
+# Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
+
+# %% tags=["parameters"]
+folder: str = ""  # holds recipe.yaml, documents/ and questions; empty: the example that comes with optimsyn
+pairs: int = 3  # pairs in the preview
+
+# %%
+from optimsyn.notebook import check_environment
+
+check_environment()
+
+# %% [markdown]
+# ## What is in the folder
+
+# %%
+from pathlib import Path
+
+from optimsyn.notebook import examples_folder
+
+place = Path(folder) if folder else examples_folder() / "beekeeping"
+print("\n".join(sorted(str(path.relative_to(place)) for path in place.rglob("*.*") if "__" not in str(path))))
+
+# %% [markdown]
+# ## The recipe
+#
+# Paths are relative to the recipe's own folder. Questions are rows with `question` and `answer`, as JSON lines or CSV;
+# with `choices` they are multiple choice, and `group` keeps those that belong together on one side of the split.
+
+# %%
+print((place / "recipe.yaml").read_text())
+
+# %% [markdown]
+# ## A check of your own
+#
+# A check is a function that gets a pair and what it was made from, and gives `None` or the reason why the pair will not
+# do. It lies in any module that Python can import; the recipe names it under `checks.plugins`.
+
+# %%
+import sys
+
+sys.path.insert(0, str(place))
+print((place / "bee_checks.py").read_text())
+
+# %% [markdown]
+# ## Validate
+#
+# Files, rows, models and checks are looked at in seconds; whatever would stop a run is said now, with file, row and
+# cure.
+
+# %%
+from optimsyn.preflight import validate
+from optimsyn.recipe import Recipe
+
+recipe = Recipe.load(place / "recipe.yaml")
+validate(recipe).counts
+
+# %% [markdown]
+# What a mistake looks like: the same questions from the CSV file, with a column that is not there.
+
+# %%
+from optimsyn import RecipeError
+from optimsyn.recipe_changes import changed
+
+wrong = changed(
+    recipe,
+    {"questions.validation": {"path": str(place / "questions.csv"), "columns": {"answer": "anser"}}},
+)
+try:
+    validate(wrong).raise_if_refused()
+except RecipeError as error:
+    print(error)
+
+# %% [markdown]
+# With the column's right name the CSV file does as well as the JSON lines:
+
+# %%
+validate(changed(recipe, {"questions.validation": {"path": str(place / "questions.csv")}})).counts
+
+# %% [markdown]
+# ## Preview
+#
+# Pairs with their rubrics, the verdict of all checks and a first impression of influence. Invalid ones are shown too:
+# see which check refused them.
+
+# %%
+from optimsyn.runs import Run
+from optimsyn.stages import look
+from optimsyn.stages.preview import preview
+
+run = Run.start(str(place / "recipe.yaml"), size="tiny")
+preview(run, pairs)
+
+# %% [markdown]
+# Where the passages came from, and whether anything was lost on the way:
+
+# %%
+look.prepare_picture(run)
+
+# %% [markdown]
+# ## What to try next
+#
+# - Copy the folder, put your texts in, and write the guiding text: two or three sentences that say what a good question
+#   in your field asks.
+# - Start the whole run: `optimsyn run recipe.yaml --size tiny`, then without the size. For checks beside the recipe,
+#   put their folder on Python's path: `PYTHONPATH=. optimsyn run recipe.yaml`.
+# - Sentences that your generator keeps getting wrong make good checks. Read the lowest and the highest pairs in
+#   [05_synthesize](05_synthesize.ipynb).
