@@ -1,4 +1,4 @@
-"""The command line: doctor, validate, preview, run, batch, new.
+"""The command line: doctor, validate, preview, run, batch, execute, open, new.
 
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
 """
@@ -11,9 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 import optimsyn
 from optimsyn.errors import OptimsynError, ParameterError, RecipeError
@@ -121,7 +122,7 @@ def preview(
 
         result = make(run_, pairs)
     console.print(result)
-    console.print(f"The replies are kept: `optimsyn run {recipe}` begins with them.", highlight=False)
+    console.print("The replies are kept: `optimsyn run` with the same recipe and options begins with them.")
 
 
 @app.command()

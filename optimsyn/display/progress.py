@@ -1,18 +1,21 @@
 """Progress of something long: one line updated in place in a terminal or a notebook, a few lines in a log file.
 
 No widgets: they are blank in a saved notebook. What stays in the cell is the last state, as text.
+`optimsyn.display.live` draws lines that are not counted.
 """
 
 from __future__ import annotations
 
-import html
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
+from optimsyn.display.live import NotebookText, in_notebook
 from optimsyn.display.summary import duration
+
+__all__ = ["Progress", "in_notebook", "track"]
 
 T = TypeVar("T")
 
@@ -55,10 +58,9 @@ class Progress:
         self._clock = clock
         self._started = clock()
         self._drawn: float | None = None
-        self._handle: Any = None
-        self._notebook = stream is None and in_notebook()
+        self._notebook = NotebookText() if stream is None and in_notebook() else None
         self._stream = stream if stream is not None else sys.stderr
-        self._in_place = not self._notebook and self._stream.isatty()
+        self._in_place = self._notebook is None and self._stream.isatty()
         self._width = 0
 
     @property
@@ -96,13 +98,13 @@ class Progress:
 
     def _draw(self, *, finished: bool, failed: bool = False) -> None:
         now = self._clock()
-        pause = _REDRAW_SECONDS if self._notebook or self._in_place else _LOG_SECONDS
+        pause = _REDRAW_SECONDS if self._notebook is not None or self._in_place else _LOG_SECONDS
         if not finished and self._drawn is not None and now - self._drawn < pause:
             return
         self._drawn = now
         text = self.line(finished=finished, failed=failed)
-        if self._notebook:
-            self._draw_notebook(text)
+        if self._notebook is not None:
+            self._notebook.show(text, self.done / self.total if self.total else None)
         elif self._in_place:
             # Blanks overwrite what a longer line before has left.
             self._stream.write("\r" + text.ljust(self._width) + ("\n" if finished else ""))
@@ -110,16 +112,6 @@ class Progress:
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
-
-    def _draw_notebook(self, text: str) -> None:
-        from IPython.display import display
-
-        share = f'<progress max="{self.total}" value="{self.done}"></progress> ' if self.total else ""
-        bundle = {"text/plain": text, "text/html": f"<div>{share}{html.escape(text)}</div>"}
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
-        else:
-            self._handle.update(bundle, raw=True)
 
     def __enter__(self) -> Progress:
         self._draw(finished=False)
@@ -139,12 +131,3 @@ def track(items: Iterable[T], title: str, *, total: int | None = None, unit: str
         for item in items:
             yield item
             progress.advance()
-
-
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook (asked without importing IPython)."""
-    shell = sys.modules.get("IPython")
-    if shell is None:
-        return False
-    running = shell.get_ipython()
-    return running is not None and hasattr(running, "kernel")

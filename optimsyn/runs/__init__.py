@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from optimsyn.runs.folder import Run, StageHandle
+from optimsyn.runs.folder import Run
+from optimsyn.runs.handle import StageHandle
 from optimsyn.runs.manifest import STAGES, Manifest
 
 __all__ = ["STAGES", "Manifest", "Run", "StageHandle"]

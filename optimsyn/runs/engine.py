@@ -1,50 +1,50 @@
 """Executes a notebook with papermill, and tells the truth about how it ended.
 
-papermill itself marks every cell "completed" after a killed kernel or a time-out. This engine marks the cell that was
-running as failed with the real reason, leaves the cells after it pending, keeps secrets out of the saved notebook, and
-writes the notebook atomically. The kernel is started from this very interpreter, whatever kernels the user has
-installed.
+Three doors lead here: the runner and `optimsyn execute` call `execute`, and `papermill --engine optimsyn` finds
+`TruthfulEngine` through its entry point. Behind each of them the parameters are checked before a kernel starts, the
+cell that was running is marked as failed with the real reason, the notebook is saved atomically as it grows, and
+secrets stay out of it. The kernel is started from this very interpreter, whatever kernels the user has installed.
 """
 
 from __future__ import annotations
 
-import logging
-import math
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nbformat
 import zmq
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from papermill.execute import execute_notebook
 
-from optimsyn.data.jsonl import write_text
+from optimsyn.display.live import LiveLine
 from optimsyn.errors import StageError
-from optimsyn.redaction import redact, redact_tree, secret_values
+from optimsyn.redaction import redact
+from optimsyn.runs.client import START_SECONDS, CellStates, Client, Stopped, on_terminate
 from optimsyn.runs.kernel import LOCK_VARIABLE
 from optimsyn.runs.parameters import check_parameters
 
 ENGINE = "optimsyn"
-# On a machine that is busy training, a kernel may take long to answer although nothing is wrong.
-_START_SECONDS = 180
-_OUTPUT_SECONDS = 120
 # How often a notebook is saved while one long cell prints, in seconds.
 _AUTOSAVE_SECONDS = 10
 _LOG_LINES = 8
+_LOG_SECONDS = 5
 
-# What nbclient logs is said again, better, by the NotebookError.
-_QUIET = logging.getLogger("optimsyn.runs.engine.nbclient")
-_QUIET.setLevel(logging.CRITICAL)
+# Progress bars of libraries are drawn for terminals and turn into pages of text in a saved notebook.
+_KERNEL_VARIABLES = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class NotebookError(StageError):
@@ -68,167 +68,88 @@ class NotebookError(StageError):
         super().__init__(f"{notebook.name}{where}: {kind}: {reason}")
 
 
-class _Stopped(Exception):  # noqa: N818 (a signal inside this module, not an error that anybody else sees)
-    """A cell ended in a way that the kernel could not report itself."""
-
-    def __init__(self, index: int | None, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
-        self.kind = kind
-        self.reason = reason
-
-
-class _KernelManager(AsyncKernelManager):
-    """Starts `optimsyn.runs.kernel` with this interpreter; no kernel needs to be installed."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        """The one kernel; nbclient keeps its command history in memory."""
-        argv = [sys.executable, "-m", "optimsyn.runs.kernel", "-f", "{connection_file}"]
-        return KernelSpec(
-            argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": ["curve"]}
-        )
-
-
-class _Manager(NotebookExecutionManager):
-    """Keeps the state of the cells, saves the notebook without secrets."""
-
-    def __init__(self, nb: Any, *, secret_names: Iterable[str], **options: Any) -> None:
-        super().__init__(nb, **options)
-        self._secret_names = tuple(secret_names)
-
-    def save(self, **_: Any) -> None:
-        """Writes the notebook as it stands, atomically, secrets taken out."""
-        secrets = secret_values(self._secret_names)
-        for cell in self.nb.cells:
-            if cell.cell_type == "code":
-                cell.outputs = [redact_tree(output, secrets) for output in cell.outputs]
-        if self.output_path:
-            write_text(Path(self.output_path), nbformat.writes(self.nb, version=4) + "\n")
-        self.last_save_time = self.now()
-
-    def cell_stopped(self, index: int, kind: str, reason: str) -> None:
-        """Marks the running cell as failed, with the reason as its last output."""
-        cell = self.nb.cells[index]
-        self.cell_exception(cell, cell_index=index)
-        if cell.cell_type == "code":
-            text = f"{kind}: {reason}"
-            cell.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=reason, traceback=[text]))
-
-    def notebook_complete(self, **_: Any) -> None:
-        """Writes the times; cells that never ran stay pending."""
-        self.end_time = self.now()
-        state = self.nb.metadata.papermill
-        state["end_time"] = self.end_time.isoformat()
-        state["duration"] = (self.end_time - self.start_time).total_seconds()
-        self.save()
-
-
-class _Client(PapermillNotebookClient):
-    """Runs the cells one after the other and stops at the first that fails, whatever the way."""
-
-    def execute(self, **kernel_options: Any) -> Any:
-        """Starts the kernel, runs the cells, stops the kernel.
-
-        Raises:
-            _Stopped: The kernel died, did not start, or ran out of time.
-        """
-        self.reset_execution_trackers()
-        self._deaths = _memory_kills()
-        try:
-            with self.setup_kernel(**kernel_options):
-                if self._all_cells():
-                    info = self.wait_for_reply(self.kc.kernel_info())
-                    self.nb.metadata["language_info"] = info["content"]["language_info"]
-                    self.set_widgets_metadata()
-        except DeadKernelError as error:
-            raise _Stopped(None, "KernelDied", f"{error} while it was being shut down") from error
-        except RuntimeError as error:
-            if not str(error).startswith(("Kernel died", "Kernel didn't respond")):
-                raise
-            raise _Stopped(None, "KernelDied", f"the kernel did not start: {error}") from error
-        return self.nb
-
-    def _all_cells(self) -> bool:
-        for index, cell in enumerate(self.nb.cells):
-            try:
-                self.nb_man.cell_start(cell, index)
-                self.execute_cell(cell, index)
-            except CellExecutionError as error:
-                self.nb_man.cell_exception(self.nb.cells[index], cell_index=index, exception=error)
-                return False
-            except DeadKernelError as error:
-                raise self._stopped(index, "KernelDied", self._cause_of_death()) from error
-            except CellTimeoutError as error:
-                self.shutdown_kernel = "immediate"
-                raise self._stopped(index, "TimeLimit", "the stage took longer than its time limit") from error
-            except KeyboardInterrupt:
-                self.shutdown_kernel = "immediate"
-                self._stopped(index, "Interrupted", "interrupted by a person or by a signal")
-                raise
-            finally:
-                self.nb_man.cell_complete(self.nb.cells[index], cell_index=index)
-        return True
-
-    def _stopped(self, index: int, kind: str, reason: str) -> _Stopped:
-        self.nb_man.cell_stopped(index, kind, reason)
-        return _Stopped(index, kind, reason)
-
-    def _cause_of_death(self) -> str:
-        process = getattr(self.km.provisioner, "process", None) if self.km is not None else None
-        code = process.poll() if process is not None else None
-        if code is None:
-            return "the kernel died for an unknown reason"
-        if code >= 0:
-            return f"the kernel left with exit code {code}"
-        name = signal.Signals(-code).name
-        if name != "SIGKILL":
-            return f"the kernel was killed by {name}"
-        if _memory_kills() > self._deaths:
-            return (
-                "the kernel was killed by SIGKILL because the machine ran out of memory; use smaller batches or models"
-            )
-        return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
-
-
 class TruthfulEngine(NBClientEngine):
-    """papermill's nbclient engine with the client and the manager of this module."""
+    """papermill's nbclient engine with the client of `optimsyn.runs.client`."""
+
+    @classmethod
+    def nb_kernel_name(cls, nb: Any, name: str | None = None) -> str:
+        """The kernel is this interpreter, whatever the notebook calls its own."""
+        return name or "python3"
+
+    @classmethod
+    def nb_language(cls, nb: Any, language: str | None = None) -> str:
+        """Always Python."""
+        return "python"
 
     @classmethod
     def execute_notebook(
-        cls, nb: Any, kernel_name: str, output_path: str | None = None, progress_bar: bool = False, **options: Any
+        cls,
+        nb: Any,
+        kernel_name: str,
+        output_path: str | None = None,
+        progress_bar: bool | dict[str, Any] = True,
+        log_output: bool = False,
+        autosave_cell_every: int = _AUTOSAVE_SECONDS,
+        **options: Any,
     ) -> Any:
-        """Executes a parameterized notebook; called by papermill.
+        """Executes a notebook into which the parameters were put; called by papermill.
+
+        Args:
+            nb: The notebook.
+            kernel_name: For papermill's metadata.
+            output_path: Where it is saved while it runs; None saves it only at the end.
+            progress_bar: Show one line of progress.
+            log_output: Pass outputs on to papermill's log.
+            autosave_cell_every: Seconds between saves while a cell prints.
+            options: papermill's others (`execution_timeout`, `start_timeout`, `stdout_file`, `stderr_file`), and those
+                of `execute`.
+
+        Returns:
+            The executed notebook, without secrets.
 
         Raises:
-            _Stopped: The kernel died, did not start, or ran out of time.
+            NotebookError: The kernel died, did not start, or ran out of time. An exception in a cell is told by
+                papermill.
+            ParameterError: A parameter does not fit; nothing was started or written.
         """
-        manager = _Manager(
+        name = Path(str(options.get("input_path") or output_path or "notebook")).name
+        if not options.get("checked"):
+            _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
+        states = CellStates(
             nb,
-            secret_names=options.pop("secret_names", ()),
+            secret_names=options.get("secret_names", ()),
             output_path=output_path,
             progress_bar=False,
             log_output=False,
-            autosave_cell_every=_AUTOSAVE_SECONDS,
+            autosave_cell_every=autosave_cell_every,
         )
-        manager.notebook_start()
+        states.notebook_start()
+        here = output_path is not None and "://" not in str(output_path)
+        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if here else None, options.get("secret_names", ()))
         try:
-            seconds = options.get("seconds")
-            deadline = None if seconds is None else time.monotonic() + float(seconds)
-            client = _Client(
-                manager,
-                kernel_manager_class=_KernelManager,
-                kernel_name=kernel_name,
-                startup_timeout=_START_SECONDS,
-                iopub_timeout=_OUTPUT_SECONDS,
-                coalesce_streams=True,
-                log=_QUIET,
-                timeout_func=lambda _: None if deadline is None else max(1, math.ceil(deadline - time.monotonic())),
+            client = Client(
+                states,
+                kernel_name,
+                seconds=options.get("seconds"),
+                cell_seconds=options.get("execution_timeout"),
+                start_seconds=max(START_SECONDS, int(options.get("start_timeout") or 0)),
+                log_output=log_output,
+                stdout_file=options.get("stdout_file"),
+                stderr_file=options.get("stderr_file"),
             )
-            client.execute(**options["kernel_options"])
+            with _ends_like_an_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
+                client.execute(
+                    env={**_KERNEL_VARIABLES, **os.environ, **options.get("environment", {})},
+                    stdout=log.file,
+                    stderr=log.file,
+                    transport_encryption="auto" if zmq.has("curve") else "disabled",
+                )
+        except Stopped as stop:
+            raise _error(states, stop, Path(output_path or name), log.end()) from stop
         finally:
-            manager.notebook_complete()
-        return manager.nb
+            log.end()
+            states.notebook_complete()
+        return states.clean(states.nb)
 
 
 papermill_engines.register(ENGINE, TruthfulEngine)
@@ -243,6 +164,7 @@ def execute(
     lock: Path | None = None,
     secret_names: Iterable[str] = (),
     environment: Mapping[str, str] | None = None,
+    progress: bool = False,
 ) -> None:
     """Executes a notebook in a kernel of its own.
 
@@ -255,85 +177,140 @@ def execute(
         lock: A file that the kernel keeps locked while it lives.
         secret_names: Environment variables that hold secrets beside those whose name says so.
         environment: Variables of the kernel beside those of this process.
+        progress: Show one line that tells how far the notebook is.
 
     Raises:
         NotebookError: A cell raised, the kernel died or the time ran out.
-        StageError: A parameter is unknown or of a wrong type.
+        ParameterError: A parameter is unknown, of a wrong type or out of range; nothing was started or written.
     """
-    check_parameters(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    from papermill.execute import execute_notebook
+
+    if not notebook.is_file():
+        raise StageError(f"{notebook}: there is no such notebook")
+    _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
-    log_path = output.with_suffix(".log")
-    variables = {**os.environ, **(environment or {})}
+    names = tuple(secret_names)
+    variables = dict(environment or {})
     if lock is not None:
         variables[LOCK_VARIABLE] = str(lock)
-    names = tuple(secret_names)
     try:
-        with log_path.open("wb") as log:
-            execute_notebook(
-                str(notebook),
-                str(output),
-                parameters=dict(parameters),
-                engine_name=ENGINE,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                secret_names=names,
-                seconds=seconds,
-                kernel_options={
-                    "env": variables,
-                    "stdout": log,
-                    "stderr": log,
-                    "transport_encryption": "auto" if zmq.has("curve") else "disabled",
-                },
-            )
-    except _Stopped as stop:
-        tail = _tidy_log(log_path, names)
-        reason = stop.reason + (f"\n{tail}" if stop.kind == "KernelDied" and tail else "")
-        cell, source = _code_cell(output, stop.index)
-        raise NotebookError(output, cell, source, stop.kind, redact(reason, names)) from stop
+        execute_notebook(
+            # papermill fills in braces of a path as a template.
+            _literal(notebook),
+            _literal(output),
+            parameters=dict(parameters),
+            engine_name=ENGINE,
+            kernel_name="python3",
+            language="python",
+            progress_bar=progress,
+            autosave_cell_every=_AUTOSAVE_SECONDS,
+            checked=True,
+            secret_names=names,
+            seconds=seconds,
+            environment=variables,
+        )
     except PapermillExecutionError as error:
         # papermill put a heading and an anchor cell in, so the number is taken from the error, not from the file.
         number = error.exec_count if isinstance(error.exec_count, int) else None
         reason = redact(str(error.evalue), names)
         raise NotebookError(output, number, str(error.source), str(error.ename), reason) from None
+
+
+def _literal(path: Path) -> str:
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> None:
+    """Checks the parameters; a notebook of somebody's own may do without any."""
+    tagged = any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
+    if tagged or parameters:
+        check_parameters(notebook, parameters, name)
+
+
+def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> NotebookError:
+    cell, source = None, ""
+    if stop.index is not None:
+        cells = states.clean(states.nb).cells
+        cell = sum(1 for item in cells[: stop.index + 1] if item.cell_type == "code")
+        source = str(cells[stop.index].source)
+    reason = stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else "")
+    return NotebookError(notebook, cell, source, stop.kind, states.clean(reason))
+
+
+@contextlib.contextmanager
+def _ends_like_an_interrupt() -> Iterator[None]:
+    """Lets SIGTERM end the notebook like Ctrl-C does: the kernel is stopped and the notebook says why."""
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = on_terminate(interrupt)
+    try:
+        yield
     finally:
-        _tidy_log(log_path, names)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _code_cell(output: Path, index: int | None) -> tuple[int | None, str]:
-    """Number among the code cells, and source, of a cell of the executed notebook."""
-    if index is None:
-        return None, ""
-    cells = nbformat.read(output, as_version=4).cells
-    number = sum(1 for cell in cells[: index + 1] if cell.cell_type == "code")
-    return number, str(cells[index].source)
+def _line(states: CellStates, name: str) -> LiveLine:
+    """One line for the notebook: which cell runs, for how long, and what the stage in it says about itself."""
+    begun = time.monotonic()
+    code = [index for index, cell in enumerate(states.nb.cells) if cell.cell_type == "code"]
+
+    def done() -> int:
+        return sum(index < (states.running or 0) for index in code)
+
+    def status() -> str:
+        from optimsyn.runs.estimate import clock
+
+        where = "starting" if states.running is None else f"cell {min(done() + 1, len(code))} of {len(code)}"
+        told = f", {states.told}" if states.told else ""
+        return f"{name}: {where}, {clock(time.monotonic() - begun)}{told}"
+
+    return LiveLine(status, share=lambda: done() / len(code) if code else None)
+
+
+class _KernelLog:
+    """What a kernel writes past Jupyter: it comes through a pipe and reaches the disk without secrets.
+
+    Args:
+        path: The log; it is made when there is something to write. None writes to standard error.
+        secret_names: Environment variables that hold secrets beside those whose name says so.
+    """
+
+    def __init__(self, path: Path | None, secret_names: Iterable[str]) -> None:
+        self._path = path
+        self._secret_names = tuple(secret_names)
+        self._last: deque[str] = deque(maxlen=_LOG_LINES)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        reading, writing = os.pipe()
+        self.file = os.fdopen(writing, "wb")
+        self._thread = threading.Thread(target=self._pump, args=(reading,), name="kernel-log", daemon=True)
+        self._thread.start()
+
+    def _pump(self, reading: int) -> None:
+        with os.fdopen(reading, "rb") as pipe:
+            for raw in pipe:
+                line = redact(raw.decode("utf-8", "replace"), self._secret_names)
+                self._last.append(line.rstrip())
+                if self._path is None:
+                    sys.stderr.write(line)
+                else:
+                    with self._path.open("a", encoding="utf-8") as file:
+                        file.write(line)
+
+    def end(self) -> str:
+        """The last lines, once the kernel is gone."""
+        self.file.close()
+        # Something that the kernel started may outlive it and hold the pipe.
+        self._thread.join(timeout=_LOG_SECONDS)
+        return "\n".join(self._last).strip()
 
 
 def _first_line(source: str) -> str:
     lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     return lines[0][:60] if lines else ""
-
-
-def _tidy_log(path: Path, secret_names: Iterable[str]) -> str:
-    """Takes secrets out of a kernel's log, removes an empty one, and gives its end."""
-    if not path.is_file():
-        return ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    clean = redact(text, secret_names)
-    if not clean.strip():
-        path.unlink()
-    elif clean != text:
-        write_text(path, clean)
-    return "\n".join(clean.strip().splitlines()[-_LOG_LINES:])
-
-
-def _memory_kills() -> int:
-    """How many processes of this control group the kernel has killed for want of memory (Linux; else 0)."""
-    file = Path("/sys/fs/cgroup/memory.events")
-    if not file.is_file():
-        return 0
-    for line in file.read_text(encoding="ascii").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "oom_kill":
-            return int(count)
-    return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from optimsyn.errors import StageError
 from optimsyn.runs.folder import Run
@@ -39,13 +41,49 @@ def seconds_left(run: Run, stage: str, elapsed: float, earlier: dict[str, float]
         elapsed: Seconds since it was started.
         earlier: What `earlier_seconds` gave.
     """
-    told = run.progress()
-    if told is not None and told["stage"] == stage and told["done"] > 0 and told["seconds"] >= _SOONEST:
-        whole = float(told["seconds"]) / float(told["done"]) * float(told["total"])
-        return max(0.0, whole - elapsed)
+    told = _told(run, stage)
+    part = _part_left(told)
+    if part is not None and told is not None and told.get("last", True):
+        return part
     if stage in earlier:
-        return max(0.0, earlier[stage] - elapsed)
+        return max(part or 0.0, earlier[stage] - elapsed, 0.0)
     return None
+
+
+def described(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
+    """How far a running stage is, in words: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
+    told = _told(run, stage)
+    words = [clock(elapsed)]
+    if told is not None:
+        words.insert(0, f"{told['done']} of {told['total']} {told['what']}")
+    left, part = seconds_left(run, stage, elapsed, earlier), _part_left(told)
+    if left is not None:
+        words.append(f"about {clock(left)} to go")
+    elif part is not None and told is not None:
+        words.append(f"about {clock(part)} for these {told['what']}")
+    return ", ".join(words)
+
+
+def share_done(run: Run, stage: str) -> float | None:
+    """How much of the present part of a stage is done, from 0 to 1, when it says so."""
+    told = _told(run, stage)
+    return None if told is None or not told["total"] else float(told["done"]) / float(told["total"])
+
+
+def _told(run: Run, stage: str) -> dict[str, Any] | None:
+    told = run.progress()
+    return told if told is not None and told["stage"] == stage else None
+
+
+def _part_left(told: dict[str, Any] | None) -> float | None:
+    """Seconds until the present part of a stage ends, at the rate since it began."""
+    if told is None or told["seconds"] < _SOONEST:
+        return None
+    done = told["done"] - told.get("first", 0)
+    if done <= 0:
+        return None
+    since = max(0.0, time.time() - told["at"]) if "at" in told else 0.0
+    return max(0.0, float(told["seconds"]) / done * (told["total"] - told["done"]) - since)
 
 
 def clock(seconds: float) -> str:

@@ -17,10 +17,13 @@ from optimsyn.data.jsonl import write_json, write_text
 from optimsyn.errors import StageError
 from optimsyn.recipe import Recipe
 from optimsyn.redaction import redact
+from optimsyn.runs.handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.memory import peak_bytes, reset_peak
 
 if TYPE_CHECKING:
+    from optimsyn.data.dataset import Dataset
+    from optimsyn.display.tables import Table
     from optimsyn.models.replies import ReplyCache
 
 # A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
@@ -32,7 +35,7 @@ INTERRUPTED = "interrupted by a person or by a signal"
 _TELL_THEMSELVES = frozenset({"Interrupted", "Killed"})
 
 
-class Run:
+class Run(Shown):
     """A run folder and its manifest.
 
     Args:
@@ -181,7 +184,7 @@ class Run:
         missing = [stage for stage in STAGES[: STAGES.index(manifest.stage(name).name)] if not self.done(stage)]
         if missing:
             raise StageError(f"{self.name}: stage {name} needs {', '.join(missing)} to finish first")
-        with self._only_here(name):
+        with self._only_here(name), shown_in_notebook(self, name):
             yield from self._timed(name, handle)
 
     @contextmanager
@@ -300,65 +303,43 @@ class Run:
             holder.unlink(missing_ok=True)
             lock.release()
 
+    def busy(self) -> str | None:
+        """Who holds the run just now, in a sentence; None when nobody does."""
+        try:
+            with FileLock(str(self.folder / ".run.lock"), timeout=0):
+                return None
+        except Timeout:
+            return f"{self.name} is being run already{_described(self.folder / '.run.holder.json')}"
+
     def progress(self) -> dict[str, Any] | None:
         """How far the running stage is (`stage`, `done`, `total`, `what`, `seconds`), when it says so."""
         try:
-            value = json.loads((self.folder / ".progress.json").read_text(encoding="utf-8"))
+            value = json.loads((self.folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         return value if isinstance(value, dict) else None
 
     def _forget_progress(self) -> None:
-        (self.folder / ".progress.json").unlink(missing_ok=True)
+        (self.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{record.name}</td><td>{record.status}</td>"
-            f"<td>{'' if record.seconds is None else f'{record.seconds:.0f} s'}</td></tr>"
-            for record in self.manifest.stages
-        )
-        return f"<p><b>{self.name}</b></p><table>{rows}</table>"
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset that `synthesize` wrote.
+
+        Raises:
+            DataError: It has not finished.
+        """
+        from optimsyn.data.dataset import Dataset
+
+        return Dataset(self.folder / "dataset")
+
+    def _table(self) -> Table:
+        from optimsyn.display.reprs import run_table
+
+        return run_table(self)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
-
-
-class StageHandle:
-    """What a stage holds while it runs.
-
-    Attributes:
-        finished: The stage had finished before; there is nothing to do.
-        notes: Facts for the manifest.
-    """
-
-    def __init__(self, run: Run, name: str, *, finished: bool) -> None:
-        self.name = name
-        self.finished = finished
-        self.notes: dict[str, Any] = {}
-        self._run = run
-        self._begun = time.monotonic()
-        self._told = float("-inf")
-
-    def note(self, **facts: Any) -> None:
-        """Puts facts (JSON values) into the manifest beside the stage."""
-        self.notes.update(facts)
-
-    def progress(self, done: int, total: int, what: str = "steps") -> None:
-        """Tells the runner how far the stage is, for its time estimate; cheap enough to call for every item.
-
-        Args:
-            done: Items done.
-            total: Items in all.
-            what: What an item is, in the plural.
-        """
-        moment = time.monotonic()
-        if done < total and moment - self._told < 0.5:
-            return
-        self._told = moment
-        write_json(
-            self._run.folder / ".progress.json",
-            {"stage": self.name, "done": done, "total": total, "what": what, "seconds": moment - self._begun},
-        )
 
 
 def _described(holder: Path) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,57 @@ def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
             raise ParameterError(f"{name}: parameters cell: `{line}`: the default is not of that type")
         found[parameter.name] = parameter
     return found
+
+
+def load_notebook(path: Path) -> dict[str, Any]:
+    """A notebook file as plain JSON, for a look at its parameters.
+
+    Raises:
+        ParameterError: The file is missing or is no notebook.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParameterError(f"{path}: there is no such notebook") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ParameterError(f"{path}: not a notebook (.ipynb)") from None
+    if not isinstance(notebook, dict) or "cells" not in notebook:
+        raise ParameterError(f"{path}: not a notebook (.ipynb)")
+    return notebook
+
+
+def given_parameters(
+    notebook: Any, pairs: Iterable[tuple[str, str]], files: Iterable[Path], name: str
+) -> dict[str, Any]:
+    """Values from the command line, read by the types of the notebook's parameters and checked.
+
+    Args:
+        notebook: The notebook.
+        pairs: Name and text of single parameters; they win over those of files.
+        files: YAML files that map names to values.
+        name: Name of the notebook, for messages.
+
+    Raises:
+        ParameterError: A file is no mapping, or a parameter does not fit.
+    """
+    import yaml
+
+    known = read_parameters(notebook, name)
+    values: dict[str, Any] = {}
+    for file in files:
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ParameterError(f"{file}: there is no such file of parameters") from None
+        except (UnicodeDecodeError, yaml.YAMLError):
+            raise ParameterError(f"{file}: not valid YAML; write a line `name: value` for each parameter") from None
+        if not isinstance(found, dict | None):
+            raise ParameterError(f"{file}: parameters are a mapping of names to values")
+        values |= {str(key): value for key, value in (found or {}).items()}
+    for key, text in pairs:
+        values[key] = known[key].parse(text) if key in known else text
+    check_parameters(notebook, values, name)
+    return values
 
 
 def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> None:

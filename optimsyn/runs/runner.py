@@ -2,109 +2,161 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.spinner import Spinner
 
 from optimsyn.errors import StageError
-from optimsyn.runs.estimate import clock, earlier_seconds, executed_notebook, seconds_left
+from optimsyn.redaction import redact
+from optimsyn.runs.estimate import clock, described, earlier_seconds, executed_notebook
 from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import STAGES, Failure, process_lives
 from optimsyn.runs.resources import notebook_name, notebook_path
+from optimsyn.runs.screen import Screen
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from rich.console import Console
+
 # A kernel whose runner was killed is gone within a second or two; a machine that swaps needs longer.
 _ORPHAN_SECONDS = 60
 
-# Progress bars of libraries are drawn for terminals and turn into pages of text in a saved notebook.
-_KERNEL_VARIABLES = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
-
-def run_stages(run: Run, console: Console, *, until: str = "evaluate") -> None:
-    """Executes the stages of a run that have not finished, in order.
+def run_stages(run: Run, console: Console | None = None, *, until: str = "evaluate") -> None:
+    """Executes the stages of a run that have not finished, in order, and writes its report, also after a failure.
 
     Args:
         run: The run.
-        console: Where the progress goes: one line a stage, updated in place in a terminal.
+        console: Where the progress goes: one line a stage, updated in place in a terminal. None is the cell of the
+            notebook that calls this, or standard output.
         until: The last stage to execute.
 
     Raises:
         StageError: A stage failed, or another process has the run; what was done so far is kept.
+
+    Example:
+        >>> run_stages(Run.start("quickstart", size="tiny"), until="warm_up")                # doctest: +SKIP
     """
     notebook_name(until)
-    wanted = STAGES[: [*STAGES].index(run.manifest.stage(until).name) + 1]
+    screen = Screen(console)
     with run.lock():
-        for record in run.manifest.stages:
-            if record.status == "running" and not process_lives(record.pid):
-                run.mark_stopped(
-                    record.name, "interrupted", Failure(kind="Killed", reason="killed while it was running")
-                )
-                console.print(f"[yellow]{record.name} was killed while it was running; it continues now[/]")
-        open_stages = [stage for stage in wanted if not run.done(stage)]
-        earlier = earlier_seconds(run)
-        known = [earlier[stage] for stage in open_stages if stage in earlier]
-        if open_stages and len(known) == len(open_stages):
-            console.print(f"Earlier runs of {run.recipe.name} took {clock(sum(known))} for this.", highlight=False)
-        with embedded_server(run) if open_stages else nullcontext():
-            for number, stage in enumerate(STAGES, 1):
-                if stage not in wanted:
-                    break
-                label = f"{number}/{len(STAGES)} {stage:<16}"
-                if stage not in open_stages:
-                    seconds = run.manifest.stage(stage).seconds or 0.0
-                    console.print(f"[dim]✓ {label} {clock(seconds):>7}  finished earlier[/]", highlight=False)
-                    continue
-                _run_stage(run, stage, label, console, earlier)
+        try:
+            _run_open_stages(run, screen, until)
+        except BaseException as error:
+            _report_anyway(run, screen, error)
+            raise
+        _report(run)
 
 
-def _run_stage(run: Run, stage: str, label: str, console: Console, earlier: dict[str, float]) -> None:
+def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
+    wanted = STAGES[: [*STAGES].index(run.manifest.stage(until).name) + 1]
+    mark_killed(run, screen)
+    open_stages = [stage for stage in wanted if not run.done(stage)]
+    earlier = earlier_seconds(run)
+    known = [earlier[stage] for stage in open_stages if stage in earlier]
+    if open_stages and len(known) == len(open_stages):
+        screen.say(f"Earlier runs of {run.recipe.name} took {clock(sum(known))} for this.")
+    with embedded_server(run) if open_stages else nullcontext():
+        for number, stage in enumerate(wanted, 1):
+            label = f"{number}/{len(STAGES)} {stage:<16}"
+            if stage in open_stages:
+                _run_stage(run, stage, label, screen, earlier)
+            else:
+                seconds = run.manifest.stage(stage).seconds or 0.0
+                screen.say(f"[dim]✓ {label} {clock(seconds):>7}  finished earlier[/]")
+
+
+def mark_killed(run: Run, screen: Screen | None = None) -> None:
+    """Puts on record that the process of a stage was killed, when it could not do so itself."""
+    for record in run.manifest.stages:
+        if record.status == "running" and not process_lives(record.pid):
+            cell, source = stopped_cell(executed_notebook(run, notebook_name(record.name)))
+            failure = Failure(kind="Killed", cell=cell, source=source, reason="killed while it was running")
+            run.mark_stopped(record.name, "interrupted", failure)
+            if screen is not None:
+                screen.say(f"[yellow]{record.name} was killed while it was running; it continues now[/]")
+
+
+def stopped_cell(notebook: Path) -> tuple[int | None, str]:
+    """Number (among the code cells) and source of the cell in which an executed notebook failed or was left."""
+    if not notebook.is_file():
+        return None, ""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (json.JSONDecodeError, KeyError):
+        # Torn by the kill; that the stage was killed is true in any case.
+        return None, ""
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, 1):
+        if cell["metadata"].get("papermill", {}).get("status") in ("running", "failed"):
+            return number, "".join(cell["source"])
+    return None, ""
+
+
+def _report(run: Run) -> None:
+    # Not at the top: the report reads runs, and this package must not import what imports it.
+    from optimsyn.display.report import write_report
+
+    write_report(run)
+
+
+def _report_anyway(run: Run, screen: Screen, error: BaseException) -> None:
+    """Writes the report of a run that failed; whatever is wrong with the report, the run's own error is what counts."""
+    try:
+        _report(run)
+    except Exception as problem:  # noqa: BLE001 (told beside the error of the run, which must not be hidden)
+        text = redact(f"{type(problem).__name__}: {problem}", run.secret_names)
+        error.add_note(f"  The report could not be written either: {text}")
+        screen.say("[yellow]The report could not be written.[/]")
+
+
+def _run_stage(run: Run, stage: str, label: str, screen: Screen, earlier: dict[str, float]) -> None:
+    lock = run.folder / ".kernel.lock"
+    _wait_for_orphan(run, lock, screen)
+    begun = time.monotonic()
+    with screen.line(label, lambda: described(run, stage, time.monotonic() - begun, earlier)) as end:
+        try:
+            _execute(run, stage, lock, begun)
+        except StageError:
+            end(f"[red]✗[/] {label} {clock(time.monotonic() - begun):>7}")
+            raise
+        end(f"[green]✓[/] {label} {clock(time.monotonic() - begun):>7}")
+
+
+def _execute(run: Run, stage: str, lock: Path, begun: float) -> None:
     from optimsyn.runs.engine import NotebookError, execute
 
-    lock = run.folder / ".kernel.lock"
-    _wait_for_orphan(run, lock, console)
     minutes = run.recipe.limits.stage_minutes
     output = executed_notebook(run, notebook_name(stage))
-    begun = time.monotonic()
     try:
-        with _line(console, label, lambda: _status(run, stage, begun, earlier)):
-            execute(
-                notebook_path(stage),
-                output,
-                {"run_folder": str(run.folder)},
-                seconds=None if minutes is None else minutes * 60,
-                lock=lock,
-                secret_names=run.secret_names,
-                environment=_KERNEL_VARIABLES,
-            )
+        execute(
+            notebook_path(stage),
+            output,
+            {"run_folder": str(run.folder)},
+            seconds=None if minutes is None else minutes * 60,
+            lock=lock,
+            secret_names=run.secret_names,
+        )
     except NotebookError as error:
         reason = error.reason
         if error.kind == "TimeLimit":
             reason = f"it took longer than limits.stage_minutes ({minutes:g}); raise the limit to let it continue"
         failure = Failure(kind=error.kind, cell=error.cell, source=error.source, reason=reason)
         run.mark_stopped(stage, "failed", failure, seconds=time.monotonic() - begun)
-        console.print(f"[red]✗[/] {label} {clock(time.monotonic() - begun):>7}", highlight=False)
         raise StageError(
             f"stage {stage} failed: {error.kind}: {reason}\n"
             f"  Its notebook, up to the failure{'' if error.cell is None else f' in cell [{error.cell}]'}: {output}\n"
-            "  Everything until then is kept; the same command continues."
+            f"  Everything until then is kept; the same command continues, `optimsyn open {run.folder}` opens it."
         ) from error
     except KeyboardInterrupt:
-        run.mark_stopped(stage, "interrupted", Failure(kind="Interrupted", reason=INTERRUPTED))
+        cell, source = stopped_cell(output)
+        failure = Failure(kind="Interrupted", cell=cell, source=source, reason=INTERRUPTED)
+        run.mark_stopped(stage, "interrupted", failure, seconds=time.monotonic() - begun)
         raise
     record = run.manifest.stage(stage)
     if record.status != "finished":
@@ -112,16 +164,15 @@ def _run_stage(run: Run, stage: str, label: str, console: Console, earlier: dict
             f"stage {stage}: its notebook ran to the end, but the stage is {record.status}, not finished; "
             f"look at {output}"
         )
-    console.print(f"[green]✓[/] {label} {clock(time.monotonic() - begun):>7}", highlight=False)
 
 
-def _wait_for_orphan(run: Run, path: Any, console: Console) -> None:
+def _wait_for_orphan(run: Run, path: Path, screen: Screen) -> None:
     """Waits until no kernel of this run lives; one whose runner was killed may need a moment to notice."""
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0.2)
     except Timeout:
-        console.print("Waiting for the kernel of an earlier start to end …")
+        screen.say("Waiting for the kernel of an earlier start to end …")
         try:
             lock.acquire(timeout=_ORPHAN_SECONDS)
         except Timeout:
@@ -132,38 +183,14 @@ def _wait_for_orphan(run: Run, path: Any, console: Console) -> None:
 
 
 def embedded_server(run: Run) -> AbstractContextManager[Any]:
-    """The server that all stages share when a role that writes text is `embedded`, else nothing."""
+    """The server that all stages share when a role that writes text is `embedded`, else nothing.
+
+    In a batch there may be one already, which all runs share.
+    """
     models = run.recipe.models
     specs = (models.generator, models.rubric, models.reflection)
     if not any(spec is not None and spec.provider == "embedded" for spec in specs):
         return nullcontext()
-    from optimsyn.models.embedded import EmbeddedServer
+    from optimsyn.models.embedded import EmbeddedServer, published_server
 
-    return EmbeddedServer()
-
-
-def _status(run: Run, stage: str, begun: float, earlier: dict[str, float]) -> str:
-    elapsed = time.monotonic() - begun
-    text = f"{clock(elapsed):>7}"
-    told = run.progress()
-    if told is not None and told["stage"] == stage:
-        text += f"  {told['done']} of {told['total']} {told['what']}"
-    left = seconds_left(run, stage, elapsed, earlier)
-    return text if left is None else f"{text}, about {clock(left)} to go"
-
-
-@contextmanager
-def _line(console: Console, label: str, status: Callable[[], str]) -> Iterator[None]:
-    """One line that is updated in place while the block runs; plain text where there is no terminal."""
-    if not console.is_terminal:
-        console.print(f"… {label}", highlight=False)
-        yield
-        return
-    spinner = Spinner("dots")
-
-    def draw() -> Spinner:
-        spinner.update(text=f"{escape(label)} {escape(status())}")
-        return spinner
-
-    with Live(get_renderable=draw, console=console, refresh_per_second=4, transient=True):
-        yield
+    return EmbeddedServer() if published_server() is None else nullcontext()
