@@ -1,4 +1,4 @@
-"""The command line: doctor, validate, preview, run, batch, execute, open, new.
+"""The command line: doctor, validate, preview, run, batch, execute, open, report, compare, new.
 
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
 """
@@ -246,6 +246,28 @@ def open_(
     console.print(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` goes on.", highlight=False)
     if open_run(run_, notebook, browser=browser, port=port):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def report(run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write report.html of a run, finished or not."""
+    from optimsyn.display.report import write_report
+    from optimsyn.runs.find import find_run
+
+    _console().print(str(write_report(find_run(run_folder))), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    run_folders: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, finished or not.")],
+    output: Annotated[Path, typer.Option("--output", help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Put several runs on one page."""
+    from optimsyn.display.compare import write_comparison
+    from optimsyn.runs.find import find_run
+
+    page = write_comparison([find_run(folder) for folder in run_folders], output)
+    _console().print(str(page), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.documents import DocumentSet, read_documents
@@ -18,6 +19,10 @@ from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled
 from optimsyn.errors import DataError, RecipeError
 from optimsyn.models.availability import Availability, availability, memory_needed, memory_problems
 from optimsyn.recipe import Recipe, Source
+from optimsyn.shown import Shown
+
+if TYPE_CHECKING:
+    from optimsyn.display.tables import Table
 
 # Converting PDF and Word files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
@@ -29,7 +34,7 @@ _TEMPLATE_TOKENS = 16
 
 
 @dataclass
-class Preflight:
+class Preflight(Shown):
     """What a recipe would meet on this machine.
 
     Attributes:
@@ -50,6 +55,11 @@ class Preflight:
     def ok(self) -> bool:
         """True when nothing would stop the run."""
         return not self.problems
+
+    def _table(self) -> Table:
+        from optimsyn.display.reprs import preflight_table
+
+        return preflight_table(self)
 
     def raise_if_refused(self) -> None:
         """Raises all problems at once.

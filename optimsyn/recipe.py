@@ -10,13 +10,17 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from optimsyn.errors import RecipeError
 from optimsyn.recipe_errors import explain
 from optimsyn.redaction import KEY_CURE, find_secret, redact
+from optimsyn.shown import Shown
+
+if TYPE_CHECKING:
+    from optimsyn.display.tables import Table
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
@@ -303,7 +307,7 @@ class Limits(_Section):
     stage_minutes: float | None = Field(None, gt=0, description="Longest time for one stage, in minutes.")
 
 
-class Recipe(_Section):
+class Recipe(Shown, _Section):
     """Everything that one run is made of."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Run folders begin with it.")
@@ -378,6 +382,14 @@ class Recipe(_Section):
         import yaml
 
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
+
+    def _table(self) -> Table:
+        from optimsyn.display.reprs import recipe_table
+
+        return recipe_table(self)
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}, fingerprint {self.fingerprint})"
 
     @property
     def fingerprint(self) -> str:

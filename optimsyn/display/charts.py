@@ -249,19 +249,22 @@ def policy_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
     return chart
 
 
-def interval_chart(metric: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Chart:
+def interval_chart(
+    metric: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None, *, zero: bool = False
+) -> Chart:
     """A metric of several variants with intervals, each on a line of its own.
 
     Args:
         metric: Its name.
         rows: Rows of `evaluation.json` of this metric.
         labels: In place of the variants' names; rows of one label in a row stand closer together.
+        zero: Draw where 0 is.
     """
     names = list(labels) if labels is not None else [variant_label(row["variant"]) for row in rows]
     grouped = labels is not None
     top, y = 6.0, 0.0
     every = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
-    axis = Axis(every, _LEFT, _RIGHT)
+    axis = Axis([*every, 0.0] if zero or not every else every, _LEFT, _RIGHT)
     marks: list[Mark] = []
     for place, row in enumerate(rows):
         fresh = place == 0 or names[place] != names[place - 1]
@@ -281,8 +284,10 @@ def interval_chart(metric: str, rows: Sequence[Mapping[str, Any]], labels: Seque
     bottom = y + 38
     chart = Chart(metric_label(metric), bottom + 20, "")
     chart.marks = _grid(axis, top + 16, bottom)
-    first = next((row for row in rows if row["difference"] is None), None)
-    if first is not None and not grouped:
+    if zero:
+        chart.marks.append(Mark("line", "zero", (axis.at(0.0), top + 16, axis.at(0.0), bottom)))
+    first = None if grouped else next((row for row in rows if row["difference"] is None), None)
+    if first is not None:
         chart.marks.append(Mark("line", "dashed", (axis.at(first["value"]), top + 16, axis.at(first["value"]), bottom)))
     chart.marks += marks
     said = [f"{names[i]} ({variant_label(r['variant'])})" if grouped else names[i] for i, r in enumerate(rows)]

@@ -6,11 +6,15 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from optimsyn.display.names import variant_label
+from optimsyn.display.names import LOWER_IS_BETTER, variant_label
+from optimsyn.display.plots import differs
 from optimsyn.display.tables import number
 from optimsyn.runs.manifest import STAGES, Manifest, StageRecord
+
+if TYPE_CHECKING:
+    from optimsyn.training.bootstrap import MetricRow
 
 StateKind = Literal["finished", "failed", "interrupted", "running", "unfinished", "new"]
 STAGE_LABELS = {
@@ -59,15 +63,21 @@ def run_state(manifest: Manifest) -> RunState:
 
 
 def commands(folder: Path) -> dict[str, str]:
-    """What to type to go on with a run, from the folder that its root is in: `continue` and `open`.
+    """What to type to go on with a run, `continue` and `open`, from where the folder of the runs is.
 
     Short and without the path of this machine: a report may be read elsewhere.
     """
-    root = folder.parent.name
-    run = shlex.quote(f"{root}/{folder.name}")
-    recipe = shlex.quote(f"{root}/{folder.name}/recipe.yaml")
-    elsewhere = "" if root == "runs" else f" --root {shlex.quote(root)}"
-    return {"continue": f"optimsyn run {recipe}{elsewhere}", "open": f"optimsyn open {run}"}
+    run = shlex.quote(f"{folder.parent.name}/{folder.name}")
+    return {"continue": f"optimsyn run {run}", "open": f"optimsyn open {run}"}
+
+
+def judgement(row: MetricRow) -> str:
+    """`better`, `worse`, or `not told apart` when the interval of the difference holds 0; "" without a difference."""
+    if row["difference"] is None:
+        return ""
+    if not differs(row):
+        return "not told apart"
+    return "better" if (row["difference"] < 0) == (row["metric"] in LOWER_IS_BETTER) else "worse"
 
 
 def stage_outcome(stage: str, numbers: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from optimsyn.display.names import VARIANT_COLORS, variant_color, variant_label
-from optimsyn.display.outcomes import STAGE_LABELS
+from optimsyn.display.names import VARIANT_COLORS, metric_label, variant_color, variant_label
+from optimsyn.display.outcomes import STAGE_LABELS, judgement
 from optimsyn.display.summary import duration
 from optimsyn.display.tables import number
 from optimsyn.redaction import redact_tree
@@ -56,6 +56,8 @@ def _environment() -> Environment:
         "count": lambda value: f"{value:,}",
         "duration": duration,
         "interval": interval,
+        "judgement": judgement,
+        "metric": metric_label,
         "number": number,
         "signed": lambda value: number(value, sign=True),
         "stage": lambda name: STAGE_LABELS.get(name, name),

@@ -57,6 +57,7 @@ class RunFacts:
         token_shares: Of the best and worst pairs.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
         test_set: Identity of the test questions; "" before `prepare` has finished.
+        validation_set: Likewise.
     """
 
     name: str
@@ -78,6 +79,7 @@ class RunFacts:
     token_shares: TokenShares | None
     judged: dict[str, Judged]
     test_set: str
+    validation_set: str
 
     @classmethod
     def read(cls, run: Run) -> RunFacts:
@@ -115,6 +117,7 @@ class RunFacts:
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
             judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
             test_set=_digest(run.folder / "prepare" / "test.jsonl") if "prepare" in results else "",
+            validation_set=_digest(run.folder / "prepare" / "validation.jsonl") if "prepare" in results else "",
         )
 
     def numbers(self, stage: str) -> Row:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -29,12 +29,16 @@ from optimsyn.influence.token_shares import token_shares as shares_of
 from optimsyn.models.encoding import Encoded, as_sample
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.shown import Shown
+
+if TYPE_CHECKING:
+    from optimsyn.display.tables import Table
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Shown):
     """Scores of n samples, in the caller's order; tensors are float64 on the CPU.
 
     Attributes:
@@ -61,6 +65,14 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Scores({len(self)} samples, subtasks {', '.join(self.subtasks)})"
+
+    def _table(self) -> Table:
+        from optimsyn.display.reprs import scores_table
+
+        return scores_table(self)
 
 
 class InfluenceScorer:

@@ -20,6 +20,7 @@ from optimsyn.redaction import redact
 from optimsyn.runs.handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.memory import peak_bytes, reset_peak
+from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
     from optimsyn.data.dataset import Dataset

@@ -10,10 +10,10 @@ from typing import Any
 
 from optimsyn.display.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.display.names import metric_label, variant_label
-from optimsyn.display.outcomes import run_state, stage_outcome
+from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
 from optimsyn.display.report.pairs import extremes
-from optimsyn.display.report.verdict import judgement, verdict
+from optimsyn.display.report.verdict import verdict
 from optimsyn.display.run_facts import Row, RunFacts
 from optimsyn.display.summary import duration
 from optimsyn.display.tables import number

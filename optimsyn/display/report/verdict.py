@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optimsyn.display.names import LOWER_IS_BETTER, METRIC_LABELS, variant_label
-from optimsyn.display.outcomes import RunState, commands
-from optimsyn.display.plots import differs
+from optimsyn.display.names import METRIC_LABELS, variant_label
+from optimsyn.display.outcomes import RunState, commands, judgement
 from optimsyn.display.tables import number
 from optimsyn.training.bootstrap import UNTUNED
 
@@ -124,15 +123,6 @@ def _change(row: MetricRow) -> str:
     if row["difference_low"] is not None and row["difference_high"] is not None:
         text += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
     return text.replace("-", "−")
-
-
-def judgement(row: MetricRow) -> str:
-    """`better`, `worse`, or `not told apart` when the interval of the difference holds 0; "" without a difference."""
-    if row["difference"] is None:
-        return ""
-    if not differs(row):
-        return "not told apart"
-    return "better" if (row["difference"] < 0) == (row["metric"] in LOWER_IS_BETTER) else "worse"
 
 
 def _result(facts: RunFacts) -> tuple[str, tuple[str, ...]]:
