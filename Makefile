@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fast lint format types notebooks docs docs-serve clean
+.PHONY: help install quickstart test fast lint format types notebooks notebooks-check docs docs-serve clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,11 @@ format: $(STAMP)  ## Mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-notebooks: $(STAMP)  ## Generate the .ipynb beside each percent-format notebook
+notebooks: $(STAMP)  ## Execute the notebooks and renew their .ipynb, with outputs
 	$(BIN)/python tools/notebooks.py
+
+notebooks-check: $(STAMP)
+	$(BIN)/python tools/notebooks.py --check
 
 docs: $(STAMP)  ## Build the documentation into site/, strictly
 	$(BIN)/python tools/docs.py build

@@ -124,9 +124,7 @@ look.best_and_worst(run)
 # And which words of an answer bring it? Shares of all words add up to the influence of the pair.
 
 # %%
-from optimsyn.display.heatmap import Heatmap
-
-Heatmap(look.token_shares(run))
+look.words(run)
 
 # %% [markdown]
 # The dataset, with the sentence that each pair rests on:

@@ -55,9 +55,7 @@ look.best_and_worst(run)
 # The same question put to single words: which ones of the answer bring the influence?
 
 # %%
-from optimsyn.display.heatmap import Heatmap
-
-Heatmap(look.token_shares(run))
+look.words(run)
 
 # %% [markdown]
 # ## The dataset

@@ -78,9 +78,7 @@ found.apart()
 # of lowest influence of the dataset's variant: blue words help, red words hurt.
 
 # %%
-from optimsyn.display.heatmap import Heatmap
-
-Heatmap(look.token_shares(run))
+look.words(run)
 
 # %% [markdown]
 # ## What to try next

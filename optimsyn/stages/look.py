@@ -23,7 +23,7 @@ from optimsyn.optimize.history import read_history
 from optimsyn.stages.result import StageResult
 
 if TYPE_CHECKING:
-    from optimsyn.data.token_shares import TokenShares
+    from optimsyn.display.heatmap import Heatmap
     from optimsyn.display.plots import Picture
     from optimsyn.runs.folder import Run
 
@@ -156,18 +156,23 @@ def best_and_worst(run: Run, count: int = 1) -> Table:
     return Table(title, columns, body, frozenset({0}))
 
 
-def token_shares(run: Run) -> TokenShares:
+def words(run: Run) -> Heatmap:
     """Which words of the best and the worst pairs bring their influence, as `synthesize` kept it.
 
     Raises:
         StageError: The run was made without.
     """
     from optimsyn.data.token_shares import TOKEN_SHARES, TokenShares
+    from optimsyn.display.heatmap import Heatmap
 
     path = run.path("synthesize", TOKEN_SHARES)
     if not path.is_file():
-        raise StageError(f"{path}: missing; run the stage synthesize")
-    return TokenShares.read(path)
+        raise StageError(f"{path}: missing; run the stage synthesize again, in a new run")
+    found = TokenShares.read(path)
+    if found.reason:
+        # No reason to stop a run: its pairs are scored and good.
+        return Heatmap((), title=f"No token shares: {found.reason}")
+    return Heatmap(found.pairs, title=f"Best and worst pairs made with the {variant_label(found.variant)}")
 
 
 def dataset(run: Run, count: int = 2) -> Table:
