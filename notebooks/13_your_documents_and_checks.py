@@ -62,7 +62,7 @@ from optimsyn.preflight import validate
 from optimsyn.recipe import Recipe
 
 recipe = Recipe.load(place / "recipe.yaml")
-validate(recipe).counts
+validate(recipe)
 
 # %% [markdown]
 # What a mistake looks like: the same questions from the CSV file, with a column that is not there.
@@ -84,7 +84,7 @@ except RecipeError as error:
 # With the column's right name the CSV file does as well as the JSON lines:
 
 # %%
-validate(changed(recipe, {"questions.validation": {"path": str(place / "questions.csv")}})).counts
+validate(changed(recipe, {"questions.validation": str(place / "questions.csv")}))
 
 # %% [markdown]
 # ## Preview

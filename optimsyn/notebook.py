@@ -13,8 +13,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimsyn.display.progress import in_notebook
+from optimsyn.display.live import NotebookText, in_notebook
 from optimsyn.errors import StageError
+from optimsyn.redaction import redact
 
 if TYPE_CHECKING:
     from optimsyn.display.tables import Table
@@ -76,13 +77,7 @@ class _ShowMessage(logging.Handler):
     """Shows a message of optimsyn's in the cell; it is gone from the notebook when that is saved as an example."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from IPython.display import display
-
-        from optimsyn.redaction import redact
-
-        display(  # type: ignore[no-untyped-call]
-            {"text/plain": redact(record.getMessage())}, raw=True, metadata={"optimsyn": {"transient": True}}
-        )
+        NotebookText().show(redact(record.getMessage()))
 
 
 def _show_messages() -> None:
