@@ -13,7 +13,7 @@ import asyncio
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class InfluenceReward:
         ledger: File that every judgement is appended to and that answers repeated requests, also after a restart.
         source: Who asks, for the ledger.
         garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
+        report: Called after each window with the requests in it, and how many different ones were judged so far.
 
     Example:
         >>> reward = InfluenceReward(scorer, pair_writer, checks)                    # doctest: +SKIP
@@ -70,6 +71,7 @@ class InfluenceReward:
         ledger: Path | None = None,
         source: str = "",
         garbage_limit: int = GARBAGE_LIMIT,
+        report: Callable[[int, int], None] | None = None,
     ) -> None:
         self.scorer = scorer
         self.pair_writer = pair_writer
@@ -77,6 +79,7 @@ class InfluenceReward:
         self.invalid_penalty = invalid_penalty
         self.source = source
         self.garbage_limit = garbage_limit
+        self.report = report
         self.generator = str(getattr(getattr(pair_writer, "model", None), "name", ""))
         self._context = [self.generator, _fingerprint(scorer), _fingerprint(checks), repr(invalid_penalty)]
         self._ledger = Ledger(ledger)
@@ -139,6 +142,9 @@ class InfluenceReward:
         with self._lock:
             answers = [self._known[key] for key in keys]
             self._answered.update(zip(keys, answers, strict=True))
+            different = len(self._answered)
+        if self.report is not None:
+            self.report(len(keys), different)
         return answers
 
     async def _judge_new(self, requests: dict[str, RubricRequest]) -> list[Judgement]:

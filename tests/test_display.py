@@ -13,6 +13,7 @@ from rich.console import Console
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Pair
 from optimsyn.display import progress as progress_module
+from optimsyn.display.live import TRANSIENT
 from optimsyn.display.names import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.display.plots import Picture, differs, influence_and_reward_figure
 from optimsyn.display.progress import Progress, track
@@ -311,11 +312,12 @@ def test_progress_in_a_notebook_updates_one_display(monkeypatch: pytest.MonkeyPa
     shown: list[dict[str, str]] = []
 
     class Handle:
-        def update(self, bundle: dict[str, str], raw: bool) -> None:
+        def update(self, bundle: dict[str, str], raw: bool, metadata: dict[str, Any]) -> None:
+            assert metadata == TRANSIENT
             shown.append(bundle)
 
-    def display(bundle: dict[str, str], raw: bool, display_id: bool) -> Handle:
-        assert raw and display_id and not shown
+    def display(bundle: dict[str, str], raw: bool, metadata: dict[str, Any], display_id: bool) -> Handle:
+        assert raw and display_id and metadata == TRANSIENT and not shown
         shown.append(bundle)
         return Handle()
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,7 @@ def compute_directions(
     encoded: Sequence[Encoded],
     subtasks: Sequence[str],
     batch_tokens: int,
+    report: Callable[[int], None] | None = None,
 ) -> Directions:
     """One pass over the validation questions at one checkpoint.
 
@@ -122,6 +123,7 @@ def compute_directions(
         encoded: The questions.
         subtasks: The subtask of each.
         batch_tokens: Tokens a batch.
+        report: Called with the number of questions of each batch when it is done.
 
     Raises:
         ModelError: A question's gradient is zero or not finite.
@@ -167,6 +169,8 @@ def compute_directions(
                     vectors[name].index_add_(0, rows, (gradients * share).cpu())
                     for key, direction in bound[name].items():
                         squares[key] += float(direction(gradients).double().square().sum())
+                if report is not None:
+                    report(len(indices))
     for vector in vectors.values():
         vector.div_(torch.tensor(counts, dtype=vector.dtype).view(-1, *[1] * (vector.dim() - 1)))
     reference = {key: math.sqrt(total / len(encoded)) for key, total in squares.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -90,6 +90,7 @@ class InfluenceScorer:
         processes: Where several work together (`accelerate`, `torchrun`): share, so that each scores a part of the same
             samples and all get the whole result, for which all must call `score`; or own, so that each scores what it
             is given, as rewards inside a trainer need it.
+        report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
         DataError: There are no questions.
@@ -112,6 +113,7 @@ class InfluenceScorer:
         batch_tokens: int = 2048,
         folder: Path | None = None,
         processes: Literal["share", "own"] = "share",
+        report: Callable[[int], None] | None = None,
     ) -> None:
         if normalization not in ("cosine", "dot"):
             raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
@@ -136,7 +138,7 @@ class InfluenceScorer:
         self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
         self._taps = GradientTaps(target)
         self._questions = [as_sample(question) for question in questions]
-        self.directions: list[Directions] = self._directions(self._questions, folder)
+        self.directions: list[Directions] = self._directions(self._questions, folder, report)
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
@@ -255,7 +257,9 @@ class InfluenceScorer:
             self.target.load_checkpoint(checkpoint)
             yield weight, checkpoint, directions
 
-    def _directions(self, samples: list[Sample], folder: Path | None) -> list[Directions]:
+    def _directions(
+        self, samples: list[Sample], folder: Path | None, report: Callable[[int], None] | None
+    ) -> list[Directions]:
         encoded = [self.target.encode(sample) for sample in samples]
         subtasks = [sample.subtask or "all" for sample in samples]
         found, verified = [], False
@@ -273,7 +277,9 @@ class InfluenceScorer:
                 (batch,) = self.target.batches(shortest, 2**62)
                 self._taps.verify(batch)
                 verified = True
-            directions = compute_directions(self.target, self._taps, checkpoint, encoded, subtasks, self.batch_tokens)
+            directions = compute_directions(
+                self.target, self._taps, checkpoint, encoded, subtasks, self.batch_tokens, report
+            )
             if file is not None:
                 directions.save(file)
             found.append(directions)

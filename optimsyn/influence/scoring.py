@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +31,12 @@ class Scorer(Protocol):
 
 
 def build_scorer(
-    target: Target, questions: Sequence[Question | Sample], config: Influence, folder: Path | None = None
+    target: Target,
+    questions: Sequence[Question | Sample],
+    config: Influence,
+    folder: Path | None = None,
+    *,
+    report: Callable[[int], None] | None = None,
 ) -> Scorer:
     """The scorer of a recipe's section `influence`.
 
@@ -40,6 +45,7 @@ def build_scorer(
         questions: The validation questions.
         config: The section.
         folder: Where validation directions are kept; None: nowhere.
+        report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
         DataError: There are no questions.
@@ -52,6 +58,7 @@ def build_scorer(
         "across_subtasks": config.across_subtasks,
         "batch_tokens": config.batch_tokens,
         "folder": folder,
+        "report": report,
     }
     # A backward pass costs about two forward passes; twins take one more than there are subtasks, at least two.
     cheaper = config.is_derivative and len({as_sample(question).subtask for question in questions}) == 1

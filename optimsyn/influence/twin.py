@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -59,6 +59,7 @@ class TwinScorer:
         batch_tokens: Tokens that go through the model at once, all twins together.
         together: Run two twins as one batch of twice the rows (half the samples at once), else one after the other.
         folder: Keep validation directions and steps here, as `InfluenceScorer` does.
+        report: As for `InfluenceScorer`.
 
     Attributes:
         subtasks: Names of the columns of `Scores.by_subtask`.
@@ -88,6 +89,7 @@ class TwinScorer:
         batch_tokens: int = 2048,
         together: bool = True,
         folder: Path | None = None,
+        report: Callable[[int], None] | None = None,
     ) -> None:
         self.estimator = linear_estimator(estimator)
         if normalization != "dot":
@@ -107,6 +109,7 @@ class TwinScorer:
             across_subtasks=across_subtasks,
             batch_tokens=batch_tokens,
             folder=folder,
+            report=report,
         )
         self.target = target
         self.across_subtasks = across_subtasks

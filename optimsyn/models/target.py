@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -214,6 +214,7 @@ class Target:
         seed: int = 0,
         folder: Path | None = None,
         batch_tokens: int = 2048,
+        report: Callable[[int, int], None] | None = None,
     ) -> list[Checkpoint]:
         """Trains the adapter with AdamW and keeps weights and moments by parameter name.
 
@@ -231,6 +232,7 @@ class Target:
             folder: Keep the checkpoints here. A warm-up of the same model, pairs and settings found here is loaded
                 instead of repeated.
             batch_tokens: Tokens that go through the model at once; does not change the result.
+            report: Called after each step with the steps done and their number.
 
         Returns:
             The checkpoints, also in `self.checkpoints`; the model is left at the last one.
@@ -270,6 +272,7 @@ class Target:
                     checkpoints=checkpoints,
                     max_grad_norm=max_grad_norm,
                     seed=seed,
+                    report=report,
                 )
         finally:
             self.model.eval()

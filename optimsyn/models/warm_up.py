@@ -152,6 +152,7 @@ def train(
     checkpoints: int,
     max_grad_norm: float,
     seed: int,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Checkpoint]:
     """AdamW (no weight decay, constant learning rate) over seeded batches.
 
@@ -165,6 +166,7 @@ def train(
         checkpoints: Checkpoints spread over the steps.
         max_grad_norm: The batch's gradient is scaled down to this norm, as fine-tuning does.
         seed: Of the order of samples.
+        report: Called after each step with the steps done and their number.
 
     Raises:
         ModelError: There is nothing to train on, or the loss is not finite.
@@ -186,6 +188,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), max_grad_norm)
         optimizer.step()
         losses.append(loss)
+        if report is not None:
+            report(step, steps)
         if step in keep:
             first, second = named_moments(optimizer, parameters)
             state = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}

@@ -81,6 +81,7 @@ def train_policy(
     seed: int,
     *,
     load: LoadModel | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> PolicyResult:
     """Trains the rubric model to write rubrics that lead to pairs of higher reward.
 
@@ -94,6 +95,7 @@ def train_policy(
         folder: Receives `adapter/`, `history.jsonl` and, while training, `checkpoints/`.
         seed: Of the adapter's start, of the sampling and of the pairs.
         load: Another way to load model and tokenizer, for models that are already in memory.
+        report: Called before and after each step with the steps done and their number.
 
     Raises:
         ServiceError: A service failed for good; the next call goes on after the last saved step.
@@ -118,7 +120,8 @@ def train_policy(
         done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
         history = History(folder / "history.jsonl", keep=lambda row: row.get("step", 0) <= done)
         with _quiet():
-            trainer = _build_trainer(spec, config, reward, passages, guiding_text, shape, folder, seed, history, load)
+            callback = _make_callback(history, seed, report)
+            trainer = _build_trainer(spec, config, reward, passages, guiding_text, shape, folder, seed, callback, load)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             _save_adapter(trainer.model, adapter)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -166,7 +169,7 @@ def _build_trainer(
     shape: TaskShape,
     folder: Path,
     seed: int,
-    history: History,
+    callback: Any,
     load: LoadModel | None,
 ) -> Any:
     from datasets import Dataset
@@ -196,7 +199,7 @@ def _build_trainer(
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=lora,
-            callbacks=[_make_callback(history, seed)],
+            callbacks=[callback],
         )
     except ValueError as error:
         if "arget modules" not in str(error):
@@ -324,7 +327,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _make_callback(history: History, seed: int) -> Any:
+def _make_callback(history: History, seed: int, report: Callable[[int, int], None] | None) -> Any:
     import torch
     from transformers import TrainerCallback
 
@@ -334,6 +337,14 @@ def _make_callback(history: History, seed: int) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # The step alone decides what is sampled, not what ran before it in this process.
             torch.manual_seed(derive_seed(seed, "grpo", state.global_step))
+            self._tell(state)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._tell(state)
+
+        def _tell(self, state: Any) -> None:
+            if report is not None:
+                report(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             logs = kwargs.get("logs") or {}

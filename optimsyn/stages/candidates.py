@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from optimsyn.errors import ReplyError, StageError
@@ -26,10 +26,18 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
     return tools.recipe.guiding_text if variant in ("static", "first_draft") else tools.best_guiding_text
 
 
-async def request_rubrics(tools: Tools, variant: str, indices: Sequence[int]) -> list[RubricRequest]:
+async def request_rubrics(
+    tools: Tools, variant: str, indices: Sequence[int], told: Callable[[], None] = lambda: None
+) -> list[RubricRequest]:
     """Rubric requests for the candidates with these indices, in order.
 
     A rubric that cannot be parsed becomes a request with its error named, which the reward judges as invalid.
+
+    Args:
+        tools: The run's models and passages.
+        variant: Where rubrics come from.
+        indices: Numbers of the candidates.
+        told: Called after each rubric.
 
     Raises:
         ServiceError: The rubric model's service failed for good.
@@ -52,6 +60,7 @@ async def request_rubrics(tools: Tools, variant: str, indices: Sequence[int]) ->
                 rubric = (await writer.aforward(passage=passage, kind=kind, seed=seed)).rubric
         except ReplyError as problem:
             error = str(problem)
+        told()
         return RubricRequest(
             passage=passage,
             kind=kind,
@@ -90,13 +99,32 @@ async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind
     raise AssertionError("unreachable")
 
 
+def first_round(wanted: int, oversample: float) -> int:
+    """How many candidates a variant begins with."""
+    return max(wanted, round(wanted * oversample))
+
+
 async def write_candidates(
-    tools: Tools, reward: InfluenceReward, variant: str, *, wanted: int, oversample: float
+    tools: Tools,
+    reward: InfluenceReward,
+    variant: str,
+    *,
+    wanted: int,
+    oversample: float,
+    told: Callable[[], None] = lambda: None,
 ) -> list[Judgement]:
     """Writes and judges candidates of a variant until `wanted` are valid.
 
     The first round writes `wanted * oversample` candidates; while too few are valid, up to three further rounds
     write as many as the measured valid share asks for.
+
+    Args:
+        tools: The run's models and passages.
+        reward: Judges the candidates.
+        variant: Where rubrics come from.
+        wanted: Valid candidates to end with.
+        oversample: Candidates of the first round for each of them.
+        told: Called after each rubric.
 
     Returns:
         Every judged candidate in order of index, valid or not.
@@ -105,13 +133,12 @@ async def write_candidates(
         StageError: No candidate at all was valid; names the check that failed most.
         ServiceError: A service failed for good; everything judged so far is in the ledger.
     """
-    first_round = max(wanted, round(wanted * oversample))
-    most = 4 * first_round
+    to_write = first_round(wanted, oversample)
+    most = 4 * to_write
     judged: list[Judgement] = []
-    to_write = first_round
     while to_write > 0:
         indices = range(len(judged), len(judged) + to_write)
-        judged.extend(await reward.judge(await request_rubrics(tools, variant, indices)))
+        judged.extend(await reward.judge(await request_rubrics(tools, variant, indices, told)))
         valid = sum(judgement.valid for judgement in judged)
         if valid >= wanted or len(judged) >= most:
             break

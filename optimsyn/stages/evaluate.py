@@ -12,7 +12,8 @@ from optimsyn.stages.tools import Tools
 from optimsyn.training.bootstrap import UNTUNED
 
 if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run, StageHandle
+    from optimsyn.runs.folder import Run
+    from optimsyn.runs.handle import StageHandle
     from optimsyn.training.evaluation import QuestionRow
 
 
@@ -49,16 +50,23 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
     variants += [(variant, run.path("fine_tune", variant, "adapter")) for variant in run.recipe.variants]
     found: dict[str, list[QuestionRow]] = {}
     target = None
-    for position, (variant, adapter) in enumerate(variants):
+    answered = 0
+    for variant, adapter in variants:
         path = run.path("evaluate", f"{variant}.jsonl")
         if not path.is_file():
-            stage.progress(position, len(variants), "variants")
+            total = len(variants) * len(tools.test)
+            stage.progress(answered, total, "answers")
             if target is None:
                 from optimsyn.models.target import Target
 
                 target = Target.load(run.recipe.models.target, seed=run.recipe.seed)
-            rows = evaluate(target, tools.test, run.recipe.evaluation, run.recipe.seed, adapter=adapter)
+
+            def report(done: int, _: int, before: int = answered, total: int = total) -> None:
+                stage.progress(before + done, total, "answers")
+
+            rows = evaluate(target, tools.test, run.recipe.evaluation, run.recipe.seed, adapter=adapter, report=report)
             write_jsonl(path, [dict(row) for row in rows])
+        answered += len(tools.test)
         found[variant] = list(iter_json(path))  # type: ignore[arg-type]
     return found
 

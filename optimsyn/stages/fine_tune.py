@@ -28,13 +28,19 @@ def run(run: Run) -> StageResult:
         rows = []
         numbers: dict[str, Any] = {}
         for position, variant in enumerate(recipe.variants):
-            stage.progress(position, len(recipe.variants))
+            steps = recipe.fine_tune.steps
+            total = steps * len(recipe.variants)
+            stage.progress(position * steps, total)
+
+            def report(step: int, _: int, before: int = position * steps, total: int = total) -> None:
+                stage.progress(before + step, total)
+
             pairs = read_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), Pair)
             folder = run.path("fine_tune", variant)
-            fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed)
+            fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed, report=report)
             history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
             losses = [row["loss"] for row in history if row.get("loss") is not None]
-            rows.append((variant, len(pairs), recipe.fine_tune.steps, losses[0], losses[-1]))
+            rows.append((variant, len(pairs), steps, losses[0], losses[-1]))
             numbers[variant] = {"pairs": len(pairs), "loss_first": losses[0], "loss_last": losses[-1]}
         columns = ("variant", "pairs", "steps", "first training loss", "last training loss")
         return StageResult("fine_tune", "Fine-tuning", columns, rows, numbers).save(run)

@@ -10,6 +10,7 @@ from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
+    from optimsyn.runs.handle import StageHandle
 
 
 def run(run: Run) -> StageResult:
@@ -29,10 +30,10 @@ def run(run: Run) -> StageResult:
                 [("optimizers.prompt.enabled", "false")],
                 {"enabled": False},
             ).save(run)
-        return _optimize(run, Tools(run))
+        return _optimize(run, Tools(run, stage), stage)
 
 
-def _optimize(run: Run, tools: Tools) -> StageResult:
+def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     from optimsyn.models.language_model import load_language_model
     from optimsyn.optimize.prompt import optimize_guiding_text
 
@@ -47,7 +48,10 @@ def _optimize(run: Run, tools: Tools) -> StageResult:
         run.path("optimize_prompt"),
         config,
         tools.rubric_writer(recipe.guiding_text),
-        tools.reward("optimize_prompt"),
+        # The search ends before it could pass its budget, often a little earlier.
+        tools.reward(
+            "optimize_prompt", lambda now, judged: stage.progress(judged, config.metric_calls, "judged pairs")
+        ),
         tools.passage_order[: config.passages],
         tools.shape,
         seed=recipe.seed,

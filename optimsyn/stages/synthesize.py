@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import read_jsonl, write_json, write_jsonl
 from optimsyn.errors import StageError
+from optimsyn.stages.candidates import first_round
 from optimsyn.stages.result import StageResult
 from optimsyn.stages.token_shares import keep_token_shares
 from optimsyn.stages.tools import Tools
@@ -19,6 +20,7 @@ from optimsyn.stages.tools import Tools
 if TYPE_CHECKING:
     from optimsyn.reward import Judgement
     from optimsyn.runs.folder import Run
+    from optimsyn.runs.handle import Count
 
 FEWEST_PAIRS = 2
 
@@ -33,15 +35,19 @@ def run(run: Run) -> StageResult:
     with run.stage("synthesize") as stage:
         if stage.finished:
             return StageResult.load(run, "synthesize")
-        tools = Tools(run)
+        tools = Tools(run, stage)
+        config = run.recipe.synthesis
+        # A rubric and a verdict for each candidate; a variant that needs further rounds has more than that.
+        each = 2 * first_round(config.pairs, config.oversample)
+        written = stage.count(each * len(run.recipe.variants), "rubrics and verdicts")
         judged: dict[str, list[Judgement]] = {}
-        for position, variant in enumerate(run.recipe.variants):
-            stage.progress(position, len(run.recipe.variants))
-            judged[variant] = _candidates(run, tools, variant)
+        for position, variant in enumerate(run.recipe.variants, 1):
+            judged[variant] = _candidates(run, tools, variant, written)
+            written.add(max(0, each * position - written.done))
         return _select(run, tools, judged)
 
 
-def _candidates(run: Run, tools: Tools, variant: str) -> list[Judgement]:
+def _candidates(run: Run, tools: Tools, variant: str, written: Count) -> list[Judgement]:
     """The judged candidates of one variant, from the run where they are complete."""
     from optimsyn.judgements import Judgement
     from optimsyn.models.language_model import run_sync
@@ -51,8 +57,10 @@ def _candidates(run: Run, tools: Tools, variant: str) -> list[Judgement]:
     if path.is_file():
         return read_jsonl(path, Judgement)
     config = run.recipe.synthesis
+    reward = tools.reward("synthesize", lambda now, different: written.add(now))
+    written.add(0)
     judged = run_sync(
-        write_candidates(tools, tools.reward("synthesize"), variant, wanted=config.pairs, oversample=config.oversample)
+        write_candidates(tools, reward, variant, wanted=config.pairs, oversample=config.oversample, told=written.add)
     )
     write_jsonl(path, judged)
     return judged

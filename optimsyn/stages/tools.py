@@ -5,6 +5,7 @@ Everything is built on first use and kept, so that a stage loads only what it ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from optimsyn.programs.pair import PairWriter, TaskShape
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.reward import InfluenceReward
+    from optimsyn.runs.handle import StageHandle
 
 
 class Tools:
@@ -31,10 +33,12 @@ class Tools:
 
     Args:
         run: The run folder to read from and to cache in.
+        stage: Is told how far long preparations are.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, stage: StageHandle | None = None) -> None:
         self.run = run
+        self.stage = stage
         self.recipe = run.recipe
 
     @cached_property
@@ -158,13 +162,19 @@ class Tools:
         if not self.target.checkpoints:
             raise StageError(f"{self.run.folder}: no warm-up checkpoint; run the stage warm_up first")
         folder = self.run.path("warm_up", "directions")
-        return build_scorer(self.target, self.validation, self.recipe.influence, folder)
+        count = None
+        if self.stage is not None:
+            total = len(self.validation) * len(self.target.checkpoints)
+            count = self.stage.count(total, "validation gradients", last=False)
+        report = count.add if count is not None else None
+        return build_scorer(self.target, self.validation, self.recipe.influence, folder, report=report)
 
-    def reward(self, source: str) -> InfluenceReward:
+    def reward(self, source: str, report: Callable[[int, int], None] | None = None) -> InfluenceReward:
         """The one reward of the run.
 
         Args:
             source: Who asks (a stage's name), written beside every row of `rewards.jsonl`.
+            report: Told how many requests were judged now, and how many different ones so far.
         """
         from optimsyn.reward import InfluenceReward
 
@@ -175,6 +185,7 @@ class Tools:
             invalid_penalty=self.recipe.reward.invalid_penalty,
             ledger=self.run.path("rewards.jsonl"),
             source=source,
+            report=report,
         )
 
     @property

@@ -9,6 +9,7 @@ from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
+    from optimsyn.runs.handle import StageHandle
 
 
 def run(run: Run) -> StageResult:
@@ -28,10 +29,10 @@ def run(run: Run) -> StageResult:
                 [("optimizers.policy.enabled", "false")],
                 {"enabled": False},
             ).save(run)
-        return _train(run, Tools(run))
+        return _train(run, Tools(run, stage), stage)
 
 
-def _train(run: Run, tools: Tools) -> StageResult:
+def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     from optimsyn.optimize.policy import train_policy
 
     recipe = run.recipe
@@ -45,6 +46,7 @@ def _train(run: Run, tools: Tools) -> StageResult:
         tools.shape,
         run.path("train_policy"),
         recipe.seed,
+        report=stage.progress,
     )
     rows = [
         (row["step"], row["reward"], row["reward_std"], row["valid"], row.get("kl"), row.get("completion_length"))

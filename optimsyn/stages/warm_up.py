@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Passage, Rubric
     from optimsyn.reward import RubricRequest
     from optimsyn.runs.folder import Run
+    from optimsyn.runs.handle import StageHandle
 
 # Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
 FEWEST_DRAFTS = 4
@@ -39,14 +40,17 @@ def run(run: Run) -> StageResult:
     with run.stage("warm_up") as stage:
         if stage.finished:
             return StageResult.load(run, "warm_up")
-        return _warm_up(run, Tools(run))
+        return _warm_up(run, Tools(run, stage), stage)
 
 
-def _warm_up(run: Run, tools: Tools) -> StageResult:
+def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     from optimsyn.models.language_model import run_sync
 
     config = run.recipe.warm_up
-    drafts = run_sync(write_first_draft(tools, config.pairs))
+    # A rubric and a pair for each.
+    written = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
+    written.add(0)
+    drafts = run_sync(write_first_draft(tools, config.pairs, written.add))
     pairs = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
     lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
     if all(draft.failed and draft.failed[0] in _UNREADABLE for draft in drafts):
@@ -68,6 +72,7 @@ def _warm_up(run: Run, tools: Tools) -> StageResult:
         max_grad_norm=config.max_grad_norm,
         seed=run.recipe.seed,
         folder=run.path("warm_up", "checkpoints"),
+        report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
     )
     scorer = tools.scorer
     baseline = scorer.zero_gradient_baseline()
@@ -118,8 +123,13 @@ class Draft:
     reasons: tuple[str, ...]
 
 
-async def write_first_draft(tools: Tools, count: int) -> list[Draft]:
+async def write_first_draft(tools: Tools, count: int, told: Callable[[], None] = lambda: None) -> list[Draft]:
     """Writes and checks the first `count` candidates under the recipe's own guiding text.
+
+    Args:
+        tools: The run's models and passages.
+        count: How many.
+        told: Called after each rubric and after each pair.
 
     Raises:
         ServiceError: A language-model service failed for good.
@@ -127,9 +137,14 @@ async def write_first_draft(tools: Tools, count: int) -> list[Draft]:
     from optimsyn.errors import ReplyError
     from optimsyn.stages.candidates import request_rubrics
 
-    requests = await request_rubrics(tools, "first_draft", range(count))
+    requests = await request_rubrics(tools, "first_draft", range(count), told)
 
     async def write(request: RubricRequest) -> Draft:
+        draft = await draft_of(request)
+        told()
+        return draft
+
+    async def draft_of(request: RubricRequest) -> Draft:
         if request.error is not None:
             return Draft(request.passage, None, None, ("rubric_format",), (request.error,))
         try:
