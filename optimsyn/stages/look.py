@@ -162,10 +162,10 @@ def words(run: Run) -> Heatmap:
     Raises:
         StageError: The run was made without.
     """
-    from optimsyn.data.token_shares import TOKEN_SHARES, TokenShares
+    from optimsyn.data.token_shares import SHARES_FILE, TokenShares
     from optimsyn.display.heatmap import Heatmap
 
-    path = run.path("synthesize", TOKEN_SHARES)
+    path = run.path("synthesize", SHARES_FILE)
     if not path.is_file():
         raise StageError(f"{path}: missing; run the stage synthesize again, in a new run")
     found = TokenShares.read(path)
