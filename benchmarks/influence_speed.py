@@ -55,7 +55,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="samples a batch, of the grid")
     parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="tokens a sample, of the grid")
     parser.add_argument("--answer", type=float, default=0.25, help="share of a sample's tokens that are labels")
-    parser.add_argument("--samples", type=int, default=None, help="a cell; 32 of a pool, of the grid 16 or one batch")
+    parser.add_argument("--samples", type=int, default=None, help="a cell; 32 of a pool, of the grid 16, or one batch")
     parser.add_argument("--questions", type=int, default=8, help="validation questions")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--bergson", default=None, metavar="PYTHON", help="an interpreter that has bergson")
@@ -317,7 +317,7 @@ def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
             print(f"{name}: skipped, it {reason}", flush=True)
             result["cells"].append({"name": name, "skipped": reason})
             continue
-        count = args.samples or max(16, batch)
+        count = max(args.samples or 16, batch)  # at least one whole batch
         parts = {
             "samples": target.random_samples(count, length, answer=args.answer, seed=args.seed + 2),
             "questions": target.random_samples(args.questions, length, answer=args.answer, seed=args.seed + 3),
