@@ -27,8 +27,9 @@ install: $(STAMP)  ## Create .venv with everything pinned
 quickstart: $(STAMP)  ## Run the whole loop on the embedded model
 	$(BIN)/optimsyn run recipes/quickstart.yaml
 
+# Two processes, a file of tests in one of them; each computes on one thread.
 test: lint types  ## Everything that CI checks
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 fast: $(STAMP)  ## Only the tests that need no embedded model and no kernel
 	$(BIN)/python -m pytest -q -m 'not slow'
