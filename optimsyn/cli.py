@@ -55,13 +55,19 @@ SetOption = Annotated[
 
 
 class _TakesPairs(TyperCommand):
-    """A command whose option `-p` takes a name and a value, as papermill's does."""
+    """A command whose option `-p` takes a name and a value as two words, as papermill's does."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        for parameter in self.params:
-            if parameter.name == "parameters":
-                parameter.nargs = 2
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Joins the two words to `NAME=VALUE`, which may also be written as one."""
+        joined: list[str] = []
+        words = iter(args)
+        for word in words:
+            joined.append(word)
+            if word in ("-p", "--parameters"):
+                name = next(words, None)
+                value = None if name is None or "=" in name else next(words, None)
+                joined += [] if name is None else [name if value is None else f"{name}={value}"]
+        return super().parse_args(ctx, joined)
 
 
 def _version(wanted: bool) -> None:
@@ -211,7 +217,7 @@ def execute(
     notebook: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="The notebook to execute; it is not changed.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the executed notebook goes.")],
     parameters: Annotated[
-        list[tuple[str, str]] | None,
+        list[str] | None,
         typer.Option("-p", "--parameters", metavar="NAME VALUE", help="One parameter, as often as needed."),
     ] = None,
     files: Annotated[
@@ -221,7 +227,8 @@ def execute(
     """Execute one notebook, once its parameters are checked."""
     from optimsyn.runs.parameters import given_parameters, load_notebook
 
-    values = given_parameters(load_notebook(notebook), parameters or (), files or (), notebook.name)
+    pairs = [(name, value) for name, _, value in (text.partition("=") for text in parameters or ())]
+    values = given_parameters(load_notebook(notebook), pairs, files or (), notebook.name)
     # Only now what takes seconds to load.
     from optimsyn.runs.engine import execute as run_notebook
 

@@ -82,6 +82,27 @@ def redact_tree(value: Any, secrets: list[str]) -> Any:
     return value
 
 
+def forget_secrets(error: BaseException, extra_names: Iterable[str] = ()) -> None:
+    """Takes secrets out of an exception that is about to be shown by somebody else, a notebook for example.
+
+    Its own text is cleaned; a cause whose text holds a secret (a service that echoes the key) is cut off, for its
+    class may build the text from anywhere.
+
+    Args:
+        error: The exception; it is changed.
+        extra_names: Further environment variables that hold secrets.
+    """
+    names = tuple(extra_names)
+    error.args = tuple(redact(part, names) if isinstance(part, str) else part for part in error.args)
+    link = error
+    while (cause := link.__cause__ or (None if link.__suppress_context__ else link.__context__)) is not None:
+        text = str(cause)
+        if redact(text, names) != text:
+            link.__cause__, link.__context__, link.__suppress_context__ = None, None, True
+            return
+        link = cause
+
+
 def _without(secrets: Iterable[str], text: str) -> str:
     for secret in secrets:
         text = text.replace(secret, SHOWN_INSTEAD)

@@ -94,6 +94,11 @@ class CellStates(NotebookExecutionManager):
             save_notebook(self.clean(self.nb), str(self.output_path))
         self.last_save_time = self.now()
 
+    def notebook_start(self, **options: Any) -> None:
+        """Clears what an earlier execution left."""
+        self.nb.metadata.pop("optimsyn", None)
+        super().notebook_start(**options)
+
     def cell_start(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
         """Marks a cell as running."""
         self.running, self.told = cell_index, ""
@@ -106,6 +111,11 @@ class CellStates(NotebookExecutionManager):
         if cell.cell_type == "code":
             text = f"{kind}: {reason}"
             cell.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=reason, traceback=[text]))
+
+    def stopped(self, kind: str, reason: str) -> None:
+        """Says in the notebook's metadata that and why it was not run to its end, also when no cell was running."""
+        self.nb.metadata.papermill["exception"] = True
+        self.nb.metadata["optimsyn"] = {"stopped": {"kind": kind, "reason": reason}}
 
     def notebook_complete(self, **_: Any) -> None:
         """Writes the times; cells that never ran stay pending."""
@@ -226,9 +236,12 @@ class Client(PapermillNotebookClient):
             await self.km.interrupt_kernel()
             await asyncio.wait([reply], timeout=_INTERRUPT_SECONDS)
 
-        # In a kernel of its own the loop that the reply belongs to is another one, and only that can wait for it.
-        if reply.get_loop().is_running():
+        loop = reply.get_loop()
+        # Inside of a notebook the loop runs in a thread of its own, where this one cannot wait for it.
+        if loop.is_running():
             return
+        # What the interrupted cell raises is told by `Interrupted`; nobody asks for it a second time.
+        loop.set_exception_handler(lambda _, context: None)
         run_sync(wait)()
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:

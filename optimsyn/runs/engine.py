@@ -1,9 +1,9 @@
 """Executes a notebook with papermill, and tells the truth about how it ended.
 
-Three doors lead here: the runner and `optimsyn execute` call `execute`, and `papermill --engine optimsyn` finds
-`TruthfulEngine` through its entry point. Behind each of them the parameters are checked before a kernel starts, the
-cell that was running is marked as failed with the real reason, the notebook is saved atomically as it grows, and
-secrets stay out of it. The kernel is started from this very interpreter, whatever kernels the user has installed.
+Three doors lead here: the runner and `optimsyn execute` call `execute`, and `papermill --engine optimsyn` finds the
+engine through an entry point (`optimsyn.papermill_engine`). Behind each of them the parameters are checked before a
+kernel starts, the cell that was running is marked as failed with the real reason, the notebook is saved atomically as
+it grows, and secrets stay out of it. The kernel is started from this very interpreter, whatever kernels are installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from papermill.exceptions import PapermillExecutionError
 from optimsyn.display.live import LiveLine
 from optimsyn.errors import StageError
 from optimsyn.redaction import redact
-from optimsyn.runs.client import START_SECONDS, CellStates, Client, Stopped, on_terminate
+from optimsyn.runs.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
 from optimsyn.runs.kernel import LOCK_VARIABLE
 from optimsyn.runs.parameters import check_parameters
 
@@ -145,7 +145,11 @@ class TruthfulEngine(NBClientEngine):
                     transport_encryption="auto" if zmq.has("curve") else "disabled",
                 )
         except Stopped as stop:
+            states.stopped(stop.kind, stop.reason)
             raise _error(states, stop, Path(output_path or name), log.end()) from stop
+        except KeyboardInterrupt:
+            states.stopped("Interrupted", INTERRUPTED)
+            raise
         finally:
             log.end()
             states.notebook_complete()

@@ -83,7 +83,8 @@ def _part_left(told: dict[str, Any] | None) -> float | None:
     if done <= 0:
         return None
     since = max(0.0, time.time() - told["at"]) if "at" in told else 0.0
-    return max(0.0, float(told["seconds"]) / done * (told["total"] - told["done"]) - since)
+    left: float = told["seconds"] / done * (told["total"] - told["done"]) - since
+    return max(0.0, left)
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from optimsyn.data.jsonl import write_json, write_text
 from optimsyn.errors import StageError
 from optimsyn.recipe import Recipe
-from optimsyn.redaction import redact
+from optimsyn.redaction import forget_secrets, redact
 from optimsyn.runs.handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.memory import peak_bytes, reset_peak
@@ -121,17 +121,13 @@ class Run(Shown):
         return run
 
     @classmethod
-    def load(cls, folder: Path | str = "") -> Run:
-        """An existing run; an empty name means the quickstart's own, which is made when there is none.
+    def load(cls, folder: Path | str) -> Run:
+        """An existing run.
 
         Raises:
             StageError: The folder is no run folder.
             RecipeError: Its recipe.yaml does not fit this version.
         """
-        if not str(folder):
-            from optimsyn.runs.resources import default_root, find_recipe
-
-            return cls.open(Recipe.load(find_recipe("quickstart")), default_root())
         path = Path(folder).expanduser().resolve()
         if not (path / "manifest.json").is_file():
             raise StageError(f"{path}: not a run folder (no manifest.json in it); `optimsyn run RECIPE` makes one")
@@ -220,6 +216,8 @@ class Run(Shown):
             self._end(name, "interrupted", begun, Failure(kind="Interrupted", reason=INTERRUPTED))
             raise
         except BaseException as error:
+            # Jupyter or papermill shows it next, with all its causes.
+            forget_secrets(error, self.secret_names)
             self._end(name, "failed", begun, Failure(kind=type(error).__name__, reason=str(error)))
             raise
         self._end(name, "finished", begun, None, handle.notes)
