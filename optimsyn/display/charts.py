@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from optimsyn.display.names import metric_label, variant_label
-from optimsyn.display.tables import number
+from optimsyn.display.tables import decimals_for, fixed, number
 
 WIDTH = 380.0
 _LEFT, _RIGHT = 6.0, 374.0
@@ -27,7 +27,7 @@ class Mark(NamedTuple):
     """One thing drawn.
 
     Attributes:
-        kind: `line`, `dots`, `path`, `band`, `rect` or `text`.
+        kind: `line`, `dots`, `path`, `band`, `rect` or `text`; a path is any line that is not straight or not one.
         tone: Its colour and weight, a class of the page's style sheet; `v-…` is a variant's colour.
         at: Coordinates: a line's two ends, a text's place, a rectangle's corner and size; empty for paths.
         text: What a text says; the data of a path.
@@ -116,31 +116,24 @@ def _round_step(least: float) -> float:
     return next(power * factor for factor in (1.0, 2.0, 5.0, 10.0) if power * factor >= least * (1 - 1e-9))
 
 
-def influence_chart(
-    influence: Mapping[str, Sequence[float]],
-    *,
-    zero_gradient: float | None = None,
-    kept: Mapping[str, float] | None = None,
-) -> Chart:
+def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Chart:
     """Where the influence of each variant's valid pairs lies: a dot a pair, the middle half as a bar, the median.
 
     Args:
         influence: Variant to influences; none may be empty.
         zero_gradient: Influence of a pair without any gradient; drawn only when it is not 0.
-        kept: Median of the pairs that were kept, by variant.
     """
     row, top = 54.0, 6.0
     bottom = top + row * len(influence)
     every = [value for values in influence.values() for value in values]
+    decimals = decimals_for(every)
     axis = Axis([*every, 0.0, *([zero_gradient] if zero_gradient else [])], _LEFT, _RIGHT)
     chart = Chart("Influence of the valid pairs", bottom + 20, _influence_alt(influence))
-    chart.marks += _grid(axis, top + 14, bottom)
-    chart.marks.append(Mark("line", "zero", (axis.at(0.0), top + 14, axis.at(0.0), bottom)))
+    lanes = [(top + place * row + 19, top + place * row + 47) for place in range(len(influence))]
+    chart.marks += _grid(axis, lanes)
+    chart.marks.append(_upright("zero", axis.at(0.0), lanes))
     if zero_gradient:
-        place = axis.at(zero_gradient)
-        chart.marks.append(
-            Mark("line", "dashed", (place, top + 14, place, bottom), title="a pair without any gradient")
-        )
+        chart.marks.append(_upright("dashed", axis.at(zero_gradient), lanes, "a pair without any gradient"))
     generator = random.Random(0)
     for number_, (variant, values) in enumerate(influence.items()):
         y = top + number_ * row
@@ -148,11 +141,10 @@ def influence_chart(
         dots = list(values) if len(values) <= _MOST_DOTS else generator.sample(list(values), _MOST_DOTS)
         path = "".join(f"M{axis.at(v):.1f} {middle + generator.uniform(-9, 9):.1f}h0" for v in dots)
         median = statistics.median(values)
-        said = f"{_pairs(len(values))}, median {number(median)}"
-        after = f" · kept {number(kept[variant])}" if kept and variant in kept else ""
+        said = f"{_pairs(len(values))}, median {fixed(median, decimals)}"
         chart.marks += [
             Mark("text", "label", (_LEFT, y + 14), variant_label(variant)),
-            Mark("text", "value", (_RIGHT, y + 14), said + after, "end"),
+            Mark("text", "value", (_RIGHT, y + 14), said, "end"),
         ]
         if len(values) >= 4:
             low, _, high = statistics.quantiles(sorted(values), n=4, method="inclusive")
@@ -266,12 +258,17 @@ def interval_chart(
     every = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
     axis = Axis([*every, 0.0] if zero or not every else every, _LEFT, _RIGHT)
     marks: list[Mark] = []
+    lanes: list[tuple[float, float]] = []
     for place, row in enumerate(rows):
         fresh = place == 0 or names[place] != names[place - 1]
         y = top if place == 0 else y + (40.0 if not grouped else 38.0 if fresh else 15.0)
         if fresh:
             marks.append(Mark("text", "label", (_LEFT, y + 13), names[place]))
         middle = y + 25
+        if fresh:
+            lanes.append((middle - 8, middle + 8))
+        else:
+            lanes[-1] = (lanes[-1][0], middle + 8)
         told = _interval_text(row)
         if not grouped:
             marks.append(Mark("text", "value", (_RIGHT, y + 13), told, "end"))
@@ -281,14 +278,13 @@ def interval_chart(
             marks.append(Mark("line", f"interval v-{row['variant']}", ends, title=title))
         dot = f"M{axis.at(row['value']):.1f} {middle:.1f}h0"
         marks.append(Mark("dots", f"big v-{row['variant']}", text=dot, title=title))
-    bottom = y + 38
-    chart = Chart(metric_label(metric), bottom + 20, "")
-    chart.marks = _grid(axis, top + 16, bottom)
+    chart = Chart(metric_label(metric), y + 54, "")
+    chart.marks = _grid(axis, lanes)
     if zero:
-        chart.marks.append(Mark("line", "zero", (axis.at(0.0), top + 16, axis.at(0.0), bottom)))
+        chart.marks.append(_upright("zero", axis.at(0.0), lanes))
     first = None if grouped else next((row for row in rows if row["difference"] is None), None)
     if first is not None:
-        chart.marks.append(Mark("line", "dashed", (axis.at(first["value"]), top + 16, axis.at(first["value"]), bottom)))
+        chart.marks.append(_upright("dashed", axis.at(first["value"]), lanes, f"{names[0]}: {first['value']:.3f}"))
     chart.marks += marks
     said = [f"{names[i]} ({variant_label(r['variant'])})" if grouped else names[i] for i, r in enumerate(rows)]
     chart.alt = f"{metric_label(metric)}: " + "; ".join(
@@ -297,12 +293,16 @@ def interval_chart(
     return chart
 
 
-def _grid(axis: Axis, top: float, bottom: float) -> list[Mark]:
-    marks = []
-    for place, label in axis.ticks:
-        marks.append(Mark("line", "grid", (place, top, place, bottom)))
-        marks.append(Mark("text", "tick", (place, bottom + 14), label, "middle"))
-    return marks
+def _grid(axis: Axis, lanes: Sequence[tuple[float, float]]) -> list[Mark]:
+    """Lines at the ticks, in the lanes of the rows only, so that none crosses a text."""
+    bottom = lanes[-1][1] if lanes else 0.0
+    marks = [_upright("grid", place, lanes) for place, _ in axis.ticks]
+    return marks + [Mark("text", "tick", (place, bottom + 15), label, "middle") for place, label in axis.ticks]
+
+
+def _upright(tone: str, x: float, lanes: Sequence[tuple[float, float]], title: str = "") -> Mark:
+    data = "".join(f"M{x:.1f} {low:.1f}V{high:.1f}" for low, high in lanes)
+    return Mark("path", f"thin {tone}", text=data, title=title)
 
 
 def _frame(

@@ -20,6 +20,7 @@ from optimsyn.display.rendering import cut, render
 from optimsyn.display.report import REPORT
 from optimsyn.display.report.verdict import Verdict, verdict
 from optimsyn.display.run_facts import RunFacts
+from optimsyn.display.tables import decimals_for
 from optimsyn.display.word_diff import Part, word_diff
 from optimsyn.errors import StageError
 from optimsyn.runs.manifest import STAGES
@@ -107,7 +108,8 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
         "several_tests": len(tests) > 1,
         "metrics": metrics,
         "charts": [_chart(metric, runs, changes=len(tests) > 1) for metric in metrics],
-        "chart_variants": _variants(runs, [UNTUNED]) if len(tests) == 1 else _variants(runs, []),
+        "chart_variants": _drawn(runs, metrics, changes=len(tests) > 1),
+        "decimals": decimals_for(median for run in runs for median, _ in run.medians.values()),
         "influence_variants": [name for name in _variants(runs, []) if any(name in run.medians for run in runs)],
         "differing": differing({run.label: run.facts.recipe for run in runs}),
         "columns": len(runs) <= _MOST_COLUMNS,
@@ -187,13 +189,24 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
     return found
 
 
-def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
-    """One metric of all runs: values, or changes against the target as it came."""
+def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tuple[Compared, MetricRow]]:
     lines = [(run, row) for run in runs for row in run.facts.evaluation if row["metric"] == metric]
     if changes:
         lines = [(run, row) for run, row in lines if row["difference"] is not None]
     if len(lines) > _MOST_LINES:
         lines = [(run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.variant)]
+    return lines
+
+
+def _drawn(runs: Sequence[Compared], metrics: Sequence[str], *, changes: bool) -> list[str]:
+    """The variants in the pictures, in order."""
+    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, runs, changes=changes)}
+    return [name for name in _variants(runs, [UNTUNED]) if name in drawn]
+
+
+def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
+    """One metric of all runs: values, or changes against the target as it came."""
+    lines = _lines(metric, runs, changes=changes)
     rows = [
         {
             "variant": row["variant"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.data.token_shares import PairShares, TokenPiece
 from optimsyn.display.rendering import render
-from optimsyn.display.tables import number
+from optimsyn.display.tables import decimals_for, fixed, number
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -63,6 +63,7 @@ class Heatmap:
         self.title = title
         shares = [abs(piece.share) for pair in self.pairs for piece in pair.pieces]
         self.strongest = max(shares, default=0.0)
+        self.decimals = decimals_for(shares)
 
     @property
     def rows(self) -> list[HeatRow]:
@@ -79,24 +80,30 @@ class Heatmap:
     def _row(self, pair: PairShares) -> HeatRow:
         cells = []
         for piece in pair.pieces:
-            title = f"{number(piece.share, sign=True)}{self._part(piece, pair)}"
+            title = f"{fixed(piece.share, self.decimals, sign=True)}{self._part(piece, pair)}"
             if len(piece.shares) > 1:
                 title += f", {len(piece.shares)} tokens"
             cells.append(Cell("⏎ end" if piece.end else piece.text, self._style(piece.share), title))
+        least = _PLAIN * self.strongest
         ordered = sorted(pair.pieces, key=lambda piece: -piece.share)
         told = abs(pair.remainder) > _REMAINDER * abs(pair.influence)
         return HeatRow(
             shares=pair,
             cells=tuple(cells),
-            helps=tuple(_named(piece) for piece in ordered if piece.share > 0)[:_NAMED],
-            hurts=tuple(_named(piece) for piece in reversed(ordered) if piece.share < 0)[:_NAMED],
-            remainder=number(pair.remainder, sign=True) if told else "",
+            helps=tuple(self._named(piece) for piece in ordered if piece.share > least)[:_NAMED],
+            hurts=tuple(self._named(piece) for piece in reversed(ordered) if piece.share < -least)[:_NAMED],
+            remainder=fixed(pair.remainder, self.decimals, sign=True) if told else "",
         )
 
     def _part(self, piece: TokenPiece, pair: PairShares) -> str:
         if not pair.influence:
             return ""
         return f", {piece.share / pair.influence:.0%} of the pair's influence".replace("-", "−")
+
+    def _named(self, piece: TokenPiece) -> tuple[str, str]:
+        text = piece.text.strip()
+        name = "end of the answer" if piece.end else f"“{text}”" if text else "a blank"
+        return name, fixed(piece.share, self.decimals, sign=True)
 
     def _style(self, share: float) -> str:
         part = abs(share) / self.strongest if self.strongest else 0.0
@@ -125,7 +132,3 @@ class Heatmap:
                 tone = "" if part < _PLAIN else f"{weight}blue underline" if piece.share > 0 else f"{weight}red"
                 line.append("⏎" if piece.end else piece.text, style=tone)
             yield line
-
-
-def _named(piece: TokenPiece) -> tuple[str, str]:
-    return ("end of answer" if piece.end else f"“{piece.text.strip() or piece.text}”"), number(piece.share, sign=True)

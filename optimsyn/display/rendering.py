@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from markupsafe import Markup
 from optimsyn.display.names import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.display.outcomes import STAGE_LABELS, judgement
 from optimsyn.display.summary import duration
-from optimsyn.display.tables import number
+from optimsyn.display.tables import fixed, number
 from optimsyn.redaction import redact_tree
 
 _TEMPLATES = Path(__file__).parent / "templates"
+# A blank at which no line is broken.
+_JOINT = "\u00a0"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -55,6 +57,7 @@ def _environment() -> Environment:
         "bytes": byte_size,
         "count": lambda value: f"{value:,}",
         "duration": duration,
+        "fixed": fixed,
         "interval": interval,
         "judgement": judgement,
         "metric": metric_label,
@@ -68,18 +71,16 @@ def _environment() -> Environment:
     return environment
 
 
-def interval(row: dict[str, Any], *, difference: bool = False) -> str:
-    """A value with its interval, or the paired difference with its own; a dash when there is none."""
+def interval(row: Mapping[str, Any], *, difference: bool = False) -> str:
+    """A value with its interval, or the paired difference with its own, as one unbroken word; a dash for none."""
     keys = ("difference", "difference_low", "difference_high") if difference else ("value", "low", "high")
     value, low, high = (row[key] for key in keys)
     if value is None:
         return "–"
     plus = "+" if difference else ""
-    text = (
-        f"{value:{plus}.3f}"
-        if low is None or high is None
-        else f"{value:{plus}.3f} [{low:{plus}.3f}, {high:{plus}.3f}]"
-    )
+    text = f"{value:{plus}.3f}"
+    if low is not None and high is not None:
+        text += f"{_JOINT}[{low:{plus}.3f},{_JOINT}{high:{plus}.3f}]"
     return text.replace("-", "−")
 
 

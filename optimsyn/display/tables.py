@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,19 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     text = f"{value:{'+' if sign else ''}.{digits}g}"
     # A typographic minus is as wide as the plus, so that columns of differences line up.
     return text.replace("-", "−") if "e" not in text else text
+
+
+def decimals_for(values: Iterable[float], digits: int = 3) -> int:
+    """Decimals that give the largest of these numbers so many significant digits, so that all line up."""
+    largest = max((abs(value) for value in values), default=0.0)
+    return min(max(0, digits - 1 - math.floor(math.log10(largest))), 9) if largest > 0 else digits
+
+
+def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
+    """A number with so many decimals; a dash for None."""
+    if value is None:
+        return _DASH
+    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
 
 
 def _interval(value: float, low: float | None, high: float | None, *, sign: bool = False) -> str:

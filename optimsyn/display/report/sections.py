@@ -16,7 +16,7 @@ from optimsyn.display.report.pairs import extremes
 from optimsyn.display.report.verdict import verdict
 from optimsyn.display.run_facts import Row, RunFacts
 from optimsyn.display.summary import duration
-from optimsyn.display.tables import number
+from optimsyn.display.tables import decimals_for, fixed, number
 from optimsyn.display.word_diff import word_diff
 from optimsyn.runs.manifest import StageRecord
 
@@ -66,6 +66,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "failed_checks": _failed_checks(facts),
         "influence": _influence(facts),
         "influence_rows": _influence_rows(facts),
+        "decimals": _decimals(facts),
         "rewards": [
             chart for chart in (prompt_chart(facts.prompt_history), policy_chart(facts.policy_history)) if chart
         ],
@@ -83,6 +84,10 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def _decimals(facts: RunFacts) -> int:
+    return decimals_for(value for values in facts.influence.values() for value in values)
+
+
 def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The few numbers that a person looks for first: value, what it is, more."""
     tiles = []
@@ -92,13 +97,13 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
         tiles.append((f"{prepared['passages']:,}", "passages", more))
     if made:
         tiles.append((f"{made['pairs']:,}", "pairs in the dataset", variant_label(made["dataset"])))
-    influence = facts.influence
+    influence, decimals = facts.influence, _decimals(facts)
     variant = made.get("dataset", facts.recipe.dataset_variant)
     if variant in influence:
         before = ""
         if facts.first_draft:
-            before = f"first draft: {number(statistics.median(facts.first_draft))}"
-        tiles.append((number(statistics.median(influence[variant])), "median influence", before))
+            before = f"first draft: {fixed(statistics.median(facts.first_draft), decimals)}"
+        tiles.append((fixed(statistics.median(influence[variant]), decimals), "median influence", before))
     for row in facts.evaluation:
         if row["variant"] == variant and row["difference"] is not None:
             more = f"{judgement(row)}, {row['n']} test questions"
@@ -169,13 +174,13 @@ def _influence(facts: RunFacts) -> Chart | None:
 
 
 def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:
-    """For each variant: valid pairs; mean, lowest, median, highest; median of those kept."""
+    """For each variant: valid pairs; median, mean, highest; median of those kept."""
     kept = _kept_influence(facts)
     return [
         (
             variant,
             len(values),
-            [statistics.fmean(values), min(values), statistics.median(values), max(values)],
+            [statistics.median(values), statistics.fmean(values), max(values)],
             statistics.median(kept[variant]) if variant in kept else None,
         )
         for variant, values in facts.influence.items()
@@ -240,7 +245,7 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
     roles = {"Generator": models.generator, "Rubric model": models.rubric, "Target": models.target}
     if models.reflection is not None:
         roles["Reflection"] = models.reflection
-    found = [
+    return [
         ("Recipe", recipe.name),
         ("Fingerprint", manifest.fingerprint),
         ("Seeds", ", ".join(f"{name} {seed}" for name, seed in manifest.seeds.items())),
@@ -254,4 +259,3 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
         ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {recipe.synthesis.select}"),
     ]
-    return found + [(name, version) for name, version in manifest.versions.items()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.display.names import METRIC_LABELS, variant_label
 from optimsyn.display.outcomes import RunState, commands, judgement
+from optimsyn.display.rendering import interval
 from optimsyn.display.tables import number
 from optimsyn.training.bootstrap import UNTUNED
 
@@ -41,7 +42,8 @@ class Verdict:
 
     Attributes:
         badge: One word.
-        tone: good, bad or open; colours the badge.
+        badge_tone: good, bad or open; colours the badge.
+        tone: The same for the whole: a finished run may have made a target worse.
         headline: The one sentence.
         sentences: Further results.
         cannot: What these numbers do not say.
@@ -50,6 +52,7 @@ class Verdict:
     """
 
     badge: str
+    badge_tone: str
     tone: str
     headline: str
     sentences: tuple[str, ...]
@@ -61,9 +64,8 @@ class Verdict:
 def verdict(facts: RunFacts, state: RunState) -> Verdict:
     """The verdict on a run, whatever state it is in."""
     if state.kind == "finished":
-        headline, sentences = _result(facts)
-        cannot = _cannot(facts)
-        return Verdict("finished", "good", headline, sentences, cannot, None, ())
+        tone, headline, sentences = _result(facts)
+        return Verdict("finished", "good", tone, headline, sentences, _cannot(facts), None, ())
     typed = commands(facts.folder)
     going_on = [("Continue; what is finished is not repeated, and no reply is bought twice", typed["continue"])]
     if state.kind in ("failed", "interrupted"):
@@ -75,9 +77,11 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
         "unfinished": f"It stopped before {state.waiting[0]}; what was done until then is finished.",
         "new": "No stage has run yet.",
     }[state.kind]
+    tone = "bad" if state.kind == "failed" else "open"
     return Verdict(
         badge={"new": "not started"}.get(state.kind, state.kind),
-        tone="bad" if state.kind == "failed" else "open",
+        badge_tone=tone,
+        tone=tone,
         headline=headline,
         sentences=_so_far(facts),
         cannot=("What the pairs are worth: no target has been fine-tuned and evaluated on all of them yet.",),
@@ -116,38 +120,47 @@ def _metric(row: MetricRow) -> str:
 
 
 def _change(row: MetricRow) -> str:
-    """A paired difference with its interval."""
-    if row["difference"] is None:
-        return "–"
-    text = f"{row['difference']:+.3f}"
-    if row["difference_low"] is not None and row["difference_high"] is not None:
-        text += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-    return text.replace("-", "−")
+    """A paired difference with its interval, which no line break tears apart."""
+    return interval(row, difference=True)
 
 
-def _result(facts: RunFacts) -> tuple[str, tuple[str, ...]]:
+def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
+    """Tone, headline and further sentences of a finished run."""
     numbers = facts.numbers("synthesize")
     variant = numbers.get("dataset", facts.recipe.dataset_variant)
     rows = _of(facts.evaluation, variant)
     if not rows:
-        return "Every stage has finished, but there is no evaluation of the dataset.", ()
+        return "open", "Every stage has finished, but there is no evaluation of the dataset.", ()
     questions = max(row["n"] for row in rows)
-    pairs = f"{numbers['pairs']:,} pairs" if "pairs" in numbers else "its pairs"
+    pairs = f"{numbers['pairs']:,} pairs" if "pairs" in numbers else "pairs"
     first, *others = rows
+    told = judgement(first)
     words = {
         "better": f"Fine-tuning on the dataset's {pairs} improved the target",
         "worse": f"Fine-tuning on the dataset's {pairs} made the target worse",
         "not told apart": f"Fine-tuning on the dataset's {pairs} made no difference that {questions} questions show",
     }
-    told = judgement(first)
-    headline = f"{words[told] if told else 'The dataset was evaluated'}: {_metric(first)} {_change(first)}."
-    sentences = [f"The dataset is that of the {variant_label(variant)}. Differences are to the target as it came."]
-    sentences += [f"{_metric(row).capitalize()}: {_change(row)}, {judgement(row)}." for row in others if judgement(row)]
-    against = [row for row in _of(facts.against_no_rubric, variant) if row["difference"] is not None]
+    headline = f"{words.get(told, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
+    sentences = [f"The dataset is that of the {variant_label(variant)}; changes are against the target as it came."]
+    if others:
+        listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in others)
+        sentences.append(f"{listed[:1].upper()}{listed[1:]}.")
+    sentences += _without_rubric(facts, variant)
+    return {"better": "good", "worse": "bad"}.get(told, "open"), headline, tuple(sentences)
+
+
+def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
+    """What as many pairs without a rubric did: without it, an improvement may look like the rubrics' doing."""
+    plain = _of(facts.evaluation, "no_rubric")
+    if variant == "no_rubric" or not plain:
+        return []
+    listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in plain if judgement(row))
+    found = [f"As many pairs written without a rubric: {listed}."]
+    against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against:
-        text = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
-        sentences.append(f"Against as many pairs written without a rubric: {text}.")
-    return headline, tuple(sentences)
+        listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
+        found.append(f"The dataset against those: {listed}.")
+    return found
 
 
 def _cannot(facts: RunFacts) -> tuple[str, ...]:
@@ -160,6 +173,8 @@ def _cannot(facts: RunFacts) -> tuple[str, ...]:
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against and all(judgement(row) == "not told apart" for row in against):
         found.append("Whether rubrics helped: no difference to pairs written without one leaves out 0.")
+    elif not against and variant != "no_rubric":
+        found.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
     found.append(
         f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
         "everything else."
