@@ -92,8 +92,7 @@ class Purse:
             caps: What all runs together may buy.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        for old in (path, path.with_name(path.name + "-journal")):
-            old.unlink(missing_ok=True)
+        _remove(path)
         path.touch()
         purse = cls(path)
         with purse._transaction() as db:
@@ -151,9 +150,10 @@ class Purse:
             return self._sum(db, "under_way", "COUNT(*)")
 
     def close(self) -> None:
-        """Closes the file; the object cannot be used afterwards."""
+        """Closes the file and removes it; nothing can be bought from it afterwards."""
         with self._lock:
             self._db.close()
+        _remove(self.path)
 
     def _reserve(self, run: str, tokens: int, cost_usd: float | None) -> int:
         pid = os.getpid()
@@ -226,6 +226,11 @@ class Purse:
                 raise DataError(f"{self.path}: the purse of the batch cannot be used ({error})") from error
 
 
+def _remove(path: Path) -> None:
+    for file in (path, path.with_name(path.name + "-journal")):
+        file.unlink(missing_ok=True)
+
+
 def _affordable(left: float, cost_usd: float | None) -> bool:
     """Whether a request may cost this much: a free one always, one of unknown price while anything is left."""
     if cost_usd is None:
@@ -263,6 +268,6 @@ def _lives(pid: int, born: float) -> bool:
 
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return bool(abs(process.create_time() - born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

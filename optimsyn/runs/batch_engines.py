@@ -63,10 +63,9 @@ class Engine(Protocol):
 
 
 def arguments(job: Job) -> list[str]:
-    """The arguments of `optimsyn` for a run: its resolved recipe, so that a change of the file does not split it."""
+    """The arguments of `optimsyn` for a run: its folder, so that a later change of the recipe's file does not split it."""
     assert job.run is not None
-    folder = job.run.folder
-    return ["run", str(folder / "recipe.yaml"), "--root", str(folder.parent), "--stage", job.until]
+    return ["run", str(job.run.folder), "--stage", job.until]
 
 
 class ProcessEngine:

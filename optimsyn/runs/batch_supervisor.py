@@ -242,7 +242,6 @@ class Supervisor:
         self._write()
         if self.purse is not None:
             self.purse.close()
-            self.purse.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
         self.state.seconds = round(time.monotonic() - self._begun, 2)

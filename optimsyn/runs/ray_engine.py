@@ -7,6 +7,7 @@ each has the services' keys in its own environment, for keys are not sent over t
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import select
@@ -52,7 +53,7 @@ class RayEngine:
         chosen = address or os.environ.get(_ADDRESS_VARIABLE) or "local"
         options: dict[str, Any] = {"include_dashboard": False} if chosen == "local" else {}
         try:
-            ray.init(address=chosen, log_to_driver=False, logging_level="error", **options)
+            ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise OptimsynError(
                 f"--ray-address {chosen}: the Ray cluster cannot be used ({error}); start it, or leave the address "

@@ -1,0 +1,100 @@
+"""The same batch on a local Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_batch_runs import write_recipe
+
+from optimsyn.errors import OptimsynError
+from optimsyn.recipe import Recipe
+from optimsyn.runs.batch_state import BatchState
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import process_lives
+from optimsyn.runs.ray_engine import RayEngine, _share
+from tests.models_helpers import Answer, Service, said
+from tests.stages_helpers import answer
+
+
+def test_runs_share_the_nodes() -> None:
+    assert _share([2], 2) == 1
+    assert _share([16], 4) == 4
+    assert _share([16, 8], 4) == 4
+    assert _share([4, 4], 1) == 4
+    assert _share([0], 3) == 1
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(OptimsynError, match=r"pip install 'optimsyn\[ray\]'"):
+        RayEngine(1)
+
+
+def test_gpu_memory_is_no_option_of_a_cluster(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "optimsyn", "batch", "a.yaml", "--engine", "ray", "--gpu-memory-gb", "10"]
+    left = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert left.returncode == 2
+    assert "--gpu-memory-gb" in left.stderr
+
+
+def _batch(recipes: list[Path], root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "optimsyn", "batch", *map(str, recipes), "--root", str(root)]
+    command += ["--jobs", "2", "--stage", "warm_up", "--requests", "1000", "--engine", "ray", "--ray-address", "local"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _wait_for_stage(root: Path, name: str, stage: str, process: subprocess.Popen[str]) -> int:
+    """The process of a run's stage, as soon as there is one."""
+    while process.poll() is None:
+        for folder in root.glob(f"{name}-*"):
+            if (folder / "manifest.json").is_file():
+                record = Run.load(folder).manifest.stage(stage)
+                if record.status == "running" and record.pid is not None:
+                    return record.pid
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.mark.slow
+def test_a_local_cluster_tells_the_same_truth_and_goes_on(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+
+    def slowly(number: int, request: dict[str, Any]) -> Answer:
+        if request["model"] == "broken":
+            return said("I would rather talk about the weather.")
+        if request["model"] == "patient":
+            time.sleep(patience)
+        return answer(number, request)
+
+    patience = 30.0
+    served.answer = slowly
+    recipes = [write_recipe(recipe, tmp_path, name, seed) for seed, name in enumerate(("broken", "patient"))]
+    root = tmp_path / "runs"
+    process = _batch(recipes, root)
+    kernel = _wait_for_stage(root, "patient", "warm_up", process)
+    # The broken run fails meanwhile; then a person stops the batch.
+    while process.poll() is None and BatchState.read(root / "batch.json").runs[0].state == "running":
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate()[0]
+    assert process.returncode == 130, text
+    broken, patient = BatchState.read(root / "batch.json").runs
+    assert (broken.state, broken.stage, patient.state, patient.stage) == ("failed", "warm_up", "interrupted", "warm_up")
+    assert broken.cell is not None
+    assert not process_lives(kernel)
+
+    patience = 0.0
+    process = _batch(recipes[1:], root)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    manifest = Run.load(patient.folder or "").manifest
+    assert (manifest.stage("prepare").attempts, manifest.stage("warm_up").attempts) == (1, 2)
+    assert BatchState.read(root / "batch.json").totals.cost.replies > 0
+    assert os.environ["STAGES_TEST_KEY"] not in text
