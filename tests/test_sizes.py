@@ -56,7 +56,7 @@ def test_every_recipe_that_comes_with_optimsyn_is_valid_at_tiny_size_on_any_mach
     assert {spec.provider for spec in (tiny.models.generator, tiny.models.rubric, tiny.models.target)} == {"embedded"}
     found = validate(tiny)
     assert found.problems == []
-    assert found.counts["passages"] == 8
+    assert found.counts["documents"] == 8
     assert found.counts["validation"] == found.counts["test"] == 8
     # Not one context is cut.
     assert not any("max_length" in warning for warning in found.warnings)
