@@ -66,8 +66,8 @@ def test_the_recipe_reference_has_every_field_with_its_range() -> None:
     from docs_reference import recipe_page
 
     page = recipe_page()
-    assert "| whole number, ≥ 20 and ≤ 2000 | `160` |" in page
-    assert "| `cosine` · `dot` | `dot` |" in page
+    assert re.search(r"`passage_words` \| whole number, ≥ 20 and ≤ 2000 \| .*`160` \| Longest passage", page)
+    assert "| `cosine` · `dot` | <span" in page
     assert "**required**" in page
     assert "Undefined" not in page
     assert "<class" not in page
@@ -122,11 +122,10 @@ def test_notebooks_become_pages(tmp_path: object) -> None:
     new_output = nbformat.v4.new_output
     cells[2].outputs = [
         new_output("stream", name="stdout", text="kept line\n"),
-        new_output("stream", name="stdout", text="12 s\n"),
+        new_output("display_data", data={"text/plain": "12 s"}, metadata={"optimsyn": {"transient": True}}),
         new_output("display_data", data={"text/html": "<table>\n\n<tr><td>1</td></tr></table>", "text/plain": "x"}),
         new_output("display_data", data={"image/png": pixel}),
     ]
-    cells[2].outputs[1].metadata = {"optimsyn": {"transient": True}}
     folder = Path(str(tmp_path))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_one.ipynb")
     made = notebook_pages(folder)

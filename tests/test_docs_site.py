@@ -54,6 +54,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import docs
 
     docs.prepare(folder / "pages")
+    # Paths in the configuration count from its own folder.
+    (folder / "tools").symlink_to(ROOT / "tools")
     config = folder / "mkdocs.yml"
     config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {folder / 'pages'}\nsite_dir: {folder / 'site'}\n")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
@@ -116,6 +118,8 @@ def test_every_notebook_has_a_page(site: Path) -> None:
 
 
 def test_pages_carry_what_only_the_code_knows(site: Path) -> None:
-    text = {name: (site / name).read_text(encoding="utf-8") for name in ("reference/recipe.html", "concepts/reward.html")}
+    text = {
+        name: (site / name).read_text(encoding="utf-8") for name in ("reference/recipe.html", "concepts/reward.html")
+    }
     assert "recipe-guiding-text" in text["reference/recipe.html"]
     assert "near_duplicate_question" in text["concepts/reward.html"]

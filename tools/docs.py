@@ -151,10 +151,14 @@ def serve() -> int:
 
 def _newest() -> float:
     files = (f for name in _WATCHED for f in ((ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name]))
-    return max(file.stat().st_mtime for file in files if file.suffix in {".md", ".py", ".ipynb", ".yaml", ".svg", ".css"})
+    return max(
+        file.stat().st_mtime for file in files if file.suffix in {".md", ".py", ".ipynb", ".yaml", ".svg", ".css"}
+    )
 
 
 def _mkdocs() -> list[str]:
+    # The theme's advertisement for its successor.
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
     return [sys.executable, "-m", "mkdocs"]
 
 

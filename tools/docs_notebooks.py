@@ -131,7 +131,9 @@ def _summary(notebook: nbformat.NotebookNode) -> str:
         if cell.cell_type != "markdown":
             continue
         prose = [
-            block for block in re.split(r"\n\s*\n", cell.source) if block.strip() and not re.match(r"\s*[#|>\-*]", block)
+            block
+            for block in re.split(r"\n\s*\n", cell.source)
+            if block.strip() and not re.match(r"\s*[#|>\-*]", block)
         ]
         if prose:
             text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", " ".join(prose[0].split()))
@@ -143,7 +145,7 @@ _INDEX = """\
 # The notebooks
 
 optimsyn lives in notebooks. The numbered ones are the stages of a run: step through them in JupyterLab
-(`.venv/bin/jupyter lab notebooks`), or let `optimsyn run` execute the very same files. Every page below shows the outputs
-of a real run on the embedded model, and links to the notebook itself.
+(`.venv/bin/jupyter lab notebooks`), or let `optimsyn run` execute the very same files. Every page below shows the
+outputs of a real run on the embedded model, and links to the notebook itself.
 
 """

@@ -16,6 +16,10 @@ from pydantic_core import PydanticUndefined
 
 from optimsyn.recipe import Recipe
 
+# On a phone, the rows of the tables inside become paragraphs.
+STACKED = '<div class="stacked" markdown>'
+# Shown where there is no heading above the cell, on a phone.
+_LABEL = '<span class="label">default: </span>'
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
@@ -24,9 +28,8 @@ def recipe_page() -> str:
     lines = [_RECIPE_HEAD]
     for name, model, fields in _sections(Recipe):
         lines += [f"## {name} {{ #{_anchor(name)} }}", "", _prose(model), ""]
-        lines += ["| field | type | default | what it is |", "|---|---|---|---|"]
-        lines += [_row(name, key, field) for key, field in fields.items()]
-        lines.append("")
+        rows = [_row(name, key, field) for key, field in fields.items()]
+        lines += [STACKED, "", "| field | type | default | what it is |", "|---|---|---|---|", *rows, "", "</div>", ""]
     return "\n".join(lines)
 
 
@@ -88,7 +91,8 @@ def _row(section: str, key: str, field: FieldInfo) -> str:
         title = _SHARED.get(inner.__name__, key if section == "recipe" else f"{section}.{key}")
         kind = f"[{title}](#{_anchor(title)})"
         description = field.description or (inner.__doc__ or "").strip().split("\n")[0]
-    return f"| {anchor}`{key}` | {kind} | {_default(field)} | {_cell(description)} |"
+    default = _default(field) if field.is_required() else f"{_LABEL}{_default(field)}"
+    return f"| {anchor}`{key}` | {kind} | {default} | {_cell(description)} |"
 
 
 def _cell(text: str) -> str:
@@ -155,12 +159,21 @@ def cli_page() -> str:
     lines = [_CLI_HEAD]
     for name, command in sorted(group.commands.items()):
         context = command.make_context(f"optimsyn {name}", [], resilient_parsing=True)
-        usage = " ".join(command.collect_usage_pieces(context))
+        usage = re.sub(r"\{(.*?)\}(?:\.\.\.)?", r"\1", " ".join(command.collect_usage_pieces(context)))
         lines += [f"## optimsyn {name} {{ #{name} }}", "", f"```text\noptimsyn {name} {usage}\n```", ""]
         lines += [_paragraphs(command.help or ""), ""]
         rows = [row for parameter in command.params if (row := _parameter(parameter, context)) is not None]
         if rows:
-            lines += ["| argument or option | default | what it is |", "|---|---|---|", *rows, ""]
+            lines += [
+                STACKED,
+                "",
+                "| argument or option | default | what it is |",
+                "|---|---|---|",
+                *rows,
+                "",
+                "</div>",
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -169,23 +182,24 @@ def _paragraphs(text: str) -> str:
 
 
 def _parameter(parameter: Any, context: Any) -> str | None:
-    if parameter.name == "help":
+    """A row from what `--help` says: `('--pairs <int range>', 'How many.  [default: 3; 1<=x<=20]')`."""
+    record = parameter.get_help_record(context)
+    if record is None or parameter.name == "help":
         return None
-    if parameter.param_type_name == "argument":
-        shown = f"`{parameter.make_metavar(context)}`"
-    else:
-        names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
-        flag = getattr(parameter, "is_flag", False)
-        shown = names if flag else f"{names} `{parameter.make_metavar(context)}`"
-    default = parameter.default
-    if getattr(parameter, "required", False):
-        told = "**required**"
-    elif default is None or callable(default) or default in ("", [], (), False):
-        told = ""
-    else:
-        told = f"`{default}`"
-    more = " Repeatable." if getattr(parameter, "multiple", False) else ""
-    return f"| {shown} | {told} | {_cell(getattr(parameter, 'help', None) or '')}{more} |"
+    names, told = record
+    names = names.removesuffix(" <str>").replace(" range>", ">").replace(" <list[str]>", "").replace("|", ", ")
+    notes = re.search(r"\s*\[([^\]]+)\]$", told)
+    default, ranges = "", []
+    for note in notes[1].split("; ") if notes else []:
+        if note == "required":
+            default = "**required**"
+        elif note.startswith("default: "):
+            default = f"`{note.removeprefix('default: ')}`"
+        else:
+            ranges.append(note.replace("<=", " ≤ ").replace(">=", " ≥ ").strip())
+    text = told[: notes.start()] if notes else told
+    more = f" ({', '.join(ranges)})" if ranges else ""
+    return f"| `{names}` | {default} | {_cell(text)}{more} |"
 
 
 def recipes_page(folder: Path) -> str:
@@ -236,13 +250,14 @@ _CLI_HEAD = """\
 # Command line
 
 Exit codes: 0 done, 1 something failed, 2 the recipe or the command line is wrong, 130 interrupted. Wherever `RECIPE` is
-asked for, a file or the bare name of a [recipe that comes with optimsyn](recipes.md) will do.
+asked for, a file or the bare name of a [recipe that comes with optimsyn](recipes.md) will do. `optimsyn --version` says
+which version this is, `optimsyn COMMAND --help` the same as this page.
 """
 
 _RECIPES_HEAD = """\
 # Recipes that come with optimsyn
 
 `optimsyn new NAME` copies one of them, to change it. `quickstart` runs anywhere; the five domains name hub data sets, a
-hosted generator and a GPU. At `--size tiny` every one of them runs on a laptop, offline: the models become the embedded one,
-and documents and questions a handful that come with optimsyn.
+hosted generator and a GPU. At `--size tiny` every one of them runs on a laptop, offline: the models become the embedded
+one, and documents and questions a handful that come with optimsyn.
 """

@@ -95,7 +95,7 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
     Args:
         scorer: Its target holds plain LoRA adapters.
         folder: Where to; made if need be.
-        stacked: Write (B + εb)(A + εa) as [B, εb, ε(B + εb)] [A; A; a], an adapter of three times the rank. It is the
+        stacked: Write (B + εb)(A + εa) as `[B, εb, ε(B + εb)] [A; A; a]`, an adapter of three times the rank. It is the
             same product, but one that keeps εb and εa when the server rounds adapters to 16 bits, as vLLM does by
             default (`--lora-dtype auto`); A + εa itself would lose most of ε. Without it, serve with float32 adapters.
 
