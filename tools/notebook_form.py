@@ -154,7 +154,7 @@ def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
     for output in outputs:
         if output.get("metadata", {}).get("optimsyn", {}).get("transient"):
             continue
-        clean = _relative(redact_tree(output, secrets), root)
+        clean = nbformat.from_dict(_relative(redact_tree(output, secrets), root))
         if "execution_count" in clean:
             clean["execution_count"] = None
         data = clean.get("data", {})
@@ -165,7 +165,7 @@ def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
         if last is not None and clean["output_type"] == last["output_type"] == "stream" and clean.name == last.name:
             last["text"] += clean["text"]
         else:
-            kept.append(nbformat.from_dict(clean))
+            kept.append(clean)
     return kept
 
 
