@@ -89,7 +89,7 @@ class Dataset(Shown, Sequence[Pair]):
         if len(self) > _SHOWN:
             note = f"Those of highest influence, {_SHOWN} of {len(self)}. {note}"
         return Table(
-            title=f"{len(self):,} pairs from {documents:,} documents: {variants}",
+            title=f"{len(self):,} pairs from {documents:,} document{'' if documents == 1 else 's'}: {variants}",
             columns=("question", "answer", "document", "influence"),
             rows=tuple(body),
             right=frozenset({3}),

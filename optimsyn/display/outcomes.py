@@ -56,7 +56,7 @@ def run_state(manifest: Manifest) -> RunState:
     for kind in ("failed", "interrupted", "running"):
         for record in manifest.stages:
             if record.status == kind:
-                return RunState(record.status, record, waiting)  # type: ignore[arg-type]  # one of the three
+                return RunState(record.status, record, waiting)
     if not waiting:
         return RunState("finished", None, ())
     return RunState("new" if len(waiting) == len(STAGES) else "unfinished", None, waiting)

@@ -90,8 +90,12 @@ class RunFacts:
         """
         secrets = secret_values(run.secret_names)
         files = _Files(run.folder, secrets)
-        variants = [name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")]
-        results = {stage: files.json(stage, "result.json") for stage in STAGES if files.has(stage, "result.json")}
+        variants: list[str] = [
+            name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
+        ]
+        results: dict[str, Row] = {
+            stage: files.json(stage, "result.json") for stage in STAGES if files.has(stage, "result.json")
+        }
         shares = run.folder / "synthesize" / SHARES_FILE
         return cls(
             name=run.name,

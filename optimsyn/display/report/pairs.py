@@ -72,7 +72,7 @@ class Extremes:
 
 def extremes(facts: RunFacts) -> Extremes | None:
     """The pairs worth looking at of what is there so far; None before the first pair was scored."""
-    variant = facts.recipe.dataset_variant
+    variant: str = facts.recipe.dataset_variant
     if variant not in facts.candidates:
         variant = next(reversed(facts.candidates), "first_draft")
     rows = facts.candidates[variant] if variant in facts.candidates else _first_draft(facts)
