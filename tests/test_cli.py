@@ -27,7 +27,7 @@ def optimsyn(*arguments: str, cwd: Path | None = None, **variables: str) -> subp
 def test_help_lists_the_verbs() -> None:
     shown = optimsyn("--help")
     assert shown.returncode == 0
-    for verb in ("doctor", "validate", "preview", "run", "new"):
+    for verb in ("doctor", "validate", "preview", "run", "execute", "open", "new"):
         assert verb in shown.stdout
     assert optimsyn("--version").stdout.startswith("optimsyn ")
 
@@ -96,4 +96,4 @@ def test_secrets_stay_out_of_messages(tmp_path: Path) -> None:
     shown = optimsyn("validate", str(tmp_path / f"{secret}.yaml"), TEST_API_KEY=secret)
     assert shown.returncode == 2
     assert secret not in shown.stderr + shown.stdout
-    assert "[redacted]" in shown.stderr
+    assert "holds the value of the environment variable TEST_API_KEY" in shown.stderr

@@ -23,10 +23,11 @@ def _outputs(path: Path) -> str:
 
 @pytest.mark.slow
 def test_success_passes_parameters_and_completes_every_cell(tmp_path: Path) -> None:
-    notebook = write_notebook(tmp_path / "ok.ipynb", "import sys; print(run_folder * 2)\nsys.executable")
+    source = "import sys; print(text * 2)\nsys.executable"
+    notebook = write_notebook(tmp_path / "ok.ipynb", source, parameters='text: str = ""')
     output = tmp_path / "out" / "ok.ipynb"
     before = notebook.read_bytes()
-    execute(notebook, output, {"run_folder": "ab"})
+    execute(notebook, output, {"text": "ab"})
     assert "abab" in _outputs(output)
     assert set(statuses(output)) == {"completed"}
     assert notebook.read_bytes() == before

@@ -1,0 +1,153 @@
+"""Changes to a recipe from outside: what they mean, what is refused, and that a run replays them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_helpers import tiny_recipe
+
+from optimsyn.errors import RecipeError
+from optimsyn.recipe import Recipe
+from optimsyn.recipe_changes import changed, parse_change
+from optimsyn.runs import Run
+from optimsyn.runs.parameters import chosen_recipe
+
+KEY = "sk-proj-4f9a8b7c6d5e4f3a2b1c"
+
+
+def test_values_sections_and_short_forms() -> None:
+    recipe = changed(
+        tiny_recipe(),
+        {
+            "synthesis.pairs": 7,
+            "models.generator": "openai/gpt-5-mini",
+            "models.generator.temperature": 0.1,
+            "warm_up": {"steps": 3},
+            "models.reflection.name": "openai/gpt-5",
+            "questions.test": "embedded:quickstart",
+            "questions.test.where.split": "test",
+            "checks.disabled": ["grounded"],
+        },
+    )
+    assert recipe.synthesis.pairs == 7
+    assert (recipe.models.generator.name, recipe.models.generator.temperature) == ("openai/gpt-5-mini", 0.1)
+    assert (recipe.warm_up.steps, recipe.warm_up.pairs) == (3, 24)
+    assert recipe.models.reflection is not None
+    assert recipe.models.reflection.name == "openai/gpt-5"
+    assert recipe.questions.test is not None
+    assert recipe.questions.test.where == {"split": "test"}
+    assert recipe.checks.disabled == ("grounded",)
+
+
+def test_another_model_keeps_nothing_of_the_one_before() -> None:
+    served = tiny_recipe(models={"generator": {"name": "openai/x", "api_base": "http://127.0.0.1:9", "max_tokens": 99}})
+    assert changed(served, {"models.generator": {"name": "openai/y"}}).models.generator.api_base is None
+    assert changed(served, {"models.generator.name": "openai/y"}).models.generator.max_tokens == 99
+    assert changed(served, {"documents.source": {"hub": "org/texts"}}).documents.source.hub == "org/texts"
+    assert changed(served, {}) is served
+
+
+def test_relative_paths_are_meant_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = changed(tiny_recipe(), {"documents.source": "texts", "models.target.name": "./model"})
+    assert recipe.documents.source.path == str(tmp_path / "texts")
+    assert recipe.models.target.name == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"synthesis.pair": 3}, "did you mean `synthesis.pairs`"),
+        ({"pairs": 3}, "`warm_up.pairs` or `synthesis.pairs`"),
+        ({"sinthesis.pairs": 3}, "did you mean `synthesis`"),
+        ({"warm_up": {"step": 3}}, "warm_up.step: unknown field; did you mean `warm_up.steps`"),
+        ({"zzz.qqq": 3}, "known here: name, description"),
+        ({"synthesis.pairs": "many"}, "synthesis.pairs: .*valid integer"),
+        ({"synthesis.pairs": 1}, "synthesis.pairs: .*greater than or equal to 2"),
+        ({"synthesis.pairs.more": 1}, "synthesis.pairs is a value without fields"),
+        ({"warm_up.checkpoints": 99}, "warm_up.checkpoints is larger"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        changed(tiny_recipe(), changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models.generator": KEY},
+        {"models.generator.api_base": "https://me:secret-word@host/v1"},
+        {"models.generator.api_base": "https://host/v1?api_key=abcdef123"},
+        {"models.generator.api_key_env": KEY},
+        {"description": f"use {KEY}"},
+        {"documents.source.columns": {KEY: "x"}},
+        {KEY: 1},
+        {"synthesis.pairs": KEY},
+    ],
+)
+def test_a_key_is_refused_without_being_shown(changes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="api_key_env") as caught:
+        changed(tiny_recipe(), changes)
+    assert KEY not in str(caught.value)
+    assert "secret-word" not in str(caught.value)
+    assert "abcdef123" not in str(caught.value)
+
+
+def test_a_key_in_a_recipe_file_is_refused_without_being_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tiny_recipe().to_yaml()
+    file = tmp_path / "mine.yaml"
+    monkeypatch.setenv("MINE_PASSWORD", "correct-horse-battery")
+    for secret in (KEY, "correct-horse-battery"):
+        for field in (f"description: {secret}", f"seed: {secret}", f"description: [{secret}: {{"):
+            file.write_text(text.replace("description: ''", field).replace("seed: 0\n", ""))
+            with pytest.raises(RecipeError) as caught:
+                Recipe.load(file)
+            assert secret not in str(caught.value)
+
+
+def test_what_only_looks_random_is_no_key() -> None:
+    recipe = changed(
+        tiny_recipe(),
+        {
+            "models.target": {"name": "Qwen/Qwen3-0.6B", "revision": "c1899de289a04d12100db370d81485cdf75e47ca"},
+            "documents.source": "/data/sk-learn-tutorial/OpenOrcaPlatypus2Mistral7BInstruct.jsonl",
+            "description": "unsloth/Mistral-Small-24B-Instruct-2501-reasoning-GGUF",
+        },
+    )
+    assert recipe.models.target.revision is not None
+
+
+def test_the_value_of_a_change_is_yaml() -> None:
+    assert parse_change("synthesis.pairs=20") == ("synthesis.pairs", 20)
+    assert parse_change("models.reflection=null") == ("models.reflection", None)
+    assert parse_change("guiding_text=a = b") == ("guiding_text", "a = b")
+    with pytest.raises(RecipeError, match="write FIELD=VALUE"):
+        parse_change("synthesis.pairs")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        parse_change("checks.disabled=[a")
+
+
+def test_a_run_replays_size_and_changes_exactly(tmp_path: Path) -> None:
+    chosen = chosen_recipe("law", size="tiny", changes={"synthesis.pairs": 3, "seed": 4})
+    run = Run.open(chosen, tmp_path)
+    again = Run.load(run.folder).recipe
+    assert again == chosen
+    assert again.fingerprint == chosen.fingerprint
+    assert Recipe.load(run.folder / "recipe.yaml").to_yaml() == (run.folder / "recipe.yaml").read_text()
+    assert Run.open(again, tmp_path).folder == run.folder
+
+
+def test_start_checks_makes_and_finds_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    run = Run.start("quickstart", size="tiny", changes={"synthesis.pairs": 3}, root=tmp_path)
+    assert run.recipe.name == "quickstart_tiny"
+    assert run.recipe.synthesis.pairs == 3
+    assert Run.start(run_folder=run.folder, size="nonsense").folder == run.folder
+    with pytest.raises(RecipeError, match="needs a key"):
+        Run.start("quickstart", generator="openai/gpt-5-mini", root=tmp_path)
+    with pytest.raises(RecipeError, match=r"size: there is no size 'tinny'; did you mean `tiny`"):
+        Run.start("quickstart", size="tinny", root=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
