@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from runs_helpers import tiny_recipe
 
+from optimsyn.recipe import Recipe
 from optimsyn.runs import batch_engines
 
 # Stands for `python -m optimsyn run FOLDER --stage STAGE`. Descriptions are not part of the fingerprint, so a test can
@@ -77,6 +79,17 @@ def write_recipe(folder: Path, name: str, how: str, **changes: Any) -> str:
     path = folder / f"{name}.yaml"
     path.write_text(recipe.to_yaml())
     return str(path)
+
+
+def write_served(recipe: Recipe, folder: Path, name: str, seed: int) -> Path:
+    """The recipe of `stages_helpers` under another name, which the service is asked by."""
+    raw = recipe.model_dump(mode="json")
+    raw |= {"name": name, "seed": seed}
+    for role in ("generator", "rubric"):
+        raw["models"][role]["name"] = f"openai/{name}"
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
 
 
 def fake_command(arguments: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_batch_runs import write_recipe
+from batch_helpers import write_served
 
 from optimsyn.errors import OptimsynError
 from optimsyn.recipe import Recipe
@@ -75,7 +75,7 @@ def test_a_local_cluster_tells_the_same_truth_and_goes_on(recipe: Recipe, served
 
     patience = 30.0
     served.answer = slowly
-    recipes = [write_recipe(recipe, tmp_path, name, seed) for seed, name in enumerate(("broken", "patient"))]
+    recipes = [write_served(recipe, tmp_path, name, seed) for seed, name in enumerate(("broken", "patient"))]
     root = tmp_path / "runs"
     process = _batch(recipes, root)
     kernel = _wait_for_stage(root, "patient", "warm_up", process)

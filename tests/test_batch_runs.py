@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from batch_helpers import write_served
 
 from optimsyn.recipe import Recipe
 from optimsyn.runs.batch_state import BatchState
@@ -25,16 +25,6 @@ from tests.stages_helpers import answer
 DELAY_S = 0.3
 # Time that a client may need to take a reply and write it down.
 MARGIN_S = 0.5
-
-
-def write_recipe(recipe: Recipe, folder: Path, name: str, seed: int) -> Path:
-    raw = recipe.model_dump(mode="json")
-    raw |= {"name": name, "seed": seed}
-    for role in ("generator", "rubric"):
-        raw["models"][role]["name"] = f"openai/{name}"
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
 
 
 def _batch(recipes: list[Path], root: Path, *options: str) -> subprocess.Popen[str]:
@@ -65,7 +55,7 @@ def test_two_honest_failures_and_a_second_start_that_repeats_nothing(
         return replace(answer(number, request), delay_s=DELAY_S)
 
     served.answer = slowly
-    recipes = [write_recipe(recipe, tmp_path, name, seed) for seed, name in enumerate(("broken", "killed", "good"))]
+    recipes = [write_served(recipe, tmp_path, name, seed) for seed, name in enumerate(("broken", "killed", "good"))]
     root = tmp_path / "runs"
     process = _batch(recipes, root, "--jobs", "2", "--stage", "warm_up", "--requests", "1000")
     killed_at = _kill_kernel(root, "killed", "warm_up", process)
@@ -106,18 +96,17 @@ def test_two_honest_failures_and_a_second_start_that_repeats_nothing(
 def test_the_cap_of_a_batch_stops_its_runs_and_a_higher_one_continues(
     recipe: Recipe, served: Service, tmp_path: Path
 ) -> None:
-    recipes = [write_recipe(recipe, tmp_path, name, seed) for seed, name in enumerate(("one", "two"))]
+    recipes = [write_served(recipe, tmp_path, "capped", 1)]
     root = tmp_path / "runs"
-    options = ("--jobs", "2", "--stage", "warm_up")
-    process = _batch(recipes, root, *options, "--requests", "5")
+    process = _batch(recipes, root, "--stage", "warm_up", "--requests", "5")
     said_text = process.communicate()[0]
     assert process.returncode == 1, said_text
     state = BatchState.read(root / "batch.json")
     assert state.totals.cost.replies == len(served.requests) == 5
-    assert {run.kind for run in state.runs if run.state == "failed"} == {"BudgetError"}
+    assert (state.runs[0].kind, state.runs[0].stage) == ("BudgetError", "warm_up")
     assert "the batch's cap of 5 requests is reached" in said_text
     assert "raise --requests" in said_text
-    process = _batch(recipes, root, *options, "--requests", "100")
+    process = _batch(recipes, root, "--stage", "warm_up", "--requests", "100")
     said_text = process.communicate()[0]
     assert process.returncode == 0, said_text
     assert len({json.dumps(request, sort_keys=True) for request in served.requests}) == len(served.requests)
