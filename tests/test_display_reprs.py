@@ -88,9 +88,9 @@ def test_scores_show_their_quantiles() -> None:
     )
     shown = words_of(scores)
     assert "Scores of 3 samples" in shown
-    assert "influence 0.2 0.25 0.3 0.35 0.4 0.3" in shown
-    assert "food sources 0.3 0.35 0.4 0.45 0.5 0.4" in shown
-    assert "loss 1 1.5 2 3 4 2.33" in shown
+    assert "influence 0.200 0.250 0.300 0.350 0.400 0.300" in shown
+    assert "food sources 0.300 0.350 0.400 0.450 0.500 0.400" in shown
+    assert "loss 1.00 1.50 2.00 3.00 4.00 2.33" in shown
     assert "gradient norm" not in shown
     assert "influence" in terminal(scores)
     assert repr(scores) == "Scores(3 samples, subtasks doses, food_sources)"

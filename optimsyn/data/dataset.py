@@ -75,14 +75,17 @@ class Dataset(Shown, Sequence[Pair]):
 
     def _table(self) -> Table:
         from optimsyn.display.names import variant_label
-        from optimsyn.display.tables import Table, number
+        from optimsyn.display.tables import Table, decimals_for, fixed
 
+        decimals = decimals_for(value for value in self.influence if value is not None)
         order = sorted(range(len(self)), key=lambda place: -(self.influence[place] or 0.0))
         body = []
         for place in order[:_SHOWN]:
             row = self.rows[place]
             choices = "".join(f"\n{chr(65 + i)}. {choice}" for i, choice in enumerate(row["choices"] or ()))
-            body.append((row["question"] + choices, row["answer"], row["document_id"], number(row["influence"])))
+            body.append(
+                (row["question"] + choices, row["answer"], row["document_id"], fixed(row["influence"], decimals))
+            )
         variants = ", ".join(variant_label(name) for name in dict.fromkeys(row["variant"] for row in self.rows))
         documents = len({row["document_id"] for row in self.rows})
         note = f"Columns: {', '.join(self.columns)}. Card: dataset/{CARD}."

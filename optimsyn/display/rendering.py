@@ -62,7 +62,6 @@ def _environment() -> Environment:
         "judgement": judgement,
         "metric": metric_label,
         "number": number,
-        "signed": lambda value: number(value, sign=True),
         "stage": lambda name: STAGE_LABELS.get(name, name),
         "variant": variant_label,
         "cut": cut,

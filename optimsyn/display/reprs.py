@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.display.names import variant_label
 from optimsyn.display.outcomes import STAGE_LABELS, stage_outcome
-from optimsyn.display.tables import Table, number
+from optimsyn.display.tables import Table, decimals_for, fixed
 
 if TYPE_CHECKING:
     from optimsyn.influence.scorer import Scores
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"finished": "✓", "failed": "✗", "interrupted": "■", "running": "…", "pending": "·"}
 _LONGEST_ERROR = 300
+_QUESTIONS = {"validation": "validation questions", "test": "test questions"}
 
 
 def recipe_table(recipe: Recipe) -> Table:
@@ -107,7 +108,7 @@ def scores_table(scores: Scores) -> Table:
 def preflight_table(found: Preflight) -> Table:
     """What would stop a run, what to know, and what it would read."""
     rows = [("✗ problem", text) for text in found.problems] + [("! note", text) for text in found.warnings]
-    rows += [("read", f"{count:,} {what}") for what, count in found.counts.items()]
+    rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in found.counts.items()]
     title = "Nothing would stop this run" if found.ok else f"{len(found.problems)} things would stop this run"
     return Table(title if len(found.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))
 
@@ -119,7 +120,8 @@ def _quantiles(values: Sequence[float]) -> list[str]:
         return ["–"] * 6
     ordered = sorted(values)
     quarters = statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else [ordered[0]] * 3
-    return [number(value) for value in (ordered[0], *quarters, ordered[-1], statistics.fmean(ordered))]
+    decimals = decimals_for(ordered)
+    return [fixed(value, decimals) for value in (ordered[0], *quarters, ordered[-1], statistics.fmean(ordered))]
 
 
 def _source(source: Source) -> str:

@@ -80,7 +80,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
         "recipe_yaml": facts.recipe.to_yaml(),
-        "notes": [note for result in facts.results.values() for note in result.get("notes", [])],
+        "notes": _notes(facts),
     }
 
 
@@ -226,6 +226,11 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
         questions = max(row["n"] for row in facts.evaluation)
         return f"{variants} targets on {questions:,} test questions, {told} clear differences"
     return stage_outcome(record.name, facts.numbers(record.name))
+
+
+def _notes(facts: RunFacts) -> list[str]:
+    """Notes of the stages; what evaluate says is said below its table."""
+    return [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.get("notes", [])]
 
 
 def _totals(facts: RunFacts) -> dict[str, Any]:
