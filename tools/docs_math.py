@@ -13,6 +13,12 @@ _CODE = re.compile(r"^(?P<fence>`{3,}|~{3,})[^\n]*\n.*?^(?P=fence)[ \t]*$|(?P<ti
 _BLOCK = re.compile(r"^\$\$[ \t]*\n?(.+?)\n?[ \t]*\$\$[ \t]*$", re.M | re.S)
 # A dollar before a space or after one, or before a digit (`US$20`), is a dollar.
 _INLINE = re.compile(r"(?<![\\$\w])\$(?![\s$])([^$\n]*(?:\n(?!\n)[^$\n]*)*?)(?<!\s)\$(?![\d$])")
+# Bars and hats keep their size, capital Greek stands upright: as TeX has it.
+_AS_TEX = {
+    "<mo>&#x02016;</mo>": '<mo stretchy="false">&#x02016;</mo>',
+    "<mo>&#x0005E;</mo>": '<mo stretchy="false">&#x0005E;</mo>',
+    "<mi>&#x00393;</mi>": '<mi mathvariant="normal">&#x00393;</mi>',
+}
 _TEXT = re.compile(r">([^<]+)<")
 
 
@@ -42,6 +48,8 @@ def _inline(match: re.Match[str]) -> str:
 
 def _mathml(latex: str, display: str) -> str:
     made = convert(latex.strip(), display=display).replace("\n", "")
+    for before, after in _AS_TEX.items():
+        made = made.replace(before, after)
     # Punctuation as entities: an asterisk, a bracket or a bar would mean something to Markdown.
     return _TEXT.sub(lambda text: f">{_entities(text[1])}<", made)
 
