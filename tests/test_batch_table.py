@@ -53,12 +53,26 @@ def test_the_live_table_says_where_each_run_is(width: int) -> None:
     with View(Console(file=text, force_terminal=True, width=width, no_color=True), jobs, state) as view:
         view.show(PROGRESS)
     shown = text.getvalue()
-    assert "1 running, 1 waiting, 1 finished, 1 not finished · 1:40 · $1.25 of $5" in shown
+    assert "1 running, 1 waiting, 1 finished, 1 failed · 1:40 · $1.25 of $5" in shown
     for word in ("2/7", "1:03", "~2:05", "$1.25", "running", "waiting", "failed"):
         assert word in shown, word
     if width > 80:
         assert "7 of 24 pairs" in shown
         assert "finished earlier" in shown
+
+
+def test_a_long_batch_shows_what_matters_first() -> None:
+    waiting = [RunState(recipe=f"w{number}", state="waiting") for number in range(50)]
+    jobs, state = _batch(*waiting, *RUNS)
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100, height=20, no_color=True)
+    with View(console, jobs, state) as view:
+        view.show(PROGRESS)
+    lines = text.getvalue().splitlines()
+    assert len({line.split()[0] for line in lines if line.startswith("w")}) == 13
+    assert "medicine" in text.getvalue()
+    assert "finance" in text.getvalue()
+    assert "and 39 more" in text.getvalue()
 
 
 def test_without_a_terminal_each_change_is_a_line_and_told_once() -> None:

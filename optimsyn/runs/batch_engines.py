@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 def arguments(job: Job) -> list[str]:
-    """The arguments of `optimsyn` for a run: its folder, so that a later change of the recipe's file does not split it."""
+    """The arguments of `optimsyn` for a run: its folder, so that a later change of its recipe's file does nothing."""
     assert job.run is not None
     return ["run", str(job.run.folder), "--stage", job.until]
 

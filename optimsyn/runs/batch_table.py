@@ -7,10 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from optimsyn.runs.batch_plan import Job
 from optimsyn.runs.batch_progress import Progress
@@ -27,6 +28,8 @@ _STYLES: dict[State, str] = {
     "refused": "red",
 }
 _LONGEST_REASON = 160
+# Lines of the terminal that the table's rows leave to others.
+_OTHER_LINES = 5
 
 
 class View:
@@ -91,22 +94,31 @@ class View:
             return f"finished in {clock(state.seconds)}"
         return f"{state.state}{_where(job)}: {_short(state.reason or '')}"
 
-    def _table(self) -> Table:
-        totals = self._state.totals
-        parts = [f"{totals.running} running", f"{totals.waiting} waiting", f"{totals.finished} finished"]
-        unlucky = totals.failed + totals.interrupted + totals.refused
-        if unlucky:
-            parts.append(f"{unlucky} not finished")
-        title = f"{', '.join(parts)} · {clock(self._state.seconds)} · {spent(totals.cost)}"
+    def _table(self) -> Group:
+        title = f"{_counts(self._state) or 'nothing to do'} · {clock(self._state.seconds)}"
+        cost = self._state.totals.cost
+        if cost.replies:
+            title += f" · {spent(cost)}"
         if self._state.options.cost_usd is not None:
             title += f" of ${self._state.options.cost_usd:g}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        table = Table(box=None, padding=(0, 2, 0, 0))
         for name, right in (("run", 0), ("stage", 0), ("progress", 0), ("time", 1), ("to go", 1), ("bought", 1)):
             table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
         table.add_column("state", no_wrap=True)
-        for job in self._jobs:
+        shown = self._shown()
+        for job in shown:
             table.add_row(*self._row(job))
-        return table
+        hidden = len(self._jobs) - len(shown)
+        rest = [Text(f"and {hidden} more", style="dim")] if hidden else []
+        return Group(Text(title, style="bold", no_wrap=True, overflow="ellipsis"), table, *rest)
+
+    def _shown(self) -> list[Job]:
+        """The runs that fit into the terminal: what runs and what went wrong before what waits and what is well."""
+        room = max(4, self._console.height - _OTHER_LINES)
+        if len(self._jobs) <= room:
+            return self._jobs
+        order: tuple[State, ...] = ("running", "failed", "interrupted", "refused", "waiting", "finished")
+        return sorted(self._jobs, key=lambda job: order.index(job.state.state))[:room]
 
     def _row(self, job: Job) -> list[str]:
         state = job.state
@@ -145,7 +157,8 @@ def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) ->
             spent(run.cost) if run.cost.replies else "",
         )
     table.add_section()
-    table.add_row("all", _counts(state), clock(state.seconds), spent(state.totals.cost))
+    bought = spent(state.totals.cost) if state.totals.cost.replies else ""
+    table.add_row("all", _counts(state), clock(state.seconds), bought)
     console.print()
     console.print(table)
     for job in jobs:
@@ -198,5 +211,6 @@ def _short(reason: str) -> str:
 
 def _counts(state: BatchState) -> str:
     totals = state.totals
-    counts = {name: getattr(totals, name) for name in ("finished", "failed", "refused", "interrupted", "waiting")}
+    names = ("running", "waiting", "finished", "failed", "refused", "interrupted")
+    counts = {name: getattr(totals, name) for name in names}
     return ", ".join(f"{number} {name}" for name, number in counts.items() if number)
