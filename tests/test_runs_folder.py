@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 from runs_helpers import tiny_recipe
 
 from optimsyn.errors import RecipeError, StageError
+from optimsyn.models.replies import Reply
 from optimsyn.recipe import Recipe
 from optimsyn.runs import STAGES, Run
 from optimsyn.runs.estimate import clock, earlier_seconds, seconds_left
+from optimsyn.runs.manifest import Failure
 from optimsyn.runs.resources import find_recipe, notebook_name, notebook_path
 
 
@@ -70,6 +73,92 @@ def test_failure_and_interruption_are_told_and_can_be_continued(
         pass
     record = run.manifest.stage("prepare")
     assert (record.status, record.attempts, record.error) == ("finished", 3, None)
+
+
+def test_a_failure_is_on_record_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANY_API_KEY", "sk-0123456789")
+    run = Run.open(tiny_recipe(), tmp_path)
+    with pytest.raises(ValueError, match="boom"), run.stage("prepare"):
+        raise ValueError("boom with sk-0123456789")
+    failure = run.manifest.stage("prepare").failure
+    assert failure == Failure(kind="ValueError", reason="boom with [redacted]")
+    told = Failure(kind="KernelDied", cell=3, source="print('sk-0123456789')\n", reason="killed with sk-0123456789")
+    run.mark_stopped("prepare", "failed", told, seconds=2.0)
+    record = run.manifest.stage("prepare")
+    assert record.failure == Failure(
+        kind="KernelDied", cell=3, source="print('[redacted]')\n", reason="killed with [redacted]"
+    )
+    assert (record.error, record.seconds) == ("KernelDied: killed with [redacted]", 2.0)
+    with run.stage("prepare"):
+        pass
+    assert run.manifest.stage("prepare").failure is None
+    # What has finished stays finished.
+    run.mark_stopped("prepare", "failed", told)
+    assert run.manifest.stage("prepare").status == "finished"
+
+
+def test_a_cause_that_echoes_a_key_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "correct-horse-battery"
+    monkeypatch.setenv("ANY_API_KEY", key)
+
+    def ask() -> None:
+        try:
+            raise ConnectionError(f"401: key {key} is wrong")
+        except ConnectionError as error:
+            raise RuntimeError(f"the service refused {key}") from error
+
+    run = Run.open(tiny_recipe(), tmp_path)
+    with pytest.raises(RuntimeError) as caught, run.stage("prepare"):
+        ask()
+    assert key not in "".join(traceback.format_exception(caught.value))
+    assert "the service refused [redacted]" in str(caught.value)
+
+
+def test_each_stage_has_its_own_cost_over_all_attempts(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+
+    def buy(key: str) -> None:
+        run.replies.put(key, Reply(text="x", input_tokens=10, output_tokens=2, cost_usd=0.25), {})
+
+    buy("preview")
+    with pytest.raises(ValueError), run.stage("prepare"):
+        buy("a")
+        raise ValueError
+    with run.stage("prepare"):
+        buy("b")
+    with run.stage("warm_up"):
+        buy("c")
+    costs = [run.manifest.stage(stage).cost for stage in ("prepare", "warm_up", "evaluate")]
+    assert [cost.replies for cost in costs] == [2, 1, 0]
+    assert [cost.cost_usd for cost in costs] == [0.5, 0.25, 0.0]
+    assert run.manifest.cost.replies == 4
+
+
+def test_peak_memory_is_that_of_the_stage(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+    with run.stage("prepare"):
+        held = bytearray(200_000_000)
+    del held
+    with run.stage("warm_up"):
+        pass
+    peaks = [run.manifest.stage(stage).peak_memory_bytes or 0 for stage in ("prepare", "warm_up")]
+    assert peaks[0] > 200_000_000
+    if Path("/proc/self/clear_refs").exists():
+        assert peaks[1] < peaks[0] - 100_000_000
+
+
+def test_a_manifest_without_the_newer_fields_loads(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+    raw = json.loads((run.folder / "manifest.json").read_text())
+    for stage in raw["stages"]:
+        for field in ("peak_memory_bytes", "bought_before", "cost", "failure"):
+            del stage[field]
+    (run.folder / "manifest.json").write_text(json.dumps(raw))
+    record = run.manifest.stage("prepare")
+    assert (record.peak_memory_bytes, record.failure, record.cost.replies) == (None, None, 0)
+    with run.stage("prepare"):
+        pass
+    assert run.done("prepare")
 
 
 def test_stages_keep_their_order(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class StageHandle:
 
 
 class Count:
-    """Counts items and tells the stage's progress.
+    """Counts items and tells the stage's progress; nothing is told before the first `add`, which may be of none.
 
     Args:
         stage: The stage.
@@ -95,7 +95,6 @@ class Count:
         self._lock = threading.Lock()
         self.done = 0
         self.total = total
-        stage.progress(0, total, what, last=last)
 
     def add(self, items: int = 1) -> None:
         """So many items more are done; more than expected are expected from then on."""

@@ -1,0 +1,156 @@
+"""How far a stage is: counted in parts, estimated, and drawn as one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from runs_helpers import tiny_recipe
+
+from optimsyn.display import live
+from optimsyn.display.live import TRANSIENT, LiveLine
+from optimsyn.runs import Run, handle
+from optimsyn.runs.estimate import described, seconds_left, share_done
+from optimsyn.runs.screen import Screen
+
+
+class Cell:
+    """Stands in for the output area of a notebook's cell."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import IPython.display
+
+        self.outputs: list[str] = []
+        monkeypatch.setattr(live, "in_notebook", lambda: True)
+        monkeypatch.setattr(handle, "in_notebook", lambda: True)
+        monkeypatch.setattr("optimsyn.runs.screen.in_notebook", lambda: True)
+        monkeypatch.setattr(IPython.display, "display", self._display)
+
+    def _display(self, bundle: dict[str, str], raw: bool, metadata: dict[str, Any], display_id: bool) -> Any:
+        assert raw and display_id
+        assert metadata == TRANSIENT
+        place = len(self.outputs)
+        self.outputs.append(bundle["text/plain"])
+
+        class Handle:
+            def update(_, bundle: dict[str, str], raw: bool, metadata: dict[str, Any]) -> None:
+                assert metadata == TRANSIENT
+                self.outputs[place] = bundle["text/plain"]
+
+        return Handle()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.open(tiny_recipe(), tmp_path)
+
+
+def _tell(run: Run, **facts: Any) -> None:
+    base = {"stage": "warm_up", "done": 0, "total": 8, "what": "pairs", "first": 0, "seconds": 0.0, "last": True}
+    (run.folder / ".progress.json").write_text(json.dumps(base | facts))
+
+
+def test_parts_of_a_stage(run: Run) -> None:
+    with run.stage("prepare") as stage:
+        count = stage.count(3, "documents", last=False)
+        assert run.progress() is None
+        count.add(0)
+        assert run.progress() is not None
+        count.add(2)
+        count.add(2)
+        told = run.progress()
+        assert told is not None
+        # The third is more than was expected; the last of a part is always told.
+        assert (told["done"], told["total"], told["what"], told["last"]) == (4, 4, "documents", False)
+        stage.progress(5, 9, "passages")
+        told = run.progress()
+        assert told is not None
+        assert (told["first"], told["what"], told["last"]) == (5, "passages", True)
+        stage.progress(6, 9, "passages")
+        again = run.progress()
+        assert again == told, "told too soon after the last time"
+    assert run.progress() is None
+
+
+def test_estimates_by_part(run: Run) -> None:
+    _tell(run, done=2, seconds=10.0)
+    assert seconds_left(run, "warm_up", 10, {}) == 30
+    assert described(run, "warm_up", 70, {}) == "2 of 8 pairs, 1:10, about 0:30 to go"
+    assert share_done(run, "warm_up") == 0.25
+    # What was there before this part began says nothing about its speed.
+    _tell(run, done=4, first=2, seconds=10.0)
+    assert seconds_left(run, "warm_up", 10, {}) == 20
+    # Another part comes after this one: the whole is known from earlier runs only, and is no less than the part.
+    _tell(run, done=2, seconds=10.0, last=False)
+    assert seconds_left(run, "warm_up", 10, {}) is None
+    assert described(run, "warm_up", 10, {}) == "2 of 8 pairs, 0:10, about 0:30 for these pairs"
+    assert seconds_left(run, "warm_up", 10, {"warm_up": 100.0}) == 90
+    assert seconds_left(run, "warm_up", 90, {"warm_up": 100.0}) == 30
+    # Time goes on although nothing was told since.
+    _tell(run, done=2, seconds=10.0, at=time.time() - 12)
+    left = seconds_left(run, "warm_up", 22, {})
+    assert left is not None
+    assert 17 < left <= 18
+    _tell(run, done=0, seconds=10.0)
+    assert seconds_left(run, "warm_up", 10, {}) is None
+    assert described(run, "prepare", 5, {}) == "0:05"
+    assert share_done(run, "prepare") is None
+
+
+def test_a_stage_in_a_notebook_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_REDRAW_SECONDS", 0.02)
+    cell = Cell(monkeypatch)
+    with run.stage("prepare") as stage:
+        stage.progress(1, 4, "documents")
+        time.sleep(0.2)
+        assert cell.outputs == ["prepare: 1 of 4 documents, 0:00"]
+    assert cell.outputs == ["prepare: finished after 0:00"]
+    with pytest.raises(ValueError, match="boom"), run.stage("warm_up"):
+        raise ValueError("boom")
+    assert cell.outputs[1:] == ["warm_up: stopped after 0:00"]
+    with run.stage("prepare") as stage:
+        assert stage.finished
+    assert len(cell.outputs) == 2
+
+
+def test_the_runner_in_a_notebook_shows_a_line_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(monkeypatch)
+    screen = Screen()
+    with screen.line("1/7 prepare", lambda: "0:03") as end:
+        assert cell.outputs == ["1/7 prepare 0:03"]
+        end("[green]✓[/] 1/7 prepare 0:04")
+    with pytest.raises(KeyboardInterrupt), screen.line("2/7 warm_up", lambda: "0:01"):
+        raise KeyboardInterrupt
+    screen.say("[dim]done[/]")
+    assert cell.outputs == ["✓ 1/7 prepare 0:04", "2/7 warm_up stopped", "done"]
+
+
+def test_the_runner_in_a_log_writes_two_lines_a_stage() -> None:
+    text = io.StringIO()
+    with Screen(Console(file=text, width=80)).line("1/7 prepare", lambda: "0:03") as end:
+        end("[green]✓[/] 1/7 prepare 0:04")
+    assert text.getvalue() == "… 1/7 prepare\n✓ 1/7 prepare 0:04\n"
+
+
+def test_a_live_line_in_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_REDRAW_SECONDS", 0.02)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    states = iter(["a long line"] + ["short"] * 1000)
+    terminal = Terminal()
+    with LiveLine(lambda: next(states), stream=terminal) as line:
+        time.sleep(0.2)
+        line.finish("done")
+    assert terminal.getvalue() == "\ra long line\rshort      \rdone \n"
+    log = io.StringIO()
+    with LiveLine(lambda: f"now {time.monotonic()}", stream=log):
+        time.sleep(0.2)
+    assert len(log.getvalue().splitlines()) == 2
