@@ -22,7 +22,7 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
     Args:
         scorer: The exact scorer or the twin scorer.
         target: Its target, for the tokens.
-        pairs: A few pairs: this takes about three times as long as scoring them.
+        pairs: A few pairs: this takes about four times as long as scoring them (with twins, no longer).
 
     Returns:
         In the caller's order. Shares and remainder of a pair sum to its influence.

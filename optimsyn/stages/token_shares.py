@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optimsyn.stages.tools import Tools
 
 MOST_SHOWN = 3
-"""So many of the best pairs and so many of the worst: a handful, since shares cost about three scores each."""
+"""So many of the best pairs and so many of the worst: a handful, since shares cost about four times a score."""
 
 
 def extremes(judgements: Sequence[Judgement]) -> list[Judgement]:
