@@ -91,3 +91,5 @@ def _show_messages() -> None:
     # Deprecations between libraries are for those who maintain them; optimsyn's tests show them all.
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
+    # tqdm misses its widgets, which would go blank in a saved notebook.
+    warnings.filterwarnings("ignore", message="IProgress not found")

@@ -163,7 +163,8 @@ def draw_influence(axes: Axes, shown: Mapping[str, list[float]], zero_gradient: 
     for place, (variant, values) in enumerate(shown.items()):
         dots = values if len(values) <= _MOST_DOTS else generator.sample(values, _MOST_DOTS)
         height = [place - 0.06 + generator.uniform(-0.22, 0.22) for _ in dots]
-        axes.scatter(dots, height, s=13, color=variant_color(variant), alpha=0.55, linewidths=0, zorder=2)
+        size, alpha = (13, 0.55) if len(dots) > 40 else (30, 0.8)
+        axes.scatter(dots, height, s=size, color=variant_color(variant), alpha=alpha, linewidths=0, zorder=2)
         middle = statistics.median(values)
         axes.plot([middle, middle], [place - 0.36, place + 0.3], color=INK, linewidth=2.2, zorder=3)
     names = [f"{variant_label(variant)} ({len(values)})" for variant, values in shown.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -209,6 +210,8 @@ class Run(Shown):
                 record.bought_before = self.bought()
         self._forget_progress()
         begun = time.monotonic()
+        # The models of a stage before, in the same kernel, refer to each other and would lie beside those of this one.
+        gc.collect()
         reset_peak()
         try:
             yield handle
