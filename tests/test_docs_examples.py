@@ -148,7 +148,8 @@ def check_change(change: str) -> None:
 
 
 def expanded(word: str) -> list[str]:
-    return [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(word))] if "*" in word else [word]
+    found = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(word))] if "*" in word else []
+    return found or [word]
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=str)
