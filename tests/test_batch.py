@@ -17,7 +17,7 @@ from batch_helpers import FAKE_RUN, fake_runs, starts, wait_for, write_recipe
 from filelock import FileLock
 from rich.console import Console
 
-from optimsyn.errors import StageError
+from optimsyn.errors import RecipeError, StageError
 from optimsyn.models.purse import Caps
 from optimsyn.runs import batch_plan, batch_supervisor
 from optimsyn.runs.batch import BATCH_JSON, exit_code, run_batch
@@ -159,6 +159,17 @@ def test_the_command_line_has_its_own_exit_code_and_so_has_a_batch_without_a_sta
     assert written["state"] == "failed"
 
 
+def test_a_key_on_the_command_line_reaches_no_file(tmp_path: Path, fake_runs: None) -> None:
+    good, root = write_recipe(tmp_path, "good", "good"), tmp_path / "runs"
+    with pytest.raises(RecipeError, match="changes"):
+        _run([good], root, changes={"models.generator.name": f"openai/{KEY}"})
+    state, text = _run([good, f"{KEY}.yaml"], root)
+    assert [run.state for run in state.runs] == ["finished", "refused"]
+    assert KEY not in text
+    for file in root.rglob("*"):
+        assert not file.is_file() or KEY not in file.read_text(errors="replace"), file
+
+
 def test_two_batches_never_share_a_root(tmp_path: Path, fake_runs: None) -> None:
     root = tmp_path / "runs"
     root.mkdir()
@@ -183,8 +194,9 @@ def test_a_run_that_a_person_holds_fails_after_a_while(
     )
     assert holder.stdout is not None
     holder.stdout.readline()
-    state, _ = _run(recipes, root)
+    state, text = _run(recipes, root)
     holder.communicate("")
+    assert "the batch waits 0 seconds for that to end" in text
     assert [run.state for run in state.runs] == ["failed", "finished"]
     assert f"by process {holder.pid}" in (state.runs[0].reason or "")
 

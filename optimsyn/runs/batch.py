@@ -16,11 +16,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from optimsyn.errors import OptimsynError, StageError
+from optimsyn.errors import OptimsynError, RecipeError, StageError
 from optimsyn.models.availability import main_memory
 from optimsyn.models.gpus import gpus
 from optimsyn.models.purse import Caps, Purse
-from optimsyn.redaction import redact
+from optimsyn.redaction import KEY_CURE, find_secret, redact
 from optimsyn.runs.batch_engines import Engine, ProcessEngine
 from optimsyn.runs.batch_plan import Job, plan
 from optimsyn.runs.batch_progress import bought_by
@@ -65,8 +65,12 @@ def run_batch(
         What `batch.json` holds at the end.
 
     Raises:
+        RecipeError: `changes` hold a key, which would be written into `batch.json`.
         StageError: There is no stage `until`, or another batch works in this root.
     """
+    secret = find_secret(dict(changes or {}), "changes")
+    if secret is not None:
+        raise RecipeError(f"{secret}, and would be written into {BATCH_JSON}; {KEY_CURE}")
     place = Path(root).resolve()
     console = console or Console()
     engine = engine or ProcessEngine(jobs)
@@ -101,7 +105,7 @@ def run_batch(
             for recipe in job.state.also:
                 view.say(f"{recipe} and {job.state.recipe} mean the same run, which is run once.")
             for warning in job.warnings:
-                view.say(f"note: {job.name}: {warning}")
+                view.say(redact(f"note: {job.name}: {warning}"))
         purse = _purse(place, caps, planned)
         Supervisor(planned, state, place, engine=engine, room=room, most=jobs, view=view, purse=purse).run()
         _compare(planned, state, place, view)

@@ -10,7 +10,7 @@ from typing import Any
 
 from optimsyn.errors import OptimsynError
 from optimsyn.recipe import Recipe
-from optimsyn.redaction import redact
+from optimsyn.redaction import SHOWN_INSTEAD, find_secret, redact
 from optimsyn.runs.batch_state import RunState
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
@@ -98,8 +98,9 @@ def plan(
             job = _checked(recipe, chosen, root, until, here)
             by_folder[folder] = job
         except OptimsynError as error:
-            state = RunState(recipe=recipe, state="refused", kind=type(error).__name__, reason=redact(str(error)))
-            job = Job(Path(recipe).stem, state, until=until)
+            given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
+            state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
+            job = Job(Path(given).stem, state, until=until)
         jobs.append(job)
     counts = Counter(job.name for job in jobs)
     for job in jobs:

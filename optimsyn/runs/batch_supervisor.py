@@ -86,6 +86,7 @@ class Supervisor:
         self.purse = purse
         self._running: list[_Running] = []
         self._held: dict[str, float] = {}
+        self._said: set[str] = set()
         self._watch = Watch(live=engine.here)
         self._begun = time.monotonic()
 
@@ -147,6 +148,7 @@ class Supervisor:
                 continue
             place = self.room.place(job.need)
             if place is None:
+                self._say_once(f"{job.name} waits until its models fit into memory beside those of the running runs.")
                 continue
             changed = True
             try:
@@ -158,11 +160,17 @@ class Supervisor:
 
     def _hold(self, job: Job, busy: str) -> bool:
         """A folder that another process has: one of a killed batch will let it go soon, a person's may not."""
+        self._say_once(f"{busy}; the batch waits {_HELD_S:.0f} seconds for that to end.")
         since = self._held.setdefault(job.name, time.monotonic())
         if time.monotonic() - since < _HELD_S:
             return False
         _failed(job, StageError(f"{busy}; wait for it or stop it"))
         return True
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.view.say(text)
 
     def _start_one(self, job: Job, place: Place) -> None:
         assert job.run is not None
