@@ -101,10 +101,8 @@ class Axis:
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        self.ticks = [
-            (self.at(place * step), f"{place * step + 0.0:.{digits}f}".replace("-", "−"))
-            for place in range(first, last + 1)
-        ]
+        places = range(first, last + 1)
+        self.ticks = [(self.at(place * step), fixed(place * step + 0.0, digits)) for place in places]
 
     def at(self, value: float) -> float:
         """The place of a value."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _DASH = "–"
 # A column of text keeps at least so many characters.
 _LEAST_TEXT = 14
+# More zeros than this behind the point cannot be counted at a glance.
+_MOST_DECIMALS = 7
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,15 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 def decimals_for(values: Iterable[float], digits: int = 3) -> int:
     """Decimals that give the largest of these numbers so many significant digits, so that all line up."""
     largest = max((abs(value) for value in values), default=0.0)
-    return min(max(0, digits - 1 - math.floor(math.log10(largest))), 9) if largest > 0 else digits
+    return min(max(0, digits - 1 - math.floor(math.log10(largest))), 99) if largest > 0 else digits
 
 
 def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
-    """A number with so many decimals; a dash for None."""
+    """A number with so many decimals, or with an exponent where they would be too many to read; a dash for None."""
     if value is None:
         return _DASH
-    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+    form = f".{decimals}f" if decimals <= _MOST_DECIMALS else ".2e"
+    return f"{value:{'+' if sign else ''}{form}}".replace("-", "−")
 
 
 def _interval(value: float, low: float | None, high: float | None, *, sign: bool = False) -> str:

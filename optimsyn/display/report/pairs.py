@@ -10,6 +10,7 @@ from typing import Any
 from optimsyn.data.jsonl import iter_json
 from optimsyn.data.token_shares import PairShares
 from optimsyn.display.heatmap import Heatmap, HeatRow
+from optimsyn.display.rendering import cut
 from optimsyn.display.run_facts import Row, RunFacts
 
 _SHOWN = 3
@@ -156,11 +157,16 @@ def _excerpt(text: str, quote: str) -> tuple[str, str, str]:
     """At most so many letters of a passage, around its quote."""
     start = text.find(quote) if quote else -1
     if start < 0:
-        return text[:_EXCERPT] + ("…" if len(text) > _EXCERPT else ""), "", ""
+        return cut(text, _EXCERPT), "", ""
+    end = start + len(quote)
     room = max(0, _EXCERPT - len(quote)) // 2
-    low, high = max(0, start - room), min(len(text), start + len(quote) + room)
-    before = ("…" if low else "") + text[low:start]
-    return before, quote, text[start + len(quote) : high] + ("…" if high < len(text) else "")
+    before, after = text[max(0, start - room) : start], text[end : end + room]
+    # Cut between words, where there are any.
+    if start > room:
+        before = "…" + (before.partition(" ")[2] or before)
+    if end + room < len(text):
+        after = (after.rpartition(" ")[0] or after) + "…"
+    return before, quote, after
 
 
 def _invalid(facts: RunFacts, rows: Sequence[Row]) -> tuple[tuple[str, int, Row], ...]:
