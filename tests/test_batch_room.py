@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimsyn.models.gpus import Gpu, visible
+from optimsyn.models.gpus import Gpu, gpus, visible
 from optimsyn.runs.room import Need, Place, Room
 
 GB = 10**9
@@ -65,6 +67,32 @@ def test_running_needs_never_pass_the_cap(sizes: list[int], cap: int) -> None:
             room.leave(placed.pop(0))
         placed.append(place)
         assert sum(one.need.gpu for one in placed) <= min(cap, 80) * GB
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            "0, GPU-a, 81559, 80000\\n1, GPU-b, 40960, 100",
+            [("0", "GPU-a", 81559 * 2**20), ("1", "GPU-b", 40960 * 2**20)],
+        ),
+        ("No devices were found", []),
+        ("", []),
+    ],
+)
+def test_the_driver_tells_the_gpus(
+    said: str, found: list[tuple[str, str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus.cache_clear()
+    try:
+        assert [(gpu.index, gpu.uuid, gpu.total) for gpu in gpus()] == found
+    finally:
+        gpus.cache_clear()
 
 
 @pytest.mark.parametrize(
