@@ -88,7 +88,7 @@ look.warm_up_picture(run)
 optimize_prompt.run(run)
 
 # %%
-look.guiding_texts(run)
+look.prompt_picture(run)
 
 # %% [markdown]
 # ## 4. Better weights: GRPO on the rubric model
@@ -146,15 +146,21 @@ fine_tune.run(run)
 # The target as it came and every fine-tuned one answer the held-back test questions.
 
 # %%
-evaluate.run(run)
+evaluate.run(run).title
+
+# %%
+look.evaluation(run)
 
 # %%
 look.evaluation_picture(run)
 
 # %% [markdown]
-# How to read it: the bars are 95 % intervals over a handful of questions, from one seed. Where bars overlap as much as
-# here, *nothing has been shown*, whatever the dots say. To find out whether the loop is worth its cost takes hundreds
-# of questions, several seeds and a model that can write.
+# How to read it: compare the coloured rows *with each other*, not with the grey one. Fine-tuning on almost any pairs
+# teaches a base model what an answer looks like, which is why the loss falls for all of them, mostly with a star.
+# Whether rubrics, the optimised text or the trained policy were worth anything is the difference between the coloured
+# rows, and their bars lie on top of each other: **that has not been shown here**, whatever the dots say. It takes
+# hundreds of questions, several seeds and a model that can write. The whole run is on one page in `report.html` of its
+# folder.
 #
 # ## What to try next
 #

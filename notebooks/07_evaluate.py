@@ -30,7 +30,10 @@ from optimsyn.stages import look, evaluate
 run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 
 # %%
-evaluate.run(run)
+evaluate.run(run).title
+
+# %%
+look.evaluation(run)
 
 # %% [markdown]
 # ## With intervals
@@ -40,6 +43,15 @@ evaluate.run(run)
 
 # %%
 look.evaluation_picture(run)
+
+# %% [markdown]
+# ## What were rubrics worth?
+#
+# Fine-tuning on almost any pairs teaches a model what an answer looks like, so the target as it came is easily beaten.
+# The question is whether pairs under a rubric did better than *as many pairs without one*:
+
+# %%
+look.against_no_rubric(run)
 
 # %% [markdown]
 # The whole run is on one page for people who were not here, `report.html` in the run folder, and in numbers in

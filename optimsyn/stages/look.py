@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json, read_jsonl
 from optimsyn.data.records import Pair, Passage, Question
-from optimsyn.display.names import variant_label
+from optimsyn.display.names import metric_label, variant_label
+from optimsyn.display.plots import differs
 from optimsyn.display.tables import Table, number
 from optimsyn.errors import StageError
 from optimsyn.judgements import Judgement, content_key
@@ -209,6 +210,26 @@ def evaluation(run: Run) -> Table:
     from optimsyn.display.tables import evaluation_table
 
     return evaluation_table(_evaluation(run), confidence=run.recipe.evaluation.confidence)
+
+
+def against_no_rubric(run: Run) -> Table:
+    """What rubrics are worth: paired differences to the target that learned from as many pairs without one."""
+    rows = json.loads(run.path("evaluate", "against_no_rubric.json").read_text(encoding="utf-8"))
+    body = tuple(
+        (
+            metric_label(row["metric"]),
+            variant_label(row["variant"]),
+            number(row["difference"], sign=True),
+            f"[{number(row['difference_low'], sign=True)}, {number(row['difference_high'], sign=True)}]",
+            "apart" if differs(row) else "not told apart",
+        )
+        for row in rows
+        if row["difference"] is not None
+    )
+    percent = f"{run.recipe.evaluation.confidence:.0%}"
+    note = f"Paired by question; {percent} bootstrap intervals over questions, of one seed of training."
+    columns = ("metric", "variant", "difference to no rubric", percent, "by these questions")
+    return Table("Against pairs without a rubric", columns, body, frozenset({2, 3}), note)
 
 
 def evaluation_picture(run: Run) -> Picture:
