@@ -43,9 +43,9 @@ def quoted_messages() -> list[str]:
         elif not line.startswith("|"):
             in_table = False
         elif in_table and not line.startswith("|---"):
-            match = re.match(r"\| `((?:\\`|[^`])+)` \|", line)
+            match = re.match(r"\| (`+) ?(.+?) ?\1 \|", line)
             assert match, line
-            found.append(match[1].replace("\\`", "`").replace("\\|", "|"))
+            found.append(match[2])
     return found
 
 
