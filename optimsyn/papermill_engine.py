@@ -6,7 +6,10 @@ engine is loaded when it is used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optimsyn.runs.engine import TruthfulEngine
 
 
 class Engine:
@@ -28,7 +31,7 @@ class Engine:
         return _engine().execute_notebook(nb, kernel_name, **options)
 
 
-def _engine() -> Any:
+def _engine() -> type[TruthfulEngine]:
     from optimsyn.runs.engine import TruthfulEngine
 
     return TruthfulEngine
