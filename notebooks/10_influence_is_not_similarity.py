@@ -28,7 +28,7 @@ check_environment()
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import look
+from optimsyn.stages import look, prepare
 from optimsyn.stages.through import run_through
 from optimsyn.stages.tools import Tools
 
@@ -42,6 +42,8 @@ run_through(run, "synthesize")
 # that likeness is measured to. The other half stand for *real data*: they are scored exactly as the synthetic pairs
 # are, and no question meets itself.
 #
+# A tiny run has only a few questions, so all validation questions of the recipe are read for this.
+#
 # Embeddings are mean hidden states of the target's own base model, with the mean of all samples taken off, because
 # otherwise every cosine is nearly 1. That is no embedding model. Give `compare_similarity` another `embedder` for a
 # stronger one.
@@ -49,8 +51,10 @@ run_through(run, "synthesize")
 # %%
 from optimsyn.influence.similarity import compare_similarity
 
-tools = Tools(run)
-found = compare_similarity(tools.target, run.recipe.influence, tools.validation, look.judged_pairs(run))
+whole = run if run_folder else Run.start(recipe)
+prepare.run(whole)
+validation = Tools(whole).validation
+found = compare_similarity(Tools(run).target, run.recipe.influence, validation, look.judged_pairs(run))
 found
 
 # %% [markdown]

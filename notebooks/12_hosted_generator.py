@@ -91,7 +91,13 @@ print(f"{again.fresh} new requests, {again.usage.replies} replies in the file")
 # a run before it costs more.
 
 # %%
-trial.prices(["openai/gpt-5-mini", "openai/gpt-5-nano", "anthropic/claude-haiku-4-5", "gemini/gemini-2.5-flash"])
+prices = trial.prices(
+    ["openai/gpt-5-nano", "openai/gpt-5-mini", "openai/gpt-5", "gemini/gemini-2.5-flash", "anthropic/claude-haiku-4-5"]
+)
+prices
+
+# %%
+prices.picture()
 
 # %% [markdown]
 # ## A wrong key

@@ -9,6 +9,7 @@ import pytest
 from optimsyn.display.plots import Picture
 from optimsyn.display.plots_similarity import similarity_figure
 from optimsyn.display.plots_stages import (
+    costs_figure,
     evaluation_figure,
     passages_figure,
     policy_figure,
@@ -59,6 +60,8 @@ DRAWN: dict[str, tuple[Callable[[], Picture], str]] = {
     "policy": (lambda: policy_figure(HISTORY, GROUPS), "over 2 steps"),
     "no policy": (lambda: policy_figure([], {}), "No step"),
     "rewards": (lambda: rewards_figure(GROUPS), "Iron 0.02"),
+    "costs": (lambda: costs_figure({"dear": 2.0, "cheap": 0.31}, "1,000 pairs"), "cheap 0.31, dear 2.00"),
+    "no costs": (lambda: costs_figure({}, "1,000 pairs"), "No price"),
     "variants": (lambda: variants_figure({"static": [0.1, 0.2], "policy": []}, zero_gradient=0.0), "guiding text 0.15"),
     "training": (lambda: training_figure({"static": [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.5}]}), "to 3.50"),
     "evaluation": (lambda: evaluation_figure(EVALUATION), "target as it came 3.10"),

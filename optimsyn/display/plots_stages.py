@@ -190,6 +190,30 @@ def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Pictur
         return picture(figure, f"Mean reward: {told}.")
 
 
+def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
+    """What something costs from several services, cheapest first.
+
+    Args:
+        costs: Name -> US dollars.
+        title: What is bought.
+    """
+    ordered = sorted(costs.items(), key=lambda item: item[1])
+    with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:
+        axes = figure.subplots()
+        if not ordered:
+            _say(axes, "no price is known")
+            return picture(figure, "No price is known.")
+        bars = axes.barh([name for name, _ in ordered], [cost for _, cost in ordered], color=_BLUE, height=0.62)
+        axes.bar_label(bars, [f"{cost:.2f}" for _, cost in ordered], padding=4, color=INK, fontsize=9)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.1)
+        _finish(axes, title, "US dollars", "", grid=False)
+        axes.grid(axis="x", color=GRID, linewidth=0.7)
+        told = ", ".join(f"{name} {cost:.2f}" for name, cost in ordered)
+        return picture(figure, f"Cost of {title} in US dollars: {told}.")
+
+
 def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:
     """The influence of each variant's valid pairs."""
     shown = {variant: list(values) for variant, values in influence.items() if len(values)}

@@ -11,6 +11,7 @@ from optimsyn.errors import ReplyError
 from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
+    from optimsyn.display.plots import Picture
     from optimsyn.models.replies import Usage
     from optimsyn.recipe import ModelSpec
     from optimsyn.runs.folder import Run
@@ -42,7 +43,7 @@ class Trial:
         )
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
-    def prices(self, names: Sequence[str], pairs: int = 1000) -> Table:
+    def prices(self, names: Sequence[str], pairs: int = 1000) -> Prices:
         """What so many pairs of this length would cost from hosted models, at the list prices LiteLLM knows.
 
         Args:
@@ -51,25 +52,75 @@ class Trial:
         """
         import litellm
 
-        each_in = self.usage.input_tokens / max(1, self.usage.replies)
-        each_out = self.usage.output_tokens / max(1, self.usage.replies)
+        each = max(1, self.usage.replies)
         rows = []
         for name in names:
             known = litellm.model_cost.get(name) or litellm.model_cost.get(name.partition("/")[2])
-            if known is None:
-                rows.append((name, "–", "–", "price not known to LiteLLM"))
-                continue
-            price_in, price_out = known["input_cost_per_token"], known["output_cost_per_token"]
-            cost = pairs * (each_in * price_in + each_out * price_out)
-            rows.append((name, f"{price_in * 1e6:.2f}", f"{price_out * 1e6:.2f}", f"{cost:.2f} USD"))
+            rows.append(
+                Price(name, known["input_cost_per_token"], known["output_cost_per_token"])
+                if known is not None
+                else Price(name, None, None)
+            )
+        return Prices(tuple(rows), pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
+
+
+@dataclass(frozen=True)
+class Price:
+    """A hosted model's list price, in US dollars a token; None where LiteLLM knows none."""
+
+    model: str
+    token_in: float | None
+    token_out: float | None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What pairs would cost from hosted models, shown as a table in a notebook.
+
+    Attributes:
+        rows: One a model.
+        pairs: How many pairs.
+        tokens_in: Tokens that a pair takes in.
+        tokens_out: And out.
+    """
+
+    rows: tuple[Price, ...]
+    pairs: int
+    tokens_in: float
+    tokens_out: float
+
+    def cost(self, price: Price) -> float | None:
+        """US dollars for all pairs; None where the price is not known."""
+        if price.token_in is None or price.token_out is None:
+            return None
+        return self.pairs * (self.tokens_in * price.token_in + self.tokens_out * price.token_out)
+
+    def table(self) -> Table:
+        """Prices and costs."""
+        body = []
+        for row in self.rows:
+            cost = self.cost(row)
+            known = row.token_in is not None and row.token_out is not None
+            cells = (f"{row.token_in * 1e6:.2f}", f"{row.token_out * 1e6:.2f}") if known else ("–", "–")
+            body.append((row.model, *cells, "not known to LiteLLM" if cost is None else f"{cost:.2f} USD"))
         return Table(
-            f"{pairs:,} pairs as long as these",
+            f"{self.pairs:,} pairs as long as these",
             ("model", "USD per million tokens in", "out", "in all"),
-            tuple(rows),
+            tuple(body),
             frozenset({1, 2, 3}),
-            f"{each_in:.0f} tokens in and {each_out:.0f} out for a pair, counted by this generator's tokenizer; "
-            "models that think before they answer use more. List prices as the installed LiteLLM knows them.",
+            f"{self.tokens_in:.0f} tokens in and {self.tokens_out:.0f} out for a pair, counted by this generator's "
+            "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them.",
         )
+
+    def picture(self) -> Picture:
+        """Costs as bars, cheapest first."""
+        from optimsyn.display.plots_stages import costs_figure
+
+        known = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
+        return costs_figure(known, f"{self.pairs:,} pairs")
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
