@@ -79,7 +79,7 @@ def _anchor(name: str) -> str:
 
 def _prose(model: type[BaseModel]) -> str:
     text = " ".join((model.__doc__ or "").split())
-    return text.replace("docs/influence.md has the table", "[the table](../influence.md#is-the-number-true)")
+    return _linked(text)
 
 
 def _row(section: str, key: str, field: FieldInfo) -> str:
@@ -95,8 +95,14 @@ def _row(section: str, key: str, field: FieldInfo) -> str:
     return f"| {anchor}`{key}` | {kind} | {default} | {_cell(description)} |"
 
 
+def _linked(text: str) -> str:
+    """Where the code names a page of the docs, a link to it."""
+    text = text.replace("docs/influence.md has the table", "[the table](../influence.md#is-the-number-true)")
+    return text.replace("docs/influence.md", "[influence](../influence.md#the-estimators)")
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _linked(" ".join(text.split()).replace("|", "\\|"))
 
 
 def _type(annotation: Any, field: FieldInfo | None = None) -> str:
