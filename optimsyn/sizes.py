@@ -17,25 +17,26 @@ SIZES = ("full", "tiny")
 _SUFFIX = "_tiny"
 
 _DOCUMENTS = 8
-_QUESTIONS = 8
-# Longest sensible values of a tiny run; a recipe that asks for less keeps its own.
+_QUESTIONS = 6
+# What a tiny run has at most; a recipe that asks for less keeps its own. On a CPU it is tokens that cost time, and most
+# tokens are those of the passage that an open-book pair is asked with, so passages are short.
 _AT_MOST: dict[str, dict[str, int | float]] = {
-    "documents": {"passage_words": 160, "min_words": 20},
-    "warm_up": {"pairs": 8, "steps": 4, "batch_size": 4, "checkpoints": 1},
+    "documents": {"passage_words": 80, "min_words": 20},
+    "warm_up": {"pairs": 6, "steps": 3, "batch_size": 2, "checkpoints": 1},
     "influence": {"batch_tokens": 1024},
-    "optimizers.prompt": {"metric_calls": 10, "minibatch": 2, "passages": 3},
+    "optimizers.prompt": {"metric_calls": 6, "minibatch": 2, "passages": 2},
     # Hotter, the embedded base model writes rubrics that cannot be read.
     "optimizers.policy": {
         "steps": 2,
-        "group_size": 4,
+        "group_size": 3,
         "passages_per_step": 1,
         "temperature": 0.7,
         "max_tokens": 110,
         "save_every": 1,
     },
-    "synthesis": {"pairs": 4, "oversample": 1.5},
-    "fine_tune": {"steps": 4, "batch_size": 4},
-    "evaluation": {"max_new_tokens": 16, "batch_size": 16},
+    "synthesis": {"pairs": 3, "oversample": 1.4},
+    "fine_tune": {"steps": 2, "batch_size": 3},
+    "evaluation": {"max_new_tokens": 12, "batch_size": 16},
 }
 _MODELS: dict[str, Any] = {
     "generator": {"name": "embedded", "temperature": 0.4, "max_tokens": 200},
@@ -85,6 +86,9 @@ def resized(recipe: Recipe, size: str) -> Recipe:
         for part in path.split("."):
             section = section[part]
         section |= {field: min(section[field], most) for field, most in sizes.items()}
+    if raw["influence"]["method"] == "auto":
+        # Finding the step of twins takes longer than the backward passes of so few pairs.
+        raw["influence"]["method"] = "exact"
     # Layers of another model's adapter are not those of the embedded one.
     del raw["optimizers"]["policy"]["lora"]
     _shrink_data(recipe, raw)

@@ -192,3 +192,30 @@ def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tm
         server.start()
     assert server.key not in str(caught.value)
     assert server.process is None
+
+
+@pytest.mark.slow
+def test_the_tokenizer_is_the_one_that_transformers_loads() -> None:
+    from transformers import AutoTokenizer
+
+    from optimsyn.models.loading import load_tokenizer
+
+    ours = load_tokenizer(ModelSpec(name="embedded"))
+    theirs = AutoTokenizer.from_pretrained(embedded.weights_dir())
+    for text in (
+        "Passage: Höhe 1,240.5 m\n\nQuestion: Why?\nAnswer:",
+        " yes",
+        "| Total | 1 |\n",
+        "日本\t x",
+        "a\n\n\n b  c",
+    ):
+        for special in (True, False):
+            assert (
+                ours(text, add_special_tokens=special)["input_ids"]
+                == (theirs(text, add_special_tokens=special)["input_ids"])
+            )
+        assert ours.decode(ours(text)["input_ids"]) == theirs.decode(theirs(text)["input_ids"])
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "all_special_ids", "vocab_size"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert len(ours) == len(theirs)
+    assert ours.padding_side == "right"

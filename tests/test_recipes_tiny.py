@@ -66,11 +66,12 @@ def test_the_other_domains_are_read(name: str, tmp_path: Path) -> None:
 
 
 def check_data(run: Run, open_book: bool) -> None:
-    assert lines(run.path("prepare", "lost.jsonl")) == []
-    assert len(read_jsonl(run.path("prepare", "passages.jsonl"), Passage)) == 8
+    # The end of a text may be too short for a passage; no question may be lost.
+    assert {row["stage"] for row in lines(run.path("prepare", "lost.jsonl"))} <= {"passages"}
+    assert len(read_jsonl(run.path("prepare", "passages.jsonl"), Passage)) >= 12
     for side in ("validation", "test"):
         questions = read_jsonl(run.path("prepare", f"{side}.jsonl"), Question)
-        assert len(questions) == 8
+        assert len(questions) == 6
         assert {question.context is not None for question in questions} == {open_book}
 
 
@@ -118,10 +119,10 @@ def check_evaluation(run: Run) -> None:
     assert {row["variant"] for row in table} == set(TARGETS)
     for row in table:
         questions = lines(run.path("evaluate", f"{row['variant']}.jsonl"))
-        assert row["n"] == len(questions) == 8
+        assert row["n"] == len(questions) == 6
         assert row["low"] <= row["value"] <= row["high"]
         if row["metric"] == "accuracy":
-            assert row["value"] == pytest.approx(sum(question["correct"] for question in questions) / 8)
+            assert row["value"] == pytest.approx(sum(question["correct"] for question in questions) / 6)
         if row["metric"] == "answer_loss":
-            assert row["value"] == pytest.approx(sum(question["loss"] for question in questions) / 8)
+            assert row["value"] == pytest.approx(sum(question["loss"] for question in questions) / 6)
             assert row["value"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,17 +55,30 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: As for `load_causal_lm`.
     """
-    from transformers import AutoTokenizer
-
     source, revision = _source(spec)
     with _explained(spec.name):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer: Any = _embedded_tokenizer(Path(source)) if spec.name == "embedded" else _tokenizer(source, revision)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"{spec.name}: its tokenizer has neither a padding nor an end token; choose another model")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer(source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, revision=revision)
+
+
+def _embedded_tokenizer(folder: Path) -> Any:
+    """The same tokenizer in a third of the time: AutoTokenizer reads Gemma's 33 MB twice, in each process of a run."""
+    from transformers import PreTrainedTokenizerFast
+
+    known = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = {name: known[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")}
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
 
 
 def resolve_device(name: str) -> torch.device:
