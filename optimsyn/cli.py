@@ -266,14 +266,16 @@ def report(run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run 
 
 @app.command()
 def compare(
-    run_folders: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, finished or not.")],
+    run_folders: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, finished or not; or a folder of runs.")
+    ],
     output: Annotated[Path, typer.Option("--output", help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Put several runs on one page."""
     from optimsyn.display.compare import write_comparison
-    from optimsyn.runs.find import find_run
+    from optimsyn.runs.find import find_runs
 
-    page = write_comparison([find_run(folder) for folder in run_folders], output)
+    page = write_comparison(find_runs(run_folders), output)
     _console().print(str(page), highlight=False, markup=False, soft_wrap=True)
 
 

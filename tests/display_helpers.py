@@ -134,7 +134,8 @@ def write_run(
         drafts = [judgement("first_draft", i, draw.gauss(0.01, 0.01), text=text) for i in range(5)]
         _write(run, "warm_up/pairs.jsonl", [row.pair.model_dump(mode="json") for row in drafts if row.pair])
         _write(run, "warm_up/influence.json", [row.influence for row in drafts])
-        numbers = {"first_draft": 6, "valid": 5, "trained_on": 5, "influence_mean": 0.01, "zero_gradient_baseline": 0.0}
+        numbers = {"first_draft": 6, "valid": 5, "trained_on": 5, "influence_mean": 0.01, "lost": {"unsafe": 1}}
+        numbers["zero_gradient_baseline"] = 0.0
         _result(run, "warm_up", numbers)
     if "optimize_prompt" in done and run.recipe.optimizers.prompt.enabled:
         history = [

@@ -126,3 +126,7 @@ def test_the_commands_write_the_pages(tmp_path: Path, monkeypatch: pytest.Monkey
     told = CliRunner().invoke(app, ["compare", *(str(run.folder) for run in runs), "--output", "out/c.html"])
     assert told.exit_code == 0, told.output
     assert "../runs/" in (tmp_path / "out" / "c.html").read_text()
+    (tmp_path / "runs" / "batch-logs").mkdir()
+    told = CliRunner().invoke(app, ["compare", "runs"])
+    assert told.exit_code == 0, "a folder of runs is all of its runs"
+    assert "2 runs compared" in check_page((tmp_path / "compare.html").read_text()).words

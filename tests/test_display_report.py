@@ -54,6 +54,7 @@ def test_a_finished_run_shows_the_numbers_of_its_files(tmp_path: Path) -> None:
     assert "<ins>" in html and "<del>" in html
     assert run.recipe.fingerprint in words and "recipe 3" in words and "adam_linear, dot" in words
     assert "passages too short 1" in words and "grounded" in words
+    assert 'aria-label="6 candidates: 5 valid, 1 failed a check"' in html and "unsafe" in words, "the first draft's too"
     for name in ("dataset/README.md", "notebooks/"):
         assert f'href="{name}' not in html, "a link to what is not there"
     assert 'href="evaluation.json"' in html

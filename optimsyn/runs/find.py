@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,21 @@ def find_run(name: str) -> Run:
             shown = shown.relative_to(here) if shown.is_relative_to(here) else shown
             raise StageError(f"{folder}: {_wrong(folder)}; did you mean {shown}?")
     raise StageError(f"{folder}: {_wrong(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
+
+
+def find_runs(names: Sequence[str]) -> list[Run]:
+    """The runs in some folders; a folder of runs means all runs in it.
+
+    Raises:
+        StageError: As `find_run`.
+        RecipeError: As `find_run`.
+    """
+    found = []
+    for name in names:
+        folder = Path(name).expanduser()
+        inside = [] if _is_run(folder) else _runs_in(folder)
+        found += [find_run(str(folder / run)) for run in inside] if inside else [find_run(name)]
+    return found
 
 
 def _is_run(folder: Path) -> bool:

@@ -131,6 +131,13 @@ def _lost(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
 
 def _bars(facts: RunFacts) -> list[Bar]:
     bars = []
+    draft = facts.numbers("warm_up")
+    if draft:
+        parts = [
+            ("valid", "kept", draft["valid"]),
+            ("failed a check", "invalid", draft["first_draft"] - draft["valid"]),
+        ]
+        bars.append(Bar("first_draft", draft["first_draft"], tuple(part for part in parts if part[2])))
     for variant, rows in facts.candidates.items():
         counts = facts.losses.get(variant)
         if counts is None:
@@ -149,10 +156,13 @@ def _bars(facts: RunFacts) -> list[Bar]:
 
 def _failed_checks(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[int]]]]:
     """Variants, and for each failed check how many candidates of each variant failed it first."""
-    found = {
+    found: dict[str, Counter[str]] = {
         variant: Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
         for variant, rows in facts.candidates.items()
     }
+    draft = facts.numbers("warm_up").get("lost")
+    if draft:
+        found = {"first_draft": Counter(draft), **found}
     total: Counter[str] = sum(found.values(), Counter())
     return list(found), [(name, [counts[name] for counts in found.values()]) for name, _ in total.most_common()]
 
