@@ -52,7 +52,7 @@ def test_twenty_runs_of_all_states_and_domains(tmp_path: Path) -> None:
     stop(runs[8], "train_policy", "interrupted")
     html, words = page_of(runs, tmp_path / "compare.html")
     assert "20 runs compared" in words
-    assert "tested on 5 different sets of questions, marked A, B, C, D, E" in words
+    assert "have 5 different sets of test questions, marked A, B, C, D, E" in words
     assert "change against the target as it came" in words
     assert "failed" in words and "interrupted" in words
     assert "seed" in words and "r01" in words

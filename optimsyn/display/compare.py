@@ -165,7 +165,7 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
             tests.setdefault(run.test_set, []).append(run.label)
     if len(tests) > 1:
         found.append(
-            f"These runs were tested on {len(tests)} different sets of questions, marked "
+            f"These runs have {len(tests)} different sets of test questions, marked "
             f"{', '.join(tests)}. Values are comparable only under the same letter; of the others only the change "
             "against the target as it came says something, each on its own questions."
         )
