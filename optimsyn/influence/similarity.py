@@ -6,6 +6,7 @@ other half stand for real data: they are scored like the synthetic pairs, and no
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,17 +119,12 @@ class SimilarityComparison:
         spread = max(sample.similarity for sample in pairs) - min(sample.similarity for sample in pairs) or 1.0
         reach = max(sample.influence for sample in pairs) - min(sample.influence for sample in pairs) or 1.0
 
-        def distance(a: ComparedSample, b: ComparedSample) -> float:
+        def distance(two: tuple[ComparedSample, ComparedSample]) -> float:
+            a, b = two
             return abs(a.influence - b.influence) / reach - abs(a.similarity - b.similarity) / spread
 
-        _, best, worst = max(
-            (
-                (distance(a, b), *sorted((a, b), key=lambda sample: -sample.influence))
-                for place, a in enumerate(pairs)
-                for b in pairs[place + 1 :]
-            ),
-            key=lambda found: found[0],
-        )
+        furthest = max(itertools.combinations(pairs, 2), key=distance)
+        best, worst = sorted(furthest, key=lambda sample: -sample.influence)
         rows = tuple((number(s.similarity), number(s.influence), s.question, s.answer) for s in (best, worst))
         columns = ("similarity", "influence", "question", "answer")
         return Table("Alike to an embedding, not to the target", columns, rows, frozenset({0, 1}))

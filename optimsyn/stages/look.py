@@ -133,7 +133,7 @@ def variants_picture(run: Run) -> Picture:
     """Influence of the valid pairs of each variant."""
     from optimsyn.display.plots_stages import variants_figure
 
-    influence = {
+    influence: dict[str, list[float]] = {
         variant: [row.influence for row in _candidates(run, variant) if row.influence is not None]
         for variant in run.recipe.variants
     }

@@ -100,8 +100,7 @@ class Prices:
         body = []
         for row in self.rows:
             cost = self.cost(row)
-            known = row.token_in is not None and row.token_out is not None
-            cells = (f"{row.token_in * 1e6:.2f}", f"{row.token_out * 1e6:.2f}") if known else ("–", "–")
+            cells = ["–" if price is None else f"{price * 1e6:.2f}" for price in (row.token_in, row.token_out)]
             body.append((row.model, *cells, "not known to LiteLLM" if cost is None else f"{cost:.2f} USD"))
         return Table(
             f"{self.pairs:,} pairs as long as these",
