@@ -127,3 +127,25 @@ def test_preview_shows_scored_pairs_and_the_run_does_not_pay_for_them_again(
     assert sum(isinstance(row[-1], float) for row in shown.rows) >= 3
     run_stage(run, "warm_up")
     assert asked_twice(served) == []
+
+
+def test_a_small_first_draft_with_too_few_valid_pairs_is_continued(
+    recipe: Recipe, served: Service, tmp_path: Path
+) -> None:
+    bad = 0
+
+    def ungrounded_at_first(number: int, request: dict[str, Any]) -> Answer:
+        nonlocal bad
+        if "trainability" in json.dumps(request.get("response_format", {})) or bad == 4:
+            return answer(number, request)
+        bad += 1
+        return said(json.dumps({"quote": "", "question": "Which planet has the widest rings?", "answer": "Saturn"}))
+
+    served.answer = ungrounded_at_first
+    run = Run.open(recipe, tmp_path / "runs")
+    run_stage(run, "prepare")
+    numbers = run_stage(run, "warm_up").numbers
+    assert recipe.warm_up.pairs == 6
+    assert (numbers["first_draft"], numbers["valid"]) == (10, 6)
+    assert sum(numbers["lost"].values()) == 4
+    assert asked_twice(served) == []

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
 FEWEST_DRAFTS = 4
+# Rounds of so many candidates more that are written when a draft has fewer valid ones.
+_FURTHER_ROUNDS = 3
 # Failures of candidates whose reply could not be read at all.
 _UNREADABLE = ("rubric_format", "pair_format")
 
@@ -50,15 +52,15 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     # A rubric and a pair for each.
     written = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
     written.add(0)
-    drafts = run_sync(write_first_draft(tools, config.pairs, written.add))
+    drafts = run_sync(_enough_drafts(tools, config.pairs, written.add))
     pairs = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
     lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
-    if all(draft.failed and draft.failed[0] in _UNREADABLE for draft in drafts):
+    if _unreadable(drafts):
         _refuse_garbage(tools, drafts)
     if len(pairs) < min(FEWEST_DRAFTS, config.pairs):
         reasons = ", ".join(f"{name} {n}x" for name, n in lost.items())
         raise StageError(
-            f"warm_up: only {len(pairs)} of {config.pairs} first-draft pairs are valid ({reasons}). Raise "
+            f"warm_up: only {len(pairs)} of {len(drafts)} first-draft pairs are valid ({reasons}). Raise "
             "`warm_up.pairs`, use a stronger generator or look at the failed check."
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
@@ -81,7 +83,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     mean = sum(total) / len(total)
     write_json(run.path("warm_up", "influence.json"), total)
     numbers = {
-        "first_draft": config.pairs,
+        "first_draft": len(drafts),
         "valid": len(pairs),
         "trained_on": share,
         "steps": [checkpoint.step for checkpoint in checkpoints],
@@ -91,7 +93,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         "lost": lost,
     }
     rows = [
-        ("first-draft pairs", config.pairs, ", ".join(f"{name} {n}x" for name, n in lost.items()) or "none lost"),
+        ("first-draft pairs", len(drafts), ", ".join(f"{name} {n}x" for name, n in lost.items()) or "none lost"),
         ("valid", len(pairs), f"the target was trained on {share} of them for {config.steps} steps"),
         ("validation directions", len(scorer.subtasks), ", ".join(scorer.subtasks)),
         ("mean influence of the first draft", mean, f"from {min(total):.4g} to {max(total):.4g}"),
@@ -123,13 +125,32 @@ class Draft:
     reasons: tuple[str, ...]
 
 
-async def write_first_draft(tools: Tools, count: int, told: Callable[[], None] = lambda: None) -> list[Draft]:
-    """Writes and checks the first `count` candidates under the recipe's own guiding text.
+async def _enough_drafts(tools: Tools, count: int, told: Callable[[], None]) -> list[Draft]:
+    """The first draft, and a few candidates more while too few of a small draft are valid to train on."""
+    drafts = await write_first_draft(tools, count, told)
+    for _ in range(_FURTHER_ROUNDS):
+        valid = sum(draft.pair is not None and not draft.failed for draft in drafts)
+        if valid >= min(FEWEST_DRAFTS, count) or _unreadable(drafts):
+            break
+        drafts += await write_first_draft(tools, FEWEST_DRAFTS, told, start=len(drafts))
+    return drafts
+
+
+def _unreadable(drafts: Sequence[Draft]) -> bool:
+    """Whether not one reply could be read."""
+    return all(draft.failed and draft.failed[0] in _UNREADABLE for draft in drafts)
+
+
+async def write_first_draft(
+    tools: Tools, count: int, told: Callable[[], None] = lambda: None, *, start: int = 0
+) -> list[Draft]:
+    """Writes and checks `count` candidates under the recipe's own guiding text.
 
     Args:
         tools: The run's models and passages.
         count: How many.
         told: Called after each rubric and after each pair.
+        start: Number of the first one; candidates are numbered alike in every stage.
 
     Raises:
         ServiceError: A language-model service failed for good.
@@ -137,7 +158,7 @@ async def write_first_draft(tools: Tools, count: int, told: Callable[[], None] =
     from optimsyn.errors import ReplyError
     from optimsyn.stages.candidates import request_rubrics
 
-    requests = await request_rubrics(tools, "first_draft", range(count), told)
+    requests = await request_rubrics(tools, "first_draft", range(start, start + count), told)
 
     async def write(request: RubricRequest) -> Draft:
         draft = await draft_of(request)
