@@ -39,6 +39,8 @@ FOLDER = ROOT / "notebooks"
 MEASURED = FOLDER / "measured.json"
 WORK = ROOT / "runs" / "notebooks"
 QUICKSTART = "00_quickstart"
+# These start from a finished run, whose time is not theirs.
+_ON_A_RUN = ("10_", "11_")
 # No notebook may find a key here and spend money while it is generated.
 _KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
 
@@ -63,7 +65,7 @@ class Measured:
             else ("no reply bought")
         )
         what = {QUICKSTART: "All seven stages"}.get(name, "The stage" if _stage(name) else "This notebook")
-        where = "" if _stage(name) or name == QUICKSTART else ", on the finished run of the quickstart"
+        where = ", on the finished run of the quickstart" if name.startswith(_ON_A_RUN) else ""
         text = (
             f"**Measured.** {what} took {duration(self.seconds)} and at most {self.peak_memory_bytes / 1e9:.1f} GB of "
             f"memory{where}: {bought}, on {self.machine}."
