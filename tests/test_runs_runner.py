@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from rich.console import Console
 from runs_helpers import tiny_recipe, write_notebook
 
 from optimsyn.errors import StageError
 from optimsyn.runs import Run, runner
 from optimsyn.runs.manifest import process_lives
+from optimsyn.runs.reopen import lab_environment, prepare
 
 STAGE = """
 from optimsyn.runs import Run
@@ -101,6 +104,46 @@ def test_a_notebook_that_forgets_its_stage_is_no_success(tmp_path: Path, noteboo
     run = Run.open(_recipe(), tmp_path)
     with pytest.raises(StageError, match="is pending, not finished"):
         runner.run_stages(run, _console()[0], until="prepare")
+
+
+@pytest.mark.slow
+def test_what_failed_at_night_is_finished_by_hand_and_the_run_goes_on(tmp_path: Path, notebooks: Path) -> None:
+    fails = "if not run.path('mended').exists(): raise RuntimeError('no luck')"
+    _notebooks(notebooks, prepare=fails)
+    run = Run.open(_recipe(), tmp_path)
+    with pytest.raises(StageError, match=r"`optimsyn open .*` opens it"):
+        runner.run_stages(run, _console()[0], until="warm_up")
+    failure = run.manifest.stage("prepare").failure
+    assert failure is not None
+    assert (failure.kind, failure.cell, failure.reason) == ("RuntimeError", 3, "no luck")
+    assert "raise RuntimeError" in failure.source
+    assert (run.folder / "report.html").is_file()
+    stage, path = prepare(run)
+    assert stage == "prepare"
+    # A person mends what was wrong and runs the cells, in the kernel that JupyterLab would start.
+    run.path("mended").touch()
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, kernel_name="python3").execute(env=lab_environment(tmp_path / "kernels"))
+    assert run.done("prepare")
+    console, text = _console()
+    runner.run_stages(run, console, until="warm_up")
+    assert "1/7 prepare" in text.getvalue()
+    assert text.getvalue().count("finished earlier") == 1
+    assert [run.manifest.stage(name).attempts for name in ("prepare", "warm_up")] == [2, 1]
+
+
+@pytest.mark.slow
+def test_a_report_that_fails_does_not_hide_why_the_stage_failed(
+    tmp_path: Path, notebooks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Run) -> Path:
+        raise ZeroDivisionError("in the report")
+
+    monkeypatch.setattr("optimsyn.display.report.write_report", broken)
+    _notebooks(notebooks, prepare="raise RuntimeError('no luck')")
+    with pytest.raises(StageError, match="no luck") as caught:
+        runner.run_stages(Run.open(_recipe(), tmp_path), _console()[0], until="prepare")
+    assert caught.value.__notes__ == ["  The report could not be written either: ZeroDivisionError: in the report"]
 
 
 SCRIPT = """

@@ -44,14 +44,16 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         if recipe.models.reflection is not None
         else None
     )
+    # The search ends before it could pass its budget, often a little earlier.
+    reward = tools.reward(
+        "optimize_prompt", lambda now, judged: stage.progress(judged, config.metric_calls, "judged pairs")
+    )
+    stage.progress(0, config.metric_calls, "judged pairs")
     found = optimize_guiding_text(
         run.path("optimize_prompt"),
         config,
         tools.rubric_writer(recipe.guiding_text),
-        # The search ends before it could pass its budget, often a little earlier.
-        tools.reward(
-            "optimize_prompt", lambda now, judged: stage.progress(judged, config.metric_calls, "judged pairs")
-        ),
+        reward,
         tools.passage_order[: config.passages],
         tools.shape,
         seed=recipe.seed,
