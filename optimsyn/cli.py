@@ -238,16 +238,16 @@ def execute(
 
 @app.command("open")
 def open_(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     stage: Annotated[str | None, typer.Option("--stage", help="This stage; without it, the one that failed.")] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port of JupyterLab.")] = None,
 ) -> None:
     """Open a stage of a run in JupyterLab, to finish it by hand."""
-    from optimsyn.runs.folder import Run
+    from optimsyn.runs.find import find_run
     from optimsyn.runs.reopen import open_run, prepare
 
-    run_ = Run.load(run_folder)
+    run_ = find_run(run_folder)
     chosen, notebook = prepare(run_, stage)
     console = _console()
     console.print(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` goes on.", highlight=False)
@@ -383,5 +383,6 @@ def main() -> None:
 
 
 def _fail(error: OptimsynError, code: int) -> NoReturn:
-    sys.stderr.write(f"{type(error).__name__}: {redact(str(error))}\n")
+    text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    sys.stderr.write(f"{type(error).__name__}: {redact(text)}\n")
     sys.exit(code)
