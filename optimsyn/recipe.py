@@ -12,28 +12,48 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from optimsyn.errors import RecipeError
 from optimsyn.recipe_errors import explain
+from optimsyn.recipe_models import Lora, Models, ModelSpec, Section, TargetSpec
 from optimsyn.redaction import KEY_CURE, find_secret, redact
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
     from optimsyn.display.tables import Table
 
+__all__ = [
+    "VARIANTS",
+    "Checks",
+    "Documents",
+    "Estimator",
+    "Evaluation",
+    "FineTune",
+    "Influence",
+    "Limits",
+    "Lora",
+    "ModelSpec",
+    "Models",
+    "Optimizers",
+    "PolicyOptimizer",
+    "PromptOptimizer",
+    "Questions",
+    "Recipe",
+    "Reward",
+    "Source",
+    "Synthesis",
+    "TargetSpec",
+    "Variant",
+    "WarmUp",
+]
+
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
 Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less"]
 
 
-class _Section(BaseModel):
-    """Base of every section: unknown keys refused, frozen after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
-
-
-class Source(_Section):
+class Source(Section):
     """Where documents or questions come from: a file or folder on disk, a Hugging Face hub dataset, or `embedded`."""
 
     path: str | None = Field(
@@ -63,14 +83,10 @@ def _as_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _as_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 SourceField = Annotated[Source, BeforeValidator(_as_path)]
 
 
-class Documents(_Section):
+class Documents(Section):
     """The domain's texts and how they are cut into passages."""
 
     source: SourceField
@@ -78,7 +94,7 @@ class Documents(_Section):
     min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
 
 
-class Questions(_Section):
+class Questions(Section):
     """The expert questions: validation gives the influence its direction, test is held back until evaluate."""
 
     validation: SourceField
@@ -94,85 +110,7 @@ class Questions(_Section):
     subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
 
 
-class ModelSpec(_Section):
-    """A language model: `embedded`, any LiteLLM name (`openai/gpt-5-mini`), a hub id or a local folder."""
-
-    name: str = Field(..., min_length=1, description="`embedded`, a LiteLLM name, a hub id or a folder.")
-    api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
-    api_key_env: str | None = Field(
-        None, description="Environment variable that holds the key; null: the provider's usual one."
-    )
-    temperature: float = Field(0.8, ge=0, le=2, description="Of the sampling; 0 is greedy.")
-    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens.")
-    concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
-    timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
-    retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
-    structured_output: bool | None = Field(
-        None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
-    )
-    revision: str | None = Field(None, description="Commit or tag of a hub model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of a local model's weights."
-    )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
-
-    @model_validator(mode="after")
-    def _no_secret(self) -> ModelSpec:
-        if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
-            raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
-        return self
-
-    @property
-    def provider(self) -> Literal["embedded", "litellm", "local"]:
-        """Which way this model is reached, decided by its name alone."""
-        from optimsyn.models.names import provider_of
-
-        return provider_of(self.name, has_api_base=self.api_base is not None)
-
-
-class Lora(_Section):
-    """Low-rank adapter of the target or the policy (peft)."""
-
-    r: int = Field(8, ge=1, description="Rank.")
-    alpha: int = Field(16, ge=1, description="The adapter is scaled by alpha / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="In training only; scoring switches it off.")
-    target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers that get one."
-    )
-
-
-class TargetSpec(ModelSpec):
-    """The model that the data is for; always local, because its gradients are the reward."""
-
-    @property
-    def provider(self) -> Literal["embedded", "litellm", "local"]:
-        """`embedded` or `local`: a target's gradients are needed, so its name is always a hub id or a folder."""
-        return "embedded" if self.name == "embedded" else "local"
-
-    lora: Lora = Lora()
-    full_weights: tuple[str, ...] = Field(
-        (),
-        description="Train the whole weights of these linear layers in place of a LoRA: regular expressions of module "
-        "names, matched to the whole name or the end of it after a dot (`down_proj`).",
-    )
-    max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
-
-
-ModelField = Annotated[ModelSpec, BeforeValidator(_as_name)]
-
-
-class Models(_Section):
-    """The three roles. A bare string is the model's name with defaults."""
-
-    generator: ModelField = ModelSpec(name="embedded")
-    rubric: ModelField = ModelSpec(name="embedded", max_tokens=160)
-    target: Annotated[TargetSpec, BeforeValidator(_as_name)] = TargetSpec(name="embedded")
-    reflection: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
-        None, description="Rewrites the guiding text for GEPA; null: the evidence-based proposer, which needs none."
-    )
-
-
-class WarmUp(_Section):
+class WarmUp(Section):
     """Warm-up of the LoRA target on first-draft pairs, which gives the influence its Adam moments."""
 
     pairs: int = Field(24, ge=2, description="First-draft pairs to write.")
@@ -186,7 +124,7 @@ class WarmUp(_Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
 
 
-class Influence(_Section):
+class Influence(Section):
     """How a pair's influence on the validation loss is computed.
 
     The paper's own choice is `adam` with `cosine`. `adam_linear` with `dot` predicts what training really does at
@@ -222,13 +160,13 @@ class Influence(_Section):
         return self
 
 
-class Reward(_Section):
+class Reward(Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
     invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
 
 
-class PromptOptimizer(_Section):
+class PromptOptimizer(Section):
     """GEPA on the guiding text."""
 
     enabled: bool = Field(True, description="False: the recipe's guiding text stays as it is.")
@@ -237,7 +175,7 @@ class PromptOptimizer(_Section):
     passages: int = Field(8, ge=2, description="Passages that candidates are compared on.")
 
 
-class PolicyOptimizer(_Section):
+class PolicyOptimizer(Section):
     """GRPO on the rubric model."""
 
     enabled: bool = Field(True, description="False: the rubric model stays as it came.")
@@ -252,14 +190,14 @@ class PolicyOptimizer(_Section):
     lora: Lora = Lora(r=8, alpha=16)
 
 
-class Optimizers(_Section):
+class Optimizers(Section):
     """Which optimisers run, with which budget."""
 
     prompt: PromptOptimizer = PromptOptimizer()
     policy: PolicyOptimizer = PolicyOptimizer()
 
 
-class Synthesis(_Section):
+class Synthesis(Section):
     """The final pairs of every variant."""
 
     pairs: int = Field(24, ge=2, description="Valid pairs a variant; the same number for each.")
@@ -272,7 +210,7 @@ class Synthesis(_Section):
     )
 
 
-class Checks(_Section):
+class Checks(Section):
     """Validity checks; a pair that fails one is invalid and the check is named."""
 
     disabled: tuple[str, ...] = Field((), description="Names of checks that are not run.")
@@ -280,7 +218,7 @@ class Checks(_Section):
     plugins: tuple[str, ...] = Field((), description="Further checks as `package.module:function`.")
 
 
-class FineTune(_Section):
+class FineTune(Section):
     """Supervised fine-tuning of the target on each variant's pairs."""
 
     steps: int = Field(12, ge=1, description="AdamW steps, the same for each variant.")
@@ -289,7 +227,7 @@ class FineTune(_Section):
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """Evaluation on the held-back test questions."""
 
     max_new_tokens: int = Field(16, ge=1, description="Longest decoded answer, in tokens.")
@@ -298,7 +236,7 @@ class Evaluation(_Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
 
 
-class Limits(_Section):
+class Limits(Section):
     """Caps that stop a run loudly, with everything paid for kept."""
 
     cost_usd: float | None = Field(None, gt=0, description="Most that all replies of the run may cost, in US dollars.")
@@ -307,7 +245,7 @@ class Limits(_Section):
     stage_minutes: float | None = Field(None, gt=0, description="Longest time for one stage, in minutes.")
 
 
-class Recipe(Shown, _Section):
+class Recipe(Shown, Section):
     """Everything that one run is made of."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Run folders begin with it.")
@@ -411,6 +349,12 @@ class Recipe(Shown, _Section):
     def dataset_variant(self) -> Variant:
         """The variant that becomes the final dataset."""
         return self.variants[-1] if self.synthesis.dataset == "auto" else self.synthesis.dataset
+
+    @property
+    def key_variables(self) -> tuple[str, ...]:
+        """The environment variables that the models take their keys from, as far as the recipe names them."""
+        specs = (self.models.generator, self.models.rubric, self.models.reflection)
+        return tuple(spec.api_key_env for spec in specs if spec is not None and spec.api_key_env is not None)
 
     @model_validator(mode="before")
     @classmethod

@@ -267,9 +267,7 @@ class Run(Shown):
     @property
     def secret_names(self) -> tuple[str, ...]:
         """The environment variables that the recipe's models take their keys from."""
-        models = self.recipe.models
-        specs = (models.generator, models.rubric, models.reflection)
-        return tuple(spec.api_key_env for spec in specs if spec is not None and spec.api_key_env is not None)
+        return self.recipe.key_variables
 
     def bought(self) -> Cost:
         """What the run has bought so far."""

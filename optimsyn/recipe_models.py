@@ -1,0 +1,95 @@
+"""The models of a recipe: which they are, how they are reached, what is trained of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, frozen after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+
+def _as_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ModelSpec(Section):
+    """A language model: `embedded`, any LiteLLM name (`openai/gpt-5-mini`), a hub id or a local folder."""
+
+    name: str = Field(..., min_length=1, description="`embedded`, a LiteLLM name, a hub id or a folder.")
+    api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the key; null: the provider's usual one."
+    )
+    temperature: float = Field(0.8, ge=0, le=2, description="Of the sampling; 0 is greedy.")
+    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens.")
+    concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
+    timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
+    retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
+    structured_output: bool | None = Field(
+        None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
+    )
+    revision: str | None = Field(None, description="Commit or tag of a hub model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of a local model's weights."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> ModelSpec:
+        if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
+            raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
+        return self
+
+    @property
+    def provider(self) -> Literal["embedded", "litellm", "local"]:
+        """Which way this model is reached, decided by its name alone."""
+        from optimsyn.models.names import provider_of
+
+        return provider_of(self.name, has_api_base=self.api_base is not None)
+
+
+class Lora(Section):
+    """Low-rank adapter of the target or the policy (peft)."""
+
+    r: int = Field(8, ge=1, description="Rank.")
+    alpha: int = Field(16, ge=1, description="The adapter is scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="In training only; scoring switches it off.")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers that get one."
+    )
+
+
+class TargetSpec(ModelSpec):
+    """The model that the data is for; always local, because its gradients are the reward."""
+
+    @property
+    def provider(self) -> Literal["embedded", "litellm", "local"]:
+        """`embedded` or `local`: a target's gradients are needed, so its name is always a hub id or a folder."""
+        return "embedded" if self.name == "embedded" else "local"
+
+    lora: Lora = Lora()
+    full_weights: tuple[str, ...] = Field(
+        (),
+        description="Train the whole weights of these linear layers in place of a LoRA: regular expressions of module "
+        "names, matched to the whole name or the end of it after a dot (`down_proj`).",
+    )
+    max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
+
+
+ModelField = Annotated[ModelSpec, BeforeValidator(_as_name)]
+
+
+class Models(Section):
+    """The three roles. A bare string is the model's name with defaults."""
+
+    generator: ModelField = ModelSpec(name="embedded")
+    rubric: ModelField = ModelSpec(name="embedded", max_tokens=160)
+    target: Annotated[TargetSpec, BeforeValidator(_as_name)] = TargetSpec(name="embedded")
+    reflection: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
+        None, description="Rewrites the guiding text for GEPA; null: the evidence-based proposer, which needs none."
+    )
