@@ -29,7 +29,7 @@ from optimsyn.errors import StageError
 from optimsyn.redaction import redact
 from optimsyn.runs.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
 from optimsyn.runs.kernel import LOCK_VARIABLE
-from optimsyn.runs.parameters import check_parameters
+from optimsyn.runs.parameters import check_parameters, key_variables
 
 ENGINE = "optimsyn"
 # How often a notebook is saved while one long cell prints, in seconds.
@@ -113,11 +113,14 @@ class TruthfulEngine(NBClientEngine):
             ParameterError: A parameter does not fit; nothing was started or written.
         """
         name = Path(str(options.get("input_path") or output_path or "notebook")).name
-        if not options.get("checked"):
-            _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
+        secret_names = (
+            options["secret_names"]
+            if "secret_names" in options
+            else _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
+        )
         states = CellStates(
             nb,
-            secret_names=options.get("secret_names", ()),
+            secret_names=secret_names,
             output_path=output_path,
             progress_bar=False,
             log_output=False,
@@ -125,7 +128,7 @@ class TruthfulEngine(NBClientEngine):
         )
         states.notebook_start()
         here = output_path is not None and "://" not in str(output_path)
-        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if here else None, options.get("secret_names", ()))
+        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if here else None, secret_names)
         try:
             client = Client(
                 states,
@@ -179,7 +182,7 @@ def execute(
         parameters: Values for its parameters cell.
         seconds: Time limit for the whole notebook.
         lock: A file that the kernel keeps locked while it lives.
-        secret_names: Environment variables that hold secrets beside those whose name says so.
+        secret_names: Environment variables that hold secrets beside those whose name says so or the recipe names.
         environment: Variables of the kernel beside those of this process.
         progress: Show one line that tells how far the notebook is.
 
@@ -191,9 +194,9 @@ def execute(
 
     if not notebook.is_file():
         raise StageError(f"{notebook}: there is no such notebook")
-    _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    known = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
-    names = tuple(secret_names)
+    names = (*secret_names, *known)
     variables = dict(environment or {})
     if lock is not None:
         variables[LOCK_VARIABLE] = str(lock)
@@ -208,7 +211,6 @@ def execute(
             language="python",
             progress_bar=progress,
             autosave_cell_every=_AUTOSAVE_SECONDS,
-            checked=True,
             secret_names=names,
             seconds=seconds,
             environment=variables,
@@ -224,11 +226,16 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> None:
-    """Checks the parameters; a notebook of somebody's own may do without any."""
-    tagged = any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
-    if tagged or parameters:
-        check_parameters(notebook, parameters, name)
+def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Checks the parameters; a notebook of somebody's own may do without any.
+
+    Returns:
+        The environment variables of the recipe that they mean which hold keys.
+    """
+    if not parameters and not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
+        return ()
+    check_parameters(notebook, parameters, name)
+    return key_variables(notebook, parameters, name)
 
 
 def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> NotebookError:

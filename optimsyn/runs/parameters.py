@@ -190,6 +190,33 @@ def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> Non
             raise ParameterError(f"{name}: parameter {error}") from error
 
 
+def key_variables(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The environment variables that hold the keys of the recipe which checked parameters mean.
+
+    Args:
+        notebook: The notebook.
+        values: Its parameters, from `check_parameters`.
+        name: Its name, for messages.
+    """
+    meant = {key: parameter.default for key, parameter in read_parameters(notebook, name).items()} | dict(values)
+    recipe = _recipe_meant(meant)
+    return () if recipe is None else recipe.key_variables
+
+
+def _recipe_meant(meant: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that the values of the common cell mean; None where a notebook has no such cell."""
+    if meant.get("run_folder"):
+        return Recipe.load(Path(meant["run_folder"]).expanduser() / "recipe.yaml")
+    if not isinstance(meant.get("recipe"), str):
+        return None
+    return chosen_recipe(
+        meant["recipe"],
+        size=meant.get("size") or "full",
+        generator=meant.get("generator") or "",
+        changes=meant.get("changes") or {},
+    )
+
+
 def _check_meaning(meant: Mapping[str, Any]) -> None:
     """Checks the values of the cell that the stage notebooks share, as far as a notebook has it."""
     folder = meant.get("run_folder") or ""
@@ -200,16 +227,8 @@ def _check_meaning(meant: Mapping[str, Any]) -> None:
                 f"run_folder: {path} is not a run folder (no manifest.json in it); leave it empty to make one"
             )
         return
-    recipe = meant.get("recipe")
-    if not isinstance(recipe, str):
-        return
-    chosen = chosen_recipe(
-        recipe,
-        size=meant.get("size") or "full",
-        generator=meant.get("generator") or "",
-        changes=meant.get("changes") or {},
-    )
-    problems = _service_problems(chosen)
+    chosen = _recipe_meant(meant)
+    problems = [] if chosen is None else _service_problems(chosen)
     if problems:
         raise RecipeError(f"{'generator' if meant.get('generator') else 'recipe'}: {'; '.join(problems)}")
 
