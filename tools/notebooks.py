@@ -5,6 +5,7 @@
     python tools/notebooks.py --cells             # after editing prose: cells are renewed, outputs kept, nothing runs
     python tools/notebooks.py --check             # what CI proves: no kernel starts
     python tools/notebooks.py --measure           # renew the measured lines too
+    python tools/notebooks.py --size full 0       # generate the stage notebooks from a run of this size from now on
 
 Replies are cached and finished stages skipped, so that a second time takes a few minutes and changes no byte.
 """
@@ -33,6 +34,7 @@ from optimsyn.data.jsonl import write_json, write_text
 from optimsyn.display.summary import duration
 from optimsyn.errors import OptimsynError
 from optimsyn.runs import STAGES
+from optimsyn.sizes import SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -134,7 +136,7 @@ def check() -> list[str]:
     return found
 
 
-def execute_all(chosen: Sequence[Path], *, measure: bool) -> list[str]:
+def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> list[str]:
     """Executes notebooks in order and writes their `.ipynb`; gives what is wrong with them."""
     from optimsyn.models.embedded import EmbeddedServer
 
@@ -144,6 +146,7 @@ def execute_all(chosen: Sequence[Path], *, measure: bool) -> list[str]:
     # Notebooks keep their runs in `runs` under the working directory.
     os.chdir(WORK)
     measured = MeasuredFile(MEASURED)
+    measured.size = size or measured.size
     found: list[str] = []
     with EmbeddedServer():
         for source in chosen:
@@ -155,7 +158,8 @@ def execute_all(chosen: Sequence[Path], *, measure: bool) -> list[str]:
             except OptimsynError as error:
                 sys.stdout.write("failed\n")
                 return [*found, str(error)]
-            if measure or source.stem not in measured.notebooks:
+            known = measured.notebooks.get(source.stem)
+            if measure or known is None or known.size != facts.size:
                 measured.notebooks[source.stem] = facts
                 measured.save()
             notebook = generated(source, measured, executed)
@@ -181,7 +185,7 @@ def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
     executed = nbformat.read(output, as_version=4)
     after = _replies()
     machine = _machine()
-    own = Measured(seconds, peak[0], *(b - a for a, b in zip(before, after, strict=True)), machine, size)
+    own = Measured(seconds, peak[0], *(b - a for a, b in zip(before, after, strict=True)), machine, "tiny")
     return executed, _of_stages(source.stem, size, machine) or own
 
 
@@ -283,6 +287,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only say what does not fit")
     parser.add_argument("--cells", action="store_true", help="renew cells, keep outputs, execute nothing")
     parser.add_argument("--measure", action="store_true", help="renew the measured lines")
+    parser.add_argument("--size", choices=SIZES, help="of the stage notebooks, from now on (now in measured.json)")
     wanted = parser.parse_args()
     if wanted.check:
         found = check()
@@ -292,7 +297,7 @@ def main() -> int:
             _write(source.with_suffix(".ipynb"), generated(source, measured))
         found = check()
     else:
-        found = execute_all(_chosen(wanted.names), measure=wanted.measure)
+        found = execute_all(_chosen(wanted.names), measure=wanted.measure, size=wanted.size)
     for problem in found:
         sys.stdout.write(f"{problem}\n")
     return 1 if found else 0
