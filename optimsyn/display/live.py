@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import html
+import shutil
 import sys
 import threading
 import time
@@ -96,6 +97,8 @@ class LiveLine:
             if self._notebook is not None:
                 self._notebook.show(text, share)
             elif self._in_place:
+                # A line that wraps could not be overwritten.
+                text = text[: shutil.get_terminal_size().columns - 1]
                 # Blanks overwrite what a longer line before has left.
                 self._stream.write("\r" + text.ljust(len(self._shown)) + ("\n" if last else ""))
             elif last or now - self._written >= _LOG_SECONDS:

@@ -92,7 +92,7 @@ class Run(Shown):
         place = Path(root) if root is not None else default_root()
         # A run that has read its data needs no second look at every row of it.
         known = cls.folder_of(chosen, place)
-        read = (known / "manifest.json").is_file() and cls.load(known).done(STAGES[0])
+        read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
         found = validate(chosen, deep=not read)
         found.raise_if_refused()
         run = cls.open(chosen, place)
