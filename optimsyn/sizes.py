@@ -24,11 +24,11 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "documents": {"passage_words": 80, "min_words": 20},
     "warm_up": {"pairs": 6, "steps": 3, "batch_size": 2, "checkpoints": 1},
     "influence": {"batch_tokens": 1024},
-    "optimizers.prompt": {"metric_calls": 6, "minibatch": 2, "passages": 2},
+    "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
     # Hotter, the embedded base model writes rubrics that cannot be read.
     "optimizers.policy": {
-        "steps": 2,
-        "group_size": 3,
+        "steps": 1,
+        "group_size": 4,
         "passages_per_step": 1,
         "temperature": 0.7,
         "max_tokens": 110,
