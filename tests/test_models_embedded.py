@@ -124,6 +124,26 @@ async def test_concurrent_schema_replies_through_the_shared_server(server: Embed
 
 
 @pytest.mark.slow
+def test_a_refused_request_is_told_and_litellm_is_never_imported(server: EmbeddedServer) -> None:
+    code = """
+import sys
+from optimsyn.errors import ServiceError
+from optimsyn.models.language_model import Call, load_language_model, run_sync
+from optimsyn.recipe import ModelSpec
+model = load_language_model(ModelSpec(name="embedded", max_tokens=16), None)
+assert run_sync(model.complete(Call.of("The capital of France is", stop=(".",)))).text.strip()
+try:
+    run_sync(model.complete(Call.of("word " * 4000)))
+except ServiceError as error:
+    assert "HTTP 400" in str(error) and "context size" in str(error), error
+else:
+    raise AssertionError("a prompt that is too long was answered")
+assert "litellm" not in sys.modules, "seconds in each process of a run"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.slow
 def test_the_server_and_the_dequantised_weights_agree(server: EmbeddedServer) -> None:
     import torch
 

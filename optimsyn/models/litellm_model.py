@@ -1,20 +1,31 @@
-"""Models behind an HTTP service, reached through LiteLLM: hosted ones, servers of one's own, the embedded one."""
+"""Models behind an HTTP service: hosted ones and servers of one's own, through LiteLLM, and the embedded one."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 
 from optimsyn.errors import ServiceError
-from optimsyn.models.failures import LONGEST_WAIT_S, NO_KEY, Failure, backoff_s, classified, no_reply, timed_out
+from optimsyn.models.failures import (
+    LONGEST_WAIT_S,
+    NO_KEY,
+    Failure,
+    backoff_s,
+    classified,
+    no_reply,
+    refused,
+    timed_out,
+)
 from optimsyn.models.language_model import Call, LanguageModel
 from optimsyn.models.names import LITELLM_PREFIXES
 from optimsyn.models.replies import Budget, Reply, ReplyCache
@@ -230,6 +241,32 @@ class EmbeddedModel(LiteLLMModel):
 
             self._server = await asyncio.to_thread(shared_server)
         return self._server
+
+    async def _try(self, call: Call, base: str | None, key: str | None) -> Reply | Failure:
+        # This server needs nothing translated, and importing LiteLLM takes seconds in each process of a run.
+        known = ("messages", "temperature", "max_tokens", "seed", "stop", "response_format")
+        parameters = self._parameters(call, base, key)
+        body = {name: parameters[name] for name in known if parameters.get(name) is not None}
+        limit = self.spec.timeout_s
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(limit + 5), httpx.AsyncClient(trust_env=False, timeout=limit) as client:
+                response = await client.post(
+                    f"{base}/chat/completions",
+                    json={"model": self._service_name().partition("/")[2], **body},
+                    headers={"Authorization": f"Bearer {key}"},
+                )
+        except (TimeoutError, httpx.TimeoutException):
+            return timed_out(limit)
+        except httpx.TransportError:
+            return Failure("the connection failed", "`optimsyn doctor` says whether its server starts", connection=True)
+        if response.status_code >= 400:
+            return refused(response.status_code, response.text, response.headers, key)
+        try:
+            found = json.loads(response.text, object_hook=lambda item: SimpleNamespace(**item))
+        except ValueError:
+            return no_reply("the reply is not JSON")
+        return _reply(found, time.monotonic() - started, key)
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         return 0.0
