@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json, read_jsonl
@@ -106,19 +106,26 @@ def prompt_picture(run: Run) -> Picture:
 
 
 def policy_groups(run: Run, count: int = 1) -> Table:
-    """Rubrics that GRPO compared for one passage, the pairs they led to, and how far each reward is from the mean."""
+    """Rubrics that GRPO compared for one passage, the pairs they led to, how far each reward is from the mean.
+
+    Groups whose rewards are all alike, which teach nothing, come last.
+    """
     rows: list[tuple[str, ...]] = []
-    groups = list(_groups(run).items())[:count]
-    for title, members in groups:
+    groups = sorted(_groups(run).items(), key=lambda item: -_spread([row.reward for row in item[1]]))
+    for title, members in groups[:count]:
         mean = sum(row.reward for row in members) / len(members)
         for row in sorted(members, key=lambda row: -row.reward):
             asked = row.rubric.question_type if row.rubric is not None else "(not readable)"
             outcome = _question_and_answer(row.pair) if row.pair is not None else ""
             failed = "" if row.valid else f"\ninvalid: {', '.join(row.failed)}"
-            rows.append((title, asked, (outcome + failed).strip(), number(row.reward), number(row.reward - mean)))
+            # Equal rewards differ from their mean by what is lost in rounding.
+            above = round(row.reward - mean, 9) + 0.0
+            rows.append((title, asked, (outcome + failed).strip(), number(row.reward), number(above, sign=True)))
     columns = ("passage", "question type of the rubric", "pair", "reward", "above the mean")
     note = "What is above the mean of its group becomes more likely. Equal rubrics are judged once."
-    return Table("One group" if count == 1 else "Groups", columns, tuple(rows), frozenset({3, 4}), note)
+    shown = min(count, len(groups))
+    title = f"{shown} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
+    return Table(title, columns, tuple(rows), frozenset({3, 4}), note)
 
 
 def policy_picture(run: Run) -> Picture:
@@ -272,6 +279,10 @@ def _ledger(run: Run) -> list[_Row]:
     """Every judgement so far; a run without optimisers has none before synthesis."""
     path = run.path("rewards.jsonl")
     return [_Row.model_validate(row) for row in iter_json(path, tolerate_torn=True)] if path.is_file() else []
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def _candidates(run: Run, variant: str) -> list[Judgement]:
