@@ -129,7 +129,10 @@ def _with_figures(text: str, source: str) -> str:
 def build() -> int:
     """Prepares and builds the site strictly into `site/`."""
     prepare()
-    return subprocess.run([*_mkdocs(), "build", "--strict", "--quiet", "--clean"], cwd=ROOT, check=False).returncode
+    done = subprocess.run([*_mkdocs(), "build", "--strict", "--quiet", "--clean"], cwd=ROOT, check=False)
+    if done.returncode == 0:
+        sys.stdout.write(f"built: {ROOT / 'site' / 'index.html'}\n")
+    return done.returncode
 
 
 def serve() -> int:
