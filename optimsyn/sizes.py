@@ -1,4 +1,4 @@
-"""The size of a run: `full`, as the recipe says, or `tiny`, the same loop in a minute or two on any machine.
+"""The size of a run: `full`, as the recipe says, or `tiny`, the same loop in minutes on any machine.
 
 A tiny run goes through every stage of the recipe with the model that comes with optimsyn and a handful of texts. It
 shows that a recipe, its checks and its plumbing work before a day of GPU time is spent; its numbers mean nothing.
