@@ -68,6 +68,10 @@ found.picture()
 # Left, each sample once: if likeness were influence, the dots would rise along a line. Right, the same samples as an
 # embedding sees them, first two principal components, coloured by what the target thinks of them.
 #
+# A falling line is not a law either. Both measures also see the *form* of a sample, such as its length and whether it
+# has options, and synthetic pairs differ from the experts' in form. Before you read a correlation as meaning, look
+# within one kind, which the table does.
+#
 # ## Alike, and yet
 #
 # Of all synthetic pairs, the two that differ least in likeness for how much they differ in influence:

@@ -37,7 +37,7 @@ run_through(run, "warm_up")
 
 # %%
 bench = Workbench(run)
-bench.tools.candidate(passage)[0].text
+bench.passage(passage)
 
 # %% [markdown]
 # ## Under the recipe's guiding text

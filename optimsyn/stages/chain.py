@@ -139,6 +139,11 @@ class Workbench:
             source="workbench",
         )
 
+    def passage(self, index: int = 0) -> Table:
+        """The passage that is followed under this number."""
+        passage, _ = self.tools.candidate(index)
+        return Table(passage.title or passage.id, ("passage",), ((passage.text,),))
+
     def follow(self, guiding_text: str, index: int = 0) -> Chain:
         """Writes a rubric under a guiding text, a pair under the rubric, and judges it.
 
