@@ -72,7 +72,8 @@ def test_a_request_is_shown_as_it_left_and_as_text() -> None:
     }
     shown = Sent("A pair", "embedded", request, '{"question": "Why?"}')._repr_html_()
     assert "Passage: &lt;b&gt;iron&lt;/b&gt;" in shown
-    assert "held to a JSON object with question, answer" in shown
+    assert "held to a JSON schema with question, answer" in shown
+    assert "held to a JSON schema:" in Sent("A pair", "m", {**request, "schema": {"anyOf": []}}, "")._repr_html_()
     assert "in free form" in Sent("A pair", "m", {**request, "schema": None}, "")._repr_html_()
 
 

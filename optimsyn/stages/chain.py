@@ -43,14 +43,16 @@ class Sent:
 
     def _repr_html_(self) -> str:
         messages = "\n\n".join(message["content"] for message in self.request["messages"])
-        keys = ", ".join((self.request.get("schema") or {}).get("properties", {}))
-        held = f"held to a JSON object with {keys}" if keys else "in free form"
-        block = 'style="white-space:pre-wrap;max-width:60em;line-height:1.35"'
+        schema = self.request.get("schema")
+        keys = ", ".join((schema or {}).get("properties", {}))
+        held = "in free form" if schema is None else f"held to a JSON schema{f' with {keys}' if keys else ''}"
+        # Not `pre`, which JupyterLab breaks in the middle of words.
+        block = 'style="font-family:monospace;white-space:pre-wrap;max-width:60em;line-height:1.35;margin:0.6em 2em"'
         return (
             f"<p><b>{html.escape(self.what)}</b>, sent to {html.escape(self.model)} "
             f"(temperature {self.request['temperature']:g}, at most {self.request['max_tokens']} tokens):</p>"
-            f"<pre {block}>{html.escape(messages)}</pre>"
-            f"<p>It answered, {html.escape(held)}:</p><pre {block}>{html.escape(self.reply.strip())}</pre>"
+            f"<div {block}>{html.escape(messages)}</div>"
+            f"<p>It answered, {html.escape(held)}:</p><div {block}>{html.escape(self.reply.strip())}</div>"
         )
 
 
