@@ -177,7 +177,8 @@ def test_picture_of_a_whole_run(tmp_path: Path) -> None:
     assert 600 < height < 1100
     assert "reward 0.05 at the start, best 0.09" in picture.alt
     assert "trained policy 2.9" in picture.alt
-    assert picture.save(tmp_path / "deep" / "summary.png").read_bytes() == picture.png == picture._repr_mimebundle_()[0]["image/png"]
+    assert picture.save(tmp_path / "deep" / "summary.png").read_bytes() == picture.png
+    assert picture._repr_mimebundle_()[0]["image/png"] == picture.png
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["summary.png"]
     assert picture.html().startswith('<img alt="Median influence')
 
