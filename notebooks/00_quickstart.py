@@ -82,7 +82,8 @@ look.warm_up_picture(run)
 # %% [markdown]
 # ## 3. Better words: GEPA on the guiding text
 #
-# An optimiser rewrites the guiding text and keeps what raises the mean reward. Compare the first line with the last.
+# An optimiser rewrites the guiding text and keeps what raises the mean reward. In so short a search it may well keep
+# yours: then both lines below are the same, and the hollow dot in the picture is what was tried and given up.
 
 # %%
 optimize_prompt.run(run)
@@ -94,7 +95,7 @@ look.prompt_picture(run)
 # ## 4. Better weights: GRPO on the rubric model
 #
 # Several rubrics are sampled for one passage. Those whose pairs are better than the mean of their group become more
-# likely. Two steps move nothing that one could see; here you see how it is done.
+# likely. A step or two move nothing that one could see; here you see how it is done.
 
 # %%
 train_policy.run(run)
@@ -156,11 +157,11 @@ look.evaluation_picture(run)
 
 # %% [markdown]
 # How to read it: compare the coloured rows *with each other*, not with the grey one. Fine-tuning on almost any pairs
-# teaches a base model what an answer looks like, which is why the loss falls for all of them, mostly with a star.
-# Whether rubrics, the optimised text or the trained policy were worth anything is the difference between the coloured
-# rows, and their bars lie on top of each other: **that has not been shown here**, whatever the dots say. It takes
-# hundreds of questions, several seeds and a model that can write. The whole run is on one page in `report.html` of its
-# folder.
+# teaches a base model what an answer looks like, so its loss falls whatever the pairs were. (A star would mark a paired
+# difference to the grey row that leaves out 0.) Whether rubrics, the optimised text or the trained policy were worth
+# anything is the difference between the coloured rows, and their bars lie on top of each other: **that has not been
+# shown here**, whatever the dots say. It takes hundreds of questions, several seeds and a model that can write. The
+# whole run is on one page in `report.html` of its folder.
 #
 # ## What to try next
 #
