@@ -66,7 +66,7 @@ def test_requests_are_remembered_whether_asked_or_kept(tmp_path: Path) -> None:
 def test_a_request_is_shown_as_it_left_and_as_text() -> None:
     request = {
         "messages": [{"role": "user", "content": "Passage: <b>iron</b>"}],
-        "schema": {"properties": {"question": {}, "answer": {}}},
+        "schema": {"properties": {"answer": {}, "question": {}}, "required": ["question", "answer"]},
         "temperature": 0.4,
         "max_tokens": 200,
     }

@@ -44,7 +44,8 @@ class Sent:
     def _repr_html_(self) -> str:
         messages = "\n\n".join(message["content"] for message in self.request["messages"])
         schema = self.request.get("schema")
-        keys = ", ".join((schema or {}).get("properties", {}))
+        # A reply cache sorts properties by name; the list keeps the order in which they are asked for.
+        keys = ", ".join((schema or {}).get("required", []))
         held = "in free form" if schema is None else f"held to a JSON schema{f' with {keys}' if keys else ''}"
         # Not `pre`, which JupyterLab breaks in the middle of words.
         block = 'style="font-family:monospace;white-space:pre-wrap;max-width:60em;line-height:1.35;margin:0.6em 2em"'
