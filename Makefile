@@ -31,7 +31,7 @@ quickstart: $(STAMP)  ## Run the whole loop on the embedded model
 test: lint types  ## Style, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not long'
 
-recipes: $(STAMP)  ## Run the other domain recipes at tiny size, as CI does
+recipes: $(STAMP)  ## Run every domain recipe at tiny size, as CI does
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m long
 
 fast: $(STAMP)  ## Only the tests that need no embedded model and no kernel

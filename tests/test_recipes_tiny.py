@@ -27,8 +27,6 @@ FORMS = {
     "humanities": ("free", True),
     "social_sciences": ("multiple_choice", False),
 }
-# Two to three minutes each: `make test` runs the first one, `make recipes` the others.
-DOMAINS = [next(iter(FORMS)), *(pytest.param(name, marks=pytest.mark.long) for name in list(FORMS)[1:])]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -48,8 +46,8 @@ def run_from_the_command_line(name: str, root: Path) -> Run:
     return Run.load(str(folder))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.long
+@pytest.mark.parametrize("name", FORMS)
 def test_a_domain_runs_to_the_end(name: str, tmp_path: Path) -> None:
     run = run_from_the_command_line(name, tmp_path / "runs")
     kind, open_book = FORMS[name]
