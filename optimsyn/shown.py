@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,11 +11,12 @@ if TYPE_CHECKING:
     from optimsyn.display.tables import Table
 
 
-class Shown:
+class Shown(ABC):
     """Base of such classes: give `_table`, import what it needs inside."""
 
+    @abstractmethod
     def _table(self) -> Table:
-        raise NotImplementedError
+        """The table."""
 
     def _repr_html_(self) -> str:
         return self._table()._repr_html_()
