@@ -15,6 +15,7 @@ CUDA the most that tensors took.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import random
@@ -273,6 +274,8 @@ def markdown(result: dict[str, Any]) -> str:
     facts = result["machine"]
     lines = ["# Speed of influence", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
     lines += ["Ratios to the floor are medians over repeats of paired ratios (least to most). CPU: processor time.", ""]
+    if len(result["cells"]) > 1:
+        return "\n".join([*lines, *grid(result["cells"])])
     for found in result["cells"]:
         lines += [f"## {found['name']}", ""]
         if "skipped" in found:
@@ -297,44 +300,69 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """A row a cell: time and peak memory of each mode in units of the floor's. The rest is in the JSON file."""
+    names = list(dict.fromkeys(name for found in cells for name in found.get("modes", ()) if name != "floor"))
+    lines = [
+        f"| samples | floor, tokens/s | {' | '.join(f'{name}, time' for name in names)} | floor, peak MiB "
+        f"| {' | '.join(f'{name}, memory' for name in names)} |",
+        f"|---|---:|{'---:|' * len(names)}---:|{'---:|' * len(names)}",
+    ]
+    for found in cells:
+        if "skipped" in found:
+            lines.append(f"| {found['name']} | {found['skipped']} |{' |' * (2 * len(names) + 1)}")
+            continue
+        modes = found["modes"]
+        times = [mode["ratio"] if "ratio" in (mode := modes.get(name, {})) else None for name in names]
+        peaks = [modes.get(name, {}).get("peak_mib") for name in names]
+        floor = modes.get("floor", {})
+        row = [found["name"], f"{floor['tokens_per_second']:.0f}" if floor else ""]
+        row += [f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "" for one in times]
+        row += [f"{floor['peak_mib']:.0f}" if floor.get("peak_mib") else ""]
+        row += [f"{peak / floor['peak_mib']:.2f}" if peak and floor.get("peak_mib") else "" for peak in peaks]
+        lines.append(f"| {' | '.join(row)} |")
+    return [*lines, ""]
+
+
 def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
-    """All cells."""
+    """All cells; the tables are written anew after each, since a grid takes an hour."""
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"machine": machine(target, args), "cells": []}
-    plans: list[tuple[str, int, int]] = []
+
+    def done(found: dict[str, Any]) -> None:
+        found["criteria"] = [] if "skipped" in found else criteria(found, args)
+        result["cells"].append(found)
+        write_json(args.output / f"{args.name}.json", result)
+        write_text(args.output / f"{args.name}.md", markdown(result))
+
     if args.pool is not None:
         parts = pool_of(args, target)
         target.warm_up(parts["warm_up"], steps=4, batch_size=4, seed=args.seed)
         longest = max(len(target.encode(sample).input_ids) for sample in parts["samples"])
         name = f"lengths as in a pool, batches of {args.batch_tokens} tokens, longest sample {longest}"
-        result["cells"].append(cell(name, target, parts, args.batch_tokens, args))
-    else:
-        target.warm_up(target.random_samples(16, 32, answer=0.5, seed=args.seed + 1), steps=4, seed=args.seed)
-        plans = [(f"batch {b} × {t} tokens", b, t) for t in args.length for b in args.batch]
-    for name, batch, length in plans:
+        done(cell(name, target, parts, args.batch_tokens, args))
+        return result
+    target.warm_up(target.random_samples(16, 32, answer=0.5, seed=args.seed + 1), steps=4, seed=args.seed)
+    for length, batch in itertools.product(args.length, args.batch):
+        name = f"batch {batch} × {length} tokens"
         reason = too_large(target, batch, length, args)
         if reason is not None:
             print(f"{name}: skipped, it {reason}", flush=True)
-            result["cells"].append({"name": name, "skipped": reason})
+            done({"name": name, "skipped": reason})
             continue
         count = max(args.samples or 16, batch)  # at least one whole batch
         parts = {
             "samples": target.random_samples(count, length, answer=args.answer, seed=args.seed + 2),
             "questions": target.random_samples(args.questions, length, answer=args.answer, seed=args.seed + 3),
         }
-        result["cells"].append(cell(name, target, parts, batch * length, args))
-    for found in result["cells"]:
-        found["criteria"] = [] if "skipped" in found else criteria(found, args)
+        done(cell(name, target, parts, batch * length, args))
     return result
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs, prints and writes the tables."""
+    """Runs, writes and prints the tables."""
     args = arguments(words)
-    result = run(args, load_target(args))
-    write_json(args.output / f"{args.name}.json", result)
-    write_text(args.output / f"{args.name}.md", markdown(result))
-    print(markdown(result))
+    print(markdown(run(args, load_target(args))))
 
 
 if __name__ == "__main__":

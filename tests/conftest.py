@@ -1,5 +1,22 @@
 """Fixtures that several files of tests share."""
 
+from collections.abc import Iterator
+
+import pytest
+
+from optimsyn.models.embedded import KEY_VARIABLE, URL_VARIABLE, close_shared_server
 from tests.stages_helpers import recipe, served
 
-__all__ = ["recipe", "served"]
+__all__ = ["no_server_stays", "recipe", "served"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_server_stays() -> Iterator[None]:
+    """A file's tests may start this process's embedded server; the next file finds none, whichever it is."""
+    with pytest.MonkeyPatch.context() as environment:
+        # Set and deleted: of a variable that was never there, a patch would not know that it has to go again.
+        for name in (URL_VARIABLE, KEY_VARIABLE):
+            environment.setenv(name, "")
+            environment.delenv(name)
+        yield
+        close_shared_server()

@@ -18,7 +18,15 @@ import pytest
 
 from optimsyn.errors import ModelError
 from optimsyn.models import embedded
-from optimsyn.models.embedded import KEY_VARIABLE, URL_VARIABLE, EmbeddedServer, gguf_path, health, shared_server
+from optimsyn.models.embedded import (
+    KEY_VARIABLE,
+    URL_VARIABLE,
+    EmbeddedServer,
+    close_shared_server,
+    gguf_path,
+    health,
+    shared_server,
+)
 from optimsyn.models.language_model import Call, load_language_model
 from optimsyn.models.replies import ReplyCache
 from optimsyn.recipe import ModelSpec
@@ -194,9 +202,7 @@ async def test_a_model_outlives_the_server_that_it_found(monkeypatch: pytest.Mon
         assert (await model.complete(Call.of("Three, four,", seed=1))).output_tokens > 0
         assert os.environ[URL_VARIABLE] != owner.url
     assert owner.process is None
-    if embedded._shared is not None:
-        embedded._shared.close()
-        embedded._shared = None
+    close_shared_server()
     for name, value in before.items():
         if value is not None:
             monkeypatch.setenv(name, value)

@@ -292,7 +292,7 @@ _shared_lock = threading.Lock()
 def shared_server() -> tuple[str, str]:
     """Address and key of a server to use: the published one if it answers, else one started for this process.
 
-    The started one is published too and closed when the process ends.
+    The started one is published too, and closed when the process ends or by `close_shared_server`.
 
     Raises:
         ModelError: None is published and one cannot be started.
@@ -308,6 +308,15 @@ def shared_server() -> tuple[str, str]:
         _shared = EmbeddedServer().start()
         atexit.register(_shared.close)
         return _shared.url, _shared.key
+
+
+def close_shared_server() -> None:
+    """Ends the server that `shared_server` started for this process, if there is one."""
+    global _shared
+    with _shared_lock:
+        if _shared is not None:
+            _shared.close()
+        _shared = None
 
 
 def _package() -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +64,7 @@ def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -
 def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped: bool) -> None:
     run, state = job.run, job.state
     assert run is not None
-    if any(record.status == "running" for record in run.manifest.stages):
-        _record_kill(run)
+    trouble = _record_kill(run) if any(record.status == "running" for record in run.manifest.stages) else ""
     record = next(run.manifest.stage(stage) for stage in job.stages if not run.done(stage))
     state.stage = record.name
     failure = record.failure if record != before.records[record.name] else None
@@ -84,22 +82,30 @@ def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped
             state.kind, state.reason = "Interrupted", INTERRUPTED
     else:
         state.state = "refused" if code == _REFUSED and failure is None else "failed"
+    if trouble:
+        state.reason = f"{state.reason}; {trouble}"
 
 
-def _record_kill(run: Run) -> None:
-    """Puts into the manifest and the report what a killed process could not: its stage does not run any more."""
+def _record_kill(run: Run) -> str:
+    """Puts into the manifest and the report what a killed process could not: its stage does not run any more.
+
+    Returns:
+        Why the report could not be written, or nothing: a run without a report is still a run that was killed.
+    """
     from optimsyn.display.report import write_report
 
     # The kernel dies with its runner, but it may need a moment.
     patience = time.monotonic() + _KERNEL_S
     while any(r.status == "running" and process_lives(r.pid) for r in run.manifest.stages):
         if time.monotonic() > patience:
-            return
+            return ""
         time.sleep(0.1)
     mark_killed(run)
-    with suppress(OptimsynError):
-        # A run without a report is still a run that was killed.
+    try:
         write_report(run)
+    except OptimsynError as error:
+        return f"its report could not be written: {error}"
+    return ""
 
 
 def _ended(code: int) -> str:
