@@ -272,10 +272,17 @@ def criteria(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, 
 def markdown(result: dict[str, Any]) -> str:
     """Tables and criteria."""
     facts = result["machine"]
-    lines = ["# Speed of influence", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
-    lines += ["Ratios to the floor are medians over repeats of paired ratios (least to most). CPU: processor time.", ""]
-    if len(result["cells"]) > 1:
-        return "\n".join([*lines, *grid(result["cells"])])
+    shapes = len(result["cells"]) > 1
+    lines = [
+        f"# Speed of influence{' by batch and length' if shapes else ''}",
+        "",
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        "",
+    ]
+    ratios = "Ratios to the floor are medians over repeats of paired ratios (least to most)."
+    if shapes:
+        return "\n".join([*lines, ratios, "", *grid(result["cells"])])
+    lines += [f"{ratios} CPU: processor time.", ""]
     for found in result["cells"]:
         lines += [f"## {found['name']}", ""]
         if "skipped" in found:

@@ -97,17 +97,25 @@ def doctor() -> None:
 
 
 @app.command()
-def validate(recipe: RecipeArgument, size: SizeOption = "full", changes: SetOption = None) -> None:
+def validate(
+    recipe: RecipeArgument,
+    size: SizeOption = "full",
+    changes: SetOption = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no hub and no service, want no key; tell what was not checked.")
+    ] = False,
+) -> None:
     """Check files, questions, keys, models and memory."""
     from optimsyn.preflight import validate as check
 
     console = _console()
     loaded = _load(recipe, size, changes)
-    found = check(loaded)
+    found = check(loaded, offline=offline)
     _show_preflight(found, console)
     found.raise_if_refused()
     counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
-    console.print(f"{loaded.name}: nothing would stop it" + (f" ({counts})" if counts else ""), highlight=False)
+    verdict = "nothing that was checked would stop it" if offline and found.unchecked else "nothing would stop it"
+    console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
 
 
 @app.command()
@@ -333,6 +341,8 @@ def _open(name: str, root: Path, size: str, changes: list[str] | None, console: 
 def _show_preflight(found: Preflight, console: Console) -> None:
     for warning in found.warnings:
         console.print(f"[yellow]note:[/] {_escaped(warning)}", highlight=False)
+    for text in found.unchecked:
+        console.print(f"not checked: {_escaped(text)}", highlight=False)
 
 
 def _escaped(text: str) -> str:

@@ -40,6 +40,7 @@ class Preflight(Shown):
     Attributes:
         problems: Each would stop the run; with file, row or field, and the cure.
         warnings: The run would go on, but not as well as it could.
+        unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
         counts: Documents, passages, validation and test questions, as far as they were read.
         gpu_bytes: GPU memory that the run's models are thought to need.
         main_bytes: The same in main memory.
@@ -47,6 +48,7 @@ class Preflight(Shown):
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     gpu_bytes: int = 0
     main_bytes: int = 0
@@ -71,7 +73,7 @@ class Preflight(Shown):
             raise RecipeError("\n".join(self.problems))
 
 
-def validate(recipe: Recipe, *, deep: bool = True, here: bool = True) -> Preflight:
+def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False) -> Preflight:
     """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
 
     Args:
@@ -79,6 +81,7 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True) -> Preflig
         deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
             that keys are set and that checks can be imported.
         here: The models will be loaded on this machine; False leaves its memory out of account.
+        offline: Ask neither the hub nor an address and want no key; what would have been asked is in `unchecked`.
     """
     found = Preflight()
     roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
@@ -86,8 +89,11 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True) -> Preflig
         roles["reflection"] = recipe.models.reflection
     # Looking at the hub and at addresses is waiting; the files are read meanwhile.
     with ThreadPoolExecutor(max_workers=8) as pool:
-        models = [pool.submit(availability, role, spec, network=deep) for role, spec in roles.items()]
-        hubs = [pool.submit(_hub_problem, name, source) for name, source in _sources(recipe)] if deep else []
+        network = deep and not offline
+        models = [
+            pool.submit(availability, role, spec, network=network, keys=not offline) for role, spec in roles.items()
+        ]
+        hubs = [pool.submit(_hub_problem, name, source) for name, source in _sources(recipe)] if network else []
         _check_guiding_text(recipe, found)
         _check_checks(recipe, found)
         if deep:
@@ -97,7 +103,10 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True) -> Preflig
         for waiting in hubs:
             problem = waiting.result()
             found.problems += [problem] if problem else []
-        _add_models([waiting.result() for waiting in models], found, here)
+        looked_at = [waiting.result() for waiting in models]
+        if offline:
+            found.unchecked = _on_hub_only(recipe) + [text for model in looked_at for text in model.unchecked]
+        _add_models(looked_at, found, here)
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
     return found
@@ -116,6 +125,16 @@ def _hub_problem(name: str, source: Source) -> str | None:
 
     entry = look_up("dataset", source.hub, source.revision)
     return f"{name}: {entry.problem}" if entry.problem is not None else None
+
+
+def _on_hub_only(recipe: Recipe) -> list[str]:
+    from optimsyn.hub_lookup import cached_folder
+
+    return [
+        f"{name}: whether the hub has {source.hub}, and its rows"
+        for name, source in _sources(recipe)
+        if source.hub is not None and cached_folder("dataset", source.hub, source.revision) is None
+    ]
 
 
 def _check_files(recipe: Recipe, found: Preflight) -> None:

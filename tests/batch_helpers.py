@@ -47,7 +47,9 @@ try:
                     continue
                 if stage == "warm_up" and how == "fails":
                     raise ValueError("no luck")
-                if stage == "warm_up" and how == "dies":
+                if stage == "warm_up" and how in ("dies", "dies in a mess"):
+                    if how == "dies in a mess":
+                        run.path("report.html").mkdir()
                     os.kill(os.getpid(), signal.SIGKILL)
                 if stage == "warm_up" and how == "hangs":
                     run.path("pid.txt").write_text(str(os.getpid()))

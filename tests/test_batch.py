@@ -101,6 +101,15 @@ def test_failures_are_told_with_stage_cell_and_reason_and_stop_nobody(
     assert "my key is [redacted]" in (root / "batch-logs" / f"{Path(fails.folder).name}.log").read_text()
 
 
+def test_a_report_that_cannot_be_written_is_told_beside_the_kill(tmp_path: Path, fake_runs: None) -> None:
+    state, _ = _run([write_recipe(tmp_path, "mess", "dies in a mess")], tmp_path / "runs", jobs=1)
+    (mess,) = state.runs
+    assert (mess.state, mess.kind, mess.report) == ("failed", "Killed", None)
+    assert "killed by SIGKILL" in mess.reason
+    assert "its report could not be written" in mess.reason
+    assert "report.html" in mess.reason
+
+
 def test_no_more_than_so_many_run_at_once(tmp_path: Path, fake_runs: None) -> None:
     recipes = [write_recipe(tmp_path, f"slow{number}", "slow") for number in range(4)]
     most: list[int] = []

@@ -61,6 +61,41 @@ def test_a_cell_that_does_not_fit_is_skipped_with_its_reason(benchmarks: None, t
     assert "more than --memory-gb" in cell["skipped"]
 
 
+def test_a_grid_has_a_row_a_cell_and_keeps_what_was_measured(
+    benchmarks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = _module("influence_speed")
+    words = "--model qwen3-8b-shape --scale 0.005 --dtype float32 --threads 1 --repeats 1 --samples 2 --questions 2"
+    grid = "--batch 2 --length 8 12 --modes floor exact twin"
+    monkeypatch.setattr(speed, "too_large", lambda target, batch, length, args: "is long" if length == 12 else None)
+    threads = torch.get_num_threads()
+    try:
+        speed.main([*words.split(), *grid.split(), "--output", str(tmp_path)])
+        rows = [
+            row for row in (tmp_path / "influence_speed.md").read_text(encoding="utf-8").splitlines() if row[:1] == "|"
+        ]
+        assert [row.count("|") for row in rows] == [8] * 4
+        assert rows[0].startswith("| samples | floor, tokens/s | exact, time | twin, time | floor, peak MiB |")
+        cells = json.loads((tmp_path / "influence_speed.json").read_text(encoding="utf-8"))["cells"]
+        ratio = cells[0]["modes"]["twin"]["ratio"]["median"]
+        assert rows[2].startswith("| batch 2 × 8 tokens |") and f"| {ratio:.2f} (" in rows[2]
+        assert rows[3].startswith("| batch 2 × 12 tokens | is long |")
+
+        # Dies in the second cell: the first stays.
+        def fails(name: str, *rest: Any) -> Any:
+            if "12" in name:
+                raise KeyboardInterrupt
+            return cells[0]
+
+        monkeypatch.setattr(speed, "too_large", lambda *rest: None)
+        monkeypatch.setattr(speed, "cell", fails)
+        with pytest.raises(KeyboardInterrupt):
+            speed.main([*words.split(), *grid.split(), "--output", str(tmp_path), "--name", "cut"])
+        assert len(json.loads((tmp_path / "cut.json").read_text(encoding="utf-8"))["cells"]) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_projection_is_one_matrix_of_signs(benchmarks: None) -> None:
     less = _module("speed_less")
     target = tiny_target(dtype=torch.float32)

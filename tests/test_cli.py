@@ -83,6 +83,15 @@ def test_validate_quickstart() -> None:
     assert "nothing would stop it" in good.stdout
 
 
+def test_validate_offline_tells_what_it_did_not_check() -> None:
+    law = optimsyn("validate", "law", "--offline", ANTHROPIC_API_KEY="", ANTHROPIC_AUTH_TOKEN="")
+    assert law.returncode == 0, law.stderr
+    told = " ".join(law.stdout.split())
+    assert "not checked: models.generator: anthropic/" in told
+    assert "not checked: documents.source: whether the hub has theatticusproject/cuad-qa" in told
+    assert told.endswith("law: nothing that was checked would stop it")
+
+
 def test_new_copies_a_recipe_once(tmp_path: Path) -> None:
     assert optimsyn("new", "quickstart", "mine.yaml", cwd=tmp_path).returncode == 0
     assert "name: quickstart" in (tmp_path / "mine.yaml").read_text()

@@ -11,13 +11,13 @@ import re
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from optimsyn.hub_lookup import look_up
+from optimsyn.hub_lookup import cached_folder, look_up
 from optimsyn.models.gpus import gpus
 from optimsyn.models.names import hub_id
 from optimsyn.recipe import ModelSpec, TargetSpec
@@ -76,6 +76,7 @@ class Availability:
         warnings: What may go wrong.
         weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
         gpu: It will be put on a GPU.
+        unchecked: What only the network or a key could tell, when it was not to be asked.
     """
 
     role: str
@@ -84,15 +85,17 @@ class Availability:
     warnings: list[str]
     weight_bytes: int | None = 0
     gpu: bool = False
+    unchecked: list[str] = field(default_factory=list)
 
 
-def availability(role: str, spec: ModelSpec, *, network: bool = True) -> Availability:
+def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
     """Looks at one model of a recipe.
 
     Args:
         role: Its role, for messages (`models.<role>`).
         spec: The model.
         network: Ask the hub and try the address; False looks at this machine only.
+        keys: An absent key is a problem; False leaves it among what was not checked.
     """
     found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec))
     if spec.provider == "embedded":
@@ -103,7 +106,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True) -> Availab
                 )
         return _with_size(found, _EMBEDDED_PARAMETERS, spec)
     if spec.provider == "litellm":
-        _check_service(found, spec, network)
+        _check_service(found, spec, network, keys)
         return found
     return _local(found, spec, network)
 
@@ -185,27 +188,26 @@ def parameters_of(folder: Path) -> tuple[int, set[str]]:
     return count, names
 
 
-def _check_service(found: Availability, spec: ModelSpec, network: bool) -> None:
-    field = f"models.{found.role}"
+def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> None:
+    where = f"models.{found.role}"
+    absent = found.problems if keys else found.unchecked
     if spec.api_key_env is not None:
         if not os.environ.get(spec.api_key_env):
-            found.problems.append(
-                f"{field}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it"
-            )
+            absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
     elif spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:
             found.problems.append(
-                f"{field}: {spec.name!r} names no provider; write provider/model (openai/...), hub:{spec.name} for a "
+                f"{where}: {spec.name!r} names no provider; write provider/model (openai/...), hub:{spec.name} for a "
                 f"hub model, or ./{spec.name} for a folder"
             )
         elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
-            found.problems.append(
-                f"{field}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
+            absent.append(
+                f"{where}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
                 "name yours as api_key_env"
             )
     if spec.api_base is not None:
-        _check_address(found, spec.api_base, field, network)
+        _check_address(found, spec.api_base, where, network)
         return
     prefix, _, tail = spec.name.rpartition("/")
     known = _litellm_models()
@@ -215,7 +217,7 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool) -> None:
             if near:
                 # A warning: LiteLLM's list is always some weeks behind the providers.
                 found.warnings.append(
-                    f"{field}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
+                    f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
                 )
                 break
 
@@ -242,46 +244,50 @@ def _litellm_models() -> dict[str, dict[str, Any]]:
     return models
 
 
-def _check_address(found: Availability, api_base: str, field: str, network: bool) -> None:
+def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
     parts = urlsplit(api_base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        found.problems.append(f"{field}: api_base must be an address such as http://localhost:8000/v1")
+        found.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
         return
     if parts.username or parts.password:
-        found.problems.append(f"{field}: api_base holds a user name or password; put the secret in api_key_env")
-        return
-    if not network:
+        found.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
         return
     port = parts.port or (443 if parts.scheme == "https" else 80)
+    if not network:
+        found.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
+        return
     try:
         socket.create_connection((parts.hostname, port), timeout=1).close()
     except OSError as error:
         # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
-        found.warnings.append(f"{field}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
+        found.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
 
 
 def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
-    field = f"models.{found.role}"
+    where = f"models.{found.role}"
     name = hub_id(spec.name)
     folder: Path | None = None
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            found.problems.append(f"{field}: there is no folder {name}")
+            found.problems.append(f"{where}: there is no folder {name}")
             return found
     elif not network:
-        return Availability(found.role, found.name, found.problems, found.warnings, None, found.gpu)
+        folder = cached_folder("model", name, spec.revision)
+        if folder is None:
+            found.unchecked.append(f"{where}: whether the hub has {name}, and the memory that it takes")
+            return replace(found, weight_bytes=None)
     if folder is None:
         entry = look_up("model", name, spec.revision)
         if entry.problem is not None:
-            found.problems.append(f"{field}: {entry.problem}")
+            found.problems.append(f"{where}: {entry.problem}")
             return found
         folder = entry.folder
         if folder is None:
             return _on_hub(found, spec, entry.files, entry.parameters)
     problem = _folder_problem(folder)
     if problem is not None:
-        found.problems.append(f"{field}: {folder}: {problem}")
+        found.problems.append(f"{where}: {folder}: {problem}")
         return found
     count, names = parameters_of(folder)
     if isinstance(spec, TargetSpec) and names and not spec.full_weights:
@@ -289,7 +295,7 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
         if missing:
             layers = sorted({n.split(".")[-2] for n in names if n.endswith(".weight") and n.count(".") > 2})
             found.problems.append(
-                f"{field}.lora.target_modules: {name} has no layer called {', '.join(missing)}; it has "
+                f"{where}.lora.target_modules: {name} has no layer called {', '.join(missing)}; it has "
                 f"{', '.join(layers)}"
             )
     return _with_size(found, count, spec)
@@ -330,7 +336,7 @@ def _folder_problem(folder: Path) -> str | None:
 
 def _with_size(found: Availability, parameters: int, spec: ModelSpec) -> Availability:
     dtype = spec.dtype if spec.dtype != "auto" else ("bfloat16" if found.gpu else "float32")
-    return Availability(found.role, found.name, found.problems, found.warnings, parameters * _BYTES[dtype], found.gpu)
+    return replace(found, weight_bytes=parameters * _BYTES[dtype])
 
 
 def _on_gpu(spec: ModelSpec) -> bool:

@@ -103,8 +103,8 @@ def _record_kill(run: Run) -> str:
     mark_killed(run)
     try:
         write_report(run)
-    except OptimsynError as error:
-        return f"its report could not be written: {error}"
+    except (OptimsynError, OSError) as error:
+        return f"its report could not be written: {type(error).__name__}: {error}"
     return ""
 
 
