@@ -147,7 +147,7 @@ fine_tune.run(run)
 # The target as it came and every fine-tuned one answer the held-back test questions.
 
 # %%
-evaluate.run(run).title
+evaluated = evaluate.run(run)
 
 # %%
 look.evaluation(run)

@@ -30,7 +30,7 @@ from optimsyn.stages import look, evaluate
 run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 
 # %%
-evaluate.run(run).title
+evaluated = evaluate.run(run)
 
 # %%
 look.evaluation(run)
