@@ -281,7 +281,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     ratios = "Ratios to the floor are medians over repeats of paired ratios (least to most)."
     if shapes:
-        return "\n".join([*lines, ratios, "", *grid(result["cells"])])
+        return "\n".join([*lines, f"Samples a batch × tokens a sample. {ratios}", "", *grid(result["cells"])])
     lines += [f"{ratios} CPU: processor time.", ""]
     for found in result["cells"]:
         lines += [f"## {found['name']}", ""]
@@ -308,27 +308,23 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """A row a cell: time and peak memory of each mode in units of the floor's. The rest is in the JSON file."""
-    names = list(dict.fromkeys(name for found in cells for name in found.get("modes", ()) if name != "floor"))
-    lines = [
-        f"| samples | floor, tokens/s | {' | '.join(f'{name}, time' for name in names)} | floor, peak MiB "
-        f"| {' | '.join(f'{name}, memory' for name in names)} |",
-        f"|---|---:|{'---:|' * len(names)}---:|{'---:|' * len(names)}",
-    ]
-    for found in cells:
-        if "skipped" in found:
-            lines.append(f"| {found['name']} | {found['skipped']} |{' |' * (2 * len(names) + 1)}")
-            continue
+    """Time and peak memory of each mode in units of the floor's, a row a cell. The rest is in the JSON file."""
+    measured = [found for found in cells if "skipped" not in found]
+    names = list(dict.fromkeys(name for found in measured for name in found["modes"] if name != "floor"))
+    times = [f"| time / floor | floor, tokens/s | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
+    peaks = [f"| peak memory / floor | floor, MiB | {' | '.join(names)} |", times[1]]
+    for found in measured:
         modes = found["modes"]
-        times = [mode["ratio"] if "ratio" in (mode := modes.get(name, {})) else None for name in names]
-        peaks = [modes.get(name, {}).get("peak_mib") for name in names]
         floor = modes.get("floor", {})
-        row = [found["name"], f"{floor['tokens_per_second']:.0f}" if floor else ""]
-        row += [f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "" for one in times]
-        row += [f"{floor['peak_mib']:.0f}" if floor.get("peak_mib") else ""]
-        row += [f"{peak / floor['peak_mib']:.2f}" if peak and floor.get("peak_mib") else "" for peak in peaks]
-        lines.append(f"| {' | '.join(row)} |")
-    return [*lines, ""]
+        speed = f"{floor['tokens_per_second']:.0f}" if floor else ""
+        ratios = [modes.get(name, {}).get("ratio") for name in names]
+        shown = [f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "" for one in ratios]
+        times.append(f"| {' | '.join([found['name'], speed, *shown])} |")
+        least = floor.get("peak_mib")
+        shown = [f"{modes[name]['peak_mib'] / least:.2f}" if least and name in modes else "" for name in names]
+        peaks.append(f"| {' | '.join([found['name'], f'{least:.0f}' if least else '', *shown])} |")
+    skipped = [f"{found['name']}: {found['skipped']}." for found in cells if "skipped" in found]
+    return [*times, "", *peaks, "", *skipped, ""]
 
 
 def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
@@ -351,7 +347,7 @@ def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
         return result
     target.warm_up(target.random_samples(16, 32, answer=0.5, seed=args.seed + 1), steps=4, seed=args.seed)
     for length, batch in itertools.product(args.length, args.batch):
-        name = f"batch {batch} × {length} tokens"
+        name = f"{batch} × {length}"
         reason = too_large(target, batch, length, args)
         if reason is not None:
             print(f"{name}: skipped, it {reason}", flush=True)

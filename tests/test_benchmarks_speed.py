@@ -74,12 +74,15 @@ def test_a_grid_has_a_row_a_cell_and_keeps_what_was_measured(
         rows = [
             row for row in (tmp_path / "influence_speed.md").read_text(encoding="utf-8").splitlines() if row[:1] == "|"
         ]
-        assert [row.count("|") for row in rows] == [8] * 4
-        assert rows[0].startswith("| samples | floor, tokens/s | exact, time | twin, time | floor, peak MiB |")
+        assert [row.count("|") for row in rows] == [5] * 6
+        assert (rows[0], rows[3]) == (
+            "| time / floor | floor, tokens/s | exact | twin |",
+            "| peak memory / floor | floor, MiB | exact | twin |",
+        )
         cells = json.loads((tmp_path / "influence_speed.json").read_text(encoding="utf-8"))["cells"]
         ratio = cells[0]["modes"]["twin"]["ratio"]["median"]
-        assert rows[2].startswith("| batch 2 × 8 tokens |") and f"| {ratio:.2f} (" in rows[2]
-        assert rows[3].startswith("| batch 2 × 12 tokens | is long |")
+        assert rows[2].startswith("| 2 × 8 |") and f"| {ratio:.2f} (" in rows[2]
+        assert "2 × 12: is long." in (tmp_path / "influence_speed.md").read_text(encoding="utf-8")
 
         # Dies in the second cell: the first stays.
         def fails(name: str, *rest: Any) -> Any:
