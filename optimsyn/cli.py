@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 import optimsyn
-from optimsyn.errors import OptimsynError, ParameterError, RecipeError
+from optimsyn.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
 from optimsyn.redaction import redact
 
 if TYPE_CHECKING:
@@ -387,8 +387,8 @@ def main() -> None:
         if leave.code == INTERRUPTED:
             sys.stderr.write("\nInterrupted; everything so far is kept, the same command continues.\n")
         raise
-    except Exception:  # noqa: BLE001 (shown whole, only without secrets: even a bug must not print a key)
-        sys.stderr.write(redact(traceback.format_exc()))
+    except Exception as error:  # noqa: BLE001 (shown whole, only without secrets: even a bug must not print a key)
+        sys.stderr.write(redact(disk_trouble(error) or traceback.format_exc()))
         sys.exit(FAILED)
 
 

@@ -5,6 +5,8 @@ Every message names the file, row or recipe field, says what was wrong and what 
 
 from __future__ import annotations
 
+import errno
+
 
 class OptimsynError(Exception):
     """Base class: a message for a person, shown by the CLI without a traceback."""
@@ -44,3 +46,11 @@ class ParameterError(StageError):
 
 class BudgetError(OptimsynError):
     """The recipe's cap on money, requests or tokens was reached; everything paid for is kept."""
+
+
+def disk_trouble(error: Exception) -> str | None:
+    """A line for a person when a file or folder cannot be used; None for any other error."""
+    if not isinstance(error, OSError) or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+        return None
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{type(error).__name__}: {place}{error.strerror}; look whether the disk is there, writable and not full\n"

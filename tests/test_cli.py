@@ -106,3 +106,13 @@ def test_secrets_stay_out_of_messages(tmp_path: Path) -> None:
     assert shown.returncode == 2
     assert secret not in shown.stderr + shown.stdout
     assert "holds the value of the environment variable TEST_API_KEY" in shown.stderr
+
+
+def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    shown = optimsyn("new", "quickstart", str(file / "mine.yaml"))
+    assert shown.returncode == 1
+    assert str(file) in shown.stderr
+    assert "look whether the disk is there" in shown.stderr
+    assert shown.stderr.count("\n") == 1
