@@ -19,6 +19,7 @@ from rich.console import Console
 
 from optimsyn.errors import RecipeError, StageError
 from optimsyn.models.purse import Caps
+from optimsyn.recipe import Recipe
 from optimsyn.runs import batch_plan, batch_supervisor
 from optimsyn.runs.batch import BATCH_JSON, exit_code, run_batch
 from optimsyn.runs.batch_state import BatchState
@@ -99,6 +100,20 @@ def test_failures_are_told_with_stage_cell_and_reason_and_stop_nobody(
     for file in root.rglob("*"):
         assert not file.is_file() or KEY not in file.read_text(errors="replace"), file
     assert "my key is [redacted]" in (root / "batch-logs" / f"{Path(fails.folder).name}.log").read_text()
+
+
+def test_a_run_folder_that_cannot_be_used_stops_nobody(tmp_path: Path, fake_runs: None) -> None:
+    recipes = [write_recipe(tmp_path, name, "good") for name in ("taken", "free")]
+    root = tmp_path / "runs"
+    root.mkdir()
+    Run.folder_of(Recipe.load(recipes[0]), root).write_text("a file where the run would be")
+    state, text = _run(recipes, root)
+    found = _by_name(state)
+    assert {name: run.state for name, run in found.items()} == {"taken": "refused", "free": "finished"}
+    assert "File exists" in (found["taken"].reason or "")
+    # One run alone is compared with nothing, which is no trouble to tell.
+    assert "batch.html" not in text
+    assert exit_code(state) == 1
 
 
 def test_a_report_that_cannot_be_written_is_told_beside_the_kill(tmp_path: Path, fake_runs: None) -> None:

@@ -141,7 +141,8 @@ def _compare(jobs: Sequence[Job], state: BatchState, root: Path, view: View) -> 
 
     try:
         shown = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
-        if shown:
+        # One run alone has its report.
+        if len(shown) > 1:
             state.comparison = str(write_comparison(shown, root / BATCH_HTML))
             state.write(root / BATCH_JSON)
     except OptimsynError as error:

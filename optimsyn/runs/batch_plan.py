@@ -69,8 +69,8 @@ def plan(
 ) -> list[Job]:
     """The runs of a batch, in the order of their recipes.
 
-    A recipe that is wrong or lacks something on this machine becomes a refused run with its reason. Recipes that mean
-    the same run folder become one run.
+    A recipe that is wrong or lacks something on this machine, or whose run folder cannot be used, becomes a refused
+    run with its reason. Recipes that mean the same run folder become one run.
 
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
@@ -97,7 +97,8 @@ def plan(
                 continue
             job = _checked(recipe, chosen, root, until, here)
             by_folder[folder] = job
-        except OptimsynError as error:
+        except (OptimsynError, OSError) as error:
+            # A run folder that cannot be read or written is the trouble of its recipe alone.
             given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
             job = Job(Path(given).stem, state, until=until)
