@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from runs_helpers import statuses, write_notebook
 
-from optimsyn.errors import StageError
+from optimsyn.errors import ParameterError, StageError
 from optimsyn.runs.engine import NotebookError, execute
 from optimsyn.runs.parameters import check_parameters, read_parameters
 
@@ -35,6 +35,16 @@ def test_success_passes_parameters_and_completes_every_cell(tmp_path: Path) -> N
     import sys
 
     assert sys.executable in _outputs(output)
+
+
+def test_a_notebook_is_never_its_own_output(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "same.ipynb", "1 + 1")
+    (tmp_path / "link.ipynb").symlink_to(notebook)
+    before = notebook.read_bytes()
+    for output in (notebook, tmp_path / "link.ipynb"):
+        with pytest.raises(ParameterError, match="give another file for the output"):
+            execute(notebook, output, {})
+    assert notebook.read_bytes() == before
 
 
 @pytest.mark.slow

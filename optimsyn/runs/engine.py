@@ -25,7 +25,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from optimsyn.display.live import LiveLine
-from optimsyn.errors import StageError
+from optimsyn.errors import ParameterError, StageError
 from optimsyn.redaction import redact
 from optimsyn.runs.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
 from optimsyn.runs.kernel import LOCK_VARIABLE
@@ -188,12 +188,15 @@ def execute(
 
     Raises:
         NotebookError: A cell raised, the kernel died or the time ran out.
-        ParameterError: A parameter is unknown, of a wrong type or out of range; nothing was started or written.
+        ParameterError: A parameter is unknown, of a wrong type or out of range, or the output is the notebook itself;
+            nothing was started or written.
     """
     from papermill.execute import execute_notebook
 
     if not notebook.is_file():
         raise StageError(f"{notebook}: there is no such notebook")
+    if output.exists() and output.samefile(notebook):
+        raise ParameterError(f"{output}: the notebook itself stays as it is; give another file for the output")
     known = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
     names = (*secret_names, *known)
