@@ -118,6 +118,8 @@ def test_the_command_keeps_the_token_and_names_this_interpreter(
     command = lab_command(run.folder, notebook, browser=False, port=9123)
     assert command[:5] == [sys.executable, "-m", "jupyter", "lab", "notebooks/02_warm_up.ipynb"]
     assert "--no-browser" in command
+    # The printed address is all that a person on a server has.
+    assert "--LabApp.default_url=/lab/tree/notebooks/02_warm_up.ipynb" in command
     assert "--ServerApp.port=9123" in command
     assert not any("token" in word.lower() or "password" in word.lower() for word in command)
     monkeypatch.setenv("JUPYTER_PATH", "/elsewhere")

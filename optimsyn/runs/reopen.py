@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 from filelock import FileLock, Timeout
@@ -114,9 +115,12 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
     """
     if importlib.util.find_spec("jupyterlab") is None:
         raise StageError("JupyterLab is not installed; install it with: pip install 'optimsyn[notebooks]'")
-    command = [sys.executable, "-m", "jupyter", "lab", str(notebook.relative_to(folder))]
+    place = notebook.relative_to(folder)
+    command = [sys.executable, "-m", "jupyter", "lab", str(place)]
     command += [
         f"--ServerApp.root_dir={folder}",
+        # The address that JupyterLab prints opens the notebook as well, for who opens the window oneself.
+        f"--LabApp.default_url=/lab/tree/{quote(place.as_posix())}",
         "--ContentsManager.pre_save_hook=optimsyn.runs.reopen.prune_before_saving",
     ]
     if not browser:
