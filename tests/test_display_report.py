@@ -72,6 +72,18 @@ def test_the_verdict_claims_no_more_than_the_intervals(tmp_path: Path) -> None:
     assert "20 test questions cannot show them" in words
 
 
+def test_no_effect_is_called_smaller_than_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    rows = json.loads(run.path("evaluation.json").read_text())
+    for row in rows:
+        if row["metric"] == "accuracy" and row["difference_low"] is not None:
+            row["difference"] = row["difference_low"] = row["difference_high"] = 0.0
+    run.path("evaluation.json").write_text(json.dumps(rows))
+    _, words = page_of(run)
+    assert "0 in accuracy" not in words
+    assert "20 test questions cannot show them" in words
+
+
 @pytest.mark.parametrize("done", range(8))
 def test_whatever_exists_is_shown_and_nothing_more(tmp_path: Path, done: int) -> None:
     run = write_run(tmp_path / "runs", stages=done)

@@ -179,7 +179,8 @@ def _cannot(facts: RunFacts) -> tuple[str, ...]:
         f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
         "everything else."
     )
-    wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row)) is not None]
+    # A width of 0 (no answer changed) says nothing about what could have been seen.
+    wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row))]
     if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
         limits = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
         found.append(f"Effects smaller than about {limits}: {wide[0][0]['n']} test questions cannot show them.")
