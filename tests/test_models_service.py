@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,6 +232,37 @@ async def test_a_key_that_the_server_repeats_reaches_no_file(served: Service, tm
     reply = await model(served.base, ReplyCache(tmp_path / "r.sqlite")).complete(HELLO)
     assert reply.text == "your key is [redacted]"
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_SERVICE_KEY", "OPENAI_API_KEY"])
+async def test_a_key_in_any_field_of_a_reply_reaches_no_file(
+    served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    key = "plain-words-as-a-key"
+    monkeypatch.setenv(variable, key)
+    named = variable if variable == "LOCAL_SERVICE_KEY" else None
+    answer = said(f"your key is {key}", finish=key)
+    served.answers(Answer(200, answer.body.replace("served-model", f"model of {key}")))
+    reply = await model(served.base, ReplyCache(tmp_path / "r.sqlite"), api_key_env=named).complete(HELLO)
+    assert served.keys == [f"Bearer {key}"]
+    assert (reply.text, reply.model) == ("your key is [redacted]", "model of [redacted]")
+    assert all(key.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+async def test_negative_counts_of_tokens_give_no_budget_back(served: Service) -> None:
+    served.answers(said("x", prompt_tokens=-5, completion_tokens=-3))
+    reply = await model(served.base).complete(HELLO)
+    assert (reply.input_tokens, reply.output_tokens) == (0, 0)
+
+
+async def test_a_reply_that_litellm_cannot_read_is_told_without_its_traceback(served: Service) -> None:
+    body = json.loads(said("x").body)
+    body["choices"][0]["message"] = None
+    served.answers(Answer(200, json.dumps(body)))
+    text = await failure_of(model(served.base, retries=0))
+    assert "not what the API promises" in text
+    assert "Traceback" not in text
+    assert "api_base" in text
 
 
 async def test_a_budget_is_never_passed(served: Service) -> None:

@@ -128,8 +128,8 @@ def _by_status(status: int, said: str, headers: Mapping[str, str] | None) -> Fai
 
 
 def _said(text: str, key: str | None) -> str:
-    """What a service said, without keys, on one line."""
-    text = " ".join(text.split())
+    """What a service said, without keys and LiteLLM's inner traceback, on one line."""
+    text = " ".join(text.partition("Traceback (most recent call last)")[0].split())
     if key and key != NO_KEY:
         text = text.replace(key, SHOWN_INSTEAD)
     text = redact(text)

@@ -164,7 +164,20 @@ class LiteLLMModel(LanguageModel):
             return timed_out(self.spec.timeout_s)
         except openai.OpenAIError as error:  # what LiteLLM maps every failure of a service to
             return classified(error, key, self.spec.timeout_s)
-        return _reply(response, time.monotonic() - started, key)
+        return self._reply(response, time.monotonic() - started, key)
+
+    def _reply(self, response: Any, seconds: float, key: str | None) -> Reply | Failure:
+        """What was answered, without the key that a service may repeat anywhere: a reply is kept in a file."""
+        reply = _reply(response, seconds)
+        if isinstance(reply, Failure):
+            return reply
+        names = [self.spec.api_key_env] if self.spec.api_key_env is not None else []
+
+        def clean(text: str) -> str:
+            return redact(text.replace(key, SHOWN_INSTEAD) if key and key != NO_KEY else text, names)
+
+        said = {"text": reply.text, "model": reply.model, "finish_reason": reply.finish_reason}
+        return reply.model_copy(update={field: clean(text) for field, text in said.items()})
 
     def _parameters(self, call: Call, base: str | None, key: str | None) -> dict[str, Any]:
         parameters: dict[str, Any] = {
@@ -266,7 +279,7 @@ class EmbeddedModel(LiteLLMModel):
             found = json.loads(response.text, object_hook=lambda item: SimpleNamespace(**item))
         except ValueError:
             return no_reply("the reply is not JSON")
-        return _reply(found, time.monotonic() - started, key)
+        return self._reply(found, time.monotonic() - started, key)
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         return 0.0
@@ -306,21 +319,19 @@ def _dearest(entry: Mapping[str, Any], side: str) -> float | None:
     return max(prices, default=None)
 
 
-def _reply(response: Any, seconds: float, key: str | None) -> Reply | Failure:
+def _reply(response: Any, seconds: float) -> Reply | Failure:
     choices = getattr(response, "choices", None)
     if not choices:
         return no_reply("the reply holds no choices")
     # A JSON body can carry half a surrogate pair, which no file can.
     text = (choices[0].message.content or "").encode("utf-8", "replace").decode("utf-8")
-    if key and key != NO_KEY:
-        text = text.replace(key, SHOWN_INSTEAD)  # a reply is kept in a file
     usage = getattr(response, "usage", None)
     cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
     reason = str(choices[0].finish_reason or "stop")
     return Reply(
         text=text,
-        input_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
-        output_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
+        input_tokens=max(0, int(getattr(usage, "prompt_tokens", 0) or 0)),
+        output_tokens=max(0, int(getattr(usage, "completion_tokens", 0) or 0)),
         cost_usd=float(cost or 0.0),
         model=str(getattr(response, "model", "") or ""),
         finish_reason=reason,
