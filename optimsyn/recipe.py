@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from optimsyn.errors import RecipeError
+from optimsyn.errors import DataError, RecipeError
 from optimsyn.recipe_errors import explain
 from optimsyn.recipe_models import Lora, Models, ModelSpec, Section, TargetSpec
 from optimsyn.redaction import KEY_CURE, find_secret, redact
@@ -274,19 +274,23 @@ class Recipe(Shown, Section):
         """
         import yaml
 
+        from optimsyn.data.sources import decode
+        from optimsyn.data.text import kind_of
+        from optimsyn.recipe_yaml import parse_yaml
+
         file = Path(path)
         if not file.is_file():
             near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
             hint = f" Did you mean {file.parent / near[0]}?" if near else ""
             raise RecipeError(f"{file}: there is no such recipe file.{hint}")
         try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+            raw = parse_yaml(decode(file.read_bytes(), str(file)))
         except yaml.YAMLError as error:
             raise RecipeError(f"{file}: not valid YAML: {redact(str(error))}") from None
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{file}: not UTF-8 text: {error}") from error
+        except DataError as error:
+            raise RecipeError(str(error)) from None
         if not isinstance(raw, dict):
-            raise RecipeError(f"{file}: a recipe is a mapping of fields, this is a {type(raw).__name__}")
+            raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), this is {kind_of(raw)}")
         recipe = cls.parse(raw, str(file))
         return recipe.with_paths_from(file.resolve().parent)
 

@@ -60,11 +60,13 @@ def parse_change(text: str) -> tuple[str, Any]:
     """
     import yaml
 
+    from optimsyn.recipe_yaml import parse_yaml
+
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
         raise RecipeError("--set: write FIELD=VALUE, such as --set synthesis.pairs=20")
     try:
-        return name.strip(), yaml.safe_load(value)
+        return name.strip(), parse_yaml(value)
     except yaml.YAMLError:
         raise RecipeError(f"--set {name.strip()}: the value is not valid YAML; put it in quotes") from None
 

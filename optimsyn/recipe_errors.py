@@ -25,6 +25,11 @@ def explain(item: Any, model: type[BaseModel]) -> str:
         return f"{where}: unknown field; {hint}"
     if item["type"] == "missing":
         return f"{where}: required field is missing"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        names = _fields_at(model, (*location, ""))
+        if item.get("input") is None:
+            return f"{where}: is empty; give it a value or remove the line (fields: {', '.join(names)})"
+        return f"{where}: must be a section with fields of its own: {', '.join(names)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     shown = item.get("input")
     if item["type"] == "value_error" or isinstance(shown, dict | list):

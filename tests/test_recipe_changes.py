@@ -108,6 +108,58 @@ def test_a_key_in_a_recipe_file_is_refused_without_being_shown(tmp_path: Path, m
             assert secret not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("limits: {cost_usd: 5}\nlimits: {requests: 9}", "the field 'limits' is given twice.*line 5"),
+        ("models: {generator: embedded, generator: openai/x}", "'generator' is given twice"),
+        ("description: &a [*a]", "holds itself"),
+        ("models: &m {generator: *m}", "holds itself"),
+        ("description: 2024-13-45", "month must be in 1..12; put quotes.*line 4"),
+        (f"seed: {'9' * 5000}", "put quotes"),
+        (f"description: {'[' * 3000}", "nested too deeply"),
+        (r'description: "half \ud83d of it"', "surrogate"),
+        ("synthesis: {oversample: .inf}", r"synthesis\.oversample: .*finite"),
+        ("warm_up: {lr: .inf}", r"warm_up\.lr: .*finite"),
+        ("limits:", "limits: is empty; give it a value or remove the line .*cost_usd"),
+        ("synthesis: 5", "synthesis: must be a section with fields of its own: pairs, "),
+    ],
+)
+def test_what_yaml_would_let_pass_or_choke_on_is_refused_with_the_cure(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    base = "name: mine\ndocuments: {source: x}\nquestions: {validation: y}\n"
+    file.write_text(f"{base}{line}\nguiding_text: Ask what a mill engineer would ask.\n")
+    with pytest.raises(RecipeError, match=f"(?s)mine\\.yaml: ?.*{message}"):
+        Recipe.load(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "this is empty"),
+        (b"- a\n", "this is a list"),
+        (b"name: mine\ndescription: caf\xe9\n", "mine.yaml:2: byte 0xe9 is not UTF-8 text; convert the file"),
+        ("name: mine\n".encode("utf-16"), "is UTF-16 text; convert it"),
+    ],
+)
+def test_a_file_that_is_no_recipe_says_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(tmp_path / "mine.yaml")
+
+
+def test_anchors_and_merges_keep_working(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\ndocuments: {source: x}\nquestions: {validation: y}\nguiding_text: Ask what an engineer asks.\n"
+        "models:\n  generator: &a {name: embedded, max_tokens: 50}\n  rubric: &b {<<: *a, max_tokens: 60}\n"
+        "  reflection: {<<: *b, temperature: 0.1}\n"
+    )
+    models = Recipe.load(file).models
+    assert models.reflection is not None
+    assert (models.generator.max_tokens, models.rubric.max_tokens, models.reflection.max_tokens) == (50, 60, 60)
+
+
 def test_what_only_looks_random_is_no_key() -> None:
     recipe = changed(
         tiny_recipe(),
