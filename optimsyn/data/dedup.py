@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -88,19 +89,27 @@ class NearDuplicates:
             index = self._content[content]
             return Match(index, max(self.threshold, min(_ALMOST, _jaccard(features, self._features[index]))))
         numbers = _numbers(words)
-        shared: Counter[int] = Counter()
-        for feature in features:
-            shared.update(self._postings.get(feature, ()))
         best: Match | None = None
-        for index in sorted(shared):
-            common = shared[index]
+        for index in sorted(self._candidates(features)):
+            if numbers != self._numbers[index]:
+                continue
             # Equal sets of words in another order are alike, not equal: that answer was given above.
-            similarity = min(_ALMOST, common / (len(features) + len(self._features[index]) - common))
-            if similarity < self.threshold or numbers != self._numbers[index]:
+            similarity = min(_ALMOST, _jaccard(features, self._features[index]))
+            if similarity < self.threshold:
                 continue
             if best is None or similarity > best.similarity:
                 best = Match(index, similarity)
         return best
+
+    def _candidates(self, features: frozenset[str]) -> set[int]:
+        """All texts that can be alike: who shares a share of these features shares one of the rarest of them.
+
+        Of n features an alike text has at least threshold * n, so it lacks too few to lack all of the others. Stock
+        phrases, which most texts share, are then never looked at.
+        """
+        needed = max(1, math.ceil(self.threshold * len(features) - 1e-9))
+        rarest = sorted(features, key=lambda feature: (len(self._postings.get(feature, ())), feature))
+        return {index for feature in rarest[: len(features) - needed + 1] for index in self._postings.get(feature, ())}
 
 
 def question_text(item: Question | Pair) -> str:
