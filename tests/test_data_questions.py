@@ -91,6 +91,7 @@ def test_the_text_of_an_option_comes_before_letters_and_indices() -> None:
         ({"answer": "x", "open_book": True}, "neither `document_id` nor `context`"),
         ({"answer": "x", "open_book": "perhaps"}, "must be true or false"),
         ({"answer": "half \ud83d"}, "surrogate"),
+        ({"choices": "[" * 99_999, "answer": "a"}, "`choices` is not valid JSON"),
     ],
 )
 def test_unusable_rows_say_why(values: dict[str, Any], message: str) -> None:

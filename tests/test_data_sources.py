@@ -65,6 +65,9 @@ def test_unicode_line_separators_stay_inside_a_row(tmp_path: Path) -> None:
         (b'{"text": "fine"}\n{"text": \n', r"d\.jsonl:2: not valid JSON"),
         (b'["text"]\n', r"d\.jsonl:1: a row must be a JSON object, this is a list"),
         (b'[{"text": \n"x"}]\n', r"one JSON list; rename it to \.json"),
+        (b'{"text": "fine"}\n{"text": "torn', r"d\.jsonl:2: not valid JSON .*mend or remove this line"),
+        (b'{"text": "a"}\n{"x": ' + b"[" * 99_999 + b"]" * 99_999 + b"}\n", r"d\.jsonl:2: .*nested too deeply"),
+        (b'{"text": "a"}\n{"x": ' + b"9" * 5000 + b"}\n", r"d\.jsonl:2: not valid JSON .*digits"),
         (b"", "there are no rows"),
         (b'{"text": "  "}\n{"text": "some words"}\n', r"d\.jsonl:1: document `text` is empty"),
         (b'{"text": 5}\n{"text": "some words"}\n', r"d\.jsonl:1: document `text` is a number"),
@@ -102,6 +105,41 @@ def test_broken_csv_is_refused(tmp_path: Path, content: str, message: str) -> No
     (tmp_path / "d.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         load_documents(documents(tmp_path / "d.csv"), 0)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"id, number";text', '7;"{}"'],
+        ['"a, b, and c";id;text', '1;7;"{}"'],
+        ["sep=;", "id;text", '7;"{}"'],
+        ["sep=,", "id,text", '7,"{}"'],
+        ["id|text", '7|"{}"'],
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_separator_of_a_csv_is_found(tmp_path: Path, lines: list[str], end: str) -> None:
+    (tmp_path / "d.csv").write_bytes((end.join(lines).format(TEXT) + end).encode())
+    rows = read_rows(Source(path=str(tmp_path / "d.csv")))
+    assert [row.values["text"] for row in rows] == [TEXT]
+    assert "7" in rows[0].values.values()
+
+
+def test_what_cannot_be_read_of_a_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+
+    def fault(table: pa.Table) -> str:
+        pq.write_table(table, path)
+        with pytest.raises(DataError) as caught:
+            load_documents(documents(path), 0)
+        return str(caught.value)
+
+    latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9 " + TEXT.encode()]).buffers())
+    assert "column `text` holds a value that cannot be read" in fault(pa.table({"text": latin}))
+    far = pa.array([2**62], pa.timestamp("us"))
+    assert "column `when` holds a value" in fault(pa.table({"text": [TEXT], "when": far}))
+    twice = pa.Table.from_arrays([pa.array([TEXT]), pa.array(["x"])], names=["text", "text"])
+    assert "more than one column `text`; rename or drop" in fault(twice)
 
 
 def test_a_csv_cell_may_hold_a_whole_book(tmp_path: Path) -> None:

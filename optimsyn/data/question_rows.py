@@ -149,10 +149,10 @@ def _list(value: Any, field: str) -> list[Any]:
     if isinstance(value, str) and value.strip().startswith(("[", "{")):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             try:
                 value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
                 raise DataError(f'`{field}` is not valid JSON; write a list as ["first", "second"]') from None
     if isinstance(value, dict) and "text" in value:
         value = value["text"]
@@ -182,7 +182,7 @@ def _choices(value: Any) -> tuple[list[str] | None, list[str]]:
     if isinstance(value, str) and value.strip().startswith("{"):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise DataError('`choices` is not valid JSON; write a list as ["first", "second"]') from None
     if isinstance(value, dict) and isinstance(value.get("label"), list):
         labels = [str(label).strip() for label in value["label"]]

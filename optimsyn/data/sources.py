@@ -8,6 +8,7 @@ import io
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,10 @@ EMBEDDED_PREFIX = "embedded:"
 LITERAL_PREFIX = "="
 _BUNDLED = Path(__file__).parent
 _SHOWN_PROBLEMS = 20
+# Excel's way to name the separator, above the header.
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\r?(?:\n|$)", re.I)
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_HEADER_CHARACTERS = 100_000
 _T = TypeVar("_T")
 
 
@@ -206,12 +211,12 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip().startswith("["):
                 raise DataError(
                     f"{path}: looks like one JSON list; rename it to .json or write one object a line"
                 ) from None
-            problems.append(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})")
+            problems.append(f"{path}:{number}: not valid JSON ({_json_fault(error)}); mend or remove this line")
             continue
         if isinstance(row, dict):
             rows.append((number, row))
@@ -221,11 +226,20 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return iter(rows)
 
 
+def _json_fault(error: Exception) -> str:
+    """What is wrong with a JSON text; numbers of thousands of digits and endless nesting are refused as well."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+
+
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         rows = json.loads(decode(path.read_bytes(), str(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); one object a line? use .jsonl") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({_json_fault(error)}); mend the file") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: a .json source must be a list of objects; or use one object a line in .jsonl")
     return enumerate(rows, 1)
@@ -237,10 +251,24 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     try:
         # A single file, also below folders named like partitions ("lang=en").
-        rows = pq.ParquetFile(path).read().to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return enumerate(rows, 1)
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}; write the file anew"
+        ) from error
+    names = table.column_names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: has more than one column `{'`, `'.join(repeated)}`; rename or drop all but one")
+    columns: list[list[Any]] = []
+    for name in names:
+        try:
+            columns.append(table[name].to_pylist())
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise DataError(
+                f"{path}: column `{name}` holds a value that cannot be read ({error}); mend or drop the column"
+            ) from error
+    return enumerate([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)], 1)
 
 
 def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -249,9 +277,7 @@ def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str
         raise DataError(f"{path}: holds NUL bytes, so it is no CSV text; export it again as CSV in UTF-8")
     # Spreadsheets write whole documents into one cell; the module's limit is 128 KiB.
     csv.field_size_limit(2**31 - 1)
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    # Spreadsheets in much of Europe separate by semicolons.
-    used = delimiter or max(",;\t", key=header.count)
+    used = delimiter or _delimiter(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=used, strict=True)
     names: list[str] | None = None
     line = 1
@@ -259,6 +285,8 @@ def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str
         for cells in reader:
             start, line = line, reader.line_num + 1
             if not any(cell.strip() for cell in cells):
+                continue
+            if names is None and start == 1 and _SEPARATOR_LINE.match(used.join(cells)):
                 continue
             if names is None:
                 names = [cell.strip() for cell in cells]
@@ -273,7 +301,21 @@ def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str
                 )
             yield start, {n: c for n, c in zip(names, cells, strict=False) if n and c != ""}
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+        raise DataError(
+            f"{path}:{reader.line_num}: not valid CSV ({error}); close every quote, and double those inside a cell"
+        ) from None
+
+
+def _delimiter(text: str) -> str:
+    """What separates the cells: as the line `sep=;` of Excel says, else the most frequent one of the header.
+
+    Spreadsheets in much of Europe separate by semicolons. What stands in quotes separates nothing.
+    """
+    stated = _SEPARATOR_LINE.match(text)
+    if stated is not None:
+        return stated.group(1)
+    header = _QUOTED.sub("", text[:_HEADER_CHARACTERS].lstrip("\r\n")).lstrip("\r\n").splitlines()
+    return max(",;\t|", key=header[0].count) if header else ","
 
 
 def _check_columns(name: str, source: Source, known: set[str]) -> None:
