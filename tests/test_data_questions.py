@@ -92,6 +92,9 @@ def test_the_text_of_an_option_comes_before_letters_and_indices() -> None:
         ({"answer": "x", "open_book": "perhaps"}, "must be true or false"),
         ({"answer": "half \ud83d"}, "surrogate"),
         ({"choices": "[" * 99_999, "answer": "a"}, "`choices` is not valid JSON"),
+        ({"answer": "a", "id": "q\ud83d"}, "surrogate"),
+        ({"answer": "a", "subtask": "s\ud83d"}, "surrogate"),
+        ({"answer": "a", "group": "g\ud83d"}, "surrogate"),
     ],
 )
 def test_unusable_rows_say_why(values: dict[str, Any], message: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,9 @@ def test_unicode_line_separators_stay_inside_a_row(tmp_path: Path) -> None:
         (b'{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n', r"d\.jsonl:2: id '1' is taken by .*d\.jsonl:1"),
         (b'{"content": "a"}\n{"content": "b"}\n', r"columns: \{text: content\}"),
         (b'{"text": "cut \\ud83d emoji"}\n{"text": "b"}\n', r"d\.jsonl:1: .*surrogate"),
+        (b'{"text": ["cut \\ud83d"]}\n{"text": "b"}\n', r"d\.jsonl:1: .*`text` holds half of a surrogate"),
+        (b'{"text": "a", "title": "\\ud83d"}\n{"text": "b"}\n', r"d\.jsonl:1: .*`title` holds half of a surrogate"),
+        (b'{"text": "a", "id": "\\ud83d"}\n{"text": "b"}\n', r"d\.jsonl:1: .*`id` holds half of a surrogate"),
     ],
 )
 def test_faults_are_named_with_file_row_and_cure(tmp_path: Path, content: bytes, message: str) -> None:
@@ -241,6 +246,30 @@ def test_faults_in_a_folder_are_named(tmp_path: Path) -> None:
     assert "web.pdf: is no PDF file" in problems
     assert "e.md: the same text as" in problems
     assert "scan.pdf: no text in it; a scan without text?" in problems
+
+
+def test_an_archive_is_no_word_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.docx", "w") as archive:
+        archive.writestr("notes.txt", TEXT)
+    (tmp_path / "b.xhtml").write_text(f"<html><body><p>{TEXT}</p></body></html>")
+    found = read_documents(documents(tmp_path))
+    assert [document.id for document in found.documents] == ["b.xhtml"]
+    assert len(found.problems) == 1
+    assert "a.docx: cannot be converted" in found.problems[0]
+
+
+def test_a_file_name_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.md", b"caf\xe9.doc"):
+        try:
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text(TEXT)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    found = read_documents(documents(tmp_path))
+    assert found.documents == []
+    assert [p.partition(": ")[2] for p in found.problems] == [
+        "the file's name is not UTF-8 and cannot be an id; rename the file"
+    ]
+    assert [loss.id.encode() for loss in found.losses] == ["caf\ufffd.doc".encode()]
 
 
 def test_a_folder_of_rows_points_at_the_file(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.sources import EMBEDDED_PREFIX, Row, is_own_file, raise_problems, read_rows, resolve, sampled
-from optimsyn.data.text import kind_of, normalized
+from optimsyn.data.text import encodable, kind_of, normalized
 from optimsyn.recipe import Documents
 
 _ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")
+_FIELDS = ("text", "id", "title", "source", "license", "group")
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,6 @@ def _is_table(value: list[Any]) -> bool:
     return len(value) > 1 and all(isinstance(cell, str | int | float) for row in value for cell in row)
 
 
-def encodable(text: str) -> bool:
-    """False for a text with half of a surrogate pair (a cut emoji), which cannot be written to any file."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def label_value(value: Any) -> str:
     """A short field such as an id, title or group as text; numbers are written out."""
     if value is None or isinstance(value, bool | dict | list):
@@ -149,8 +141,8 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], problems: list
             reason = f"`text` is {kind_of(values['text'])}, it must be text"
         elif not text.strip():
             reason = "`text` is empty"
-        elif not encodable(text):
-            reason = "`text` holds half of a surrogate pair, which is no character; mend or remove it"
+        elif (broken := _broken_field({**values, "text": text})) is not None:
+            reason = f"`{broken}` holds half of a surrogate pair, which is no character; mend or remove it"
         else:
             group = label_value(values.get("group")) or name
             document = Document(
@@ -177,6 +169,10 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], problems: list
             f"recipe: documents.source.columns: {{text: {likely}}}"
         )
     return documents
+
+
+def _broken_field(values: dict[str, Any]) -> str | None:
+    return next((name for name in _FIELDS if isinstance(v := values.get(name), str) and not encodable(v)), None)
 
 
 def _without_repeats(

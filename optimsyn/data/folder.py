@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.sources import ROW_SUFFIXES, decode
+from optimsyn.data.text import encodable
 from optimsyn.errors import DataError
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".rst"})
@@ -49,11 +51,16 @@ def read_folder(
         problems.append(f"{folder}: holds no .md, .txt, .html, .pdf or .docx file.{hint}")
     for path in others:
         cure = "save it as .docx" if path.suffix.lower() in {".doc", ".rtf", ".odt"} else "not a kind that is read"
-        losses.append(Loss(id=path.relative_to(folder).as_posix(), stage="documents", reason=f"{path.suffix}: {cure}"))
+        name = os.fsencode(path.relative_to(folder)).decode(errors="replace")
+        losses.append(Loss(id=name, stage="documents", reason=f"{path.suffix}: {cure}"))
     documents = []
     converter: Any = None
     for path in files:
         binary = path.suffix.lower() in BINARY_SUFFIXES
+        if not encodable(str(path)):
+            shown = os.fsencode(path).decode(errors="replace")
+            problems.append(f"{shown}: the file's name is not UTF-8 and cannot be an id; rename the file")
+            continue
         if binary and not convert:
             continue
         try:
@@ -79,9 +86,14 @@ def read_folder(
 
 def _converter() -> Any:
     from markitdown import MarkItDown
+    from markitdown.converters import DocxConverter, HtmlConverter, PdfConverter
 
-    # No plugins: what is installed beside us must not change the text.
-    return MarkItDown(enable_plugins=False)
+    # No plugins: what is installed beside us must not change the text. And no other kinds: what fails as a Word file
+    # would be tried as an archive, whose listing would pass for a document.
+    converter = MarkItDown(enable_builtins=False, enable_plugins=False)
+    for kind in (HtmlConverter, PdfConverter, DocxConverter):
+        converter.register_converter(kind())
+    return converter
 
 
 def _converted(converter: Any, path: Path) -> str:

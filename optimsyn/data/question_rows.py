@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from optimsyn.data.documents import encodable, label_value, text_value
+from optimsyn.data.documents import label_value, text_value
 from optimsyn.data.excerpt import excerpt
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import Row
-from optimsyn.data.text import kind_of, normalized
+from optimsyn.data.text import encodable, kind_of, normalized
 from optimsyn.errors import DataError
 
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
@@ -85,7 +85,8 @@ def question_of(row: Row, library: Library, *, open_book: bool | None, subtask: 
         index = _gold_index(values, options, labels, accepted)
         accepted = [options[index]]
     context, document_id = _context(values, library, open_book)
-    if not all(encodable(part) for part in (text, *accepted, *(options or ()), context or "")):
+    written = (name, text, *accepted, *(options or ()), context or "", document_id or "", _subtask(values, subtask))
+    if not all(map(encodable, (*written, label_value(values.get("group"))))):
         raise DataError("holds half of a surrogate pair, which is no character; mend or remove it")
     document = library.by_id.get(document_id or "")
     own_context = text_value(values.get("context"))

@@ -29,6 +29,15 @@ def kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def encodable(text: str) -> bool:
+    """False for a text with half of a surrogate pair (a cut emoji), which cannot be written to any file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def normalized(text: str) -> str:
     """`text` as it is compared: Unicode NFKC, case folded, runs of white space as one space."""
     return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
