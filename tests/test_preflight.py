@@ -145,6 +145,10 @@ def test_plugins(plugin: str, message: str) -> None:
         (ModelSpec(name="gemini/gemini-2.5-flash"), "GEMINI_API_KEY or GOOGLE_API_KEY"),
         (ModelSpec(name="openai/x", api_base="http://h/v1", api_key_env="MY_KEY"), "MY_KEY (api_key_env) is not set"),
         (ModelSpec(name="openai/x", api_base="localhost:8000"), "must be an address"),
+        (ModelSpec(name="openai/x", api_base="http://h:99999/v1"), "a port that cannot be"),
+        (ModelSpec(name="openai/x", api_base="http://h:80a/v1"), "a port that cannot be"),
+        (ModelSpec(name="openai/x", api_base="http://[::1/v1"), "a host or a port that cannot be"),
+        (ModelSpec(name="openai/x", api_base="http://me:secret/word@h/v1"), "a port that cannot be"),
         (ModelSpec(name="openai/x", api_base="http://me:secret@h/v1"), "holds a user name or password"),
         (ModelSpec(name="no-such-model"), "names no provider"),
     ],
@@ -164,6 +168,8 @@ def test_a_dead_port_is_warned_of() -> None:
     found = availability("generator", ModelSpec(name="openai/x", api_base="http://127.0.0.1:9/v1"))
     assert found.problems == []
     assert "nothing answers at 127.0.0.1:9" in found.warnings[0]
+    found = availability("generator", ModelSpec(name="openai/x", api_base=f"http://{'h' * 70}.example/v1"))
+    assert "nothing answers at" in found.warnings[0]
 
 
 def safetensors(path: Path, names: dict[str, list[int]]) -> None:

@@ -245,20 +245,27 @@ def _litellm_models() -> dict[str, dict[str, Any]]:
 
 
 def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
-    parts = urlsplit(api_base)
+    try:
+        parts = urlsplit(api_base)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # its text may hold a password
+        found.problems.append(
+            f"{where}: api_base has a host or a port that cannot be; it must be an address such as "
+            "http://localhost:8000/v1"
+        )
+        return
     if parts.scheme not in ("http", "https") or not parts.hostname:
         found.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
         return
     if parts.username or parts.password:
         found.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     if not network:
         found.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
         return
     try:
         socket.create_connection((parts.hostname, port), timeout=1).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
         found.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
 
