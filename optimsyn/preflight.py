@@ -15,7 +15,7 @@ from optimsyn.data.documents import DocumentSet, read_documents
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled
+from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled, shortened
 from optimsyn.errors import DataError, RecipeError
 from optimsyn.models.availability import Availability, availability, memory_needed, memory_problems
 from optimsyn.recipe import Recipe, Source
@@ -174,7 +174,7 @@ def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
     except DataError as error:
         found.problems.append(f"documents.source: {error}")
         return None
-    found.problems += documents.problems
+    found.problems += shortened(documents.problems, "documents")
     return documents if convert else None
 
 
@@ -189,13 +189,13 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
         except DataError as error:
             found.problems.append(f"questions: {error}")
             return None
-        found.problems += sets.problems
-        found.warnings += sets.warnings
+        found.problems += shortened(sets.problems, "questions")
+        found.warnings += shortened(sets.warnings, "questions")
         return sets
     for name, source in sources:
         if is_own_file(source):
             try:
-                found.problems += check_questions(config, source, name, documents, complete=complete)
+                found.problems += shortened(check_questions(config, source, name, documents, complete=complete), name)
             except DataError as error:
                 found.problems.append(f"{name}: {error}")
     return None
@@ -236,16 +236,18 @@ def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
     longest = recipe.models.target.max_length
     cut = 0
     perhaps: list[str] = []
+    too_long: list[str] = []
     for question in [*sets.validation, *sets.test]:
         least, likely, whole = _token_bounds(question)
         if least > longest:
-            found.problems.append(
+            too_long.append(
                 f"question {question.id!r} takes at least {least} tokens without its context, more than "
                 f"models.target.max_length = {longest}; raise it or remove the question"
             )
         elif likely > longest:
             perhaps.append(question.id)
         cut += question.context is not None and whole > longest
+    found.problems += shortened(too_long, "questions")
     if perhaps:
         found.warnings.append(
             f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any "

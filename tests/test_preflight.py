@@ -84,6 +84,19 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         found.raise_if_refused()
 
 
+def test_a_fault_in_every_row_fills_no_screens_and_hides_nothing_else(tmp_path: Path) -> None:
+    write_lines(tmp_path / "questions.jsonl", [{"id": "a", "question": f"{i}?", "answer": "x"} for i in range(90)])
+    write_lines(tmp_path / "documents.jsonl", [{"text": text_of(60)} for _ in range(90)])
+    found = validate(recipe_of(tmp_path, models={"target": "./nowhere"}))
+    assert len(found.problems) == 2 * 21 + 1
+    assert "... and 69 more of documents" in found.problems
+    assert "... and 69 more of questions" in found.problems
+    assert "there is no folder ./nowhere" in found.problems[-1]
+    rows = [{"id": f"{i}", "question": "Why so?", "answer": "x", "group": f"{i}"} for i in range(90)]
+    write_lines(tmp_path / "questions.jsonl", rows)
+    assert len(validate(recipe_of(tmp_path)).warnings) < 25
+
+
 def test_missing_files(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, documents={"source": str(tmp_path / "documents.json")})
     for deep in (True, False):

@@ -53,9 +53,13 @@ def raise_problems(problems: Sequence[str]) -> None:
         DataError: There is at least one problem; beyond twenty the rest are counted.
     """
     if problems:
-        rest = len(problems) - _SHOWN_PROBLEMS
-        more = [f"... and {rest} more"] if rest > 0 else []
-        raise DataError("\n".join([*problems[:_SHOWN_PROBLEMS], *more]))
+        raise DataError("\n".join(shortened(problems)))
+
+
+def shortened(problems: Sequence[str], place: str = "") -> list[str]:
+    """The first twenty, and how many more there are (of `place`, where several lists are shown together)."""
+    rest = len(problems) - _SHOWN_PROBLEMS
+    return [*problems[:_SHOWN_PROBLEMS], *([f"... and {rest} more{place and f' of {place}'}"] if rest > 0 else [])]
 
 
 def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
