@@ -84,6 +84,20 @@ def _as_path(value: Any) -> Any:
 
 
 SourceField = Annotated[Source, BeforeValidator(_as_path)]
+_DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
+_QUESTION_FIELDS = (
+    *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
+    *("context", "document_id", "open_book", "group", "subtask"),
+)
+
+
+def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
+    """Raises a ValueError for a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
+    for ours in source.columns:
+        if ours not in fields:
+            near = difflib.get_close_matches(ours, fields, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(fields)}"
+            raise ValueError(f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)")
 
 
 class Documents(Section):
@@ -92,6 +106,11 @@ class Documents(Section):
     source: SourceField
     passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
     min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Documents:
+        _check_columns("source", self.source, _DOCUMENT_FIELDS)
+        return self
 
 
 class Questions(Section):
@@ -108,6 +127,14 @@ class Questions(Section):
     validation_limit: int | None = Field(None, ge=1, description="At most so many validation questions (seeded).")
     test_limit: int | None = Field(None, ge=1, description="At most so many test questions (seeded).")
     subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Questions:
+        fields = _QUESTION_FIELDS if self.subtask is None else (*_QUESTION_FIELDS, self.subtask)
+        for name, source in (("validation", self.validation), ("test", self.test)):
+            if source is not None:
+                _check_columns(name, source, fields)
+        return self
 
 
 class WarmUp(Section):

@@ -148,6 +148,24 @@ def test_a_file_that_is_no_recipe_says_what_it_is(tmp_path: Path, content: bytes
         Recipe.load(tmp_path / "mine.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents.source.columns": {"grop": "dossier"}}, r"documents.*columns\.grop: .*did you mean `group`"),
+        ({"questions.validation.columns": {"anwser": "gold"}}, r"questions.*columns\.anwser: .*did you mean `answer`"),
+        ({"questions.validation.columns": {"zzz": "x"}}, "known here: id, question, answer.*your column"),
+    ],
+)
+def test_a_misspelled_field_of_a_mapping_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        changed(tiny_recipe(), changes)
+
+
+def test_a_mapping_may_name_the_subtask_column() -> None:
+    column = {"questions.validation.columns": {"chapter": "meta.chapter"}}
+    assert changed(tiny_recipe(), {**column, "questions.subtask": "chapter"}).questions.subtask == "chapter"
+
+
 def test_anchors_and_merges_keep_working(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
