@@ -17,7 +17,7 @@ from optimsyn.data.questions import QuestionSets, check_questions, read_question
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled, shortened
 from optimsyn.errors import DataError, RecipeError
-from optimsyn.models.availability import Availability, availability, memory_needed, memory_problems
+from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
 from optimsyn.recipe import Recipe, Source
 from optimsyn.shown import Shown
 
@@ -80,7 +80,7 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         recipe: From `Recipe.load`.
         deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
             that keys are set and that checks can be imported.
-        here: The models will be loaded on this machine; False leaves its memory out of account.
+        here: The models will be loaded on this machine; False leaves its memory and devices out of account.
         offline: Ask neither the hub nor an address and want no key; what would have been asked is in `unchecked`.
     """
     found = Preflight()
@@ -319,6 +319,7 @@ def _add_models(models: Sequence[Availability], found: Preflight, here: bool) ->
     if not here:
         return
     found.gpu_bytes, found.main_bytes = (memory_needed(models, gpu=gpu) for gpu in (True, False))
+    found.problems += device_problems(models)
     problems, warnings = memory_problems(models)
     found.problems += problems
     found.warnings += warnings

@@ -228,7 +228,7 @@ class Synthesis(Section):
     """The final pairs of every variant."""
 
     pairs: int = Field(24, ge=2, description="Valid pairs a variant; the same number for each.")
-    oversample: float = Field(1.5, ge=1, description="Candidates written per pair kept.")
+    oversample: float = Field(1.5, ge=1, le=1000, description="Candidates written per pair kept.")
     select: Literal["influence", "first"] = Field(
         "influence", description="Keep the valid candidates of highest influence, or the first ones."
     )

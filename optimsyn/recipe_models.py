@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -45,6 +46,12 @@ class ModelSpec(Section):
     def _no_secret(self) -> ModelSpec:
         if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
             raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
+        return self
+
+    @model_validator(mode="after")
+    def _known_device(self) -> ModelSpec:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device is {self.device!r}; it must be auto, cpu, mps, cuda or cuda:1 (the second GPU)")
         return self
 
     @property

@@ -18,7 +18,14 @@ from data_helpers import recipe_of, text_of, write_lines
 
 from optimsyn.errors import RecipeError
 from optimsyn.models import availability as available
-from optimsyn.models.availability import KEYS, Availability, availability, memory_problems, parameters_of
+from optimsyn.models.availability import (
+    KEYS,
+    Availability,
+    availability,
+    device_problems,
+    memory_problems,
+    parameters_of,
+)
 from optimsyn.preflight import plugin_problem, validate
 from optimsyn.recipe import ModelSpec, Recipe, TargetSpec
 
@@ -213,6 +220,17 @@ def test_local_folders(tmp_path: Path) -> None:
     good = TargetSpec.model_validate({"name": str(tmp_path), "lora": {"target_modules": ["c_attn"]}, "device": "cpu"})
     assert availability("target", good).problems == []
     assert availability("target", good).weight_bytes == 92
+
+
+def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, models={"target": {"name": "embedded", "device": "cuda:77"}})
+    problems = validate(recipe).problems
+    assert any("models.target.device: cuda:77 is not on this machine" in problem for problem in problems)
+    assert all("cuda:77" not in problem for problem in validate(recipe, here=False).problems)
+    service = ModelSpec(name="openai/x", api_base="http://h/v1", device="cuda:77")
+    assert device_problems([availability("generator", service, network=False)]) == []
+    with pytest.raises(RecipeError, match="device is 'gpu'; it must be auto, cpu, mps, cuda"):
+        recipe_of(tmp_path, models={"target": {"name": "embedded", "device": "gpu"}})
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:

