@@ -127,6 +127,12 @@ def test_values_from_the_command_line_are_read_by_type(tmp_path: Path) -> None:
     file.write_text("- a list\n")
     with pytest.raises(ParameterError, match="a mapping of names"):
         given_parameters(notebook, [], [file], "n")
+    for wrong in ("count: 2024-13-45\n", "count: 1\ncount: 2\n", "fields: &a {b: *a}\n"):
+        file.write_text(wrong)
+        with pytest.raises(ParameterError, match="not valid YAML"):
+            given_parameters(notebook, [], [file], "n")
+    with pytest.raises(ParameterError, match="count"):
+        given_parameters(notebook, [("count", "2024-13-45")], [], "n")
     file.write_text("text: [\n")
     with pytest.raises(ParameterError, match="not valid YAML"):
         given_parameters(notebook, [], [file], "n")

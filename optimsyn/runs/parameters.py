@@ -55,10 +55,12 @@ class Parameter:
         """A value from the command line: text for a text parameter, else read as YAML."""
         import yaml
 
+        from optimsyn.recipe_yaml import parse_yaml
+
         if "str" in {part.strip() for part in self.annotation.split("|")}:
             return text
         try:
-            return yaml.safe_load(text)
+            return parse_yaml(text)
         except yaml.YAMLError:
             # It will not have the type, which is told with the name of the notebook.
             return text
@@ -140,11 +142,13 @@ def given_parameters(
     """
     import yaml
 
+    from optimsyn.recipe_yaml import parse_yaml
+
     known = read_parameters(notebook, name)
     values: dict[str, Any] = {}
     for file in files:
         try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found = parse_yaml(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ParameterError(f"{file}: there is no such file of parameters") from None
         except (UnicodeDecodeError, yaml.YAMLError):
