@@ -95,6 +95,8 @@ def test_the_text_of_an_option_comes_before_letters_and_indices() -> None:
         ({"answer": "a", "id": "q\ud83d"}, "surrogate"),
         ({"answer": "a", "subtask": "s\ud83d"}, "surrogate"),
         ({"answer": "a", "group": "g\ud83d"}, "surrogate"),
+        ({"answer": "a", "context": 3}, "`context` is a number, it must be text"),
+        ({"answer": "a", "context": {"contexts": ["x"]}}, "`context` is an object.*their.column"),
     ],
 )
 def test_unusable_rows_say_why(values: dict[str, Any], message: str) -> None:
@@ -124,6 +126,12 @@ def test_open_and_closed_book() -> None:
     assert read(answer="x", context=DOCUMENT.text.upper()).group == "mill"
     with pytest.raises(UnknownDocumentError, match="'d9' is not among the documents"):
         read(answer="x", document_id="d9", open_book=True)
+
+
+def test_a_context_that_cannot_be_read_is_no_matter_closed_book() -> None:
+    assert read(answer="Dutch engineers", context=3, open_book=False).context is None
+    assert read(force=False, answer="Dutch engineers", context={"x": 1}).context is None
+    assert read(answer="Dutch engineers", context=[]).context is None
 
 
 def test_subtask_column() -> None:

@@ -262,6 +262,12 @@ def _context(values: Mapping[str, Any], library: Library, open_book: bool | None
         wanted = _WORDS_OF_TRUTH.get(str(values["open_book"]).strip().lower())
         if wanted is None:
             raise DataError(f"open_book is {values['open_book']!r}, it must be true or false")
+    given = values.get("context")
+    if wanted is None and text_value(given) is None and given not in (None, [], {}):
+        raise DataError(
+            f"`context` is {kind_of(given)}, it must be text; map it with `columns: {{context: their.column}}`, or "
+            "ask without it by `open_book: false`"
+        )
     if wanted is None:
         wanted = own is not None
     if not wanted:
