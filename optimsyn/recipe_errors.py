@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
+from datetime import date
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -30,6 +31,8 @@ def explain(item: Any, model: type[BaseModel]) -> str:
         if item.get("input") is None:
             return f"{where}: is empty; give it a value or remove the line (fields: {', '.join(names)})"
         return f"{where}: must be a section with fields of its own: {', '.join(names)}"
+    if item["type"] == "string_type" and isinstance(item.get("input"), int | float | date):
+        return f"{where}: must be text, and YAML reads {item['input']} as something else; put it in quotes"
     message = str(item["msg"]).removeprefix("Value error, ")
     shown = item.get("input")
     if item["type"] == "value_error" or isinstance(shown, dict | list):

@@ -122,6 +122,8 @@ def test_a_key_in_a_recipe_file_is_refused_without_being_shown(tmp_path: Path, m
         ("synthesis: {oversample: .inf}", r"synthesis\.oversample: .*finite"),
         ("warm_up: {lr: .inf}", r"warm_up\.lr: .*finite"),
         ("limits:", "limits: is empty; give it a value or remove the line .*cost_usd"),
+        ("description: 2024-01-31", "description: must be text, .* 2024-01-31 .*quotes"),
+        ("description: 5", "description: must be text, .* 5 .*put it in quotes"),
         ("synthesis: 5", "synthesis: must be a section with fields of its own: pairs, "),
     ],
 )
