@@ -181,6 +181,13 @@ def test_no_step_is_thrown_away_by_the_schedule(tmp_path: Path) -> None:
     assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.parametrize(("steps", "ratio"), [(1, 0.1), (2, 0.6)])
+def test_a_training_that_is_all_warm_up_ends_well(tmp_path: Path, steps: int, ratio: float) -> None:
+    config = FineTune(steps=steps, batch_size=2, lr=1e-3, warmup_ratio=ratio)
+    fine_tune(SPEC, make_pairs(2), config, tmp_path / "x", 0, target=make_target())
+    assert [row["step"] for row in history(tmp_path / "x")] == [*range(1, steps + 1)]
+
+
 def test_the_models_own_forward_is_left_alone(tmp_path: Path) -> None:
     target = make_target()
     fine_tune(SPEC, make_pairs(4), CONFIG, tmp_path, 0, target=target)

@@ -111,7 +111,7 @@ class TargetTrainer(SFTTrainer):
             def share(step: int) -> float:
                 if step < warm_up:
                     return (step + 1) / (warm_up + 1)
-                return max(0.0, (num_training_steps - step) / (num_training_steps - warm_up))
+                return max(0.0, (num_training_steps - step) / max(1, num_training_steps - warm_up))
 
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
             self.lr_scheduler = scheduler
