@@ -20,6 +20,7 @@ from optimsyn.data.jsonl import write_text
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
 from optimsyn.models.encoding import Batch, Encoded, as_sample, encode, make_batches
+from optimsyn.models.identity import adapter_digest, adapters_of, model_digest
 from optimsyn.models.label_loss import LabelLoss
 from optimsyn.models.warm_up import Checkpoint, train
 from optimsyn.recipe import Lora, ModelSpec, TargetSpec
@@ -57,6 +58,7 @@ class Target:
             raise ModelError(f"target {name!r} has no trainable parameter; give it a LoRA or unfreeze a linear layer")
         # By name and as of now: adapters that somebody adds later are no part of the target's identity.
         self._frozen = [key for key, _ in model.named_parameters() if key not in self.parameters]
+        self._adapters = adapters_of(model)
         self.device = next(iter(model.parameters())).device
         self._pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         self._loss = LabelLoss(self.causal)
@@ -242,10 +244,9 @@ class Target:
         """
         encoded = [self.encode(pair) for pair in pairs]
         settings = [steps, batch_size, lr, checkpoints, max_grad_norm, seed]
+        start = adapter_digest(self.model, self.parameters.values())
         record = hashlib.sha256(
-            json.dumps(
-                [self.fingerprint(), self._adapter_digest(), settings, [[e.id, e.input_ids, e.labels] for e in encoded]]
-            ).encode()
+            json.dumps([self.fingerprint(), start, settings, [[e.id, e.input_ids, e.labels] for e in encoded]]).encode()
         ).hexdigest()
         if folder is not None and _recorded(folder) == record:
             return self.add_checkpoints_from(folder)
@@ -322,29 +323,15 @@ class Target:
         return loaded
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the frozen model, the shape of the adapter and `max_length`.
+        """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
         Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment.
         """
         if self._base is None:
-            digest = hashlib.sha256(f"{self.max_length}".encode())
-            everything = dict(self.model.named_parameters())
-            for name in [*self.parameters, *self._frozen]:
-                parameter = everything[name]
-                digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-                if name not in self.parameters:
-                    flat = parameter.detach().flatten()
-                    some = flat[:: max(1, len(flat) // 512)].float().cpu()
-                    digest.update(some.numpy().tobytes())
-            self._base = digest.hexdigest()[:16]
+            self._base = model_digest(
+                self.model, self.causal, self.parameters, self._frozen, self._adapters, self.max_length
+            )
         return self._base
-
-    def _adapter_digest(self) -> str:
-        """Of the trained parameters' values: a warm-up from other initial values is another warm-up."""
-        digest = hashlib.sha256()
-        for parameter in self.parameters.values():
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
