@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import byte_tokenizer, plain_loss, samples, tiny, tiny_target
+from influence_helpers import CHAT, byte_tokenizer, plain_loss, samples, tiny, tiny_target
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Question, Sample
@@ -64,6 +66,45 @@ def test_empty_answer_is_refused_by_name(completion: str) -> None:
     sample = samples(1)[0].model_copy(update={"completion": completion})
     with pytest.raises(ModelError, match=r"'s0-0' has an empty answer"):
         encode(byte_tokenizer(), sample, 100)
+
+
+def _letters(chat: bool) -> PreTrainedTokenizerFast:
+    """A vocabulary of ASCII alone, which drops other letters and puts nothing in front."""
+    vocabulary = {"</s>": 0, **{chr(i): i for i in range(1, 128)}}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>", pad_token="</s>")
+    if chat:
+        tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_without_tokens_is_refused_by_name(chat: bool) -> None:
+    sample = samples(1)[0]
+    question = sample.messages[0]
+    blank = sample.model_copy(
+        update={"completion": "答え", "messages": (question, {"role": "assistant", "content": "答え"})}
+    )
+    with pytest.raises(ModelError, match=r"'s0-0': the tokenizer makes no token of the answer '答え'.*vocabulary"):
+        encode(_letters(chat), blank, 100)
+    known = encode(_letters(chat), sample, 100)
+    assert known.label_tokens == len(sample.completion.strip() if chat else sample.completion) + 1
+
+
+def test_an_answer_with_nothing_in_front_is_refused_by_name() -> None:
+    # The first token has no loss; counted as a label it would double the twin scores of a one-token answer.
+    bare = samples(1)[0].model_copy(update={"prompt": "", "completion": "a"})
+    with pytest.raises(ModelError, match=r"'s0-0' has no token before its answer.*give it a prompt"):
+        encode(_letters(chat=False), bare, 100)
+    encoded = encode(byte_tokenizer(), bare, 100)
+    assert len(encoded.prompt_ids) == 1 and encoded.label_tokens == 2
+
+
+def test_a_passage_without_a_question_stays_whole() -> None:
+    sample = samples(1)[0].model_copy(update={"prompt": "Passage: a text of some length\nAnswer:"})
+    assert not encode(byte_tokenizer(), sample, 100).truncated
+    with pytest.raises(ModelError, match="raise models.target.max_length"):
+        encode(byte_tokenizer(), sample, 30)
 
 
 def test_rows_without_labels_are_refused_by_name() -> None:

@@ -81,7 +81,7 @@ def split_context(text: str) -> tuple[str, str]:
         `(context, rest)` with `context + rest == text`; the context is "" when the sample is closed book. Whoever has
         to shorten a prompt cuts the left end of `context` and never touches `rest`.
     """
-    if not text.startswith(CONTEXT_PREFIX):
+    if not text.startswith(CONTEXT_PREFIX) or _MARK not in text:
         return "", text
     cut = text.index(_MARK) + 1
     return text[:cut], text[cut:]

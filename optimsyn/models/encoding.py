@@ -88,13 +88,19 @@ def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
         max_length: Longest result, in tokens.
 
     Raises:
-        ModelError: The answer is empty, or question and answer alone are longer than `max_length`.
+        ModelError: The answer is empty or has no token, nothing stands before it, or question and answer alone are
+            longer than `max_length`.
     """
     if not sample.completion.strip():
         raise ModelError(
             f"sample {sample.id!r} has an empty answer, so it has no token to learn; remove it or give it an answer"
         )
     found, truncated = fitted(tokenizer, sample, max_length)
+    if found.first == 0:
+        raise ModelError(
+            f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first one; give it "
+            "a prompt, or a tokenizer that puts a beginning-of-text token in front"
+        )
     return Encoded(sample.id, found.ids, [IGNORE] * found.first + found.ids[found.first :], truncated)
 
 
@@ -206,12 +212,18 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     if tokenizer.is_fast:
         out = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
-        first = next(i for i, (_, end) in enumerate(offsets) if end > len(before))
+        first = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
     else:
         # Without offsets the border is only known when both sides are tokenised on their own.
         ids = list(tokenizer(before, add_special_tokens=special)["input_ids"])
         first = len(ids)
         ids += list(tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"])
+    # A token that begins behind the answer is the end of the turn: nothing of the answer itself would be learned.
+    if first == len(ids) or (offsets is not None and offsets[first][0] >= len(before) + len(answer)):
+        raise ModelError(
+            f"sample {sample.id!r}: the tokenizer makes no token of the answer {answer!r}; remove the sample, or name "
+            "a target whose vocabulary knows its letters"
+        )
     end_id = tokenizer.eos_token_id
     if not ended and end_id is not None and ids[-1] != end_id:
         ids.append(end_id)
