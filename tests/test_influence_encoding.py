@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_helpers import CHAT, byte_tokenizer, plain_loss, samples, tiny, tiny_target
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForCausalLM
 
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Question, Sample
 from optimsyn.errors import ModelError
 from optimsyn.models.encoding import Encoded, encode, make_batches
 from optimsyn.models.target import Target
+from optimsyn.recipe import Lora
 
 
 def _question(context: str | None, answer: str = "end") -> Sample:
@@ -159,15 +162,50 @@ def test_unknown_output_post_processing_uses_the_models_own_way() -> None:
     torch.testing.assert_close(target.losses(batch), expected, rtol=1e-10, atol=1e-12)
 
 
-def tiny_lora():
-    from optimsyn.recipe import Lora
+def test_dropout_does_not_hide_the_models_output_layer() -> None:
+    # The first losses are the warm-up's, with dropout: two passes differ then, whatever the output layer is.
+    target = Target.from_model(tiny("llama"), byte_tokenizer(), lora=tiny_lora(dropout=0.5), max_length=200)
+    with torch.no_grad():
+        for name, parameter in target.parameters.items():
+            if "lora_B" in name:
+                parameter.fill_(0.5)
+    (batch,) = target.batches(samples(2), 10_000)
+    target.model.train()
+    first, second = target.losses(batch), target.losses(batch)
+    assert not torch.equal(first, second), "the test must meet dropout"
+    assert target._loss._fused is True
+    assert all(module.training for module in target.model.modules())
 
-    return Lora(r=2, alpha=4, target_modules=("q_proj",))
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_sees_later_tokens_is_refused_by_name(dtype: torch.dtype) -> None:
+    shape = {"vocab_size": 260, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+    def target(*, causal: bool) -> Target:
+        torch.manual_seed(0)
+        config = RobertaConfig(**shape, intermediate_size=24, max_position_embeddings=256, is_decoder=causal)
+        model = RobertaForCausalLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(4 if parameter.dim() > 1 else 1)
+        lora = tiny_lora(target_modules=("query", "value"))
+        return Target.from_model(model.to(dtype), byte_tokenizer(), lora=lora, max_length=200)
+
+    with pytest.raises(ModelError, match="depends on later tokens.*is_decoder"):
+        target(causal=False).warm_up(samples(2), steps=1)
+    fine = target(causal=True)
+    long, short = sorted(samples(6), key=lambda s: -len(s.prompt + s.completion))[::5]
+    (batch,) = fine.batches([short, long], 10_000)
+    together = fine.losses(batch)[batch.indices.index(0)]
+    (alone,) = fine.batches([short], 10_000)
+    torch.testing.assert_close(together, fine.losses(alone)[0], rtol=2e-2 if dtype is torch.bfloat16 else 1e-5, atol=0)
+
+
+def tiny_lora(**settings: Any) -> Lora:
+    return Lora(**{"r": 2, "alpha": 4, "target_modules": ("q_proj",), **settings})
 
 
 def test_adapter_that_does_not_fit_is_explained() -> None:
-    from optimsyn.recipe import Lora
-
     with pytest.raises(ModelError, match="target_modules"):
         Target.from_model(tiny("gpt2"), byte_tokenizer(), lora=Lora())
     frozen = tiny("llama").requires_grad_(False)

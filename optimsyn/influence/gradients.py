@@ -132,6 +132,7 @@ class GradientTaps:
         Raises:
             ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.
         """
+        self._target.try_out(batch)
         self._pass = current = _Pass(len(batch), self._target.dtype, sink)
         try:
             losses = self._target.losses(batch)

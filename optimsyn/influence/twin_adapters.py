@@ -112,6 +112,7 @@ class Twins:
             Losses [M, N] float64 on the CPU, and the row [N] of each label token, in row-major order.
         """
         batch = _cut(batch)
+        self._target.try_out(batch)
         count = len(next(iter(values.values())))
         if together:
             batch = Batch(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from optimsyn.errors import ModelError
 from optimsyn.models.encoding import IGNORE
 
 _CHUNK_BYTES = 128 * 2**20
@@ -115,13 +116,15 @@ class LabelLoss:
 
         Returns:
             Losses [N] in nats, and the row [N] and the column [N] of each label, in row-major order.
+
+        Raises:
+            ModelError: As `try_out`.
         """
         # No attention mask: under a causal mask no position before the padding sees it, and without one the fast
         # attention kernels can be used. Nothing after the last label has a loss, so gradients at padding are exactly 0.
         rows, columns = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
         targets = labels[rows, columns + 1]
-        if self._fused is None:
-            self._fused = self._try_fused(input_ids[:1, :8])
+        self.try_out(input_ids)
         if self._fused:
             hidden = self._hidden(input_ids)[rows, columns]
             tokens = self._head_loss(hidden, targets)
@@ -130,6 +133,45 @@ class LabelLoss:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             tokens = nn.functional.cross_entropy(logits, targets, reduction="none")
         return tokens, rows, columns + 1
+
+    @torch.no_grad()
+    def try_out(self, input_ids: torch.Tensor) -> None:
+        """Tries the model on the first tokens of a batch [B, T]; does nothing from the second call on.
+
+        Dropout is off meanwhile: two passes of the same tokens must give the same.
+
+        Raises:
+            ModelError: What the model predicts depends on later tokens, so that padding would change losses.
+        """
+        if self._fused is not None:
+            return
+        modes = [(module, module.training) for module in self._causal.modules()]
+        self._causal.eval()
+        try:
+            self._refuse_foresight(input_ids[:1, :8])
+            self._fused = self._try_fused(input_ids[:1, :8])
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _refuse_foresight(self, input_ids: torch.Tensor) -> None:
+        """The logits of the first half of the tokens must stay when other tokens follow."""
+        half = max(1, input_ids.shape[1] // 2)
+        # As many of them, so that the same kernels add in the same order.
+        other = torch.cat([input_ids[:, :half], input_ids[:, :half], input_ids], dim=1)[:, : input_ids.shape[1]]
+        columns = torch.arange(half, device=input_ids.device)
+        rows = torch.zeros_like(columns)
+        found = self._logits_at(input_ids, rows, columns).float()
+        again = self._logits_at(other, rows, columns).float()
+        exact = all(p.dtype in (torch.float32, torch.float64) for p in self._causal.parameters())
+        # What is left is rounding in a mixture of experts. NaN passes here: losses name the sample.
+        moved = float((found - again).square().mean().sqrt()) / max(float(found.std()), 1e-30)
+        if moved > (1e-3 if exact else 0.02):
+            raise ModelError(
+                f"{type(self._causal).__name__}: what it predicts depends on later tokens, so it is no causal language "
+                "model, and the answer would stand in its own prompt; name another target, or make it causal in its "
+                "configuration (is_decoder, where a model has it)"
+            )
 
     def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         output = self._causal.base_model(input_ids=input_ids, use_cache=False)
@@ -164,7 +206,6 @@ class LabelLoss:
             handle.remove()
         return logits[rows, places]
 
-    @torch.no_grad()
     def _try_fused(self, input_ids: torch.Tensor) -> bool:
         """Whether the first way gives this model's own losses; a scale or a cap it does not know shows here."""
         head = self._head

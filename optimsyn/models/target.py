@@ -179,6 +179,14 @@ class Target:
         _refuse_empty(batch)
         return self._loss.tokens(batch.input_ids, batch.labels)
 
+    def try_out(self, batch: Batch) -> None:
+        """Looks once how this model's losses are computed, which must not happen while its layers are replaced.
+
+        Raises:
+            ModelError: What the model predicts depends on later tokens.
+        """
+        self._loss.try_out(batch.input_ids)
+
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """Evaluation mode (dropout off) with gradients enabled; the modes from before come back afterwards.
