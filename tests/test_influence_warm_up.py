@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from influence_helpers import plain_loss, samples, tiny_target
+from influence_helpers import byte_tokenizer, plain_loss, samples, tiny, tiny_target
 
 from optimsyn.errors import ModelError
+from optimsyn.models.target import Target, train_full_weights
 from optimsyn.models.warm_up import Checkpoint, checkpoint_steps, epochs
 
 
@@ -50,6 +51,43 @@ def test_moments_are_those_of_a_hand_written_adamw_over_clipped_batch_means() ->
         torch.testing.assert_close(kept[-1].state[name], theta[name], rtol=1e-6, atol=1e-10)
         # A checkpoint in the middle keeps its own values, not the optimiser's later ones.
         torch.testing.assert_close(kept[0].exp_avg[name], at_two[name], rtol=1e-6, atol=1e-14)
+
+
+def test_weights_of_sixteen_bits_are_warmed_up_in_float32() -> None:
+    steps, lr, clip = 6, 1e-4, 1.0
+    pairs = samples(4)
+
+    def made() -> Target:
+        model = tiny("llama", dtype=torch.bfloat16)
+        train_full_weights(model, ["down_proj"])
+        return Target.from_model(model, byte_tokenizer(), lora=None, max_length=200)
+
+    target, reference = made(), made()
+    start = {name: p.detach().clone() for name, p in target.parameters.items()}
+    (kept,) = target.warm_up(pairs, steps=steps, batch_size=4, lr=lr, max_grad_norm=clip)
+    theta = {name: p.detach().float() for name, p in reference.parameters.items()}
+    m = {name: torch.zeros_like(p) for name, p in theta.items()}
+    v = {name: torch.zeros_like(p) for name, p in theta.items()}
+    encoded = [reference.encode(pair) for pair in pairs]
+    order = epochs(4, 4, 0)
+    for t in range(1, steps + 1):
+        (batch,) = reference.batches([encoded[i] for i in next(order)])
+        grads = torch.autograd.grad(reference.losses(batch).mean(), list(reference.parameters.values()))
+        norm = math.sqrt(sum(float(g.float().square().sum()) for g in grads))
+        for name, gradient in zip(theta, grads, strict=True):
+            g = gradient.float() * min(1.0, clip / (norm + 1e-6))
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.999 * v[name] + 0.001 * g**2
+            theta[name] -= lr * (m[name] / (1 - 0.9**t)) / ((v[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+        with torch.no_grad():
+            for name, parameter in reference.parameters.items():
+                parameter.copy_(theta[name])
+    for name in theta:
+        torch.testing.assert_close(kept.exp_avg[name], m[name], rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(kept.exp_avg_sq[name], v[name], rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(kept.state[name], theta[name].bfloat16(), rtol=8e-3, atol=0)
+        assert not torch.equal(kept.state[name], start[name])
+        assert target.parameters[name].grad is None
 
 
 def test_checkpoints_come_back_from_disk_and_are_not_computed_again(tmp_path: Path) -> None:

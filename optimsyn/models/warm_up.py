@@ -154,7 +154,7 @@ def train(
     seed: int,
     report: Callable[[int, int], None] | None = None,
 ) -> list[Checkpoint]:
-    """AdamW (no weight decay, constant learning rate) over seeded batches.
+    """AdamW (no weight decay, constant learning rate) over seeded batches, in float32 or the parameters' wider dtype.
 
     Args:
         encoded: The samples.
@@ -174,27 +174,58 @@ def train(
     if not encoded:
         raise ModelError("warm-up needs at least one pair; check why no first-draft pair was valid")
     keep = set(checkpoint_steps(steps, checkpoints))
-    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
+    masters = _masters(parameters)
+    optimizer = torch.optim.AdamW(masters.values(), lr=lr, weight_decay=0.0)
     order = epochs(len(encoded), batch_size, seed)
     kept: list[Checkpoint] = []
     losses: list[float] = []
     for step in range(1, steps + 1):
-        optimizer.zero_grad(set_to_none=True)
+        _drop_gradients(parameters)
         batch = [encoded[i] for i in next(order)]
         loss = backward(batch)
         if not torch.isfinite(torch.tensor(loss)):
             names = ", ".join(item.id for item in batch)
             raise ModelError(f"warm-up step {step}: the loss is {loss}; look at samples {names}, or lower warm_up.lr")
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), max_grad_norm)
+        _hand_gradients(parameters, masters)
+        torch.nn.utils.clip_grad_norm_(list(masters.values()), max_grad_norm)
         optimizer.step()
+        _take_values(parameters, masters)
         losses.append(loss)
         if report is not None:
             report(step, steps)
         if step in keep:
-            first, second = named_moments(optimizer, parameters)
+            first, second = named_moments(optimizer, masters)
             state = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
             # The learning rate is constant, so its mean since the last checkpoint is itself.
             kept.append(Checkpoint(step, lr, state, first, second, losses=tuple(losses)))
             losses = []
-    optimizer.zero_grad(set_to_none=True)
+    _drop_gradients(parameters)
     return kept
+
+
+def _masters(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """What the optimiser moves: the parameters, and of those narrower than float32 a copy in float32.
+
+    In bfloat16 Adam's v would never decay (0.999 v rounds to v), and most steps would be rounded away.
+    """
+    return {
+        name: p if p.dtype.itemsize >= 4 else torch.nn.Parameter(p.detach().float()) for name, p in parameters.items()
+    }
+
+
+def _drop_gradients(parameters: dict[str, torch.nn.Parameter]) -> None:
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
+def _hand_gradients(parameters: dict[str, torch.nn.Parameter], masters: dict[str, torch.nn.Parameter]) -> None:
+    for name, master in masters.items():
+        gradient = parameters[name].grad
+        master.grad = None if gradient is None else gradient.to(master.dtype)
+
+
+@torch.no_grad()
+def _take_values(parameters: dict[str, torch.nn.Parameter], masters: dict[str, torch.nn.Parameter]) -> None:
+    for name, master in masters.items():
+        if master is not parameters[name]:
+            parameters[name].copy_(master)
