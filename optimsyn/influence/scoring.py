@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin import TwinScorer
+from optimsyn.influence.twin_smooth import choice_of
 from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
 from optimsyn.recipe import Influence
@@ -62,7 +63,8 @@ def build_scorer(
     }
     # A backward pass costs about two forward passes; twins take one more than there are subtasks, at least two.
     cheaper = config.is_derivative and len({as_sample(question).subtask for question in questions}) == 1
-    if config.method == "twin" or (config.method == "auto" and cheaper):
+    # A mixture of experts has no twins, only gradients.
+    if config.method == "twin" or (config.method == "auto" and cheaper and choice_of(target, questions) is None):
         return TwinScorer(target, questions, **common)
     # Under torchrun every process of GRPO rewards completions of its own.
     return InfluenceScorer(target, questions, **common, processes="own")

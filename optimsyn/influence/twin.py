@@ -24,6 +24,7 @@ from optimsyn.influence.directions import Directions
 from optimsyn.influence.gamma import ESTIMATORS, Estimator, estimator_of
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin_adapters import Twins, length, step_directions
+from optimsyn.influence.twin_smooth import choice_of
 from optimsyn.influence.twin_step import Plan, Step, measure_step
 from optimsyn.models.encoding import Batch, Encoded
 from optimsyn.models.target import Target
@@ -68,7 +69,8 @@ class TwinScorer:
 
     Raises:
         DataError: There are no questions.
-        ModelError: The target has not been warmed up, or its trained parameters cannot be scored.
+        ModelError: The target has not been warmed up, its trained parameters cannot be scored, or it is a mixture of
+            experts.
         RecipeError: The estimator is not linear, or an option has no such value.
 
     Example:
@@ -101,6 +103,12 @@ class TwinScorer:
             raise RecipeError(f"influence.sides: {sides!r} is none of auto, central, one-sided")
         if not by_subtask and across_subtasks == "max":
             raise RecipeError("influence.across_subtasks: max needs every subtask's score; leave by_subtask on")
+        if target.checkpoints and questions and (choice := choice_of(target, questions)) is not None:
+            raise ModelError(
+                f"the target chooses among its layers as it goes ({choice}, as a mixture of experts does), so its loss "
+                "jumps where the choice changes, and twins would take the jump for influence; set influence.method to "
+                "exact"
+            )
         exact = InfluenceScorer(
             target,
             questions,
