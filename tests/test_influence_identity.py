@@ -13,6 +13,7 @@ from influence_reference import reference_scores
 from optimsyn.errors import ModelError
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.store import GradientStore
+from optimsyn.influence.twin import TwinScorer
 from optimsyn.models.target import Target
 from optimsyn.recipe import Lora
 
@@ -60,6 +61,29 @@ def test_a_warm_up_of_another_adapter_is_not_taken_over(lora: dict[str, Any], tm
     steps: list[tuple[int, int]] = []
     _target(lora).warm_up(samples(4), **settings, folder=tmp_path, report=lambda *step: steps.append(step))
     assert not steps, "the same once more comes from the folder"
+
+
+@pytest.mark.parametrize("kind", [InfluenceScorer, TwinScorer])
+def test_an_adapter_that_is_not_at_work_is_refused(kind: type[InfluenceScorer] | type[TwinScorer]) -> None:
+    target = _target()
+    target.warm_up(samples(4), steps=2)
+    scorer = kind(target, QUESTIONS)
+    pairs = samples(3, seed=8)
+    before = scorer.score(pairs).total
+    target.model.disable_adapter_layers()
+    with pytest.raises(ModelError, match=r"q_proj: the target's adapter is switched off.*model\.enable_adapter_layers"):
+        scorer.score(pairs)
+    target.model.enable_adapter_layers()
+    target.model.merge_adapter()
+    with pytest.raises(ModelError, match=r"merged into the layer.*model\.unmerge_adapter"):
+        scorer.score(pairs)
+    target.model.unmerge_adapter()
+    target.model.add_adapter("other", target.model.peft_config["default"])
+    target.model.set_adapter("other")
+    with pytest.raises(ModelError, match=r"not the active one \(other\).*model\.set_adapter"):
+        kind(target, QUESTIONS)
+    target.model.set_adapter("default")
+    torch.testing.assert_close(scorer.score(pairs).total, before, rtol=1e-4, atol=1e-8)
 
 
 def test_names_and_attention_kernels_are_no_part_of_the_identity() -> None:

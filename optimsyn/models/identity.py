@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from optimsyn.errors import ModelError
+
 # Of a model's configuration: what does not change what the model computes, or is read from the weights themselves.
 _SILENT = frozenset(
     {"architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "eos_token_id"}
@@ -83,3 +85,27 @@ def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
         if isinstance(scaling, dict):
             found.extend([name, key, float(scaling[key])] for key in sorted(adapters & scaling.keys()))
     return found
+
+
+def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
+    """An adapter that the forward pass leaves out has no gradient, and moving it changes nothing.
+
+    Raises:
+        ModelError: An adapter is switched off, merged into its layer, or another one is active in its place.
+    """
+    if not adapters:
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if layer.disable_adapters:
+            found, cure = "switched off", "model.enable_adapter_layers()"
+        elif layer.merged:
+            found, cure = "merged into the layer", "model.unmerge_adapter()"
+        elif not adapters & set(layer.active_adapters):
+            found, cure = f"not the active one ({', '.join(layer.active_adapters)})", "model.set_adapter(...)"
+        else:
+            continue
+        raise ModelError(f"{name}: the target's adapter is {found}, so it has no influence; call {cure} first")

@@ -20,7 +20,7 @@ from optimsyn.data.jsonl import write_text
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
 from optimsyn.models.encoding import Batch, Encoded, as_sample, encode, make_batches
-from optimsyn.models.identity import adapter_digest, adapters_of, model_digest
+from optimsyn.models.identity import adapter_digest, adapters_of, model_digest, refuse_idle_adapters
 from optimsyn.models.label_loss import LabelLoss
 from optimsyn.models.warm_up import Checkpoint, train
 from optimsyn.recipe import Lora, ModelSpec, TargetSpec
@@ -298,8 +298,9 @@ class Target:
         """Puts the checkpoint's weights into the model.
 
         Raises:
-            ModelError: The checkpoint belongs to another adapter.
+            ModelError: The checkpoint belongs to another adapter, or the adapter is not at work in the model.
         """
+        refuse_idle_adapters(self.model, self._adapters)
         if set(checkpoint.state) != set(self.parameters):
             odd = sorted(set(checkpoint.state) ^ set(self.parameters))
             raise ModelError(
