@@ -53,4 +53,5 @@ def disk_trouble(error: Exception) -> str | None:
     if not isinstance(error, OSError) or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
         return None
     place = "" if error.filename is None else f"{error.filename}: "
-    return f"{type(error).__name__}: {place}{error.strerror}; mend its permissions or free space, or name another place\n"
+    cure = "mend its permissions or free space, or name another place"
+    return f"{type(error).__name__}: {place}{error.strerror}; {cure}\n"

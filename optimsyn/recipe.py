@@ -10,15 +10,17 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from optimsyn.errors import DataError, RecipeError
+from optimsyn.recipe_data import Documents, Questions, Source
 from optimsyn.recipe_errors import explain
 from optimsyn.recipe_models import Lora, Models, ModelSpec, Section, TargetSpec
 from optimsyn.redaction import KEY_CURE, find_secret, redact
 from optimsyn.shown import Shown
+from optimsyn.text_files import decode
 
 if TYPE_CHECKING:
     from optimsyn.display.tables import Table
@@ -51,90 +53,6 @@ __all__ = [
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
 Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less"]
-
-
-class Source(Section):
-    """Where documents or questions come from: a file or folder on disk, a Hugging Face hub dataset, or `embedded`."""
-
-    path: str | None = Field(
-        None,
-        description="File (JSONL, Parquet, CSV) or folder (.md .txt .html .pdf .docx), relative to the recipe's "
-        "folder; or `embedded:DOMAIN`, texts that come with optimsyn (quickstart, medicine, law ...).",
-    )
-    hub: str | None = Field(None, description="Hugging Face dataset id, e.g. qiaojin/PubMedQA.")
-    config: str | None = Field(None, description="Configuration name of the hub dataset.")
-    split: str = Field("train", description="Split of the hub dataset.")
-    revision: str | None = Field(None, description="Commit or tag of the hub dataset, for exact replay.")
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="Our field -> their column; a dotted name reaches into nested columns, lists are joined.",
-    )
-    where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column equals this value.")
-    limit: int | None = Field(None, ge=1, description="Use at most so many rows (a seeded sample).")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Source:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give exactly one of `path` and `hub`")
-        return self
-
-
-def _as_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
-SourceField = Annotated[Source, BeforeValidator(_as_path)]
-_DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
-_QUESTION_FIELDS = (
-    *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
-    *("context", "document_id", "open_book", "group", "subtask"),
-)
-
-
-def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
-    """Raises a ValueError for a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
-    for ours in source.columns:
-        if ours not in fields:
-            near = difflib.get_close_matches(ours, fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(fields)}"
-            raise ValueError(f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)")
-
-
-class Documents(Section):
-    """The domain's texts and how they are cut into passages."""
-
-    source: SourceField
-    passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
-    min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
-
-    @model_validator(mode="after")
-    def _known_columns(self) -> Documents:
-        _check_columns("source", self.source, _DOCUMENT_FIELDS)
-        return self
-
-
-class Questions(Section):
-    """The expert questions: validation gives the influence its direction, test is held back until evaluate."""
-
-    validation: SourceField
-    test: Annotated[Source | None, BeforeValidator(_as_path)] = Field(
-        None, description="Held-back questions; when absent, `test_fraction` of the validation groups is held back."
-    )
-    test_fraction: float = Field(0.5, gt=0, lt=1, description="Share that is held back when `test` is absent.")
-    open_book: bool | None = Field(
-        None, description="Ask with the question's document as context; null: as the data says (`open_book`)."
-    )
-    validation_limit: int | None = Field(None, ge=1, description="At most so many validation questions (seeded).")
-    test_limit: int | None = Field(None, ge=1, description="At most so many test questions (seeded).")
-    subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
-
-    @model_validator(mode="after")
-    def _known_columns(self) -> Questions:
-        fields = _QUESTION_FIELDS if self.subtask is None else (*_QUESTION_FIELDS, self.subtask)
-        for name, source in (("validation", self.validation), ("test", self.test)):
-            if source is not None:
-                _check_columns(name, source, fields)
-        return self
 
 
 class WarmUp(Section):
@@ -301,8 +219,6 @@ class Recipe(Shown, Section):
         """
         import yaml
 
-        from optimsyn.data.sources import decode
-        from optimsyn.data.text import kind_of
         from optimsyn.recipe_yaml import parse_yaml
 
         file = Path(path)
@@ -317,7 +233,8 @@ class Recipe(Shown, Section):
         except DataError as error:
             raise RecipeError(str(error)) from None
         if not isinstance(raw, dict):
-            raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), this is {kind_of(raw)}")
+            kind = "empty" if raw is None else f"a {type(raw).__name__}"
+            raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), this is {kind}")
         recipe = cls.parse(raw, str(file))
         return recipe.with_paths_from(file.resolve().parent)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
-from optimsyn.data.sources import ROW_SUFFIXES, decode
+from optimsyn.data.sources import ROW_SUFFIXES
 from optimsyn.data.text import encodable
 from optimsyn.errors import DataError
+from optimsyn.text_files import decode
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".rst"})
 PAGE_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
