@@ -233,9 +233,9 @@ def execute(
     ] = None,
 ) -> None:
     """Execute one notebook, once its parameters are checked."""
-    from optimsyn.runs.parameters import given_parameters, load_notebook
+    from optimsyn.runs.parameters import given_parameters, load_notebook, pair_of
 
-    pairs = [(name, value) for name, _, value in (text.partition("=") for text in parameters or ())]
+    pairs = [pair_of(text) for text in parameters or ()]
     values = given_parameters(load_notebook(notebook), pairs, files or (), notebook.name)
     # Only now what takes seconds to load.
     from optimsyn.runs.engine import execute as run_notebook

@@ -222,6 +222,8 @@ class Recipe(Shown, Section):
         from optimsyn.recipe_yaml import parse_yaml
 
         file = Path(path)
+        if file.is_dir():
+            raise RecipeError(f"{file}: is a folder; name the recipe file in it")
         if not file.is_file():
             near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
             hint = f" Did you mean {file.parent / near[0]}?" if near else ""

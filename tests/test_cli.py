@@ -92,6 +92,13 @@ def test_validate_offline_tells_what_it_did_not_check() -> None:
     assert told.endswith("law: nothing that was checked would stop it")
 
 
+def test_a_folder_in_place_of_a_recipe_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").mkdir()
+    wrong = optimsyn("validate", "mine.yaml", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "mine.yaml: is a folder" in wrong.stderr
+
+
 def test_new_copies_a_recipe_once(tmp_path: Path) -> None:
     assert optimsyn("new", "quickstart", "mine.yaml", cwd=tmp_path).returncode == 0
     assert "name: quickstart" in (tmp_path / "mine.yaml").read_text()

@@ -212,7 +212,7 @@ def test_a_large_run_gives_a_small_page_soon_and_loads_no_model_library(tmp_path
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs")
     run.path("evaluation.json").write_text("[{")
-    with pytest.raises(DataError, match=r"evaluation\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"evaluation\.json: not valid JSON.*run the stage evaluate again"):
         write_report(run)
 
 

@@ -63,6 +63,14 @@ def test_a_warm_up_of_another_adapter_is_not_taken_over(lora: dict[str, Any], tm
     assert not steps, "the same once more comes from the folder"
 
 
+def test_a_broken_weight_is_named_and_not_the_samples() -> None:
+    target = _target()
+    name, weight = next((name, p) for name, p in target.causal.named_parameters() if name.endswith("norm.weight"))
+    weight.data[0] = torch.nan
+    with pytest.raises(ModelError, match=rf"the weight {name} holds numbers that are not finite; get the model's"):
+        target.warm_up(samples(4), steps=2)
+
+
 @pytest.mark.parametrize("kind", [InfluenceScorer, TwinScorer])
 def test_an_adapter_that_is_not_at_work_is_refused(kind: type[InfluenceScorer] | type[TwinScorer]) -> None:
     target = _target()

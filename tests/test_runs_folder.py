@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from runs_helpers import tiny_recipe
 
+from optimsyn.data.jsonl import write_text
 from optimsyn.errors import RecipeError, StageError
 from optimsyn.models.replies import Reply
 from optimsyn.recipe import Recipe
@@ -202,6 +203,23 @@ def test_load_names_what_is_no_run(tmp_path: Path) -> None:
     (run.folder / "manifest.json").write_text('{"format": 1}')
     with pytest.raises(StageError, match=r"manifest.json: recipe: "):
         run.done("prepare")
+    (run.folder / "manifest.json").write_text('{"format": ')
+    with pytest.raises(StageError, match=r"manifest.json: Invalid JSON"):
+        run.done("prepare")
+
+
+def test_a_file_in_place_of_which_there_is_a_folder_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").mkdir()
+    for path in (tmp_path / "taken", tmp_path, Path()):
+        with pytest.raises(IsADirectoryError) as caught:
+            write_text(path, "text")
+        assert caught.value.filename == str(path)
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "full", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
 
 
 def test_estimates(tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from runs_helpers import tiny_recipe, write_notebook
 
 from optimsyn.errors import ParameterError
 from optimsyn.runs import Run
-from optimsyn.runs.parameters import check_parameters, given_parameters, key_variables, load_notebook, read_parameters
+from optimsyn.runs.parameters import (
+    check_parameters,
+    given_parameters,
+    key_variables,
+    load_notebook,
+    pair_of,
+    read_parameters,
+)
 from optimsyn.runs.resources import notebook_path
 
 STAGE = """recipe: str = "quickstart"
@@ -124,6 +131,10 @@ def test_values_from_the_command_line_are_read_by_type(tmp_path: Path) -> None:
     pairs = [("text", "12"), ("on", "true"), ("fields", '{"a.b": 3}')]
     found = given_parameters(notebook, pairs, [file], "n")
     assert found == {"text": "12", "count": 5, "on": True, "fields": {"a.b": 3}}
+    assert pair_of("text=a=b") == ("text", "a=b")
+    assert pair_of("text=") == ("text", "")
+    with pytest.raises(ParameterError, match="parameter text: has no value"):
+        pair_of("text")
     file.write_text("- a list\n")
     with pytest.raises(ParameterError, match="a mapping of names"):
         given_parameters(notebook, [], [file], "n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -16,14 +17,24 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees either the old content or the new one, also after a power cut."""
+    """Writes a file so that a reader sees either the old content or the new one, also after a power cut.
+
+    Raises:
+        OSError: The file cannot be written, or there is a folder of that name; nothing is left beside it.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -166,7 +166,9 @@ class _Files:
         try:
             return redact_tree(json.loads(path.read_text(encoding="utf-8")), self._secrets)
         except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); run the stage {parts[0]} again") from error
+            # Files of the run's root are the last stage's.
+            stage = parts[0] if len(parts) > 1 else STAGES[-1]
+            raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
 
     def table(self, *parts: str) -> list[MetricRow]:
         return self.json(*parts) if self.has(*parts) else []

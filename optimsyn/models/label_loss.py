@@ -141,7 +141,8 @@ class LabelLoss:
         Dropout is off meanwhile: two passes of the same tokens must give the same.
 
         Raises:
-            ModelError: What the model predicts depends on later tokens, so that padding would change losses.
+            ModelError: What the model predicts depends on later tokens, so that padding would change losses; or a
+                weight is not finite.
         """
         if self._fused is not None:
             return
@@ -164,7 +165,8 @@ class LabelLoss:
         found = self._logits_at(input_ids, rows, columns).float()
         again = self._logits_at(other, rows, columns).float()
         exact = all(p.dtype in (torch.float32, torch.float64) for p in self._causal.parameters())
-        # What is left is rounding in a mixture of experts. NaN passes here: losses name the sample.
+        self._refuse_broken_weights(found)
+        # What is left is rounding in a mixture of experts.
         moved = float((found - again).square().mean().sqrt()) / max(float(found.std()), 1e-30)
         if moved > (1e-3 if exact else 0.02):
             raise ModelError(
@@ -172,6 +174,17 @@ class LabelLoss:
                 "model, and the answer would stand in its own prompt; name another target, or make it causal in its "
                 "configuration (is_decoder, where a model has it)"
             )
+
+    def _refuse_broken_weights(self, logits: torch.Tensor) -> None:
+        """Names the weight that makes logits NaN or infinite; where none does, the losses name the sample."""
+        if bool(torch.isfinite(logits).all()):
+            return
+        for name, parameter in self._causal.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ModelError(
+                    f"{type(self._causal).__name__}: the weight {name} holds numbers that are not finite; get the "
+                    "model's files again, or name another model"
+                )
 
     def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         output = self._causal.base_model(input_ids=input_ids, use_cache=False)

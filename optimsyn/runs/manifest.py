@@ -195,9 +195,10 @@ class ManifestFile:
             raise StageError(f"{self.path.parent}: not a run folder (no manifest.json in it)") from None
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            # A file that is no JSON is wrong at no place in particular.
+            where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
             raise StageError(
-                f"{self.path}: {where}: {first['msg']}; the file was written by another version or edited"
+                f"{self.path}: {where}{first['msg']}; the file was written by another version or edited"
             ) from error
 
     def create(self, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from optimsyn.errors import OptimsynError, ParameterError, RecipeError
 from optimsyn.models.names import LITELLM_PREFIXES, provider_of
 from optimsyn.recipe import Recipe
-from optimsyn.redaction import KEY_CURE, find_secret
+from optimsyn.redaction import KEY_CURE, find_secret, redact
 
 _TYPES: dict[str, type] = {
     "str": str,
@@ -124,6 +124,18 @@ def load_notebook(path: Path) -> dict[str, Any]:
     if not isinstance(notebook, dict) or "cells" not in notebook:
         raise ParameterError(f"{path}: not a notebook (.ipynb)")
     return notebook
+
+
+def pair_of(text: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`.
+
+    Raises:
+        ParameterError: There is no value.
+    """
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ParameterError(f"parameter {redact(name)}: has no value; write -p NAME VALUE")
+    return name, value
 
 
 def given_parameters(
