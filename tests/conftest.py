@@ -1,5 +1,6 @@
 """Fixtures that several files of tests share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from optimsyn.models.embedded import KEY_VARIABLE, URL_VARIABLE, close_shared_server
 from tests.stages_helpers import recipe, served
 
-__all__ = ["no_server_stays", "recipe", "served"]
+__all__ = ["interrupts_arrive", "no_server_stays", "recipe", "served"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -20,3 +21,10 @@ def no_server_stays() -> Iterator[None]:
             environment.delenv(name)
         yield
         close_shared_server()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_arrive() -> None:
+    """What a script starts in the background ignores SIGINT, and so would all that tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
