@@ -201,11 +201,15 @@ def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
     pair = make_pairs(1)[0].model_copy(update={"answer": "  "})
     with pytest.raises(ModelError, match="'p0'"):
         fine_tune(SPEC, [pair], CONFIG, tmp_path / "b", 0, target=make_target())
-    target = make_target()
-    with torch.no_grad():
-        target.causal.get_input_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(ModelError, match="loss of step 1 is nan"):
-        fine_tune(SPEC, make_pairs(4), CONFIG, tmp_path / "c", 0, target=target)
+    for known, message in ((False, r"the weight model\.embed_tokens\.weight holds"), (True, "loss of step 1 is nan")):
+        target = make_target()
+        if known:
+            # The model is looked at once; what breaks later shows in the loss.
+            target.losses(next(iter(target.batches([target.encode(make_pairs(1)[0])]))))
+        with torch.no_grad():
+            target.causal.get_input_embeddings().weight.fill_(float("nan"))
+        with pytest.raises(ModelError, match=message):
+            fine_tune(SPEC, make_pairs(4), CONFIG, tmp_path / "c", 0, target=target)
     assert not (tmp_path / "c" / "adapter").exists()
 
 
