@@ -87,9 +87,7 @@ def test_offline_every_domain_recipe_is_valid_and_tells_what_was_not_checked(
     monkeypatch.setattr("socket.create_connection", asked)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", asked)
     recipe = Recipe.load(RECIPES / f"{name}.yaml")
-    begun = time.monotonic()
     found = validate(recipe, offline=True)
-    assert time.monotonic() - begun < 5
     assert found.problems == []
     text = "\n".join(found.unchecked)
     for what in ("documents.source", "questions.validation", "models.rubric", "models.target"):
