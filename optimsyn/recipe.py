@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from optimsyn.errors import DataError, RecipeError
 from optimsyn.recipe_data import Documents, Questions, Source
 from optimsyn.recipe_errors import explain
-from optimsyn.recipe_models import Lora, Models, ModelSpec, Section, TargetSpec
+from optimsyn.recipe_models import CountedTokens, Lora, Models, ModelSpec, Section, TargetSpec
 from optimsyn.redaction import KEY_CURE, find_secret, redact
 from optimsyn.shown import Shown
 from optimsyn.text_files import decode
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VARIANTS",
     "Checks",
+    "CountedTokens",
     "Documents",
     "Estimator",
     "Evaluation",
@@ -88,6 +89,7 @@ class Influence(Section):
         "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."
     )
     across_subtasks: Literal["mean", "max"] = Field("mean", description="How subtasks become one score (LESS: max).")
+    tokens: CountedTokens = CountedTokens()
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
 
     @property

@@ -73,6 +73,24 @@ class Lora(Section):
     )
 
 
+class CountedTokens(Section):
+    """Which tokens of an answer count when its loss is measured, and how they add up.
+
+    Warm-up and fine-tuning learn every token, also the one that ends the text. They learn that one
+    within a few steps, from any pair, and it says nothing about what the target knows (docs/influence.md has figures).
+    """
+
+    end_of_questions: float = Field(
+        0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the answer's own have 1."
+    )
+    end_of_pairs: float = Field(0.0, ge=0, le=1, description="The same for the pairs that are judged.")
+    reduction: Literal["mean", "root", "sum"] = Field(
+        "mean",
+        description="mean: a long answer counts as much as a short one. sum: each token counts as much. root: the sum "
+        "over the root of their number, between the two.",
+    )
+
+
 class TargetSpec(ModelSpec):
     """The model that the data is for; always local, because its gradients are the reward."""
 

@@ -10,7 +10,8 @@ goes on with AdamW as the warm-up does (no weight decay, gradient clipping).
 | subset       | L(θ) - L(some steps on a subset); over random subsets this is what the LDS correlates (Ilyas et  |
 |              | al. 2022, "Datamodels"; Park et al. 2023, "TRAK")                                                |
 
-L is the mean loss over the validation questions, so that a positive truth means: it helped. A counterfactual costs one
+L is the mean loss over the questions, of the tokens that count (`optimsyn.models.encoding.counted`), so that a positive
+truth means: it helped. Steps train on every token, as fine-tuning does. A counterfactual costs one
 validation pass, because samples' gradients at θ are kept. Each result is appended to a ledger, and what the ledger
 holds is never computed again.
 """
@@ -35,9 +36,10 @@ from optimsyn.data.jsonl import append_jsonl, iter_json
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import DataError, ModelError
 from optimsyn.influence.gradients import GradientTaps
-from optimsyn.models.encoding import Encoded
+from optimsyn.models.encoding import Encoded, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.recipe_models import CountedTokens
 
 LEDGER = "counterfactuals.jsonl"
 
@@ -104,6 +106,7 @@ class Counterfactuals:
         companions: What the fixed batch of `in_batch` is drawn from; none: the pool itself, where z is replaced by a
             spare sample when it was drawn.
         held_out: Further questions, whose loss is measured beside (and costs a pass as well).
+        tokens: Which tokens of the questions count.
         batch_size: Samples in the fixed batch.
         lr: Learning rate; None: the checkpoint's.
         max_grad_norm: Gradient clipping; None: none.
@@ -125,6 +128,7 @@ class Counterfactuals:
         *,
         companions: Sequence[Item] = (),
         held_out: Sequence[Item] = (),
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_size: int = 8,
         lr: float | None = None,
         max_grad_norm: float | None = 1.0,
@@ -140,8 +144,9 @@ class Counterfactuals:
         self.target = target
         self.checkpoint = target.checkpoints[-1]
         self.pool = [target.encode(item) for item in pool]
-        self.questions = [target.encode(item) for item in questions]
-        self.held_out = [target.encode(item) for item in held_out]
+        self.tokens = tokens
+        self.questions = [counted(target.encode(item), tokens, "question") for item in questions]
+        self.held_out = [counted(target.encode(item), tokens, "question") for item in held_out]
         self._companions = [target.encode(item) for item in companions]
         self.state = AdamState.of(target, self.checkpoint)
         self.lr = self.checkpoint.lr if lr is None else lr
@@ -343,9 +348,9 @@ class Counterfactuals:
 
     def _fingerprint(self) -> str:
         sets = [self.pool, self.questions, self.held_out, self._companions]
-        texts = [[[item.id, item.input_ids, item.labels] for item in items] for items in sets]
+        texts = [[[item.id, item.input_ids, item.labels, item.weights] for item in items] for items in sets]
         settings = [str(self.target.dtype), self._rows, self.lr, self.max_grad_norm, self.seed]
-        facts = [1, self.target.fingerprint(), self.checkpoint.fingerprint, settings, texts]
+        facts = [2, self.target.fingerprint(), self.checkpoint.fingerprint, settings, texts]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _open(self, ledger: Path) -> None:

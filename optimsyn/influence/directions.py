@@ -96,9 +96,10 @@ def directions_fingerprint(
 ) -> str:
     """Sixteen hex digits that change with the model, the checkpoint, the questions or their subtasks."""
     questions = [
-        [item.id, item.input_ids, item.labels, subtask] for item, subtask in zip(encoded, subtasks, strict=True)
+        [item.id, item.input_ids, item.labels, item.weights, subtask]
+        for item, subtask in zip(encoded, subtasks, strict=True)
     ]
-    facts = [1, target.fingerprint(), checkpoint.fingerprint, str(target.dtype), questions]
+    facts = [2, target.fingerprint(), checkpoint.fingerprint, str(target.dtype), questions]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -26,9 +26,10 @@ from optimsyn.influence.gradients import GradientTaps, output_slices
 from optimsyn.influence.processes import in_shares, process_count
 from optimsyn.influence.sinks import DotSink
 from optimsyn.influence.token_shares import token_shares as shares_of
-from optimsyn.models.encoding import Encoded, as_sample
+from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.recipe_models import CountedTokens
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Scores(Shown):
         total: [n], mean or max of `by_subtask`.
         by_subtask: [n, k].
         gradient_norm: [n], ‖g‖, weighted over checkpoints; None where no gradient was formed.
-        loss: [n], mean over label tokens in nats, weighted over checkpoints.
-        label_tokens: [n] int64.
+        loss: [n], over the tokens that count, in nats, weighted over checkpoints.
+        label_tokens: [n] int64, the tokens that count.
         token_shares: For each sample the share [label tokens] of its total that each label token brings, None where
             not asked for. They sum to the total, less what momentum alone contributes to it (see
             `optimsyn.influence.token_shares`); with the max across subtasks they split the winning subtask's score.
@@ -84,6 +85,7 @@ class InfluenceScorer:
         estimator: adam, adam_momentum_free, adam_linear, sgd or less (see `optimsyn.influence.gamma`).
         normalization: cosine (the paper's), or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
+        tokens: Which tokens of questions and pairs count; see `optimsyn.models.encoding.counted`.
         batch_tokens: Tokens scored in one batch.
         folder: Keep validation directions here, one file per checkpoint; a file of the same model, checkpoint and
             questions is used instead of being computed again.
@@ -110,6 +112,7 @@ class InfluenceScorer:
         estimator: str = "adam_linear",
         normalization: Literal["cosine", "dot"] = "dot",
         across_subtasks: Literal["mean", "max"] = "mean",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
         folder: Path | None = None,
         processes: Literal["share", "own"] = "share",
@@ -131,6 +134,7 @@ class InfluenceScorer:
         self.estimator: Estimator = estimator_of(estimator)
         self.normalization = normalization
         self.across_subtasks = across_subtasks
+        self.tokens = tokens
         self.batch_tokens = batch_tokens
         self.processes = processes
         self._checkpoints = tuple(target.checkpoints)
@@ -157,7 +161,8 @@ class InfluenceScorer:
         samples = [as_sample(pair) for pair in pairs]
 
         def measure(places: list[int]) -> Scores:
-            return self._measure([self.target.encode(samples[i]) for i in places], token_shares)
+            encoded = [counted(self.target.encode(samples[i]), self.tokens, "pair") for i in places]
+            return self._measure(encoded, token_shares)
 
         if self.processes == "own" or process_count() == 1:
             return measure(list(range(len(samples))))
@@ -183,6 +188,7 @@ class InfluenceScorer:
     def _digest(self, samples: list[Sample], token_shares: bool) -> str:
         """Of everything that processes must agree on to share a score."""
         options = [self.estimator.name, self.normalization, self.across_subtasks, token_shares, self.subtasks]
+        options.append(self.tokens.model_dump())
         facts = [self.target.fingerprint(), [c.fingerprint for c in self._checkpoints], options]
         texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
         return hashlib.sha256(json.dumps([facts, texts]).encode()).hexdigest()
@@ -260,7 +266,7 @@ class InfluenceScorer:
     def _directions(
         self, samples: list[Sample], folder: Path | None, report: Callable[[int], None] | None
     ) -> list[Directions]:
-        encoded = [self.target.encode(sample) for sample in samples]
+        encoded = [counted(self.target.encode(sample), self.tokens, "question") for sample in samples]
         subtasks = [sample.subtask or "all" for sample in samples]
         found, verified = [], False
         for checkpoint in self._checkpoints:

@@ -57,6 +57,7 @@ def build_scorer(
         "estimator": config.estimator,
         "normalization": config.normalization,
         "across_subtasks": config.across_subtasks,
+        "tokens": config.tokens,
         "batch_tokens": config.batch_tokens,
         "folder": folder,
         "report": report,

@@ -34,11 +34,12 @@ from optimsyn.influence.store_shards import MANIFEST, Rows, differences
 from optimsyn.influence.store_writer import Writer, describe, weights_of
 from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
+from optimsyn.recipe_models import CountedTokens
 
 _WINDOW = 1024  # Samples that are sorted by length together.
 _CHUNK_BYTES = 64 * 2**20
 # Fields in which a store and the target in hand, or a pool and its questions, must agree.
-_IDENTITY = ("target", "checkpoints", "estimator", "projection", "parameters", "encoding")
+_IDENTITY = ("target", "checkpoints", "estimator", "tokens", "projection", "parameters", "encoding")
 
 
 class _Store:
@@ -66,10 +67,17 @@ class _Store:
 
     @classmethod
     def _open_or_create(
-        cls, folder: str | Path, target: Target, *, estimator: str, projection: Projection | None, dtype: str
+        cls,
+        folder: str | Path,
+        target: Target,
+        *,
+        estimator: str,
+        tokens: CountedTokens,
+        projection: Projection | None,
+        dtype: str,
     ) -> Self:
         folder = Path(folder)
-        manifest = describe(target, cls.kind, estimator, projection, dtype)
+        manifest = describe(target, cls.kind, estimator, tokens, projection, dtype)
         if not (folder / MANIFEST).is_file():
             Rows.create(folder, manifest)
         rows = Rows(folder)
@@ -182,6 +190,7 @@ class QuestionStore(_Store):
         target: Target,
         *,
         estimator: str = "adam_linear",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         projection: Projection | None = Projection(),  # noqa: B008 - frozen
         dtype: Literal["float16", "float32"] = "float32",
     ) -> Self:
@@ -191,7 +200,9 @@ class QuestionStore(_Store):
             ModelError: As `GradientStore.open_or_create`.
             RecipeError: There is no such estimator.
         """
-        return cls._open_or_create(folder, target, estimator=estimator, projection=projection, dtype=dtype)
+        return cls._open_or_create(
+            folder, target, estimator=estimator, tokens=tokens, projection=projection, dtype=dtype
+        )
 
     def directions(self) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor]:
         """Subtasks (sorted), V [C, K, width] projected, and reference norms [C]; float64.
@@ -234,6 +245,7 @@ class GradientStore(_Store):
         target: Target,
         *,
         estimator: str = "adam_linear",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         projection: Projection | None = Projection(),  # noqa: B008 - frozen
         dtype: Literal["float16", "float32"] = "float16",
     ) -> Self:
@@ -243,6 +255,7 @@ class GradientStore(_Store):
             folder: One store each.
             target: A warmed-up target; all of its checkpoints are stored.
             estimator: See `optimsyn.influence.gamma`.
+            tokens: Which tokens of pairs and questions count.
             projection: None keeps every direction whole: exact, and as large as the trained parameters.
             dtype: Of the stored values, each row scaled by a power of two; norms and losses are float64 anyway.
 
@@ -252,7 +265,9 @@ class GradientStore(_Store):
             RecipeError: There is no such estimator.
             DataError: There is no such dtype.
         """
-        return cls._open_or_create(folder, target, estimator=estimator, projection=projection, dtype=dtype)
+        return cls._open_or_create(
+            folder, target, estimator=estimator, tokens=tokens, projection=projection, dtype=dtype
+        )
 
     def score(
         self,

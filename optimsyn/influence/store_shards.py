@@ -25,7 +25,7 @@ from optimsyn.data.jsonl import append_jsonl, iter_json, write_json
 from optimsyn.errors import DataError, ModelError
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 """Of the files' layout and of what is inside a record."""
 
 

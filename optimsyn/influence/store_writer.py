@@ -17,8 +17,9 @@ from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.moments import moments_of
 from optimsyn.influence.projection import Layout, Projection
 from optimsyn.influence.store_shards import VERSION, record_type
-from optimsyn.models.encoding import Batch, Encoded
+from optimsyn.models.encoding import Batch, Encoded, Role, counted
 from optimsyn.models.target import Target
+from optimsyn.recipe_models import CountedTokens
 
 _BATCH_BYTES = 512 * 2**20
 _SHARD_BYTES = 256 * 2**20
@@ -41,13 +42,16 @@ def weights_of(rates: Sequence[float]) -> list[float]:
     return [rate / sum(rates) for rate in rates]
 
 
-def describe(target: Target, kind: str, estimator: str, projection: Projection | None, dtype: str) -> dict[str, Any]:
+def describe(
+    target: Target, kind: str, estimator: str, tokens: CountedTokens, projection: Projection | None, dtype: str
+) -> dict[str, Any]:
     """The manifest of a store that is filled with these settings.
 
     Args:
         target: A warmed-up target.
         kind: samples or questions.
         estimator: Γ.
+        tokens: Which tokens count.
         projection: None keeps gradients whole.
         dtype: float16 or float32.
 
@@ -72,6 +76,7 @@ def describe(target: Target, kind: str, estimator: str, projection: Projection |
         "encoding": hashlib.sha256(tokens.encode()).hexdigest()[:16],
         "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
         "estimator": estimator_of(estimator).name,
+        "tokens": tokens.model_dump(),
         "projection": None if projection is None else projection.facts(),
         "parameters": layout.facts(),
         "width": layout.width,
@@ -101,6 +106,7 @@ class Writer:
         self._target = target
         self._record = record
         self._questions = questions
+        self._tokens = CountedTokens(**manifest["tokens"])
         self._layout = _layout(target, projection)
         self._taps = GradientTaps(target)
         self._verified = False
@@ -122,7 +128,8 @@ class Writer:
         """
         if not samples:
             return
-        encoded = [self._target.encode(sample) for sample in samples]
+        role: Role = "question" if self._questions else "pair"
+        encoded = [counted(self._target.encode(sample), self._tokens, role) for sample in samples]
         self._target.load_checkpoint(self._checkpoints[-1])
         if not self._verified:
             shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]

@@ -75,9 +75,9 @@ def token_shares(
         sink.start(len(batch))
         with taps.attached():
             taps.run(batch, sink)
-        slopes, rows = _slopes(target, taps, batch, sink.tangents)
+        slopes, rows, weights = _slopes(target, taps, batch, sink.tangents)
         counts = torch.bincount(rows, minlength=len(batch))
-        shares = normalised(slopes, sink.norms().flatten()[rows] * counts[rows])
+        shares = normalised(slopes * weights, sink.norms().flatten()[rows])
         for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
             found[index] = part
     return found
@@ -138,8 +138,8 @@ def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
 @torch.no_grad()
 def _slopes(
     target: Target, taps: GradientTaps, batch: Batch, tangents: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨w_i, g_t⟩ of the N label tokens t, [N] float64, and the row i of each, [N]; both on the CPU."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """⟨w_i, g_t⟩ of the N label tokens t, [N] float64, the row i and the weight of each, [N]; all on the CPU."""
 
     def forward_of(path: str, layer: nn.Linear, weight: str | None, bias: str | None) -> Any:
         def forward(inputs: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def _slopes(
     with target.scoring(), torch.no_grad(), taps.replaced(forward_of), sdpa_kernel(SDPBackend.MATH):
         try:
             with forward_ad.dual_level():
-                losses, rows, _ = target.token_losses(batch)
+                losses, rows, columns = target.token_losses(batch)
                 _, slopes = _parts(losses)
         except NotImplementedError as error:
             raise ModelError(
@@ -171,4 +171,4 @@ def _slopes(
             ) from error
     if slopes is None:
         slopes = torch.zeros_like(losses)
-    return slopes.double().cpu(), rows.cpu()
+    return slopes.double().cpu(), rows.cpu(), batch.token_weights(rows, columns).double().cpu()

@@ -26,9 +26,10 @@ from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin_adapters import Twins, length, step_directions
 from optimsyn.influence.twin_smooth import choice_of
 from optimsyn.influence.twin_step import Plan, Step, measure_step
-from optimsyn.models.encoding import Batch, Encoded
+from optimsyn.models.encoding import IGNORE, Batch, Encoded, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.recipe_models import CountedTokens
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _PROBES = 4
 # The one-sided form is taken by itself where it is measured to be off by at most this share.
 _FORWARD_LIMIT = 0.01
 _DOUBTFUL = 0.05
-_RULE = 1
+_RULE = 2
 
 
 class TwinScorer:
@@ -57,6 +58,7 @@ class TwinScorer:
         sides: central takes two passes a subtask. one-sided takes one pass more than there are subtasks, and is wrong
             by ε·ℓ''/2. auto: one-sided for two subtasks or more where its measured error is at most 1 per cent in each
             of them, else central.
+        tokens: Which tokens of questions and pairs count; see `optimsyn.models.encoding.counted`.
         batch_tokens: Tokens that go through the model at once, all twins together.
         together: Run two twins as one batch of twice the rows (half the samples at once), else one after the other.
         folder: Keep validation directions and steps here, as `InfluenceScorer` does.
@@ -88,6 +90,7 @@ class TwinScorer:
         across_subtasks: Literal["mean", "max"] = "mean",
         by_subtask: bool = True,
         sides: Sides = "auto",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
         together: bool = True,
         folder: Path | None = None,
@@ -115,20 +118,22 @@ class TwinScorer:
             estimator=estimator,
             normalization="dot",
             across_subtasks=across_subtasks,
+            tokens=tokens,
             batch_tokens=batch_tokens,
             folder=folder,
             report=report,
         )
         self.target = target
         self.across_subtasks = across_subtasks
+        self.tokens = tokens
         self.batch_tokens = batch_tokens
         self.together = together
         self.checkpoints: tuple[Checkpoint, ...] = tuple(target.checkpoints)
         self.directions: list[Directions] = exact.directions if by_subtask else [_mean(d) for d in exact.directions]
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
         self._twins = Twins(target)
-        encoded = [target.encode(question) for question in questions]
-        asked = [(e.id, e.input_ids, e.labels, q.subtask) for e, q in zip(encoded, questions, strict=True)]
+        encoded = [counted(target.encode(question), tokens, "question") for question in questions]
+        asked = [(e.id, e.input_ids, e.labels, e.weights, q.subtask) for e, q in zip(encoded, questions, strict=True)]
         marks = [target.fingerprint(), [c.fingerprint for c in self.checkpoints]]
         facts = [_RULE, marks, estimator, self.subtasks, sides, asked]
         self._steps_name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -163,7 +168,7 @@ class TwinScorer:
         Raises:
             ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite.
         """
-        encoded = [self.target.encode(pair) for pair in pairs]
+        encoded = [counted(self.target.encode(pair), self.tokens, "pair") for pair in pairs]
         sums = TokenSums(encoded, self.subtasks)
         if encoded:
             for checkpoint, directions, plan in zip(self.checkpoints, self.directions, self.plans, strict=True):
@@ -234,7 +239,7 @@ class TwinScorer:
 
         def losses(points: list[dict[str, torch.Tensor]]) -> torch.Tensor:
             values = self._twins.moved(points)
-            return torch.cat([_means(*self._losses(batch, values), len(batch)) for batch in probes], dim=1)
+            return torch.cat([_sample_losses(*self._losses(batch, values), batch) for batch in probes], dim=1)
 
         here = losses([{}])[0]
         origin = length(self.target.parameters) or 1.0
@@ -280,10 +285,10 @@ class TokenSums:
         norm = plan.reference_norm
         for row, index in enumerate(indices):
             mine = rows == row
-            count = int(mine.sum())
+            weights = torch.tensor(self._encoded[index].token_weights, dtype=torch.float64)
             if norm > 0:
-                self._shares[index] += plan.weight / (norm * count) * derivatives[mine]
-            self._loss[index] += plan.weight * here[mine].mean()
+                self._shares[index] += plan.weight / norm * weights.unsqueeze(1) * derivatives[mine]
+            self._loss[index] += plan.weight * (weights * here[mine]).sum()
 
     def scores(self, across: str, *, token_shares: bool) -> Scores:
         """All of it.
@@ -339,10 +344,11 @@ def _scaled(step: dict[str, torch.Tensor], k: int | None, epsilon: float) -> dic
     return {} if k is None else {name: value[k] * epsilon for name, value in step.items()}
 
 
-def _means(losses: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
-    """[points, N] -> [points, count]."""
-    sums = torch.zeros(len(losses), count, dtype=losses.dtype).index_add_(1, rows, losses)
-    return sums / torch.bincount(rows, minlength=count)
+def _sample_losses(losses: torch.Tensor, rows: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Losses of label tokens [points, N] -> of samples [points, B]."""
+    places = (batch.labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+    weights = batch.token_weights(places[0], places[1] + 1).to(losses)
+    return torch.zeros(len(losses), len(batch), dtype=losses.dtype).index_add_(1, rows, losses * weights)
 
 
 def _mean(directions: Directions) -> Directions:

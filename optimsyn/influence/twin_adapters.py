@@ -120,6 +120,7 @@ class Twins:
                 ids=batch.ids * count,
                 input_ids=batch.input_ids.repeat(count, 1),
                 labels=batch.labels.repeat(count, 1),
+                weights=None if batch.weights is None else batch.weights.repeat(count, 1),
             )
         groups = [values] if together else [{k: v[i : i + 1] for k, v in values.items()} for i in range(count)]
         losses = []
@@ -178,4 +179,5 @@ def _linear_at(layer: nn.Linear, weight: str | None, bias: str | None, values: M
 def _cut(batch: Batch) -> Batch:
     """Without the columns from the last label on: a label is predicted by the column before it."""
     last = int((batch.labels != IGNORE).any(dim=0).nonzero().max())
-    return Batch(batch.indices, batch.ids, batch.input_ids[:, :last], batch.labels[:, : last + 1])
+    weights = None if batch.weights is None else batch.weights[:, : last + 1]
+    return Batch(batch.indices, batch.ids, batch.input_ids[:, :last], batch.labels[:, : last + 1], weights)

@@ -22,11 +22,12 @@ from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_adapters import step_directions
 from optimsyn.influence.twin_step import Plan
 from optimsyn.models.target import Target
+from optimsyn.recipe_models import CountedTokens
 
 RECORD = "twins.json"
 # A few tokens of every kind tell tokenizers apart.
 PROBE_TEXT = "Naïve café №7: 12,345.67 €\n\tdef f(x): return x**2  # 数学"
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = 3
 
 
@@ -41,6 +42,7 @@ class TwinRecord:
         estimator: Whose direction the twins are moved along.
         subtasks: Columns of the scores.
         across_subtasks: mean or max.
+        tokens: Which tokens count.
         max_length: Longest sample, in tokens.
         probe_ids: What the target's tokenizer makes of `PROBE_TEXT`.
         plans: One a checkpoint.
@@ -54,6 +56,7 @@ class TwinRecord:
     estimator: str
     subtasks: tuple[str, ...]
     across_subtasks: str
+    tokens: CountedTokens
     max_length: int
     probe_ids: tuple[int, ...]
     plans: tuple[Plan, ...]
@@ -61,7 +64,8 @@ class TwinRecord:
 
     def save(self, folder: Path) -> None:
         """Writes `twins.json`, all at once."""
-        facts = {**vars(self), "format": _FORMAT, "plans": [plan.to_json() for plan in self.plans]}
+        facts = {**vars(self), "tokens": self.tokens.model_dump(), "format": _FORMAT}
+        facts["plans"] = [plan.to_json() for plan in self.plans]
         points = [
             [{"subtask": None if k is None else self.subtasks[k], "epsilon": e} for k, e in p.points]
             for p in self.plans
@@ -82,6 +86,7 @@ class TwinRecord:
                 raise ValueError("written by another version")
             facts.pop("points")
             facts["plans"] = tuple(Plan.from_json(plan) for plan in facts["plans"])
+            facts["tokens"] = CountedTokens(**facts["tokens"])
             facts["adapters"] = tuple(tuple(names) for names in facts["adapters"])
             facts["subtasks"], facts["probe_ids"] = tuple(facts["subtasks"]), tuple(facts["probe_ids"])
             return cls(**facts)
@@ -132,6 +137,7 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
         estimator=scorer.estimator.name,
         subtasks=scorer.subtasks,
         across_subtasks=scorer.across_subtasks,
+        tokens=scorer.tokens,
         max_length=target.max_length,
         probe_ids=tuple(probe_ids(target.tokenizer)),
         plans=tuple(scorer.plans),

@@ -14,7 +14,7 @@ from optimsyn.errors import ModelError
 from optimsyn.influence.scorer import Scores
 from optimsyn.influence.twin import TokenSums
 from optimsyn.influence.twin_export import TwinRecord, probe_ids
-from optimsyn.models.encoding import IGNORE, Encoded, as_sample, encode
+from optimsyn.models.encoding import IGNORE, Encoded, as_sample, counted, encode
 from optimsyn.models.loops import run_sync
 from optimsyn.models.prompt_logprobs import PromptLogprobs
 
@@ -87,7 +87,8 @@ class ServedTwinScorer:
             ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite.
             ServiceError: The server refused or failed for good.
         """
-        encoded = [encode(self.tokenizer, as_sample(pair), self.record.max_length) for pair in pairs]
+        whole = [encode(self.tokenizer, as_sample(pair), self.record.max_length) for pair in pairs]
+        encoded = [counted(item, self.record.tokens, "pair") for item in whole]
         sums = TokenSums(encoded, self.subtasks)
         if encoded:
             run_sync(self._add(encoded, sums))

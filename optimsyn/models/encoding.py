@@ -1,19 +1,21 @@
 """From a `Sample` to token ids and labels, and from many of these to right-padded batches.
 
-Training, influence and evaluation all encode here, so that they see the same tokens.
+Training, influence and evaluation all encode here, so that they see the same tokens. What training learns is every
+label: the answer and what ends it. What influence and evaluation measure is what `counted` leaves of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from optimsyn.data.chat import CONTEXT_PREFIX, sample_of, split_context
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
+from optimsyn.recipe_models import CountedTokens
 
 IGNORE = -100
 """Label of a position whose token is not to be predicted (prompt and padding), as in PyTorch's cross entropy."""
@@ -32,17 +34,28 @@ class Encoded:
         input_ids: Prompt, answer and end-of-text token.
         labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token.
         truncated: The context was cut to fit.
+        end_tokens: How many of the last labels are no part of the answer but end it: the end-of-text token, or what a
+            chat template closes a turn with.
+        weights: What each label's loss is multiplied with in the sample's loss; none: their mean is taken.
     """
 
     id: str
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+    end_tokens: int = 0
+    weights: tuple[float, ...] = ()
 
     @property
     def label_tokens(self) -> int:
         """How many tokens are predicted."""
         return sum(label != IGNORE for label in self.labels)
+
+    @property
+    def token_weights(self) -> tuple[float, ...]:
+        """The weight of each label's loss, also where it is that of a mean."""
+        count = self.label_tokens
+        return self.weights or (1 / count,) * count
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -60,15 +73,52 @@ class Batch:
         ids: Sample ids, a row each.
         input_ids: [B, T] int64.
         labels: [B, T] int64, -100 on prompts and padding.
+        weights: [B, T], what the loss of each label is multiplied with in its row's loss, 0 elsewhere; None: each row's
+            loss is the mean over its labels.
     """
 
     indices: list[int]
     ids: list[str]
     input_ids: torch.Tensor
     labels: torch.Tensor
+    weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def token_weights(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The weights [N] of N labels, given the row [N] and the column [N] of each; of all labels, in any order."""
+        if self.weights is not None:
+            return self.weights[rows, columns]
+        counts = torch.bincount(rows, minlength=len(self))
+        return 1 / counts.to(torch.float32 if rows.device.type == "mps" else torch.float64)[rows]
+
+
+Role = Literal["question", "pair"]
+
+
+def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
+    """What counts of a sample when its loss is measured; the one place where that is decided.
+
+    Validation directions, pair scores, token shares, counterfactuals, served scores and the evaluation measure the loss
+    that this gives. Training (warm-up and fine-tuning) goes on learning every label.
+
+    Args:
+        encoded: As `encode` gave it.
+        tokens: The recipe's `influence.tokens`.
+        role: An expert's question, or a pair that is to be judged.
+    """
+    end = tokens.end_of_questions if role == "question" else tokens.end_of_pairs
+    count = encoded.label_tokens
+    ends = min(encoded.end_tokens, count - 1)
+    kept = count if end > 0 else count - ends
+    raw = [1.0] * (count - ends) + [end] * (kept - (count - ends))
+    total = sum(raw)
+    divisor = {"mean": total, "root": total**0.5, "sum": 1.0}[tokens.reduction]
+    labels = list(encoded.labels)
+    for place in [i for i, label in enumerate(labels) if label != IGNORE][kept:]:
+        labels[place] = IGNORE
+    return replace(encoded, labels=labels, weights=tuple(weight / divisor for weight in raw))
 
 
 def as_sample(item: Sample | Pair | Question) -> Sample:
@@ -101,7 +151,8 @@ def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
             f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first one; give it "
             "a prompt, or a tokenizer that puts a beginning-of-text token in front"
         )
-    return Encoded(sample.id, found.ids, [IGNORE] * found.first + found.ids[found.first :], truncated)
+    labels = [IGNORE] * found.first + found.ids[found.first :]
+    return Encoded(sample.id, found.ids, labels, truncated, end_tokens=found.end_tokens)
 
 
 class Tokens(NamedTuple):
@@ -114,6 +165,7 @@ class Tokens(NamedTuple):
         start: Where the answer begins in `text`.
         stop: Where it ends.
         offsets: For each token of `text` its begin and end there; None where the tokenizer cannot tell.
+        end_tokens: How many of the last tokens stand behind the answer.
     """
 
     ids: list[int]
@@ -122,6 +174,7 @@ class Tokens(NamedTuple):
     start: int
     stop: int
     offsets: list[tuple[int, int]] | None
+    end_tokens: int
 
 
 def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
@@ -168,12 +221,20 @@ def pad(
     """One right-padded batch of these samples, in this order."""
     width = max(len(item.input_ids) for item in encoded)
     tokens = [item.input_ids + [pad_id] * (width - len(item.input_ids)) for item in encoded]
-    labels = [item.labels + [IGNORE] * (width - len(item.labels)) for item in encoded]
+    labels = torch.tensor([item.labels + [IGNORE] * (width - len(item.labels)) for item in encoded], device=device)
+    weights = None
+    if any(item.weights for item in encoded):
+        # Apple's GPUs have no float64.
+        wide = torch.float32 if labels.device.type == "mps" else torch.float64
+        flat = [weight for item in encoded for weight in item.token_weights]
+        weights = torch.zeros(labels.shape, dtype=wide, device=device)
+        weights[labels != IGNORE] = torch.tensor(flat, dtype=wide, device=device)
     return Batch(
         indices=list(indices),
         ids=[item.id for item in encoded],
         input_ids=torch.tensor(tokens, device=device),
-        labels=torch.tensor(labels, device=device),
+        labels=labels,
+        weights=weights,
     )
 
 
@@ -227,7 +288,22 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     end_id = tokenizer.eos_token_id
     if not ended and end_id is not None and ids[-1] != end_id:
         ids.append(end_id)
-    return Tokens(ids, first, text, len(before), len(before) + len(answer), offsets)
+    stop = len(before) + len(answer)
+    end_tokens = _behind(tokenizer, ids[first:], (offsets or [])[first:], stop)
+    return Tokens(ids, first, text, len(before), stop, offsets, end_tokens)
+
+
+def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]], stop: int) -> int:
+    """How many of an answer's last tokens stand behind its text, which always keeps one."""
+    special = set(tokenizer.all_special_ids)
+    count = 0
+    for place in range(len(ids) - 1, 0, -1):
+        # Tokens that a tokenizer adds by itself have no place in the text.
+        behind = ids[place] in special or (place < len(offsets) and offsets[place][0] >= stop)
+        if not behind and tokenizer.decode([ids[place]]).strip():
+            break
+        count += 1
+    return count
 
 
 def _shorten(tokenizer: Any, context: str, tokens: int) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from optimsyn.errors import ModelError
-from optimsyn.models.encoding import IGNORE
+from optimsyn.models.encoding import IGNORE, Batch
 
 _CHUNK_BYTES = 128 * 2**20
 
@@ -80,7 +80,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 
 class LabelLoss:
-    """Mean loss over label tokens, a number per sample, for any Hugging Face causal language model.
+    """Weighted loss over label tokens, a number per sample, for any Hugging Face causal language model.
 
     Two exact ways. The first knows the model's output layer: a frozen `nn.Linear`, followed by at most a scale and a
     soft cap. It is tried against the model's own logits once before it is used. The second asks the model itself, with
@@ -100,12 +100,12 @@ class LabelLoss:
             self._scale /= float(config.logits_scaling)
         self._fused: bool | None = None
 
-    def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Losses [B] (float32, or float64 of a float64 model) of right-padded `input_ids` and `labels` [B, T]."""
-        tokens, rows, _ = self.tokens(input_ids, labels)
-        counts = torch.bincount(rows, minlength=len(labels)).to(tokens.dtype)
-        sums = torch.zeros(len(labels), dtype=tokens.dtype, device=tokens.device).index_add(0, rows, tokens)
-        return sums / counts
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Losses [B] (float32, or float64 of a float64 model) of a right-padded batch [B, T], as its weights say."""
+        tokens, rows, columns = self.tokens(batch.input_ids, batch.labels)
+        rows, columns = rows.to(tokens.device), columns.to(tokens.device)
+        weighted = tokens * batch.token_weights(rows, columns).to(tokens)
+        return torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device).index_add(0, rows, weighted)
 
     def tokens(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The loss of each of the N label tokens of a right-padded batch.

@@ -160,7 +160,9 @@ class Target:
         return make_batches(encoded, batch_tokens, pad_id=self._pad_id, device=self.device)
 
     def losses(self, batch: Batch) -> torch.Tensor:
-        """Mean loss over the label tokens of each sample, [B], in nats; float32, or float64 of a float64 model.
+        """Loss of each sample, [B], in nats: its label tokens' mean, or their sum under the batch's weights.
+
+        float32, or float64 of a float64 model.
 
         Logits are computed at label positions only. Gradients are kept when gradients are enabled.
 
@@ -168,7 +170,7 @@ class Target:
             ModelError: A row has no label at all, which would make its loss NaN.
         """
         _refuse_empty(batch)
-        return self._loss(batch.input_ids, batch.labels)
+        return self._loss(batch)
 
     def token_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The loss of each of the N label tokens, [N], and the row [N] and column [N] where it stands in the batch.

@@ -64,7 +64,15 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
             def report(done: int, _: int, before: int = answered, total: int = total) -> None:
                 stage.progress(before + done, total, "answers")
 
-            rows = evaluate(target, tools.test, run.recipe.evaluation, run.recipe.seed, adapter=adapter, report=report)
+            rows = evaluate(
+                target,
+                tools.test,
+                run.recipe.evaluation,
+                run.recipe.seed,
+                adapter=adapter,
+                tokens=run.recipe.influence.tokens,
+                report=report,
+            )
             write_jsonl(path, [dict(row) for row in rows])
         answered += len(tools.test)
         found[variant] = list(iter_json(path))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from optimsyn.training.answers import exact_match, token_f1
 if TYPE_CHECKING:
     from optimsyn.data.records import PairKind, Question
     from optimsyn.models.target import Target
-    from optimsyn.recipe import Evaluation
+    from optimsyn.recipe import CountedTokens, Evaluation
     from optimsyn.training.likelihood import Item
 
 
@@ -29,8 +29,9 @@ class QuestionRow(TypedDict):
         id: Id of the question.
         kind: `free` or `multiple_choice`.
         subtask: Subtask of the question.
-        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. The end-of-text token is not
-            counted: a fine-tuned target learns to stop within a few steps, which says nothing about what it knows.
+        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens,
+            `optimsyn.models.encoding.counted` decides, for the evaluation as for the influence. By default the one that ends the text is left
+            out: a fine-tuned target learns to stop within a few steps, which says nothing about what it knows.
         correct: Multiple choice: the gold option has the highest mean log-likelihood per token (ties go to the first
             option). Free: the decoded answer matches an accepted one exactly.
         exact_match: The same for free answers; None for multiple choice.
@@ -62,6 +63,7 @@ def evaluate(
     seed: int = 0,
     *,
     adapter: Path | None = None,
+    tokens: CountedTokens | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> list[QuestionRow]:
     """Asks a target every question, closed or open book as the question says.
@@ -72,6 +74,7 @@ def evaluate(
         config: Batch size and longest decoded answer.
         seed: Unused by greedy decoding and likelihoods; kept so that every stage is called alike.
         adapter: Folder of the fine-tuned adapter to evaluate; None evaluates the target as it came, with no adapter.
+        tokens: Which tokens of an answer count, the recipe's `influence.tokens`; None: the default.
         report: Called after each batch with the questions done and their number.
 
     Returns:
@@ -82,13 +85,14 @@ def evaluate(
     """
     import torch
 
+    from optimsyn.recipe_models import CountedTokens
     from optimsyn.training.likelihood import AnswerScorer
 
     if not questions:
         raise ModelError("evaluate: there are no test questions; check questions.test in the recipe")
     rows: dict[int, QuestionRow] = {}
     with use_adapter(target, adapter), torch.inference_mode():
-        scorer = AnswerScorer(target)
+        scorer = AnswerScorer(target, tokens or CountedTokens())
         jobs = [_Job(question, scorer.prepare(question)) for question in questions]
         for batch in _batches(jobs, config.batch_size):
             items = [jobs[index].item for index in batch]

@@ -11,6 +11,8 @@ import torch
 
 from optimsyn.data.chat import sample_of
 from optimsyn.errors import ModelError
+from optimsyn.models.encoding import counted
+from optimsyn.recipe_models import CountedTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +32,14 @@ class Item(NamedTuple):
     Attributes:
         id: Id of the question.
         prompt: Ids up to where the answer starts.
-        options: Ids of each option (the gold answer alone for a free question), without the end-of-text token.
+        options: Ids of each option (the gold answer alone for a free question), as far as they count.
+        weights: What the log-likelihood of each of these tokens is multiplied with.
     """
 
     id: str
     prompt: list[int]
     options: list[list[int]]
+    weights: list[tuple[float, ...]]
 
 
 class _Prefix(NamedTuple):
@@ -52,10 +56,12 @@ class AnswerScorer:
 
     Args:
         target: Gives model, tokenizer, device and the one encoding of samples.
+        tokens: Which tokens of an answer count; the recipe's `influence.tokens`.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, tokens: CountedTokens = CountedTokens()) -> None:  # noqa: B008 - frozen
         self.target = target
+        self.tokens = tokens
         self.model = target.model
         self.tokenizer = target.tokenizer
         self.device = target.device
@@ -67,7 +73,7 @@ class AnswerScorer:
         self.pad_id = int(pad_id if pad_id is not None else min(self.stop_ids, default=0))
 
     def prepare(self, question: Question) -> Item:
-        """Encodes a question and its options exactly as training does, with the end of the text cut off.
+        """Encodes a question and its options exactly as training does, and keeps of the answers what counts.
 
         Raises:
             ModelError: An answer has no tokens; names the question.
@@ -75,11 +81,11 @@ class AnswerScorer:
         answers = question.choices if question.choices is not None else (None,)
         parts = [self._split(sample_of(question, answer)) for answer in answers]
         # A long context is cut to make room for the answer: all options get the shortest prompt of them.
-        prompt = min((prompt for prompt, _ in parts), key=len)
-        return Item(question.id, prompt, [option for _, option in parts])
+        prompt = min((prompt for prompt, _, _ in parts), key=len)
+        return Item(question.id, prompt, [option for _, option, _ in parts], [weights for _, _, weights in parts])
 
     def score(self, items: Sequence[Item], *, max_new_tokens: int = 0) -> tuple[list[list[float]], list[str]]:
-        """Mean log-likelihood per token of every option, and greedy answers.
+        """Log-likelihood of every option (the mean per token, unless `tokens` says otherwise), and greedy answers.
 
         Args:
             items: The questions of one batch.
@@ -90,10 +96,12 @@ class AnswerScorer:
         """
         prefix = self._read([item.prompt for item in items], cached=self.shares_prefix)
         flat = [(row, option) for row, item in enumerate(items) for option in item.options]
+        weights = iter([weights for item in items for weights in item.weights])
         scores: list[list[float]] = [[] for _ in items]
         for chunk in _chunks(flat, prefix.ids.shape[1], prefix.logits.shape[-1]):
             rows, options = [row for row, _ in chunk], [option for _, option in chunk]
-            for row, score in zip(rows, self._likelihoods(prefix, rows, options), strict=True):
+            mine = [next(weights) for _ in chunk]
+            for row, score in zip(rows, self._likelihoods(prefix, rows, options, mine), strict=True):
                 scores[row].append(score)
         for item, found in zip(items, scores, strict=True):
             if not all(math.isfinite(score) for score in found):
@@ -101,25 +109,20 @@ class AnswerScorer:
         texts = self._decode(prefix, max_new_tokens) if max_new_tokens else ["" for _ in items]
         return scores, texts
 
-    def _split(self, sample: Sample) -> tuple[list[int], list[int]]:
-        encoded = self.target.encode(sample)
+    def _split(self, sample: Sample) -> tuple[list[int], list[int], tuple[float, ...]]:
+        encoded = counted(self.target.encode(sample), self.tokens, "question")
         prompt = encoded.prompt_ids
-        answer = encoded.input_ids[len(prompt) :]
-        special = set(self.tokenizer.all_special_ids)
-        # What ends the text: end-of-text, or a chat template's end of turn with its line break.
-        while answer and (answer[-1] in special or not self.tokenizer.decode(answer[-1:]).strip()):
-            answer = answer[:-1]
-        if not prompt or not answer:
-            raise ModelError(f"question {sample.id!r}: its {'answer' if prompt else 'prompt'} has no tokens")
-        return prompt, answer
+        return prompt, encoded.input_ids[len(prompt) : len(prompt) + encoded.label_tokens], encoded.token_weights
 
     def _read(self, prompts: Sequence[list[int]], *, cached: bool) -> _Prefix:
         ids, mask = self._pad(prompts, left=True)
         out = self._forward(ids, mask, _positions(mask), keep=1, cached=cached)
         return _Prefix(ids, mask, out.logits[:, -1].float(), out.past_key_values if cached else None)
 
-    def _likelihoods(self, prefix: _Prefix, rows: list[int], options: list[list[int]]) -> list[float]:
-        """Mean log-likelihood of `options[i]` after the prompt `rows[i]`."""
+    def _likelihoods(
+        self, prefix: _Prefix, rows: list[int], options: list[list[int]], weights: list[tuple[float, ...]]
+    ) -> list[float]:
+        """Log-likelihood of `options[i]` after the prompt `rows[i]`, its tokens weighted."""
         index = torch.tensor(rows, device=self.device)
         tokens, mask = self._pad(options, left=False)
         logits = prefix.logits[index][:, None]
@@ -136,8 +139,12 @@ class AnswerScorer:
                 later = self._forward(ids, whole, _positions(whole), keep=keep).logits
             logits = torch.cat([logits, later.float()], dim=1)
         chosen = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
-        means = (chosen * mask).sum(dim=1) / mask.sum(dim=1)
-        return [float(value) for value in means]
+        share = torch.zeros(mask.shape, dtype=chosen.dtype)
+        for row, values in enumerate(weights):
+            share[row, : len(values)] = torch.tensor(values)
+        # Where nothing counts a logit may be -inf, and 0 * inf is NaN.
+        found = (chosen.masked_fill(mask == 0, 0.0) * share.to(chosen.device)).sum(dim=1)
+        return [float(value) for value in found]
 
     def _decode(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
         """Greedy answers, each up to its first line break; rows that are done leave the batch."""
