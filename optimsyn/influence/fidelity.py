@@ -1,7 +1,18 @@
-"""Is the influence true? Every estimator and every baseline against what training really does.
+"""Is the influence true? Every estimator, every definition of what counts and every baseline against real training.
 
-`fidelity` measures one target; `measure` and `FidelityReport` are its two halves, for several targets, seeds or domains
-in one table (`benchmarks/fidelity.py`).
+The truth is what the loop is for: real trainings that go on from the warm checkpoint, on every token, as fine-tuning
+does, and what they do to the loss of questions that had no part in the scores' directions, of the tokens that the
+evaluation counts. `fidelity` measures one target; `measure` and `FidelityReport` are its two halves, for several
+targets, seeds or domains in one table (`benchmarks/fidelity.py`).
+
+| truth             | definition                                                                               |
+|-------------------|------------------------------------------------------------------------------------------|
+| in batch, k steps | L(k steps on batches of companions) - L(k steps on them with z in the place of one)      |
+| alone, k steps    | L(θ) - L(k steps on z alone)                                                             |
+| LDS, k steps      | L(θ) - L(k steps on a random part of the pool), correlated with the part's mean score    |
+|                   | (Ilyas et al. 2022, "Datamodels"; Park et al. 2023, "TRAK")                              |
+
+L is the mean loss of the truth questions. A positive truth means: it helped.
 """
 
 from __future__ import annotations
@@ -10,11 +21,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from optimsyn.errors import DataError
+from optimsyn.errors import DataError, ModelError
 from optimsyn.influence.baselines import (
     BaseModelEmbedder,
     Embedder,
@@ -23,61 +33,53 @@ from optimsyn.influence.baselines import (
     embedding_scores,
     random_scores,
 )
-from optimsyn.influence.counterfactual import Counterfactuals
+from optimsyn.influence.calibration import calibrated_scores
 from optimsyn.influence.fidelity_report import FidelityReport
+from optimsyn.influence.fidelity_scores import influence_scores
 from optimsyn.influence.fidelity_statistics import FidelityCell, Subsets
-from optimsyn.influence.gamma import ESTIMATORS, estimator_of, normalised
-from optimsyn.influence.moments import Moments
-from optimsyn.models.encoding import as_sample
+from optimsyn.influence.gradient_parts import GradientParts
+from optimsyn.influence.selection import balanced, top
+from optimsyn.influence.simulated import SimulatedTraining
+from optimsyn.influence.training_ledger import TrainingLedger
+from optimsyn.influence.trainings import Schedule, Trainings
+from optimsyn.models.encoding import as_sample, counted
 from optimsyn.models.target import Target
-
-Truth = Literal["in_batch", "lone", "subsets", "top"]
-TRUTHS: tuple[Truth, ...] = ("in_batch", "lone", "subsets", "top")
-
-TOP_SCORES = (
-    "adam cosine",
-    "adam dot",
-    "adam_momentum_free dot",
-    "adam_linear dot",
-    "sgd cosine",
-    "loss",
-    "gradient norm",
-    "answer length",
-    "BM25",
-    "embedding similarity",
-)
-"""Whose best and worst quarter are trained on, unless told otherwise."""
-
-_ROWS = 8
+from optimsyn.recipe_models import CountedTokens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured besides the two truths of single samples.
+    """What is measured.
 
     Attributes:
-        subsets: Random subsets for the LDS.
+        horizons: Steps after which truths are taken.
+        in_batch: Single samples, each in a batch of companions.
+        alone: Single samples on their own.
+        batch_size: Samples a step.
+        subsets: Random parts of the pool for the LDS.
         subset_share: Their share of the pool.
-        subset_batch: Samples a step when training on a subset.
-        top_share: Share of the pool that counts as top (and as bottom).
-        top_batch: Samples a step when training on them.
-        top_scores: Names of the scores whose top and bottom are trained on.
-        top_random: Random subsets of the same size beside them.
-        epochs: Passes over a subset.
-        batch_size: Samples in the fixed batch of the in-batch truth.
+        ends: Train on the best and the worst part of the pool by some scores.
+        end_share: That part's share.
+        random: Random parts of that size beside them.
+        sets: Train also on a part of that size chosen as a set, and on one balanced by answer.
+        lr: Learning rate of every training: that of the fine-tuning which the scores are to foretell.
         max_grad_norm: Gradient clipping of every step; None: none.
+        measured: Which tokens the truth counts.
     """
 
-    subsets: int = 20
+    horizons: tuple[int, ...] = (1, 12)
+    in_batch: bool = True
+    alone: bool = True
+    batch_size: int = 4
+    subsets: int = 16
     subset_share: float = 0.5
-    subset_batch: int = 8
-    top_share: float = 0.25
-    top_batch: int = 8
-    top_scores: tuple[str, ...] = TOP_SCORES
-    top_random: int = 5
-    epochs: int = 1
-    batch_size: int = 8
+    ends: tuple[str, ...] = ("adam_linear dot", "adam cosine", "loss", "answer length", "BM25")
+    end_share: float = 0.25
+    random: int = 5
+    sets: bool = True
+    lr: float = 2e-4
     max_grad_norm: float | None = 1.0
+    measured: CountedTokens = field(default_factory=CountedTokens)
 
 
 @dataclass(frozen=True)
@@ -97,52 +99,50 @@ def fidelity(
     target: Target,
     pool: Sequence[Item],
     questions: Sequence[Item],
+    truth: Sequence[Item],
+    companions: Sequence[Item],
     *,
-    estimators: Sequence[str] = tuple(ESTIMATORS),
-    truths: Sequence[Truth] = TRUTHS,
+    groups: Sequence[str] = (),
     plan: Plan | None = None,
-    companions: Sequence[Item] = (),
-    held_out: Sequence[Item] = (),
     extra: Extra | None = None,
     seed: int = 0,
     batch_tokens: int = 1024,
     folder: Path | None = None,
     resamples: int = 1000,
 ) -> FidelityReport:
-    """How well scores foretell what training on a sample does to the loss on the validation questions.
+    """How well scores foretell what training on a sample does to questions that the scores have not seen.
 
     Args:
         target: A warmed-up target; its last checkpoint is where everything starts.
-        pool: The samples to judge scores by; 64 give a Spearman of .9 an interval of about ±.06.
-        questions: The validation questions.
-        estimators: Names as in a recipe; each is tried as cosine and as dot.
-        truths: in_batch, lone, subsets (LDS), top (train on the best, the worst and random quarters).
+        pool: The samples to judge scores by.
+        questions: They give the scores their directions.
+        truth: Other questions, whose loss is the truth.
+        companions: What the batches of the in-batch truth are filled with; one batch at least.
+        groups: The passage of each sample, for the ranking within a passage, which is all that GRPO sees.
         plan: Sizes and settings.
-        companions: What the fixed batch of the in-batch truth is drawn from; none: the pool.
-        held_out: Further questions: does a score also foretell their loss?
         extra: Further scores, another embedder.
         seed: Of every random choice.
         batch_tokens: Tokens that go through the model at once.
-        folder: Keep gradients and finished counterfactuals here; a run that was killed continues.
+        folder: Keep finished trainings here; a run that was killed continues.
         resamples: Of the bootstrap.
 
     Raises:
-        DataError: A list is empty or too short, a score has another length, or the folder holds something else.
+        DataError: A list is empty or too short, a score has another length, a question stands on both sides, or the
+            folder holds something else.
         ModelError: The target has not been warmed up, or a sample cannot be encoded.
-        RecipeError: An estimator has no such name.
 
     Example:
-        >>> print(fidelity(target, pairs, questions, folder=Path("fidelity")).markdown())      # doctest: +SKIP
+        >>> report = fidelity(target, pairs, questions, held_out, others)            # doctest: +SKIP
+        >>> print(report.markdown())                                                 # doctest: +SKIP
     """
     cell = measure(
         target,
         pool,
         questions,
-        estimators=estimators,
-        truths=truths,
+        truth,
+        companions,
+        groups=groups,
         plan=plan,
-        companions=companions,
-        held_out=held_out,
         extra=extra,
         seed=seed,
         batch_tokens=batch_tokens,
@@ -155,148 +155,202 @@ def measure(
     target: Target,
     pool: Sequence[Item],
     questions: Sequence[Item],
+    truth: Sequence[Item],
+    companions: Sequence[Item],
     *,
     name: str = "",
-    estimators: Sequence[str] = tuple(ESTIMATORS),
-    truths: Sequence[Truth] = TRUTHS,
+    domain: str = "",
+    groups: Sequence[str] = (),
     plan: Plan | None = None,
-    companions: Sequence[Item] = (),
-    held_out: Sequence[Item] = (),
     extra: Extra | None = None,
     seed: int = 0,
     batch_tokens: int = 1024,
+    rows: int = 32,
     folder: Path | None = None,
-    on_result: Callable[[str, float], None] | None = None,
+    told: Callable[[int, float], None] | None = None,
 ) -> FidelityCell:
     """The scores and truths of one pool, one row of data for a `FidelityReport`.
 
-    Args are those of `fidelity`, and: `name` tells this cell from others, `on_result` is told the key and the seconds
-    of every counterfactual that had to be computed.
+    Args are those of `fidelity`, and: `name` and `domain` tell this cell from others, `rows` is how many samples of
+    trainings go through the model side by side, `told` is called with the number and the seconds of every group of
+    trainings that had to be computed.
     """
     plan, extra = plan or Plan(), extra or Extra()
-    facts = Counterfactuals(
-        target,
-        pool,
-        questions,
-        companions=companions,
-        held_out=held_out,
-        batch_size=plan.batch_size,
-        max_grad_norm=plan.max_grad_norm,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        folder=folder,
-        on_result=on_result,
-    )
-    scores = influence_scores(facts, [as_sample(q).subtask or "all" for q in questions], estimators)
-    gradient_norm = facts.gradients().double().norm(dim=1)
-    length = torch.tensor([item.label_tokens for item in facts.pool], dtype=torch.float64)
+    if not target.checkpoints:
+        raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+    _refuse(pool, questions, truth, companions, groups, plan)
+    checkpoint = target.checkpoints[-1]
+    encoded = [target.encode(item) for item in pool]
+    fill = [target.encode(item) for item in companions]
+    asked = [target.encode(item) for item in questions]
+    parts = GradientParts.of(target, checkpoint, encoded, batch_tokens)
+    directions = GradientParts.of(target, checkpoint, asked, batch_tokens)
+    length = parts.answer_tokens
+    gradient_norm = parts.under(plan.measured, "pair").double().norm(dim=1)
+    scores = influence_scores(target, checkpoint, parts, directions)
     scores |= {
         "BM25": bm25_scores(pool, questions),
         "embedding similarity": embedding_scores(pool, questions, extra.embedder or BaseModelEmbedder(target)),
         "gradient norm": gradient_norm,
-        "loss": facts.losses(),
+        "loss": parts.losses(plan.measured, "pair"),
         "answer length": length,
+        "1 / answer length": 1 / length,
         "random": random_scores(len(pool), seed=seed),
     }
     for key, values in extra.scores.items():
         scores[key] = torch.as_tensor(values, dtype=torch.float64)
         if scores[key].shape != (len(pool),):
             raise DataError(f"extra score {key!r} has {len(scores[key])} values for {len(pool)} samples")
-    found: dict[str, list[float]] = {}
-    if "in_batch" in truths:
-        found["in_batch"] = facts.in_batch().tolist()
-        if held_out:
-            found["in_batch held out"] = facts.in_batch(held_out=True).tolist()
-    if "lone" in truths:
-        found["lone"] = facts.lone().tolist()
-        if held_out:
-            found["lone held out"] = facts.lone(held_out=True).tolist()
+    ledger = TrainingLedger(
+        Trainings(
+            target,
+            checkpoint,
+            [*encoded, *fill],
+            [counted(target.encode(item), plan.measured, "question") for item in truth],
+            lr=plan.lr,
+            max_grad_norm=plan.max_grad_norm,
+            rows=rows,
+        ),
+        folder,
+        told,
+    )
+    truths = _truths(ledger, plan, len(pool), len(fill), seed)
+    subsets = _subsets(ledger, plan, len(pool), seed)
+    simulated = SimulatedTraining.of(
+        target,
+        checkpoint,
+        [*encoded, *fill],
+        [counted(item, plan.measured, "question") for item in asked],
+        lr=plan.lr,
+        steps=plan.horizons[-1],
+        max_grad_norm=plan.max_grad_norm,
+        batch_tokens=batch_tokens,
+    )
+    scores |= _simulated_scores(simulated, len(pool), plan.batch_size)
+    scores |= calibrated_scores(scores, truths, groups or [item.id for item in encoded])
+    answers = [as_sample(item).completion for item in pool]
     return FidelityCell(
         name=name,
-        ids=tuple(item.id for item in facts.pool),
+        domain=domain,
+        ids=tuple(item.id for item in encoded),
+        groups=tuple(groups),
         scores={key: tuple(values.tolist()) for key, values in scores.items()},
-        truths={key: tuple(values) for key, values in found.items()},
+        truths={key: tuple(values.tolist()) for key, values in truths.items()},
         length=tuple(length.tolist()),
         gradient_norm=tuple(gradient_norm.tolist()),
-        subsets=_subsets(facts, plan, seed) if "subsets" in truths else None,
-        top=_top(facts, plan, scores, seed) if "top" in truths else {},
-        start_loss=facts.start(),
+        subsets=subsets,
+        chosen=_chosen(ledger, plan, scores, simulated, answers, seed),
+        start_loss=float(ledger.start().mean()),
         questions=len(questions),
+        truth_questions=len(truth),
+        steps=checkpoint.step,
     )
 
 
-def influence_scores(
-    facts: Counterfactuals, subtasks: Sequence[str], estimators: Sequence[str] = tuple(ESTIMATORS)
-) -> dict[str, torch.Tensor]:
-    """Every estimator's scores from one set of gradients.
-
-    Directions are those of the scorer (mean over a subtask's questions of their normalised gradients, mean over
-    subtasks); `dot, plain mean` takes gradients as long as they are. A dot is not divided by its reference norm, which
-    is the same for all samples.
-
-    Args:
-        facts: Holds the gradients of pool and questions.
-        subtasks: The subtask of each question.
-        estimators: Names as in a recipe.
-
-    Returns:
-        Name, such as "adam cosine", -> [n] float64.
-
-    Raises:
-        RecipeError: An estimator has no such name.
-    """
-    questions = facts.gradients("questions")
-    names = sorted(set(subtasks))
-    directions = []
-    for unit in (True, False):
-        rows = torch.nn.functional.normalize(questions, dim=1, eps=1e-30) if unit else questions
-        means = [rows[[i for i, s in enumerate(subtasks) if s == name]].mean(0) for name in names]
-        directions.append(torch.stack(means).mean(0))
-    vectors = torch.stack(directions, dim=1).double()
-    state = facts.state
-    moments = Moments(state.first, state.second, state.count, state.betas, state.eps)
-    gradients = facts.gradients()
-    scores: dict[str, torch.Tensor] = {}
-    for name in estimators:
-        gamma = estimator_of(name).bind(moments)
-        dots, norms = [], []
-        # A few samples at a time: Γ in float64 of a whole pool would be several times the pool's gradients.
-        for start in range(0, len(gradients), _ROWS):
-            part = gamma(gradients[start : start + _ROWS]).double()
-            dots.append(part @ vectors)
-            norms.append(part.norm(dim=1))
-        dot, norm = torch.cat(dots), torch.cat(norms)
-        scores[f"{name} cosine"] = normalised(dot[:, 0], norm)
-        scores[f"{name} dot"] = dot[:, 0]
-        scores[f"{name} dot, plain mean"] = dot[:, 1]
-    return scores
+def _refuse(
+    pool: Sequence[Item],
+    questions: Sequence[Item],
+    truth: Sequence[Item],
+    companions: Sequence[Item],
+    groups: Sequence[str],
+    plan: Plan,
+) -> None:
+    if not pool or not questions or not truth:
+        raise DataError("fidelity needs samples, questions for the directions and other questions for the truth")
+    both = {item.id for item in questions} & {item.id for item in truth}
+    if both:
+        raise DataError(f"question {min(both)!r} gives directions and truth; no question may stand on both sides")
+    if plan.in_batch and len(companions) < plan.batch_size:
+        raise DataError(f"batches of {plan.batch_size} need as many companions, there are {len(companions)}; give more")
+    if groups and len(groups) != len(pool):
+        raise DataError(f"{len(groups)} groups for {len(pool)} samples")
 
 
-def _subsets(facts: Counterfactuals, plan: Plan, seed: int) -> Subsets:
-    count = len(facts.pool)
-    size = max(1, round(count * plan.subset_share))
-    generator = random.Random(f"subsets {seed}")
-    members, decreases = [], []
-    for _ in range(plan.subsets):
-        chosen = sorted(generator.sample(range(count), size))
-        members.append(tuple(chosen))
-        decreases.append(facts.subset(chosen, batch_size=plan.subset_batch, epochs=plan.epochs, seed=seed))
-    return Subsets(tuple(members), tuple(decreases))
-
-
-def _top(facts: Counterfactuals, plan: Plan, scores: Mapping[str, torch.Tensor], seed: int) -> dict[str, list[float]]:
-    """Decrease of the validation loss by name: [top, bottom] of each score, and random repeats under "random"."""
-    count = len(facts.pool)
-    size = max(1, round(count * plan.top_share))
-
-    def train(members: Sequence[int]) -> float:
-        return facts.subset(members, batch_size=plan.top_batch, epochs=plan.epochs, seed=seed)
-
-    generator = random.Random(f"top {seed}")
-    found = {"random": [train(generator.sample(range(count), size)) for _ in range(plan.top_random)]}
-    for name in plan.top_scores:
-        if name not in scores:
-            continue
-        order = sorted(range(count), key=lambda i, name=name: (-float(scores[name][i]), i))  # type: ignore[misc]
-        found[name] = [train(order[:size]), train(order[-size:])]
+def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int, seed: int) -> dict[str, torch.Tensor]:
+    """Truth name -> [n]."""
+    steps, looks = plan.horizons[-1], plan.horizons
+    found: dict[str, torch.Tensor] = {}
+    if plan.alone:
+        after = ledger.run([[[i]] * steps for i in range(count)], looks).mean(2)
+        for place, look in enumerate(looks):
+            found[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
+    if plan.in_batch:
+        fixed = schedule(range(count, count + companions), steps, plan.batch_size, seed)
+        without = ledger.run([fixed], looks).mean(2)[0]
+        after = ledger.run([[[i, *step[1:]] for step in fixed] for i in range(count)], looks).mean(2)
+        for place, look in enumerate(looks):
+            found[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
     return found
+
+
+def _subsets(ledger: TrainingLedger, plan: Plan, count: int, seed: int) -> Subsets | None:
+    if not plan.subsets:
+        return None
+    size, steps = max(1, round(count * plan.subset_share)), plan.horizons[-1]
+    generator = random.Random(f"subsets {seed}")
+    members = [sorted(generator.sample(range(count), size)) for _ in range(plan.subsets)]
+    after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in members], [steps]).mean(2)[:, 0]
+    decreases = ledger.start().mean() - after
+    return Subsets(tuple(map(tuple, members)), tuple(decreases.tolist()))
+
+
+def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
+    """What is foretold of each sample: on its own, and in a batch of companions (which stand behind the pool)."""
+    companions = list(range(count, len(simulated)))
+    found = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
+    if companions:
+        # z has one place in each batch, the companions share the others.
+        weights = torch.zeros(count, len(simulated), dtype=torch.float64)
+        weights[:, companions] = (batch_size - 1) / batch_size / len(companions)
+        weights[:, :count] += torch.eye(count, dtype=torch.float64) / batch_size
+        found["simulated, in batch"] = -simulated.losses(weights).mean(1)
+    return found
+
+
+def _chosen(
+    ledger: TrainingLedger,
+    plan: Plan,
+    scores: Mapping[str, torch.Tensor],
+    simulated: SimulatedTraining,
+    answers: Sequence[str],
+    seed: int,
+) -> dict[str, list[float]]:
+    """Decrease of the truth questions' loss after training on a part of the pool, by how it was chosen."""
+    count, steps = len(answers), plan.horizons[-1]
+    size = max(1, round(count * plan.end_share))
+    generator = random.Random(f"parts {seed}")
+    parts: dict[str, list[list[int]]] = {
+        "random": [sorted(generator.sample(range(count), size)) for _ in range(plan.random)]
+    }
+    for name in plan.ends:
+        values = scores[name].tolist()
+        parts[f"top by {name}"] = [top(values, size)]
+        parts[f"bottom by {name}"] = [top([-value for value in values], size)]
+    if plan.sets:
+        parts["balanced by answer"] = [balanced(scores[plan.ends[0]].tolist(), answers, size)]
+        parts["set"] = [simulated.select(size, range(count))]
+    flat = [part for several in parts.values() for part in several]
+    if not flat:
+        return {}
+    after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in flat], [steps]).mean(2)[:, 0]
+    decreases = iter((ledger.start().mean() - after).tolist())
+    return {name: [next(decreases) for _ in several] for name, several in parts.items()}
+
+
+def schedule(members: Sequence[int], steps: int, batch_size: int, seed: int) -> Schedule:
+    """So many batches of samples, pass after pass over all of them, each pass in a new order."""
+    generator = random.Random(f"order {seed}")
+    waiting: list[int] = []
+    found = []
+    for _ in range(steps):
+        while len(waiting) < batch_size:
+            order = list(members)
+            generator.shuffle(order)
+            waiting += order
+        found.append(waiting[:batch_size])
+        waiting = waiting[batch_size:]
+    return found
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"

@@ -1,9 +1,9 @@
-"""The figures of the fidelity benchmark: correlations with bootstrap intervals, a table, a picture."""
+"""The figures of the fidelity study: correlations with bootstrap intervals, tables, a picture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,9 @@ from optimsyn.errors import DataError
 from optimsyn.influence.fidelity_statistics import LDS, CellStatistics, Estimate, FidelityCell, estimate
 
 PAPER = "adam cosine"
-"""The score of the OptimSyn paper, which the others are compared with."""
+"""The score of the OptimSyn paper."""
 
-TITLES = {
-    "in_batch": "in-batch",
-    "lone": "lone step",
-    "in_batch held out": "in-batch, held out",
-    "lone held out": "lone step, held out",
-    LDS: "LDS",
-}
+TITLES = {LDS: "LDS"}
 
 
 @dataclass(frozen=True)
@@ -30,56 +24,74 @@ class FidelityRow:
 
     Attributes:
         score: Its name.
-        spearman: Truth name -> rank correlation with it; "LDS" -> of the score's sum over subsets with their decrease.
+        within: Truth name -> rank correlation within passages, which is all that GRPO sees.
+        spearman: Truth name -> rank correlation over the pool; "LDS" -> of the score's sum over subsets with their
+            decrease.
         partial: Truth name -> the same with the ranks of answer length and gradient norm taken out.
-        against_paper: Truth name -> its rank correlation minus that of `PAPER`, on the same resamples.
         with_length: Rank correlation of the score with answer length.
         with_gradient_norm: And with the gradient norm.
-        top: Decrease of the validation loss after training on the score's top, minus that of random subsets, in nats.
-        bottom: The same of its bottom.
     """
 
     score: str
+    within: dict[str, Estimate]
     spearman: dict[str, Estimate]
     partial: dict[str, Estimate]
-    against_paper: dict[str, Estimate]
     with_length: Estimate
     with_gradient_norm: Estimate
-    top: float | None
-    bottom: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What training on a part of the pool brings beyond training on random parts, in one group of cells.
+
+    Attributes:
+        cells: Which cells: a domain and a source.
+        how: How the part was chosen.
+        decrease: Of the truth questions' loss, in nats, mean over cells.
+        beyond_random: Minus that of the cell's random parts, mean over cells.
+        by_cell: The same of each cell.
+    """
+
+    cells: str
+    how: str
+    decrease: float
+    beyond_random: float
+    by_cell: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class FidelityReport:
-    """The fidelity table.
+    """The fidelity tables.
 
     Attributes:
-        rows: One a score, best first (by the first truth).
-        truths: Columns of `spearman`.
+        rows: One a score, best first: by its ranking within passages of the last truth that has one, else of the pool.
+        domains: Domain -> the same of its cells alone.
+        truths: Columns.
+        choices: Parts of pools that were trained on.
         cells: Names of the cells.
         samples: Samples in each cell.
-        questions: Validation questions in each cell.
-        random: Decrease after training on random subsets of the top's size, in nats, mean over cells; None: not made.
+        questions: Questions that gave each cell's directions.
+        truth_questions: And its truth.
         resamples: Of the bootstrap.
-        by_cell: Cell -> truth -> score -> rank correlation.
     """
 
     rows: tuple[FidelityRow, ...]
+    domains: dict[str, tuple[FidelityRow, ...]]
     truths: tuple[str, ...]
+    choices: tuple[Choice, ...]
     cells: tuple[str, ...]
     samples: tuple[int, ...]
     questions: tuple[int, ...]
-    random: float | None
+    truth_questions: tuple[int, ...]
     resamples: int
-    by_cell: dict[str, dict[str, dict[str, float | None]]]
 
     @classmethod
     def of(cls, cells: Sequence[FidelityCell], *, resamples: int = 1000, seed: int = 0) -> FidelityReport:
-        """The table of some cells.
+        """The tables of some cells.
 
-        Samples (for the LDS: subsets) are drawn anew within each cell, a statistic is averaged over cells for each
-        draw, and an interval holds the middle 95 % of these averages. A cell that lacks a truth or score is left out
-        of its average.
+        Cells are drawn anew, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
+        statistic is averaged over cells for each draw, and an interval holds the middle 95 % of these averages. A cell
+        that lacks a truth or score is left out of its average.
 
         Raises:
             DataError: There are no cells.
@@ -87,52 +99,18 @@ class FidelityReport:
         if not cells:
             raise DataError("a fidelity report needs at least one cell; run the benchmark first")
         measured = [CellStatistics(cell, resamples, seed + place) for place, cell in enumerate(cells)]
-        truths = list(dict.fromkeys(key for cell in measured for key in cell.truths))
-        scores = list(dict.fromkeys(key for cell in cells for key in cell.scores))
-        random = [_mean(cell.top["random"]) for cell in cells if "random" in cell.top]
-        rows = []
-        for score in scores:
-            correlation = {truth: [cell.spearman(score, truth) for cell in measured] for truth in truths}
-            paper = {truth: [cell.spearman(PAPER, truth) for cell in measured] for truth in truths}
-            ends = [
-                [value - _mean(cell.top["random"]) for value in cell.top[score]] for cell in cells if score in cell.top
-            ]
-            rows.append(
-                FidelityRow(
-                    score=score,
-                    spearman={truth: estimate(values) for truth, values in correlation.items()},
-                    partial={
-                        truth: estimate([cell.partial(score, truth) for cell in measured])
-                        for truth in truths
-                        if truth != LDS
-                    },
-                    against_paper={
-                        truth: estimate([a - b for a, b in zip(correlation[truth], paper[truth], strict=True)])
-                        for truth in truths
-                    },
-                    with_length=estimate([cell.with_control(score, 0) for cell in measured]),
-                    with_gradient_norm=estimate([cell.with_control(score, 1) for cell in measured]),
-                    top=_mean([end[0] for end in ends]) if ends else None,
-                    bottom=_mean([end[1] for end in ends]) if ends else None,
-                )
-            )
-        if truths:
-            rows.sort(key=lambda row: -(_or(row.spearman[truths[0]].value, -2.0)))
-        by_cell = {
-            cell.cell.name or "cell": {
-                truth: {score: _none(float(cell.spearman(score, truth)[0])) for score in scores} for truth in truths
-            }
-            for cell in measured
-        }
+        truths = tuple(dict.fromkeys(key for cell in measured for key in cell.truths))
+        names = list(dict.fromkeys(cell.domain for cell in cells if cell.domain and cell.truths))
         return cls(
-            rows=tuple(rows),
-            truths=tuple(truths),
+            rows=_rows(measured, truths),
+            domains={name: _rows([m for m in measured if m.cell.domain == name], truths) for name in names},
+            truths=truths,
+            choices=tuple(_choices(cells)),
             cells=tuple(cell.name for cell in cells),
             samples=tuple(len(cell.ids) for cell in cells),
             questions=tuple(cell.questions for cell in cells),
-            random=_mean(random) if random else None,
+            truth_questions=tuple(cell.truth_questions for cell in cells),
             resamples=resamples,
-            by_cell=by_cell,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -146,45 +124,128 @@ class FidelityReport:
         self.plot(folder / "fidelity.png")
 
     def markdown(self) -> str:
-        """The table, its legend above it."""
-        tops = any(row.top is not None for row in self.rows)
-        header = ["score"]
-        for truth in self.truths:
-            header += [TITLES.get(truth, truth)] + ([] if truth == LDS else ["partial", "minus the paper's"])
-        header += ["with length", "with gradient norm"]
-        if tops:
-            header += ["top quarter", "bottom quarter"]
-        lines = [
-            "Spearman correlation of each score with the decrease of the validation loss that training really brings, "
-            f"mean over {len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'} ({'; '.join(self.cells)}) of "
-            f"{_range(self.samples)} samples and {_range(self.questions)} validation questions, with 95 % bootstrap "
-            f"intervals ({self.resamples} resamples of samples, of subsets for the LDS). Partial: with the ranks of "
-            f"answer length and gradient norm taken out. The paper's score is {PAPER}.",
-            "",
-        ]
-        if tops and self.random is not None:
-            lines[0] += (
-                " Top and bottom quarter: decrease of the validation loss in millinats after training on it, beyond "
-                f"that of random quarters ({self.random * 1000:.1f})."
-            )
-        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-        for row in self.rows:
-            values = [row.score]
-            for truth in self.truths:
-                values.append(row.spearman[truth].text())
-                if truth != LDS:
-                    values += [row.partial[truth].text(), row.against_paper[truth].text(signed=True)]
-            values += [row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)]
-            if tops:
-                values += ["" if end is None else f"{end * 1000:+.1f}" for end in (row.top, row.bottom)]
-            lines.append("| " + " | ".join(values) + " |")
-        return "\n".join(lines) + "\n"
+        """The tables, each with its legend above it."""
+        parts = [self._main_table(), *self._domain_tables(), self._choice_table()]
+        return "\n".join(part for part in parts if part)
 
     def plot(self, file: Path) -> None:
         """A forest plot of the correlations with every truth, as PNG."""
         from optimsyn.influence.fidelity_plot import draw
 
         draw(self, file)
+
+    def _main_table(self) -> str:
+        legend = (
+            "Spearman correlation of each score with what real training brings, mean over "
+            f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'} of {_range(self.samples)} samples, with "
+            f"{_range(self.questions)} questions for the directions and {_range(self.truth_questions)} others for the "
+            f"truth; 95 % bootstrap intervals over cells and samples ({self.resamples} resamples). "
+            "*Within*: ranks among the pairs of one passage."
+        )
+        header, columns = ["score"], []
+        for truth in self.truths:
+            if any(row.within[truth].value is not None for row in self.rows if truth in row.within):
+                header.append(f"within, {truth}")
+                columns.append(("within", truth))
+            header.append(TITLES.get(truth, truth))
+            columns.append(("spearman", truth))
+        header += ["with length", "with gradient norm"]
+        lines = [legend, "", *_head(header)]
+        for row in self.rows:
+            values = [row.score, *(getattr(row, kind)[truth].text() for kind, truth in columns)]
+            values += [row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)]
+            lines.append(_line(values))
+        return "\n".join(lines) + "\n"
+
+    def _domain_tables(self) -> Iterable[str]:
+        for kind, label in (("within", "Within passages"), ("spearman", "Over the pool")):
+            truth = self._headline(kind)
+            if truth is None or len(self.domains) < 2:
+                continue
+            lines = [f"{label}, {truth}, domain by domain:", "", *_head(["score", *self.domains])]
+            by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
+            for row in self.rows:
+                found = [by_name[name].get(row.score) for name in self.domains]
+                lines.append(_line([row.score, *("–" if r is None else getattr(r, kind)[truth].text() for r in found)]))
+            yield "\n".join(lines) + "\n"
+
+    def _choice_table(self) -> str:
+        if not self.choices:
+            return ""
+        ways = list(dict.fromkeys(choice.how for choice in self.choices))
+        groups = list(dict.fromkeys(choice.cells for choice in self.choices))
+        by_place = {(choice.how, choice.cells): choice for choice in self.choices}
+        lines = [
+            "Training on a quarter of the pool: decrease of the truth questions' loss in nats, beyond that of random "
+            "quarters (row `random`: the decrease itself), mean over seeds [each seed].",
+            "",
+            *_head(["chosen", *groups]),
+        ]
+        for how in ways:
+            found = [by_place.get((how, group)) for group in groups]
+            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in found)]))
+        return "\n".join(lines) + "\n"
+
+    def _headline(self, kind: str) -> str | None:
+        return _headline(self.rows, self.truths, kind)
+
+
+def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> str | None:
+    """The last in-batch truth that has figures of this kind, else the last truth that has."""
+    known = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
+    in_batch = [truth for truth in known if truth.startswith("in batch")]
+    return (in_batch or known or [None])[-1]
+
+
+def _rows(measured: Sequence[CellStatistics], truths: Sequence[str]) -> tuple[FidelityRow, ...]:
+    scores = list(dict.fromkeys(key for cell in measured for key in cell.cell.scores))
+    rows = [
+        FidelityRow(
+            score=score,
+            within={t: estimate([cell.within(score, t) for cell in measured]) for t in truths if t != LDS},
+            spearman={t: estimate([cell.spearman(score, t) for cell in measured]) for t in truths},
+            partial={t: estimate([cell.partial(score, t) for cell in measured]) for t in truths if t != LDS},
+            with_length=estimate([cell.with_control(score, 0) for cell in measured]),
+            with_gradient_norm=estimate([cell.with_control(score, 1) for cell in measured]),
+        )
+        for score in scores
+    ]
+    for kind in ("within", "spearman"):
+        truth = _headline(rows, truths, kind)
+        if truth is not None:
+            return tuple(sorted(rows, key=lambda row: -_or(getattr(row, kind)[truth].value, -2.0)))
+    return tuple(rows)
+
+
+def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
+    groups: dict[str, list[FidelityCell]] = {}
+    for cell in cells:
+        if cell.chosen:
+            groups.setdefault(cell.name.rsplit(", seed", 1)[0], []).append(cell)
+    for name, members in groups.items():
+        for how in dict.fromkeys(key for cell in members for key in cell.chosen):
+            having = [cell for cell in members if how in cell.chosen]
+            means = [_mean(cell.chosen[how]) for cell in having]
+            beyond = [
+                mean - _mean(cell.chosen["random"])
+                for mean, cell in zip(means, having, strict=True)
+                if "random" in cell.chosen
+            ]
+            shown = means if how == "random" else beyond
+            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shown))
+
+
+def _choice_text(choice: Choice) -> str:
+    mean = choice.decrease if choice.how == "random" else choice.beyond_random
+    return f"{mean:+.2f} [{', '.join(f'{value:+.2f}' for value in choice.by_cell)}]"
+
+
+def _head(header: Sequence[str]) -> list[str]:
+    return [_line(header), "|" + "---|" * len(header)]
+
+
+def _line(values: Sequence[str]) -> str:
+    return "| " + " | ".join(values) + " |"
 
 
 def _range(values: Sequence[int]) -> str:
@@ -198,7 +259,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _or(value: float | None, other: float) -> float:
     return other if value is None else value
-
-
-def _none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -37,31 +37,39 @@ class Subsets:
 
 @dataclass(frozen=True)
 class FidelityCell:
-    """Scores and truths of one pool at one checkpoint (one domain, one seed).
+    """Scores and truths of one pool at one checkpoint (one domain, one source of pairs, one seed).
 
     Attributes:
         name: Tells it from others.
+        domain: Its domain.
         ids: Of the n samples.
+        groups: The passage of each sample; none: there are no passages.
         scores: Score name -> [n].
-        truths: Truth name -> [n], decrease of the validation loss in nats.
+        truths: Truth name -> [n], decrease of the truth questions' loss in nats.
         length: Label tokens [n].
         gradient_norm: ‖g‖ [n].
         subsets: For the LDS, or None.
-        top: Score name -> decrease after training on its [top, bottom]; "random" -> one number a repeat.
-        start_loss: Validation loss before, in nats.
-        questions: How many gave it.
+        chosen: How a part of the pool was chosen -> decrease after training on it; "random" has one for each repeat.
+        start_loss: Loss of the truth questions before, in nats.
+        questions: How many gave the directions.
+        truth_questions: How many gave the truth.
+        steps: Of the warm-up.
     """
 
     name: str
+    domain: str
     ids: tuple[str, ...]
+    groups: tuple[str, ...]
     scores: dict[str, tuple[float, ...]]
     truths: dict[str, tuple[float, ...]]
     length: tuple[float, ...]
     gradient_norm: tuple[float, ...]
     subsets: Subsets | None
-    top: dict[str, list[float]]
+    chosen: dict[str, list[float]]
     start_loss: float
     questions: int
+    truth_questions: int
+    steps: int
 
     def save(self, file: Path) -> None:
         """Writes it as JSON."""
@@ -110,17 +118,21 @@ class Estimate:
         return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]" if interval else short(self.value)
 
 
-def estimate(draws: Sequence[Array]) -> Estimate:
-    """Averages over cells.
+def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
+    """Averages over cells, which are drawn anew for each resample as well.
 
     Args:
         draws: For each cell [1 + R]: the statistic itself, then each resample's; NaN where undefined. Cells whose
             statistic is undefined are left out, and of the others those draws that are undefined.
+        seed: Of the drawing of cells.
     """
     defined = [values for values in draws if not math.isnan(values[0])]
     if not defined:
         return Estimate(None, None, None, 0)
     stacked = np.stack(defined)
+    drawn = np.random.default_rng(seed).integers(0, len(stacked), (len(stacked), stacked.shape[1]))
+    drawn[:, 0] = np.arange(len(stacked))
+    stacked = np.take_along_axis(stacked, drawn, axis=0)
     known = ~np.isnan(stacked)
     counts = known.sum(0)
     means = np.where(known, stacked, 0.0).sum(0)[counts > 0] / counts[counts > 0]
@@ -186,6 +198,9 @@ class CellStatistics:
         self._samples = _draws(generator, len(cell.ids), resamples)
         subsets = 0 if cell.subsets is None else len(cell.subsets.members)
         self._subsets = _draws(generator, subsets, resamples) if subsets else None
+        names = sorted({group for group in cell.groups if cell.groups.count(group) > 1})
+        self._groups = [np.array([i for i, group in enumerate(cell.groups) if group == name]) for name in names]
+        self._drawn_groups = _draws(generator, len(names), resamples) if names else None
         self._nothing: Array = np.full(resamples + 1, np.nan)
         self._controls = [np.asarray(values)[self._samples] for values in (cell.length, cell.gradient_norm)]
 
@@ -200,6 +215,23 @@ class CellStatistics:
             return self._lds(score)
         pair = self._pair(score, truth)
         return self._nothing if pair is None else spearman(*pair)
+
+    def within(self, score: str, truth: str) -> Array:
+        """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are drawn anew.
+
+        This is what GRPO sees of a reward. NaN where the cell has no groups, or has not both.
+        """
+        if self._drawn_groups is None or score not in self.cell.scores or truth not in self.cell.truths:
+            return self._nothing
+        x, y = np.asarray(self.cell.scores[score]), np.asarray(self.cell.truths[truth])
+        sums = []
+        for places in self._groups:
+            a, b = ranks(x[places]), ranks(y[places])
+            sums.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+        xy, xx, yy = np.moveaxis(np.array(sums)[self._drawn_groups].sum(1), 1, 0)
+        ok = (xx > 1e-9) & (yy > 1e-9)
+        found: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
+        return found
 
     def partial(self, score: str, truth: str) -> Array:
         """The same with length and gradient norm taken out."""

@@ -125,14 +125,20 @@ class Twins:
         groups = [values] if together else [{k: v[i : i + 1] for k, v in values.items()} for i in range(count)]
         losses = []
         for group in groups:
-            with self._at(group):
+            with self.at(group):
                 tokens, rows, _ = self._target.token_losses(batch)
             losses.append(tokens.double().cpu())
         found = torch.cat(losses).view(count, -1)
         return found, rows[: found.shape[1]].cpu()
 
     @contextmanager
-    def _at(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    def at(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Runs the target, in evaluation mode, with other values of its trained parameters.
+
+        Args:
+            values: Parameter name -> [M, *shape]; a batch then holds M groups of rows, one after the other, each group
+                with values of its own. Gradients flow to them where they are enabled.
+        """
         # Evaluation mode without `Target.scoring`: that one also makes layers recompute what no backward will want.
         modes = [(module, module.training) for module in self._target.model.modules()]
         replaced: list[tuple[nn.Linear, Any]] = []

@@ -60,7 +60,7 @@ class Target:
         self._frozen = [key for key, _ in model.named_parameters() if key not in self.parameters]
         self._adapters = adapters_of(model)
         self.device = next(iter(model.parameters())).device
-        self._pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         self._loss = LabelLoss(self.causal)
         self._base: str | None = None
 
@@ -157,7 +157,7 @@ class Target:
             ModelError: As `encode`.
         """
         encoded = [item if isinstance(item, Encoded) else self.encode(item) for item in samples]
-        return make_batches(encoded, batch_tokens, pad_id=self._pad_id, device=self.device)
+        return make_batches(encoded, batch_tokens, pad_id=self.pad_id, device=self.device)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Loss of each sample, [B], in nats: its label tokens' mean, or their sum under the batch's weights.

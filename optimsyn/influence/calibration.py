@@ -1,0 +1,71 @@
+"""Influence fitted to real trainings: what a few dozen counterfactuals of a run's own warm checkpoint say it means.
+
+A score foretells the order of truths; calibrated it foretells them. A ridge regression on influence, loss and length
+may also mend a leaning of the score; an isotonic fit only bends its scale. Both are judged on samples that took no part
+in the fit, a group (passage) at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+FEATURES = ("adam_linear dot", "loss", "answer length", "1 / answer length")
+"""What the ridge regression sees of a sample."""
+
+
+def ridge(features: Array, truths: Array, penalty: float = 1.0) -> tuple[Array, float]:
+    """Coefficients and intercept of a ridge regression on standardised features.
+
+    Args:
+        features: [n, F].
+        truths: [n].
+        penalty: Added to the diagonal of the standardised features' Gram matrix.
+
+    Returns:
+        Coefficients [F] and the intercept, both for features as they are given.
+    """
+    mean, scale = features.mean(0), features.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    standard = (features - mean) / scale
+    gram = standard.T @ standard + penalty * np.eye(features.shape[1])
+    slope = np.linalg.solve(gram, standard.T @ (truths - truths.mean())) / scale
+    return slope, float(truths.mean() - slope @ mean)
+
+
+def calibrated_scores(
+    scores: Mapping[str, torch.Tensor], truths: Mapping[str, torch.Tensor], groups: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """What fits to the other groups' in-batch truths foretell of each sample.
+
+    Args:
+        scores: Has the features.
+        truths: Has the in-batch truth; of several horizons the last is fitted to.
+        groups: The passage of each of the n samples; samples of one passage are never on both sides.
+
+    Returns:
+        "calibrated (ridge)" and "calibrated (isotonic)" -> [n] float64; nothing where there is no such truth or fewer
+        than two groups.
+    """
+    from scipy.optimize import isotonic_regression
+
+    known = [name for name in truths if name.startswith("in batch")]
+    names = sorted(set(groups))
+    if not known or len(names) < 2:
+        return {}
+    truth = truths[known[-1]].numpy()
+    table = np.stack([scores[name].double().numpy() for name in FEATURES], axis=1)
+    bent, fitted = np.zeros(len(truth)), np.zeros(len(truth))
+    for name in names:
+        mine = np.array([group == name for group in groups])
+        slope, intercept = ridge(table[~mine], truth[~mine])
+        fitted[mine] = table[mine] @ slope + intercept
+        order = np.argsort(table[~mine, 0], kind="stable")
+        rising = isotonic_regression(truth[~mine][order]).x
+        bent[mine] = np.interp(table[mine, 0], table[~mine, 0][order], rising)
+    return {"calibrated (ridge)": torch.from_numpy(fitted), "calibrated (isotonic)": torch.from_numpy(bent)}

@@ -1,0 +1,215 @@
+"""Real trainings from one warm-up checkpoint, many side by side: the truth that scores are judged by.
+
+Each training goes on from the checkpoint's weights θ, moments m, v and step count t with AdamW as the warm-up does (no
+weight decay, constant rate, gradients clipped), on batches that its schedule names. It trains on every token, as
+fine-tuning does; what is measured is the loss of questions, of the tokens that count.
+
+The trainings share the frozen model and nothing else. Their batches go through it together, each group of rows with
+weights of its own, so that twenty short trainings cost little more than the multiplication of their tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from optimsyn.errors import DataError, ModelError
+from optimsyn.influence.twin_adapters import Twins
+from optimsyn.models.encoding import Batch, Encoded, pad
+from optimsyn.models.target import Target
+from optimsyn.models.warm_up import Checkpoint
+
+Schedule = Sequence[Sequence[int]]
+"""For each step the places in the pool that make its batch; a place may stand there more than once."""
+
+
+@dataclass
+class _State:
+    """M trainings: parameter name -> [M, *shape] each."""
+
+    weights: dict[str, torch.Tensor]
+    first: dict[str, torch.Tensor]
+    second: dict[str, torch.Tensor]
+    step: int
+
+
+class Trainings:
+    """Short trainings of one target from one checkpoint.
+
+    Args:
+        target: Its trained parameters are weights or biases of `nn.Linear` modules, as LoRA's are.
+        checkpoint: Where every training starts.
+        pool: What is trained on.
+        questions: Whose losses are measured; encoded as what counts of them (`optimsyn.models.encoding.counted`).
+        lr: Learning rate; None: the checkpoint's.
+        max_grad_norm: Gradient clipping; None: none.
+        rows: Most samples of all trainings that go through the model at once.
+
+    Raises:
+        DataError: There is no question.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        checkpoint: Checkpoint,
+        pool: Sequence[Encoded],
+        questions: Sequence[Encoded],
+        *,
+        lr: float | None = None,
+        max_grad_norm: float | None = 1.0,
+        rows: int = 32,
+    ) -> None:
+        if not questions:
+            raise DataError("trainings need at least one question whose loss is measured")
+        self.target = target
+        self.checkpoint = checkpoint
+        self.lr = checkpoint.lr if lr is None else lr
+        self.max_grad_norm = max_grad_norm
+        self._pool = list(pool)
+        self._questions = list(questions)
+        self._rows = rows
+        self._twins = Twins(target)
+        (tried, *_) = target.batches(self._questions[:1])
+        target.load_checkpoint(checkpoint)
+        target.try_out(tried)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with everything that changes a result."""
+        texts = [[[i.id, i.input_ids, i.labels, i.weights] for i in items] for items in (self._pool, self._questions)]
+        settings = [str(self.target.dtype), self.lr, self.max_grad_norm]
+        facts = [1, self.target.fingerprint(), self.checkpoint.fingerprint, settings, texts]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def together(self, schedules: Iterable[Schedule]) -> int:
+        """How many of these trainings go through the model side by side."""
+        return max(1, self._rows // max((len(step) for schedule in schedules for step in schedule), default=1))
+
+    def start(self) -> torch.Tensor:
+        """The questions' losses before any training, [Q] float64."""
+        return self._losses(self._begin(1).weights)[0]
+
+    def run(
+        self, schedules: Sequence[Schedule], looks: Collection[int], told: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
+        """Trains by each schedule and measures the questions' losses on the way.
+
+        Args:
+            schedules: As long as each other; all batches are of one size.
+            looks: After which steps losses are measured; 1 is the first step.
+            told: Called with the number of trainings of each group when it is done.
+
+        Returns:
+            [schedules, looks, Q] float64, looks in rising order.
+
+        Raises:
+            DataError: Schedules differ in length or batch size, or a look lies outside.
+            ModelError: A loss is not finite.
+        """
+        if not schedules:
+            return torch.zeros(0, len(looks), len(self._questions), dtype=torch.float64)
+        sizes = {len(step) for schedule in schedules for step in schedule}
+        lengths = {len(schedule) for schedule in schedules}
+        if len(sizes) != 1 or len(lengths) != 1 or 0 in sizes:
+            raise DataError("the schedules of trainings side by side must have one length and one batch size")
+        (length,) = lengths
+        wanted = sorted(set(looks))
+        if not wanted or wanted[0] < 1 or wanted[-1] > length:
+            raise DataError(f"looks must lie between step 1 and step {length}, the schedules' length")
+        together = self.together(schedules)
+        parts = []
+        for begin in range(0, len(schedules), together):
+            group = schedules[begin : begin + together]
+            parts.append(self._train(group, wanted))
+            if told is not None:
+                told(len(group))
+        self.target.load_checkpoint(self.checkpoint)
+        return torch.cat(parts)
+
+    def _train(self, schedules: Sequence[Schedule], looks: list[int]) -> torch.Tensor:
+        state = self._begin(len(schedules))
+        found = []
+        for number in range(1, looks[-1] + 1):
+            self._step(state, [schedule[number - 1] for schedule in schedules])
+            if number in looks:
+                found.append(self._losses(state.weights))
+        return torch.stack(found, dim=1)
+
+    def _begin(self, count: int) -> _State:
+        dtype, device = self.target.dtype, self.target.device
+
+        def spread(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {
+                name: tensors[name].to(device, dtype).expand(count, *tensors[name].shape).clone()
+                for name in self.target.parameters
+            }
+
+        checkpoint = self.checkpoint
+        return _State(
+            spread(checkpoint.state), spread(checkpoint.exp_avg), spread(checkpoint.exp_avg_sq), checkpoint.step
+        )
+
+    def _step(self, state: _State, batches: Sequence[Sequence[int]]) -> None:
+        count, size = len(batches), len(batches[0])
+        rows = [self._pool[place] for batch in batches for place in batch]
+        leaves = {name: value.requires_grad_(True) for name, value in state.weights.items()}
+        with self._twins.at(leaves), torch.enable_grad():
+            losses = self.target.losses(self._pad(rows)).view(count, size).mean(1)
+            if not bool(torch.isfinite(losses).all()):
+                names = ", ".join(sorted({row.id for row in rows}))
+                raise ModelError(f"a training's loss is not finite; lower the learning rate, or look at {names}")
+            parts = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        with torch.no_grad():
+            gradients = {
+                name: torch.zeros_like(leaf) if part is None else part
+                for (name, leaf), part in zip(leaves.items(), parts, strict=True)
+            }
+            self._clip(gradients)
+            self._adamw(state, gradients)
+
+    def _clip(self, gradients: dict[str, torch.Tensor]) -> None:
+        """As `clip_grad_norm_`, for each training on its own."""
+        if self.max_grad_norm is None:
+            return
+        squares = torch.stack([part.flatten(1).double().square().sum(1).cpu() for part in gradients.values()])
+        share = (self.max_grad_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+        for part in gradients.values():
+            part.mul_(share.to(part).view(-1, *[1] * (part.dim() - 1)))
+
+    def _adamw(self, state: _State, gradients: dict[str, torch.Tensor]) -> None:
+        """One step of `torch.optim.AdamW` without weight decay, written elementwise over all trainings."""
+        state.step += 1
+        beta1, beta2 = self.checkpoint.betas
+        for name, gradient in gradients.items():
+            first = state.first[name].lerp_(gradient, 1 - beta1)
+            second = state.second[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            root = (second.sqrt() / math.sqrt(1 - beta2**state.step)).add_(self.checkpoint.eps)
+            moved = torch.addcdiv(state.weights[name].detach(), first, root, value=-self.lr / (1 - beta1**state.step))
+            state.weights[name] = moved
+
+    def _losses(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[M, Q] float64 on the CPU."""
+        count = len(next(iter(weights.values())))
+        order = sorted(range(len(self._questions)), key=lambda i: len(self._questions[i].input_ids))
+        found = torch.zeros(count, len(order), dtype=torch.float64)
+        size = max(1, self._rows // count)
+        detached = {name: value.detach() for name, value in weights.items()}
+        with torch.no_grad(), self._twins.at(detached):
+            for begin in range(0, len(order), size):
+                places = order[begin : begin + size]
+                rows = [self._questions[place] for place in places] * count
+                losses = self.target.losses(self._pad(rows)).view(count, len(places))
+                found[:, places] = losses.double().cpu()
+        if not bool(torch.isfinite(found).all()):
+            raise ModelError("a question's loss is not finite after training; lower the learning rate")
+        return found
+
+    def _pad(self, rows: Sequence[Encoded]) -> Batch:
+        pad_id = self.target.pad_id
+        return pad(rows, list(range(len(rows))), pad_id=pad_id, device=self.target.device)
