@@ -194,7 +194,8 @@ def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> 
     """The last in-batch truth that has figures of this kind, else the last truth that has."""
     known = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
     in_batch = [truth for truth in known if truth.startswith("in batch")]
-    return (in_batch or known or [None])[-1]
+    ranked = in_batch or known
+    return ranked[-1] if ranked else None
 
 
 def _rows(measured: Sequence[CellStatistics], truths: Sequence[str]) -> tuple[FidelityRow, ...]:
