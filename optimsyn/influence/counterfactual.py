@@ -106,7 +106,7 @@ class Counterfactuals:
         companions: What the fixed batch of `in_batch` is drawn from; none: the pool itself, where z is replaced by a
             spare sample when it was drawn.
         held_out: Further questions, whose loss is measured beside (and costs a pass as well).
-        tokens: Which tokens of the questions count.
+        tokens: Which tokens count in the loss of the questions, and in what the scores are made of.
         batch_size: Samples in the fixed batch.
         lr: Learning rate; None: the checkpoint's.
         max_grad_norm: Gradient clipping; None: none.
@@ -146,6 +146,7 @@ class Counterfactuals:
         self.pool = [target.encode(item) for item in pool]
         self.tokens = tokens
         self.questions = [counted(target.encode(item), tokens, "question") for item in questions]
+        self.scored = [counted(item, tokens, "pair") for item in self.pool]
         self.held_out = [counted(target.encode(item), tokens, "question") for item in held_out]
         self._companions = [target.encode(item) for item in companions]
         self.state = AdamState.of(target, self.checkpoint)
@@ -163,17 +164,18 @@ class Counterfactuals:
             self._open(folder / LEDGER)
 
     def gradients(self, which: str = "pool") -> torch.Tensor:
-        """The gradient of each sample's mean token loss at θ.
+        """The gradient of each sample's loss at θ.
 
         Args:
-            which: pool, questions or companions.
+            which: pool or companions, as they are trained on; scored, the pool as far as it counts for a score;
+                questions.
 
         Returns:
             [n, P] on the CPU; of a folder, mapped from its file.
         """
         if which in self._held:
             return self._held[which]
-        items = {"pool": self.pool, "questions": self.questions, "companions": self._companions}[which]
+        items = self._sets()[which]
         file = None if self._folder is None else self._folder / f"gradients-{which}.npy"
         if file is None or not file.is_file():
             rows = torch.empty(len(items), len(self.state.weights), dtype=self.target.dtype)
@@ -189,10 +191,9 @@ class Counterfactuals:
         return rows
 
     def losses(self, which: str = "pool") -> torch.Tensor:
-        """The loss of each sample at θ, [n] float64 in nats."""
-        items = {"pool": self.pool, "questions": self.questions}[which]
+        """The loss of each sample at θ, [n] float64 in nats; `which` as for `gradients`."""
         self._put(self.state.weights)
-        return self._item_losses(items)
+        return self._item_losses(self._sets()[which])
 
     def start(self) -> float:
         """L(θ)."""
@@ -225,6 +226,14 @@ class Counterfactuals:
         key = f"subset/{hashlib.sha256(facts).hexdigest()[:16]}"
         after = self._loss(key, lambda: self._train(chosen, batch_size, epochs, seed))
         return self.start() - float(after["loss"])
+
+    def _sets(self) -> dict[str, list[Encoded]]:
+        return {
+            "pool": self.pool,
+            "scored": self.scored,
+            "questions": self.questions,
+            "companions": self._companions,
+        }
 
     def _differences(self, kind: str, held_out: bool) -> torch.Tensor:
         if held_out and not self.held_out:
@@ -347,7 +356,7 @@ class Counterfactuals:
         return self._results[key]
 
     def _fingerprint(self) -> str:
-        sets = [self.pool, self.questions, self.held_out, self._companions]
+        sets = [*self._sets().values(), self.held_out]
         texts = [[[item.id, item.input_ids, item.labels, item.weights] for item in items] for items in sets]
         settings = [str(self.target.dtype), self._rows, self.lr, self.max_grad_norm, self.seed]
         facts = [2, self.target.fingerprint(), self.checkpoint.fingerprint, settings, texts]

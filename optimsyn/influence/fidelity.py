@@ -30,6 +30,7 @@ from optimsyn.influence.gamma import ESTIMATORS, estimator_of, normalised
 from optimsyn.influence.moments import Moments
 from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
+from optimsyn.recipe_models import CountedTokens
 
 Truth = Literal["in_batch", "lone", "subsets", "top"]
 TRUTHS: tuple[Truth, ...] = ("in_batch", "lone", "subsets", "top")
@@ -103,6 +104,7 @@ def fidelity(
     plan: Plan | None = None,
     companions: Sequence[Item] = (),
     held_out: Sequence[Item] = (),
+    tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
     extra: Extra | None = None,
     seed: int = 0,
     batch_tokens: int = 1024,
@@ -120,6 +122,7 @@ def fidelity(
         plan: Sizes and settings.
         companions: What the fixed batch of the in-batch truth is drawn from; none: the pool.
         held_out: Further questions: does a score also foretell their loss?
+        tokens: Which tokens count, in scores and in the questions' loss; training learns all of them.
         extra: Further scores, another embedder.
         seed: Of every random choice.
         batch_tokens: Tokens that go through the model at once.
@@ -143,6 +146,7 @@ def fidelity(
         plan=plan,
         companions=companions,
         held_out=held_out,
+        tokens=tokens,
         extra=extra,
         seed=seed,
         batch_tokens=batch_tokens,
@@ -162,6 +166,7 @@ def measure(
     plan: Plan | None = None,
     companions: Sequence[Item] = (),
     held_out: Sequence[Item] = (),
+    tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
     extra: Extra | None = None,
     seed: int = 0,
     batch_tokens: int = 1024,
@@ -180,6 +185,7 @@ def measure(
         questions,
         companions=companions,
         held_out=held_out,
+        tokens=tokens,
         batch_size=plan.batch_size,
         max_grad_norm=plan.max_grad_norm,
         seed=seed,
@@ -188,13 +194,13 @@ def measure(
         on_result=on_result,
     )
     scores = influence_scores(facts, [as_sample(q).subtask or "all" for q in questions], estimators)
-    gradient_norm = facts.gradients().double().norm(dim=1)
+    gradient_norm = facts.gradients("scored").double().norm(dim=1)
     length = torch.tensor([item.label_tokens for item in facts.pool], dtype=torch.float64)
     scores |= {
         "BM25": bm25_scores(pool, questions),
         "embedding similarity": embedding_scores(pool, questions, extra.embedder or BaseModelEmbedder(target)),
         "gradient norm": gradient_norm,
-        "loss": facts.losses(),
+        "loss": facts.losses("scored"),
         "answer length": length,
         "random": random_scores(len(pool), seed=seed),
     }
@@ -255,7 +261,7 @@ def influence_scores(
     vectors = torch.stack(directions, dim=1).double()
     state = facts.state
     moments = Moments(state.first, state.second, state.count, state.betas, state.eps)
-    gradients = facts.gradients()
+    gradients = facts.gradients("scored")
     scores: dict[str, torch.Tensor] = {}
     for name in estimators:
         gamma = estimator_of(name).bind(moments)

@@ -29,9 +29,10 @@ class QuestionRow(TypedDict):
         id: Id of the question.
         kind: `free` or `multiple_choice`.
         subtask: Subtask of the question.
-        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens,
-            `optimsyn.models.encoding.counted` decides, for the evaluation as for the influence. By default the one that ends the text is left
-            out: a fine-tuned target learns to stop within a few steps, which says nothing about what it knows.
+        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens count (and whether they
+            are added up in another way) `optimsyn.models.encoding.counted` decides, for the evaluation as for the
+            influence. By default the one that ends the text is left out: a fine-tuned target learns to stop within a
+            few steps, which says nothing about what it knows.
         correct: Multiple choice: the gold option has the highest mean log-likelihood per token (ties go to the first
             option). Free: the decoded answer matches an accepted one exactly.
         exact_match: The same for free answers; None for multiple choice.
