@@ -293,6 +293,9 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     else:
         # Without offsets the border is only known when both sides are tokenised on their own.
         ids = list(tokenizer(before, add_special_tokens=special)["input_ids"])
+        if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            # The end that the tokenizer gives every text; it belongs behind the answer.
+            ids.pop()
         first = len(ids)
         ids += list(tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"])
     # A token that begins behind the answer is the end of the turn: nothing of the answer itself would be learned.
@@ -319,6 +322,10 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
         stop: Where the answer ends in the text.
         after: What the chat template puts behind the answer.
     """
+
+    def letters(some: list[int]) -> str:
+        return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
+
     # An unknown word of the answer is a word, except where one token has all the roles.
     special = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)} | {tokenizer.eos_token_id}
     count = 0
@@ -329,16 +336,14 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
             # Tokens that a tokenizer adds by itself have no place in the text and say (0, 0).
             behind = place >= len(offsets) or offsets[place][0] >= stop or tuple(offsets[place]) == (0, 0)
         else:
-            tail = tokenizer.decode(ids[place:], skip_special_tokens=True)
-            behind = bool(after) and _letters(after).endswith(_letters(tail))
+            tail = letters(ids[place:])
+            # Bytes in the middle of a letter may decode to nothing: then the token adds to what stands before it.
+            adds = tail != letters(ids[place + 1 :]) or letters(ids[: place + 1]) == letters(ids[:place])
+            behind = bool(after) and "".join(after.split()).endswith(tail) and adds
         if not behind:
             break
         count += 1
     return count
-
-
-def _letters(text: str) -> str:
-    return "".join(text.split())
 
 
 def _shorten(tokenizer: Any, context: str, tokens: int) -> str:
