@@ -300,6 +300,39 @@ def test_all_who_measure_a_loss_agree(
         assert [row["loss"] for row in rows] == pytest.approx(wanted, rel=1e-5), "the default"
 
 
+@pytest.mark.parametrize("reduction", ["root", "sum"])
+def test_options_are_compared_per_token_in_any_case(reduction: Any) -> None:
+    target = tiny_target("gpt2", dtype=torch.float32)
+    options = ("a long option of many words", "b", "two words")
+    asked = [
+        Question(id=f"m{i}", question="Which?", answer=options[i], choices=options, answer_index=i) for i in range(3)
+    ]
+    config = Evaluation(max_new_tokens=1)
+    means = evaluate(target, asked, config)
+    found = evaluate(target, asked, config, tokens=CountedTokens(reduction=reduction))
+    for i, (one, other) in enumerate(zip(found, means, strict=True)):
+        assert one["choice_scores"] == pytest.approx(other["choice_scores"], rel=1e-5)
+        assert (one["prediction"], one["correct"]) == (other["prediction"], other["correct"])
+        tokens = len(options[i]) + 1
+        size = tokens if reduction == "sum" else tokens**0.5
+        assert one["loss"] == pytest.approx(other["loss"] * size, rel=1e-5)
+
+
+def test_weights_follow_the_losses_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As of a model on several GPUs, whose losses are where its output layer is.
+    target = tiny_target("gpt2")
+    (batch,) = target.batches([counted(target.encode(s), HALF, "pair") for s in samples(3)], 10_000)
+    tokens = target._loss.tokens
+
+    def elsewhere(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        losses, rows, columns = tokens(*inputs)
+        return losses.to("meta"), rows, columns
+
+    monkeypatch.setattr(target._loss, "tokens", elsewhere)
+    losses = target.losses(batch)
+    assert losses.device.type == "meta" and losses.shape == (3,)
+
+
 def test_warm_up_and_fine_tuning_learn_every_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, pairs = make_target(), make_pairs(4)
     seen: list[Batch] = []

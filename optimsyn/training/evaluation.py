@@ -101,7 +101,7 @@ def evaluate(
             scores, texts = scorer.score(items, max_new_tokens=config.max_new_tokens if decode else 0)
             for position, index in enumerate(batch):
                 text = texts[position] if decode else None
-                rows[index] = _row(jobs[index].question, scores[position], text)
+                rows[index] = _row(jobs[index], scores[position], text)
             if report is not None:
                 report(len(rows), len(questions))
     return [rows[index] for index in range(len(questions))]
@@ -174,7 +174,8 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
             yield indices[start : start + batch_size]
 
 
-def _row(question: Question, scores: list[float], text: str | None) -> QuestionRow:
+def _row(job: _Job, scores: list[float], text: str | None) -> QuestionRow:
+    question = job.question
     accepted = question.answers or (question.answer,)
     if question.choices is None or question.answer_index is None:
         prediction = text or ""
@@ -182,9 +183,11 @@ def _row(question: Question, scores: list[float], text: str | None) -> QuestionR
         f1: float | None = token_f1(prediction, accepted)
         gold, correct, matched, options = 0, matches, matches, None
     else:
-        best = max(range(len(scores)), key=scores.__getitem__)
+        # Options are compared per token, whichever way the tokens' losses add up: a sum would prefer the shortest.
+        means = [score / sum(weights) for score, weights in zip(scores, job.item.weights, strict=True)]
+        best = max(range(len(means)), key=means.__getitem__)
         prediction, f1, matched = question.choices[best], None, None
-        gold, correct, options = question.answer_index, best == question.answer_index, scores
+        gold, correct, options = question.answer_index, best == question.answer_index, means
     return QuestionRow(
         id=question.id,
         kind=question.kind,
