@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 from speed_memory import Measured
-from speed_modes import Bergson, FixedTarget, Mode, load_target, modes_of
+from speed_modes import Bergson, FixedTarget, Mode, load_target, modes_of, pairs_of
 
 from optimsyn.data.chat import sample_of
 from optimsyn.data.jsonl import iter_json, write_json, write_text
@@ -168,7 +168,7 @@ def cell(
 ) -> dict[str, Any]:
     """All modes on one set of samples."""
     samples = parts["samples"]
-    encoded = [target.encode(sample) for sample in samples]
+    encoded = pairs_of(target, samples)
     tokens = sum(len(item.input_ids) for item in encoded)
     absent, bergson = {}, None
     print(f"{name}: {len(samples)} samples, {tokens} tokens", flush=True)

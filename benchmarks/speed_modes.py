@@ -17,10 +17,10 @@ from speed_memory import Measured, measured
 from optimsyn.data.records import Sample
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.twin import TwinScorer
-from optimsyn.models.encoding import IGNORE, Encoded
+from optimsyn.models.encoding import IGNORE, Encoded, counted
 from optimsyn.models.loading import resolve_device, resolve_dtype
 from optimsyn.models.target import Target
-from optimsyn.recipe import Lora, TargetSpec
+from optimsyn.recipe import CountedTokens, Lora, TargetSpec
 
 _QWEN3_8B = {
     "vocab_size": 151_936,
@@ -55,6 +55,11 @@ class FixedTarget(Target):
             self.given[name] = Encoded(name, ids, [IGNORE] * first + ids[first:], False)
             made.append(Sample(id=name, prompt="given", completion=" tokens", messages=()))
         return made
+
+
+def pairs_of(target: Target, samples: Sequence[Sample]) -> list[Encoded]:
+    """Samples in tokens, with the labels that a scorer looks at, so that every mode has the same work."""
+    return [counted(target.encode(sample), CountedTokens(), "pair") for sample in samples]
 
 
 def load_target(args: Any) -> FixedTarget:
@@ -131,7 +136,7 @@ def modes_of(
         made.append(Mode(name, lambda samples: measured(lambda: work(samples), device), note))
 
     def floor(samples: Sequence[Sample]) -> None:
-        for batch in target.batches([target.encode(sample) for sample in samples], batch_tokens):
+        for batch in target.batches(pairs_of(target, samples), batch_tokens):
             target.losses(batch).sum().backward()  # type: ignore[no-untyped-call]
             for parameter in target.parameters.values():
                 parameter.grad = None
@@ -161,7 +166,7 @@ def modes_of(
         if name in names:
             loop = LessLoop(target, target.checkpoints[-1], label_logits=name == "less-labels", seed=seed)
             logits = "logits at labels" if loop.label_logits else "all logits"
-            add(name, lambda samples, loop=loop: loop.run([target.encode(s) for s in samples]), f"batch 1, {logits}")
+            add(name, lambda samples, loop=loop: loop.run(pairs_of(target, samples)), f"batch 1, {logits}")
     return made
 
 
@@ -192,7 +197,7 @@ class Bergson:
         threads: int,
         folder: Path,
     ) -> None:
-        encoded = [target.encode(sample) for sample in samples]
+        encoded = pairs_of(target, samples)
         weights = None
         random = model == "qwen3-8b-shape"
         if model == "embedded":

@@ -124,13 +124,28 @@ def samples(count: int, *, seed: int = 0, subtasks: Sequence[str] = ("",)) -> li
     return made
 
 
+def by_hand(target: Target, item: Any, *, end: float = 0.0, reduction: str = "mean") -> Encoded:
+    """What counts of a sample, written out: each token of the answer once, what ends the text `end` times."""
+    encoded = target.encode(item)
+    ends = {target.tokenizer.eos_token_id}
+    labels, weights = [], []
+    for token in encoded.labels:
+        weight = 0.0 if token == -100 else end if token in ends else 1.0
+        labels.append(token if weight else -100)
+        weights += [weight] if weight else []
+    total = sum(weights)
+    divisor = total if reduction == "mean" else total**0.5 if reduction == "root" else 1.0
+    return Encoded(encoded.id, encoded.input_ids, labels, encoded.truncated, 0, tuple(w / divisor for w in weights))
+
+
 def plain_loss(target: Target, encoded: Encoded) -> torch.Tensor:
-    """One sample, all logits, Hugging Face's own forward: the reference for everything."""
+    """One sample, all logits, Hugging Face's own forward, each label's loss times its weight: the reference for all."""
     ids = torch.tensor([encoded.input_ids])
     logits = target.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
     labels = torch.tensor(encoded.labels[1:])
     kept = labels != -100
-    return torch.nn.functional.cross_entropy(logits[kept].to(target.dtype), labels[kept])
+    losses = torch.nn.functional.cross_entropy(logits[kept].to(target.dtype), labels[kept], reduction="none")
+    return losses @ torch.tensor(encoded.weights, dtype=losses.dtype) if encoded.weights else losses.mean()
 
 
 def plain_gradient(target: Target, encoded: Encoded) -> dict[str, torch.Tensor]:

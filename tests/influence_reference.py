@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from influence_helpers import byte_tokenizer, flat, plain_gradient, tiny, tiny_target
+from influence_helpers import by_hand, byte_tokenizer, flat, plain_gradient, tiny, tiny_target
 
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
@@ -42,7 +42,7 @@ def reference_gradients(target: Target, items: Sequence[Any]) -> list[list[torch
     found = []
     for checkpoint in target.checkpoints:
         put(target, checkpoint)
-        found.append([flat(plain_gradient(target, target.encode(item))) for item in items])
+        found.append([flat(plain_gradient(target, by_hand(target, item))) for item in items])
     return found
 
 

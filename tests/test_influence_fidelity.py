@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import flat, plain_gradient, plain_loss, samples, tiny_target
+from influence_helpers import by_hand, flat, plain_gradient, plain_loss, samples, tiny_target
 from scipy import stats
 
 from optimsyn.errors import DataError, ModelError, RecipeError
@@ -22,6 +22,7 @@ from optimsyn.influence.fidelity_report import PAPER, FidelityReport
 from optimsyn.influence.fidelity_statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate, spearman
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.models.target import Target
+from optimsyn.recipe import CountedTokens
 
 POOL, QUESTIONS, COMPANIONS = samples(12, seed=1), samples(4, seed=2, subtasks=("a", "b")), samples(6, seed=3)
 SMALL = Plan(subsets=4, subset_batch=3, top_random=2, top_batch=2, batch_size=4)
@@ -58,7 +59,7 @@ def real_steps(target: Target, batches: list[list[int]], lr: float, clip: float 
         optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
-        found = float(torch.stack([plain_loss(target, target.encode(q)) for q in QUESTIONS]).mean())
+        found = float(torch.stack([plain_loss(target, by_hand(target, q)) for q in QUESTIONS]).mean())
     target.load_checkpoint(target.checkpoints[-1])
     return found
 
@@ -166,7 +167,13 @@ def test_a_killed_run_continues(target: Target, tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(target: Target, tmp_path: Path) -> None:
     Counterfactuals(target, POOL, QUESTIONS, batch_size=4, folder=tmp_path)
-    for changed in ({"seed": 1}, {"lr": 0.1}, {"max_grad_norm": None}, {"held_out": COMPANIONS}):
+    for changed in (
+        {"seed": 1},
+        {"lr": 0.1},
+        {"max_grad_norm": None},
+        {"held_out": COMPANIONS},
+        {"tokens": CountedTokens(end_of_pairs=0.5)},
+    ):
         with pytest.raises(DataError, match="another target, pool, question set or setting"):
             Counterfactuals(target, POOL, QUESTIONS, **{"batch_size": 4, "folder": tmp_path, **changed})
     with pytest.raises(DataError, match="another target"):
@@ -193,13 +200,22 @@ def test_what_cannot_be_measured_is_refused(target: Target) -> None:
         FidelityReport.of([])
 
 
+@pytest.mark.parametrize("tokens", [CountedTokens(), CountedTokens(end_of_pairs=0.3, reduction="root")], ids=str)
 @pytest.mark.parametrize("estimator", ["adam", "adam_momentum_free", "adam_linear", "sgd", "less"])
-def test_scores_are_those_of_the_scorer(target: Target, estimator: str) -> None:
-    facts = Counterfactuals(target, POOL, QUESTIONS, batch_size=4)
+def test_scores_are_those_of_the_scorer(target: Target, estimator: str, tokens: CountedTokens) -> None:
+    facts = Counterfactuals(target, POOL, QUESTIONS, tokens=tokens, batch_size=4)
     found = influence_scores(facts, [q.subtask for q in QUESTIONS], [estimator])
     for normalization in ("cosine", "dot"):
-        scorer = InfluenceScorer(target, QUESTIONS, estimator=estimator, normalization=normalization)  # type: ignore[arg-type]
-        expected = scorer.score(POOL).total
+        scorer = InfluenceScorer(
+            target,
+            QUESTIONS,
+            estimator=estimator,
+            normalization=normalization,  # type: ignore[arg-type]
+            tokens=tokens,
+        )
+        scores = scorer.score(POOL)
+        torch.testing.assert_close(facts.losses("scored"), scores.loss, rtol=1e-9, atol=0)
+        expected = scores.total
         mine = found[f"{estimator} {normalization}"]
         # The scorer divides a dot by a constant.
         scale = float(expected.norm() / mine.norm()) if normalization == "dot" else 1.0
@@ -207,8 +223,12 @@ def test_scores_are_those_of_the_scorer(target: Target, estimator: str) -> None:
 
 
 def test_small_steps_do_what_the_exact_dot_says(target: Target) -> None:
-    """With so small a learning rate that only first order counts, the plain-mean dot of Adam is the lone truth."""
-    facts = Counterfactuals(target, POOL, QUESTIONS, batch_size=4, lr=1e-5, max_grad_norm=None)
+    """With so small a learning rate that only first order counts, the plain-mean dot of Adam is the lone truth.
+
+    A step learns the end of the text too, so it has to count in the score.
+    """
+    tokens = CountedTokens(end_of_pairs=1.0)
+    facts = Counterfactuals(target, POOL, QUESTIONS, tokens=tokens, batch_size=4, lr=1e-5, max_grad_norm=None)
     found = influence_scores(facts, ["all"] * len(QUESTIONS), ["adam"])["adam dot, plain mean"]
     torch.testing.assert_close(facts.lone() / 1e-5, found, rtol=5e-3, atol=2e-3)
 

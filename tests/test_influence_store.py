@@ -23,8 +23,9 @@ from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.projection import Layout, Projection
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.store import GradientStore, QuestionStore
-from optimsyn.influence.store_shards import Rows
+from optimsyn.influence.store_shards import VERSION, Rows
 from optimsyn.models.target import Target
+from optimsyn.recipe import CountedTokens
 
 HERE = Path(__file__).parent
 QUESTIONS = samples(7, seed=50, subtasks=("a", "b"))
@@ -136,6 +137,8 @@ def test_a_stale_store_is_refused_by_what_differs(tmp_path: Path, target: Target
     pool = tmp_path / "pool"
     with pytest.raises(ModelError, match=r'another estimator \(there: "adam_linear", here: "sgd"\)'):
         GradientStore.open_or_create(pool, target, estimator="sgd")
+    with pytest.raises(ModelError, match=r"another tokens .*end_of_pairs.*delete this one"):
+        GradientStore.open_or_create(pool, target, tokens=CountedTokens(end_of_pairs=1.0))
     with pytest.raises(ModelError, match=r"another projection .*seed.*delete this one"):
         GradientStore.open_or_create(pool, target, projection=Projection(seed=1))
     with pytest.raises(ModelError, match="another dtype"):
@@ -196,7 +199,7 @@ def test_what_one_process_adds_another_writer_keeps(tmp_path: Path, target: Targ
 
 
 def test_shards_and_torn_index(tmp_path: Path) -> None:
-    manifest = {"version": 1, "checkpoints": [{}], "width": 3, "dtype": "float32", "rows_per_shard": 4}
+    manifest = {"version": VERSION, "checkpoints": [{}], "width": 3, "dtype": "float32", "rows_per_shard": 4}
     Rows.create(tmp_path, manifest)
     rows = Rows(tmp_path)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import byte_tokenizer, flat, samples, tiny, tiny_target
+from influence_helpers import by_hand, byte_tokenizer, flat, samples, tiny, tiny_target
 from influence_reference import MAKES, put, random_target, reference_gamma, reference_gradients, reference_scores
 
 from optimsyn.errors import ModelError
@@ -20,7 +20,7 @@ from optimsyn.models.warm_up import Checkpoint
 
 def token_gradients(target: Target, item: Any) -> torch.Tensor:
     """[T, all parameters]: autograd's gradient of each label token's loss, from the model's own logits."""
-    encoded = target.encode(item)
+    encoded = by_hand(target, item)
     ids, labels = torch.tensor([encoded.input_ids]), torch.tensor(encoded.labels[1:])
     logits = target.model(input_ids=ids).logits[0, :-1]
     kept = labels != -100

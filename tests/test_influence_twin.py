@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import flat, plain_gradient, samples, tiny, tiny_target
+from influence_helpers import by_hand, flat, plain_gradient, samples, tiny, tiny_target
 
 from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.scorer import InfluenceScorer
@@ -98,7 +98,7 @@ def test_token_shares_are_the_tokens_own_derivatives(across: Literal["mean", "ma
     for i, pair in enumerate(pairs):
         shares = found.token_shares[i]
         assert float(shares.sum()) == pytest.approx(float(found.total[i]), rel=1e-9)
-        (batch,) = target.batches([pair])
+        (batch,) = target.batches([by_hand(target, pair)])
         losses, _, _ = target.token_losses(batch)
         wanted = []
         for loss in losses:

@@ -24,6 +24,7 @@ from optimsyn.influence.twin_export import RECORD, TwinRecord, export_twins
 from optimsyn.influence.twin_served import ServedTwinScorer
 from optimsyn.models.prompt_logprobs import PromptLogprobs
 from optimsyn.models.target import Target
+from optimsyn.recipe import CountedTokens
 
 Answer = Callable[[str, dict[str, Any], dict[str, str]], tuple[int, Any, dict[str, str]]]
 
@@ -166,12 +167,20 @@ def test_stacked_twins_survive_rounding_to_sixteen_bits(tmp_path: Path) -> None:
     assert off > size
 
 
-@pytest.mark.parametrize("sides", ["central", "one-sided"])
-def test_scores_through_a_server_are_those_in_process(sides: Literal["central", "one-sided"], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sides", "tokens"),
+    [
+        ("central", CountedTokens()),
+        ("one-sided", CountedTokens(end_of_questions=1.0, end_of_pairs=0.3, reduction="root")),
+    ],
+)
+def test_scores_through_a_server_are_those_in_process(
+    sides: Literal["central", "one-sided"], tokens: CountedTokens, tmp_path: Path
+) -> None:
     target = tiny_target("gpt2", warm=False)
     target.warm_up(samples(6, seed=9), steps=4, batch_size=2, lr=1e-2, checkpoints=2)
     questions, pairs = samples(6, seed=1, subtasks=("a", "b")), samples(4, seed=2)
-    scorer = TwinScorer(target, questions, sides=sides)
+    scorer = TwinScorer(target, questions, sides=sides, tokens=tokens)
     folders = export_twins(scorer, tmp_path)
     assert len(folders) == 2 * (4 if sides == "central" else 3)
     wanted = scorer.score(pairs, token_shares=True)

@@ -39,10 +39,10 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
     for index, pair in enumerate(pairs):
         shares = [] if scores.token_shares is None else [float(share) for share in scores.token_shares[index]]
         cut = answer_pieces(target.tokenizer, pair, target.max_length)
-        uncounted = target.encode(pair).label_tokens - len(shares)
-        if uncounted > 0 and cut and not cut[-1][0] and uncounted <= cut[-1][1]:
+        encoded = target.encode(pair)
+        if len(shares) == encoded.label_tokens - encoded.end_tokens:
             # The end of the text has no share where it does not count.
-            shares += [0.0] * uncounted
+            shares += [0.0] * encoded.end_tokens
         if sum(count for _, count in cut) != len(shares):
             raise ModelError(
                 f"pair {pair.id!r}: {len(shares)} token shares for {sum(count for _, count in cut)} tokens; does the "

@@ -67,13 +67,13 @@ def describe(
     record = record_type(len(target.checkpoints), layout.width, dtype)
     # Tokeniser and chat template are no part of the target's fingerprint, so a short text stands for them.
     probe = target.encode(_PROBE)
-    tokens = json.dumps([probe.input_ids, probe.labels])
+    encoding = json.dumps([probe.input_ids, probe.labels, probe.end_tokens])
     return {
         "version": VERSION,
         "kind": kind,
         "target": target.fingerprint(),
         "precision": str(target.dtype).removeprefix("torch."),
-        "encoding": hashlib.sha256(tokens.encode()).hexdigest()[:16],
+        "encoding": hashlib.sha256(encoding.encode()).hexdigest()[:16],
         "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
         "estimator": estimator_of(estimator).name,
         "tokens": tokens.model_dump(),

@@ -171,4 +171,4 @@ def _slopes(
             ) from error
     if slopes is None:
         slopes = torch.zeros_like(losses)
-    return slopes.double().cpu(), rows.cpu(), batch.token_weights(rows, columns).double().cpu()
+    return slopes.double().cpu(), rows.cpu(), batch.token_weights(rows, columns).cpu().double()

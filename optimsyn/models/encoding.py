@@ -55,7 +55,7 @@ class Encoded:
     def token_weights(self) -> tuple[float, ...]:
         """The weight of each label's loss, also where it is that of a mean."""
         count = self.label_tokens
-        return self.weights or (1 / count,) * count
+        return self.weights or tuple(1 / count for _ in range(count))
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -87,11 +87,17 @@ class Batch:
         return len(self.indices)
 
     def token_weights(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The weights [N] of N labels, given the row [N] and the column [N] of each; of all labels, in any order."""
+        """The weights [N] of N labels, on the batch's device, given the row [N] and the column [N] of each.
+
+        Args:
+            rows: On any device; of all labels of the batch, in any order.
+            columns: Likewise.
+        """
+        rows, columns = rows.to(self.labels.device), columns.to(self.labels.device)
         if self.weights is not None:
             return self.weights[rows, columns]
         counts = torch.bincount(rows, minlength=len(self))
-        return 1 / counts.to(torch.float32 if rows.device.type == "mps" else torch.float64)[rows]
+        return 1 / counts.to(_wide(rows.device))[rows]
 
 
 Role = Literal["question", "pair"]
@@ -104,12 +110,17 @@ def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
     that this gives. Training (warm-up and fine-tuning) goes on learning every label.
 
     Args:
-        encoded: As `encode` gave it.
+        encoded: As `encode` gave it. One without labels stays as it is, for whoever measures it to refuse.
         tokens: The recipe's `influence.tokens`.
         role: An expert's question, or a pair that is to be judged.
+
+    Returns:
+        The same tokens, fewer labels, and the weight of each. Among the labels are all tokens of the answer.
     """
     end = tokens.end_of_questions if role == "question" else tokens.end_of_pairs
     count = encoded.label_tokens
+    if not count:
+        return encoded
     ends = min(encoded.end_tokens, count - 1)
     kept = count if end > 0 else count - ends
     raw = [1.0] * (count - ends) + [end] * (kept - (count - ends))
@@ -118,7 +129,8 @@ def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
     labels = list(encoded.labels)
     for place in [i for i, label in enumerate(labels) if label != IGNORE][kept:]:
         labels[place] = IGNORE
-    return replace(encoded, labels=labels, weights=tuple(weight / divisor for weight in raw))
+    weights = tuple(weight / divisor for weight in raw)
+    return replace(encoded, labels=labels, weights=weights, end_tokens=kept - (count - ends))
 
 
 def as_sample(item: Sample | Pair | Question) -> Sample:
@@ -224,8 +236,7 @@ def pad(
     labels = torch.tensor([item.labels + [IGNORE] * (width - len(item.labels)) for item in encoded], device=device)
     weights = None
     if any(item.weights for item in encoded):
-        # Apple's GPUs have no float64.
-        wide = torch.float32 if labels.device.type == "mps" else torch.float64
+        wide = _wide(labels.device)
         flat = [weight for item in encoded for weight in item.token_weights]
         weights = torch.zeros(labels.shape, dtype=wide, device=device)
         weights[labels != IGNORE] = torch.tensor(flat, dtype=wide, device=device)
@@ -236,6 +247,11 @@ def pad(
         labels=labels,
         weights=weights,
     )
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    # Apple's GPUs have no float64.
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _has_template(tokenizer: Any) -> bool:
@@ -277,6 +293,9 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     else:
         # Without offsets the border is only known when both sides are tokenised on their own.
         ids = list(tokenizer(before, add_special_tokens=special)["input_ids"])
+        if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            # The end that the tokenizer gives every text; it belongs behind the answer.
+            ids.pop()
         first = len(ids)
         ids += list(tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"])
     # A token that begins behind the answer is the end of the turn: nothing of the answer itself would be learned.
@@ -289,18 +308,39 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     if not ended and end_id is not None and ids[-1] != end_id:
         ids.append(end_id)
     stop = len(before) + len(answer)
-    end_tokens = _behind(tokenizer, ids[first:], (offsets or [])[first:], stop)
+    end_tokens = _behind(tokenizer, ids[first:], None if offsets is None else offsets[first:], stop, after)
     return Tokens(ids, first, text, len(before), stop, offsets, end_tokens)
 
 
-def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]], stop: int) -> int:
-    """How many of an answer's last tokens stand behind its text, which always keeps one."""
-    special = set(tokenizer.all_special_ids)
+def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:
+    """How many of an answer's last tokens stand behind its text, which always keeps one.
+
+    Args:
+        tokenizer: Knows its special tokens.
+        ids: From the answer's first token on.
+        offsets: Begin and end of these in the text, as far as they were made of it; None where nobody can tell.
+        stop: Where the answer ends in the text.
+        after: What the chat template puts behind the answer.
+    """
+
+    def letters(some: list[int]) -> str:
+        return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
+
+    # An unknown word of the answer is a word, except where one token has all the roles.
+    special = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)} | {tokenizer.eos_token_id}
     count = 0
     for place in range(len(ids) - 1, 0, -1):
-        # Tokens that a tokenizer adds by itself have no place in the text.
-        behind = ids[place] in special or (place < len(offsets) and offsets[place][0] >= stop)
-        if not behind and tokenizer.decode([ids[place]]).strip():
+        if ids[place] in special:
+            behind = True
+        elif offsets is not None:
+            # Tokens that a tokenizer adds by itself have no place in the text and say (0, 0).
+            behind = place >= len(offsets) or offsets[place][0] >= stop or tuple(offsets[place]) == (0, 0)
+        else:
+            tail = letters(ids[place:])
+            # Bytes in the middle of a letter may decode to nothing: then the token adds to what stands before it.
+            adds = tail != letters(ids[place + 1 :]) or letters(ids[: place + 1]) == letters(ids[:place])
+            behind = bool(after) and "".join(after.split()).endswith(tail) and adds
+        if not behind:
             break
         count += 1
     return count

@@ -103,9 +103,10 @@ class LabelLoss:
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Losses [B] (float32, or float64 of a float64 model) of a right-padded batch [B, T], as its weights say."""
         tokens, rows, columns = self.tokens(batch.input_ids, batch.labels)
-        rows, columns = rows.to(tokens.device), columns.to(tokens.device)
+        # Of a model on several GPUs, losses are where its output layer is.
         weighted = tokens * batch.token_weights(rows, columns).to(tokens)
-        return torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device).index_add(0, rows, weighted)
+        sums = torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device)
+        return sums.index_add(0, rows.to(tokens.device), weighted)
 
     def tokens(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The loss of each of the N label tokens of a right-padded batch.

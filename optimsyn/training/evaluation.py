@@ -29,9 +29,10 @@ class QuestionRow(TypedDict):
         id: Id of the question.
         kind: `free` or `multiple_choice`.
         subtask: Subtask of the question.
-        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens,
-            `optimsyn.models.encoding.counted` decides, for the evaluation as for the influence. By default the one that ends the text is left
-            out: a fine-tuned target learns to stop within a few steps, which says nothing about what it knows.
+        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens count (and whether they
+            are added up in another way) `optimsyn.models.encoding.counted` decides, for the evaluation as for the
+            influence. By default the one that ends the text is left out: a fine-tuned target learns to stop within a
+            few steps, which says nothing about what it knows.
         correct: Multiple choice: the gold option has the highest mean log-likelihood per token (ties go to the first
             option). Free: the decoded answer matches an accepted one exactly.
         exact_match: The same for free answers; None for multiple choice.
@@ -100,7 +101,7 @@ def evaluate(
             scores, texts = scorer.score(items, max_new_tokens=config.max_new_tokens if decode else 0)
             for position, index in enumerate(batch):
                 text = texts[position] if decode else None
-                rows[index] = _row(jobs[index].question, scores[position], text)
+                rows[index] = _row(jobs[index], scores[position], text)
             if report is not None:
                 report(len(rows), len(questions))
     return [rows[index] for index in range(len(questions))]
@@ -173,7 +174,8 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
             yield indices[start : start + batch_size]
 
 
-def _row(question: Question, scores: list[float], text: str | None) -> QuestionRow:
+def _row(job: _Job, scores: list[float], text: str | None) -> QuestionRow:
+    question = job.question
     accepted = question.answers or (question.answer,)
     if question.choices is None or question.answer_index is None:
         prediction = text or ""
@@ -181,9 +183,11 @@ def _row(question: Question, scores: list[float], text: str | None) -> QuestionR
         f1: float | None = token_f1(prediction, accepted)
         gold, correct, matched, options = 0, matches, matches, None
     else:
-        best = max(range(len(scores)), key=scores.__getitem__)
+        # Options are compared per token, whichever way the tokens' losses add up: a sum would prefer the shortest.
+        means = [score / sum(weights) for score, weights in zip(scores, job.item.weights, strict=True)]
+        best = max(range(len(means)), key=means.__getitem__)
         prediction, f1, matched = question.choices[best], None, None
-        gold, correct, options = question.answer_index, best == question.answer_index, scores
+        gold, correct, options = question.answer_index, best == question.answer_index, means
     return QuestionRow(
         id=question.id,
         kind=question.kind,
