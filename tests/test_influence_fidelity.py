@@ -1,9 +1,10 @@
-"""Counterfactuals, baselines and the fidelity table, against real AdamW steps, scipy and hand computation."""
+"""The fidelity study: scores against a second computation, truths against real AdamW, statistics against scipy."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import by_hand, flat, plain_gradient, plain_loss, samples, tiny_target
+from influence_helpers import plain_loss, samples, tiny_target
 from scipy import stats
 
-from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.errors import DataError, ModelError
 from optimsyn.influence import baselines
-from optimsyn.influence.counterfactual import LEDGER, AdamState, Counterfactuals
-from optimsyn.influence.fidelity import Extra, Plan, fidelity, influence_scores, measure
+from optimsyn.influence.calibration import calibrated_scores, ridge
+from optimsyn.influence.fidelity import Extra, Plan, fidelity, measure, schedule
 from optimsyn.influence.fidelity_report import PAPER, FidelityReport
+from optimsyn.influence.fidelity_scores import COUNTED, influence_scores
 from optimsyn.influence.fidelity_statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate, spearman
+from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.training_ledger import LEDGER
+from optimsyn.models.encoding import counted
 from optimsyn.models.target import Target
 from optimsyn.recipe import CountedTokens
 
-POOL, QUESTIONS, COMPANIONS = samples(12, seed=1), samples(4, seed=2, subtasks=("a", "b")), samples(6, seed=3)
-SMALL = Plan(subsets=4, subset_batch=3, top_random=2, top_batch=2, batch_size=4)
+POOL, QUESTIONS, TRUTH = samples(12, seed=1), samples(4, seed=2), samples(3, seed=6)
+COMPANIONS = samples(6, seed=3)
+GROUPS = [f"p{i // 3}" for i in range(12)]
+SMALL = Plan(horizons=(1, 3), batch_size=2, subsets=4, random=2, ends=("adam_linear dot", "loss"), lr=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +40,8 @@ def target() -> Target:
     return tiny_target()
 
 
-def optimizer_at(target: Target, lr: float) -> torch.optim.AdamW:
-    """A real AdamW, put where the target's last checkpoint is."""
+def real_steps(target: Target, batches: list[list[object]], lr: float) -> float:
+    """Loss of the truth questions' answers after torch's own AdamW on batches, one sample at a time."""
     checkpoint = target.checkpoints[-1]
     target.load_checkpoint(checkpoint)
     optimizer = torch.optim.AdamW(target.parameters.values(), lr=lr, weight_decay=0.0)
@@ -44,193 +51,153 @@ def optimizer_at(target: Target, lr: float) -> torch.optim.AdamW:
             "exp_avg": checkpoint.exp_avg[name].clone(),
             "exp_avg_sq": checkpoint.exp_avg_sq[name].clone(),
         }
-    return optimizer
-
-
-def real_steps(target: Target, batches: list[list[int]], lr: float, clip: float | None) -> float:
-    """Validation loss after torch's own steps on batches of the pool, one sample at a time."""
-    optimizer = optimizer_at(target, lr)
     for batch in batches:
         optimizer.zero_grad()
-        for i in batch:
-            (plain_loss(target, target.encode(POOL[i])) / len(batch)).backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(target.parameters.values()), clip)
+        for item in batch:
+            (plain_loss(target, target.encode(item)) / len(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(list(target.parameters.values()), 1.0)
         optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
-        found = float(torch.stack([plain_loss(target, by_hand(target, q)) for q in QUESTIONS]).mean())
-    target.load_checkpoint(target.checkpoints[-1])
-    return found
+        encoded = [counted(target.encode(item), CountedTokens(), "question") for item in TRUTH]
+        loss = sum(float(plain_loss(target, item)) for item in encoded) / len(TRUTH)
+    target.load_checkpoint(checkpoint)
+    return loss
 
 
-@pytest.mark.parametrize("clip", [None, 1.0, 0.01])
-def test_a_step_is_torchs_own(target: Target, clip: float | None) -> None:
-    optimizer = optimizer_at(target, 1e-2)
-    state = AdamState.of(target, target.checkpoints[-1])
-    generator = torch.Generator().manual_seed(0)
-    for size in (1e-6, 1.0, 30.0):
-        gradient = torch.randn(len(state.weights), generator=generator, dtype=torch.float64) * size
-        offset = 0
-        for parameter in target.parameters.values():
-            parameter.grad = gradient[offset : offset + parameter.numel()].view_as(parameter).clone()
-            offset += parameter.numel()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(target.parameters.values()), clip)
-        optimizer.step()
-        state = state.step(gradient, lr=1e-2, max_grad_norm=clip)
-        real = torch.cat([parameter.detach().flatten() for parameter in target.parameters.values()])
-        torch.testing.assert_close(state.weights, real, rtol=1e-12, atol=1e-14)
-    for parameter in target.parameters.values():
-        parameter.grad = None
-    target.load_checkpoint(target.checkpoints[-1])
+def test_truths_are_those_of_real_training(target: Target) -> None:
+    cell = measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS, groups=GROUPS, plan=SMALL)
+    start = real_steps(target, [], 5e-3)
+    assert cell.start_loss == pytest.approx(start, rel=1e-9)
+    after = real_steps(target, [[POOL[4]]] * 3, 5e-3)
+    assert cell.truths["alone, 3 steps"][4] == pytest.approx(start - after, rel=1e-6, abs=1e-9)
+    fixed = [[COMPANIONS[i] for i in step] for step in schedule(range(6), 3, 2, 0)]
+    for steps in (1, 3):
+        without = real_steps(target, fixed[:steps], 5e-3)
+        with_it = real_steps(target, [[POOL[7], *step[1:]] for step in fixed[:steps]], 5e-3)
+        key = f"in batch, {steps} step{'s' if steps > 1 else ''}"
+        assert cell.truths[key][7] == pytest.approx(without - with_it, rel=1e-6, abs=1e-9)
+    assert cell.subsets is not None
+    members = cell.subsets.members[1]
+    batches = [[POOL[i] for i in step] for step in schedule(members, 3, 2, 0)]
+    assert cell.subsets.decreases[1] == pytest.approx(start - real_steps(target, batches, 5e-3), rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_truths_are_those_of_real_training(target: Target, clip: float | None) -> None:
-    facts = Counterfactuals(target, POOL, QUESTIONS, batch_size=4, max_grad_norm=clip, lr=3e-3, seed=5)
-    start = real_steps(target, [], 3e-3, clip)
-    assert facts.start() == pytest.approx(start, rel=1e-12)
-    lone, in_batch = facts.lone(), facts.in_batch()
-    drawn = facts._rows
-    assert len(drawn) == 5
-    for i in (drawn[0], drawn[4], next(i for i in range(12) if i not in drawn)):
-        assert float(lone[i]) == pytest.approx(start - real_steps(target, [[i]], 3e-3, clip), rel=1e-6)
-        rows = [row for row in drawn if row != i][:4]
-        expected = real_steps(target, [rows], 3e-3, clip) - real_steps(target, [[*rows, i]], 3e-3, clip)
-        assert float(in_batch[i]) == pytest.approx(expected, rel=1e-5, abs=2e-8)
-
-
-def test_a_subset_is_trained_on_in_order(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = Counterfactuals(target, POOL, QUESTIONS, batch_size=4, lr=3e-3)
-    orders: list[list[int]] = []
-
-    class Order:
-        def __init__(self, _: object) -> None: ...
-
-        def shuffle(self, items: list[int]) -> None:
-            items.reverse()
-            orders.append(list(items))
-
-    start = facts.start()
-    monkeypatch.setattr("optimsyn.influence.counterfactual.random.Random", Order)
-    found = facts.subset([0, 3, 4, 7, 9], batch_size=2, epochs=2)
-    assert orders == [[9, 7, 4, 3, 0]] * 2
-    batches = [[9, 7], [4, 3], [0]] * 2
-    assert found == pytest.approx(start - real_steps(target, batches, 3e-3, 1.0), rel=1e-6)
-
-
-def test_gradients_and_companions(target: Target) -> None:
-    facts = Counterfactuals(target, POOL, QUESTIONS, companions=COMPANIONS, batch_size=4, lr=3e-3)
-    expected = plain_gradient(target, target.encode(POOL[3]))
-    in_order = torch.cat([expected[name].flatten() for name in target.parameters])
-    torch.testing.assert_close(facts.gradients()[3], in_order, rtol=1e-9, atol=1e-12)
-    rows = facts.gradients("companions")[facts._rows]
-    assert rows.shape[0] == 4
-    stepped = facts.state.step((rows.sum(0) + in_order) / 5, lr=3e-3, max_grad_norm=1.0)
-    torch.testing.assert_close(facts._step_on_batch(facts._rows, 3).weights, stepped.weights)
-    assert flat(expected).norm() > 0
-
-
-def test_the_adapter_is_left_at_its_checkpoint(target: Target) -> None:
-    Counterfactuals(target, POOL, QUESTIONS, batch_size=4, lr=0.5).lone()
-    for name, parameter in target.parameters.items():
-        assert torch.equal(parameter, target.checkpoints[-1].state[name])
-
-
-def test_a_killed_run_continues(target: Target, tmp_path: Path) -> None:
-    done: list[str] = []
-
-    def make(stop_after: int | None = None) -> Counterfactuals:
-        def told(key: str, seconds: float) -> None:
-            done.append(key)
-            if stop_after is not None and len(done) == stop_after:
-                raise KeyboardInterrupt
-
-        return Counterfactuals(target, POOL, QUESTIONS, batch_size=4, folder=tmp_path, on_result=told)
-
-    with pytest.raises(KeyboardInterrupt):
-        make(5).lone()
-    ledger = tmp_path / LEDGER
-    with ledger.open("a") as file:
-        file.write('{"key": "lone/4", "lo')
-    continued = make().lone()
-    # start and twelve samples, each once: what the kill tore off was done again.
-    assert len(done) == len(set(done)) == 13
-    fresh = Counterfactuals(target, POOL, QUESTIONS, batch_size=4).lone()
-    torch.testing.assert_close(continued, fresh, rtol=0, atol=0)
-    made = make()
-    assert torch.equal(made.lone(), fresh) and len(done) == 13
-    # The gradients come from their file.
-    assert np.array_equal(np.load(tmp_path / "gradients-pool.npy"), made.gradients().numpy())
-
-
-def test_a_folder_of_something_else_is_refused(target: Target, tmp_path: Path) -> None:
-    Counterfactuals(target, POOL, QUESTIONS, batch_size=4, folder=tmp_path)
-    for changed in (
-        {"seed": 1},
-        {"lr": 0.1},
-        {"max_grad_norm": None},
-        {"held_out": COMPANIONS},
-        {"tokens": CountedTokens(end_of_pairs=0.5)},
-    ):
-        with pytest.raises(DataError, match="another target, pool, question set or setting"):
-            Counterfactuals(target, POOL, QUESTIONS, **{"batch_size": 4, "folder": tmp_path, **changed})
-    with pytest.raises(DataError, match="another target"):
-        Counterfactuals(target, POOL[1:], QUESTIONS, batch_size=4, folder=tmp_path)
-
-
-def test_what_cannot_be_measured_is_refused(target: Target) -> None:
-    with pytest.raises(ModelError, match="warm-up"):
-        Counterfactuals(tiny_target(warm=False), POOL, QUESTIONS)
-    with pytest.raises(DataError, match="at least one sample"):
-        Counterfactuals(target, [], QUESTIONS)
-    with pytest.raises(DataError, match="needs 13 samples, there are 12"):
-        Counterfactuals(target, POOL, QUESTIONS, batch_size=12)
-    facts = Counterfactuals(target, POOL, QUESTIONS, batch_size=4)
-    with pytest.raises(DataError, match="held-out"):
-        facts.lone(held_out=True)
-    with pytest.raises(DataError, match="at least one sample"):
-        facts.subset([])
-    with pytest.raises(RecipeError, match="nonsense"):
-        influence_scores(facts, ["all"] * 4, ["nonsense"])
-    with pytest.raises(DataError, match="'mine' has 2 values for 12"):
-        measure(target, POOL, QUESTIONS, truths=(), plan=SMALL, extra=Extra({"mine": [1.0, 2.0]}))
-    with pytest.raises(DataError, match="at least one cell"):
-        FidelityReport.of([])
-
-
-@pytest.mark.parametrize("tokens", [CountedTokens(), CountedTokens(end_of_pairs=0.3, reduction="root")], ids=str)
 @pytest.mark.parametrize("estimator", ["adam", "adam_momentum_free", "adam_linear", "sgd", "less"])
-def test_scores_are_those_of_the_scorer(target: Target, estimator: str, tokens: CountedTokens) -> None:
-    facts = Counterfactuals(target, POOL, QUESTIONS, tokens=tokens, batch_size=4)
-    found = influence_scores(facts, [q.subtask for q in QUESTIONS], [estimator])
-    for normalization in ("cosine", "dot"):
-        scorer = InfluenceScorer(
-            target,
-            QUESTIONS,
-            estimator=estimator,
-            normalization=normalization,  # type: ignore[arg-type]
-            tokens=tokens,
-        )
-        scores = scorer.score(POOL)
-        torch.testing.assert_close(facts.losses("scored"), scores.loss, rtol=1e-9, atol=0)
-        expected = scores.total
-        mine = found[f"{estimator} {normalization}"]
-        # The scorer divides a dot by a constant.
-        scale = float(expected.norm() / mine.norm()) if normalization == "dot" else 1.0
-        torch.testing.assert_close(mine * scale, expected, rtol=1e-6, atol=1e-9)
+def test_scores_are_those_of_the_scorer(target: Target, estimator: str) -> None:
+    checkpoint = target.checkpoints[-1]
+    parts = [GradientParts.of(target, checkpoint, [target.encode(x) for x in items]) for items in (POOL, QUESTIONS)]
+    found = influence_scores(target, checkpoint, parts[0], parts[1])
+    for label, tokens in COUNTED.items():
+        if label and estimator not in ("adam", "adam_linear"):
+            continue
+        for normalization in ("cosine", "dot"):
+            scorer = InfluenceScorer(target, QUESTIONS, estimator=estimator, normalization=normalization, tokens=tokens)
+            expected = scorer.score(POOL).total
+            mine = found[f"{estimator} {normalization}" + (f", {label}" if label else "")]
+            scale = float(expected.norm() / mine.norm()) if normalization == "dot" else 1.0
+            torch.testing.assert_close(mine * scale, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_parts_make_the_losses_of_every_definition(target: Target) -> None:
+    checkpoint = target.checkpoints[-1]
+    encoded = [target.encode(item) for item in POOL]
+    parts = GradientParts.of(target, checkpoint, encoded)
+    for tokens in COUNTED.values():
+        expected = [float(plain_loss(target, counted(item, tokens, "pair"))) for item in encoded]
+        assert parts.losses(tokens, "pair").tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_small_steps_do_what_the_exact_dot_says(target: Target) -> None:
-    """With so small a learning rate that only first order counts, the plain-mean dot of Adam is the lone truth.
+    """With so small a learning rate that only first order counts, the dot of Adam is the truth of a step alone."""
+    plan = replace(SMALL, horizons=(1,), lr=1e-6, in_batch=False, subsets=0, ends=(), sets=False, random=0)
+    cell = measure(target, POOL, QUESTIONS, TRUTH, [], plan=replace(plan, max_grad_norm=None))
+    checkpoint = target.checkpoints[-1]
+    parts = [GradientParts.of(target, checkpoint, [target.encode(x) for x in items]) for items in (POOL, TRUTH)]
+    both = CountedTokens(end_of_pairs=1)
+    found = influence_scores(target, checkpoint, parts[0], parts[1])["adam dot, plain mean, end of pairs"]
+    assert both == COUNTED["end of pairs"]
+    np.testing.assert_allclose(np.array(cell.truths["alone, 1 step"]) / 1e-6, found, rtol=5e-3, atol=2e-3)
 
-    A step learns the end of the text too, so it has to count in the score.
-    """
-    tokens = CountedTokens(end_of_pairs=1.0)
-    facts = Counterfactuals(target, POOL, QUESTIONS, tokens=tokens, batch_size=4, lr=1e-5, max_grad_norm=None)
-    found = influence_scores(facts, ["all"] * len(QUESTIONS), ["adam"])["adam dot, plain mean"]
-    torch.testing.assert_close(facts.lone() / 1e-5, found, rtol=5e-3, atol=2e-3)
+
+def test_a_killed_study_continues(target: Target, tmp_path: Path) -> None:
+    def run(told: list[int]) -> FidelityCell:
+        return measure(
+            target,
+            POOL,
+            QUESTIONS,
+            TRUTH,
+            COMPANIONS,
+            groups=GROUPS,
+            plan=SMALL,
+            folder=tmp_path,
+            rows=4,
+            told=lambda count, _: told.append(count),
+        )
+
+    first: list[int] = []
+    whole = run(first)
+    ledger = tmp_path / LEDGER
+    lines = ledger.read_text().splitlines()
+    ledger.write_text("\n".join(lines[: len(lines) // 2]) + "\n" + lines[len(lines) // 2][:40])
+    again: list[int] = []
+    assert run(again) == whole
+    assert 0 < sum(again) < sum(first)
+    none: list[int] = []
+    assert run(none) == whole and not none
+
+
+def test_a_folder_of_something_else_is_refused(target: Target, tmp_path: Path) -> None:
+    plan = replace(SMALL, in_batch=False, alone=False, subsets=1, ends=(), sets=False, random=0)
+    measure(target, POOL, QUESTIONS, TRUTH, [], plan=plan, folder=tmp_path)
+    with pytest.raises(DataError, match="belongs to another target"):
+        measure(target, POOL[:5], QUESTIONS, TRUTH, [], plan=plan, folder=tmp_path)
+
+
+def test_what_cannot_be_measured_is_refused(target: Target) -> None:
+    with pytest.raises(DataError, match="no question may stand on both sides"):
+        measure(target, POOL, QUESTIONS, [*TRUTH, QUESTIONS[0]], COMPANIONS, plan=SMALL)
+    with pytest.raises(DataError, match="need as many companions, there are 1"):
+        measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS[:1], plan=SMALL)
+    with pytest.raises(DataError, match="other questions for the truth"):
+        measure(target, POOL, QUESTIONS, [], COMPANIONS, plan=SMALL)
+    with pytest.raises(DataError, match="2 groups for 12 samples"):
+        measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS, groups=["a", "b"], plan=SMALL)
+    with pytest.raises(DataError, match="extra score 'mine' has 2 values"):
+        measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS, plan=SMALL, extra=Extra({"mine": [1, 2]}))
+    with pytest.raises(ModelError, match="no warm-up checkpoint"):
+        measure(tiny_target(warm=False), POOL, QUESTIONS, TRUTH, COMPANIONS, plan=SMALL)
+
+
+def test_ridge_is_the_textbooks() -> None:
+    generator = np.random.default_rng(1)
+    features, noise = generator.normal(size=(40, 3)) * [1, 5, 0.1] + 2, 0.1 * generator.normal(size=40)
+    truths = features @ [1.0, -0.5, 3.0] + 4 + noise
+    slope, intercept = ridge(features, truths, penalty=1e-9)
+    design = np.concatenate([features, np.ones((40, 1))], axis=1)
+    expected = np.linalg.lstsq(design, truths, rcond=None)[0]
+    np.testing.assert_allclose([*slope, intercept], expected, rtol=1e-6)
+    flat, mean = ridge(features, truths, penalty=1e12)
+    np.testing.assert_allclose(flat, 0, atol=1e-8)
+    assert mean == pytest.approx(truths.mean())
+
+
+def test_calibration_never_sees_its_own_passage() -> None:
+    generator = np.random.default_rng(2)
+    groups = [f"p{i // 4}" for i in range(24)]
+    scores = {
+        name: torch.from_numpy(generator.normal(size=24))
+        for name in ("adam_linear dot", "loss", "answer length", "1 / answer length")
+    }
+    truth = 2 * scores["adam_linear dot"] + 1
+    found = calibrated_scores(scores, {"in batch, 12 steps": truth}, groups)
+    assert float(stats.spearmanr(found["calibrated (ridge)"], truth).statistic) > 0.95
+    changed = truth.clone()
+    changed[:4] += 100
+    again = calibrated_scores(scores, {"in batch, 12 steps": changed}, groups)
+    for name in found:
+        torch.testing.assert_close(again[name][:4], found[name][:4])
+    assert not calibrated_scores(scores, {"alone, 1 step": truth}, groups)
 
 
 def test_bm25_by_hand() -> None:
@@ -309,65 +276,95 @@ def test_partial_spearman_is_the_one_of_residuals() -> None:
     assert float(spearman(x, y, [a, b, a])) == pytest.approx(float(spearman(x, y, [a, b])))
 
 
-def cell_of(seed: int, name: str = "") -> FidelityCell:
+def cell_of(seed: int, name: str = "", domain: str = "") -> FidelityCell:
     generator = np.random.default_rng(seed)
     truth = generator.normal(size=40)
     good, bad = truth + 0.2 * generator.normal(size=40), generator.normal(size=40)
     members = tuple(tuple(sorted(generator.choice(40, 20, replace=False).tolist())) for _ in range(10))
     return FidelityCell(
         name=name,
+        domain=domain,
         ids=tuple(map(str, range(40))),
+        groups=tuple(f"p{i // 4}" for i in range(40)),
         scores={PAPER: tuple(bad), "good": tuple(good), "same": (1.0,) * 40},
-        truths={"in_batch": tuple(truth)},
+        truths={"in batch, 12 steps": tuple(truth)},
         length=tuple(generator.integers(1, 9, 40).astype(float)),
         gradient_norm=tuple(generator.random(40)),
         subsets=Subsets(members, tuple(float(truth[list(m)].sum()) for m in members)),
-        top={"random": [0.1, 0.3], "good": [0.5, -0.1]},
+        chosen={"random": [0.1, 0.3], "set": [0.5]},
         start_loss=2.0,
         questions=4,
+        truth_questions=3,
+        steps=24,
     )
 
 
+HEADLINE = "in batch, 12 steps"
+
+
 def test_the_report_by_hand() -> None:
-    cells = [cell_of(1, "one"), cell_of(2, "two")]
+    cells = [cell_of(1, "law, human, seed 0", "law"), cell_of(2, "law, human, seed 1", "law")]
+    cells.append(cell_of(3, "art, human, seed 0", "art"))
     report = FidelityReport.of(cells, resamples=200)
     row = {row.score: row for row in report.rows}
     assert report.rows[0].score == "good" and report.rows[-1].score == "same"
-    each = [stats.spearmanr(cell.scores["good"], cell.truths["in_batch"]).statistic for cell in cells]
-    paper = [stats.spearmanr(cell.scores[PAPER], cell.truths["in_batch"]).statistic for cell in cells]
-    found = row["good"].spearman["in_batch"]
-    assert found.value == pytest.approx(np.mean(each)) and found.cells == 2
+    each = [stats.spearmanr(cell.scores["good"], cell.truths[HEADLINE]).statistic for cell in cells]
+    found = row["good"].spearman[HEADLINE]
+    assert found.value == pytest.approx(np.mean(each)) and found.cells == 3
     assert found.low is not None and found.high is not None and found.low < found.value < found.high < 1
-    assert row["good"].against_paper["in_batch"].value == pytest.approx(np.mean(each) - np.mean(paper))
-    assert row[PAPER].against_paper["in_batch"].high == 0
-    assert row["same"].spearman["in_batch"].value is None and row["same"].spearman[LDS].value is None
-    assert report.random == pytest.approx(0.2)
-    assert row["good"].top == pytest.approx(0.3) and row["good"].bottom == pytest.approx(-0.3)
+    assert row["same"].spearman[HEADLINE].value is None and row["same"].spearman[LDS].value is None
+    law = {row.score: row for row in report.domains["law"]}
+    assert law["good"].spearman[HEADLINE].value == pytest.approx(np.mean(each[:2]))
     lds = []
     for cell in cells:
         assert cell.subsets is not None
         sums = [sum(cell.scores["good"][i] for i in m) for m in cell.subsets.members]
         lds.append(stats.spearmanr(sums, cell.subsets.decreases).statistic)
     assert row["good"].spearman[LDS].value == pytest.approx(np.mean(lds))
-    assert report.by_cell["two"]["in_batch"]["good"] == pytest.approx(each[1])
+    chosen = {(choice.cells, choice.how): choice for choice in report.choices}
+    assert chosen["law, human", "set"].decrease == pytest.approx(0.5)
+    assert chosen["law, human", "set"].by_cell == pytest.approx((0.3, 0.3))
+    assert chosen["art, human", "random"].by_cell == pytest.approx((0.2,))
+    table = report.markdown()
+    assert "Within passages" in table and "+0.30 [+0.30, +0.30]" in table
+
+
+def test_ranking_within_passages_by_hand() -> None:
+    cell = cell_of(1)
+    found = CellStatistics(cell, 20, 0).within("good", HEADLINE)
+    x, y = (np.asarray(values).reshape(10, 4) for values in (cell.scores["good"], cell.truths[HEADLINE]))
+    ranked = [stats.rankdata(values, axis=1) - 2.5 for values in (x, y)]
+    expected = (ranked[0] * ranked[1]).sum() / math.sqrt((ranked[0] ** 2).sum() * (ranked[1] ** 2).sum())
+    assert found[0] == pytest.approx(expected)
+    # Of what differs between passages only, nothing is seen.
+    between = replace(cell, scores={"between": tuple(float(i // 4) for i in range(40))})
+    assert math.isnan(CellStatistics(between, 20, 0).within("between", HEADLINE)[0])
+    shifted = replace(cell, scores={"good": tuple(v + 100 * (i // 4) for i, v in enumerate(cell.scores["good"]))})
+    assert CellStatistics(shifted, 20, 0).within("good", HEADLINE)[0] == pytest.approx(expected)
 
 
 def test_resamples_are_shared_and_seeded() -> None:
     one, two = CellStatistics(cell_of(1), 50, 3), CellStatistics(cell_of(1), 50, 3)
-    assert np.array_equal(one.spearman("good", "in_batch"), two.spearman("good", "in_batch"), equal_nan=True)
+    assert np.array_equal(one.spearman("good", HEADLINE), two.spearman("good", HEADLINE), equal_nan=True)
     drawn = one._samples[7]
     cell = cell_of(1)
-    again = stats.spearmanr(np.array(cell.scores["good"])[drawn], np.array(cell.truths["in_batch"])[drawn]).statistic
-    assert one.spearman("good", "in_batch")[7] == pytest.approx(again)
+    again = stats.spearmanr(np.array(cell.scores["good"])[drawn], np.array(cell.truths[HEADLINE])[drawn]).statistic
+    assert one.spearman("good", HEADLINE)[7] == pytest.approx(again)
 
 
 def test_an_estimate_averages_what_is_defined() -> None:
     nan = math.nan
-    found = estimate([np.array([0.5, 0.4, nan]), np.array([0.1, nan, nan]), np.array([nan, 1.0, 1.0])])
-    assert found.value == pytest.approx(0.3) and found.cells == 2 and found.low == found.high == pytest.approx(0.4)
+    found = estimate([np.array([0.5, 0.4, nan]), np.array([nan, 1.0, 1.0])])
+    assert found.value == pytest.approx(0.5) and found.cells == 1 and found.low == found.high == pytest.approx(0.4)
     assert estimate([np.array([nan, 1.0])]).text() == "–"
     assert estimate([np.array([-0.25, -0.25])]).text() == "-.25 [-.25, -.25]"
     assert estimate([np.array([1.0, 1.0])]).text(interval=False) == "1.00"
+
+
+def test_cells_are_drawn_anew() -> None:
+    cells = [np.full(401, 0.0), np.full(401, 1.0)]
+    found = estimate(cells)
+    assert found.value == pytest.approx(0.5) and (found.low, found.high) == (0.0, 1.0)
 
 
 def test_everything_in_one_go(target: Target, tmp_path: Path) -> None:
@@ -375,25 +372,32 @@ def test_everything_in_one_go(target: Target, tmp_path: Path) -> None:
         target,
         POOL,
         QUESTIONS,
+        TRUTH,
+        COMPANIONS,
+        groups=GROUPS,
         plan=SMALL,
-        held_out=COMPANIONS,
         extra=Extra({"mine": list(range(12))}),
         folder=tmp_path / "work",
         resamples=50,
     )
-    assert report.truths == ("in_batch", "in_batch held out", "lone", "lone held out", LDS)
+    assert report.truths == (
+        "alone, 1 step",
+        "alone, 3 steps",
+        "in batch, 1 step",
+        "in batch, 3 steps",
+        LDS,
+    )
     names = {row.score for row in report.rows}
-    assert {"adam cosine", "less dot", "sgd dot, plain mean", "BM25", "mine", "random", "answer length"} <= names
+    assert {"adam cosine", "less dot", "sgd dot, plain mean", "adam_linear dot, end of both", "BM25", "mine"} <= names
+    assert {"random", "answer length", "1 / answer length", "calibrated (ridge)", "simulated, in batch"} <= names
     row = {row.score: row for row in report.rows}
-    assert row["answer length"].partial["lone"].value is None
+    assert row["answer length"].partial["alone, 1 step"].value is None
     assert row["answer length"].with_length.value == pytest.approx(1)
     report.save(tmp_path)
     kept = json.loads((tmp_path / "fidelity.json").read_text())
     assert len(kept["rows"]) == len(report.rows)
     table = (tmp_path / "fidelity.md").read_text()
-    assert "| BM25 |" in table and "in-batch, held out" in table
-    widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
-    assert len(widths) == 1
+    assert "| BM25 |" in table and "within, in batch, 3 steps" in table and "| set |" in table
     assert (tmp_path / "fidelity.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -401,7 +405,7 @@ def test_a_cell_comes_back_from_its_file(tmp_path: Path) -> None:
     cell = cell_of(4, "four")
     cell.save(tmp_path / "cell.json")
     back = FidelityCell.load(tmp_path / "cell.json")
-    assert FidelityReport.of([back], resamples=20) == FidelityReport.of([cell], resamples=20)
+    assert FidelityReport.of([back], resamples=20).rows[0] == FidelityReport.of([cell], resamples=20).rows[0]
     (tmp_path / "cell.json").write_text("{")
     with pytest.raises(DataError, match=r"cell\.json"):
         FidelityCell.load(tmp_path / "cell.json")
