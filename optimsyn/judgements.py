@@ -73,7 +73,7 @@ class Judgement(Record):
         influence: IF of the pair, un-normalised; None for an invalid pair, which is never scored.
         by_subtask: The influence on each validation subtask.
         gradient_norm: L2 norm of the pair's gradient; watch its correlation with the influence.
-        loss: Mean loss of the target over the pair's label tokens.
+        loss: Loss of the target over the pair's tokens that count (`influence.tokens`), in nats.
         scorer: Fingerprint of the scorer that gave the influence.
         reward: Valid * IF - penalty * (1 - Valid); always finite.
         feedback: The verdict as a sentence.
