@@ -40,8 +40,11 @@ def target() -> Target:
     return tiny_target()
 
 
-def real_steps(target: Target, batches: list[list[object]], lr: float) -> float:
-    """Loss of the truth questions' answers after torch's own AdamW on batches, one sample at a time."""
+def real_steps(target: Target, batches: list[list[object]], lr: float, steps: int = 3) -> float:
+    """Loss of the truth questions' answers after torch's own AdamW on batches, one sample at a time.
+
+    The rate falls as in a training of so many steps.
+    """
     checkpoint = target.checkpoints[-1]
     target.load_checkpoint(checkpoint)
     optimizer = torch.optim.AdamW(target.parameters.values(), lr=lr, weight_decay=0.0)
@@ -51,7 +54,8 @@ def real_steps(target: Target, batches: list[list[object]], lr: float) -> float:
             "exp_avg": checkpoint.exp_avg[name].clone(),
             "exp_avg_sq": checkpoint.exp_avg_sq[name].clone(),
         }
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = lr * (steps - number) / steps
         optimizer.zero_grad()
         for item in batch:
             (plain_loss(target, target.encode(item)) / len(batch)).backward()

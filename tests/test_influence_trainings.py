@@ -12,7 +12,7 @@ from optimsyn.models.encoding import counted
 from optimsyn.recipe import CountedTokens
 
 
-def plain(target, checkpoint, batches, questions, looks, lr):
+def plain(target, checkpoint, batches, questions, looks, lr, decay):
     """The long way: a real optimiser whose state is put back, a batch at a time."""
     target.load_checkpoint(checkpoint)
     optimizer = torch.optim.AdamW(target.parameters.values(), lr=lr, weight_decay=0.0)
@@ -24,6 +24,7 @@ def plain(target, checkpoint, batches, questions, looks, lr):
         }
     found = []
     for number, rows in enumerate(batches, 1):
+        optimizer.param_groups[0]["lr"] = lr * (1 - (number - 1) / len(batches)) if decay else lr
         optimizer.zero_grad()
         with torch.enable_grad():
             (batch,) = target.batches(rows, 2**62)
@@ -39,19 +40,19 @@ def plain(target, checkpoint, batches, questions, looks, lr):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
-@pytest.mark.parametrize("rows", [1, 6, 64])
-def test_side_by_side_is_one_after_the_other(kind, rows):
+@pytest.mark.parametrize(("rows", "decay"), [(1, True), (6, False), (64, True)])
+def test_side_by_side_is_one_after_the_other(kind, rows, decay):
     target = tiny_target(kind, warm=False)
     target.warm_up(samples(6), steps=4, batch_size=2, lr=1e-2)
     checkpoint = target.checkpoints[-1]
     pool = [target.encode(item) for item in samples(5, seed=3)]
     questions = [counted(target.encode(item), CountedTokens(), "question") for item in samples(4, seed=9)]
     schedules = [[[0, 1], [2, 3], [4, 0]], [[4, 4], [1, 0], [2, 2]], [[3, 2], [3, 2], [3, 2]]]
-    trainings = Trainings(target, checkpoint, pool, questions, lr=5e-3, rows=rows)
+    trainings = Trainings(target, checkpoint, pool, questions, lr=5e-3, decay=decay, rows=rows)
     found = trainings.run(schedules, looks=(1, 3))
     for schedule, mine in zip(schedules, found, strict=True):
         batches = [[pool[i] for i in step] for step in schedule]
-        expected = plain(target, checkpoint, batches, questions, (1, 3), 5e-3)
+        expected = plain(target, checkpoint, batches, questions, (1, 3), 5e-3, decay)
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(trainings.start(), plain_losses(target, checkpoint, questions), rtol=1e-9, atol=1e-9)
 

@@ -26,6 +26,7 @@ from optimsyn.errors import DataError
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.moments import moments_of
 from optimsyn.influence.projection import Layout, Projection
+from optimsyn.influence.trainings import rates_of
 from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
@@ -50,7 +51,7 @@ class SimulatedTraining:
         pair_losses: [n].
         step: Optimiser steps before.
         beta1: Decay of the momentum.
-        lr: Learning rate.
+        lr: Learning rate of the first step; it falls linearly, as in fine-tuning (`Trainings`).
         steps: How many are foretold.
         max_grad_norm: Clipping of the batch's gradient; None: none.
     """
@@ -152,14 +153,14 @@ class SimulatedTraining:
         pair = torch.logit(learnt).expand(count, -1)
         question_drift = self.question_momentum.expand(count, -1)
         pair_drift = self.pair_momentum.expand(count, -1)
-        for step in range(self.step + 1, self.step + self.steps + 1):
+        for number, rate in enumerate(rates_of(self.lr, self.steps, decay=True), 1):
             now = weights * torch.sigmoid(-pair) / (1 - learnt)
             if self.max_grad_norm is not None:
                 length = ((now @ self.gram) * now).sum(1, keepdim=True).clamp_min(1e-30).sqrt()
                 now = now * (self.max_grad_norm / length).clamp(max=1.0)
             question_drift = self.beta1 * question_drift + (1 - self.beta1) * (now @ self.question_kernel.t())
             pair_drift = self.beta1 * pair_drift + (1 - self.beta1) * (now @ self.pair_kernel)
-            fix = self.lr / (1 - self.beta1**step)
+            fix = rate / (1 - self.beta1 ** (self.step + number))
             question = question + fix * question_drift / (1 - known)
             pair = pair + fix * pair_drift / (1 - learnt)
         return torch.nn.functional.softplus(-question)

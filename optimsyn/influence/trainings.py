@@ -1,7 +1,7 @@
 """Real trainings from one warm-up checkpoint, many side by side: the truth that scores are judged by.
 
-Each training goes on from the checkpoint's weights θ, moments m, v and step count t with AdamW as the warm-up does (no
-weight decay, constant rate, gradients clipped), on batches that its schedule names. It trains on every token, as
+Each training goes on from the checkpoint's weights θ, moments m, v and step count t with AdamW as fine-tuning does (no
+weight decay, gradients clipped, a rate that falls linearly to its end), on batches that its schedule names. It trains on every token, as
 fine-tuning does; what is measured is the loss of questions, of the tokens that count.
 
 The trainings share the frozen model and nothing else. Their batches go through it together, each group of rows with
@@ -28,6 +28,11 @@ Schedule = Sequence[Sequence[int]]
 """For each step the places in the pool that make its batch; a place may stand there more than once."""
 
 
+def rates_of(lr: float, steps: int, *, decay: bool) -> list[float]:
+    """The learning rate of each step."""
+    return [lr * (steps - step) / steps if decay else lr for step in range(steps)]
+
+
 @dataclass
 class _State:
     """M trainings: parameter name -> [M, *shape] each."""
@@ -46,7 +51,8 @@ class Trainings:
         checkpoint: Where every training starts.
         pool: What is trained on.
         questions: Whose losses are measured; encoded as what counts of them (`optimsyn.models.encoding.counted`).
-        lr: Learning rate; None: the checkpoint's.
+        lr: Learning rate of the first step; None: the checkpoint's.
+        decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
         max_grad_norm: Gradient clipping; None: none.
         rows: Most samples of all trainings that go through the model at once.
 
@@ -62,6 +68,7 @@ class Trainings:
         questions: Sequence[Encoded],
         *,
         lr: float | None = None,
+        decay: bool = True,
         max_grad_norm: float | None = 1.0,
         rows: int = 32,
     ) -> None:
@@ -70,6 +77,7 @@ class Trainings:
         self.target = target
         self.checkpoint = checkpoint
         self.lr = checkpoint.lr if lr is None else lr
+        self.decay = decay
         self.max_grad_norm = max_grad_norm
         self._pool = list(pool)
         self._questions = list(questions)
@@ -83,7 +91,7 @@ class Trainings:
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with everything that changes a result."""
         texts = [[[i.id, i.input_ids, i.labels, i.weights] for i in items] for items in (self._pool, self._questions)]
-        settings = [str(self.target.dtype), self.lr, self.max_grad_norm]
+        settings = [str(self.target.dtype), self.lr, self.decay, self.max_grad_norm]
         facts = [1, self.target.fingerprint(), self.checkpoint.fingerprint, settings, texts]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -136,7 +144,8 @@ class Trainings:
         state = self._begin(len(schedules))
         found = []
         for number in range(1, looks[-1] + 1):
-            self._step(state, [schedule[number - 1] for schedule in schedules])
+            rates = rates_of(self.lr, len(schedules[0]), decay=self.decay)
+            self._step(state, [schedule[number - 1] for schedule in schedules], rates[number - 1])
             if number in looks:
                 found.append(self._losses(state.weights))
         return torch.stack(found, dim=1)
@@ -155,7 +164,7 @@ class Trainings:
             spread(checkpoint.state), spread(checkpoint.exp_avg), spread(checkpoint.exp_avg_sq), checkpoint.step
         )
 
-    def _step(self, state: _State, batches: Sequence[Sequence[int]]) -> None:
+    def _step(self, state: _State, batches: Sequence[Sequence[int]], lr: float) -> None:
         count, size = len(batches), len(batches[0])
         rows = [self._pool[place] for batch in batches for place in batch]
         leaves = {name: value.requires_grad_(True) for name, value in state.weights.items()}
@@ -171,7 +180,7 @@ class Trainings:
                 for (name, leaf), part in zip(leaves.items(), parts, strict=True)
             }
             self._clip(gradients)
-            self._adamw(state, gradients)
+            self._adamw(state, gradients, lr)
 
     def _clip(self, gradients: dict[str, torch.Tensor]) -> None:
         """As `clip_grad_norm_`, for each training on its own."""
@@ -182,7 +191,7 @@ class Trainings:
         for part in gradients.values():
             part.mul_(share.to(part).view(-1, *[1] * (part.dim() - 1)))
 
-    def _adamw(self, state: _State, gradients: dict[str, torch.Tensor]) -> None:
+    def _adamw(self, state: _State, gradients: dict[str, torch.Tensor], lr: float) -> None:
         """One step of `torch.optim.AdamW` without weight decay, written elementwise over all trainings."""
         state.step += 1
         beta1, beta2 = self.checkpoint.betas
@@ -190,7 +199,7 @@ class Trainings:
             first = state.first[name].lerp_(gradient, 1 - beta1)
             second = state.second[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             root = (second.sqrt() / math.sqrt(1 - beta2**state.step)).add_(self.checkpoint.eps)
-            moved = torch.addcdiv(state.weights[name].detach(), first, root, value=-self.lr / (1 - beta1**state.step))
+            moved = torch.addcdiv(state.weights[name].detach(), first, root, value=-lr / (1 - beta1**state.step))
             state.weights[name] = moved
 
     def _losses(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
