@@ -294,8 +294,8 @@ class Checker:
 
     Attributes:
         fingerprint: Names everything that a verdict depends on and changes with any of it: which checks run, their
-            source (a plugin's whole module; not what it imports or reads from elsewhere), the unsafe words, the
-            questions. Rewards are kept under it.
+            source (a plugin's whole module and what it imports from beside it; not the files that it reads), the unsafe
+            words, the questions. Rewards are kept under it.
         parts: Digests of these, by name.
 
     Raises:
