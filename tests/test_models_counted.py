@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_helpers import CHAT, byte_tokenizer, flat, plain_loss, samples, tiny_target
+from optimsyn.influence.counterfactual import Counterfactuals
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from training_helpers import make_pairs, make_target
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -17,7 +18,6 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
-from optimsyn.influence.counterfactual import Counterfactuals
 from optimsyn.influence.pair_shares import pair_shares
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.store import GradientStore, QuestionStore
