@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up-pairs", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-4, help="of warm-up and trainings")
     parser.add_argument("--horizons", nargs="+", type=int, default=[1, 12])
-    parser.add_argument("--subsets", type=int, default=12, help="random halves for the LDS")
+    parser.add_argument("--subsets", type=int, default=8, help="random halves for the LDS")
     parser.add_argument("--random", type=int, default=4, help="random quarters")
     parser.add_argument("--rows", type=int, default=32, help="samples of trainings side by side")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -129,7 +129,7 @@ class Bench:
             in_batch=singles,
             alone=singles,
             subsets=args.subsets if singles else 0,
-            ends=Plan.ends if singles else Plan.ends[:2],
+            ends=Plan.ends[:2],
             random=args.random,
             lr=args.lr,
         )
