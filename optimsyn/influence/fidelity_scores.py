@@ -39,7 +39,7 @@ def influence_scores(
     """Every estimator's scores from one set of gradients.
 
     The direction is the mean of the questions' normalised gradients, as the scorer has it with one subtask; `plain
-    mean` takes gradients as long as they are. A dot is not divided by its reference norm, which is the same for all samples.
+    mean` takes gradients as long as they are. A dot is not divided by its reference norm, which is the same for all.
 
     Args:
         target: Names the parameters' order.

@@ -1,8 +1,8 @@
 """Real trainings from one warm-up checkpoint, many side by side: the truth that scores are judged by.
 
 Each training goes on from the checkpoint's weights θ, moments m, v and step count t with AdamW as fine-tuning does (no
-weight decay, gradients clipped, a rate that falls linearly to its end), on batches that its schedule names. It trains on every token, as
-fine-tuning does; what is measured is the loss of questions, of the tokens that count.
+weight decay, gradients clipped, a rate that falls linearly), on batches that its schedule names. It trains on every
+token, as fine-tuning does; what is measured is the loss of questions, of the tokens that count.
 
 The trainings share the frozen model and nothing else. Their batches go through it together, each group of rows with
 weights of its own, so that twenty short trainings cost little more than the multiplication of their tokens.
