@@ -27,7 +27,8 @@ Stopped = Literal["settled", "overfits", "most steps", "given"]
 
 # Fewer pairs than this are all trained on.
 _FEWEST_TRAINED = 4
-# Of the loss of the end, in nats: the probability of the token moves by a twentieth.
+# Of the loss of the end, in nats: below this it counts as learned, and this little as no movement.
+_LEARNED = 0.5
 _SMALL = 0.05
 _SHARE = 0.1
 # Looks over which the form must have stood still.
@@ -249,8 +250,10 @@ def change(before: Sequence[float], after: Sequence[float]) -> Change:
 def settled(history: Sequence[Losses]) -> str:
     """Whether the form has settled: why, or an empty string.
 
-    It has, when over the last two looks the loss of the form moved by no more than a tenth of all that it moved since
-    the start, or by no more than 0.05 nats, or by no more than its own noise (a standard error of the mean difference).
+    It has, when over the last two looks its loss moved by no more than a tenth of all that it moved since the start.
+    A form that was learned before (a loss of at most half a nat, at which the token has three chances in five) need not
+    have moved at all: there it is enough that it stands still, within 0.05 nats or its own noise (a standard error of
+    the mean difference). A loss that is high and stands still has not settled: the rate is too low.
 
     Args:
         history: The start and every look since.
@@ -260,8 +263,10 @@ def settled(history: Sequence[Losses]) -> str:
     levels = [sum(losses.form) / len(losses.form) for losses in history]
     total = max(levels) - min(levels)
     moved = change(history[-1 - _PATIENCE].form, history[-1].form)
-    limit = max(_SHARE * total, _SMALL, moved.error if math.isfinite(moved.error) else 0.0)
-    if abs(moved.mean) > limit:
+    limit = _SHARE * total if total > _LEARNED else 0.0
+    if levels[-1] <= _LEARNED:
+        limit = max(limit, _SMALL, moved.error if math.isfinite(moved.error) else 0.0)
+    if abs(moved.mean) > limit or not limit:
         return ""
     return (
         f"the loss of {_form_name(history[-1])} went from {levels[0]:.2f} to {levels[-1]:.2f} and moved by "
