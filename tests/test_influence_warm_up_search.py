@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from influence_helpers import byte_tokenizer, modules_of, plain_loss, samples, t
 from scipy import stats
 
 from optimsyn.errors import ModelError
+from optimsyn.models import warm_up_search
 from optimsyn.models.target import Target, train_full_weights
-from optimsyn.models.warm_up import Checkpoint, epochs
+from optimsyn.models.warm_up import Checkpoint, DivergedError, epochs
 from optimsyn.models.warm_up_curve import Losses, Search, WarmUpCurve, change, choose_rate, overfits, settled
 from optimsyn.models.warm_up_look import measure
+from optimsyn.models.warm_up_search import Bench, Plan, run
 from optimsyn.recipe import Lora
 
 QUESTIONS = samples(6, seed=50)
@@ -34,6 +37,13 @@ def levels(*values: float) -> list[Losses]:
 
 def same(found: Checkpoint, expected: Checkpoint) -> bool:
     return found.fingerprint == expected.fingerprint
+
+
+def quick_learner(*, chat: bool = False) -> Target:
+    """A tiny model whose output layer is trained too, so that it learns form and content within a few steps."""
+    model = tiny("llama", dtype=torch.float32)
+    train_full_weights(model, ["down_proj", "lm_head"])
+    return Target.from_model(model, byte_tokenizer(chat=chat), lora=None, max_length=200)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,8 @@ def test_a_look_measures_form_and_content_apart(chat: bool) -> None:
     for place, item in enumerate(encoded):
         assert item.end_tokens == 1
         ids = torch.tensor([item.input_ids])
-        logits = target.model(input_ids=ids).logits[0, :-1]
+        with torch.no_grad():
+            logits = target.model(input_ids=ids).logits[0, :-1]
         each = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")[-item.label_tokens :]
         assert found.end[place] == pytest.approx(float(each[-1]))
         assert found.first[place] == pytest.approx(float(each[0]))
@@ -196,24 +207,21 @@ def test_moments_at_the_checkpoint_are_those_of_a_real_adamw() -> None:
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_form_that_is_learned_already_takes_the_fewest_steps(chat: bool) -> None:
-    target = tiny_target("gemma", warm=False, chat=chat)
-    # Ends of words alone: every answer is the same letter, so that only the end is to be learned.
-    same_answer = [
+    target = quick_learner(chat=chat)
+    # Every answer is the same word, so that there is little but the end to learn.
+    alike = [
         item.model_copy(
-            update={
-                "completion": " aaaa",
-                "messages": (item.messages[0], {"role": "assistant", "content": "aaaa"}),
-            }
+            update={"completion": " ab", "messages": (item.messages[0], {"role": "assistant", "content": "ab"})}
         )
-        for item in [*PAIRS, *QUESTIONS]
+        for item in PAIRS
     ]
-    target.warm_up(same_answer, steps=120, lr=2e-2)
-    target.warm_up(same_answer[:12], questions=same_answer[12:], search=SEARCH, lr=1e-4)
+    target.warm_up(alike, steps=16, lr=1e-1)
+    target.warm_up(alike[:8], questions=alike[8:], search=SEARCH, lr=1e-4)
     curve = target.curve
     assert curve is not None
-    assert (curve.stopped, curve.steps, curve.why_lr, curve.rates) == ("settled", 12, "given", ())
     assert curve.looks[0].end_loss is not None
     assert curve.looks[0].end_loss < 0.5
+    assert (curve.stopped, curve.steps, curve.why_lr, curve.rates) == ("settled", 12, "given", ())
 
 
 def test_a_form_that_never_settles_takes_the_most_steps() -> None:
@@ -225,46 +233,98 @@ def test_a_form_that_never_settles_takes_the_most_steps() -> None:
     assert "had not settled" in curve.why
 
 
-def test_it_stops_before_pairs_that_it_does_not_see_get_worse() -> None:
-    target = tiny_target(warm=False)
-    search = Search(max_steps=80, every=2, around=1e-3)
-    kept = target.warm_up(PAIRS[:4], questions=QUESTIONS, unseen=samples(20, seed=70), search=search, lr=2e-2)
+def test_it_stops_before_pairs_that_it_does_not_see_get_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up_search, "settled", lambda history: "")
+    target, others = quick_learner(), samples(8, seed=70)
+    search = Search(max_steps=40, every=4)
+    kept = target.warm_up(PAIRS[:4], questions=QUESTIONS[:2], unseen=others, search=search, lr=1e-2)
     curve = target.curve
     assert curve is not None
     assert curve.stopped == "overfits"
+    assert "8 unseen pairs rose" in curve.why
     assert kept[-1].step == curve.steps
-    assert curve.looks[-1].step == max(curve.steps + 2, 10)
-    assert (curve.trained_on, curve.held_out) == (4, 20)
-    lowest = min(look.unseen_loss or 0.0 for look in curve.looks)
-    assert (curve.looks[-1].unseen_loss or 0.0) > lowest
-    assert "20 unseen pairs rose" in curve.why
-    for name, parameter in target.parameters.items():
-        assert torch.equal(parameter, kept[-1].state[name])
+    assert curve.looks[-1].step == curve.steps + 4 > 12
+    assert (curve.trained_on, curve.held_out) == (4, 8)
+    # The model is that of the checkpoint again, not of the look that was too late.
+    now = measure(target, [target.encode(QUESTIONS[0])], [target.encode(item) for item in others])
+    assert curve.last is not None
+    assert curve.last.unseen_loss == pytest.approx(sum(now.unseen) / 8, rel=1e-5)
+
+
+class Scripted:
+    """A training whose looks are written beforehand: what the rules make of them, without any model."""
+
+    def __init__(self, looks: dict[float, Sequence[Losses]], every: int = 4, broken: Sequence[float] = ()) -> None:
+        self.scripts, self.every, self.broken = looks, every, broken
+        self.lr, self.steps, self.told = 0.0, 0, 0
+        self.losses: list[float] = []
+
+    def begin(self, lr: float) -> Any:
+        self.lr, self.steps, self.losses, self.told = lr, 0, [], 0
+        return self
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.lr in self.broken:
+            raise DivergedError("nan")
+        self.losses.append(float(self.steps))
+
+    def look(self) -> Losses:
+        script = self.scripts.get(self.lr, self.scripts[0.0])
+        return script[min(math.ceil(self.steps / self.every), len(script) - 1)]
+
+    def checkpoint(self) -> Checkpoint:
+        since, self.told = tuple(self.losses[self.told :]), self.steps
+        return Checkpoint(self.steps, self.lr, {}, {}, {}, losses=since)
+
+    def run(self, *, lr: float | None = None, checkpoints: int = 1, max_steps: int = 24) -> Any:
+        plan = Plan(None, lr, Search(max_steps, self.every), 4, checkpoints, 1.0, 0, 2048)
+        return run(Bench(self.begin, self.look), plan)
+
+
+def test_the_checkpoint_is_the_look_before_the_rise_but_never_before_the_fewest_steps() -> None:
+    good, worse = [2.9, 3.0, 3.1], [3.5, 3.6, 3.65]
+    falling = [losses((level,) * 3, good) for level in (9, 8, 7, 6, 5)]
+    late = Scripted({0.0: [*falling, losses((4.0,) * 3, worse)]})
+    kept, curve = late.run(lr=1e-3, checkpoints=2)
+    assert (curve.stopped, curve.steps, [c.step for c in kept]) == ("overfits", 16, [8, 16])
+    assert [look.step for look in curve.looks] == [0, 4, 8, 12, 16, 20]
+    assert kept[0].losses + kept[1].losses == curve.losses == tuple(map(float, range(1, 17)))
+    early = Scripted({0.0: [falling[0], losses((8.0,) * 3, worse)]})
+    kept, curve = early.run(lr=1e-3)
+    assert (curve.stopped, curve.steps, [c.step for c in kept]) == ("overfits", 12, [12])
+    # A rise that is gone again by the first look that counts is none.
+    passing = Scripted({0.0: [falling[0], losses((8.0,) * 3, worse), *falling[2:]]})
+    assert passing.run(lr=1e-3, max_steps=16)[1].stopped == "most steps"
+    assert passing.run(lr=1e-3, max_steps=6)[1].steps == 6
 
 
 def test_rates_that_diverge_are_dropped_and_lower_ones_are_tried() -> None:
-    target = tiny_target(warm=False)
-    target.warm_up(PAIRS, questions=QUESTIONS, search=Search(16, 4, around=1e-3, factors=(1.0, 1e4)))
-    curve = target.curve
-    assert curve is not None
-    assert curve.lr == 1e-3
-    assert [(rate.lr, bool(rate.dropped)) for rate in curve.rates] == [(1e-3, False), (10.0, True)]
-    target.warm_up(PAIRS, questions=QUESTIONS, search=Search(16, 4, around=40.0, factors=(1.0,)))
-    assert target.curve is not None
-    assert len(target.curve.rates) == 4
-    assert target.curve.lr == 5.0
-    assert "every rate made things worse" in target.curve.why_lr
+    start, good = losses((6.0, 6.1, 5.9)), losses((3.0, 3.1, 2.9))
+    worse = losses((7.0, 7.2, 7.1))
+    some = Scripted({0.0: [start, worse], 1e-4: [start, good]}, broken=[4e-4])
+    _, curve = some.run()
+    assert curve.lr == 1e-4
+    assert [(rate.lr, rate.dropped, rate.judged is None) for rate in curve.rates] == [
+        (1e-4, "", False),
+        (2e-4, "the loss rose", False),
+        (4e-4, "a loss was not finite", True),
+    ]
+    _, curve = Scripted({0.0: [start, worse], 5e-5: [start, good]}).run()
+    assert (curve.lr, len(curve.rates)) == (5e-5, 4)
+    _, curve = Scripted({0.0: [start, worse]}, broken=[1e-4, 2e-4, 4e-4]).run()
+    assert (curve.lr, len(curve.rates)) == (1.25e-5, 6)
+    assert "every rate made things worse" in curve.why_lr
 
 
-def test_what_is_not_finite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tiny_target(warm=False)
-    with torch.no_grad():
-        next(iter(target.parameters.values())).fill_(math.inf)
+def test_what_is_not_finite_is_told() -> None:
+    start, broken = losses((6.0, 6.1, 5.9)), losses((math.nan, 6.0, 6.0))
     with pytest.raises(ModelError, match="not finite before the first step"):
-        target.warm_up(PAIRS, questions=QUESTIONS, search=SEARCH)
-    target = tiny_target(warm=False)
-    with pytest.raises(ModelError, match="every learning rate from .* a loss was not finite"):
-        target.warm_up(PAIRS, questions=QUESTIONS, search=Search(16, 4, around=1e300))
+        Scripted({0.0: [broken]}).run()
+    with pytest.raises(ModelError, match=r"every learning rate from .* to 0.0004 a loss was not finite"):
+        Scripted({0.0: [start, broken]}).run()
+    with pytest.raises(ModelError, match="step 8: a held-out loss is not finite; lower warm_up.lr"):
+        Scripted({0.0: [start, start, broken]}).run(lr=1e-3)
 
 
 def test_sixteen_bits_start_each_trial_from_the_same_weights() -> None:
@@ -314,7 +374,7 @@ def test_a_killed_search_leaves_the_same_and_a_finished_one_is_not_repeated(tmp_
         if done == 17:
             raise KeyboardInterrupt
 
-    options = {"questions": QUESTIONS, "search": SEARCH, "checkpoints": 2}
+    options: dict[str, Any] = {"questions": QUESTIONS[:2], "search": Search(8, 4, around=1e-3), "checkpoints": 2}
     expected = tiny_target(warm=False).warm_up(PAIRS, **options, folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         tiny_target(warm=False).warm_up(PAIRS, **options, folder=tmp_path / "killed", report=stop)
@@ -323,14 +383,14 @@ def test_a_killed_search_leaves_the_same_and_a_finished_one_is_not_repeated(tmp_
     assert all(same(a, b) for a, b in zip(found, expected, strict=True))
     for file in (tmp_path / "whole").rglob("*.*"):
         assert file.read_bytes() == (tmp_path / "killed" / file.relative_to(tmp_path / "whole")).read_bytes()
-    curve, again, steps = target.curve, tiny_target(warm=False), []
+    curve, again, steps = target.curve, tiny_target(warm=False), list[tuple[int, int]]()
     loaded = again.warm_up(PAIRS, **options, folder=tmp_path / "killed", report=lambda *step: steps.append(step))
     assert steps == []
     assert all(same(a, b) for a, b in zip(loaded, expected, strict=True))
     assert again.curve == curve
     # Other questions or settings are another warm-up.
     again.warm_up(
-        PAIRS, **{**options, "questions": QUESTIONS[1:]}, folder=tmp_path / "killed", report=lambda *s: steps.append(s)
+        PAIRS, **{**options, "questions": QUESTIONS[2:3]}, folder=tmp_path / "killed", report=lambda *s: steps.append(s)
     )
     assert steps
     third = tiny_target(warm=False)
