@@ -2,8 +2,8 @@
 # # 2. Warm-up: the target gets a direction
 #
 # A first draft of pairs is written under the recipe's own guiding text, and a share of the valid ones trains the
-# target's LoRA for as many AdamW steps as it takes to learn the form of an answer. From then on a pair has an **influence**: how much one training step on it would
-# lower the loss on the validation questions.
+# target's LoRA for as many AdamW steps as it takes to learn the form of an answer. From then on a pair has an
+# **influence**: how much one training step on it would lower the loss on the validation questions.
 #
 # The steps matter for more than loss: the Adam moments that they leave behind make the influence that of the optimiser
 # that is really used, and the gradients of the validation questions give it one direction a subtask.
