@@ -2,8 +2,8 @@
 # # 2. Warm-up: the target gets a direction
 #
 # A first draft of pairs is written under the recipe's own guiding text, and a share of the valid ones trains the
-# target's LoRA for a few AdamW steps. From then on a pair has an **influence**: how much one training step on it would
-# lower the loss on the validation questions.
+# target's LoRA for as many AdamW steps as it takes to learn the form of an answer. From then on a pair has an
+# **influence**: how much one training step on it would lower the loss on the validation questions.
 #
 # The steps matter for more than loss: the Adam moments that they leave behind make the influence that of the optimiser
 # that is really used, and the gradients of the validation questions give it one direction a subtask.
@@ -46,6 +46,17 @@ warm_up.run(run)
 look.first_draft(run)
 
 # %% [markdown]
+# ## When it ended, and why
+#
+# Blue is the **form**: how surprised the target is, on the validation questions, that an answer ends where it ends.
+# Until that is learned, it is most of what a pair would be rewarded for, so the warm-up goes on until the blue line
+# has settled. Red is the content of pairs that are not trained on: when it rises beyond its noise the target begins to
+# learn its few pairs by heart, and the checkpoint is the look before. The bars are the learning rates that were tried.
+
+# %%
+look.warm_up_curve(run)
+
+# %% [markdown]
 # ## Loss and influence
 #
 # Left: each step trains on other pairs, so the line is rough; it should not explode. Right: every dot is a pair of the
@@ -61,6 +72,7 @@ look.warm_up_picture(run)
 #
 # - `changes = {"influence.estimator": "adam", "influence.normalization": "cosine"}` is the paper's choice. Where does
 #   the dashed line go?
+# - `changes = {"warm_up.steps": 4, "warm_up.lr": 1e-4}` ends before the form is learned. Which pairs win now?
 # - Are there pairs with negative influence? Training on them would *raise* the loss on the questions.
 # - [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb) asks whether this number sees more than
 #   likeness.

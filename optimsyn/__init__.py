@@ -4,7 +4,7 @@ The names below are loaded when they are first used, so `import optimsyn` costs 
 
     recipe = Recipe.load("recipes/quickstart.yaml")
     target = Target.load(recipe.models.target)
-    target.warm_up(pairs)
+    target.warm_up(pairs, questions=questions)
     scorer = InfluenceScorer(target, questions)
     scores = scorer.score(pairs)
 """

@@ -22,7 +22,7 @@ _QUESTIONS = 6
 # tokens are those of the passage that an open-book pair is asked with, so passages are short.
 _AT_MOST: dict[str, dict[str, int | float]] = {
     "documents": {"passage_words": 80, "min_words": 20},
-    "warm_up": {"pairs": 6, "steps": 3, "batch_size": 2, "checkpoints": 1},
+    "warm_up": {"pairs": 6, "steps": 3, "max_steps": 4, "every": 2, "batch_size": 2, "checkpoints": 1},
     "influence": {"batch_tokens": 1024},
     "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
     # Hotter, the embedded base model writes rubrics that cannot be read.
@@ -85,7 +85,8 @@ def resized(recipe: Recipe, size: str) -> Recipe:
         section = raw
         for part in path.split("."):
             section = section[part]
-        section |= {field: min(section[field], most) for field, most in sizes.items()}
+        # What is to be found stays so.
+        section |= {field: min(section[field], most) for field, most in sizes.items() if section[field] is not None}
     if raw["influence"]["method"] == "auto":
         # Finding the step of twins takes longer than the backward passes of so few pairs.
         raw["influence"]["method"] = "exact"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -17,9 +18,11 @@ from optimsyn.display.plots_stages import (
     rewards_figure,
     training_figure,
     variants_figure,
+    warm_up_curve_figure,
     warm_up_figure,
 )
 from optimsyn.influence.similarity import REAL, SYNTHETIC, ComparedSample
+from optimsyn.models.warm_up_curve import Look, TriedRate, WarmUpCurve
 from optimsyn.training.bootstrap import MetricRow
 
 PNG = b"\x89PNG"
@@ -42,10 +45,17 @@ EVALUATION = [
 ]
 SAMPLES = [ComparedSample(kind, "q?", "a", 0.1 * i, 0.02 * i, i, -i) for i, kind in enumerate([SYNTHETIC, REAL] * 3)]
 
+LOOKS = (Look(0, 6.0, 5.0, 3.3, 5.8, None), Look(4, 1.0, 5.0, 3.4, 5.3, 4.0), Look(8, 0.2, 5.0, 3.4, None, 3.0))
+RATES = (TriedRate(1e-4, LOOKS[1], 6.3), TriedRate(2e-4, LOOKS[1], 7.0, "the loss rose"), TriedRate(4e-4, None, None))
+CURVE = WarmUpCurve(1e-4, 8, "settled", "", "", tuple(map(float, range(8, 0, -1))), LOOKS, RATES, 11, 3, 24)
+
 DRAWN: dict[str, tuple[Callable[[], Picture], str]] = {
     "passages": (lambda: passages_figure([20, 80, 120], {"too short": 2}, longest=160), "2 too short"),
     "nothing lost": (lambda: passages_figure([20], {}, longest=160), "Rows lost: none"),
     "warm-up": (lambda: warm_up_figure([4.0, 3.0], [0.01, -0.02], zero_gradient=0.0), "4.00 at the first step"),
+    "warm-up curve": (lambda: warm_up_curve_figure(CURVE), "end of an answer (questions) 6.00 to 0.20"),
+    "warm-up, one rate": (lambda: warm_up_curve_figure(replace(CURVE, rates=())), "settled"),
+    "warm-up, as given": (lambda: warm_up_curve_figure(replace(CURVE, looks=(), rates=())), "nothing was looked at"),
     "search": (
         lambda: prompt_search_figure(
             [

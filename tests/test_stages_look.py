@@ -12,6 +12,7 @@ from optimsyn.data.records import Pair, Passage, Question, Rubric
 from optimsyn.data.token_shares import SHARES_FILE, TokenShares
 from optimsyn.errors import StageError
 from optimsyn.judgements import Judgement, Ledger
+from optimsyn.models.warm_up_curve import WarmUpCurve
 from optimsyn.runs import Run
 from optimsyn.stages import look
 from optimsyn.stages.result import StageResult
@@ -85,6 +86,11 @@ def test_the_first_draft_shows_the_best_and_the_worst(run: Run) -> None:
     assert [row[3] for row in look.first_draft(run).rows] == ["0.05", "−0.02"]
     assert len(look.first_draft(run, 9).rows) == 4
     assert "4.00 at the first step" in look.warm_up_picture(run).alt
+    assert "2 steps at 0, as given" in look.warm_up_curve(run).alt, "a run of an older version"
+    curve = WarmUpCurve(1e-3, 3, "given", "", "", (5.0, 4.0, 3.0))
+    curve.save(run.path("warm_up", "checkpoints", "curve.json"))
+    assert "5.00 at the first step" in look.warm_up_picture(run).alt
+    assert "3 steps at 0.001, as given" in look.warm_up_curve(run).alt
 
 
 def test_disabled_optimisers_have_nothing_to_show_and_stop_nobody(run: Run) -> None:

@@ -103,8 +103,10 @@ def _prepare(numbers: Mapping[str, Any]) -> str:
 
 
 def _warm_up(numbers: Mapping[str, Any]) -> str:
+    # A run of an older version does not say why its warm-up ended.
+    ended = f"{_count(numbers['steps'][-1], 'step')} ({numbers['stopped']}), " if numbers.get("stopped") else ""
     return (
-        f"{numbers['valid']:,} of {numbers['first_draft']:,} first-draft pairs valid, "
+        f"{numbers['valid']:,} of {numbers['first_draft']:,} first-draft pairs valid, {ended}"
         f"mean influence {number(numbers['influence_mean'])}"
     )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from optimsyn.models.warm_up_curve import WarmUpCurve
     from optimsyn.training.bootstrap import MetricRow
 
 _WIDTH = 9.2
@@ -96,6 +97,63 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
             f"Influence of {len(influence)} first-draft pairs from {min(influence):.3g} to {max(influence):.3g}, "
             f"median {statistics.median(influence):.3g}; a zero gradient would score {zero_gradient:.3g}.",
         )
+
+
+def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
+    """What was looked at while the target warmed up, where the checkpoint is, and the learning rates that were tried.
+
+    Args:
+        curve: As the stage left it.
+    """
+    if not curve.looks:
+        with drawing(2.9, width=7.4) as figure:
+            axes = figure.subplots()
+            axes.plot(range(1, len(curve.losses) + 1), curve.losses, color=_BLUE, linewidth=1.8, marker="o")
+            axes.xaxis.set_major_locator(round_ticks(integer=True))
+            _finish(axes, f"{curve.steps} steps, as given", "step", "training loss, nats")
+            return picture(figure, f"{curve.steps} steps at {curve.lr:.2g}, as given; nothing was looked at.")
+    with drawing(3.3) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(2.2, 1)) if curve.rates else (figure.subplots(), None)
+        steps = range(1, len(curve.losses) + 1)
+        left.plot(steps, curve.losses, color=GRID, linewidth=1.4, label="training, every token", zorder=1)
+        told = []
+        for name, label, color in _WARM_UP_LINES:
+            points = [(look.step, getattr(look, name)) for look in curve.looks if getattr(look, name) is not None]
+            if points:
+                left.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", markersize=4, label=label)
+                told.append(f"{label} {points[0][1]:.2f} to {points[-1][1]:.2f}")
+        left.axvline(curve.steps, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        left.annotate(
+            " checkpoint", (curve.steps, 1), xycoords=("data", "axes fraction"), va="top", ha="right", rotation=90
+        )
+        left.legend(loc="upper right" if curve.steps < 0.6 * curve.looks[-1].step else "best")
+        left.set_ylim(bottom=0)
+        left.xaxis.set_major_locator(round_ticks(integer=True))
+        _finish(left, f"{curve.steps} steps: {curve.stopped}", "step", "loss, nats a token")
+        if right is not None:
+            _draw_rates(right, curve)
+        return picture(
+            figure,
+            f"Warm-up of {curve.steps} steps at {curve.lr:.2g}, {curve.stopped}; losses from the start to the last "
+            f"look: {', '.join(told)}.",
+        )
+
+
+_WARM_UP_LINES = (
+    ("end_loss", "end of an answer (questions)", _BLUE),
+    ("unseen_loss", "content, unseen pairs", _RED),
+    ("question_loss", "content, questions", "#9A6A2F"),
+)
+
+
+def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
+    judged = [rate for rate in curve.rates if rate.judged is not None]
+    for place, rate in enumerate(judged):
+        filled = "white" if rate.dropped else (_BLUE if rate.lr == curve.lr else GRID)
+        axes.bar(place, rate.judged or 0.0, width=0.6, color=filled, edgecolor=_BLUE if not rate.dropped else "#888888")
+    axes.set_xticks(range(len(judged)), [f"{rate.lr:.2g}" for rate in judged])
+    axes.tick_params(axis="x", length=0)
+    _finish(axes, "Rates tried", "learning rate\n(hollow: dropped; blue: chosen)", "loss of end and content, nats")
 
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:

@@ -44,7 +44,7 @@ def recipe_table(recipe: Recipe) -> Table:
         else "",
     ]
     rows += [
-        ("warm-up", f"{recipe.warm_up.pairs:,} first-draft pairs, {recipe.warm_up.steps:,} steps"),
+        ("warm-up", f"{recipe.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(recipe)}"),
         ("influence", f"{recipe.influence.estimator}, {recipe.influence.normalization}, {recipe.influence.method}"),
         ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
         ("variants", ", ".join(variant_label(name) for name in recipe.variants)),
@@ -60,6 +60,11 @@ def recipe_table(recipe: Recipe) -> Table:
     ]
     title = f"Recipe {recipe.name}, fingerprint {recipe.fingerprint}"
     return Table(title, ("what", "value"), tuple(rows), note=recipe.description)
+
+
+def _warm_up_steps(recipe: Recipe) -> str:
+    given = recipe.warm_up.steps
+    return f"{given:,} steps" if given is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
 
 
 def run_table(run: Run) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 import warnings
@@ -16,16 +15,17 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
-from optimsyn.data.jsonl import write_text
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
 from optimsyn.models.encoding import Batch, Encoded, as_sample, encode, make_batches
-from optimsyn.models.identity import adapter_digest, adapters_of, model_digest, refuse_idle_adapters
+from optimsyn.models.identity import adapters_of, model_digest, refuse_idle_adapters
 from optimsyn.models.label_loss import LabelLoss
-from optimsyn.models.warm_up import Checkpoint, train
+from optimsyn.models.warm_up import Checkpoint
+from optimsyn.models.warm_up_curve import Search, WarmUpCurve
+from optimsyn.models.warm_up_search import CURVE, RECORD, Plan, warm_up
 from optimsyn.recipe import Lora, ModelSpec, TargetSpec
 
-_RECORD = "warm_up.json"
+_SEARCH = Search()
 
 
 class Target:
@@ -39,10 +39,11 @@ class Target:
         device: Where inputs go.
         max_length: Longest prompt plus answer, in tokens.
         checkpoints: What `warm_up` kept, oldest first.
+        curve: How the warm-up went; None before it, and of one that an older version left.
 
     Example:
         >>> target = Target.load("embedded")                                         # doctest: +SKIP
-        >>> target.warm_up(pairs, steps=12)                                          # doctest: +SKIP
+        >>> target.warm_up(pairs, questions=questions)                               # doctest: +SKIP
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int, name: str) -> None:
@@ -51,6 +52,7 @@ class Target:
         self.max_length = max_length
         self.name = name
         self.checkpoints: list[Checkpoint] = []
+        self.curve: WarmUpCurve | None = None
         self.parameters: dict[str, torch.nn.Parameter] = {
             key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad
         }
@@ -218,9 +220,12 @@ class Target:
         self,
         pairs: Sequence[Pair | Question | Sample],
         *,
-        steps: int = 12,
+        questions: Sequence[Pair | Question | Sample] = (),
+        unseen: Sequence[Pair | Question | Sample] = (),
+        steps: int | None = None,
+        lr: float | None = None,
+        search: Search = _SEARCH,
         batch_size: int = 4,
-        lr: float = 1e-4,
         checkpoints: int = 1,
         max_grad_norm: float = 1.0,
         seed: int = 0,
@@ -230,21 +235,29 @@ class Target:
     ) -> list[Checkpoint]:
         """Trains the adapter with AdamW and keeps weights and moments by parameter name.
 
+        With `questions` it finds its learning rate and ends when the form of an answer is learned and before pairs that
+        it does not train on get worse (`optimsyn.models.warm_up_curve` has the rules); `self.curve` tells how it went.
+        Without, it takes 12 steps at 2e-4. A number that is given is taken as it is.
+
         The loss is the mean over samples of their mean token loss, as the influence assumes; moments come from the
         clipped gradient of the batch.
 
         Args:
             pairs: What to train on.
+            questions: Validation questions to look at.
+            unseen: Pairs to look at, not among `pairs`; none: a share of `pairs` is held out (`search.held_out`).
             steps: Optimiser steps.
-            batch_size: Samples a step.
             lr: Learning rate, constant.
-            checkpoints: Checkpoints spread over the steps, the last step always among them.
+            search: How steps and learning rate are found.
+            batch_size: Samples a step.
+            checkpoints: Checkpoints spread over the steps, the last step always among them; over the looks at them
+                where the steps are found.
             max_grad_norm: Gradient clipping.
             seed: Of the order of samples (and of dropout).
-            folder: Keep the checkpoints here. A warm-up of the same model, pairs and settings found here is loaded
-                instead of repeated.
+            folder: Keep checkpoints and curve here. A warm-up of the same model, pairs and settings found here is
+                loaded instead of repeated.
             batch_tokens: Tokens that go through the model at once; does not change the result.
-            report: Called after each step with the steps done and their number.
+            report: Called after each step with the steps done and their greatest number.
 
         Returns:
             The checkpoints, also in `self.checkpoints`; the model is left at the last one.
@@ -252,49 +265,9 @@ class Target:
         Raises:
             ModelError: No pairs, a pair that cannot be encoded, or a loss that is not finite.
         """
-        encoded = [self.encode(pair) for pair in pairs]
-        settings = [steps, batch_size, lr, checkpoints, max_grad_norm, seed]
-        start = adapter_digest(self.model, self.parameters.values())
-        record = hashlib.sha256(
-            json.dumps([self.fingerprint(), start, settings, [[e.id, e.input_ids, e.labels] for e in encoded]]).encode()
-        ).hexdigest()
-        if folder is not None and _recorded(folder) == record:
-            return self.add_checkpoints_from(folder)
-
-        def backward(batch: list[Encoded]) -> float:
-            total = 0.0
-            for part in self.batches(batch, batch_tokens):
-                loss = self.losses(part).sum() / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
-            return total
-
-        self.model.train()
-        try:
-            with torch.random.fork_rng(), torch.enable_grad():
-                torch.manual_seed(seed)
-                kept = train(
-                    encoded,
-                    self.parameters,
-                    backward,
-                    steps=steps,
-                    batch_size=batch_size,
-                    lr=lr,
-                    checkpoints=checkpoints,
-                    max_grad_norm=max_grad_norm,
-                    seed=seed,
-                    report=report,
-                )
-        finally:
-            self.model.eval()
-        self.checkpoints = kept
-        if folder is not None:
-            (folder / _RECORD).unlink(missing_ok=True)
-            for item in kept:
-                item.save(folder / f"step-{item.step:06d}")
-            # Written last: a folder without it is a warm-up that was interrupted, and is done again.
-            write_text(folder / _RECORD, json.dumps({"fingerprint": record, "steps": [c.step for c in kept]}))
-        return kept
+        plan = Plan(steps, lr, search, batch_size, checkpoints, max_grad_norm, seed, batch_tokens)
+        self.checkpoints, self.curve = warm_up(self, pairs, questions, unseen, plan, folder, report)
+        return self.checkpoints
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Puts the checkpoint's weights into the model.
@@ -325,12 +298,13 @@ class Target:
             ModelError: The warm-up did not finish, or a file is damaged, or the adapter is another one.
         """
         try:
-            steps = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["steps"]
+            steps = json.loads((folder / RECORD).read_text(encoding="utf-8"))["steps"]
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: holds no finished warm-up ({error}); run the warm-up first") from error
         loaded = [Checkpoint.load(folder / f"step-{step:06d}") for step in steps]
         self.load_checkpoint(loaded[-1])
         self.checkpoints = loaded
+        self.curve = WarmUpCurve.load(folder / CURVE) if (folder / CURVE).is_file() else None
         return loaded
 
     def fingerprint(self) -> str:
@@ -379,15 +353,6 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
     for name in chosen:
         linear[name].requires_grad_(True)
     return [name for name in linear if name in chosen]
-
-
-def _recorded(folder: Path) -> str | None:
-    """Fingerprint of the finished warm-up in `folder`, if there is one."""
-    file = folder / _RECORD
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
-    return found if isinstance(found, str) else None
 
 
 def _refuse_empty(batch: Batch) -> None:

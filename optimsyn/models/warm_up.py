@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import tempfile
@@ -141,65 +142,109 @@ def epochs(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
             yield order[start : start + size]
 
 
-def train(
-    encoded: Sequence[Encoded],
-    parameters: dict[str, torch.nn.Parameter],
-    backward: Callable[[list[Encoded]], float],
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    checkpoints: int,
-    max_grad_norm: float,
-    seed: int,
-    report: Callable[[int, int], None] | None = None,
-) -> list[Checkpoint]:
+class DivergedError(ModelError):
+    """A step of the warm-up, or a look at it, gave a loss that is not finite."""
+
+
+class Training:
     """AdamW (no weight decay, constant learning rate) over seeded batches, in float32 or the parameters' wider dtype.
 
     Args:
         encoded: The samples.
         parameters: The trained parameters by name.
         backward: Adds the gradient of a batch's mean loss to `.grad` and returns the loss.
-        steps: Optimiser steps.
         batch_size: Samples a step.
         lr: Learning rate.
-        checkpoints: Checkpoints spread over the steps.
         max_grad_norm: The batch's gradient is scaled down to this norm, as fine-tuning does.
         seed: Of the order of samples.
+
+    Attributes:
+        lr: The learning rate.
+        steps: Steps taken so far.
+        losses: Training loss of each of them.
+
+    Raises:
+        ModelError: There is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        parameters: dict[str, torch.nn.Parameter],
+        backward: Callable[[list[Encoded]], float],
+        *,
+        batch_size: int,
+        lr: float,
+        max_grad_norm: float,
+        seed: int,
+    ) -> None:
+        if not encoded:
+            raise ModelError("warm-up needs at least one pair; check why no first-draft pair was valid")
+        self.lr = lr
+        self.steps = 0
+        self.losses: list[float] = []
+        self._encoded = encoded
+        self._parameters = parameters
+        self._backward = backward
+        self._max_grad_norm = max_grad_norm
+        self._masters = _masters(parameters)
+        self._optimizer = torch.optim.AdamW(self._masters.values(), lr=lr, weight_decay=0.0)
+        self._order = epochs(len(encoded), batch_size, seed)
+        self._told = 0
+
+    def step(self) -> None:
+        """Takes one step.
+
+        Raises:
+            DivergedError: The loss is not finite.
+        """
+        _drop_gradients(self._parameters)
+        batch = [self._encoded[i] for i in next(self._order)]
+        loss = self._backward(batch)
+        self.steps += 1
+        if not math.isfinite(loss):
+            names = ", ".join(item.id for item in batch)
+            raise DivergedError(
+                f"warm-up step {self.steps}: the loss is {loss}; look at samples {names}, or lower warm_up.lr"
+            )
+        _hand_gradients(self._parameters, self._masters)
+        torch.nn.utils.clip_grad_norm_(list(self._masters.values()), self._max_grad_norm)
+        self._optimizer.step()
+        _take_values(self._parameters, self._masters)
+        _drop_gradients(self._parameters)
+        self.losses.append(loss)
+
+    def checkpoint(self) -> Checkpoint:
+        """A copy on the CPU of weights and moments as they are now, with the losses since the checkpoint before."""
+        first, second = named_moments(self._optimizer, self._masters)
+        state = {name: parameter.detach().cpu().clone() for name, parameter in self._parameters.items()}
+        since, self._told = tuple(self.losses[self._told :]), self.steps
+        # The learning rate is constant, so its mean since the last checkpoint is itself.
+        return Checkpoint(self.steps, self.lr, state, first, second, losses=since)
+
+
+def train(
+    training: Training, *, steps: int, checkpoints: int, report: Callable[[int, int], None] | None = None
+) -> list[Checkpoint]:
+    """Takes so many steps and keeps checkpoints spread over them.
+
+    Args:
+        training: At its start.
+        steps: Optimiser steps.
+        checkpoints: How many checkpoints, the last step always among them.
         report: Called after each step with the steps done and their number.
 
     Raises:
-        ModelError: There is nothing to train on, or the loss is not finite.
+        ModelError: There are more checkpoints than steps, or the loss is not finite.
     """
-    if not encoded:
-        raise ModelError("warm-up needs at least one pair; check why no first-draft pair was valid")
     keep = set(checkpoint_steps(steps, checkpoints))
-    masters = _masters(parameters)
-    optimizer = torch.optim.AdamW(masters.values(), lr=lr, weight_decay=0.0)
-    order = epochs(len(encoded), batch_size, seed)
     kept: list[Checkpoint] = []
-    losses: list[float] = []
     for step in range(1, steps + 1):
-        _drop_gradients(parameters)
-        batch = [encoded[i] for i in next(order)]
-        loss = backward(batch)
-        if not torch.isfinite(torch.tensor(loss)):
-            names = ", ".join(item.id for item in batch)
-            raise ModelError(f"warm-up step {step}: the loss is {loss}; look at samples {names}, or lower warm_up.lr")
-        _hand_gradients(parameters, masters)
-        torch.nn.utils.clip_grad_norm_(list(masters.values()), max_grad_norm)
-        optimizer.step()
-        _take_values(parameters, masters)
-        losses.append(loss)
+        training.step()
         if report is not None:
             report(step, steps)
         if step in keep:
-            first, second = named_moments(optimizer, masters)
-            state = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-            # The learning rate is constant, so its mean since the last checkpoint is itself.
-            kept.append(Checkpoint(step, lr, state, first, second, losses=tuple(losses)))
-            losses = []
-    _drop_gradients(parameters)
+            kept.append(training.checkpoint())
     return kept
 
 

@@ -26,6 +26,7 @@ from optimsyn.stages.result import StageResult
 if TYPE_CHECKING:
     from optimsyn.display.heatmap import Heatmap
     from optimsyn.display.plots import Picture
+    from optimsyn.models.warm_up_curve import WarmUpCurve
     from optimsyn.runs.folder import Run
 
 
@@ -71,13 +72,18 @@ def first_draft(run: Run, count: int = 2) -> Table:
     return Table(f"{len(rows)} of {len(pairs)} first-draft pairs", columns, rows, frozenset({3}))
 
 
+def warm_up_curve(run: Run) -> Picture:
+    """The losses by which the warm-up found its steps, and the learning rates that it tried."""
+    from optimsyn.display.plots_stages import warm_up_curve_figure
+
+    return warm_up_curve_figure(_curve(run))
+
+
 def warm_up_picture(run: Run) -> Picture:
     """Loss of the warm-up, and influence of the first draft beside that of no gradient."""
     from optimsyn.display.plots_stages import warm_up_figure
 
-    folder = run.path("warm_up", "checkpoints", "warm_up.json").parent
-    steps = sorted(folder.glob("step-*/checkpoint.json"))
-    losses = [loss for file in steps for loss in json.loads(file.read_text(encoding="utf-8"))["losses"]]
+    losses = _curve(run).losses
     baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
     return warm_up_figure(losses, _draft_influence(run), zero_gradient=baseline)
 
@@ -292,6 +298,20 @@ def _candidates(run: Run, variant: str) -> list[Judgement]:
 
 def _history(run: Run, stage: str) -> list[dict[str, Any]]:
     return read_history(run.path(stage, "history.jsonl"))
+
+
+def _curve(run: Run) -> WarmUpCurve:
+    from optimsyn.models.warm_up_curve import WarmUpCurve
+
+    file = run.path("warm_up", "checkpoints", "curve.json")
+    if file.is_file():
+        return WarmUpCurve.load(file)
+    # A run of an older version, whose number of steps was always given.
+    steps = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(file.parent.glob("step-*/checkpoint.json"))
+    ]
+    losses = tuple(loss for step in steps for loss in step["losses"])
+    return WarmUpCurve(steps[-1].get("lr", 0.0), len(losses), "given", "", "", losses)
 
 
 def _draft_influence(run: Run) -> list[float]:

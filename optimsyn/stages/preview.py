@@ -52,7 +52,8 @@ def preview(run: Run, pairs: int = 3) -> StageResult:
         raise StageError(f"preview: none of {wanted} pairs is valid (failed: {', '.join(failed)})")
     note = "Influence by the run's own warmed-up target."
     if not run.done("warm_up"):
-        tools.target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=run.recipe.warm_up.lr, seed=run.recipe.seed)
+        lr = run.recipe.warm_up.lr or run.recipe.fine_tune.lr
+        tools.target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=lr, seed=run.recipe.seed)
         note = (
             f"A first impression: the target was warmed up on these pairs alone for {PREVIEW_STEPS} steps, and the "
             f"direction comes from {min(PREVIEW_QUESTIONS, len(tools.validation))} validation questions."

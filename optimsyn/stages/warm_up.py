@@ -1,4 +1,4 @@
-"""Stage 2, warm-up: first-draft pairs under the static guiding text train the target's LoRA for a few steps.
+"""Stage 2, warm-up: first-draft pairs under the static guiding text train the target's LoRA until the form is learned.
 
 The Adam moments of those steps are what makes the influence optimizer-aware; the validation directions are computed
 at each checkpoint and kept.
@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from optimsyn.data.jsonl import write_json, write_jsonl
 from optimsyn.errors import ServiceError, StageError
@@ -21,6 +21,7 @@ from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Passage, Rubric
+    from optimsyn.models.warm_up_curve import Search, WarmUpCurve
     from optimsyn.reward import RubricRequest
     from optimsyn.runs.folder import Run
     from optimsyn.runs.handle import StageHandle
@@ -65,9 +66,12 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
             "`warm_up.pairs`, use a stronger generator or look at the failed check."
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
-    share = max(min(FEWEST_DRAFTS, len(pairs)), round(len(pairs) * config.fraction))
+    trained, unseen, search = _parts(run, pairs)
     checkpoints = tools.target.warm_up(
-        pairs[:share],
+        trained,
+        questions=tools.validation,
+        unseen=unseen,
+        search=search,
         steps=config.steps,
         batch_size=config.batch_size,
         lr=config.lr,
@@ -77,6 +81,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         folder=run.path("warm_up", "checkpoints"),
         report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
     )
+    warm = _curve_facts(tools.target.curve)
     scorer = tools.scorer
     stage.note(**{NOTE: facts_of(scorer)})
     baseline = scorer.zero_gradient_baseline()
@@ -87,8 +92,9 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     numbers = {
         "first_draft": len(drafts),
         "valid": len(pairs),
-        "trained_on": share,
+        "trained_on": len(trained),
         "steps": [checkpoint.step for checkpoint in checkpoints],
+        **warm.numbers,
         "subtasks": list(scorer.subtasks),
         "zero_gradient_baseline": baseline["total"],
         "influence_mean": mean,
@@ -96,12 +102,55 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     }
     rows = [
         ("first-draft pairs", len(drafts), ", ".join(f"{name} {n}x" for name, n in lost.items()) or "none lost"),
-        ("valid", len(pairs), f"the target was trained on {share} of them for {config.steps} steps"),
+        ("valid", len(pairs), f"the target was trained on {len(trained)} of them"),
+        *warm.rows,
         ("validation directions", len(scorer.subtasks), ", ".join(scorer.subtasks)),
         ("mean influence of the first draft", mean, f"from {min(total):.4g} to {max(total):.4g}"),
         ("influence of a zero gradient", baseline["total"], "what momentum alone would earn"),
     ]
     return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
+
+
+def _parts(run: Run, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Search]:
+    """The pairs to train on, those to look at in their place, and how steps and learning rate are found."""
+    from optimsyn.models.warm_up_curve import Search
+
+    config = run.recipe.warm_up
+    search = Search(config.max_steps, config.every, config.held_out, around=run.recipe.fine_tune.lr)
+    share = max(min(FEWEST_DRAFTS, len(pairs)), round(len(pairs) * config.fraction))
+    if config.steps is not None and config.lr is not None:
+        return pairs[:share], [], search
+    return *search.split(pairs, share), search
+
+
+class _CurveFacts(NamedTuple):
+    """What the stage tells of the curve."""
+
+    numbers: dict[str, Any]
+    rows: list[tuple[Any, ...]]
+
+
+def _curve_facts(curve: WarmUpCurve | None) -> _CurveFacts:
+    """Numbers and rows of the result about how the warm-up went."""
+    if curve is None:
+        return _CurveFacts({}, [])
+    numbers: dict[str, Any] = {"lr": curve.lr, "stopped": curve.stopped, "held_out": curve.held_out}
+    rows: list[tuple[Any, ...]] = [
+        ("steps", curve.steps, f"{curve.stopped}: {curve.why}"),
+        ("learning rate", curve.lr, curve.why_lr),
+    ]
+    last = curve.last
+    if last is not None:
+        start = curve.looks[0]
+        for name, label, before, after in (
+            ("end_loss", "loss of what ends an answer", start.end_loss, last.end_loss),
+            ("unseen_loss", f"content loss of {curve.held_out} unseen pairs", start.unseen_loss, last.unseen_loss),
+            ("question_loss", "content loss of the questions", start.question_loss, last.question_loss),
+        ):
+            if before is not None and after is not None:
+                numbers[name] = [before, after]
+                rows.append((label, after, f"nats a token, {before:.4g} before the warm-up"))
+    return _CurveFacts(numbers, rows)
 
 
 def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
