@@ -105,8 +105,14 @@ def _prepare(numbers: Mapping[str, Any]) -> str:
 def _warm_up(numbers: Mapping[str, Any]) -> str:
     return (
         f"{numbers['valid']:,} of {numbers['first_draft']:,} first-draft pairs valid, "
-        f"mean influence {number(numbers['influence_mean'])}"
+        f"mean influence {number(numbers['influence_mean'])}{_reward(numbers)}"
     )
+
+
+def _reward(numbers: Mapping[str, Any]) -> str:
+    """What a run found of its reward, when it has looked."""
+    look = numbers.get("reward_look")
+    return f"; the reward is {look['verdict']}" if look else ""
 
 
 def _optimize_prompt(numbers: Mapping[str, Any]) -> str:
