@@ -56,7 +56,8 @@ class TrainedOn:
         random: Mean over the random subsets; None: there were none.
         agreement: Spearman of the subsets' mean reward with the decrease of the loss, its interval by bootstrap over
             subsets and questions.
-        difference: Bottom minus top (above 0: the reward ranked rightly), its interval by bootstrap over questions.
+        difference: Bottom minus top (above 0: the reward ranked rightly). Its interval joins a bootstrap over questions
+            with how far apart two random subsets end.
     """
 
     subsets: int

@@ -6,11 +6,13 @@ with its moments, as fine-tuning does: AdamW without weight decay, every token o
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.stats import t
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.data.reward_look import Interval, TrainedOn
@@ -111,7 +113,7 @@ def _random_subsets(count: int, size: int, wanted: int, seed: int) -> list[list[
 
 
 def _intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[Interval, Interval]:
-    """Rank agreement over subsets, and bottom minus top, with bootstrap intervals.
+    """Rank agreement over subsets, and bottom minus top, each with its interval.
 
     Args:
         means: Mean score of each of S subsets.
@@ -134,7 +136,14 @@ def _intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[In
     if not np.isnan(value) and len(known) > _DRAWS // 2 and count > 3:
         agreement = Interval(value, *_ends(known))
     between = losses[1] - losses[0]
-    difference = Interval(float(between.mean()), *(_ends(between[asked].mean(-1)) if questions > 1 else (None, None)))
+    difference = Interval(float(between.mean()), None, None)
+    if questions > 1 and count > 3:
+        # Other pairs of the same worth would have ended elsewhere: random subsets tell how far apart two ends lie then.
+        by_pairs = math.sqrt(2) * float(losses[2:].mean(-1).std(ddof=1)) * float(t.ppf(0.975, count - 3))
+        low, high = _ends(between[asked].mean(-1))
+        middle = float(between.mean())
+        below, above = math.hypot(middle - low, by_pairs), math.hypot(high - middle, by_pairs)
+        difference = Interval(middle, middle - below, middle + above)
     return agreement, difference
 
 
