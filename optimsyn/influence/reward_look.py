@@ -12,7 +12,7 @@ Five questions, each with a number:
 |                             | that had no part in the ranking                                                      |
 
 For the last one the validation questions are parted: two thirds give the direction that ranks the pairs, the loss is
-measured on the rest (at most sixteen). Of fewer than twelve questions all do both, and the table says so. Test
+measured on the rest (at most twelve). Of fewer than twelve questions all do both, and the table says so. Test
 questions are never looked at. What the numbers come to is in `optimsyn.influence.reward_verdict`.
 
 It costs one backward pass a question, two a pair, and steps × batch_size passes a subset.
@@ -45,7 +45,7 @@ __all__ = ["MeasuresItself", "RewardLook", "SaysHow", "look_at_reward"]
 
 # Fewer questions than this are not parted.
 _FEWEST_TO_PART = 12
-_MOST_HELD_OUT = 16
+_MOST_HELD_OUT = 12
 # A correlation of fewer pairs within passages has an interval that says nothing.
 _FEWEST_WITHIN = 8
 
@@ -176,7 +176,7 @@ def _chosen(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -
 
 
 def _held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
-    """Places of the questions whose loss is measured: whole groups, up to a third of each subtask, at most sixteen."""
+    """Places of the questions whose loss is measured: whole groups, up to a third of each subtask, at most twelve."""
     if len(questions) < _FEWEST_TO_PART:
         return []
     groups: dict[str, list[int]] = {}
