@@ -60,7 +60,7 @@ def test_noise_stops_the_run_after_the_warm_up_and_the_same_run_goes_on(
 
 
 def test_a_run_keeps_its_look_and_shows_it(recipe: Recipe, tmp_path: Path) -> None:
-    run = Run.open(changed(recipe, look={"steps": 2, "subsets": 3}), tmp_path / "runs")
+    run = Run.open(changed(recipe, look={"steps": 3, "subsets": 3}), tmp_path / "runs")
     run_stage(run, "prepare")
     result = run_stage(run, "warm_up")
     found = RewardLook.load(run.path("warm_up", "reward_look.json"))

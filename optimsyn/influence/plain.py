@@ -16,7 +16,7 @@ from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.counterfactual import AdamState
 from optimsyn.influence.gamma import AdamLinear, Direction, Estimator, Sgd, estimator_of, normalised
 from optimsyn.influence.moments import Moments
-from optimsyn.models.encoding import as_sample, counted
+from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.recipe import Influence
@@ -70,19 +70,26 @@ def plain_scores(
         ModelError: The target has not been warmed up with this adapter, or a sample cannot be encoded.
     """
     told = report or (lambda count: None)
-    n = len(pairs)
-    sums = torch.zeros(6, n, dtype=torch.float64)
     total_lr = sum(checkpoint.lr for checkpoint in target.checkpoints)
+    # By subtask until all checkpoints are summed, as the scorers do.
+    sums = [torch.zeros(1, dtype=torch.float64)] * len(pairs)
     for checkpoint in target.checkpoints:
         target.load_checkpoint(checkpoint)
         bound = _Bound(target, checkpoint, config)
         vectors = _vectors(target, questions, set(held_back), config, bound, told)
         for i, pair in enumerate(pairs):
-            found = _score(target, pair, config, bound, vectors)
-            sums[:, i] += checkpoint.lr / total_lr * torch.tensor(found, dtype=torch.float64)
+            sums[i] = sums[i] + checkpoint.lr / total_lr * _score(target, pair, config, bound, vectors)
             told(1)
     target.load_checkpoint(target.checkpoints[-1])
-    return PlainScores(*sums)
+    # [6, n, K]
+    found = torch.stack(sums, dim=1)
+    if config.across_subtasks == "mean":
+        return PlainScores(*found.mean(-1))
+    # Parts are those of the subtask that the total is.
+    whole, apart, *parts = found
+    winner = whole.argmax(-1, keepdim=True)
+    chosen = [part.gather(-1, winner).squeeze(-1) for part in parts]
+    return PlainScores(whole.max(-1).values, apart.max(-1).values, *chosen)
 
 
 class _Bound:
@@ -137,10 +144,8 @@ def _vectors(
     return _Vectors(torch.stack(whole), torch.stack(apart), (squares / len(samples)) ** 0.5)
 
 
-def _score(
-    target: Target, pair: Item, config: Influence, bound: _Bound, vectors: _Vectors
-) -> tuple[float, float, float, float, float, float]:
-    """The six numbers of `PlainScores` of one pair, at one checkpoint."""
+def _score(target: Target, pair: Item, config: Influence, bound: _Bound, vectors: _Vectors) -> torch.Tensor:
+    """The six numbers of `PlainScores` of one pair by subtask, at one checkpoint: [6, K] float64."""
     every = counted(target.encode(pair), config.tokens.model_copy(update={"end_of_pairs": 1.0}), "pair")
     as_told = counted(target.encode(pair), config.tokens, "pair").token_weights
     if_counted = every.token_weights
@@ -156,34 +161,22 @@ def _score(
     end_share = as_told[-1] / if_counted[-1] if ends else 0.0
     more = if_counted[0] / as_told[0]
 
-    def linear(gradient: torch.Tensor) -> float:
-        dots = vectors.whole.double() @ bound.linear(gradient).double()
-        return float(dots.mean() if config.across_subtasks == "mean" else dots.max())
-
     gamma = bound.gamma(of_content + end_share * of_end).double()
     norm = gamma.norm() if config.normalization == "cosine" else torch.tensor(vectors.reference_norm).double()
+    whole, apart = (normalised(_dots(directions, gamma), norm) for directions in (vectors.whole, vectors.apart))
+    from_content, from_end = (_dots(vectors.whole, bound.linear(part).double()) for part in (of_content, of_end))
+    return torch.stack([whole, apart, from_content, end_share * from_end, more * from_content, from_end])
 
-    def full(directions: torch.Tensor) -> float:
-        found = normalised(directions.double() @ gamma, norm)
-        return float(found.mean() if config.across_subtasks == "mean" else found.max())
 
-    from_content, from_end = linear(of_content), linear(of_end)
-    return (
-        full(vectors.whole),
-        full(vectors.apart),
-        from_content,
-        end_share * from_end,
-        more * from_content,
-        from_end,
-    )
+def _dots(directions: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """[K], one after the other: all directions in float64 may be too large."""
+    return torch.stack([torch.dot(direction.double(), gradient) for direction in directions])
 
 
 def _gradients(
     target: Target, input_ids: list[int], labels: list[int], weightings: Sequence[Sequence[float]]
 ) -> list[torch.Tensor]:
     """The gradient [P], on the CPU, of each weighted sum of one sample's label losses."""
-    from optimsyn.models.encoding import Encoded
-
     parameters = list(target.parameters.values())
     (batch,) = target.batches([Encoded("", input_ids, labels, truncated=False)], 2**62)
     found = []

@@ -140,6 +140,10 @@ def look_at_reward(
         )
     absolute = float((mine - plain.total).square().mean().sqrt())
     size = float(plain.total.square().mean().sqrt())
+    error = absolute / size if size > 0 else (0.0 if absolute == 0 else math.inf)
+    stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) else None
+    if stated is not None and not math.isfinite(stated):
+        error, stated = math.inf, None
     length, within = _length(pairs, scores)
     empty = scorer.zero_gradient_baseline()["total"]
     return judged(
@@ -149,8 +153,8 @@ def look_at_reward(
             pairs=len(chosen),
             trained_on=sum(pair.id in trained_on for pair in looked),
             method=scorer.method if isinstance(scorer, SaysHow) else "",
-            numerical_error=_finite(absolute / size if size > 0 else (0.0 if absolute == 0 else math.inf)),
-            stated_error=_finite(scorer.numerical_error) if isinstance(scorer, MeasuresItself) else None,
+            numerical_error=_finite(error),
+            stated_error=stated,
             absolute_error=_finite(absolute),
             agreement=_finite(float(spearman(mine.numpy(), plain.total.numpy()))) if len(chosen) > 2 else None,
             spread=float(mine.std(correction=1)) if len(chosen) > 1 else 0.0,
