@@ -50,7 +50,12 @@ class Shuffled:
     """The exact scorer with the entries of its directions in another order."""
 
     def __init__(
-        self, target: Target, questions: Sequence[Question | Sample], config: Influence | None = None, **_: Any
+        self,
+        target: Target,
+        questions: Sequence[Question | Sample],
+        config: Influence | None = None,
+        folder: Path | None = None,
+        **_: Any,
     ) -> None:
         tokens = (config or Influence()).tokens
         self.exact = InfluenceScorer(target, questions, tokens=tokens)

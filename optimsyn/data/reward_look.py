@@ -135,8 +135,8 @@ class RewardLook(Shown):
         return f"The reward is {self.verdict}: {'; '.join(self.reasons)}."
 
     def to_json(self) -> dict[str, Any]:
-        """For a file."""
-        return asdict(self)
+        """For a file: what JSON gives back as it was."""
+        return {**asdict(self), "reasons": list(self.reasons)}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> RewardLook:
