@@ -35,6 +35,7 @@ __all__ = [
     "FineTune",
     "Influence",
     "Limits",
+    "Look",
     "Lora",
     "ModelSpec",
     "Models",
@@ -143,10 +144,26 @@ class Influence(Section):
         return self
 
 
+class Look(Section):
+    """How closely a run looks at its own reward after the warm-up; changes nothing that comes of it."""
+
+    pairs: int = Field(12, ge=0, description="First-draft pairs to look at; 0: no look.")
+    subsets: int = Field(
+        6, ge=0, description="Random subsets to train on, beside the best and the worst; 0: no training."
+    )
+    steps: int = Field(12, ge=1, description="Steps on each subset, at fine_tune.lr.")
+    batch_size: int = Field(2, ge=1, description="Pairs in one such step.")
+
+
 class Reward(Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
     invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
+    look: Look = Look()
+    on_noise: Literal["stop", "warn"] = Field(
+        "stop",
+        description="What a run does that finds its reward to be noise: stop after the warm-up, or go on and say so.",
+    )
 
 
 class PromptOptimizer(Section):
@@ -319,8 +336,12 @@ class Recipe(Shown, Section):
 
     @property
     def fingerprint(self) -> str:
-        """Ten hex digits that change when anything that changes results changes (limits and concurrency do not)."""
-        raw = self.model_dump(mode="json", exclude={"description", "limits"})
+        """Ten hex digits that change when anything that changes results changes.
+
+        Limits, concurrency and a look at the reward do not.
+        """
+        looks = {"look", "on_noise"}
+        raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         for spec in raw["models"].values():
             if spec:
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env"):

@@ -91,6 +91,7 @@ def recipe(tmp_path: Path, served: Service) -> Recipe:
                 "target": {"name": str(target), "max_length": 256},
             },
             "warm_up": {"pairs": 6, "steps": 2, "batch_size": 2},
+            "reward": {"look": {"subsets": 2, "steps": 2}},
             "optimizers": {
                 "prompt": {"metric_calls": 8, "passages": 2, "minibatch": 2},
                 "policy": {"enabled": False},

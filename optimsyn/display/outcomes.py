@@ -107,8 +107,14 @@ def _warm_up(numbers: Mapping[str, Any]) -> str:
     ended = f"{_count(numbers['steps'][-1], 'step')} ({numbers['stopped']}), " if numbers.get("stopped") else ""
     return (
         f"{numbers['valid']:,} of {numbers['first_draft']:,} first-draft pairs valid, {ended}"
-        f"mean influence {number(numbers['influence_mean'])}"
+        f"mean influence {number(numbers['influence_mean'])}{_reward(numbers)}"
     )
+
+
+def _reward(numbers: Mapping[str, Any]) -> str:
+    """What a run found of its reward, when it has looked."""
+    look = numbers.get("reward_look")
+    return f"; the reward is {look['verdict']}" if look else ""
 
 
 def _optimize_prompt(numbers: Mapping[str, Any]) -> str:

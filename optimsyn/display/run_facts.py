@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json
+from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
 from optimsyn.data.token_shares import SHARES_FILE, TokenShares
 from optimsyn.errors import DataError
 from optimsyn.recipe import Recipe
@@ -49,6 +50,7 @@ class RunFacts:
         kept: For each variant the keys of the candidates that became its pairs.
         losses: For each variant what became of its candidates.
         first_draft: Influence of the valid first-draft pairs.
+        reward_look: What the run found its reward to be; None where it has not looked.
         prompt_history: Rows of the prompt optimiser.
         policy_history: Rows of the policy's training.
         guiding_text: What the prompt optimiser chose; None before.
@@ -71,6 +73,7 @@ class RunFacts:
     kept: dict[str, set[str]]
     losses: dict[str, dict[str, int]]
     first_draft: list[float]
+    reward_look: RewardLook | None
     prompt_history: list[Row]
     policy_history: list[Row]
     guiding_text: str | None
@@ -113,6 +116,9 @@ class RunFacts:
             },
             losses=results.get("synthesize", {}).get("numbers", {}).get("losses", {}),
             first_draft=files.json("warm_up", "influence.json") if files.has("warm_up", "influence.json") else [],
+            reward_look=RewardLook.load(look)
+            if (look := run.folder / "warm_up" / REWARD_LOOK_FILE).is_file()
+            else None,
             prompt_history=files.rows("optimize_prompt", "history.jsonl"),
             policy_history=files.rows("train_policy", "history.jsonl"),
             guiding_text=files.text("optimize_prompt", "guiding_text.txt"),

@@ -221,7 +221,7 @@ class Run(Shown):
         except BaseException as error:
             # Jupyter or papermill shows it next, with all its causes.
             forget_secrets(error, self.secret_names)
-            self._end(name, "failed", begun, Failure(kind=type(error).__name__, reason=str(error)))
+            self._end(name, "failed", begun, Failure(kind=type(error).__name__, reason=str(error)), handle.notes)
             raise
         self._end(name, "finished", begun, None, handle.notes)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json, read_jsonl
 from optimsyn.data.records import Pair, Passage, Question
+from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
 from optimsyn.display.names import metric_label, variant_label
 from optimsyn.display.plots import differs
 from optimsyn.display.tables import Table, number
@@ -77,6 +78,14 @@ def warm_up_curve(run: Run) -> Picture:
     from optimsyn.display.plots_stages import warm_up_curve_figure
 
     return warm_up_curve_figure(_curve(run))
+
+
+def reward(run: Run) -> RewardLook | Table:
+    """What the run found of its own reward after the warm-up."""
+    path = run.path("warm_up", REWARD_LOOK_FILE)
+    if path.is_file():
+        return RewardLook.load(path)
+    return Table("A look at the reward", ("what", "value"), (("none", "the recipe has reward.look.pairs: 0"),))
 
 
 def warm_up_picture(run: Run) -> Picture:

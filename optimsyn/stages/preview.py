@@ -1,12 +1,14 @@
-"""Preview: a few pairs with their rubrics and influence, before anything expensive.
+"""Preview: a few pairs with their rubrics and influence, and a look at the reward, before anything expensive.
 
 The replies are those that the run's first draft begins with, so a later run does not ask for them again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
 from optimsyn.errors import StageError
 from optimsyn.programs.rubric import rubric_text
 from optimsyn.stages.prepare import run as prepare
@@ -14,7 +16,11 @@ from optimsyn.stages.result import StageResult
 from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Question
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from optimsyn.data.records import Pair, Question
+    from optimsyn.influence.scorer import Scores
+    from optimsyn.influence.scoring import Scorer
     from optimsyn.runs.folder import Run
 
 # Enough questions for a direction that is not one question's own, few enough to stay within a minute on a CPU.
@@ -23,7 +29,26 @@ PREVIEW_STEPS = 3
 MOST_TRIES = 5
 
 
-def preview(run: Run, pairs: int = 3) -> StageResult:
+@dataclass(frozen=True)
+class Preview(StageResult):
+    """The pairs, and below them a look at the reward.
+
+    Attributes:
+        look: What the reward was found to be; None when the recipe wants no look.
+    """
+
+    look: RewardLook | None = None
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + (self.look._repr_html_() if self.look is not None else "")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from super().__rich_console__(console, options)
+        if self.look is not None:
+            yield self.look
+
+
+def preview(run: Run, pairs: int = 3) -> Preview:
     """Writes and scores a few pairs of the first draft.
 
     Args:
@@ -61,8 +86,10 @@ def preview(run: Run, pairs: int = 3) -> StageResult:
         questions = _spread(tools.validation, PREVIEW_QUESTIONS)
         scorer = build_scorer(tools.target, questions, run.recipe.influence)
     else:
-        scorer = tools.scorer
-    totals = iter(float(value) for value in scorer.score(valid).total)
+        questions, scorer = tools.validation, tools.scorer
+    scores = scorer.score(valid)
+    look = _look(run, tools, scorer, valid, questions, scores)
+    totals = iter(float(value) for value in scores.total)
     rows = []
     for draft in drafts:
         good = draft.pair is not None and not draft.failed
@@ -76,7 +103,33 @@ def preview(run: Run, pairs: int = 3) -> StageResult:
             )
         )
     columns = ("passage", "rubric", "pair", "checks", "influence")
-    return StageResult("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note])
+    return Preview("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note], look)
+
+
+def _look(
+    run: Run, tools: Tools, scorer: Scorer, pairs: list[Pair], questions: list[Question], scores: Scores
+) -> RewardLook | None:
+    """The run's own look where it has one, else a cheap one at these pairs: nothing is trained."""
+    from optimsyn.influence.reward_look import look_at_reward
+
+    kept = run.folder / "warm_up" / REWARD_LOOK_FILE
+    if run.done("warm_up") and kept.is_file():
+        return RewardLook.load(kept)
+    wanted = run.recipe.reward.look.pairs
+    if wanted == 0:
+        return None
+    return look_at_reward(
+        scorer,
+        tools.target,
+        pairs,
+        questions,
+        run.recipe.influence,
+        scores=scores,
+        trained_on=() if run.done("warm_up") else {pair.id for pair in pairs},
+        most=wanted,
+        random_subsets=0,
+        seed=run.recipe.seed,
+    )
 
 
 def _spread(questions: list[Question], count: int) -> list[Question]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json
+from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
 from optimsyn.stages.result import StageResult
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def write_summary(run: Run) -> Summary:
         stages={name: numbers[name] for name in ("prepare", "warm_up")},
         cost=manifest.cost.model_dump(),
         seconds={record.name: record.seconds for record in manifest.stages if record.seconds is not None},
-        notes=_notes(run, evaluation),
+        notes=[*_notes(run, evaluation), *_on_the_reward(run)],
     )
     summary.write(run.folder, picture)
     return summary
@@ -81,6 +82,12 @@ def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
         f"One seed ({run.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
         f"{run.recipe.synthesis.select}.",
     ]
+
+
+def _on_the_reward(run: Run) -> list[str]:
+    """What the run found of its own reward."""
+    path = run.path("warm_up", REWARD_LOOK_FILE)
+    return [RewardLook.load(path).sentence] if path.is_file() else []
 
 
 def _influence(run: Run, variant: str) -> list[float]:

@@ -17,6 +17,7 @@ from optimsyn.errors import ServiceError, StageError
 from optimsyn.redaction import redact
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.result import StageResult
+from optimsyn.stages.reward_look import look_after_warm_up, look_numbers, look_row
 from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run(run: Run) -> StageResult:
     """Writes the first draft, warms the target up on a share of it, computes the validation directions.
 
     Raises:
-        StageError: Too few first-draft pairs are valid.
+        StageError: Too few first-draft pairs are valid, or the reward is noise.
         ServiceError: A language-model service failed for good.
     """
     with run.stage("warm_up") as stage:
@@ -89,6 +90,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     total = [float(value) for value in scores.total]
     mean = sum(total) / len(total)
     write_json(run.path("warm_up", "influence.json"), total)
+    look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in pairs[:share]})
     numbers = {
         "first_draft": len(drafts),
         "valid": len(pairs),
@@ -99,6 +101,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         "zero_gradient_baseline": baseline["total"],
         "influence_mean": mean,
         "lost": lost,
+        **look_numbers(look),
     }
     rows = [
         ("first-draft pairs", len(drafts), ", ".join(f"{name} {n}x" for name, n in lost.items()) or "none lost"),
@@ -107,6 +110,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         ("validation directions", len(scorer.subtasks), ", ".join(scorer.subtasks)),
         ("mean influence of the first draft", mean, f"from {min(total):.4g} to {max(total):.4g}"),
         ("influence of a zero gradient", baseline["total"], "what momentum alone would earn"),
+        look_row(look),
     ]
     return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
 

@@ -14,6 +14,7 @@ from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
 from optimsyn.display.report.pairs import extremes
 from optimsyn.display.report.verdict import verdict
+from optimsyn.display.reward_look import reward_look_rows
 from optimsyn.display.run_facts import Row, RunFacts
 from optimsyn.display.summary import duration
 from optimsyn.display.tables import decimals_for, fixed, number
@@ -64,6 +65,8 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "lost": _lost(facts.lost),
         "bars": _bars(facts),
         "failed_checks": _failed_checks(facts),
+        "look": facts.reward_look,
+        "look_rows": reward_look_rows(facts.reward_look) if facts.reward_look is not None else (),
         "influence": _influence(facts),
         "influence_rows": _influence_rows(facts),
         "decimals": _decimals(facts),
@@ -254,6 +257,12 @@ def _totals(facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def _looked(facts: RunFacts) -> str:
+    if facts.recipe.reward.look.pairs == 0:
+        return "none: the recipe has reward.look.pairs: 0"
+    return "not yet" if facts.reward_look is None else facts.reward_look.verdict
+
+
 def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
     recipe, manifest = facts.recipe, facts.manifest
     models = recipe.models
@@ -272,5 +281,6 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
             f"{recipe.influence.across_subtasks} across subtasks",
         ),
         ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
+        ("A look at the reward", _looked(facts)),
         ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {recipe.synthesis.select}"),
     ]

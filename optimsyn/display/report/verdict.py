@@ -65,6 +65,7 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
     """The verdict on a run, whatever state it is in."""
     if state.kind == "finished":
         tone, headline, sentences = _result(facts)
+        sentences = (*_on_the_reward(facts), *sentences)
         return Verdict("finished", "good", tone, headline, sentences, _cannot(facts), None, ())
     typed = commands(facts.folder)
     going_on = [("Continue; what is finished is not repeated, and no reply is bought twice", typed["continue"])]
@@ -83,7 +84,7 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
         badge_tone=tone,
         tone=tone,
         headline=headline,
-        sentences=_so_far(facts),
+        sentences=(*_on_the_reward(facts), *_so_far(facts)),
         cannot=("What the pairs are worth: no target has been fine-tuned and evaluated on all of them yet.",),
         failure=_failure(facts, state),
         commands=() if state.kind == "running" else tuple(going_on),
@@ -102,6 +103,19 @@ def _failure(facts: RunFacts, state: RunState) -> Failure | None:
         reason = f"{record.failure.kind}: {record.failure.reason}"
     found = sorted((facts.folder / "notebooks").glob(f"*_{record.name}.ipynb"))
     return Failure(place, reason, source, f"notebooks/{found[0].name}" if found else "")
+
+
+def _on_the_reward(facts: RunFacts) -> list[str]:
+    """What the run found of its own reward, as far as one must know it to read anything else."""
+    look = facts.reward_look
+    if look is None or look.verdict not in ("noise", "doubtful"):
+        return []
+    found = look.sentence
+    if look.verdict == "noise" and facts.recipe.reward.on_noise == "warn":
+        found += (
+            " The recipe has reward.on_noise: warn, so the run went on; whatever was chosen by reward was drawn by lot."
+        )
+    return [found]
 
 
 def _so_far(facts: RunFacts) -> tuple[str, ...]:

@@ -1,0 +1,105 @@
+"""The end of the warm-up: a run looks at its own reward, and stops when it is noise.
+
+What is found is kept in `warm_up/reward_look.json`, also when it stops the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
+from optimsyn.errors import StageError
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Pair
+    from optimsyn.influence.scorer import Scores
+    from optimsyn.runs.handle import StageHandle
+    from optimsyn.stages.tools import Tools
+
+_log = logging.getLogger(__name__)
+
+OFF = "switched off in the recipe (reward.look.pairs: 0)"
+
+
+def look_after_warm_up(
+    tools: Tools,
+    stage: StageHandle,
+    pairs: Sequence[Pair],
+    scores: Scores,
+    trained_on: Collection[str],
+) -> RewardLook | None:
+    """Looks at the run's reward on its own first draft.
+
+    Args:
+        tools: The run's target, scorer and questions.
+        stage: Gets the verdict for the manifest, and is told how far it is.
+        pairs: The valid pairs of the first draft.
+        scores: Their scores.
+        trained_on: Ids of those that the warm-up trained on.
+
+    Returns:
+        What was found; None when the recipe wants no look.
+
+    Raises:
+        StageError: The reward is noise, and the recipe does not say to go on.
+    """
+    from optimsyn.influence.reward_look import look_at_reward
+
+    recipe, path = tools.recipe, tools.run.path("warm_up", REWARD_LOOK_FILE)
+    wanted = recipe.reward.look
+    if wanted.pairs == 0:
+        # Of an attempt before, under another recipe.
+        path.unlink(missing_ok=True)
+        stage.note(reward=OFF)
+        return None
+    look = look_at_reward(
+        tools.scorer,
+        tools.target,
+        pairs,
+        tools.validation,
+        recipe.influence,
+        scores=scores,
+        trained_on=trained_on,
+        most=wanted.pairs,
+        random_subsets=wanted.subsets,
+        steps=wanted.steps,
+        batch_size=wanted.batch_size,
+        lr=recipe.fine_tune.lr,
+        seed=recipe.seed,
+        report=lambda done, total: stage.progress(done, total, "passes of a look at the reward"),
+    )
+    look.save(path)
+    stage.note(reward=look.verdict, reward_look=look.to_json())
+    if look.verdict == "noise" and recipe.reward.on_noise == "stop":
+        raise StageError(
+            f"warm_up: the reward is noise, so nothing built on it would mean anything: {'; '.join(look.reasons)}. "
+            f"{_cure(look)} Everything bought is kept, and the numbers are in warm_up/{REWARD_LOOK_FILE} and in the "
+            "report. To go on regardless set reward.on_noise: warn; the same command then continues this run."
+        )
+    if look.verdict in ("noise", "doubtful"):
+        _log.warning("%s", look.sentence)
+    return look
+
+
+def _cure(look: RewardLook) -> str:
+    """What to do about noise: mostly it is the number format or the way of computing."""
+    if look.spread == 0 and look.numerical_error is not None and look.numerical_error < 1e-2:
+        return "Look at the first-draft pairs: are they all alike? More warm_up.steps or a larger warm_up.lr may help."
+    return (
+        "Set influence.method: exact or models.target.dtype: float32; where neither helps, warm up with another "
+        "warm_up.lr."
+    )
+
+
+def look_numbers(look: RewardLook | None) -> dict[str, Any]:
+    """For the numbers of the stage's result."""
+    return {"reward": OFF if look is None else look.verdict, "reward_look": None if look is None else look.to_json()}
+
+
+def look_row(look: RewardLook | None) -> tuple[str, str, str]:
+    """For the table of the stage's result."""
+    if look is None:
+        return ("a look at the reward", "none", OFF)
+    return ("a look at the reward", look.verdict, "; ".join(look.reasons))
