@@ -55,8 +55,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=6, help="of a generated pool")
     parser.add_argument("--per-passage", type=int, default=4, help="pairs of each")
     parser.add_argument("--human", type=int, default=44, help="pool of human pairs")
-    parser.add_argument("--questions", type=int, default=48, help="questions that give the directions")
-    parser.add_argument("--truth", type=int, default=24, help="questions that give the truth")
+    parser.add_argument("--questions", type=int, default=48, help="that give the directions for a generated pool")
+    parser.add_argument("--truth", type=int, default=24, help="questions that give its truth")
+    parser.add_argument("--human-questions", type=int, default=96, help="that give the directions for a human pool")
+    parser.add_argument("--human-truth", type=int, default=96, help="questions that give its truth")
     parser.add_argument("--answer-words", type=int, default=8, help="questions with longer answers are left out")
     parser.add_argument("--question-words", type=int, default=40, help="and longer questions")
     parser.add_argument("--warm-up-steps", type=int, default=24)
@@ -102,9 +104,17 @@ class Bench:
     def file(self, domain: str, source: str, seed: int) -> Path:
         """Where a cell's figures are kept."""
         args = self.args
-        horizons = "-".join(map(str, args.horizons))
-        name = f"{domain}-{source}-{seed}-{args.questions}-{args.truth}-{args.warm_up_steps}-{args.lr:g}-{horizons}"
+        horizons, (asked, truth) = "-".join(map(str, args.horizons)), self.sizes(source)
+        name = f"{domain}-{source}-{seed}-{asked}-{truth}-{args.warm_up_steps}-{args.lr:g}-{horizons}"
         return Path(args.output) / "fidelity_cells" / f"{name}.json"
+
+    def sizes(self, source: str) -> tuple[int, int]:
+        """Questions that give the directions, and questions that give the truth.
+
+        Parts of a pool differ by less than single pairs do, and fewer of them are trained on.
+        """
+        args = self.args
+        return (args.questions, args.truth) if source == "generated" else (args.human_questions, args.human_truth)
 
     def run(self) -> None:
         """All cells that are not there yet."""
@@ -129,7 +139,7 @@ class Bench:
             in_batch=singles,
             alone=singles,
             subsets=args.subsets if singles else 0,
-            ends=Plan.ends[:2],
+            ends=Plan.ends[:2] if singles else Plan.ends[:1],
             random=args.random,
             lr=args.lr,
         )
@@ -167,7 +177,7 @@ class Bench:
         pool = [pair for key in chosen for pair in by_passage[key][: args.per_passage]]
         others = [pairs[0] for key, pairs in sorted(by_passage.items()) if len(pairs) == 1]
         generator.shuffle(others)
-        questions, truth = self.questions(domain, seed)
+        questions, truth = self.questions(domain, seed, "generated")
         return Sets(
             others[: args.warm_up_pairs],
             pool,
@@ -180,18 +190,18 @@ class Bench:
     def human(self, domain: str, seed: int) -> Sets:
         """Pool and warm-up: expert questions that give neither directions nor truth."""
         args = self.args
-        questions, truth = self.questions(domain, seed)
-        rest = self._shuffled(domain, seed)[args.questions + args.truth :]
+        questions, truth = self.questions(domain, seed, "human")
+        rest = self._shuffled(domain, seed)[len(questions) + len(truth) :]
         warm_up, pool = rest[: args.warm_up_pairs], rest[args.warm_up_pairs : args.warm_up_pairs + args.human]
         return Sets(warm_up, pool, [], [], questions, truth)
 
-    def questions(self, domain: str, seed: int) -> tuple[list[Question], list[Question]]:
+    def questions(self, domain: str, seed: int, source: str) -> tuple[list[Question], list[Question]]:
         """Those that give the directions, and those that give the truth."""
-        args = self.args
+        asked, truth = self.sizes(source)
         found = self._shuffled(domain, seed)
-        if len(found) < args.questions + args.truth:
+        if len(found) < asked + truth:
             raise SystemExit(f"{domain}: {len(found)} short questions are too few")
-        return found[: args.questions], found[args.questions : args.questions + args.truth]
+        return found[:asked], found[asked : asked + truth]
 
     def _shuffled(self, domain: str, seed: int) -> list[Question]:
         args = self.args
