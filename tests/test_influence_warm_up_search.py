@@ -50,6 +50,9 @@ def quick_learner(*, chat: bool = False) -> Target:
     ("history", "is_settled"),
     [
         (levels(6, 3, 0.5, 0.3), False),
+        # Little is left, so that no further step can change much.
+        (levels(6, 3, 0.9, 0.25), True),
+        (levels(0.6, 0.25), False),
         (levels(6, 3, 0.5, 0.3, 0.2), True),
         (levels(6, 3, 3.1, 2.9), True),
         (levels(0.1, 0.1), False),
