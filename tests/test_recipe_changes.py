@@ -67,6 +67,8 @@ def test_relative_paths_are_meant_from_the_working_directory(tmp_path: Path, mon
         ({"synthesis.pairs": "many"}, "synthesis.pairs: .*valid integer"),
         ({"synthesis.pairs": 1}, "synthesis.pairs: .*greater than or equal to 2"),
         ({"synthesis.pairs.more": 1}, "synthesis.pairs is a value without fields"),
+        ({"warm_up": {"steps": 3, "checkpoints": 4}}, "warm_up.checkpoints is larger than warm_up.steps"),
+        ({"warm_up": {"steps": None, "checkpoints": 4}}, "larger than the 3 looks of the shortest warm-up"),
         ({"warm_up.checkpoints": 99}, "warm_up.checkpoints is larger"),
     ],
 )

@@ -13,6 +13,7 @@ from optimsyn.errors import ServiceError
 from optimsyn.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
+from optimsyn.stages import look
 from optimsyn.stages.preview import preview
 from tests.models_helpers import KEY, Answer, Service, refused, said
 from tests.stages_helpers import answer, asked_twice, run_stage
@@ -149,3 +150,23 @@ def test_a_small_first_draft_with_too_few_valid_pairs_is_continued(
     assert (numbers["first_draft"], numbers["valid"]) == (10, 6)
     assert sum(numbers["lost"].values()) == 4
     assert asked_twice(served) == []
+
+
+def test_a_warm_up_that_finds_its_steps_tells_them(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    raw = recipe.model_dump(mode="json")
+    raw["warm_up"] |= {"steps": None, "max_steps": 6, "every": 3}
+    run = Run.open(Recipe.parse(raw), tmp_path / "runs")
+    run_stage(run, "prepare")
+    result = run_stage(run, "warm_up")
+    numbers = result.numbers
+    assert numbers["steps"][-1] == 6, "fewer would leave Adam's moments without meaning"
+    assert numbers["stopped"] in {"settled", "overfits", "most steps"}
+    assert numbers["lr"] / recipe.fine_tune.lr in {0.5, 1.0, 2.0}
+    assert (numbers["valid"], numbers["trained_on"], numbers["held_out"]) == (6, 4, 2)
+    assert [row[0] for row in result.rows][2:6] == [
+        "steps",
+        "learning rate",
+        "loss of what ends an answer",
+        "content loss of 2 unseen pairs",
+    ]
+    assert "Warm-up of 6 steps" in look.warm_up_curve(run).alt

@@ -31,6 +31,7 @@ _FEWEST_TRAINED = 4
 _LEARNED = 0.5
 _SMALL = 0.05
 _SHARE = 0.1
+_LEFT = 0.05
 # Looks over which the form must have stood still.
 _PATIENCE = 2
 # One-sided. A warm-up that ends a look early is none the worse, so a rise need not be certain.
@@ -250,7 +251,8 @@ def change(before: Sequence[float], after: Sequence[float]) -> Change:
 def settled(history: Sequence[Losses]) -> str:
     """Whether the form has settled: why, or an empty string.
 
-    It has, when over the last two looks its loss moved by no more than a tenth of all that it moved since the start.
+    It has, when what is left of its loss is no more than a twentieth of what it fell by: no further step can change
+    more. Or when over the last two looks it moved by no more than a tenth of all that it moved since the start.
     A form that was learned before (a loss of at most half a nat, at which the token has three chances in five) need not
     have moved at all: there it is enough that it stands still, within 0.05 nats or its own noise (a standard error of
     the mean difference). A loss that is high and stands still has not settled: the rate is too low.
@@ -258,20 +260,20 @@ def settled(history: Sequence[Losses]) -> str:
     Args:
         history: The start and every look since.
     """
-    if len(history) <= _PATIENCE:
-        return ""
     levels = [sum(losses.form) / len(losses.form) for losses in history]
     total = max(levels) - min(levels)
+    went = f"the loss of {_form_name(history[-1])} went from {levels[0]:.2f} to {levels[-1]:.2f}"
+    if total > _LEARNED and levels[-1] <= _LEFT * total:
+        return f"{went}, so what is left is at most {_LEFT:.0%} of what was learned"
+    if len(history) <= _PATIENCE:
+        return ""
     moved = change(history[-1 - _PATIENCE].form, history[-1].form)
     limit = _SHARE * total if total > _LEARNED else 0.0
     if levels[-1] <= _LEARNED:
         limit = max(limit, _SMALL, moved.error if math.isfinite(moved.error) else 0.0)
     if abs(moved.mean) > limit or not limit:
         return ""
-    return (
-        f"the loss of {_form_name(history[-1])} went from {levels[0]:.2f} to {levels[-1]:.2f} and moved by "
-        f"{abs(moved.mean):.2g} over the last {_PATIENCE} looks (limit {limit:.2g})"
-    )
+    return f"{went} and moved by {abs(moved.mean):.2g} over the last {_PATIENCE} looks (limit {limit:.2g})"
 
 
 def overfits(history: Sequence[Losses]) -> str:
