@@ -151,7 +151,7 @@ class Look(Section):
     subsets: int = Field(
         6, ge=0, description="Random subsets to train on, beside the best and the worst; 0: no training."
     )
-    steps: int = Field(12, ge=1, description="Steps on each subset, at fine_tune.lr.")
+    steps: int = Field(8, ge=1, description="Steps on each subset, at fine_tune.lr.")
     batch_size: int = Field(2, ge=1, description="Pairs in one such step.")
 
 

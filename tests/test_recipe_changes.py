@@ -60,7 +60,7 @@ def test_relative_paths_are_meant_from_the_working_directory(tmp_path: Path, mon
     ("changes", "message"),
     [
         ({"synthesis.pair": 3}, "did you mean `synthesis.pairs`"),
-        ({"pairs": 3}, "`warm_up.pairs` or `synthesis.pairs`"),
+        ({"pairs": 3}, "`warm_up.pairs` or `reward.look.pairs` or `synthesis.pairs`"),
         ({"sinthesis.pairs": 3}, "did you mean `synthesis`"),
         ({"warm_up": {"step": 3}}, "warm_up.step: unknown field; did you mean `warm_up.steps`"),
         ({"zzz.qqq": 3}, "known here: name, description"),

@@ -76,7 +76,7 @@ def look_at_reward(
     held_out_questions: Sequence[Question | Sample] = (),
     most: int = 12,
     random_subsets: int = 6,
-    steps: int = 12,
+    steps: int = 8,
     batch_size: int = 2,
     lr: float = 2e-4,
     seed: int = 0,
