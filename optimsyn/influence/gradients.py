@@ -11,7 +11,7 @@ of a layer runs once, whatever its forward does), and no `.grad` is ever filled.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +23,8 @@ from optimsyn.models.encoding import Batch
 from optimsyn.models.target import Target
 
 _SLICE_BYTES = 256 * 2**20
+# What a float16 model's losses are multiplied with before the backward pass, and its gradients divided by afterwards.
+_HALF_SCALE = 256.0
 
 
 class Sink(Protocol):
@@ -62,6 +64,25 @@ def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
     return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
 
 
+def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) -> None:
+    """Names the samples whose loss is no number.
+
+    Raises:
+        ModelError: There are such.
+    """
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return
+    bad = ", ".join(repr(ids[i]) for i in (~finite).nonzero().flatten().tolist())
+    half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    cure = (
+        "float16 ends at 65,504, which some models exceed; set models.target.dtype to bfloat16 or float32"
+        if half
+        else "look at their text"
+    )
+    raise ModelError(f"the loss of samples {bad} is not finite; {cure}")
+
+
 class GradientTaps:
     """Per-sample gradients of a target's trained parameters.
 
@@ -89,6 +110,9 @@ class GradientTaps:
                 self._layers[path] = module
         # By identity: a tied parameter has one name, wherever it is used.
         self._names = names
+        # Gradients between layers are small, and float16 has nothing below 6e-8.
+        half = any(parameter.dtype == torch.float16 for parameter in target.model.parameters())
+        self._scale = _HALF_SCALE if half else 1.0
         self._pass: _Pass | None = None
 
     @contextmanager
@@ -133,17 +157,16 @@ class GradientTaps:
             ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.
         """
         self._target.try_out(batch)
-        self._pass = current = _Pass(len(batch), self._target.dtype, sink)
+        self._pass = current = _Pass(len(batch), self._target.dtype, sink, self._scale)
         try:
             losses = self._target.losses(batch)
-            if not bool(torch.isfinite(losses).all()):
-                bad = [batch.ids[i] for i in (~torch.isfinite(losses)).nonzero().flatten().tolist()]
-                raise ModelError(f"the loss of samples {', '.join(map(repr, bad))} is not finite; look at their text")
             current.in_forward = False
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            (losses.sum() * current.scale).backward()  # type: ignore[no-untyped-call]
             current.finish(self._target.parameters)
         finally:
             self._pass = None
+        # Looked at last, so that a GPU has the backward pass before anybody waits for the losses.
+        refuse_infinite(losses, batch.ids, self._target.model)
         return losses.detach()
 
     def verify(self, batch: Batch) -> None:
@@ -207,14 +230,17 @@ class _Tap(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         current, path, weight_name, bias_name = ctx.tap
         current.record(path, weight, weight_name, bias_name, inputs, outputs[0])
-        return (outputs[0] @ weight if ctx.needs_input_grad[0] else None), None, None, None
+        # A model at work in float32 keeps its 16-bit weights.
+        slope = outputs[0] @ weight.to(outputs[0].dtype) if ctx.needs_input_grad[0] else None
+        return slope, None, None, None
 
 
 class _Pass:
     """Bookkeeping of one forward and backward pass."""
 
-    def __init__(self, samples: int, dtype: torch.dtype, sink: Sink) -> None:
+    def __init__(self, samples: int, dtype: torch.dtype, sink: Sink, scale: float = 1.0) -> None:
         self.in_forward = True
+        self.scale = scale
         # Uses of a parameter in the forward pass. Recomputation happens in the backward pass and is not counted.
         self.uses: Counter[str] = Counter()
         self._samples = samples
@@ -244,6 +270,8 @@ class _Pass:
             )
         a = inputs.flatten(1, -2).to(self._dtype)
         b = outputs.flatten(1, -2).to(self._dtype)
+        if self.scale != 1.0:
+            b = b / self.scale
         if weight is not None:
             self._weight(weight, parameter, a, b)
         if bias is not None:
