@@ -11,9 +11,9 @@ import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
+from optimsyn.influence.derivative import TokenSums
 from optimsyn.influence.identity import encoding_digest
 from optimsyn.influence.scorer import Scores
-from optimsyn.influence.twin import TokenSums
 from optimsyn.influence.twin_export import TwinRecord, probe_ids
 from optimsyn.models.encoding import IGNORE, Encoded, as_sample, counted, encode
 from optimsyn.models.loops import run_sync
@@ -112,7 +112,8 @@ class ServedTwinScorer:
                 for i, item in enumerate(encoded):
                     rows = replies[i * len(names_here) : (i + 1) * len(names_here)]
                     losses = torch.stack([_label_losses(item, row) for row in rows])
-                    sums.add(plan, [i], losses, torch.zeros(losses.shape[1], dtype=torch.int64))
+                    rows_here = torch.zeros(losses.shape[1], dtype=torch.int64)
+                    sums.add(plan.weight, plan.reference_norm, [i], *plan.read(losses), rows_here)
 
 
 def _label_losses(item: Encoded, logprobs: list[float]) -> torch.Tensor:
