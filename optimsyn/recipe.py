@@ -81,9 +81,9 @@ class Influence(Section):
     method: Literal["auto", "exact", "twin", "forward"] = Field(
         "auto",
         description="exact: from each pair's gradient. For linear estimators (adam_linear, sgd) with dot also twin: "
-        "from two forward passes at slightly moved weights, in float32 only; and forward: from one pass that carries the "
-        "derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is below "
-        "5 per cent.",
+        "from two forward passes at slightly moved weights, in float32 only; and forward: from one pass that carries "
+        "the derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is "
+        "below 5 per cent.",
     )
     estimator: Estimator = Field("adam_linear", description="Which direction of a step counts; see docs/influence.md.")
     normalization: Literal["cosine", "dot"] = Field(
@@ -103,7 +103,8 @@ class Influence(Section):
         if self.method in ("twin", "forward") and not self.is_derivative:
             raise ValueError(
                 f"method {self.method} reads off a derivative of the loss, which {self.estimator} with "
-                f"{self.normalization} is not; set estimator to adam_linear (or sgd) and normalization to dot, or method to exact"
+                f"{self.normalization} is not; set estimator to adam_linear (or sgd) and normalization to dot, or "
+                "method to exact"
             )
         return self
 

@@ -148,7 +148,7 @@ def _ways(
     # are. Where that is the same, forward mode keeps no activations.
     if config.is_derivative and single:
         if narrow:
-            passed.append("twin is noise in 16 bits")
+            passed.append("twin is not tried in 16 bits, which round small differences of losses away")
         elif (choice := choice_of(exact.target, questions)) is not None:
             passed.append(f"twin cannot do with a model that chooses among its layers ({choice})")
         else:
