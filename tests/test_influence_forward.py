@@ -109,7 +109,7 @@ def test_sixteen_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_a_finite_difference_in_bfloat16_is_noise_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a step as it would be in float32. (A tiny model is so nearly linear that a long one would do; no real one.)"""
+    """With a step as it would be in float32; a tiny model is so nearly linear that a long one would do."""
     narrow, wide = both("llama", torch.bfloat16)
     step = Step(epsilon=1e-7, error=1.08, forward_epsilon=1e-7, forward_error=1.08, length=1.0)
     monkeypatch.setattr("optimsyn.influence.twin.measure_step", lambda *_, **__: step)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 NARROW = (torch.bfloat16, torch.float16)
 _CASTS = frozenset({"to", "type", "type_as", "bfloat16", "half"})
-_ACCESS = frozenset({"__get__", "__set__", "__delete__"})
+_ACCESS = frozenset({"__get__", "__set__", "__delete__", "grad", "backward"})
 
 
 def is_narrow(model: torch.nn.Module) -> bool:
@@ -43,7 +43,8 @@ class _Wide(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Is called in place of each operation."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        # Reading an attribute is no computation, and a copy cannot be written in place of the original.
+        # Reading an attribute is no computation, and a copy can neither be written nor differentiated in the place of
+        # the original.
         if name in _ACCESS or (name.endswith("_") and not name.endswith("__")):
             return func(*args, **kwargs)
         if name in _CASTS or name == "embedding":
