@@ -24,8 +24,6 @@ from optimsyn.models.target import Target
 from optimsyn.models.wide import NARROW, in_float32, is_narrow
 
 _SLICE_BYTES = 256 * 2**20
-# What a float16 model's losses are multiplied with before the backward pass, and its gradients divided by afterwards.
-_HALF_SCALE = 256.0
 
 
 class Sink(Protocol):
@@ -111,9 +109,6 @@ class GradientTaps:
                 self._layers[path] = module
         # By identity: a tied parameter has one name, wherever it is used.
         self._names = names
-        # Gradients between layers are small, and float16 has nothing below 6e-8.
-        half = any(parameter.dtype == torch.float16 for parameter in target.model.parameters())
-        self._scale = _HALF_SCALE if half else 1.0
         self._pass: _Pass | None = None
 
     @contextmanager
@@ -158,11 +153,11 @@ class GradientTaps:
             ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.
         """
         self._target.try_out(batch)
-        self._pass = current = _Pass(len(batch), self._target.dtype, sink, self._scale)
+        self._pass = current = _Pass(len(batch), self._target.dtype, sink)
         try:
             losses = self._target.losses(batch)
             current.in_forward = False
-            (losses.sum() * current.scale).backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()  # type: ignore[no-untyped-call]
             current.finish(self._target.parameters)
         finally:
             self._pass = None
@@ -238,9 +233,8 @@ class _Tap(torch.autograd.Function):
 class _Pass:
     """Bookkeeping of one forward and backward pass."""
 
-    def __init__(self, samples: int, dtype: torch.dtype, sink: Sink, scale: float = 1.0) -> None:
+    def __init__(self, samples: int, dtype: torch.dtype, sink: Sink) -> None:
         self.in_forward = True
-        self.scale = scale
         # Uses of a parameter in the forward pass. Recomputation happens in the backward pass and is not counted.
         self.uses: Counter[str] = Counter()
         self._samples = samples
@@ -270,8 +264,6 @@ class _Pass:
             )
         a = inputs.flatten(1, -2).to(self._dtype)
         b = outputs.flatten(1, -2).to(self._dtype)
-        if self.scale != 1.0:
-            b = b / self.scale
         if weight is not None:
             self._weight(weight, parameter, a, b)
         if bias is not None:
