@@ -7,7 +7,7 @@ scored by the way in question and by the reference; the error is
     rms(scores - reference) / rms(reference)
 
 over questions and subtasks. The reference itself has an error of another kind, that of its own arithmetic: it is the
-same share for questions scored one by one instead of in a padded batch.
+same share for two questions scored one by one instead of in a padded batch.
 """
 
 from __future__ import annotations
