@@ -15,7 +15,7 @@ from optimsyn.influence import accuracy, forward
 from optimsyn.influence.accuracy import MOST_ERROR, relative_error
 from optimsyn.influence.forward import ForwardScorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.scoring import WIDE, build_scorer
+from optimsyn.influence.scoring import build_scorer
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_step import Step
 from optimsyn.models.target import Target
@@ -102,10 +102,14 @@ def test_sixteen_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert found.token_shares is not None and reference.token_shares is not None
     assert relative_error(torch.cat(found.token_shares), torch.cat(reference.token_shares)) < 2 * limit
     assert [float(s.sum()) for s in found.token_shares] == pytest.approx(found.total.tolist(), rel=1e-9)
+    mixed = InfluenceScorer(narrow, questions, precision="mixed", folder=tmp_path)
+    assert relative_error(mixed.score(pairs).total, reference.total) < limit
+    assert 1e-6 < mixed.numerical_error < exact.numerical_error
+    assert 1e-6 < ForwardScorer(narrow, questions, precision="mixed", folder=tmp_path).numerical_error < limit
     right = InfluenceScorer(narrow, questions, precision="float32", folder=tmp_path)
     assert relative_error(right.score(pairs).total, reference.total) < 2e-3
     assert right.numerical_error < 1e-4
-    assert len({right.fingerprint, exact.fingerprint, scorer.fingerprint}) == 3
+    assert len({right.fingerprint, mixed.fingerprint, exact.fingerprint, scorer.fingerprint}) == 4
 
 
 def test_a_finite_difference_in_bfloat16_is_noise_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +159,11 @@ def test_auto_takes_the_cheapest_way_that_is_right_and_says_why(
     monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
     last = build_scorer(narrow, questions, Influence(), tmp_path)
     assert last.choice is not None and last.method == "exact"
-    assert list(last.choice.errors) == ["forward", "exact", WIDE] and last.numerical_error < 1e-4
-    with pytest.raises(ModelError, match=r"method: exact is off by .* models\.target\.dtype to float32"):
-        build_scorer(narrow, questions, Influence(method="exact"), tmp_path)
+    ways = ["forward", "exact", "forward, mixed", "exact, mixed", "exact, float32"]
+    assert list(last.choice.errors) == ways and last.numerical_error < 1e-4
+    named = build_scorer(narrow, questions, Influence(method="exact"), tmp_path)
+    assert named.choice is not None and list(named.choice.errors) == [ways[1], *ways[3:]]
+    assert named.choice.reason.startswith("influence.method is exact, and exact, float32 is the cheapest way")
     with pytest.raises(ModelError, match=r"method: forward is off by .* exact or auto, or models\.target\.dtype"):
         build_scorer(narrow, questions, Influence(method="forward"), tmp_path)
 

@@ -1,8 +1,8 @@
 """How far a way of computing scores is from the right ones: measured on real questions, never believed.
 
 The reference is the backward pass with every operation in float32 (`optimsyn.models.wide`) where the model has 16-bit
-weights, and in the model's own dtype where that is float32 or float64. Eight validation questions, short to long, are
-scored by the way in question and by the reference; the error is
+weights, and in the model's own dtype where that is float32 or float64. Eight validation questions, short to long, each
+with the answer of another one, are scored by the way in question and by the reference; the error is
 
     rms(scores - reference) / rms(reference)
 
@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,8 +42,8 @@ class Choice:
 
     Attributes:
         method: What was taken: exact, twin or forward.
-        errors: The measured error of each way that was tried, in the order of trying; "exact, float32" is the backward
-            pass of a 16-bit model with every operation in float32.
+        errors: The measured error of each way that was tried, in the order of trying; "exact, mixed" and "exact,
+            float32" are the backward pass of a 16-bit model at higher precision (`optimsyn.models.wide.Precision`).
         reason: One sentence for people.
     """
 
@@ -53,11 +53,26 @@ class Choice:
 
 
 def probes_of(encoded: Sequence[Encoded]) -> list[Encoded]:
-    """The questions that errors are measured on: eight, from the shortest to the longest, or all of fewer."""
+    """What errors are measured on: eight questions, short to long, each with the answer of the next.
+
+    A question is itself a part of the direction that it would be scored along, and so looks more certain than any pair.
+    With another's answer it is as new as a pair.
+    """
     order = sorted(encoded, key=lambda item: (len(item.input_ids), item.id))
     last = len(order) - 1
     places = sorted({round(i * last / (_PROBES - 1)) for i in range(_PROBES)})
-    return [order[i] for i in places]
+    chosen = [order[i] for i in places]
+    return [_answered(one, other) for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
+
+
+def _answered(one: Encoded, other: Encoded) -> Encoded:
+    """The prompt of one question with the answer of another, which is no longer than the two are."""
+    prompt, first = len(one.prompt_ids), len(other.prompt_ids)
+    longest = max(len(one.input_ids), len(other.input_ids))
+    if prompt + len(other.input_ids) - first > longest:
+        return one
+    ids, labels = one.input_ids[:prompt] + other.input_ids[first:], one.labels[:prompt] + other.labels[first:]
+    return replace(other, id=one.id, input_ids=ids, labels=labels)
 
 
 def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:

@@ -27,6 +27,7 @@ from optimsyn.influence.twin_adapters import step_directions
 from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.models.wide import Precision, computing, is_narrow
 from optimsyn.recipe_models import CountedTokens
 
 
@@ -49,6 +50,7 @@ class DerivativeScorer(ABC):
         folder: Path | None,
         report: Callable[[int], None] | None,
         exact: InfluenceScorer | None,
+        precision: Precision = "model",
         **options: Any,
     ) -> None:
         self.estimator = linear_estimator(estimator, self.method)
@@ -77,6 +79,9 @@ class DerivativeScorer(ABC):
         self.choice: Choice | None = None
         self.checkpoints: tuple[Checkpoint, ...] = tuple(target.checkpoints)
         self._mean = not by_subtask
+        self._precision: Precision = precision if is_narrow(target.model) else "model"
+        if self._precision != "model":
+            options["computing"] = self._precision
         whole = self._exact.directions
         self.directions: list[Directions] = whole if by_subtask else [_mean(directions) for directions in whole]
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
@@ -143,7 +148,8 @@ class DerivativeScorer(ABC):
         sums = TokenSums(encoded, self.subtasks)
         for place, checkpoint in enumerate(self.checkpoints) if encoded else ():
             self.target.load_checkpoint(checkpoint)
-            self._add(place, encoded, sums)
+            with computing(self.target.model, self._precision):
+                self._add(place, encoded, sums)
         return sums
 
     def _error(self) -> float:

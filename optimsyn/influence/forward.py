@@ -21,6 +21,7 @@ from optimsyn.influence.gradients import GradientTaps, refuse_infinite
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
+from optimsyn.models.wide import Precision
 from optimsyn.recipe_models import CountedTokens
 
 
@@ -42,6 +43,7 @@ class ForwardScorer(DerivativeScorer):
         batch_tokens: Tokens that go through the model at once.
         folder: Keep validation directions and the measured error here.
         report: As for `InfluenceScorer`.
+        precision: As for `InfluenceScorer`.
         most_error: Scores that are measured to be off by this share of their size or more are refused.
         exact: A scorer of the same target, questions and options, whose directions are used.
 
@@ -79,6 +81,7 @@ class ForwardScorer(DerivativeScorer):
         batch_tokens: int = 2048,
         folder: Path | None = None,
         report: Callable[[int], None] | None = None,
+        precision: Precision = "model",
         most_error: float = MOST_ERROR,
         exact: InfluenceScorer | None = None,
     ) -> None:
@@ -94,6 +97,7 @@ class ForwardScorer(DerivativeScorer):
             folder=folder,
             report=report,
             exact=exact,
+            precision=precision,
             by_subtask_scores=by_subtask,
         )
         self._taps = GradientTaps(target)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -33,7 +32,7 @@ from optimsyn.influence.token_shares import token_shares as shares_of
 from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
-from optimsyn.models.wide import in_float32, is_narrow
+from optimsyn.models.wide import Precision, computing, is_narrow
 from optimsyn.recipe_models import CountedTokens
 from optimsyn.shown import Shown
 
@@ -97,8 +96,10 @@ class InfluenceScorer:
         processes: Where several work together (`accelerate`, `torchrun`): share, so that each scores a part of the same
             samples and all get the whole result, for which all must call `score`; or own, so that each scores what it
             is given, as rewards inside a trainer need it.
-        precision: float32 has a 16-bit model compute in float32, with its own weights and without a copy of them, at
-            float32's speed. Validation directions are made so in either case.
+        precision: What a 16-bit model computes in. mixed multiplies in its dtype and keeps the rest in float32, for
+            about a third of the error; float32 has it all in float32, with its own weights and without a copy of them,
+            at float32's speed. Validation directions are made so in any case.
+        like: A scorer of the same target, questions and options, whose directions are used.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Attributes:
@@ -133,15 +134,16 @@ class InfluenceScorer:
         batch_tokens: int = 2048,
         folder: Path | None = None,
         processes: Literal["share", "own"] = "share",
-        precision: Literal["model", "float32"] = "model",
+        precision: Precision = "model",
+        like: InfluenceScorer | None = None,
         report: Callable[[int], None] | None = None,
     ) -> None:
         if normalization not in ("cosine", "dot"):
             raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
         if across_subtasks not in ("mean", "max"):
             raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
-        if precision not in ("model", "float32"):
-            raise RecipeError(f"precision: {precision!r} is neither model nor float32")
+        if precision not in ("model", "mixed", "float32"):
+            raise RecipeError(f"precision: {precision!r} is none of model, mixed, float32")
         if processes not in ("share", "own"):
             raise RecipeError(f"processes: {processes!r} is neither share nor own")
         if not questions:
@@ -162,14 +164,16 @@ class InfluenceScorer:
         self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
         self._taps = GradientTaps(target)
         self._narrow = is_narrow(target.model)
-        self._wide = precision == "float32" and self._narrow
+        self._precision: Precision = precision if self._narrow else "model"
         self._folder = folder
         self._kept: tuple[Directions, DotSink] | None = None
         self.choice: Choice | None = None
         self._questions = [as_sample(question) for question in questions]
         encoded = [counted(target.encode(question), tokens, "question") for question in self._questions]
         asked = [question.subtask or "all" for question in self._questions]
-        self.directions: list[Directions] = self._directions(encoded, asked, folder, report)
+        self.directions: list[Directions] = (
+            self._directions(encoded, asked, folder, report) if like is None else like.directions
+        )
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
         self.fingerprint = scorer_fingerprint(
             "exact",
@@ -180,14 +184,14 @@ class InfluenceScorer:
             normalization=normalization,
             across_subtasks=across_subtasks,
             tokens=tokens,
-            **({"precision": "float32"} if self._wide else {}),
+            **({} if self._precision == "model" else {"computing": self._precision}),
         )
         self.probes: list[Encoded] = probes_of(encoded)
 
     @cached_property
     def reference(self) -> torch.Tensor:
         """The scores of `probes` by subtask, [n, k], from a backward pass in float32 at least."""
-        return self._score(self.probes, wide=self._narrow)[0]
+        return self._score(self.probes, "float32")[0]
 
     @cached_property
     def numerical_error(self) -> float:
@@ -195,7 +199,7 @@ class InfluenceScorer:
         return kept_error(self._folder, self.target, self.fingerprint, self._error)
 
     def _error(self) -> float:
-        if self._narrow and not self._wide:
+        if self._narrow and self._precision != "float32":
             return relative_error(self._score(self.probes)[0], self.reference)
         # Nobody doubts float32, so two short questions must do.
         few = self.probes[:2]
@@ -247,16 +251,18 @@ class InfluenceScorer:
         texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
         return hashlib.sha256(json.dumps([self.fingerprint, token_shares, texts]).encode()).hexdigest()
 
-    def _score(self, encoded: list[Encoded], *, wide: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores by subtask [n, k], gradient norms [n] and losses [n]; `wide`: in float32."""
+    def _score(
+        self, encoded: list[Encoded], precision: Precision | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         n, k = len(encoded), len(self.subtasks)
         found = torch.zeros(n, k + 2, dtype=torch.float64)
-        wide = wide or self._wide
-        budget = self.batch_tokens // 2 if wide else self.batch_tokens
+        precision = precision or self._precision
+        budget = self.batch_tokens if precision == "model" or not self._narrow else self.batch_tokens // 2
         for weight, checkpoint, directions in self._each_checkpoint() if n else ():
             sink = self._sink(checkpoint, directions)
             waiting: list[tuple[list[int], torch.Tensor]] = []
-            with self._taps.attached(), in_float32() if wide else nullcontext():
+            with self._taps.attached(), computing(self.target.model, precision):
                 for batch in self.target.batches(encoded, budget):
                     sink.start(len(batch))
                     losses = self._taps.run(batch, sink)
@@ -272,7 +278,7 @@ class InfluenceScorer:
         shares = [torch.zeros(item.label_tokens, dtype=torch.float64) for item in encoded]
         winners = by_subtask.argmax(dim=1) if encoded and self.across_subtasks == "max" else None
         for weight, checkpoint, directions in self._each_checkpoint() if encoded else ():
-            with in_float32() if self._wide else nullcontext():
+            with computing(self.target.model, self._precision):
                 found = shares_of(
                     self.target,
                     self._taps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,8 @@ from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_smooth import choice_of
 from optimsyn.models.target import Target
-from optimsyn.models.wide import is_narrow
+from optimsyn.models.wide import Precision, is_narrow
 from optimsyn.recipe import Influence
-
-WIDE = "exact, float32"
-"""Name in `Choice.errors` of the backward pass of a 16-bit model with every operation in float32."""
 
 
 class Scorer(Protocol):
@@ -71,7 +69,8 @@ def build_scorer(
     """The scorer of a recipe's section `influence`; `scorer.choice` says which way was taken and why.
 
     With `method: auto` the ways that are possible are tried from the cheapest to the dearest, and the first whose
-    measured error is below 5 per cent is taken. The dearest one always is: gradients with every operation in float32.
+    measured error is below 5 per cent is taken. Of a 16-bit target the same ways are tried with float32 between its
+    products, and gradients with every operation in float32 at last. A method that the recipe names is tried so too.
 
     Args:
         target: A warmed-up target.
@@ -96,64 +95,73 @@ def build_scorer(
     }
     # Under torchrun every process of GRPO rewards completions of its own.
     exact = InfluenceScorer(target, questions, **common, processes="own", report=report)
-    made: MeasuredScorer
-    if config.method != "auto":
-        made = _made(config.method, exact, questions, common, MOST_ERROR)
-        refuse_error(made.method, made.numerical_error, MOST_ERROR)
-        made.choice = Choice(
-            made.method, {made.method: made.numerical_error}, f"influence.method: {made.method} in the recipe"
-        )
-        return made
     errors: dict[str, float] = {}
     passed: list[str] = []
-    for name in _ways(exact, questions, config, passed):
-        if name == WIDE:
-            made = InfluenceScorer(target, questions, **common, processes="own", precision="float32")
-        else:
-            try:
-                # What is too far off is passed over here, and not refused.
-                made = _made(name, exact, questions, common, float("inf"))
-            except NoForwardDerivativeError as error:
-                passed.append(str(error))
-                continue
+    for method, precision in _ways(exact, questions, config, passed):
+        name = method if precision == "model" else f"{method}, {precision}"
+        try:
+            made = _made(method, precision, exact, questions, common)
+        except NoForwardDerivativeError as error:
+            if config.method == "forward":
+                raise
+            passed.append(str(error))
+            continue
         errors[name] = made.numerical_error
         if errors[name] < MOST_ERROR:
             break
         passed.append(f"{name} is off by {percent(errors[name])}")
     else:
+        if config.method != "auto":
+            refuse_error(config.method, min(errors.values()), MOST_ERROR)
         raise ModelError(
             f"no way of computing influence is right on this model ({'; '.join(passed)}); set models.target.dtype to "
             "float32, or another target"
         )
     taken = f"{name} is the cheapest way that is off by less than {percent(MOST_ERROR)}"
+    if config.method != "auto":
+        taken = f"influence.method is {config.method}, and {taken}"
     made.choice = Choice(made.method, errors, "; ".join([taken, *passed]))
     return made
 
 
 def _made(
-    method: str, exact: InfluenceScorer, questions: Sequence[Question | Sample], common: dict[str, Any], most: float
+    method: str,
+    precision: Precision,
+    exact: InfluenceScorer,
+    questions: Sequence[Question | Sample],
+    common: dict[str, Any],
 ) -> MeasuredScorer:
+    """One way; what is too far off is passed over by the caller, and not refused here."""
     if method == "exact":
-        return exact
-    kind: type[TwinScorer] | type[ForwardScorer] = TwinScorer if method == "twin" else ForwardScorer
-    return kind(exact.target, questions, **common, exact=exact, most_error=most)
+        if precision == "model":
+            return exact
+        return InfluenceScorer(exact.target, questions, **common, processes="own", precision=precision, like=exact)
+    if method == "twin":
+        return TwinScorer(exact.target, questions, **common, exact=exact, most_error=math.inf)
+    return ForwardScorer(exact.target, questions, **common, exact=exact, precision=precision, most_error=math.inf)
 
 
 def _ways(
     exact: InfluenceScorer, questions: Sequence[Question | Sample], config: Influence, passed: list[str]
-) -> Iterator[str]:
+) -> Iterator[tuple[str, Precision]]:
     """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
     narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1
     # Gradients cost two to three forward passes whatever the number of subtasks; the others at least as many as there
     # are. Where that is the same, forward mode keeps no activations.
-    if config.is_derivative and single:
-        if narrow:
+    if config.method != "auto":
+        methods = [config.method]
+    else:
+        methods = ["twin", "forward", "exact"] if config.is_derivative and single else ["exact"]
+        if "twin" in methods and narrow:
+            methods.remove("twin")
             passed.append("twin is not tried in 16 bits, which round small differences of losses away")
-        elif (choice := choice_of(exact.target, questions)) is not None:
+        elif "twin" in methods and (choice := choice_of(exact.target, questions)) is not None:
+            methods.remove("twin")
             passed.append(f"twin cannot do with a model that chooses among its layers ({choice})")
-        else:
-            yield "twin"
-        yield "forward"
-    yield "exact"
-    if narrow:
-        yield WIDE
+    precisions: tuple[Precision, ...] = ("model", "mixed") if narrow else ("model",)
+    for precision in precisions:
+        for method in methods:
+            if method != "twin" or precision == "model":
+                yield method, precision
+    if narrow and "exact" in methods:
+        yield "exact", "float32"
