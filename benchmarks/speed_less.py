@@ -8,7 +8,9 @@ which is cheaper than drawing each of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +21,23 @@ from optimsyn.models.warm_up import Checkpoint
 INTERVAL = 16
 _COLUMNS = 128
 _ROWS = 2**16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A part of the loop's work.
+
+    Attributes:
+        spent: Seconds that it took.
+        whole: Seconds that all of it would take.
+        samples: How many samples were gone through.
+        columns: Share of the projection's columns that were done.
+    """
+
+    spent: float
+    whole: float
+    samples: int
+    columns: float
 
 
 class LessLoop:
@@ -83,8 +102,37 @@ class LessLoop:
         second = 0.999 * self._second + 0.001 * gradient**2
         return (first / torch.sqrt(second + 1e-8)).to(self._dtype)
 
+    def within(self, encoded: Sequence[Encoded], seconds: float) -> Probe:
+        """Does as much of the work as fits in a time, and says what the whole would take.
+
+        Half of the time goes to samples one by one, sixteen at most, half to blocks of the projection's columns. All
+        samples cost as much as these on average, and every sixteen of them a projection.
+        """
+        began, directions = time.perf_counter(), []
+        for item in encoded[:INTERVAL]:
+            directions.append(self._direction(item))
+            self._wait()
+            if time.perf_counter() - began > seconds / 2:
+                break
+        middle = time.perf_counter()
+        _, columns = self._project(torch.stack(directions), seconds / 2)
+        self._wait()
+        end = time.perf_counter()
+        whole = (middle - began) / len(directions) * len(encoded)
+        whole += (end - middle) * self.width / columns * -(-len(encoded) // INTERVAL)
+        return Probe(end - began, whole, len(directions), columns / self.width)
+
+    def _wait(self) -> None:
+        if self.target.device.type == "cuda":
+            torch.cuda.synchronize(self.target.device)
+
     def project(self, directions: torch.Tensor) -> torch.Tensor:
         """Directions [n, p] times a matrix [p, width] of random signs that never exists as a whole."""
+        return self._project(directions, None)[0]
+
+    def _project(self, directions: torch.Tensor, seconds: float | None) -> tuple[torch.Tensor, int]:
+        """The projection, and how many of its columns were done before the time was up."""
+        began = time.perf_counter()
         device = directions.device
         generator = torch.Generator(device).manual_seed(self.seed)
         found = torch.zeros(len(directions), self.width, device=device)
@@ -97,4 +145,8 @@ class LessLoop:
                 bits.random_(-(2**63), None, generator=generator)
                 signs = self._signs[bits.view(torch.uint8).int()].flatten()[:count].view(-1, columns)
                 found[:, column : column + columns] += (part @ signs).float()
-        return found
+            if seconds is not None:
+                self._wait()
+                if time.perf_counter() - began > seconds:
+                    return found, column + columns
+        return found, self.width

@@ -26,12 +26,14 @@ class Measured:
         resting: Bytes held before.
         peak: Most bytes held in between: resident pages of the whole process on Linux, allocated tensors on CUDA;
             None where neither can be had.
+        part: What share of the work was done, where times are extrapolated from it; else "".
     """
 
     seconds: float
     cpu_seconds: float
     resting: int
     peak: int | None
+    part: str = ""
 
 
 def measured(call: Callable[[], T], device: torch.device) -> tuple[T, Measured]:

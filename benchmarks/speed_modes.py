@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from speed_less import LessLoop
 from speed_memory import Measured, measured
 
 from optimsyn.data.records import Sample
+from optimsyn.influence.accuracy import percent
+from optimsyn.influence.forward import ForwardScorer
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.models.encoding import IGNORE, Encoded, counted
@@ -65,7 +68,9 @@ def pairs_of(target: Target, samples: Sequence[Sample]) -> list[Encoded]:
 def load_target(args: Any) -> FixedTarget:
     """The embedded model (or another by name), or a random one of Qwen3-8B's shape."""
     if args.model != "qwen3-8b-shape":
-        spec = TargetSpec(name=args.model, device=args.device, lora=Lora(r=args.lora_r or 8, alpha=16))
+        spec = TargetSpec(
+            name=args.model, device=args.device, dtype=args.dtype, lora=Lora(r=args.lora_r or 8, alpha=16)
+        )
         found = FixedTarget.load(spec, seed=args.seed)
         assert isinstance(found, FixedTarget)
         return found
@@ -98,10 +103,23 @@ def load_target(args: Any) -> FixedTarget:
     finally:
         torch.set_default_dtype(before)
     rank = args.lora_r or max(4, int(128 * args.scale))
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=0)
+    tokenizer = _bytes()
     found = FixedTarget.from_model(model, tokenizer, lora=Lora(r=rank, alpha=2 * rank), max_length=4096, seed=args.seed)
     assert isinstance(found, FixedTarget)
     return found
+
+
+def _bytes() -> Any:
+    """A tokenizer of single bytes: samples come as tokens, but a scorer's identity asks what a text would be."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(
+        models.BPE(vocab={"<end>": 0} | {letter: i + 1 for i, letter in enumerate(letters)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict.fromkeys(("eos_token", "pad_token"), "<end>"))
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,7 @@ def modes_of(
     names: Sequence[str],
     seed: int,
     folder: Path,
+    less_seconds: float | None = None,
 ) -> list[Mode]:
     """Sets up the modes of this process; validation directions are made once, outside of all timing."""
     device = target.device
@@ -158,16 +177,36 @@ def modes_of(
     if "exact-cosine" in names:
         add("exact-cosine", scorer("adam", "cosine").score, "adam, cosine")
     if "twin" in names:
-        twin = TwinScorer(target, questions, sides="central", batch_tokens=batch_tokens, folder=folder)
-        add("twin", twin.score, f"adam_linear, central, {len(twin.subtasks)} subtask")
+        twin = TwinScorer(
+            target, questions, sides="central", batch_tokens=batch_tokens, folder=folder, most_error=math.inf
+        )
+        add("twin", twin.score, f"adam_linear, central, 1 subtask; error {percent(twin.numerical_error)}")
+    if "forward" in names:
+        forward = ForwardScorer(target, questions, batch_tokens=batch_tokens, folder=folder, most_error=math.inf)
+        add("forward", forward.score, f"adam_linear, 1 subtask; error {percent(forward.numerical_error)}")
     if "linear" in names:
-        add("linear", scorer("adam_linear", "dot").score, "adam_linear, dot: what twin approximates")
+        linear = scorer("adam_linear", "dot")
+        add(
+            "linear", linear.score, f"adam_linear, dot: what twin approximates; error {percent(linear.numerical_error)}"
+        )
     for name in ("less", "less-labels"):
         if name in names:
             loop = LessLoop(target, target.checkpoints[-1], label_logits=name == "less-labels", seed=seed)
             logits = "logits at labels" if loop.label_logits else "all logits"
-            add(name, lambda samples, loop=loop: loop.run(pairs_of(target, samples)), f"batch 1, {logits}")
+            made.append(Mode(name, partial(_less, loop, less_seconds), f"batch 1, {logits}"))
     return made
+
+
+def _less(loop: LessLoop, seconds: float | None, samples: Sequence[Sample]) -> tuple[Any, Measured]:
+    """The whole loop, or where that takes longer than `seconds` what a part of it says of the whole."""
+    encoded, device = pairs_of(loop.target, samples), loop.target.device
+    if seconds is not None:
+        probe, taken = measured(lambda: loop.within(encoded, seconds), device)
+        if probe.whole > seconds:
+            part = f"from {probe.samples} of {len(encoded)} samples, {100 * probe.columns:.0f} % of a projection"
+            cpu = taken.cpu_seconds * probe.whole / probe.spent
+            return None, replace(taken, seconds=probe.whole, cpu_seconds=cpu, part=part)
+    return measured(lambda: loop.run(encoded), device)
 
 
 class Bergson:

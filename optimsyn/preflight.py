@@ -16,9 +16,9 @@ from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled, shortened
-from optimsyn.errors import DataError, RecipeError
+from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
-from optimsyn.recipe import Recipe, Source
+from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         ]
         hubs = [pool.submit(_hub_problem, name, source) for name, source in _sources(recipe)] if network else []
         _check_guiding_text(recipe, found)
+        if here:
+            _check_influence(recipe, found)
         _check_checks(recipe, found)
         if deep:
             _check_data(recipe, found)
@@ -280,6 +282,21 @@ def _check_guiding_text(recipe: Recipe, found: Preflight) -> None:
         found.warnings.append(
             f"guiding_text: {len(words)} words are sent with every request; a few sentences are enough"
         )
+
+
+def _check_influence(recipe: Recipe, found: Preflight) -> None:
+    """Of an explicit dtype the recipe itself knows; `auto` is known here."""
+    spec = recipe.models.target
+    if recipe.influence.method != "twin" or spec.dtype != "auto":
+        return
+    from optimsyn.models.loading import resolve_device, resolve_dtype
+
+    try:
+        dtype = str(resolve_dtype(spec.dtype, resolve_device(spec.device))).removeprefix("torch.")
+    except ModelError:
+        return  # the device is not here, which is told elsewhere
+    if dtype != "float32":
+        found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
 
 
 def _check_checks(recipe: Recipe, found: Preflight) -> None:

@@ -33,13 +33,14 @@ def test_quick_run_on_a_tiny_model(benchmarks: None, tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     result = json.loads((tmp_path / "influence_speed.json").read_text(encoding="utf-8"))
     (cell,) = result["cells"]
-    assert list(cell["modes"]) == ["floor", "exact", "exact-cosine", "twin", "linear", "less", "less-labels"]
+    assert list(cell["modes"]) == ["floor", "exact", "exact-cosine", "twin", "forward", "linear", "less", "less-labels"]
     assert (cell["samples"], cell["tokens"], cell["batches"]) == (5, 60, 2)
     for mode in cell["modes"].values():
         assert len(mode["seconds"]) == len(mode["cpu_seconds"]) == result["machine"]["repeats"] == 2
         assert mode["samples_per_second"] > 0 and mode["ratio"]["low"] <= mode["ratio"]["median"]
     assert cell["modes"]["floor"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
-    assert cell["spearman_twin_linear"] > 0.8
+    assert cell["spearman_twin_linear"] > 0.8 and cell["spearman_forward_linear"] > 0.99
+    assert not any("extrapolated" in mode for mode in cell["modes"].values())
     assert "no --bergson" in cell["absent"]["bergson"]
     whats = [one["what"] for one in cell["criteria"]]
     assert whats[:3] == ["exact / floor, time", "less / exact, time", "twin / floor, time"]
@@ -48,6 +49,24 @@ def test_quick_run_on_a_tiny_model(benchmarks: None, tmp_path: Path) -> None:
         assert "exact / floor, peak memory" in whats
     table = (tmp_path / "influence_speed.md").read_text(encoding="utf-8")
     assert "| floor |" in table and str(tmp_path) not in table
+
+
+def test_a_loop_that_takes_too_long_is_extrapolated_and_marked(benchmarks: None, tmp_path: Path) -> None:
+    words = "--model qwen3-8b-shape --scale 0.005 --threads 1 --repeats 1 --batch 3 --length 12 --samples 20"
+    threads = torch.get_num_threads()
+    try:
+        _module("influence_speed").main(
+            [*words.split(), "--modes", "floor", "exact", "less", "--less-seconds", "0.0001", "--output", str(tmp_path)]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "influence_speed.json").read_text(encoding="utf-8"))
+    assert result["machine"]["dtype"] == "bfloat16"
+    less = result["cells"][0]["modes"]["less"]
+    assert less["extrapolated"] == "from 1 of 20 samples, 2 % of a projection"
+    # One sample and 128 of 8,192 columns were done; twenty and two projections are the whole.
+    assert less["seconds"][0] > 0.0001
+    assert "*extrapolated from 1 of 20" in (tmp_path / "influence_speed.md").read_text(encoding="utf-8")
 
 
 def test_a_cell_that_does_not_fit_is_skipped_with_its_reason(benchmarks: None, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_batches_and_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("optimsyn.influence.token_shares._HOLD_BYTES", 1)
     # Five output rows a slice: neither weight divides by it.
     monkeypatch.setattr("optimsyn.influence.gradients._SLICE_BYTES", 16 * 8 * 5)
+    scorer = InfluenceScorer(target, questions, estimator="adam", normalization="cosine")
     sliced = scorer.score(pairs, token_shares=True)
     torch.testing.assert_close(sliced.total, whole.total, rtol=1e-10, atol=1e-12)
     assert sliced.gradient_norm is not None

@@ -18,6 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from optimsyn.errors import ModelError, ServiceError
+from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_adapters import Twins, step_directions
 from optimsyn.influence.twin_export import RECORD, TwinRecord, export_twins
@@ -62,8 +63,9 @@ def serving(answer: Answer) -> Iterator[str]:
 class TinyVllm:
     """vLLM's two endpoints over a peft model: adapters by name, log-probabilities of prompts."""
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, dtype: torch.dtype = torch.float64) -> None:
         self.base = base
+        self.dtype = dtype
         self.model: Any = None
         self.names: set[str] = set()
         self.calls: list[str] = []
@@ -97,7 +99,7 @@ class TinyVllm:
         assert body["prompt_logprobs"] >= 1
         self.model.set_adapter(body["model"])
         ids = body["prompt"]
-        table = self.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        table = self.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1).to(self.dtype)
         rows: list[dict[str, Any] | None] = [None]
         for place, token in enumerate(ids[1:]):
             best = int(table[place].argmax())
@@ -201,6 +203,26 @@ def test_scores_through_a_server_are_those_in_process(
     assert server.calls.count("/v1/load_lora_adapter") == 2 * len(set(folders))
     assert len(served.score([])) == 0
     assert served.zero_gradient_baseline() == scorer.zero_gradient_baseline()
+
+
+def test_a_server_that_rounds_log_probabilities_is_refused(tmp_path: Path) -> None:
+    target = tiny_target("gpt2")
+    scorer = TwinScorer(target, samples(6, seed=1))
+    export_twins(scorer, tmp_path)
+    record = TwinRecord.load(tmp_path)
+    assert 4 <= len(record.probes) <= 8 and all(len(probe.scores) == 1 for probe in record.probes)
+    exact = InfluenceScorer(target, samples(6, seed=1))
+    assert sorted(p.scores[0] for p in record.probes) == pytest.approx(sorted(exact.reference.flatten().tolist()))
+    pairs = samples(3, seed=2)
+    with serving(TinyVllm(_base("gpt2"), torch.bfloat16)) as address:
+        served = ServedTwinScorer(tmp_path, byte_tokenizer(), address)
+        with pytest.raises(ModelError, match=r"server's scores are off by .* serve the model with --dtype float32"):
+            served.score(pairs)
+        assert served.numerical_error > 0.5 and served.method == "twin"
+        noise = ServedTwinScorer(tmp_path, byte_tokenizer(), address, most_error=1e9).score(pairs)
+        assert float((noise.total - scorer.score(pairs).total).norm()) > 0.5 * float(scorer.score(pairs).total.norm())
+    with serving(TinyVllm(_base("gpt2"))) as address:
+        assert ServedTwinScorer(tmp_path, byte_tokenizer(), address).numerical_error < 1e-3
 
 
 def test_wrong_folders_tokenizers_and_targets_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from optimsyn.influence.moments import moments_of
 from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.models.wide import in_float32, is_narrow
 
 _HOLD_BYTES = 512 * 2**20
 _PREFIX = "direction:"
@@ -99,7 +101,7 @@ def directions_fingerprint(
         [item.id, item.input_ids, item.labels, item.weights, subtask]
         for item, subtask in zip(encoded, subtasks, strict=True)
     ]
-    facts = [2, target.fingerprint(), checkpoint.fingerprint, str(target.dtype), questions]
+    facts = [3, target.fingerprint(), checkpoint.fingerprint, str(target.dtype), is_narrow(target.model), questions]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -148,8 +150,10 @@ def compute_directions(
     limit = max(1, _HOLD_BYTES // size)
     losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
     squares = dict.fromkeys(ESTIMATORS, 0.0)
-    with taps.attached():
-        for whole in target.batches(list(encoded), batch_tokens):
+    # Made once and used for every score, so of a 16-bit model too they are made in float32, which takes twice the room.
+    narrow = is_narrow(target.model)
+    with taps.attached(), in_float32() if narrow else nullcontext():
+        for whole in target.batches(list(encoded), batch_tokens // 2 if narrow else batch_tokens):
             for start in range(0, len(whole), limit):
                 indices = whole.indices[start : start + limit]
                 (batch,) = target.batches([encoded[i] for i in indices], 2**62)

@@ -12,14 +12,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.influence.accuracy import Choice, Method, kept_error, probes_of, relative_error
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
 from optimsyn.influence.gamma import Estimator, estimator_of
 from optimsyn.influence.gradients import GradientTaps, output_slices
@@ -30,6 +32,7 @@ from optimsyn.influence.token_shares import token_shares as shares_of
 from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
+from optimsyn.models.wide import Precision, computing, is_narrow
 from optimsyn.recipe_models import CountedTokens
 from optimsyn.shown import Shown
 
@@ -93,9 +96,17 @@ class InfluenceScorer:
         processes: Where several work together (`accelerate`, `torchrun`): share, so that each scores a part of the same
             samples and all get the whole result, for which all must call `score`; or own, so that each scores what it
             is given, as rewards inside a trainer need it.
+        precision: What a 16-bit model computes in. mixed multiplies in its dtype and keeps the rest in float32, for
+            about a third of the error; float32 has it all in float32, with its own weights and without a copy of them,
+            at float32's speed. Validation directions are made so in any case.
+        like: A scorer of the same target, questions and options, whose directions are used.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Attributes:
+        method: exact.
+        choice: How `build_scorer` came to take it; None where it was made directly.
+        numerical_error: The share of the scores' size that they are off by; measured when first asked for, as
+            `optimsyn.influence.accuracy` says.
         subtasks: Names of the columns of `Scores.by_subtask`.
         fingerprint: Changes with everything that changes scores (see `optimsyn.influence.identity`).
 
@@ -109,6 +120,8 @@ class InfluenceScorer:
         >>> scorer.score(pairs).total                                                # doctest: +SKIP
     """
 
+    method: ClassVar[Method] = "exact"
+
     def __init__(
         self,
         target: Target,
@@ -121,12 +134,16 @@ class InfluenceScorer:
         batch_tokens: int = 2048,
         folder: Path | None = None,
         processes: Literal["share", "own"] = "share",
+        precision: Precision = "model",
+        like: InfluenceScorer | None = None,
         report: Callable[[int], None] | None = None,
     ) -> None:
         if normalization not in ("cosine", "dot"):
             raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
         if across_subtasks not in ("mean", "max"):
             raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
+        if precision not in ("model", "mixed", "float32"):
+            raise RecipeError(f"precision: {precision!r} is none of model, mixed, float32")
         if processes not in ("share", "own"):
             raise RecipeError(f"processes: {processes!r} is neither share nor own")
         if not questions:
@@ -146,10 +163,17 @@ class InfluenceScorer:
         total_lr = sum(checkpoint.lr for checkpoint in self._checkpoints)
         self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
         self._taps = GradientTaps(target)
+        self._narrow = is_narrow(target.model)
+        self._precision: Precision = precision if self._narrow else "model"
+        self._folder = folder
+        self._kept: tuple[Directions, DotSink] | None = None
+        self.choice: Choice | None = None
         self._questions = [as_sample(question) for question in questions]
         encoded = [counted(target.encode(question), tokens, "question") for question in self._questions]
         asked = [question.subtask or "all" for question in self._questions]
-        self.directions: list[Directions] = self._directions(encoded, asked, folder, report)
+        self.directions: list[Directions] = (
+            self._directions(encoded, asked, folder, report) if like is None else like.directions
+        )
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
         self.fingerprint = scorer_fingerprint(
             "exact",
@@ -160,7 +184,27 @@ class InfluenceScorer:
             normalization=normalization,
             across_subtasks=across_subtasks,
             tokens=tokens,
+            **({} if self._precision == "model" else {"computing": self._precision}),
         )
+        self.probes: list[Encoded] = probes_of(encoded)
+
+    @cached_property
+    def reference(self) -> torch.Tensor:
+        """The scores of `probes` by subtask, [n, k], from a backward pass in float32 at least."""
+        return self._score(self.probes, "float32")[0]
+
+    @cached_property
+    def numerical_error(self) -> float:
+        """See the class."""
+        return kept_error(self._folder, self.target, self.fingerprint, self._error)
+
+    def _error(self) -> float:
+        if self._narrow and self._precision != "float32":
+            return relative_error(self._score(self.probes)[0], self.reference)
+        # Nobody doubts float32, so two short questions must do.
+        few = self.probes[:2]
+        alone = torch.cat([self._score([probe])[0] for probe in few])
+        return relative_error(self._score(few)[0], alone)
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order.
@@ -207,45 +251,57 @@ class InfluenceScorer:
         texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
         return hashlib.sha256(json.dumps([self.fingerprint, token_shares, texts]).encode()).hexdigest()
 
-    def _score(self, encoded: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _score(
+        self, encoded: list[Encoded], precision: Precision | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
-        n = len(encoded)
-        by_subtask = torch.zeros(n, len(self.subtasks), dtype=torch.float64)
-        gradient_norm = torch.zeros(n, dtype=torch.float64)
-        loss = torch.zeros(n, dtype=torch.float64)
+        n, k = len(encoded), len(self.subtasks)
+        found = torch.zeros(n, k + 2, dtype=torch.float64)
+        precision = precision or self._precision
+        budget = self.batch_tokens if precision == "model" or not self._narrow else self.batch_tokens // 2
         for weight, checkpoint, directions in self._each_checkpoint() if n else ():
             sink = self._sink(checkpoint, directions)
-            with self._taps.attached():
-                for batch in self.target.batches(encoded, self.batch_tokens):
+            waiting: list[tuple[list[int], torch.Tensor]] = []
+            with self._taps.attached(), computing(self.target.model, precision):
+                for batch in self.target.batches(encoded, budget):
                     sink.start(len(batch))
                     losses = self._taps.run(batch, sink)
-                    by_subtask[batch.indices] += weight * sink.scores()
-                    gradient_norm[batch.indices] += weight * sink.gradient_norms()
-                    loss[batch.indices] += weight * losses.double().cpu()
-        return by_subtask, gradient_norm, loss
+                    scores, norms = sink.results()
+                    # Copied to the CPU when the last batch is under way, and not one by one.
+                    parts = [scores, norms.unsqueeze(1), losses.to(scores).unsqueeze(1)]
+                    waiting.append((batch.indices, torch.cat(parts, dim=1)))
+            for indices, part in waiting:
+                found[indices] += weight * part.cpu()
+        return found[:, :k], found[:, k], found[:, k + 1]
 
     def _shares(self, encoded: list[Encoded], by_subtask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shares = [torch.zeros(item.label_tokens, dtype=torch.float64) for item in encoded]
         winners = by_subtask.argmax(dim=1) if encoded and self.across_subtasks == "max" else None
         for weight, checkpoint, directions in self._each_checkpoint() if encoded else ():
-            found = shares_of(
-                self.target,
-                self._taps,
-                self.estimator,
-                checkpoint,
-                directions,
-                encoded,
-                winners,
-                cosine=self.normalization == "cosine",
-                batch_tokens=self.batch_tokens,
-            )
+            with computing(self.target.model, self._precision):
+                found = shares_of(
+                    self.target,
+                    self._taps,
+                    self.estimator,
+                    checkpoint,
+                    directions,
+                    encoded,
+                    winners,
+                    cosine=self.normalization == "cosine",
+                    batch_tokens=self.batch_tokens,
+                )
             for share, part in zip(shares, found, strict=True):
                 share.add_(part, alpha=weight)
         return tuple(shares)
 
     def _sink(self, checkpoint: Checkpoint, directions: Directions) -> DotSink:
+        if self._kept is not None and self._kept[0] is directions:
+            return self._kept[1]
         cosine = self.normalization == "cosine"
-        return DotSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
+        sink = DotSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
+        # What it holds on a GPU takes seconds to get there. Of several checkpoints, none would be asked for twice.
+        self._kept = (directions, sink) if len(self._checkpoints) == 1 else None
+        return sink
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
         """The score of a sample that teaches nothing (g = 0): what momentum alone earns.

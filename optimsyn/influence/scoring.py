@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.errors import ModelError
+from optimsyn.influence.accuracy import MOST_ERROR, Choice, Method, percent, refuse_error
+from optimsyn.influence.forward import ForwardScorer
+from optimsyn.influence.forward_mode import NoForwardDerivativeError
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_smooth import choice_of
-from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
+from optimsyn.models.wide import Precision, is_narrow
 from optimsyn.recipe import Influence
 
 
@@ -35,6 +40,24 @@ class Scorer(Protocol):
         """The score of a sample that teaches nothing."""
 
 
+class MeasuredScorer(Scorer, Protocol):
+    """A scorer that knows how far off it is.
+
+    Attributes:
+        choice: How it came to be the one, with the measured error of each way that was tried.
+    """
+
+    choice: Choice | None
+
+    @property
+    def method(self) -> Method:
+        """How scores are computed: exact, twin or forward."""
+
+    @property
+    def numerical_error(self) -> float:
+        """The share of the scores' size that they are off by (see `optimsyn.influence.accuracy`)."""
+
+
 def build_scorer(
     target: Target,
     questions: Sequence[Question | Sample],
@@ -42,19 +65,24 @@ def build_scorer(
     folder: Path | None = None,
     *,
     report: Callable[[int], None] | None = None,
-) -> Scorer:
-    """The scorer of a recipe's section `influence`.
+) -> MeasuredScorer:
+    """The scorer of a recipe's section `influence`; `scorer.choice` says which way was taken and why.
+
+    With `method: auto` the ways that are possible are tried from the cheapest to the dearest, and the first whose
+    measured error is below 5 per cent is taken. Of a 16-bit target the same ways are tried with float32 between its
+    products, and gradients with every operation in float32 at last. A method that the recipe names is tried so too.
 
     Args:
         target: A warmed-up target.
         questions: The validation questions.
         config: The section.
-        folder: Where validation directions are kept; None: nowhere.
+        folder: Where validation directions, steps and measured errors are kept; None: nowhere.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
         DataError: There are no questions.
-        ModelError: The target has not been warmed up, or its trained parameters cannot be scored.
+        ModelError: The target has not been warmed up, its trained parameters cannot be scored, or the way that the
+            recipe names is off by 5 per cent or more.
         RecipeError: An option has no such value.
     """
     common: dict[str, Any] = {
@@ -64,12 +92,76 @@ def build_scorer(
         "tokens": config.tokens,
         "batch_tokens": config.batch_tokens,
         "folder": folder,
-        "report": report,
     }
-    # A backward pass costs about two forward passes; twins take one more than there are subtasks, at least two.
-    cheaper = config.is_derivative and len({as_sample(question).subtask for question in questions}) == 1
-    # A mixture of experts has no twins, only gradients.
-    if config.method == "twin" or (config.method == "auto" and cheaper and choice_of(target, questions) is None):
-        return TwinScorer(target, questions, **common)
     # Under torchrun every process of GRPO rewards completions of its own.
-    return InfluenceScorer(target, questions, **common, processes="own")
+    exact = InfluenceScorer(target, questions, **common, processes="own", report=report)
+    errors: dict[str, float] = {}
+    passed: list[str] = []
+    for method, precision in _ways(exact, questions, config, passed):
+        name = method if precision == "model" else f"{method}, {precision}"
+        try:
+            made = _made(method, precision, exact, questions, common)
+        except NoForwardDerivativeError as error:
+            if config.method == "forward":
+                raise
+            passed.append(str(error))
+            continue
+        errors[name] = made.numerical_error
+        if errors[name] < MOST_ERROR:
+            break
+        passed.append(f"{name} is off by {percent(errors[name])}")
+    else:
+        if config.method != "auto":
+            refuse_error(config.method, min(errors.values()), MOST_ERROR)
+        raise ModelError(
+            f"no way of computing influence is right on this model ({'; '.join(passed)}); set models.target.dtype to "
+            "float32, or another target"
+        )
+    taken = f"{name} is the cheapest way that is off by less than {percent(MOST_ERROR)}"
+    if config.method != "auto":
+        taken = f"influence.method is {config.method}, and {taken}"
+    made.choice = Choice(made.method, errors, "; ".join([taken, *passed]))
+    return made
+
+
+def _made(
+    method: str,
+    precision: Precision,
+    exact: InfluenceScorer,
+    questions: Sequence[Question | Sample],
+    common: dict[str, Any],
+) -> MeasuredScorer:
+    """One way; what is too far off is passed over by the caller, and not refused here."""
+    if method == "exact":
+        if precision == "model":
+            return exact
+        return InfluenceScorer(exact.target, questions, **common, processes="own", precision=precision, like=exact)
+    if method == "twin":
+        return TwinScorer(exact.target, questions, **common, exact=exact, most_error=math.inf)
+    return ForwardScorer(exact.target, questions, **common, exact=exact, precision=precision, most_error=math.inf)
+
+
+def _ways(
+    exact: InfluenceScorer, questions: Sequence[Question | Sample], config: Influence, passed: list[str]
+) -> Iterator[tuple[str, Precision]]:
+    """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
+    narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1
+    # Gradients cost two to three forward passes whatever the number of subtasks; the others at least as many as there
+    # are. Where that is the same, forward mode keeps no activations.
+    if config.method != "auto":
+        methods = [config.method]
+    else:
+        methods = ["twin", "forward", "exact"] if config.is_derivative and single else ["exact"]
+        if "twin" in methods and narrow:
+            methods.remove("twin")
+            passed.append("twin is not tried in 16 bits, which round small differences of losses away")
+        elif "twin" in methods and (choice := choice_of(exact.target, questions)) is not None:
+            methods.remove("twin")
+            passed.append(f"twin cannot do with a model that chooses among its layers ({choice})")
+    precisions: tuple[Precision, ...] = ("model", "mixed") if narrow else ("model",)
+    for precision in precisions:
+        for method in methods:
+            if method != "twin" or precision == "model":
+                yield method, precision
+    if narrow and "exact" in methods:
+        yield "exact", "float32"

@@ -25,6 +25,10 @@ def pieces_of(target: Target, checkpoint: Checkpoint) -> Iterator[tuple[str, sli
 class DotSink:
     """Adds up, parameter by parameter, ⟨V_k, Γ⟩, ‖Γ‖² and ‖g‖² of the rows of a batch.
 
+    Whatever does not depend on samples is on the parameters' devices beforehand, so a sink is worth keeping. Nothing in
+    it waits for a GPU before results are asked for. A linear Γ(g) = D ⊙ g is never formed unless its norm is wanted:
+    ⟨V, D ⊙ g⟩ = ⟨V ⊙ D, g⟩.
+
     Args:
         target: Whose parameters.
         estimator: Gives Γ.
@@ -37,18 +41,32 @@ class DotSink:
         self, target: Target, estimator: Estimator, checkpoint: Checkpoint, directions: Directions, *, cosine: bool
     ) -> None:
         self._reference = None if cosine else directions.reference_norms[estimator.name]
-        self._gamma: dict[tuple[str, int], Direction] = {}
+        self._gamma: dict[tuple[str, int], Direction | None] = {}
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
+        # Where each piece's sums stand in the table of its device.
+        self._place: dict[tuple[str, int], int] = {}
+        self._count: dict[torch.device, int] = {}
+        folded = estimator.linear and not cosine
         for name, piece, moments in pieces_of(target, checkpoint):
-            key = name, piece.start
-            self._gamma[key] = estimator.bind(moments)
-            self._vectors[key] = directions.vectors[name][:, piece].flatten(1).t().to(moments.first.device)
+            key, device = (name, piece.start), moments.first.device
+            gamma = estimator.bind(moments)
+            vectors = directions.vectors[name][:, piece].to(device)
+            self._gamma[key] = None if folded else gamma
+            self._vectors[key] = (gamma(vectors) if folded else vectors).flatten(1).t()
+            self._place[key] = self._count.get(device, 0)
+            self._count[device] = self._place[key] + 1
         self._subtasks = len(directions.subtasks)
+        self._dtype = target.dtype
 
     def start(self, rows: int) -> None:
         """Begins a batch."""
         self._rows = rows
-        self._sums: dict[torch.device, torch.Tensor] = {}
+        # One row a parameter: ⟨V_k, Γ⟩ of every subtask, ‖Γ‖ where it is wanted, ‖g‖. Within a layer float32 is
+        # enough; across layers sums are float64 (a float32 cosine came out as 1.0001).
+        self._table = {
+            device: torch.zeros(count, rows, self._subtasks + 2, dtype=self._dtype, device=device)
+            for device, count in self._count.items()
+        }
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
         """Adds one parameter's part."""
@@ -59,28 +77,42 @@ class DotSink:
         self._add(name, rows, outputs.start, gradients)
 
     def _add(self, name: str, rows: slice, start: int, gradients: torch.Tensor) -> None:
-        gamma = self._gamma[name, start](gradients).flatten(1)
-        dots = gamma @ self._vectors[name, start]
-        squares = [part.norm(dim=1, keepdim=True).double().square() for part in (gamma, gradients.flatten(1))]
-        # Within a layer float32 is enough; across layers sums are float64 (a float32 cosine came out as 1.0001). One
-        # sum per device, so that nothing waits for a copy in the middle of the backward pass.
-        device = gradients.device
-        if device not in self._sums:
-            self._sums[device] = torch.zeros(self._rows, self._subtasks + 2, dtype=torch.float64, device=device)
-        self._sums[device][rows] += torch.cat([dots.double(), *squares], dim=1)
+        key, flat = (name, start), gradients.flatten(1)
+        mine = self._table[gradients.device][self._place[key], rows]
+        gamma = self._gamma[key]
+        direction = flat if gamma is None else gamma(gradients).flatten(1)
+        mine[:, :-2] = direction @ self._vectors[key]
+        if self._reference is None:
+            torch.linalg.vector_norm(direction, dim=1, out=mine[:, -2])
+        torch.linalg.vector_norm(flat, dim=1, out=mine[:, -1])
+
+    def results(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [B, K] and gradient norms [B], float64, on the device of the first parameter: no GPU is waited for."""
+        total = self._total()
+        return normalised(total[:, :-2], self._norms(total)), total[:, -1].sqrt()
 
     def scores(self) -> torch.Tensor:
         """[B, K]."""
-        return normalised(self._total()[:, :-2], self.norms())
+        return self.results()[0].cpu()
 
     def norms(self) -> torch.Tensor:
         """What the dot products are divided by, [B, 1]."""
-        squares = self._total()[:, -2:-1]
-        return squares.sqrt() if self._reference is None else torch.full_like(squares, self._reference)
+        return self._norms(self._total()).cpu()
 
     def gradient_norms(self) -> torch.Tensor:
         """[B]."""
-        return self._total()[:, -1].sqrt()
+        return self.results()[1].cpu()
+
+    def _norms(self, total: torch.Tensor) -> torch.Tensor:
+        squares = total[:, -2:-1]
+        return squares.sqrt() if self._reference is None else torch.full_like(squares, self._reference)
 
     def _total(self) -> torch.Tensor:
-        return torch.stack([part.cpu() for part in self._sums.values()]).sum(0)
+        found: torch.Tensor | None = None
+        for table in self._table.values():
+            # Apple's GPUs have no float64.
+            wide = (table.cpu() if table.device.type == "mps" else table).double()
+            part = torch.cat([wide[..., :-2].sum(0), wide[..., -2:].square().sum(0)], dim=1)
+            found = part if found is None else found + part.to(found.device)
+        assert found is not None
+        return found

@@ -14,15 +14,11 @@ see another sample, each row of a batch can have a direction of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from optimsyn.errors import ModelError
 from optimsyn.influence.directions import Directions
+from optimsyn.influence.forward_mode import token_slopes
 from optimsyn.influence.gamma import Direction, Estimator, normalised
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.sinks import DotSink, pieces_of
@@ -75,9 +71,9 @@ def token_shares(
         sink.start(len(batch))
         with taps.attached():
             taps.run(batch, sink)
-        slopes, rows, weights = _slopes(target, taps, batch, sink.tangents)
-        counts = torch.bincount(rows, minlength=len(batch))
-        shares = normalised(slopes * weights, sink.norms().flatten()[rows])
+        found_here = token_slopes(target, taps, batch, sink.tangents, cure="score without token shares")
+        counts = torch.bincount(found_here.rows, minlength=len(batch))
+        shares = normalised(found_here.slopes * found_here.weights, sink.norms().flatten()[found_here.rows])
         for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
             found[index] = part
     return found
@@ -127,48 +123,3 @@ class _TangentSink(DotSink):
         vectors = self._directions.vectors[name][:, piece]
         vector = vectors.mean(0, keepdim=True) if self._chosen is None else vectors[self._chosen[rows]]
         torch.mul(self._gain[name, start](gradients), vector.to(gradients), out=self.tangents[name][rows, piece])
-
-
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A dual tensor's value and its tangent, None where it has none."""
-    dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    return dual.primal, dual.tangent
-
-
-@torch.no_grad()
-def _slopes(
-    target: Target, taps: GradientTaps, batch: Batch, tangents: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """⟨w_i, g_t⟩ of the N label tokens t, [N] float64, the row i and the weight of each, [N]; all on the CPU."""
-
-    def forward_of(path: str, layer: nn.Linear, weight: str | None, bias: str | None) -> Any:
-        def forward(inputs: torch.Tensor) -> torch.Tensor:
-            output = nn.functional.linear(inputs, layer.weight, layer.bias)
-            value, moved = _parts(output)
-            total = torch.zeros_like(value) if moved is None else moved.clone()
-            rows = total.view(len(batch), -1, total.shape[-1])
-            if weight is not None:
-                plain = _parts(inputs)[0]
-                plain = plain.reshape(len(batch), -1, plain.shape[-1])
-                rows.baddbmm_(plain.to(rows.dtype), tangents[weight].transpose(1, 2).to(rows.dtype))
-            if bias is not None:
-                rows += tangents[bias].unsqueeze(1).to(rows.dtype)
-            dual: torch.Tensor = forward_ad.make_dual(value, total)  # type: ignore[no-untyped-call]
-            return dual
-
-        return forward
-
-    # The fused attention kernels have no forward-mode derivative, the plain one has.
-    with target.scoring(), torch.no_grad(), taps.replaced(forward_of), sdpa_kernel(SDPBackend.MATH):
-        try:
-            with forward_ad.dual_level():
-                losses, rows, columns = target.token_losses(batch)
-                _, slopes = _parts(losses)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"token shares need forward-mode derivatives, and an operation of this model has none ({error}); score "
-                "without token shares"
-            ) from error
-    if slopes is None:
-        slopes = torch.zeros_like(losses)
-    return slopes.double().cpu(), rows.cpu(), batch.token_weights(rows, columns).cpu().double()

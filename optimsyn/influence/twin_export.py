@@ -21,14 +21,36 @@ from optimsyn.errors import ModelError
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_adapters import step_directions
 from optimsyn.influence.twin_step import Plan
+from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
 from optimsyn.recipe_models import CountedTokens
 
 RECORD = "twins.json"
 # A few tokens of every kind tell tokenizers apart.
 PROBE_TEXT = "Naïve café №7: 12,345.67 €\n\tdef f(x): return x**2  # 数学"
-_FORMAT = 2
+_FORMAT = 3
 _PARTS = 3
+
+
+@dataclass(frozen=True)
+class ScoredProbe:
+    """A text in tokens and what its score is.
+
+    Attributes:
+        input_ids: Its tokens.
+        labels: -100 where nothing is predicted.
+        weights: What each label's loss counts.
+        scores: One a subtask.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    weights: list[float]
+    scores: list[float]
+
+    def encoded(self) -> Encoded:
+        """As a scorer takes it."""
+        return Encoded("probe", self.input_ids, self.labels, False, weights=tuple(self.weights))
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,8 @@ class TwinRecord:
         tokens: Which tokens count.
         max_length: Longest sample, in tokens.
         probe_ids: What the target's tokenizer makes of `PROBE_TEXT`.
+        probes: A few validation questions with their scores by gradients in float32. A server that finds other scores
+            rounds too much.
         plans: One a checkpoint.
         adapters: For each checkpoint the names of its adapters, in the order of `Plan.points`; each is also the name
             of its folder, and holds a digest of the weights.
@@ -59,6 +83,7 @@ class TwinRecord:
     tokens: CountedTokens
     max_length: int
     probe_ids: tuple[int, ...]
+    probes: tuple[ScoredProbe, ...]
     plans: tuple[Plan, ...]
     adapters: tuple[tuple[str, ...], ...]
 
@@ -66,6 +91,7 @@ class TwinRecord:
         """Writes `twins.json`, all at once."""
         facts = {**vars(self), "tokens": self.tokens.model_dump(), "format": _FORMAT}
         facts["plans"] = [plan.to_json() for plan in self.plans]
+        facts["probes"] = [vars(probe) for probe in self.probes]
         points = [
             [{"subtask": None if k is None else self.subtasks[k], "epsilon": e} for k, e in p.points]
             for p in self.plans
@@ -86,6 +112,7 @@ class TwinRecord:
                 raise ValueError("written by another version")
             facts.pop("points")
             facts["plans"] = tuple(Plan.from_json(plan) for plan in facts["plans"])
+            facts["probes"] = tuple(ScoredProbe(**probe) for probe in facts["probes"])
             facts["tokens"] = CountedTokens(**facts["tokens"])
             facts["adapters"] = tuple(tuple(names) for names in facts["adapters"])
             facts["subtasks"], facts["probe_ids"] = tuple(facts["subtasks"]), tuple(facts["probe_ids"])
@@ -140,6 +167,10 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
         tokens=scorer.tokens,
         max_length=target.max_length,
         probe_ids=tuple(probe_ids(target.tokenizer)),
+        probes=tuple(
+            ScoredProbe(probe.input_ids, probe.labels, list(probe.token_weights), row.tolist())
+            for probe, row in zip(*scorer.probe_scores(), strict=True)
+        ),
         plans=tuple(scorer.plans),
         adapters=tuple(names),
     ).save(folder)

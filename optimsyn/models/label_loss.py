@@ -35,7 +35,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
-        gradient = torch.empty_like(hidden) if with_gradient else None
+        # Kept in float32, which is rounded once, when the model takes it back, and not before that as well.
+        gradient = torch.empty_like(hidden, dtype=dtype) if with_gradient else None
+        ctx.hidden_dtype = hidden.dtype
         chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
@@ -76,7 +78,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         slope = outputs[0].unsqueeze(-1) * gradient
-        return slope.to(gradient.dtype), None, None, None, None, None, None
+        return slope.to(ctx.hidden_dtype), None, None, None, None, None, None
 
 
 class LabelLoss:

@@ -23,6 +23,7 @@ from optimsyn.models.label_loss import LabelLoss
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.models.warm_up_curve import Search, WarmUpCurve
 from optimsyn.models.warm_up_search import CURVE, RECORD, Plan, warm_up
+from optimsyn.models.wide import NARROW
 from optimsyn.recipe import Lora, ModelSpec, TargetSpec
 
 _SEARCH = Search()
@@ -65,6 +66,7 @@ class Target:
         self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         self._loss = LabelLoss(self.causal)
         self._base: str | None = None
+        self._near: tuple[Checkpoint, dict[str, torch.Tensor]] | None = None
 
     @classmethod
     def load(cls, spec: TargetSpec | ModelSpec | str, *, seed: int = 0) -> Target:
@@ -101,7 +103,7 @@ class Target:
             model: A Hugging Face causal language model; changed in place when `lora` is given.
             tokenizer: Its tokenizer.
             lora: The adapter to put inside; None trains what already has `requires_grad` (an own peft model, or
-                linear layers that `train_full_weights` chose).
+                linear layers that `train_full_weights` chose). A LoRA in 16 bits is made float32.
             max_length: Longest prompt plus answer, in tokens.
             seed: Of the adapter's initial values.
 
@@ -129,6 +131,10 @@ class Target:
                         f"the adapter does not fit the model: {error}; name modules of this model in "
                         "models.target.lora.target_modules"
                     ) from error
+        for key, parameter in model.named_parameters():
+            # As peft does it by itself: in 16 bits a step of the optimiser would be rounded away.
+            if parameter.requires_grad and ".lora_" in key and parameter.dtype in NARROW:
+                parameter.data = parameter.data.float()
         model.eval()
         return cls(model, tokenizer, max_length=max_length, name=type(model).__name__)
 
@@ -282,6 +288,11 @@ class Target:
                 f"the checkpoint of step {checkpoint.step} belongs to another adapter: {odd[0]!r} is only on one side "
                 f"({len(odd)} such names); use the same lora settings or warm up again"
             )
+        if self.device.type != "cpu" and (self._near is None or self._near[0] is not checkpoint):
+            # Every score starts here, and the way from main memory to a GPU is long.
+            near = {name: checkpoint.state[name].to(parameter.device) for name, parameter in self.parameters.items()}
+            self._near = checkpoint, near
+        state = checkpoint.state if self._near is None or self._near[0] is not checkpoint else self._near[1]
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if checkpoint.state[name].shape != parameter.shape:
@@ -289,7 +300,7 @@ class Target:
                         f"{name}: the checkpoint has shape {tuple(checkpoint.state[name].shape)}, the model "
                         f"{tuple(parameter.shape)}; use the same lora settings or warm up again"
                     )
-                parameter.copy_(checkpoint.state[name])
+                parameter.copy_(state[name])
 
     def add_checkpoints_from(self, folder: Path) -> list[Checkpoint]:
         """Takes over the checkpoints that a finished `warm_up` left in `folder`, and loads the last one.

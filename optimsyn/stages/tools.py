@@ -17,7 +17,7 @@ from optimsyn.runs.folder import Run
 from optimsyn.seeds import derive_seed, shuffled
 
 if TYPE_CHECKING:
-    from optimsyn.influence.scoring import Scorer
+    from optimsyn.influence.scoring import MeasuredScorer
     from optimsyn.models.language_model import LanguageModel
     from optimsyn.models.replies import Budget
     from optimsyn.models.target import Target
@@ -155,7 +155,7 @@ class Tools:
         return target
 
     @cached_property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> MeasuredScorer:
         """The influence scorer over the validation questions; its directions are kept in the run."""
         from optimsyn.influence.scoring import build_scorer
 

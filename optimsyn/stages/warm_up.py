@@ -22,6 +22,7 @@ from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Passage, Rubric
+    from optimsyn.influence.scoring import MeasuredScorer
     from optimsyn.models.warm_up_curve import Search, WarmUpCurve
     from optimsyn.reward import RubricRequest
     from optimsyn.runs.folder import Run
@@ -84,13 +85,13 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     )
     warm = _curve_facts(tools.target.curve)
     scorer = tools.scorer
-    stage.note(**{NOTE: facts_of(scorer)})
+    stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring_facts(scorer))
     baseline = scorer.zero_gradient_baseline()
     scores = scorer.score(pairs)
     total = [float(value) for value in scores.total]
     mean = sum(total) / len(total)
     write_json(run.path("warm_up", "influence.json"), total)
-    look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in pairs[:share]})
+    look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in trained})
     numbers = {
         "first_draft": len(drafts),
         "valid": len(pairs),
@@ -98,6 +99,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         "steps": [checkpoint.step for checkpoint in checkpoints],
         **warm.numbers,
         "subtasks": list(scorer.subtasks),
+        "scoring": _scoring_facts(scorer),
         "zero_gradient_baseline": baseline["total"],
         "influence_mean": mean,
         "lost": lost,
@@ -108,6 +110,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         ("valid", len(pairs), f"the target was trained on {len(trained)} of them"),
         *warm.rows,
         ("validation directions", len(scorer.subtasks), ", ".join(scorer.subtasks)),
+        ("influence is computed by", scorer.method, scorer.choice.reason if scorer.choice is not None else ""),
         ("mean influence of the first draft", mean, f"from {min(total):.4g} to {max(total):.4g}"),
         ("influence of a zero gradient", baseline["total"], "what momentum alone would earn"),
         look_row(look),
@@ -125,6 +128,16 @@ def _parts(run: Run, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pa
     if config.steps is not None and config.lr is not None:
         return pairs[:share], [], search
     return *search.split(pairs, share), search
+
+
+def _scoring_facts(scorer: MeasuredScorer) -> dict[str, Any]:
+    """Which way of computing influence was taken, why, and how far off each is that was tried."""
+    choice = scorer.choice
+    return {
+        "method": scorer.method,
+        "errors": {} if choice is None else choice.errors,
+        "reason": "" if choice is None else choice.reason,
+    }
 
 
 class _CurveFacts(NamedTuple):

@@ -1,0 +1,132 @@
+"""How far a way of computing scores is from the right ones: measured on real questions, never believed.
+
+The reference is the backward pass with every operation in float32 (`optimsyn.models.wide`) where the model has 16-bit
+weights, and in the model's own dtype where that is float32 or float64. Eight validation questions, short to long, each
+with the answer of another one, are scored by the way in question and by the reference; the error is
+
+    rms(scores - reference) / rms(reference)
+
+over questions and subtasks. The reference itself has an error of another kind, that of its own arithmetic: it is the
+same share for two questions scored one by one instead of in a padded batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from optimsyn.data.jsonl import write_text
+from optimsyn.errors import ModelError
+from optimsyn.models.encoding import Encoded
+from optimsyn.models.target import Target
+
+Method = Literal["exact", "twin", "forward"]
+
+MOST_ERROR = 0.05
+"""Scores that are further off than this share of their size are refused."""
+
+_RULE = 1
+_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a scorer came to be the one.
+
+    Attributes:
+        method: What was taken: exact, twin or forward.
+        errors: The measured error of each way that was tried, in the order of trying; "exact, mixed" and "exact,
+            float32" are the backward pass of a 16-bit model at higher precision (`optimsyn.models.wide.Precision`).
+        reason: One sentence for people.
+    """
+
+    method: Method
+    errors: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+def probes_of(encoded: Sequence[Encoded]) -> list[Encoded]:
+    """What errors are measured on: eight questions, short to long, each with the answer of the next.
+
+    A question is itself a part of the direction that it would be scored along, and so looks more certain than any pair.
+    With another's answer it is as new as a pair.
+    """
+    order = sorted(encoded, key=lambda item: (len(item.input_ids), item.id))
+    last = len(order) - 1
+    places = sorted({round(i * last / (_PROBES - 1)) for i in range(_PROBES)})
+    chosen = [order[i] for i in places]
+    return [_answered(one, other) for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
+
+
+def _answered(one: Encoded, other: Encoded) -> Encoded:
+    """The prompt of one question with the answer of another, which is no longer than the two are."""
+    prompt, first = len(one.prompt_ids), len(other.prompt_ids)
+    longest = max(len(one.input_ids), len(other.input_ids))
+    if prompt + len(other.input_ids) - first > longest:
+        return one
+    ids, labels = one.input_ids[:prompt] + other.input_ids[first:], one.labels[:prompt] + other.labels[first:]
+    return replace(other, id=one.id, input_ids=ids, labels=labels)
+
+
+def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of the reference's own; infinite where either is no number."""
+    off = float((found - reference).double().square().mean().sqrt())
+    size = float(reference.double().square().mean().sqrt())
+    if not (math.isfinite(off) and math.isfinite(size)):
+        return math.inf
+    if size > 0:
+        return off / size
+    return 0.0 if off == 0 else math.inf
+
+
+def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: Callable[[], float]) -> float:
+    """The error of the scorer with this fingerprint: from the folder, or measured and written there.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    if folder is None:
+        return measure()
+    # Another machine rounds in another way.
+    dtypes = sorted({str(parameter.dtype) for parameter in target.model.parameters()})
+    facts = [_RULE, fingerprint, target.device.type, dtypes]
+    file = folder / f"error-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    if file.is_file():
+        try:
+            return float(json.loads(file.read_text(encoding="utf-8"))["error"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{file}: not readable as a measured error ({error}); delete the file") from error
+    found = measure()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps({"scorer": fingerprint, "error": found}))
+    return found
+
+
+def refuse_error(method: str, error: float, most_error: float) -> None:
+    """Refuses a scorer whose measured error is too large.
+
+    Raises:
+        ModelError: It is `most_error` or more.
+    """
+    if error < most_error:
+        return
+    cure = "models.target.dtype to float32" if method == "exact" else "influence.method to exact or auto"
+    raise ModelError(
+        f"influence.method: {method} is off by {percent(error)} of the scores' size on this model's own validation "
+        f"questions, where less than {percent(most_error)} is wanted, so its scores would be noise; set {cure}"
+        + ("" if method == "exact" else ", or models.target.dtype to float32")
+    )
+
+
+def percent(share: float) -> str:
+    """For people."""
+    if not math.isfinite(share):
+        return "an unknown part"
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
