@@ -65,7 +65,7 @@ class Judgement(Record):
     """The verdict on one request.
 
     Attributes:
-        key: Identity of the request under this generator, scorer and penalty.
+        key: Identity of the request under `identity`.
         source: Who asked first (a stage's name).
         pair: None when no pair could be read from the replies.
         failed: Names of the failed checks; `rubric_format` and `pair_format` for replies that could not be read.
@@ -75,6 +75,8 @@ class Judgement(Record):
         gradient_norm: L2 norm of the pair's gradient; watch its correlation with the influence.
         loss: Mean loss of the target over the pair's label tokens.
         scorer: Fingerprint of the scorer that gave the influence.
+        checks: Fingerprint of the checks that decided validity.
+        identity: Digest of generator, scorer, checks and penalty; rewards of another one are not compared with this.
         reward: Valid * IF - penalty * (1 - Valid); always finite.
         feedback: The verdict as a sentence.
     """
@@ -97,6 +99,8 @@ class Judgement(Record):
     gradient_norm: float | None = None
     loss: float | None = None
     scorer: str = ""
+    checks: str = ""
+    identity: str = ""
     label_tokens: int | None = None
     reward: float
     feedback: str = ""
@@ -105,6 +109,28 @@ class Judgement(Record):
 def digest(parts: Any) -> str:
     """Thirty-two hex digits of a JSON value."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def stated_fingerprint(part: object, role: str) -> str:
+    """What a scorer, a checker or a pair writer says that its results depend on.
+
+    Args:
+        part: Has an attribute `fingerprint`.
+        role: What it is to the reward, for the message.
+
+    Raises:
+        TypeError: It has none, or one that says nothing.
+    """
+    try:
+        value: object = part.fingerprint  # type: ignore[attr-defined]
+    except AttributeError:
+        value = None
+    if not isinstance(value, str) or not value:
+        raise TypeError(
+            f"{role}: {type(part).__name__} has no text `fingerprint`, which changes with everything that changes its "
+            "results; without one, the rewards that it gave could not be told from those of another"
+        )
+    return value
 
 
 def content_key(pair: Pair) -> str:
@@ -134,6 +160,11 @@ def describe(row: Judgement) -> str:
     if row.pair is not None:
         text += f", question '{row.pair.question}', answer '{row.pair.answer}'"
     return text + "."
+
+
+def of_the_latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a ledger that were judged as its last one was: others cannot be compared with them."""
+    return [row for row in rows if row.get("identity") == rows[-1].get("identity")]
 
 
 class Ledger:

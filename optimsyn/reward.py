@@ -10,7 +10,7 @@ on, nothing is written, and running again continues.
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,9 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.records import Pair, Passage
-from optimsyn.errors import ModelError, ReplyError, ServiceError
-from optimsyn.judgements import Judgement, Ledger, RubricRequest, content_key, describe, digest, verdict
+from optimsyn.errors import ReplyError, ServiceError
+from optimsyn.judgements import (
+    Judgement,
+    Ledger,
+    RubricRequest,
+    content_key,
+    describe,
+    digest,
+    stated_fingerprint,
+    verdict,
+)
 from optimsyn.redaction import redact
+from optimsyn.reward_scores import SCORE_FIELDS, score_fields
 
 if TYPE_CHECKING:
     import dspy
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
     from optimsyn.influence.scoring import Scorer
     from optimsyn.programs.checks import Checker
     from optimsyn.programs.pair import PairWriter
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RubricRequest"]
 
@@ -45,12 +57,21 @@ class InfluenceReward:
     Args:
         scorer: Gives the influence; called with all new valid pairs of a window at once.
         pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
-        checks: Decides validity.
+        checks: Decides validity. Each of these three names by its `fingerprint` what its results depend on.
         invalid_penalty: The reward of an invalid pair is minus this.
-        ledger: File that every judgement is appended to and that answers repeated requests, also after a restart.
+        ledger: File that every judgement is appended to and that answers repeated requests, also after a restart. Rows
+            of another `identity` stay in it and are passed over.
         source: Who asks, for the ledger.
         garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
         report: Called after each window with the requests in it, and how many different ones were judged so far.
+
+    Attributes:
+        identity: Digest of scorer, checks, pair writer and penalty.
+        passed_over: Rows of the ledger that were found under another identity. They are never an answer; only the
+            influence of equal content is taken over from those that the same scorer has scored.
+
+    Raises:
+        TypeError: A scorer, pair writer or checker does not say what its results depend on.
 
     Example:
         >>> reward = InfluenceReward(scorer, pair_writer, checks)                    # doctest: +SKIP
@@ -80,8 +101,11 @@ class InfluenceReward:
         self.source = source
         self.garbage_limit = garbage_limit
         self.report = report
-        self.generator = str(getattr(getattr(pair_writer, "model", None), "name", ""))
-        self._context = [self.generator, _fingerprint(scorer), _fingerprint(checks), repr(invalid_penalty)]
+        self.generator = pair_writer.model.name
+        self._scorer_id = stated_fingerprint(scorer, "scorer")
+        self._checks_id = stated_fingerprint(checks, "checks")
+        writer_id = stated_fingerprint(pair_writer, "pair_writer")
+        self.identity = digest([writer_id, self._scorer_id, self._checks_id, repr(invalid_penalty)])
         self._ledger = Ledger(ledger)
         self._known: dict[str, Judgement] = {}
         self._scored: dict[str, Judgement] = {}
@@ -92,6 +116,15 @@ class InfluenceReward:
         self._scorer_lock = threading.Lock()
         for row in self._ledger.rows:
             self._remember(row)
+        self.passed_over = sum(row.identity != self.identity for row in self._ledger.rows)
+        if self.passed_over:
+            _log.warning(
+                "%s: %d of %d judgements were made by another scorer, other checks, another generator or under another "
+                "penalty; they stay in the file and are not used",
+                ledger,
+                self.passed_over,
+                len(self._ledger.rows),
+            )
 
     @property
     def answered(self) -> list[Judgement]:
@@ -200,7 +233,9 @@ class InfluenceReward:
             row = Judgement(
                 key=key,
                 source=self.source,
-                scorer=self._context[1],
+                scorer=self._scorer_id,
+                checks=self._checks_id,
+                identity=self.identity,
                 passage_id=request.passage.id,
                 kind=request.kind,
                 seed=request.seed,
@@ -215,13 +250,9 @@ class InfluenceReward:
         return rows
 
     def _score(self, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-        """Influence and its companions by content; equal content is scored once.
-
-        Raises:
-            ModelError: A score is not finite: a NaN would mean "no advantage" to TRL and infinity a zeroed gradient.
-        """
+        """Influence and its companions by content; equal content is scored once."""
         found = {
-            key: {name: getattr(known, name) for name in _SCORE_FIELDS}
+            key: {name: getattr(known, name) for name in SCORE_FIELDS}
             for key in map(content_key, pairs)
             if (known := self._scored.get(key)) is not None
         }
@@ -229,24 +260,8 @@ class InfluenceReward:
         if not new:
             return found
         with self._scorer_lock:
-            scores = self.scorer.score(list(new.values()))
-        subtasks = tuple(self.scorer.subtasks)
-        for index, (key, pair) in enumerate(new.items()):
-            numbers = [float(scores.total[index]), *(float(value) for value in scores.by_subtask[index])]
-            if not all(math.isfinite(number) for number in numbers):
-                raise ModelError(
-                    f"pair {pair.id!r} (passage {pair.passage_id!r}): its influence is not a finite number "
-                    f"({numbers[0]}), which no optimiser may see. Is the target's dtype too narrow, or did its "
-                    "warm-up diverge? Try models.target.dtype: float32 or a smaller warm_up.lr."
-                )
-            norm = None if scores.gradient_norm is None else _rounded(float(scores.gradient_norm[index]))
-            found[key] = {
-                "influence": _rounded(numbers[0]),
-                "by_subtask": {name: _rounded(x) for name, x in zip(subtasks, numbers[1:], strict=True)},
-                "gradient_norm": norm,
-                "loss": _rounded(float(scores.loss[index])),
-                "label_tokens": int(scores.label_tokens[index]),
-            }
+            fresh = score_fields(self.scorer, list(new.values()))
+        found.update(zip(new, fresh, strict=True))
         return found
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -344,14 +359,13 @@ class InfluenceReward:
         return " ".join(parts)
 
     def _key(self, request: RubricRequest) -> str:
-        raw = request.model_dump(mode="json", exclude={"passage"})
-        return digest([raw, request.passage.id, request.passage.text, *self._context])
+        return digest([request.model_dump(mode="json"), self.identity])
 
     def _remember(self, row: Judgement) -> None:
-        self._known[row.key] = row
-        # A ledger may hold rows of another scorer (an edited recipe in the same folder): their keys never match, and
-        # their scores must not be reused by content either.
-        if row.pair is not None and row.valid and row.scorer == self._context[1]:
+        if row.identity == self.identity:
+            self._known[row.key] = row
+        # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees.
+        if row.pair is not None and row.valid and row.scorer == self._scorer_id:
             self._scored[content_key(row.pair)] = row
 
     def _count_garbage(self, sample: str) -> None:
@@ -370,22 +384,8 @@ class InfluenceReward:
             )
 
 
-_SCORE_FIELDS = ("influence", "by_subtask", "gradient_norm", "loss", "label_tokens")
-
-
-def _fingerprint(part: object) -> str:
-    """The part's own fingerprint where it has one; a change of it makes the ledger's rows of other parts unknown."""
-    value = getattr(part, "fingerprint", "")
-    return value if isinstance(value, str) else ""
-
-
 def _reply(completion: Any) -> str:
     """The text of a completion, plain or conversational."""
     if isinstance(completion, str):
         return completion
     return "".join(str(message.get("content") or "") for message in completion)
-
-
-def _rounded(number: float) -> float:
-    """Nine significant digits: what lies beyond depends on the order in which threads add, not on the pair."""
-    return float(f"{number:.9g}")

@@ -98,6 +98,8 @@ class Named:
 class PairWriter:
     """Writes a pair that tells its question type; every purchase is appended to a log."""
 
+    fingerprint = "test-pairs"
+
     def __init__(self, log: Path | None = None, *, kill_at: int | None = None, fail_at: int | None = None) -> None:
         self.model = Named()
         self.log = log
@@ -145,6 +147,8 @@ class Verdict:
 
 
 class Checks:
+    fingerprint = "test-checks"
+
     def check(self, pair: Pair, passage: Passage) -> Verdict:
         if pair.answer == "bad answer":
             return Verdict(False, ("grounded",), {"grounded": "no word of the answer is in the passage"})
@@ -167,6 +171,7 @@ class Scorer:
 
     def __init__(self, value: float | None = None) -> None:
         self.value = value
+        self.fingerprint = f"test-scorer-{value}"
         self.calls: list[int] = []
         self.scored: list[str] = []
 

@@ -188,7 +188,7 @@ def test_scores_through_a_server_are_those_in_process(sides: Literal["central", 
     assert wanted.token_shares is not None and found.token_shares is not None
     for one, other in zip(found.token_shares, wanted.token_shares, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
-    assert served.subtasks == scorer.subtasks and served.fingerprint == scorer.fingerprint
+    assert served.subtasks == scorer.subtasks and scorer.fingerprint in served.fingerprint != scorer.fingerprint
     assert server.calls.count("/v1/load_lora_adapter") == 2 * len(set(folders))
     assert len(served.score([])) == 0
     assert served.zero_gradient_baseline() == scorer.zero_gradient_baseline()

@@ -189,12 +189,16 @@ class _Files:
 
 
 def _judged(rows: Iterable[Row]) -> dict[str, Judged]:
-    found: dict[str, Judged] = {}
+    """By stage, of the rows that were judged as the last one was (see `optimsyn.judgements.of_the_latest`)."""
+    found: dict[str, dict[str, Judged]] = {}
+    latest = ""
     for row in rows:
         if "valid" in row:
-            before = found.get(row.get("source", ""), Judged())
-            found[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
-    return found
+            latest = row.get("identity", "")
+            mine = found.setdefault(latest, {})
+            before = mine.get(row.get("source", ""), Judged())
+            mine[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
+    return found.get(latest, {})
 
 
 def _safe(found: TokenShares, secrets: list[str]) -> TokenShares:

@@ -23,6 +23,7 @@ from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
 from optimsyn.influence.gamma import Estimator, estimator_of
 from optimsyn.influence.gradients import GradientTaps, output_slices
+from optimsyn.influence.identity import scorer_fingerprint
 from optimsyn.influence.processes import in_shares, process_count
 from optimsyn.influence.sinks import DotSink
 from optimsyn.influence.token_shares import token_shares as shares_of
@@ -94,6 +95,10 @@ class InfluenceScorer:
             is given, as rewards inside a trainer need it.
         report: Called with the number of questions of each batch whose directions have been computed.
 
+    Attributes:
+        subtasks: Names of the columns of `Scores.by_subtask`.
+        fingerprint: Changes with everything that changes scores (see `optimsyn.influence.identity`).
+
     Raises:
         DataError: There are no questions.
         ModelError: The target has not been warmed up, or its trained parameters cannot be scored.
@@ -142,8 +147,20 @@ class InfluenceScorer:
         self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
         self._taps = GradientTaps(target)
         self._questions = [as_sample(question) for question in questions]
-        self.directions: list[Directions] = self._directions(self._questions, folder, report)
+        encoded = [counted(target.encode(question), tokens, "question") for question in self._questions]
+        asked = [question.subtask or "all" for question in self._questions]
+        self.directions: list[Directions] = self._directions(encoded, asked, folder, report)
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
+        self.fingerprint = scorer_fingerprint(
+            "exact",
+            target,
+            encoded,
+            asked,
+            estimator=self.estimator.name,
+            normalization=normalization,
+            across_subtasks=across_subtasks,
+            tokens=tokens,
+        )
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order.
@@ -187,11 +204,8 @@ class InfluenceScorer:
 
     def _digest(self, samples: list[Sample], token_shares: bool) -> str:
         """Of everything that processes must agree on to share a score."""
-        options = [self.estimator.name, self.normalization, self.across_subtasks, token_shares, self.subtasks]
-        options.append(self.tokens.model_dump())
-        facts = [self.target.fingerprint(), [c.fingerprint for c in self._checkpoints], options]
         texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
-        return hashlib.sha256(json.dumps([facts, texts]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.fingerprint, token_shares, texts]).encode()).hexdigest()
 
     def _score(self, encoded: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
@@ -264,10 +278,12 @@ class InfluenceScorer:
             yield weight, checkpoint, directions
 
     def _directions(
-        self, samples: list[Sample], folder: Path | None, report: Callable[[int], None] | None
+        self,
+        encoded: list[Encoded],
+        subtasks: list[str],
+        folder: Path | None,
+        report: Callable[[int], None] | None,
     ) -> list[Directions]:
-        encoded = [counted(self.target.encode(sample), self.tokens, "question") for sample in samples]
-        subtasks = [sample.subtask or "all" for sample in samples]
         found, verified = [], False
         for checkpoint in self._checkpoints:
             file = None

@@ -20,9 +20,13 @@ class Scorer(Protocol):
 
     Attributes:
         subtasks: Names of the columns of `Scores.by_subtask`.
+        fingerprint: Names everything that its scores depend on, and changes with any of it: target, warm-up, questions,
+            which tokens count, estimator, normalization, method. Equal in every process for equal facts (see
+            `optimsyn.influence.identity.scorer_fingerprint`). Rewards are kept under it.
     """
 
     subtasks: tuple[str, ...]
+    fingerprint: str
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order."""

@@ -22,6 +22,7 @@ from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError, RecipeError
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.gamma import ESTIMATORS, Estimator, estimator_of
+from optimsyn.influence.identity import scorer_fingerprint
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 from optimsyn.influence.twin_adapters import Twins, length, step_directions
 from optimsyn.influence.twin_smooth import choice_of
@@ -67,7 +68,7 @@ class TwinScorer:
     Attributes:
         subtasks: Names of the columns of `Scores.by_subtask`.
         plans: One a checkpoint: the steps with their measured errors, the form of the difference.
-        fingerprint: Changes with the target, the checkpoints, the questions and the options that change scores.
+        fingerprint: Changes with everything that changes scores (see `optimsyn.influence.identity`).
 
     Raises:
         DataError: There are no questions.
@@ -137,7 +138,17 @@ class TwinScorer:
         marks = [target.fingerprint(), [c.fingerprint for c in self.checkpoints]]
         facts = [_RULE, marks, estimator, self.subtasks, sides, asked]
         self._steps_name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        self.fingerprint = f"twin-{self._steps_name}-{across_subtasks}"
+        self.fingerprint = scorer_fingerprint(
+            "twin",
+            target,
+            encoded,
+            [question.subtask or "all" for question in questions],
+            estimator=estimator,
+            normalization=normalization,
+            across_subtasks=across_subtasks,
+            tokens=tokens,
+            steps=[_RULE, sides, by_subtask],
+        )
         self.plans: list[Plan] = self._plans(encoded, sides, folder)
 
     @property

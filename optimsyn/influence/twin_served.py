@@ -11,6 +11,7 @@ import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
+from optimsyn.influence.identity import encoding_digest
 from optimsyn.influence.scorer import Scores
 from optimsyn.influence.twin import TokenSums
 from optimsyn.influence.twin_export import TwinRecord, probe_ids
@@ -38,7 +39,8 @@ class ServedTwinScorer:
 
     Attributes:
         subtasks: Names of the columns of `Scores.by_subtask`.
-        fingerprint: That of the scorer whose twins they are.
+        fingerprint: That of the scorer whose twins they are, and the tokenizer; another than that scorer's own, because
+            a server computes in its own precision.
 
     Raises:
         ModelError: The folder holds no twins, or the tokenizer is another one.
@@ -74,7 +76,7 @@ class ServedTwinScorer:
         )
         self._loaded = False
         self.subtasks: tuple[str, ...] = self.record.subtasks
-        self.fingerprint = self.record.fingerprint
+        self.fingerprint = f"served-{self.record.fingerprint}-{encoding_digest(tokenizer)}"
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order; `gradient_norm` is None.

@@ -6,8 +6,10 @@ label: the answer and what ends it. What influence and evaluation measure is wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,6 +25,9 @@ IGNORE = -100
 # Stands for the answer while the chat template is rendered. Searching for the answer itself would find it inside the
 # template's own markers when it is a word such as "end".
 _ANSWER = "OPTIMSYN-ANSWER-GOES-HERE"
+# What chat templates that tell the date take for today.
+_DAY = date(2024, 7, 26)
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,12 @@ def _has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def _undated(tokenizer: Any) -> str:
+    """The chat template with one day for every day: what a target sees, and its scores, must not change overnight."""
+    template: str = tokenizer.get_chat_template()
+    return _TODAY.sub(lambda found: repr(_DAY.strftime(found[2])), template)
+
+
 def _body(tokenizer: Any, sample: Sample) -> str:
     """The text that holds the context: the user message of a chat, else the plain prompt."""
     return sample.messages[0]["content"] if _has_template(tokenizer) else sample.prompt
@@ -259,7 +270,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
         messages = [dict(message) for message in sample.messages]
         answer = messages[-1]["content"].strip()
         messages[-1]["content"] = _ANSWER
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=_undated(tokenizer))
         before, found, after = rendered.rpartition(_ANSWER)
         if not found:
             raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")

@@ -111,6 +111,8 @@ def train_policy(
             [(passage.id, passage.text) for passage in passages],
             guiding_text,
             seed,
+            # A policy that was rewarded by other checks or another scorer is not trained further.
+            reward.identity,
         ]
     )
     adapter = folder / "adapter"

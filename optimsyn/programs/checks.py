@@ -16,6 +16,7 @@ from optimsyn.data.dedup import NearDuplicates, question_text
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import normalized, stem, word_count, words_of
 from optimsyn.errors import RecipeError
+from optimsyn.programs.check_identity import check_parts, fingerprint_of
 from optimsyn.programs.demos import DEMOS
 from optimsyn.programs.prompts.spans import FUNCTION_WORDS
 from optimsyn.recipe import Checks
@@ -291,8 +292,14 @@ class Checker:
         checks: Which are disabled, the unsafe words, and further checks as `package.module:function`.
         questions: Validation and test questions.
 
+    Attributes:
+        fingerprint: Names everything that a verdict depends on and changes with any of it: which checks run, their
+            source (a plugin's whole module and what it imports from beside it; not the files that it reads), the unsafe
+            words, the questions. Rewards are kept under it.
+        parts: Digests of these, by name.
+
     Raises:
-        RecipeError: A disabled check does not exist, or a plugin cannot be imported.
+        RecipeError: A disabled check does not exist, or a plugin cannot be imported or has no source.
 
     Example:
         >>> checker = Checker(recipe.checks, validation + test)     # doctest: +SKIP
@@ -304,8 +311,11 @@ class Checker:
         unknown = [name for name in checks.disabled if name not in CHECKS]
         if unknown:
             raise RecipeError(f"checks.disabled: there is no check {unknown[0]!r}; known: {', '.join(CHECKS)}")
-        self.checks = {name: check for name, check in CHECKS.items() if name not in checks.disabled}
-        self.checks.update({reference: load_plugin(reference) for reference in checks.plugins})
+        built_in = {name: check for name, check in CHECKS.items() if name not in checks.disabled}
+        plugins = {reference: load_plugin(reference) for reference in checks.plugins}
+        self.checks = built_in | plugins
+        self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions)
+        self.fingerprint = fingerprint_of(self.parts)
         self._unsafe = checks.unsafe_words
         self._questions: list[Question] = []
         texts: list[str] = []

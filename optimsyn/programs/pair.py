@@ -109,6 +109,16 @@ class PairWriter(dspy.Module):
         return self._shared.model
 
     @property
+    def fingerprint(self) -> str:
+        """Names what the pairs depend on beside the request: weights, sampling, the form that is asked for.
+
+        As in the reply cache, the address where the model is served is no part of it; having one is, see `tight`.
+        """
+        spec = self.model.spec
+        facts = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output, spec.api_base is None]
+        return "pairs-" + hashlib.sha256(repr([*facts, self.spec]).encode()).hexdigest()[:16]
+
+    @property
     def tight(self) -> bool:
         """Whether replies are held to stretches of the passage.
 

@@ -19,7 +19,7 @@ from optimsyn.display.names import metric_label, variant_label
 from optimsyn.display.plots import differs
 from optimsyn.display.tables import Table, number
 from optimsyn.errors import StageError
-from optimsyn.judgements import Judgement, content_key
+from optimsyn.judgements import Judgement, content_key, of_the_latest
 from optimsyn.optimize.history import read_history
 from optimsyn.stages.result import StageResult
 
@@ -276,9 +276,10 @@ def _groups(run: Run) -> dict[str, list[_Row]]:
 
 
 def _ledger(run: Run) -> list[_Row]:
-    """Every judgement so far; a run without optimisers has none before synthesis."""
+    """The judgements so far, all by the same scorer and checks; a run without optimisers has none before synthesis."""
     path = run.path("rewards.jsonl")
-    return [_Row.model_validate(row) for row in iter_json(path, tolerate_torn=True)] if path.is_file() else []
+    rows = list(iter_json(path, tolerate_torn=True)) if path.is_file() else []
+    return [_Row.model_validate(row) for row in of_the_latest(rows)]
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimsyn.data.jsonl import write_text
+from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.result import StageResult
 from optimsyn.stages.tools import Tools
 
@@ -73,6 +74,7 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         "judged": found.judged,
         "changed": found.guiding_text != recipe.guiding_text,
     }
+    columns = ("what", "value", "text")
     return StageResult(
-        "optimize_prompt", "Guiding text, before and after", ("what", "value", "text"), rows, numbers
+        "optimize_prompt", "Guiding text, before and after", columns, rows, numbers, passed_over(reward)
     ).save(run)

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import read_jsonl, write_json, write_jsonl
+from optimsyn.data.token_shares import SHARES_FILE
 from optimsyn.errors import StageError
 from optimsyn.stages.candidates import first_round
+from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.result import StageResult
 from optimsyn.stages.token_shares import keep_token_shares
 from optimsyn.stages.tools import Tools
 
 if TYPE_CHECKING:
-    from optimsyn.reward import Judgement
+    from optimsyn.reward import InfluenceReward, Judgement
     from optimsyn.runs.folder import Run
     from optimsyn.runs.handle import Count
 
@@ -40,24 +42,27 @@ def run(run: Run) -> StageResult:
         # A rubric and a verdict for each candidate; a variant that needs further rounds has more than that.
         each = 2 * first_round(config.pairs, config.oversample)
         written = stage.count(each * len(run.recipe.variants), "rubrics and verdicts")
+        reward = tools.reward("synthesize", lambda now, different: written.add(now))
         judged: dict[str, list[Judgement]] = {}
         for position, variant in enumerate(run.recipe.variants, 1):
-            judged[variant] = _candidates(run, tools, variant, written)
+            judged[variant] = _candidates(run, tools, reward, variant, written)
             written.add(max(0, each * position - written.done))
-        return _select(run, tools, judged)
+        return _select(run, tools, judged, passed_over(reward))
 
 
-def _candidates(run: Run, tools: Tools, variant: str, written: Count) -> list[Judgement]:
-    """The judged candidates of one variant, from the run where they are complete."""
+def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, written: Count) -> list[Judgement]:
+    """The judged candidates of one variant, from the run where they are complete and judged as all others are."""
     from optimsyn.judgements import Judgement
     from optimsyn.models.language_model import run_sync
     from optimsyn.stages.candidates import write_candidates
 
     path = run.path("synthesize", f"{variant}.candidates.jsonl")
     if path.is_file():
-        return read_jsonl(path, Judgement)
+        known = read_jsonl(path, Judgement)
+        if all(row.identity == reward.identity for row in known):
+            return known
+        run.path("synthesize", SHARES_FILE).unlink(missing_ok=True)
     config = run.recipe.synthesis
-    reward = tools.reward("synthesize", lambda now, different: written.add(now))
     written.add(0)
     judged = run_sync(
         write_candidates(tools, reward, variant, wanted=config.pairs, oversample=config.oversample, told=written.add)
@@ -66,7 +71,7 @@ def _candidates(run: Run, tools: Tools, variant: str, written: Count) -> list[Ju
     return judged
 
 
-def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]]) -> StageResult:
+def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: list[str]) -> StageResult:
     from optimsyn.data.dedup import unique_pairs
     from optimsyn.data.export import export_dataset
 
@@ -115,7 +120,6 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]]) -> Stage
         documents=tools.documents,
     )
     write_json(run.path("synthesize", "losses.json"), losses)
-    notes = []
     if count < config.pairs:
         notes.append(
             f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "

@@ -175,10 +175,16 @@ class Tools:
         Args:
             source: Who asks (a stage's name), written beside every row of `rewards.jsonl`.
             report: Told how many requests were judged now, and how many different ones so far.
+
+        Raises:
+            StageError: A finished stage of the run judged by other checks or another scorer.
         """
         from optimsyn.reward import InfluenceReward
+        from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
 
-        return InfluenceReward(
+        facts = facts_of(self.scorer, self.checker)
+        refuse_another(self.run, facts)
+        reward = InfluenceReward(
             self.scorer,
             self.pair_writer,
             self.checker,
@@ -187,6 +193,9 @@ class Tools:
             source=source,
             report=report,
         )
+        if self.stage is not None:
+            self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)
+        return reward
 
     @property
     def best_guiding_text(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.result import StageResult
 from optimsyn.stages.tools import Tools
 
@@ -37,10 +38,11 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
 
     recipe = run.recipe
     config = recipe.optimizers.policy
+    reward = tools.reward("train_policy")
     trained = train_policy(
         recipe.models.rubric,
         config,
-        tools.reward("train_policy"),
+        reward,
         tools.passage_order,
         tools.best_guiding_text,
         tools.shape,
@@ -60,4 +62,5 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         "reward_last": rows[-1][1] if rows else None,
     }
     columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
-    return StageResult("train_policy", "GRPO on the rubric model", columns, rows, numbers).save(run)
+    notes = passed_over(reward)
+    return StageResult("train_policy", "GRPO on the rubric model", columns, rows, numbers, notes).save(run)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from optimsyn.data.jsonl import write_json, write_jsonl
 from optimsyn.errors import ServiceError, StageError
 from optimsyn.redaction import redact
+from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.result import StageResult
 from optimsyn.stages.tools import Tools
 
@@ -77,6 +78,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
     )
     scorer = tools.scorer
+    stage.note(**{NOTE: facts_of(scorer)})
     baseline = scorer.zero_gradient_baseline()
     scores = scorer.score(pairs)
     total = [float(value) for value in scores.total]
