@@ -149,8 +149,10 @@ class Synthesis(Section):
 
     pairs: int = Field(24, ge=2, description="Valid pairs a variant; the same number for each.")
     oversample: float = Field(1.5, ge=1, le=1000, description="Candidates written per pair kept.")
-    select: Literal["influence", "first"] = Field(
-        "influence", description="Keep the valid candidates of highest influence, or the first ones."
+    select: Literal["set", "influence", "first"] = Field(
+        "set",
+        description="Which valid candidates are kept. set: those that help the questions most together, by a training "
+        "foretold from gradients. influence: those of highest single influence. first: the first ones.",
     )
     dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
         "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."

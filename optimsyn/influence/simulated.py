@@ -180,6 +180,10 @@ class SimulatedTraining:
     def __len__(self) -> int:
         return len(self.pair_losses)
 
+    def start(self) -> torch.Tensor:
+        """The questions' losses before training, as all others here at least .001, [Q]."""
+        return self.question_losses.clamp_min(_SMALLEST_LOSS)
+
     def losses(self, weights: torch.Tensor) -> torch.Tensor:
         """The questions' losses after training.
 
@@ -214,8 +218,7 @@ class SimulatedTraining:
         for row, members in enumerate(sets):
             for place in members:
                 weights[row, place] += 1 / len(members)
-        start = torch.exp(-self.question_losses.clamp_min(_SMALLEST_LOSS)).log().neg().mean()
-        return start - self.losses(weights).mean(1)
+        return self.start().mean() - self.losses(weights).mean(1)
 
     def marginal(self, given: Sequence[int]) -> torch.Tensor:
         """What each pair adds to a set that has been chosen, [n]: the slope of `decrease` as its share grows from 0.
