@@ -111,6 +111,12 @@ class Reward(Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
     invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
+    given: Literal["nothing", "judged"] = Field(
+        "nothing",
+        description="What a pair of GRPO is measured on top of. nothing: the questions as the warm-up left them. "
+        "judged: as training on the pairs that GRPO has judged so far would leave them, so that the hundredth pair "
+        "with the same answer earns little; for linear estimators with dot.",
+    )
 
 
 class PromptOptimizer(Section):
@@ -335,6 +341,13 @@ class Recipe(Shown, Section):
             raise ValueError(
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"
+            )
+        if self.reward.given == "judged" and (not self.influence.is_derivative or self.warm_up.checkpoints > 1):
+            raise ValueError(
+                f"reward.given: judged needs a score that is linear in a pair's gradient, at one checkpoint, which "
+                f"{self.influence.estimator} with {self.influence.normalization} at {self.warm_up.checkpoints} is not; "
+                "set influence.estimator to adam_linear (or sgd), influence.normalization to dot and "
+                "warm_up.checkpoints to 1, or reward.given to nothing"
             )
         if self.warm_up.checkpoints > self.warm_up.steps:
             raise ValueError("warm_up.checkpoints is larger than warm_up.steps")
