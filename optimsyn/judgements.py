@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import Field, ValidationError
 
@@ -131,6 +131,42 @@ def stated_fingerprint(part: object, role: str) -> str:
             "results; without one, the rewards that it gave could not be told from those of another"
         )
     return value
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """A scorer whose scores depend on what was judged before (see `optimsyn.influence.moved`).
+
+    Attributes:
+        origin: Fingerprint of what it is while nothing has been judged.
+    """
+
+    origin: str
+
+    def judged(self, pairs: Sequence[Pair]) -> None:
+        """These have been judged and found valid."""
+
+
+def windows(requests: Sequence[RubricRequest], size: int, *, whole_passages: bool) -> Iterator[Sequence[RubricRequest]]:
+    """Requests that are judged together, in order.
+
+    Args:
+        requests: All of them.
+        size: Most in a window.
+        whole_passages: Requests for one passage that stand together are not parted, however many they are.
+    """
+    start = 0
+    while start < len(requests):
+        stop = min(start + size, len(requests))
+        if whole_passages:
+            ends = [
+                end
+                for end in range(start + 1, len(requests) + 1)
+                if end == len(requests) or requests[end].passage.id != requests[end - 1].passage.id
+            ]
+            stop = max((end for end in ends if end <= stop), default=ends[0])
+        yield requests[start:stop]
+        start = stop
 
 
 def content_key(pair: Pair) -> str:

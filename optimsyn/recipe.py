@@ -169,6 +169,12 @@ class Reward(Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
     invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
+    given: Literal["nothing", "judged"] = Field(
+        "nothing",
+        description="What a pair of GRPO is measured on top of. nothing: the questions as the warm-up left them. "
+        "judged: as training on the pairs that GRPO has judged so far would leave them, so that the hundredth pair "
+        "with the same answer earns little; for linear estimators with dot.",
+    )
     look: Look = Look()
     on_noise: Literal["stop", "warn"] = Field(
         "stop",
@@ -212,8 +218,10 @@ class Synthesis(Section):
 
     pairs: int = Field(24, ge=2, description="Valid pairs a variant; the same number for each.")
     oversample: float = Field(1.5, ge=1, le=1000, description="Candidates written per pair kept.")
-    select: Literal["influence", "first"] = Field(
-        "influence", description="Keep the valid candidates of highest influence, or the first ones."
+    select: Literal["set", "influence", "first"] = Field(
+        "set",
+        description="Which valid candidates are kept. set: those that help the questions most together, by a training "
+        "foretold from gradients. influence: those of highest single influence. first: the first ones.",
     )
     dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
         "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."
@@ -402,6 +410,13 @@ class Recipe(Shown, Section):
             raise ValueError(
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"
+            )
+        if self.reward.given == "judged" and (not self.influence.is_derivative or self.warm_up.checkpoints > 1):
+            raise ValueError(
+                f"reward.given: judged needs a score that is linear in a pair's gradient, at one checkpoint, which "
+                f"{self.influence.estimator} with {self.influence.normalization} at {self.warm_up.checkpoints} is not; "
+                "set influence.estimator to adam_linear (or sgd), influence.normalization to dot and "
+                "warm_up.checkpoints to 1, or reward.given to nothing"
             )
         if self.warm_up.checkpoints > self.warm_up.most_checkpoints:
             looks = "warm_up.steps"

@@ -23,12 +23,14 @@ from optimsyn.errors import ReplyError, ServiceError
 from optimsyn.judgements import (
     Judgement,
     Ledger,
+    Moving,
     RubricRequest,
     content_key,
     describe,
     digest,
     stated_fingerprint,
     verdict,
+    windows,
 )
 from optimsyn.redaction import redact
 from optimsyn.reward_scores import SCORE_FIELDS, score_fields
@@ -66,7 +68,7 @@ class InfluenceReward:
         report: Called after each window with the requests in it, and how many different ones were judged so far.
 
     Attributes:
-        identity: Digest of scorer, checks, pair writer and penalty.
+        identity: Digest of scorer, checks, pair writer and penalty; of a scorer that moves, of where it begins.
         passed_over: Rows of the ledger that were found under another identity. They are never an answer; only the
             influence of equal content is taken over from those that the same scorer has scored.
 
@@ -105,7 +107,9 @@ class InfluenceReward:
         self._scorer_id = stated_fingerprint(scorer, "scorer")
         self._checks_id = stated_fingerprint(checks, "checks")
         writer_id = stated_fingerprint(pair_writer, "pair_writer")
-        self.identity = digest([writer_id, self._scorer_id, self._checks_id, repr(invalid_penalty)])
+        self._moving = scorer if isinstance(scorer, Moving) else None
+        origin = self._scorer_id if self._moving is None else self._moving.origin
+        self.identity = digest([writer_id, origin, self._checks_id, repr(invalid_penalty)])
         self._ledger = Ledger(ledger)
         self._known: dict[str, Judgement] = {}
         self._scored: dict[str, Judgement] = {}
@@ -114,8 +118,7 @@ class InfluenceReward:
         self._garbage: list[str] = []
         self._lock = threading.Lock()
         self._scorer_lock = threading.Lock()
-        for row in self._ledger.rows:
-            self._remember(row)
+        self._remember(self._ledger.rows)
         self.passed_over = sum(row.identity != self.identity for row in self._ledger.rows)
         if self.passed_over:
             _log.warning(
@@ -141,8 +144,8 @@ class InfluenceReward:
             ModelError: A pair cannot be scored, or its influence is not a finite number.
         """
         judgements: list[Judgement] = []
-        for start in range(0, len(requests), WINDOW):
-            judgements.extend(await self._judge_window(requests[start : start + WINDOW]))
+        for window in windows(requests, WINDOW, whole_passages=self._moving is not None):
+            judgements.extend(await self._judge_window(window))
         return judgements
 
     async def _judge_window(self, window: Sequence[RubricRequest]) -> list[Judgement]:
@@ -167,8 +170,8 @@ class InfluenceReward:
             raise
         with self._lock:
             self._ledger.append(fresh)
+            self._remember(fresh)
             for row in fresh:
-                self._remember(row)
                 self._pending.pop(row.key).set_result(None)
         for future in elsewhere:
             await asyncio.wrap_future(future)
@@ -359,14 +362,16 @@ class InfluenceReward:
         return " ".join(parts)
 
     def _key(self, request: RubricRequest) -> str:
-        return digest([request.model_dump(mode="json"), self.identity])
+        return digest([request.model_dump(mode="json"), self.identity, self._scorer_id])
 
-    def _remember(self, row: Judgement) -> None:
-        if row.identity == self.identity:
-            self._known[row.key] = row
+    def _remember(self, rows: Sequence[Judgement]) -> None:
+        self._known |= {row.key: row for row in rows if row.identity == self.identity}
+        valid = [row for row in rows if row.pair is not None and row.valid and row.scorer == self._scorer_id]
+        if self._moving is not None:
+            self._moving.judged([row.pair for row in valid if row.pair and row.identity == self.identity])
+            return
         # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees.
-        if row.pair is not None and row.valid and row.scorer == self._scorer_id:
-            self._scored[content_key(row.pair)] = row
+        self._scored |= {content_key(row.pair): row for row in valid if row.pair}
 
     def _count_garbage(self, sample: str) -> None:
         """Stops the run after `garbage_limit` unreadable pair replies in a row."""

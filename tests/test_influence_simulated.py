@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from optimsyn.data.records import Sample
 from optimsyn.errors import DataError
+from optimsyn.influence.features import layout_for
 from optimsyn.influence.projection import Projection
 from optimsyn.influence.simulated import SimulatedTraining
 from optimsyn.influence.trainings import Trainings
@@ -141,6 +142,68 @@ def test_a_projection_keeps_the_order(target: Target) -> None:
     same = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=1e-3, steps=4, projection=wide)
     # No side of these layers is longer than 64, so nothing is lost.
     torch.testing.assert_close(same.decrease(sets), whole.decrease(sets), rtol=1e-6, atol=1e-9)
+
+
+def made_up(count: int, questions: int = 5) -> SimulatedTraining:
+    """Of random gradients, without a model; the second half of the pairs helps nobody."""
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.randn(count, 16, generator=generator, dtype=torch.float64)
+    asked = torch.randn(questions, 16, generator=generator, dtype=torch.float64)
+    pairs[count // 2 :, 8:], asked[:, :8] = 0, 0
+    return SimulatedTraining(
+        question_kernel=asked @ pairs.t(),
+        pair_kernel=pairs @ pairs.t(),
+        gram=pairs @ pairs.t(),
+        question_momentum=torch.zeros(questions, dtype=torch.float64),
+        pair_momentum=torch.zeros(count, dtype=torch.float64),
+        question_losses=torch.full((questions,), 2.0, dtype=torch.float64),
+        pair_losses=torch.full((count,), 2.0, dtype=torch.float64),
+        step=10,
+        beta1=0.9,
+        lr=0.05,
+        steps=4,
+        max_grad_norm=1.0,
+    )
+
+
+def test_a_large_set_takes_few_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = made_up(400)
+    trained: list[int] = []
+    losses = SimulatedTraining.losses
+
+    def counting(self: SimulatedTraining, weights: torch.Tensor) -> torch.Tensor:
+        trained.append(len(weights) * len(self))
+        return losses(self, weights)
+
+    monkeypatch.setattr(SimulatedTraining, "losses", counting)
+    chosen = simulated.select(200)
+    assert len(set(chosen)) == len(chosen) == 200
+    # A round looks at all pairs once; trainings of shortlists hold these pairs only. One by one it would be 200 rounds.
+    assert sum(size == 400 for size in trained) < 80
+    assert sum(size for size in trained if size != 400) < 32 * 24 * 56
+    monkeypatch.undo()
+    assert chosen[:20] == simulated.select(20)
+    gains = simulated.decrease([chosen, list(range(200)), list(range(200, 400))])
+    assert float(gains[0]) > float(gains[1]) > float(gains[2])
+
+
+def test_a_part_of_the_pairs_is_the_same_training() -> None:
+    simulated = made_up(12)
+    part = simulated.of_places([2, 9, 5])
+    expected = simulated.decrease([[2, 9], [5]])
+    torch.testing.assert_close(part.decrease([[0, 1], [2]]), expected, rtol=1e-12, atol=0)
+    assert set(simulated.select(2, [2, 9, 5])) <= {2, 9, 5}
+    assert simulated.select(2, [2, 9, 5]) == [[2, 9, 5][i] for i in part.select(2)]
+
+
+def test_gradients_that_do_not_fit_are_projected(target: Target) -> None:
+    width = layout_for(target, 1).width
+    whole = width * 10 * target.dtype.itemsize
+    assert layout_for(target, 10, limit=whole).projection is None
+    narrow = layout_for(target, 10, limit=whole // 2)
+    assert narrow.projection is not None
+    assert narrow.width * 10 * target.dtype.itemsize <= whole // 2
+    assert layout_for(target, 10, limit=1).projection == Projection(4, 4), "the narrowest there is"
 
 
 def test_what_cannot_be_foretold_is_refused(target: Target) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from optimsyn.errors import ServiceError
 from optimsyn.recipe import Recipe
+from optimsyn.recipe_changes import changed
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 from optimsyn.stages import look
@@ -63,8 +64,8 @@ def test_a_run_leaves_every_file_that_others_build_on(recipe: Recipe, served: Se
     assert run.manifest.cost.replies == len(served.requests), "a finished stage asked again"
 
 
-def test_selection_keeps_the_candidates_of_highest_influence(recipe: Recipe, tmp_path: Path) -> None:
-    run = Run.open(recipe, tmp_path / "runs")
+def test_selection_by_influence_keeps_the_candidates_of_highest_influence(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run.open(changed(recipe, {"synthesis.select": "influence"}), tmp_path / "runs")
     for stage in STAGES[:5]:
         run_stage(run, stage)
     judged = [json.loads(line) for line in run.path("synthesize", "static.candidates.jsonl").open()]

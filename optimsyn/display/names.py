@@ -22,6 +22,8 @@ VARIANT_COLORS = {
 }
 _OTHER_COLORS = ("#0072B2", "#D55E00", "#8C6D1F", "#4B4B9B")
 
+SELECTION_LABELS = {"set": "what they teach together", "influence": "influence", "first": "order of writing"}
+
 METRIC_LABELS = {"answer_loss": "answer loss", "accuracy": "accuracy", "token_f1": "token F1"}
 LOWER_IS_BETTER = frozenset({"answer_loss"})
 

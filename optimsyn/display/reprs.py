@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.display.names import variant_label
+from optimsyn.display.names import SELECTION_LABELS, variant_label
 from optimsyn.display.outcomes import STAGE_LABELS, stage_outcome
 from optimsyn.display.tables import Table, decimals_for, fixed
 
@@ -50,8 +50,8 @@ def recipe_table(recipe: Recipe) -> Table:
         ("variants", ", ".join(variant_label(name) for name in recipe.variants)),
         (
             "pairs",
-            f"{recipe.synthesis.pairs:,} a variant, selected by {recipe.synthesis.select}; the dataset is that of the "
-            f"{variant_label(recipe.dataset_variant)}",
+            f"{recipe.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[recipe.synthesis.select]}; "
+            f"the dataset is that of the {variant_label(recipe.dataset_variant)}",
         ),
         ("fine-tuning", f"{recipe.fine_tune.steps:,} steps of {recipe.fine_tune.batch_size}"),
         ("limits", _limits(recipe)),

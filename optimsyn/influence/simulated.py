@@ -18,23 +18,26 @@ free constant. Batches are replaced by their mean over the set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from optimsyn.errors import DataError
+from optimsyn.influence.features import AdamScale, gradient_rows, layout_for, products
 from optimsyn.influence.gradients import GradientTaps
-from optimsyn.influence.moments import moments_of
-from optimsyn.influence.projection import Layout, Projection
+from optimsyn.influence.projection import Projection
 from optimsyn.influence.trainings import rates_of
 from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 
+HORIZON = 12
+"""Steps for which real trainings bore out what is foretold (docs/influence.md); longer ones are foretold as these."""
+
 _SMALLEST_LOSS = 1e-3
-# Above so many bytes of gradients a projection takes their place.
-_WHOLE_BYTES = 2**30
 _SHORTLIST = 24
+# A round of `select` adds no more than this share to what is chosen: one by one up to twice its inverse.
+_GROWTH = 16
 
 
 @dataclass(frozen=True)
@@ -103,28 +106,57 @@ class SimulatedTraining:
         """
         if not pairs or not questions:
             raise DataError("a training can only be foretold for at least one pair, and of at least one question")
-        size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
-        if projection is None and (2 * len(pairs) + len(questions)) * size > _WHOLE_BYTES:
-            projection = Projection()
-        layout = Layout({name: tuple(p.shape) for name, p in target.parameters.items()}, projection)
+        layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
         target.load_checkpoint(checkpoint)
         taps = GradientTaps(target)
-        roots, momentum = {}, []
-        for name, parameter in target.parameters.items():
-            moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
-            scale = 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
-            roots[name] = scale.sqrt()
-            momentum.append(layout.project(name, (roots[name] * moments.first)[None]).cpu())
-        asked, question_losses = _features(target, taps, layout, questions, batch_tokens, [roots])
-        held, pair_losses = _features(target, taps, layout, pairs, batch_tokens, [roots, None])
-        scaled, plain = held
-        drift = torch.cat(momentum, dim=1)[0].double()
+        scale = AdamScale.of(target, checkpoint, layout)
+        tokens = batch_tokens
+        (asked,), question_losses = gradient_rows(target, taps, layout, questions, [scale.roots], batch_tokens=tokens)
+        (scaled, plain), pair_losses = gradient_rows(
+            target, taps, layout, pairs, [scale.roots, None], batch_tokens=tokens
+        )
+        return cls.from_rows(
+            checkpoint,
+            scale,
+            (asked, question_losses),
+            (scaled, plain, pair_losses),
+            lr=lr,
+            steps=steps,
+            max_grad_norm=max_grad_norm,
+        )
+
+    @classmethod
+    def from_rows(
+        cls,
+        checkpoint: Checkpoint,
+        scale: AdamScale,
+        questions: tuple[torch.Tensor, torch.Tensor],
+        pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        *,
+        lr: float,
+        steps: int,
+        max_grad_norm: float | None = 1.0,
+    ) -> SimulatedTraining:
+        """From gradients that are there already (see `optimsyn.influence.features`).
+
+        Args:
+            checkpoint: Where they were taken.
+            scale: Its preconditioner, under the same layout.
+            questions: Their gradients times `scale.roots` [Q, width] and their losses [Q].
+            pairs: Their gradients times `scale.roots` and as they are [n, width], and their losses [n].
+            lr: Learning rate of the training that is foretold.
+            steps: Its steps.
+            max_grad_norm: Its clipping.
+        """
+        asked, question_losses = questions
+        scaled, plain, pair_losses = pairs
+        drift = scale.drift[None]
         return cls(
-            question_kernel=_products(asked[0], scaled),
-            pair_kernel=_products(scaled, scaled),
-            gram=_products(plain, plain),
-            question_momentum=_products(asked[0], drift[None].to(asked[0]))[:, 0],
-            pair_momentum=_products(scaled, drift[None].to(scaled))[:, 0],
+            question_kernel=products(asked, scaled),
+            pair_kernel=products(scaled, scaled),
+            gram=products(plain, plain),
+            question_momentum=products(asked, drift)[:, 0],
+            pair_momentum=products(scaled, drift)[:, 0],
             question_losses=question_losses,
             pair_losses=pair_losses,
             step=checkpoint.step,
@@ -134,8 +166,24 @@ class SimulatedTraining:
             max_grad_norm=max_grad_norm,
         )
 
+    def of_places(self, places: Sequence[int]) -> SimulatedTraining:
+        """The same of some of the pairs only, which are then numbered from 0."""
+        kept = torch.tensor(list(places), dtype=torch.int64)
+        return replace(
+            self,
+            question_kernel=self.question_kernel[:, kept],
+            pair_kernel=self.pair_kernel[kept][:, kept],
+            gram=self.gram[kept][:, kept],
+            pair_momentum=self.pair_momentum[kept],
+            pair_losses=self.pair_losses[kept],
+        )
+
     def __len__(self) -> int:
         return len(self.pair_losses)
+
+    def start(self) -> torch.Tensor:
+        """The questions' losses before training, as all others here at least .001, [Q]."""
+        return self.question_losses.clamp_min(_SMALLEST_LOSS)
 
     def losses(self, weights: torch.Tensor) -> torch.Tensor:
         """The questions' losses after training.
@@ -171,8 +219,7 @@ class SimulatedTraining:
         for row, members in enumerate(sets):
             for place in members:
                 weights[row, place] += 1 / len(members)
-        start = torch.exp(-self.question_losses.clamp_min(_SMALLEST_LOSS)).log().neg().mean()
-        return start - self.losses(weights).mean(1)
+        return self.start().mean() - self.losses(weights).mean(1)
 
     def marginal(self, given: Sequence[int]) -> torch.Tensor:
         """What each pair adds to a set that has been chosen, [n]: the slope of `decrease` as its share grows from 0.
@@ -189,81 +236,42 @@ class SimulatedTraining:
         return (slope * weights.detach()).sum() - slope[0]
 
     def select(self, count: int, among: Sequence[int] | None = None) -> list[int]:
-        """Pairs of which training helps most, chosen one by one, each for what it adds to those before.
+        """Pairs of which training helps most, chosen in rounds, each for what it adds to those before.
 
-        Of every round's pairs those with the largest slope are tried in full, and the best of them is taken.
+        The first 32 are taken one by one: of a round's pairs those with the largest slope are tried in full, and the
+        best of them is taken. A larger set grows by a sixteenth a round, by the pairs of largest slope: what so few of
+        them change is nearly their slope. So a thousand pairs take some ninety rounds, and nearly all simulated
+        trainings are those of the first 32.
 
         Args:
             count: How many.
             among: Only these pairs may be chosen; None: all.
 
         Returns:
-            Places of the pairs, in the order in which they were chosen.
+            Places of the pairs, in the order in which they were chosen; of equal ones the first.
 
         Raises:
             DataError: There are fewer pairs.
         """
-        left = list(range(len(self)) if among is None else among)
-        if count > len(left):
-            raise DataError(f"{count} pairs cannot be chosen from {len(left)}")
+        places = list(range(len(self)) if among is None else among)
+        if count > len(places):
+            raise DataError(f"{count} pairs cannot be chosen from {len(places)}")
+        return [places[i] for i in (self if among is None else self.of_places(places))._chosen(count)]
+
+    def _chosen(self, count: int) -> list[int]:
         chosen: list[int] = []
+        left = list(range(len(self)))
         while len(chosen) < count:
-            slopes = self.marginal(chosen)
-            short = sorted(left, key=lambda place: (-float(slopes[place]), place))[:_SHORTLIST]
-            gains = self.decrease([[*chosen, place] for place in short])
-            best = short[int(gains.argmax())]
-            chosen.append(best)
-            left.remove(best)
+            slopes = self.marginal(chosen).tolist()
+            order = sorted(left, key=lambda place: (-slopes[place], place))
+            taken = order[: min(len(chosen) // _GROWTH, count - len(chosen))]
+            if len(taken) < 2:
+                short = order[:_SHORTLIST]
+                # Only these weigh anything, so only they have to be trained.
+                part = self.of_places([*chosen, *short])
+                held = list(range(len(chosen)))
+                gains = part.decrease([[*held, len(chosen) + i] for i in range(len(short))])
+                taken = [short[int(gains.argmax())]]
+            chosen += taken
+            left = sorted(set(left) - set(taken))
         return chosen
-
-
-def _features(
-    target: Target,
-    taps: GradientTaps,
-    layout: Layout,
-    encoded: Sequence[Encoded],
-    batch_tokens: int,
-    scales: Sequence[dict[str, torch.Tensor] | None],
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """For each scale the projected gradients [n, width], multiplied with it (None: as they are), and losses [n]."""
-    rows = [torch.empty(len(encoded), layout.width, dtype=target.dtype) for _ in scales]
-    losses = torch.empty(len(encoded), dtype=torch.float64)
-    places, offset = {}, 0
-    for name, width in layout.widths.items():
-        places[name] = slice(offset, offset + width)
-        offset += width
-    with taps.attached():
-        for batch in target.batches(list(encoded), batch_tokens):
-            found = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
-            losses[batch.indices] = found.double().cpu()
-    return rows, losses
-
-
-class _Sink:
-    """Writes projected gradients into rows."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        places: dict[str, slice],
-        indices: list[int],
-        rows: list[torch.Tensor],
-        scales: Sequence[dict[str, torch.Tensor] | None],
-    ) -> None:
-        self._layout, self._places, self._indices = layout, places, indices
-        self._rows, self._scales = rows, scales
-
-    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Writes these rows."""
-        for held, scale in zip(self._rows, self._scales, strict=True):
-            part = gradients if scale is None else gradients * scale[name]
-            held[self._indices[rows], self._places[name]] = self._layout.project(name, part).cpu()
-
-
-def _products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """[n, m] float64; columns in blocks, so that sums of a million float32 products keep their digits."""
-    total = torch.zeros(len(left), len(right), dtype=torch.float64)
-    for start in range(0, left.shape[1], 2**16):
-        part = slice(start, start + 2**16)
-        total += left[:, part].double() @ right[:, part].double().t()
-    return total

@@ -113,6 +113,7 @@ def train_policy(
             seed,
             # A policy that was rewarded by other checks or another scorer is not trained further.
             reward.identity,
+            reward.scorer.fingerprint,
         ]
     )
     adapter = folder / "adapter"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json
 from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
+from optimsyn.display.names import SELECTION_LABELS
 from optimsyn.stages.result import StageResult
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
     return [
         told,
         f"One seed ({run.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
-        f"{run.recipe.synthesis.select}.",
+        f"{SELECTION_LABELS[run.recipe.synthesis.select]}.",
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import read_jsonl, write_json, write_jsonl
@@ -16,6 +17,7 @@ from optimsyn.errors import StageError
 from optimsyn.stages.candidates import first_round
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.result import StageResult
+from optimsyn.stages.selection import RANDOM_SETS, Selection, select
 from optimsyn.stages.token_shares import keep_token_shares
 from optimsyn.stages.tools import Tools
 
@@ -41,7 +43,8 @@ def run(run: Run) -> StageResult:
         config = run.recipe.synthesis
         # A rubric and a verdict for each candidate; a variant that needs further rounds has more than that.
         each = 2 * first_round(config.pairs, config.oversample)
-        written = stage.count(each * len(run.recipe.variants), "rubrics and verdicts")
+        whole = each * len(run.recipe.variants)
+        written = stage.count(whole, "rubrics and verdicts", last=config.select != "set")
         reward = tools.reward("synthesize", lambda now, different: written.add(now))
         judged: dict[str, list[Judgement]] = {}
         for position, variant in enumerate(run.recipe.variants, 1):
@@ -90,8 +93,9 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         )
     losses: dict[str, dict[str, int]] = {}
     rows: list[tuple[Any, ...]] = []
+    found = select(tools, unique, count)
     for variant, judgements in judged.items():
-        selected = _best(unique[variant], count, config.select)
+        selected = found[variant].rows
         write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in selected if row.pair])
         write_jsonl(run.path("synthesize", f"{variant}.judged.jsonl"), selected)
         losses[variant] = _lost(judgements, len(unique[variant]), count)
@@ -107,6 +111,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
                 count,
                 sum(influence) / len(influence),
                 sum(kept) / len(kept),
+                *_foretold(found[variant]),
             )
         )
     chosen = run.recipe.dataset_variant
@@ -125,7 +130,8 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
             f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "
             "so all variants are cut to that."
         )
-    columns = (
+    numbers: dict[str, Any] = {"pairs": count, "dataset": chosen, "losses": losses}
+    columns: tuple[str, ...] = (
         "variant",
         "candidates",
         "invalid",
@@ -135,16 +141,22 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         "mean influence",
         "of those kept",
     )
-    numbers = {"pairs": count, "dataset": chosen, "losses": losses}
+    foretold = {variant: selection.foretold for variant, selection in found.items() if selection.foretold is not None}
+    if foretold:
+        columns = (*columns, "foretold loss", "of random pairs")
+        numbers["foretold"] = {variant: asdict(told) for variant, told in foretold.items()}
+        first = next(iter(foretold.values()))
+        notes.append(
+            f"The validation questions' loss is {first.now:.3f} after the warm-up; foretold is where {first.steps} "
+            f"steps of fine-tuning on the kept pairs would bring it, and on as many random ones (mean of "
+            f"{RANDOM_SETS})."
+        )
     return StageResult("synthesize", "Pairs of every variant", columns, rows, numbers, notes).save(run)
 
 
-def _best(judgements: Sequence[Judgement], count: int, select: str) -> list[Judgement]:
-    """The pairs to keep: those of highest influence (ties by order of writing), or the first ones."""
-    if select == "first":
-        return list(judgements[:count])
-    order = sorted(range(len(judgements)), key=lambda i: (-(judgements[i].influence or 0.0), i))
-    return [judgements[i] for i in sorted(order[:count])]
+def _foretold(selection: Selection) -> tuple[float, ...]:
+    """Cells of the table, where there are any."""
+    return () if selection.foretold is None else (selection.foretold.kept, selection.foretold.random)
 
 
 def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from optimsyn.data.jsonl import read_jsonl
 from optimsyn.data.records import Document, Passage, Question
@@ -17,6 +17,7 @@ from optimsyn.runs.folder import Run
 from optimsyn.seeds import derive_seed, shuffled
 
 if TYPE_CHECKING:
+    from optimsyn.influence.moved import DirectedScorer, MovedScorer
     from optimsyn.influence.scoring import MeasuredScorer
     from optimsyn.models.language_model import LanguageModel
     from optimsyn.models.replies import Budget
@@ -169,12 +170,33 @@ class Tools:
         report = count.add if count is not None else None
         return build_scorer(self.target, self.validation, self.recipe.influence, folder, report=report)
 
-    def reward(self, source: str, report: Callable[[int, int], None] | None = None) -> InfluenceReward:
+    def moved_scorer(self) -> MovedScorer:
+        """A scorer that takes what was judged before as learnt; it begins with nothing."""
+        from optimsyn.influence.moved import MovedScorer
+        from optimsyn.training.sft import MAX_GRAD_NORM
+
+        return MovedScorer(
+            cast("DirectedScorer", self.scorer),
+            self.target,
+            self.validation,
+            self.recipe.influence,
+            self.recipe.fine_tune,
+            max_grad_norm=MAX_GRAD_NORM,
+        )
+
+    def reward(
+        self,
+        source: str,
+        report: Callable[[int, int], None] | None = None,
+        *,
+        given: Literal["nothing", "judged"] = "nothing",
+    ) -> InfluenceReward:
         """The one reward of the run.
 
         Args:
             source: Who asks (a stage's name), written beside every row of `rewards.jsonl`.
             report: Told how many requests were judged now, and how many different ones so far.
+            given: What a pair's influence is measured on top of, as in the recipe's `reward.given`.
 
         Raises:
             StageError: A finished stage of the run judged by other checks or another scorer.
@@ -185,7 +207,7 @@ class Tools:
         facts = facts_of(self.scorer, self.checker)
         refuse_another(self.run, facts)
         reward = InfluenceReward(
-            self.scorer,
+            self.scorer if given == "nothing" else self.moved_scorer(),
             self.pair_writer,
             self.checker,
             invalid_penalty=self.recipe.reward.invalid_penalty,

@@ -38,7 +38,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
 
     recipe = run.recipe
     config = recipe.optimizers.policy
-    reward = tools.reward("train_policy")
+    reward = tools.reward("train_policy", given=recipe.reward.given)
     trained = train_policy(
         recipe.models.rubric,
         config,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 HISTORY = "history.jsonl"
+MAX_GRAD_NORM = 1.0
+"""Gradients of a batch are clipped to this norm."""
 _DONE = "fine_tune.json"
 _CHECKPOINTS = "checkpoints"
 # Resumable checkpoints over one fine-tuning; each holds the adapter and its two Adam moments.
@@ -151,7 +153,7 @@ def _train(
         warmup_steps=config.warmup_ratio,
         optim="adamw_torch",
         weight_decay=0.0,
-        max_grad_norm=1.0,
+        max_grad_norm=MAX_GRAD_NORM,
         # The target's own dtype decides; LoRA weights and losses are float32 in any case.
         bf16=False,
         fp16=False,

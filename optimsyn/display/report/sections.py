@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.display.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
-from optimsyn.display.names import metric_label, variant_label
+from optimsyn.display.names import SELECTION_LABELS, metric_label, variant_label
 from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
 from optimsyn.display.report.pairs import extremes
@@ -282,5 +282,8 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         ),
         ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
         ("A look at the reward", _looked(facts)),
-        ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {recipe.synthesis.select}"),
+        (
+            "Selection",
+            f"{recipe.synthesis.pairs:,} pairs a variant by {SELECTION_LABELS[recipe.synthesis.select]}",
+        ),
     ]

@@ -1,0 +1,146 @@
+"""Which of a variant's candidates are kept: those that teach most together, those of highest influence, or the first.
+
+Taken together, because single influences mislead where many pairs teach the same: each of a hundred pairs with the
+commonest answer looks as good as the first, and training on them collapses (docs/concepts/selection.md).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from optimsyn.influence.selection import top
+from optimsyn.judgements import content_key
+from optimsyn.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Pair
+    from optimsyn.influence.simulated import SimulatedTraining
+    from optimsyn.judgements import Judgement
+    from optimsyn.stages.tools import Tools
+
+RANDOM_SETS = 8
+"""So many random sets of candidates stand beside the chosen one."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """The validation questions' mean loss, as `SimulatedTraining` foretells it, in nats.
+
+    Attributes:
+        now: At the warm-up's last checkpoint.
+        kept: After training on the pairs that are kept.
+        random: After training on as many random candidates, the mean of some such sets.
+        steps: Of training.
+    """
+
+    now: float
+    kept: float
+    random: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is kept of one variant's candidates.
+
+    Attributes:
+        rows: In the order of writing.
+        foretold: Only where sets are compared.
+    """
+
+    rows: list[Judgement]
+    foretold: Foretold | None = None
+
+
+def select(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: int) -> dict[str, Selection]:
+    """Chooses by the recipe's `synthesis.select`.
+
+    Args:
+        tools: Of the run.
+        candidates: Of each variant the valid ones, none of which repeats another, in the order of writing.
+        count: How many to keep of each.
+
+    Raises:
+        ModelError: The target has no gradient of a pair.
+    """
+    way = tools.recipe.synthesis.select
+    if way == "set":
+        return _by_set(tools, candidates, count)
+    if way == "first":
+        return {variant: Selection(list(rows[:count])) for variant, rows in candidates.items()}
+    return {
+        variant: Selection([rows[place] for place in top([row.influence or 0.0 for row in rows], count)])
+        for variant, rows in candidates.items()
+    }
+
+
+def _by_set(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: int) -> dict[str, Selection]:
+    pairs: dict[str, Pair] = {}
+    places: dict[str, list[int]] = {}
+    for variant, rows in candidates.items():
+        keys = []
+        for row in rows:
+            assert row.pair is not None, "a valid judgement has a pair"
+            key = content_key(row.pair)
+            pairs.setdefault(key, row.pair)
+            keys.append(key)
+        # Equal pairs of several variants are looked at once.
+        order = {key: place for place, key in enumerate(pairs)}
+        places[variant] = [order[key] for key in keys]
+    trainings = _trainings(tools, list(pairs.values()), places)
+    found = {}
+    for variant, rows in candidates.items():
+        simulated = trainings.pop(variant)
+        kept = sorted(simulated.select(count)) if count < len(rows) else list(range(len(rows)))
+        generator = random.Random(derive_seed(tools.recipe.seed, "random sets", variant))
+        others = [sorted(generator.sample(range(len(rows)), count)) for _ in range(RANDOM_SETS)]
+        now = float(simulated.start().mean())
+        after = (now - simulated.decrease([kept, *others])).tolist()
+        foretold = Foretold(now, after[0], sum(after[1:]) / RANDOM_SETS, simulated.steps)
+        found[variant] = Selection([rows[place] for place in kept], foretold)
+    return found
+
+
+def _trainings(
+    tools: Tools, pairs: Sequence[Pair], places: Mapping[str, Sequence[int]]
+) -> dict[str, SimulatedTraining]:
+    """Of each variant's candidates; the gradients of questions and shared pairs are taken once."""
+    from optimsyn.influence.features import AdamScale, gradient_rows, layout_for
+    from optimsyn.influence.gradients import GradientTaps
+    from optimsyn.influence.simulated import HORIZON, SimulatedTraining
+    from optimsyn.models.encoding import as_sample, counted
+    from optimsyn.training.sft import MAX_GRAD_NORM
+
+    recipe, target = tools.recipe, tools.target
+    questions = [
+        counted(target.encode(as_sample(item)), recipe.influence.tokens, "question") for item in tools.validation
+    ]
+    checkpoint = target.checkpoints[-1]
+    layout = layout_for(target, 2 * len(pairs) + len(questions))
+    target.load_checkpoint(checkpoint)
+    taps = GradientTaps(target)
+    scale = AdamScale.of(target, checkpoint, layout)
+    told = None
+    if tools.stage is not None:
+        told = tools.stage.count(len(questions) + len(pairs), "gradients to select by", last=False).add
+
+    rows = partial(gradient_rows, target, taps, layout, batch_tokens=recipe.influence.batch_tokens, told=told)
+    (asked,), question_losses = rows(questions, [scale.roots])
+    # As they are trained on, with every label.
+    (scaled, plain), losses = rows([target.encode(as_sample(pair)) for pair in pairs], [scale.roots, None])
+    return {
+        variant: SimulatedTraining.from_rows(
+            checkpoint,
+            scale,
+            (asked, question_losses),
+            (scaled[list(mine)], plain[list(mine)], losses[list(mine)]),
+            lr=recipe.fine_tune.lr,
+            steps=min(recipe.fine_tune.steps, HORIZON),
+            max_grad_norm=MAX_GRAD_NORM,
+        )
+        for variant, mine in places.items()
+    }
