@@ -18,13 +18,14 @@ from scipy import stats
 from optimsyn.errors import DataError, ModelError
 from optimsyn.influence import baselines
 from optimsyn.influence.calibration import calibrated_scores, ridge
-from optimsyn.influence.fidelity import Extra, Plan, fidelity, measure, schedule
+from optimsyn.influence.fidelity import Extra, Plan, fidelity, measure
 from optimsyn.influence.fidelity_report import PAPER, FidelityReport
 from optimsyn.influence.fidelity_scores import COUNTED, influence_scores
 from optimsyn.influence.fidelity_statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate, spearman
 from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.training_ledger import LEDGER
+from optimsyn.influence.trainings import schedule
 from optimsyn.models.encoding import counted
 from optimsyn.models.target import Target
 from optimsyn.recipe import CountedTokens

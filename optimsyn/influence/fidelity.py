@@ -41,7 +41,7 @@ from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.selection import balanced, top
 from optimsyn.influence.simulated import SimulatedTraining
 from optimsyn.influence.training_ledger import TrainingLedger
-from optimsyn.influence.trainings import Schedule, Trainings
+from optimsyn.influence.trainings import Trainings, schedule
 from optimsyn.models.encoding import as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.recipe_models import CountedTokens
@@ -335,21 +335,6 @@ def _chosen(
     after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in flat], [steps]).mean(2)[:, 0]
     decreases = iter((ledger.start().mean() - after).tolist())
     return {name: [next(decreases) for _ in several] for name, several in parts.items()}
-
-
-def schedule(members: Sequence[int], steps: int, batch_size: int, seed: int) -> Schedule:
-    """So many batches of samples, pass after pass over all of them, each pass in a new order."""
-    generator = random.Random(f"order {seed}")
-    waiting: list[int] = []
-    found = []
-    for _ in range(steps):
-        while len(waiting) < batch_size:
-            order = list(members)
-            generator.shuffle(order)
-            waiting += order
-        found.append(waiting[:batch_size])
-        waiting = waiting[batch_size:]
-    return found
 
 
 def _steps(count: int) -> str:

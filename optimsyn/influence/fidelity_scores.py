@@ -8,7 +8,7 @@ import torch
 
 from optimsyn.influence.gamma import ESTIMATORS, estimator_of, normalised
 from optimsyn.influence.gradient_parts import GradientParts
-from optimsyn.influence.moments import Moments
+from optimsyn.influence.moments import flat_moments
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.recipe_models import CountedTokens
@@ -67,16 +67,6 @@ def influence_scores(
             scores[f"{name} dot{ending}"] = dots[:, 0]
             scores[f"{name} dot, plain mean{ending}"] = dots[:, 1]
     return scores
-
-
-def flat_moments(target: Target, checkpoint: Checkpoint) -> Moments:
-    """Adam's moments as vectors [P], parameters in the target's order, on the CPU."""
-
-    def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.cat([tensors[name].to("cpu", target.dtype).flatten() for name in target.parameters])
-
-    first, second = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
-    return Moments(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)
 
 
 def _products(gamma: object, gradients: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from optimsyn.errors import ModelError
+from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 
 
@@ -51,4 +52,14 @@ def moments_of(checkpoint: Checkpoint, name: str, *, dtype: torch.dtype, device:
             f"the warm-up moments of {name!r} at step {checkpoint.step} are not finite; lower warm_up.lr and warm up "
             "again"
         )
+    return Moments(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)
+
+
+def flat_moments(target: Target, checkpoint: Checkpoint) -> Moments:
+    """Adam's moments as vectors [P], parameters in the target's order, on the CPU."""
+
+    def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([tensors[name].to("cpu", target.dtype).flatten() for name in target.parameters])
+
+    first, second = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
     return Moments(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.counterfactual import AdamState
 from optimsyn.influence.gamma import AdamLinear, Direction, Estimator, Sgd, estimator_of, normalised
-from optimsyn.influence.moments import Moments
+from optimsyn.influence.moments import flat_moments
 from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
@@ -96,8 +95,7 @@ class _Bound:
     """Γ of the recipe's estimator and of its linear sibling at one checkpoint, for flat gradients [P]."""
 
     def __init__(self, target: Target, checkpoint: Checkpoint, config: Influence) -> None:
-        state = AdamState.of(target, checkpoint)
-        moments = Moments(state.first, state.second, state.count, state.betas, state.eps)
+        moments = flat_moments(target, checkpoint)
         estimator: Estimator = estimator_of(config.estimator)
         self.gamma: Direction = estimator.bind(moments)
         self.linear: Direction = (Sgd() if config.estimator == "sgd" else AdamLinear()).bind(moments)

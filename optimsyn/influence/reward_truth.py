@@ -1,7 +1,7 @@
 """A small real counterfactual for a look at the reward: training on some pairs, and what the loss says afterwards.
 
 Subsets of the pairs (the best and the worst by reward, and random ones) are each trained on from the warm checkpoint,
-with its moments, as fine-tuning does: AdamW without weight decay, every token of an answer, clipped gradients.
+with its moments, as fine-tuning does (`optimsyn.influence.trainings`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from scipy.stats import t
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.data.reward_look import Interval, TrainedOn
-from optimsyn.errors import ModelError
-from optimsyn.influence.counterfactual import AdamState
 from optimsyn.influence.fidelity_statistics import Array, spearman
-from optimsyn.models.encoding import Encoded, counted
+from optimsyn.influence.trainings import Trainings, schedule
+from optimsyn.models.encoding import counted
 from optimsyn.models.target import Target
 from optimsyn.recipe_models import CountedTokens
 
@@ -64,7 +62,7 @@ def train_on_subsets(
         lr: Learning rate.
         batch_tokens: Tokens that go through the model at once.
         seed: Of the subsets, of the order within and of the intervals.
-        report: Called with 1 after each training.
+        report: Called with the number of trainings of each group when it is done.
 
     Raises:
         ModelError: A loss is not finite.
@@ -72,16 +70,24 @@ def train_on_subsets(
     size = max(2, len(pairs) // 3)
     order = sorted(range(len(pairs)), key=lambda i: -scores[i])
     subsets = [sorted(order[:size]), sorted(order[-size:]), *_random_subsets(len(pairs), size, random_subsets, seed)]
-    trainer = _Trainer(target, pairs, questions, tokens, batch_tokens)
-    start = trainer.losses()
-    after = []
-    for number, members in enumerate(subsets):
-        trainer.train(members, steps=steps, batch_size=batch_size, lr=lr, seed=seed + number)
-        after.append(trainer.losses())
-        if report is not None:
-            report(1)
-    target.load_checkpoint(target.checkpoints[-1])
-    losses = np.stack(after)
+    asked = [counted(target.encode(question), tokens, "question") for question in questions]
+    # Training learns every token, also the one that ends the text.
+    encoded = [target.encode(pair) for pair in pairs]
+    longest = max(len(item.input_ids) for item in [*encoded, *asked])
+    trainings = Trainings(
+        target,
+        target.checkpoints[-1],
+        encoded,
+        asked,
+        lr=lr,
+        max_grad_norm=MAX_GRAD_NORM,
+        rows=max(1, batch_tokens // longest),
+    )
+    start = np.asarray(trainings.start().numpy(), dtype=np.float64)
+    schedules = [
+        schedule(members, steps, min(batch_size, size), seed + number) for number, members in enumerate(subsets)
+    ]
+    losses = np.asarray(trainings.run(schedules, [steps], report)[:, 0].numpy(), dtype=np.float64)
     means = np.asarray([np.mean([scores[i] for i in members]) for members in subsets])
     agreement, difference = _intervals(means, start, losses, seed)
     return TrainedOn(
@@ -150,72 +156,3 @@ def _intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[In
 def _ends(draws: Array) -> tuple[float, float]:
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
-
-
-class _Trainer:
-    """Trains the target from its last warm-up checkpoint, again and again."""
-
-    def __init__(
-        self,
-        target: Target,
-        pairs: Sequence[Item],
-        questions: Sequence[Question | Sample],
-        tokens: CountedTokens,
-        batch_tokens: int,
-    ) -> None:
-        self._target = target
-        self._start = AdamState.of(target, target.checkpoints[-1])
-        # Training learns every token, also the one that ends the text.
-        self._pairs = [target.encode(pair) for pair in pairs]
-        self._questions = [counted(target.encode(question), tokens, "question") for question in questions]
-        self._batch_tokens = batch_tokens
-        self._put(self._start.weights)
-
-    def train(self, members: Sequence[int], *, steps: int, batch_size: int, lr: float, seed: int) -> None:
-        """Leaves the adapter after so many steps on these pairs."""
-        from optimsyn.models.warm_up import epochs
-
-        state = self._start
-        batches = epochs(len(members), batch_size, seed)
-        for _ in range(steps):
-            self._put(state.weights)
-            gradient = self._gradient([self._pairs[members[i]] for i in next(batches)])
-            state = state.step(gradient, lr=lr, max_grad_norm=MAX_GRAD_NORM)
-        self._put(state.weights)
-
-    def losses(self) -> Array:
-        """The loss of each question as the adapter is now, in nats.
-
-        Raises:
-            ModelError: One is not finite.
-        """
-        found = torch.zeros(len(self._questions), dtype=torch.float64)
-        with self._target.scoring(), torch.no_grad():
-            for batch in self._target.batches(self._questions, self._batch_tokens):
-                found[batch.indices] = self._target.losses(batch).double().cpu()
-        if not bool(torch.isfinite(found).all()):
-            raise ModelError(
-                "a look at the reward: after training on a few pairs the loss of a validation question is not finite; "
-                "lower fine_tune.lr"
-            )
-        return np.asarray(found.numpy(), dtype=np.float64)
-
-    def _gradient(self, items: Sequence[Encoded]) -> torch.Tensor:
-        """[P], of the mean over samples of their mean token loss."""
-        parameters = list(self._target.parameters.values())
-        total = torch.zeros_like(self._start.weights)
-        with self._target.scoring():
-            for batch in self._target.batches(items, self._batch_tokens):
-                parts = torch.autograd.grad(self._target.losses(batch).sum(), parameters, allow_unused=True)
-                known = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
-                total += torch.cat([part.flatten().to(total) for part in known])
-        return total / len(items)
-
-    def _put(self, weights: torch.Tensor) -> None:
-        """Puts flat weights [P] into the model."""
-        offset = 0
-        with torch.no_grad():
-            for parameter in self._target.parameters.values():
-                part = weights[offset : offset + parameter.numel()]
-                parameter.copy_(part.view_as(parameter))
-                offset += parameter.numel()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,21 @@ Schedule = Sequence[Sequence[int]]
 def rates_of(lr: float, steps: int, *, decay: bool) -> list[float]:
     """The learning rate of each step."""
     return [lr * (steps - step) / steps if decay else lr for step in range(steps)]
+
+
+def schedule(members: Sequence[int], steps: int, batch_size: int, seed: int) -> Schedule:
+    """So many batches of samples, pass after pass over all of them, each pass in a new order."""
+    generator = random.Random(f"order {seed}")
+    waiting: list[int] = []
+    found = []
+    for _ in range(steps):
+        while len(waiting) < batch_size:
+            order = list(members)
+            generator.shuffle(order)
+            waiting += order
+        found.append(waiting[:batch_size])
+        waiting = waiting[batch_size:]
+    return found
 
 
 @dataclass
@@ -86,6 +102,8 @@ class Trainings:
         (tried, *_) = target.batches(self._questions[:1])
         target.load_checkpoint(checkpoint)
         target.try_out(tried)
+        if not self._groups_stay_apart():
+            self._rows = 1
 
     @property
     def fingerprint(self) -> str:
@@ -139,6 +157,17 @@ class Trainings:
                 told(len(group))
         self.target.load_checkpoint(self.checkpoint)
         return torch.cat(parts)
+
+    def _groups_stay_apart(self) -> bool:
+        """Whether a group's losses are its own, whatever the weights of the group beside it.
+
+        Where a layer's inputs are sorted anew on their way (routed experts), groups of rows cannot have weights of
+        their own; trainings then run one after the other.
+        """
+        alone = self._begin(1).weights
+        other = {name: torch.cat([value, torch.zeros_like(value)]) for name, value in alone.items()}
+        single, double = (self._losses(weights, self._questions[:2])[0] for weights in (alone, other))
+        return bool(torch.allclose(single, double, rtol=1e-3, atol=1e-3))
 
     def _train(self, schedules: Sequence[Schedule], looks: list[int]) -> torch.Tensor:
         state = self._begin(len(schedules))
@@ -202,17 +231,18 @@ class Trainings:
             moved = torch.addcdiv(state.weights[name].detach(), first, root, value=-lr / (1 - beta1**state.step))
             state.weights[name] = moved
 
-    def _losses(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-        """[M, Q] float64 on the CPU."""
+    def _losses(self, weights: dict[str, torch.Tensor], questions: Sequence[Encoded] = ()) -> torch.Tensor:
+        """[M, Q] float64 on the CPU; of all questions unless told otherwise."""
+        questions = questions or self._questions
         count = len(next(iter(weights.values())))
-        order = sorted(range(len(self._questions)), key=lambda i: len(self._questions[i].input_ids))
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i].input_ids))
         found = torch.zeros(count, len(order), dtype=torch.float64)
         size = max(1, self._rows // count)
         detached = {name: value.detach() for name, value in weights.items()}
         with torch.no_grad(), self._twins.at(detached):
             for begin in range(0, len(order), size):
                 places = order[begin : begin + size]
-                rows = [self._questions[place] for place in places] * count
+                rows = [questions[place] for place in places] * count
                 losses = self.target.losses(self._pad(rows)).view(count, len(places))
                 found[:, places] = losses.double().cpu()
         if not bool(torch.isfinite(found).all()):
