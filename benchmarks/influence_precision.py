@@ -36,7 +36,7 @@ from optimsyn.models.target import Target
 from optimsyn.recipe import Influence, Questions, Source, TargetSpec
 
 RESULTS = Path(__file__).parent / "results"
-WAYS = ("default", "exact", "forward", "twin", "exact, float32")
+WAYS = ("default", "exact", "forward", "twin", "exact, mixed", "forward, mixed", "exact, float32")
 LEAST = 0.98
 
 
@@ -105,6 +105,10 @@ def run(args: argparse.Namespace, load: Callable[[str], Target]) -> dict[str, An
             "exact": lambda: InfluenceScorer(target, questions, folder=folder),
             "forward": lambda: ForwardScorer(target, questions, folder=folder, most_error=math.inf),
             "twin": lambda: TwinScorer(target, questions, folder=folder, most_error=math.inf),
+            "exact, mixed": lambda: InfluenceScorer(target, questions, folder=folder, precision="mixed"),
+            "forward, mixed": lambda: ForwardScorer(
+                target, questions, folder=folder, precision="mixed", most_error=math.inf
+            ),
             "exact, float32": lambda: InfluenceScorer(target, questions, folder=folder, precision="float32"),
         }
         for name in args.ways:

@@ -153,16 +153,16 @@ def test_auto_takes_the_cheapest_way_that_is_right_and_says_why(
     scorer = build_scorer(narrow, questions, Influence(), tmp_path)
     assert scorer.method in ("forward", "exact") and scorer.numerical_error < MOST_ERROR
     assert scorer.choice is not None and "twin is not tried in 16 bits" in scorer.choice.reason
-    assert scorer.choice.errors["forward"] > 0
+    assert list(scorer.choice.errors) == ["exact"], "the first that is right ends the search"
 
     # Where the model's own arithmetic is too coarse for all, gradients in float32 are left.
     monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
     last = build_scorer(narrow, questions, Influence(), tmp_path)
     assert last.choice is not None and last.method == "exact"
-    ways = ["forward", "exact", "forward, mixed", "exact, mixed", "exact, float32"]
+    ways = ["exact", "forward", "exact, mixed", "forward, mixed", "exact, float32"]
     assert list(last.choice.errors) == ways and last.numerical_error < 1e-4
     named = build_scorer(narrow, questions, Influence(method="exact"), tmp_path)
-    assert named.choice is not None and list(named.choice.errors) == [ways[1], *ways[3:]]
+    assert named.choice is not None and list(named.choice.errors) == [ways[0], ways[2], ways[4]]
     assert named.choice.reason.startswith("influence.method is exact, and exact, float32 is the cheapest way")
     with pytest.raises(ModelError, match=r"method: forward is off by .* exact or auto, or models\.target\.dtype"):
         build_scorer(narrow, questions, Influence(method="forward"), tmp_path)
@@ -191,7 +191,7 @@ class _Halve(torch.autograd.Function):
         return grads[0] / 2
 
 
-def test_a_model_without_forward_derivatives_is_scored_from_gradients() -> None:
+def test_a_model_without_forward_derivatives_is_scored_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     target = tiny_target()
     target.causal.base_model.layers[1].mlp.register_forward_hook(lambda m, i, out: _Halve.apply(out))
     questions = samples(3, seed=1)
@@ -200,6 +200,14 @@ def test_a_model_without_forward_derivatives_is_scored_from_gradients() -> None:
     patched = Influence(method="auto", estimator="sgd")
     scorer = build_scorer(target, questions, patched)
     assert scorer.method == "twin", "needs no derivative of the model's"
+    narrow, _ = both("llama", torch.bfloat16)
+    narrow.causal.base_model.layers[1].mlp.register_forward_hook(lambda m, i, out: _Halve.apply(out))
+    monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
+    last = build_scorer(narrow, questions, Influence())
+    assert last.choice is not None and list(last.choice.errors) == ["exact", "exact, mixed", "exact, float32"]
+    assert "an operation of this model has none" in last.choice.reason
+    with pytest.raises(ModelError, match="forward-mode derivatives are needed"):
+        build_scorer(narrow, questions, Influence(method="forward"))
 
 
 def test_an_own_adapter_in_sixteen_bits_is_scored_right() -> None:

@@ -129,4 +129,6 @@ def percent(share: float) -> str:
     """For people."""
     if not math.isfinite(share):
         return "an unknown part"
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+    if 0 < share < 1e-5:
+        return "less than .001 %"
+    return f"{100 * share:.2g} %" if share < 0.095 else f"{100 * share:.0f} %"

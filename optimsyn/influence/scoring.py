@@ -146,12 +146,12 @@ def _ways(
 ) -> Iterator[tuple[str, Precision]]:
     """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
     narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1
-    # Gradients cost two to three forward passes whatever the number of subtasks; the others at least as many as there
-    # are. Where that is the same, forward mode keeps no activations.
+    # Gradients cost two to three forward passes whatever the number of subtasks; twins cost two a subtask. Forward mode
+    # takes half as long again as gradients of a LoRA (benchmarks/influence_speed.py), and keeps no activations.
     if config.method != "auto":
         methods = [config.method]
     else:
-        methods = ["twin", "forward", "exact"] if config.is_derivative and single else ["exact"]
+        methods = ["twin", "exact", "forward"] if config.is_derivative and single else ["exact"]
         if "twin" in methods and narrow:
             methods.remove("twin")
             passed.append("twin is not tried in 16 bits, which round small differences of losses away")
