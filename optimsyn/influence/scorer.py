@@ -96,8 +96,8 @@ class InfluenceScorer:
         processes: Where several work together (`accelerate`, `torchrun`): share, so that each scores a part of the same
             samples and all get the whole result, for which all must call `score`; or own, so that each scores what it
             is given, as rewards inside a trainer need it.
-        precision: What a 16-bit model computes in. mixed multiplies in its dtype and keeps the rest in float32, for
-            about a third of the error; float32 has it all in float32, with its own weights and without a copy of them,
+        precision: What a 16-bit model computes in. mixed multiplies in its dtype and has the rest in float32: less
+            rounding, in more time; float32 has it all in float32, with its own weights and without a copy of them,
             at float32's speed. Validation directions are made so in any case.
         like: A scorer of the same target, questions and options, whose directions are used.
         report: Called with the number of questions of each batch whose directions have been computed.
