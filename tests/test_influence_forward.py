@@ -26,7 +26,6 @@ from optimsyn.recipe_models import CountedTokens
 from tests.runs_helpers import tiny_recipe
 
 NARROW = [torch.bfloat16, torch.float16]
-EVERY = CountedTokens(end_of_questions=1, end_of_pairs=1)
 
 
 def both(kind: str, dtype: torch.dtype) -> tuple[Target, Target]:
@@ -65,18 +64,18 @@ def test_scores_and_losses_are_those_of_the_exact_scorer(kind: str, estimator: s
 def test_subtasks_checkpoints_and_token_shares(make: str, across: Literal["mean", "max"]) -> None:
     target = random_target("llama", make, seed=4, checkpoints=2)
     questions, pairs = samples(3, seed=1, subtasks=("a", "b")), samples(3, seed=2)
-    scorer = ForwardScorer(target, questions, across_subtasks=across, tokens=EVERY)
+    scorer = ForwardScorer(target, questions, across_subtasks=across)
     found = scorer.score(pairs, token_shares=True)
     _, wanted = reference_scores(target, questions, pairs, "adam_linear", cosine=False)
     torch.testing.assert_close(found.by_subtask, wanted, rtol=1e-7, atol=1e-10)
     total = wanted.mean(1) if across == "mean" else wanted.max(1).values
     torch.testing.assert_close(found.total, total, rtol=1e-7, atol=1e-10)
-    split = InfluenceScorer(target, questions, across_subtasks=across, tokens=EVERY).score(pairs, token_shares=True)
+    split = InfluenceScorer(target, questions, across_subtasks=across).score(pairs, token_shares=True)
     assert found.token_shares is not None and split.token_shares is not None
     for share, other in zip(found.token_shares, split.token_shares, strict=True):
         torch.testing.assert_close(share, other, rtol=1e-6, atol=1e-9)
     if across == "mean":
-        one = ForwardScorer(target, questions, by_subtask=False, tokens=EVERY)
+        one = ForwardScorer(target, questions, by_subtask=False)
         assert one.subtasks == ("mean",)
         torch.testing.assert_close(one.score(pairs).total, total, rtol=1e-7, atol=1e-10)
         assert one.fingerprint != scorer.fingerprint

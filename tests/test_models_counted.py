@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_helpers import CHAT, byte_tokenizer, flat, plain_loss, samples, tiny_target
-from optimsyn.influence.counterfactual import Counterfactuals
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from training_helpers import make_pairs, make_target
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -20,7 +19,9 @@ from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
 from optimsyn.influence.pair_shares import pair_shares
 from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.store import GradientStore, QuestionStore
+from optimsyn.influence.trainings import Trainings
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.models.encoding import Batch, Encoded, Role, counted, encode, pad
 from optimsyn.models.pieces import answer_pieces
@@ -288,10 +289,11 @@ def test_all_who_measure_a_loss_agree(
         assert [len(shares) for shares in shared.token_shares] == counts
         sums = torch.stack([shares.sum() for shares in shared.token_shares])
         torch.testing.assert_close(sums, shared.total, rtol=1e-4, atol=1e-6)
-    facts = Counterfactuals(target, questions, questions, tokens=tokens, batch_size=2)
-    assert facts.losses("questions").tolist() == pytest.approx(wanted, rel=1e-5)
-    assert facts.losses("scored").tolist() == pytest.approx(wanted, rel=1e-5)
-    assert facts.start() == pytest.approx(sum(wanted) / 3, rel=1e-5)
+    measured = [counted(target.encode(question), tokens, "question") for question in questions]
+    trainings = Trainings(target, target.checkpoints[-1], [target.encode(item) for item in questions], measured)
+    assert trainings.start().tolist() == pytest.approx(wanted, rel=1e-5)
+    parts = GradientParts.of(target, target.checkpoints[-1], [target.encode(item) for item in questions])
+    assert parts.losses(tokens, "question").tolist() == pytest.approx(wanted, rel=1e-5)
     target.model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     rows = evaluate(target, questions, Evaluation(max_new_tokens=1), adapter=tmp_path / "adapter", tokens=tokens)
     assert [row["loss"] for row in rows] == pytest.approx(wanted, rel=1e-5)
@@ -353,5 +355,3 @@ def test_warm_up_and_fine_tuning_learn_every_label(tmp_path: Path, monkeypatch: 
         for row in batch.labels.tolist():
             labels = tuple(label for label in row if label != -100)
             assert labels in learned and labels[-1] == target.tokenizer.eos_token_id
-    facts = Counterfactuals(target, pairs, pairs[:1], batch_size=2)
-    assert all(item == target.encode(pair) for item, pair in zip(facts.pool, pairs, strict=True))

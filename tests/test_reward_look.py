@@ -20,11 +20,11 @@ from optimsyn.influence import reward_look as module
 from optimsyn.influence.plain import plain_scores
 from optimsyn.influence.reward_look import look_at_reward
 from optimsyn.influence.reward_truth import _intervals, train_on_subsets
+from optimsyn.influence.trainings import schedule
 from optimsyn.influence.reward_verdict import judged
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.models.target import Target
-from optimsyn.models.warm_up import epochs
 from optimsyn.recipe import CountedTokens, Influence
 
 NOWHERE = Interval(None, None, None)
@@ -238,10 +238,9 @@ def _trained(target: Target, pairs: list[Any], questions: list[Any], *, seed: in
             "exp_avg": checkpoint.exp_avg[name].clone(),
             "exp_avg_sq": checkpoint.exp_avg_sq[name].clone(),
         }
-    order = epochs(len(pairs), 1, seed)
-    for _ in range(3):
+    for number, (row,) in enumerate(schedule(range(len(pairs)), 3, 1, seed)):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (3 - number) / 3
         optimizer.zero_grad()
-        (row,) = next(order)
         plain_loss(target, target.encode(pairs[row])).backward()
         torch.nn.utils.clip_grad_norm_(target.parameters.values(), 1.0)
         optimizer.step()
