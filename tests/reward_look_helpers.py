@@ -49,6 +49,10 @@ def made_questions(count: int, *, subtasks: int = 2) -> list[Question]:
 class Shuffled:
     """The exact scorer with the entries of its directions in another order."""
 
+    method = "exact"
+    numerical_error = 0.0
+    choice = None
+
     def __init__(
         self,
         target: Target,
@@ -60,6 +64,7 @@ class Shuffled:
         tokens = (config or Influence()).tokens
         self.exact = InfluenceScorer(target, questions, tokens=tokens)
         self.subtasks = self.exact.subtasks
+        self.fingerprint = "shuffled"
         generator = torch.Generator().manual_seed(0)
         for directions in self.exact.directions:
             for vector in directions.vectors.values():
@@ -76,6 +81,10 @@ class Shuffled:
 class OldDifference:
     """The finite difference as it was: both ends rounded to bfloat16, a step too small for what rounding does."""
 
+    method = "twin"
+    numerical_error = 0.0
+    choice = None
+
     def __init__(
         self,
         target: Target,
@@ -87,6 +96,7 @@ class OldDifference:
         self.tokens = (config or Influence()).tokens
         exact = InfluenceScorer(target, questions, tokens=self.tokens)
         self.subtasks = exact.subtasks
+        self.fingerprint = "old difference"
         self.target, self.checkpoint, self.directions = target, target.checkpoints[-1], exact.directions[-1]
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:

@@ -22,7 +22,6 @@ from optimsyn.models.target import Target
 from optimsyn.models.wide import in_float32, is_narrow
 from optimsyn.preflight import Preflight, _check_influence
 from optimsyn.recipe import Influence, Lora
-from optimsyn.recipe_models import CountedTokens
 from tests.runs_helpers import tiny_recipe
 
 NARROW = [torch.bfloat16, torch.float16]

@@ -17,9 +17,9 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
+from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.pair_shares import pair_shares
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.store import GradientStore, QuestionStore
 from optimsyn.influence.trainings import Trainings
 from optimsyn.influence.twin import TwinScorer

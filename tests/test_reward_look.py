@@ -20,9 +20,9 @@ from optimsyn.influence import reward_look as module
 from optimsyn.influence.plain import plain_scores
 from optimsyn.influence.reward_look import look_at_reward
 from optimsyn.influence.reward_truth import _intervals, train_on_subsets
-from optimsyn.influence.trainings import schedule
 from optimsyn.influence.reward_verdict import judged
 from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.trainings import schedule
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.models.target import Target
 from optimsyn.recipe import CountedTokens, Influence
