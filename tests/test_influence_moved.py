@@ -149,7 +149,7 @@ def test_the_hundredth_equal_answer_earns_little() -> None:
     target = tiny_target("gemma", warm=False)
     target.warm_up([*answering("n", 4), *answering("y", 4)], steps=6, batch_size=4, lr=2e-2)
     no, yes = answering("n", 118), answering("y", 18)
-    scorer = scorer_of(target, [*no[112:], *yes[12:]], training=TRAINING.model_copy(update={"lr": 5e-2}))
+    scorer = scorer_of(target, [*no[112:], *yes[12:]], training=TRAINING.model_copy(update={"lr": 0.1}))
     probes = [*no[104:112], *yes[4:12]]
 
     def earned() -> tuple[float, float]:

@@ -11,6 +11,7 @@ import pytest
 from influence_helpers import samples, tiny_target
 
 from optimsyn.data.records import Pair, Question
+from optimsyn.influence.moved import MovedScorer
 from optimsyn.influence.simulated import HORIZON, SimulatedTraining
 from optimsyn.judgements import Judgement
 from optimsyn.models.encoding import as_sample, counted
@@ -19,6 +20,7 @@ from optimsyn.recipe import Recipe
 from optimsyn.recipe_changes import changed
 from optimsyn.runs.folder import Run
 from optimsyn.stages.selection import select
+from optimsyn.stages.tools import Tools
 from tests.stages_helpers import run_stage
 
 VALIDATION = [Question(id=item.id, question=item.prompt, answer=item.completion.strip()) for item in samples(4, seed=7)]
@@ -125,6 +127,11 @@ def test_a_stage_keeps_a_set_and_tells_what_it_brings(recipe: Recipe, tmp_path: 
     run = Run.open(changed(recipe, {"optimizers.prompt.enabled": False}), tmp_path / "runs")
     for stage in ("prepare", "warm_up", "optimize_prompt", "train_policy"):
         run_stage(run, stage)
+    tools = Tools(run)
+    plain, moving = tools.reward("train_policy"), tools.reward("train_policy", given="judged")
+    assert isinstance(moving.scorer, MovedScorer)
+    assert (moving.identity, moving.passed_over) == (plain.identity, 0), "a stage's views take in the rows of both"
+    assert moving.scorer.fingerprint != tools.scorer.fingerprint == moving.scorer.origin
     result = run_stage(run, "synthesize")
     assert result.columns[-2:] == ("foretold loss", "of random pairs")
     assert any("foretold is where 2 steps" in note for note in result.notes)

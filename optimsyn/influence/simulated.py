@@ -32,7 +32,7 @@ from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 
 HORIZON = 12
-"""Steps for which real trainings bore out what is foretold (docs/influence.md); longer ones are foretold as these."""
+"""Steps for which real trainings bore out what is foretold; selection looks no further (docs/concepts/selection.md)."""
 
 _SMALLEST_LOSS = 1e-3
 _SHORTLIST = 24
