@@ -31,7 +31,7 @@ from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 
 HORIZON = 12
-"""Steps for which real trainings bore out what is foretold; selection foretells no more (docs/concepts/selection.md)."""
+"""Steps for which real trainings bore out what is foretold; selection foretells no more (docs/concepts)."""
 
 _SMALLEST_LOSS = 1e-3
 _SHORTLIST = 24
