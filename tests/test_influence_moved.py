@@ -149,7 +149,7 @@ def test_the_hundredth_equal_answer_earns_little() -> None:
     target = tiny_target("gemma", warm=False)
     target.warm_up([*answering("n", 4), *answering("y", 4)], steps=6, batch_size=4, lr=2e-2)
     no, yes = answering("n", 118), answering("y", 18)
-    scorer = scorer_of(target, [*no[112:], *yes[12:]], training=TRAINING.model_copy(update={"lr": 5e-2}))
+    scorer = scorer_of(target, [*no[112:], *yes[12:]], training=TRAINING.model_copy(update={"lr": 0.1}))
     probes = [*no[104:112], *yes[4:12]]
 
     def earned() -> tuple[float, float]:
@@ -164,7 +164,7 @@ def test_the_hundredth_equal_answer_earns_little() -> None:
     assert found[-1][0] < 0.25 * found[0][0]
     assert found[-1][1] > found[0][1]
     shares = scorer.question_shares()
-    assert float(shares[:6].mean()) < 0.5 < 0.8 < float(shares[6:].mean()) < MOST
+    assert float(shares[:6].mean()) < 0.5 < 0.6 < float(shares[6:].mean()) < MOST
 
 
 def test_only_the_latest_are_remembered(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
