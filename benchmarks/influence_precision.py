@@ -48,6 +48,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pool", type=Path, default=None, help="JSON lines of questions or pairs; else the quickstart")
+    parser.add_argument("--asked", type=Path, default=None, help="JSON lines of the questions; else from --pool too")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--warm-up", type=int, default=14, help="samples and steps")
@@ -59,24 +60,38 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def samples_of(args: argparse.Namespace) -> list[Sample]:
-    """Enough samples for all three purposes, in random order."""
+def samples_of(args: argparse.Namespace) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Pairs, questions and what the warm-up trains on, drawn at random."""
+    asked = [] if args.asked is None else _drawn(_read(args.asked), args.questions, args.seed, args.asked)
+    pooled = args.pairs + args.warm_up + (0 if asked else args.questions)
+    drawn = _drawn(_pool(args), pooled, args.seed, args.pool)
+    pairs, rest = drawn[: args.pairs], drawn[args.pairs :]
+    return pairs, asked or rest[args.warm_up :], rest[: args.warm_up]
+
+
+def _pool(args: argparse.Namespace) -> list[Sample]:
     if args.pool is None:
         source = Source(path="embedded:quickstart")
         found = read_questions(Questions(validation=source), None, args.seed, complete=False)
-        samples = [sample_of(question) for question in [*found.validation, *found.test]]
-    else:
-        samples = []
-        for row in iter_json(args.pool):
-            facts = {
-                key: row[key] for key in ("question", "answer", "answer_index", "context") if row.get(key) is not None
-            }
-            choices = tuple(row["choices"]) if row.get("choices") else None
-            samples.append(sample_of(Question(id=str(row.get("id", len(samples))), choices=choices, **facts)))
-    needed = args.pairs + args.questions + args.warm_up
+        return [sample_of(question) for question in [*found.validation, *found.test]]
+    return _read(args.pool)
+
+
+def _read(file: Path) -> list[Sample]:
+    """Each text once."""
+    samples: dict[str, Sample] = {}
+    for row in iter_json(file):
+        facts = {key: row[key] for key in ("question", "answer", "answer_index", "context") if row.get(key) is not None}
+        choices = tuple(row["choices"]) if row.get("choices") else None
+        sample = sample_of(Question(id=str(row.get("id", len(samples))), choices=choices, **facts))
+        samples.setdefault(sample.prompt + sample.completion, sample)
+    return list(samples.values())
+
+
+def _drawn(samples: list[Sample], needed: int, seed: int, file: Path | None) -> list[Sample]:
     if len(samples) < needed:
-        raise SystemExit(f"{len(samples)} samples, {needed} needed; ask for fewer or name a larger --pool")
-    drawn = random.Random(args.seed).sample(samples, needed)
+        raise SystemExit(f"{file or 'quickstart'}: {len(samples)} samples, {needed} needed; ask for fewer")
+    drawn = random.Random(seed).sample(samples, needed)
     return [sample.model_copy(update={"subtask": ""}) for sample in drawn]
 
 
@@ -88,9 +103,7 @@ def run(args: argparse.Namespace, load: Callable[[str], Target]) -> dict[str, An
         load: From a dtype to a target.
     """
     torch.set_num_threads(args.threads)
-    samples = samples_of(args)
-    pairs, rest = samples[: args.pairs], samples[args.pairs :]
-    questions, first = rest[: args.questions], rest[args.questions :]
+    pairs, questions, first = samples_of(args)
     wide = load("float32")
     checkpoints = wide.warm_up(first, steps=args.warm_up, seed=args.seed)
     reference = InfluenceScorer(wide, questions).score(pairs).total
