@@ -154,6 +154,7 @@ def test_auto_takes_the_cheapest_way_that_is_right_and_says_why(
     assert list(scorer.choice.errors) == ["exact"], "the first that is right ends the search"
 
     # Where the model's own arithmetic is too coarse for all, gradients in float32 are left.
+    monkeypatch.setattr("optimsyn.influence.scoring.WANTED_ERROR", 1e-4)
     monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
     last = build_scorer(narrow, questions, Influence(), tmp_path)
     assert last.choice is not None and last.method == "exact"
@@ -200,6 +201,7 @@ def test_a_model_without_forward_derivatives_is_scored_in_another_way(monkeypatc
     assert scorer.method == "twin", "needs no derivative of the model's"
     narrow, _ = both("llama", torch.bfloat16)
     narrow.causal.base_model.layers[1].mlp.register_forward_hook(lambda m, i, out: _Halve.apply(out))
+    monkeypatch.setattr("optimsyn.influence.scoring.WANTED_ERROR", 1e-4)
     monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
     last = build_scorer(narrow, questions, Influence())
     assert last.choice is not None and list(last.choice.errors) == ["exact", "exact, mixed", "exact, float32"]

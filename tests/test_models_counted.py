@@ -72,7 +72,7 @@ TOKENIZERS: dict[str, tuple[Any, int]] = {
     "slow, chat, no line break": (slow(NO_BREAK), 1),
     "slow, chat that ends a turn in words": (slow(WORDS), len(" [end of turn]")),
 }
-ANSWERS = ["end", "a", "é", "naïve café", "it says [end", "1,200 µg [end of turn]", "turn]"]
+ANSWERS = ["end", "a", "é", "naïve café", "it says [end", "1,200 µg [end of turn]", "turn]", "0>", "a </s"]
 
 
 def asked(answer: str) -> Sample:

@@ -337,6 +337,10 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
     def letters(some: list[int]) -> str:
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
 
+    # What is left of it in plain letters: special tokens are told by their ids.
+    for token in tokenizer.all_special_tokens:
+        after = after.replace(token, "")
+    ending = "".join(after.split())
     # An unknown word of the answer is a word, except where one token has all the roles.
     special = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)} | {tokenizer.eos_token_id}
     count = 0
@@ -350,7 +354,7 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
             tail = letters(ids[place:])
             # Bytes in the middle of a letter may decode to nothing: then the token adds to what stands before it.
             adds = tail != letters(ids[place + 1 :]) or letters(ids[: place + 1]) == letters(ids[:place])
-            behind = bool(after) and "".join(after.split()).endswith(tail) and adds
+            behind = bool(ending) and ending.endswith(tail) and adds
         if not behind:
             break
         count += 1
