@@ -199,7 +199,11 @@ class Bench:
         """Those that give the directions, and those that give the truth."""
         asked, truth = self.sizes(source)
         found = self._shuffled(domain, seed)
-        if len(found) < asked + truth:
+        # A small set of questions leaves room for warm-up and pool first.
+        left = len(found) - (self.args.warm_up_pairs + self.args.human if source == "human" else 0)
+        if asked + truth > left:
+            asked = truth = left // 2
+        if asked < 8:
             raise SystemExit(f"{domain}: {len(found)} short questions are too few")
         return found[:asked], found[asked : asked + truth]
 
