@@ -245,7 +245,8 @@ def report(bench: Bench) -> None:
     output: Path = bench.args.output
     write_json(output / "fidelity.json", {"settings": settings, **made.as_json()})
     write_text(output / "fidelity.md", made.markdown())
-    made.plot(output / "fidelity.png")
+    if made.truths:
+        made.plot(output / "fidelity.png")
     print(made.markdown())
 
 

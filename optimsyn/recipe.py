@@ -120,7 +120,7 @@ class Influence(Section):
         description="exact: from each pair's gradient. For linear estimators (adam_linear, sgd) with dot also twin: "
         "from two forward passes at slightly moved weights, in float32 only; and forward: from one pass that carries "
         "the derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is "
-        "below 2 per cent; where there is none, the best one, if it is below 5.",
+        "below half a per cent; where there is none, the best one if it is below 5, as a named one may be.",
     )
     estimator: Estimator = Field("adam_linear", description="Which direction of a step counts; see docs/influence.md.")
     normalization: Literal["cosine", "dot"] = Field(

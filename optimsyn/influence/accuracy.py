@@ -32,10 +32,11 @@ Method = Literal["exact", "twin", "forward"]
 MOST_ERROR = 0.05
 """Scores that are further off than this share of their size are refused."""
 
-WANTED_ERROR = 0.02
-"""A way that is less off than this is good enough to be taken by itself.
+WANTED_ERROR = 0.005
+"""A way that is less off than this is taken by itself; one that a recipe names may be off by `MOST_ERROR`.
 
-At 3 to 5 per cent the order of generated law pairs, many of them alike, already differed (Spearman .977 with float32).
+Generated pairs are much alike, and their order suffers early: in bfloat16, at measured errors of 1 to 3 per cent, it
+had a Spearman correlation with float32 of .970 to .996 in three domains, and at less than .1 per cent of .995 to .999.
 """
 
 _RULE = 1

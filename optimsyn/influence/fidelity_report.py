@@ -135,6 +135,8 @@ class FidelityReport:
         draw(self, file)
 
     def _main_table(self) -> str:
+        if not self.truths:
+            return ""
         legend = (
             "Spearman correlation of each score with what real training brings, mean over "
             f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'} of {_range(self.samples)} samples, with "
