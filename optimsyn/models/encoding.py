@@ -338,8 +338,9 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
 
     # What is left of it in plain letters: special tokens are told by their ids.
-    for token in tokenizer.all_special_tokens:
-        after = after.replace(token, "")
+    if offsets is None and after:
+        for written in filter(None, (tokenizer.decode([token]) for token in set(tokenizer.all_special_ids))):
+            after = after.replace(written, "")
     ending = "".join(after.split())
     # An unknown word of the answer is a word, except where one token has all the roles.
     special = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)} | {tokenizer.eos_token_id}
