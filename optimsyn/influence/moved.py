@@ -23,17 +23,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError, RecipeError
+from optimsyn.influence.accuracy import Method
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.features import AdamScale, gradient_rows, layout_for
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.scorer import Scores
-from optimsyn.influence.scoring import Scorer
+from optimsyn.influence.scoring import MeasuredScorer
 from optimsyn.influence.simulated import HORIZON, SimulatedTraining
 from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
@@ -53,7 +54,7 @@ _HELD_BYTES = 2**28
 _CALL = 32
 
 
-class DirectedScorer(Scorer, Protocol):
+class DirectedScorer(MeasuredScorer, Protocol):
     """A scorer with validation directions.
 
     Attributes:
@@ -132,14 +133,14 @@ class MovedScorer:
         self.fingerprint = f"moved-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
     @property
-    def method(self) -> str:
+    def method(self) -> Method:
         """How the base computes its scores."""
-        return str(cast("Any", self.base).method)
+        return self.base.method
 
     @property
     def numerical_error(self) -> float:
         """The share of the base's scores that they are off by."""
-        return float(cast("Any", self.base).numerical_error)
+        return self.base.numerical_error
 
     def judged(self, pairs: Sequence[Pair | Question | Sample]) -> None:
         """These have been judged and found valid; from now on scores take them as learnt."""
