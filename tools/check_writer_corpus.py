@@ -1,0 +1,182 @@
+"""Checks the seed corpus of the writer: form, quotes, answers, repetition, balance.
+
+    python tools/check_writer_corpus.py                 # the whole corpus; ends with 1 where something is wrong
+    python tools/check_writer_corpus.py --file F.jsonl  # one subject, without the balance of the whole
+
+A subject is a file `optimsyn/data/writer/<subject>.jsonl`, a passage a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from writer_forms import FORMS, Written
+
+from optimsyn.data.records import Rubric
+
+FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "writer"
+DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
+# Balance of the whole.
+LEAST_EXAMPLES, LEAST_SUBJECTS, LEAST_SHARE, MOST_SHARE = 1000, 15, 0.05, 0.16
+# Words that say nothing about a criterion, and are left out when two rubrics are compared.
+_COMMON = set("a an the and or of to in on for with by from that which is are was were be as at it its this".split())
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Example(_Strict):
+    """One rubric with the pair that obeys it."""
+
+    guiding_text: str = Field(min_length=20, max_length=600)
+    form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
+    rubric: Rubric
+    quote: str
+    question: str = Field(min_length=10, max_length=300)
+    answer: str = Field(min_length=1, max_length=500)
+    options: tuple[str, ...] = ()
+
+
+class Entry(_Strict):
+    """A passage with its contrasting examples."""
+
+    id: str
+    subject: str
+    domain: Literal[DOMAINS]  # type: ignore[valid-type]
+    title: str
+    passage: str
+    examples: tuple[Example, ...] = Field(min_length=3, max_length=5)
+
+
+def plain(text: str) -> str:
+    """Words only, for comparisons."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def content(text: str) -> set[str]:
+    """The words that carry the meaning."""
+    return set(plain(text).split()) - _COMMON
+
+
+def faults_of(entry: Entry) -> Iterator[str]:
+    """What is wrong with one passage."""
+    words = len(entry.passage.split())
+    if not 50 <= words <= 260:
+        yield f"the passage has {words} words; 50 to 260 are wanted"
+    forms = Counter(example.form for example in entry.examples)
+    for form, count in forms.items():
+        if count > 1:
+            yield f"{count} examples have the form {form}; they are to contrast"
+    texts = [plain(example.question) for example in entry.examples]
+    if len(set(texts)) < len(texts):
+        yield "two questions are the same"
+    for place, example in enumerate(entry.examples):
+        yield from (f"example {place} ({example.form}): {fault}" for fault in faults_of_example(entry, example))
+    rubrics = [content(" ".join(example.rubric.model_dump().values())) for example in entry.examples]
+    for one in range(len(rubrics)):
+        for other in range(one):
+            shared = len(rubrics[one] & rubrics[other]) / max(1, min(len(rubrics[one]), len(rubrics[other])))
+            if shared > 0.7:
+                yield f"the rubrics of examples {other} and {one} share {shared:.0%} of their words"
+
+
+def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
+    """What is wrong with one example."""
+    if example.quote not in entry.passage:
+        yield f"the quote does not stand in the passage: {example.quote[:60]!r}"
+    pair = Written(entry.passage, example.question, example.answer, example.options)
+    if not FORMS[example.form](pair):
+        yield f"the pair has not this form: {example.question!r} {example.answer!r} {example.options}"
+    if bool(example.options) != (example.form == "options"):
+        yield "options belong to the form `options`, and only there"
+    if not example.question.rstrip().endswith("?"):
+        yield f"the question does not end in a question mark: {example.question!r}"
+    if re.search(r"\b(passage|text above|according to the text|this paragraph)\b", example.question, re.IGNORECASE):
+        yield "the question mentions the passage; it must stand alone"
+    if len(example.question.split()) > 35:
+        yield "the question has over 35 words"
+    if example.form not in ("verdict", "cause", "definition", "explanation", "comparison"):
+        missing = content(example.answer) - content(entry.passage)
+        if missing:
+            yield f"the answer has words that the passage lacks: {sorted(missing)}"
+    else:
+        grounded = content(re.sub(r"^(yes|no|maybe)\b", "", example.answer, flags=re.IGNORECASE))
+        if grounded and len(grounded & content(entry.passage)) < 0.5 * len(grounded):
+            yield "over half of the answer's words do not stand in the passage"
+    for name, line in example.rubric.model_dump().items():
+        if not 3 <= len(line.split()) <= 24 or "\n" in line:
+            yield f"rubric.{name} has {len(line.split())} words; 3 to 24 on one line are wanted"
+    told = plain(" ".join(example.rubric.model_dump().values()))
+    if example.form not in ("verdict",) and len(plain(example.answer)) > 3 and plain(example.answer) in told:
+        yield "the rubric gives the answer away"
+
+
+def read(file: Path) -> Iterator[tuple[int, Entry | str]]:
+    """The passages of a file with their line numbers; a string where a line is no passage."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            yield number, Entry.model_validate(json.loads(line))
+        except (json.JSONDecodeError, ValidationError) as error:
+            yield number, str(error).replace("\n", " ")[:400]
+
+
+def faults_of_all(entries: list[Entry]) -> Iterator[str]:
+    """What is wrong with the whole."""
+    examples = [example for entry in entries for example in entry.examples]
+    if len(examples) < LEAST_EXAMPLES:
+        yield f"{len(examples)} examples; at least {LEAST_EXAMPLES} are wanted"
+    subjects = {entry.subject for entry in entries}
+    if len(subjects) < LEAST_SUBJECTS:
+        yield f"{len(subjects)} subjects; at least {LEAST_SUBJECTS} are wanted"
+    yield from (f"no passage of {domain}" for domain in DOMAINS if domain not in {e.domain for e in entries})
+    for form in FORMS:
+        share = sum(example.form == form for example in examples) / max(1, len(examples))
+        if not LEAST_SHARE <= share <= MOST_SHARE:
+            yield f"{share:.1%} of the examples have the form {form}; {LEAST_SHARE:.0%} to {MOST_SHARE:.0%} are wanted"
+    for what, texts in {
+        "passage": [entry.passage for entry in entries],
+        "question": [example.question for example in examples],
+        "id": [entry.id for entry in entries],
+    }.items():
+        yield from (f"{what} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
+    for name in Rubric.model_fields:
+        lines = Counter(plain(getattr(example.rubric, name)) for example in examples)
+        yield from (f"rubric.{name} {count} times: {line!r}" for line, count in lines.items() if count > 3)
+    guiding = Counter(example.guiding_text for example in examples)
+    yield from (f"a guiding text {count} times: {text[:60]!r}" for text, count in guiding.items() if count > 12)
+
+
+def main() -> int:
+    """Prints every fault; 1 where there is one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, action="append", help="only these files")
+    args = parser.parse_args()
+    files = args.file or sorted(FOLDER.glob("*.jsonl"))
+    entries, faults = [], []
+    for file in files:
+        for number, found in read(file):
+            if isinstance(found, str):
+                faults.append(f"{file.name}:{number}: {found}")
+            else:
+                entries.append(found)
+                faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(found)]
+    if not args.file:
+        faults += list(faults_of_all(entries))
+    print("\n".join(faults))
+    examples = [example for entry in entries for example in entry.examples]
+    forms = ", ".join(f"{form} {count}" for form, count in Counter(e.form for e in examples).most_common())
+    print(f"{len(entries)} passages, {len(examples)} examples, {len(faults)} faults; {forms}")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What a rubric can ask for: a function for each form says whether a pair has it.
+
+The seed corpus of the writer is checked with these, and so is how well the writer obeys. They judge form, not truth: a
+wrong year is still a date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+_DATE = re.compile(
+    rf"\b(1\d\d\d|20\d\d|\d{{1,4}} (bc|ad|bce|ce)|\d0s|\d+(st|nd|rd|th) century|{_MONTHS}|monday|tuesday|wednesday|thursday"
+    r"|friday|saturday|sunday|century|spring|summer|autumn|winter|midnight|noon)\b",
+    re.IGNORECASE,
+)
+_NUMBER_WORDS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half third quarter "
+    "thirds quarters twice once dozen double none"
+).split()
+_FIGURE = re.compile(rf"\d|\b({'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
+_CAUSE = re.compile(r"\b(why|cause[sd]?|causing|reasons?|because|due|leads? to|led to|made|makes|explains?)\b", re.I)
+_DEFINITION = re.compile(r"\b(mean(s|t|ing)?|defined?|definition|what (is|are|was|were)|called|refer(s|red)? to|term)\b", re.I)
+_COMPARISON = re.compile(
+    r"\b(than|compare[ds]?|compared|comparison|differ(s|ed|ent|ence|ences)?|both|versus|unlike|whereas|while|"
+    r"more|less|fewer|most|least|\w+er|between|same|similar|contrast)\b",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A pair beside the passage that it was made from.
+
+    Attributes:
+        passage: The text.
+        question: What is asked.
+        answer: Its answer.
+        options: All four options of a multiple-choice pair, the right one among them; else empty.
+    """
+
+    passage: str
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'’.,-]+", text)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _sentences(text: str) -> int:
+    """How many sentences; a full stop inside a number or an abbreviation ends none."""
+    return len(re.findall(r"[.!?][\"'”’)]*(?=\s+[A-Z\"'“‘(]|\s*$)", text.strip()))
+
+
+def is_figure(pair: Written) -> bool:
+    """A number, with its unit where it has one, in at most eight words, and no date."""
+    found = _words(pair.answer)
+    years = re.fullmatch(r"\W*(1\d\d\d|20\d\d)\W*", pair.answer)
+    return bool(_FIGURE.search(pair.answer)) and len(found) <= 8 and years is None
+
+
+def is_name(pair: Written) -> bool:
+    """The name of a person, a place, a body, a thing: one to six words, with no number in front."""
+    found = _words(pair.answer)
+    return 1 <= len(found) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
+
+
+def is_date(pair: Written) -> bool:
+    """A year, a day, a month, a century or a time of year, in at most eight words."""
+    return bool(_DATE.search(pair.answer)) and len(_words(pair.answer)) <= 8
+
+
+def is_cause(pair: Written) -> bool:
+    """A question after a reason, and an answer of three words or more."""
+    return bool(_CAUSE.search(pair.question)) and len(_words(pair.answer)) >= 3 and not is_verdict(pair)
+
+
+def is_definition(pair: Written) -> bool:
+    """A question after a meaning, and an answer of four words or more."""
+    return bool(_DEFINITION.search(pair.question)) and len(_words(pair.answer)) >= 4 and not is_verdict(pair)
+
+
+def is_comparison(pair: Written) -> bool:
+    """A question that sets two things beside each other."""
+    return bool(_COMPARISON.search(pair.question)) and not is_verdict(pair)
+
+
+def is_list(pair: Written) -> bool:
+    """Two or more items, set apart by commas, semicolons or `and`."""
+    items = [item for item in re.split(r",|;|\band\b|\bor\b", pair.answer) if item.strip()]
+    return len(items) >= 2 and not is_verdict(pair)
+
+
+def is_verdict(pair: Written) -> bool:
+    """Yes, no or maybe, alone or with words on the strength of the evidence behind it."""
+    return bool(re.match(r"(yes|no|maybe)\b(?! one)", pair.answer.strip(), re.IGNORECASE))
+
+
+def is_clause(pair: Written) -> bool:
+    """Five words or more that stand in the passage exactly so."""
+    return len(_words(pair.answer)) >= 5 and _plain(pair.answer) in _plain(pair.passage)
+
+
+def is_options(pair: Written) -> bool:
+    """Four different options, the answer one of them, none over three times as long as another."""
+    lengths = [len(_words(option)) for option in pair.options]
+    alike = len(lengths) == 4 and max(lengths) <= 3 * max(1, min(lengths)) + 2
+    return alike and len({_plain(option) for option in pair.options}) == 4 and pair.answer in pair.options
+
+
+def is_explanation(pair: Written) -> bool:
+    """Two sentences."""
+    return _sentences(pair.answer) == 2 and len(_words(pair.answer)) >= 10
+
+
+FORMS: dict[str, Callable[[Written], bool]] = {
+    "figure": is_figure,
+    "name": is_name,
+    "date": is_date,
+    "cause": is_cause,
+    "definition": is_definition,
+    "comparison": is_comparison,
+    "list": is_list,
+    "verdict": is_verdict,
+    "clause": is_clause,
+    "options": is_options,
+    "explanation": is_explanation,
+}
