@@ -1,0 +1,94 @@
+"""Checks the held-out rubrics of the writer: passages of other subjects, each with contrasting rubrics and no pair.
+
+    python tools/check_writer_held_out.py             # all of `benchmarks/writer_held_out`
+    python tools/check_writer_held_out.py --file F    # one subject
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from check_writer_corpus import DOMAINS, content
+from check_writer_corpus import FOLDER as CORPUS
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from writer_forms import FORMS
+
+from optimsyn.data.records import Rubric
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "writer_held_out"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Wanted(_Strict):
+    """A rubric, and the form that a pair under it must have."""
+
+    guiding_text: str = Field(min_length=20, max_length=600)
+    form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
+    rubric: Rubric
+
+
+class HeldOut(_Strict):
+    """A passage with its contrasting rubrics."""
+
+    id: str
+    subject: str
+    domain: Literal[DOMAINS]  # type: ignore[valid-type]
+    title: str
+    passage: str
+    wanted: tuple[Wanted, ...] = Field(min_length=4, max_length=4)
+
+
+def faults_of(entry: HeldOut, taken: set[str]) -> Iterator[str]:
+    """What is wrong with one passage."""
+    if entry.subject in taken:
+        yield f"the corpus has the subject {entry.subject}"
+    words = len(entry.passage.split())
+    if not 50 <= words <= 260:
+        yield f"the passage has {words} words; 50 to 260 are wanted"
+    if len({wanted.form for wanted in entry.wanted}) < len(entry.wanted):
+        yield "two rubrics ask for the same form"
+    for place, wanted in enumerate(entry.wanted):
+        for name, line in wanted.rubric.model_dump().items():
+            if not 3 <= len(line.split()) <= 24 or "\n" in line:
+                yield f"rubric {place}, {name}: {len(line.split())} words; 3 to 24 on one line are wanted"
+    said = [content(" ".join(wanted.rubric.model_dump().values())) for wanted in entry.wanted]
+    for one in range(len(said)):
+        for other in range(one):
+            shared = len(said[one] & said[other]) / max(1, min(len(said[one]), len(said[other])))
+            if shared > 0.7:
+                yield f"rubrics {other} and {one} share {shared:.0%} of their words"
+
+
+def main() -> int:
+    """Prints every fault; 1 where there is one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, action="append", help="only these files")
+    args = parser.parse_args()
+    taken = {file.stem for file in CORPUS.glob("*.jsonl")}
+    entries, faults = [], []
+    for file in args.file or sorted(FOLDER.glob("*.jsonl")):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entry = HeldOut.model_validate(json.loads(line))
+            except (json.JSONDecodeError, ValidationError) as error:
+                faults.append(f"{file.name}:{number}: {str(error)[:400]}")
+                continue
+            entries.append(entry)
+            faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry, taken)]
+    print("\n".join(faults))
+    forms = Counter(wanted.form for entry in entries for wanted in entry.wanted)
+    print(f"{len(entries)} passages, {len(faults)} faults; " + ", ".join(f"{f} {n}" for f, n in forms.most_common()))
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
