@@ -171,10 +171,10 @@ def main() -> int:
                 faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(found)]
     if not args.file:
         faults += list(faults_of_all(entries))
-    print("\n".join(faults))
+    sys.stdout.writelines(f"{fault}\n" for fault in faults)
     examples = [example for entry in entries for example in entry.examples]
     forms = ", ".join(f"{form} {count}" for form, count in Counter(e.form for e in examples).most_common())
-    print(f"{len(entries)} passages, {len(examples)} examples, {len(faults)} faults; {forms}")
+    sys.stdout.write(f"{len(entries)} passages, {len(examples)} examples, {len(faults)} faults; {forms}\n")
     return bool(faults)
 
 

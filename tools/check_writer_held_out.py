@@ -1,7 +1,7 @@
 """Checks the held-out rubrics of the writer: passages of other subjects, each with contrasting rubrics and no pair.
 
-    python tools/check_writer_held_out.py             # all of `benchmarks/writer_held_out`
-    python tools/check_writer_held_out.py --file F    # one subject
+python tools/check_writer_held_out.py             # all of `benchmarks/writer_held_out`
+python tools/check_writer_held_out.py --file F    # one subject
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ def main() -> int:
                 continue
             entries.append(entry)
             faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry, taken)]
-    print("\n".join(faults))
+    sys.stdout.writelines(f"{fault}\n" for fault in faults)
     forms = Counter(wanted.form for entry in entries for wanted in entry.wanted)
-    print(f"{len(entries)} passages, {len(faults)} faults; " + ", ".join(f"{f} {n}" for f, n in forms.most_common()))
+    counts = ", ".join(f"{form} {count}" for form, count in forms.most_common())
+    sys.stdout.write(f"{len(entries)} passages, {len(faults)} faults; {counts}\n")
     return bool(faults)
 
 

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 
 _MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
 _DATE = re.compile(
-    rf"\b(1\d\d\d|20\d\d|\d{{1,4}} (bc|ad|bce|ce)|\d0s|\d+(st|nd|rd|th) century|{_MONTHS}|monday|tuesday|wednesday|thursday"
-    r"|friday|saturday|sunday|century|spring|summer|autumn|winter|midnight|noon)\b",
+    rf"\b(1\d\d\d|20\d\d|\d{{1,4}} (bc|ad|bce|ce)|\d0s|\d+(st|nd|rd|th) century|{_MONTHS}|monday|tuesday|wednesday"
+    r"|thursday|friday|saturday|sunday|century|spring|summer|autumn|winter|midnight|noon)\b",
     re.IGNORECASE,
 )
 _NUMBER_WORDS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half third quarter "
-    "thirds quarters twice once dozen double none"
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half "
+    "third quarter thirds quarters twice once dozen double none"
 ).split()
 _FIGURE = re.compile(rf"\d|\b({'|'.join(_NUMBER_WORDS)})\b", re.IGNORECASE)
 _CAUSE = re.compile(r"\b(why|cause[sd]?|causing|reasons?|because|due|leads? to|led to|made|makes|explains?)\b", re.I)
-_DEFINITION = re.compile(r"\b(mean(s|t|ing)?|defined?|definition|what (is|are|was|were)|called|refer(s|red)? to|term)\b", re.I)
+_DEFINITION = re.compile(
+    r"\b(mean(s|t|ing)?|defined?|definition|what (is|are|was|were)|called|refer(s|red)? to|term)\b", re.I
+)
 _COMPARISON = re.compile(
     r"\b(than|compare[ds]?|compared|comparison|differ(s|ed|ent|ence|ences)?|both|versus|unlike|whereas|while|"
     r"more|less|fewer|most|least|\w+er|between|same|similar|contrast)\b",
@@ -71,7 +73,9 @@ def is_figure(pair: Written) -> bool:
 def is_name(pair: Written) -> bool:
     """The name of a person, a place, a body, a thing: one to six words, with no number in front."""
     found = _words(pair.answer)
-    return 1 <= len(found) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
+    return (
+        1 <= len(found) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
+    )
 
 
 def is_date(pair: Written) -> bool:
