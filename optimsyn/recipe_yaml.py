@@ -37,10 +37,10 @@ class _Loader(yaml.SafeLoader):
         """
         self._depth += 1
         if self._depth > _DEPTH:
-            self._refuse(f"is nested more than {_DEPTH} deep; check its brackets and indents")
+            self._refuse(f"it is nested too deeply, more than {_DEPTH} levels; check its brackets and indents")
         self._written += 1
         if self._written > _VALUES:
-            self._refuse(f"holds more than {_VALUES:,} values; keep data in a file of its own")
+            self._refuse(f"it holds more than {_VALUES:,} values; keep data in a file of its own")
         node = super().compose_node(parent, index)
         self._depth -= 1
         if id(node) not in self._sizes:
@@ -50,7 +50,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _refuse(self, message: str) -> None:
-        raise yaml.composer.ComposerError(None, None, message, self.peek_event().start_mark)
+        place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        raise yaml.composer.ComposerError(None, None, message, place)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as it is written, before what `<<` brings in.
@@ -107,7 +108,7 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > _CHARACTERS:
         raise yaml.YAMLError(
-            f"it has {len(text):,} characters, more than the {_CHARACTERS:,} of any recipe; keep data in a file of its own"
+            f"it has {len(text):,} characters, more than the {_CHARACTERS:,} of any recipe; keep data in its own file"
         )
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader

@@ -17,7 +17,7 @@ _MARKS = (
 )
 # What text in one of these would pass for UTF-8: their bytes are all below 128.
 _SEVEN_BITS = re.compile(rb"[\0\x1b]")
-# What people's files are really saved in. A detector that knows a hundred takes a dash for a letter of an old Macintosh.
+# What people's files are really saved in; a detector that tries a hundred takes a dash for an old Macintosh's letter.
 _COMMON = (
     *("cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "koi8-r", "koi8-u"),
     *("iso8859-2", "iso8859-5", "iso8859-7", "cp866", "cp874"),
@@ -28,6 +28,7 @@ _PLAINER = {"cp932": "shift_jis", "cp949": "euc_kr", "gb2312": "gb18030", "gbk":
 _LOOKED_AT = 200_000
 _FEW_BYTES = 2
 _FEW_SHARE = 0.015
+_SOME_SHARE = 0.15
 _CODECS_THAT_ARE_NONE = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "mbcs", "oem")
 
 
@@ -82,7 +83,7 @@ def text_encoding(name: str) -> str:
     """
     try:
         known = codecs.lookup(name).name
-        b"".decode(known)
+        "a".encode(known)
     except (LookupError, UnicodeError, ValueError):
         known = "undefined"
     if known.replace("-", "_") in _CODECS_THAT_ARE_NONE:
@@ -100,8 +101,13 @@ def likely_encoding(data: bytes) -> str:
         return "cp1252"
     from chardet import detect
 
-    found = detect(data, include_encodings=_COMMON, compat_names=False)["encoding"] or "cp1252"
-    found = codecs.lookup(found).name
+    if not alone and sum(runs) < _SOME_SHARE * len(data):
+        # A few words of another script, which the English around them would hide.
+        foreign = b" ".join(word for word in data.split() if not word.isascii())
+    else:
+        foreign = data
+    found = detect(foreign, include_encodings=_COMMON, compat_names=False, empty_input_encoding="cp1252")["encoding"]
+    found = codecs.lookup(found or "cp1252").name
     plainer = _PLAINER.get(found, found)
     return (plainer if _reads(data, plainer) else found) if _reads(data, found) else "cp1252"
 
@@ -120,7 +126,7 @@ def _in_given(data: bytes, where: str, encoding: str) -> str:
         start = getattr(error, "start", 0)
         line = data.count(b"\n", 0, start) + 1
         raise DataError(
-            f"{where}:{line}: byte 0x{data[start]:02x} is neither UTF-8 nor {encoding} text, which the recipe names; "
+            f"{where}:{line}: byte 0x{data[start]:02x} is neither UTF-8 nor {encoding} text, as is stated; "
             f"it looks like {likely_encoding(data)}; convert the file to UTF-8 or mend `encoding`"
         ) from None
 

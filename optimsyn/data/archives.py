@@ -32,7 +32,7 @@ _NEEDED = {
 _PYTHON = (EOFError, OSError, ValueError, NotImplementedError, IndexError, KeyError, RuntimeError)
 
 
-class _Torn(DataError):
+class _TornError(DataError):
     """No whole archive."""
 
 
@@ -48,8 +48,8 @@ class Sizes:
         size = self.inflated + more
         if size > self.inflated_mb * _MB:
             raise DataError(
-                f"inflates to more than documents.limits.inflated_mb = {self.inflated_mb}; if the file is to be trusted, "
-                "raise it"
+                f"inflates to more than documents.limits.inflated_mb = {self.inflated_mb}; if the file is to be "
+                "trusted, raise it"
             )
         if size > _RATIO_FROM and size > self.ratio * self.packed:
             raise DataError(
@@ -79,7 +79,7 @@ def check_archive(file: IO[bytes], suffix: str, sizes: Sizes) -> None:
 
 
 def _check(file: IO[bytes], suffix: str, sizes: Sizes, depth: int) -> set[str]:
-    torn = _Torn(f"is no whole {suffix} file (torn or damaged); save it anew or remove it")
+    torn = _TornError(f"is no whole {suffix} file (torn or damaged); save it anew or remove it")
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -117,6 +117,6 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix: str, sizes
             inner.seek(0)
             try:
                 _check(inner, suffix, sizes, depth + 1)
-            except _Torn:
+            except _TornError:
                 # An embedded file that is damaged is not read, so it does not matter.
                 return

@@ -26,6 +26,11 @@ def main(memory_mb: int) -> None:
         _answer(answers, _converted(json.loads(line), memory_mb))
 
 
+def memory_spent(memory_mb: int) -> str:
+    """What to say of a file that takes too much memory."""
+    return f"takes more than documents.limits.memory_mb = {memory_mb} to convert; split it or raise that"
+
+
 def _warm_up() -> None:
     """Imports what most files need, so that this is in no file's time."""
     import logging
@@ -49,10 +54,7 @@ def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     except DataError as error:
         return {"error": str(error)}
     except MemoryError:
-        return {
-            "error": f"takes more than documents.limits.memory_mb = {memory_mb} to convert; split it or raise that",
-            "spent": True,
-        }
+        return {"error": memory_spent(memory_mb), "spent": True}
     except RecursionError:
         return {"error": "is nested too deeply to be converted; save it anew, more simply, or remove it"}
     except Exception as error:  # noqa: BLE001 - a library may raise anything about a broken file; it is that file's fault

@@ -10,11 +10,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from optimsyn.data.convert_child import memory_spent
 from optimsyn.errors import DataError
 from optimsyn.recipe_data import FileLimits
 
@@ -78,7 +79,10 @@ class Converter:
                 f"takes longer to convert than documents.limits.seconds = {limits.seconds:g}; split it or raise that"
             ) from None
         except EOFError as error:
+            said = self._child.last_words()
             self.close()
+            if "MemoryError" in said or "bad_alloc" in said:
+                raise DataError(memory_spent(limits.memory_mb)) from None
             raise DataError(f"ended the program that converts it ({error}); save it anew or remove it") from None
         if answer.get("spent"):
             self.close()
@@ -123,7 +127,7 @@ class _Child:
         try:
             self._next(_START_SECONDS)
         except (TimeoutError, EOFError):
-            said = self._last_words()
+            said = self.last_words()
             self.end()
             raise DataError(
                 f"cannot be converted: the program for it does not start; {said or 'it says nothing'}"
@@ -159,7 +163,8 @@ class _Child:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The last line that it or a library wrote as an error."""
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else ""
@@ -170,10 +175,8 @@ class _Child:
         self._process.wait()
         for pipe in (self._process.stdin, self._said):
             assert pipe is not None
-            try:
+            with suppress(OSError):
                 pipe.close()
-            except OSError:
-                pass
 
 
 def _pass_on(pipe: IO[bytes], answers: queue.SimpleQueue[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The files below a folder: links that leave it, pipes and what may not be opened are told, never followed or waited for."""
+"""The files below a folder: links that leave it, pipes and what may not be opened are told, not followed."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def check_size(path: Path, size: int, limit_mb: int) -> None:
     """Raises a DataError for a file beyond the recipe's limit."""
     if size > limit_mb * 1_000_000:
         raise DataError(
-            f"{shown(path)}: has {size / 1e6:,.0f} MB, more than `file_mb: {limit_mb}` of its source; split it or raise "
-            "the limit"
+            f"{shown(path)}: has {size / 1e6:,.0f} MB, more than `file_mb: {limit_mb}` of its source; split it or "
+            "raise the limit"
         )
 
 
@@ -143,7 +143,11 @@ class _Walk:
                     self.passed(path, "no file but a pipe, socket or device")
 
     def file(self, path: Path) -> None:
-        self.seen.add(os.path.realpath(path))
+        real = os.path.realpath(path)
+        if real in self.seen:
+            self.passed(path, "a link to what is read anyway")
+            return
+        self.seen.add(real)
         self.tree.files.append(path)
 
     def link(self, path: Path) -> None:
@@ -156,8 +160,8 @@ class _Walk:
             return
         if not self.follow and not target.is_relative_to(self.real_root):
             message = (
-                f"{shown(path)}: is a link out of the folder, to {shown(target)}; remove it, or set `follow_links: true` "
-                "of the source if that is to be read and sent to your models"
+                f"{shown(path)}: is a link out of the folder, to {shown(target)}; remove it, or set "
+                "`follow_links: true` of the source if that is to be read and sent to your models"
             )
             self.tree.faults.append(Fault(self.name(path), message, "link out of the folder"))
         elif str(target) in self.seen:

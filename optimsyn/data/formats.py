@@ -1,4 +1,4 @@
-"""PDF, office, e-book, web and mail files as text, each by the library that knows it; run inside the converter's child."""
+"""PDF, office, e-book, web and mail files as text, each by a library that knows it; run in the converter's child."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from optimsyn.text_files import decode
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SLIDE_NUMBER = re.compile(r"^<!-- Slide number: \d+ -->\n", re.MULTILINE)
 _UNKNOWN_LETTER = re.compile(r"\(cid:\d+\)")
+_MANIFEST = "META-INF/manifest.xml"
+_LETTER_HEAD = ("from", "subject", "date", "received")
 _MB = 1_000_000
 
 
@@ -126,7 +128,7 @@ def _book(data: bytes, _limits: Limits) -> str:
 
 
 def _sheets(data: bytes, _limits: Limits) -> str:
-    """Every sheet as a heading and a table; empty rows and columns at the end are left out, formulas are their values."""
+    """Every sheet as a heading and a table, without empty rows and columns at the end; formulas are their values."""
     from openpyxl import load_workbook
 
     parts: list[str] = []
