@@ -90,6 +90,11 @@ class Converter:
             raise DataError(answer["error"])
         return Converted(answer["text"], tuple(answer["passed"]))
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the child, while there is one."""
+        return self._child.process_id if self._child is not None else None
+
     def close(self) -> None:
         """Ends the child."""
         if self._child is not None:
@@ -132,6 +137,11 @@ class _Child:
             raise DataError(
                 f"cannot be converted: the program for it does not start; {said or 'it says nothing'}"
             ) from None
+
+    @property
+    def process_id(self) -> int:
+        """Of this process."""
+        return self._process.pid
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to a request.

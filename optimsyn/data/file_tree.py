@@ -58,7 +58,11 @@ def find_files(folder: Path, *, follow_links: bool = False) -> FileTree:
 
 def shown(path: Path) -> str:
     """A path as it can be printed: bytes that are no UTF-8 and control characters are replaced."""
-    text = os.fsencode(path).decode(errors="replace")
+    return printable(os.fsencode(path).decode(errors="replace"))
+
+
+def printable(text: str) -> str:
+    """A name without control characters, which could make a terminal do things, and without halves of characters."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 

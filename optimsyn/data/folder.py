@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimsyn.data.converter import Converter, converting
-from optimsyn.data.file_tree import Fault, FileTree, find_files, read_file, shown, size_of
+from optimsyn.data.file_tree import Fault, FileTree, find_files, printable, read_file, shown, size_of
 from optimsyn.data.kinds import CONVERTED, DOCUMENT_SUFFIXES, LISTED, TEXT_SUFFIXES, cure, missing_extra
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
@@ -101,28 +101,28 @@ def _read(path: Path, name: str, config: Documents, converter: Converter, found:
         found.faults.append(Fault(name, str(error), reason))
         return
     found.passed += [
-        Loss(id=f"{name}: {shown(Path(part))}", stage="documents", reason="an attachment") for part in inside
+        Loss(id=f"{name}: {printable(part)}", stage="documents", reason="an attachment") for part in inside
     ]
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").replace("\0", "")
     if not text.strip():
         scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
         wanted = "a scan without text? run OCR on it" if scan else "fill it"
-        found.faults.append(Fault(name, f"{path}: no text in it; {wanted} or remove it", "no text in it"))
+        found.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
         return
     heading = _HEADING.search(text[:2000]) if path.suffix.lower() != ".txt" else None
     title = heading.group(1) if heading else path.stem.replace("_", " ")
-    found.documents.append((str(path), Document(id=name, title=title, text=text, source=name, group=name)))
+    found.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
 
 
 def _text(path: Path, config: Documents, converter: Converter) -> tuple[str, tuple[str, ...]]:
     source = config.source
     if path.suffix.lower() in TEXT_SUFFIXES:
-        return decode(read_file(path, source.file_mb), str(path), source.encoding, settable=True), ()
+        return decode(read_file(path, source.file_mb), shown(path), source.encoding, settable=True), ()
     if size_of(path, source.file_mb) == 0:
         return "", ()
     try:
         converted = converter.convert(path)
     except DataError as error:
         said = str(error)
-        raise DataError(f"{path}{said}" if said.startswith(":") else f"{path}: {said}") from None
+        raise DataError(f"{shown(path)}{said}" if said.startswith(":") else f"{shown(path)}: {said}") from None
     return converted.text, converted.passed

@@ -69,6 +69,8 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
             f"{limits.inflated_mb}; split it or raise that"
         )
     text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    # RTF writes rare characters as two halves, which are joined; a single one could not be written to any file.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _BLANK_LINES.sub("\n\n", text).strip("\n"), passed
 
 
@@ -175,9 +177,7 @@ def _rich_text(data: bytes, limits: Limits) -> str:
         raise DataError("is no RTF file; save it anew or remove it")
     if data.count(b"{") > data.count(b"}") + 1:
         raise DataError("is a torn RTF file (groups are not closed); save it anew or remove it")
-    text = str(rtf_to_text(data.decode("latin-1"), encoding=limits.encoding or "cp1252", errors="replace"))
-    # Characters beyond the first 65,536 are written as two halves.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return str(rtf_to_text(data.decode("latin-1"), encoding=limits.encoding or "cp1252", errors="replace"))
 
 
 def _page(data: bytes, encoding: str | None) -> str:
