@@ -38,7 +38,8 @@ def write_epub(path: Path, text: str) -> None:
             "O/c.opf",
             '<?xml version="1.0"?><package xmlns="http://www.idpf.org/2007/opf" version="3.0"><metadata '
             'xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>Mills</dc:title></metadata><manifest><item id="a" '
-            'href="a.xhtml" media-type="application/xhtml+xml"/></manifest><spine><itemref idref="a"/></spine></package>',
+            'href="a.xhtml" media-type="application/xhtml+xml"/></manifest><spine><itemref idref="a"/></spine>'
+            "</package>",
         )
         page = f'<html xmlns="http://www.w3.org/1999/xhtml"><body><h1>The wheel</h1><p>{text}</p></body></html>'
         file.writestr("O/a.xhtml", page if text else "<html><body></body></html>")
