@@ -143,7 +143,7 @@ def test_a_file_that_takes_too_long_is_ended_and_the_next_is_read(tmp_path: Path
         assert "takes longer to convert than documents.limits.seconds = 1.5; split it or raise that" in said
     finally:
         limited.close()
-    found = read_documents(documents(tmp_path, on_error="skip", limits={"seconds": 3}))
+    found = read_documents(documents(tmp_path, on_error="skip", limits={"seconds": 10}))
     assert [d.id for d in found.documents] == ["short.docx"]
     assert [loss.id for loss in found.skipped] == ["long.docx"]
 
