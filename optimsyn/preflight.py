@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.data.chat import sample_of, split_context
-from optimsyn.data.documents import DocumentSet, read_documents
+from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled, shortened
+from optimsyn.data.sources import is_own_file, resolve, sampled, shortened
 from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
 from optimsyn.recipe import Recipe, Source, twin_problem
@@ -24,7 +24,7 @@ from optimsyn.shown import Shown
 if TYPE_CHECKING:
     from optimsyn.display.tables import Table
 
-# Converting PDF and Word files takes a second or so a megabyte.
+# Converting PDF, office and mail files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
 _FEW_VALIDATION = 8
 _FEW_TEST = 20
@@ -164,19 +164,23 @@ def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
         return None
     try:
         convert = True
-        path = resolve(source.path)
-        if path.is_dir() and not source.path.startswith(EMBEDDED_PREFIX):
-            from optimsyn.data.folder import BINARY_SUFFIXES, document_files
+        place = files_of(source)
+        if place is not None:
+            from optimsyn.data.folder import document_files, is_converted
 
-            binary = [file for file in document_files(path)[0] if file.suffix.lower() in BINARY_SUFFIXES]
-            convert = sum(file.stat().st_size for file in binary) <= _CONVERT_AT_ONCE
+            slow = [file for file in document_files(place, follow_links=source.follow_links)[0] if is_converted(file)]
+            convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE
             if not convert:
-                found.warnings.append(f"{path}: {len(binary)} PDF and Word files are converted when the run starts")
+                found.warnings.append(
+                    f"{place}: {len(slow)} files are converted from PDF and the like when the run starts"
+                )
         documents = read_documents(recipe.documents, convert=convert)
     except DataError as error:
         found.problems.append(f"documents.source: {error}")
         return None
     found.problems += shortened(documents.problems, "documents")
+    found.warnings += [f"documents: {documents.hint}"] if documents.hint else []
+    found.warnings += documents.remarks
     return documents if convert else None
 
 

@@ -292,7 +292,7 @@ class Recipe(Shown, Section):
         """
         import yaml
 
-        from optimsyn.recipe_yaml import parse_yaml
+        from optimsyn.recipe_yaml import LARGEST_FILE, parse_yaml
 
         file = Path(path)
         if file.is_dir():
@@ -301,6 +301,8 @@ class Recipe(Shown, Section):
             near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
             hint = f" Did you mean {file.parent / near[0]}?" if near else ""
             raise RecipeError(f"{file}: there is no such recipe file.{hint}")
+        if file.stat().st_size > LARGEST_FILE:
+            raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is no recipe; name the recipe file")
         try:
             raw = parse_yaml(decode(file.read_bytes(), str(file)))
         except yaml.YAMLError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from optimsyn.recipe_models import Section
+from optimsyn.text_files import text_encoding
 
 
 class Source(Section):
@@ -15,8 +16,9 @@ class Source(Section):
 
     path: str | None = Field(
         None,
-        description="File (JSONL, Parquet, CSV) or folder (.md .txt .html .pdf .docx), relative to the recipe's "
-        "folder; or `embedded:DOMAIN`, texts that come with optimsyn (quickstart, medicine, law ...).",
+        description="File of rows (JSONL, Parquet, CSV), one document or a folder of them (.md .txt .html .pdf .docx "
+        "...), relative to the recipe's folder; or `embedded:DOMAIN`, texts that come with optimsyn (quickstart, "
+        "medicine, law ...).",
     )
     hub: str | None = Field(None, description="Hugging Face dataset id, e.g. qiaojin/PubMedQA.")
     config: str | None = Field(None, description="Configuration name of the hub dataset.")
@@ -28,6 +30,16 @@ class Source(Section):
     )
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column equals this value.")
     limit: int | None = Field(None, ge=1, description="Use at most so many rows (a seeded sample).")
+    encoding: str | None = Field(
+        None, description="Of text files that are not UTF-8, such as cp1252; null: they are refused with a likely one."
+    )
+    file_mb: int = Field(1000, ge=1, description="Larger files are refused, packed ones by their size unpacked.")
+    follow_links: bool = Field(False, description="Read what symbolic links point at outside the folder.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return value if value is None else text_encoding(value)
 
     @model_validator(mode="after")
     def _one_of(self) -> Source:
@@ -57,10 +69,25 @@ def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
             raise ValueError(f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)")
 
 
+class FileLimits(Section):
+    """What converting one document file may take; a file beyond it is unreadable, as `on_error` says."""
+
+    inflated_mb: int = Field(200, ge=1, description="Size of a packed file (.docx, .epub ...) unpacked.")
+    inflated_ratio: int = Field(200, ge=10, description="How many times larger unpacked, from 10 MB on.")
+    nesting: int = Field(2, ge=0, description="Archives within archives, as embedded tables of a .docx are.")
+    pages: int = Field(2000, ge=1, description="Pages of a PDF.")
+    seconds: float = Field(120, gt=0, description="Time for one file.")
+    memory_mb: int = Field(2048, ge=64, description="Memory for one file, where the system can enforce it.")
+
+
 class Documents(Section):
     """The domain's texts and how they are cut into passages."""
 
     source: SourceField
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="Refuse unreadable, empty and repeated documents, all by name; or skip and count them."
+    )
+    limits: FileLimits = FileLimits()
     passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
     min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
 

@@ -1,4 +1,4 @@
-"""YAML text as plain values, read so that nothing in it is lost or repeated without a word."""
+"""YAML text as plain values, read so that nothing in it is lost or repeated without a word, and nothing blows up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,52 @@ from typing import Any
 
 import yaml
 
+# Far more than any recipe needs; what is beyond was made to fill a machine, or is no recipe.
+LARGEST_FILE = 2_000_000
+_CHARACTERS = 500_000
+_VALUES = 20_000
+_DEPTH = 40
+_DIGITS = 100
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a field given twice: YAML forbids it, PyYAML keeps the last one."""
+    """PyYAML's safe loader, with two more refusals.
+
+    A field given twice: YAML forbids it, PyYAML keeps the last one. And more values than a person writes, where what an
+    alias (`*name`) stands for counts each time: nine lines of nine aliases are a billion values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        # How many values a node holds with everything below it.
+        self._sizes: dict[int, int] = {}
+        self._written = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A value as it is written.
+
+        Raises:
+            yaml.YAMLError: There are too many of them, or they are nested too deeply.
+        """
+        self._depth += 1
+        if self._depth > _DEPTH:
+            self._refuse(f"it is nested too deeply, more than {_DEPTH} levels; check its brackets and indents")
+        self._written += 1
+        if self._written > _VALUES:
+            self._refuse(f"it holds more than {_VALUES:,} values; keep data in a file of its own")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if id(node) not in self._sizes:
+            self._sizes[id(node)] = _own_size(node) + sum(self._sizes.get(id(part), 0) for part in _parts(node))
+        if self._sizes[id(node)] > _VALUES:
+            self._refuse(f"its aliases (*) stand for more than {_VALUES:,} values; write out what is meant")
+        return node
+
+    def _refuse(self, message: str) -> None:
+        place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        raise yaml.composer.ComposerError(None, None, message, place)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as it is written, before what `<<` brings in.
@@ -33,6 +76,10 @@ class _Loader(yaml.SafeLoader):
         Raises:
             yaml.YAMLError: It looks like a date or a number but is none.
         """
+        if node.tag in _NUMBERS and len(node.value) > _DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of {len(node.value):,} digits; put quotes around what is text", node.start_mark
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:
@@ -41,12 +88,28 @@ class _Loader(yaml.SafeLoader):
             ) from None
 
 
+def _own_size(node: Any) -> int:
+    """One value; a long text counts as several, so that aliases cannot repeat it without end."""
+    return 1 + len(node.value) // 1000 if isinstance(node, yaml.ScalarNode) else 1
+
+
+def _parts(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: It is not valid YAML, gives a field twice, or is nested without end (an anchor inside itself).
+        yaml.YAMLError: It is not valid YAML, gives a field twice, is nested without end (an anchor inside itself), or
+            holds more than a person writes into a recipe.
     """
+    if len(text) > _CHARACTERS:
+        raise yaml.YAMLError(
+            f"it has {len(text):,} characters, more than the {_CHARACTERS:,} of any recipe; keep data in its own file"
+        )
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
         _walk(value, set(), set())

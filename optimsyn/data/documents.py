@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from optimsyn.data.file_tree import Fault
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
-from optimsyn.data.sources import EMBEDDED_PREFIX, Row, is_own_file, raise_problems, read_rows, resolve, sampled
+from optimsyn.data.sources import (
+    EMBEDDED_PREFIX,
+    ROW_SUFFIXES,
+    Row,
+    is_own_file,
+    read_rows,
+    resolve,
+    sampled,
+    shortened,
+)
 from optimsyn.data.text import encodable, kind_of, normalized
-from optimsyn.recipe import Documents
+from optimsyn.errors import DataError
+from optimsyn.recipe import Documents, Source
 
 _ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")
+_NAMED = 5
+_SKIP_HINT = "Mend them, or set documents.on_error: skip to go on without them (each is counted and named)."
 _FIELDS = ("text", "id", "title", "source", "license", "group")
 
 
@@ -22,19 +36,39 @@ class DocumentSet:
     Attributes:
         documents: The usable documents, in the order of the source, `limit` not yet applied.
         repeats: Documents with the text of an earlier one; questions may still name them.
-        losses: Rows of a hub dataset that were empty or repeated, and files of a folder that are no documents.
+        losses: Rows of a hub dataset that were empty or repeated, and all of `passed` and `skipped`.
         problems: Faults in the user's own files, which `load_documents` refuses.
+        passed: Files of a folder that are no documents, or of a kind whose extra is not installed.
+        skipped: Unreadable, empty and repeated documents under `on_error: skip`, with the whole message.
+        hint: What else could be done about `problems`.
     """
 
     documents: list[Document]
     repeats: list[Document]
     losses: list[Loss]
     problems: list[str]
+    passed: list[Loss] = field(default_factory=list)
+    skipped: list[Loss] = field(default_factory=list)
+    hint: str = ""
 
     @property
     def library(self) -> list[Document]:
         """All documents that open-book questions may name, whether or not pairs are made from them."""
         return [*self.documents, *self.repeats]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was skipped and passed over, by number and name, for a person who is about to start a run."""
+        lines = []
+        if self.skipped:
+            total = len(self.skipped) + len(self.documents)
+            head = f"documents: {len(self.skipped)} of {total} are skipped (documents.on_error: skip)"
+            lines.append("\n  ".join([head, *shortened([loss.detail for loss in self.skipped])]))
+        for reason in dict.fromkeys(loss.reason for loss in self.passed):
+            named = [loss.id for loss in self.passed if loss.reason == reason]
+            more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+            lines.append(f"documents: {len(named)} passed over: {', '.join(named[:_NAMED])}{more} ({reason})")
+        return lines
 
 
 def load_document_set(config: Documents) -> DocumentSet:
@@ -44,7 +78,8 @@ def load_document_set(config: Documents) -> DocumentSet:
         DataError: As for `load_documents`.
     """
     found = read_documents(config)
-    raise_problems(found.problems)
+    if found.problems:
+        raise DataError("\n".join([*shortened(found.problems), *([found.hint] if found.hint else [])]))
     return found
 
 
@@ -84,17 +119,65 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     """
     source = config.source
     losses: list[Loss] = []
-    problems: list[str] = []
-    if source.path is not None and not source.path.startswith(EMBEDDED_PREFIX) and resolve(source.path).is_dir():
+    passed: list[Loss] = []
+    faults = _Faults(skip=config.on_error == "skip")
+    place = files_of(source)
+    if place is not None:
         from optimsyn.data.folder import read_folder
 
-        documents = read_folder(resolve(source.path), losses, problems, convert=convert)
+        contents = read_folder(place, config, convert=convert)
+        passed, documents = contents.passed, contents.documents
+        for fault in contents.faults:
+            faults.add(fault)
     else:
-        documents = _documents_of(read_rows(source), is_own_file(source), losses, problems)
-    kept, repeats = _without_repeats(documents, is_own_file(source), losses, problems)
+        rows = read_rows(source, torn=faults.add if faults.skip else None)
+        documents = _documents_of(rows, is_own_file(source), losses, faults)
+    kept, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
+    problems = faults.problems
     if not kept and not problems and convert:
-        problems.append(f"{source.path or source.hub}: holds no document with text")
-    return DocumentSet(kept, repeats, losses, problems)
+        problems = [_nothing_left(source, faults.skipped)]
+    hint = _SKIP_HINT if faults.curable and kept else ""
+    return DocumentSet(kept, repeats, [*losses, *passed, *faults.skipped], problems, passed, faults.skipped, hint)
+
+
+def files_of(source: Source) -> Path | None:
+    """The folder, or the single file, that documents are read from as files; None for rows.
+
+    Raises:
+        DataError: There is nothing of that name.
+    """
+    if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
+        return None
+    place = resolve(source.path)
+    return None if place.suffix.lower() in ROW_SUFFIXES and not place.is_dir() else place
+
+
+class _Faults:
+    """Unreadable documents, which stop the run or are skipped, as the recipe's `on_error` says."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.problems: list[str] = []
+        self.skipped: list[Loss] = []
+        self.curable = 0
+
+    def add(self, fault: Fault) -> None:
+        """Takes one document's fault."""
+        if self.skip:
+            self.skipped.append(
+                Loss(id=fault.name, stage="documents", reason=f"skipped: {fault.reason}", detail=fault.message)
+            )
+        else:
+            self.problems.append(fault.message)
+            self.curable += 1
+
+
+def _nothing_left(source: Source, skipped: list[Loss]) -> str:
+    name = source.path or source.hub
+    if not skipped:
+        return f"{name}: holds no document with text"
+    count = "the only document" if len(skipped) == 1 else f"all {len(skipped)} documents"
+    return "\n  ".join([f"{name}: {count} would be skipped:", *shortened([loss.detail for loss in skipped])])
 
 
 def text_value(value: Any) -> str | None:
@@ -127,15 +210,22 @@ def label_value(value: Any) -> str:
     return str(value).strip()
 
 
-def _documents_of(rows: list[Row], own: bool, losses: list[Loss], problems: list[str]) -> list[tuple[str, Document]]:
+def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Faults) -> list[tuple[str, Document]]:
     documents = []
-    missing = 0
+    if all("text" not in row.values for row in rows):
+        # One sentence with the cure instead of the same complaint for every row.
+        columns = sorted({column for row in rows for column in row.values})
+        likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
+        faults.problems.append(
+            f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
+            f"recipe: documents.source.columns: {{text: {likely}}}"
+        )
+        return []
     for row in rows:
         values = row.values
         text = text_value(values.get("text"))
         name = label_value(values.get("id")) or row.key
         if text is None and "text" not in values:
-            missing += 1
             reason = "has no `text`"
         elif text is None:
             reason = f"`text` is {kind_of(values['text'])}, it must be text"
@@ -156,18 +246,13 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], problems: list
             documents.append((row.where, document))
             continue
         if own:
-            problems.append(f"{row.where}: document {reason}; give it a text or remove the row")
+            faults.add(
+                Fault(
+                    name, f"{row.where}: document {reason}; give it a text or remove the row", reason.partition(";")[0]
+                )
+            )
         else:
             losses.append(Loss(id=name, stage="documents", reason=reason))
-    if missing == len(rows):
-        # One sentence with the cure instead of the same complaint for every row.
-        del problems[-missing:]
-        columns = sorted({column for row in rows for column in row.values})
-        likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
-        problems.append(
-            f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
-            f"recipe: documents.source.columns: {{text: {likely}}}"
-        )
     return documents
 
 
@@ -176,7 +261,7 @@ def _broken_field(values: dict[str, Any]) -> str | None:
 
 
 def _without_repeats(
-    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], problems: list[str]
+    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: _Faults
 ) -> tuple[list[Document], list[Document]]:
     """Repeated ids and texts: refused in files that the user can mend, merged and counted for hub datasets.
 
@@ -191,7 +276,8 @@ def _without_repeats(
         if key in by_text:
             first, first_id = by_text[key]
             if own:
-                problems.append(f"{where}: the same text as {first} (but for case and white space); remove one")
+                message = f"{where}: the same text as {first} (but for case and white space); remove one"
+                faults.add(Fault(document.id, message, "the text of another"))
             else:
                 losses.append(Loss(id=document.id, stage="documents", reason=f"same text as {first_id}"))
             repeats.append(document)
@@ -199,7 +285,8 @@ def _without_repeats(
         by_text[key] = (where, document.id)
         if document.id in by_id:
             if own:
-                problems.append(f"{where}: id {document.id!r} is taken by {by_id[document.id]}; ids must be unique")
+                message = f"{where}: id {document.id!r} is taken by {by_id[document.id]}; ids must be unique"
+                faults.add(Fault(document.id, message, "id is taken"))
                 continue
             document = document.model_copy(update={"id": _free_id(document.id, by_id)})
         by_id[document.id] = where

@@ -1,118 +1,128 @@
-"""A folder of Markdown, text, HTML, PDF and Word files as documents."""
+"""One document file, or a folder of them, as documents."""
 
 from __future__ import annotations
 
-import os
 import re
-import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from optimsyn.data.converter import Converter, converting
+from optimsyn.data.file_tree import Fault, FileTree, find_files, printable, read_file, shown, size_of
+from optimsyn.data.kinds import CONVERTED, DOCUMENT_SUFFIXES, LISTED, TEXT_SUFFIXES, cure, missing_extra
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.sources import ROW_SUFFIXES
 from optimsyn.data.text import encodable
 from optimsyn.errors import DataError
+from optimsyn.recipe import Documents
 from optimsyn.text_files import decode
 
-TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".rst"})
-PAGE_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
-BINARY_SUFFIXES = frozenset({".pdf", ".docx"})
 _HEADING = re.compile(r"^#{1,3}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
-def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files below a folder in a fixed order: those that are documents, and the others; hidden ones are left out."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith((".", "~$")) for part in path.relative_to(folder).parts)
-    )
-    wanted = TEXT_SUFFIXES | PAGE_SUFFIXES | BINARY_SUFFIXES
-    return [p for p in files if p.suffix.lower() in wanted], [p for p in files if p.suffix.lower() not in wanted]
+@dataclass
+class FolderContents:
+    """What a folder holds.
+
+    Attributes:
+        documents: Each with its path, for messages.
+        faults: Files that cannot be read, with what to do about each.
+        passed: Files that are no documents, or of a kind whose extra is not installed.
+    """
+
+    documents: list[tuple[str, Document]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    passed: list[Loss] = field(default_factory=list)
 
 
-def read_folder(
-    folder: Path, losses: list[Loss], problems: list[str], *, convert: bool = True
-) -> list[tuple[str, Document]]:
-    """The documents below a folder, each with its path for messages.
+def document_files(place: Path, *, follow_links: bool = False) -> tuple[list[Path], FileTree]:
+    """The files that are documents, in a fixed order, and all that was found; a single file is a folder of one."""
+    tree = find_files(place, follow_links=follow_links) if place.is_dir() else FileTree([place])
+    wanted = [p for p in tree.files if p.suffix.lower() in DOCUMENT_SUFFIXES and not missing_extra(p.suffix.lower())]
+    return wanted, tree
+
+
+def is_converted(path: Path) -> bool:
+    """True for kinds whose conversion takes its time."""
+    return path.suffix.lower() in CONVERTED
+
+
+def read_folder(place: Path, config: Documents, *, convert: bool = True) -> FolderContents:
+    """The documents below a folder, or of a single file.
 
     The id is the path relative to the folder; the title the first heading or the file's name.
 
     Args:
-        folder: Searched with all its subfolders.
-        losses: Files that are no documents are added here.
-        problems: Files that are empty, unreadable or not UTF-8 are added here.
-        convert: Convert PDF and Word files; False skips them.
+        place: Searched with all its subfolders.
+        config: The recipe's `documents` section.
+        convert: Convert PDF, office and mail files; False skips them.
+
+    Raises:
+        DataError: There is no file that could be read.
     """
-    files, others = document_files(folder)
-    if not files:
-        rows = [p.name for p in others if p.suffix.lower() in ROW_SUFFIXES]
-        hint = f" Name the file itself: {folder / rows[0]}" if rows else ""
-        problems.append(f"{folder}: holds no .md, .txt, .html, .pdf or .docx file.{hint}")
-    for path in others:
-        cure = "save it as .docx" if path.suffix.lower() in {".doc", ".rtf", ".odt"} else "not a kind that is read"
-        name = os.fsencode(path.relative_to(folder)).decode(errors="replace")
-        losses.append(Loss(id=name, stage="documents", reason=f"{path.suffix}: {cure}"))
-    documents = []
-    converter: Any = None
-    for path in files:
-        binary = path.suffix.lower() in BINARY_SUFFIXES
-        if not encodable(str(path)):
-            shown = os.fsencode(path).decode(errors="replace")
-            problems.append(f"{shown}: the file's name is not UTF-8 and cannot be an id; rename the file")
-            continue
-        if binary and not convert:
-            continue
-        try:
-            if path.suffix.lower() in TEXT_SUFFIXES:
-                text = decode(path.read_bytes(), str(path))
-            else:
-                converter = converter or _converter()
-                text = _converted(converter, path)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").replace("\0", "")
-        if not text.strip():
-            cure = "a scan without text? run OCR on it" if path.suffix.lower() == ".pdf" else "fill it"
-            problems.append(f"{path}: no text in it; {cure} or remove it")
-            continue
-        name = path.relative_to(folder).as_posix()
-        heading = _HEADING.search(text[:2000]) if path.suffix.lower() != ".txt" else None
-        title = heading.group(1) if heading else path.stem.replace("_", " ")
-        documents.append((str(path), Document(id=name, title=title, text=text, source=name, group=name)))
-    return documents
+    files, tree = document_files(place, follow_links=config.source.follow_links)
+    root = place if place.is_dir() else place.parent
+    found = FolderContents(faults=list(tree.faults), passed=list(tree.passed))
+    unread = sorted(set(tree.files) - set(files))
+    if not files and not found.faults:
+        raise DataError(_nothing(place, unread))
+    for path in unread:
+        suffix = path.suffix.lower()
+        found.passed.append(
+            Loss(id=shown(path.relative_to(root)), stage="documents", reason=f"{suffix}: {cure(suffix)}")
+        )
+    with converting(config.limits, config.source.encoding) as converter:
+        for path in files:
+            name = path.relative_to(root).as_posix()
+            if not encodable(str(path)):
+                message = f"{shown(path)}: the file's name is not UTF-8 and cannot be an id; rename the file"
+                found.faults.append(Fault(shown(Path(name)), message, "name is not UTF-8"))
+            elif convert or not is_converted(path):
+                _read(path, name, config, converter, found)
+    return found
 
 
-def _converter() -> Any:
-    from markitdown import MarkItDown
-    from markitdown.converters import DocxConverter, HtmlConverter, PdfConverter
+def _nothing(place: Path, unread: list[Path]) -> str:
+    if not place.is_dir():
+        suffix = place.suffix.lower()
+        return f"{shown(place)}: {suffix or 'a file without suffix'}: {cure(suffix)}"
+    rows = [path for path in unread if path.suffix.lower() in ROW_SUFFIXES]
+    hints = [f"Name the file itself: {shown(rows[0])}"] if rows else []
+    extras = sorted({extra for path in unread if (extra := missing_extra(path.suffix.lower()))})
+    hints += [f"Files there need an extra: pip install 'optimsyn[{','.join(extras)}]'"] if extras else []
+    return " ".join([f"{place}: holds no document file ({LISTED}).", *hints])
 
-    # No plugins: what is installed beside us must not change the text. And no other kinds: what fails as a Word file
-    # would be tried as an archive, whose listing would pass for a document.
-    converter = MarkItDown(enable_builtins=False, enable_plugins=False)
-    for kind in (HtmlConverter, PdfConverter, DocxConverter):
-        converter.register_converter(kind())
-    return converter
 
-
-def _converted(converter: Any, path: Path) -> str:
-    import logging
-
-    from markitdown import MarkItDownException
-
-    # pdfminer warns about every odd font of every page.
-    logging.getLogger("pdfminer").setLevel(logging.ERROR)
-    if path.stat().st_size == 0:
-        return ""
-    # A broken Word file would come back as plain text: its compressed bytes.
-    if path.suffix.lower() == ".docx" and not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: is no whole .docx file (torn, or locked by a password); save it anew or remove it")
-    if path.suffix.lower() == ".pdf" and b"%PDF" not in path.read_bytes()[:1024]:
-        raise DataError(f"{path}: is no PDF file; save it anew or remove it")
+def _read(path: Path, name: str, config: Documents, converter: Converter, found: FolderContents) -> None:
     try:
-        return str(converter.convert_local(path).text_content)
-    except MarkItDownException as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise DataError(f"{path}: cannot be converted ({reason}); save it anew or remove it") from error
+        text, inside = _text(path, config, converter)
+    except DataError as error:
+        reason = "not UTF-8" if "UTF-" in str(error) else "cannot be read"
+        found.faults.append(Fault(name, str(error), reason))
+        return
+    found.passed += [
+        Loss(id=f"{name}: {printable(part)}", stage="documents", reason="an attachment") for part in inside
+    ]
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").replace("\0", "")
+    if not text.strip():
+        scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
+        wanted = "a scan without text? run OCR on it" if scan else "fill it"
+        found.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
+        return
+    heading = _HEADING.search(text[:2000]) if path.suffix.lower() != ".txt" else None
+    title = heading.group(1) if heading else path.stem.replace("_", " ")
+    found.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
+
+
+def _text(path: Path, config: Documents, converter: Converter) -> tuple[str, tuple[str, ...]]:
+    source = config.source
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        return decode(read_file(path, source.file_mb), shown(path), source.encoding, settable=True), ()
+    if size_of(path, source.file_mb) == 0:
+        return "", ()
+    try:
+        converted = converter.convert(path)
+    except DataError as error:
+        said = str(error)
+        raise DataError(f"{shown(path)}{said}" if said.startswith(":") else f"{shown(path)}: {said}") from None
+    return converted.text, converted.passed

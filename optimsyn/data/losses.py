@@ -12,8 +12,10 @@ class Loss(Record):
         id: Id of the document, passage, question or pair that was lost.
         stage: Where it was lost: `documents`, `passages`, `questions`, `split`, `checks`, ...
         reason: Why, in a few words for a person.
+        detail: The whole message, where the few words of `reason`, by which losses are counted, do not say it all.
     """
 
     id: str
     stage: str
     reason: str
+    detail: str = ""

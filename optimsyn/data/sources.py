@@ -11,15 +11,16 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from optimsyn.data.file_tree import Fault, check_size, read_file, size_of
 from optimsyn.errors import DataError
 from optimsyn.recipe import Source
 from optimsyn.text_files import decode
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+_SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 EMBEDDED_PREFIX = "embedded:"
 # A mapping such as `choices: '=["yes", "no", "maybe"]'` gives every row the same value.
 LITERAL_PREFIX = "="
@@ -104,12 +105,15 @@ def resolve(path: str) -> Path:
     return found
 
 
-def read_rows(source: Source, embedded_file: str = "documents.jsonl") -> list[Row]:
+def read_rows(
+    source: Source, embedded_file: str = "documents.jsonl", *, torn: Callable[[Fault], None] | None = None
+) -> list[Row]:
     """All rows of a file or hub dataset, after the source's `where` and `columns`; `limit` is left to the caller.
 
     Args:
         source: A file (JSONL, JSON list, Parquet, CSV, TSV) or a hub dataset.
         embedded_file: The file that an `embedded:` source means.
+        torn: Told of each line of a JSONL file that is no row, which is left out; without it they are refused.
 
     Raises:
         DataError: The source cannot be read; names the file, the row and the cure.
@@ -126,7 +130,7 @@ def read_rows(source: Source, embedded_file: str = "documents.jsonl") -> list[Ro
         if path.is_dir():
             raise DataError(f"{path}: is a folder; questions come from a file ({', '.join(ROW_SUFFIXES)})")
         name = path.name
-        raw = [(f"{path}:{n}", f"{path.stem}:{n}", row) for n, row in _read_file(path)]
+        raw = [(f"{path}:{n}", f"{path.stem}:{n}", row) for n, row in _read_file(path, source, torn)]
     if not raw:
         raise DataError(f"{name}: there are no rows in it")
     known = {column for _, _, row in raw for column in row}
@@ -164,27 +168,29 @@ def exploded(rows: Sequence[Row], source: Source, field: str = "question") -> li
     return single
 
 
-def _read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".json": _read_json,
-        ".parquet": _read_parquet,
-        ".csv": partial(_read_csv, delimiter=None),
-        ".tsv": partial(_read_csv, delimiter="\t"),
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+def _read_file(
+    path: Path, source: Source, torn: Callable[[Fault], None] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    suffix = path.suffix.lower()
+    if suffix not in ROW_SUFFIXES:
         raise DataError(
-            f"{path}: cannot read {path.suffix or 'a file without suffix'} as rows; use {', '.join(readers)}"
+            f"{path}: cannot read {path.suffix or 'a file without suffix'} as rows; use {', '.join(ROW_SUFFIXES)}"
+            + ("; export a sheet as .csv" if suffix in _SPREADSHEETS else "")
         )
-    return reader(path)
+    if suffix == ".parquet":
+        size_of(path, source.file_mb)
+        return _read_parquet(path, source.file_mb)
+    text = decode(read_file(path, source.file_mb), str(path), source.encoding, settable=True)
+    if suffix == ".json":
+        return _read_json(path, text)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, text, "\t" if suffix == ".tsv" else None)
+    return _read_jsonl(path, text, torn)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path, text: str, torn: Callable[[Fault], None] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     problems = []
     rows = []
-    text = decode(path.read_bytes(), str(path))
     # Not splitlines(): U+2028 and form feeds are legal inside JSON strings.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -196,12 +202,16 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise DataError(
                     f"{path}: looks like one JSON list; rename it to .json or write one object a line"
                 ) from None
-            problems.append(f"{path}:{number}: not valid JSON ({_json_fault(error)}); mend or remove this line")
-            continue
-        if isinstance(row, dict):
-            rows.append((number, row))
+            problem = f"{path}:{number}: not valid JSON ({_json_fault(error)}); mend or remove this line"
         else:
-            problems.append(f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}")
+            if isinstance(row, dict):
+                rows.append((number, row))
+                continue
+            problem = f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}"
+        if torn is None:
+            problems.append(problem)
+        else:
+            torn(Fault(f"{path.stem}:{number}", problem, "not valid JSON"))
     raise_problems(problems)
     return iter(rows)
 
@@ -213,9 +223,9 @@ def _json_fault(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_json(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        rows = json.loads(decode(path.read_bytes(), str(path)))
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); one object a line? use .jsonl") from None
     except (ValueError, RecursionError) as error:
@@ -225,13 +235,20 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return enumerate(rows, 1)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # A single file, also below folders named like partitions ("lang=en").
-        table = pq.ParquetFile(path).read()
+        # A single file, also below folders named like partitions ("lang=en"); a little at a time, since a small one
+        # may unpack to more than the machine holds.
+        file = pq.ParquetFile(path)
+        parts, size = [], 0
+        for part in file.iter_batches(batch_size=1000):
+            size += part.nbytes
+            check_size(path, size, limit_mb)
+            parts.append(part)
+        table = pa.Table.from_batches(parts, schema=parts[0].schema if parts else file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}; write the file anew"
@@ -251,8 +268,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return enumerate([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)], 1)
 
 
-def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = decode(path.read_bytes(), str(path))
+def _read_csv(path: Path, text: str, delimiter: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     if "\0" in text:
         raise DataError(f"{path}: holds NUL bytes, so it is no CSV text; export it again as CSV in UTF-8")
     # Spreadsheets write whole documents into one cell; the module's limit is 128 KiB.

@@ -96,8 +96,9 @@ def stage_outcome(stage: str, numbers: Mapping[str, Any]) -> str:
 
 def _prepare(numbers: Mapping[str, Any]) -> str:
     lost = f", {numbers['lost']:,} rows lost" if numbers.get("lost") else ""
+    skipped = f" ({numbers['skipped']:,} skipped)" if numbers.get("skipped") else ""
     return (
-        f"{_count(numbers['documents'], 'document')}, {_count(numbers['passages'], 'passage')}, "
+        f"{_count(numbers['documents'], 'document')}{skipped}, {_count(numbers['passages'], 'passage')}, "
         f"{numbers['validation']:,} validation and {numbers['test']:,} test questions{lost}"
     )
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Question
     from optimsyn.runs.folder import Run
 
+_NAMED = 8
+
 
 def run(run: Run) -> StageResult:
     """Reads the recipe's data and writes it into the run; rows lost on the way are listed with their reason.
@@ -51,6 +53,7 @@ def run(run: Run) -> StageResult:
                 ("passages", len(passages), f"{words[0]} to {words[-1]} words, median {words[len(words) // 2]}"),
                 ("validation questions", len(validation), _subtasks(validation)),
                 ("test questions", len(test), _subtasks(test)),
+                *_skipped(found.skipped),
                 ("rows lost", len(lost), "; ".join(f"{n} {why}" for why, n in Counter(x.reason for x in lost).items())),
             ],
             numbers={
@@ -59,6 +62,8 @@ def run(run: Run) -> StageResult:
                 "validation": len(validation),
                 "test": len(test),
                 "lost": len(lost),
+                "skipped": len(found.skipped),
+                "passed_over": len(found.passed),
             },
         )
         write_json(
@@ -96,6 +101,15 @@ def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[
             f"questions: none of {len(questions)} fits models.target.max_length ({spec.max_length} tokens); raise it"
         )
     return kept, lost
+
+
+def _skipped(skipped: list[Loss]) -> list[tuple[str, int, str]]:
+    """A row for what `documents.on_error: skip` left out; none where nothing was."""
+    if not skipped:
+        return []
+    named = [f"{loss.id} ({loss.reason.removeprefix('skipped: ')})" for loss in skipped[:_NAMED]]
+    rest = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    return [("documents skipped", len(skipped), f"{', '.join(named)}{rest}; prepare/lost.jsonl says more of each")]
 
 
 def _subtasks(questions: list[Question]) -> str:

@@ -1,0 +1,64 @@
+"""Which kinds of files are documents, what reads them, and what to do about the others."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that is converted.
+
+    Attributes:
+        module: What has to be importable for it; None for what comes with optimsyn.
+        extra: The extra of optimsyn that installs it.
+        packed: It is a zip archive inside.
+    """
+
+    module: str | None = None
+    extra: str | None = None
+    packed: bool = False
+
+
+TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".rst"})
+PAGE_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+CONVERTED: dict[str, Kind] = {
+    ".pdf": Kind(),
+    ".docx": Kind(packed=True),
+    ".epub": Kind(packed=True),
+    ".eml": Kind(),
+    ".xlsx": Kind("openpyxl", "xlsx", packed=True),
+    ".pptx": Kind("pptx", "pptx", packed=True),
+    ".odt": Kind("odfdo", "odt", packed=True),
+    ".rtf": Kind("striprtf", "rtf"),
+}
+DOCUMENT_SUFFIXES = TEXT_SUFFIXES | PAGE_SUFFIXES | CONVERTED.keys()
+# The kinds that need nothing further, for messages.
+LISTED = ".md .txt .rst .html .pdf .docx .epub .eml, and with extras .xlsx .pptx .odt .rtf"
+_CURES = {
+    **dict.fromkeys((".doc", ".dot", ".wpd", ".pages", ".wps"), "save it as .docx"),
+    **dict.fromkeys((".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), "save it as .xlsx"),
+    **dict.fromkeys((".ppt", ".pps", ".ppsx", ".odp", ".key"), "save it as .pptx"),
+    **dict.fromkeys((".mobi", ".azw", ".azw3", ".fb2"), "convert it to .epub"),
+    **dict.fromkeys((".msg", ".mbox", ".pst"), "save its letters as .eml"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"), "unpack it"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp"), "a picture; run OCR where it is text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"), "rows; name the file itself as source"),
+}
+
+
+def missing_extra(suffix: str) -> str | None:
+    """The extra to install before files of this kind can be read; None where nothing is missing."""
+    kind = CONVERTED.get(suffix)
+    if kind is None or kind.module is None or importlib.util.find_spec(kind.module) is not None:
+        return None
+    return kind.extra
+
+
+def cure(suffix: str) -> str:
+    """What to do about a file that is no document, in a few words."""
+    extra = missing_extra(suffix)
+    if extra is not None:
+        return f"read with the extra: pip install 'optimsyn[{extra}]'"
+    return _CURES.get(suffix, "not a kind that is read")
