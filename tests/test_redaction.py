@@ -87,7 +87,8 @@ def test_a_secret_is_found_by_place_and_not_shown(monkeypatch: pytest.MonkeyPatc
         assert find_secret(tree) == message
     commit = "c1899de289a04d12100db370d81485cdf75e47ca"
     assert find_secret({"source": {"revision": commit}}) is None
-    assert find_secret({"source": {"hub": commit}}) == "source.hub looks like a key"
+    assert find_secret({"source": {"hub": commit}}) is None
+    assert find_secret({"source": {"token": commit}}) == "source.token is named like a key"
 
 
 trees = st.recursive(

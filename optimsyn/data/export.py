@@ -11,6 +11,7 @@ from optimsyn.data.chat import sample_of
 from optimsyn.data.jsonl import write_jsonl, write_text
 from optimsyn.data.records import Document, Pair
 from optimsyn.errors import DataError
+from optimsyn.redaction import kept_tree
 
 if TYPE_CHECKING:
     from optimsyn.judgements import Judgement
@@ -48,7 +49,7 @@ def export_dataset(
     if not rows:
         raise DataError(f"{folder}: there is no pair to export")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_parquet(folder / PARQUET, [lineage_row(row) for row in rows])
+    _write_parquet(folder / PARQUET, [kept_tree(lineage_row(row)) for row in rows])
     write_jsonl(folder / JSONL, [_chat_row(row) for row in rows])
     write_text(folder / CARD, dataset_card(rows, recipe=recipe, variant=variant, losses=losses, documents=documents))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from optimsyn.data.documents import load_document_set
 from optimsyn.data.jsonl import write_json, write_jsonl
@@ -12,11 +13,14 @@ from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_questions
 from optimsyn.data.sources import sampled
 from optimsyn.errors import DataError, ModelError
+from optimsyn.redaction import kept_tree
 from optimsyn.stages.result import StageResult
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Question
+    from optimsyn.data.records import Question, Record
     from optimsyn.runs.folder import Run
+
+RecordT = TypeVar("RecordT", bound="Record")
 
 
 def run(run: Run) -> StageResult:
@@ -30,11 +34,12 @@ def run(run: Run) -> StageResult:
         if stage.finished:
             return StageResult.load(run, "prepare")
         found = load_document_set(recipe.documents)
-        documents = sampled(found.documents, recipe.documents.source.limit, recipe.seed)
+        # Here, before passages are counted off in them: a key of this run in a document would go to every service.
+        documents = _without_keys(sampled(found.documents, recipe.documents.source.limit, recipe.seed))
         passages, lost_passages = split_passages(documents, recipe.documents)
         sets = load_questions(recipe.questions, found.library, recipe.seed)
-        validation, too_long = _fitting(run, sets.validation)
-        test, test_too_long = _fitting(run, sets.test)
+        validation, too_long = _fitting(run, _without_keys(sets.validation))
+        test, test_too_long = _fitting(run, _without_keys(sets.test))
         write_jsonl(run.path("prepare", "documents.jsonl"), documents)
         write_jsonl(run.path("prepare", "passages.jsonl"), passages)
         write_jsonl(run.path("prepare", "validation.jsonl"), validation)
@@ -70,6 +75,16 @@ def run(run: Run) -> StageResult:
             },
         )
         return result.save(run)
+
+
+def _without_keys(records: Sequence[RecordT]) -> list[RecordT]:
+    """The records without the values of this run's secret variables; what only looks like a key is data."""
+    clean = []
+    for record in records:
+        raw = record.model_dump(mode="json")
+        cleaned = kept_tree(raw)
+        clean.append(record if cleaned == raw else type(record).model_validate(cleaned))
+    return clean
 
 
 def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[Loss]]:
