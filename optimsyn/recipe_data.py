@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -63,6 +63,11 @@ class Documents(Section):
     source: SourceField
     passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
     min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
+    on_injection: Literal["flag", "drop"] = Field(
+        "flag",
+        description="Passages that talk to a language model (`ignore previous instructions`, control tokens): flag: "
+        "they are counted, named in the run, and used; drop: they are dropped (and counted as lost).",
+    )
 
     @model_validator(mode="after")
     def _known_columns(self) -> Documents:

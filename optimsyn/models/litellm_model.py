@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from optimsyn.errors import ServiceError
+from optimsyn.models import embedded_prompt
 from optimsyn.models.failures import (
     LONGEST_WAIT_S,
     NO_KEY,
@@ -263,10 +264,8 @@ class EmbeddedModel(LiteLLMModel):
         started = time.monotonic()
         try:
             async with asyncio.timeout(limit + 5), httpx.AsyncClient(trust_env=False, timeout=limit) as client:
-                response = await client.post(
-                    f"{base}/chat/completions",
-                    json={"model": self._service_name().partition("/")[2], **body},
-                    headers={"Authorization": f"Bearer {key}"},
+                response = await embedded_prompt.post(
+                    client, str(base), str(key), {"model": self._service_name().partition("/")[2], **body}
                 )
         except (TimeoutError, httpx.TimeoutException):
             return timed_out(limit)
@@ -275,7 +274,8 @@ class EmbeddedModel(LiteLLMModel):
         if response.status_code >= 400:
             return refused(response.status_code, response.text, response.headers, key)
         try:
-            found = json.loads(response.text, object_hook=lambda item: SimpleNamespace(**item))
+            chat = json.dumps(embedded_prompt.as_chat(json.loads(response.text)))
+            found = json.loads(chat, object_hook=lambda item: SimpleNamespace(**item))
         except ValueError:
             return no_reply("the reply is not JSON")
         return self._reply(found, time.monotonic() - started, key)
