@@ -39,11 +39,12 @@ _KINDS = {
         re.I,
     ),
     "gives a model a role": re.compile(
-        r"\b(?:you are now (?:an?|in|free|no longer)|from now on,? you (?:are|will|must)|act as an? (?:unrestricted|uncensored|jailbroken)|"
-        r"pretend (?:that )?you are an? (?:ai|assistant|language model)|you are (?:chatgpt|an? (?:ai|large) "
-        r"(?:assistant|language model)))\b|\b(?:note|message|instructions?) (?:to|for) (?:the |any )?"
-        r"(?:ai|llm|language model|assistant|chatbot)s?\b|\bdu bist (?:jetzt|ab jetzt|nun) ein\w* (?:ki|assistent|sprachmodell)\b"
-        r"|你现在是.{0,12}(?:助手|模型)",
+        r"\b(?:you are now (?:an?|in|free|no longer)|from now on,? you (?:are|will|must)"
+        r"|act as an? (?:unrestricted|uncensored|jailbroken)"
+        r"|pretend (?:that )?you are an? (?:ai|assistant|language model)"
+        r"|you are (?:chatgpt|an? (?:ai|large) (?:assistant|language model)))\b"
+        r"|\b(?:note|message|instructions?) (?:to|for) (?:the |any )?(?:ai|llm|language model|assistant|chatbot)s?\b"
+        r"|\bdu bist (?:jetzt|ab jetzt|nun) ein\w* (?:ki|assistent|sprachmodell)\b|你现在是.{0,12}(?:助手|模型)",
         re.I,
     ),
     "marks a turn of a chat": re.compile(
