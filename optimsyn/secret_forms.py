@@ -35,6 +35,8 @@ def holds(text: str, secret: str) -> bool:
 def _forms(secrets: tuple[str, ...]) -> tuple[str, ...]:
     """Of all secrets, the longest first, so that one inside another leaves no rest."""
     found = {form for secret in secrets for form in _forms_of(secret) if len(form) >= _SHORTEST_FORM}
+    # Whatever somebody wrote is a row of JSON lines in the end.
+    found |= {json.dumps(form, ensure_ascii=plain)[1:-1] for form in found for plain in (False, True)}
     return tuple(sorted(found, key=lambda form: (-len(form), form)))
 
 
@@ -62,7 +64,11 @@ def _escaped(secret: str) -> Iterator[str]:
         once = json.dumps(secret, ensure_ascii=plain)[1:-1]
         # JSON inside of JSON: a reply that holds an object, kept as a row.
         twice = json.dumps(once, ensure_ascii=plain)[1:-1]
-        for written in (once, twice):
+        # As services in Go write it, for pages.
+        paged = once
+        for sign in "<>&'":
+            paged = paged.replace(sign, f"\\u{ord(sign):04x}")
+        for written in (once, twice, paged):
             yield from (written, written.replace("/", "\\/"), written.replace("/", "\\\\/"))
     yield repr(secret)[1:-1]
     yield from (html.escape(secret), html.escape(secret, quote=False))
