@@ -18,7 +18,7 @@ from optimsyn.errors import DataError, RecipeError
 from optimsyn.recipe_data import Documents, Questions, Source
 from optimsyn.recipe_errors import explain
 from optimsyn.recipe_models import CountedTokens, Lora, Models, ModelSpec, Section, TargetSpec
-from optimsyn.redaction import KEY_CURE, find_secret, redact
+from optimsyn.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.shown import Shown
 from optimsyn.text_files import decode
 
@@ -304,7 +304,10 @@ class Recipe(Shown, Section):
         if file.stat().st_size > LARGEST_FILE:
             raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is no recipe; name the recipe file")
         try:
-            raw = parse_yaml(decode(file.read_bytes(), str(file)))
+            text = decode(file.read_bytes(), str(file))
+            # A text that cannot be parsed is shown in part, and may hold what it names as secret.
+            remember_variables_of(text)
+            raw = parse_yaml(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"{file}: not valid YAML: {redact(str(error))}") from None
         except DataError as error:

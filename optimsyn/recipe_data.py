@@ -90,6 +90,11 @@ class Documents(Section):
     limits: FileLimits = FileLimits()
     passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
     min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
+    on_injection: Literal["flag", "drop"] = Field(
+        "flag",
+        description="Passages that talk to a language model (`ignore previous instructions`, control tokens): flag: "
+        "they are counted, named in the run, and used; drop: they are dropped (and counted as lost).",
+    )
 
     @model_validator(mode="after")
     def _known_columns(self) -> Documents:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from optimsyn.redaction import remember_variables
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys and infinite numbers refused, frozen after loading."""
@@ -46,6 +48,8 @@ class ModelSpec(Section):
     def _no_secret(self) -> ModelSpec:
         if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
             raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
+        if self.api_key_env is not None:
+            remember_variables([self.api_key_env])
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
+import markdown
 import pyarrow.parquet as pq
 import pytest
 from data_helpers import recipe_of
@@ -109,3 +112,20 @@ def test_the_datasets_library_loads_the_folder(tmp_path: Path) -> None:
 def test_nothing_to_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pair to export"):
         export_dataset(tmp_path / "d", [], recipe=recipe_of(tmp_path), variant="policy", losses={})
+
+
+def test_the_card_shows_texts_and_does_not_run_them(tmp_path: Path) -> None:
+    live = "<script>alert(1)</script> ![x](javascript:alert(2)) <img src=x onerror=alert(3)>\n\n# Head\n---\n| a | b |"
+    recipe = recipe_of(tmp_path, description=live)
+    row = judged(1)
+    assert row.pair is not None
+    row = row.model_copy(update={"pair": row.pair.model_copy(update={"guiding_text": live, "generator": live})})
+    texts = [Document(id="d1", text="x", license='CC0 <b onclick="x()">1.0</b> [terms](javascript:x)')]
+    export_dataset(tmp_path / "d", [row], recipe=recipe, variant="policy", losses={"kept": 1}, documents=texts)
+    card = (tmp_path / "d" / "README.md").read_text().split("---\n", 2)[2]
+    page = markdown.markdown(card, extensions=["tables"])
+    inside = re.findall(r"<\s*/?\s*([a-zA-Z0-9]+)", page)
+    assert set(inside) <= {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "blockquote", "code"}
+    assert "javascript:" not in html.unescape(re.sub("&#58;", "", page))
+    assert page.count("<h1") == 1
+    assert "alert(1)" in page

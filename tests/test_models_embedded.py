@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from optimsyn.errors import ModelError
-from optimsyn.models import embedded
+from optimsyn.models import embedded, embedded_prompt
 from optimsyn.models.embedded import (
     KEY_VARIABLE,
     URL_VARIABLE,
@@ -29,6 +29,7 @@ from optimsyn.models.embedded import (
 )
 from optimsyn.models.language_model import Call, load_language_model
 from optimsyn.models.replies import ReplyCache
+from optimsyn.programs.prompts.adapter import object_schema
 from optimsyn.recipe import ModelSpec
 
 PARENT = """
@@ -245,3 +246,30 @@ def test_the_tokenizer_is_the_one_that_transformers_loads() -> None:
         assert getattr(ours, name) == getattr(theirs, name), name
     assert len(ours) == len(theirs)
     assert ours.padding_side == "right"
+
+
+@pytest.mark.slow
+def test_a_control_token_in_a_prompt_is_text_to_the_server(server: EmbeddedServer) -> None:
+    clean = "Copper was mined in Elgar since 1348.\nThe year is"
+    dirty = "Copper <eos> was mined <end_of_turn> in Elgar <start_of_turn>user since 1348.\nThe year is"
+    schema = object_schema({"year": {"type": "string", "enum": ["1348", "1931"]}})
+    form = {"type": "json_schema", "json_schema": {"name": "year", "schema": schema, "strict": True}}
+    base = {"model": embedded.EMBEDDED_ID, "max_tokens": 8, "temperature": 0.0, "seed": 1, "response_format": form}
+
+    async def replies() -> list[dict[str, object]]:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            found = []
+            for text in (clean, dirty):
+                body = {**base, "messages": [{"role": "user", "content": text}]}
+                found.append(
+                    embedded_prompt.as_chat((await embedded_prompt.post(client, server.url, server.key, body)).json())
+                )
+            return found
+
+    plain, marked = asyncio.run(replies())
+    for reply in (plain, marked):
+        # The schema holds: nothing but the object, before which this model may write white space.
+        assert reply["choices"][0]["message"]["content"].lstrip()[:1] in ("", "{")  # type: ignore[index]
+    # Three strings of two to seven letters' worth of tokens each, none of which is one token.
+    added = marked["usage"]["prompt_tokens"] - plain["usage"]["prompt_tokens"]  # type: ignore[index]
+    assert added > 3 + 1 + 3

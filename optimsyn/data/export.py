@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from optimsyn.data.chat import sample_of
 from optimsyn.data.jsonl import write_jsonl, write_text
 from optimsyn.data.records import Document, Pair
 from optimsyn.errors import DataError
+from optimsyn.redaction import kept_tree
 
 if TYPE_CHECKING:
     from optimsyn.judgements import Judgement
@@ -48,7 +51,7 @@ def export_dataset(
     if not rows:
         raise DataError(f"{folder}: there is no pair to export")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_parquet(folder / PARQUET, [lineage_row(row) for row in rows])
+    _write_parquet(folder / PARQUET, [kept_tree(lineage_row(row)) for row in rows])
     write_jsonl(folder / JSONL, [_chat_row(row) for row in rows])
     write_text(folder / CARD, dataset_card(rows, recipe=recipe, variant=variant, losses=losses, documents=documents))
 
@@ -136,12 +139,13 @@ def dataset_card(
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {recipe.name}",
-        f"{recipe.description}\n\nQuestion-answer pairs written by a language model from source texts with optimsyn, "
-        "and chosen by their gradient influence on expert validation questions. They are synthetic and were checked "
-        "by rules, not by people.",
+        f"{_plain(recipe.description)}\n\n"
+        "Question-answer pairs written by a language model from source texts with optimsyn, and chosen by their "
+        "gradient influence on expert validation questions. They are synthetic and were checked by rules, not by "
+        "people.",
         _table(("what", "value"), facts),
         "## How rows were lost\n\n" + _table(("candidates", "count"), [(k, str(v)) for k, v in losses.items()]),
-        "## Guiding text\n\n" + ("> " + " ".join(guiding.split()) if guiding else "None: no rubric was used."),
+        "## Guiding text\n\n" + ("> " + _plain(guiding) if guiding else "None: no rubric was used."),
         "## Columns\n\n"
         "`messages` (chat), `prompt` and `completion` (plain) say the same and are what a model is trained on. "
         "`document_id`, `passage_id`, `char_start` and `char_end` locate the passage, `quote` the sentence that the "
@@ -154,7 +158,7 @@ def dataset_card(
 
 
 def _licence(documents: Sequence[Document]) -> str:
-    named = sorted({document.license for document in documents if document.license})
+    named = sorted({_plain(document.license) for document in documents if document.license})
     source = f"The source texts are under: {', '.join(named)}. " if named else ""
     return (
         f"{source}Contexts and quotes are taken from the source texts and stay under their licence; the terms of the "
@@ -216,7 +220,15 @@ def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """A text from a recipe, a document or a reply as one line of Markdown that shows it and does nothing else."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
+    # Without a scheme that a page could follow, such as `javascript:`.
+    return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
 
 
 def _size(count: int) -> str:

@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from optimsyn.errors import DataError
+from optimsyn.redaction import kept
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees either the old content or the new one, also after a power cut.
+
+    The values of secret variables are taken out, whoever put them in (`optimsyn.redaction.kept`).
 
     Raises:
         OSError: The file cannot be written, or there is a folder of that name; nothing is left beside it.
@@ -28,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(kept(text))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -48,8 +51,11 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
-    """Appends rows durably; a torn last line of a killed writer is closed first, so it can never eat a good row."""
-    lines = [_line(row) for row in rows]
+    """Appends rows durably; a torn last line of a killed writer is closed first, so it can never eat a good row.
+
+    As in `write_text`, no value of a secret variable gets through.
+    """
+    lines = [kept(_line(row)) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():

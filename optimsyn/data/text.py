@@ -11,6 +11,12 @@ _WORDS = re.compile(r"\w+", re.UNICODE)
 # table rule, a base64 blob. It counts as several words, so that passages stay passages.
 _LONGEST_WORD = 24
 _CHARS_A_WORD = 6
+# The control tokens of chat models and of older ones, whoever's they are: no person writes them into an answer.
+_CONTROL_TOKEN = re.compile(
+    r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:pad|eos|bos|unk|mask)>|<(?:start|end)_of_(?:turn|image|text)>"
+    r"|<unused\d+>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+    r"|</?(?:think|tool_call|tool_response)>|\[(?:CLS|SEP|PAD|MASK|UNK)\]"
+)
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -36,6 +42,12 @@ def encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def control_token(text: str) -> str | None:
+    """The first string in a text that is a control token to some family of language models, or None."""
+    found = _CONTROL_TOKEN.search(text)
+    return None if found is None else found.group()
 
 
 def normalized(text: str) -> str:

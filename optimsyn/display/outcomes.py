@@ -97,9 +97,11 @@ def stage_outcome(stage: str, numbers: Mapping[str, Any]) -> str:
 def _prepare(numbers: Mapping[str, Any]) -> str:
     lost = f", {numbers['lost']:,} rows lost" if numbers.get("lost") else ""
     skipped = f" ({numbers['skipped']:,} skipped)" if numbers.get("skipped") else ""
+    talking = numbers.get("talking")
+    flagged = f", {_count(talking, 'passage')} that may talk to a language model" if talking else ""
     return (
         f"{_count(numbers['documents'], 'document')}{skipped}, {_count(numbers['passages'], 'passage')}, "
-        f"{numbers['validation']:,} validation and {numbers['test']:,} test questions{lost}"
+        f"{numbers['validation']:,} validation and {numbers['test']:,} test questions{lost}{flagged}"
     )
 
 

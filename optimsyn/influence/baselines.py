@@ -13,6 +13,7 @@ import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
+from optimsyn.models.control_tokens import controls_of, data_ids
 from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
 
@@ -99,6 +100,8 @@ class BaseModelEmbedder:
         with self._target.scoring(), torch.no_grad():
             for text in texts:
                 ids = tokenizer(text, truncation=True, max_length=self._max_length, return_tensors="pt")["input_ids"]
+                if controls_of(tokenizer).within(text):
+                    ids = torch.tensor([data_ids(tokenizer, text)[: self._max_length]])
                 if hasattr(model, "disable_adapter"):
                     with model.disable_adapter():
                         rows.append(self._mean(ids))

@@ -21,6 +21,7 @@ from optimsyn.hub_lookup import cached_folder, look_up
 from optimsyn.models.gpus import gpus
 from optimsyn.models.names import hub_id
 from optimsyn.recipe import ModelSpec, TargetSpec
+from optimsyn.redaction import plain_key_problem
 
 # Any one of the variables will do. Providers that are not here need no key, or more than a variable can tell.
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -221,6 +222,8 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     if spec.api_key_env is not None:
         if not os.environ.get(spec.api_key_env):
             absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
+        elif (plain := plain_key_problem(spec.api_key_env)) is not None:
+            found.problems.append(f"{where}: {plain}")
     elif spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:

@@ -6,10 +6,8 @@ label: the answer and what ends it. What influence and evaluation measure is wha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +15,7 @@ import torch
 from optimsyn.data.chat import CONTEXT_PREFIX, sample_of, split_context
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError
+from optimsyn.models.control_tokens import controls_of, rendered
 from optimsyn.recipe_models import CountedTokens
 
 IGNORE = -100
@@ -25,9 +24,6 @@ IGNORE = -100
 # Stands for the answer while the chat template is rendered. Searching for the answer itself would find it inside the
 # template's own markers when it is a word such as "end".
 _ANSWER = "OPTIMSYN-ANSWER-GOES-HERE"
-# What chat templates that tell the date take for today.
-_DAY = date(2024, 7, 26)
-_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 @dataclass(frozen=True)
@@ -146,8 +142,9 @@ def as_sample(item: Sample | Pair | Question) -> Sample:
 def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
     """Tokenises a sample: chat template where the tokenizer has one, else the plain format.
 
-    Prompt and answer are tokenised together, so that the ids are those of the text as one would write it. A sample
-    that is too long loses the left end of its context, never a word of the question or the answer.
+    Prompt and answer are tokenised together, so that the ids are those of the text as one would write it. A control
+    token's string in a sample is text (`optimsyn.models.control_tokens`). A sample that is too long loses the left end
+    of its context, never a word of the question or the answer.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -263,12 +260,6 @@ def _has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def _undated(tokenizer: Any) -> str:
-    """The chat template with one day for every day: what a target sees, and its scores, must not change overnight."""
-    template: str = tokenizer.get_chat_template()
-    return _TODAY.sub(lambda found: repr(_DAY.strftime(found[2])), template)
-
-
 def _body(tokenizer: Any, sample: Sample) -> str:
     """The text that holds the context: the user message of a chat, else the plain prompt."""
     return sample.messages[0]["content"] if _has_template(tokenizer) else sample.prompt
@@ -282,33 +273,35 @@ def _with_body(tokenizer: Any, sample: Sample, body: str) -> Sample:
 
 
 def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
+    controls = controls_of(tokenizer)
     if _has_template(tokenizer):
         messages = [dict(message) for message in sample.messages]
-        answer = messages[-1]["content"].strip()
+        answer = controls.masked(messages[-1]["content"].strip())
         messages[-1]["content"] = _ANSWER
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=_undated(tokenizer))
-        before, found, after = rendered.rpartition(_ANSWER)
+        before, found, after = rendered(tokenizer, messages).rpartition(_ANSWER)
         if not found:
             raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")
         # The end-of-turn marker is learned, the line break after it is not.
         after = after.rstrip()
         ended, special = bool(after), False
     else:
-        before, answer, after, ended, special = sample.prompt, sample.completion, "", False, True
+        before, answer = controls.masked(sample.prompt), controls.masked(sample.completion)
+        after, ended, special = "", False, True
     text = before + answer + after
+    ids: list[int] = []
     offsets: list[tuple[int, int]] | None = None
     if tokenizer.is_fast:
-        out = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
+        ids, offsets = controls.encode(text, add_special_tokens=special)
+    if offsets is not None:
         first = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
     else:
         # Without offsets the border is only known when both sides are tokenised on their own.
-        ids = list(tokenizer(before, add_special_tokens=special)["input_ids"])
+        ids = controls.encode(before, add_special_tokens=special).ids
         if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             # The end that the tokenizer gives every text; it belongs behind the answer.
             ids.pop()
         first = len(ids)
-        ids += list(tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"])
+        ids += controls.encode(text[len(before) :], add_special_tokens=False).ids
     # A token that begins behind the answer is the end of the turn: nothing of the answer itself would be learned.
     if first == len(ids) or (offsets is not None and offsets[first][0] >= len(before) + len(answer)):
         raise ModelError(
@@ -320,7 +313,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
         ids.append(end_id)
     stop = len(before) + len(answer)
     end_tokens = _behind(tokenizer, ids[first:], None if offsets is None else offsets[first:], stop, after)
-    return Tokens(ids, first, text, len(before), stop, offsets, end_tokens)
+    return Tokens(ids, first, controls.unmasked(text), len(before), stop, offsets, end_tokens)
 
 
 def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:

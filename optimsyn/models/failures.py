@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from optimsyn.redaction import SHOWN_INSTEAD, redact
+from optimsyn.redaction import redact
 
 # Waiting longer than this inside a run is not what anybody wants; the run is resumable.
 LONGEST_WAIT_S = 300.0
@@ -130,9 +130,7 @@ def _by_status(status: int, said: str, headers: Mapping[str, str] | None) -> Fai
 def _said(text: str, key: str | None) -> str:
     """What a service said, without keys and LiteLLM's inner traceback, on one line."""
     text = " ".join(text.partition("Traceback (most recent call last)")[0].split())
-    if key and key != NO_KEY:
-        text = text.replace(key, SHOWN_INSTEAD)
-    text = redact(text)
+    text = redact(text, extra_values=[key] if key else [])
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
 
 

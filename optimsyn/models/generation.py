@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from optimsyn.errors import ModelError
+from optimsyn.models.control_tokens import controls_of, data_ids, rendered
 
 # llama.cpp's defaults, so that a model answers alike from its server and from here.
 TOP_K = 40
@@ -124,12 +125,13 @@ class _RowLimits(StoppingCriteria):
 def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     """Token ids of a prompt: through the chat template if there is one, else the contents as one plain text.
 
+    A control token's string in a message is text; a template's own are control tokens.
+
     Raises:
         ModelError: The chat template refuses the messages.
     """
     if tokenizer.chat_template is None:
-        ids: list[int] = tokenizer("".join(message["content"] for message in messages))["input_ids"]
-        return ids
+        return data_ids(tokenizer, "".join(message["content"] for message in messages))
     from jinja2 import TemplateError
 
     try:
@@ -143,14 +145,9 @@ def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
 
 
 def _templated(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        list(messages),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        enable_thinking=False,  # templates that can think aloud would spend the whole reply on it; others ignore this
-    )
-    return list(encoded["input_ids"])
+    # Templates that can think aloud would spend the whole reply on it; others ignore `enable_thinking`.
+    text = rendered(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
+    return controls_of(tokenizer).encode(text, add_special_tokens=False).ids
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from optimsyn.errors import BudgetError, ModelError, OptimsynError, ServiceError
 from optimsyn.models.loops import REQUESTS, run_sync
 from optimsyn.models.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe import ModelSpec
+from optimsyn.redaction import kept_tree, unasked
 
 if TYPE_CHECKING:
     import dspy
@@ -205,7 +206,7 @@ class LanguageModel(ABC):
                 return kept
             try:
                 with nullcontext() if self._budget is None else self._reserved(self._budget, call):
-                    reply = await self._request(call)
+                    reply = _clean(await self._request(call), call)
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
                         self._cache.put(key, reply, self._asked(call))
@@ -245,6 +246,18 @@ class LanguageModel(ABC):
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """US dollars for a prompt and a reply of this length; None when the price is not known before."""
         return 0.0
+
+
+def _clean(reply: Reply, call: Call) -> Reply:
+    """A reply without keys, before anybody reads or keeps it, so that a kept one reads like the one that came.
+
+    A service may repeat its key anywhere, in any form. What only looks like a key stays where the request held it: a
+    passage that tells how keys look is quoted by its pair.
+    """
+    raw = reply.model_dump(mode="json")
+    asked = "\n".join(message["content"] for message in call.messages)
+    clean = kept_tree({name: unasked(value, asked) if isinstance(value, str) else value for name, value in raw.items()})
+    return reply if clean == raw else type(reply).model_validate(clean)
 
 
 def load_language_model(

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from optimsyn.errors import ServiceError
+from optimsyn.models import embedded_prompt
 from optimsyn.models.failures import (
     LONGEST_WAIT_S,
     NO_KEY,
@@ -30,7 +31,7 @@ from optimsyn.models.language_model import Call, LanguageModel
 from optimsyn.models.names import LITELLM_PREFIXES
 from optimsyn.models.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe import ModelSpec
-from optimsyn.redaction import SHOWN_INSTEAD, redact
+from optimsyn.redaction import kept, redact
 
 _log = logging.getLogger(__name__)
 
@@ -167,17 +168,16 @@ class LiteLLMModel(LanguageModel):
         return self._reply(response, time.monotonic() - started, key)
 
     def _reply(self, response: Any, seconds: float, key: str | None) -> Reply | Failure:
-        """What was answered, without the key that a service may repeat anywhere: a reply is kept in a file."""
+        """What was answered, without the key in use, which a service may repeat anywhere: a reply is kept in a file.
+
+        Keys of other origin are taken out of the replies of every model (`optimsyn.models.language_model`).
+        """
         reply = _reply(response, seconds)
         if isinstance(reply, Failure):
             return reply
-        names = [self.spec.api_key_env] if self.spec.api_key_env is not None else []
-
-        def clean(text: str) -> str:
-            return redact(text.replace(key, SHOWN_INSTEAD) if key and key != NO_KEY else text, names)
-
-        said = {"text": reply.text, "model": reply.model, "finish_reason": reply.finish_reason}
-        return reply.model_copy(update={field: clean(text) for field, text in said.items()})
+        in_use = [key] if key is not None else []
+        said = {name: kept(value, in_use) for name, value in reply if isinstance(value, str)}
+        return reply.model_copy(update=said)
 
     def _parameters(self, call: Call, base: str | None, key: str | None) -> dict[str, Any]:
         parameters: dict[str, Any] = {
@@ -264,10 +264,8 @@ class EmbeddedModel(LiteLLMModel):
         started = time.monotonic()
         try:
             async with asyncio.timeout(limit + 5), httpx.AsyncClient(trust_env=False, timeout=limit) as client:
-                response = await client.post(
-                    f"{base}/chat/completions",
-                    json={"model": self._service_name().partition("/")[2], **body},
-                    headers={"Authorization": f"Bearer {key}"},
+                response = await embedded_prompt.post(
+                    client, str(base), str(key), {"model": self._service_name().partition("/")[2], **body}
                 )
         except (TimeoutError, httpx.TimeoutException):
             return timed_out(limit)
@@ -276,7 +274,8 @@ class EmbeddedModel(LiteLLMModel):
         if response.status_code >= 400:
             return refused(response.status_code, response.text, response.headers, key)
         try:
-            found = json.loads(response.text, object_hook=lambda item: SimpleNamespace(**item))
+            chat = json.dumps(embedded_prompt.as_chat(json.loads(response.text)))
+            found = json.loads(chat, object_hook=lambda item: SimpleNamespace(**item))
         except ValueError:
             return no_reply("the reply is not JSON")
         return self._reply(found, time.monotonic() - started, key)

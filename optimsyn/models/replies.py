@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from optimsyn.data.records import Record
 from optimsyn.errors import BudgetError, DataError
+from optimsyn.redaction import kept
 
 if TYPE_CHECKING:
     from optimsyn.models.purse import Purse
@@ -133,9 +134,9 @@ class ReplyCache:
         """
         values = (
             key,
-            reply.model_dump_json(),
-            json.dumps(request, sort_keys=True, default=str),
-            reply.model,
+            kept(reply.model_dump_json()),
+            kept(json.dumps(request, sort_keys=True, default=str)),
+            kept(reply.model),
             reply.input_tokens,
             reply.output_tokens,
             reply.cost_usd,

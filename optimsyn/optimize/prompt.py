@@ -29,7 +29,7 @@ from optimsyn.judgements import digest
 from optimsyn.optimize.history import History
 from optimsyn.optimize.proposer import EvidenceProposer
 from optimsyn.recipe import PromptOptimizer
-from optimsyn.redaction import redact
+from optimsyn.redaction import CleanWriter, redact
 from optimsyn.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -386,7 +386,8 @@ def _quiet(path: Path) -> Iterator[None]:
     """Sends the progress bars and log lines of GEPA and DSPy to a file instead of the notebook."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("dspy")
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as log:
+        file = CleanWriter(log)
         handler = logging.StreamHandler(file)
         handlers, logger.handlers = logger.handlers, [handler]
         try:

@@ -25,6 +25,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
+from optimsyn.models.generation import prompt_ids
+
 # Largest matrix of logits in memory.
 _CHUNK_BYTES = 256 * 2**20
 # Configurations that scale logits in ways of their own; TRL knows them.
@@ -196,6 +198,14 @@ class SharedPromptTrainer(GRPOTrainer):
         empty = log_probs.new_zeros(real.shape)
         spread = empty.masked_scatter(real, log_probs)
         return spread, empty.masked_scatter(real, entropies) if compute_entropy else None, None
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """The ids of prompts, as they are where the policy is used: no control token comes out of a passage."""
+        if self._is_vlm:
+            found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+            return found
+        messages = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+        return [prompt_ids(self._tokenizer, item) for item in messages], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: Sequence[Sequence[int]], images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from optimsyn.data.dedup import NearDuplicates, question_text
 from optimsyn.data.records import Pair, Passage, Question
-from optimsyn.data.text import normalized, stem, word_count, words_of
+from optimsyn.data.text import control_token, normalized, stem, word_count, words_of
 from optimsyn.errors import RecipeError
 from optimsyn.programs.check_identity import check_parts, fingerprint_of
 from optimsyn.programs.demos import DEMOS
@@ -92,7 +92,7 @@ class Validity:
 
 
 def check_format(pair: Pair, context: CheckContext) -> str | None:
-    """One line each, a question that ends like one, no debris of JSON or prompts, no loops, not cut off."""
+    """One line each, a question that ends like one, no debris of JSON, prompts or control tokens, no loops, not cut."""
     for name, text in (("question", pair.question), ("answer", pair.answer)):
         if not re.search(r"\w", text):
             return f"the {name} is empty"
@@ -100,6 +100,9 @@ def check_format(pair: Pair, context: CheckContext) -> str | None:
             return f"the {name} holds debris of the reply's format"
         if _loops(words_of(text)):
             return f"the {name} repeats itself"
+    for text in (pair.question, pair.answer, *(pair.choices or ())):
+        if (found := control_token(text)) is not None:
+            return f"it holds {found}, a control token of language models"
     words = words_of(pair.question)
     if not re.search(r"[?？؟:.。…]\W*$", pair.question):
         return "the question does not end like one"

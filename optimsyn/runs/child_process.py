@@ -88,7 +88,14 @@ class ChildProcess:
                 self.reading = False
                 return
             lines = (self._rest + piece).splitlines(keepends=True)
-            self._rest = lines.pop() if not lines[-1].endswith(b"\n") and len(lines[-1]) < _LONGEST_LINE else b""
+            self._rest = b""
+            if not lines[-1].endswith(b"\n"):
+                self._rest = lines.pop()
+                if len(self._rest) >= _LONGEST_LINE:
+                    # Between words: a key that is cut in two would not be known in either half.
+                    cut = self._rest.rfind(b" ") + 1 or len(self._rest)
+                    lines.append(self._rest[:cut])
+                    self._rest = self._rest[cut:]
             if lines:
                 self._write(b"".join(lines).decode("utf-8", "replace"))
 

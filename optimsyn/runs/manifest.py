@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optimsyn import __version__
 from optimsyn.data.jsonl import write_text
 from optimsyn.errors import StageError
+from optimsyn.models.control_tokens import RENDERED_DAY
 from optimsyn.recipe import Recipe
 
 Stage = Literal["prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize", "fine_tune", "evaluate"]
@@ -58,8 +59,9 @@ def now() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python, the platform and every package that can change a result."""
+    """Versions of Python, the platform and every package that can change a result; and the day of chat templates."""
     found = {"python": platform.python_version(), "platform": platform.platform(), "optimsyn": __version__}
+    found["day in chat templates"] = RENDERED_DAY.isoformat()
     for name in _RECORDED_PACKAGES:
         try:
             found[name] = version(name)

@@ -186,9 +186,7 @@ def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> Non
         ParameterError: Names the notebook, the parameter, what is wrong with it and what was meant.
     """
     known = read_parameters(notebook, name)
-    secret = find_secret(dict(values))
-    if secret is not None:
-        raise ParameterError(f"{name}: parameter {secret}, and parameters are written into the notebook; {KEY_CURE}")
+    _refuse_secret(values, name)
     for key, value in values.items():
         if key in _OF_PAPERMILL:
             continue
@@ -204,6 +202,14 @@ def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> Non
             _check_meaning(meant)
         except OptimsynError as error:
             raise ParameterError(f"{name}: parameter {error}") from error
+        # Once more: only now is it known which variables hold the keys of the recipe.
+        _refuse_secret(values, name)
+
+
+def _refuse_secret(values: Mapping[str, Any], name: str) -> None:
+    secret = find_secret(dict(values))
+    if secret is not None:
+        raise ParameterError(f"{name}: parameter {secret}, and parameters are written into the notebook; {KEY_CURE}")
 
 
 def key_variables(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[str, ...]:

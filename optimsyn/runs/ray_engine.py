@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from optimsyn.errors import OptimsynError
+from optimsyn.redaction import redact
 from optimsyn.runs.batch_engines import Started, arguments
 from optimsyn.runs.batch_plan import Job
 from optimsyn.runs.child_process import ChildProcess, run_command
@@ -109,7 +110,7 @@ class _Task:
             except self._ray.exceptions.RayError as error:
                 self._code = 1
                 with self._log.open("a", encoding="utf-8") as log:
-                    log.write(f"{type(error).__name__}: {error}\n")
+                    log.write(redact(f"{type(error).__name__}: {error}\n"))
         return self._code
 
     def stop(self) -> None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from optimsyn.data.documents import load_document_set
+from optimsyn.data.injections import injections
 from optimsyn.data.jsonl import write_json, write_jsonl
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_questions
 from optimsyn.data.sources import sampled
 from optimsyn.errors import DataError, ModelError
+from optimsyn.redaction import kept
 from optimsyn.stages.result import StageResult
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Question
+    from optimsyn.data.records import Passage, Question, Record
     from optimsyn.runs.folder import Run
 
+RecordT = TypeVar("RecordT", bound="Record")
+# Files and passages named in a table; the folder has all of them.
 _NAMED = 8
+# Passages named in the manifest.
+_NOTED = 100
+# Records that are searched for keys together.
+_AT_ONCE = 1000
 
 
 def run(run: Run) -> StageResult:
@@ -32,11 +41,15 @@ def run(run: Run) -> StageResult:
         if stage.finished:
             return StageResult.load(run, "prepare")
         found = load_document_set(recipe.documents)
-        documents = sampled(found.documents, recipe.documents.source.limit, recipe.seed)
+        # Here, before passages are counted off in them: a key of this run in a document would go to every service.
+        documents = _without_keys(sampled(found.documents, recipe.documents.source.limit, recipe.seed))
         passages, lost_passages = split_passages(documents, recipe.documents)
+        passages, talking = _not_talking(passages, recipe.documents.on_injection)
+        if recipe.documents.on_injection == "drop":
+            lost_passages = [*lost_passages, *talking]
         sets = load_questions(recipe.questions, found.library, recipe.seed)
-        validation, too_long = _fitting(run, sets.validation)
-        test, test_too_long = _fitting(run, sets.test)
+        validation, too_long = _fitting(run, _without_keys(sets.validation))
+        test, test_too_long = _fitting(run, _without_keys(sets.test))
         write_jsonl(run.path("prepare", "documents.jsonl"), documents)
         write_jsonl(run.path("prepare", "passages.jsonl"), passages)
         write_jsonl(run.path("prepare", "validation.jsonl"), validation)
@@ -51,6 +64,11 @@ def run(run: Run) -> StageResult:
             rows=[
                 ("documents", len(documents), f"{len({d.group for d in documents})} groups"),
                 ("passages", len(passages), f"{words[0]} to {words[-1]} words, median {words[len(words) // 2]}"),
+                (
+                    "passages that talk to a language model",
+                    len(talking),
+                    _some([loss.id for loss in talking], "dropped" if recipe.documents.on_injection == "drop" else ""),
+                ),
                 ("validation questions", len(validation), _subtasks(validation)),
                 ("test questions", len(test), _subtasks(test)),
                 *_skipped(found.skipped),
@@ -64,8 +82,12 @@ def run(run: Run) -> StageResult:
                 "lost": len(lost),
                 "skipped": len(found.skipped),
                 "passed_over": len(found.passed),
+                "talking": len(talking),
             },
         )
+        if talking:
+            write_jsonl(run.path("prepare", "talking.jsonl"), talking)
+            stage.note(passages_that_talk_to_a_model=[loss.id for loss in talking[:_NOTED]])
         write_json(
             run.path("prepare", "splits.json"),
             {
@@ -75,6 +97,46 @@ def run(run: Run) -> StageResult:
             },
         )
         return result.save(run)
+
+
+def _not_talking(passages: Sequence[Passage], on_injection: str) -> tuple[list[Passage], list[Loss]]:
+    """The passages to use, and those that talk to a language model, with what they do.
+
+    Raises:
+        DataError: All of them do, and the recipe drops them.
+    """
+    talking = [
+        Loss(id=passage.id, stage="passages", reason=f"it {', '.join(found)}")
+        for passage in passages
+        if (found := injections(passage.text))
+    ]
+    if on_injection == "flag":
+        return list(passages), talking
+    named = {loss.id for loss in talking}
+    kept = [passage for passage in passages if passage.id not in named]
+    if not kept:
+        raise DataError(
+            f"documents: all of {len(passages)} passages talk to a language model ({talking[0].id}: "
+            f"{talking[0].reason}) and are dropped; look at them, and set documents.on_injection: flag to use them"
+        )
+    return kept, talking
+
+
+def _some(names: Sequence[str], more: str = "") -> str:
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"{more}: {shown}" if more and names else shown
+
+
+def _without_keys(records: Sequence[RecordT]) -> list[RecordT]:
+    """The records without the values of this run's secret variables; what only looks like a key is data."""
+    clean: list[RecordT] = []
+    for start in range(0, len(records), _AT_ONCE):
+        some = records[start : start + _AT_ONCE]
+        lines = [record.model_dump_json() for record in some]
+        # Lines of JSON hold no line break, and none is put in.
+        for record, before, line in zip(some, lines, kept("\n".join(lines)).split("\n"), strict=True):
+            clean.append(record if line == before else type(record).model_validate_json(line))
+    return clean
 
 
 def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[Loss]]:

@@ -12,6 +12,7 @@ import random
 from optimsyn.data.records import Rubric
 from optimsyn.programs.demos import DEMOS, Demo
 from optimsyn.programs.prompts.adapter import Message, chat_turns
+from optimsyn.programs.prompts.fence import MATERIAL, fenced
 from optimsyn.programs.prompts.pair_form import PairForm
 
 STOP = ("\n\n",)
@@ -57,8 +58,8 @@ def chat_messages(form: PairForm, passage: str, rubric: Rubric | None) -> list[M
         "You write exam questions. Make one question and its answer from the passage"
         + (", exactly as the rubric asks" if rubric is not None else "")
         + ". Everything in the answer must come from the passage; never mention the passage, the text or its author in "
-        "the question, and do not give the answer away in it.\n\nReply with one JSON object and nothing else. Its "
-        "keys:\n" + "\n".join(keys)
+        f"the question, and do not give the answer away in it. {MATERIAL}\n\n"
+        "Reply with one JSON object and nothing else. Its keys:\n" + "\n".join(keys)
     )
     turns = [
         (_ask(demo.passage, demo.rubric if rubric is not None else None), _json(demo_reply(demo, form)))
@@ -85,7 +86,7 @@ def demo_reply(demo: Demo, form: PairForm) -> dict[str, str]:
 
 
 def _ask(passage: str, rubric: Rubric | None) -> str:
-    text = f"Passage: {' '.join(passage.split())}"
+    text = f"Passage: {fenced(passage)}"
     return text if rubric is None else f"{text}\nRubric: {_compact(rubric)}"
 
 

@@ -11,6 +11,7 @@ import json
 from optimsyn.data.records import Rubric
 from optimsyn.programs.demos import DEMOS
 from optimsyn.programs.prompts.adapter import Message, Schema, chat_turns, object_schema
+from optimsyn.programs.prompts.fence import MATERIAL, fenced
 
 LABELS = {
     "question_type": "Question type",
@@ -84,7 +85,7 @@ def chat_messages(
     task = (
         "You write rubrics. A rubric tells another writer how to make one question and its answer from a passage, so "
         "that a student who learns the pair gets better at the subject. Say what this passage is good for; a rubric "
-        f"that would suit every passage helps nobody. Each criterion is one short sentence.\n\n{form}"
+        f"that would suit every passage helps nobody. Each criterion is one short sentence. {MATERIAL}\n\n{form}"
     )
     turns = []
     for demo in DEMOS:
@@ -112,7 +113,7 @@ def _ask(guiding_text: str, passage: str, kind: str, kind_hint: str) -> str:
     guidance = f"Guidance: {_line(guiding_text)}"
     if form:
         guidance += f" Form of the question: {form}."
-    return f"{guidance}\nPassage: {_line(passage)}"
+    return f"{guidance}\nPassage: {fenced(passage)}"
 
 
 def _lines(rubric: Rubric) -> str:
