@@ -11,6 +11,9 @@ _WORDS = re.compile(r"\w+", re.UNICODE)
 # table rule, a base64 blob. It counts as several words, so that passages stay passages.
 _LONGEST_WORD = 24
 _CHARS_A_WORD = 6
+# Marks that no eye sees and that turn the direction of writing, or only pin it.
+BIDI_CONTROLS = tuple(map(ord, "\u061c\u200e\u200f")) + tuple(range(0x202A, 0x202F)) + tuple(range(0x2066, 0x206A))
+_UNMARKED = dict.fromkeys(BIDI_CONTROLS)
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -39,8 +42,8 @@ def encodable(text: str) -> bool:
 
 
 def normalized(text: str) -> str:
-    """`text` as it is compared: Unicode NFKC, case folded, runs of white space as one space."""
-    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """`text` as it is compared: Unicode NFKC, case folded, without marks of direction, white space as one space each."""
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).translate(_UNMARKED).casefold()).strip()
 
 
 def words_of(text: str) -> list[str]:
