@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
+# For chat templates, which know it by one of these names and ignore the other.
+NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys and infinite numbers refused, frozen after loading."""
 
@@ -67,11 +71,8 @@ class ModelSpec(Section):
 
     @property
     def template_arguments(self) -> dict[str, Any]:
-        """What a local model's chat template is given: thinking is off unless the recipe turns it on.
-
-        Templates know it by one of two names, and ignore the other.
-        """
-        return {"enable_thinking": False, "thinking": False, **(self.chat_template_kwargs or {})}
+        """What a local model's chat template is given: thinking is off unless the recipe turns it on."""
+        return {**NO_THINKING, **(self.chat_template_kwargs or {})}
 
     @property
     def provider(self) -> Literal["embedded", "litellm", "local"]:

@@ -255,10 +255,11 @@ async def test_positions_of_the_answer_vary_and_identity_is_stable() -> None:
     ("reply", "reason"),
     [
         ("", "empty"),
-        ("I cannot do that.", "no JSON object"),
+        ("I cannot do that.", "refuses"),
+        ("There is a town.", "no JSON object"),
         ('{"question": "Who gave books?"}', "lacks `answer`"),
         ('{"question": "", "answer": "Edith Crane"}', "lacks `question`"),
-        ('{"question": ["Who?"], "answer": "Edith Crane"}', "lacks `question`"),
+        ('{"question": ["Who?", "When?"], "answer": "Edith Crane"}', "lacks `question`"),
     ],
 )
 async def test_unusable_replies_say_why(reply: str, reason: str) -> None:
@@ -269,7 +270,7 @@ async def test_unusable_replies_say_why(reply: str, reason: str) -> None:
 def test_damaged_replies_are_repaired() -> None:
     form = PairForm()
     assert read_pair("```json\n{'question': 'Who gave?', 'answer': 'Miss Crane',}\n```", form)["answer"] == "Miss Crane"
-    assert read_pair('{"quote": "q", "question": "Who gave?", "answer": "Miss Cra', form)["answer"] == "Miss Cra"
+    assert read_pair('{"quote": "q", "question": "Who gave?", "answer": "Miss Crane"', form)["answer"] == "Miss Crane"
     assert read_pair('{"question": "How many?", "answer": 600}', form)["answer"] == "600"
     assert read_pair('{"question": "Is it?", "answer": true}', FORMS[2])["answer"] == "yes"
     with pytest.raises(ReplyError, match="none of yes, no, maybe"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from optimsyn.errors import ModelError
+from optimsyn.recipe_models import NO_THINKING
 
 # llama.cpp's defaults, so that a model answers alike from its server and from here.
 TOP_K = 40
@@ -121,8 +122,15 @@ class _RowLimits(StoppingCriteria):
         return any(stop in tail for stop in row.stop)
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any] = NO_THINKING
+) -> list[int]:
     """Token ids of a prompt: through the chat template if there is one, else the contents as one plain text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        messages: The prompt.
+        arguments: For the chat template; see `ModelSpec.template_arguments`.
 
     Raises:
         ModelError: The chat template refuses the messages.
@@ -133,22 +141,18 @@ def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     from jinja2 import TemplateError
 
     try:
-        return _templated(tokenizer, messages)
+        return _templated(tokenizer, messages, arguments)
     except TemplateError as error:
         # Some templates know no system role; there the instructions open the first user message.
         if messages[0]["role"] != "system" or len(messages) < 2:
             raise ModelError(f"{tokenizer.name_or_path}: its chat template refuses the messages: {error}") from error
     first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return _templated(tokenizer, [first, *messages[2:]])
+    return _templated(tokenizer, [first, *messages[2:]], arguments)
 
 
-def _templated(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def _templated(tokenizer: Any, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any]) -> list[int]:
     encoded = tokenizer.apply_chat_template(
-        list(messages),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        enable_thinking=False,  # templates that can think aloud would spend the whole reply on it; others ignore this
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, **arguments
     )
     return list(encoded["input_ids"])
 
