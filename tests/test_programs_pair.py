@@ -18,7 +18,7 @@ from optimsyn.errors import ReplyError
 from optimsyn.models.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.demos import DEMOS
-from optimsyn.programs.pair import PairWriter, TaskShape, read_pair
+from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.prompts.pair_form import PairForm, tight_schema
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
 from optimsyn.programs.prompts.question_form import question_pattern

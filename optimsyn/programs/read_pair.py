@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _WHAT = "question and answer"
 _OTHER_NAMES = {"q": "question", "a": "answer", "correct_answer": "answer", "evidence": "quote"}
 _WRONG_LISTS = ("wrong", "wrong_answers", "wrong_options", "incorrect_answers", "distractors")
+# Objects of a reply that are no pair, after which it is not searched on.
+_MOST = 50
 _EXCUSES = ("error", "refusal", "message", "reason")
 
 
@@ -41,11 +43,15 @@ def read_pair(reply: Reply | str, form: PairForm, *, max_tokens: int | None = No
 
 def _parse(text: str, repair: bool, *, form: PairForm) -> dict[str, str]:
     first: ReplyError | None = None
+    seen = 0
     for raw in objects_in(text, repair):
         try:
             return _pair(raw, form, text)
         except ReplyError as problem:
             first = first or problem
+            seen += 1
+            if seen == _MOST:
+                break
     raise first or ReplyError(f"no JSON object with a {_WHAT} in the reply, which begins {beginning(text)}")
 
 

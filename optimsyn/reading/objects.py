@@ -15,13 +15,16 @@ from typing import Any
 from optimsyn.errors import Outcome, ReplyError
 from optimsyn.reading.text import Number
 
-# Characters and opening brackets of all that one reply may have repaired. At these, the worst input that a search for
-# bad ones found takes a tenth of a second.
-_REPAIRED = 16_000
+# Objects, and characters and opening brackets of all of them, that one reply may have repaired. At these, the worst
+# input that a search for bad ones found takes some tens of milliseconds.
+_OBJECTS = 20
+_REPAIRED = 10_000
 _BRACKETS = 160
 # Places at which a strict parse is tried, and characters that failed tries may have read in all.
 _STARTS = 100
 _READ = 2_000_000
+# So many objects that no stack holds, and no more is looked for.
+_TOO_DEEP = 4
 # Objects inside of others that are looked at, and how deep they may stand.
 _INNER = 200
 _DEEPEST = 5
@@ -86,7 +89,7 @@ def strict_objects(text: str) -> Iterator[Found]:
         except json.JSONDecodeError as error:
             position, read = begin + 1, read + max(0, error.pos - begin)
         except RecursionError:
-            position, read = begin + 1, read + len(text) - begin
+            position, read = begin + 1, read + _READ // _TOO_DEEP
         else:
             for found in _inner(value):
                 yield found, begin, end
@@ -99,13 +102,14 @@ def repaired_objects(text: str) -> Iterator[dict[str, Any]]:
     Raises:
         ReplyError: The text breaks off inside of a value: the outcome is `cut`.
     """
-    spent = brackets = 0
+    spent = brackets = objects = 0
     for span in _spans(text):
         if ":" not in span:
             continue
         spent += len(span)
+        objects += 1
         brackets += span.count("{") + span.count("[") + span.count("(")
-        if spent > _REPAIRED or brackets > _BRACKETS:
+        if objects > _OBJECTS or spent > _REPAIRED or brackets > _BRACKETS:
             return
         yield from _inner(_repaired(span))
 

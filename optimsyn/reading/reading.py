@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from optimsyn.errors import Outcome, ReplyError
 from optimsyn.models.replies import Reply
 from optimsyn.reading.objects import inner_text, mend_escapes, repaired_objects, strict_objects
-from optimsyn.reading.outcomes import was_cut, what_came
+from optimsyn.reading.outcomes import was_cut, was_refused, what_came
 from optimsyn.reading.text import storable
 from optimsyn.reading.thinking import Spoken, spoken
 
@@ -69,9 +69,10 @@ def plain_text(reply: Reply | str, *, max_tokens: int | None = None) -> str:
         ReplyError: It is empty, cut, refused or a tool call.
     """
     cut = isinstance(reply, Reply) and was_cut(reply)
+    held_back = isinstance(reply, Reply) and was_refused(reply)
 
     def whole(text: str, repair: bool) -> str:
-        if cut:
+        if cut or held_back:
             raise ReplyError("the text breaks off", Outcome.CUT)
         return text
 

@@ -35,6 +35,7 @@ _WRAPPING = re.compile(
     r"|(?:<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|eom_id)\|>|</s>|<eos>|<end_of_turn>)\s*\Z",
     re.IGNORECASE,
 )
+_FENCE = re.compile(r"```[a-zA-Z]{0,10}\s*(?=[{\[\"])(.*?)\n?```", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -107,5 +108,7 @@ def _of_channels(text: str) -> Spoken:
 
 
 def _kept(*texts: str) -> tuple[str, ...]:
-    unwrapped = (_WRAPPING.sub("", text).strip() for text in texts)
-    return tuple(dict.fromkeys(text for text in unwrapped if text))
+    unwrapped = [_WRAPPING.sub("", text).strip() for text in texts]
+    # What stands in a code fence comes after the whole, of which it may be only an example.
+    fenced = [fence[1].strip() for text in unwrapped if (fence := _FENCE.search(text)) is not None]
+    return tuple(dict.fromkeys(text for text in [*unwrapped, *fenced] if text))
