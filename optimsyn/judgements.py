@@ -64,7 +64,7 @@ class RubricRequest(Record):
 
 
 def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
-    """The name under which a reply counts that could not be read: `pair_format`, `pair_cut`, `rubric_refusal` …"""
+    """The name under which a reply counts that could not be read, such as `pair_format` or `rubric_refusal`."""
     return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-
 # For chat templates, which know it by one of these names and ignore the other.
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 

@@ -4,8 +4,8 @@
 
 IF is un-normalised: GRPO normalises within its group, and an invalid pair takes part in nobody's normalisation because
 it is never scored. A pair that could not be judged because a service failed is not an invalid pair: the error travels
-on, nothing is written, and running again continues. Nor is one whose reply was cut, refused, a tool call or empty: it is
-not judged, and takes part in no group, no mean and no ledger.
+on, nothing is written, and running again continues. Nor is one whose reply was cut, refused, a tool call or empty: it
+is not judged, and takes part in no group, no mean and no ledger.
 """
 
 from __future__ import annotations

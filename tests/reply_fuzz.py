@@ -10,16 +10,49 @@ from typing import Any
 from optimsyn.models.replies import Reply
 
 QUESTION = "Which metal does ceruloplasmin carry?"
-_WORDS = ("copper", "iron", "25 %", "$\\frac{a}{b}$", "naïve", "銅", "نحاس", "Szent-Györgyi", "5 mg/kg", "a \"quoted\" one")
+_WORDS = (
+    "copper",
+    "iron",
+    "25 %",
+    "$\\frac{a}{b}$",
+    "naïve",
+    "銅",
+    "نحاس",
+    "Szent-Györgyi",
+    "5 mg/kg",
+    'a "quoted" one',
+)
 _ODD = (
-    "\ud83d", "\udc9f", "\\ud83d", "\x00", "\u202e", "\u2028", "\ufeff", "\x1b[31m", "\\", "\\u12", "\\x", "\\frac", '"', "'", "“", "{", "}", "[", "]", "(", ":", ",",
-    "<think>", "</think>", "<|channel|>", "[THINK]", "◁/think▷", "```", "```json", "//", "/*", "#", "\n", "\r", "\t", "null", "NaN", "-", "1e999", "🙂", "<|im_end|>",
-)  # fmt: skip
+    *("\ud83d", "\udc9f", "\\ud83d", "\x00", "\u202e", "\u2028", "\ufeff", "\x1b[31m", "\\", "\\u12", "\\x", "\\frac"),
+    *"\"'“{}[]():,-#\n\r\t",
+    *(
+        "<think>",
+        "</think>",
+        "<|channel|>",
+        "[THINK]",
+        "◁/think▷",
+        "```",
+        "```json",
+        "//",
+        "/*",
+        "null",
+        "NaN",
+        "1e999",
+    ),
+    *("🙂", "<|im_end|>"),
+)
+_TAGS = (
+    *(("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("<THINK>", "</THINK>")),
+    *(("<seed:think>", "</seed:think>"), ("<reasoning>", "</reasoning>"), ("<reflection>", "</reflection>")),
+    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|START_THINKING|>", "<|END_THINKING|>")),
+    ("<unused94>", "<unused95>"),
+)
+_BRACKETS = (("[", "]"), ("{", "}"), ('{"a":', "}"), ('["', '"]'), ("(", ")"), ('[{"a":[', "]}]"))
 THOUGHTS = (
     "The set {a,b} is no answer.",
     'Draft: {"question": "Who?", "answer": "nobody"}',
     "Question type: a date\nQuestion quality: vague\nAnswer quality: any\nAlignment: none\nTrainability: low",
-    "Let me see [1, 2].\n\nNo: \"that\" isn't it.",
+    'Let me see [1, 2].\n\nNo: "that" isn\'t it.',
 )
 _LINES = {
     "question_type": "a dose with its unit",
@@ -76,11 +109,7 @@ def wrappings() -> dict[str, Callable[[str, str], str]]:
         "end token": lambda thought, reply: f"{reply}<|im_end|>",
         "channel": lambda thought, reply: f"<|channel>thought\n{thought}<channel|>{reply}",
     }
-    for opening, closing in (
-        ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("<seed:think>", "</seed:think>"),
-        ("<reasoning>", "</reasoning>"), ("<THINK>", "</THINK>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"),
-        ("<|START_THINKING|>", "<|END_THINKING|>"), ("<reflection>", "</reflection>"), ("<unused94>", "<unused95>"),
-    ):  # fmt: skip
+    for opening, closing in _TAGS:
         found[opening] = lambda thought, reply, a=opening, z=closing: f"{a}\n{thought}\n{z}\n{reply}"  # type: ignore[misc]
     return found
 
@@ -118,7 +147,7 @@ def fuzzed(seed: int) -> Reply:
         unit = "".join(draw.choice(_ODD + _WORDS) for _ in range(draw.randint(1, 4)))
         text = draw.choice(("", text[: draw.randrange(len(text))])) + unit * draw.choice((10, 500, 3000, 30_000))
     elif kind == 4:
-        opening, closing = draw.choice((("[", "]"), ("{", "}"), ('{"a":', "}"), ('["', '"]'), ("(", ")"), ('[{"a":[', "]}]")))
+        opening, closing = draw.choice(_BRACKETS)
         depth = draw.choice((5, 60, 200, 500, 5000))
         text = opening * depth + draw.choice(("", text)) + closing * draw.choice((0, depth // 2, depth))
     elif kind == 5:
@@ -153,7 +182,8 @@ def _mutated(text: str, draw: random.Random) -> str:
             end = min(len(text), place + draw.randint(1, 60))
             text = text[:end] + text[place:end] * draw.randint(1, 5) + text[end:]
         else:
-            text = text[:place] + chr(draw.choice((draw.randrange(1, 0x300), draw.randrange(0x10000), 0xD800))) + text[place:]
+            odd = chr(draw.choice((draw.randrange(1, 0x300), draw.randrange(0x10000), 0xD800)))
+            text = text[:place] + odd + text[place:]
     return text[:400_000]
 
 

@@ -24,6 +24,7 @@ from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
 from optimsyn.programs.prompts.question_form import question_pattern
 from optimsyn.programs.prompts.spans import answers_in, is_english, sentences
 from optimsyn.programs.prompts.steer import Steer
+from optimsyn.programs.read_pair import read_pair
 from optimsyn.recipe import Checks
 
 FORMS = [PairForm(), PairForm(4), PairForm(3, ("yes", "no", "maybe"))]

@@ -42,7 +42,7 @@ def encodable(text: str) -> bool:
 
 
 def normalized(text: str) -> str:
-    """`text` as it is compared: Unicode NFKC, case folded, without marks of direction, white space as one space each."""
+    """`text` as it is compared: Unicode NFKC, case folded, no marks of direction, runs of white space as one."""
     return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).translate(_UNMARKED).casefold()).strip()
 
 

@@ -14,7 +14,6 @@ import dspy
 
 from optimsyn.data.records import Pair, PairKind, Passage, Question, Rubric
 from optimsyn.data.text import word_count
-from optimsyn.errors import ReplyError
 from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask
 from optimsyn.programs.prompts.pair_form import PairForm, open_schema, tight_schema
 from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages

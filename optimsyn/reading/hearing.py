@@ -17,16 +17,14 @@ T = TypeVar("T")
 # What to change when replies of a kind come again and again; `{field}` is the model's place in the recipe.
 _CURES = {
     Outcome.CUT: "Raise {field}.max_tokens, or have the model think less",
-    Outcome.REFUSAL: "The service refuses what it is asked: look at the documents and the guiding text, or name another "
-    "model in {field}",
+    Outcome.REFUSAL: "The service refuses what it is asked: look at the documents and the guiding text, or name "
+    "another model in {field}",
     Outcome.TOOL_CALL: "Turn tools off at the service of {field}, or name a model that answers in text",
     Outcome.EMPTY: "See whether the server of {field} keeps the answer in its reasoning, and turn thinking off",
 }
 
 
-async def hear(
-    model: LanguageModel, call: Call, read: Callable[[Reply, int | None], T], role: str
-) -> tuple[T, Reply]:
+async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | None], T], role: str) -> tuple[T, Reply]:
     """Asks a model once, and once more with more room when the reply was cut before its value was whole.
 
     Args:

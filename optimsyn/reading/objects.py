@@ -1,8 +1,8 @@
 """JSON objects in a text: read strictly where that is possible, else repaired, always within limits.
 
 `json_repair` makes something of nearly everything. It is given little: what is short and shallow, because some inputs
-take it quadratic time and others the whole stack, and nothing that breaks off in the middle of a value, because it would
-hand the beginning of an answer on as the answer.
+take it quadratic time and others the whole stack, and nothing that breaks off in the middle of a value, because it
+would hand the beginning of an answer on as the answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ _COMMANDS = frozenset(
     "nexists nearrow nwarrow natural nonumber notag nolimits nsubseteq nrightarrow".split()
 )
 _COMMANDS_IN_FORMULAS = frozenset("tan to top rm ref root nu ne ni neg not".split())
-_FORMULA = re.compile(r"\$|\\\\?[(\[]|[\^_]\{?\\?\w|\\\\?(?:frac|sqrt|alpha|beta|gamma|delta|lambda|mu|pi|sigma|omega)\b")
+_FORMULA = re.compile(
+    r"\$|\\\\?[(\[]|[\^_]\{?\\?\w|\\\\?(?:frac|sqrt|alpha|beta|gamma|delta|lambda|mu|pi|sigma|omega)\b"
+)
 _DECODER = json.JSONDecoder(strict=False, parse_float=Number, parse_int=Number, parse_constant=Number)
 
 Found = tuple[dict[str, Any], int, int]
@@ -163,7 +165,9 @@ def _with_numbers(value: Any, span: str) -> Any:
     found = {}
     for key, item in value.items():
         if isinstance(item, int | float) and not isinstance(item, bool):
-            for written in re.finditer(rf"{re.escape(str(key))}[\"'”]?\s{{0,20}}:\s{{0,20}}([-+]?[\d.][\d.eE+-]*)", span):
+            for written in re.finditer(
+                rf"{re.escape(str(key))}[\"'”]?\s{{0,20}}:\s{{0,20}}([-+]?[\d.][\d.eE+-]*)", span
+            ):
                 try:
                     if float(written[1]) == float(item):
                         item = Number(written[1])
@@ -199,8 +203,8 @@ def _end_of_object(text: str, start: int) -> tuple[int | None, str | None]:
 
     That is "" for between two fields, and None for what is so deep that it is no reply at all.
 
-    Quotes inside of a string that nobody escaped do not end it: what ends one is followed by a comma, a colon, a closing
-    bracket or nothing.
+    Quotes inside of a string that nobody escaped do not end it: what ends one is followed by a comma, a colon, a
+    closing bracket or nothing.
     """
     stack: list[str] = []
     position, last = start, ""

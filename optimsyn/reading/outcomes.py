@@ -10,23 +10,25 @@ from optimsyn.reading.text import beginning
 
 # How services say that a reply ended because it was long enough, and because somebody held it back.
 _CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "max_length"})
-_HELD_BACK = ("content_filter", "content_filtered", "refusal", "safety", "prohibited_content", "blocklist", "recitation")
+_HELD_BACK = ("content_filter", "content_filtered", "refusal", "safety", "prohibited_content", "blocklist")
 # A refusal begins so, at most a few words in, and is short.
 _LONGEST_REFUSAL = 2000
-_REFUSAL = re.compile(
-    r"\b(?:i (?:can(?:no|')?t|can not|won't|will not|must decline|have to decline|(?:a|')m (?:not able|unable|sorry))\b"
-    r"|i(?:’| a|')m (?:sorry|unable|not able|afraid)|i can’t|i won’t|as an ai\b|(?:my )?apologies|sorry\b|unfortunately, i\b"
-    r"|je (?:ne peux|ne suis pas en mesure|suis désolé|regrette)|désolée?\b|en tant qu'ia"
-    r"|lo siento|no puedo|lamento|no me es posible|como (?:una )?(?:ia|inteligencia artificial)"
-    r"|es tut mir leid|tut mir leid|ich kann (?:\w+ ){0,4}nicht|ich kann leider|entschuldigung|leider kann ich"
-    r"|mi dispiace|non posso|desculpe|sinto muito|não posso|lamento|het spijt me|ik kan (?:\w+ ){0,4}niet|sorry, ik"
-    r"|przepraszam|nie mogę|omlouvám se|nemohu|jag kan (?:\w+ ){0,3}inte|beklager|jeg kan (?:\w+ ){0,3}ikke"
-    r"|üzgünüm|maaf\b|saya tidak (?:bisa|dapat)|xin lỗi|tôi không thể|pasensya"
-    r"|извините|простите|я не могу|к сожалению|на жаль|вибачте)"
-    r"|抱歉|对不起|對不起|我(?:无法|不能|無法)|申し訳|すみません|できません|お答えできません|죄송|할 수 없|도와드릴 수 없"
-    r"|آسف|عذر|لا (?:أستطيع|يمكنني)|متاسفم|נמצא מצטער|מצטער|איני יכול|क्षमा|माफ़|मैं नहीं",
-    re.IGNORECASE,
+_WORDS = (
+    r"i (?:can(?:['’]?t|not| not)|won['’]t|will not|must decline|have to decline|am (?:sorry|unable|not able|afraid))",
+    r"i['’]m (?:sorry|unable|not able|afraid)|as an ai|apologies|sorry|unfortunately,? i",
+    r"je (?:ne peux|ne suis pas en mesure|suis désolée?|regrette)|désolée?|en tant qu['’]ia",
+    r"lo siento|no puedo|lamento|no me es posible|como (?:una )?(?:ia|inteligencia artificial)",
+    r"(?:es )?tut mir leid|ich kann (?:\w+ ){0,4}nicht|ich kann leider|leider kann ich|entschuldigung",
+    r"mi dispiace|non posso|desculpe|sinto muito|não posso|het spijt me|ik kan (?:\w+ ){0,4}niet",
+    r"przepraszam|nie mogę|omlouvám se|nemohu|jag kan (?:\w+ ){0,3}inte|beklager|jeg kan (?:\w+ ){0,3}ikke",
+    r"en voi|sajnálom|îmi pare rău|üzgünüm|maaf|saya tidak (?:bisa|dapat)|xin lỗi|tôi không thể|pasensya",
+    r"извините|простите|я не могу|к сожалению|на жаль|вибачте|λυπάμαι|δεν μπορώ",
 )
+_SIGNS = (
+    r"抱歉|对不起|對不起|我(?:无法|不能|無法)|申し訳|すみません|できません|お答えできません",
+    r"죄송|할 수 없|도와드릴 수 없|آسف|عذر|لا (?:أستطيع|يمكنني)|متاسف|מצטער|איני יכול|क्षमा|माफ़|मैं नहीं|ขออภัย|ไม่สามารถ",
+)
+_REFUSAL = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b|{'|'.join(_SIGNS)}", re.IGNORECASE)
 _FIRST_WORDS = 80
 
 
@@ -68,8 +70,8 @@ def what_came(
         )
     if overlong is not None:
         return ReplyError(
-            f"the reply runs on over {overlong:,} characters, more than its tokens explain, without a {what}; it begins "
-            f"{beginning(reply.text)}"
+            f"the reply runs on over {overlong:,} characters, more than its tokens explain, without a {what}; it "
+            f"begins {beginning(reply.text)}"
         )
     broken = next((problem for problem in problems if problem.outcome is Outcome.CUT), None)
     if was_cut(reply) or thinking or broken is not None:
@@ -77,8 +79,8 @@ def what_came(
     if not said:
         if reply.reasoning.strip():
             return ReplyError(
-                f"the reply is empty, but its reasoning is not (it ends {_ending(reply.reasoning)}): no {what} is in its "
-                "content. Turn the model's thinking off, or mend the server's parser of reasoning",
+                f"the reply is empty, but its reasoning is not (it ends {_ending(reply.reasoning)}): no {what} is in "
+                "its content. Turn the model's thinking off, or mend the server's parser of reasoning",
                 Outcome.EMPTY,
             )
         return ReplyError(f"the reply is empty: no {what} in it", Outcome.EMPTY)

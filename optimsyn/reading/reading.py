@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -110,8 +111,6 @@ def _without_thinking(text: str) -> Spoken:
 def _last_object(text: str) -> Iterator[str]:
     """The last JSON object of a text that ends with one."""
     escaped = mend_escapes(storable(text).strip())
-    last = None
-    for last in strict_objects(escaped):
-        pass
+    last = next(iter(deque(strict_objects(escaped), maxlen=1)), None)
     if last is not None and not escaped[last[2] :].strip("`\n "):
         yield escaped[last[1] : last[2]]

@@ -34,7 +34,7 @@ FEWEST_DRAFTS = 4
 # Rounds of so many candidates more that are written when a draft has fewer valid ones.
 _FURTHER_ROUNDS = 3
 # Failures of candidates whose reply could not be read at all.
-_UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)  # type: ignore[arg-type]
+_UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
 
 
 def run(run: Run) -> StageResult:
@@ -175,7 +175,7 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     """Stops because not one reply could be read; the replies are asked for anew once the service is mended."""
     unread = [draft for draft in drafts if draft.failed[0].startswith("rubric_")]
     role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
-    model.set_aside_latest(len(drafts))
+    model.set_aside_latest(2 * len(drafts))  # one that was cut was asked for again
     raise ServiceError(
         f"models.{role} {model.name!r}: none of {len(drafts)} replies could be read, for example: "
         f"{redact(drafts[0].reasons[0])[:300]}. Is it the model that you meant, does its server honour a JSON schema "
