@@ -342,6 +342,8 @@ def _reply(response: Any, seconds: float) -> Reply | Failure:
         return no_reply("the reply holds no choices")
     message = choices[0].message
     text = _text(getattr(message, "content", None))
+    # Fields that LiteLLM does not know.
+    more = getattr(message, "provider_specific_fields", None) or {}
     thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     usage = getattr(response, "usage", None)
     cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
@@ -355,7 +357,7 @@ def _reply(response: Any, seconds: float) -> Reply | Failure:
         seconds=seconds,
         # Thoughts beside an answer are nobody's business, and long.
         reasoning="" if text.strip() else _text(thought),
-        refusal=_text(getattr(message, "refusal", None)),
+        refusal=_text(getattr(message, "refusal", None) or more.get("refusal")),
         tool_call=_called(message),
     )
 
