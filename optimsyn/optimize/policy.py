@@ -358,7 +358,7 @@ def _make_callback(history: History, seed: int, report: Callable[[int, int], Non
                 return
             row = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if logs.get(theirs) is not None}
             for name in ("reward", "reward_std"):
-                if not math.isfinite(float(row[name])):
+                if not math.isfinite(float(row.get(name, 0.0))):
                     del row[name]  # not one pair of this step could be judged
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(float(row.get(name, 0.0))):
