@@ -371,9 +371,7 @@ class InfluenceReward:
         self._scored |= {content_key(row.pair): row for row in valid if row.pair}
 
     def _count_garbage(self, error: ReplyError) -> None:
-        """Stops the run after `garbage_limit` unreadable pair replies in a row."""
-        if error.outcome.unjudged:
-            return  # whoever heard the reply counts these
+        """Stops the run after `garbage_limit` pair replies in a row without a pair, whatever they were instead."""
         self._garbage.append(error)
         if self.garbage_limit and len(self._garbage) >= self.garbage_limit:
             common = Counter(map(str, self._garbage)).most_common(1)[0][0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 import pytest
-from optimize_helpers import BASE_TEXT, PairWriter, Shape, make_reward, passages, rubric, tiny_policy
+from optimize_helpers import BASE_TEXT, PairWriter, RubricModel, Shape, make_reward, passages, rubric, tiny_policy
 
 from optimsyn.data.jsonl import iter_json
 from optimsyn.data.records import Pair
@@ -18,7 +18,7 @@ from optimsyn.judgements import Judgement, RubricRequest
 from optimsyn.models.outcomes import OutcomeLog
 from optimsyn.models.replies import ReplyCache
 from optimsyn.optimize.policy import train_policy
-from optimsyn.recipe import Lora, ModelSpec, PolicyOptimizer
+from optimsyn.recipe import Lora, ModelSpec, PolicyOptimizer, PromptOptimizer
 
 UNJUDGED = [outcome for outcome in Outcome if outcome.unjudged]
 LINES = " mechanism\nQuestion quality: a\nAnswer quality: b\nAlignment: c\nTrainability: d\n\n"
@@ -124,3 +124,26 @@ class _Always(dict[int, Outcome]):
 
     def __getitem__(self, seed: int) -> Outcome:
         return Outcome.REFUSAL
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_a_search_for_a_guiding_text_ends_with_and_without_verdicts(tmp_path: Path, share: float) -> None:
+    from optimsyn.optimize.prompt import optimize_guiding_text
+    from optimsyn.programs.rubric import RubricWriter
+
+    class Some(_Always):
+        def __contains__(self, seed: object) -> bool:
+            return int(str(seed)[-2:]) % 10 < 10 * share if share < 1 else True
+
+    writer = Moody({})
+    writer.moods = Some()
+    reward = make_reward(writer=writer, neutral=0.05)
+    config = PromptOptimizer(metric_calls=40, minibatch=3, passages=6)
+    found = optimize_guiding_text(
+        tmp_path, config, RubricWriter(RubricModel(), BASE_TEXT), reward, passages(8), Shape(), seed=5
+    )
+    assert found.guiding_text.startswith(BASE_TEXT)
+    if share == 1:
+        assert (found.guiding_text, found.judged, found.score) == (BASE_TEXT, 0, pytest.approx(0.05))
+    else:
+        assert 0 < found.judged <= 40

@@ -183,10 +183,8 @@ class _Program(dspy.Module):
                 self._garbage.clear()
             except ReplyError as problem:
                 error = str(problem)
-                if problem.outcome.unjudged:
-                    unjudged = problem.outcome
-                else:
-                    self._count_garbage(error)
+                unjudged = problem.outcome if problem.outcome.unjudged else None
+                self._count_garbage(error)
             prediction = dspy.Prediction(
                 rubric=rubric,
                 error=error,

@@ -205,4 +205,6 @@ class Workbench:
             name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
         }
         judged = {name: [row for row in rows if row.unjudged is None] for name, rows in found.items()}
-        return rewards_figure({name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows})
+        return rewards_figure(
+            {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
+        )
