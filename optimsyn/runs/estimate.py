@@ -57,15 +57,15 @@ def described(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -
     words = [clock(elapsed)]
     if told is not None:
         words.insert(0, f"{told['done']} of {told['total']} {told['what']}")
-        # A run that an older version left writes none.
-        if unread := told.get("unread"):
-            named = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
-            words.append(f"{sum(unread.values())} replies without a value ({named})")
     left, part = seconds_left(run, stage, elapsed, earlier), _part_left(told)
     if left is not None:
         words.append(f"about {clock(left)} to go")
     elif part is not None and told is not None:
         words.append(f"about {clock(part)} for these {told['what']}")
+    # A run that an older version left writes none.
+    if told is not None and (unread := told.get("unread")):
+        named = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
+        words.append(f"{sum(unread.values())} replies without a value ({named})")
     return ", ".join(words)
 
 
