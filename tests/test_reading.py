@@ -225,6 +225,8 @@ def test_what_is_no_answer_is_none() -> None:
         (r"\upsilon and \u00e9t\u00e9", r"\upsilon and été"),
         (r"first\nnext\tthen\r\nlast", "first next then last"),
         (r"it\'s", "it's"),
+        (r"copper\ud83", "copper"),
+        (r"copper \ud83d\ude0", "copper"),
         (r"a \"quoted\" one", 'a "quoted" one'),
         (r"C:\\temp\\new", r"C:\temp\new"),
     ],

@@ -139,6 +139,7 @@ async def test_more_room_stays_within_the_budget(served: Service, cache: ReplyCa
         (said("no pair"), Outcome.INVALID, 1),
         (message(content=None, reasoning_content=GOOD), Outcome.READ, 1),
         (said(GOOD.replace("Crane", "Crane\\ud83d")), Outcome.READ, 1),
+        (said(GOOD.replace("Crane", "Crane\ud83d")), Outcome.READ, 1),
         (said(GOOD + " " * 3_000_000), Outcome.READ, 1),
     ],
 )

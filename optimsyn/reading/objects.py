@@ -33,7 +33,7 @@ _START = re.compile(r'\{\s*"|\[\s*\{\s*"')
 _TOKEN = re.compile(r"[{}\[\]\"'“”]|[^\s{}\[\]\"'“”]+")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "”": "”"}
 _NEXT = re.compile(r"\s*(.?)", re.DOTALL)
-_ESCAPE = re.compile(r"\\(?:[\"\\/]|u[0-9a-fA-F]{4}|([A-Za-z]+|.))", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:[\"\\/]|u[0-9a-fA-F]{4}|(u[0-9a-fA-F]{0,3}(?![0-9A-Za-z])|[A-Za-z]+|.))", re.DOTALL)
 # LaTeX commands that begin like an escape of JSON. What follows a tab or the return of a carriage is hardly ever text;
 # a line may well begin with `e` or `u`, so the last of these count in formulas only.
 _COMMANDS = frozenset(
@@ -70,6 +70,8 @@ def mend_escapes(text: str) -> str:
             return f"\\\\{word}" if command else match[0]
         if word in "bf":
             return " "
+        if word[0] == "u" and not word.isalpha():
+            return ""  # an emoji that was cut in the middle of its number
         return "'" if word == "'" else f"\\\\{word}"
 
     return _ESCAPE.sub(mended, text)
