@@ -20,7 +20,7 @@ Parse = Callable[[str, bool], T]
 _CHARACTERS = 16
 # Never fewer than these are read, and never more.
 _SHORTEST_CAP = 20_000
-_LONGEST_CAP = 200_000
+_LONGEST_CAP = 150_000
 
 
 def longest_text(max_tokens: int | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 
 _NAME = (
     r"(?i:(?:[a-z0-9]{1,12}:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|cot"
@@ -29,6 +30,8 @@ _CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
 # The same without its special tokens, which many servers leave out of the text.
 _BARE_ANALYSIS = re.compile(r"\s*(?:assistant\s?)?analysis(?=[A-Z\s])")
 _BARE_FINAL = "assistantfinal"
+# More tags than these no reply has.
+_MOST = 2000
 # What some models put around an answer, and what ends a turn.
 _WRAPPING = re.compile(
     r"</?(?:answer|response|output|final|final_answer)>|<\|(?:begin|end)_of_solution\|>|\\?<\|?/?(?:START|END)_RESPONSE\|>"
@@ -62,7 +65,8 @@ def spoken(text: str, *, data: tuple[int, int] = (0, 0)) -> Spoken:
         return _of_channels(text)
     if _BARE_ANALYSIS.match(text) and _BARE_FINAL in text:
         return Spoken(_kept(text.rpartition(_BARE_FINAL)[2]))
-    events = [event for event in _EVENT.finditer(text) if not data[0] <= event.start() < data[1]]
+    meant = (event for event in _EVENT.finditer(text) if not data[0] <= event.start() < data[1])
+    events = list(islice(meant, _MOST))
     if not events:
         return Spoken(_kept(text))
     closes = [event.end() for event in events if event.lastgroup == "close"]
