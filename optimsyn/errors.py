@@ -6,6 +6,7 @@ Every message names the file, row or recipe field, says what was wrong and what 
 from __future__ import annotations
 
 import errno
+from enum import StrEnum
 
 
 class OptimsynError(Exception):
@@ -28,8 +29,38 @@ class ServiceError(OptimsynError):
     """
 
 
+class Outcome(StrEnum):
+    """What came of asking a model once.
+
+    Only `invalid` says something about who asked and who answered. The others say that there is nothing to judge: a
+    rubric whose pair was cut, refused or never written is neither a good nor a bad one.
+    """
+
+    READ = "read"
+    INVALID = "invalid"
+    CUT = "cut"
+    REFUSAL = "refusal"
+    TOOL_CALL = "tool_call"
+    EMPTY = "empty"
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether there is nothing that could be judged."""
+        return self not in (Outcome.READ, Outcome.INVALID)
+
+
 class ReplyError(OptimsynError):
-    """A reply arrived but holds no usable rubric or pair. This one *is* the generator's fault."""
+    """A reply arrived but holds no usable rubric or pair.
+
+    Attributes:
+        outcome: What there is in its place. An `invalid` one is the fault of who wrote it, the others are nobody's.
+        replies: So many replies were asked for in vain.
+    """
+
+    def __init__(self, message: str, outcome: Outcome = Outcome.INVALID, *, replies: int = 1) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.replies = replies
 
 
 class ModelError(OptimsynError):

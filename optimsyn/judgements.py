@@ -12,13 +12,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, ValidationError
 
 from optimsyn.data.jsonl import append_jsonl
 from optimsyn.data.records import Pair, PairKind, Passage, Record, Rubric
-from optimsyn.errors import DataError
+from optimsyn.errors import DataError, Outcome
 
 if TYPE_CHECKING:
     from optimsyn.programs.pair import PairWriter
@@ -30,6 +30,7 @@ class RubricRequest(Record):
     Attributes:
         rubric: None when the pair is written without one, or when `error` says why there is none.
         error: What was wrong with the rubric reply; such a request is judged invalid and no pair is bought.
+        unjudged: What came in place of a rubric, where that is nobody's fault; such a request is not judged.
         guiding_text: The text that the rubric was written under ("" without one).
         seed: Sampling seed of the pair.
         variant: Written into the pair's lineage.
@@ -39,6 +40,7 @@ class RubricRequest(Record):
     kind: PairKind
     rubric: Rubric | None = None
     error: str | None = None
+    unjudged: Outcome | None = None
     guiding_text: str = ""
     rubric_model: str = ""
     seed: int = 0
@@ -61,6 +63,11 @@ class RubricRequest(Record):
         )
 
 
+def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
+    """The name under which a reply counts that could not be read, such as `pair_format` or `rubric_refusal`."""
+    return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
+
+
 class Judgement(Record):
     """The verdict on one request.
 
@@ -69,6 +76,8 @@ class Judgement(Record):
         source: Who asked first (a stage's name).
         pair: None when no pair could be read from the replies.
         failed: Names of the failed checks; `rubric_format` and `pair_format` for replies that could not be read.
+        unjudged: What came in place of a pair or a rubric where that is nobody's fault: a cut reply, a refusal, a tool
+            call, nothing. Such a row has no verdict: it is in no ledger, and its reward counts nowhere.
         reasons: For each failed check what was wrong.
         influence: IF of the pair, un-normalised; None for an invalid pair, which is never scored.
         by_subtask: The influence on each validation subtask.
@@ -77,7 +86,7 @@ class Judgement(Record):
         scorer: Fingerprint of the scorer that gave the influence.
         checks: Fingerprint of the checks that decided validity.
         identity: Digest of generator, scorer, checks and penalty; rewards of another one are not compared with this.
-        reward: Valid * IF - penalty * (1 - Valid); always finite.
+        reward: Valid * IF - penalty * (1 - Valid); always finite. 0, and without meaning, in a row that is unjudged.
         feedback: The verdict as a sentence.
     """
 
@@ -93,6 +102,7 @@ class Judgement(Record):
     pair: Pair | None = None
     valid: bool
     failed: tuple[str, ...] = ()
+    unjudged: Outcome | None = None
     reasons: dict[str, str] = Field(default_factory=dict)
     influence: float | None = None
     by_subtask: dict[str, float] = Field(default_factory=dict)
@@ -176,6 +186,8 @@ def content_key(pair: Pair) -> str:
 
 def verdict(row: Judgement) -> str:
     """The judgement as a sentence."""
+    if row.unjudged is not None:
+        return f"Not judged ({'; '.join(row.reasons.values())})."
     if not row.valid:
         named = "; ".join(f"{name}: {reason}" if reason else name for name, reason in row.reasons.items())
         return f"Invalid ({named}), reward {row.reward:+.4f}."

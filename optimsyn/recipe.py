@@ -369,6 +369,10 @@ class Recipe(Shown, Section):
             if spec:
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env"):
                     spec.pop(field)
+                # Fields that came later: a recipe that says nothing about them is the one that it was before.
+                for field in ("max_tokens_again", "chat_template_kwargs"):
+                    if spec[field] is None:
+                        spec.pop(field)
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from optimsyn.redaction import remember_variables
 
+# For chat templates, which know it by one of these names and ignore the other.
+NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys and infinite numbers refused, frozen after loading."""
@@ -32,6 +35,17 @@ class ModelSpec(Section):
     )
     temperature: float = Field(0.8, ge=0, le=2, description="Of the sampling; 0 is greedy.")
     max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens.")
+    max_tokens_again: int | None = Field(
+        None,
+        ge=16,
+        description="Longest reply, in tokens, when one that was cut is asked for again, once; null: twice max_tokens; "
+        "as many as max_tokens: it is not asked for again.",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="Passed to the model's chat template, such as `{enable_thinking: true}`; null: a local model does "
+        "not think aloud.",
+    )
     concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
     timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
     retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
@@ -57,6 +71,11 @@ class ModelSpec(Section):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, mps, cuda or cuda:1 (the second GPU)")
         return self
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What a local model's chat template is given: thinking is off unless the recipe turns it on."""
+        return {**NO_THINKING, **(self.chat_template_kwargs or {})}
 
     @property
     def provider(self) -> Literal["embedded", "litellm", "local"]:

@@ -4,7 +4,8 @@
 
 IF is un-normalised: GRPO normalises within its group, and an invalid pair takes part in nobody's normalisation because
 it is never scored. A pair that could not be judged because a service failed is not an invalid pair: the error travels
-on, nothing is written, and running again continues.
+on, nothing is written, and running again continues. Nor is one whose reply was cut, refused, a tool call or empty: it
+is not judged, and takes part in no group, no mean and no ledger.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.data.records import Pair, Passage
-from optimsyn.errors import ReplyError, ServiceError
+from optimsyn.data.records import Pair
+from optimsyn.errors import Outcome, ReplyError, ServiceError
 from optimsyn.judgements import (
     Judgement,
     Ledger,
@@ -28,17 +29,20 @@ from optimsyn.judgements import (
     content_key,
     describe,
     digest,
+    failure,
     stated_fingerprint,
     verdict,
     windows,
 )
 from optimsyn.redaction import redact
 from optimsyn.reward_scores import SCORE_FIELDS, score_fields
+from optimsyn.reward_trl import log_judgements, requests_of
 
 if TYPE_CHECKING:
     import dspy
 
     from optimsyn.influence.scoring import Scorer
+    from optimsyn.models.outcomes import OutcomeLog
     from optimsyn.programs.checks import Checker
     from optimsyn.programs.pair import PairWriter
 
@@ -66,6 +70,9 @@ class InfluenceReward:
         source: Who asks, for the ledger.
         garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
         report: Called after each window with the requests in it, and how many different ones were judged so far.
+        neutral: What a request that could not be judged counts as where a number has to be given (DSPy's optimisers
+            know no missing score).
+        outcomes: Where it is kept what came of the policy's completions.
 
     Attributes:
         identity: Digest of scorer, checks, pair writer and penalty; of a scorer that moves, of where it begins.
@@ -95,6 +102,8 @@ class InfluenceReward:
         source: str = "",
         garbage_limit: int = GARBAGE_LIMIT,
         report: Callable[[int, int], None] | None = None,
+        neutral: float = 0.0,
+        outcomes: OutcomeLog | None = None,
     ) -> None:
         self.scorer = scorer
         self.pair_writer = pair_writer
@@ -103,6 +112,8 @@ class InfluenceReward:
         self.source = source
         self.garbage_limit = garbage_limit
         self.report = report
+        self.neutral = neutral
+        self.outcomes = outcomes
         self.generator = pair_writer.model.name
         self._scorer_id = stated_fingerprint(scorer, "scorer")
         self._checks_id = stated_fingerprint(checks, "checks")
@@ -115,7 +126,8 @@ class InfluenceReward:
         self._scored: dict[str, Judgement] = {}
         self._answered: dict[str, Judgement] = {}
         self._pending: dict[str, Future[None]] = {}
-        self._garbage: list[str] = []
+        self._unjudged: dict[str, Judgement] = {}
+        self._garbage: list[ReplyError] = []
         self._lock = threading.Lock()
         self._scorer_lock = threading.Lock()
         self._remember(self._ledger.rows)
@@ -131,7 +143,10 @@ class InfluenceReward:
 
     @property
     def answered(self) -> list[Judgement]:
-        """Every different judgement given out by this object, in an order that does not depend on timing."""
+        """Every different judgement given out by this object, in an order that does not depend on timing.
+
+        What could not be judged is not among them.
+        """
         with self._lock:
             return sorted(self._answered.values(), key=lambda row: (row.passage_id, row.key))
 
@@ -154,7 +169,7 @@ class InfluenceReward:
         elsewhere: list[Future[None]] = []
         with self._lock:
             for key, request in zip(keys, window, strict=True):
-                if key in self._known or key in mine:
+                if key in self._known or key in self._unjudged or key in mine:
                     continue
                 if key in self._pending:
                     elsewhere.append(self._pending[key])
@@ -169,15 +184,17 @@ class InfluenceReward:
                     self._pending.pop(key).set_exception(error)
             raise
         with self._lock:
-            self._ledger.append(fresh)
-            self._remember(fresh)
+            judged = [row for row in fresh if row.unjudged is None]
+            self._ledger.append(judged)
+            self._remember(judged)
+            self._unjudged |= {row.key: row for row in fresh if row.unjudged is not None}
             for row in fresh:
                 self._pending.pop(row.key).set_result(None)
         for future in elsewhere:
             await asyncio.wrap_future(future)
         with self._lock:
-            answers = [self._known[key] for key in keys]
-            self._answered.update(zip(keys, answers, strict=True))
+            answers = [self._known.get(key) or self._unjudged[key] for key in keys]
+            self._answered |= {row.key: row for row in answers if row.unjudged is None}
             different = len(self._answered)
         if self.report is not None:
             self.report(len(keys), different)
@@ -187,17 +204,17 @@ class InfluenceReward:
         """Writes, checks and scores pairs that were not judged before, in the order given."""
         failures: list[Exception] = []
 
-        async def draft(request: RubricRequest) -> Pair | str | None:
+        async def draft(request: RubricRequest) -> Pair | ReplyError | None:
             if request.error is not None or failures:
                 return None
             try:
                 pair = await request.written_by(self.pair_writer)
             except ReplyError as error:
                 try:
-                    self._count_garbage(str(error))
+                    self._count_garbage(error)
                 except ServiceError as broken:
                     failures.append(broken)
-                return str(error)
+                return error
             except Exception as error:  # noqa: BLE001 - raised below, when what is under way is paid for and cached
                 failures.append(error)
                 return None
@@ -210,14 +227,18 @@ class InfluenceReward:
         return await asyncio.to_thread(self._check_and_score, requests, drafts)
 
     def _check_and_score(
-        self, requests: dict[str, RubricRequest], drafts: Sequence[Pair | str | None]
+        self, requests: dict[str, RubricRequest], drafts: Sequence[Pair | ReplyError | None]
     ) -> list[Judgement]:
         failed: dict[str, dict[str, str]] = {}
+        unjudged: dict[str, Outcome] = {}
         valid: dict[str, Pair] = {}
         for (key, request), pair in zip(requests.items(), drafts, strict=True):
             if not isinstance(pair, Pair):
-                name = "rubric_format" if request.error is not None else "pair_format"
+                outcome = request.unjudged if pair is None else pair.outcome
+                name = failure("rubric" if pair is None else "pair", outcome)
                 failed[key] = {name: redact(request.error or str(pair))}
+                if outcome is not None and outcome.unjudged:
+                    unjudged[key] = outcome
                 continue
             found = self.checks.check(pair, request.passage)
             if found.valid:
@@ -232,7 +253,9 @@ class InfluenceReward:
                 score = scores[content_key(valid[key])]
                 fields |= {**score, "reward": score["influence"]}
             else:
-                fields |= {"failed": tuple(failed[key]), "reasons": failed[key], "reward": -self.invalid_penalty}
+                reward = 0.0 if key in unjudged else -self.invalid_penalty
+                fields |= {"failed": tuple(failed[key]), "reasons": failed[key], "reward": reward}
+                fields["unjudged"] = unjudged.get(key)
             row = Judgement(
                 key=key,
                 source=self.source,
@@ -267,52 +290,23 @@ class InfluenceReward:
         found.update(zip(new, fresh, strict=True))
         return found
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """The face for TRL's GRPOTrainer.
 
         The columns `passage` (a Passage as JSON), `kind`, `guiding_text`, `rubric_model` and `seed` are those of
         `optimsyn.optimize.policy`, which gives all rubrics of a group one seed.
 
+        Returns:
+            A reward each; None for what could not be judged, which TRL leaves out of the group.
+
         Raises:
             ServiceError: Not swallowed by TRL; training stops and resumes from its last step.
         """
         from optimsyn.models.language_model import run_sync
-        from optimsyn.programs.rubric import complete_rubric
 
-        requests = []
-        for index, completion in enumerate(completions):
-            passage = Passage.model_validate_json(columns["passage"][index])
-            rubric, error = None, None
-            try:
-                rubric = complete_rubric(_reply(completion))
-            except ReplyError as problem:
-                error = str(problem)
-            requests.append(
-                RubricRequest(
-                    passage=passage,
-                    kind=columns["kind"][index],
-                    rubric=rubric,
-                    error=error,
-                    guiding_text=columns["guiding_text"][index],
-                    rubric_model=columns["rubric_model"][index],
-                    seed=columns["seed"][index],
-                    variant=self.source,
-                )
-            )
-        judgements = run_sync(self.judge(requests))
-        self._log(judgements, columns)
-        return [judgement.reward for judgement in judgements]
-
-    def _log(self, judgements: Sequence[Judgement], columns: dict[str, Any]) -> None:
-        if (log_metric := columns.get("log_metric")) is not None:
-            log_metric("valid", sum(row.valid for row in judgements) / len(judgements))
-            scored = [row.influence for row in judgements if row.influence is not None]
-            if scored:
-                log_metric("influence", sum(scored) / len(scored))
-        if (log_extra := columns.get("log_extra")) is not None:
-            log_extra("question", [row.pair.question if row.pair else "" for row in judgements])
-            log_extra("answer", [row.pair.answer if row.pair else "" for row in judgements])
-            log_extra("failed", [", ".join(row.failed) for row in judgements])
+        judgements = run_sync(self.judge(requests_of(completions, columns, self.source, self.outcomes)))
+        log_judgements(judgements, columns)
+        return [None if judgement.unjudged is not None else judgement.reward for judgement in judgements]
 
     def metric(
         self,
@@ -326,7 +320,7 @@ class InfluenceReward:
 
         Args:
             gold: `passage`, `kind` and `seed`.
-            pred: `rubric`, or `error` where the reply held none; `guiding_text` and `rubric_model`.
+            pred: `rubric`, or `error` and `unjudged` where the reply held none; `guiding_text` and `rubric_model`.
             trace: Not used; DSPy passes it.
             pred_name: Not used; DSPy passes it.
             pred_trace: Not used; DSPy passes it.
@@ -340,19 +334,21 @@ class InfluenceReward:
             kind=gold.kind,
             rubric=pred.get("rubric"),
             error=pred.get("error"),
+            unjudged=pred.get("unjudged"),
             guiding_text=pred.get("guiding_text") or "",
             rubric_model=pred.get("rubric_model") or "",
             seed=gold.seed,
             variant=self.source,
         )
         judgement = run_sync(self.judge([request]))[0]
-        return dspy.Prediction(score=judgement.reward, feedback=self.feedback(judgement))
+        score = judgement.reward if judgement.unjudged is None else self.neutral
+        return dspy.Prediction(score=score, feedback=self.feedback(judgement))
 
     def feedback(self, judgement: Judgement) -> str:
         """The verdict, and what the best and the worst other pair of the same passage had as rubric."""
         peers = [row for row in self.answered if row.passage_id == judgement.passage_id and row.key != judgement.key]
         parts = [judgement.feedback]
-        if peers:
+        if peers and judgement.unjudged is None:
             best = max(peers, key=lambda row: (row.reward, row.key))
             worst = min(peers, key=lambda row: (row.reward, row.key))
             if best.reward > judgement.reward:
@@ -362,7 +358,8 @@ class InfluenceReward:
         return " ".join(parts)
 
     def _key(self, request: RubricRequest) -> str:
-        return digest([request.model_dump(mode="json"), self.identity, self._scorer_id])
+        asked = request.model_dump(mode="json", exclude={"unjudged"})
+        return digest([asked, self.identity, self._scorer_id])
 
     def _remember(self, rows: Sequence[Judgement]) -> None:
         self._known |= {row.key: row for row in rows if row.identity == self.identity}
@@ -373,24 +370,18 @@ class InfluenceReward:
         # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees.
         self._scored |= {content_key(row.pair): row for row in valid if row.pair}
 
-    def _count_garbage(self, sample: str) -> None:
-        """Stops the run after `garbage_limit` unreadable pair replies in a row."""
-        self._garbage.append(sample)
+    def _count_garbage(self, error: ReplyError) -> None:
+        """Stops the run after `garbage_limit` pair replies in a row without a pair, whatever they were instead."""
+        self._garbage.append(error)
         if self.garbage_limit and len(self._garbage) >= self.garbage_limit:
-            common = Counter(self._garbage).most_common(1)[0][0]
+            common = Counter(map(str, self._garbage)).most_common(1)[0][0]
             count = len(self._garbage)
+            replies = sum(one.replies for one in self._garbage)
             self._garbage.clear()
-            self.pair_writer.model.set_aside_latest(count)
+            self.pair_writer.model.set_aside_latest(replies)
             raise ServiceError(
                 f"models.generator {self.generator!r} has returned {count} replies in a row that hold no question and "
                 f"answer, for example: {redact(common)[:300]}. Is it the model that you meant, does its server "
                 "honour a JSON schema (models.generator.structured_output), and is models.generator.max_tokens large "
                 "enough? Everything judged so far is kept, and these replies are asked for anew when the run continues."
             )
-
-
-def _reply(completion: Any) -> str:
-    """The text of a completion, plain or conversational."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)

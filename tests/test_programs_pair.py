@@ -18,12 +18,13 @@ from optimsyn.errors import ReplyError
 from optimsyn.models.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.demos import DEMOS
-from optimsyn.programs.pair import PairWriter, TaskShape, read_pair
+from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.prompts.pair_form import PairForm, tight_schema
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
 from optimsyn.programs.prompts.question_form import question_pattern
 from optimsyn.programs.prompts.spans import answers_in, is_english, sentences
 from optimsyn.programs.prompts.steer import Steer
+from optimsyn.programs.read_pair import read_pair
 from optimsyn.recipe import Checks
 
 FORMS = [PairForm(), PairForm(4), PairForm(3, ("yes", "no", "maybe"))]
@@ -255,10 +256,11 @@ async def test_positions_of_the_answer_vary_and_identity_is_stable() -> None:
     ("reply", "reason"),
     [
         ("", "empty"),
-        ("I cannot do that.", "no JSON object"),
+        ("I cannot do that.", "refuses"),
+        ("There is a town.", "no JSON object"),
         ('{"question": "Who gave books?"}', "lacks `answer`"),
         ('{"question": "", "answer": "Edith Crane"}', "lacks `question`"),
-        ('{"question": ["Who?"], "answer": "Edith Crane"}', "lacks `question`"),
+        ('{"question": ["Who?", "When?"], "answer": "Edith Crane"}', "lacks `question`"),
     ],
 )
 async def test_unusable_replies_say_why(reply: str, reason: str) -> None:
@@ -269,7 +271,7 @@ async def test_unusable_replies_say_why(reply: str, reason: str) -> None:
 def test_damaged_replies_are_repaired() -> None:
     form = PairForm()
     assert read_pair("```json\n{'question': 'Who gave?', 'answer': 'Miss Crane',}\n```", form)["answer"] == "Miss Crane"
-    assert read_pair('{"quote": "q", "question": "Who gave?", "answer": "Miss Cra', form)["answer"] == "Miss Cra"
+    assert read_pair('{"quote": "q", "question": "Who gave?", "answer": "Miss Crane"', form)["answer"] == "Miss Crane"
     assert read_pair('{"question": "How many?", "answer": 600}', form)["answer"] == "600"
     assert read_pair('{"question": "Is it?", "answer": true}', FORMS[2])["answer"] == "yes"
     with pytest.raises(ReplyError, match="none of yes, no, maybe"):

@@ -15,6 +15,7 @@ from runs_helpers import tiny_recipe
 
 from optimsyn.display import live
 from optimsyn.display.live import TRANSIENT, LiveLine
+from optimsyn.errors import Outcome
 from optimsyn.runs import Run, handle
 from optimsyn.runs.estimate import described, seconds_left, share_done
 from optimsyn.runs.screen import Screen
@@ -108,6 +109,22 @@ def test_estimates_by_part(run: Run) -> None:
     assert seconds_left(run, "warm_up", 10, {}) is None
     assert described(run, "prepare", 5, {}) == "0:05"
     assert share_done(run, "prepare") is None
+
+
+def test_replies_without_a_value_are_told_while_a_stage_runs_and_kept_in_the_manifest(run: Run) -> None:
+    for key, outcome in (("a", Outcome.READ), ("b", Outcome.CUT), ("c", Outcome.REFUSAL), ("d", Outcome.CUT)):
+        run.replies.outcomes.note(key, "generator", outcome, asked_again=outcome is Outcome.CUT)
+    run.replies.outcomes.note("e", "rubric", Outcome.INVALID)
+    with run.stage("prepare") as stage:
+        stage.progress(2, 8, "pairs")
+        line = described(run, "prepare", 5.0, {})
+        assert line == "2 of 8 pairs, 0:05, 4 replies without a value (1 of a wrong form, 2 cut, 1 refused)"
+    assert run.manifest.outcomes == {
+        "generator": {"read": 1, "cut": 2, "refusal": 1, "asked_again": 2},
+        "rubric": {"invalid": 1},
+    }
+    _tell(run)
+    assert described(run, "warm_up", 5.0, {}) == "0 of 8 pairs, 0:05"
 
 
 def test_a_stage_in_a_notebook_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

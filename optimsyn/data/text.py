@@ -17,6 +17,9 @@ _CONTROL_TOKEN = re.compile(
     r"|<unused\d+>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
     r"|</?(?:think|tool_call|tool_response)>|\[(?:CLS|SEP|PAD|MASK|UNK)\]"
 )
+# Marks that no eye sees and that turn the direction of writing, or only pin it.
+BIDI_CONTROLS = tuple(map(ord, "\u061c\u200e\u200f")) + tuple(range(0x202A, 0x202F)) + tuple(range(0x2066, 0x206A))
+_UNMARKED = dict.fromkeys(BIDI_CONTROLS)
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -51,8 +54,8 @@ def control_token(text: str) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """`text` as it is compared: Unicode NFKC, case folded, runs of white space as one space."""
-    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """`text` as it is compared: Unicode NFKC, case folded, no marks of direction, runs of white space as one."""
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).translate(_UNMARKED).casefold()).strip()
 
 
 def words_of(text: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 VARIANT_LABELS = {
     "target": "target as it came",
     "first_draft": "first draft",
@@ -44,3 +46,27 @@ def metric_label(metric: str) -> str:
     """A metric's name for people, with an arrow towards the better end."""
     name = METRIC_LABELS.get(metric, metric.replace("_", " "))
     return f"{name} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+
+
+# What came of a request, as `optimsyn.errors.Outcome` names it, and in a person's words.
+OUTCOME_LABELS = {
+    "read": "read",
+    "invalid": "of a wrong form",
+    "cut": "cut",
+    "refusal": "refused",
+    "tool_call": "tool calls",
+    "empty": "empty",
+    "asked_again": "asked again with more room",
+}
+UNREAD = ("invalid", "cut", "refusal", "tool_call", "empty")
+ROLE_LABELS = {"generator": "Generator", "rubric": "Rubric model", "policy": "Policy", "reflection": "Reflection"}
+
+
+def role_label(role: str) -> str:
+    """A role of a recipe's models in a person's words."""
+    return ROLE_LABELS.get(role, role)
+
+
+def outcome_rows(outcomes: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list[int]]]:
+    """For each role its requests by outcome, in the order of `OUTCOME_LABELS`; `outcomes` as in a manifest."""
+    return [(role_label(role), [counts.get(name, 0) for name in OUTCOME_LABELS]) for role, counts in outcomes.items()]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.data.jsonl import write_json
+from optimsyn.display.names import UNREAD
 from optimsyn.display.tables import Table, evaluation_table, facts_table, number
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Summary(BaseModel):
         optimization: What the optimisers report (`prompt`, `policy`).
         stages: The other stages' numbers.
         cost: Replies, tokens and money.
+        outcomes: What came of the requests, by role; see `optimsyn.runs.manifest.Manifest`.
         seconds: Wall time of each stage.
         notes: Sentences that a reader of the numbers must know.
     """
@@ -80,6 +82,7 @@ class Summary(BaseModel):
     optimization: dict[str, dict[str, Any]] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cost: dict[str, float | int] = Field(default_factory=dict)
+    outcomes: dict[str, dict[str, int]] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
@@ -104,6 +107,8 @@ class Summary(BaseModel):
             found.append(self._variants())
         for name, facts in self.optimization.items():
             found.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
+        if any(counts.get(name) for counts in self.outcomes.values() for name in UNREAD):
+            found.append(self._outcomes())
         if self.seconds or self.cost:
             found.append(self._cost())
         return found
@@ -117,7 +122,7 @@ class Summary(BaseModel):
             places = ("candidates", "invalid", "duplicate", "not selected", "kept")
             cells = [str(counts.get(name, "–")) for name in places]
             body.append((variant_label(variant), *cells, number(measured.median) if measured else "–"))
-            failed = [(name.removeprefix("invalid: "), n) for name, n in counts.items() if name.startswith("invalid: ")]
+            failed = [(name.partition(": ")[2], n) for name, n in counts.items() if ": " in name]
             worst = sorted((item for item in failed if item[1]), key=lambda item: -item[1])[:3]
             if worst:
                 often.append(f"{variant_label(variant)}: " + ", ".join(f"{name} {n}" for name, n in worst))
@@ -133,6 +138,13 @@ class Summary(BaseModel):
             right=frozenset(range(1, 7)),
             note=" ".join(notes),
         )
+
+    def _outcomes(self) -> Table:
+        from optimsyn.display.names import OUTCOME_LABELS, outcome_rows
+
+        rows = [(role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in outcome_rows(self.outcomes)]
+        columns = ("asked", *OUTCOME_LABELS.values())
+        return Table("What came of the requests", columns, tuple(rows), frozenset(range(1, len(columns))))
 
     def _cost(self) -> Table:
         body = [(name.replace("_", " "), duration(seconds)) for name, seconds in self.seconds.items()]

@@ -9,14 +9,16 @@ from dspy.lm15 import Message, Request, Response, TextPart
 from dspy.lm15 import Usage as DspyUsage
 from dspy.utils.exceptions import LMError
 
-from optimsyn.errors import BudgetError, ModelError, OptimsynError, ServiceError
-from optimsyn.models.language_model import Call, run_sync
+from optimsyn.errors import BudgetError, ModelError, OptimsynError, Outcome, ReplyError, ServiceError
+from optimsyn.models.language_model import Call, Hear, run_sync
 from optimsyn.models.replies import Reply
 
 if TYPE_CHECKING:
     from optimsyn.models.language_model import LanguageModel
 
-_FINISH_REASONS = ("stop", "length", "content_filter")
+# DSPy takes an empty text for a failure of its own, and warns of each cut reply on the terminal; whoever reads a reply
+# here has told both apart before DSPy sees it.
+_NOTHING = "-"
 
 
 class _Through:
@@ -38,23 +40,37 @@ class DspyModelError(_Through, ModelError, LMError):
     """A `ModelError` on its way through DSPy."""
 
 
+class DspyReplyError(_Through, ReplyError, LMError):
+    """A `ReplyError` on its way through DSPy."""
+
+    outcome = Outcome.INVALID
+    replies = 1
+
+
 # What a person sees is the error that went through.
-for _class in (DspyServiceError, DspyBudgetError, DspyModelError):
+for _class in (DspyServiceError, DspyBudgetError, DspyModelError, DspyReplyError):
     _class.__name__ = _class.__name__.removeprefix("Dspy")
 
 _THROUGH: tuple[tuple[type[OptimsynError], type[Any]], ...] = (
     (ServiceError, DspyServiceError),
     (BudgetError, DspyBudgetError),
     (ModelError, DspyModelError),
+    (ReplyError, DspyReplyError),
 )
 
 
 class AsyncEngine:
     """DSPy's asynchronous engine for one model."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        """An engine that asks `model`."""
+    def __init__(self, model: LanguageModel, hear: Hear | None = None) -> None:
+        """An engine that asks `model`.
+
+        Args:
+            model: The model.
+            hear: Asks it and reads what it says; None: DSPy gets the text, without thinking, and reads it itself.
+        """
         self.model = model
+        self._hear = hear or self._plain
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AsyncEngine:
         return self
@@ -64,25 +80,40 @@ class AsyncEngine:
 
         Raises:
             ServiceError, BudgetError, ModelError: As `LanguageModel.complete`.
+            ReplyError: The reply holds no text; only where DSPy reads the replies.
         """
         call = to_call(request)
         problem: OptimsynError
         try:
-            return to_response(await self.model.complete(call), request.model)
-        except (ServiceError, BudgetError, ModelError) as error:
+            return to_response(await self._hear(call), request.model)
+        except (ServiceError, BudgetError, ModelError, ReplyError) as error:
             problem = error
         for kind, through in _THROUGH:
             if isinstance(problem, kind):
-                raise through(str(problem))
+                passed = through(str(problem))
+                if isinstance(problem, ReplyError):
+                    passed.outcome, passed.replies = problem.outcome, problem.replies
+                raise passed
         raise problem
+
+    async def _plain(self, call: Call) -> Reply:
+        """The reply to a program of DSPy's own (a reflection, say): its text without thinking, whole or an error."""
+        from optimsyn.reading.hearing import hear
+        from optimsyn.reading.reading import plain_text
+
+        def read(reply: Reply, max_tokens: int | None) -> str:
+            return plain_text(reply, max_tokens=max_tokens)
+
+        text, reply = await hear(self.model, call, read, "reflection")
+        return reply.model_copy(update={"text": text})
 
 
 class SyncEngine:
     """DSPy's synchronous engine for one model; safe in many threads and inside a running event loop."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        """An engine that asks `model`."""
-        self._engine = AsyncEngine(model)
+    def __init__(self, model: LanguageModel, hear: Hear | None = None) -> None:
+        """An engine that asks `model`, as `AsyncEngine`."""
+        self._engine = AsyncEngine(model, hear)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncEngine:
         return self
@@ -92,13 +123,19 @@ class SyncEngine:
         return run_sync(self._engine.complete(request))
 
 
-def make_lm(model: LanguageModel, *, temperature: float | None = None, max_tokens: int | None = None) -> dspy.LM:
+def make_lm(
+    model: LanguageModel,
+    *,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    hear: Hear | None = None,
+) -> dspy.LM:
     """A `dspy.LM` that asks `model`, with DSPy's own cache and retries off."""
     return dspy.LM(
         # DSPy guesses a model's abilities and limits from its name, which is none of its business here.
         "optimsyn/" + model.name.replace("/", ":"),
-        engine=SyncEngine(model),
-        async_engine=AsyncEngine(model),
+        engine=SyncEngine(model, hear),
+        async_engine=AsyncEngine(model, hear),
         cache=False,
         num_retries=0,
         temperature=model.spec.temperature if temperature is None else temperature,
@@ -133,13 +170,14 @@ def to_call(request: Request) -> Call:
     )
 
 
-def to_response(reply: Reply, model: str) -> Response:
-    """Our reply as a response of DSPy."""
+def to_response(reply: Reply | None, model: str) -> Response:
+    """Our reply as a response of DSPy; None, where nothing could be read, as one that says nothing."""
+    reply = reply or Reply(text="")
     return Response(
         id=None,
         model=reply.model or model,
-        message=Message.assistant([TextPart(reply.text)]),
-        finish_reason=reply.finish_reason if reply.finish_reason in _FINISH_REASONS else "stop",
+        message=Message.assistant([TextPart(reply.text or _NOTHING)]),
+        finish_reason="stop",
         usage=DspyUsage(input_tokens=reply.input_tokens, output_tokens=reply.output_tokens),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import (
 
 from optimsyn.errors import ModelError
 from optimsyn.models.control_tokens import controls_of, data_ids, rendered
+from optimsyn.recipe_models import NO_THINKING
 
 # llama.cpp's defaults, so that a model answers alike from its server and from here.
 TOP_K = 40
@@ -122,10 +123,17 @@ class _RowLimits(StoppingCriteria):
         return any(stop in tail for stop in row.stop)
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any] = NO_THINKING
+) -> list[int]:
     """Token ids of a prompt: through the chat template if there is one, else the contents as one plain text.
 
     A control token's string in a message is text; a template's own are control tokens.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        messages: The prompt.
+        arguments: For the chat template; see `ModelSpec.template_arguments`.
 
     Raises:
         ModelError: The chat template refuses the messages.
@@ -135,18 +143,17 @@ def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     from jinja2 import TemplateError
 
     try:
-        return _templated(tokenizer, messages)
+        return _templated(tokenizer, messages, arguments)
     except TemplateError as error:
         # Some templates know no system role; there the instructions open the first user message.
         if messages[0]["role"] != "system" or len(messages) < 2:
             raise ModelError(f"{tokenizer.name_or_path}: its chat template refuses the messages: {error}") from error
     first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return _templated(tokenizer, [first, *messages[2:]])
+    return _templated(tokenizer, [first, *messages[2:]], arguments)
 
 
-def _templated(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    # Templates that can think aloud would spend the whole reply on it; others ignore `enable_thinking`.
-    text = rendered(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
+def _templated(tokenizer: Any, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any]) -> list[int]:
+    text = rendered(tokenizer, messages, add_generation_prompt=True, **arguments)
     return controls_of(tokenizer).encode(text, add_special_tokens=False).ids
 
 

@@ -7,14 +7,15 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.errors import BudgetError, ModelError, OptimsynError, ServiceError
+from optimsyn.errors import BudgetError, ModelError, OptimsynError, Outcome, ServiceError
 from optimsyn.models.loops import REQUESTS, run_sync
+from optimsyn.models.outcomes import Lately
 from optimsyn.models.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe import ModelSpec
 from optimsyn.redaction import kept_tree, unasked
@@ -40,6 +41,8 @@ class Call:
         max_tokens: Longest reply in tokens; None: the model's own.
         seed: Seed of the sampling, for services that take one. Calls that differ only in it get different replies.
         stop: The reply ends before the first of these.
+        roomier: Its reply has been cut before, and `max_tokens` is more than the recipe asks for; a service that takes
+            no cap as high as that has not failed. Not part of what is asked.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -49,6 +52,7 @@ class Call:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    roomier: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -60,6 +64,9 @@ class Call:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
         return cls(messages=tuple(messages), **parameters)
 
+
+# Asks and reads, for a program of DSPy: gives the reply, or None where nothing could be read.
+Hear = Callable[[Call], Awaitable[Reply | None]]
 
 # More replies in a row than any limit on garbage counts.
 _LATEST = 4096
@@ -77,6 +84,7 @@ class LanguageModel(ABC):
         identity: What distinguishes it in the cache: name, weights, adapter; not the address where it is served.
         failure: The first error that stopped a call for good; libraries between here and a stage may swallow
             errors, so whoever drives them asks this afterwards (`raise_failure`).
+        lately: What came of the latest requests.
     """
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None, budget: Budget | None, *, identity: str) -> None:
@@ -85,6 +93,7 @@ class LanguageModel(ABC):
         self.name = spec.name
         self.identity = identity
         self.failure: OptimsynError | None = None
+        self.lately = Lately()
         self._cache = cache
         self._budget = budget
         self._failures = 0
@@ -147,9 +156,38 @@ class LanguageModel(ABC):
 
         They stay in the cache with what they cost; the same calls are sent anew once the service has been mended.
         """
-        if self._cache is not None:
-            self._cache.set_aside(list(self._latest)[-count:])
+        self.set_aside(list(self._latest)[-count:])
         self._latest.clear()
+
+    def set_aside(self, keys: Sequence[str]) -> None:
+        """Keeps the replies to these calls from being used again; they stay in the cache with what they cost."""
+        if self._cache is not None:
+            self._cache.set_aside(keys)
+
+    def note(self, role: str, key: str, outcome: Outcome, *, asked_again: bool = False) -> None:
+        """Puts on record what came of a call; see `OutcomeLog.note`."""
+        if self._cache is not None:
+            self._cache.outcomes.note(key, role, outcome, asked_again=asked_again)
+
+    def more_room(self, call: Call, reply: Reply) -> Call | None:
+        """The same call with more room for its reply, which was cut; None where the recipe or the model has no more.
+
+        Args:
+            call: The call.
+            reply: What came of it.
+        """
+        now = call.max_tokens or self.spec.max_tokens
+        most = 2 * now
+        if self.spec.max_tokens_again is not None:
+            most = min(most, self.spec.max_tokens_again) if now != self.spec.max_tokens else self.spec.max_tokens_again
+        longest = self._longest_reply(reply)
+        if longest is not None:
+            most = min(most, longest)
+        return replace(call, max_tokens=most, roomier=True) if most > now else None
+
+    def _longest_reply(self, reply: Reply) -> int | None:
+        """Tokens of the longest reply that the model can give to a prompt like this reply's; None: not known."""
+        return None
 
     def complete_sync(self, call: Call) -> Reply:
         """The same from synchronous code."""
@@ -161,16 +199,19 @@ class LanguageModel(ABC):
         if failure is not None:
             raise failure
 
-    def dspy_lm(self, *, temperature: float | None = None, max_tokens: int | None = None) -> dspy.LM:
+    def dspy_lm(
+        self, *, temperature: float | None = None, max_tokens: int | None = None, hear: Hear | None = None
+    ) -> dspy.LM:
         """This model for DSPy programs; caching, retries and failures stay the ones of this object.
 
         Args:
             temperature: None: the recipe's.
             max_tokens: Longest reply in tokens; None: the recipe's.
+            hear: Asks and reads in DSPy's place; None: DSPy reads the text.
         """
         from optimsyn.models.dspy_bridge import make_lm
 
-        return make_lm(self, temperature=temperature, max_tokens=max_tokens)
+        return make_lm(self, temperature=temperature, max_tokens=max_tokens, hear=hear)
 
     async def aclose(self) -> None:  # noqa: B027 - most models hold nothing
         """Lets go of connections and memory."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from optimsyn.errors import ServiceError
+from optimsyn.errors import Outcome, ReplyError, ServiceError
 from optimsyn.models import embedded_prompt
 from optimsyn.models.failures import (
     LONGEST_WAIT_S,
@@ -36,6 +36,8 @@ from optimsyn.redaction import kept, redact
 _log = logging.getLogger(__name__)
 
 _EMPTY_RETRIES = 2
+# Characters of a reply that are kept; `optimsyn.reading` looks at fewer.
+_LONGEST_KEPT = 500_000
 
 
 # Parameters below which a model is held to the passage, and how long a server may take to tell its size.
@@ -120,7 +122,8 @@ class LiteLLMModel(LanguageModel):
             if isinstance(result, Reply):
                 spent = _together(spent, result)
                 hopeless = result.finish_reason in ("length", "content_filter")
-                if result.text.strip() or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
+                told = result.text.strip() or result.reasoning or result.refusal or result.tool_call
+                if told or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
                     return spent
                 empty += 1
                 if call.seed is not None:  # the same seed would be answered with the same nothing
@@ -133,6 +136,8 @@ class LiteLLMModel(LanguageModel):
                 continue
             if result.connection:
                 await self._lost_connection()
+            if not result.retry and call.roomier:
+                raise ReplyError(f"no reply of {call.max_tokens} tokens: {result.what}", Outcome.CUT)
             if not result.retry or failures >= self.spec.retries:
                 raise self._error(result, failures + 1, base)
             wait = result.wait_s if result.wait_s is not None else backoff_s(failures)
@@ -212,6 +217,13 @@ class LiteLLMModel(LanguageModel):
         read, written = _dearest(entry or {}, "input"), _dearest(entry or {}, "output")
         return None if read is None or written is None else prompt_tokens * read + reply_tokens * written
 
+    def _longest_reply(self, reply: Reply) -> int | None:
+        """By LiteLLM's list."""
+        prices = _litellm().model_cost
+        entry = prices.get(self._service_name()) or prices.get(self._service_name().rpartition("/")[2]) or {}
+        longest = entry.get("max_output_tokens")
+        return longest if isinstance(longest, int) else None
+
     def _error(self, failure: Failure, tries: int, base: str | None) -> ServiceError:
         where = f" at {base}" if base else ""
         often = f" ({tries} tries)" if tries > 1 else ""
@@ -283,6 +295,9 @@ class EmbeddedModel(LiteLLMModel):
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         return 0.0
 
+    def _longest_reply(self, reply: Reply) -> int | None:
+        return None  # its server ends a reply where its context does
+
     async def _lost_connection(self) -> None:
         # The process that owned the server may have ended; the next try looks for another or starts one.
         self._server = None
@@ -322,20 +337,43 @@ def _reply(response: Any, seconds: float) -> Reply | Failure:
     choices = getattr(response, "choices", None)
     if not choices:
         return no_reply("the reply holds no choices")
-    # A JSON body can carry half a surrogate pair, which no file can.
-    text = (choices[0].message.content or "").encode("utf-8", "replace").decode("utf-8")
+    message = choices[0].message
+    text = _text(getattr(message, "content", None))
+    # Fields that LiteLLM does not know.
+    more = getattr(message, "provider_specific_fields", None) or {}
+    thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     usage = getattr(response, "usage", None)
     cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
-    reason = str(choices[0].finish_reason or "stop")
     return Reply(
         text=text,
         input_tokens=max(0, int(getattr(usage, "prompt_tokens", 0) or 0)),
         output_tokens=max(0, int(getattr(usage, "completion_tokens", 0) or 0)),
         cost_usd=float(cost or 0.0),
         model=str(getattr(response, "model", "") or ""),
-        finish_reason=reason,
+        finish_reason=str(choices[0].finish_reason or "stop"),
         seconds=seconds,
+        # Thoughts beside an answer are nobody's business, and long.
+        reasoning="" if text.strip() else _text(thought),
+        refusal=_text(getattr(message, "refusal", None) or more.get("refusal")),
+        tool_call=_called(message),
     )
+
+
+def _text(content: Any) -> str:
+    """A message's text, of one piece or of several, as a file can hold it: JSON may carry half a surrogate pair."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else getattr(part, "__dict__", {}) for part in content]
+        content = "".join(str(part.get("text") or "") for part in parts if part.get("type") in ("text", None))
+    if not isinstance(content, str):
+        return ""
+    return content[:_LONGEST_KEPT].encode("utf-8", "ignore").decode("utf-8")
+
+
+def _called(message: Any) -> str:
+    """The arguments of the tool that a message calls; its name where there are none; "" without a call."""
+    calls = getattr(message, "tool_calls", None) or [SimpleNamespace(function=getattr(message, "function_call", None))]
+    function = getattr(calls[0], "function", None) if isinstance(calls, list) else None
+    return _text(getattr(function, "arguments", None)) or _text(getattr(function, "name", None))
 
 
 def _together(before: Reply, last: Reply) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -104,9 +105,9 @@ class LocalModel(LanguageModel):
         from optimsyn.models.generation import Row, prompt_ids
 
         self._load()
-        ids = prompt_ids(self._tokenizer, call.messages)
+        ids = prompt_ids(self._tokenizer, call.messages, self.spec.template_arguments)
         most = call.max_tokens or self.spec.max_tokens
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self._context()
         if limit is not None and len(ids) + most > limit:
             raise ModelError(
                 f"model {self.name}: a prompt of {len(ids)} tokens and a reply of {most} do not fit its context of "
@@ -119,6 +120,15 @@ class LocalModel(LanguageModel):
             seed=random.getrandbits(63) if call.seed is None else call.seed,
             stop=call.stop,
         )
+
+    def _context(self) -> int | None:
+        """Tokens that prompt and reply may have together; None: no limit is declared."""
+        limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
+    def _longest_reply(self, reply: Reply) -> int | None:
+        limit = None if self._model is None else self._context()
+        return None if limit is None else limit - reply.input_tokens
 
     def _answer(self, rows: list[Row]) -> list[Reply]:
         import torch
@@ -179,6 +189,8 @@ def _identity(spec: ModelSpec, adapter: Path | None) -> str:
         base = f"hub:{hub_id(spec.name)}@{spec.revision or 'main'}"
     # The same weights in another dtype answer differently.
     base += f"/{spec.dtype}"
+    if spec.chat_template_kwargs is not None:
+        base += f"/{json.dumps(spec.chat_template_kwargs, sort_keys=True)}"
     return base if adapter is None else f"{base}+{folder_fingerprint(adapter)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -15,11 +16,14 @@ from pydantic import ValidationError
 
 from optimsyn.data.records import Record
 from optimsyn.errors import BudgetError, DataError
+from optimsyn.models.outcomes import OutcomeLog
 from optimsyn.redaction import kept
 
 if TYPE_CHECKING:
     from optimsyn.models.purse import Purse
     from optimsyn.recipe import Limits
+
+_log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -48,8 +52,11 @@ class Reply(Record):
         output_tokens: Tokens of the reply.
         cost_usd: Price in US dollars, 0 for local models and where no price is known.
         model: The model as the service names it.
-        finish_reason: `stop`, `length` (cut at `max_tokens`) or `content_filter`.
+        finish_reason: `stop`, `length` (cut at `max_tokens`), `content_filter` or `tool_calls`.
         seconds: Time from request to reply, without waiting for a free place.
+        reasoning: What the model thought, where the service tells that apart and the text is empty.
+        refusal: What the service says when it refuses.
+        tool_call: Arguments of the tool that the model called in place of an answer.
     """
 
     text: str
@@ -59,6 +66,9 @@ class Reply(Record):
     model: str = ""
     finish_reason: str = "stop"
     seconds: float = 0.0
+    reasoning: str = ""
+    refusal: str = ""
+    tool_call: str = ""
 
 
 class Usage(Record):
@@ -83,6 +93,7 @@ class ReplyCache:
 
     Attributes:
         path: The file.
+        outcomes: What came of the requests, in the same file.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -92,6 +103,7 @@ class ReplyCache:
             DataError: The file is no reply cache or cannot be opened.
         """
         self.path = Path(path)
+        self.outcomes = OutcomeLog(self.path)
         self._lock = threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -110,16 +122,21 @@ class ReplyCache:
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None.
 
+        A row that cannot be read any more is told and set aside: its reply is then asked for again.
+
         Raises:
-            DataError: The row is damaged.
+            DataError: The file cannot be read.
         """
-        row = self._one("SELECT reply FROM replies WHERE key = ?", (key,))
+        # As bytes: what is no text would otherwise fail in a way that tells nothing about the row.
+        row = self._one("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
         if row is None:
             return None
         try:
             return Reply.model_validate_json(row[0])
-        except ValidationError as error:
-            raise DataError(f"{self.path}: the reply with key {key} is damaged; delete that row") from error
+        except ValidationError:
+            _log.warning("%s: the reply with key %s is damaged; it is set aside and asked for again", self.path, key)
+            self.set_aside([key])
+            return None
 
     def put(self, key: str, reply: Reply, request: dict[str, Any]) -> None:
         """Keeps a reply; when another process kept one under the same key first, that one stays.
@@ -170,6 +187,7 @@ class ReplyCache:
 
     def close(self) -> None:
         """Closes the file; the object cannot be used afterwards."""
+        self.outcomes.close()
         with self._lock:
             self._db.close()
 

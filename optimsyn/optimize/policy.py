@@ -107,6 +107,7 @@ def train_policy(
     identity = digest(
         [
             spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
+            *([] if spec.chat_template_kwargs is None else [spec.chat_template_kwargs]),
             config.model_dump(mode="json", exclude={"save_every"}),
             [(passage.id, passage.text) for passage in passages],
             guiding_text,
@@ -198,7 +199,7 @@ def _build_trainer(
         trainer = SharedPromptTrainer(
             model=model,
             reward_funcs=reward,
-            args=_arguments(config, folder, seed, model, len(rows) // config.steps),
+            args=_arguments(spec, config, folder, seed, model, len(rows) // config.steps),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=lora,
@@ -215,7 +216,7 @@ def _build_trainer(
     return trainer
 
 
-def _arguments(config: PolicyOptimizer, folder: Path, seed: int, model: Any, prompts: int) -> Any:
+def _arguments(spec: ModelSpec, config: PolicyOptimizer, folder: Path, seed: int, model: Any, prompts: int) -> Any:
     """The GRPOConfig: one generation and one optimizer step for all rubrics of a step."""
     import torch
     from trl import GRPOConfig
@@ -238,6 +239,8 @@ def _arguments(config: PolicyOptimizer, folder: Path, seed: int, model: Any, pro
         top_k=TOP_K,
         top_p=TOP_P,
         min_p=MIN_P,
+        # And prompted as it will be: a template that lets it think in one of the two only would train another model.
+        chat_template_kwargs=spec.template_arguments,
         beta=config.kl,
         learning_rate=config.lr,
         lr_scheduler_type="constant",
@@ -354,6 +357,9 @@ def _make_callback(history: History, seed: int, report: Callable[[int, int], Non
             if "reward" not in logs:
                 return
             row = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if logs.get(theirs) is not None}
+            for name in ("reward", "reward_std"):
+                if not math.isfinite(float(row.get(name, 0.0))):
+                    del row[name]  # not one pair of this step could be judged
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(float(row.get(name, 0.0))):
                     raise ModelError(

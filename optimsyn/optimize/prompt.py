@@ -177,15 +177,20 @@ class _Program(dspy.Module):
         with self._watch():
             trace = dspy.settings.trace
             before = 0 if trace is None else len(trace)
-            rubric, error = None, None
+            rubric, error, unjudged = None, None, None
             try:
                 rubric = self.writer(passage=passage, kind=kind, seed=seed).rubric
                 self._garbage.clear()
             except ReplyError as problem:
                 error = str(problem)
+                unjudged = problem.outcome if problem.outcome.unjudged else None
                 self._count_garbage(error)
             prediction = dspy.Prediction(
-                rubric=rubric, error=error, guiding_text=self.writer.guiding_text, rubric_model=self._rubric_model
+                rubric=rubric,
+                error=error,
+                unjudged=unjudged,
+                guiding_text=self.writer.guiding_text,
+                rubric_model=self._rubric_model,
             )
             # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; GEPA
             # skips examples without one.
@@ -239,7 +244,8 @@ class _Proposer:
     def _failed(self, error: Exception) -> None:
         """Notes an unusable reply of the reflection model; anything else, and a third one in a row, ends the search."""
         service = getattr(self._reflection, "failure", None)
-        if self._reflection is None or isinstance(error, OptimsynError) or service is not None:
+        ended = isinstance(error, OptimsynError) and not isinstance(error, ReplyError)
+        if self._reflection is None or ended or service is not None:
             self._watch.remember(service or error)
             return
         self._failures += 1

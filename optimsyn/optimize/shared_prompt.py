@@ -26,6 +26,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from optimsyn.models.generation import prompt_ids
+from optimsyn.recipe_models import NO_THINKING
 
 # Largest matrix of logits in memory.
 _CHUNK_BYTES = 256 * 2**20
@@ -205,7 +206,8 @@ class SharedPromptTrainer(GRPOTrainer):
             found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
             return found
         messages = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
-        return [prompt_ids(self._tokenizer, item) for item in messages], None, {}
+        arguments = self.args.chat_template_kwargs or NO_THINKING
+        return [prompt_ids(self._tokenizer, item, arguments) for item in messages], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: Sequence[Sequence[int]], images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any

@@ -14,11 +14,11 @@ import dspy
 
 from optimsyn.data.records import Pair, PairKind, Passage, Question, Rubric
 from optimsyn.data.text import word_count
-from optimsyn.errors import ReplyError
-from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask, beginning, one_line, read_object
+from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask
 from optimsyn.programs.prompts.pair_form import PairForm, open_schema, tight_schema
 from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages
 from optimsyn.programs.prompts.steer import Steer
+from optimsyn.programs.read_pair import read_pair
 from optimsyn.programs.rubric import Shared
 from optimsyn.seeds import derive_seed
 
@@ -170,7 +170,8 @@ class PairWriter(dspy.Module):
         prediction = await ask(
             self.write,
             self.model,
-            PromptAdapter(messages, lambda text: read_pair(text, form)),
+            PromptAdapter(messages, lambda reply, max_tokens: read_pair(reply, form, max_tokens=max_tokens)),
+            role="generator",
             seed=seed,
             schema=("pair", schema),
             # A schema ends the reply by itself, and a stop text could cut white space that it allows.
@@ -214,30 +215,6 @@ class PairWriter(dspy.Module):
         from optimsyn.models.language_model import run_sync
 
         return run_sync(self.aforward(passage, rubric, seed, variant))
-
-
-def read_pair(text: str, form: PairForm) -> dict[str, str]:
-    """Reads quote, question, answer and wrong options out of a reply.
-
-    Raises:
-        ReplyError: Something is missing, or the answer is none of the fixed options; the message says which.
-    """
-    raw = read_object(text, "question and answer")
-    inner = raw.get("pair")
-    if isinstance(inner, dict):
-        raw = {str(key): value for key, value in inner.items()}
-    reply = {key.strip().lower(): one_line(value) for key, value in raw.items()}
-    reply.setdefault("quote", "")
-    for name in ("question", "answer", *form.wrong_keys):
-        if not reply.get(name):
-            raise ReplyError(f"the pair lacks `{name}`; the reply begins {beginning(text)}")
-    if form.fixed:
-        named = {choice.casefold().strip(): choice for choice in form.fixed}
-        answer = reply["answer"].casefold().strip(" .!")
-        if answer not in named:
-            raise ReplyError(f"the answer {beginning(reply['answer'])} is none of {', '.join(form.fixed)}")
-        reply["answer"] = named[answer]
-    return reply
 
 
 def _options(reply: dict[str, str], form: PairForm, seed: int) -> tuple[tuple[str, ...] | None, int | None]:

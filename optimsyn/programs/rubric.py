@@ -13,13 +13,15 @@ JSON object. The local policy, which reinforcement learning trains and which dec
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from optimsyn.data.records import PairKind, Passage, Rubric
-from optimsyn.errors import ReplyError
-from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask, beginning, one_line, read_object
+from optimsyn.errors import Outcome, ReplyError
+from optimsyn.models.replies import Reply
+from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask
 from optimsyn.programs.prompts.rubric_prompts import (
     CUE,
     LABELS,
@@ -29,6 +31,9 @@ from optimsyn.programs.prompts.rubric_prompts import (
     lines_prompt,
     rubric_schema,
 )
+from optimsyn.reading.outcomes import was_cut
+from optimsyn.reading.reading import objects_in, read
+from optimsyn.reading.text import beginning, one_line
 
 if TYPE_CHECKING:
     from optimsyn.models.language_model import LanguageModel
@@ -109,10 +114,12 @@ class RubricWriter(dspy.Module):
             return [{"role": "user", "content": json_prompt(*arguments) if structured else lines_prompt(*arguments)}]
 
         lines = not chat and not structured
+        parse = complete_rubric if lines else parse_rubric
         return await ask(
             self.write,
             self.model,
-            PromptAdapter(messages, complete_rubric if lines else parse_rubric),
+            PromptAdapter(messages, lambda reply, max_tokens: parse(reply, max_tokens=max_tokens)),
+            role="rubric",
             seed=seed,
             schema=None if lines else ("rubric", rubric_schema(compact=not chat)),
             stop=STOP if lines else (),
@@ -166,63 +173,96 @@ def rubric_messages(
     return ({"role": "user", "content": lines_prompt(guiding_text, passage.text, kind)},), STOP
 
 
-def complete_rubric(completion: str) -> Rubric:
+def complete_rubric(completion: Reply | str, *, max_tokens: int | None = None) -> Rubric:
     """Reads the policy's completion, with the cue that its prompt ended in put back where it is missing.
 
     Raises:
         ReplyError: A criterion is missing; the message names it.
     """
-    head = completion.lstrip()
-    if head.startswith("{") or _LINE.match(head.split("\n", 1)[0]):
-        return parse_rubric(completion)
-    return parse_rubric(f"{CUE} {head}")
+    return parse_rubric(completion, max_tokens=max_tokens, cue=True)
 
 
-def parse_rubric(text: str) -> Rubric:
+def parse_rubric(reply: Reply | str, *, max_tokens: int | None = None, cue: bool = False) -> Rubric:
     """Reads a rubric out of a reply: five lines, or a JSON object with long or short keys.
 
-    What follows the rubric (a base model goes on with the next passage) is ignored.
+    What follows the rubric (a base model goes on with the next passage) is ignored. Of several objects, the first
+    complete one counts.
+
+    Args:
+        reply: A reply, or its text.
+        max_tokens: The cap under which the reply was asked for.
+        cue: Whether the prompt ended in the label of the first line.
 
     Raises:
-        ReplyError: A criterion is missing, empty or says nothing; the message names it.
+        ReplyError: A criterion is missing, empty or says nothing; the message names it. Or there is no rubric to be
+            judged: the outcome says what there is.
     """
-    found = _from_lines(text)
-    if not found and "{" in text:
-        found = _from_json(text)
-    missing = [label for name, label in LABELS.items() if not re.search(r"\w", found.get(name, ""))]
-    if missing:
-        raise ReplyError(f"the rubric lacks {', '.join(missing)}; the reply begins {beginning(text)}")
+    # A last line that ends in the middle is no criterion.
+    cut = isinstance(reply, Reply) and was_cut(reply) and not reply.text.rstrip(" ").endswith("\n")
+    return read(reply, partial(_parse, cut=cut, cue=cue), "rubric", max_tokens=max_tokens)
+
+
+def _parse(text: str, repair: bool, *, cut: bool, cue: bool) -> Rubric:
+    found: dict[str, str] = {}
+    for raw in objects_in(text, repair) if "{" in text else ():
+        fields = _fields(raw)
+        if len(fields) > len(found):
+            found = fields
+        if not _missing(fields):
+            return _rubric(fields)
+    lines, broken_off = _from_lines(f"{CUE} {text}" if cue and _lacks_cue(text) else text)
+    if lines and not _missing(lines):
+        if cut and broken_off:
+            raise ReplyError("the rubric's last line breaks off", Outcome.CUT)
+        return _rubric(lines)
+    found = found or lines
+    raise ReplyError(f"the rubric lacks {', '.join(_missing(found))}; the reply begins {beginning(text)}")
+
+
+def _missing(found: dict[str, str]) -> list[str]:
+    return [label for name, label in LABELS.items() if not re.search(r"\w", found.get(name, ""))]
+
+
+def _rubric(found: dict[str, str]) -> Rubric:
     long = [LABELS[name] for name, value in found.items() if len(value) > _LONGEST]
     if long:
         raise ReplyError(f"the rubric's {long[0]} runs on over {_LONGEST} characters; a criterion is one short line")
     return Rubric(**found)
 
 
-def _from_json(text: str) -> dict[str, str]:
-    raw = read_object(text, "rubric")
-    inner = raw.get("rubric")
-    if isinstance(inner, dict):
-        raw = inner
+def _fields(raw: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in raw.items():
-        name = _FIELD_OF.get(str(key).strip().lower().replace(" ", "_"))
-        if name is not None:
-            found.setdefault(name, one_line(value))
+        name = _FIELD_OF.get(re.sub(r"[\s-]+", "_", key.strip().lower()))
+        if name is not None and (line := one_line(value, several=True)):
+            found.setdefault(name, line)
     return found
 
 
-def _from_lines(text: str) -> dict[str, str]:
+def _lacks_cue(text: str) -> bool:
+    """Whether the first criterion goes without its label, because the prompt ended in it."""
+    first = next((match for line in text.splitlines() if (match := _LINE.match(line))), None)
+    return first is None or first["label"].lower() != LABELS["question_type"].lower()
+
+
+def _from_lines(text: str) -> tuple[dict[str, str], bool]:
+    """The criteria of a text by lines, and whether the last of them stands in the text's last line."""
     labels = {label.lower(): name for name, label in LABELS.items()}
     found: dict[str, str] = {}
-    for line in text.splitlines():
+    lines = text.splitlines()
+    last = 0
+    for number, line in enumerate(lines, 1):
         match = _LINE.match(line)
         if match is None:
             if len(found) == len(LABELS):
                 break
             continue
         # The first of each counts: a base model that goes on writes the next rubric.
-        found.setdefault(labels[match["label"].lower()], one_line(match["value"].strip(" *")))
-    return found
+        name = labels[match["label"].lower()]
+        if name not in found:
+            found[name] = one_line(match["value"].strip(" *"))
+            last = number
+    return found, last == len(lines)
 
 
 def rubric_text(rubric: Rubric) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from optimsyn.display.names import OUTCOME_LABELS
 from optimsyn.errors import StageError
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES, ManifestFile
@@ -61,6 +62,10 @@ def described(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -
         words.append(f"about {clock(left)} to go")
     elif part is not None and told is not None:
         words.append(f"about {clock(part)} for these {told['what']}")
+    # A run that an older version left writes none.
+    if told is not None and (unread := told.get("unread")):
+        named = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
+        words.append(f"{sum(unread.values())} replies without a value ({named})")
     return ", ".join(words)
 
 

@@ -262,6 +262,7 @@ class Run(Shown):
             record.failure = failure.model_copy(update={"reason": reason, "source": source})
             record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
         manifest.cost = self.bought()
+        manifest.outcomes = self.outcomes()
         record.cost = manifest.cost.since(record.bought_before or manifest.cost)
 
     @property
@@ -280,6 +281,12 @@ class Run(Shown):
             output_tokens=usage.output_tokens,
             cost_usd=usage.cost_usd,
         )
+
+    def outcomes(self) -> dict[str, dict[str, int]]:
+        """What came of the run's requests so far, by role; see `Manifest.outcomes`."""
+        if not (self.folder / "replies.sqlite").is_file():
+            return {}
+        return self.replies.outcomes.counts()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import write_json
 from optimsyn.display.live import LiveLine, in_notebook
+from optimsyn.display.names import UNREAD
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 PROGRESS_FILE = ".progress.json"
 _TELL_SECONDS = 0.5
+# Counting what came of the replies reads a table that grows with the run.
+_COUNT_SECONDS = 5.0
 
 
 class StageHandle:
@@ -36,6 +40,8 @@ class StageHandle:
         self._begun = 0.0
         self._first = 0
         self._told: tuple[float, int, int] = (float("-inf"), -1, -1)
+        self._unread: dict[str, int] = {}
+        self._counted = float("-inf")
 
     def note(self, **facts: Any) -> None:
         """Puts facts (JSON values) into the manifest beside the stage."""
@@ -70,8 +76,19 @@ class StageHandle:
                     "seconds": moment - self._begun,
                     "last": last,
                     "at": time.time(),
+                    "unread": self._unread_replies(moment),
                 },
             )
+
+    def _unread_replies(self, moment: float) -> dict[str, int]:
+        """The run's requests by outcome, without those whose reply was read."""
+        if moment - self._counted >= _COUNT_SECONDS:
+            self._counted = moment
+            found: Counter[str] = Counter()
+            for counts in self._run.outcomes().values():
+                found.update(counts)
+            self._unread = {name: found[name] for name in UNREAD if found[name]}
+        return self._unread
 
     def count(self, total: int, what: str, *, last: bool = True) -> Count:
         """A counter of the items of one part, for tasks that end in any order."""

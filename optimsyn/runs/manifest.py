@@ -139,7 +139,14 @@ class StageRecord(_Part):
 
 
 class Manifest(_Part):
-    """The content of `manifest.json`."""
+    """The content of `manifest.json`.
+
+    Attributes:
+        cost: What the run has bought.
+        outcomes: What came of the requests, by the role that was asked: how many were `read`, how many brought an
+            `invalid` form, a `cut` reply, a `refusal`, a `tool_call`, an `empty` reply, and how many were `asked_again`
+            with more room. Each request counts once, however often its reply is read.
+    """
 
     format: int = 1
     recipe: str
@@ -149,6 +156,7 @@ class Manifest(_Part):
     versions: dict[str, str]
     stages: list[StageRecord]
     cost: Cost = Cost()
+    outcomes: dict[str, dict[str, int]] = Field(default_factory=dict)
 
     @classmethod
     def new(cls, recipe: Recipe) -> Manifest:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from optimsyn.errors import ReplyError, StageError
+from optimsyn.errors import Outcome, ReplyError, StageError
 from optimsyn.seeds import derive_seed
 
 if TYPE_CHECKING:
     from optimsyn.data.records import PairKind, Passage, Rubric
+    from optimsyn.models.replies import Reply
     from optimsyn.reward import InfluenceReward, Judgement, RubricRequest
     from optimsyn.stages.tools import Tools
 
@@ -31,7 +32,8 @@ async def request_rubrics(
 ) -> list[RubricRequest]:
     """Rubric requests for the candidates with these indices, in order.
 
-    A rubric that cannot be parsed becomes a request with its error named, which the reward judges as invalid.
+    A rubric that cannot be parsed becomes a request with its error named, which the reward judges as invalid; one whose
+    reply was cut, refused or empty becomes a request that is not judged.
 
     Args:
         tools: The run's models and passages.
@@ -53,6 +55,7 @@ async def request_rubrics(
         kind = tools.shape.kind_for(seed)
         rubric: Rubric | None = None
         error: str | None = None
+        unjudged: Outcome | None = None
         try:
             if variant == "policy":
                 rubric = await _policy_rubric(tools, text, passage, kind, seed)
@@ -60,12 +63,14 @@ async def request_rubrics(
                 rubric = (await writer.aforward(passage=passage, kind=kind, seed=seed)).rubric
         except ReplyError as problem:
             error = str(problem)
+            unjudged = problem.outcome if problem.outcome.unjudged else None
         told()
         return RubricRequest(
             passage=passage,
             kind=kind,
             rubric=rubric,
             error=error,
+            unjudged=unjudged,
             guiding_text=text,
             rubric_model=rubric_model,
             seed=seed,
@@ -79,6 +84,10 @@ async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind
     """One rubric sampled from the trained policy, with the prompt that it was trained on."""
     from optimsyn.models.language_model import Call
     from optimsyn.programs.rubric import complete_rubric, rubric_messages
+    from optimsyn.reading.hearing import hear
+
+    def read(reply: Reply, max_tokens: int | None) -> Rubric:
+        return complete_rubric(reply, max_tokens=max_tokens)
 
     config = tools.recipe.optimizers.policy
     messages, stop = rubric_messages(guiding_text, passage, kind, chat=tools.policy.chat)
@@ -90,9 +99,8 @@ async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind
             seed=seed if attempt == 0 else derive_seed(seed, "attempt", attempt),
             stop=stop,
         )
-        reply = await tools.policy.complete(call)
         try:
-            return complete_rubric(reply.text)
+            return (await hear(tools.policy, call, read, "policy"))[0]
         except ReplyError:
             if attempt + 1 == POLICY_ATTEMPTS:
                 raise

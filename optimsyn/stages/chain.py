@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.display.tables import Table, number
-from optimsyn.errors import ReplyError
+from optimsyn.errors import Outcome, ReplyError
 from optimsyn.models.replies import Reply, ReplyCache
 from optimsyn.stages.tools import Tools
 
@@ -78,7 +78,8 @@ class Chain:
         from optimsyn.programs.rubric import rubric_text
 
         row = self.judgement
-        outcome = f"influence {number(row.influence)}" if row.valid else f"invalid ({', '.join(row.failed)})"
+        failed = f"{'invalid' if row.unjudged is None else 'not judged'} ({', '.join(row.failed)})"
+        outcome = f"influence {number(row.influence)}" if row.valid else failed
         pair = "–" if self.pair is None else f"Q: {self.pair.question}\nA: {self.pair.answer}"
         quote = "–" if self.pair is None else self.pair.quote
         rows = (
@@ -87,7 +88,7 @@ class Chain:
             ("sentence it rests on", quote),
             ("pair", pair),
             ("verdict", row.feedback),
-            ("reward", f"{number(row.reward)}  ({outcome})"),
+            ("reward", f"{number(row.reward if row.unjudged is None else None)}  ({outcome})"),
         )
         return Table(f"From “{self.passage.title or self.passage.id}”", ("link", "text"), rows)
 
@@ -165,25 +166,30 @@ class Workbench:
         kind = self.tools.shape.kind_for(seed)
         rubric: Rubric | None = None
         error: str | None = None
+        unjudged: Outcome | None = None
         self._exchanges.seen.clear()
         try:
             rubric = RubricWriter(self._rubric_model, guiding_text)(passage=passage, kind=kind, seed=seed).rubric
         except ReplyError as problem:
             error = str(problem)
+            unjudged = problem.outcome if problem.outcome.unjudged else None
+        # A reply that was cut was asked for twice.
+        rubrics = len(self._exchanges.seen)
         request = RubricRequest(
             passage=passage,
             kind=kind,
             rubric=rubric,
             error=error,
+            unjudged=unjudged,
             guiding_text=guiding_text,
             rubric_model=self._rubric_model.name,
             seed=seed,
             variant="workbench",
         )
         (judgement,) = run_sync(self._reward.judge([request]))
-        names = (("A rubric", self._rubric_model.name), ("A pair", self._writer.model.name))
-        # A request that could not be read as a rubric has no pair after it.
-        sent = [Sent(*name, *exchange) for name, exchange in zip(names, self._exchanges.seen, strict=False)]
+        pairs = len(self._exchanges.seen) - rubrics
+        names = [("A rubric", self._rubric_model.name)] * rubrics + [("A pair", self._writer.model.name)] * pairs
+        sent = [Sent(*name, *exchange) for name, exchange in zip(names, self._exchanges.seen, strict=True)]
         return Chain(passage, guiding_text, rubric, judgement.pair, judgement, tuple(sent))
 
     def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
@@ -198,4 +204,7 @@ class Workbench:
         found = {
             name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
         }
-        return rewards_figure({name: [(row.reward, row.valid) for row in rows] for name, rows in found.items()})
+        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in found.items()}
+        return rewards_figure(
+            {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
+        )

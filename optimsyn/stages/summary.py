@@ -54,6 +54,7 @@ def write_summary(run: Run) -> Summary:
         optimization={"prompt": numbers["optimize_prompt"], "policy": numbers["train_policy"]},
         stages={name: numbers[name] for name in ("prepare", "warm_up")},
         cost=manifest.cost.model_dump(),
+        outcomes=run.outcomes(),
         seconds={record.name: record.seconds for record in manifest.stages if record.seconds is not None},
         notes=[*_notes(run, evaluation), *_on_the_reward(run)],
     )

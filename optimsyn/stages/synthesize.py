@@ -160,13 +160,19 @@ def _foretold(selection: Selection) -> tuple[float, ...]:
 
 
 def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> dict[str, int]:
-    """Why candidates were lost; each invalid one is counted once, under the first check that it failed."""
-    reasons = Counter(row.failed[0] for row in judgements if not row.valid)
+    """Why candidates were lost; each invalid one is counted once, under the first check that it failed.
+
+    Those that could not be judged, because a reply was cut, refused or empty, are told apart from the invalid ones.
+    """
+    reasons = Counter(row.failed[0] for row in judgements if not row.valid and row.unjudged is None)
+    missing = Counter(row.failed[0] for row in judgements if row.unjudged is not None)
     valid = sum(row.valid for row in judgements)
     return {
         "candidates": len(judgements),
-        "invalid": len(judgements) - valid,
+        "invalid": reasons.total(),
         **{f"invalid: {name}": n for name, n in reasons.most_common()},
+        **({"not judged": missing.total()} if missing else {}),
+        **{f"not judged: {name}": n for name, n in missing.most_common()},
         "duplicate": valid - unique,
         "not selected": unique - count,
         "kept": count,

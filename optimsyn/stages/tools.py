@@ -5,6 +5,7 @@ Everything is built on first use and kept, so that a stage loads only what it ne
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -214,10 +215,19 @@ class Tools:
             ledger=self.run.path("rewards.jsonl"),
             source=source,
             report=report,
+            neutral=self._first_draft_influence,
+            outcomes=self.run.replies.outcomes,
         )
         if self.stage is not None:
             self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)
         return reward
+
+    @property
+    def _first_draft_influence(self) -> float:
+        """The mean influence of the first draft: a neutral reward, known before any optimiser begins."""
+        path = self.run.path("warm_up", "influence.json")
+        values: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return sum(values) / len(values) if values else 0.0
 
     @property
     def best_guiding_text(self) -> str:

@@ -50,16 +50,16 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         recipe.seed,
         report=stage.progress,
     )
-    rows = [
-        (row["step"], row["reward"], row["reward_std"], row["valid"], row.get("kl"), row.get("completion_length"))
-        for row in trained.history
-    ]
+    # A step of which no pair could be judged has no reward.
+    shown = ("step", "reward", "reward_std", "valid", "kl", "completion_length")
+    rows = [tuple(row.get(name) for name in shown) for row in trained.history]
+    rewards = [row["reward"] for row in trained.history if row.get("reward") is not None]
     numbers = {
         "enabled": True,
         "steps": len(rows),
         "group_size": config.group_size,
-        "reward_first": rows[0][1] if rows else None,
-        "reward_last": rows[-1][1] if rows else None,
+        "reward_first": rewards[0] if rewards else None,
+        "reward_last": rewards[-1] if rewards else None,
     }
     columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
     notes = passed_over(reward)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from optimsyn.data.jsonl import write_json, write_jsonl
-from optimsyn.errors import ServiceError, StageError
+from optimsyn.errors import Outcome, ServiceError, StageError
+from optimsyn.judgements import failure
 from optimsyn.redaction import redact
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.result import StageResult
@@ -33,7 +34,7 @@ FEWEST_DRAFTS = 4
 # Rounds of so many candidates more that are written when a draft has fewer valid ones.
 _FURTHER_ROUNDS = 3
 # Failures of candidates whose reply could not be read at all.
-_UNREADABLE = ("rubric_format", "pair_format")
+_UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
 
 
 def run(run: Run) -> StageResult:
@@ -172,9 +173,9 @@ def _curve_facts(curve: WarmUpCurve | None) -> _CurveFacts:
 
 def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     """Stops because not one reply could be read; the replies are asked for anew once the service is mended."""
-    unread = [draft for draft in drafts if draft.failed[0] == "rubric_format"]
+    unread = [draft for draft in drafts if draft.failed[0].startswith("rubric_")]
     role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
-    model.set_aside_latest(len(drafts))
+    model.set_aside_latest(2 * len(drafts))  # one that was cut was asked for again
     raise ServiceError(
         f"models.{role} {model.name!r}: none of {len(drafts)} replies could be read, for example: "
         f"{redact(drafts[0].reasons[0])[:300]}. Is it the model that you meant, does its server honour a JSON schema "
@@ -235,11 +236,11 @@ async def write_first_draft(
 
     async def draft_of(request: RubricRequest) -> Draft:
         if request.error is not None:
-            return Draft(request.passage, None, None, ("rubric_format",), (request.error,))
+            return Draft(request.passage, None, None, (failure("rubric", request.unjudged),), (request.error,))
         try:
             pair = await request.written_by(tools.pair_writer)
         except ReplyError as error:
-            return Draft(request.passage, request.rubric, None, ("pair_format",), (str(error),))
+            return Draft(request.passage, request.rubric, None, (failure("pair", error.outcome),), (str(error),))
         validity = tools.checker.check(pair, request.passage)
         reasons = tuple(f"{name}: {why}" for name, why in validity.reasons.items())
         return Draft(request.passage, request.rubric, pair, validity.failed, reasons)

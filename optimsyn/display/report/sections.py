@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.display.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
-from optimsyn.display.names import SELECTION_LABELS, metric_label, variant_label
+from optimsyn.display.names import OUTCOME_LABELS, SELECTION_LABELS, metric_label, outcome_rows, variant_label
 from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
 from optimsyn.display.report.pairs import extremes
@@ -79,6 +79,8 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "metric_charts": _metric_charts(facts),
         "stages": [(record, _outcome(facts, record)) for record in facts.manifest.stages],
         "totals": _totals(facts),
+        "replies": outcome_rows(facts.manifest.outcomes),
+        "reply_columns": list(OUTCOME_LABELS.values()),
         "facts_of_run": _facts_of_run(facts),
         "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
@@ -145,13 +147,19 @@ def _bars(facts: RunFacts) -> list[Bar]:
         counts = facts.losses.get(variant)
         if counts is None:
             valid = sum(row["valid"] for row in rows)
-            parts = [("valid", "kept", valid), ("failed a check", "invalid", len(rows) - valid)]
+            missing = sum(row.get("unjudged") is not None for row in rows)
+            parts = [
+                ("valid", "kept", valid),
+                ("failed a check", "invalid", len(rows) - valid - missing),
+                ("not judged", "left", missing),
+            ]
         else:
             parts = [
                 ("kept", "kept", counts["kept"]),
                 ("not selected", "left", counts["not selected"]),
                 ("repeated another", "repeated", counts["duplicate"]),
                 ("failed a check", "invalid", counts["invalid"]),
+                ("not judged", "left", counts.get("not judged", 0)),
             ]
         bars.append(Bar(variant, len(rows), tuple(part for part in parts if part[2])))
     return bars

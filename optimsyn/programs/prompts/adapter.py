@@ -11,34 +11,51 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dspy
-import json_repair
 
 from optimsyn.errors import ReplyError
+from optimsyn.reading.hearing import hear
 
 if TYPE_CHECKING:
-    from optimsyn.models.language_model import LanguageModel
+    from optimsyn.models.language_model import Call, LanguageModel
+    from optimsyn.models.replies import Reply
 
 Message = dict[str, str]
 Schema = dict[str, Any]
 
 
 class PromptAdapter(dspy.Adapter):
-    """Formats with `messages`, reads with `read`.
+    """Formats with `messages`; reads with `read`, which sees the whole reply, not only its text.
 
     Args:
         messages: From the signature's instructions and the inputs to chat messages; a base model gets one message,
             its whole prompt.
-        read: From the reply's text to the value of the signature's only output field; raises ReplyError.
+        read: From a reply, and the cap on its tokens, to the value of the signature's only output field; raises
+            ReplyError.
     """
 
     def __init__(
         self,
         messages: Callable[[str, dict[str, Any]], Sequence[Message]],
-        read: Callable[[str], Any],
+        read: Callable[[Reply, int | None], Any],
     ) -> None:
         super().__init__()
         self._messages = messages
-        self._read = read
+        self.read = read
+        self._heard: Any = None
+
+    async def hear(self, model: LanguageModel, call: Call, role: str) -> Reply | None:
+        """Asks the model and keeps what was read, or why nothing could be, for `parse`.
+
+        Returns:
+            The reply that the value was read from; None where there is no value.
+        """
+        try:
+            self._heard, reply = await hear(model, call, self.read, role)
+        except ReplyError as error:
+            # Not raised through DSPy, which would tell of a failed service.
+            self._heard = error
+            return None
+        return reply
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
@@ -53,7 +70,9 @@ class PromptAdapter(dspy.Adapter):
             ReplyError: The reply holds no such value.
         """
         (field,) = signature.output_fields
-        return {field: self._read(completion)}
+        if isinstance(self._heard, ReplyError):
+            raise self._heard
+        return {field: self._heard}
 
 
 async def ask(
@@ -61,6 +80,7 @@ async def ask(
     model: LanguageModel,
     adapter: PromptAdapter,
     *,
+    role: str,
     seed: int,
     schema: tuple[str, Schema] | None,
     stop: Sequence[str] = (),
@@ -71,14 +91,15 @@ async def ask(
     Args:
         predict: The Predict, whose signature has one output field.
         model: Answers.
-        adapter: Lays out the prompt and reads the reply.
+        adapter: Lays out the prompt and reads the reply; made for this one call.
+        role: Who the model is in the recipe.
         schema: Name and JSON schema that the reply has to follow; None for free text.
         seed: Sampling seed of the request.
         stop: Texts that end the reply.
         **inputs: Values of the signature's input fields.
 
     Raises:
-        ReplyError: The reply is empty or holds no usable value.
+        ReplyError: The reply holds no usable value; its outcome says what it holds.
         ServiceError: The service failed for good (raised by the model, passed through).
     """
     config: dict[str, Any] = {"seed": seed}
@@ -90,43 +111,9 @@ async def ask(
         }
     if stop:
         config["stop"] = list(stop)
-    with dspy.context(lm=model.dspy_lm(), adapter=adapter):
-        try:
-            return await predict.acall(config=config, **inputs)
-        except dspy.utils.exceptions.AdapterParseError as error:
-            # DSPy itself raises this one for an empty reply only; `read` raises ReplyError.
-            raise ReplyError(f"{model.name} sent an empty reply (seed {seed})") from error
-
-
-def read_object(text: str, what: str) -> dict[str, Any]:
-    """The JSON object in a reply, repaired where it is damaged (a cut end, a code fence, single quotes).
-
-    Raises:
-        ReplyError: There is none; the message shows the reply's beginning.
-    """
-    body = text[text.find("{") :] if "{" in text else text
-    value = json_repair.loads(body)
-    if isinstance(value, list):
-        # Prose after the object makes the repairer see several values; the object is the first of them.
-        value = next((item for item in value if isinstance(item, dict)), None)
-    if not isinstance(value, dict) or not value:
-        raise ReplyError(f"no JSON object with a {what} in the reply, which begins {beginning(text)}")
-    return {str(key): item for key, item in value.items()}
-
-
-def beginning(text: str, limit: int = 100) -> str:
-    """The start of a reply, on one line, for an error message."""
-    line = " ".join(text.split())
-    return repr(line[:limit] + ("…" if len(line) > limit else ""))
-
-
-def one_line(value: Any) -> str:
-    """A reply's field as one line of text; anything that is not text, a number or a verdict is empty."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return str(value)
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    lm = model.dspy_lm(hear=lambda call: adapter.hear(model, call, role))
+    with dspy.context(lm=lm, adapter=adapter):
+        return await predict.acall(config=config, **inputs)
 
 
 def chat_turns(task: str, turns: Sequence[tuple[str, str]], request: str) -> list[Message]:

@@ -1,0 +1,90 @@
+"""The text of replies: made storable, put on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optimsyn.data.text import BIDI_CONTROLS
+
+# Deeper than this, a list or an object is no answer.
+_DEEPEST = 3
+# Keys under which an answer that came as an object has its text.
+_TEXT_KEYS = ("text", "answer", "value", "content", "question")
+_DROPPED: dict[int, str | None] = {
+    # C0 and C1 controls; what separates lines and pages stays a separation.
+    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]),
+    **{ord(char): char for char in "\t\n\r"},
+    **dict.fromkeys((0x0B, 0x0C, 0x85, 0x2028, 0x2029), "\n"),
+    **dict.fromkeys(BIDI_CONTROLS),
+    # Byte order marks, annotations, invisible tags, and code points that are no characters.
+    **dict.fromkeys([0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080), *range(0xFDD0, 0xFDF0)]),
+    **dict.fromkeys(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
+}
+
+
+class Number(str):
+    """A number of a JSON text, as it was written there: 1e16 stays `1e16`, 0.10 keeps its last digit."""
+
+    __slots__ = ()
+
+
+def storable(text: str) -> str:
+    """A text that every file and terminal can hold.
+
+    Halves of surrogate pairs are put together or dropped, so are control characters, marks that turn the direction of
+    writing, invisible tags and code points that are no characters.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+    return whole.translate(_DROPPED)
+
+
+def beginning(text: str, limit: int = 100) -> str:
+    """The start of a reply, on one line, for an error message."""
+    # No more than could be shown is looked at: a reply may be megabytes of blanks.
+    line = " ".join(storable(text[: 10 * limit]).split())
+    return repr(line[:limit] + ("…" if len(line) > limit or len(text) > 10 * limit else ""))
+
+
+def one_line(value: Any, *, several: bool = False, depth: int = 0) -> str:
+    """A reply's field as one line of text; "" for what has no sensible text.
+
+    Args:
+        value: What the JSON held there. A list of one is that one; an object is its text, or its value with its unit.
+        several: Whether a list of several texts is an answer: they are joined by commas.
+        depth: How deep inside of a list or an object this value stands.
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return " ".join(storable(value).split())
+    if depth >= _DEEPEST:
+        return ""
+    if isinstance(value, Mapping):
+        return _of_object(value, several, depth)
+    if isinstance(value, list | tuple):
+        lines = [line for item in value if (line := one_line(item, several=several, depth=depth + 1))]
+        return lines[0] if len(lines) == 1 else ", ".join(lines) if several else ""
+    return ""
+
+
+def _of_object(value: Mapping[Any, Any], several: bool, depth: int) -> str:
+    lines = {
+        str(key).strip().lower(): line
+        for key, item in value.items()
+        if (line := one_line(item, several=several, depth=depth + 1))
+    }
+    if len(lines) == 1:
+        return next(iter(lines.values()))
+    unit = lines.get("unit") or lines.get("units")
+    if unit and len(lines) == 2:
+        amount = next(line for key, line in lines.items() if key not in ("unit", "units"))
+        return f"{amount} {unit}"
+    for key in _TEXT_KEYS:
+        if key in lines:
+            return lines[key]
+    return "; ".join(f"{key}: {line}" for key, line in lines.items()) if several else ""

@@ -1,0 +1,118 @@
+"""What a model says is told from what it thinks aloud, by every common convention of writing that down.
+
+- Tags: `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `<seed:think>` and the like, `[THINK]`, `◁think▷`,
+  `<|begin_of_thought|>`, `<|START_THINKING|>`, `<|channel>thought`, nested, closed without having been opened (the chat
+  template opened it), or never closed.
+- Channels (harmony): `<|channel|>analysis<|message|>…<|channel|>final<|message|>…`, with its special tokens or without.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import islice
+
+_NAME = (
+    r"(?i:(?:[a-z0-9]{1,12}:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|cot"
+    r"|(?:inner|internal)_monologue|chain_of_thought))"
+)
+_BRACKETED = r"(?:THINK|THINKING|THOUGHT|REASONING)"
+_SPECIAL = r"(?i:thought|thinking|reasoning)"
+_EVENT = re.compile(
+    rf"(?P<none><{_NAME}\s?/>)"
+    rf"|(?P<close></\s?{_NAME}\s?>|\[/{_BRACKETED}\]|◁/think▷|<\|end_of_{_SPECIAL}\|>"
+    rf"|<\|(?i:end)_{_SPECIAL}\|>|<\|/(?i:think|thinking)\|>|<channel\|>|<unused95>)"
+    rf"|(?P<open><{_NAME}(?:\s[^<>]{{0,100}})?>|\[{_BRACKETED}\]|◁think▷|<\|(?i:begin|start)_of_{_SPECIAL}\|>"
+    rf"|<\|(?i:start|begin)_{_SPECIAL}\|>|<\|(?i:think|thinking)\|>|<\|channel>\s?thought|<unused94>)"
+)
+_CHANNEL = re.compile(r"<\|channel\|>\s?(?P<name>\w{1,20})[^<]{0,200}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
+# The same without its special tokens, which many servers leave out of the text.
+_BARE_ANALYSIS = re.compile(r"\s*(?:assistant\s?)?analysis(?=[A-Z\s])")
+_BARE_FINAL = "assistantfinal"
+# More tags than these no reply has.
+_MOST = 2000
+# What some models put around an answer, and what ends a turn.
+_WRAPPING = re.compile(
+    r"</?(?:answer|response|output|final|final_answer)>|<\|(?:begin|end)_of_solution\|>|\\?<\|?/?(?:START|END)_RESPONSE\|>"
+    r"|(?:<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|eom_id)\|>|</s>|<eos>|<end_of_turn>)\s*\Z",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```[a-zA-Z]{0,10}\s*(?=[{\[\"])(.*?)\n?```", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A reply without its thinking.
+
+    Attributes:
+        answers: What it may have meant to say, the likeliest first; none of them is blank.
+        thinking: It ends in the middle of a thought.
+    """
+
+    answers: tuple[str, ...]
+    thinking: bool = False
+
+
+def spoken(text: str, *, data: tuple[int, int] = (0, 0)) -> Spoken:
+    """What a reply says, without what it thinks.
+
+    Args:
+        text: The reply.
+        data: A stretch of it that is known to be an answer: tags in there are quoted, not meant.
+    """
+    if "<|channel|>" in text:
+        return _of_channels(text)
+    if _BARE_ANALYSIS.match(text) and _BARE_FINAL in text:
+        return Spoken(_kept(text.rpartition(_BARE_FINAL)[2]))
+    meant = (event for event in _EVENT.finditer(text) if not data[0] <= event.start() < data[1])
+    events = list(islice(meant, _MOST))
+    if not events:
+        return Spoken(_kept(text))
+    closes = [event.end() for event in events if event.lastgroup == "close"]
+    last = max(closes, default=0)
+    unclosed = next((event.start() for event in events if event.lastgroup == "open" and event.start() >= last), None)
+    # The likeliest is what follows the last thought, however thoughts were nested and whoever opened them. That tag may
+    # have been quoted in the answer, though, or a thought have followed it: then the text outside of all pairs of tags.
+    after = text[last:unclosed]
+    return Spoken(_kept(after, _outside(text, events)), thinking=unclosed is not None)
+
+
+def _outside(text: str, events: list[re.Match[str]]) -> str:
+    """The text outside of the tags, as they pair."""
+    pieces: list[str] = []
+    depth, begin, opened = 0, 0, False
+    for event in events:
+        if event.lastgroup == "none" and depth == 0:
+            pieces.append(text[begin : event.start()])
+            begin = event.end()
+        elif event.lastgroup == "open":
+            if depth == 0:
+                pieces.append(text[begin : event.start()])
+            depth, opened = depth + 1, True
+        elif event.lastgroup == "close" and depth > 0:
+            depth -= 1
+            begin = event.end()
+        elif event.lastgroup == "close" and not opened:
+            # Opened by the chat template.
+            pieces, begin, opened = [], event.end(), True
+    if depth == 0:
+        pieces.append(text[begin:])
+    return "".join(pieces)
+
+
+def _of_channels(text: str) -> Spoken:
+    """The final channel of a reply in OpenAI's harmony format."""
+    channels = list(_CHANNEL.finditer(text))
+    final = next((channel for channel in reversed(channels) if channel["name"].lower() == "final"), None)
+    if final is None:
+        return Spoken((), thinking=True)
+    end = _CHANNEL_END.search(text, final.end())
+    return Spoken(_kept(text[final.end() : end.start() if end else len(text)]))
+
+
+def _kept(*texts: str) -> tuple[str, ...]:
+    unwrapped = [_WRAPPING.sub("", text).strip() for text in texts]
+    # What stands in a code fence comes after the whole, of which it may be only an example.
+    fenced = [fence[1].strip() for text in unwrapped if (fence := _FENCE.search(text)) is not None]
+    return tuple(dict.fromkeys(text for text in [*unwrapped, *fenced] if text))
