@@ -356,13 +356,13 @@ class Recipe(Shown, Section):
     def fingerprint(self) -> str:
         """Ten hex digits that change when anything that changes results changes.
 
-        Limits, concurrency and a look at the reward do not.
+        Limits, concurrency, batches and a look at the reward do not.
         """
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         for spec in raw["models"].values():
             if spec:
-                for field in ("concurrency", "timeout_s", "retries", "api_key_env"):
+                for field in ("concurrency", "timeout_s", "retries", "api_key_env", "batch", "batch_hours"):
                     spec.pop(field)
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
 

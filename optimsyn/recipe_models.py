@@ -33,6 +33,14 @@ class ModelSpec(Section):
     concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
     timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
     retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
+    batch: bool = Field(
+        False,
+        description="Send what a stage can ask for at once (first drafts, synthesis) through the provider's batch API, "
+        "at half the price and within a day; OpenAI and Anthropic.",
+    )
+    batch_hours: float = Field(
+        25, gt=0, description="Longest wait for one batch, in hours; running again goes on waiting."
+    )
     structured_output: bool | None = Field(
         None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
     )

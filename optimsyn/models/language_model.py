@@ -7,8 +7,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from optimsyn.recipe import ModelSpec
 
 if TYPE_CHECKING:
     import dspy
+
+    from optimsyn.models.batches import Batches
 
 __all__ = ["Call", "LanguageModel", "load_language_model", "run_sync"]
 
@@ -204,7 +206,7 @@ class LanguageModel(ABC):
             if self._cache is not None and (kept := self._cache.get(key)) is not None:
                 return kept
             try:
-                with nullcontext() if self._budget is None else self._reserved(self._budget, call):
+                async with self._room(call):
                     reply = await self._request(call)
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
@@ -215,6 +217,16 @@ class LanguageModel(ABC):
                 if self.failure is None:
                     self.failure = error
                 raise
+
+    @asynccontextmanager
+    async def _room(self, call: Call) -> AsyncIterator[None]:
+        """Room in the budget, where there is one, while a call is under way.
+
+        Raises:
+            BudgetError: The call could pass a cap; nothing has been sent.
+        """
+        with nullcontext() if self._budget is None else self._reserved(self._budget, call):
+            yield
 
     def _filled(self, call: Call) -> Call:
         update: dict[str, Any] = {}
@@ -238,9 +250,13 @@ class LanguageModel(ABC):
 
     def _reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
         """Room in the budget for the most that a call may use and cost."""
-        prompt = sum(len(message["content"]) for message in call.messages) // _CHARACTERS_PER_TOKEN
-        reply = call.max_tokens or self.spec.max_tokens
+        prompt, reply = self._most_tokens(call)
         return budget.reserved(prompt + reply, self._highest_price(prompt, reply))
+
+    def _most_tokens(self, call: Call) -> tuple[int, int]:
+        """The most tokens that prompt and reply of a call may have."""
+        prompt = sum(len(message["content"]) for message in call.messages) // _CHARACTERS_PER_TOKEN
+        return prompt, call.max_tokens or self.spec.max_tokens
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """US dollars for a prompt and a reply of this length; None when the price is not known before."""
@@ -253,6 +269,7 @@ def load_language_model(
     *,
     adapter: Path | None = None,
     budget: Budget | None = None,
+    batches: Batches | None = None,
 ) -> LanguageModel:
     """The language model that a recipe names; nothing is loaded or sent before the first call.
 
@@ -262,6 +279,7 @@ def load_language_model(
         adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
             server.
         budget: The run's cap.
+        batches: Where the batches of a model with `batch: true` are kept; None: it is asked one by one.
 
     Raises:
         ModelError: An adapter was given for a model whose weights are not here.
@@ -270,6 +288,10 @@ def load_language_model(
     if spec.provider == "litellm":
         if adapter is not None:
             raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
+        if spec.batch and batches is not None:
+            from optimsyn.models.batched_model import BatchedModel
+
+            return BatchedModel(spec, cache, budget, batches=batches)
         from optimsyn.models.litellm_model import LiteLLMModel
 
         return LiteLLMModel(spec, cache, budget)

@@ -147,6 +147,11 @@ class LiteLLMModel(LanguageModel):
         """Whether a refused schema is left away; where the recipe asks for schemas, a refusal is a failure."""
         return self.spec.structured_output is None
 
+    @property
+    def _longest_try_s(self) -> float:
+        """Seconds after which one try is given up."""
+        return self.spec.timeout_s + 5
+
     async def _lost_connection(self) -> None:
         """Called after a try that found nobody at the address."""
 
@@ -158,7 +163,7 @@ class LiteLLMModel(LanguageModel):
         try:
             # `wait_for` as well: LiteLLM's time-out is per read, and a server that drips never meets it.
             response = await asyncio.wait_for(
-                litellm.acompletion(**self._parameters(call, base, key)), self.spec.timeout_s + 5
+                litellm.acompletion(**self._parameters(call, base, key)), self._longest_try_s
             )
         except TimeoutError:
             return timed_out(self.spec.timeout_s)
