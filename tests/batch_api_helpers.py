@@ -79,13 +79,7 @@ def chat(body: dict[str, Any], said: str) -> dict[str, Any]:
         "object": "chat.completion",
         "created": 1,
         "model": body["model"],
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": f"{text_of(body)} {said}"},
-            }
-        ],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": reply}],
         "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
     }
 

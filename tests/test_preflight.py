@@ -179,6 +179,33 @@ def test_services(spec: ModelSpec, message: str) -> None:
     assert "secret" not in "\n".join(found.problems).replace("put the secret", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("opnai/gpt-5-mini", "openai/gpt-5-mini"),
+        ("openia/gpt5-mini", "openai/gpt-5-mini"),
+        ("OpenAI/gpt-5-mini", "openai/gpt-5-mini"),
+        ("anthropi/claude-haiku-4-5", "anthropic/claude-haiku-4-5"),
+        ("gemni/gemini-2.5-pro", "gemini/gemini-2.5-pro"),
+        ("opnrouter/openai/gpt-4o", "openrouter/openai/gpt-4o"),
+        ("ollma/some-model-of-mine", "ollama/some-model-of-mine"),
+        ("gpt5-mini", "openai/gpt-5-mini"),
+    ],
+)
+def test_a_misspelled_provider_is_told_apart_from_an_organisation_of_the_hub(name: str, meant: str) -> None:
+    assert f"did you mean `{meant}`?" in "\n".join(availability("generator", ModelSpec(name=name)).problems)
+
+
+def test_organisations_of_the_hub_are_no_misspelled_providers() -> None:
+    names = "mistralai/Mistral-7B-v0.3 meta-llama/Llama-3.2-1B deepseek-ai/DeepSeek-V3 Qwen/Qwen3-0.6B google/gemma-3-1b"
+    more = "openai-community/gpt2 Groq/Llama-3-Groq-8B nvidia/Minitron-4B HuggingFaceTB/SmolLM2-1.7B xai-org/grok-1"
+    for name in f"{names} {more} hub:opnai/gpt-5-mini".split():
+        found = availability("generator", ModelSpec(name=name), network=False)
+        assert found.problems == []
+        assert len(found.unchecked) == 1
+    assert availability("target", TargetSpec(name="opnai/gpt-5-mini"), network=False).problems == []
+
+
 def test_a_key_that_is_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_API_KEY", "x" * 20)
     assert availability("generator", ModelSpec(name="gemini/gemini-2.5-flash"), network=False).problems == []

@@ -14,49 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import cached_folder, look_up
 from optimsyn.models.gpus import gpus
-from optimsyn.models.names import hub_id
+from optimsyn.models.names import TYPO, hub_id
+from optimsyn.models.providers import KEYS, listed_models, meant_service, nearest_model, service_provider
 from optimsyn.recipe import ModelSpec, TargetSpec
 
-# Any one of the variables will do. Providers that are not here need no key, or more than a variable can tell.
-KEYS: Mapping[str, tuple[str, ...]] = {
-    "openai": ("OPENAI_API_KEY",),
-    "text-completion-openai": ("OPENAI_API_KEY",),
-    "azure": ("AZURE_API_KEY", "AZURE_AD_TOKEN"),
-    "azure_ai": ("AZURE_AI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "mistral": ("MISTRAL_API_KEY",),
-    "codestral": ("CODESTRAL_API_KEY",),
-    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
-    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
-    "groq": ("GROQ_API_KEY",),
-    "together_ai": ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_API_KEY"),
-    "fireworks_ai": ("FIREWORKS_AI_API_KEY", "FIREWORKS_API_KEY", "FIREWORKSAI_API_KEY"),
-    "deepinfra": ("DEEPINFRA_API_KEY",),
-    "deepseek": ("DEEPSEEK_API_KEY",),
-    "openrouter": ("OPENROUTER_API_KEY", "OR_API_KEY"),
-    "perplexity": ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
-    "xai": ("XAI_API_KEY",),
-    "replicate": ("REPLICATE_API_KEY", "REPLICATE_API_TOKEN"),
-    "cerebras": ("CEREBRAS_API_KEY",),
-    "sambanova": ("SAMBANOVA_API_KEY",),
-    "nvidia_nim": ("NVIDIA_NIM_API_KEY",),
-    "databricks": ("DATABRICKS_API_KEY", "DATABRICKS_TOKEN"),
-    "huggingface": ("HUGGINGFACE_API_KEY", "HF_TOKEN"),
-    "ai21": ("AI21_API_KEY",),
-    "novita": ("NOVITA_API_KEY",),
-    "nebius": ("NEBIUS_API_KEY",),
-    "moonshot": ("MOONSHOT_API_KEY",),
-    "dashscope": ("DASHSCOPE_API_KEY",),
-    "meta_llama": ("LLAMA_API_KEY",),
-    "featherless_ai": ("FEATHERLESS_AI_API_KEY",),
-    "baseten": ("BASETEN_API_KEY",),
-}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EMBEDDED_PARAMETERS = 268_000_000
 _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
@@ -224,9 +189,11 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     elif spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:
+            meant = nearest_model(spec.name)
+            hint = f"did you mean `{meant}`? Else " if meant else ""
             found.problems.append(
-                f"{where}: {spec.name!r} names no provider; write provider/model (openai/...), hub:{spec.name} for a "
-                f"hub model, or ./{spec.name} for a folder"
+                f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
+                f"for a hub model, or ./{spec.name} for a folder"
             )
         elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
             absent.append(
@@ -237,38 +204,16 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
         _check_address(found, spec.api_base, where, network)
         return
     prefix, _, tail = spec.name.rpartition("/")
-    known = _litellm_models()
+    known = listed_models()
     if known and spec.name not in known and tail not in known:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=TYPO)
             if near:
                 # A warning: LiteLLM's list is always some weeks behind the providers.
                 found.warnings.append(
                     f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
                 )
                 break
-
-
-def service_provider(name: str) -> str | None:
-    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list tells."""
-    from optimsyn.models.names import LITELLM_PREFIXES
-
-    prefix = name.split("/", 1)[0]
-    if "/" in name and prefix in LITELLM_PREFIXES:
-        return prefix
-    entry = _litellm_models().get(name)
-    return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
-
-
-@cache
-def _litellm_models() -> dict[str, dict[str, Any]]:
-    """The list of models that comes with LiteLLM, read without importing it (that takes seconds)."""
-    spec = importlib.util.find_spec("litellm")
-    if spec is None or spec.origin is None:
-        return {}
-    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
-    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return models
 
 
 def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
@@ -306,6 +251,12 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
         if not folder.is_dir():
             found.problems.append(f"{where}: there is no folder {name}")
             return found
+    elif cached_folder("model", name, spec.revision) is None and (meant := _meant(spec)) is not None:
+        found.problems.append(
+            f"{where}: {spec.name!r}: {spec.name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub "
+            f"model of that organisation is `hub:{spec.name}`)"
+        )
+        return replace(found, weight_bytes=None)
     elif not network:
         folder = cached_folder("model", name, spec.revision)
         if folder is None:
@@ -333,6 +284,10 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
                 f"{', '.join(layers)}"
             )
     return _with_size(found, count, spec)
+
+
+def _meant(spec: ModelSpec) -> str | None:
+    return None if isinstance(spec, TargetSpec) else meant_service(spec.name)
 
 
 def _on_hub(found: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:

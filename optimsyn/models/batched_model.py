@@ -58,6 +58,10 @@ class _Asked:
     failure: Failure | None = None
     unanswered: bool = False
 
+    def begin(self) -> None:
+        """Begins a try that goes into a batch."""
+        self.batched, self.failure, self.unanswered = True, None, False
+
 
 _ASKED: ContextVar[_Asked] = ContextVar("asked")
 
@@ -105,7 +109,7 @@ class BatchedModel(LiteLLMModel):
     async def _try(self, call: Call, base: str | None, key: str | None) -> Reply | Failure:
         asked = _ASKED.get()
         while asked.batches < _BATCHES_A_CALL:
-            asked.batched, asked.failure, asked.unanswered = True, None, False
+            asked.begin()
             result = await super()._try(call, base, key)
             if asked.failure is not None:
                 return asked.failure
