@@ -39,6 +39,7 @@ class BatchApis:
         looks: So many looks see a batch at work before it has ended.
         refuse: Status of every request of a kind (`files`, `batches`, `list`), where it is refused.
         forget_reply: The next batch is made, but its sender gets a server error.
+        single: The reply to a request that comes alone; None: one that repeats what was asked.
         most_lines: A batch of more fails, as one does that would exceed what may wait at OpenAI.
     """
 
@@ -48,6 +49,7 @@ class BatchApis:
         self.alone: list[dict[str, Any]] = []
         self.keys: set[str] = set()
         self.outcome: Callable[[dict[str, Any], int], Outcome] = lambda body, batch: (200, chat(body, f"in {batch}"))
+        self.single: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self.looks = 1
         self.refuse: dict[str, int] = {}
         self.forget_reply = False
@@ -140,8 +142,8 @@ def batch_apis() -> Iterator[BatchApis]:
                         self.send(500, "{}") if lost else self.send(200, json.dumps({"id": batch.id}))
                     return
                 state.alone.append(body)
-            reply = message(body, "alone") if path == "/v1/messages" else chat(body, "alone")
-            self.send(200, json.dumps(reply))
+            said = message if path == "/v1/messages" else chat
+            self.send(200, json.dumps(said(body, "alone") if state.single is None else state.single(body)))
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
