@@ -19,7 +19,8 @@ import dspy
 
 from optimsyn.data.records import PairKind, Passage, Rubric
 from optimsyn.errors import ReplyError
-from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask, beginning, one_line, read_object
+from optimsyn.programs.prompts.adapter import PromptAdapter, ask, beginning, one_line, read_object
+from optimsyn.programs.prompts.messages import Message
 from optimsyn.programs.prompts.rubric_prompts import (
     CUE,
     LABELS,

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from optimsyn.models.replies import Budget
     from optimsyn.models.target import Target
     from optimsyn.programs.checks import Checker
-    from optimsyn.programs.pair import PairWriter, TaskShape
+    from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.rubric import RubricWriter
+    from optimsyn.programs.shape import TaskShape
     from optimsyn.recipe import ModelSpec
     from optimsyn.reward import InfluenceReward
     from optimsyn.runs.handle import StageHandle
@@ -142,7 +143,7 @@ class Tools:
     @cached_property
     def shape(self) -> TaskShape:
         """The form of the validation questions, which the pairs imitate."""
-        from optimsyn.programs.pair import TaskShape
+        from optimsyn.programs.shape import TaskShape
 
         return TaskShape.of(self.validation)
 

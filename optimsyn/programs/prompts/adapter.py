@@ -14,12 +14,10 @@ import dspy
 import json_repair
 
 from optimsyn.errors import ReplyError
+from optimsyn.programs.prompts.messages import Message, Schema
 
 if TYPE_CHECKING:
     from optimsyn.models.language_model import LanguageModel
-
-Message = dict[str, str]
-Schema = dict[str, Any]
 
 
 class PromptAdapter(dspy.Adapter):
@@ -127,31 +125,3 @@ def one_line(value: Any) -> str:
     if isinstance(value, int | float):
         return str(value)
     return " ".join(value.split()) if isinstance(value, str) else ""
-
-
-def chat_turns(task: str, turns: Sequence[tuple[str, str]], request: str) -> list[Message]:
-    """Chat messages of a task, worked examples and a request.
-
-    The task stands at the head of the first user message: not every chat template knows a system role.
-
-    Args:
-        task: What to do.
-        turns: Request and reply of each worked example.
-        request: What is asked now.
-    """
-    messages: list[Message] = []
-    for user, assistant in turns:
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    messages.append({"role": "user", "content": request})
-    messages[0]["content"] = f"{task}\n\n{messages[0]['content']}"
-    return messages
-
-
-def object_schema(properties: dict[str, Schema]) -> Schema:
-    """A closed JSON object whose properties are all required, in this order."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }

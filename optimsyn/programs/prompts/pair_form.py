@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optimsyn.programs.prompts.adapter import Schema, object_schema
+from optimsyn.programs.prompts.messages import Schema, object_schema
 from optimsyn.programs.prompts.question_form import question_pattern, starts_with_pronoun
 from optimsyn.programs.prompts.spans import Answer, answers_in, is_english, sentences
 from optimsyn.programs.prompts.steer import Steer

@@ -10,7 +10,7 @@ import json
 
 from optimsyn.data.records import Rubric
 from optimsyn.programs.demos import DEMOS
-from optimsyn.programs.prompts.adapter import Message, Schema, chat_turns, object_schema
+from optimsyn.programs.prompts.messages import Message, Schema, chat_turns, object_schema
 
 LABELS = {
     "question_type": "Question type",
