@@ -113,6 +113,7 @@ def validate(
     found = check(loaded, offline=offline)
     _show_preflight(found, console)
     found.raise_if_refused()
+    console.print(found.forecast)
     counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
     verdict = "nothing that was checked would stop it" if offline and found.unchecked else "nothing would stop it"
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
@@ -335,7 +336,14 @@ def _open(name: str, root: Path, size: str, changes: list[str] | None, console: 
     found = check(recipe)
     _show_preflight(found, console)
     found.raise_if_refused()
-    return Run.open(recipe, root)
+    run_ = Run.open(recipe, root)
+    if any(record.attempts for record in run_.manifest.stages):
+        from optimsyn.runs.forecasting import forecast_run
+
+        found.forecast = forecast_run(run_)
+    run_.foresee(found.forecast)
+    console.print(found.forecast)
+    return run_
 
 
 def _show_preflight(found: Preflight, console: Console) -> None:

@@ -22,7 +22,9 @@ from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
+    from optimsyn.data.records import Passage
     from optimsyn.display.tables import Table
+    from optimsyn.runs.forecast import Forecast
 
 # Converting PDF and Word files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
@@ -44,6 +46,7 @@ class Preflight(Shown):
         counts: Documents, passages, validation and test questions, as far as they were read.
         gpu_bytes: GPU memory that the run's models are thought to need.
         main_bytes: The same in main memory.
+        forecast: What the run is going to send; None where the recipe's files were not read.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,6 +55,7 @@ class Preflight(Shown):
     counts: dict[str, int] = field(default_factory=dict)
     gpu_bytes: int = 0
     main_bytes: int = 0
+    forecast: Forecast | None = None
 
     @property
     def ok(self) -> bool:
@@ -151,10 +155,25 @@ def _check_files(recipe: Recipe, found: Preflight) -> None:
 def _check_data(recipe: Recipe, found: Preflight) -> None:
     documents = _read_documents(recipe, found)
     sets = _read_questions(recipe, documents.library if documents is not None else None, found)
+    passages: list[Passage] = []
     if documents is not None and not documents.problems:
-        _check_documents(recipe, documents.documents, found)
+        passages = _check_documents(recipe, documents.documents, found)
     if sets is not None and not sets.problems:
         _check_sets(recipe, sets, found)
+    _foresee(recipe, passages, sets, found)
+
+
+def _foresee(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, found: Preflight) -> None:
+    """What the run is going to send, and what that means for its caps."""
+    from optimsyn.programs.shape import TaskShape
+    from optimsyn.runs.forecast_caps import cap_warnings
+    from optimsyn.runs.forecast_lengths import measure
+    from optimsyn.runs.forecasting import forecast
+
+    shape = TaskShape.of(sets.validation) if sets is not None and sets.validation else None
+    lengths = measure(recipe, passages, shape)
+    found.forecast = forecast(recipe, lengths, len(passages))
+    found.warnings += cap_warnings(recipe, found.forecast, lengths, len(passages))
 
 
 def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
@@ -203,7 +222,8 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
     return None
 
 
-def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> None:
+def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> list[Passage]:
+    """Cuts the documents and looks at what comes of it; returns the passages."""
     used = sampled(documents, recipe.documents.source.limit, recipe.seed)
     passages, lost = split_passages(used, recipe.documents)
     found.counts |= {"documents": len(used), "passages": len(passages)}
@@ -212,7 +232,7 @@ def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Prefl
             f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
             "lower it or give longer documents"
         )
-        return
+        return passages
     wanted = recipe.optimizers.prompt.passages
     if recipe.optimizers.prompt.enabled and len(passages) < wanted:
         found.warnings.append(
@@ -224,6 +244,7 @@ def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Prefl
             f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
             f"{candidates / len(passages):.0f} of each, and many will be alike; add documents or ask for fewer pairs"
         )
+    return passages
 
 
 def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:

@@ -8,9 +8,15 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimsyn.models.names import LITELLM_PREFIXES, TYPO, nearest_provider, provider_of
+
+if TYPE_CHECKING:
+    from optimsyn.recipe import ModelSpec
+
+# Servers of one's own, which cost no money.
+SELF_HOSTED = ("ollama", "ollama_chat", "vllm", "hosted_vllm", "lm_studio", "llamafile", "oobabooga", "xinference")
 
 # Any one of the variables will do. Providers that are not here need no key, or more than a variable can tell.
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -98,3 +104,21 @@ def listed_models() -> dict[str, dict[str, Any]]:
     file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
     models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return models
+
+
+class Price(NamedTuple):
+    """US dollars a token, read and written."""
+
+    input: float
+    output: float
+
+
+def price_of(spec: ModelSpec) -> Price | None:
+    """What a model asks for a token: nothing where it runs here, else as LiteLLM lists it; None when nobody says."""
+    if spec.provider != "litellm":
+        return Price(0.0, 0.0)
+    entry = listed_models().get(spec.name) or listed_models().get(spec.name.rpartition("/")[2]) or {}
+    read, written = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
+    if read is not None and written is not None:
+        return Price(float(read), float(written))
+    return Price(0.0, 0.0) if spec.name.partition("/")[0] in SELF_HOSTED else None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimsyn.data.dataset import Dataset
     from optimsyn.display.tables import Table
     from optimsyn.models.replies import ReplyCache
+    from optimsyn.runs.forecast import Forecast
 
 # A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
 _LONGEST_ERROR = 2000
@@ -96,6 +97,7 @@ class Run(Shown):
         found = validate(chosen, deep=not read)
         found.raise_if_refused()
         run = cls.open(chosen, place)
+        run.foresee(found.forecast)
         run.warnings = tuple(found.warnings)
         return run
 
@@ -280,6 +282,15 @@ class Run(Shown):
             output_tokens=usage.output_tokens,
             cost_usd=usage.cost_usd,
         )
+
+    def foresee(self, forecast: Forecast | None) -> None:
+        """Puts on record what the run is going to send: as it looks at first, and as it looks now."""
+        if forecast is None:
+            return
+        with self._manifest.change() as manifest:
+            manifest.forecast_now = forecast
+            if manifest.forecast is None and not any(record.attempts for record in manifest.stages):
+                manifest.forecast = forecast
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from optimsyn import __version__
 from optimsyn.data.jsonl import write_text
 from optimsyn.errors import StageError
 from optimsyn.recipe import Recipe
+from optimsyn.runs.forecast import Forecast
 
 Stage = Literal["prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize", "fine_tune", "evaluate"]
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
@@ -137,7 +138,12 @@ class StageRecord(_Part):
 
 
 class Manifest(_Part):
-    """The content of `manifest.json`."""
+    """The content of `manifest.json`.
+
+    Attributes:
+        forecast: What the run was going to send, as it looked at its start.
+        forecast_now: The same as it looked at last, with what has been sent in place of what was foreseen.
+    """
 
     format: int = 1
     recipe: str
@@ -147,6 +153,8 @@ class Manifest(_Part):
     versions: dict[str, str]
     stages: list[StageRecord]
     cost: Cost = Cost()
+    forecast: Forecast | None = None
+    forecast_now: Forecast | None = None
 
     @classmethod
     def new(cls, recipe: Recipe) -> Manifest:
