@@ -154,6 +154,7 @@ def run(
 
     Finished stages are skipped and no reply is bought twice. The last line of the output is the run folder.
     """
+    from optimsyn.display.summary import show_end
     from optimsyn.runs.manifest import STAGES
     from optimsyn.runs.resources import notebook_name
     from optimsyn.runs.runner import run_stages
@@ -165,7 +166,7 @@ def run(
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
     run_stages(run_, console, until=until)
     if run_.done(STAGES[-1]):
-        _show_end(run_, console)
+        show_end(run_, console)
     console.print(str(run_.folder), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -324,7 +325,9 @@ def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Re
 def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:
     """The run of a recipe, or of its run folder, after everything about it has been checked."""
     from optimsyn.preflight import validate as check
+    from optimsyn.preflight_services import check_services
     from optimsyn.runs.folder import Run
+    from optimsyn.runs.forecasting import foresee
 
     folder = Path(name)
     if (folder / "manifest.json").is_file():
@@ -333,16 +336,14 @@ def _open(name: str, root: Path, size: str, changes: list[str] | None, console: 
         recipe, root = Run.load(folder).recipe, folder.resolve().parent
     else:
         recipe = _load(name, size, changes)
-    found = check(recipe)
+    found = check(recipe, ask=False)
     _show_preflight(found, console)
     found.raise_if_refused()
+    # Before anything is loaded: what a service refuses should not cost minutes of local work.
+    keep = check_services(recipe, Run.folder_of(recipe, root) / "replies.sqlite")
     run_ = Run.open(recipe, root)
-    if any(record.attempts for record in run_.manifest.stages):
-        from optimsyn.runs.forecasting import forecast_run
-
-        found.forecast = forecast_run(run_)
-    run_.foresee(found.forecast)
-    console.print(found.forecast)
+    keep(run_)
+    console.print(foresee(run_, found.forecast))
     return run_
 
 
@@ -357,17 +358,6 @@ def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(redact(text))
-
-
-def _show_end(run_: Run, console: Console) -> None:
-    """The summary of a finished run, and where its picture, dataset and notebooks are."""
-    from optimsyn.display.summary import Summary
-
-    console.print()
-    console.print(Summary.read(run_.folder))
-    console.print()
-    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
-        console.print(f"{what:<10} {run_.path(name)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:

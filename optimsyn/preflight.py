@@ -18,6 +18,7 @@ from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled, shortened
 from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
+from optimsyn.preflight_services import service_problems
 from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
 
@@ -77,7 +78,9 @@ class Preflight(Shown):
             raise RecipeError("\n".join(self.problems))
 
 
-def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False) -> Preflight:
+def validate(
+    recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
+) -> Preflight:
     """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
 
     Args:
@@ -85,7 +88,9 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
             that keys are set and that checks can be imported.
         here: The models will be loaded on this machine; False leaves its memory and devices out of account.
-        offline: Ask neither the hub nor an address and want no key; what would have been asked is in `unchecked`.
+        offline: Ask neither the hub nor a service and want no key; what would have been asked is in `unchecked`.
+        ask: Send each service one tiny request, as `check_services` does; it is not sent where its address or key is
+            wrong already, nor with `offline`, nor without `deep`.
     """
     found = Preflight()
     roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
@@ -113,6 +118,8 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         if offline:
             found.unchecked = _on_hub_only(recipe) + [text for model in looked_at for text in model.unchecked]
         _add_models(looked_at, found, here)
+    if network and ask:
+        found.problems += service_problems(recipe, looked_at)
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
     return found

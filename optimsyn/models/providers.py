@@ -15,6 +15,8 @@ from optimsyn.models.names import LITELLM_PREFIXES, TYPO, nearest_provider, prov
 if TYPE_CHECKING:
     from optimsyn.recipe import ModelSpec
 
+# Providers whose batch API is known here; a server of one's own may speak the first one's.
+BATCH_PROVIDERS = ("openai", "anthropic")
 # Servers of one's own, which cost no money.
 SELF_HOSTED = ("ollama", "ollama_chat", "vllm", "hosted_vllm", "lm_studio", "llamafile", "oobabooga", "xinference")
 

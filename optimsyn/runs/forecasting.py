@@ -8,6 +8,7 @@ the length of replies, whether the guiding text changed) corrects the rest.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +42,8 @@ _TRIES = Range(low=1.0, expected=1.15, high=3.0)
 # A synthesis that goes on for want of valid pairs ends at so many times its first round.
 _MOST_ROUNDS = 4
 _LEAST_SHARE = 0.2
+# Candidates of which chance moves the share but little.
+_MANY = 200
 # What a first draft may write more when hardly any of it is valid.
 _MORE_DRAFTS = 12
 
@@ -103,6 +106,19 @@ def forecast_of(
 ) -> Forecast:
     """The forecast of a recipe from its passages and the form of its questions, as far as these can be read."""
     return forecast(recipe, measure(recipe, passages, shape), len(passages), known)
+
+
+def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
+    """The forecast of a run as it begins, continues or has ended a stage, put on record in its manifest.
+
+    Args:
+        run: The run.
+        at_first: What was foreseen from the recipe; taken where the run has not begun.
+    """
+    begun = any(record.attempts for record in run.manifest.stages)
+    found = at_first if at_first is not None and not begun else forecast_run(run)
+    run.foresee(found)
+    return found
 
 
 def forecast_run(run: Run) -> Forecast:
@@ -248,15 +264,24 @@ def _candidates(recipe: Recipe, known: Known) -> Range:
     first = max(wanted, round(wanted * recipe.synthesis.oversample))
 
     def written(share: float) -> float:
-        if share * first >= wanted:
-            return first
-        return min(_MOST_ROUNDS * first, first + (wanted - share * first) / max(share, _LEAST_SHARE) + 1)
+        return first + sum(
+            chance * min((_MOST_ROUNDS - 1) * first, (wanted - valid) / max(valid / first, _LEAST_SHARE) + 1)
+            for valid, chance in _chances(first, share)
+            if valid < wanted
+        )
 
     shares = (_VALID.low, _VALID.expected, _VALID.high)
     if known.valid is not None:
         shares = (min(1.0, known.valid + 0.1), known.valid, max(0.0, known.valid - 0.2))
     low, expected, high = map(written, shares)
     return Range(low=low, expected=expected, high=high)
+
+
+def _chances(tries: int, share: float) -> list[tuple[float, float]]:
+    """How many of so many are valid, and how likely that is; of many, as good as exactly their share."""
+    if tries > _MANY:
+        return [(share * tries, 1.0)]
+    return [(n, math.comb(tries, n) * share**n * (1 - share) ** (tries - n)) for n in range(tries + 1)]
 
 
 def _priced(

@@ -74,10 +74,9 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
 
 def _foresee(run: Run, stage: str, screen: Screen) -> None:
     """Corrects the forecast by what a stage has sent, and says what is still to come where that may cost money."""
-    from optimsyn.runs.forecasting import forecast_run
+    from optimsyn.runs.forecasting import foresee
 
-    found = forecast_run(run)
-    run.foresee(found)
+    found = foresee(run)
     if not found.paid or not any(not run.done(later.stage) for later in found.stages):
         return
     cost = run.manifest.cost

@@ -12,6 +12,7 @@ from optimsyn.display.charts import Chart, influence_chart, interval_chart, poli
 from optimsyn.display.names import SELECTION_LABELS, metric_label, variant_label
 from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
+from optimsyn.display.report.foreseen import foreseen_rows
 from optimsyn.display.report.pairs import extremes
 from optimsyn.display.report.verdict import verdict
 from optimsyn.display.reward_look import reward_look_rows
@@ -79,6 +80,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "metric_charts": _metric_charts(facts),
         "stages": [(record, _outcome(facts, record)) for record in facts.manifest.stages],
         "totals": _totals(facts),
+        "foreseen": foreseen_rows(facts.manifest),
         "facts_of_run": _facts_of_run(facts),
         "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
