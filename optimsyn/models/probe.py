@@ -112,11 +112,12 @@ def _ask(
         return f"{where}: a first tiny request failed: {error}", None
     except OptimsynError as error:
         return f"{where}: {error}", None
-    return (_batch_problem(quick, where) if spec.batch else None), (model.key(call), reply, model.asked(call))
+    return (_batch_problem(quick, roles) if spec.batch else None), (model.key(call), reply, model.asked(call))
 
 
-def _batch_problem(spec: ModelSpec, where: str) -> str | None:
+def _batch_problem(spec: ModelSpec, roles: list[str]) -> str | None:
     from optimsyn.models.batched_model import batch_api_problem
 
     problem = batch_api_problem(spec)
-    return f"{where}.batch: {problem}" if problem is not None else None
+    where = ", ".join(f"models.{role}.batch" for role in roles)
+    return f"{where}: {problem}" if problem is not None else None

@@ -36,9 +36,8 @@ def cap_warnings(recipe: Recipe, found: Forecast, lengths: Lengths, passages: in
     capped = (limits.cost_usd, limits.requests, limits.tokens) != (None, None, None)
     if found.paid and not capped:
         roles = ", ".join(f"models.{role}" for role in paid_models(recipe))
-        unknown = "" if found.total.cost_usd is not None else ", at a price that nobody knows here"
         return [
-            f"limits: no cap is set, and {roles} may cost money: {found.sentence}{unknown}. Nothing would stop the run "
+            f"limits: no cap is set, and {roles} may cost money: {found.sentence}. Nothing would stop the run "
             "at more than that; set limits.cost_usd, limits.requests or limits.tokens"
         ]
     warnings = []
