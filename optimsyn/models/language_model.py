@@ -124,7 +124,7 @@ class LanguageModel(ABC):
 
     def key(self, call: Call) -> str:
         """The cache key of a call, in hex: equal for calls that ask this model for the same thing."""
-        return hashlib.sha256(json.dumps(self.asked(call), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._asked(call), sort_keys=True).encode()).hexdigest()
 
     async def complete(self, call: Call) -> Reply:
         """Answers a call: from the cache, or from the service within the budget, and then into the cache.
@@ -210,7 +210,7 @@ class LanguageModel(ABC):
                     reply = await self._request(call)
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
-                        self._cache.put(key, reply, self.asked(call))
+                        self._cache.put(key, reply, self._asked(call))
                     return reply
             except (ServiceError, ModelError, BudgetError) as error:
                 self._failures += 1
@@ -237,7 +237,10 @@ class LanguageModel(ABC):
         return replace(call, **update) if update else call
 
     def asked(self, call: Call) -> dict[str, Any]:
-        """What a call asks this model for, as the cache keeps it; never a key."""
+        """What a call asks this model for, as the cache keeps it beside the reply; never a key."""
+        return self._asked(call)
+
+    def _asked(self, call: Call) -> dict[str, Any]:
         filled = self._filled(call)
         return {
             "model": self.identity,
