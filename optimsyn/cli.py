@@ -325,7 +325,7 @@ def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Re
 def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:
     """The run of a recipe, or of its run folder, after everything about it has been checked."""
     from optimsyn.preflight import validate as check
-    from optimsyn.preflight_services import check_services
+    from optimsyn.preflight_services import open_asked
     from optimsyn.runs.folder import Run
     from optimsyn.runs.forecasting import foresee
 
@@ -340,9 +340,7 @@ def _open(name: str, root: Path, size: str, changes: list[str] | None, console: 
     _show_preflight(found, console)
     found.raise_if_refused()
     # Before anything is loaded: what a service refuses should not cost minutes of local work.
-    keep = check_services(recipe, Run.folder_of(recipe, root) / "replies.sqlite")
-    run_ = Run.open(recipe, root)
-    keep(run_)
+    run_ = open_asked(recipe, root)
     console.print(foresee(run_, found.forecast))
     return run_
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,28 +31,31 @@ def service_problems(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple
     return probe(recipe, roles=roles).problems
 
 
-def check_services(recipe: Recipe, replies: Path) -> Callable[[Run], None]:
-    """Sends a tiny request to each service that a run has not asked before.
+def open_asked(recipe: Recipe, root: Path | str) -> Run:
+    """The run of a recipe, once each service has answered one tiny question in it; a run that goes on asks no more.
 
-    Args:
-        recipe: The recipe.
-        replies: The run's file of replies, whether it is there yet or not.
-
-    Returns:
-        Keeps the answers in the run, once it is there: they count as its own, and it does not ask again.
+    The answers are the run's own: they count towards its caps, and what was learned of a service stays known. Where one
+    does not answer, a run that was only made for this is removed again.
 
     Raises:
         RecipeError: A service does not answer; names the model's field and the cure.
     """
-    if not _names_services(recipe):
-        return lambda run: None
-    from optimsyn.models.probe import probe
-    from optimsyn.models.replies import ReplyCache
+    from optimsyn.runs.folder import Run
 
-    found = probe(recipe, ReplyCache(replies) if replies.is_file() else None)
+    new = not (Run.folder_of(recipe, root) / "manifest.json").is_file()
+    run = Run.open(recipe, root)
+    if not _names_services(recipe):
+        return run
+    from optimsyn.models.probe import probe
+    from optimsyn.models.purse import Purse
+
+    found = probe(recipe, run.replies, purse=Purse.from_environment())
     if found.problems:
+        if new:
+            run.replies.close()
+            shutil.rmtree(run.folder)
         raise RecipeError("\n".join(found.problems))
-    return lambda run: found.keep(run.replies)
+    return run
 
 
 def _names_services(recipe: Recipe) -> bool:

@@ -17,10 +17,9 @@ from optimsyn.errors import RecipeError
 from optimsyn.models import failures
 from optimsyn.models.availability import availability
 from optimsyn.preflight import validate
-from optimsyn.preflight_services import check_services
+from optimsyn.preflight_services import open_asked
 from optimsyn.recipe import ModelSpec, Recipe
 from optimsyn.recipe_changes import changed
-from optimsyn.runs.folder import Run
 from tests.batch_api_helpers import batch_apis
 from tests.models_helpers import KEY, Answer, Service, refused, said, service
 
@@ -63,7 +62,8 @@ def test_what_a_service_refuses_is_found_before_the_run(
     assert KEY not in problem
     assert len(served.requests) <= 2
     with pytest.raises(RecipeError, match="models.generator, models.rubric: a first tiny request failed"):
-        check_services(recipe, tmp_path / "no-run" / "replies.sqlite")
+        open_asked(recipe, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["preview", "run"])
@@ -75,7 +75,7 @@ def test_preview_and_run_ask_before_anything_is_made(served: Service, tmp_path: 
     assert isinstance(done.exception, RecipeError)
     assert "models.generator" in str(done.exception)
     assert len(served.requests) == 1
-    assert not (tmp_path / "runs").exists()
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_asking_loads_no_model_library(served: Service, tmp_path: Path) -> None:
@@ -103,26 +103,23 @@ def test_one_question_a_service_and_once_a_run(served: Service, tmp_path: Path) 
     assert validate(recipe).ok
     assert len(served.requests) == 1
     assert served.requests[0]["max_tokens"] == 16
-    replies = Run.folder_of(recipe, tmp_path / "runs") / "replies.sqlite"
-    keep = check_services(recipe, replies)
-    assert not replies.parent.exists()
-    run = Run.open(recipe, tmp_path / "runs")
-    keep(run)
+    run = open_asked(recipe, tmp_path / "runs")
     assert run.bought().replies == 1
     assert run.bought().input_tokens == 7
     assert len(served.requests) == 2
-    check_services(recipe, replies)(run)
+    open_asked(recipe, tmp_path / "runs")
     assert len(served.requests) == 2
-    assert run.bought().replies == 1
-    other = changed(recipe, {"models.rubric.name": "openai/another-model"})
-    check_services(other, replies)(run)
-    assert len(served.requests) == 3
+    # A run that went well so far stays, also when its service does not answer any more.
+    served.answers(refused(401, "no"))
+    other = changed(recipe, {"models.generator.concurrency": 9})
+    assert open_asked(other, tmp_path / "runs").folder == run.folder
+    assert len(served.requests) == 2
 
 
 def test_the_cap_of_the_recipe_holds_for_the_question_too(served: Service, tmp_path: Path) -> None:
     recipe = changed(recipe_at(tmp_path, served.base), {"limits.tokens": 10})
     with pytest.raises(RecipeError, match=r"models.generator, models.rubric: limits.tokens"):
-        check_services(recipe, tmp_path / "replies.sqlite")
+        open_asked(recipe, tmp_path / "runs")
     assert served.requests == []
 
 
@@ -132,12 +129,12 @@ def test_a_server_that_is_not_there_may_start_later_but_not_after_the_run(tmp_pa
     assert found.problems == []
     assert "nothing answers at 127.0.0.1:9" in "\n".join(found.warnings)
     with pytest.raises(RecipeError, match="the connection failed"):
-        check_services(recipe, tmp_path / "replies.sqlite")
+        open_asked(recipe, tmp_path / "runs")
 
 
 def test_a_recipe_without_services_asks_nobody(tmp_path: Path) -> None:
-    check_services(recipe_of(tmp_path), tmp_path / "replies.sqlite")
-    assert not (tmp_path / "replies.sqlite").exists()
+    run = open_asked(recipe_of(tmp_path), tmp_path / "runs")
+    assert not (run.folder / "replies.sqlite").exists()
 
 
 def test_a_service_without_batches_is_told_apart(served: Service, tmp_path: Path) -> None:

@@ -236,10 +236,6 @@ class LanguageModel(ABC):
             update["max_tokens"] = self.spec.max_tokens
         return replace(call, **update) if update else call
 
-    def asked(self, call: Call) -> dict[str, Any]:
-        """What a call asks this model for, as the cache keeps it beside the reply; never a key."""
-        return self._asked(call)
-
     def _asked(self, call: Call) -> dict[str, Any]:
         filled = self._filled(call)
         return {

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from optimsyn.errors import OptimsynError, ServiceError
 from optimsyn.models.language_model import Call, load_language_model
-from optimsyn.models.replies import Budget, Reply, ReplyCache
+from optimsyn.models.replies import Budget, ReplyCache
 from optimsyn.programs.prompts.messages import object_schema
 
 if TYPE_CHECKING:
+    from optimsyn.models.purse import Purse
     from optimsyn.recipe import ModelSpec, Recipe
 
 # A recipe may wait minutes for a reply and try often; this is to be known at once.
@@ -32,25 +33,25 @@ class Probed:
 
     Attributes:
         problems: Services that do not answer as a run needs it, by the recipe's fields, each with the cure.
-        replies: The answers, each with its key and what was asked, for a run to keep.
     """
 
     problems: tuple[str, ...] = ()
-    replies: tuple[tuple[str, Reply, dict[str, Any]], ...] = ()
-
-    def keep(self, cache: ReplyCache) -> None:
-        """Counts the answers as a run's own, so that it does not ask again when it continues."""
-        for key, reply, asked in self.replies:
-            cache.put(key, reply, asked)
 
 
-def probe(recipe: Recipe, cache: ReplyCache | None = None, roles: Mapping[str, ModelSpec] | None = None) -> Probed:
+def probe(
+    recipe: Recipe,
+    cache: ReplyCache | None = None,
+    *,
+    roles: Mapping[str, ModelSpec] | None = None,
+    purse: Purse | None = None,
+) -> Probed:
     """Asks each service of a recipe once, whichever roles it has.
 
     Args:
         recipe: The recipe; its caps hold.
-        cache: Where a run's replies are kept: who was asked in this run is not asked again. None: all are asked.
+        cache: Where a run's replies are kept: who has answered in this run is not asked again. None: all are asked.
         roles: The roles to ask for; None: all that write text.
+        purse: The caps of a batch of runs, where this is one of it.
     """
     if roles is None:
         roles = services(recipe)
@@ -60,14 +61,10 @@ def probe(recipe: Recipe, cache: ReplyCache | None = None, roles: Mapping[str, M
     if not services_of:
         return Probed()
     kept = cache if cache is not None else ReplyCache(":memory:")
-    budget = Budget.of(recipe.limits, kept)
+    budget = Budget.of(recipe.limits, kept, purse=purse)
     with ThreadPoolExecutor(max_workers=len(services_of)) as pool:
-        waiting = [pool.submit(_ask, roles[names[0]], names, kept, budget) for names in services_of.values()]
-        found = [each.result() for each in waiting]
-    return Probed(
-        problems=tuple(problem for problem, _ in found if problem is not None),
-        replies=tuple(answer for _, answer in found if answer is not None),
-    )
+        waiting = [pool.submit(_problem, roles[names[0]], names, kept, budget) for names in services_of.values()]
+        return Probed(tuple(problem for each in waiting if (problem := each.result()) is not None))
 
 
 def services(recipe: Recipe) -> dict[str, ModelSpec]:
@@ -90,10 +87,8 @@ class _Service(NamedTuple):
         return cls(spec.name, spec.api_base, spec.api_key_env, spec.batch)
 
 
-def _ask(
-    spec: ModelSpec, roles: list[str], cache: ReplyCache, budget: Budget
-) -> tuple[str | None, tuple[str, Reply, dict[str, Any]] | None]:
-    """Asks one service; what is wrong with it, and what it answered."""
+def _problem(spec: ModelSpec, roles: list[str], cache: ReplyCache, budget: Budget) -> str | None:
+    """Asks one service; what is wrong with it."""
     where = ", ".join(f"models.{role}" for role in roles)
     quick = spec.model_copy(
         update={"timeout_s": min(spec.timeout_s, _PATIENCE_S), "retries": min(spec.retries, _TRIES_MORE)}
@@ -106,13 +101,12 @@ def _ask(
         seed=0,
     )
     try:
-        model = load_language_model(quick, cache, budget=budget)
-        reply = model.complete_sync(call)
+        load_language_model(quick, cache, budget=budget).complete_sync(call)
     except ServiceError as error:
-        return f"{where}: a first tiny request failed: {error}", None
+        return f"{where}: a first tiny request failed: {error}"
     except OptimsynError as error:
-        return f"{where}: {error}", None
-    return (_batch_problem(quick, roles) if spec.batch else None), (model.key(call), reply, model.asked(call))
+        return f"{where}: {error}"
+    return _batch_problem(quick, roles) if spec.batch else None
 
 
 def _batch_problem(spec: ModelSpec, roles: list[str]) -> str | None:

@@ -86,7 +86,7 @@ class Run(Shown):
         if str(run_folder):
             return cls.load(run_folder)
         from optimsyn.preflight import validate
-        from optimsyn.preflight_services import check_services
+        from optimsyn.preflight_services import open_asked
         from optimsyn.runs.parameters import chosen_recipe
         from optimsyn.runs.resources import default_root
 
@@ -97,9 +97,7 @@ class Run(Shown):
         read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
         found = validate(chosen, deep=not read, ask=False)
         found.raise_if_refused()
-        keep = check_services(chosen, known / "replies.sqlite")
-        run = cls.open(chosen, place)
-        keep(run)
+        run = open_asked(chosen, place)
         run.foresee(found.forecast)
         run.warnings = tuple(found.warnings)
         return run
