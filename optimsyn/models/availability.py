@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import cached_folder, look_up
+from optimsyn.models.abilities import litellm_table
 from optimsyn.models.gpus import gpus
 from optimsyn.models.names import hub_id
 from optimsyn.recipe import ModelSpec, TargetSpec
@@ -237,7 +238,7 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
         _check_address(found, spec.api_base, where, network)
         return
     prefix, _, tail = spec.name.rpartition("/")
-    known = _litellm_models()
+    known = litellm_table()
     if known and spec.name not in known and tail not in known:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
@@ -256,19 +257,11 @@ def service_provider(name: str) -> str | None:
     prefix = name.split("/", 1)[0]
     if "/" in name and prefix in LITELLM_PREFIXES:
         return prefix
-    entry = _litellm_models().get(name)
+    entry = litellm_table().get(name)
     return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
 
 
 @cache
-def _litellm_models() -> dict[str, dict[str, Any]]:
-    """The list of models that comes with LiteLLM, read without importing it (that takes seconds)."""
-    spec = importlib.util.find_spec("litellm")
-    if spec is None or spec.origin is None:
-        return {}
-    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
-    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return models
 
 
 def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
