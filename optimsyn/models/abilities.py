@@ -233,7 +233,7 @@ def _thinks(facts: Mapping[str, Any]) -> bool | None:
             return bool(facts[name])
     default = facts.get("default_reasoning_effort")
     if default is not None:
-        return default != "none"
+        return bool(default != "none")
     if not facts.get("supports_reasoning"):
         return False if "supports_reasoning" in facts else None
     return True if facts.get("supports_none_reasoning_effort") is False else None

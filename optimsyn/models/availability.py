@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import cached_folder, look_up
@@ -262,8 +261,6 @@ def service_provider(name: str) -> str | None:
 
 
 @cache
-
-
 def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
     try:
         parts = urlsplit(api_base)

@@ -226,7 +226,7 @@ class LanguageModel(ABC):
 
     def _asked(self, call: Call) -> dict[str, Any]:
         filled = self._filled(call)
-        return {
+        asked: dict[str, Any] = {
             "model": self.identity,
             "messages": list(filled.messages),
             "schema": filled.schema,
@@ -235,6 +235,15 @@ class LanguageModel(ABC):
             "seed": filled.seed,
             "stop": list(filled.stop),
         }
+        # Fields that came later are named only where they say something: a reply bought before is still found.
+        later = {
+            "top_p": self.spec.top_p,
+            "reasoning_effort": self.spec.reasoning_effort,
+            "chat_template_kwargs": self.spec.chat_template_kwargs or None,
+            "extra": self.spec.extra or None,
+            "send_seed": None if self.spec.send_seed else False,
+        }
+        return asked | {name: value for name, value in later.items() if value is not None}
 
     def _reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
         """Room in the budget for the most that a call may use and cost."""
