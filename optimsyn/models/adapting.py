@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,17 @@ class Adaptation:
             self._leave_out(name, failure.said, said)
             adapted = True
         return adapted
+
+    def unlisted(self, names: Iterable[str], asked: Container[str]) -> None:
+        """Leaves out parameters that LiteLLM lists as not taken.
+
+        Args:
+            names: The parameters.
+            asked: Fields that the recipe sets itself; the others are left out without a word on the screen.
+        """
+        for name in sorted(names):
+            said = f"{self.name} takes no {name} by LiteLLM's list; it is not sent"
+            self._leave_out(name, "LiteLLM lists it as not taken", said if name in asked else "")
 
     def schemas(self, *, taken: str | None, refused: str | None) -> None:
         """Counts that a schema was taken, or that one was refused and its request answered without it.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 
 from optimsyn.models.refusals import field_that_helps, is_about_schema, refused_parameters
@@ -17,6 +18,8 @@ FIRST_WAIT_S = 0.5
 # The key for servers that ask for none: the OpenAI client insists on one.
 NO_KEY = "none"
 _SHOWN_CHARACTERS = 300
+# How to change LiteLLM's settings is nothing that a recipe could do.
+_LITELLM_ADVICE = re.compile(r"\s*(?:To drop|If you want to use these|Set drop_params|To use it)")
 _CHECK_ADDRESS = "check that api_base is the address of an OpenAI-compatible API (it usually ends in /v1)"
 
 
@@ -78,6 +81,9 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
         return Failure(
             "the connection failed", "check that the server runs and that api_base is right", connection=True
         )
+    if type(error).__name__ == "UnsupportedParamsError":  # of LiteLLM's own: nothing was sent
+        said = f"LiteLLM: {_LITELLM_ADVICE.split(said)[0].removeprefix('litellm.UnsupportedParamsError: ')}"
+        return replace(_by_status(400, said, None), said=said)
     if isinstance(status, int) and (answered or status < 500):
         return _by_status(status, said, _headers(error))
     return no_reply(f"the reply was not what the API promises ({_shortened(said)})")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from optimsyn.errors import ServiceError
-from optimsyn.models.abilities import Abilities, abilities_of, highest_cost, price_of
+from optimsyn.models.abilities import Abilities, abilities_of, highest_cost, listed, price_of
 from optimsyn.models.adapting import Adaptation, schema_digest
 from optimsyn.models.failures import (
     LONGEST_WAIT_S,
@@ -64,6 +64,7 @@ class LiteLLMModel(LanguageModel):
         memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
         where = self.name if spec.api_base is None else f"{self.name} at {spec.api_base}"
         self._adaptation = Adaptation(self.name, redact(where), memory)
+        self._looked_up = False
 
     @property
     def abilities(self) -> Abilities:
@@ -93,6 +94,8 @@ class LiteLLMModel(LanguageModel):
         failures = 0
         empty = 0
         refused_schema: str | None = None
+        if self._adapts and not self._looked_up:
+            self._look_up()
         while True:
             base, key = await self._address()
             parameters = self._parameters(call, base, key)
@@ -126,6 +129,22 @@ class LiteLLMModel(LanguageModel):
             failures += 1
             _log.info("%s: %s; try %d in %.1f s", self.name, result.what, failures + 1, wait)
             await asyncio.sleep(wait)
+
+    def _look_up(self) -> None:
+        """Leaves out what LiteLLM lists as not taken, before a request is spent on finding that out."""
+        self._looked_up = True
+        entry = listed(self.spec)
+        if entry is None:
+            return
+        refused: set[str] = set()
+        if entry.get("supports_sampling_params") is False:
+            refused |= {"temperature", "top_p"}
+        if self.spec.base_model is None:
+            litellm = _litellm()
+            model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
+            taken = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
+            refused |= set() if taken is None else {"temperature", "top_p", "seed", "stop"} - set(taken)
+        self._adaptation.unlisted(refused, self.spec.model_fields_set)
 
     @property
     def _may_drop_schema(self) -> bool:
@@ -213,12 +232,14 @@ class LiteLLMModel(LanguageModel):
             parameters["stop"] = list(call.stop)
         if self.spec.reasoning_effort is not None and "reasoning_effort" not in known.left_out:
             parameters["reasoning_effort"] = self.spec.reasoning_effort
-            if not can.known:  # LiteLLM would refuse it for a model that it does not list
+            if not can.reasoning:  # LiteLLM would refuse it itself; the recipe knows better, or the service will say
                 parameters["allowed_openai_params"] = ["reasoning_effort"]
         extra = dict(self.spec.extra)
         if self.spec.chat_template_kwargs is not None:
             extra["chat_template_kwargs"] = self.spec.chat_template_kwargs
-        if extra:
+        if extra and parameters["model"].startswith("anthropic/"):
+            parameters |= extra  # LiteLLM would send `extra_body` itself as a field
+        elif extra:
             parameters["extra_body"] = extra
         if call.schema is not None and can.schema and schema_digest(call.schema) not in known.schemas_left_out:
             parameters["response_format"] = {
