@@ -158,23 +158,23 @@ def highest_cost(spec: ModelSpec, prompt_tokens: int, reply_tokens: int) -> floa
     return prompt_tokens * read + reply_tokens * written
 
 
-def price_problem(where: str, spec: ModelSpec) -> str | None:
+def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> str | None:
     """Why a cap on money cannot hold for a model; None when it can.
 
     Args:
         where: The model's place in the recipe, such as `models.generator`.
         spec: The model.
+        cap: What the cap is called.
     """
     if price_of(spec) is not None:
         return None
     cure = (
         f"give {where}.prices (USD for a million tokens, such as `{{input: 0.1, output: 0.5}}`; zeros when it is "
-        f"free), or {where}.base_model (LiteLLM's name of the model behind it), or cap limits.requests or "
-        "limits.tokens instead"
+        f"free), or {where}.base_model (LiteLLM's name of the model behind it), or cap requests or tokens instead"
     )
     if spec.base_model is not None and listed(spec) is None:
         return f"{where}.base_model: LiteLLM does not list {spec.base_model!r}; {cure}"
-    return f"{where}: limits.cost_usd cannot hold, because nobody says what {spec.name!r} costs; {cure}"
+    return f"{where}: {cap} cannot hold, because nobody says what {spec.name!r} costs; {cure}"
 
 
 def listed(spec: ModelSpec) -> dict[str, Any] | None:

@@ -63,6 +63,8 @@ class LiteLLMModel(LanguageModel):
             )
         memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
         where = self.name if spec.api_base is None else f"{self.name} at {spec.api_base}"
+        if spec.reasoning_effort is not None:  # some models take a temperature only while they do not think
+            where += f", reasoning_effort {spec.reasoning_effort}"
         self._adaptation = Adaptation(self.name, redact(where), memory)
         self._looked_up = False
 
@@ -187,7 +189,8 @@ class LiteLLMModel(LanguageModel):
         cost = self._cost(reply, response)
         if cost is None:
             self._adaptation.price_is_unknown()
-        return reply.model_copy(update={field: clean(text) for field, text in said.items()} | {"cost_usd": cost})
+        counted = {"cost_usd": cost, "reasoning_tokens": _reasoning_tokens(response)}
+        return reply.model_copy(update={field: clean(text) for field, text in said.items()} | counted)
 
     def _cost(self, reply: Reply, response: Any) -> float | None:
         """US dollars that a reply has cost; None when nobody says.
@@ -369,12 +372,19 @@ def _reply(response: Any, seconds: float) -> Reply | Failure:
     )
 
 
+def _reasoning_tokens(response: Any) -> int:
+    """Tokens that were thought before the reply, among its own; 0 where the service does not say."""
+    details = getattr(getattr(response, "usage", None), "completion_tokens_details", None)
+    return max(0, int(getattr(details, "reasoning_tokens", 0) or 0))
+
+
 def _together(before: Reply, last: Reply) -> Reply:
     """The last reply, with what the thrown-away ones before it used."""
     return last.model_copy(
         update={
             "input_tokens": before.input_tokens + last.input_tokens,
             "output_tokens": before.output_tokens + last.output_tokens,
+            "reasoning_tokens": before.reasoning_tokens + last.reasoning_tokens,
             "cost_usd": None if last.cost_usd is None else (before.cost_usd or 0.0) + last.cost_usd,
             "seconds": before.seconds + last.seconds,
         }

@@ -262,12 +262,20 @@ class Run(Shown):
             record.failure = failure.model_copy(update={"reason": reason, "source": source})
             record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
         manifest.cost = self.bought()
+        manifest.services = self.services
         record.cost = manifest.cost.since(record.bought_before or manifest.cost)
 
     @property
     def secret_names(self) -> tuple[str, ...]:
         """The environment variables that the recipe's models take their keys from."""
         return self.recipe.key_variables
+
+    @property
+    def services(self) -> dict[str, dict[str, Any]]:
+        """What services have answered about themselves so far."""
+        from optimsyn.models.learned import SERVICES_FILE, read_services
+
+        return read_services(self.folder / SERVICES_FILE)
 
     def bought(self) -> Cost:
         """What the run has bought so far."""
@@ -279,6 +287,7 @@ class Run(Shown):
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cost_usd=usage.cost_usd,
+            unpriced=any(answers.get("price_unknown") for answers in self.services.values()),
         )
 
     @contextmanager
