@@ -137,6 +137,8 @@ class ServiceMemory:
             found = self.path.stat()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error})") from error
         seen = (found.st_ino, found.st_mtime_ns, found.st_size)
         if seen != self._seen:
             self._known = {name: Learned.from_json(raw) for name, raw in read_services(self.path).items()}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -241,7 +242,8 @@ class LiteLLMModel(LanguageModel):
         if self.spec.chat_template_kwargs is not None:
             extra["chat_template_kwargs"] = self.spec.chat_template_kwargs
         if extra and parameters["model"].startswith("anthropic/"):
-            parameters |= extra  # LiteLLM would send `extra_body` itself as a field
+            # LiteLLM would send `extra_body` itself as a field.
+            parameters |= {**extra, "allowed_openai_params": [*parameters.get("allowed_openai_params", ()), *extra]}
         elif extra:
             parameters["extra_body"] = extra
         if call.schema is not None and can.schema and schema_digest(call.schema) not in known.schemas_left_out:
@@ -258,9 +260,11 @@ class LiteLLMModel(LanguageModel):
     def _error(self, failure: Failure, tries: int, base: str | None) -> ServiceError:
         where = f" at {base}" if base else ""
         often = f" ({tries} tries)" if tries > 1 else ""
+        named = [key for key in self.spec.extra if re.search(rf"\b{re.escape(key)}\b", failure.said)]
+        cure = f"change or remove the model's `extra.{named[0]}` in the recipe" if named else failure.cure
         return ServiceError(
             redact(
-                f"model {self.name}{where}: {failure.what}{often}. Cure: {failure.cure}. Every reply so far is kept; "
+                f"model {self.name}{where}: {failure.what}{often}. Cure: {cure}. Every reply so far is kept; "
                 f"run again to continue"
             )
         )

@@ -99,7 +99,7 @@ def field_that_helps(said: str) -> str | None:
     }
     if _SCHEMA.search(said):
         return cures["response_format"]
-    return cures[named[0]] if named else None
+    return next((cures[name] for name in named if name in cures), None)
 
 
 def _says(text: str, word: str) -> bool:
