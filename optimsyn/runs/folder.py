@@ -70,7 +70,7 @@ class Run(Shown):
         Args:
             recipe: A recipe file, or the name of a recipe that comes with optimsyn.
             size: `full`, or `tiny` for the embedded model and a handful of documents.
-            generator: Another model that writes the pairs, such as `openai/gpt-5-mini`.
+            generator: Another model that writes the pairs, such as `openai/gpt-6-luna`.
             changes: Further recipe fields, such as `{"synthesis.pairs": 20}`.
             run_folder: An existing run; all before it is then ignored.
             root: Folder of the run folders; None means `runs` in the working directory.
