@@ -17,6 +17,7 @@ from optimsyn.data.questions import QuestionSets, check_questions, read_question
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import EMBEDDED_PREFIX, is_own_file, resolve, sampled, shortened
 from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.models.abilities import price_problem
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
 from optimsyn.preflight_services import service_problems
 from optimsyn.recipe import Recipe, Source, twin_problem
@@ -107,6 +108,8 @@ def validate(
         if here:
             _check_influence(recipe, found)
         _check_checks(recipe, found)
+        if recipe.limits.cost_usd is not None:
+            found.problems += price_problems(recipe)
         if deep:
             _check_data(recipe, found)
         else:
@@ -123,6 +126,19 @@ def validate(
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
     return found
+
+
+def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
+    """Models whose price nobody says, so that a cap on money would count nothing for them.
+
+    Args:
+        recipe: From `Recipe.load`.
+        cap: What the cap is called, for messages.
+    """
+    models = recipe.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    found = [price_problem(f"models.{role}", spec, cap) for role, spec in roles.items() if spec is not None]
+    return [problem for problem in found if problem is not None]
 
 
 def _sources(recipe: Recipe) -> list[tuple[str, Source]]:

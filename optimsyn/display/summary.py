@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.data.jsonl import write_json
 from optimsyn.display.tables import Table, evaluation_table, facts_table, number
+from optimsyn.runs.manifest import dollars
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -142,7 +143,7 @@ class Summary(BaseModel):
         paid = {"replies": "replies", "input_tokens": "input tokens", "output_tokens": "output tokens"}
         body += [(label, f"{self.cost[name]:,}") for name, label in paid.items() if name in self.cost]
         if "cost_usd" in self.cost:
-            body.append(("cost", f"{self.cost['cost_usd']:.2f} USD"))
+            body.append(("cost", dollars(self.cost["cost_usd"], unpriced=bool(self.cost.get("unpriced")))))
         return Table("Time and cost", ("what", "amount"), tuple(body), frozenset({1}))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

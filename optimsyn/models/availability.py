@@ -17,12 +17,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import cached_folder, look_up
+from optimsyn.models.abilities import litellm_table
 from optimsyn.models.gpus import gpus
 from optimsyn.models.names import TYPO, hub_id
 from optimsyn.models.providers import (
     BATCH_PROVIDERS,
     KEYS,
-    listed_models,
     meant_service,
     nearest_model,
     service_provider,
@@ -232,7 +232,7 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     if spec.api_base is not None:
         return _check_address(found, spec.api_base, where, network)
     prefix, _, tail = spec.name.rpartition("/")
-    known = listed_models()
+    known = litellm_table()
     if known and spec.name not in known and tail not in known:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
             near = difflib.get_close_matches(name, known, n=1, cutoff=TYPO)

@@ -107,23 +107,18 @@ class BatchedModel(LiteLLMModel):
         _ASKED.set(_Asked(self.key(call)))
         return await super()._request(call)
 
-    async def _try(self, call: Call, base: str | None, key: str | None) -> Reply | Failure:
+    async def _try(self, parameters: dict[str, Any], base: str | None, key: str | None) -> Reply | Failure:
         asked = _ASKED.get()
+        batched = {**parameters, "client": self._client(base, key)}
         while asked.batches < _BATCHES_A_CALL:
             asked.begin()
-            result = await super()._try(call, base, key)
+            result = await super()._try(batched, base, key)
             if asked.failure is not None:
                 return asked.failure
             if not asked.unanswered:
                 return result
         asked.batched = False
-        return await super()._try(call, base, key)
-
-    def _parameters(self, call: Call, base: str | None, key: str | None) -> dict[str, Any]:
-        parameters = super()._parameters(call, base, key)
-        if _ASKED.get().batched:
-            parameters["client"] = self._client(base, key)
-        return parameters
+        return await super()._try(parameters, base, key)
 
     def _client(self, base: str | None, key: str | None) -> Any:
         """The HTTP client that LiteLLM is to use, in the form that it knows for the provider."""
@@ -145,7 +140,8 @@ class BatchedModel(LiteLLMModel):
         reply = super()._reply(response, seconds, key)
         if isinstance(reply, Failure) or not _ASKED.get().batched:
             return reply
-        return reply.model_copy(update={"cost_usd": reply.cost_usd * BATCH_PRICE})
+        cost = None if reply.cost_usd is None else reply.cost_usd * BATCH_PRICE
+        return reply.model_copy(update={"cost_usd": cost})
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         price = super()._highest_price(prompt_tokens, reply_tokens)

@@ -104,9 +104,19 @@ class LanguageModel(ABC):
         return False
 
     @property
-    def small(self) -> bool:
-        """True when the service tells that its model has under a billion parameters."""
-        return False
+    def asked_besides(self) -> dict[str, Any]:
+        """What the recipe has a service asked beside a call: the fields that say something.
+
+        Those that say nothing are left out, so that a reply bought before there were such fields is still found.
+        """
+        said = {
+            "top_p": self.spec.top_p,
+            "reasoning_effort": self.spec.reasoning_effort,
+            "chat_template_kwargs": self.spec.chat_template_kwargs or None,
+            "extra": self.spec.extra or None,
+            "send_seed": None if self.spec.send_seed else False,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def concurrency(self) -> int:
@@ -238,7 +248,7 @@ class LanguageModel(ABC):
 
     def _asked(self, call: Call) -> dict[str, Any]:
         filled = self._filled(call)
-        return {
+        asked: dict[str, Any] = {
             "model": self.identity,
             "messages": list(filled.messages),
             "schema": filled.schema,
@@ -247,6 +257,7 @@ class LanguageModel(ABC):
             "seed": filled.seed,
             "stop": list(filled.stop),
         }
+        return asked | self.asked_besides
 
     def _reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
         """Room in the budget for the most that a call may use and cost."""

@@ -20,13 +20,15 @@ LITELLM_PREFIXES = frozenset(
 
 # Names as near as this are thought to be misspelled ones.
 TYPO = 0.82
+# Servers that people run themselves: nobody sends a bill.
+SELF_HOSTED = frozenset("hosted_vllm vllm ollama ollama_chat lm_studio llamafile oobabooga xinference".split())
 
 
 def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
     """How the model called `name` is reached.
 
     Args:
-        name: `embedded`, a LiteLLM name (`openai/gpt-5-mini`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
+        name: `embedded`, a LiteLLM name (`openai/gpt-6-luna`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
             `hub:org/name` for a hub id whose organisation is also a LiteLLM provider.
         has_api_base: An address was given, so a server is meant whatever the name is.
     """

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import json
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
+from optimsyn.models.abilities import litellm_table
 from optimsyn.models.names import LITELLM_PREFIXES, TYPO, nearest_provider, provider_of
-
-if TYPE_CHECKING:
-    from optimsyn.recipe import ModelSpec
 
 # Providers whose batch API is known here; a server of one's own may speak the first one's.
 BATCH_PROVIDERS = ("openai", "anthropic")
-# Servers of one's own, which cost no money.
-SELF_HOSTED = ("ollama", "ollama_chat", "vllm", "hosted_vllm", "lm_studio", "llamafile", "oobabooga", "xinference")
-
 # Any one of the variables will do. Providers that are not here need no key, or more than a variable can tell.
 KEYS: Mapping[str, tuple[str, ...]] = {
     "openai": ("OPENAI_API_KEY",),
@@ -59,10 +50,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 
 def nearest_model(name: str) -> str | None:
     """The LiteLLM name that a bare name was meant to be, with its provider; None when none is near."""
-    near = difflib.get_close_matches(name, listed_models(), n=1, cutoff=TYPO)
+    near = difflib.get_close_matches(name, litellm_table(), n=1, cutoff=TYPO)
     if not near or "/" in near[0]:
         return near[0] if near else None
-    return f"{listed_models()[near[0]].get('litellm_provider', '')}/{near[0]}".removeprefix("/")
+    return f"{litellm_table()[near[0]].get('litellm_provider', '')}/{near[0]}".removeprefix("/")
 
 
 def meant_service(name: str) -> str | None:
@@ -77,7 +68,7 @@ def meant_service(name: str) -> str | None:
     plain = prefix.lower().replace("-", "_")
     sure = nearest_provider(name)
     for near in [sure] if sure else difflib.get_close_matches(plain, LITELLM_PREFIXES, n=2, cutoff=TYPO):
-        of_it = [known.rpartition("/")[2] for known, entry in listed_models().items() if _is_of(entry, near)]
+        of_it = [known.rpartition("/")[2] for known, entry in litellm_table().items() if _is_of(entry, near)]
         found = difflib.get_close_matches(model, of_it, n=1, cutoff=TYPO if sure else 1.0)
         if found or sure:
             return f"{near}/{found[0] if found else model}"
@@ -93,34 +84,5 @@ def service_provider(name: str) -> str | None:
     prefix = name.split("/", 1)[0]
     if "/" in name and prefix in LITELLM_PREFIXES:
         return prefix
-    entry = listed_models().get(name)
+    entry = litellm_table().get(name)
     return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
-
-
-@cache
-def listed_models() -> dict[str, dict[str, Any]]:
-    """The list of models that comes with LiteLLM."""
-    spec = importlib.util.find_spec("litellm")
-    if spec is None or spec.origin is None:
-        return {}
-    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
-    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return models
-
-
-class Price(NamedTuple):
-    """US dollars a token, read and written."""
-
-    input: float
-    output: float
-
-
-def price_of(spec: ModelSpec) -> Price | None:
-    """What a model asks for a token: nothing where it runs here, else as LiteLLM lists it; None when nobody says."""
-    if spec.provider != "litellm":
-        return Price(0.0, 0.0)
-    entry = listed_models().get(spec.name) or listed_models().get(spec.name.rpartition("/")[2]) or {}
-    read, written = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
-    if read is not None and written is not None:
-        return Price(float(read), float(written))
-    return Price(0.0, 0.0) if spec.name.partition("/")[0] in SELF_HOSTED else None

@@ -54,26 +54,14 @@ class PairWriter(dspy.Module):
     def fingerprint(self) -> str:
         """Names what the pairs depend on beside the request: weights, sampling, the form that is asked for.
 
-        As in the reply cache, the address where the model is served is no part of it; having one is, see `tight`.
+        As in the reply cache, the address where the model is served is no part of it; having one is.
         """
         spec = self.model.spec
-        facts = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output, spec.api_base is None]
+        facts: list[Any] = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output]
+        facts.append(spec.api_base is None)
+        if besides := self.model.asked_besides:
+            facts.append(sorted(besides.items()))
         return "pairs-" + hashlib.sha256(repr([*facts, self.spec]).encode()).hexdigest()[:16]
-
-    @property
-    def tight(self) -> bool:
-        """Whether replies are held to stretches of the passage.
-
-        That is what makes a small model right: base models, and one behind an address of the recipe's own (`api_base`)
-        that takes schemas and is small, by its server's own word or because the recipe insists on schemas
-        (`structured_output: true`). A strong model writes freely.
-        """
-        spec = self.model.spec
-        if not self.model.chat:
-            return True
-        if spec.api_base is None or spec.structured_output is False:
-            return False
-        return spec.structured_output is True or self.model.small
 
     async def awrite(
         self,
@@ -107,8 +95,9 @@ class PairWriter(dspy.Module):
                 return chat_messages(form, inputs["passage"], inputs["rubric"])
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
 
-        tight = self.tight
-        schema = tight_schema(form, passage.text, seed, Steer.of(rubric)) if tight else open_schema(form, passage.text)
+        # A base model is held to stretches of the passage, which makes a small one right. A service's model writes
+        # freely, under one schema for all passages: that is what services take, and keep compiled.
+        schema = open_schema(form) if chat else tight_schema(form, passage.text, seed, Steer.of(rubric))
         prediction = await ask(
             self.write,
             self.model,

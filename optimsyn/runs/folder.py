@@ -71,7 +71,7 @@ class Run(Shown):
         Args:
             recipe: A recipe file, or the name of a recipe that comes with optimsyn.
             size: `full`, or `tiny` for the embedded model and a handful of documents.
-            generator: Another model that writes the pairs, such as `openai/gpt-5-mini`.
+            generator: Another model that writes the pairs, such as `openai/gpt-6-luna`.
             changes: Further recipe fields, such as `{"synthesis.pairs": 20}`.
             run_folder: An existing run; all before it is then ignored.
             root: Folder of the run folders; None means `runs` in the working directory.
@@ -265,12 +265,20 @@ class Run(Shown):
             record.failure = failure.model_copy(update={"reason": reason, "source": source})
             record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
         manifest.cost = self.bought()
+        manifest.services = self.services
         record.cost = manifest.cost.since(record.bought_before or manifest.cost)
 
     @property
     def secret_names(self) -> tuple[str, ...]:
         """The environment variables that the recipe's models take their keys from."""
         return self.recipe.key_variables
+
+    @property
+    def services(self) -> dict[str, dict[str, Any]]:
+        """What services have answered about themselves so far."""
+        from optimsyn.models.learned import SERVICES_FILE, read_services
+
+        return read_services(self.folder / SERVICES_FILE)
 
     def bought(self) -> Cost:
         """What the run has bought so far."""
@@ -282,6 +290,7 @@ class Run(Shown):
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cost_usd=usage.cost_usd,
+            unpriced=any(answers.get("price_unknown") for answers in self.services.values()),
         )
 
     def foresee(self, forecast: Forecast | None) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.models.providers import listed_models
+from optimsyn.models.abilities import abilities_of
 from optimsyn.programs.demos import DEMOS
 from optimsyn.programs.prompts import pair_prompts, rubric_prompts
 from optimsyn.programs.prompts.spans import sentences
@@ -139,11 +139,8 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
 
 
 def thinks(spec: ModelSpec) -> bool:
-    """Whether a hosted model writes thoughts before its answer, by LiteLLM's list."""
-    if spec.provider != "litellm":
-        return False
-    entry = listed_models().get(spec.name) or listed_models().get(spec.name.rpartition("/")[2]) or {}
-    return bool(entry.get("supports_reasoning")) and entry.get("litellm_provider") != "anthropic"
+    """Whether a hosted model writes thoughts before its answer, as far as anybody says."""
+    return spec.provider == "litellm" and bool(abilities_of(spec).thinks)
 
 
 def _prompt(tokens: float) -> Range:

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.data.jsonl import read_jsonl
-from optimsyn.models.providers import price_of
+from optimsyn.models.abilities import price_of
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.forecast_lengths import Lengths, measure
 

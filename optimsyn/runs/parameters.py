@@ -296,7 +296,7 @@ def _check_name(generator: str) -> None:
     """Refuses a model name that cannot be one, or whose provider is misspelled."""
     if any(character.isspace() for character in generator):
         raise RecipeError(
-            f"{generator!r} is no model name: write provider/model (openai/gpt-5-mini), a hub id or a folder"
+            f"{generator!r} is no model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
         )
     near = nearest_provider(generator)
     if near is not None:

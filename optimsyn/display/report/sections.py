@@ -120,7 +120,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     cost = facts.manifest.cost
     if cost.replies:
         tokens = cost.input_tokens + cost.output_tokens
-        tiles.append((f"{cost.cost_usd:.2f} USD", "spent", f"{cost.replies:,} replies, {tokens:,} tokens"))
+        tiles.append((cost.usd(), "spent", f"{cost.replies:,} replies, {tokens:,} tokens"))
     return tiles
 
 
