@@ -27,7 +27,7 @@ _SAMPLED = 24
 # English text in the vocabularies of the day; others have fewer characters a token.
 CHARACTERS_A_TOKEN = 4.2
 # A model writes its own words where a demonstration has the shortest that will do.
-_WORDIER = 1.25
+_WORDIER = 1.1
 # A model that thinks writes some hundred tokens before so short an answer, up to what it may.
 _THOUGHT = 600
 _THOUGHT_SHARE = 0.4

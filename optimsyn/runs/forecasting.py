@@ -36,7 +36,7 @@ BATCH_PRICE = 0.5
 _VALID = Range(low=0.95, expected=0.8, high=0.3)
 _READ = Range(low=0.6, expected=0.9, high=1.0)
 _ACCEPTED = 0.4
-_CHANGED = Range(low=0.0, expected=0.75, high=1.0)
+_CHANGED = Range(low=0.0, expected=0.6, high=1.0)
 # Tries for one readable rubric of the policy.
 _TRIES = Range(low=1.0, expected=1.15, high=3.0)
 # A synthesis that goes on for want of valid pairs ends at so many times its first round.
