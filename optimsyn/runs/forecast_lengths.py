@@ -27,7 +27,8 @@ _SAMPLED = 24
 # English text in the vocabularies of the day; others have fewer characters a token.
 CHARACTERS_A_TOKEN = 4.2
 # A model writes its own words where a demonstration has the shortest that will do.
-_WORDIER = 1.25
+_WORDIER = 1.1
+_EMBEDDED_WORDIER = 1.35
 # A model that thinks writes some hundred tokens before so short an answer, up to what it may.
 _THOUGHT = 600
 _THOUGHT_SHARE = 0.4
@@ -121,17 +122,15 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
 
     pair_reply = sum(share * shown_pair(kind) for kind, share in kinds)
     rubric_reply = sum(for_rubrics(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
-    if not chat_rubrics:
-        rubric_reply /= _WORDIER  # its keys are short ones
     reflection = models.reflection
     shown = recipe.optimizers.prompt.minibatch * (mean(for_pairs, pair_prompt) / 2 + 200)
     return Lengths(
         rubric_in=_prompt(mean(for_rubrics, rubric_prompt)),
-        rubric_out=_reply(models.rubric, rubric_reply * _WORDIER),
+        rubric_out=_reply(models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)),  # its keys are short
         policy_in=_prompt(mean(for_rubrics, policy_prompt)),
         pair_in=_prompt(mean(for_pairs, pair_prompt)),
         bare_in=_prompt(mean(for_pairs, lambda text, kind: pair_prompt(text, kind, None))),
-        pair_out=_reply(models.generator, (pair_reply + quote) * _WORDIER),
+        pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),
         reflection_in=Range(low=shown / 2, expected=shown, high=3 * shown),
         reflection_out=_reply(reflection, 150.0) if reflection is not None else Range(),
         notes=tuple(notes),

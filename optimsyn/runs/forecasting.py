@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.data.jsonl import read_jsonl
@@ -32,11 +31,11 @@ Kind = Literal["rubric", "policy", "pair", "bare", "reflection"]
 BATCHED = ("warm_up", "synthesize")
 BATCH_PRICE = 0.5
 # Shares that nobody knows before a run has begun: of candidates that are valid, of sampled rubrics that can be read, of
-# proposals that are better on their minibatch, of searches that find another guiding text.
+# proposals that are better on their minibatch, and better in the end.
 _VALID = Range(low=0.95, expected=0.8, high=0.3)
 _READ = Range(low=0.6, expected=0.9, high=1.0)
 _ACCEPTED = 0.4
-_CHANGED = Range(low=0.0, expected=0.75, high=1.0)
+_FOUND = 0.5
 # Tries for one readable rubric of the policy.
 _TRIES = Range(low=1.0, expected=1.15, high=3.0)
 # A synthesis that goes on for want of valid pairs ends at so many times its first round.
@@ -187,7 +186,7 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
         "warm_up": _first_draft(recipe),
         "optimize_prompt": _prompt_search(recipe, passages),
         "train_policy": _policy_training(recipe, passages),
-        "synthesize": _synthesis(recipe, known),
+        "synthesize": _synthesis(recipe, passages, known),
     }
 
 
@@ -203,33 +202,41 @@ def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     config = recipe.optimizers.prompt
     if not config.enabled:
         return []
-    most = config.metric_calls
-    compared = max(1, min(config.passages, most // 2, passages or config.passages))
-    tried = min(config.minibatch, compared)
-
-    @cache
-    def search(judged: int, accepted: float) -> tuple[float, float]:
-        """Pairs judged, and texts proposed, until the next proposal could pass the budget."""
-        if judged + compared > most:
-            return judged, 0.0
-        better, worse = search(judged + compared, accepted), search(judged + tried, accepted)
-        mix = [accepted * good + (1 - accepted) * bad for good, bad in zip(better, worse, strict=True)]
-        return mix[0], 1 + mix[1]
-
-    pairs, proposals = _without_recursion(search, compared, most, tried)
-    judged = Range(low=compared, expected=pairs, high=most)
+    compared, tried = _compared(recipe, passages)
+    pairs, proposals = _searched(config.metric_calls, compared, tried)
+    judged = Range(low=compared, expected=pairs, high=config.metric_calls)
     work: list[tuple[Kind, Range]] = [("rubric", judged), ("pair", judged)]
     if recipe.models.reflection is not None:
-        work.append(("reflection", Range(low=1, expected=proposals, high=1 + (most - compared) / tried)))
+        most = 1 + (config.metric_calls - compared) / tried
+        work.append(("reflection", Range(low=1, expected=proposals, high=most)))
     return work
 
 
-def _without_recursion(search: Any, start: int, most: int, step: int) -> tuple[float, float]:
-    """`search(start)`, with its memory filled from the end, so that no budget is too large for the stack."""
-    for judged in range(most, start - 1, -1):
-        search(judged, _ACCEPTED)
-    found: tuple[float, float] = search(start, _ACCEPTED)
-    return found
+def _compared(recipe: Recipe, passages: int) -> tuple[int, int]:
+    """Passages that a guiding text is compared on, and those that a proposal is first tried on."""
+    config = recipe.optimizers.prompt
+    compared = max(1, min(config.passages, config.metric_calls // 2, passages or config.passages))
+    return compared, min(config.minibatch, compared)
+
+
+def _searched(most: int, compared: int, tried: int) -> tuple[float, float]:
+    """Pairs that are judged, and texts that are proposed, until the next proposal could pass the budget."""
+    # From the end of the budget to its beginning: what is still to come after so many judged pairs.
+    to_come = [(0.0, 0.0)] * (most + compared + 1)
+    for judged in range(most - compared, compared - 1, -1):
+        better, worse = to_come[judged + compared], to_come[judged + tried]
+        to_come[judged] = (
+            _ACCEPTED * (compared + better[0]) + (1 - _ACCEPTED) * (tried + worse[0]),
+            1 + _ACCEPTED * better[1] + (1 - _ACCEPTED) * worse[1],
+        )
+    pairs, proposals = to_come[compared]
+    return compared + pairs, proposals
+
+
+def _changed(recipe: Recipe, passages: int) -> Range:
+    """How likely a search is to find a better text than the recipe's: the likelier, the more it proposes."""
+    _, proposals = _searched(recipe.optimizers.prompt.metric_calls, *_compared(recipe, passages))
+    return Range(low=0.0, expected=1 - (1 - _FOUND) ** proposals, high=1.0)
 
 
 def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
@@ -241,7 +248,7 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     return [("pair", _READ * float(config.steps * each * config.group_size))]
 
 
-def _synthesis(recipe: Recipe, known: Known) -> list[tuple[Kind, Range]]:
+def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
     candidates = _candidates(recipe, known)
     # Written under the first guiding text with the same seeds, the first of them are those of the first draft.
     drafted = recipe.warm_up.pairs
@@ -251,7 +258,7 @@ def _synthesis(recipe: Recipe, known: Known) -> list[tuple[Kind, Range]]:
     again = Range(low=low, expected=expected, high=high)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", again), ("pair", again)]
     if recipe.optimizers.prompt.enabled:
-        changed = _CHANGED if known.changed is None else Range.exactly(float(known.changed))
+        changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
         work += [("rubric", candidates * changed), ("pair", candidates * changed)]
     if recipe.optimizers.policy.enabled:
         work += [("policy", candidates * _TRIES), ("pair", candidates)]
