@@ -277,6 +277,18 @@ async def test_a_service_that_fails_while_one_waits_is_asked_again(served: Batch
     assert len(served.batches) == 1
 
 
+async def test_how_far_the_batches_are_is_told(served: BatchApis, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    spec = ModelSpec(name=NAMES[0], api_base=served.base, api_key_env="LOCAL_SERVICE_KEY", batch=True)
+    batches = Batches(tmp_path, report=lambda done, total: told.append((done, total)))
+    await ask(load_language_model(spec, ReplyCache(":memory:"), batches=batches))
+    assert told[0] == (0, 5)
+    assert told[-1] == (5, 5)
+    # Without a place to keep batches (in the stages that need one reply for the next) it asks one by one.
+    await ask(load_language_model(spec, ReplyCache(":memory:")), 2)
+    assert len(served.alone) == 2
+
+
 async def test_waiting_has_an_end_and_goes_on_later(served: BatchApis, tmp_path: Path) -> None:
     served.looks = 1_000_000
     with pytest.raises(ServiceError, match="has not ended within 1e-05 hours"):

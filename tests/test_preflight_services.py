@@ -143,6 +143,11 @@ def test_a_service_without_batches_is_told_apart(served: Service, tmp_path: Path
     with batch_apis() as apis:
         assert validate(recipe_at(tmp_path, apis.base, batch=True)).problems == []
         assert len(apis.alone) == 1
+        one = changed(recipe_at(tmp_path, apis.base), {"models.generator.batch": True})
+        assert validate(one).problems == []
+        assert len(apis.alone) == 2
+    one = changed(recipe_at(tmp_path, served.base), {"models.rubric.batch": True})
+    assert validate(one).problems[0].startswith("models.rubric.batch: the service has no batch API")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def probe(
     kept = cache if cache is not None else ReplyCache(":memory:")
     budget = Budget.of(recipe.limits, kept, purse=purse)
     with ThreadPoolExecutor(max_workers=len(services_of)) as pool:
-        waiting = [pool.submit(_problem, roles[names[0]], names, kept, budget) for names in services_of.values()]
+        waiting = [
+            pool.submit(_problem, {name: roles[name] for name in names}, kept, budget) for names in services_of.values()
+        ]
         return Probed(tuple(problem for each in waiting if (problem := each.result()) is not None))
 
 
@@ -80,16 +82,16 @@ class _Service(NamedTuple):
     name: str
     api_base: str | None
     api_key_env: str | None
-    batch: bool
 
     @classmethod
     def of(cls, spec: ModelSpec) -> _Service:
-        return cls(spec.name, spec.api_base, spec.api_key_env, spec.batch)
+        return cls(spec.name, spec.api_base, spec.api_key_env)
 
 
-def _problem(spec: ModelSpec, roles: list[str], cache: ReplyCache, budget: Budget) -> str | None:
-    """Asks one service; what is wrong with it."""
+def _problem(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) -> str | None:
+    """Asks one service, by the first of the roles that it has; what is wrong with it."""
     where = ", ".join(f"models.{role}" for role in roles)
+    spec = next(iter(roles.values()))
     quick = spec.model_copy(
         update={"timeout_s": min(spec.timeout_s, _PATIENCE_S), "retries": min(spec.retries, _TRIES_MORE)}
     )
@@ -106,7 +108,8 @@ def _problem(spec: ModelSpec, roles: list[str], cache: ReplyCache, budget: Budge
         return f"{where}: a first tiny request failed: {error}"
     except OptimsynError as error:
         return f"{where}: {error}"
-    return _batch_problem(quick, roles) if spec.batch else None
+    in_batches = [role for role, of_role in roles.items() if of_role.batch]
+    return _batch_problem(quick, in_batches) if in_batches else None
 
 
 def _batch_problem(spec: ModelSpec, roles: list[str]) -> str | None:

@@ -128,6 +128,7 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
     found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here)
     if money:
         found.problems += price_problems(recipe, "--cost-usd")
+    # Each run asks its services itself, where the answers are counted.
     found.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]
