@@ -199,12 +199,11 @@ class LiteLLMModel(LanguageModel):
         LiteLLM's own figure counts what a service bills beside plain tokens; the recipe's prices stand above it.
         """
         price = price_of(self.spec)
+        counted = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
         if price is None:
-            return None
-        if price.source == "litellm" and self.spec.base_model is None:
-            counted = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
-            if counted is not None:
-                return float(counted)
+            return float(counted) if counted else None
+        if price.source == "litellm" and self.spec.base_model is None and counted is not None:
+            return float(counted)
         details = getattr(getattr(response, "usage", None), "prompt_tokens_details", None)
         cached = max(0, int(getattr(details, "cached_tokens", 0) or 0))
         return price.cost(reply.input_tokens, reply.output_tokens, cached)
