@@ -268,7 +268,6 @@ def service_provider(name: str) -> str | None:
     return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
 
 
-@cache
 def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
     try:
         parts = urlsplit(api_base)

@@ -144,7 +144,10 @@ class LiteLLMModel(LanguageModel):
             refused |= {"temperature", "top_p"}
         if self.spec.base_model is None:
             litellm = _litellm()
-            model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
+            try:
+                model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
+            except litellm.exceptions.BadRequestError:
+                return  # it knows the price and not the way there; the request itself will say so
             taken = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
             refused |= set() if taken is None else {"temperature", "top_p", "seed", "stop"} - set(taken)
         self._adaptation.unlisted(refused, self.spec.model_fields_set)
