@@ -26,7 +26,7 @@ from optimsyn.models.availability import (
     memory_problems,
     parameters_of,
 )
-from optimsyn.preflight import plugin_problem, validate
+from optimsyn.preflight import plugin_problem, price_problems, validate
 from optimsyn.recipe import ModelSpec, Recipe, TargetSpec
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -209,6 +209,28 @@ def test_organisations_of_the_hub_are_no_misspelled_providers() -> None:
 def test_a_key_that_is_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_API_KEY", "x" * 20)
     assert availability("generator", ModelSpec(name="gemini/gemini-2.5-flash"), network=False).problems == []
+
+
+def test_a_model_that_has_ended_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-used-here")
+    told = availability("generator", ModelSpec(name="openai/o1"), network=False).warnings
+    assert any("shut down on 2026-10-23" in text for text in told)
+    assert not availability("generator", ModelSpec(name="openai/gpt-6-luna"), network=False).warnings
+
+
+def test_a_cap_on_money_beside_an_unknown_price_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-used-here")
+    unknown = {"name": "openai/nobody-knows", "api_base": "http://127.0.0.1:9/v1"}
+    found = validate(recipe_of(tmp_path, models={"generator": unknown}, limits={"cost_usd": 5}), offline=True)
+    (problem,) = [text for text in found.problems if "cost_usd" in text]
+    assert "models.generator.prices" in problem and "models.generator.base_model" in problem
+    for cure in ({"prices": {"input": 0, "output": 0}}, {"base_model": "gpt-6-luna"}):
+        mended = recipe_of(tmp_path, models={"generator": {**unknown, **cure}}, limits={"cost_usd": 5})
+        assert validate(mended, offline=True).ok
+    assert validate(recipe_of(tmp_path, models={"generator": unknown}, limits={"tokens": 5}), offline=True).ok
+    assert price_problems(recipe_of(tmp_path, models={"reflection": unknown}), "--cost-usd") == [
+        problem.replace("limits.cost_usd", "--cost-usd").replace("models.generator", "models.reflection")
+    ]
 
 
 def test_a_dead_port_is_warned_of() -> None:

@@ -12,12 +12,13 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import cached_folder, look_up
-from optimsyn.models.abilities import litellm_table
+from optimsyn.models.abilities import abilities_of, listed, litellm_table
 from optimsyn.models.gpus import gpus
 from optimsyn.models.names import TYPO, hub_id
 from optimsyn.models.providers import (
@@ -35,6 +36,8 @@ _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
 # Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
 _OVERHEAD = 1.25
 _PROCESS_BYTES = 1_500_000_000
+# A model that ends before a run and its evaluation are through is worth a word.
+_SOON = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,11 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
                 f"{where}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
                 "name yours as api_key_env"
             )
+    ends = abilities_of(spec).ends
+    if ends is not None and ends <= date.today() + _SOON:
+        successor = (listed(spec) or {}).get("successor_model")
+        instead = f"; {successor} takes its place" if successor else ""
+        found.warnings.append(f"{where}: by LiteLLM's list {spec.name} is shut down on {ends}{instead}")
     if spec.api_base is not None:
         return _check_address(found, spec.api_base, where, network)
     prefix, _, tail = spec.name.rpartition("/")

@@ -144,7 +144,10 @@ class LiteLLMModel(LanguageModel):
             refused |= {"temperature", "top_p"}
         if self.spec.base_model is None:
             litellm = _litellm()
-            model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
+            try:
+                model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
+            except litellm.exceptions.BadRequestError:
+                return  # it knows the price and not the way there; the request itself will say so
             taken = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
             refused |= set() if taken is None else {"temperature", "top_p", "seed", "stop"} - set(taken)
         self._adaptation.unlisted(refused, self.spec.model_fields_set)
@@ -204,12 +207,11 @@ class LiteLLMModel(LanguageModel):
         LiteLLM's own figure counts what a service bills beside plain tokens; the recipe's prices stand above it.
         """
         price = price_of(self.spec)
+        counted = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
         if price is None:
-            return None
-        if price.source == "litellm" and self.spec.base_model is None:
-            counted = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
-            if counted is not None:
-                return float(counted)
+            return float(counted) if counted else None
+        if price.source == "litellm" and self.spec.base_model is None and counted is not None:
+            return float(counted)
         details = getattr(getattr(response, "usage", None), "prompt_tokens_details", None)
         cached = max(0, int(getattr(details, "cached_tokens", 0) or 0))
         return price.cost(reply.input_tokens, reply.output_tokens, cached)

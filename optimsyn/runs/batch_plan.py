@@ -125,10 +125,10 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
             state.state, state.earlier = "finished", True
             return job
     # A run that has read its data needs no second look at every row of it.
-    found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here)
+    # Each run asks its services itself, where the answers are counted.
+    found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
     if money:
         found.problems += price_problems(recipe, "--cost-usd")
-    # Each run asks its services itself, where the answers are counted.
     found.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]
