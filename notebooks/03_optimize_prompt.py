@@ -13,7 +13,7 @@
 # %% tags=["parameters"]
 recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
 size: str = "full"  # "tiny": the embedded model and a handful of documents
-generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-6-luna"
 changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
 run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
 
@@ -59,7 +59,7 @@ look.prompt_picture(run)
 # ## What to try next
 #
 # - Give it more to spend, `changes = {"optimizers.prompt.metric_calls": 60}`, and let a model that can write reflect:
-#   `{"models.reflection": "openai/gpt-5-mini"}`.
+#   `{"models.reflection": "openai/gpt-6-luna"}`.
 # - Write a deliberately bad guiding text into a copy of the recipe. Does the search find its way back?
 # - [11_guiding_text_rubric_pair](11_guiding_text_rubric_pair.ipynb) follows one passage through all of it.
 # - Then [04_train_policy](04_train_policy.ipynb) changes weights in place of words.

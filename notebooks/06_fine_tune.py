@@ -10,7 +10,7 @@
 # %% tags=["parameters"]
 recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
 size: str = "full"  # "tiny": the embedded model and a handful of documents
-generator: str = ""  # another model that writes the pairs, such as "openai/gpt-5-mini"
+generator: str = ""  # another model that writes the pairs, such as "openai/gpt-6-luna"
 changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
 run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
 

@@ -13,7 +13,7 @@
 # Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
 
 # %% tags=["parameters"]
-generator: str = ""  # such as "openai/gpt-5-mini"; empty: a stand-in on this machine
+generator: str = ""  # such as "openai/gpt-6-luna"; empty: a stand-in on this machine
 recipe: str = "quickstart"  # a recipe file, or the name of one that comes with optimsyn
 size: str = "tiny"  # "tiny": the embedded model and a handful of documents
 
@@ -34,7 +34,7 @@ from optimsyn.runs import Run
 from optimsyn.stages import prepare
 
 try:
-    Run.start(recipe, size=size, generator=generator or "openai/gpt-5-mini")
+    Run.start(recipe, size=size, generator=generator or "openai/gpt-6-luna")
 except RecipeError as error:
     print(f"Refused before anything was sent:\n{error}")
 else:
@@ -92,7 +92,7 @@ print(f"{again.fresh} new requests, {again.usage.replies} replies in the file")
 
 # %%
 prices = trial.prices(
-    ["openai/gpt-5-nano", "openai/gpt-5-mini", "openai/gpt-5", "gemini/gemini-2.5-flash", "anthropic/claude-haiku-4-5"]
+    ["openai/gpt-6-luna", "openai/gpt-6.1-sol", "gemini/gemini-3.5-flash-lite", "anthropic/claude-haiku-5-5"]
 )
 prices
 
@@ -124,7 +124,7 @@ if not generator:
 #
 # - Put a key into the environment *before* you start Jupyter (`export OPENAI_API_KEY=…`), set `generator` above, and
 #   run all.
-# - A whole run with it: `optimsyn run quickstart --set models.generator=openai/gpt-5-mini`. In a stage notebook it is
+# - A whole run with it: `optimsyn run quickstart --set models.generator=openai/gpt-6-luna`. In a stage notebook it is
 #   the parameter of the same name.
 # - A server of your own (vLLM, llama.cpp, Ollama): `changes = {"models.generator": {"name": "openai/NAME", "api_base":
 #   "http://localhost:8000/v1"}}`.

@@ -113,6 +113,7 @@ def validate(
     found = check(loaded, offline=offline)
     _show_preflight(found, console)
     found.raise_if_refused()
+    console.print(found.forecast)
     counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
     verdict = "nothing that was checked would stop it" if offline and found.unchecked else "nothing would stop it"
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
@@ -153,6 +154,7 @@ def run(
 
     Finished stages are skipped and no reply is bought twice. The last line of the output is the run folder.
     """
+    from optimsyn.display.summary import show_end
     from optimsyn.runs.manifest import STAGES
     from optimsyn.runs.resources import notebook_name
     from optimsyn.runs.runner import run_stages
@@ -164,7 +166,7 @@ def run(
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
     run_stages(run_, console, until=until)
     if run_.done(STAGES[-1]):
-        _show_end(run_, console)
+        show_end(run_, console)
     console.print(str(run_.folder), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -323,7 +325,9 @@ def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Re
 def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:
     """The run of a recipe, or of its run folder, after everything about it has been checked."""
     from optimsyn.preflight import validate as check
+    from optimsyn.preflight_services import open_asked
     from optimsyn.runs.folder import Run
+    from optimsyn.runs.forecasting import foresee
 
     folder = Path(name)
     if (folder / "manifest.json").is_file():
@@ -332,10 +336,13 @@ def _open(name: str, root: Path, size: str, changes: list[str] | None, console: 
         recipe, root = Run.load(folder).recipe, folder.resolve().parent
     else:
         recipe = _load(name, size, changes)
-    found = check(recipe)
+    found = check(recipe, ask=False)
     _show_preflight(found, console)
     found.raise_if_refused()
-    return Run.open(recipe, root)
+    # Before anything is loaded: what a service refuses should not cost minutes of local work.
+    run_ = open_asked(recipe, root)
+    console.print(foresee(run_, found.forecast))
+    return run_
 
 
 def _show_preflight(found: Preflight, console: Console) -> None:
@@ -349,17 +356,6 @@ def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(redact(text))
-
-
-def _show_end(run_: Run, console: Console) -> None:
-    """The summary of a finished run, and where its picture, dataset and notebooks are."""
-    from optimsyn.display.summary import Summary
-
-    console.print()
-    console.print(Summary.read(run_.folder))
-    console.print()
-    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
-        console.print(f"{what:<10} {run_.path(name)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:

@@ -17,12 +17,16 @@ from optimsyn.data.questions import QuestionSets, check_questions, read_question
 from optimsyn.data.records import Document, Question
 from optimsyn.data.sources import is_own_file, resolve, sampled, shortened
 from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.models.abilities import price_problem
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
+from optimsyn.preflight_services import service_problems
 from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
+    from optimsyn.data.records import Passage
     from optimsyn.display.tables import Table
+    from optimsyn.runs.forecast import Forecast
 
 # Converting PDF, office and mail files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
@@ -44,6 +48,7 @@ class Preflight(Shown):
         counts: Documents, passages, validation and test questions, as far as they were read.
         gpu_bytes: GPU memory that the run's models are thought to need.
         main_bytes: The same in main memory.
+        forecast: What the run is going to send; None where the recipe's files were not read.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,6 +57,7 @@ class Preflight(Shown):
     counts: dict[str, int] = field(default_factory=dict)
     gpu_bytes: int = 0
     main_bytes: int = 0
+    forecast: Forecast | None = None
 
     @property
     def ok(self) -> bool:
@@ -73,7 +79,9 @@ class Preflight(Shown):
             raise RecipeError("\n".join(self.problems))
 
 
-def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False) -> Preflight:
+def validate(
+    recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
+) -> Preflight:
     """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
 
     Args:
@@ -81,7 +89,9 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
             that keys are set and that checks can be imported.
         here: The models will be loaded on this machine; False leaves its memory and devices out of account.
-        offline: Ask neither the hub nor an address and want no key; what would have been asked is in `unchecked`.
+        offline: Ask neither the hub nor a service and want no key; what would have been asked is in `unchecked`.
+        ask: Send each service one tiny request, as `check_services` does; it is not sent where its address or key is
+            wrong already, nor with `offline`, nor without `deep`.
     """
     found = Preflight()
     roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
@@ -98,6 +108,8 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         if here:
             _check_influence(recipe, found)
         _check_checks(recipe, found)
+        if recipe.limits.cost_usd is not None:
+            found.problems += price_problems(recipe)
         if deep:
             _check_data(recipe, found)
         else:
@@ -109,9 +121,24 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         if offline:
             found.unchecked = _on_hub_only(recipe) + [text for model in looked_at for text in model.unchecked]
         _add_models(looked_at, found, here)
+    if network and ask:
+        found.problems += service_problems(recipe, looked_at)
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
     return found
+
+
+def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
+    """Models whose price nobody says, so that a cap on money would count nothing for them.
+
+    Args:
+        recipe: From `Recipe.load`.
+        cap: What the cap is called, for messages.
+    """
+    models = recipe.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    found = [price_problem(f"models.{role}", spec, cap) for role, spec in roles.items() if spec is not None]
+    return [problem for problem in found if problem is not None]
 
 
 def _sources(recipe: Recipe) -> list[tuple[str, Source]]:
@@ -151,10 +178,25 @@ def _check_files(recipe: Recipe, found: Preflight) -> None:
 def _check_data(recipe: Recipe, found: Preflight) -> None:
     documents = _read_documents(recipe, found)
     sets = _read_questions(recipe, documents.library if documents is not None else None, found)
+    passages: list[Passage] = []
     if documents is not None and not documents.problems:
-        _check_documents(recipe, documents.documents, found)
+        passages = _check_documents(recipe, documents.documents, found)
     if sets is not None and not sets.problems:
         _check_sets(recipe, sets, found)
+    _foresee(recipe, passages, sets, found)
+
+
+def _foresee(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, found: Preflight) -> None:
+    """What the run is going to send, and what that means for its caps."""
+    from optimsyn.programs.shape import TaskShape
+    from optimsyn.runs.forecast_caps import cap_warnings
+    from optimsyn.runs.forecast_lengths import measure
+    from optimsyn.runs.forecasting import forecast
+
+    shape = TaskShape.of(sets.validation) if sets is not None and sets.validation else None
+    lengths = measure(recipe, passages, shape)
+    found.forecast = forecast(recipe, lengths, len(passages))
+    found.warnings += cap_warnings(recipe, found.forecast, lengths, len(passages))
 
 
 def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
@@ -207,7 +249,8 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
     return None
 
 
-def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> None:
+def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> list[Passage]:
+    """Cuts the documents and looks at what comes of it; returns the passages."""
     used = sampled(documents, recipe.documents.source.limit, recipe.seed)
     passages, lost = split_passages(used, recipe.documents)
     found.counts |= {"documents": len(used), "passages": len(passages)}
@@ -216,7 +259,7 @@ def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Prefl
             f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
             "lower it or give longer documents"
         )
-        return
+        return passages
     wanted = recipe.optimizers.prompt.passages
     if recipe.optimizers.prompt.enabled and len(passages) < wanted:
         found.warnings.append(
@@ -228,6 +271,7 @@ def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Prefl
             f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
             f"{candidates / len(passages):.0f} of each, and many will be alike; add documents or ask for fewer pairs"
         )
+    return passages
 
 
 def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:

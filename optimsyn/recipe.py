@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from optimsyn.errors import DataError, RecipeError
 from optimsyn.recipe_data import Documents, Questions, Source
 from optimsyn.recipe_errors import explain
-from optimsyn.recipe_models import CountedTokens, Lora, Models, ModelSpec, Section, TargetSpec
+from optimsyn.recipe_models import SERVICE_ONLY, CountedTokens, Lora, Models, ModelSpec, Prices, Section, TargetSpec
 from optimsyn.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.shown import Shown
 from optimsyn.text_files import decode
@@ -41,6 +41,7 @@ __all__ = [
     "Models",
     "Optimizers",
     "PolicyOptimizer",
+    "Prices",
     "PromptOptimizer",
     "Questions",
     "Recipe",
@@ -361,17 +362,18 @@ class Recipe(Shown, Section):
     def fingerprint(self) -> str:
         """Ten hex digits that change when anything that changes results changes.
 
-        Limits, concurrency and a look at the reward do not.
+        Limits, concurrency, batches and a look at the reward do not.
         """
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         for spec in raw["models"].values():
             if spec:
-                for field in ("concurrency", "timeout_s", "retries", "api_key_env"):
+                for field in ("concurrency", "timeout_s", "retries", "api_key_env", "prices", "batch", "batch_hours"):
                     spec.pop(field)
-                # Fields that came later: a recipe that says nothing about them is the one that it was before.
-                for field in ("max_tokens_again", "chat_template_kwargs"):
-                    if spec[field] is None:
+                # Fields that came later, where they say nothing: a recipe without them keeps its fingerprint.
+                later = {**SERVICE_ONLY, "chat_template_kwargs": None, "max_tokens_again": None}
+                for field, neutral in later.items():
+                    if field in spec and spec[field] == neutral:
                         spec.pop(field)
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
 

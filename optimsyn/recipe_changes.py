@@ -37,7 +37,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Example:
         >>> raw = {"documents": {"source": "embedded:quickstart"}, "questions": {"validation": "embedded:quickstart"}}
         >>> recipe = Recipe.parse({**raw, "name": "mine", "guiding_text": "Ask for one certain fact."})
-        >>> changed(recipe, {"synthesis.pairs": 20, "models.generator": "openai/gpt-5-mini"}).synthesis.pairs
+        >>> changed(recipe, {"synthesis.pairs": 20, "models.generator": "openai/gpt-6-luna"}).synthesis.pairs
         20
     """
     if not changes:

@@ -241,7 +241,7 @@ def looks_like_key(text: str) -> bool:
     """Whether a text holds what is a key by its shape: `sk-…`, `hf_…`, `ghp_…`, a token of random letters and digits.
 
     Example:
-        >>> looks_like_key("openai/gpt-5-mini"), looks_like_key("sk-proj-4f9a8b7c6d5e4f3a2b1c")
+        >>> looks_like_key("openai/gpt-6-luna"), looks_like_key("sk-proj-4f9a8b7c6d5e4f3a2b1c")
         (False, True)
     """
     return is_shaped(text) or is_random(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,36 @@ def test_finance_reads_the_layout_of_tat_qa(monkeypatch: pytest.MonkeyPatch) -> 
     assert (first.answer, first.subtask, first.group) == ("-12.6", "arithmetic", "t0")
     assert first.context is not None
     assert "| Sales t0 | $ 5 |" in first.context
+
+
+def test_the_files_of_tat_qa_load_as_they_lie_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON arrays named after their splits, whose answers are lists, texts and numbers.
+
+    Versions of datasets before 4.7 stop at the mixed answers ("cannot mix list and non-list, non-null values").
+    """
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    answers: list[Any] = [["$ 1,452.4"], ["a", "b"], "sales rose", 12, -3.25]
+    folder = tmp_path / "TAT-QA"
+    folder.mkdir()
+    for name in ("train", "dev", "test", "test_gold"):
+        rows = [
+            {
+                "table": {"uid": f"{name}{i}", "table": [["", "2019"], ["Sales", str(i)]]},
+                "paragraphs": [{"uid": f"p{i}", "order": 1, "text": "Sales rose."}],
+                "questions": [
+                    {"uid": f"q{i}-{j}", "order": j, "question": "What?", "answer": answer, "answer_type": "span"}
+                    for j, answer in enumerate(answers)
+                ],
+            }
+            for i in range(4)
+        ]
+        (folder / f"tatqa_dataset_{name}.json").write_text(json.dumps(rows))
+    for split, name in (("train", "train"), ("validation", "dev")):
+        read = list(hub.read_hub(Source(hub=str(folder), split=split)))
+        assert [row["table"]["uid"] for row in read] == [f"{name}{i}" for i in range(4)]
+        assert [question["answer"] for question in read[0]["questions"]] == answers
 
 
 def test_social_sciences_read_the_layout_of_mmlu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,3 +124,11 @@ def test_run_sync_takes_context_variables_along_and_brings_errors_back() -> None
     assert run_sync(look()) == "seen"
     with pytest.raises(KeyError, match="here"):
         run_sync(fail())
+
+
+async def test_a_temperature_that_the_recipe_leaves_to_the_service_stays_so() -> None:
+    model = Scripted(GOOD)
+    model.spec = model.spec.model_copy(update={"temperature": None})
+    with dspy.context(lm=model.dspy_lm(), adapter=dspy.ChatAdapter()):
+        assert (await dspy.Predict("question -> answer").acall(question="x")).answer == "Paris"
+    assert (model.calls[-1].temperature, model.calls[-1].max_tokens) == (None, 77)

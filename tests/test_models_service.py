@@ -293,20 +293,3 @@ async def test_servers_without_a_key_and_with_any_model_name(served: Service) ->
 def test_an_adapter_needs_weights(served: Service, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="adapter"):
         load_language_model(ModelSpec(name="openai/some-model", api_base=served.base), adapter=tmp_path)
-
-
-def test_a_server_that_tells_of_a_small_model_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
-
-    from optimsyn.models.litellm_model import LiteLLMModel
-    from optimsyn.recipe import ModelSpec
-
-    def answering(size: float | None) -> Any:
-        meta = None if size is None else {"n_params": size}
-        return lambda url, **_: httpx.Response(200, json={"data": [{"id": "m", "meta": meta}]})
-
-    for size, small in ((268e6, True), (8e9, False), (None, False)):
-        monkeypatch.setattr(httpx, "get", answering(size))
-        assert LiteLLMModel(ModelSpec(name="openai/m", api_base="http://127.0.0.1:1/v1")).small is small
-    monkeypatch.undo()
-    assert LiteLLMModel(ModelSpec(name="openai/m", api_base="http://127.0.0.1:1/v1")).small is False

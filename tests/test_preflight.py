@@ -26,7 +26,7 @@ from optimsyn.models.availability import (
     memory_problems,
     parameters_of,
 )
-from optimsyn.preflight import plugin_problem, validate
+from optimsyn.preflight import plugin_problem, price_problems, validate
 from optimsyn.recipe import ModelSpec, Recipe, TargetSpec
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -179,9 +179,58 @@ def test_services(spec: ModelSpec, message: str) -> None:
     assert "secret" not in "\n".join(found.problems).replace("put the secret", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("opnai/gpt-5-mini", "openai/gpt-5-mini"),
+        ("openia/gpt5-mini", "openai/gpt-5-mini"),
+        ("OpenAI/gpt-5-mini", "openai/gpt-5-mini"),
+        ("anthropi/claude-haiku-4-5", "anthropic/claude-haiku-4-5"),
+        ("gemni/gemini-2.5-pro", "gemini/gemini-2.5-pro"),
+        ("opnrouter/openai/gpt-4o", "openrouter/openai/gpt-4o"),
+        ("ollma/some-model-of-mine", "ollama/some-model-of-mine"),
+        ("gpt5-mini", "openai/gpt-5-mini"),
+    ],
+)
+def test_a_misspelled_provider_is_told_apart_from_an_organisation_of_the_hub(name: str, meant: str) -> None:
+    assert f"did you mean `{meant}`?" in "\n".join(availability("generator", ModelSpec(name=name)).problems)
+
+
+def test_organisations_of_the_hub_are_no_misspelled_providers() -> None:
+    names = "mistralai/Mistral-7B-v0.3 meta-llama/Llama-3.2-1B deepseek-ai/DeepSeek-V3 google/gemma-3-1b"
+    more = "Qwen/Qwen3-0.6B openai-community/gpt2 Groq/Llama-3-Groq-8B nvidia/Minitron-4B xai-org/grok-1"
+    for name in f"{names} {more} hub:opnai/gpt-5-mini".split():
+        found = availability("generator", ModelSpec(name=name), network=False)
+        assert found.problems == []
+        assert len(found.unchecked) == 1
+    assert availability("target", TargetSpec(name="opnai/gpt-5-mini"), network=False).problems == []
+
+
 def test_a_key_that_is_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_API_KEY", "x" * 20)
     assert availability("generator", ModelSpec(name="gemini/gemini-2.5-flash"), network=False).problems == []
+
+
+def test_a_model_that_has_ended_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-used-here")
+    told = availability("generator", ModelSpec(name="openai/o1"), network=False).warnings
+    assert any("shut down on 2026-10-23" in text for text in told)
+    assert not availability("generator", ModelSpec(name="openai/gpt-6-luna"), network=False).warnings
+
+
+def test_a_cap_on_money_beside_an_unknown_price_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-used-here")
+    unknown = {"name": "openai/nobody-knows", "api_base": "http://127.0.0.1:9/v1"}
+    found = validate(recipe_of(tmp_path, models={"generator": unknown}, limits={"cost_usd": 5}), offline=True)
+    (problem,) = [text for text in found.problems if "cost_usd" in text]
+    assert "models.generator.prices" in problem and "models.generator.base_model" in problem
+    for cure in ({"prices": {"input": 0, "output": 0}}, {"base_model": "gpt-6-luna"}):
+        mended = recipe_of(tmp_path, models={"generator": {**unknown, **cure}}, limits={"cost_usd": 5})
+        assert validate(mended, offline=True).ok
+    assert validate(recipe_of(tmp_path, models={"generator": unknown}, limits={"tokens": 5}), offline=True).ok
+    assert price_problems(recipe_of(tmp_path, models={"reflection": unknown}), "--cost-usd") == [
+        problem.replace("limits.cost_usd", "--cost-usd").replace("models.generator", "models.reflection")
+    ]
 
 
 def test_a_dead_port_is_warned_of() -> None:

@@ -47,6 +47,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("grounded", {"question": "When did the Roman emperor die?"}),
     ("grounded", {"question": "When did the library get 77 computers?"}),
     ("grounded", {"quote": "Nothing of this sort was ever written down anywhere."}),
+    # Words of the passage in another order are no quote of it.
+    ("grounded", {"quote": "In 1904 the reading room moved beside the mill owners."}),
+    ("grounded", {"quote": "In 1931, the library moved … after a great fire in the reading room."}),
     ("grounded", {**YES_NO, "question": "Does aspirin prevent strokes in adults?"}),
     ("answer_fits_question", {"answer": "canal"}),
     ("answer_fits_question", {"question": "How many books did Edith Crane give?", "answer": "reading room"}),
@@ -67,6 +70,10 @@ GOOD: list[dict[str, Any]] = [
     {"question": "What did the town council open?", "answer": "its first lending library"},
     {"question": "Why did the reading room stay open until nine?", "answer": "most readers worked in the mills"},
     {"question": "Until when did the reading room stay open?", "answer": "nine in the evening", "quote": ""},
+    # As services quote: other signs, a stretch left out, a slip.
+    {"quote": "\u201cin 1931 the library moved to a larger building, beside the canal\u201d"},
+    {"quote": "In 1931, the library ... beside the canal."},
+    {"quote": "In 1931 the library moved to a large building beside the canal."},
 ]
 
 

@@ -226,3 +226,13 @@ def test_start_checks_makes_and_finds_a_run(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RecipeError, match=r"size: there is no size 'tinny'; did you mean `tiny`"):
         Run.start("quickstart", size="tinny", root=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+def test_fields_that_say_nothing_leave_the_fingerprint_as_it_was() -> None:
+    # As the version before these fields computed it; an old run folder is found again.
+    assert Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.yaml").fingerprint == "ba53601158"
+    base = changed(Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.yaml"), {})
+    served = changed(base, {"models.generator": "openai/x"})
+    assert changed(served, {"models.generator.prices": {"input": 1, "output": 2}}).fingerprint == served.fingerprint
+    for field, value in (("top_p", 0.5), ("reasoning_effort", "low"), ("send_seed", False), ("extra", {"a": 1})):
+        assert changed(served, {f"models.generator.{field}": value}).fingerprint != served.fingerprint

@@ -56,6 +56,7 @@ def test_a_domain_runs_to_the_end(name: str, tmp_path: Path) -> None:
     check_pairs(run, kind, open_book)
     check_optimisation(run)
     check_evaluation(run)
+    check_forecast(run)
     for file in ("recipe.yaml", "report.html", "summary.json", "summary.png", "dataset/train.parquet"):
         assert run.path(file).stat().st_size > 0, file
     for stage in STAGES:
@@ -122,3 +123,15 @@ def check_evaluation(run: Run) -> None:
         if row["metric"] == "answer_loss":
             assert row["value"] == pytest.approx(sum(question["loss"] for question in questions) / 6)
             assert row["value"] > 0
+
+
+def check_forecast(run: Run) -> None:
+    """What was foreseen before the run is near what it has sent, and the last forecast is what it has sent."""
+    manifest = run.manifest
+    assert manifest.forecast is not None and manifest.forecast_now is not None
+    foreseen, cost = manifest.forecast.total, manifest.cost
+    tokens = foreseen.input_tokens + foreseen.output_tokens
+    for amount, real in ((foreseen.requests, cost.replies), (tokens, cost.input_tokens + cost.output_tokens)):
+        assert amount.expected / 1.5 < real < amount.expected * 1.5
+        assert amount.low <= real <= amount.high
+    assert manifest.forecast_now.total.requests.expected == cost.replies

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from runs_helpers import tiny_recipe
 
 from optimsyn.data.jsonl import write_text
 from optimsyn.errors import RecipeError, StageError
+from optimsyn.models.learned import Learned, ServiceMemory
 from optimsyn.models.replies import Reply
 from optimsyn.recipe import Recipe
 from optimsyn.runs import STAGES, Run
@@ -133,6 +135,22 @@ def test_each_stage_has_its_own_cost_over_all_attempts(tmp_path: Path) -> None:
     assert [cost.replies for cost in costs] == [2, 1, 0]
     assert [cost.cost_usd for cost in costs] == [0.5, 0.25, 0.0]
     assert run.manifest.cost.replies == 4
+
+
+def test_what_services_answered_about_themselves_is_in_the_manifest(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path)
+    memory = ServiceMemory.beside(run.replies.path)
+    run.replies.put("a", Reply(text="x", cost_usd=0.25), {})
+    with run.stage("prepare"):
+        memory.change("openai/x", lambda known: Learned(left_out={"seed": "HTTP 400: no seed"}))
+    assert run.manifest.services == {"openai/x": {"left_out": {"seed": "HTTP 400: no seed"}}}
+    assert run.manifest.cost.usd() == "0.25 USD"
+    with run.stage("warm_up"):
+        run.replies.put("b", Reply(text="x", cost_usd=None), {})
+        memory.change("openai/x", lambda known: replace(known, price_unknown=True))
+    assert run.manifest.stage("warm_up").cost.usd() == "unknown"
+    assert run.manifest.cost.usd() == "at least 0.25 USD"
+    assert run.manifest.stage("prepare").cost.usd() == "0.00 USD"
 
 
 def test_peak_memory_is_that_of_the_stage(tmp_path: Path) -> None:

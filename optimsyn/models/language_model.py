@@ -7,8 +7,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from optimsyn.redaction import kept_tree, unasked
 
 if TYPE_CHECKING:
     import dspy
+
+    from optimsyn.models.batches import Batches
 
 __all__ = ["Call", "LanguageModel", "load_language_model", "run_sync"]
 
@@ -112,9 +114,19 @@ class LanguageModel(ABC):
         return False
 
     @property
-    def small(self) -> bool:
-        """True when the service tells that its model has under a billion parameters."""
-        return False
+    def asked_besides(self) -> dict[str, Any]:
+        """What the recipe has a service asked beside a call: the fields that say something.
+
+        Those that say nothing are left out, so that a reply bought before there were such fields is still found.
+        """
+        said = {
+            "top_p": self.spec.top_p,
+            "reasoning_effort": self.spec.reasoning_effort,
+            "chat_template_kwargs": self.spec.chat_template_kwargs or None,
+            "extra": self.spec.extra or None,
+            "send_seed": None if self.spec.send_seed else False,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def concurrency(self) -> int:
@@ -246,7 +258,7 @@ class LanguageModel(ABC):
             if self._cache is not None and (kept := self._cache.get(key)) is not None:
                 return kept
             try:
-                with nullcontext() if self._budget is None else self._reserved(self._budget, call):
+                async with self._room(call):
                     reply = _clean(await self._request(call), call)
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
@@ -258,6 +270,16 @@ class LanguageModel(ABC):
                     self.failure = error
                 raise
 
+    @asynccontextmanager
+    async def _room(self, call: Call) -> AsyncIterator[None]:
+        """Room in the budget, where there is one, while a call is under way.
+
+        Raises:
+            BudgetError: The call could pass a cap; nothing has been sent.
+        """
+        with nullcontext() if self._budget is None else self._reserved(self._budget, call):
+            yield
+
     def _filled(self, call: Call) -> Call:
         update: dict[str, Any] = {}
         if call.temperature is None:
@@ -268,7 +290,7 @@ class LanguageModel(ABC):
 
     def _asked(self, call: Call) -> dict[str, Any]:
         filled = self._filled(call)
-        return {
+        asked: dict[str, Any] = {
             "model": self.identity,
             "messages": list(filled.messages),
             "schema": filled.schema,
@@ -277,12 +299,17 @@ class LanguageModel(ABC):
             "seed": filled.seed,
             "stop": list(filled.stop),
         }
+        return asked | self.asked_besides
 
     def _reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
         """Room in the budget for the most that a call may use and cost."""
-        prompt = sum(len(message["content"]) for message in call.messages) // _CHARACTERS_PER_TOKEN
-        reply = call.max_tokens or self.spec.max_tokens
+        prompt, reply = self._most_tokens(call)
         return budget.reserved(prompt + reply, self._highest_price(prompt, reply))
+
+    def _most_tokens(self, call: Call) -> tuple[int, int]:
+        """The most tokens that prompt and reply of a call may have."""
+        prompt = sum(len(message["content"]) for message in call.messages) // _CHARACTERS_PER_TOKEN
+        return prompt, call.max_tokens or self.spec.max_tokens
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """US dollars for a prompt and a reply of this length; None when the price is not known before."""
@@ -307,6 +334,7 @@ def load_language_model(
     *,
     adapter: Path | None = None,
     budget: Budget | None = None,
+    batches: Batches | None = None,
 ) -> LanguageModel:
     """The language model that a recipe names; nothing is loaded or sent before the first call.
 
@@ -316,6 +344,7 @@ def load_language_model(
         adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
             server.
         budget: The run's cap.
+        batches: Where the batches of a model with `batch: true` are kept; None: it is asked one by one.
 
     Raises:
         ModelError: An adapter was given for a model whose weights are not here.
@@ -324,6 +353,10 @@ def load_language_model(
     if spec.provider == "litellm":
         if adapter is not None:
             raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
+        if spec.batch and batches is not None:
+            from optimsyn.models.batched_model import BatchedModel
+
+            return BatchedModel(spec, cache, budget, batches=batches)
         from optimsyn.models.litellm_model import LiteLLMModel
 
         return LiteLLMModel(spec, cache, budget)

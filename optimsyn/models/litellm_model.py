@@ -6,10 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,8 @@ import httpx
 
 from optimsyn.errors import Outcome, ReplyError, ServiceError
 from optimsyn.models import embedded_prompt
+from optimsyn.models.abilities import Abilities, abilities_of, highest_cost, listed, price_of
+from optimsyn.models.adapting import Adaptation, schema_digest
 from optimsyn.models.failures import (
     LONGEST_WAIT_S,
     NO_KEY,
@@ -28,6 +29,7 @@ from optimsyn.models.failures import (
     timed_out,
 )
 from optimsyn.models.language_model import Call, LanguageModel
+from optimsyn.models.learned import ServiceMemory
 from optimsyn.models.names import LITELLM_PREFIXES
 from optimsyn.models.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe import ModelSpec
@@ -40,17 +42,15 @@ _EMPTY_RETRIES = 2
 _LONGEST_KEPT = 500_000
 
 
-# Parameters below which a model is held to the passage, and how long a server may take to tell its size.
-_SMALL = 1e9
-_ASK_S = 5.0
-
-
 class LiteLLMModel(LanguageModel):
     """A model behind an HTTP service.
 
     Rate limits, time-outs, lost connections, server errors and bodies that are not JSON are tried again
     `spec.retries` times, with growing, jittered waits or for as long as `Retry-After` says. A wrong key, an unknown
     model or a refused request fails at once. A reply is returned as it came: judging it is the reader's business.
+
+    A refusal that names a parameter is no failure: the parameter is left out, or called by its other name, from then
+    on, and so is a JSON schema that is refused. Either is told once, and remembered for every process of the run.
     """
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None) -> None:
@@ -65,38 +65,22 @@ class LiteLLMModel(LanguageModel):
                 f"model {spec.name}: its key is expected in the environment variable {spec.api_key_env}, which is "
                 f"not set; run `export {spec.api_key_env}=...`"
             )
-        self._schema_refused = False
+        memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
+        where = self.name if spec.api_base is None else f"{self.name} at {spec.api_base}"
+        if spec.reasoning_effort is not None:  # some models take a temperature only while they do not think
+            where += f", reasoning_effort {spec.reasoning_effort}"
+        self._adaptation = Adaptation(self.name, redact(where), memory)
+        self._looked_up = False
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the model can do, as far as it is known now."""
+        return abilities_of(self.spec, self._adaptation.known)
 
     @property
     def structured(self) -> bool:
-        """Whether schemas are sent: as the recipe says, else until the service refuses one."""
-        if self.spec.structured_output is not None:
-            return self.spec.structured_output
-        if self._schema_refused:
-            return False
-        if self.spec.api_base is not None:
-            return True  # most servers take one; the first refusal settles it
-        return bool(_litellm().supports_response_schema(model=self._service_name()))
-
-    @cached_property
-    def small(self) -> bool:
-        """Whether the server says that its model has under a billion parameters (llama.cpp does; most say nothing).
-
-        A server that cannot be asked is not called small; the first real request will say what is wrong with it.
-        """
-        if self.spec.api_base is None:
-            return False
-        key = os.environ.get(self.spec.api_key_env or "OPENAI_API_KEY", NO_KEY)
-        try:
-            answer = httpx.get(
-                f"{self.spec.api_base.rstrip('/')}/models",
-                headers={"Authorization": f"Bearer {key}"},
-                timeout=_ASK_S,
-            ).json()
-            sizes = [float(model["meta"]["n_params"]) for model in answer["data"] if model.get("meta")]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-            return False
-        return bool(sizes) and max(sizes) < _SMALL
+        """Whether schemas are sent: as the recipe says, else until the service refuses them all."""
+        return self.abilities.schema
 
     async def _address(self) -> tuple[str | None, str | None]:
         """Base address and key for the next try; None leaves them to LiteLLM."""
@@ -115,11 +99,17 @@ class LiteLLMModel(LanguageModel):
         spent = Reply(text="")
         failures = 0
         empty = 0
+        refused_schema: str | None = None
+        if self._adapts and not self._looked_up:
+            self._look_up()
         while True:
             base, key = await self._address()
-            schema_sent = call.schema is not None and self.structured
-            result = await self._try(call, base, key)
+            parameters = self._parameters(call, base, key)
+            schema = schema_digest(call.schema) if call.schema is not None and "response_format" in parameters else None
+            result = await self._try(parameters, base, key)
             if isinstance(result, Reply):
+                self._adaptation.schemas(taken=schema, refused=refused_schema)
+                refused_schema = None
                 spent = _together(spent, result)
                 hopeless = result.finish_reason in ("length", "content_filter")
                 told = result.text.strip() or result.reasoning or result.refusal or result.tool_call
@@ -129,10 +119,11 @@ class LiteLLMModel(LanguageModel):
                 if call.seed is not None:  # the same seed would be answered with the same nothing
                     call = replace(call, seed=call.seed + 1_000_003)
                 continue
-            if result.about_schema and schema_sent and self._may_drop_schema:
-                if not self._schema_refused:
-                    _log.warning("%s takes no JSON schema; its replies are read without one from now on", self.name)
-                self._schema_refused = True
+            if self._adapts and self._adaptation.to(result, parameters):
+                continue
+            if result.about_schema and schema is not None and self._may_drop_schema:
+                # This request alone goes without; whether the service takes any is settled when it has been answered.
+                refused_schema, call = schema, replace(call, schema=None)
                 continue
             if result.connection:
                 await self._lost_connection()
@@ -148,24 +139,51 @@ class LiteLLMModel(LanguageModel):
             _log.info("%s: %s; try %d in %.1f s", self.name, result.what, failures + 1, wait)
             await asyncio.sleep(wait)
 
+    def _look_up(self) -> None:
+        """Leaves out what LiteLLM lists as not taken, before a request is spent on finding that out."""
+        self._looked_up = True
+        entry = listed(self.spec)
+        if entry is None:
+            return
+        refused: set[str] = set()
+        if entry.get("supports_sampling_params") is False:
+            refused |= {"temperature", "top_p"}
+        if self.spec.base_model is None:
+            litellm = _litellm()
+            try:
+                model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
+            except litellm.exceptions.BadRequestError:
+                return  # it knows the price and not the way there; the request itself will say so
+            taken = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
+            refused |= set() if taken is None else {"temperature", "top_p", "seed", "stop"} - set(taken)
+        self._adaptation.unlisted(refused, self.spec.model_fields_set)
+
     @property
     def _may_drop_schema(self) -> bool:
         """Whether a refused schema is left away; where the recipe asks for schemas, a refusal is a failure."""
         return self.spec.structured_output is None
 
+    @property
+    def _longest_try_s(self) -> float:
+        """Seconds after which one try is given up."""
+        return self.spec.timeout_s + 5
+
+    @property
+    def _adapts(self) -> bool:
+        """Whether parameters that are refused are left out from then on."""
+        return True
+
     async def _lost_connection(self) -> None:
         """Called after a try that found nobody at the address."""
 
-    async def _try(self, call: Call, base: str | None, key: str | None) -> Reply | Failure:
+    async def _try(self, parameters: dict[str, Any], base: str | None, key: str | None) -> Reply | Failure:
         litellm = _litellm()
         import openai
 
         started = time.monotonic()
         try:
             # `wait_for` as well: LiteLLM's time-out is per read, and a server that drips never meets it.
-            response = await asyncio.wait_for(
-                litellm.acompletion(**self._parameters(call, base, key)), self.spec.timeout_s + 5
-            )
+            response = await asyncio.wait_for(litellm.acompletion(**parameters), self._longest_try_s)
         except TimeoutError:
             return timed_out(self.spec.timeout_s)
         except openai.OpenAIError as error:  # what LiteLLM maps every failure of a service to
@@ -182,28 +200,65 @@ class LiteLLMModel(LanguageModel):
             return reply
         in_use = [key] if key is not None else []
         said = {name: kept(value, in_use) for name, value in reply if isinstance(value, str)}
-        return reply.model_copy(update=said)
+        cost = self._cost(reply, response)
+        if cost is None:
+            self._adaptation.price_is_unknown()
+        counted = {"cost_usd": cost, "reasoning_tokens": _reasoning_tokens(response)}
+        return reply.model_copy(update={**said, **counted})
+
+    def _cost(self, reply: Reply, response: Any) -> float | None:
+        """US dollars that a reply has cost; None when nobody says.
+
+        LiteLLM's own figure counts what a service bills beside plain tokens; the recipe's prices stand above it.
+        """
+        price = price_of(self.spec)
+        counted = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
+        if price is None:
+            return float(counted) if counted else None
+        if price.source == "litellm" and self.spec.base_model is None and counted is not None:
+            return float(counted)
+        details = getattr(getattr(response, "usage", None), "prompt_tokens_details", None)
+        cached = max(0, int(getattr(details, "cached_tokens", 0) or 0))
+        return price.cost(reply.input_tokens, reply.output_tokens, cached)
 
     def _parameters(self, call: Call, base: str | None, key: str | None) -> dict[str, Any]:
+        known = self._adaptation.known
+        can = abilities_of(self.spec, known)
         parameters: dict[str, Any] = {
             "model": self._service_name(),
             "messages": list(call.messages),
-            "temperature": call.temperature,
-            "max_tokens": call.max_tokens,
+            can.limit_name: call.max_tokens,
             "timeout": self.spec.timeout_s,
             "num_retries": 0,
             "max_retries": 0,
-            "drop_params": True,
+            # A parameter that LiteLLM knows to be refused comes back as a refusal, like one of the service itself.
+            "drop_params": False,
         }
         if base is not None:
             parameters["api_base"] = base
         if key is not None:
             parameters["api_key"] = key
-        if call.seed is not None:
+        if can.temperature and call.temperature is not None:
+            parameters["temperature"] = call.temperature
+        if can.top_p and self.spec.top_p is not None:
+            parameters["top_p"] = self.spec.top_p
+        if can.seed and call.seed is not None:
             parameters["seed"] = call.seed
-        if call.stop:
+        if can.stop and call.stop:
             parameters["stop"] = list(call.stop)
-        if call.schema is not None and self.structured:
+        if self.spec.reasoning_effort is not None and "reasoning_effort" not in known.left_out:
+            parameters["reasoning_effort"] = self.spec.reasoning_effort
+            if not can.reasoning:  # LiteLLM would refuse it itself; the recipe knows better, or the service will say
+                parameters["allowed_openai_params"] = ["reasoning_effort"]
+        extra = dict(self.spec.extra)
+        if self.spec.chat_template_kwargs is not None:
+            extra["chat_template_kwargs"] = self.spec.chat_template_kwargs
+        if extra and parameters["model"].startswith("anthropic/"):
+            # LiteLLM would send `extra_body` itself as a field.
+            parameters |= {**extra, "allowed_openai_params": [*parameters.get("allowed_openai_params", ()), *extra]}
+        elif extra:
+            parameters["extra_body"] = extra
+        if call.schema is not None and can.schema and schema_digest(call.schema) not in known.schemas_left_out:
             parameters["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {"name": call.schema_name, "schema": call.schema, "strict": True},
@@ -211,25 +266,21 @@ class LiteLLMModel(LanguageModel):
         return parameters
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
-        """By LiteLLM's list, which also prices the replies; an empty reply that is asked again can come on top."""
-        prices = _litellm().model_cost
-        entry = prices.get(self._service_name()) or prices.get(self._service_name().rpartition("/")[2])
-        read, written = _dearest(entry or {}, "input"), _dearest(entry or {}, "output")
-        return None if read is None or written is None else prompt_tokens * read + reply_tokens * written
+        """By the list prices; an empty reply that is asked again can come on top."""
+        return highest_cost(self.spec, prompt_tokens, reply_tokens)
 
     def _longest_reply(self, reply: Reply) -> int | None:
-        """By LiteLLM's list."""
-        prices = _litellm().model_cost
-        entry = prices.get(self._service_name()) or prices.get(self._service_name().rpartition("/")[2]) or {}
-        longest = entry.get("max_output_tokens")
-        return longest if isinstance(longest, int) else None
+        """By what is known of the service."""
+        return abilities_of(self.spec, self._adaptation.known).longest_reply
 
     def _error(self, failure: Failure, tries: int, base: str | None) -> ServiceError:
         where = f" at {base}" if base else ""
         often = f" ({tries} tries)" if tries > 1 else ""
+        named = [key for key in self.spec.extra if re.search(rf"\b{re.escape(key)}\b", failure.said)]
+        cure = f"change or remove the model's `extra.{named[0]}` in the recipe" if named else failure.cure
         return ServiceError(
             redact(
-                f"model {self.name}{where}: {failure.what}{often}. Cure: {failure.cure}. Every reply so far is kept; "
+                f"model {self.name}{where}: {failure.what}{often}. Cure: {cure}. Every reply so far is kept; "
                 f"run again to continue"
             )
         )
@@ -260,6 +311,10 @@ class EmbeddedModel(LiteLLMModel):
     def _may_drop_schema(self) -> bool:
         return False  # this server takes schemas, so a refused one is a mistake in the schema
 
+    @property
+    def _adapts(self) -> bool:
+        return False  # it takes what is sent to it
+
     async def _address(self) -> tuple[str | None, str | None]:
         if self._server is None:
             from optimsyn.models.embedded import shared_server
@@ -267,10 +322,9 @@ class EmbeddedModel(LiteLLMModel):
             self._server = await asyncio.to_thread(shared_server)
         return self._server
 
-    async def _try(self, call: Call, base: str | None, key: str | None) -> Reply | Failure:
+    async def _try(self, parameters: dict[str, Any], base: str | None, key: str | None) -> Reply | Failure:
         # This server needs nothing translated, and importing LiteLLM takes seconds in each process of a run.
         known = ("messages", "temperature", "max_tokens", "seed", "stop", "response_format")
-        parameters = self._parameters(call, base, key)
         body = {name: parameters[name] for name in known if parameters.get(name) is not None}
         limit = self.spec.timeout_s
         started = time.monotonic()
@@ -320,19 +374,6 @@ def _litellm() -> Any:
     return litellm
 
 
-def _dearest(entry: Mapping[str, Any], side: str) -> float | None:
-    """The highest price of a token that a request of ours can meet: long prompts and reasoning may cost more."""
-    starts = (f"{side}_cost_per_token", f"{side}_cost_per_reasoning_token")
-    # Tiers that a request has to ask for, which ours do not.
-    ends = ("_batches", "_flex", "_priority")
-    prices = [
-        float(price)
-        for name, price in entry.items()
-        if name.startswith(starts) and not name.endswith(ends) and isinstance(price, int | float)
-    ]
-    return max(prices, default=None)
-
-
 def _reply(response: Any, seconds: float) -> Reply | Failure:
     choices = getattr(response, "choices", None)
     if not choices:
@@ -376,13 +417,20 @@ def _called(message: Any) -> str:
     return _text(getattr(function, "arguments", None)) or _text(getattr(function, "name", None))
 
 
+def _reasoning_tokens(response: Any) -> int:
+    """Tokens that were thought before the reply, among its own; 0 where the service does not say."""
+    details = getattr(getattr(response, "usage", None), "completion_tokens_details", None)
+    return max(0, int(getattr(details, "reasoning_tokens", 0) or 0))
+
+
 def _together(before: Reply, last: Reply) -> Reply:
     """The last reply, with what the thrown-away ones before it used."""
     return last.model_copy(
         update={
             "input_tokens": before.input_tokens + last.input_tokens,
             "output_tokens": before.output_tokens + last.output_tokens,
-            "cost_usd": before.cost_usd + last.cost_usd,
+            "reasoning_tokens": before.reasoning_tokens + last.reasoning_tokens,
+            "cost_usd": None if last.cost_usd is None else (before.cost_usd or 0.0) + last.cost_usd,
             "seconds": before.seconds + last.seconds,
         }
     )

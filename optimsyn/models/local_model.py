@@ -113,9 +113,11 @@ class LocalModel(LanguageModel):
                 f"model {self.name}: a prompt of {len(ids)} tokens and a reply of {most} do not fit its context of "
                 f"{limit} tokens; use shorter passages or a smaller max_tokens"
             )
+        temperature = self.spec.temperature if call.temperature is None else call.temperature
+        assert temperature is not None  # the recipe refuses null for a model that runs here
         return Row(
             ids=ids,
-            temperature=self.spec.temperature if call.temperature is None else call.temperature,
+            temperature=temperature,
             max_tokens=most,
             seed=random.getrandbits(63) if call.seed is None else call.seed,
             stop=call.stop,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +18,17 @@ LITELLM_PREFIXES = frozenset(
     "volcengine hyperbolic lambda_ai meta_llama featherless_ai friendliai baseten codestral xinference".split()
 )
 
+# Names as near as this are thought to be misspelled ones.
+TYPO = 0.82
+# Servers that people run themselves: nobody sends a bill.
+SELF_HOSTED = frozenset("hosted_vllm vllm ollama ollama_chat lm_studio llamafile oobabooga xinference".split())
+
 
 def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
     """How the model called `name` is reached.
 
     Args:
-        name: `embedded`, a LiteLLM name (`openai/gpt-5-mini`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
+        name: `embedded`, a LiteLLM name (`openai/gpt-6-luna`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
             `hub:org/name` for a hub id whose organisation is also a LiteLLM provider.
         has_api_base: An address was given, so a server is meant whatever the name is.
     """
@@ -38,3 +44,19 @@ def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
 def hub_id(name: str) -> str:
     """`name` without the `hub:` prefix; a local folder stays a path."""
     return name.removeprefix("hub:")
+
+
+def nearest_provider(name: str) -> str | None:
+    """The provider that the misspelled prefix of a name was meant to be, or None.
+
+    Organisations of the hub are called after their products (mistralai, deepseek-ai, meta-llama), so a prefix that
+    only goes on where a provider's name ends is none of these.
+    """
+    prefix, slash, _ = name.partition("/")
+    if not slash or provider_of(name) != "local" or name.startswith(("hub:", ".", "/", "~")) or Path(name).is_dir():
+        return None
+    plain = prefix.lower().replace("-", "_")
+    for near in difflib.get_close_matches(plain, LITELLM_PREFIXES, n=1, cutoff=TYPO):
+        if not plain.startswith(near) and not near.startswith(plain):
+            return near
+    return None

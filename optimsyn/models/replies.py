@@ -49,8 +49,9 @@ class Reply(Record):
     Attributes:
         text: The reply, as it came; nothing is repaired here.
         input_tokens: Tokens of the prompt, as the service counts them (0 when it does not say).
-        output_tokens: Tokens of the reply.
-        cost_usd: Price in US dollars, 0 for local models and where no price is known.
+        output_tokens: Tokens of the reply, with those that were thought before it.
+        reasoning_tokens: Those that were thought, among them, where the service says.
+        cost_usd: Price in US dollars, 0 for local models; None where nobody says what the model costs.
         model: The model as the service names it.
         finish_reason: `stop`, `length` (cut at `max_tokens`), `content_filter` or `tool_calls`.
         seconds: Time from request to reply, without waiting for a free place.
@@ -62,7 +63,8 @@ class Reply(Record):
     text: str
     input_tokens: int = 0
     output_tokens: int = 0
-    cost_usd: float = 0.0
+    reasoning_tokens: int = 0
+    cost_usd: float | None = 0.0
     model: str = ""
     finish_reason: str = "stop"
     seconds: float = 0.0
@@ -156,7 +158,7 @@ class ReplyCache:
             kept(reply.model),
             reply.input_tokens,
             reply.output_tokens,
-            reply.cost_usd,
+            reply.cost_usd or 0.0,
             time.time(),
         )
         try:

@@ -28,7 +28,7 @@ from optimsyn.recipe import ModelSpec, PolicyOptimizer
 from optimsyn.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from optimsyn.programs.pair import TaskShape
+    from optimsyn.programs.shape import TaskShape
     from optimsyn.reward import InfluenceReward
 
 LoadModel = Callable[[ModelSpec], tuple[Any, Any]]

@@ -34,8 +34,8 @@ from optimsyn.seeds import derive_seed
 
 if TYPE_CHECKING:
     from optimsyn.models.language_model import LanguageModel
-    from optimsyn.programs.pair import TaskShape
     from optimsyn.programs.rubric import RubricWriter
+    from optimsyn.programs.shape import TaskShape
     from optimsyn.reward import InfluenceReward
 
 # Below every reward that a pair can earn. DSPy gives it to an example that raised, which here ends the search anyway.

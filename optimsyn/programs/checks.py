@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from optimsyn.data.dedup import NearDuplicates, question_text
 from optimsyn.data.records import Pair, Passage, Question
-from optimsyn.data.text import control_token, normalized, stem, word_count, words_of
+from optimsyn.data.text import control_token, is_quoted, normalized, stem, word_count, words_of
 from optimsyn.errors import RecipeError
 from optimsyn.programs.check_identity import check_parts, fingerprint_of
 from optimsyn.programs.demos import DEMOS
@@ -187,11 +187,8 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     A verdict (yes, no, one of a fixed set) has no content of its own: the quote and the question answer for it.
     """
     known = context.source_words
-    quote = normalized(pair.quote)
-    if quote and quote not in normalized(context.passage.text):
-        words = words_of(pair.quote)
-        if not words or sum(stem(word) in known for word in words) < 0.9 * len(words):
-            return "the quote is not in the passage"
+    if normalized(pair.quote) and not is_quoted(pair.quote, f"{context.passage.title} {context.passage.text}"):
+        return "the quote is not in the passage"
     if not _is_verdict(pair):
         answer = _content(pair.answer) or words_of(pair.answer)
         strange = [word for word in answer if stem(word) not in known]

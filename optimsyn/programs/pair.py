@@ -4,81 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from optimsyn.data.records import Pair, PairKind, Passage, Question, Rubric
-from optimsyn.data.text import word_count
-from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask
+from optimsyn.data.records import Pair, Passage, Rubric
+from optimsyn.programs.prompts.adapter import PromptAdapter, ask
+from optimsyn.programs.prompts.messages import Message
 from optimsyn.programs.prompts.pair_form import PairForm, open_schema, tight_schema
 from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages
 from optimsyn.programs.prompts.steer import Steer
 from optimsyn.programs.read_pair import read_pair
 from optimsyn.programs.rubric import Shared
+from optimsyn.programs.shape import TaskShape
 from optimsyn.seeds import derive_seed
 
 if TYPE_CHECKING:
     from optimsyn.models.language_model import LanguageModel
-
-# Share of the multiple-choice questions that must have the same options for these to count as fixed.
-_FIXED_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class TaskShape:
-    """The form of the expert questions, which pairs imitate.
-
-    Attributes:
-        multiple_choice: Share of questions with options.
-        fixed_choices: The options when nearly all such questions have the same (yes, no, maybe), else empty.
-        choices: Options of a multiple-choice question otherwise (the most frequent number).
-        open_book: Most questions are asked with a text.
-        answer_words: Median number of words of the free answers.
-    """
-
-    multiple_choice: float = 0.0
-    fixed_choices: tuple[str, ...] = ()
-    choices: int = 4
-    open_book: bool = False
-    answer_words: int = 3
-
-    @classmethod
-    def of(cls, questions: Sequence[Question]) -> TaskShape:
-        """The shape of some questions (the validation questions of a run)."""
-        with_options = [question.choices for question in questions if question.choices is not None]
-        free = [question for question in questions if question.choices is None]
-        fixed: tuple[str, ...] = ()
-        number = 4
-        if with_options:
-            sets = Counter(tuple(sorted(choice.casefold().strip() for choice in choices)) for choices in with_options)
-            common, count = sets.most_common(1)[0]
-            if count > 1 and count >= _FIXED_SHARE * len(with_options):
-                fixed = next(c for c in with_options if tuple(sorted(x.casefold().strip() for x in c)) == common)
-            number = Counter(len(choices) for choices in with_options).most_common(1)[0][0]
-        return cls(
-            multiple_choice=len(with_options) / len(questions) if questions else 0.0,
-            fixed_choices=fixed,
-            choices=number,
-            open_book=2 * sum(question.context is not None for question in questions) > len(questions),
-            answer_words=max(1, round(median(word_count(q.answer) for q in free))) if free else 3,
-        )
-
-    def kind_for(self, seed: int) -> PairKind:
-        """The kind of the pair with this seed; over many seeds in the proportion of the questions."""
-        return "multiple_choice" if random.Random(derive_seed(seed, "kind")).random() < self.multiple_choice else "free"
-
-    def form(self, kind: PairKind) -> PairForm:
-        """What a pair of this kind has to look like."""
-        if kind == "free":
-            return PairForm(answer_words=self.answer_words)
-        if self.fixed_choices:
-            return PairForm(len(self.fixed_choices), self.fixed_choices, self.answer_words)
-        return PairForm(self.choices, (), self.answer_words)
 
 
 class WritePair(dspy.Signature):
@@ -112,26 +54,14 @@ class PairWriter(dspy.Module):
     def fingerprint(self) -> str:
         """Names what the pairs depend on beside the request: weights, sampling, the form that is asked for.
 
-        As in the reply cache, the address where the model is served is no part of it; having one is, see `tight`.
+        As in the reply cache, the address where the model is served is no part of it; having one is.
         """
         spec = self.model.spec
-        facts = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output, spec.api_base is None]
+        facts: list[Any] = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output]
+        facts.append(spec.api_base is None)
+        if besides := self.model.asked_besides:
+            facts.append(sorted(besides.items()))
         return "pairs-" + hashlib.sha256(repr([*facts, self.spec]).encode()).hexdigest()[:16]
-
-    @property
-    def tight(self) -> bool:
-        """Whether replies are held to stretches of the passage.
-
-        That is what makes a small model right: base models, and one behind an address of the recipe's own (`api_base`)
-        that takes schemas and is small, by its server's own word or because the recipe insists on schemas
-        (`structured_output: true`). A strong model writes freely.
-        """
-        spec = self.model.spec
-        if not self.model.chat:
-            return True
-        if spec.api_base is None or spec.structured_output is False:
-            return False
-        return spec.structured_output is True or self.model.small
 
     async def awrite(
         self,
@@ -165,8 +95,9 @@ class PairWriter(dspy.Module):
                 return chat_messages(form, inputs["passage"], inputs["rubric"])
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
 
-        tight = self.tight
-        schema = tight_schema(form, passage.text, seed, Steer.of(rubric)) if tight else open_schema(form, passage.text)
+        # A base model is held to stretches of the passage, which makes a small one right. A service's model writes
+        # freely, under one schema for all passages: that is what services take, and keep compiled.
+        schema = open_schema(form) if chat else tight_schema(form, passage.text, seed, Steer.of(rubric))
         prediction = await ask(
             self.write,
             self.model,

@@ -21,7 +21,8 @@ import dspy
 from optimsyn.data.records import PairKind, Passage, Rubric
 from optimsyn.errors import Outcome, ReplyError
 from optimsyn.models.replies import Reply
-from optimsyn.programs.prompts.adapter import Message, PromptAdapter, ask
+from optimsyn.programs.prompts.adapter import PromptAdapter, ask
+from optimsyn.programs.prompts.messages import Message
 from optimsyn.programs.prompts.rubric_prompts import (
     CUE,
     LABELS,

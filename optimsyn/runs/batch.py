@@ -90,7 +90,10 @@ def run_batch(
     with _only_here(place):
         with console.status("Checking the recipes …") if console.is_terminal else nullcontext() as status:
             told = status.update if status is not None else lambda text: None
-            planned = plan(recipes, place, size=size, changes=changes, until=until, here=engine.here, told=told)
+            money = caps.cost_usd is not None
+            planned = plan(
+                recipes, place, size=size, changes=changes, until=until, here=engine.here, money=money, told=told
+            )
         state = BatchState(
             pid=os.getpid(),
             begun=now(),

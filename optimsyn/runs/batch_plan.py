@@ -65,6 +65,7 @@ def plan(
     changes: Mapping[str, Any] | None = None,
     until: str = STAGES[-1],
     here: bool = True,
+    money: bool = False,
     told: Callable[[str], None] = lambda text: None,
 ) -> list[Job]:
     """The runs of a batch, in the order of their recipes.
@@ -79,6 +80,7 @@ def plan(
         changes: Recipe fields to change in all of them.
         until: The last stage to run.
         here: The runs will work on this machine, so its memory counts.
+        money: They share a cap on money, which needs the price of every service.
         told: Called with a line for a person before each check, which can take seconds.
 
     Raises:
@@ -95,7 +97,7 @@ def plan(
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
                 continue
-            job = _checked(recipe, chosen, root, until, here)
+            job = _checked(recipe, chosen, root, until, here, money)
             by_folder[folder] = job
         except (OptimsynError, OSError) as error:
             # A run folder that cannot be read or written is the trouble of its recipe alone.
@@ -110,9 +112,9 @@ def plan(
     return jobs
 
 
-def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool) -> Job:
+def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, money: bool) -> Job:
     """A run whose recipe would not fail on this machine; one that has finished is not looked at again."""
-    from optimsyn.preflight import validate
+    from optimsyn.preflight import price_problems, validate
 
     folder = Run.folder_of(recipe, root)
     state = RunState(recipe=given, folder=str(folder))
@@ -123,7 +125,10 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool) -> 
             state.state, state.earlier = "finished", True
             return job
     # A run that has read its data needs no second look at every row of it.
-    found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here)
+    # Each run asks its services itself, where the answers are counted.
+    found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    if money:
+        found.problems += price_problems(recipe, "--cost-usd")
     found.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]

@@ -65,7 +65,7 @@ class Watch:
             [*STAGES].index(record.name) + 1,
             f"{told['done']} of {told['total']} {told['what']}" if told is not None and at_work else "",
             self._left(job, manifest, record.name),
-            cost_of(bought_by(run)) if self._live else manifest.cost,
+            cost_of(bought_by(run), manifest.cost.unpriced) if self._live else manifest.cost,
         )
 
     def _left(self, job: Job, manifest: Manifest, stage: str) -> float | None:
@@ -123,11 +123,12 @@ def bought_by(run: Run) -> Usage:
         cache.close()
 
 
-def cost_of(usage: Usage) -> Cost:
-    """The same as a manifest writes it."""
+def cost_of(usage: Usage, unpriced: bool = False) -> Cost:
+    """The same as a manifest writes it; `unpriced` where it is known that some of it has no price."""
     return Cost(
         replies=usage.replies,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cost_usd=usage.cost_usd,
+        unpriced=unpriced,
     )

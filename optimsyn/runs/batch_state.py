@@ -128,5 +128,6 @@ def added(costs: Iterable[Cost]) -> Cost:
     """What several runs have bought together."""
     total = Cost()
     for cost in costs:
-        total = Cost(**{field: getattr(total, field) + getattr(cost, field) for field in Cost.model_fields})
+        sums = {name: getattr(total, name) + getattr(cost, name) for name in Cost.model_fields if name != "unpriced"}
+        total = Cost(**sums, unpriced=total.unpriced or cost.unpriced)
     return total

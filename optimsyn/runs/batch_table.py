@@ -180,9 +180,10 @@ def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) ->
 
 
 def spent(cost: Cost) -> str:
-    """Money, or tokens where nothing had a price."""
+    """Money, with a plus where some of it is unknown, or tokens where nothing had a price."""
     if cost.cost_usd > 0:
-        return f"${cost.cost_usd:.2f}" if cost.cost_usd >= 0.01 else f"${cost.cost_usd:.4f}"
+        more = "+" if cost.unpriced else ""
+        return f"${cost.cost_usd:.2f}{more}" if cost.cost_usd >= 0.01 else f"${cost.cost_usd:.4f}{more}"
     tokens = cost.input_tokens + cost.output_tokens
     return f"{tokens} tokens" if tokens < 10_000 else f"{tokens / 1000:.0f}k tokens"
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimsyn.data.dataset import Dataset
     from optimsyn.display.tables import Table
     from optimsyn.models.replies import ReplyCache
+    from optimsyn.runs.forecast import Forecast
 
 # A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
 _LONGEST_ERROR = 2000
@@ -70,7 +71,7 @@ class Run(Shown):
         Args:
             recipe: A recipe file, or the name of a recipe that comes with optimsyn.
             size: `full`, or `tiny` for the embedded model and a handful of documents.
-            generator: Another model that writes the pairs, such as `openai/gpt-5-mini`.
+            generator: Another model that writes the pairs, such as `openai/gpt-6-luna`.
             changes: Further recipe fields, such as `{"synthesis.pairs": 20}`.
             run_folder: An existing run; all before it is then ignored.
             root: Folder of the run folders; None means `runs` in the working directory.
@@ -85,6 +86,7 @@ class Run(Shown):
         if str(run_folder):
             return cls.load(run_folder)
         from optimsyn.preflight import validate
+        from optimsyn.preflight_services import open_asked
         from optimsyn.runs.parameters import chosen_recipe
         from optimsyn.runs.resources import default_root
 
@@ -93,9 +95,10 @@ class Run(Shown):
         # A run that has read its data needs no second look at every row of it.
         known = cls.folder_of(chosen, place)
         read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
-        found = validate(chosen, deep=not read)
+        found = validate(chosen, deep=not read, ask=False)
         found.raise_if_refused()
-        run = cls.open(chosen, place)
+        run = open_asked(chosen, place)
+        run.foresee(found.forecast)
         run.warnings = tuple(found.warnings)
         return run
 
@@ -263,12 +266,20 @@ class Run(Shown):
             record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
         manifest.cost = self.bought()
         manifest.outcomes = self.outcomes()
+        manifest.services = self.services
         record.cost = manifest.cost.since(record.bought_before or manifest.cost)
 
     @property
     def secret_names(self) -> tuple[str, ...]:
         """The environment variables that the recipe's models take their keys from."""
         return self.recipe.key_variables
+
+    @property
+    def services(self) -> dict[str, dict[str, Any]]:
+        """What services have answered about themselves so far."""
+        from optimsyn.models.learned import SERVICES_FILE, read_services
+
+        return read_services(self.folder / SERVICES_FILE)
 
     def bought(self) -> Cost:
         """What the run has bought so far."""
@@ -280,6 +291,7 @@ class Run(Shown):
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cost_usd=usage.cost_usd,
+            unpriced=any(answers.get("price_unknown") for answers in self.services.values()),
         )
 
     def outcomes(self) -> dict[str, dict[str, int]]:
@@ -287,6 +299,15 @@ class Run(Shown):
         if not (self.folder / "replies.sqlite").is_file():
             return {}
         return self.replies.outcomes.counts()
+
+    def foresee(self, forecast: Forecast | None) -> None:
+        """Puts on record what the run is going to send: as it looks at first, and as it looks now."""
+        if forecast is None:
+            return
+        with self._manifest.change() as manifest:
+            manifest.forecast_now = forecast
+            if manifest.forecast is None and not any(record.attempts for record in manifest.stages):
+                manifest.forecast = forecast
 
     @contextmanager
     def lock(self) -> Iterator[None]:

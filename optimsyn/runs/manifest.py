@@ -23,6 +23,7 @@ from optimsyn.data.jsonl import write_text
 from optimsyn.errors import StageError
 from optimsyn.models.control_tokens import RENDERED_DAY
 from optimsyn.recipe import Recipe
+from optimsyn.runs.forecast import Forecast
 
 Stage = Literal["prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize", "fine_tune", "evaluate"]
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
@@ -75,12 +76,21 @@ class _Part(BaseModel):
 
 
 class Cost(_Part):
-    """What was bought; replies that came from the cache cost nothing again."""
+    """What was bought; replies that came from the cache cost nothing again.
+
+    Attributes:
+        unpriced: Nobody says what some of the replies cost, so `cost_usd` counts only the others.
+    """
 
     replies: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    unpriced: bool = False
+
+    def usd(self, decimals: int = 2) -> str:
+        """The money in words: `1.20 USD`, `at least 1.20 USD`, `unknown`."""
+        return dollars(self.cost_usd, unpriced=self.unpriced, decimals=decimals)
 
     def since(self, before: Cost) -> Cost:
         """What was bought after `before`."""
@@ -89,7 +99,15 @@ class Cost(_Part):
             input_tokens=self.input_tokens - before.input_tokens,
             output_tokens=self.output_tokens - before.output_tokens,
             cost_usd=round(self.cost_usd - before.cost_usd, 9),
+            unpriced=self.unpriced and self.replies > before.replies,
         )
+
+
+def dollars(cost_usd: float, *, unpriced: bool = False, decimals: int = 2) -> str:
+    """US dollars in words; a price that nobody says is unknown, not 0."""
+    if unpriced and cost_usd <= 0:
+        return "unknown"
+    return f"{'at least ' if unpriced else ''}{cost_usd:.{decimals}f} USD"
 
 
 class Failure(_Part):
@@ -146,6 +164,10 @@ class Manifest(_Part):
         outcomes: What came of the requests, by the role that was asked: how many were `read`, how many brought an
             `invalid` form, a `cut` reply, a `refusal`, a `tool_call`, an `empty` reply, and how many were `asked_again`
             with more room. Each request counts once, however often its reply is read.
+        forecast: What the run was going to send, as it looked at its start.
+        forecast_now: The same as it looked at last, with what has been sent in place of what was foreseen.
+        services: What services have answered about themselves (`optimsyn.models.learned`): parameters that they do not
+            take, schemas, unknown prices.
     """
 
     format: int = 1
@@ -157,6 +179,9 @@ class Manifest(_Part):
     stages: list[StageRecord]
     cost: Cost = Cost()
     outcomes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    forecast: Forecast | None = None
+    forecast_now: Forecast | None = None
+    services: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @classmethod
     def new(cls, recipe: Recipe) -> Manifest:

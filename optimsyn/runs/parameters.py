@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from optimsyn.errors import OptimsynError, ParameterError, RecipeError
-from optimsyn.models.names import LITELLM_PREFIXES, provider_of
+from optimsyn.models.names import nearest_provider
 from optimsyn.recipe import Recipe
 from optimsyn.redaction import KEY_CURE, find_secret, redact
 
@@ -32,7 +32,6 @@ _TYPES: dict[str, type] = {
 }
 # papermill adds these when it is asked to (--inject-paths).
 _OF_PAPERMILL = frozenset({"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"})
-_TYPO = 0.85
 
 
 @dataclass(frozen=True)
@@ -303,19 +302,15 @@ def _check_name(generator: str) -> None:
     """Refuses a model name that cannot be one, or whose provider is misspelled."""
     if any(character.isspace() for character in generator):
         raise RecipeError(
-            f"{generator!r} is no model name: write provider/model (openai/gpt-5-mini), a hub id or a folder"
+            f"{generator!r} is no model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
         )
-    prefix, slash, model = generator.partition("/")
-    if not slash or provider_of(generator) != "local" or generator.startswith(("hub:", ".", "/", "~")):
-        return
-    plain = prefix.lower().replace("-", "_")
-    for near in difflib.get_close_matches(plain, LITELLM_PREFIXES, n=1, cutoff=_TYPO):
-        # Organisations of the hub are called after their products: mistralai, deepseek-ai, meta-llama.
-        if not plain.startswith(near) and not near.startswith(plain):
-            raise RecipeError(
-                f"{generator!r}: {prefix} is no provider; did you mean `{near}/{model}`? "
-                f"(a hub model of that organisation is `hub:{generator}`)"
-            )
+    near = nearest_provider(generator)
+    if near is not None:
+        prefix, _, model = generator.partition("/")
+        raise RecipeError(
+            f"{generator!r}: {prefix} is no provider; did you mean `{near}/{model}`? "
+            f"(a hub model of that organisation is `hub:{generator}`)"
+        )
 
 
 def _service_problems(recipe: Recipe) -> list[str]:

@@ -66,9 +66,21 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
             label = f"{number}/{len(STAGES)} {stage:<16}"
             if stage in open_stages:
                 _run_stage(run, stage, label, screen, earlier)
+                _foresee(run, stage, screen)
             else:
                 seconds = run.manifest.stage(stage).seconds or 0.0
                 screen.say(f"[dim]✓ {label} {clock(seconds):>7}  finished earlier[/]")
+
+
+def _foresee(run: Run, stage: str, screen: Screen) -> None:
+    """Corrects the forecast by what a stage has sent, and says what is still to come where that may cost money."""
+    from optimsyn.runs.forecasting import foresee
+
+    found = foresee(run)
+    if not found.paid or not any(not run.done(later.stage) for later in found.stages):
+        return
+    cost = run.manifest.cost
+    screen.say(f"  sent so far {cost.replies:,} requests, {cost.cost_usd:.2f} US dollars; in the end {found.sentence}")
 
 
 def mark_killed(run: Run, screen: Screen | None = None) -> None:

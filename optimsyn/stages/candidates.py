@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from optimsyn.errors import Outcome, ReplyError, StageError
@@ -107,6 +108,34 @@ async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind
     raise AssertionError("unreachable")
 
 
+async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:
+    """Has the pairs of all requests written before any is judged, for a generator that is asked in batches.
+
+    Judging goes from window to window, which would make as many small batches; afterwards it finds all replies kept.
+
+    Raises:
+        ServiceError: The generator's service failed for good.
+    """
+
+    async def write(request: RubricRequest) -> None:
+        # What cannot be read is found again, and counted, by whoever judges it.
+        with suppress(ReplyError):
+            await request.written_by(tools.pair_writer)
+
+    await asyncio.gather(*(write(request) for request in requests if request.error is None))
+
+
+async def write_first_rounds(tools: Tools, variants: Sequence[str], wanted: int, oversample: float) -> None:
+    """Has the first candidates of several variants written at once, as `write_ahead` does.
+
+    Raises:
+        ServiceError: A service failed for good.
+    """
+    indices = range(first_round(wanted, oversample))
+    requests = await asyncio.gather(*(request_rubrics(tools, variant, indices) for variant in variants))
+    await write_ahead(tools, [request for of_variant in requests for request in of_variant])
+
+
 def first_round(wanted: int, oversample: float) -> int:
     """How many candidates a variant begins with."""
     return max(wanted, round(wanted * oversample))
@@ -146,7 +175,10 @@ async def write_candidates(
     judged: list[Judgement] = []
     while to_write > 0:
         indices = range(len(judged), len(judged) + to_write)
-        judged.extend(await reward.judge(await request_rubrics(tools, variant, indices, told)))
+        requests = await request_rubrics(tools, variant, indices, told)
+        if tools.asks_at_once:
+            await write_ahead(tools, requests)
+        judged.extend(await reward.judge(requests))
         valid = sum(judgement.valid for judgement in judged)
         if valid >= wanted or len(judged) >= most:
             break

@@ -46,11 +46,24 @@ def run(run: Run) -> StageResult:
         whole = each * len(run.recipe.variants)
         written = stage.count(whole, "rubrics and verdicts", last=config.select != "set")
         reward = tools.reward("synthesize", lambda now, different: written.add(now))
+        if tools.asks_at_once:
+            _write_ahead(run, tools)
         judged: dict[str, list[Judgement]] = {}
         for position, variant in enumerate(run.recipe.variants, 1):
             judged[variant] = _candidates(run, tools, reward, variant, written)
             written.add(max(0, each * position - written.done))
         return _select(run, tools, judged, passed_over(reward))
+
+
+def _write_ahead(run: Run, tools: Tools) -> None:
+    """Puts the first candidates of all variants into as few batches as there can be."""
+    from optimsyn.models.language_model import run_sync
+    from optimsyn.stages.candidates import write_first_rounds
+
+    config = run.recipe.synthesis
+    written = [name for name in run.recipe.variants if run.path("synthesize", f"{name}.candidates.jsonl").is_file()]
+    variants = [variant for variant in run.recipe.variants if variant not in written]
+    run_sync(write_first_rounds(tools, variants, config.pairs, config.oversample))
 
 
 def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, written: Count) -> list[Judgement]:

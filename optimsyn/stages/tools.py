@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from optimsyn.models.replies import Budget
     from optimsyn.models.target import Target
     from optimsyn.programs.checks import Checker
-    from optimsyn.programs.pair import PairWriter, TaskShape
+    from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.rubric import RubricWriter
+    from optimsyn.programs.shape import TaskShape
+    from optimsyn.recipe import ModelSpec
     from optimsyn.reward import InfluenceReward
     from optimsyn.runs.handle import StageHandle
+
+# The stages that know what they will ask for; the others need one reply to ask for the next.
+BATCH_STAGES = ("warm_up", "synthesize")
 
 
 class Tools:
@@ -88,16 +93,34 @@ class Tools:
     @cached_property
     def generator(self) -> LanguageModel:
         """The model that writes pairs."""
-        from optimsyn.models.language_model import load_language_model
-
-        return load_language_model(self.recipe.models.generator, self.run.replies, budget=self.budget)
+        return self._language_model("generator", self.recipe.models.generator)
 
     @cached_property
     def rubric_model(self) -> LanguageModel:
         """The model that writes rubrics, as it came."""
+        return self._language_model("rubric", self.recipe.models.rubric)
+
+    def _language_model(self, role: str, spec: ModelSpec) -> LanguageModel:
         from optimsyn.models.language_model import load_language_model
 
-        return load_language_model(self.recipe.models.rubric, self.run.replies, budget=self.budget)
+        batches = None
+        if spec.batch and self.stage is not None and self.stage.name in BATCH_STAGES:
+            from optimsyn.models.batches import Batches
+
+            stage = self.stage
+            batches = Batches(
+                self.run.folder / "batches" / role,
+                hours=spec.batch_hours,
+                report=lambda done, total: stage.progress(done, total, f"replies of {role} batches", last=False),
+            )
+        return load_language_model(spec, self.run.replies, budget=self.budget, batches=batches)
+
+    @property
+    def asks_at_once(self) -> bool:
+        """Whether this stage does well to ask for everything that it knows before it looks at a reply."""
+        models = self.recipe.models
+        in_batches = self.stage is not None and self.stage.name in BATCH_STAGES
+        return in_batches and (models.generator.batch or models.rubric.batch)
 
     @cached_property
     def policy(self) -> LanguageModel:
@@ -121,7 +144,7 @@ class Tools:
     @cached_property
     def shape(self) -> TaskShape:
         """The form of the validation questions, which the pairs imitate."""
-        from optimsyn.programs.pair import TaskShape
+        from optimsyn.programs.shape import TaskShape
 
         return TaskShape.of(self.validation)
 

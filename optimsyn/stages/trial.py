@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,18 +28,19 @@ class Trial:
         rows: Passage, pair, verdict of the validity checks.
         fresh: Replies that were asked for now; the others came from the file.
         usage: What all replies of this trial have used, whenever they were bought.
+        unpriced: Neither the recipe nor LiteLLM says what the model costs.
     """
 
     model: str
     rows: tuple[tuple[str, str, str], ...]
     fresh: int
     usage: Usage
+    unpriced: bool = False
 
     def _repr_html_(self) -> str:
         used = self.usage
-        note = (
-            f"{used.replies} replies: {used.input_tokens:,} tokens in, {used.output_tokens:,} out, "
-            f"{used.cost_usd:.4f} USD by LiteLLM's prices."
+        note = f"{used.replies} replies: {used.input_tokens:,} tokens in, {used.output_tokens:,} out, " + (
+            "what they cost is unknown." if self.unpriced else f"{used.cost_usd:.4f} USD."
         )
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
@@ -51,19 +51,17 @@ class Trial:
             names: LiteLLM names.
             pairs: How many.
         """
-        # The list that comes with the package: no look-up over the network.
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        import litellm
+        from optimsyn.models.abilities import price_of
+        from optimsyn.recipe import ModelSpec
 
         each = max(1, self.usage.replies)
         rows = []
         for name in names:
-            known = litellm.model_cost.get(name) or litellm.model_cost.get(name.partition("/")[2])
-            rows.append(
-                Price(name, known["input_cost_per_token"], known["output_cost_per_token"])
-                if known is not None
-                else Price(name, None, None)
-            )
+            price = price_of(ModelSpec(name=name))
+            if price is None or price.source != "litellm":
+                rows.append(Price(name, None, None))
+            else:
+                rows.append(Price(name, price.input, price.output))
         return Prices(tuple(rows), pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
 
 
@@ -136,6 +134,7 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     Raises:
         ServiceError: Its service failed for good.
     """
+    from optimsyn.models.abilities import price_of
     from optimsyn.models.language_model import load_language_model, run_sync
     from optimsyn.models.replies import ReplyCache
     from optimsyn.programs.pair import PairWriter
@@ -160,7 +159,7 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     model.raise_failure()
     usage = cache.totals()
     cache.close()
-    return Trial(spec.name, tuple(rows), usage.replies - before, usage)
+    return Trial(spec.name, tuple(rows), usage.replies - before, usage, unpriced=price_of(spec) is None)
 
 
 def ask_once(spec: ModelSpec, text: str) -> str:

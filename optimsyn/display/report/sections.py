@@ -12,6 +12,7 @@ from optimsyn.display.charts import Chart, influence_chart, interval_chart, poli
 from optimsyn.display.names import OUTCOME_LABELS, SELECTION_LABELS, metric_label, outcome_rows, variant_label
 from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
+from optimsyn.display.report.foreseen import foreseen_rows
 from optimsyn.display.report.pairs import extremes
 from optimsyn.display.report.verdict import verdict
 from optimsyn.display.reward_look import reward_look_rows
@@ -81,6 +82,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "totals": _totals(facts),
         "replies": outcome_rows(facts.manifest.outcomes),
         "reply_columns": list(OUTCOME_LABELS.values()),
+        "foreseen": foreseen_rows(facts.manifest),
         "facts_of_run": _facts_of_run(facts),
         "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
@@ -120,7 +122,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     cost = facts.manifest.cost
     if cost.replies:
         tokens = cost.input_tokens + cost.output_tokens
-        tiles.append((f"{cost.cost_usd:.2f} USD", "spent", f"{cost.replies:,} replies, {tokens:,} tokens"))
+        tiles.append((cost.usd(), "spent", f"{cost.replies:,} replies, {tokens:,} tokens"))
     return tiles
 
 

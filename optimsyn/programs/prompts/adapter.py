@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from optimsyn.errors import ReplyError
+from optimsyn.programs.prompts.messages import Message, Schema
 from optimsyn.reading.hearing import hear
 
 if TYPE_CHECKING:
     from optimsyn.models.language_model import Call, LanguageModel
     from optimsyn.models.replies import Reply
-
-Message = dict[str, str]
-Schema = dict[str, Any]
 
 
 class PromptAdapter(dspy.Adapter):
@@ -114,31 +112,3 @@ async def ask(
     lm = model.dspy_lm(hear=lambda call: adapter.hear(model, call, role))
     with dspy.context(lm=lm, adapter=adapter):
         return await predict.acall(config=config, **inputs)
-
-
-def chat_turns(task: str, turns: Sequence[tuple[str, str]], request: str) -> list[Message]:
-    """Chat messages of a task, worked examples and a request.
-
-    The task stands at the head of the first user message: not every chat template knows a system role.
-
-    Args:
-        task: What to do.
-        turns: Request and reply of each worked example.
-        request: What is asked now.
-    """
-    messages: list[Message] = []
-    for user, assistant in turns:
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    messages.append({"role": "user", "content": request})
-    messages[0]["content"] = f"{task}\n\n{messages[0]['content']}"
-    return messages
-
-
-def object_schema(properties: dict[str, Schema]) -> Schema:
-    """A closed JSON object whose properties are all required, in this order."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optimsyn.programs.prompts.adapter import Schema, object_schema
+from optimsyn.programs.prompts.messages import Schema, object_schema
 from optimsyn.programs.prompts.question_form import question_pattern, starts_with_pronoun
 from optimsyn.programs.prompts.spans import Answer, answers_in, is_english, sentences
 from optimsyn.programs.prompts.steer import Steer
@@ -45,13 +45,17 @@ class PairForm:
         return tuple(f"wrong_{index}" for index in range(1, self.choices))
 
 
-def open_schema(form: PairForm, passage: str) -> Schema:
-    """The schema for chat models: enumerations and plain strings only, which every service's strict mode accepts."""
+def open_schema(form: PairForm) -> Schema:
+    """The schema for chat models: one small one for each form of pair, whatever the passage.
+
+    Services compile a schema before they use it and keep it for the next request; one that lists a passage's sentences
+    is new each time, and too large for some. Whether the quote stands in the passage is checked afterwards
+    (`optimsyn.programs.checks.check_grounded`).
+    """
     line: Schema = {"type": "string"}
-    quote: Schema = {"type": "string", "enum": sentences(passage)}
     if form.fixed:
-        return object_schema({"quote": quote, "question": line, "answer": {"type": "string", "enum": list(form.fixed)}})
-    return object_schema({"quote": quote, "answer": line, "question": line, **dict.fromkeys(form.wrong_keys, line)})
+        return object_schema({"quote": line, "question": line, "answer": {"type": "string", "enum": list(form.fixed)}})
+    return object_schema({"quote": line, "answer": line, "question": line, **dict.fromkeys(form.wrong_keys, line)})
 
 
 def tight_schema(form: PairForm, passage: str, seed: int, steer: Steer = NO_STEER) -> Schema:

@@ -11,8 +11,8 @@ import random
 
 from optimsyn.data.records import Rubric
 from optimsyn.programs.demos import DEMOS, Demo
-from optimsyn.programs.prompts.adapter import Message, chat_turns
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
+from optimsyn.programs.prompts.messages import Message, chat_turns
 from optimsyn.programs.prompts.pair_form import PairForm
 
 STOP = ("\n\n",)

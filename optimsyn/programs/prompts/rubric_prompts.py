@@ -10,8 +10,8 @@ import json
 
 from optimsyn.data.records import Rubric
 from optimsyn.programs.demos import DEMOS
-from optimsyn.programs.prompts.adapter import Message, Schema, chat_turns, object_schema
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
+from optimsyn.programs.prompts.messages import Message, Schema, chat_turns, object_schema
 
 LABELS = {
     "question_type": "Question type",

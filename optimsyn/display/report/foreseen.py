@@ -1,0 +1,38 @@
+"""What a run was going to send beside what it has sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimsyn.runs.forecast import Range, StageForecast, counted, money
+
+if TYPE_CHECKING:
+    from optimsyn.runs.manifest import Cost, Manifest
+
+# A stage that has not begun has sent nothing that could be compared.
+_NOT_YET = "–"
+
+
+def foreseen_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    """Rows of stage, and of requests, tokens and money each what was foreseen and what was sent; none without any."""
+    forecast = manifest.forecast
+    if forecast is None or not forecast.stages:
+        return []
+    rows = []
+    for found in forecast.stages:
+        record = manifest.stage(found.stage)
+        rows.append(_row(found.stage, found, record.cost if record.attempts else None))
+    return [*rows, _row("in all", forecast.total, manifest.cost)]
+
+
+def _row(name: str, found: StageForecast, sent: Cost | None) -> tuple[str, ...]:
+    tokens = found.input_tokens + found.output_tokens
+    return (
+        name,
+        counted(found.requests),
+        _NOT_YET if sent is None else f"{sent.replies:,}",
+        counted(tokens),
+        _NOT_YET if sent is None else f"{sent.input_tokens + sent.output_tokens:,}",
+        money(found.cost_usd, unit=""),
+        _NOT_YET if sent is None else money(Range.exactly(sent.cost_usd), unit=""),
+    )

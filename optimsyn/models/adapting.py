@@ -1,0 +1,127 @@
+"""Adapts what is sent to a service to what it has refused: told once, remembered for every process of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.models.learned import Learned, SchemaCounts, ServiceMemory
+
+if TYPE_CHECKING:
+    from optimsyn.models.abilities import LimitName
+    from optimsyn.models.failures import Failure
+
+_log = logging.getLogger(__name__)
+# Parameters that a request can do without, and what a recipe says instead. Texts that end a reply are ours alone.
+_LEFT_OUT = {
+    "temperature": "temperature: null",
+    "top_p": "top_p: null",
+    "seed": "send_seed: false",
+    "reasoning_effort": "reasoning_effort: null",
+    "stop": None,
+}
+_LIMITS: dict[str, LimitName] = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+
+class Adaptation:
+    """What one model's service has refused so far.
+
+    Args:
+        name: The model, for a person.
+        service: What it is remembered under: the model, and the address where it is no usual one.
+        memory: Of the run.
+    """
+
+    def __init__(self, name: str, service: str, memory: ServiceMemory) -> None:
+        self.name = name
+        self.service = service
+        self._memory = memory
+        self._schemas = SchemaCounts()
+        self._refused_limits: set[str] = set()
+
+    @property
+    def known(self) -> Learned:
+        """What the service has answered about itself, to any process of the run."""
+        return self._memory.of(self.service)
+
+    def to(self, failure: Failure, sent: Mapping[str, Any]) -> bool:
+        """Takes out of further requests what a refusal says the service does not take.
+
+        Args:
+            failure: The refusal.
+            sent: The parameters of the refused request.
+
+        Returns:
+            Whether the next request is another one; False when nothing of what was sent is named.
+        """
+        adapted = False
+        for limit in sorted(failure.parameters & _LIMITS.keys() & sent.keys()):
+            other = _LIMITS[limit]
+            self._refused_limits.add(limit)
+            if other in self._refused_limits:
+                return False  # it takes neither name, which nothing of ours mends
+            said = f"{self.name} calls max_tokens {other}, and is asked so from now on ({failure.said})"
+            self._learn(lambda known, other=other: replace(known, limit_name=other), said)  # type: ignore[misc]
+            adapted = True
+        for name in sorted(failure.parameters & _LEFT_OUT.keys() & sent.keys()):
+            said = f"{self.name} takes no {name}; it is not sent from now on ({failure.said})"
+            if (field := _LEFT_OUT[name]) is not None:
+                said += f". `{field}` in the recipe says so from the start"
+            self._leave_out(name, failure.said, said)
+            adapted = True
+        return adapted
+
+    def unlisted(self, names: Iterable[str], asked: Container[str]) -> None:
+        """Leaves out parameters that LiteLLM lists as not taken.
+
+        Args:
+            names: The parameters.
+            asked: Fields that the recipe sets itself; the others are left out without a word on the screen.
+        """
+        for name in sorted(names):
+            said = f"{self.name} takes no {name} by LiteLLM's list; it is not sent"
+            self._leave_out(name, "LiteLLM lists it as not taken", said if name in asked else "")
+
+    def schemas(self, *, taken: str | None, refused: str | None) -> None:
+        """Counts that a schema was taken, or that one was refused and its request answered without it.
+
+        Args:
+            taken: Digest of the schema that was sent with an answered request.
+            refused: Digest of the schema that was refused before it.
+        """
+        if taken is not None:
+            self._schemas.taken(taken)
+            self._learn(lambda known: replace(known, schemas_taken=known.schemas_taken | {taken}))
+        if refused is None:
+            return
+        after = self._schemas.refused(refused, self.known)
+        if after.schemas_off:
+            said = f"{self.name} takes no JSON schema; its replies are read without one from now on"
+            self._learn(lambda known: replace(known, schemas_off=True), said)
+        elif refused in after.schemas_left_out:
+            said = f"{self.name} refuses one of several JSON schemas each time; it is not sent any more"
+            self._learn(lambda known: replace(known, schemas_left_out=known.schemas_left_out | {refused}), said)
+
+    def price_is_unknown(self) -> None:
+        """Remembers that replies came whose price nobody says."""
+        self._learn(
+            lambda known: replace(known, price_unknown=True),
+            f"{self.name}: nobody says what it costs, so its cost is not counted; `prices` or `base_model` in the "
+            "recipe tells",
+        )
+
+    def _leave_out(self, name: str, answer: str, said: str) -> None:
+        self._learn(lambda known: replace(known, left_out={name: answer, **known.left_out}), said)
+
+    def _learn(self, changed: Callable[[Learned], Learned], said: str = "") -> None:
+        if self._memory.change(self.service, changed) and said:
+            _log.warning("%s", said)
+
+
+def schema_digest(schema: Mapping[str, Any]) -> str:
+    """Names a schema in a run's memory."""
+    return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:12]
