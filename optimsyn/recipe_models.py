@@ -85,7 +85,11 @@ class ModelSpec(Section):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="How long a model that can think may think; null: not sent, the model's own way."
     )
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="Passed to the model's chat template, such as `{enable_thinking: true}`; null: a local model does "
+        "not think aloud.",
+    )
     send_seed: bool = Field(True, description="Send a sampling seed with each request, where the service takes one.")
     concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
     timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
