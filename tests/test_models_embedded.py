@@ -29,7 +29,7 @@ from optimsyn.models.embedded import (
 )
 from optimsyn.models.language_model import Call, load_language_model
 from optimsyn.models.replies import ReplyCache
-from optimsyn.programs.prompts.adapter import object_schema
+from optimsyn.programs.prompts.messages import object_schema
 from optimsyn.recipe import ModelSpec
 
 PARENT = """
