@@ -9,7 +9,7 @@ from dspy.lm15 import Message, Request, Response, TextPart
 from dspy.lm15 import Usage as DspyUsage
 from dspy.utils.exceptions import LMError
 
-from optimsyn.errors import BudgetError, ModelError, OptimsynError, ServiceError
+from optimsyn.errors import BudgetError, DataError, ModelError, OptimsynError, ServiceError
 from optimsyn.models.language_model import Call, run_sync
 from optimsyn.models.replies import Reply
 
@@ -38,14 +38,19 @@ class DspyModelError(_Through, ModelError, LMError):
     """A `ModelError` on its way through DSPy."""
 
 
+class DspyDataError(_Through, DataError, LMError):
+    """A `DataError` (a reply that could not be kept) on its way through DSPy."""
+
+
 # What a person sees is the error that went through.
-for _class in (DspyServiceError, DspyBudgetError, DspyModelError):
+for _class in (DspyServiceError, DspyBudgetError, DspyModelError, DspyDataError):
     _class.__name__ = _class.__name__.removeprefix("Dspy")
 
 _THROUGH: tuple[tuple[type[OptimsynError], type[Any]], ...] = (
     (ServiceError, DspyServiceError),
     (BudgetError, DspyBudgetError),
     (ModelError, DspyModelError),
+    (DataError, DspyDataError),
 )
 
 
@@ -63,13 +68,13 @@ class AsyncEngine:
         """Answers one request of DSPy.
 
         Raises:
-            ServiceError, BudgetError, ModelError: As `LanguageModel.complete`.
+            ServiceError, BudgetError, ModelError, DataError: As `LanguageModel.complete`.
         """
         call = to_call(request)
         problem: OptimsynError
         try:
             return to_response(await self.model.complete(call), request.model)
-        except (ServiceError, BudgetError, ModelError) as error:
+        except OptimsynError as error:
             problem = error
         for kind, through in _THROUGH:
             if isinstance(problem, kind):

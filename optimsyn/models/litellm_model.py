@@ -113,6 +113,7 @@ class LiteLLMModel(LanguageModel):
         failures = 0
         empty = 0
         while True:
+            self._may_send()
             base, key = await self._address()
             schema_sent = call.schema is not None and self.structured
             result = await self._try(call, base, key)
@@ -140,7 +141,7 @@ class LiteLLMModel(LanguageModel):
                 raise self._error(asks, failures + 1, base)
             failures += 1
             _log.info("%s: %s; try %d in %.1f s", self.name, result.what, failures + 1, wait)
-            await asyncio.sleep(wait)
+            await self._pause(wait)
 
     @property
     def _may_drop_schema(self) -> bool:

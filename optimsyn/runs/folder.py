@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from optimsyn.data.jsonl import write_json, write_text
-from optimsyn.errors import StageError
+from optimsyn.errors import OptimsynError, StageError
 from optimsyn.recipe import Recipe
 from optimsyn.redaction import forget_secrets, redact
+from optimsyn.runs.ending import let_arrive, told_of_disk
 from optimsyn.runs.handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.memory import peak_bytes, reset_peak
@@ -201,6 +202,8 @@ class Run(Shown):
             lock.release()
 
     def _timed(self, name: str, handle: StageHandle) -> Iterator[StageHandle]:
+        if "replies" in self.__dict__:
+            self.replies.mended()
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
             record.status, record.attempts, record.pid = "running", record.attempts + 1, os.getpid()
@@ -219,11 +222,26 @@ class Run(Shown):
             self._end(name, "interrupted", begun, Failure(kind="Interrupted", reason=INTERRUPTED))
             raise
         except BaseException as error:
+            if "replies" in self.__dict__:
+                let_arrive(self, name)
             # Jupyter or papermill shows it next, with all its causes.
             forget_secrets(error, self.secret_names)
-            self._end(name, "failed", begun, Failure(kind=type(error).__name__, reason=str(error)), handle.notes)
+            told = told_of_disk(self, name, error)
+            shown = told or error
+            try:
+                self._end(name, "failed", begun, Failure(kind=type(shown).__name__, reason=str(shown)), handle.notes)
+            except (OSError, OptimsynError) as problem:
+                # The error of the stage is what counts; a manifest that says `running` of a dead process tells enough.
+                shown.add_note(f"  The manifest could not be written either: {redact(str(problem))}")
+            if told is not None:
+                raise told from error
             raise
-        self._end(name, "finished", begun, None, handle.notes)
+        if "replies" in self.__dict__:
+            self.replies.release()
+        try:
+            self._end(name, "finished", begun, None, handle.notes)
+        except OSError as error:
+            raise told_of_disk(self, name, error) or error from error
 
     def _end(
         self, name: str, status: Any, begun: float, failure: Failure | None, notes: dict[str, Any] | None = None

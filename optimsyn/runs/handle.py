@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import write_json
@@ -59,19 +59,21 @@ class StageHandle:
             if before == [done, total] or (done < total and moment - when < _TELL_SECONDS):
                 return
             self._told = (moment, done, total)
-            write_json(
-                self._run.folder / PROGRESS_FILE,
-                {
-                    "stage": self.name,
-                    "done": done,
-                    "total": total,
-                    "what": what,
-                    "first": self._first,
-                    "seconds": moment - self._begun,
-                    "last": last,
-                    "at": time.time(),
-                },
-            )
+            # A disk that takes nothing more is told by whatever has to be kept, not by this.
+            with suppress(OSError):
+                write_json(
+                    self._run.folder / PROGRESS_FILE,
+                    {
+                        "stage": self.name,
+                        "done": done,
+                        "total": total,
+                        "what": what,
+                        "first": self._first,
+                        "seconds": moment - self._begun,
+                        "last": last,
+                        "at": time.time(),
+                    },
+                )
 
     def count(self, total: int, what: str, *, last: bool = True) -> Count:
         """A counter of the items of one part, for tasks that end in any order."""
