@@ -32,8 +32,10 @@ TEXT = (
 )
 MEASURED = {
     "index_s": "first open of a ledger without index, s",
+    "index_cpu_s": "the same, s of the processor",
     "index_mb": "the same, MB above rest",
     "open_s": "open, s",
+    "open_cpu_s": "open, s of the processor",
     "open_mb": "open and judge a window, MB above rest",
     "judge_s": "judge a new window of 32, s",
     "feedback_ms": "feedback with all given out, ms",
@@ -140,9 +142,9 @@ def measure(folder: Path, size: int, what: str) -> None:
     found: dict[str, float] = {}
     reset_peak()
     rest = peak_bytes()
-    begun = time.perf_counter()
+    begun, busy = time.perf_counter(), time.process_time()
     reward = stub_reward(folder / "rewards.jsonl")
-    found["open_s"] = time.perf_counter() - begun
+    found |= {"open_s": time.perf_counter() - begun, "open_cpu_s": time.process_time() - busy}
     if what == "open":
         begun = time.perf_counter()
         asyncio.run(reward.judge(requests(size, size + 32)))
@@ -196,7 +198,7 @@ def compare(trees: dict[str, Path], sizes: list[int], repeats: int) -> dict[str,
                         file.unlink()
                     first = child(tree, copy, size, "first")
                     found = child(tree, copy, size, "open") | child(tree, copy, size, "feedback")
-                    found |= {"index_s": first["open_s"], "index_mb": first["open_mb"]}
+                    found |= {f"index_{key.removeprefix('open_')}": value for key, value in first.items()}
                     for key, value in found.items():
                         rows[name].setdefault(key, []).append(value)
                     shutil.rmtree(copy)

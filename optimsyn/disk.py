@@ -23,6 +23,10 @@ _WORDS = (
     "database or disk is full",
     "disk i/o error",
     "file write failed",
+    # PyTorch, which does not pass the system's reason on.
+    "basic_ios::clear",
+    "pytorchstreamwriter failed",
+    "enforce fail at inline_container.cc",
 )
 _CURE = (
     "free room there (or move the run folder to another disk and name that with --root), then run the same command "

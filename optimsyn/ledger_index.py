@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from optimsyn.disk import cannot_write
 from optimsyn.errors import DataError
@@ -44,14 +44,13 @@ _PIECE = 1 << 20
 _ROWS = 1000
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of a ledger.
 
     Attributes:
         place: Its first byte.
         length: Its bytes, with the line's end.
-        index: Its number in the batch that was written together.
+        number: Which it is in the batch that was written together, from 0.
         of: Rows of that batch.
     """
 
@@ -59,7 +58,7 @@ class Row:
     length: int
     key: str
     identity: str
-    index: int
+    number: int
     of: int
 
 
@@ -244,11 +243,11 @@ class LedgerIndex:
         whole: list[Row] = []
         batch: list[Row] = []
         for row in self._rows():
-            if row.index == 0:
+            if row.number == 0:
                 whole += batch
                 batch = []
             batch.append(row)
-            if row.index + 1 == row.of:
+            if row.number + 1 == row.of:
                 whole += batch
                 batch = []
             if len(whole) >= _ROWS:
