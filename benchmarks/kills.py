@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--disks", type=int, default=3, help="runs with a full disk in each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-write", action="store_true")
+    parser.add_argument("--keep", type=Path, help="copy the runs that ended otherwise to this folder")
     args = parser.parse_args()
     trials: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,6 +78,8 @@ def main() -> None:
                         }
                     )
                     print(json.dumps(trials[-1]), flush=True)
+                    if args.keep is not None and trial.differ and place.is_dir():
+                        shutil.copytree(place, args.keep / place.name)
                     shutil.rmtree(place, ignore_errors=True)
     text = table(trials, alone)
     print(text)

@@ -22,6 +22,7 @@ from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
+    from optimsyn.disk_need import DiskNeed
     from optimsyn.display.tables import Table
 
 # Converting PDF and Word files takes a second or so a megabyte.
@@ -44,6 +45,7 @@ class Preflight(Shown):
         counts: Documents, passages, validation and test questions, as far as they were read.
         gpu_bytes: GPU memory that the run's models are thought to need.
         main_bytes: The same in main memory.
+        disk: Room that the run will take, where it was asked for (`checked`).
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Preflight(Shown):
     counts: dict[str, int] = field(default_factory=dict)
     gpu_bytes: int = 0
     main_bytes: int = 0
+    disk: DiskNeed | None = None
 
     @property
     def ok(self) -> bool:
@@ -111,6 +114,18 @@ def validate(recipe: Recipe, *, deep: bool = True, here: bool = True, offline: b
         _add_models(looked_at, found, here)
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
+    return found
+
+
+def checked(recipe: Recipe, root: Path, *, deep: bool = True, here: bool = True, offline: bool = False) -> Preflight:
+    """As `validate`, and whether the disk has room for a run under `root`."""
+    from optimsyn.disk_need import disk_need
+    from optimsyn.runs.folder import Run
+
+    found = validate(recipe, deep=deep, here=here, offline=offline)
+    found.disk = disk_need(recipe, Run.folder_of(recipe, root), weight_bytes=max(found.gpu_bytes, found.main_bytes))
+    found.problems += [found.disk.problem] if found.disk.problem is not None else []
+    found.warnings += [found.disk.warning] if found.disk.warning is not None else []
     return found
 
 

@@ -115,6 +115,7 @@ def preflight_table(found: Preflight) -> Table:
     rows = [("✗ problem", text) for text in found.problems] + [("! note", text) for text in found.warnings]
     rows += [("? not checked", text) for text in found.unchecked]
     rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in found.counts.items()]
+    rows += [] if found.disk is None else [("disk", found.disk.text())]
     title = "Nothing would stop this run" if found.ok else f"{len(found.problems)} things would stop this run"
     return Table(title if len(found.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))
 

@@ -112,7 +112,7 @@ def plan(
 
 def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool) -> Job:
     """A run whose recipe would not fail on this machine; one that has finished is not looked at again."""
-    from optimsyn.preflight import validate
+    from optimsyn.preflight import checked
 
     folder = Run.folder_of(recipe, root)
     state = RunState(recipe=given, folder=str(folder))
@@ -123,7 +123,7 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool) -> 
             state.state, state.earlier = "finished", True
             return job
     # A run that has read its data needs no second look at every row of it.
-    found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here)
+    found = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here)
     found.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]

@@ -85,7 +85,7 @@ class Run(Shown):
         """
         if str(run_folder):
             return cls.load(run_folder)
-        from optimsyn.preflight import validate
+        from optimsyn.preflight import checked
         from optimsyn.runs.parameters import chosen_recipe
         from optimsyn.runs.resources import default_root
 
@@ -94,7 +94,7 @@ class Run(Shown):
         # A run that has read its data needs no second look at every row of it.
         known = cls.folder_of(chosen, place)
         read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
-        found = validate(chosen, deep=not read)
+        found = checked(chosen, place, deep=not read)
         found.raise_if_refused()
         run = cls.open(chosen, place)
         run.warnings = tuple(found.warnings)
