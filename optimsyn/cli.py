@@ -114,9 +114,10 @@ def validate(
     found = checked(loaded, root, offline=offline)
     _show_preflight(found, console)
     found.raise_if_refused()
-    parts = [f"{n} {what}" for what, n in found.counts.items()] + ([found.disk.text()] if found.disk else [])
+    console.print(f"It will take {found.disk.text() if found.disk else 'some room'}", highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
     verdict = "nothing that was checked would stop it" if offline and found.unchecked else "nothing would stop it"
-    console.print(f"{loaded.name}: {verdict} ({', '.join(parts)})", highlight=False)
+    console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
 
 
 @app.command()

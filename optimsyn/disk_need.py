@@ -10,11 +10,13 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.disk import free_bytes, size_text
+from optimsyn.errors import StageError
 from optimsyn.models.reserve import RESERVE_BYTES
 
 if TYPE_CHECKING:
@@ -47,6 +49,20 @@ _ADAPTER_SHARE = 0.003
 _TIGHT = 1.5
 
 
+# The last stage that adds to a kind, and where in the run folder it lies.
+_PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "replies": ("synthesize", ("replies.sqlite*",)),
+    "judgements": ("synthesize", ("rewards.*",)),
+    "pairs and datasets": ("synthesize", ("synthesize/**/*", "dataset/**/*")),
+    "validation directions": ("warm_up", ("warm_up/directions/**/*",)),
+    "warm-up checkpoints": ("warm_up", ("warm_up/checkpoints/**/*",)),
+    "fine-tuning": ("fine_tune", ("fine_tune/**/*",)),
+    "policy training": ("train_policy", ("train_policy/**/*",)),
+    "notebooks and report": ("evaluate", ("notebooks/*", "report.html", "summary.*")),
+    "working space": ("evaluate", ("*.reserve",)),
+}
+
+
 @dataclass(frozen=True)
 class DiskNeed:
     """Bytes that a run will take.
@@ -55,23 +71,18 @@ class DiskNeed:
         parts: Kind -> bytes.
         free: Bytes left on the file system of the run folder; None where that cannot be told.
         folder: The run folder.
-        there: Bytes that the run folder takes already, if an earlier start made it.
+        more: What the run will take beyond what lies there already.
     """
 
     parts: dict[str, int]
     free: int | None
     folder: Path
-    there: int = 0
+    more: int
 
     @property
     def total(self) -> int:
         """All kinds together."""
         return sum(self.parts.values())
-
-    @property
-    def more(self) -> int:
-        """What the run will take beyond what it has."""
-        return max(0, self.total - self.there)
 
     def text(self) -> str:
         """The sum and its largest kinds in words."""
@@ -86,7 +97,7 @@ class DiskNeed:
             return None
         return (
             f"{self.folder}: the run will take {self.text()}"
-            + (f", {size_text(self.there)} of it are there" if self.there else "")
+            + (f", {size_text(self.more)} more than now" if self.more < self.total else "")
             + f", and its file system has {size_text(self.free)} free; free room, name another disk with --root, or "
             "ask for fewer pairs"
         )
@@ -142,8 +153,25 @@ def disk_need(
         "notebooks and report": _NOTEBOOKS_BYTES,
         "working space": RESERVE_BYTES + _JOURNALS_BYTES,
     }
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
-    return DiskNeed(parts, free_bytes(folder), folder, there)
+    return DiskNeed(parts, free_bytes(folder), folder, _missing(parts, folder))
+
+
+def _missing(parts: dict[str, int], folder: Path) -> int:
+    """Bytes that are still to come: nothing for finished stages, and what is there is there."""
+    from optimsyn.runs.manifest import ManifestFile
+
+    finished: set[str] = set()
+    if (folder / "manifest.json").is_file():
+        with suppress(StageError):  # of another version; told when the run is opened
+            stages = ManifestFile(folder / "manifest.json").read().stages
+            finished = {record.name for record in stages if record.status == "finished"}
+    more = 0
+    for kind, size in parts.items():
+        stage, patterns = _PLACES[kind]
+        if stage not in finished:
+            files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+            more += max(0, size - sum(file.stat().st_size for file in files))
+    return more
 
 
 def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:

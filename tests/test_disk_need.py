@@ -35,9 +35,18 @@ def test_a_whole_run_takes_no_more_than_foretold(recipe: Recipe, served: Service
     assert need.parts["fine-tuning"] / 12 * 3 <= adapters <= need.parts["fine-tuning"] + header
     # The target's two layers of q, k, v, o at rank 8: hidden 32, two of four heads for keys and values.
     assert need.parts["warm-up checkpoints"] == 3 * 4 * 2 * 8 * ((32 + 32) + 2 * (32 + 16) + (32 + 32))
-    there = disk_need(recipe, run.folder)
-    assert there.there == sum(taken.values())
-    assert there.more == need.total - there.there
+    assert need.more == need.total
+    assert disk_need(recipe, run.folder).more == 0, "a finished run needs nothing"
+
+
+def test_what_is_there_is_not_asked_for_again(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run.open(recipe, tmp_path / "runs")
+    before = disk_need(recipe, run.folder)
+    run.path("replies.sqlite").write_bytes(bytes(1000))
+    run.path("fine_tune", "static", "adapter", "adapter_model.safetensors").write_bytes(bytes(500))
+    assert disk_need(recipe, run.folder).more == before.more - 1500
+    run.path("manifest.json").write_text("{}")
+    assert disk_need(recipe, run.folder).more == before.more - 1500
 
 
 def test_more_of_anything_takes_more(recipe: Recipe, tmp_path: Path) -> None:
