@@ -73,7 +73,7 @@ def main() -> None:
                             "bought_again": trial.again,
                             "in_hand_at_a_kill": trial.in_hand,
                             "files_that_differ": trial.differ,
-                            "told": trial.told,
+                            "told": [told.replace(f"{work}/", "") for told in trial.told],
                             "seconds": round(time.monotonic() - begun, 1),
                         }
                     )

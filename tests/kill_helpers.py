@@ -121,7 +121,7 @@ class Trial:
         again: Requests that were sent more than once although their reply had come before the process was ended.
         in_hand: Requests whose reply was under way or in hand at a kill, so that they had to be sent again.
         differ: Result files that are not those of an undisturbed run.
-        told: The last line of what the process said at each full disk.
+        told: The error that the process ended with at each full disk.
     """
 
     moments: list[tuple[str, float]] = field(default_factory=list)
@@ -227,7 +227,8 @@ class Machine:
             filler.unlink(missing_ok=True)
             if status:
                 assert stage is not None, self.said()
-                trial.told.append(self.said().splitlines()[-1])
+                lines = [line for line in self.said().splitlines() if re.match(r"[\w.]+Error: ", line)]
+                trial.told.append(lines[-1] if lines else self.said())
             elif stage is None:
                 break
         self._count(trial, first, [])

@@ -205,7 +205,11 @@ def test_what_another_process_keeps_in_the_reserve_is_whole(tmp_path: Path) -> N
     assert sorted(Reserve(reserve.path).lines()) == every
     assert not reserve.keep(b"x" * size)
     reserve.release()
-    assert reserve.path.is_file(), "what waits in it must not be thrown away"
+    assert reserve.path.stat().st_size == sum(len(line) + 1 for line in every), "what waits in it is kept, no more"
+    reserve.prepare()
+    assert sorted(reserve.lines()) == every
+    assert not reserve.waits()
+    assert reserve.path.stat().st_size == size
     with reserve.path.open("r+b") as file:
         file.seek(sum(len(line) + 1 for line in every))
         file.write(b"torn by a ki")

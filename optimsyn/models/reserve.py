@@ -38,7 +38,7 @@ class Reserve:
         """Whether it is there and nothing was written into it; asked before every request, so it is cheap."""
         try:
             with self.path.open("rb") as file:
-                return file.read(1) == b"\0"
+                return file.read(1) == b"\0" and os.fstat(file.fileno()).st_size >= LEAST_BYTES
         except OSError:
             return False
 
@@ -97,10 +97,13 @@ class Reserve:
             yield []
 
     def release(self) -> None:
-        """Gives the room back, unless something waits in it."""
+        """Gives the room back, but for what was written into it: what else has to be written down may need it."""
         try:
             with self._locked() as descriptor:
-                if not _written(descriptor):
+                written = len(_written(descriptor))
+                if written:
+                    os.ftruncate(descriptor, written)
+                else:
                     self.path.unlink(missing_ok=True)
         except OSError:
             return
