@@ -212,10 +212,11 @@ def compare(trees: dict[str, Path], sizes: list[int], repeats: int) -> dict[str,
 
 def markdown(table: dict[str, Any], names: list[str]) -> str:
     """The table for people."""
-    lines = ["| rows | figure | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    for size, row in table.items():
-        for key, label in MEASURED.items():
-            lines.append(f"| {int(size):,} | {label} | " + " | ".join(f"{row[name][key]:g}" for name in names) + " |")
+    heads = [f"{int(size):,} rows, {name}" for size in table for name in names]
+    lines = ["| figure | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for key, label in MEASURED.items():
+        cells = [f"{row[name][key]:g}" for row in table.values() for name in names]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -19,6 +19,7 @@ from models_helpers import KEY, Answer, Service, refused, said, service
 from optimsyn.errors import DataError
 from optimsyn.models import failures, replies, reply_file
 from optimsyn.models.language_model import Call, LanguageModel, load_language_model
+from optimsyn.models.loops import REQUESTS
 from optimsyn.models.replies import Reply, ReplyCache
 from optimsyn.models.reserve import LEAST_BYTES, Reserve
 from optimsyn.recipe import ModelSpec
@@ -293,3 +294,20 @@ async def test_a_disk_that_is_really_full(served: Service, small_disk: Path) -> 
     await ask([model(served.base, again)], 32)
     assert {json.dumps(key): n for key, n in asked(served).items() if n > 1} == {}
     again.close()
+
+
+async def test_a_halt_lets_what_is_under_way_arrive(served: Service, tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    served.answer = lambda number, request: Answer(body=said(f"late {number}").body, delay_s=0.3)
+    task = asyncio.ensure_future(ask([model(served.base, cache)], 12))
+    while len(served.requests) < CONCURRENCY:
+        await asyncio.sleep(0.01)
+    cache.halt("a stage has failed")
+    await asyncio.to_thread(REQUESTS.settle, 10.0)
+    assert cache.totals().replies == len(served.requests) == CONCURRENCY
+    found = await task
+    assert sum(isinstance(reply, Reply) for reply in found) == CONCURRENCY
+    assert any("because a stage has failed" in str(error) for error in found)
+    cache.halt(None)
+    assert all(isinstance(reply, Reply) for reply in await ask([model(served.base, cache)], 12))
+    assert len(served.requests) == 12

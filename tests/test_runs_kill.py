@@ -133,14 +133,14 @@ def test_kills_and_full_disks_in_stages_that_chance_picks(tmp_path: Path) -> Non
         expected, alone = kill_helpers.results(tmp_path / "undisturbed"), len(runs.served.requests)
         assert {name.split("/")[0] for name in expected} >= {"dataset", "train_policy", "fine_tune", "evaluate"}
         chance = random.Random(4)
-        trial = runs.killed(tmp_path / "killed", times, ["warm_up", "train_policy", "fine_tune"], chance)
+        trial = runs.killed(tmp_path / "killed", times, ["warm_up", "train_policy"], chance)
         assert kill_helpers.differing(expected, kill_helpers.results(tmp_path / "killed")) == []
         assert trial.again == 0
         with kill_helpers.disk(tmp_path / "disk", "48m") as place:
             if place is None:
                 pytest.skip("this user may not mount a file system")
             sent = len(runs.served.requests)
-            trial = runs.filled(place / "root", times, ["warm_up", "synthesize"], chance, 300_000)
+            trial = runs.filled(place / "root", times, ["synthesize"], chance, 300_000)
             assert kill_helpers.differing(expected, kill_helpers.results(place / "root")) == []
         assert trial.again == 0
         assert len(runs.served.requests) - sent == alone

@@ -189,9 +189,9 @@ class ReplyCache:
         if self._trouble is not None:
             raise self._trouble
 
-    def halt(self, why: str) -> None:
-        """Lets nothing more be bought until `mended`; what is under way is kept when it comes."""
-        self._halted = DataError(f"{self.path}: nothing more is bought, because {why}")
+    def halt(self, why: str | None) -> None:
+        """Lets nothing more be bought, for a reason, until it is called with None; what is under way is kept."""
+        self._halted = None if why is None else DataError(f"{self.path}: nothing more is bought, because {why}")
 
     def mended(self) -> None:
         """Begins anew after trouble or a halt: what was put aside is brought back, and buying may go on."""

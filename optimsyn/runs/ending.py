@@ -23,6 +23,8 @@ def let_arrive(run: Run, stage: str) -> None:
     specs = (models.generator, models.rubric, models.reflection)
     REQUESTS.settle(max(spec.timeout_s for spec in specs if spec is not None) + _MORE_S)
     run.replies.release()
+    # Whoever works on with this object in a notebook may buy again.
+    run.replies.halt(None)
 
 
 def told_of_disk(run: Run, stage: str, error: BaseException) -> DataError | None:
