@@ -37,7 +37,7 @@ MEASURED = {
     "open_s": "open, s",
     "open_cpu_s": "open, s of the processor",
     "open_mb": "open and judge a window, MB above rest",
-    "judge_s": "judge a new window of 32, s",
+    "judge_s": "judge the first new window of 32 after that, which reads the contents in once, s",
     "feedback_ms": "feedback with all given out, ms",
     "totals_us": "sums of all replies, µs",
 }
