@@ -191,6 +191,7 @@ async def test_a_reply_that_found_no_place_is_told_as_lost(
 
 def test_what_another_process_keeps_in_the_reserve_is_whole(tmp_path: Path) -> None:
     reserve = Reserve(tmp_path / "r.reserve")
+    reserve.ours = True
     reserve.prepare()
     size = reserve.path.stat().st_size
     assert size >= LEAST_BYTES
@@ -311,3 +312,16 @@ async def test_a_halt_lets_what_is_under_way_arrive(served: Service, tmp_path: P
     cache.halt(None)
     assert all(isinstance(reply, Reply) for reply in await ask([model(served.base, cache)], 12))
     assert len(served.requests) == 12
+
+
+async def test_who_only_looks_leaves_the_reserve_of_who_buys(served: Service, tmp_path: Path) -> None:
+    buying = ReplyCache(tmp_path / "replies.sqlite")
+    await model(served.base, buying).complete(Call.of("one"))
+    looking = ReplyCache(tmp_path / "replies.sqlite")
+    assert looking.totals().replies == 1
+    looking.close()
+    looking.release()
+    del looking
+    assert (tmp_path / "replies.reserve").is_file()
+    buying.release()
+    assert not (tmp_path / "replies.reserve").exists()

@@ -131,7 +131,10 @@ class ReplyCache:
         """
         if (stopped := self._trouble or self._halted) is not None:
             raise stopped
-        if self._reserve is None or self._reserve.waits():
+        if self._reserve is None:
+            return
+        self._reserve.ours = True
+        if self._reserve.waits():
             return
         try:
             self._reserve.prepare()

@@ -29,10 +29,14 @@ class Reserve:
 
     Args:
         path: The file.
+
+    Attributes:
+        ours: Something was bought with it at the back, so it is ours to give back; others only look at the replies.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.ours = False
 
     def waits(self) -> bool:
         """Whether it is there and nothing was written into it; asked before every request, so it is cheap."""
@@ -98,6 +102,8 @@ class Reserve:
 
     def release(self) -> None:
         """Gives the room back, but for what was written into it: what else has to be written down may need it."""
+        if not self.ours:
+            return
         try:
             with self._locked() as descriptor:
                 written = len(_written(descriptor))
