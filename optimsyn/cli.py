@@ -99,21 +99,23 @@ def doctor() -> None:
 @app.command()
 def validate(
     recipe: RecipeArgument,
+    root: RootOption = Path("runs"),
     size: SizeOption = "full",
     changes: SetOption = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no hub and no service, want no key; tell what was not checked.")
     ] = False,
 ) -> None:
-    """Check files, questions, keys, models and memory."""
-    from optimsyn.preflight import validate as check
+    """Check files, questions, keys, models, memory and disk."""
+    from optimsyn.preflight import checked
 
     console = _console()
     loaded = _load(recipe, size, changes)
-    found = check(loaded, offline=offline)
+    found = checked(loaded, root, offline=offline)
     _show_preflight(found, console)
     found.raise_if_refused()
     console.print(found.forecast)
+    console.print(f"It will take {found.disk.text() if found.disk else 'some room'}", highlight=False, soft_wrap=True)
     counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
     verdict = "nothing that was checked would stop it" if offline and found.unchecked else "nothing would stop it"
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
@@ -324,7 +326,7 @@ def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Re
 
 def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:
     """The run of a recipe, or of its run folder, after everything about it has been checked."""
-    from optimsyn.preflight import validate as check
+    from optimsyn.preflight import checked
     from optimsyn.preflight_services import open_asked
     from optimsyn.runs.folder import Run
     from optimsyn.runs.forecasting import foresee
@@ -336,7 +338,7 @@ def _open(name: str, root: Path, size: str, changes: list[str] | None, console: 
         recipe, root = Run.load(folder).recipe, folder.resolve().parent
     else:
         recipe = _load(name, size, changes)
-    found = check(recipe, ask=False)
+    found = checked(recipe, root, ask=False)
     _show_preflight(found, console)
     found.raise_if_refused()
     # Before anything is loaded: what a service refuses should not cost minutes of local work.

@@ -79,9 +79,12 @@ class BudgetError(OptimsynError):
     """The recipe's cap on money, requests or tokens was reached; everything paid for is kept."""
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
 def disk_trouble(error: Exception) -> str | None:
     """A line for a person when a file or folder cannot be used; None for any other error."""
-    if not isinstance(error, OSError) or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+    if not isinstance(error, OSError) or (error.filename is None and error.errno not in _DISK):
         return None
     place = "" if error.filename is None else f"{error.filename}: "
     cure = "mend its permissions or free space, or name another place"

@@ -1,8 +1,8 @@
 """What is judged and what came out of it, and the ledger that keeps every judgement of a run.
 
-A ledger (`rewards.jsonl`) is appended to in whole batches: the rows of pairs that were scored together are written by
-one call and read back only when all of them are there. So a run that was killed in the middle of a batch judges that
-batch again as one, with the same neighbours, and ends with bit-identical numbers.
+A ledger (`rewards.jsonl`, one JSON object a line) is appended to in whole batches: the rows of pairs that were scored
+together are written by one call and read back only when all of them are there. So a run that was killed in the middle
+of a batch judges that batch again as one, with the same neighbours, and ends with bit-identical numbers.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from optimsyn.data.jsonl import append_jsonl
+from optimsyn.data.jsonl import iter_json
 from optimsyn.data.records import Pair, PairKind, Passage, Record, Rubric
+from optimsyn.disk import cannot_write
 from optimsyn.errors import DataError, Outcome
+from optimsyn.ledger_index import LedgerIndex, Row
 
 if TYPE_CHECKING:
     from optimsyn.programs.pair import PairWriter
@@ -210,67 +213,135 @@ def describe(row: Judgement) -> str:
     return text + "."
 
 
-def of_the_latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a ledger that were judged as its last one was: others cannot be compared with them."""
-    return [row for row in rows if row.get("identity") == rows[-1].get("identity")]
+def latest_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a ledger that were judged as its last one was: others cannot be compared with them.
+
+    Read twice, line by line, and also while it is being written; nothing where there is no ledger.
+    """
+    if not path.is_file():
+        return
+    latest = object()
+    for row in iter_json(path, tolerate_torn=True):
+        latest = row.get("identity")
+    yield from (row for row in iter_json(path, tolerate_torn=True) if row.get("identity") == latest)
 
 
 class Ledger:
-    """The judgements of a run on disk.
+    """The judgements of a run on disk. Not safe in several threads at once; its owner holds a lock.
+
+    Memory does not grow with the file: rows are found by an index beside it and read when they are asked for.
 
     Args:
-        path: `rewards.jsonl`; None keeps nothing on disk.
+        path: `rewards.jsonl`; None keeps nothing on disk, and all in memory.
+
+    Raises:
+        DataError: A line is no judgement.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._tail: int | None = None
-        self.rows: list[Judgement] = [] if path is None or not path.is_file() else self._read(path)
+        self._held: dict[str, Judgement] = {}
+        self._contents: dict[tuple[str, str], Judgement] = {}
+        self._index: LedgerIndex | None = None
+        if path is not None and path.is_file():
+            self._index = LedgerIndex(path, Judgement.model_validate, _scored_content)
+
+    def get(self, key: str, identity: str) -> Judgement | None:
+        """The judgement of a key under an identity, or None."""
+        if self.path is None:
+            return self._held.get(key)
+        return None if self._index is None else self._row(self._index.place_of(key, identity))
+
+    def scored(self, content: str, scorer: str) -> Judgement | None:
+        """The last valid judgement of equal content (see `content_key`) by the same scorer, or None."""
+        if self.path is None:
+            return self._contents.get((scorer, content))
+        return None if self._index is None else self._row(self._index.place_of_content(content, scorer))
+
+    def count(self, identity: str | None = None) -> int:
+        """Judgements in all, or those of one identity."""
+        if self._index is None:
+            return sum(identity in (None, row.identity) for row in self._held.values())
+        return self._index.count(identity)
+
+    def valid_pairs(self, identity: str, last: int | None = None) -> list[Pair]:
+        """The valid pairs of an identity in order of judging, all or the last ones."""
+        found: list[Pair] = []
+        for place in () if self._index is None else self._index.places(identity):
+            if last is not None and len(found) >= last:
+                break
+            row = self._row(place)
+            if row is not None and row.valid and row.pair is not None:
+                found.append(row.pair)
+        return found[::-1]
 
     def append(self, judgements: Sequence[Judgement]) -> None:
-        """Writes a batch of judgements durably, all or none."""
-        self.rows.extend(judgements)
-        if self.path is None or not judgements:
-            return
-        if self._tail is not None:
-            os.truncate(self.path, self._tail)
-            self._tail = None
-        append_jsonl(
-            self.path,
-            [
-                {**row.model_dump(mode="json"), "batch_row": index, "batch_rows": len(judgements)}
-                for index, row in enumerate(judgements)
-            ],
-        )
+        """Writes a batch of judgements durably, all or none.
 
-    def _read(self, path: Path) -> list[Judgement]:
-        """The judgements of all complete batches; remembers where a torn tail begins."""
-        rows: list[Judgement] = []
-        batch: list[Judgement] = []
-        complete_to = position = 0
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-            position += len(line)
+        Raises:
+            DataError: The file cannot be written (a full disk, for example); nothing of the batch is in it then.
+        """
+        if not judgements:
+            return
+        contents = [_scored_content(row.model_dump(mode="json")) for row in judgements]
+        if self.path is None:
+            self._held |= {row.key: row for row in judgements}
+            self._contents |= {key: row for key, row in zip(contents, judgements, strict=True) if key is not None}
+            return
+        try:
+            self._write(self.path, judgements, contents)
+        except (OSError, sqlite3.Error) as error:
+            raise cannot_write(self.path, "judgements", error) from error
+
+    def _write(self, path: Path, judgements: Sequence[Judgement], contents: list[tuple[str, str] | None]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._index is None:
+            self._index = LedgerIndex(path, Judgement.model_validate, _scored_content)
+        self._index.catch_up()
+        place = self._index.state.size
+        lines, rows = [], []
+        for index, row in enumerate(judgements):
+            raw = {**row.model_dump(mode="json"), "batch_row": index, "batch_rows": len(judgements)}
+            line = json.dumps(raw, ensure_ascii=False).encode() + b"\n"
+            rows.append(Row(place, len(line), row.key, row.identity, index, len(judgements)))
+            lines.append(line)
+            place += len(line)
+        written = b"".join(lines)
+        with path.open("ab") as file:
+            # What a killed writer left behind the last complete batch.
+            file.truncate(self._index.state.size)
             try:
-                raw = json.loads(line)
-                index, count = raw.pop("batch_row"), raw.pop("batch_rows")
-                judgement = Judgement.model_validate(raw)
-            except (ValueError, KeyError, AttributeError, ValidationError) as error:
-                if not line.endswith(b"\n"):
-                    break
-                raise DataError(
-                    f"{path}:{number}: not a judgement ({type(error).__name__}); remove the line, "
-                    "its pair is then judged again"
-                ) from error
-            if index == 0:
-                # Only the last batch of a file can be torn, because a torn one is cut off before the next append;
-                # rows that a person removed by hand do not make the rest of their batch wrong.
-                rows.extend(batch)
-                batch = []
-            batch.append(judgement)
-            if index + 1 == count and line.endswith(b"\n"):
-                rows.extend(batch)
-                batch = []
-                complete_to = position
-        size = path.stat().st_size
-        self._tail = complete_to if complete_to < size else None
-        return rows
+                file.write(written)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, self._index.state.size)
+                raise
+        self._index.added(rows, written, contents)
+
+    def _row(self, place: tuple[int, int] | None) -> Judgement | None:
+        if place is None or self.path is None:
+            return None
+        with self.path.open("rb") as file:
+            file.seek(place[0])
+            line = file.read(place[1])
+        try:
+            raw = json.loads(line)
+            return Judgement.model_validate({name: raw[name] for name in raw if name not in _PLACE_FIELDS})
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{self.path}: the line at byte {place[0]} is not a judgement ({type(error).__name__}); remove the "
+                "line, its pair is then judged again"
+            ) from error
+
+
+_PLACE_FIELDS = frozenset({"batch_row", "batch_rows"})
+
+
+def _scored_content(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Scorer and content of a judgement that answers for equal content; a row as JSON values."""
+    pair = row.get("pair")
+    if not row["valid"] or pair is None:
+        return None
+    parts = [pair["question"], pair["answer"], pair.get("choices"), pair.get("answer_index"), pair.get("context")]
+    return row.get("scorer", ""), digest(parts)

@@ -25,6 +25,7 @@ from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
+    from optimsyn.disk_need import DiskNeed
     from optimsyn.display.tables import Table
     from optimsyn.runs.forecast import Forecast
 
@@ -49,6 +50,7 @@ class Preflight(Shown):
         gpu_bytes: GPU memory that the run's models are thought to need.
         main_bytes: The same in main memory.
         forecast: What the run is going to send; None where the recipe's files were not read.
+        disk: Room that the run will take, where it was asked for (`checked`).
     """
 
     problems: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ class Preflight(Shown):
     gpu_bytes: int = 0
     main_bytes: int = 0
     forecast: Forecast | None = None
+    disk: DiskNeed | None = None
 
     @property
     def ok(self) -> bool:
@@ -125,6 +128,20 @@ def validate(
         found.problems += service_problems(recipe, looked_at)
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
+    return found
+
+
+def checked(
+    recipe: Recipe, root: Path, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
+) -> Preflight:
+    """As `validate`, and whether the disk has room for a run under `root`."""
+    from optimsyn.disk_need import disk_need
+    from optimsyn.runs.folder import Run
+
+    found = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
+    found.disk = disk_need(recipe, Run.folder_of(recipe, root), weight_bytes=max(found.gpu_bytes, found.main_bytes))
+    found.problems += [found.disk.problem] if found.disk.problem is not None else []
+    found.warnings += [found.disk.warning] if found.disk.warning is not None else []
     return found
 
 

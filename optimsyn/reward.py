@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.records import Pair
-from optimsyn.errors import Outcome, ReplyError, ServiceError
+from optimsyn.errors import DataError, Outcome, ReplyError, ServiceError
+from optimsyn.given_out import GivenOut
 from optimsyn.judgements import (
     Judgement,
     Ledger,
     Moving,
     RubricRequest,
     content_key,
-    describe,
     digest,
     failure,
     stated_fingerprint,
@@ -122,23 +122,24 @@ class InfluenceReward:
         origin = self._scorer_id if self._moving is None else self._moving.origin
         self.identity = digest([writer_id, origin, self._checks_id, repr(invalid_penalty)])
         self._ledger = Ledger(ledger)
-        self._known: dict[str, Judgement] = {}
-        self._scored: dict[str, Judgement] = {}
-        self._answered: dict[str, Judgement] = {}
+        self._given = GivenOut()
+        self._broken: DataError | None = None
         self._pending: dict[str, Future[None]] = {}
         self._unjudged: dict[str, Judgement] = {}
         self._garbage: list[ReplyError] = []
         self._lock = threading.Lock()
         self._scorer_lock = threading.Lock()
-        self._remember(self._ledger.rows)
-        self.passed_over = sum(row.identity != self.identity for row in self._ledger.rows)
+        if self._moving is not None:
+            self._moving.judged(self._ledger.valid_pairs(self.identity, getattr(scorer, "remembers", None)))
+        judged = self._ledger.count()
+        self.passed_over = judged - self._ledger.count(self.identity)
         if self.passed_over:
             _log.warning(
                 "%s: %d of %d judgements were made by another scorer, other checks, another generator or under another "
                 "penalty; they stay in the file and are not used",
                 ledger,
                 self.passed_over,
-                len(self._ledger.rows),
+                judged,
             )
 
     @property
@@ -148,7 +149,12 @@ class InfluenceReward:
         What could not be judged is not among them.
         """
         with self._lock:
-            return sorted(self._answered.values(), key=lambda row: (row.passage_id, row.key))
+            return [self._known(key) for key in self._given.in_order()]
+
+    @property
+    def different(self) -> int:
+        """How many different judgements were given out."""
+        return len(self._given)
 
     async def judge(self, requests: Sequence[RubricRequest]) -> list[Judgement]:
         """Judges requests, in order; what the ledger knows is answered from memory.
@@ -157,6 +163,7 @@ class InfluenceReward:
             ServiceError: A service failed for good, or the generator has returned nothing but garbage for a while.
             BudgetError: The recipe's cap was reached.
             ModelError: A pair cannot be scored, or its influence is not a finite number.
+            DataError: A reply or a judgement cannot be written down (a full disk, for example).
         """
         judgements: list[Judgement] = []
         for window in windows(requests, WINDOW, whole_passages=self._moving is not None):
@@ -169,7 +176,7 @@ class InfluenceReward:
         elsewhere: list[Future[None]] = []
         with self._lock:
             for key, request in zip(keys, window, strict=True):
-                if key in self._known or key in self._unjudged or key in mine:
+                if key in mine or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
                     continue
                 if key in self._pending:
                     elsewhere.append(self._pending[key])
@@ -178,24 +185,24 @@ class InfluenceReward:
                     self._pending[key] = Future()
         try:
             fresh = await self._judge_new(mine)
+            with self._lock:
+                self._keep(fresh)
         except BaseException as error:
             with self._lock:
                 for key in mine:
                     self._pending.pop(key).set_exception(error)
             raise
         with self._lock:
-            judged = [row for row in fresh if row.unjudged is None]
-            self._ledger.append(judged)
-            self._remember(judged)
-            self._unjudged |= {row.key: row for row in fresh if row.unjudged is not None}
             for row in fresh:
                 self._pending.pop(row.key).set_result(None)
         for future in elsewhere:
             await asyncio.wrap_future(future)
         with self._lock:
-            answers = [self._known.get(key) or self._unjudged[key] for key in keys]
-            self._answered |= {row.key: row for row in answers if row.unjudged is None}
-            different = len(self._answered)
+            answers = [self._known(key) for key in keys]
+            for row in answers:
+                if row.unjudged is None:
+                    self._given.add(row)
+            different = len(self._given)
         if self.report is not None:
             self.report(len(keys), different)
         return answers
@@ -206,6 +213,9 @@ class InfluenceReward:
 
         async def draft(request: RubricRequest) -> Pair | ReplyError | None:
             if request.error is not None or failures:
+                return None
+            if self._broken is not None:
+                failures.append(self._broken)
                 return None
             try:
                 pair = await request.written_by(self.pair_writer)
@@ -277,11 +287,14 @@ class InfluenceReward:
 
     def _score(self, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
         """Influence and its companions by content; equal content is scored once."""
-        found = {
-            key: {name: getattr(known, name) for name in SCORE_FIELDS}
-            for key in map(content_key, pairs)
-            if (known := self._scored.get(key)) is not None
-        }
+        found: dict[str, dict[str, Any]] = {}
+        # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees; that of
+        # one that moves also on when it was asked.
+        if self._moving is None:
+            with self._lock:
+                for key in map(content_key, pairs):
+                    if (known := self._ledger.scored(key, self._scorer_id)) is not None:
+                        found[key] = {name: getattr(known, name) for name in SCORE_FIELDS}
         new = {key: pair for pair in pairs if (key := content_key(pair)) not in found}
         if not new:
             return found
@@ -346,29 +359,31 @@ class InfluenceReward:
 
     def feedback(self, judgement: Judgement) -> str:
         """The verdict, and what the best and the worst other pair of the same passage had as rubric."""
-        peers = [row for row in self.answered if row.passage_id == judgement.passage_id and row.key != judgement.key]
-        parts = [judgement.feedback]
-        if peers and judgement.unjudged is None:
-            best = max(peers, key=lambda row: (row.reward, row.key))
-            worst = min(peers, key=lambda row: (row.reward, row.key))
-            if best.reward > judgement.reward:
-                parts.append(f"Better for the same passage: {describe(best)}")
-            if worst.reward < judgement.reward:
-                parts.append(f"Worse for the same passage: {describe(worst)}")
-        return " ".join(parts)
+        if judgement.unjudged is not None:
+            return judgement.feedback
+        with self._lock:
+            return self._given.compared(judgement)
 
     def _key(self, request: RubricRequest) -> str:
         asked = request.model_dump(mode="json", exclude={"unjudged"})
         return digest([asked, self.identity, self._scorer_id])
 
-    def _remember(self, rows: Sequence[Judgement]) -> None:
-        self._known |= {row.key: row for row in rows if row.identity == self.identity}
-        valid = [row for row in rows if row.pair is not None and row.valid and row.scorer == self._scorer_id]
+    def _known(self, key: str) -> Judgement:
+        row = self._unjudged.get(key) or self._ledger.get(key, self.identity)
+        assert row is not None
+        return row
+
+    def _keep(self, fresh: Sequence[Judgement]) -> None:
+        """Writes new judgements down; where that fails, no more pairs are bought by this reward."""
+        self._unjudged |= {row.key: row for row in fresh if row.unjudged is not None}
+        fresh = [row for row in fresh if row.unjudged is None]
+        try:
+            self._ledger.append(fresh)
+        except DataError as error:
+            self._broken = error
+            raise
         if self._moving is not None:
-            self._moving.judged([row.pair for row in valid if row.pair and row.identity == self.identity])
-            return
-        # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees.
-        self._scored |= {content_key(row.pair): row for row in valid if row.pair}
+            self._moving.judged([row.pair for row in fresh if row.pair is not None and row.valid])
 
     def _count_garbage(self, error: ReplyError) -> None:
         """Stops the run after `garbage_limit` pair replies in a row without a pair, whatever they were instead."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -146,3 +149,36 @@ def test_parameter_types() -> None:
     for wrong in ({"limit": True}, {"on": 1}, {"rate": "0.5"}):
         with pytest.raises(StageError):
             check_parameters(notebook, wrong, "n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("last", "kind", "reason"),
+    [
+        ("raise ValueError('what the cell said')", "ValueError", "what the cell said"),
+        ("print('to the end')", "DataError", "cannot keep the notebook (No space left on device"),
+    ],
+)
+def test_a_full_disk_ends_no_cell_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, kind: str, reason: str
+) -> None:
+    from optimsyn.runs import client
+
+    saves = 0
+    save = client.save_notebook
+
+    def full(notebook: Any, place: str) -> None:
+        nonlocal saves
+        saves += 1
+        if saves > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(notebook, place)
+
+    monkeypatch.setattr(client, "save_notebook", full)
+    done = tmp_path / "done"
+    notebook = write_notebook(tmp_path / "full.ipynb", f"open({str(done)!r}, 'w').close()", last)
+    with pytest.raises(NotebookError) as caught:
+        execute(notebook, tmp_path / "out.ipynb", {})
+    assert done.is_file(), "the kernel was ended before its work was done"
+    assert caught.value.kind == kind
+    assert reason in caught.value.reason

@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
+from optimsyn.models.warm_up_search import RECORD
 from optimsyn.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
+from optimsyn.stages import warm_up
+from tests import kill_helpers
 from tests.models_helpers import Answer, Service
 from tests.stages_helpers import answer, run_stage
 
@@ -91,3 +94,54 @@ def test_kill_9_in_the_stages_that_buy_replies(recipe: Recipe, served: Service, 
     for times in asked.values():
         for at in times[:-1]:
             assert any(at <= kill <= at + DELAY_S + MARGIN_S for kill in kills), "a reply that had come was asked again"
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_warm_up_that_ended_after_its_training_is_not_trained_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
+) -> None:
+    """The checkpoint is there and the stage is not: killed in the look at the reward, or between two files."""
+    runs = [Run.open(recipe, tmp_path / name) for name in ("undisturbed", "ended")]
+    for run in runs:
+        run_stage(run, "prepare")
+    run_stage(runs[0], "warm_up")
+
+    def ended(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(warm_up, "look_after_warm_up", ended)
+        run_stage(runs[1], "warm_up")
+    checkpoints = runs[1].path("warm_up", "checkpoints")
+    (checkpoints / ".step-000002-abc").mkdir()
+    if torn:
+        (checkpoints / RECORD).unlink()
+    run_stage(runs[1], "warm_up")
+    made = [sorted((run.folder / "warm_up" / "checkpoints").rglob("*.safetensors")) for run in runs]
+    assert [path.name for path in made[0]] == [path.name for path in made[1]]
+    for one, other in zip(*made, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert (runs[0].folder / "warm_up" / "influence.json").read_text() == (
+        runs[1].folder / "warm_up" / "influence.json"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_kills_and_full_disks_in_stages_that_chance_picks(tmp_path: Path) -> None:
+    with kill_helpers.machine(tmp_path / "made") as runs:
+        times = runs.undisturbed(tmp_path / "undisturbed")
+        expected, alone = kill_helpers.results(tmp_path / "undisturbed"), len(runs.served.requests)
+        assert {name.split("/")[0] for name in expected} >= {"dataset", "train_policy", "fine_tune", "evaluate"}
+        chance = random.Random(4)
+        trial = runs.killed(tmp_path / "killed", times, ["warm_up", "train_policy"], chance)
+        assert kill_helpers.differing(expected, kill_helpers.results(tmp_path / "killed")) == []
+        assert trial.again == 0
+        with kill_helpers.disk(tmp_path / "disk", "48m") as place:
+            if place is None:
+                pytest.skip("this user may not mount a file system")
+            sent = len(runs.served.requests)
+            trial = runs.filled(place / "root", times, ["synthesize"], chance, 300_000)
+            assert kill_helpers.differing(expected, kill_helpers.results(place / "root")) == []
+        assert trial.again == 0
+        assert len(runs.served.requests) - sent == alone
+        assert all("DataError: " in told and "free on its file system" in told for told in trial.told)

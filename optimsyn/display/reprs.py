@@ -117,6 +117,7 @@ def preflight_table(found: Preflight) -> Table:
     rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in found.counts.items()]
     if found.forecast is not None:
         rows.append(("will send", found.forecast.sentence))
+    rows += [] if found.disk is None else [("disk", found.disk.text())]
     title = "Nothing would stop this run" if found.ok else f"{len(found.problems)} things would stop this run"
     return Table(title if len(found.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))
 

@@ -195,7 +195,7 @@ class _Files:
 
 
 def _judged(rows: Iterable[Row]) -> dict[str, Judged]:
-    """By stage, of the rows that were judged as the last one was (see `optimsyn.judgements.of_the_latest`)."""
+    """By stage, of the rows that were judged as the last one was (see `optimsyn.judgements.latest_rows`)."""
     found: dict[str, dict[str, Judged]] = {}
     latest = ""
     for row in rows:

@@ -109,6 +109,8 @@ class MovedScorer:
         self.subtasks = base.subtasks
         self.origin = base.fingerprint
         self.history: tuple[Pair | Question | Sample, ...] = ()
+        # A reward need not read more of a long ledger than this.
+        self.remembers = HISTORY
         self._checkpoint = target.checkpoints[-1]
         samples = [as_sample(question) for question in questions]
         self._questions = [counted(target.encode(sample), config.tokens, "question") for sample in samples]

@@ -9,7 +9,7 @@ from dspy.lm15 import Message, Request, Response, TextPart
 from dspy.lm15 import Usage as DspyUsage
 from dspy.utils.exceptions import LMError
 
-from optimsyn.errors import BudgetError, ModelError, OptimsynError, Outcome, ReplyError, ServiceError
+from optimsyn.errors import BudgetError, DataError, ModelError, OptimsynError, Outcome, ReplyError, ServiceError
 from optimsyn.models.language_model import Call, Hear, run_sync
 from optimsyn.models.replies import Reply
 
@@ -47,8 +47,12 @@ class DspyReplyError(_Through, ReplyError, LMError):
     replies = 1
 
 
+class DspyDataError(_Through, DataError, LMError):
+    """A `DataError` (a reply that could not be kept) on its way through DSPy."""
+
+
 # What a person sees is the error that went through.
-for _class in (DspyServiceError, DspyBudgetError, DspyModelError, DspyReplyError):
+for _class in (DspyServiceError, DspyBudgetError, DspyModelError, DspyReplyError, DspyDataError):
     _class.__name__ = _class.__name__.removeprefix("Dspy")
 
 _THROUGH: tuple[tuple[type[OptimsynError], type[Any]], ...] = (
@@ -56,6 +60,7 @@ _THROUGH: tuple[tuple[type[OptimsynError], type[Any]], ...] = (
     (BudgetError, DspyBudgetError),
     (ModelError, DspyModelError),
     (ReplyError, DspyReplyError),
+    (DataError, DspyDataError),
 )
 
 
@@ -79,14 +84,14 @@ class AsyncEngine:
         """Answers one request of DSPy.
 
         Raises:
-            ServiceError, BudgetError, ModelError: As `LanguageModel.complete`.
+            ServiceError, BudgetError, ModelError, DataError: As `LanguageModel.complete`.
             ReplyError: The reply holds no text; only where DSPy reads the replies.
         """
         call = to_call(request)
         problem: OptimsynError
         try:
             return to_response(await self._hear(call), request.model)
-        except (ServiceError, BudgetError, ModelError, ReplyError) as error:
+        except OptimsynError as error:
             problem = error
         for kind, through in _THROUGH:
             if isinstance(problem, kind):

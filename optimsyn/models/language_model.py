@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.errors import BudgetError, ModelError, OptimsynError, Outcome, ServiceError
+from optimsyn.errors import ModelError, OptimsynError, Outcome, ReplyError
 from optimsyn.models.loops import REQUESTS, run_sync
 from optimsyn.models.outcomes import Lately
 from optimsyn.models.replies import Budget, Reply, ReplyCache
@@ -70,6 +71,8 @@ class Call:
 # Asks and reads, for a program of DSPy: gives the reply, or None where nothing could be read.
 Hear = Callable[[Call], Awaitable[Reply | None]]
 
+# A waiting request looks this often whether there is still reason to wait.
+_PAUSE_S = 0.5
 # More replies in a row than any limit on garbage counts.
 _LATEST = 4096
 
@@ -153,6 +156,7 @@ class LanguageModel(ABC):
             ServiceError: The service failed for good; everything bought so far is in the cache.
             BudgetError: A cap of the recipe was reached; nothing was sent.
             ModelError: A local model cannot be loaded or cannot take the call.
+            DataError: A reply could not be written (a full disk, for example); from then on nothing is sent.
         """
         call = self._filled(call)
         key = self.key(call)
@@ -232,10 +236,32 @@ class LanguageModel(ABC):
         """The same from synchronous code."""
         run_sync(self.aclose())
 
+    def _may_send(self) -> None:
+        """Asked before each further try of a request.
+
+        Raises:
+            DataError: What is bought could not be kept.
+        """
+        if self._cache is not None:
+            self._cache.ready()
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits before a further try, no longer than there is reason to.
+
+        Raises:
+            DataError: As `_may_send`, as soon as that is so.
+        """
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _PAUSE_S))
+            self._may_send()
+
     async def _joined(self, key: str, call: Call) -> Reply:
         task = self._under_way.get(key)
         if task is None:
             task = asyncio.ensure_future(self._bought(key, call))
+            if self._highest_price(1, 1) != 0.0:
+                REQUESTS.follow(task)
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
         # Shielded: a caller that gives up must not waste a request that is already being paid for.
@@ -258,13 +284,17 @@ class LanguageModel(ABC):
             if self._cache is not None and (kept := self._cache.get(key)) is not None:
                 return kept
             try:
+                self._may_send()
                 async with self._room(call):
                     reply = _clean(await self._request(call), call)
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
-                        self._cache.put(key, reply, self._asked(call))
+                        # In a thread: a disk that hesitates must not keep the other replies from being received.
+                        await asyncio.to_thread(self._cache.put, key, reply, self._asked(call))
                     return reply
-            except (ServiceError, ModelError, BudgetError) as error:
+            except ReplyError:
+                raise  # the service answered: it takes no reply as long as this one was asked for
+            except OptimsynError as error:
                 self._failures += 1
                 if self.failure is None:
                     self.failure = error

@@ -103,6 +103,7 @@ class LiteLLMModel(LanguageModel):
         if self._adapts and not self._looked_up:
             self._look_up()
         while True:
+            self._may_send()
             base, key = await self._address()
             parameters = self._parameters(call, base, key)
             schema = schema_digest(call.schema) if call.schema is not None and "response_format" in parameters else None
@@ -137,7 +138,7 @@ class LiteLLMModel(LanguageModel):
                 raise self._error(asks, failures + 1, base)
             failures += 1
             _log.info("%s: %s; try %d in %.1f s", self.name, result.what, failures + 1, wait)
-            await asyncio.sleep(wait)
+            await self._pause(wait)
 
     def _look_up(self) -> None:
         """Leaves out what LiteLLM lists as not taken, before a request is spent on finding that out."""

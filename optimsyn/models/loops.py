@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ class BackgroundLoop:
         self._lock = threading.Lock()
         self._owner = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -33,6 +35,7 @@ class BackgroundLoop:
             if self._loop is None or self._owner != os.getpid():
                 self._loop = asyncio.new_event_loop()
                 self._owner = os.getpid()
+                self._tasks = set()
                 threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
             return self._loop
 
@@ -48,6 +51,21 @@ class BackgroundLoop:
         if self.is_current():
             return await coroutine
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+    def follow(self, task: asyncio.Task[Any]) -> None:
+        """Lets `settle` wait for a task of this loop; called on it."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def settle(self, seconds: float) -> None:
+        """Waits until the followed tasks have ended, however; new ones may begin meanwhile. Not from the loop itself.
+
+        Args:
+            seconds: No longer than this.
+        """
+        end = time.monotonic() + seconds
+        while self._owner == os.getpid() and self._tasks and time.monotonic() < end:
+            time.sleep(0.02)
 
     def run_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on this loop and blocks the calling thread, which must not be the loop's own."""

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from optimsyn.data.records import Record
+from optimsyn.disk import cannot_write, is_disk_trouble
 from optimsyn.errors import BudgetError, DataError
 from optimsyn.models.outcomes import OutcomeLog
+from optimsyn.models.reply_file import INSERT, Row, connect, prepare
+from optimsyn.models.reserve import Reserve
 from optimsyn.redaction import kept
 
 if TYPE_CHECKING:
@@ -25,22 +29,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS replies (
-    key TEXT PRIMARY KEY,
-    reply TEXT NOT NULL,
-    request TEXT NOT NULL,
-    model TEXT NOT NULL,
-    input_tokens INTEGER NOT NULL,
-    output_tokens INTEGER NOT NULL,
-    cost_usd REAL NOT NULL,
-    created REAL NOT NULL
-)
-"""
-# Sums are asked for before every request of a run with caps; from the index they need not read the replies' texts.
-_INDEX = "CREATE INDEX IF NOT EXISTS used ON replies (input_tokens, output_tokens, cost_usd)"
-# How long a process waits for another one's write.
-_BUSY_S = 60.0
+# How long a reply that found no place at all is tried again before it is given up.
+_PATIENCE_S = 20.0
+
+_STOPPED = "Nothing more is bought; what requests under way still bring is kept first, where any room is left."
 
 
 class Reply(Record):
@@ -91,7 +83,9 @@ class ReplyCache:
     """Every reply of a run in one SQLite file, so that none is bought twice.
 
     Safe to use from several threads and processes. A reply is on the disk when `put` returns; the first reply to a
-    request is the one that stays.
+    request is the one that stays. Once one could not be written, nothing more is bought (`ready` raises), here and in
+    every other process that shares the file; what still arrives goes into room that was set aside beside the file
+    (see `optimsyn.models.reserve`) and is read back when the cache is opened again.
 
     Attributes:
         path: The file.
@@ -107,19 +101,28 @@ class ReplyCache:
         self.path = Path(path)
         self.outcomes = OutcomeLog(self.path)
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._trouble: DataError | None = None
+        self._halted: DataError | None = None
+        self._patient_until = 0.0
+        self._aside: dict[str, Reply] = {}
+        on_disk = str(path) != ":memory:"
+        self._reserve = Reserve(self.path.with_name(self.path.stem + ".reserve")) if on_disk else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
-            with self._lock:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                # FULL: a commit survives a power cut too; the fsync is nothing beside the request it protects.
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.execute(_SCHEMA)
-                self._db.execute(_INDEX)
+            self._db = connect(self.path)
+            prepare(self._db)
+            # Reads never wait for a write, which can take a minute when another program holds the file.
+            self._reader = connect(self.path) if on_disk else self._db
         except sqlite3.Error as error:
+            if is_disk_trouble(error) or "unable to open" in str(error) or "locked" in str(error):
+                raise cannot_write(self.path, "replies", error) from error
             raise DataError(
                 f"{self.path}: cannot be opened as a reply cache ({error}); move the file away to start a new one"
             ) from error
+        self._bring_back()
+        if self._reserve is not None:
+            weakref.finalize(self, self._reserve.release)
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None.
@@ -132,13 +135,39 @@ class ReplyCache:
         # As bytes: what is no text would otherwise fail in a way that tells nothing about the row.
         row = self._one("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
         if row is None:
-            return None
+            return self._aside.get(key)
         try:
             return Reply.model_validate_json(row[0])
         except ValidationError:
             _log.warning("%s: the reply with key %s is damaged; it is set aside and asked for again", self.path, key)
             self.set_aside([key])
             return None
+
+    def ready(self) -> None:
+        """Makes sure that a reply which is bought now finds a place; asked before every request.
+
+        Raises:
+            DataError: A reply could not be written before, here or by another process, or there is no room for one.
+        """
+        if (stopped := self._trouble or self._halted) is not None:
+            raise stopped
+        if self._reserve is None:
+            return
+        self._reserve.ours = True
+        if self._reserve.waits():
+            return
+        try:
+            self._reserve.prepare()
+        except OSError as error:
+            raise self._stop(cannot_write(self._reserve.path, "room for replies", error)) from error
+        if not self._reserve.waits():
+            raise self._stop(
+                cannot_write(
+                    self.path,
+                    "replies",
+                    OSError(None, "an earlier one could not be written and lies in " + self._reserve.path.name),
+                )
+            )
 
     def put(self, key: str, reply: Reply, request: dict[str, Any]) -> None:
         """Keeps a reply; when another process kept one under the same key first, that one stays.
@@ -149,9 +178,10 @@ class ReplyCache:
             request: Prompt, model and parameters, for a person who wants to know; never secrets.
 
         Raises:
-            DataError: The file cannot be written (a full disk, for example).
+            DataError: The file cannot be written (a full disk, for example). The message tells whether the reply was
+                kept beside it.
         """
-        values = (
+        values: Row = (
             key,
             kept(reply.model_dump_json()),
             kept(json.dumps(request, sort_keys=True, default=str)),
@@ -161,11 +191,40 @@ class ReplyCache:
             reply.cost_usd or 0.0,
             time.time(),
         )
+        if self._trouble is not None and self._put_aside(values):
+            # The file takes nothing and may make each try wait for a minute.
+            self._aside[key] = reply
+            raise self._trouble
         try:
-            with self._lock:
-                self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._insert(values)
         except sqlite3.Error as error:
-            raise DataError(f"{self.path}: cannot keep a reply ({error})") from error
+            found = self._stop(cannot_write(self.path, "a reply that was bought", error, more=_STOPPED))
+            if self._put_aside(values) or self._insisted(values):
+                self._aside[key] = reply
+                raise found from error
+            self._trouble = cannot_write(
+                self.path,
+                "a reply that was bought",
+                error,
+                more=f"{_STOPPED} There was no room for it anywhere: it is lost.",
+            )
+            raise self._trouble from error
+        if self._trouble is not None:
+            raise self._trouble
+
+    def halt(self, why: str | None) -> None:
+        """Lets nothing more be bought, for a reason, until it is called with None; what is under way is kept."""
+        self._halted = None if why is None else DataError(f"{self.path}: nothing more is bought, because {why}")
+
+    def mended(self) -> None:
+        """Begins anew after trouble or a halt: what was put aside is brought back, and buying may go on."""
+        self._trouble = self._halted = None
+        self._bring_back()
+
+    def release(self) -> None:
+        """Gives the room that was set aside back, where nothing waits in it."""
+        if self._reserve is not None:
+            self._reserve.release()
 
     def set_aside(self, keys: Sequence[str]) -> None:
         """Keeps replies from being found again; they stay on record with what they cost.
@@ -183,20 +242,74 @@ class ReplyCache:
 
     def totals(self) -> Usage:
         """What all kept replies used, by every process that shares the file."""
-        row = self._one("SELECT COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost_usd) FROM replies", ())
+        row = self._one("SELECT replies, input_tokens, output_tokens, cost_usd FROM totals", ())
         assert row is not None
-        return Usage(replies=row[0], input_tokens=row[1] or 0, output_tokens=row[2] or 0, cost_usd=row[3] or 0.0)
+        aside = list(self._aside.values())
+        return Usage(
+            replies=row[0] + len(aside),
+            input_tokens=row[1] + sum(reply.input_tokens for reply in aside),
+            output_tokens=row[2] + sum(reply.output_tokens for reply in aside),
+            cost_usd=max(0.0, row[3] + sum(reply.cost_usd or 0.0 for reply in aside)),
+        )
 
     def close(self) -> None:
         """Closes the file; the object cannot be used afterwards."""
         self.outcomes.close()
-        with self._lock:
+        with self._lock, self._reading:
+            self._reader.close()
             self._db.close()
+
+    def _insert(self, values: Row) -> None:
+        with self._lock:
+            self._db.execute(INSERT, values)
+
+    def _stop(self, trouble: DataError) -> DataError:
+        """Lets nothing more be bought; the first reason is the one that is told."""
+        if self._trouble is None:
+            self._trouble = trouble
+            self._patient_until = time.monotonic() + _PATIENCE_S
+        return self._trouble
+
+    def _put_aside(self, values: Row) -> bool:
+        return self._reserve is not None and self._reserve.keep(json.dumps(values).encode())
+
+    def _insisted(self, values: Row) -> bool:
+        """Tries again for a while: somebody may be freeing room just now."""
+        while time.monotonic() < self._patient_until:
+            time.sleep(min(1.0, _PATIENCE_S / 4))
+            try:
+                self._insert(values)
+            except sqlite3.Error:
+                continue
+            return True
+        return False
+
+    def _bring_back(self) -> None:
+        """Takes into the file what lies beside it; while that is impossible, it is found all the same."""
+        if self._reserve is None or not self._reserve.path.is_file() or self._reserve.waits():
+            return
+        rows: list[Row] = []
+        try:
+            with self._reserve.taken() as lines, self._lock:
+                rows = [tuple(json.loads(line)) for line in lines]
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    self._db.executemany(INSERT, rows)
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+        except (sqlite3.Error, OSError) as error:
+            self._aside = {row[0]: Reply.model_validate_json(row[1]) for row in rows}
+            self._stop(cannot_write(self.path, f"{len(rows)} replies that wait in {self._reserve.path.name}", error))
+        else:
+            self._aside = {}
 
     def _one(self, query: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
         try:
-            with self._lock:
-                row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
+            with self._reading:
+                row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: cannot be read ({error})") from error
         return row

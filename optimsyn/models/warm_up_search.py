@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -138,6 +139,9 @@ def warm_up(
     target.load_checkpoint(kept[-1])
     if folder is not None:
         (folder / RECORD).unlink(missing_ok=True)
+        for leftover in folder.glob(".step-*"):
+            # Of a process that was killed while it wrote one.
+            shutil.rmtree(leftover)
         for item in kept:
             item.save(folder / f"step-{item.step:06d}")
         curve.save(folder / CURVE)

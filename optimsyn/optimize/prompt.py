@@ -283,7 +283,7 @@ class _Search:
         self.history = History(folder / "history.jsonl")
         self.program = _Program(writer, self.watch, writer.model.name, min(GARBAGE_LIMIT, 2 * len(passages)))
         self.start = writer.guiding_text.strip()
-        self.before = len(reward.answered)
+        self.before = reward.different
         self.evidence = EvidenceProposer(self.start, lambda: reward.answered)
         self.best = float("-inf")
         self.tried = 1
@@ -341,7 +341,7 @@ class _Search:
     @property
     def judged(self) -> int:
         """Different pairs judged so far, also those answered from the ledger: a replay counts as the first time did."""
-        return len(self.reward.answered) - self.before
+        return self.reward.different - self.before
 
     def metric(
         self, gold: Any, pred: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None

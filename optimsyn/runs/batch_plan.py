@@ -114,7 +114,7 @@ def plan(
 
 def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, money: bool) -> Job:
     """A run whose recipe would not fail on this machine; one that has finished is not looked at again."""
-    from optimsyn.preflight import price_problems, validate
+    from optimsyn.preflight import checked, price_problems
 
     folder = Run.folder_of(recipe, root)
     state = RunState(recipe=given, folder=str(folder))
@@ -126,7 +126,7 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
             return job
     # A run that has read its data needs no second look at every row of it.
     # Each run asks its services itself, where the answers are counted.
-    found = validate(recipe, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    found = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
     if money:
         found.problems += price_problems(recipe, "--cost-usd")
     found.raise_if_refused()

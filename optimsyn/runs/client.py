@@ -25,6 +25,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NotebookExecutionManager
 
 from optimsyn.data.jsonl import write_text
+from optimsyn.disk import is_disk_trouble
 from optimsyn.redaction import redact_tree, secret_values
 
 # On a machine that is busy training, a kernel may take long to answer although nothing is wrong.
@@ -80,6 +81,8 @@ class CellStates(NotebookExecutionManager):
     def __init__(self, nb: Any, *, secret_names: Iterable[str], **options: Any) -> None:
         super().__init__(nb, **options)
         self._secret_names = tuple(secret_names)
+        # Why the notebook could not be saved, when that was so last.
+        self.unsaved: OSError | None = None
         # What the line of progress shows.
         self.running: int | None = None
         self.told = ""
@@ -89,9 +92,18 @@ class CellStates(NotebookExecutionManager):
         return redact_tree(part, secret_values(self._secret_names))
 
     def save(self, **_: Any) -> None:
-        """Writes the notebook as it stands, atomically, secrets taken out of sources, outputs and parameters."""
-        if self.output_path:
-            save_notebook(self.clean(self.nb), str(self.output_path))
+        """Writes the notebook as it stands, atomically, secrets taken out of sources, outputs and parameters.
+
+        A full disk must not end a kernel whose requests are under way: once cells run, it is remembered only.
+        """
+        try:
+            if self.output_path:
+                save_notebook(self.clean(self.nb), str(self.output_path))
+            self.unsaved = None
+        except OSError as error:
+            if self.running is None or not is_disk_trouble(error):
+                raise
+            self.unsaved = error
         self.last_save_time = self.now()
 
     def notebook_start(self, **options: Any) -> None:

@@ -24,6 +24,7 @@ import zmq
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from optimsyn.disk import cannot_write
 from optimsyn.display.live import LiveLine
 from optimsyn.errors import ParameterError, StageError
 from optimsyn.redaction import redact
@@ -156,6 +157,9 @@ class TruthfulEngine(NBClientEngine):
         finally:
             log.end()
             states.notebook_complete()
+        if states.unsaved is not None:
+            # papermill would fail to write it once more, and hide what a cell has told.
+            raise _unsaved(states, states.unsaved, Path(output_path or name))
         return states.clean(states.nb)
 
 
@@ -249,6 +253,16 @@ def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> Noteb
         source = str(cells[stop.index].source)
     reason = stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else "")
     return NotebookError(notebook, cell, source, stop.kind, states.clean(reason))
+
+
+def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookError:
+    """What a cell failed of, or that the notebook of an unharmed run could not be written."""
+    cells = [cell for cell in states.clean(states.nb).cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return NotebookError(notebook, number, str(cell.source), str(output.ename), str(output.evalue))
+    return NotebookError(notebook, None, "", "DataError", str(cannot_write(notebook, "the notebook", error)))
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from optimsyn.data.jsonl import write_json, write_text
-from optimsyn.errors import StageError
+from optimsyn.errors import OptimsynError, StageError
 from optimsyn.recipe import Recipe
 from optimsyn.redaction import forget_secrets, redact
+from optimsyn.runs.ending import let_arrive, told_of_disk
 from optimsyn.runs.handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.memory import peak_bytes, reset_peak
@@ -85,7 +86,7 @@ class Run(Shown):
         """
         if str(run_folder):
             return cls.load(run_folder)
-        from optimsyn.preflight import validate
+        from optimsyn.preflight import checked
         from optimsyn.preflight_services import open_asked
         from optimsyn.runs.parameters import chosen_recipe
         from optimsyn.runs.resources import default_root
@@ -95,7 +96,7 @@ class Run(Shown):
         # A run that has read its data needs no second look at every row of it.
         known = cls.folder_of(chosen, place)
         read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
-        found = validate(chosen, deep=not read, ask=False)
+        found = checked(chosen, place, deep=not read, ask=False)
         found.raise_if_refused()
         run = open_asked(chosen, place)
         run.foresee(found.forecast)
@@ -204,6 +205,8 @@ class Run(Shown):
             lock.release()
 
     def _timed(self, name: str, handle: StageHandle) -> Iterator[StageHandle]:
+        if "replies" in self.__dict__:
+            self.replies.mended()
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
             record.status, record.attempts, record.pid = "running", record.attempts + 1, os.getpid()
@@ -222,11 +225,26 @@ class Run(Shown):
             self._end(name, "interrupted", begun, Failure(kind="Interrupted", reason=INTERRUPTED))
             raise
         except BaseException as error:
+            if "replies" in self.__dict__:
+                let_arrive(self, name)
             # Jupyter or papermill shows it next, with all its causes.
             forget_secrets(error, self.secret_names)
-            self._end(name, "failed", begun, Failure(kind=type(error).__name__, reason=str(error)), handle.notes)
+            told = told_of_disk(self, name, error)
+            shown = told or error
+            try:
+                self._end(name, "failed", begun, Failure(kind=type(shown).__name__, reason=str(shown)), handle.notes)
+            except (OSError, OptimsynError) as problem:
+                # The error of the stage is what counts; a manifest that says `running` of a dead process tells enough.
+                shown.add_note(f"  The manifest could not be written either: {redact(str(problem))}")
+            if told is not None:
+                raise told from error
             raise
-        self._end(name, "finished", begun, None, handle.notes)
+        if "replies" in self.__dict__:
+            self.replies.release()
+        try:
+            self._end(name, "finished", begun, None, handle.notes)
+        except OSError as error:
+            raise told_of_disk(self, name, error) or error from error
 
     def _end(
         self, name: str, status: Any, begun: float, failure: Failure | None, notes: dict[str, Any] | None = None

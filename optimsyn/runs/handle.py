@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import write_json
@@ -65,20 +65,22 @@ class StageHandle:
             if before == [done, total] or (done < total and moment - when < _TELL_SECONDS):
                 return
             self._told = (moment, done, total)
-            write_json(
-                self._run.folder / PROGRESS_FILE,
-                {
-                    "stage": self.name,
-                    "done": done,
-                    "total": total,
-                    "what": what,
-                    "first": self._first,
-                    "seconds": moment - self._begun,
-                    "last": last,
-                    "at": time.time(),
-                    "unread": self._unread_replies(moment),
-                },
-            )
+            # A disk that takes nothing more is told by whatever has to be kept, not by this.
+            with suppress(OSError):
+                write_json(
+                    self._run.folder / PROGRESS_FILE,
+                    {
+                        "stage": self.name,
+                        "done": done,
+                        "total": total,
+                        "what": what,
+                        "first": self._first,
+                        "seconds": moment - self._begun,
+                        "last": last,
+                        "at": time.time(),
+                        "unread": self._unread_replies(moment),
+                    },
+                )
 
     def _unread_replies(self, moment: float) -> dict[str, int]:
         """The run's requests by outcome, without those whose reply was read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,9 @@ def _execute(run: Run, stage: str, lock: Path, begun: float) -> None:
         if error.kind == "TimeLimit":
             reason = f"it took longer than limits.stage_minutes ({minutes:g}); raise the limit to let it continue"
         failure = Failure(kind=error.kind, cell=error.cell, source=error.source, reason=reason)
-        run.mark_stopped(stage, "failed", failure, seconds=time.monotonic() - begun)
+        # On a full disk the manifest is as it was; the error is told all the same.
+        with suppress(OSError):
+            run.mark_stopped(stage, "failed", failure, seconds=time.monotonic() - begun)
         raise StageError(
             f"stage {stage} failed: {error.kind}: {reason}\n"
             f"  Its notebook, up to the failure{'' if error.cell is None else f' in cell [{error.cell}]'}: {output}\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.jsonl import iter_json, read_jsonl
@@ -20,7 +20,7 @@ from optimsyn.display.names import metric_label, variant_label
 from optimsyn.display.plots import differs
 from optimsyn.display.tables import Table, number
 from optimsyn.errors import StageError
-from optimsyn.judgements import Judgement, content_key, of_the_latest
+from optimsyn.judgements import Judgement, content_key, latest_rows
 from optimsyn.optimize.history import read_history
 from optimsyn.stages.result import StageResult
 
@@ -290,11 +290,9 @@ def _groups(run: Run) -> dict[str, list[_Row]]:
     return named
 
 
-def _ledger(run: Run) -> list[_Row]:
+def _ledger(run: Run) -> Iterator[_Row]:
     """The judgements so far, all by the same scorer and checks; a run without optimisers has none before synthesis."""
-    path = run.path("rewards.jsonl")
-    rows = list(iter_json(path, tolerate_torn=True)) if path.is_file() else []
-    return [_Row.model_validate(row) for row in of_the_latest(rows)]
+    return map(_Row.model_validate, latest_rows(run.path("rewards.jsonl")))
 
 
 def _spread(values: Sequence[float]) -> float:

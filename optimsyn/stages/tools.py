@@ -170,13 +170,15 @@ class Tools:
 
     @cached_property
     def target(self) -> Target:
-        """The target model with its warm-up checkpoints, where there are any."""
+        """The target model, with its warm-up checkpoints once the stage that makes them has finished.
+
+        Until then it is as it came: a warm-up that was killed goes on from the start of its training, not from its end.
+        """
         from optimsyn.models.target import Target
 
         target = Target.load(self.recipe.models.target, seed=self.recipe.seed)
-        folder = self.run.path("warm_up", "checkpoints")
-        if folder.is_dir():
-            target.add_checkpoints_from(folder)
+        if self.run.done("warm_up"):
+            target.add_checkpoints_from(self.run.path("warm_up", "checkpoints"))
         return target
 
     @cached_property
