@@ -69,7 +69,7 @@ def test_a_local_cluster_tells_the_same_truth_and_goes_on(recipe: Recipe, served
     def slowly(number: int, request: dict[str, Any]) -> Answer:
         if request["model"] == "broken":
             return said("I would rather talk about the weather.")
-        if request["model"] == "patient":
+        if request["model"] == "patient" and request["max_tokens"] > 16:  # not the first tiny question
             time.sleep(patience)
         return answer(number, request)
 

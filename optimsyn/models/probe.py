@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optimsyn.recipe import ModelSpec, Recipe
 
 # A recipe may wait minutes for a reply and try often; this is to be known at once.
-_PATIENCE_S = 30.0
+_PATIENCE_S = 60.0
 _TRIES_MORE = 1
 # Enough for the answer, and the least that every API takes.
 _MOST_TOKENS = 16
