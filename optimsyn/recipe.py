@@ -124,8 +124,8 @@ class Influence(Section):
     )
     estimator: Estimator = Field(
         "adam_linear",
-        description="Which direction of a step counts; see docs/influence.md. simulated: none; what a foretold training "
-        "of at most twelve steps does with the pair in its batches, by `fine_tune` and from the last checkpoint.",
+        description="Which direction of a step counts; see docs/influence.md. simulated: what a foretold training with "
+        "the pair in its batches does, by `fine_tune` and at most twelve steps long, from the last checkpoint.",
     )
     normalization: Literal["cosine", "dot"] = Field(
         "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."

@@ -5,8 +5,8 @@ in each batch for the pair z; companions, first drafts of the run, share the oth
 
     IF(z) = mean_q L_q(companions, an empty pair in z's place) − mean_q L_q(companions, z in that place)
 
-in nats, over the questions of each subtask. An empty pair has no gradient: who teaches nothing scores 0. z is trained on
-with every label, as fine-tuning does; of the questions counts what `influence.tokens` says.
+in nats, over the questions of each subtask. An empty pair has no gradient: what teaches nothing scores 0. z is trained
+on with every label, as fine-tuning does; of the questions counts what `influence.tokens` says.
 
 Unlike the other estimators this one knows of the batch: its gradient is clipped together with those of the companions,
 what these teach anyway earns little, and a pair that is learnt after two steps teaches nothing in the third.
