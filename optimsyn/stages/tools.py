@@ -5,7 +5,7 @@ Everything is built on first use and kept, so that a stage loads only what it ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -192,7 +192,7 @@ class Tools:
             raise StageError(f"{path}: missing; influence.estimator: simulated needs the first drafts of warm_up")
         return self.training_with(read_jsonl(path, Pair))
 
-    def training_with(self, pairs: Sequence[Pair]) -> BatchTraining:
+    def training_with(self, pairs: list[Pair]) -> BatchTraining:
         """The training that is foretold, with these valid first drafts as companions."""
         from optimsyn.influence.simulated_scorer import BatchTraining
         from optimsyn.stages.warm_up import parts_of
