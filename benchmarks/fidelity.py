@@ -154,6 +154,7 @@ class Bench:
             groups=sets.groups,
             plan=plan,
             seed=seed,
+            drafts=sets.warm_up if singles else (),
             rows=args.rows,
             folder=folder,
             told=self.told,

@@ -54,7 +54,10 @@ from optimsyn.influence.similarity import compare_similarity
 whole = run if run_folder else Run.start(recipe)
 prepare.run(whole)
 validation = Tools(whole).validation
-found = compare_similarity(Tools(run).target, run.recipe.influence, validation, look.judged_pairs(run))
+tools = Tools(run)
+found = compare_similarity(
+    tools.target, run.recipe.influence, validation, look.judged_pairs(run), training=tools.batch_training
+)
 found
 
 # %% [markdown]

@@ -55,7 +55,7 @@ __all__ = [
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
-Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less"]
+Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less", "simulated"]
 
 
 class WarmUp(Section):
@@ -123,7 +123,11 @@ class Influence(Section):
         "the derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is "
         "below half a per cent; where there is none, the best one if it is below 5, as a named one may be.",
     )
-    estimator: Estimator = Field("adam_linear", description="Which direction of a step counts; see docs/influence.md.")
+    estimator: Estimator = Field(
+        "adam_linear",
+        description="Which direction of a step counts; see docs/influence.md. simulated: what a foretold training with "
+        "the pair in its batches does, by `fine_tune` and at most twelve steps long, from the last checkpoint.",
+    )
     normalization: Literal["cosine", "dot"] = Field(
         "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."
     )
@@ -135,6 +139,20 @@ class Influence(Section):
     def is_derivative(self) -> bool:
         """Whether the score is a directional derivative of the pair's loss, which twin and forward can read off."""
         return self.estimator in ("adam_linear", "sgd") and self.normalization == "dot"
+
+    @property
+    def linear(self) -> Influence:
+        """The same with the linear score beside a foretold training, which shares of tokens are taken of."""
+        return self.model_copy(update={"estimator": "adam_linear", "normalization": "dot"})
+
+    @model_validator(mode="after")
+    def _nothing_to_normalise(self) -> Influence:
+        if self.estimator == "simulated" and self.normalization != "dot":
+            raise ValueError(
+                "estimator simulated foretells a training, in nats, and has no direction to normalise; set "
+                "normalization to dot, or estimator to adam or adam_linear"
+            )
+        return self
 
     @model_validator(mode="after")
     def _derivative_is_linear(self) -> Influence:

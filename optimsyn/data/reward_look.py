@@ -109,6 +109,7 @@ class RewardLook(Shown):
         length_pairs: Of how many pairs.
         empty: Score of an empty gradient.
         training: The counterfactual; None where there was none.
+        end_of: The score that `end_share` is a part of, where that is not the reward's own.
     """
 
     verdict: Soundness
@@ -128,6 +129,7 @@ class RewardLook(Shown):
     length_pairs: int
     empty: float
     training: TrainedOn | None
+    end_of: str = ""
 
     @property
     def sentence(self) -> str:

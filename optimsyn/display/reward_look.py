@@ -33,7 +33,8 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
         (
             "share of the end-of-text token",
             _percent(look.end_share),
-            f"of the mean |influence|; {_percent(look.end_share_if_counted)} if it counted like every other token",
+            f"of the mean |influence|{f' by {look.end_of}' if look.end_of else ''}; "
+            f"{_percent(look.end_share_if_counted)} if it counted like every other token",
         ),
         (
             "correlation with 1/answer tokens",

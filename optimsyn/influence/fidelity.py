@@ -40,10 +40,12 @@ from optimsyn.influence.fidelity_statistics import FidelityCell, Subsets
 from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.selection import balanced, top
 from optimsyn.influence.simulated import SimulatedTraining
+from optimsyn.influence.simulated_scorer import BatchTraining, SimulatedScorer
 from optimsyn.influence.training_ledger import TrainingLedger
 from optimsyn.influence.trainings import Trainings, schedule
 from optimsyn.models.encoding import as_sample, counted
 from optimsyn.models.target import Target
+from optimsyn.recipe import FineTune
 from optimsyn.recipe_models import CountedTokens
 
 
@@ -165,15 +167,17 @@ def measure(
     extra: Extra | None = None,
     seed: int = 0,
     batch_tokens: int = 1024,
+    drafts: Sequence[Item] = (),
     rows: int = 32,
     folder: Path | None = None,
     told: Callable[[int, float], None] | None = None,
 ) -> FidelityCell:
     """The scores and truths of one pool, one row of data for a `FidelityReport`.
 
-    Args are those of `fidelity`, and: `name` and `domain` tell this cell from others, `rows` is how many samples of
-    trainings go through the model side by side, `told` is called with the number and the seconds of every group of
-    trainings that had to be computed.
+    Args are those of `fidelity`, and: `name` and `domain` tell this cell from others, `drafts` are what a run has of
+    its own to place a pair in a batch with (the warm-up's pairs; with some there is one score more), `rows` is how many
+    samples of trainings go through the model side by side, `told` is called with the number and the seconds of every
+    group of trainings that had to be computed.
     """
     plan, extra = plan or Plan(), extra or Extra()
     if not target.checkpoints:
@@ -227,6 +231,13 @@ def measure(
         batch_tokens=batch_tokens,
     )
     scores |= _simulated_scores(simulated, len(pool), plan.batch_size)
+    if drafts:
+        tuning = FineTune(steps=plan.horizons[-1], batch_size=plan.batch_size, lr=plan.lr)
+        training = BatchTraining(drafts, tuning, plan.max_grad_norm)
+        # As above every question counts the same, whatever its subtask.
+        alike = [as_sample(item).model_copy(update={"subtask": ""}) for item in questions]
+        made = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=batch_tokens)
+        scores["simulated, in batch (drafts)"] = made.score(pool).total
     scores |= calibrated_scores(scores, truths, groups or [item.id for item in encoded])
     answers = [as_sample(item).completion for item in pool]
     return FidelityCell(

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[PairShares]:
     """Scores pairs and says what each piece of their answers brings; works with every scorer.
 
+    A foretold training (`influence.estimator: simulated`) is no sum over tokens; shares and influence are then those of
+    `adam_linear` with `dot`.
+
     Args:
-        scorer: The exact scorer or the twin scorer.
+        scorer: The exact scorer, the twin scorer or that of a foretold training.
         target: Its target, for the tokens.
         pairs: A few pairs: this takes about four times as long as scoring them (with twins, no longer).
 
@@ -34,6 +37,10 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         >>> from optimsyn.display.heatmap import Heatmap
         >>> Heatmap(pair_shares(scorer, target, pairs))                              # doctest: +SKIP
     """
+    from optimsyn.influence.simulated_scorer import SimulatedScorer
+
+    if isinstance(scorer, SimulatedScorer):
+        scorer = scorer.linear
     scores = scorer.score(pairs, token_shares=True)
     found = []
     for index, pair in enumerate(pairs):

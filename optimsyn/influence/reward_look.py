@@ -15,6 +15,9 @@ For the last one the validation questions are parted: two thirds give the direct
 measured on the rest (at most twelve). Of fewer than twelve questions all do both, and the table says so. Test
 questions are never looked at. What the numbers come to is in `optimsyn.influence.reward_verdict`.
 
+With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, and says so: a
+foretold training is no sum over tokens.
+
 It costs one backward pass a question, two a pair, and steps × batch_size passes a subset.
 """
 
@@ -24,19 +27,22 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.data.reward_look import Interval, RewardLook, TrainedOn
-from optimsyn.errors import DataError
+from optimsyn.errors import DataError, RecipeError
 from optimsyn.influence.fidelity_statistics import spearman
 from optimsyn.influence.plain import plain_scores
+from optimsyn.influence.plain_simulated import plain_simulated
 from optimsyn.influence.reward_truth import train_on_subsets
 from optimsyn.influence.reward_verdict import FEWEST_PAIRS, judged
 from optimsyn.influence.scorer import Scores
 from optimsyn.influence.scoring import Scorer
+from optimsyn.influence.simulated_scorer import BatchTraining, SimulatedScorer
 from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
 from optimsyn.recipe import Influence
@@ -71,6 +77,7 @@ def look_at_reward(
     questions: Sequence[Question | Sample],
     config: Influence = Influence(),  # noqa: B008 - frozen
     *,
+    training: BatchTraining | None = None,
     scores: Scores | None = None,
     trained_on: Collection[str] = (),
     held_out_questions: Sequence[Question | Sample] = (),
@@ -92,6 +99,7 @@ def look_at_reward(
         pairs: Valid pairs to choose from.
         questions: The questions that the scorer was made with.
         config: The options that it was made with.
+        training: What the estimator `simulated` places pairs in; the others have no use for it.
         scores: Of all `pairs`, where they are known already.
         trained_on: Ids of pairs that the warm-up has trained on; others are preferred.
         held_out_questions: Measure the counterfactual on these; none: part `questions`.
@@ -106,6 +114,7 @@ def look_at_reward(
     Raises:
         DataError: There are no pairs or questions.
         ModelError: A pair or question cannot be encoded, or a loss is not finite.
+        RecipeError: `training` is missing.
 
     Example:
         >>> look_at_reward(scorer, target, pairs, questions)                         # doctest: +SKIP
@@ -118,12 +127,31 @@ def look_at_reward(
     mine = scores.total[chosen]
     train = random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
     held_back = _held_back(questions, seed) if train and not held_out_questions else []
-    told = _Told(report, (len(questions) + len(chosen)) * len(target.checkpoints), random_subsets + 2 if train else 0)
-    plain = plain_scores(target, looked, questions, config, held_back=held_back, report=told.add)
-    training: TrainedOn | None = None
+    simulated = config.estimator == "simulated"
+    passes = (len(questions) + len(chosen)) * len(target.checkpoints)
+    if simulated:
+        passes += len(questions) + len(chosen) + len(_training_of(training).used)
+    told = _Told(report, passes, random_subsets + 2 if train else 0)
+    # Of a foretold training nothing can be told apart but its whole: parts are those of the linear score.
+    linear = config.linear if simulated else config
+    plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=told.add)
+    if simulated:
+        layout = scorer.layout if isinstance(scorer, SimulatedScorer) else None
+        total, apart = plain_simulated(
+            target,
+            looked,
+            questions,
+            config,
+            _training_of(training),
+            layout=layout,
+            held_back=held_back,
+            report=told.add,
+        )
+        plain = replace(plain, total=total, apart=apart)
+    trained: TrainedOn | None = None
     if train:
         measured = held_out_questions or [questions[i] for i in held_back] or questions
-        training = train_on_subsets(
+        trained = train_on_subsets(
             target,
             looked,
             plain.apart.tolist(),
@@ -164,9 +192,19 @@ def look_at_reward(
             length_within=within,
             length_pairs=len(pairs),
             empty=float(empty) if isinstance(empty, float) else 0.0,
-            training=training,
+            training=trained,
+            end_of=f"{linear.estimator}, {linear.normalization}" if simulated else "",
         )
     )
+
+
+def _training_of(training: BatchTraining | None) -> BatchTraining:
+    if training is None:
+        raise RecipeError(
+            "influence.estimator: simulated needs to know the training that it foretells; give look_at_reward its "
+            "`training`, as the scorer has it"
+        )
+    return training
 
 
 def _chosen(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -> list[int]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.errors import ModelError
+from optimsyn.errors import ModelError, RecipeError
 from optimsyn.influence.accuracy import MOST_ERROR, WANTED_ERROR, Choice, Method, percent, refuse_error
 from optimsyn.influence.forward import ForwardScorer
 from optimsyn.influence.forward_mode import NoForwardDerivativeError
 from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.simulated_scorer import BatchTraining, SimulatedScorer
 from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_smooth import choice_of
 from optimsyn.models.target import Target
@@ -64,6 +65,7 @@ def build_scorer(
     config: Influence,
     folder: Path | None = None,
     *,
+    training: BatchTraining | None = None,
     report: Callable[[int], None] | None = None,
 ) -> MeasuredScorer:
     """The scorer of a recipe's section `influence`; `scorer.choice` says which way was taken and why.
@@ -78,10 +80,11 @@ def build_scorer(
         questions: The validation questions.
         config: The section.
         folder: Where validation directions, steps and measured errors are kept; None: nowhere.
+        training: What the estimator `simulated` places pairs in; the others have no use for it.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
-        DataError: There are no questions.
+        DataError: There are no questions, or no companions for `simulated`.
         ModelError: The target has not been warmed up, its trained parameters cannot be scored, or the way that the
             recipe names is off by 5 per cent or more.
         RecipeError: An option has no such value.
@@ -94,8 +97,12 @@ def build_scorer(
         "batch_tokens": config.batch_tokens,
         "folder": folder,
     }
-    # Under torchrun every process of GRPO rewards completions of its own.
-    exact = InfluenceScorer(target, questions, **common, processes="own", report=report)
+    exact: InfluenceScorer | SimulatedScorer
+    if config.estimator == "simulated":
+        exact = _simulated(target, questions, config, folder, training, report)
+    else:
+        # Under torchrun every process of GRPO rewards completions of its own.
+        exact = InfluenceScorer(target, questions, **common, processes="own", report=report)
     errors: dict[str, float] = {}
     passed: list[str] = []
     best: tuple[str, MeasuredScorer] | None = None
@@ -132,14 +139,41 @@ def build_scorer(
     return made
 
 
+def _simulated(
+    target: Target,
+    questions: Sequence[Question | Sample],
+    config: Influence,
+    folder: Path | None,
+    training: BatchTraining | None,
+    report: Callable[[int], None] | None,
+) -> SimulatedScorer:
+    if training is None:
+        raise RecipeError(
+            "influence.estimator: simulated needs to know the training that it foretells; give build_scorer its "
+            "`training` (companions and fine_tune), or set influence.estimator to adam_linear"
+        )
+    return SimulatedScorer(
+        target,
+        questions,
+        training,
+        across_subtasks=config.across_subtasks,
+        tokens=config.tokens,
+        batch_tokens=config.batch_tokens,
+        folder=folder,
+        report=report,
+    )
+
+
 def _made(
     method: str,
     precision: Precision,
-    exact: InfluenceScorer,
+    exact: InfluenceScorer | SimulatedScorer,
     questions: Sequence[Question | Sample],
     common: dict[str, Any],
 ) -> MeasuredScorer:
     """One way; what is too far off is passed over by the caller, and not refused here."""
+    if isinstance(exact, SimulatedScorer):
+        return exact if precision == "model" else exact.at(precision)
     if method == "exact":
         if precision == "model":
             return exact
@@ -150,7 +184,10 @@ def _made(
 
 
 def _ways(
-    exact: InfluenceScorer, questions: Sequence[Question | Sample], config: Influence, passed: list[str]
+    exact: InfluenceScorer | SimulatedScorer,
+    questions: Sequence[Question | Sample],
+    config: Influence,
+    passed: list[str],
 ) -> Iterator[tuple[str, Precision]]:
     """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
     narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1

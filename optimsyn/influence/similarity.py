@@ -24,6 +24,7 @@ from optimsyn.influence.scoring import build_scorer
 
 if TYPE_CHECKING:
     from optimsyn.display.plots import Picture
+    from optimsyn.influence.simulated_scorer import BatchTraining
     from optimsyn.models.target import Target
     from optimsyn.recipe import Influence
 
@@ -145,6 +146,7 @@ def compare_similarity(
     validation: Sequence[Question],
     pairs: Sequence[Pair],
     *,
+    training: BatchTraining | None = None,
     embedder: Embedder | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -157,6 +159,7 @@ def compare_similarity(
         config: The recipe's section `influence`.
         validation: Every second question of each subtask gives the direction.
         pairs: Synthetic pairs.
+        training: As of `build_scorer`: what the estimator `simulated` places pairs in.
         embedder: From texts to vectors; None: the target's own base model, which is no embedding model.
         confidence: Coverage of the intervals.
         resamples: Bootstrap draws.
@@ -173,7 +176,7 @@ def compare_similarity(
             "one pair are needed"
         )
     items: list[Pair | Question] = [*pairs, *real]
-    influence = build_scorer(target, given, config).score(items).total.tolist()
+    influence = build_scorer(target, given, config, training=training).score(items).total.tolist()
     embed = embedder if embedder is not None else BaseModelEmbedder(target)
     vectors = embed([text_of(item) for item in [*items, *given]]).double()
     # The hidden states of a language model share one large direction, which would make every cosine nearly 1.

@@ -135,8 +135,13 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
         The peft folders, checkpoint by checkpoint, in the order of `Plan.points`.
 
     Raises:
-        ModelError: The target's trained parameters are not those of one plain LoRA adapter.
+        ModelError: The scorer has no twins, or the target's trained parameters are not those of one plain LoRA adapter.
     """
+    if not isinstance(scorer, TwinScorer):
+        raise ModelError(
+            f"a {type(scorer).__name__} has no twins to export, which need a score that is linear in a pair's "
+            "gradient; set influence.estimator to adam_linear and influence.method to twin"
+        )
     target = scorer.target
     adapter, config = _plain_lora(target)
     if stacked:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Question
     from optimsyn.influence.scorer import Scores
     from optimsyn.influence.scoring import Scorer
+    from optimsyn.influence.simulated_scorer import BatchTraining
     from optimsyn.runs.folder import Run
 
 # Enough questions for a direction that is not one question's own, few enough to stay within a minute on a CPU.
@@ -84,11 +85,12 @@ def preview(run: Run, pairs: int = 3) -> Preview:
             f"direction comes from {min(PREVIEW_QUESTIONS, len(tools.validation))} validation questions."
         )
         questions = _spread(tools.validation, PREVIEW_QUESTIONS)
-        scorer = build_scorer(tools.target, questions, run.recipe.influence)
+        training = tools.training_with(valid) if run.recipe.influence.estimator == "simulated" else None
+        scorer = build_scorer(tools.target, questions, run.recipe.influence, training=training)
     else:
-        questions, scorer = tools.validation, tools.scorer
+        questions, scorer, training = tools.validation, tools.scorer, tools.batch_training
     scores = scorer.score(valid)
-    look = _look(run, tools, scorer, valid, questions, scores)
+    look = _look(run, tools, scorer, valid, questions, scores, training)
     totals = iter(float(value) for value in scores.total)
     rows = []
     for draft in drafts:
@@ -107,7 +109,13 @@ def preview(run: Run, pairs: int = 3) -> Preview:
 
 
 def _look(
-    run: Run, tools: Tools, scorer: Scorer, pairs: list[Pair], questions: list[Question], scores: Scores
+    run: Run,
+    tools: Tools,
+    scorer: Scorer,
+    pairs: list[Pair],
+    questions: list[Question],
+    scores: Scores,
+    training: BatchTraining | None,
 ) -> RewardLook | None:
     """The run's own look where it has one, else a cheap one at these pairs: nothing is trained."""
     from optimsyn.influence.reward_look import look_at_reward
@@ -124,6 +132,7 @@ def _look(
         pairs,
         questions,
         run.recipe.influence,
+        training=training,
         scores=scores,
         trained_on=() if run.done("warm_up") else {pair.id for pair in pairs},
         most=wanted,

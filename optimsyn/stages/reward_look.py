@@ -60,6 +60,7 @@ def look_after_warm_up(
         pairs,
         tools.validation,
         recipe.influence,
+        training=tools.batch_training,
         scores=scores,
         trained_on=trained_on,
         most=wanted.pairs,

@@ -40,7 +40,9 @@ def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement
     if path.is_file():
         return
     config = tools.recipe.influence
-    found = TokenShares(variant=variant, estimator=f"{config.estimator}, {config.normalization}")
+    shown = config.linear if config.estimator == "simulated" else config
+    note = " (simulated, by which pairs are judged, is no sum over tokens)" if shown is not config else ""
+    found = TokenShares(variant=variant, estimator=f"{shown.estimator}, {shown.normalization}{note}")
     pairs = [row.pair for row in extremes(judgements) if row.pair is not None]
     try:
         shares = tuple(pair_shares(tools.scorer, tools.target, pairs))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from optimsyn.data.jsonl import read_jsonl
-from optimsyn.data.records import Document, Passage, Question
+from optimsyn.data.records import Document, Pair, Passage, Question
 from optimsyn.errors import StageError
 from optimsyn.runs.folder import Run
 from optimsyn.seeds import derive_seed, shuffled
@@ -20,6 +20,7 @@ from optimsyn.seeds import derive_seed, shuffled
 if TYPE_CHECKING:
     from optimsyn.influence.moved import DirectedScorer, MovedScorer
     from optimsyn.influence.scoring import MeasuredScorer
+    from optimsyn.influence.simulated_scorer import BatchTraining
     from optimsyn.models.language_model import LanguageModel
     from optimsyn.models.replies import Budget
     from optimsyn.models.target import Target
@@ -192,9 +193,40 @@ class Tools:
         count = None
         if self.stage is not None:
             total = len(self.validation) * len(self.target.checkpoints)
+            if self.batch_training is not None:
+                total = len(self.validation) + len(self.batch_training.used)
             count = self.stage.count(total, "validation gradients", last=False)
         report = count.add if count is not None else None
-        return build_scorer(self.target, self.validation, self.recipe.influence, folder, report=report)
+        return build_scorer(
+            self.target, self.validation, self.recipe.influence, folder, training=self.batch_training, report=report
+        )
+
+    @cached_property
+    def batch_training(self) -> BatchTraining | None:
+        """What the estimator `simulated` places pairs in: with the run's own first drafts, in every stage the same.
+
+        Those come first that the warm-up has not trained on: they are as new to the target as what is written later.
+        None for the other estimators.
+
+        Raises:
+            StageError: There is no first draft.
+        """
+        if self.recipe.influence.estimator != "simulated":
+            return None
+        path = self.run.path("warm_up", "pairs.jsonl")
+        if not path.is_file():
+            raise StageError(f"{path}: missing; influence.estimator: simulated needs the first drafts of warm_up")
+        return self.training_with(read_jsonl(path, Pair))
+
+    def training_with(self, pairs: list[Pair]) -> BatchTraining:
+        """The training that is foretold, with these valid first drafts as companions."""
+        from optimsyn.influence.simulated_scorer import BatchTraining
+        from optimsyn.stages.warm_up import parts_of
+        from optimsyn.training.sft import MAX_GRAD_NORM
+
+        trained = {pair.id for pair in parts_of(self.recipe, pairs)[0]}
+        companions = sorted(pairs, key=lambda pair: pair.id in trained)
+        return BatchTraining(companions, self.recipe.fine_tune, MAX_GRAD_NORM)
 
     def moved_scorer(self) -> MovedScorer:
         """A scorer that takes what was judged before as learnt; it begins with nothing."""

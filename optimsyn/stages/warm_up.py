@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Passage, Rubric
     from optimsyn.influence.scoring import MeasuredScorer
     from optimsyn.models.warm_up_curve import Search, WarmUpCurve
+    from optimsyn.recipe import Recipe
     from optimsyn.reward import RubricRequest
     from optimsyn.runs.folder import Run
     from optimsyn.runs.handle import StageHandle
@@ -69,7 +70,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
             "`warm_up.pairs`, use a stronger generator or look at the failed check."
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
-    trained, unseen, search = _parts(run, pairs)
+    trained, unseen, search = parts_of(run.recipe, pairs)
     checkpoints = tools.target.warm_up(
         trained,
         questions=tools.validation,
@@ -119,12 +120,12 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
 
 
-def _parts(run: Run, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Search]:
+def parts_of(recipe: Recipe, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Search]:
     """The pairs to train on, those to look at in their place, and how steps and learning rate are found."""
     from optimsyn.models.warm_up_curve import Search
 
-    config = run.recipe.warm_up
-    search = Search(config.max_steps, config.every, config.held_out, around=run.recipe.fine_tune.lr)
+    config = recipe.warm_up
+    search = Search(config.max_steps, config.every, config.held_out, around=recipe.fine_tune.lr)
     share = max(min(FEWEST_DRAFTS, len(pairs)), round(len(pairs) * config.fraction))
     if config.steps is not None and config.lr is not None:
         return pairs[:share], [], search
