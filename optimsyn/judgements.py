@@ -264,14 +264,14 @@ class Ledger:
             return sum(identity in (None, row.identity) for row in self._held.values())
         return self._index.count(identity)
 
-    def valid_pairs(self, identity: str, last: int | None = None) -> list[Pair]:
-        """The valid pairs of an identity in order of judging, all or the last ones."""
+    def valid_pairs(self, identity: str, scorer: str, last: int | None = None) -> list[Pair]:
+        """The valid pairs of an identity that a scorer has scored, in order of judging, all or the last ones."""
         found: list[Pair] = []
         for place in () if self._index is None else self._index.places(identity):
             if last is not None and len(found) >= last:
                 break
             row = self._row(place)
-            if row is not None and row.valid and row.pair is not None:
+            if row is not None and row.valid and row.pair is not None and row.scorer == scorer:
                 found.append(row.pair)
         return found[::-1]
 

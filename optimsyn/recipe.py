@@ -282,6 +282,13 @@ class Limits(Section):
     stage_minutes: float | None = Field(None, gt=0, description="Longest time for one stage, in minutes.")
 
 
+def _without_what_says_nothing(section: Section, raw: dict[str, Any], later: tuple[str, ...]) -> None:
+    """Takes fields that came later out of a dump where they have their defaults: old fingerprints stay."""
+    for field in later:
+        if getattr(section, field) == type(section).model_fields[field].default:
+            raw.pop(field)
+
+
 class Recipe(Shown, Section):
     """Everything that one run is made of."""
 
@@ -384,6 +391,15 @@ class Recipe(Shown, Section):
         """
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
+        documents, questions = raw["documents"], raw["questions"]
+        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection"))
+        for place, source in (
+            (documents["source"], self.documents.source),
+            (questions["validation"], self.questions.validation),
+            (questions["test"], self.questions.test),
+        ):
+            if source is not None:
+                _without_what_says_nothing(source, place, ("encoding", "file_mb", "follow_links"))
         for spec in raw["models"].values():
             if spec:
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env", "prices", "batch", "batch_hours"):

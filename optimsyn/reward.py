@@ -130,7 +130,8 @@ class InfluenceReward:
         self._lock = threading.Lock()
         self._scorer_lock = threading.Lock()
         if self._moving is not None:
-            self._moving.judged(self._ledger.valid_pairs(self.identity, getattr(scorer, "remembers", None)))
+            remembered = getattr(scorer, "remembers", None)
+            self._moving.judged(self._ledger.valid_pairs(self.identity, self._scorer_id, remembered))
         judged = self._ledger.count()
         self.passed_over = judged - self._ledger.count(self.identity)
         if self.passed_over:

@@ -42,6 +42,8 @@ def answer(number: int, request: dict[str, Any]) -> Answer:
     """A good model: the rubric when a rubric is asked for, else a pair about the first fact of the passage."""
     text = request["messages"][-1]["content"]
     schema = json.dumps(request.get("response_format", {}))
+    if text == "Reply with the word yes.":  # the first tiny question to a service
+        return said(json.dumps({"word": "yes"}))
     if "trainability" in schema:
         rubric = dict.fromkeys(("question_quality", "answer_quality", "alignment", "trainability"), "names one thing")
         return said(json.dumps({"question_type": "fact", **rubric}))

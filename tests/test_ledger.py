@@ -157,8 +157,9 @@ def test_lines_of_equal_content_answer_with_the_last(tmp_path: Path) -> None:
     assert found is not None
     assert found.influence == 2.0
     assert ledger.scored(content_key(pair), "another") is None
-    assert ledger.valid_pairs("mine") == [pair] * 3
-    assert ledger.valid_pairs("mine", last=2) == [pair] * 2
+    assert ledger.valid_pairs("mine", "s") == [pair] * 3
+    assert ledger.valid_pairs("mine", "s", last=2) == [pair] * 2
+    assert ledger.valid_pairs("mine", "another") == []
 
 
 def test_feedback_is_that_of_all_that_was_given_out() -> None:

@@ -112,7 +112,7 @@ def test_a_run_with_poison_ends_with_exactly_the_poison_counted(
     served: Service,
     tmp_path: Path,
 ) -> None:
-    run, poisoned = synthesize(recipe, served, tmp_path / "runs", pairs=24, share=0.4)
+    run, poisoned = synthesize(recipe, served, tmp_path / "runs", pairs=32, share=0.5)
     expected = poisoned.expected
     assert {"invalid", "cut", "refusal", "asked_again"} <= expected.keys(), "the seed brings every kind"
     assert run.manifest.outcomes["generator"] == expected

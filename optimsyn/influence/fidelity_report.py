@@ -16,6 +16,8 @@ PAPER = "adam cosine"
 """The score of the OptimSyn paper."""
 
 TITLES = {LDS: "LDS"}
+# So many rows are shown whatever they are called.
+_BEST = 8
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class FidelityReport:
         domains: Domain -> the same of its cells alone.
         truths: Columns.
         choices: Parts of pools that were trained on.
-        cells: Names of the cells.
-        samples: Samples in each cell.
+        cells: Names of the cells whose samples were trained on one by one; of all, where none were.
+        samples: Samples in each of them.
         questions: Questions that gave each cell's directions.
         truth_questions: And its truth.
         resamples: Of the bootstrap.
@@ -101,15 +103,17 @@ class FidelityReport:
         measured = [CellStatistics(cell, resamples, seed + place) for place, cell in enumerate(cells)]
         truths = tuple(dict.fromkeys(key for cell in measured for key in cell.truths))
         names = list(dict.fromkeys(cell.domain for cell in cells if cell.domain and cell.truths))
+        # Pools of which only parts were trained on have no single scores to rank.
+        ranked = [cell for cell in cells if cell.truths] or list(cells)
         return cls(
             rows=_rows(measured, truths),
             domains={name: _rows([m for m in measured if m.cell.domain == name], truths) for name in names},
             truths=truths,
             choices=tuple(_choices(cells)),
-            cells=tuple(cell.name for cell in cells),
-            samples=tuple(len(cell.ids) for cell in cells),
-            questions=tuple(cell.questions for cell in cells),
-            truth_questions=tuple(cell.truth_questions for cell in cells),
+            cells=tuple(cell.name for cell in ranked),
+            samples=tuple(len(cell.ids) for cell in ranked),
+            questions=tuple(cell.questions for cell in ranked),
+            truth_questions=tuple(cell.truth_questions for cell in ranked),
             resamples=resamples,
         )
 
@@ -142,7 +146,7 @@ class FidelityReport:
             f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'} of {_range(self.samples)} samples, with "
             f"{_range(self.questions)} questions for the directions and {_range(self.truth_questions)} others for the "
             f"truth; 95 % bootstrap intervals over cells and samples ({self.resamples} resamples). "
-            "*Within*: ranks among the pairs of one passage."
+            f"*Within*: ranks among the pairs of one passage.{self._left_out()}"
         )
         header, columns = ["score"], []
         for truth in self.truths:
@@ -153,7 +157,7 @@ class FidelityReport:
             columns.append(("spearman", truth))
         header += ["with length", "with gradient norm"]
         lines = [legend, "", *_head(header)]
-        for row in self.rows:
+        for row in self._shown():
             values = [row.score, *(getattr(row, kind)[truth].text() for kind, truth in columns)]
             values += [row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)]
             lines.append(_line(values))
@@ -166,7 +170,7 @@ class FidelityReport:
                 continue
             lines = [f"{label}, {truth}, domain by domain:", "", *_head(["score", *self.domains])]
             by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
-            for row in self.rows:
+            for row in self._shown():
                 found = [by_name[name].get(row.score) for name in self.domains]
                 lines.append(_line([row.score, *("–" if r is None else getattr(r, kind)[truth].text() for r in found)]))
             yield "\n".join(lines) + "\n"
@@ -187,6 +191,20 @@ class FidelityReport:
             found = [by_place.get((how, group)) for group in groups]
             lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in found)]))
         return "\n".join(lines) + "\n"
+
+    def _shown(self) -> list[FidelityRow]:
+        """The best rows, and of the others those that are no definition of what counts beside another one."""
+        return [
+            row
+            for place, row in enumerate(self.rows)
+            if place < _BEST or "," not in row.score or row.score.startswith("simulated")
+        ]
+
+    def _left_out(self) -> str:
+        left = len(self.rows) - len(self._shown())
+        return (
+            f" {left} more definitions of what counts, none of them among the best, stand in the JSON." if left else ""
+        )
 
     def _headline(self, kind: str) -> str | None:
         return _headline(self.rows, self.truths, kind)

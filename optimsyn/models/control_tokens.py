@@ -199,7 +199,11 @@ _known: WeakKeyDictionary[Any, tuple[Any, Controls]] = WeakKeyDictionary()
 
 def controls_of(tokenizer: Any) -> Controls:
     """The control tokens of a tokenizer, remembered as long as it lives and stays as it is."""
-    state = (len(tokenizer.added_tokens_decoder), str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens))
+    state = (
+        len(getattr(tokenizer, "added_tokens_decoder", ())),
+        str(tokenizer.chat_template),
+        tuple(tokenizer.all_special_tokens),
+    )
     known = _known.get(tokenizer)
     if known is None or known[0] != state:
         known = _known[tokenizer] = (state, Controls(tokenizer))

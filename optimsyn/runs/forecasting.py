@@ -131,7 +131,8 @@ def forecast_run(run: Run) -> Forecast:
 
     passages: list[Passage] = []
     shape = None
-    if run.done("prepare"):
+    # A run whose files somebody has taken away is told so by the stage that needs them.
+    if run.done("prepare") and run.path("prepare", "passages.jsonl").is_file():
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
         shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
     lengths = measure(run.recipe, passages, shape)
