@@ -16,6 +16,9 @@ from urllib.parse import quote, quote_plus
 
 # Fewer characters of base64 than these are found in ordinary text.
 _SHORTEST_FORM = 8
+# Characters that no eye sees, between which a secret is still read as one.
+_UNSEEN = "\x00-\x08\x0b\x0c\x0e-\x1f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_DISGUISED = re.compile(f"&#|[{_UNSEEN}]")
 
 
 def without(text: str, secrets: Sequence[str], instead: str) -> str:
@@ -23,12 +26,30 @@ def without(text: str, secrets: Sequence[str], instead: str) -> str:
     for form in _forms(tuple(secrets)):
         if form in text:
             text = text.replace(form, instead)
+    if _DISGUISED.search(text) is not None:
+        for secret in secrets:
+            text = _spelled(secret).sub(lambda _: instead, text)
     return text
 
 
 def holds(text: str, secret: str) -> bool:
     """Whether any form of a secret stands in a text."""
-    return any(form in text for form in _forms((secret,)))
+    if any(form in text for form in _forms((secret,))):
+        return True
+    return _DISGUISED.search(text) is not None and _spelled(secret).search(text) is not None
+
+
+@lru_cache(maxsize=256)
+def _spelled(secret: str) -> re.Pattern[str]:
+    """A secret whose letters stand as numbers of HTML, all or some, or with unseen characters between them."""
+    letters = [
+        f"(?:{re.escape(letter)}|&#0*{ord(letter)};|&#[xX]0*(?i:{ord(letter):x});)"
+        for letter in secret
+        if letter.strip()
+    ]
+    if len(letters) < _SHORTEST_FORM:
+        return re.compile(r"(?!)")
+    return re.compile(f"[{_UNSEEN}]*".join(letters))
 
 
 @lru_cache(maxsize=256)

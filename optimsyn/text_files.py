@@ -62,7 +62,7 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
     if wide is not None:
         raise DataError(f"{where}: is UTF-16 text without a byte order mark; {_cure(wide, settable)}")
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         if encoding is not None:
             return _in_given(data, where, encoding)
@@ -73,6 +73,10 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
                 f"{found}, and the file looks like no text at all; remove it or name its right kind"
             ) from None
         raise DataError(f"{found}; {_cure(likely_encoding(data), settable)}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{where}:{line}: holds a NUL byte, so it is no text; remove the file or name its right kind")
+    return text
 
 
 def text_encoding(name: str) -> str:

@@ -190,3 +190,8 @@ def test_rows_of_questions_have_the_same_hint_and_field(tmp_path: Path, suffix: 
     assert read_rows(Source(path=str(path), encoding="cp1252"))[0].values["question"] == "Which café?"
     path.write_bytes(codecs.BOM_UTF16_LE + content.encode("utf-16-le"))
     assert read_rows(folder_source(path))[0].values["question"] == "Which café?"
+
+
+def test_a_nul_byte_is_no_text() -> None:
+    with pytest.raises(DataError, match=r"notes.txt:2: holds a NUL byte"):
+        decode(b"one\ntwo\0three", "notes.txt")

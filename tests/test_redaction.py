@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from optimsyn import secret_forms
 from optimsyn.redaction import (
     find_secret,
     kept,
@@ -192,3 +194,20 @@ def test_no_string_of_a_tree_keeps_a_secret(tree: object) -> None:
     clean = redact_tree(tree, ["SECRETSECRET"])
     assert "SECRETSECRET" not in repr(clean)
     assert repr(clean) == repr(tree).replace("SECRETSECRET", "[redacted]")
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda key: "".join(f"&#{ord(letter)};" for letter in key),
+        lambda key: "".join(f"&#x{ord(letter):X};" for letter in key),
+        lambda key: f"&#00{ord(key[0])};" + key[1:],
+        lambda key: key[:9] + "\u200b" + key[9:],
+        lambda key: "\u00ad".join(key),
+    ],
+)
+def test_a_key_in_disguise_is_found(spell: Callable[[str], str]) -> None:
+    key = "tk9Qw7Zx3" + "Lm5Vb1Np8"
+    assert secret_forms.holds(f"see {spell(key)} there", key)
+    assert secret_forms.without(f"see {spell(key)} there", [key], "[redacted]") == "see [redacted] there"
+    assert secret_forms.without(f"a\u200bb &#65; {key[:-1]}", [key], "-") == f"a\u200bb &#65; {key[:-1]}"
