@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from optimsyn.data.jsonl import iter_json
 from optimsyn.data.records import Pair
 from optimsyn.data.reward_look import RewardLook
 from optimsyn.data.token_shares import SHARES_FILE, TokenShares
 from optimsyn.errors import StageError
 from optimsyn.influence.simulated_scorer import SimulatedScorer
-from optimsyn.judgements import Ledger
+from optimsyn.judgements import Judgement
 from optimsyn.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.stages.preview import preview
@@ -52,7 +53,8 @@ def test_a_run_by_foretold_trainings(recipe: Recipe, served: Service, tmp_path: 
 
     for stage in ("optimize_prompt", "train_policy", "synthesize"):
         run_stage(run, stage)
-    rows = Ledger(run.path("rewards.jsonl")).rows
+    lines = iter_json(run.path("rewards.jsonl"))
+    rows = [Judgement.model_validate({k: v for k, v in line.items() if k in Judgement.model_fields}) for line in lines]
     valid = [row for row in rows if row.valid and row.pair is not None]
     total = scorer.score([row.pair for row in valid if row.pair is not None]).total.tolist()
     assert [row.influence for row in valid] == pytest.approx(total, rel=1e-3, abs=1e-9)
