@@ -30,11 +30,13 @@ LEAST_EXAMPLES, LEAST_SUBJECTS, LEAST_SHARE, MOST_SHARE = 1000, 15, 0.05, 0.16
 _COMMON = set("a an the and or of to in on for with by from that which is are was were be as at it its this".split())
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Example(_Strict):
+class Example(Strict):
     """One rubric with the pair that obeys it."""
 
     guiding_text: str = Field(min_length=20, max_length=600)
@@ -46,7 +48,7 @@ class Example(_Strict):
     options: tuple[str, ...] = ()
 
 
-class Entry(_Strict):
+class Entry(Strict):
     """A passage with its contrasting examples."""
 
     id: str

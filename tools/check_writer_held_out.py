@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from check_writer_corpus import DOMAINS, content
+from check_writer_corpus import DOMAINS, Strict, content
 from check_writer_corpus import FOLDER as CORPUS
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from writer_forms import FORMS
 
 from optimsyn.data.records import Rubric
@@ -24,11 +24,7 @@ from optimsyn.data.records import Rubric
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "writer_held_out"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Wanted(_Strict):
+class Wanted(Strict):
     """A rubric, and the form that a pair under it must have."""
 
     guiding_text: str = Field(min_length=20, max_length=600)
@@ -36,7 +32,7 @@ class Wanted(_Strict):
     rubric: Rubric
 
 
-class HeldOut(_Strict):
+class HeldOut(Strict):
     """A passage with its contrasting rubrics."""
 
     id: str

@@ -93,6 +93,15 @@ def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
     return 0.0 if off == 0 else math.inf
 
 
+def batching_error(score: Callable[[list[Encoded]], torch.Tensor], probes: list[Encoded]) -> float:
+    """The error of float32's own arithmetic: how far scores move when they are computed one by one.
+
+    Nobody doubts float32, so two short questions must do.
+    """
+    few = probes[:2]
+    return relative_error(score(few), torch.cat([score([probe]) for probe in few]))
+
+
 def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: Callable[[], float]) -> float:
     """The error of the scorer with this fingerprint: from the folder, or measured and written there.
 

@@ -26,7 +26,7 @@ import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import DataError, ModelError, RecipeError
-from optimsyn.influence.accuracy import Choice, Method, kept_error, probes_of, relative_error
+from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
 from optimsyn.influence.features import AdamScale, gradient_rows, layout_for, products
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.identity import scorer_fingerprint
@@ -269,10 +269,7 @@ class SimulatedScorer:
     def _error(self) -> float:
         if self._narrow and self._precision != "float32":
             return relative_error(self._score(self.probes)[0], self.reference)
-        # Nobody doubts float32, so two short questions must do.
-        few = self.probes[:2]
-        alone = torch.cat([self._score([probe])[0] for probe in few])
-        return relative_error(self._score(few)[0], alone)
+        return batching_error(lambda probes: self._score(probes)[0], self.probes)
 
     @cached_property
     def linear(self) -> InfluenceScorer:
