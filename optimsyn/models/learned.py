@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from optimsyn.disk import cannot_write
 from optimsyn.errors import DataError
 from optimsyn.text_files import decode
 
@@ -127,7 +128,7 @@ class ServiceMemory:
                         return False
                     self._write({**self._known, service: after})
             except (OSError, Timeout) as error:
-                raise DataError(f"{self.path}: cannot be written ({error})") from error
+                raise cannot_write(self.path, "what services answered", error) from error
             return True
 
     def _refresh(self) -> None:

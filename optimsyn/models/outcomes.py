@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from optimsyn.disk import cannot_write
 from optimsyn.errors import DataError, Outcome
 
 _SCHEMA = """
@@ -61,7 +62,7 @@ class OutcomeLog:
             with self._lock:
                 self._open().execute(_NOTE, (key, role, outcome.value, int(asked_again)))
         except sqlite3.Error as error:
-            raise DataError(f"{self.path}: cannot keep what came of a reply ({error})") from error
+            raise cannot_write(self.path, "what came of a reply", error) from error
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each role its requests by outcome, and how many were `asked_again` with more room."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from optimsyn.disk import cannot_write
 from optimsyn.errors import BudgetError, DataError
 from optimsyn.models.replies import Usage
 
@@ -223,7 +224,7 @@ class Purse:
                     raise
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise DataError(f"{self.path}: the purse of the batch cannot be used ({error})") from error
+                raise cannot_write(self.path, "what the batch has spent", error) from error
 
 
 def _remove(path: Path) -> None:

@@ -238,7 +238,7 @@ class ReplyCache:
                     "UPDATE replies SET key = key || ' set aside ' || rowid WHERE key = ?", [(key,) for key in keys]
                 )
         except sqlite3.Error as error:
-            raise DataError(f"{self.path}: cannot set replies aside ({error})") from error
+            raise cannot_write(self.path, "which replies are set aside", error) from error
 
     def totals(self) -> Usage:
         """What all kept replies used, by every process that shares the file."""
