@@ -201,7 +201,7 @@ def batch(
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
     """
     from optimsyn.models.purse import Caps
-    from optimsyn.recipe_changes import parse_change
+    from optimsyn.recipe_changes import SetOptions
     from optimsyn.runs.batch import exit_code, make_engine, run_batch
     from optimsyn.runs.manifest import STAGES
 
@@ -214,7 +214,7 @@ def batch(
         root,
         jobs=jobs,
         size=size,
-        changes=dict(map(parse_change, changes or ())),
+        changes=SetOptions(changes or ()),
         until=stage or STAGES[-1],
         caps=Caps(cost_usd=cost_usd, requests=requests, tokens=tokens),
         gpu_memory_gb=gpu_memory_gb,
@@ -318,10 +318,10 @@ def _console() -> Console:
 
 
 def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Recipe:
-    from optimsyn.recipe_changes import parse_change
+    from optimsyn.recipe_changes import SetOptions
     from optimsyn.runs.parameters import chosen_recipe
 
-    return chosen_recipe(name, size=size, changes=dict(map(parse_change, changes or ())))
+    return chosen_recipe(name, size=size, changes=SetOptions(changes or ()))
 
 
 def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:

@@ -227,7 +227,7 @@ def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
         if place is not None:
             from optimsyn.data.folder import document_files, is_converted
 
-            slow = [file for file in document_files(place, follow_links=source.follow_links)[0] if is_converted(file)]
+            slow = [file for file in document_files(place, source)[0] if is_converted(file)]
             convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE
             if not convert:
                 found.warnings.append(

@@ -399,7 +399,7 @@ class Recipe(Shown, Section):
             (questions["test"], self.questions.test),
         ):
             if source is not None:
-                _without_what_says_nothing(source, place, ("encoding", "file_mb", "follow_links"))
+                _without_what_says_nothing(source, place, ("encoding", "file_mb", "follow_links", "text_suffixes"))
         for spec in raw["models"].values():
             if spec:
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env", "prices", "batch", "batch_hours"):

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from optimsyn.errors import RecipeError
 from optimsyn.recipe import Recipe
-from optimsyn.recipe_errors import section_of
-from optimsyn.redaction import KEY_CURE, find_secret
+from optimsyn.recipe_errors import explain, section_of
+from optimsyn.redaction import KEY_CURE, find_secret, redact
 
 # What a bare string stands for where a section is expected: a model's name, a source's path.
 _SHORT_FORMS = ("name", "path")
 # A mapping with one of these names another model or source.
 _IDENTITY = ("name", "path", "hub")
+_SHOWN_OPTION = 100
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+class SetOptions(dict[str, Any]):
+    """Field to value of `--set` options; what is wrong with one is told with the option as it was typed.
+
+    Attributes:
+        typed: Field to option, such as `--set synthesis.pairs=20`.
+
+    Raises:
+        RecipeError: As for `parse_change`.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        super().__init__()
+        self.typed: dict[str, str] = {}
+        for text in texts:
+            field, value = parse_change(text)
+            self[field] = value
+            option = f"--set {shlex.quote(text)}"
+            self.typed[field] = option if len(option) <= _SHOWN_OPTION else f"{option[:_SHOWN_OPTION]} ..."
+
+
+def word_for(changes: Mapping[str, Any], otherwise: str = "changes") -> str:
+    """What the caller calls changes, for messages: the option, or the parameter."""
+    return "--set" if isinstance(changes, SetOptions) else otherwise
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes") -> Recipe:
     """The recipe with some fields set to other values; everything is checked as if it stood in the file.
 
     A mapping as value changes only the fields that it names. A bare string for a model or a source, or a mapping with
@@ -30,9 +57,11 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Args:
         recipe: The recipe to start from; it stays as it is.
         changes: Dotted field (`synthesis.pairs`, `models.generator`) to value.
+        called: What the caller calls them, for messages; `--set` options are named as they were typed.
 
     Raises:
-        RecipeError: A field is unknown (with a suggestion), or a value is of a wrong type or out of range.
+        RecipeError: A field is unknown (with a suggestion), or a value is of a wrong type or out of range; all of them
+            are named.
 
     Example:
         >>> raw = {"documents": {"source": "embedded:quickstart"}, "questions": {"validation": "embedded:quickstart"}}
@@ -44,12 +73,40 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         return recipe
     secret = find_secret(dict(changes))
     if secret is not None:
-        raise RecipeError(f"changes: {secret}, and would be written into the run; {KEY_CURE}")
+        raise RecipeError(f"{word_for(changes, called)}: {secret}, and would be written into the run; {KEY_CURE}")
     raw = recipe.model_dump(mode="json")
+    problems = []
     # A section before its fields, so that a model can be named and adjusted in any order.
     for name in sorted(changes, key=lambda name: str(name).count(".")):
-        _set(raw, str(name), changes[name])
-    return Recipe.parse(raw, "changes").with_paths_from(Path.cwd())
+        try:
+            _set(raw, str(name), changes[name])
+        except RecipeError as error:
+            said = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
+            problems.append(f"{_named(changes, [str(name)], called)}: {said}")
+    if problems:
+        raise RecipeError("\n".join(problems))
+    try:
+        return Recipe.model_validate(raw).with_paths_from(Path.cwd())
+    except ValidationError as error:
+        wrong = error.errors()
+        about = _named(changes, _concerned(changes, wrong), called)
+        raise RecipeError("\n  ".join([f"{about}:", *(explain(item, Recipe) for item in wrong)])) from None
+
+
+def _named(changes: Mapping[str, Any], fields: Sequence[str], called: str) -> str:
+    """What the caller calls the changes of these fields."""
+    return redact(" ".join(changes.typed[name] for name in fields)) if isinstance(changes, SetOptions) else called
+
+
+def _concerned(changes: Mapping[str, Any], wrong: Sequence[Any]) -> list[str]:
+    """The changed fields that problems lie in; all of them where a problem is one of several fields together."""
+    places = [".".join(map(str, item["loc"])) + "." for item in wrong]
+    found = [
+        name
+        for name in changes
+        if any(place.startswith(f"{name}.") or (place != "." and f"{name}.".startswith(place)) for place in places)
+    ]
+    return found if found and "." not in places else list(changes)
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -64,7 +121,9 @@ def parse_change(text: str) -> tuple[str, Any]:
 
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
-        raise RecipeError("--set: write FIELD=VALUE, such as --set synthesis.pairs=20")
+        known = find_secret({"--set": text}) is None
+        given = f"--set {shlex.quote(text)}" if known else "--set"
+        raise RecipeError(f"{given}: write FIELD=VALUE, such as --set synthesis.pairs=20")
     try:
         return name.strip(), parse_yaml(value)
     except yaml.YAMLError:
@@ -78,7 +137,7 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
     section: type[BaseModel] | None = Recipe
     for depth, part in enumerate(parts):
         if section is not None and part not in section.model_fields:
-            raise RecipeError(f"changes: {name}: unknown field; {_hint(name, parts[:depth], section)}")
+            raise RecipeError(f"{name}: unknown field; {_hint(name, parts[:depth], section)}")
         inner = section_of(section.model_fields[part].annotation) if section is not None else None
         if depth + 1 == len(parts):
             place[part] = _merged(place.get(part), value, inner, name)
@@ -90,7 +149,7 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
             place[part] = {}
         if not isinstance(place[part], dict):
             whole = ".".join(parts[: depth + 1])
-            raise RecipeError(f"changes: {name}: {whole} is a value without fields of its own; change {whole} itself")
+            raise RecipeError(f"{name}: {whole} is a value without fields of its own; change {whole} itself")
         place, section = place[part], inner
 
 
@@ -104,7 +163,7 @@ def _merged(old: Any, new: Any, section: type[BaseModel] | None, name: str) -> A
     for field, value in new.items():
         if field not in section.model_fields:
             hint = _hint(f"{name}.{field}", name.split("."), section)
-            raise RecipeError(f"changes: {name}.{field}: unknown field; {hint}")
+            raise RecipeError(f"{name}.{field}: unknown field; {hint}")
         inner = section_of(section.model_fields[field].annotation)
         whole[field] = _merged(whole.get(field), value, inner, f"{name}.{field}")
     return whole

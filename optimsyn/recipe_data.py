@@ -35,11 +35,22 @@ class Source(Section):
     )
     file_mb: int = Field(1000, ge=1, description="Larger files are refused, packed ones by their size unpacked.")
     follow_links: bool = Field(False, description="Read what symbolic links point at outside the folder.")
+    text_suffixes: tuple[str, ...] = Field(
+        (), description="Further endings of files that are text, such as `.log` or `.tex`; '' for files without one."
+    )
 
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
         return value if value is None else text_encoding(value)
+
+    @field_validator("text_suffixes")
+    @classmethod
+    def _endings(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value and (not value.startswith(".") or value.count(".") > 1 or len(value) == 1):
+                raise ValueError(f"{value!r} is no ending of a file's name; write one such as '.log', or '' for none")
+        return tuple(value.lower() for value in values)
 
     @model_validator(mode="after")
     def _one_of(self) -> Source:

@@ -130,7 +130,7 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
         for fault in contents.faults:
             faults.add(fault)
     else:
-        rows = read_rows(source, torn=faults.add if faults.skip else None)
+        rows = read_rows(source, torn=faults.add)
         documents = _documents_of(rows, is_own_file(source), losses, faults)
     kept, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
     problems = faults.problems

@@ -7,8 +7,11 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optimsyn.data.left_behind import left_behind
 from optimsyn.data.losses import Loss
 from optimsyn.errors import DataError
+
+LEFT_BEHIND = "locks, backups and the like, which programs leave behind; nothing to do"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class FileTree:
     Attributes:
         files: Regular files in a fixed order; hidden ones are left out.
         faults: Links and folders that cannot be used.
-        passed: What is no file (pipes, devices), and links to what is read anyway.
+        passed: What is no file (pipes, devices), links to what is read anyway, what programs left behind, and what is
+            hidden.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -135,9 +139,11 @@ class _Walk:
                 continue
             for entry in entries:
                 path = Path(folder, entry.name)
-                if entry.name.startswith((".", "~$")):
-                    continue
-                if entry.is_symlink():
+                if left_behind(entry.name, folder=entry.is_dir(follow_symlinks=False)):
+                    self.passed(path, LEFT_BEHIND)
+                elif entry.name.startswith("."):
+                    self.passed(path, "hidden; one that is to be read needs a name without the dot")
+                elif entry.is_symlink():
                     self.links.append(path)
                 elif entry.is_dir(follow_symlinks=False):
                     todo.append(path)

@@ -41,9 +41,17 @@ _CURES = {
     **dict.fromkeys((".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), "save it as .xlsx"),
     **dict.fromkeys((".ppt", ".pps", ".ppsx", ".odp", ".key"), "save it as .pptx"),
     **dict.fromkeys((".mobi", ".azw", ".azw3", ".fb2"), "convert it to .epub"),
+    **dict.fromkeys((".djvu", ".djv", ".ps", ".xps"), "convert it to .pdf"),
     **dict.fromkeys((".msg", ".mbox", ".pst"), "save its letters as .eml"),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"), "unpack it"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp"), "a picture; run OCR where it is text"),
+    **dict.fromkeys(
+        (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".heic", ".svg"),
+        "a picture; run OCR where it is text",
+    ),
+    **dict.fromkeys(
+        (".mp3", ".wav", ".m4a", ".ogg", ".flac", ".mp4", ".mov", ".avi", ".mkv", ".webm"),
+        "a recording; transcribe it into .txt",
+    ),
     **dict.fromkeys((".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"), "rows; name the file itself as source"),
 }
 
@@ -56,9 +64,23 @@ def missing_extra(suffix: str) -> str | None:
     return kind.extra
 
 
+def is_unknown(suffix: str) -> bool:
+    """True where the ending says nothing about the kind: it may be text."""
+    return suffix not in DOCUMENT_SUFFIXES and suffix not in _CURES
+
+
 def cure(suffix: str) -> str:
-    """What to do about a file that is no document, in a few words."""
+    """What to do about a file that is no document, in a few words.
+
+    Args:
+        suffix: In small letters; empty for a file without one.
+    """
     extra = missing_extra(suffix)
     if extra is not None:
         return f"read with the extra: pip install 'optimsyn[{extra}]'"
-    return _CURES.get(suffix, "not a kind that is read")
+    if suffix in _CURES:
+        return _CURES[suffix]
+    return (
+        f"if it is text, rename it to .txt or .md, or name `text_suffixes: ['{suffix}']` of the source; else save it "
+        "as .pdf or .docx"
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,6 +18,7 @@ from optimsyn.data.sources import Row
 from optimsyn.data.text import encodable, kind_of, normalized
 from optimsyn.errors import DataError
 
+_T = TypeVar("_T")
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
 _WORDS_OF_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -46,7 +47,40 @@ class Library(BaseModel):
 
 
 class UnknownDocumentError(DataError):
-    """An open-book question names a document that is not there."""
+    """An open-book question names a document that is not there.
+
+    Attributes:
+        document_id: The document.
+    """
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"its document {document_id!r} is not among the documents")
+        self.document_id = document_id
+
+
+class _Faults:
+    """What is wrong with one row, all of it: who mends one fault should not meet the next one afterwards."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.unknown: UnknownDocumentError | None = None
+
+    def part(self, read: Callable[[], _T]) -> _T | None:
+        """What is read; None where that is a fault."""
+        try:
+            return read()
+        except UnknownDocumentError as error:
+            self.unknown = error
+        except DataError as error:
+            self.found.append(str(error))
+        return None
+
+    def raise_all(self) -> None:
+        """Raises what was found; an unknown document counts only where nothing else is wrong."""
+        if self.found:
+            raise DataError("; and ".join(dict.fromkeys(self.found)))
+        if self.unknown is not None:
+            raise self.unknown
 
 
 def question_of(row: Row, library: Library, *, open_book: bool | None, subtask: str | None) -> Question:
@@ -70,24 +104,20 @@ def question_of(row: Row, library: Library, *, open_book: bool | None, subtask: 
 
     Raises:
         UnknownDocumentError: It is asked open book, and its document is not in the library.
-        DataError: The row holds no usable question. The message says why, without the place.
+        DataError: The row holds no usable question. The message says everything that is wrong, without the place.
     """
     values = row.values
-    name = label_value(values.get("id")) or row.key
-    text = _required_text(values, "question")
-    options, labels = _choices(values.get("choices"))
-    accepted = _accepted(values)
-    if options is None:
-        index = None
-        if not accepted:
-            raise DataError("has no answer; give it an `answer` or remove the row")
-    else:
-        index = _gold_index(values, options, labels, accepted)
-        accepted = [options[index]]
-    context, document_id = _context(values, library, open_book)
-    written = (name, text, *accepted, *(options or ()), context or "", document_id or "", _subtask(values, subtask))
+    name = name_of(row)
+    faults = _Faults()
+    text = faults.part(lambda: _required_text(values, "question")) or ""
+    gold = faults.part(lambda: _gold(values)) or _Gold([], None, None)
+    context, document_id = faults.part(lambda: _context(values, library, open_book)) or (None, None)
+    part = faults.part(lambda: _subtask(values, subtask)) or ""
+    accepted, options, index = gold.accepted, gold.options, gold.index
+    written = (name, text, *accepted, *(options or ()), context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
-        raise DataError("holds half of a surrogate pair, which is no character; mend or remove it")
+        faults.found.append("holds half of a surrogate pair, which is no character; mend or remove it")
+    faults.raise_all()
     document = library.by_id.get(document_id or "")
     own_context = text_value(values.get("context"))
     group = (
@@ -108,8 +138,37 @@ def question_of(row: Row, library: Library, *, open_book: bool | None, subtask: 
         context=excerpt(context, text, accepted) if context is not None else None,
         document_id=document_id,
         group=group,
-        subtask=_subtask(values, subtask),
+        subtask=part,
     )
+
+
+def name_of(row: Row) -> str:
+    """The id of a row's question, whether or not the rest of it can be used."""
+    return label_value(row.values.get("id")) or row.key
+
+
+class _Gold(NamedTuple):
+    """The accepted answers, the options and which of them is gold; None and None for a free answer."""
+
+    accepted: list[str]
+    options: list[str] | None
+    index: int | None
+
+
+def _gold(values: Mapping[str, Any]) -> _Gold:
+    faults = _Faults()
+    accepted = faults.part(lambda: _accepted(values))
+    choices = faults.part(lambda: _choices(values.get("choices")))
+    faults.raise_all()
+    assert accepted is not None
+    assert choices is not None
+    options, labels = choices
+    if options is not None:
+        index = _gold_index(values, options, labels, accepted)
+        return _Gold([options[index]], options, index)
+    if not accepted:
+        raise DataError("has no answer; give it an `answer` or remove the row")
+    return _Gold(accepted, None, None)
 
 
 def _required_text(values: Mapping[str, Any], field: str) -> str:
@@ -280,5 +339,5 @@ def _context(values: Mapping[str, Any], library: Library, open_book: bool | None
     if document is None and not library.complete:
         return f"(text of document {document_id})", document_id
     if document is None:
-        raise UnknownDocumentError(f"its document {document_id!r} is not among the documents")
+        raise UnknownDocumentError(document_id)
     return document.text, document_id

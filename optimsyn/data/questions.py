@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from optimsyn.data.astray import note
 from optimsyn.data.dedup import overlap
+from optimsyn.data.file_tree import Fault
 from optimsyn.data.losses import Loss
-from optimsyn.data.question_rows import Library, UnknownDocumentError, question_of
+from optimsyn.data.question_rows import Library, UnknownDocumentError, name_of, question_of
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import exploded, is_own_file, raise_problems, read_rows, sampled
+from optimsyn.data.sources import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
 from optimsyn.data.splits import balanced_sample, split_by_group
 from optimsyn.errors import DataError
 from optimsyn.recipe import Questions, Source
+
+_PLACE = re.compile(r".*?:(\d+)")
+_FEW = 6
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,22 @@ def check_questions(
 
 @dataclass
 class _Reading:
-    """The questions of one source, each with its place."""
+    """The questions of one source, each with its place.
+
+    Attributes:
+        places: Of each question.
+        questions: Those that can be used.
+        names: Place and id of every row that a person may mend, also of those that cannot be used as they are.
+    """
 
     places: list[str]
     questions: list[Question]
+    names: list[tuple[str, str]] = field(default_factory=list)
 
 
-def load_questions(config: Questions, documents: Sequence[Document], seed: int) -> QuestionSets:
+def load_questions(
+    config: Questions, documents: Sequence[Document], seed: int, *, complete: bool = False
+) -> QuestionSets:
     """The validation and test questions of a recipe.
 
     Without a `test` source, whole groups (documents and their kin) are held back until about `test_fraction` of the
@@ -75,12 +90,13 @@ def load_questions(config: Questions, documents: Sequence[Document], seed: int) 
         documents: Looked up for open-book questions. Pass `load_documents(..., everything=True)` so that questions
             about documents outside the sample keep their text; else they are lost (and listed).
         seed: Draws splits and samples; the same seed gives the same sets whatever the order of the groups.
+        complete: As for `read_questions`.
 
     Raises:
         DataError: A source cannot be read, a row holds no usable question, ids repeat, test and validation overlap, or
             nothing is left; all problems are named.
     """
-    sets = read_questions(config, documents, seed)
+    sets = read_questions(config, documents, seed, complete=complete)
     raise_problems(sets.problems)
     return sets
 
@@ -97,23 +113,35 @@ def read_questions(
         complete: All documents of the source were given, so a question whose document is missing is warned of.
 
     Raises:
-        DataError: A source as a whole cannot be read, or cannot be split.
+        DataError: A source as a whole cannot be read, or cannot be split; whatever is wrong with the other one is told
+            with it.
     """
     library = Library.of(documents)
     losses: list[Loss] = []
     problems: list[str] = []
     warnings: list[str] = []
 
+    unreadable: list[str] = []
+
     def read(source: Source, name: str) -> _Reading:
-        return _read(source, name, config, library, seed, complete, losses, problems, warnings)
+        try:
+            return _read(source, name, config, library, seed, complete, losses, problems, warnings)
+        except DataError as error:
+            unreadable.append(str(error))
+            return _Reading([], [])
 
     validation = read(config.validation, "questions.validation")
     test = read(config.test, "questions.test") if config.test is not None else None
     _unique_ids(config, validation, test, problems)
+    if unreadable:
+        raise DataError("\n".join([*unreadable, *shortened(problems)]))
     _warn_repeats(validation, warnings)
     if problems or not validation.questions or (test is not None and not test.questions):
-        problems += [] if problems else _nothing_left(validation, losses)
         held_back = test.questions if test is not None else []
+        if test is not None and config.test != config.validation:
+            # Told now, not only when everything else is mended; what is left out is settled then.
+            _without_overlap(config, validation, test, validation.questions, held_back, [], problems, [])
+        problems += [] if problems else _nothing_left(validation, losses)
         return QuestionSets(validation.questions, held_back, losses, problems, warnings)
     if test is None:
         kept, held_back = split_by_group(validation.questions, config.test_fraction, seed)
@@ -143,33 +171,52 @@ def _read(
     warnings: list[str],
 ) -> _Reading:
     own = is_own_file(source)
-    rows = sampled(exploded(read_rows(source, "questions.jsonl"), source), source.limit, seed)
+    torn: list[Fault] = []
+    rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
+    # A fault outside the sample is told as well: whoever mends the file by removing a row draws another sample.
+    drawn = set(sampled(range(len(rows)), source.limit, seed))
     reading = _Reading([], [])
-    faults: list[str] = []
-    astray: list[str] = []
-    for row in rows:
+    faults = [fault.message for fault in torn]
+    astray: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        if number not in drawn and not own:
+            continue
+        reading.names += [(row.where, name_of(row))] if own else []
         try:
             question = question_of(row, library, open_book=config.open_book, subtask=config.subtask)
         except UnknownDocumentError as error:
-            losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
-            astray.append(f"{row.where} ({error})")
+            if number in drawn:
+                losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
+                astray[row.where] = error.document_id
         except DataError as error:
             if own:
                 faults.append(f"{row.where}: question {error}")
             else:
                 losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
         else:
+            if number not in drawn:
+                continue
             reading.places.append(row.where)
             reading.questions.append(question)
-    if complete and own and astray:
-        warnings.append(
-            f"{name}: {len(astray)} of {len(rows)} questions are asked with a document that is not there and are left "
-            f"out, first {astray[0]}; mend their document_id or add the documents"
-        )
+            if question.document_id is not None and question.document_id not in library.by_id:
+                elsewhere[row.where] = question.document_id
+    if complete:
+        for wrong, used in ((astray, False), (elsewhere, True)):
+            warnings += [note(name, len(drawn), wrong, library.by_id, used=used)] if wrong else []
     if not own:
         _rename_repeats(reading)
-    problems += faults if len(faults) < len(rows) or len(rows) < 3 else [*faults[:3], f"{name}: no row is usable"]
+    faults.sort(key=_line)
+    total = len(rows) + len(torn)
+    usable = len(faults) < total or total < 3
+    problems += faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
     return reading
+
+
+def _line(fault: str) -> int:
+    """The line of a file that a fault lies in."""
+    found = _PLACE.match(fault)
+    return int(found.group(1)) if found is not None else 0
 
 
 def _rename_repeats(reading: _Reading) -> None:
@@ -185,18 +232,23 @@ def _rename_repeats(reading: _Reading) -> None:
 def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, problems: list[str]) -> None:
     first: dict[str, str] = {}
     for reading in (validation, test):
-        for where, question in zip(reading.places, reading.questions, strict=True) if reading is not None else ():
-            if question.id in first and first[question.id] != where:
-                problems.append(f"{where}: id {question.id!r} is taken by {first[question.id]}; ids must be unique")
-            elif question.id in first:
+        named = [] if reading is None else reading.names or list(zip(reading.places, _ids(reading), strict=True))
+        for where, name in named:
+            if name in first and first[name] != where:
+                problems.append(f"{where}: id {name!r} is taken by {first[name]}; ids must be unique")
+            elif name in first:
                 problems.append(
                     f"{where}: is read as a validation and as a test question; set `where` on both sources so that "
                     "each takes its own rows, or leave questions.test out to hold back a part"
                 )
-            first.setdefault(question.id, where)
+            first.setdefault(name, where)
     # One source read twice without a filter says the same for every row.
     if config.test is not None and config.test == config.validation and len(problems) > 3:
         del problems[3:]
+
+
+def _ids(reading: _Reading) -> list[str]:
+    return [question.id for question in reading.questions]
 
 
 def _warn_repeats(validation: _Reading, warnings: list[str]) -> None:
@@ -231,6 +283,8 @@ def _without_overlap(
     for second, first, word_for_word in overlap(kept, held_back):
         ours, theirs = held_back[second], kept[first]
         dropped.add(second)
+        if own and test is not None and test.places[second] == validation.places[first]:
+            continue  # one row read twice, which is told of its id
         if word_for_word and own and test is not None:
             where = test.places[second]
             problems.append(

@@ -9,12 +9,14 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from optimsyn.data.file_tree import Fault, check_size, read_file, size_of
+from optimsyn.data.text import kind_of
 from optimsyn.errors import DataError
 from optimsyn.recipe import Source
 from optimsyn.text_files import decode
@@ -30,6 +32,8 @@ _SHOWN_PROBLEMS = 20
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\r?(?:\n|$)", re.I)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _HEADER_CHARACTERS = 100_000
+# What differs between problems of one kind: places, numbers, names.
+_DIFFERING = re.compile(r"^.*?:\d+\S*:|'[^']*'|\"[^\"]*\"|\S*\d\S*|\([^()]*\)")
 _T = TypeVar("_T")
 
 
@@ -58,10 +62,22 @@ def raise_problems(problems: Sequence[str]) -> None:
         raise DataError("\n".join(shortened(problems)))
 
 
-def shortened(problems: Sequence[str], place: str = "") -> list[str]:
-    """The first twenty, and how many more there are (of `place`, where several lists are shown together)."""
-    rest = len(problems) - _SHOWN_PROBLEMS
-    return [*problems[:_SHOWN_PROBLEMS], *([f"... and {rest} more{place and f' of {place}'}"] if rest > 0 else [])]
+def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PROBLEMS) -> list[str]:
+    """Twenty, some of every kind, and how many more there are (of `place`, where several lists are shown together).
+
+    Who has mended the first twenty of one kind should not meet another kind only then.
+    """
+    rest = len(problems) - most
+    if rest <= 0:
+        return list(problems)
+    turn: Counter[str] = Counter()
+    order = []
+    for number, problem in enumerate(problems):
+        kind = _DIFFERING.sub("", problem)
+        order.append((turn[kind], number))
+        turn[kind] += 1
+    shown = [problems[number] for number in sorted(number for _, number in sorted(order)[:most])]
+    return [*shown, f"... and {rest} more{place and f' of {place}'}"]
 
 
 def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
@@ -113,11 +129,12 @@ def read_rows(
     Args:
         source: A file (JSONL, JSON list, Parquet, CSV, TSV) or a hub dataset.
         embedded_file: The file that an `embedded:` source means.
-        torn: Told of each line of a JSONL file that is no row, which is left out; without it they are refused.
+        torn: Told of each line of a file that is no row, which is left out; without it they are refused.
 
     Raises:
-        DataError: The source cannot be read; names the file, the row and the cure.
+        DataError: The source cannot be read; names the file, the rows and the cure.
     """
+    faults: list[Fault] = []
     if source.hub is not None:
         from optimsyn.data.hub import read_hub
 
@@ -130,16 +147,27 @@ def read_rows(
         if path.is_dir():
             raise DataError(f"{path}: is a folder; questions come from a file ({', '.join(ROW_SUFFIXES)})")
         name = path.name
-        raw = [(f"{path}:{n}", f"{path.stem}:{n}", row) for n, row in _read_file(path, source, torn)]
-    if not raw:
+        raw = []
+        try:
+            for number, values in _read_file(path, source, faults.append):
+                raw.append((f"{path}:{number}", f"{path.stem}:{number}", values))
+        except DataError as error:
+            raise_problems([*(fault.message for fault in faults), str(error)])
+    problems = [fault.message for fault in faults]
+    if not raw and not problems:
         raise DataError(f"{name}: there are no rows in it")
     known = {column for _, _, row in raw for column in row}
-    _check_columns(name, source, known)
+    wrong = _column_problems(name, source, known) if raw else []
+    if wrong or not raw or torn is None:
+        raise_problems([*problems, *wrong])
+    for fault in faults:
+        if torn is not None:
+            torn(fault)
     rows = [Row(where, key, _mapped(row, source.columns)) for where, key, row in raw if _kept(row, source.where)]
     if not rows:
         wanted = ", ".join(f"{k} = {v!r}" for k, v in source.where.items())
         found = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
-        raise DataError(f"{name}: no row has {wanted}; values there: {found}")
+        raise DataError("\n".join([*shortened(problems), f"{name}: no row has {wanted}; values there: {found}"]))
     return rows
 
 
@@ -168,9 +196,7 @@ def exploded(rows: Sequence[Row], source: Source, field: str = "question") -> li
     return single
 
 
-def _read_file(
-    path: Path, source: Source, torn: Callable[[Fault], None] | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_file(path: Path, source: Source, torn: Callable[[Fault], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix not in ROW_SUFFIXES:
         raise DataError(
@@ -182,15 +208,13 @@ def _read_file(
         return _read_parquet(path, source.file_mb)
     text = decode(read_file(path, source.file_mb), str(path), source.encoding, settable=True)
     if suffix == ".json":
-        return _read_json(path, text)
+        return _read_json(path, text, torn)
     if suffix in (".csv", ".tsv"):
-        return _read_csv(path, text, "\t" if suffix == ".tsv" else None)
+        return _read_csv(path, text, "\t" if suffix == ".tsv" else None, torn)
     return _read_jsonl(path, text, torn)
 
 
-def _read_jsonl(path: Path, text: str, torn: Callable[[Fault], None] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    problems = []
-    rows = []
+def _read_jsonl(path: Path, text: str, torn: Callable[[Fault], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     # Not splitlines(): U+2028 and form feeds are legal inside JSON strings.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -202,18 +226,17 @@ def _read_jsonl(path: Path, text: str, torn: Callable[[Fault], None] | None) -> 
                 raise DataError(
                     f"{path}: looks like one JSON list; rename it to .json or write one object a line"
                 ) from None
-            problem = f"{path}:{number}: not valid JSON ({_json_fault(error)}); mend or remove this line"
+            problem = f"not valid JSON ({_json_fault(error)}); mend or remove this line"
         else:
             if isinstance(row, dict):
-                rows.append((number, row))
+                yield number, row
                 continue
-            problem = f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}"
-        if torn is None:
-            problems.append(problem)
-        else:
-            torn(Fault(f"{path.stem}:{number}", problem, "not valid JSON"))
-    raise_problems(problems)
-    return iter(rows)
+            problem = _no_object(row)
+        torn(Fault(f"{path.stem}:{number}", f"{path}:{number}: {problem}", "not valid JSON"))
+
+
+def _no_object(row: Any) -> str:
+    return f"a row must be a JSON object, this is {kind_of(row)}; mend or remove it"
 
 
 def _json_fault(error: Exception) -> str:
@@ -223,16 +246,20 @@ def _json_fault(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
 
 
-def _read_json(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_json(path: Path, text: str, torn: Callable[[Fault], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); one object a line? use .jsonl") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({_json_fault(error)}); mend the file") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: a .json source must be a list of objects; or use one object a line in .jsonl")
-    return enumerate(rows, 1)
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            torn(Fault(f"{path.stem}:{number}", f"{path}:{number}: {_no_object(row)}", "not valid JSON"))
 
 
 def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -268,7 +295,9 @@ def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, An
     return enumerate([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)], 1)
 
 
-def _read_csv(path: Path, text: str, delimiter: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(
+    path: Path, text: str, delimiter: str | None, torn: Callable[[Fault], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     if "\0" in text:
         raise DataError(f"{path}: holds NUL bytes, so it is no CSV text; export it again as CSV in UTF-8")
     # Spreadsheets write whole documents into one cell; the module's limit is 128 KiB.
@@ -291,10 +320,12 @@ def _read_csv(path: Path, text: str, delimiter: str | None) -> Iterator[tuple[in
                     raise DataError(f"{path}:{start}: the header names {', '.join(repeated)} twice")
                 continue
             if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
-                raise DataError(
+                message = (
                     f"{path}:{start}: {len(cells)} cells under {len(names)} headers; quote cells that hold "
                     f"{used!r} (a list of choices goes in one cell as JSON)"
                 )
+                torn(Fault(f"{path.stem}:{start}", message, "more cells than headers"))
+                continue
             yield start, {n: c for n, c in zip(names, cells, strict=False) if n and c != ""}
     except csv.Error as error:
         raise DataError(
@@ -314,7 +345,8 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=header[0].count) if header else ","
 
 
-def _check_columns(name: str, source: Source, known: set[str]) -> None:
+def _column_problems(name: str, source: Source, known: set[str]) -> list[str]:
+    problems = []
     for field, mapping in (("columns", source.columns), ("where", {k: k for k in source.where})):
         for ours, theirs in mapping.items():
             if field == "columns" and theirs.startswith(LITERAL_PREFIX):
@@ -323,7 +355,8 @@ def _check_columns(name: str, source: Source, known: set[str]) -> None:
                 if column not in known and column.split(".")[0] not in known:
                     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
                     hint = f"did you mean `{near[0]}`?" if near else f"columns there: {', '.join(sorted(known))}"
-                    raise DataError(f"{name}: {field}.{ours}: there is no column `{column}`; {hint}")
+                    problems.append(f"{name}: {field}.{ours}: there is no column `{column}`; {hint}")
+    return problems
 
 
 def _mapped(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from optimsyn.errors import OptimsynError, RecipeError, StageError
 from optimsyn.models.availability import main_memory
 from optimsyn.models.gpus import gpus
 from optimsyn.models.purse import Caps, Purse
+from optimsyn.recipe_changes import word_for
 from optimsyn.redaction import KEY_CURE, find_secret, redact
 from optimsyn.runs.batch_engines import Engine, ProcessEngine
 from optimsyn.runs.batch_plan import Job, plan
@@ -68,8 +69,9 @@ def run_batch(
         RecipeError: `changes` hold a key, which would be written into `batch.json`.
         StageError: There is no stage `until`, or another batch works in this root.
     """
-    secret = find_secret(dict(changes or {}), "changes")
+    secret = find_secret(dict(changes or {}), word_for(changes))
     if secret is not None:
+        secret = secret.replace("--set.", "--set ", 1)
         raise RecipeError(f"{secret}, and would be written into {BATCH_JSON}; {KEY_CURE}")
     place = Path(root).resolve()
     console = console or Console()

@@ -263,39 +263,38 @@ def chosen_recipe(
         recipe: A recipe file, or the name of a recipe that comes with optimsyn.
         size: `full` or `tiny`.
         generator: Another model that writes the pairs; empty keeps the recipe's.
-        changes: Further recipe fields.
+        changes: Further recipe fields; `SetOptions` are spoken of as options of a command.
 
     Raises:
         RecipeError: Begins with the parameter that does not fit.
     """
-    from optimsyn.recipe_changes import changed
+    from optimsyn.recipe_changes import SetOptions, changed, word_for
     from optimsyn.runs.resources import find_recipe
     from optimsyn.sizes import resized
 
-    secret = find_secret({"recipe": recipe, "size": size, "generator": generator, "changes": dict(changes or {})})
+    given: Mapping[str, Any] = {} if changes is None else changes
+    secret = find_secret({"recipe": recipe, "size": size, "generator": generator, word_for(given): dict(given)})
     if secret is not None:
-        raise RecipeError(f"{secret}, and would be written into the run; {KEY_CURE}")
+        raise RecipeError(f"{secret.replace('--set.', '--set ', 1)}, and would be written into the run; {KEY_CURE}")
     with _about("recipe"):
         chosen = Recipe.load(find_recipe(recipe))
-    with _about("size"):
+    with _about("--size" if isinstance(given, SetOptions) else "size"):
         chosen = resized(chosen, size)
     if generator:
         with _about("generator"):
             _check_name(generator)
-            chosen = changed(chosen, {"models.generator": generator})
-    with _about("changes"):
-        return changed(chosen, changes or {})
+            chosen = changed(chosen, {"models.generator": generator}, "generator")
+    return changed(chosen, given)
 
 
 @contextmanager
 def _about(parameter: str) -> Iterator[None]:
-    """Puts the parameter's name before what is wrong with it."""
+    """Puts the name of the parameter, or the option, before what is wrong with it."""
     try:
         yield
     except RecipeError as error:
-        if str(error).startswith(f"{parameter}:"):
-            raise
-        raise RecipeError(f"{parameter}: {error}") from error
+        said = str(error).removeprefix(f"{parameter.removeprefix('--')}: ")
+        raise RecipeError(f"{parameter}: {said}") from error
 
 
 def _check_name(generator: str) -> None:

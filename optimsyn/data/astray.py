@@ -1,0 +1,76 @@
+"""Questions that name a document which is not there: how many, which, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+
+_EXAMPLES = 3
+# Comparing letter by letter takes its time.
+_COMPARED = 2000
+_ENDING = re.compile(r"\.[a-z]{1,8}$")
+
+
+class Names:
+    """The ids of documents, in which the one closest to a wrong id is looked for.
+
+    Example:
+        >>> Names(["texts/scurvy.md", "rickets.md"]).closest("Scurvy")
+        'texts/scurvy.md'
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._ids = list(ids)
+        self._plain: dict[str, str] = {}
+        for name in self._ids:
+            for form in (_plain(name), _plain(PurePath(name).name)):
+                self._plain.setdefault(form, name)
+
+    def closest(self, wrong: str) -> str | None:
+        """The id that was probably meant: the same but for case, folder, ending, signs and leading zeros, or alike."""
+        for form in (_plain(wrong), _plain(PurePath(wrong).name)):
+            if form and form in self._plain:
+                return self._plain[form]
+        ids = self._ids
+        if len(ids) > _COMPARED:
+            ids = [name for name in ids if name[:1].casefold() == wrong[:1].casefold()][:_COMPARED]
+        return next(iter(difflib.get_close_matches(wrong, ids, n=1)), None)
+
+
+def _plain(name: str) -> str:
+    words = re.findall(r"[^\W_]+", _ENDING.sub("", name.casefold()))
+    return " ".join(word.lstrip("0") or "0" for word in words)
+
+
+def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], *, used: bool) -> str:
+    """What to say of questions whose document is not there.
+
+    Args:
+        source: The recipe field that they come from.
+        total: Questions there in all.
+        wrong: Place of each such question to the id that it names.
+        ids: Of all documents.
+        used: They need no text of it and are used all the same; else they are left out.
+    """
+    names = Names(ids)
+    first: dict[str, str] = {}
+    for where, name in wrong.items():
+        first.setdefault(name, where)
+    examples = []
+    for name, where in list(first.items())[:_EXAMPLES]:
+        near = names.closest(name)
+        examples.append(f"{name!r} ({where}{f', did you mean {near!r}?' if near is not None else ''})")
+    more = len(first) - len(examples)
+    shown = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
+    meaning = (
+        "they are used, but no document tells whose kin they are, so that questions on the same text may stand on both "
+        "sides of the split"
+        if used
+        else "they are asked with its text, so they are left out"
+    )
+    return (
+        f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {shown}; {meaning}; "
+        "mend their document_id or add the documents"
+    )
