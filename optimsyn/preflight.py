@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
-from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
-from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import is_own_file, resolve, sampled, shortened
+from optimsyn.data.records import Document
+from optimsyn.data.sources import is_own_file, resolve, shortened
 from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.models.abilities import price_problem
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
+from optimsyn.preflight_data import check_documents, check_lengths, check_sets
 from optimsyn.preflight_services import service_problems
 from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
 
 # Converting PDF, office and mail files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
-_FEW_VALIDATION = 8
-_FEW_TEST = 20
-# An English token has about four characters and is never longer than a word; between the two it depends.
-_CHARS_A_TOKEN = 3.0
-_TEMPLATE_TOKENS = 16
 
 
 @dataclass
@@ -197,9 +191,11 @@ def _check_data(recipe: Recipe, found: Preflight) -> None:
     sets = _read_questions(recipe, documents.library if documents is not None else None, found)
     passages: list[Passage] = []
     if documents is not None and not documents.problems:
-        passages = _check_documents(recipe, documents.documents, found)
-    if sets is not None and not sets.problems:
-        _check_sets(recipe, sets, found)
+        passages = check_documents(recipe, documents.documents, found)
+    if sets is not None:
+        check_lengths(recipe, sets, found)
+        if not sets.problems:
+            check_sets(recipe, sets, found)
     _foresee(recipe, passages, sets, found)
 
 
@@ -260,80 +256,12 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
     for name, source in sources:
         if is_own_file(source):
             try:
-                found.problems += shortened(check_questions(config, source, name, documents, complete=complete), name)
+                problems, notes = check_questions(config, source, name, documents, complete=complete)
+                found.problems += shortened(problems, name)
+                found.warnings += notes
             except DataError as error:
                 found.problems.append(f"{name}: {error}")
     return None
-
-
-def _check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> list[Passage]:
-    """Cuts the documents and looks at what comes of it; returns the passages."""
-    used = sampled(documents, recipe.documents.source.limit, recipe.seed)
-    passages, lost = split_passages(used, recipe.documents)
-    found.counts |= {"documents": len(used), "passages": len(passages)}
-    if not passages:
-        found.problems.append(
-            f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
-            "lower it or give longer documents"
-        )
-        return passages
-    wanted = recipe.optimizers.prompt.passages
-    if recipe.optimizers.prompt.enabled and len(passages) < wanted:
-        found.warnings.append(
-            f"optimizers.prompt.passages: {wanted} are to be compared on, but there are {len(passages)} passages"
-        )
-    candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
-    if candidates > 4 * len(passages):
-        found.warnings.append(
-            f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
-            f"{candidates / len(passages):.0f} of each, and many will be alike; add documents or ask for fewer pairs"
-        )
-    return passages
-
-
-def _check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
-    found.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
-    if len(sets.validation) < _FEW_VALIDATION:
-        found.warnings.append(
-            f"questions.validation: {len(sets.validation)} questions give the influence a noisy direction; "
-            "a few dozen are better"
-        )
-    if len(sets.test) < _FEW_TEST:
-        found.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
-    longest = recipe.models.target.max_length
-    cut = 0
-    perhaps: list[str] = []
-    too_long: list[str] = []
-    for question in [*sets.validation, *sets.test]:
-        least, likely, whole = _token_bounds(question)
-        if least > longest:
-            too_long.append(
-                f"question {question.id!r} takes at least {least} tokens without its context, more than "
-                f"models.target.max_length = {longest}; raise it or remove the question"
-            )
-        elif likely > longest:
-            perhaps.append(question.id)
-        cut += question.context is not None and whole > longest
-    found.problems += shortened(too_long, "questions")
-    if perhaps:
-        found.warnings.append(
-            f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any "
-            f"context ({', '.join(perhaps[:3])}{' ...' if len(perhaps) > 3 else ''})"
-        )
-    if cut:
-        found.warnings.append(
-            f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "
-            f"context that is cut to fit {longest} tokens"
-        )
-
-
-def _token_bounds(question: Question) -> tuple[int, int, int]:
-    """Tokens of a question: at least and likely without its context, and roughly with it."""
-    sample = sample_of(question)
-    context, rest = split_context(sample.prompt)
-    rest += sample.completion
-    likely = round(len(rest) / _CHARS_A_TOKEN) + _TEMPLATE_TOKENS
-    return len(rest.split()), likely, round((len(context) + len(rest)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS
 
 
 def _check_guiding_text(recipe: Recipe, found: Preflight) -> None:

@@ -318,7 +318,7 @@ class Recipe(Shown, Section):
         """
         import yaml
 
-        from optimsyn.recipe_yaml import LARGEST_FILE, parse_yaml
+        from optimsyn.recipe_yaml import LARGEST_FILE, invisible, no_mapping, parse_yaml, said_of_yaml
 
         file = Path(path)
         if file.is_dir():
@@ -335,13 +335,15 @@ class Recipe(Shown, Section):
             remember_variables_of(text)
             raw = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise RecipeError(f"{file}: not valid YAML: {redact(str(error))}") from None
+            raise RecipeError(f"{file}: not valid YAML: {redact(said_of_yaml(error, text))}") from None
         except DataError as error:
             raise RecipeError(str(error)) from None
         if not isinstance(raw, dict):
-            kind = "empty" if raw is None else f"a {type(raw).__name__}"
-            raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), this is {kind}")
-        recipe = cls.parse(raw, str(file))
+            raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
+        try:
+            recipe = cls.parse(raw, str(file))
+        except RecipeError as error:
+            raise RecipeError("\n  ".join([str(error), *invisible(text)])) from None
         return recipe.with_paths_from(file.resolve().parent)
 
     @classmethod

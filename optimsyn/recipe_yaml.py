@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Any
 
 import yaml
+
+from optimsyn.data.text import kind_of
+from optimsyn.redaction import redact
 
 # Far more than any recipe needs; what is beyond was made to fill a machine, or is no recipe.
 LARGEST_FILE = 2_000_000
@@ -13,6 +18,24 @@ _VALUES = 20_000
 _DEPTH = 40
 _DIGITS = 100
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+
+# Where a field's name stands, or the blanks around it, what cannot be seen is never meant.
+_INVISIBLE = re.compile(
+    r"^(?:[ \t]|- )*(?:[\w.-]*(?P<before>[\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff])"
+    r"|[\w.-]+:(?P<after>[\u00a0\u2000-\u200f\u202f\u3000\ufeff]))",
+    re.MULTILINE,
+)
+_CURES = (
+    ("'\\t'", "YAML takes no tabs there: indent with blanks"),
+    (
+        "mapping values are not allowed",
+        "put texts that hold `: ` in quotes, and indent the fields of a section alike",
+    ),
+    ("single document", "a recipe is one document: remove the line `---`, or give each recipe a file of its own"),
+    ("special characters are not allowed", "remove that character"),
+    ("could not find expected ':'", "after a field's name comes a colon and a blank"),
+    ("did not find expected", "close every bracket and quote, and indent the fields of a section alike"),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,6 +139,41 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply; check its brackets") from None
     return value
+
+
+def said_of_yaml(error: yaml.YAMLError, text: str) -> str:
+    """What is wrong with a YAML text, where, and what to do about it."""
+    said = str(error).replace('in "<unicode string>", ', "in ")
+    if re.match(r"\s*<(?:!doctype|html|\?xml)\b", text, re.I):
+        return f"{said}\nit is a web page (HTML or XML); download the file itself"
+    cures = [cure for words, cure in _CURES if words in said][:1]
+    return "\n".join([said, *cures, *invisible(text)])
+
+
+def invisible(text: str) -> list[str]:
+    """A line about the first character that cannot be seen beside a field's name, as web pages leave them."""
+    found = _INVISIBLE.search(text)
+    if found is None:
+        return []
+    place = found.start("before" if found["before"] is not None else "after")
+    sign = text[place]
+    name = unicodedata.name(sign, "an unnamed character")
+    return [
+        f"line {text.count(chr(10), 0, place) + 1} holds a character that cannot be seen, U+{ord(sign):04X} "
+        f"({name}): type the line anew"
+    ]
+
+
+def no_mapping(value: Any, text: str) -> str:
+    """What a YAML text is in place of fields with values, and what to do about it."""
+    if value is None:
+        return "this is empty; `optimsyn new quickstart` copies one that you can change"
+    if isinstance(value, list):
+        return "this is a list; take the `-` or `[ ]` around its fields away, and give each recipe a file of its own"
+    if isinstance(value, str):
+        begun = " ".join(redact(text).split())[:40]
+        return f"this is text without fields ({begun!r} ...); write `field: value` on lines of their own"
+    return f"this is {kind_of(value)}; write `field: value` on lines of their own"
 
 
 def _walk(value: Any, inside: set[int], done: set[int]) -> None:

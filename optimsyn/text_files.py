@@ -25,6 +25,25 @@ _COMMON = (
 )
 # The plainer name, where it reads the same bytes.
 _PLAINER = {"cp932": "shift_jis", "cp949": "euc_kr", "gb2312": "gb18030", "gbk": "gb18030", "euc_jis_2004": "euc_jp"}
+# Files of these kinds, whatever their name says.
+_SIGNATURES = (
+    (b"%PDF-", "a PDF"),
+    (b"PK\x03\x04", "a zip archive, as .docx, .xlsx and .epub files are"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.doc, .xls, .ppt) or a locked one"),
+    (b"{\\rtf", "an RTF file"),
+    (b"\x1f\x8b", "data packed with gzip"),
+    (b"BZh", "data packed with bzip2"),
+    (b"\xfd7zXZ\0", "data packed with xz"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"\x28\xb5\x2f\xfd", "data packed with zstd"),
+    (b"\x89PNG\r\n", "a picture (PNG)"),
+    (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"GIF8", "a picture (GIF)"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x7fELF", "a program"),
+)
 _LOOKED_AT = 200_000
 _FEW_BYTES = 2
 _FEW_SHARE = 0.015
@@ -56,11 +75,15 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
                     f"{where}: begins as {name.removesuffix('-sig').upper()} text, but byte {error.start} is none; "
                     "the file is torn or was patched together; save it anew as UTF-8"
                 ) from None
+    kind = next((name for mark, name in _SIGNATURES if data.startswith(mark)), None)
+    if kind is not None and not _plain(data):
+        raise DataError(f"{where}: is no text but {kind}; give it its right name, or remove it")
     if encoding is not None and _SEVEN_BITS.search(data):
         return _in_given(data, where, encoding)
     wide = _wide(data)
     if wide is not None:
-        raise DataError(f"{where}: is UTF-16 text without a byte order mark; {_cure(wide, settable)}")
+        called = wide.upper().removesuffix("-LE").removesuffix("-BE")
+        raise DataError(f"{where}: is {called} text without a byte order mark; {_cure(wide, settable)}")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -136,7 +159,8 @@ def _in_given(data: bytes, where: str, encoding: str) -> str:
 
 
 def _cure(encoding: str, settable: bool) -> str:
-    converted = f"convert the file, e.g. iconv -f {encoding.replace('_', '-').upper()} -t UTF-8"
+    name = re.sub(r"^UTF-(16|32)-", r"UTF-\1", encoding.replace("_", "-").upper())
+    converted = f"convert the file, e.g. iconv -f {name} -t UTF-8, or save it as UTF-8 in an editor"
     looks = f"it looks like {encoding}"
     return (
         f"{looks}; write `encoding: {encoding}` beside the source's `path`, or {converted}"
@@ -145,12 +169,28 @@ def _cure(encoding: str, settable: bool) -> str:
     )
 
 
+def _plain(data: bytes) -> bool:
+    """True for text that only begins like another kind of file: `BZh` or `%PDF-` in an article."""
+    if _SEVEN_BITS.search(data):
+        return False
+    return _reads(data[:_LOOKED_AT], "utf-8") and not data.startswith((b"%PDF-", b"{\\rtf"))
+
+
 def _wide(data: bytes) -> str | None:
-    """UTF-16 without its mark, of a text with many letters of ASCII: every other byte is 0."""
+    """UTF-16 or UTF-32 without its mark, of a text with some letters of ASCII: bytes of one place are often 0."""
     head = data[:4000]
+    if len(head) < 4:
+        return None
+    for name, zeros, letters in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
+        empty = sum(head[place::4].count(0) for place in zeros) >= len(head) // 4 * 1.8
+        if empty and head[letters::4].count(0) < 0.02 * len(head) and _reads(data, name):
+            return name
     for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        zeros, others = head[offset::2].count(0), head[1 - offset :: 2].count(0)
-        if len(head) >= 4 and zeros > 0.3 * len(head) / 2 and others < 0.02 * len(head) and _reads(data, name):
+        zeros_there, others = head[offset::2].count(0), head[1 - offset :: 2].count(0)
+        # Lines end in every script, and their end is a letter of ASCII.
+        lines = head.count(b"\n\0" if offset else b"\0\n")
+        some = zeros_there > 0.3 * len(head) / 2 or (lines > 1 and zeros_there > 0.05 * len(head) / 2)
+        if some and others < 0.02 * len(head) and _reads(data, name):
             return name
     return None
 

@@ -144,7 +144,10 @@ def test_what_yaml_would_let_pass_or_choke_on_is_refused_with_the_cure(tmp_path:
         (b"- a\n", "this is a list"),
         (b"name: mine\ndescription: caf\xe9\n", "mine.yaml:2: byte 0xe9 is not UTF-8 text; .*cp1252; convert the file"),
         ("name: mine\n".encode("utf-16"), "documents: required field is missing"),
-        ("name: mine\n".encode("utf-16-le"), "is UTF-16 text without a byte order mark; .*iconv -f UTF-16-LE"),
+        (
+            "name: mine\n".encode("utf-16-le"),
+            "is UTF-16 text without a byte order mark; .*iconv -f UTF-16LE -t UTF-8, or save it",
+        ),
     ],
 )
 def test_a_file_that_is_no_recipe_says_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:

@@ -61,7 +61,7 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
     examples = []
     for name, where in list(first.items())[:_EXAMPLES]:
         near = names.closest(name)
-        examples.append(f"{name!r} ({where}{f', did you mean {near!r}?' if near is not None else ''})")
+        examples.append(f"{name!r} ({PurePath(where).name}{f', did you mean {near!r}?' if near is not None else ''})")
     more = len(first) - len(examples)
     shown = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
     meaning = (

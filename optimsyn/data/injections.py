@@ -7,8 +7,14 @@ novel; what a run can do is to count such passages and to name them.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
+from optimsyn.data.losses import Loss
+from optimsyn.data.records import Passage
 from optimsyn.data.text import control_token
+
+_NAMED = 5
 
 _IGNORE = (
     # English, German, French, Spanish, Portuguese, Italian, Dutch, Polish, Russian.
@@ -67,3 +73,49 @@ def injections(text: str) -> tuple[str, ...]:
     """
     found = [kind for kind, pattern in _KINDS.items() if pattern.search(text)]
     return (*found, *([_CONTROL] if control_token(text) is not None else ()))
+
+
+def talking(passages: Sequence[Passage]) -> list[Loss]:
+    """The passages that talk to a language model, with what they do."""
+    return [
+        Loss(id=passage.id, stage="passages", reason=f"it {', '.join(found)}")
+        for passage in passages
+        if (found := injections(passage.text))
+    ]
+
+
+def all_dropped(found: Sequence[Loss]) -> str:
+    """What to say where `on_injection: drop` leaves nothing."""
+    return (
+        f"documents: all of {len(found)} passages talk to a language model ({found[0].id}: {found[0].reason}) and are "
+        "dropped; look at them, and set documents.on_injection: flag to use them"
+    )
+
+
+def note(found: Sequence[Loss], passages: Sequence[Passage], on_injection: str, *, total: int | None = None) -> str:
+    """A line for a person who is about to start a run: how many passages, of which documents, and where to look.
+
+    Args:
+        found: What `talking` gave; at least one.
+        passages: Those that were looked at.
+        on_injection: The recipe's `documents.on_injection`.
+        total: How many passages there are, where not all were looked at.
+    """
+    document_of = {passage.id: passage.document_id for passage in passages}
+    by_document = Counter(document_of[loss.id] for loss in found)
+    named = ", ".join(f"{name} ({count})" for name, count in by_document.most_common(_NAMED))
+    more = f" and {len(by_document) - _NAMED} more" if len(by_document) > _NAMED else ""
+    what = Counter(part for loss in found for part in loss.reason.removeprefix("it ").split(", "))
+    looked = (
+        f"{len(passages)} of {total} passages that were looked at" if total is not None else f"{len(passages)} passages"
+    )
+    used = (
+        "they are dropped (documents.on_injection: drop)"
+        if on_injection == "drop"
+        else "they are used; documents.on_injection: drop leaves them out"
+    )
+    return (
+        f"documents: {len(found)} of {looked} may talk to a language model, in {named}{more}: "
+        f"{', '.join(f'{count} {kind}' for kind, count in what.most_common())}; {used}. `prepare` names each in its "
+        "talking.jsonl; the page `What is trusted` (docs/concepts/trust.md) says what is done about it"
+    )

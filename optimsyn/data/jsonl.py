@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from optimsyn.data.text import kind_of
 from optimsyn.errors import DataError
 from optimsyn.redaction import kept
 
@@ -95,7 +96,7 @@ def iter_json(path: Path, *, tolerate_torn: bool = False) -> Iterator[dict[str, 
                     continue
                 raise DataError(f"{path}:{number}: not valid JSON ({error.msg}); remove or mend the line") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}")
+                raise DataError(f"{path}:{number}: a row must be a JSON object, this is {kind_of(row)}")
             yield row
 
 

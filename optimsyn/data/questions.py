@@ -31,6 +31,7 @@ class QuestionSets:
         losses: Rows that went no further, with the reason.
         problems: Faults in the user's own files, which `load_questions` refuses.
         warnings: What a person may want to know.
+        astray: Those of them that tell of documents which are not there.
     """
 
     validation: list[Question]
@@ -38,12 +39,13 @@ class QuestionSets:
     losses: list[Loss]
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    astray: list[str] = field(default_factory=list)
 
 
 def check_questions(
     config: Questions, source: Source, name: str, documents: Sequence[Document] | None, *, complete: bool = False
-) -> list[str]:
-    """The faults in the rows of one source alone, when the other one cannot be read yet.
+) -> tuple[list[str], list[str]]:
+    """Faults in the rows of one source alone, and notes on them, when the other one cannot be read yet.
 
     Args:
         config: The recipe's `questions` section.
@@ -56,9 +58,9 @@ def check_questions(
         DataError: The source as a whole cannot be read.
     """
     problems: list[str] = []
-    reading = _read(source, name, config, Library.of(documents), 0, complete, [], problems, [])
+    reading = _read(source, name, config, Library.of(documents), 0, complete, [], problems)
     _unique_ids(config, reading, None, problems)
-    return problems
+    return problems, reading.astray
 
 
 @dataclass
@@ -69,11 +71,13 @@ class _Reading:
         places: Of each question.
         questions: Those that can be used.
         names: Place and id of every row that a person may mend, also of those that cannot be used as they are.
+        astray: What to say of documents that are named and not there.
     """
 
     places: list[str]
     questions: list[Question]
     names: list[tuple[str, str]] = field(default_factory=list)
+    astray: list[str] = field(default_factory=list)
 
 
 def load_questions(
@@ -125,7 +129,7 @@ def read_questions(
 
     def read(source: Source, name: str) -> _Reading:
         try:
-            return _read(source, name, config, library, seed, complete, losses, problems, warnings)
+            return _read(source, name, config, library, seed, complete, losses, problems)
         except DataError as error:
             unreadable.append(str(error))
             return _Reading([], [])
@@ -135,6 +139,8 @@ def read_questions(
     _unique_ids(config, validation, test, problems)
     if unreadable:
         raise DataError("\n".join([*unreadable, *shortened(problems)]))
+    astray = [*validation.astray, *(test.astray if test is not None else ())]
+    warnings = list(astray)
     _warn_repeats(validation, warnings)
     if problems or not validation.questions or (test is not None and not test.questions):
         held_back = test.questions if test is not None else []
@@ -142,7 +148,7 @@ def read_questions(
             # Told now, not only when everything else is mended; what is left out is settled then.
             _without_overlap(config, validation, test, validation.questions, held_back, [], problems, [])
         problems += [] if problems else _nothing_left(validation, losses)
-        return QuestionSets(validation.questions, held_back, losses, problems, warnings)
+        return QuestionSets(validation.questions, held_back, losses, problems, warnings, astray)
     if test is None:
         kept, held_back = split_by_group(validation.questions, config.test_fraction, seed)
     else:
@@ -156,6 +162,7 @@ def read_questions(
         losses,
         problems,
         warnings,
+        astray,
     )
 
 
@@ -168,7 +175,6 @@ def _read(
     complete: bool,
     losses: list[Loss],
     problems: list[str],
-    warnings: list[str],
 ) -> _Reading:
     own = is_own_file(source)
     torn: list[Fault] = []
@@ -203,7 +209,7 @@ def _read(
                 elsewhere[row.where] = question.document_id
     if complete:
         for wrong, used in ((astray, False), (elsewhere, True)):
-            warnings += [note(name, len(drawn), wrong, library.by_id, used=used)] if wrong else []
+            reading.astray += [note(name, len(drawn), wrong, library.by_id, used=used)] if wrong else []
     if not own:
         _rename_repeats(reading)
     faults.sort(key=_line)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from statistics import median
 
 from optimsyn.errors import DataError, StageError
 from optimsyn.models.replies import ReplyCache, Usage
 from optimsyn.runs.batch_plan import Job
-from optimsyn.runs.estimate import earlier_seconds, seconds_left
+from optimsyn.runs.estimate import earlier_seconds, seconds_left, since_begun
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES, Cost, Manifest
 
@@ -72,11 +71,7 @@ class Watch:
         """Seconds until all stages have finished: by the stage's own rate, earlier runs, and the batch's other runs."""
         assert job.run is not None
         usual = {**self._usual(), **self._from_earlier(job)}
-        started = manifest.stage(stage).started if manifest.stage(stage).status == "running" else None
-        elapsed = 0.0
-        if started is not None:
-            elapsed = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds())
-        now = seconds_left(job.run, stage, elapsed, usual)
+        now = seconds_left(job.run, stage, since_begun(manifest.stage(stage)), usual)
         later = [
             name for name in job.stages[job.stages.index(stage) + 1 :] if manifest.stage(name).status != "finished"
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from optimsyn.display.names import OUTCOME_LABELS
 from optimsyn.errors import StageError
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import STAGES, ManifestFile
+from optimsyn.runs.manifest import STAGES, ManifestFile, StageRecord
 
 # A rate measured over the first moments says nothing.
 _SOONEST = 3.0
@@ -33,13 +34,20 @@ def earlier_seconds(run: Run) -> dict[str, float]:
     return {stage: median(values) for stage, values in times.items() if values}
 
 
+def since_begun(record: StageRecord) -> float:
+    """Seconds that a running stage has taken, as its `seconds` will count them; 0 while its kernel only starts."""
+    if record.status != "running" or record.started is None:
+        return 0.0
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds())
+
+
 def seconds_left(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
     """Seconds that a running stage will still take, or None when nothing is known.
 
     Args:
         run: The run.
         stage: The stage that runs.
-        elapsed: Seconds since it was started.
+        elapsed: What `since_begun` gave.
         earlier: What `earlier_seconds` gave.
     """
     told = _told(run, stage)

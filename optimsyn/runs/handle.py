@@ -135,18 +135,20 @@ def shown_in_notebook(run: Run, stage: str) -> Iterator[None]:
     if not in_notebook():
         yield
         return
-    from optimsyn.runs.estimate import clock, described, earlier_seconds, share_done
+    from optimsyn.runs.estimate import clock, described, earlier_seconds, share_done, since_begun
 
-    begun = time.monotonic()
     earlier = earlier_seconds(run)
 
     def status() -> str:
-        return f"{stage}: {described(run, stage, time.monotonic() - begun, earlier)}"
+        return f"{stage}: {described(run, stage, since_begun(run.manifest.stage(stage)), earlier)}"
+
+    def taken() -> str:
+        return clock(run.manifest.stage(stage).seconds or 0.0)
 
     with LiveLine(status, share=lambda: share_done(run, stage)) as line:
         try:
             yield
         except BaseException:
-            line.finish(f"{stage}: stopped after {clock(time.monotonic() - begun)}")
+            line.finish(f"{stage}: stopped after {taken()}")
             raise
-        line.finish(f"{stage}: finished after {clock(time.monotonic() - begun)}")
+        line.finish(f"{stage}: finished after {taken()}")

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimsyn.errors import OptimsynError, ParameterError, RecipeError
+from optimsyn.errors import DataError, OptimsynError, ParameterError, RecipeError
 from optimsyn.models.names import nearest_provider
 from optimsyn.recipe import Recipe
 from optimsyn.redaction import KEY_CURE, find_secret, redact
+from optimsyn.text_files import decode
 
 _TYPES: dict[str, type] = {
     "str": str,
@@ -159,10 +160,13 @@ def given_parameters(
     values: dict[str, Any] = {}
     for file in files:
         try:
-            found = parse_yaml(file.read_text(encoding="utf-8"))
+            text = decode(file.read_bytes(), str(file))
+            found = parse_yaml(text)
         except FileNotFoundError:
             raise ParameterError(f"{file}: there is no such file of parameters") from None
-        except (UnicodeDecodeError, yaml.YAMLError):
+        except DataError as error:
+            raise ParameterError(str(error)) from None
+        except yaml.YAMLError:
             raise ParameterError(f"{file}: not valid YAML; write a line `name: value` for each parameter") from None
         if not isinstance(found, dict | None):
             raise ParameterError(f"{file}: parameters are a mapping of names to values")

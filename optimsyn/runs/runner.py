@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from optimsyn.errors import StageError
 from optimsyn.redaction import redact
-from optimsyn.runs.estimate import clock, described, earlier_seconds, executed_notebook
+from optimsyn.runs.estimate import clock, described, earlier_seconds, executed_notebook, since_begun
 from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import STAGES, Failure, process_lives
 from optimsyn.runs.resources import notebook_name, notebook_path
@@ -68,8 +67,7 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
                 _run_stage(run, stage, label, screen, earlier)
                 _foresee(run, stage, screen)
             else:
-                seconds = run.manifest.stage(stage).seconds or 0.0
-                screen.say(f"[dim]✓ {label} {clock(seconds):>7}  finished earlier[/]")
+                screen.say(f"[dim]✓ {label} {_taken(run, stage):>7}  finished earlier[/]")
 
 
 def _foresee(run: Run, stage: str, screen: Screen) -> None:
@@ -130,17 +128,25 @@ def _report_anyway(run: Run, screen: Screen, error: BaseException) -> None:
 def _run_stage(run: Run, stage: str, label: str, screen: Screen, earlier: dict[str, float]) -> None:
     lock = run.folder / ".kernel.lock"
     _wait_for_orphan(run, lock, screen)
-    begun = time.monotonic()
-    with screen.line(label, lambda: described(run, stage, time.monotonic() - begun, earlier)) as end:
+
+    def status() -> str:
+        return described(run, stage, since_begun(run.manifest.stage(stage)), earlier)
+
+    with screen.line(label, status) as end:
         try:
-            _execute(run, stage, lock, begun)
+            _execute(run, stage, lock)
         except StageError:
-            end(f"[red]✗[/] {label} {clock(time.monotonic() - begun):>7}")
+            end(f"[red]✗[/] {label} {_taken(run, stage):>7}")
             raise
-        end(f"[green]✓[/] {label} {clock(time.monotonic() - begun):>7}")
+        end(f"[green]✓[/] {label} {_taken(run, stage):>7}")
 
 
-def _execute(run: Run, stage: str, lock: Path, begun: float) -> None:
+def _taken(run: Run, stage: str) -> str:
+    """Time of a stage's last attempt, by the manifest: what is shown is what is on record, here and in the report."""
+    return clock(run.manifest.stage(stage).seconds or 0.0)
+
+
+def _execute(run: Run, stage: str, lock: Path) -> None:
     from optimsyn.runs.engine import NotebookError, execute
 
     minutes = run.recipe.limits.stage_minutes
@@ -161,7 +167,7 @@ def _execute(run: Run, stage: str, lock: Path, begun: float) -> None:
         failure = Failure(kind=error.kind, cell=error.cell, source=error.source, reason=reason)
         # On a full disk the manifest is as it was; the error is told all the same.
         with suppress(OSError):
-            run.mark_stopped(stage, "failed", failure, seconds=time.monotonic() - begun)
+            run.mark_stopped(stage, "failed", failure, seconds=_until_now(run, stage))
         raise StageError(
             f"stage {stage} failed: {error.kind}: {reason}\n"
             f"  Its notebook, up to the failure{'' if error.cell is None else f' in cell [{error.cell}]'}: {output}\n"
@@ -170,7 +176,7 @@ def _execute(run: Run, stage: str, lock: Path, begun: float) -> None:
     except KeyboardInterrupt:
         cell, source = stopped_cell(output)
         failure = Failure(kind="Interrupted", cell=cell, source=source, reason=INTERRUPTED)
-        run.mark_stopped(stage, "interrupted", failure, seconds=time.monotonic() - begun)
+        run.mark_stopped(stage, "interrupted", failure, seconds=_until_now(run, stage))
         raise
     record = run.manifest.stage(stage)
     if record.status != "finished":
@@ -178,6 +184,12 @@ def _execute(run: Run, stage: str, lock: Path, begun: float) -> None:
             f"stage {stage}: its notebook ran to the end, but the stage is {record.status}, not finished; "
             f"look at {output}"
         )
+
+
+def _until_now(run: Run, stage: str) -> float | None:
+    """Seconds of a stage that was stopped just now; None for one that said itself how long it took, or never began."""
+    record = run.manifest.stage(stage)
+    return since_begun(record) if record.status == "running" else None
 
 
 def _wait_for_orphan(run: Run, path: Path, screen: Screen) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from optimsyn.data.documents import load_document_set
-from optimsyn.data.injections import injections
+from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.jsonl import write_json, write_jsonl
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
@@ -44,10 +44,12 @@ def run(run: Run) -> StageResult:
         # Here, before passages are counted off in them: a key of this run in a document would go to every service.
         documents = _without_keys(sampled(found.documents, recipe.documents.source.limit, recipe.seed))
         passages, lost_passages = split_passages(documents, recipe.documents)
-        passages, talking = _not_talking(passages, recipe.documents.on_injection)
+        everything = passages
+        passages, flagged = _not_talking(everything, recipe.documents.on_injection)
         if recipe.documents.on_injection == "drop":
-            lost_passages = [*lost_passages, *talking]
-        sets = load_questions(recipe.questions, found.library, recipe.seed)
+            lost_passages = [*lost_passages, *flagged]
+        sets = load_questions(recipe.questions, found.library, recipe.seed, complete=True)
+        notes = [note(flagged, everything, recipe.documents.on_injection)] if flagged else []
         validation, too_long = _fitting(run, _without_keys(sets.validation))
         test, test_too_long = _fitting(run, _without_keys(sets.test))
         write_jsonl(run.path("prepare", "documents.jsonl"), documents)
@@ -66,8 +68,8 @@ def run(run: Run) -> StageResult:
                 ("passages", len(passages), f"{words[0]} to {words[-1]} words, median {words[len(words) // 2]}"),
                 (
                     "passages that talk to a language model",
-                    len(talking),
-                    _some([loss.id for loss in talking], "dropped" if recipe.documents.on_injection == "drop" else ""),
+                    len(flagged),
+                    _some([loss.id for loss in flagged], "dropped" if recipe.documents.on_injection == "drop" else ""),
                 ),
                 ("validation questions", len(validation), _subtasks(validation)),
                 ("test questions", len(test), _subtasks(test)),
@@ -82,12 +84,13 @@ def run(run: Run) -> StageResult:
                 "lost": len(lost),
                 "skipped": len(found.skipped),
                 "passed_over": len(found.passed),
-                "talking": len(talking),
+                "talking": len(flagged),
             },
+            notes=[f"{text}." for text in [*notes, *sets.astray]],
         )
-        if talking:
-            write_jsonl(run.path("prepare", "talking.jsonl"), talking)
-            stage.note(passages_that_talk_to_a_model=[loss.id for loss in talking[:_NOTED]])
+        if flagged:
+            write_jsonl(run.path("prepare", "talking.jsonl"), flagged)
+            stage.note(passages_that_talk_to_a_model=[loss.id for loss in flagged[:_NOTED]])
         write_json(
             run.path("prepare", "splits.json"),
             {
@@ -105,21 +108,14 @@ def _not_talking(passages: Sequence[Passage], on_injection: str) -> tuple[list[P
     Raises:
         DataError: All of them do, and the recipe drops them.
     """
-    talking = [
-        Loss(id=passage.id, stage="passages", reason=f"it {', '.join(found)}")
-        for passage in passages
-        if (found := injections(passage.text))
-    ]
+    found = talking(passages)
     if on_injection == "flag":
-        return list(passages), talking
-    named = {loss.id for loss in talking}
+        return list(passages), found
+    named = {loss.id for loss in found}
     kept = [passage for passage in passages if passage.id not in named]
     if not kept:
-        raise DataError(
-            f"documents: all of {len(passages)} passages talk to a language model ({talking[0].id}: "
-            f"{talking[0].reason}) and are dropped; look at them, and set documents.on_injection: flag to use them"
-        )
-    return kept, talking
+        raise DataError(all_dropped(found))
+    return kept, found
 
 
 def _some(names: Sequence[str], more: str = "") -> str:

@@ -64,7 +64,7 @@ def preview(run: Run, pairs: int = 3) -> Preview:
     from optimsyn.models.language_model import run_sync
     from optimsyn.stages.warm_up import write_first_draft
 
-    prepare(run)
+    prepared = prepare(run)
     tools = Tools(run)
     wanted = pairs
     while True:
@@ -105,7 +105,7 @@ def preview(run: Run, pairs: int = 3) -> Preview:
             )
         )
     columns = ("passage", "rubric", "pair", "checks", "influence")
-    return Preview("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note], look)
+    return Preview("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note, *prepared.notes], look)
 
 
 def _look(
