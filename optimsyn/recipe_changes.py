@@ -42,7 +42,7 @@ class SetOptions(dict[str, Any]):
             self.typed[field] = option if len(option) <= _SHOWN_OPTION else f"{option[:_SHOWN_OPTION]} ..."
 
 
-def word_for(changes: Mapping[str, Any], otherwise: str = "changes") -> str:
+def word_for(changes: Mapping[str, Any] | None, otherwise: str = "changes") -> str:
     """What the caller calls changes, for messages: the option, or the parameter."""
     return "--set" if isinstance(changes, SetOptions) else otherwise
 

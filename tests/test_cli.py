@@ -64,6 +64,12 @@ def test_wrong_recipe_has_its_own_exit_code(tmp_path: Path) -> None:
     assert "Traceback" not in wrong.stderr
 
 
+def test_an_option_is_named_as_it_was_typed() -> None:
+    wrong = optimsyn("validate", "quickstart", "--set", "synthesis.pairs=1", "--set", "seed=2")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("RecipeError: --set synthesis.pairs=1:\n  synthesis.pairs: ")
+
+
 def test_run_refuses_before_anything_starts(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     changed = tiny_recipe(documents={"source": "nowhere.jsonl"})

@@ -13,7 +13,7 @@ from optimsyn.data.documents import load_documents, read_documents
 from optimsyn.data.sources import read_rows
 from optimsyn.errors import DataError
 from optimsyn.recipe import Source
-from optimsyn.text_files import decode, likely_encoding
+from optimsyn.text_files import _cure, decode, likely_encoding
 
 RUSSIAN = (
     "Приливная мельница в устье реки была построена в 1742 году голландскими инженерами. Её колесо поворачивалось "
@@ -125,6 +125,48 @@ def test_utf16_without_its_mark_is_told(name: str) -> None:
     with pytest.raises(DataError, match=f"x: is UTF-16 text without a byte order mark; .*{name}"):
         decode(text_of(30).encode(name), "x")
     assert decode(text_of(30).encode(name), "x", name) == text_of(30)
+
+
+@pytest.mark.parametrize("name", ["utf-32-le", "utf-32-be"])
+def test_utf32_without_its_mark_is_told(name: str) -> None:
+    with pytest.raises(DataError, match=f"x: is UTF-32 text without a byte order mark; .*{name}"):
+        decode(text_of(30).encode(name), "x")
+
+
+@pytest.mark.parametrize("name", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", [JAPANESE, RUSSIAN])
+def test_utf16_of_other_scripts_without_its_mark_is_told(name: str, text: str) -> None:
+    data = "\n".join([text[:40], text[40:80], text[80:], ""]).encode(name)
+    with pytest.raises(DataError, match=f"x: is UTF-16 text without a byte order mark; .*{name}"):
+        decode(data, "x")
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "CP1252", "SHIFT-JIS", "KOI8-R"])
+def test_the_command_that_is_named_exists(encoding: str) -> None:
+    import shutil
+    import subprocess
+
+    if shutil.which("iconv") is None:
+        pytest.skip("no iconv here")
+    command = ["iconv", "-f", encoding, "-t", "UTF-8"]
+    python_name = encoding.replace("LE", "-le").replace("BE", "-be") if encoding.startswith("UTF") else encoding
+    done = subprocess.run(command, input="mill\n".encode(python_name), capture_output=True, check=True)
+    assert done.stdout == b"mill\n"
+    assert f"iconv -f {encoding} -t UTF-8" in _cure(python_name.lower(), settable=False)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"%PDF-1.7\n", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", b"\x1f\x8b\x08", b"SQLite format 3\0"]
+)
+@pytest.mark.parametrize("encoding", [None, "cp1252"])
+def test_a_file_of_another_kind_is_named(begin: bytes, encoding: str | None) -> None:
+    with pytest.raises(DataError, match="x: is no text but .*; give it its right name, or remove it"):
+        decode(begin + bytes(range(256)) * 4, "x", encoding)
+
+
+def test_an_article_that_begins_like_another_kind_is_read() -> None:
+    for text in ("BZh is how bzip2 files begin.", "GIF89a is a version.", "PAR1 was a line of golf."):
+        assert decode(text.encode(), "x") == text
 
 
 def test_the_error_names_line_encoding_field_and_command(tmp_path: Path) -> None:

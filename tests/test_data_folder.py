@@ -66,7 +66,14 @@ def test_what_is_passed_over_is_named_with_its_number_and_the_cure(
     assert "2 passed over: one.xlsx, two.xlsx (.xlsx: read with the extra: pip install 'optimsyn[xlsx]')" in notes
     assert "1 passed over: three.rtf (.rtf: read with the extra: pip install 'optimsyn[rtf]')" in notes
     assert "old.doc (.doc: save it as .docx)" in notes
-    assert "photo.png" in notes and "rows.csv" in notes and "odd.zzz" in notes and "1 passed over: none" in notes
+    assert "photo.png" in notes and "rows.csv" in notes
+    assert (
+        "1 passed over: none (no suffix: if it is text, rename it to .txt or .md, or name `text_suffixes: [''" in notes
+    )
+    assert (
+        "1 passed over: odd.zzz (.zzz: if it is text, rename it to .txt or .md, or name `text_suffixes: ['.zzz'"
+        in notes
+    )
     with pytest.raises(DataError, match=r"one\.xlsx: .*pip install 'optimsyn\[xlsx\]'"):
         load_documents(documents(texts / "one.xlsx"), 0)
     with pytest.raises(DataError, match=r"photo\.png: .*a picture; run OCR"):
@@ -74,6 +81,68 @@ def test_what_is_passed_over_is_named_with_its_number_and_the_cure(
     (texts / "a.md").unlink()
     with pytest.raises(DataError, match=r"Files there need an extra: pip install 'optimsyn\[rtf,xlsx\]'"):
         load_documents(documents(texts), 0)
+
+
+def test_files_of_unknown_endings_are_text_where_the_recipe_says_so(tmp_path: Path) -> None:
+    for number, name in enumerate(("README", "LICENSE", "server.LOG", "a.md", "odd.zzz")):
+        (tmp_path / name).write_text(f"# a comment\n{text_of(40, 30 * number)}")
+    assert [d.id for d in load_documents(documents(tmp_path), 0)] == ["a.md"]
+    read = load_documents(documents(tmp_path, text_suffixes=["", ".log"]), 0)
+    assert [d.id for d in read] == ["LICENSE", "README", "a.md", "server.LOG"]
+    assert [d.title for d in read] == ["LICENSE", "README", "a comment", "server"]
+    # A file that is named itself is meant; what its name does not say, its content does.
+    for name in ("README", "odd.zzz"):
+        assert [d.id for d in load_documents(documents(tmp_path / name), 0)] == [name]
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(DataError, match="binary:2: .*looks like no text at all"):
+        load_documents(documents(tmp_path / "binary"), 0)
+    (tmp_path / "a.md").unlink()
+    with pytest.raises(DataError, match=r"holds no document file .* 3 × no suffix: if it is text, rename it"):
+        load_documents(documents(tmp_path), 0)
+
+
+@pytest.mark.parametrize("ending", ["log", ".", ".tar.gz"])
+def test_an_ending_that_is_none_is_refused(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(ValueError, match="is no ending of a file's name"):
+        documents(tmp_path, text_suffixes=[ending])
+
+
+def test_what_the_recipe_does_not_say_leaves_its_fingerprint(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    assert changed(recipe, {"documents.source.text_suffixes": []}).fingerprint == recipe.fingerprint
+    assert changed(recipe, {"documents.source.text_suffixes": [""]}).fingerprint != recipe.fingerprint
+
+
+LEFT_BEHIND = (
+    *("~$report.docx", ".~lock.report.odt#", ".#notes.md", ".notes.md.swp", "drawing.dwl"),
+    *("notes.md~", "#notes.md#", "notes.md.bak", "notes.orig", "~WRL0001.tmp", "big.pdf.crdownload", "auto.asd"),
+    *(".DS_Store", "._report.docx", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r", ".directory"),
+)
+
+
+def test_what_programs_leave_behind_is_counted_and_no_fault(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "report.docx.md").write_text(text_of(60))
+    (texts / "bak.txt").write_text(text_of(60, 50))
+    for name in LEFT_BEHIND:
+        (texts / name).write_bytes(b"\0\1")
+    for name in ("__MACOSX", "@eaDir", "letters.old"):
+        (texts / name).mkdir()
+        (texts / name / "a.txt").write_text(text_of(60, 100))
+    (texts / ".git").mkdir()
+    found = read_documents(documents(texts))
+    assert found.problems == []
+    # A folder may be called anything.
+    assert [d.id for d in found.documents] == ["bak.txt", "letters.old/a.txt", "report.docx.md"]
+    reasons = {loss.id: loss.reason for loss in found.passed}
+    assert len(reasons) == len(LEFT_BEHIND) + 3
+    assert "hidden" in reasons.pop(".git")
+    assert len(set(reasons.values())) == 1
+    (line,) = (line for line in found.remarks if "locks, backups and the like" in line)
+    assert line.startswith(f"documents: {len(LEFT_BEHIND) + 2} passed over: ")
+    with pytest.raises(DataError, match="is a lock of an open file; name the file itself"):
+        load_documents(documents(texts / "~$report.docx"), 0)
 
 
 def faulty(folder: Path) -> int:
@@ -214,7 +283,7 @@ def test_links_inside_are_read_once_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "also").symlink_to("sub")
     found = read_documents(documents(tmp_path))
     assert [d.id for d in found.documents] == ["kept.md", "sub/b.md"]
-    assert sorted(loss.id for loss in found.passed) == ["again.md", "also", "sub/round"]
+    assert sorted(loss.id for loss in found.passed) == [".store", "again.md", "also", "sub/round"]
     assert ["gone.md" in found.problems[0], "itself" in found.problems[1]] == [True, True]
     assert len(found.problems) == 2
     assert all("is a link to nothing that can be opened" in problem for problem in found.problems)

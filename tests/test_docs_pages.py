@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import nbformat
 import pytest
+from data_helpers import recipe_of
 
+from optimsyn import errors
+from optimsyn.data.documents import load_documents
+from optimsyn.preflight import validate
 from tests.docs_helpers import ROOT
 
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
@@ -54,6 +60,36 @@ def test_quoted_messages_are_said(message: str, said: list[str]) -> None:
     pieces = [re.escape(piece.strip()) for piece in message.split("…") if piece.strip()]
     pattern = re.compile(r".*?".join(pieces), re.DOTALL)
     assert any(pattern.search(text) for text in said), message
+
+
+def documented_errors() -> dict[str, str]:
+    """The first table of the troubleshooting page: class of error to what it means."""
+    rows = re.findall(r"^\| ((?:`\w+Error`(?:, )?)+) \| (.+) \|$", TROUBLE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: meaning for names, meaning in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_the_errors_of_the_docs_are_those_of_the_code() -> None:
+    of_the_code = {
+        name
+        for name, found in vars(errors).items()
+        if isinstance(found, type) and issubclass(found, errors.OptimsynError) and found is not errors.OptimsynError
+    }
+    assert set(documented_errors()) == of_the_code
+    for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]:
+        for name in re.findall(r"\b[A-Z]\w+Error\b", page.read_text(encoding="utf-8")):
+            assert name in of_the_code or hasattr(builtins, name), f"{page.name}: {name}"
+
+
+def test_who_meets_an_unreadable_document_meets_the_error_that_the_page_names(tmp_path: Path) -> None:
+    (tmp_path / "torn.md").write_bytes(b"")
+    recipe = recipe_of(tmp_path, documents={"source": str(tmp_path / "torn.md")})
+    with pytest.raises(errors.RecipeError, match="no text in it"):
+        validate(recipe, offline=True, here=False).raise_if_refused()
+    with pytest.raises(errors.DataError, match="no text in it"):
+        load_documents(recipe.documents, 0)
+    meanings = documented_errors()
+    assert "unreadable document" in meanings["RecipeError"] and "before anything starts" in meanings["RecipeError"]
+    assert "from Python" in meanings["DataError"]
 
 
 def test_every_recipe_field_is_described() -> None:

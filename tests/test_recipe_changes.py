@@ -10,7 +10,7 @@ from runs_helpers import tiny_recipe
 
 from optimsyn.errors import RecipeError
 from optimsyn.recipe import Recipe
-from optimsyn.recipe_changes import changed, parse_change
+from optimsyn.recipe_changes import SetOptions, changed, parse_change
 from optimsyn.runs import Run
 from optimsyn.runs.parameters import chosen_recipe
 
@@ -140,8 +140,24 @@ def test_what_yaml_would_let_pass_or_choke_on_is_refused_with_the_cure(tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "this is empty"),
-        (b"- a\n", "this is a list"),
+        (b"", "this is empty; `optimsyn new quickstart`"),
+        (b"# nothing yet\n", "this is empty"),
+        (b"- a\n", "this is a list; take the `-` or"),
+        (b'[{"name": "mine"}]', "this is a list"),
+        (b"Some words only.", "this is text without fields \\('Some words only.'"),
+        (b"5", "this is a number"),
+        (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3", "is no text but a PDF; give it its right name"),
+        (b"PK\x03\x04" + bytes(90), "is no text but a zip archive"),
+        (b"name: mine\ndocuments:\n\tsource: x\n", "(?s)not valid YAML: .*in line 3, column 1.*indent with blanks"),
+        (b"<!DOCTYPE html>\n<html><body>404: Not Found</body></html>", "it is a web page"),
+        (b"name: a\n---\nname: b\n", "a recipe is one document"),
+        ("name:\u00a0mine\nseed: 1\n".encode(), "(?s)line 1 holds a character .*U\\+00A0 .*type the line anew"),
+        ("seed: 1\n\u200bname: mine\n".encode(), "(?s)name: unknown field.*line 2 holds a character .*U\\+200B"),
+        ("name: mine\n".encode("utf-32-be"), "is UTF-32 text without a byte order mark; .*iconv -f UTF-32BE"),
+        (
+            ("name: 鉱\n" + "# 鉱山の本\n" * 9).encode("utf-16-be"),
+            "is UTF-16 text without a byte order mark; .*UTF-16BE",
+        ),
         (b"name: mine\ndescription: caf\xe9\n", "mine.yaml:2: byte 0xe9 is not UTF-8 text; .*cp1252; convert the file"),
         ("name: mine\n".encode("utf-16"), "documents: required field is missing"),
         (
@@ -154,6 +170,14 @@ def test_a_file_that_is_no_recipe_says_what_it_is(tmp_path: Path, content: bytes
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         Recipe.load(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_recipe_is_read_whatever_its_marked_encoding_and_line_ends(tmp_path: Path, encoding: str, end: str) -> None:
+    text = tiny_recipe(description="café, 鉱山").to_yaml()
+    (tmp_path / "mine.yaml").write_bytes(text.replace("\n", end).encode(encoding))
+    assert Recipe.load(tmp_path / "mine.yaml").description == "café, 鉱山"
 
 
 @pytest.mark.parametrize(
@@ -239,3 +263,52 @@ def test_fields_that_say_nothing_leave_the_fingerprint_as_it_was() -> None:
     assert changed(served, {"models.generator.prices": {"input": 1, "output": 2}}).fingerprint == served.fingerprint
     for field, value in (("top_p", 0.5), ("reasoning_effort", "low"), ("send_seed", False), ("extra", {"a": 1})):
         assert changed(served, {f"models.generator.{field}": value}).fingerprint != served.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["synthesis.pair=3"], "--set synthesis.pair=3: unknown field; did you mean `synthesis.pairs`?"),
+        (
+            ["synthesis.pairs=1", "seed=4", "warm_up.steps=x"],
+            "--set synthesis.pairs=1 --set warm_up.steps=x:\n  warm_up.steps: Input should be a valid integer, unable to "
+            "parse string as an integer (got 'x')\n  synthesis.pairs: Input should be greater than or equal to 2 (got 1)",
+        ),
+        (
+            ["warm_up={step: 3}", "a.b=1"],
+            "--set 'warm_up={step: 3}': warm_up.step: unknown field; did you mean `warm_up.steps`?\n"
+            "--set a.b=1: unknown field; known here: ",
+        ),
+        (
+            ["warm_up.steps=3", "warm_up.checkpoints=4"],
+            "--set warm_up.steps=3 --set warm_up.checkpoints=4:\n  warm_up.checkpoints is larger than warm_up.steps",
+        ),
+        (["guiding_text=a b"], "--set 'guiding_text=a b':\n  guiding_text: String should have at least 10 characters"),
+        (["synthesis.pairs"], "--set synthesis.pairs: write FIELD=VALUE, such as --set synthesis.pairs=20"),
+        (["seed=[1"], "--set seed: the value is not valid YAML; put it in quotes"),
+        (["description=" + KEY], "--set description looks like a key, and would be written into the run"),
+        ([KEY], "--set: write FIELD=VALUE"),
+    ],
+)
+def test_what_is_wrong_with_an_option_names_it_as_it_was_typed(options: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        chosen_recipe("law", changes=SetOptions(options))
+    assert str(caught.value).startswith(message)
+    assert "changes" not in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_each_caller_hears_its_own_word() -> None:
+    def said(**given: Any) -> str:
+        with pytest.raises(RecipeError) as caught:
+            chosen_recipe("law", **given)
+        return str(caught.value)
+
+    assert said(changes={"synthesis.pairs": 1}).startswith("changes:\n  synthesis.pairs: ")
+    assert said(changes={"synthesis.pair": 1, "sead": 2}).startswith("changes: synthesis.pair: unknown field")
+    assert "\nchanges: sead: unknown field; did you mean `seed`?" in said(changes={"synthesis.pair": 1, "sead": 2})
+    assert said(changes={"description": KEY}).startswith("changes.description looks like a key")
+    assert said(size="tinny").startswith("size: there is no size 'tinny'")
+    assert said(size="tinny", changes=SetOptions([])).startswith("--size: there is no size 'tinny'")
+    long = said(changes=SetOptions(["synthesis.pair=" + "x " * 200]))
+    assert len(long.partition(": unknown")[0]) < 120

@@ -6,6 +6,8 @@ import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from runs_helpers import tiny_recipe
 
 from optimsyn.display import live
 from optimsyn.display.live import TRANSIENT, LiveLine
-from optimsyn.errors import Outcome
-from optimsyn.runs import Run, handle
-from optimsyn.runs.estimate import described, seconds_left, share_done
+from optimsyn.errors import Outcome, StageError
+from optimsyn.runs import Run, handle, runner
+from optimsyn.runs.estimate import clock, described, seconds_left, share_done, since_begun
 from optimsyn.runs.screen import Screen
 
 
@@ -140,6 +142,38 @@ def test_a_stage_in_a_notebook_is_one_line(run: Run, monkeypatch: pytest.MonkeyP
     with run.stage("prepare") as stage:
         assert stage.finished
     assert len(cell.outputs) == 2
+
+
+def test_what_is_shown_of_a_stage_is_what_the_manifest_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(monkeypatch)
+    with run.stage("prepare"):
+        assert since_begun(run.manifest.stage("prepare")) < 5
+        assert since_begun(run.manifest.stage("warm_up")) == 0
+        with run._manifest.change() as manifest:
+            manifest.stage("prepare").started = (datetime.now(UTC) - timedelta(seconds=75)).isoformat()
+        assert 75 <= since_begun(run.manifest.stage("prepare")) < 90
+        # A clock that is not the run's own: what is shown at the end has to come from the manifest.
+        monkeypatch.setattr("optimsyn.runs.folder.time.monotonic", lambda: 1e9)
+    seconds = run.manifest.stage("prepare").seconds
+    assert seconds is not None
+    assert cell.outputs == [f"prepare: finished after {clock(seconds)}"]
+    assert seconds > 1e6
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_runner_shows_the_time_that_is_on_record(run: Run, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    def execute(run: Run, stage: str, lock: Path) -> None:
+        with run._manifest.change() as manifest:
+            manifest.stage(stage).seconds = 754.0
+        if fails:
+            raise StageError("boom")
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    text = io.StringIO()
+    screen = Screen(Console(file=text, width=100))
+    with pytest.raises(StageError) if fails else nullcontext():
+        runner._run_stage(run, "prepare", "1/7 prepare", screen, {})
+    assert text.getvalue().splitlines()[-1].split() == ["✗" if fails else "✓", "1/7", "prepare", "12:34"]
 
 
 def test_the_runner_in_a_notebook_shows_a_line_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:

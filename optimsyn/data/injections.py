@@ -106,9 +106,9 @@ def note(found: Sequence[Loss], passages: Sequence[Passage], on_injection: str, 
     named = ", ".join(f"{name} ({count})" for name, count in by_document.most_common(_NAMED))
     more = f" and {len(by_document) - _NAMED} more" if len(by_document) > _NAMED else ""
     what = Counter(part for loss in found for part in loss.reason.removeprefix("it ").split(", "))
-    looked = (
-        f"{len(passages)} of {total} passages that were looked at" if total is not None else f"{len(passages)} passages"
-    )
+    looked = f"{len(passages)} passages"
+    if total is not None:
+        looked = f"the {len(passages)} passages that were looked at (of {total} in all)"
     used = (
         "they are dropped (documents.on_injection: drop)"
         if on_injection == "drop"

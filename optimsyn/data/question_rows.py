@@ -113,7 +113,7 @@ def question_of(row: Row, library: Library, *, open_book: bool | None, subtask: 
     gold = faults.part(lambda: _gold(values)) or _Gold([], None, None)
     context, document_id = faults.part(lambda: _context(values, library, open_book)) or (None, None)
     part = faults.part(lambda: _subtask(values, subtask)) or ""
-    accepted, options, index = gold.accepted, gold.options, gold.index
+    accepted, options, index = gold.accepted, gold.options, gold.place
     written = (name, text, *accepted, *(options or ()), context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
         faults.found.append("holds half of a surrogate pair, which is no character; mend or remove it")
@@ -152,7 +152,7 @@ class _Gold(NamedTuple):
 
     accepted: list[str]
     options: list[str] | None
-    index: int | None
+    place: int | None
 
 
 def _gold(values: Mapping[str, Any]) -> _Gold:
