@@ -139,6 +139,7 @@ def test_what_programs_leave_behind_is_counted_and_no_fault(tmp_path: Path) -> N
     assert len(reasons) == len(LEFT_BEHIND) + 3
     assert "hidden" in reasons.pop(".git")
     assert len(set(reasons.values())) == 1
+    assert found.losses == []
     (line,) = (line for line in found.remarks if "locks, backups and the like" in line)
     assert line.startswith(f"documents: {len(LEFT_BEHIND) + 2} passed over: ")
     with pytest.raises(DataError, match="is a lock of an open file; name the file itself"):

@@ -271,8 +271,9 @@ def test_fields_that_say_nothing_leave_the_fingerprint_as_it_was() -> None:
         (["synthesis.pair=3"], "--set synthesis.pair=3: unknown field; did you mean `synthesis.pairs`?"),
         (
             ["synthesis.pairs=1", "seed=4", "warm_up.steps=x"],
-            "--set synthesis.pairs=1 --set warm_up.steps=x:\n  warm_up.steps: Input should be a valid integer, unable to "
-            "parse string as an integer (got 'x')\n  synthesis.pairs: Input should be greater than or equal to 2 (got 1)",
+            "--set synthesis.pairs=1 --set warm_up.steps=x:\n  warm_up.steps: Input should be a valid integer, "
+            "unable to parse string as an integer (got 'x')\n  synthesis.pairs: Input should be greater than or equal "
+            "to 2 (got 1)",
         ),
         (
             ["warm_up={step: 3}", "a.b=1"],

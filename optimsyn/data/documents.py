@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.file_tree import Fault
+from optimsyn.data.file_tree import HIDDEN, LEFT_BEHIND, Fault
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.sources import (
@@ -36,7 +36,8 @@ class DocumentSet:
     Attributes:
         documents: The usable documents, in the order of the source, `limit` not yet applied.
         repeats: Documents with the text of an earlier one; questions may still name them.
-        losses: Rows of a hub dataset that were empty or repeated, and all of `passed` and `skipped`.
+        losses: Rows of a hub dataset that were empty or repeated, and all of `passed` and `skipped` but for what is
+            hidden or was left behind by programs.
         problems: Faults in the user's own files, which `load_documents` refuses.
         passed: Files of a folder that are no documents, or of a kind whose extra is not installed.
         skipped: Unreadable, empty and repeated documents under `on_error: skip`, with the whole message.
@@ -137,7 +138,9 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     if not kept and not problems and convert:
         problems = [_nothing_left(source, faults.skipped)]
     hint = _SKIP_HINT if faults.curable and kept else ""
-    return DocumentSet(kept, repeats, [*losses, *passed, *faults.skipped], problems, passed, faults.skipped, hint)
+    # What nobody meant as a document is not lost.
+    lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *faults.skipped]
+    return DocumentSet(kept, repeats, lost, problems, passed, faults.skipped, hint)
 
 
 def files_of(source: Source) -> Path | None:

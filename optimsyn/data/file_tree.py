@@ -12,6 +12,7 @@ from optimsyn.data.losses import Loss
 from optimsyn.errors import DataError
 
 LEFT_BEHIND = "locks, backups and the like, which programs leave behind; nothing to do"
+HIDDEN = "hidden; one that is to be read needs a name without the dot"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Walk:
                 if left_behind(entry.name, folder=entry.is_dir(follow_symlinks=False)):
                     self.passed(path, LEFT_BEHIND)
                 elif entry.name.startswith("."):
-                    self.passed(path, "hidden; one that is to be read needs a name without the dot")
+                    self.passed(path, HIDDEN)
                 elif entry.is_symlink():
                     self.links.append(path)
                 elif entry.is_dir(follow_symlinks=False):
