@@ -213,9 +213,11 @@ def test_a_web_page_is_read_as_it_declares(tmp_path: Path) -> None:
 
 def test_a_binary_file_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4)
+    (tmp_path / "b.txt").write_bytes(b"\x89" + bytes(range(256)) * 4)
     problems = read_documents(documents(tmp_path)).problems
-    assert len(problems) == 1
-    assert "a.txt:1: byte 0x89 is not UTF-8 text, and the file looks like no text" in problems[0]
+    assert len(problems) == 2
+    assert "a.txt: is no text but a picture (PNG)" in problems[0]
+    assert "b.txt:1: byte 0x89 is not UTF-8 text, and the file looks like no text" in problems[1]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

@@ -125,7 +125,7 @@ def test_few_lines_hold_some_of_every_kind() -> None:
 
 
 def test_a_file_without_a_usable_row_is_short_and_shows_every_kind(tmp_path: Path) -> None:
-    rows = [{"question": f"Q{i}?"} for i in range(50)]
+    rows: list[dict[str, Any]] = [{"question": f"Q{i}?"} for i in range(50)]
     rows += [{"question": "What?", "answer": "x", "choices": ["a", "b"]}]
     said = problems(config(write_lines(tmp_path / "q.jsonl", rows))).splitlines()
     assert len(said) == 8

@@ -306,8 +306,10 @@ def test_each_caller_hears_its_own_word() -> None:
         return str(caught.value)
 
     assert said(changes={"synthesis.pairs": 1}).startswith("changes:\n  synthesis.pairs: ")
-    assert said(changes={"synthesis.pair": 1, "sead": 2}).startswith("changes: synthesis.pair: unknown field")
-    assert "\nchanges: sead: unknown field; did you mean `seed`?" in said(changes={"synthesis.pair": 1, "sead": 2})
+    assert said(changes={"synthesis.pair": 1, "sead": 2}).splitlines() == [
+        "changes: sead: unknown field; did you mean `seed`?",
+        "changes: synthesis.pair: unknown field; did you mean `synthesis.pairs`?",
+    ]
     assert said(changes={"description": KEY}).startswith("changes.description looks like a key")
     assert said(size="tinny").startswith("size: there is no size 'tinny'")
     assert said(size="tinny", changes=SetOptions([])).startswith("--size: there is no size 'tinny'")

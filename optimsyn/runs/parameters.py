@@ -297,8 +297,10 @@ def _about(parameter: str) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        said = str(error).removeprefix(f"{parameter.removeprefix('--')}: ")
-        raise RecipeError(f"{parameter}: {said}") from error
+        plain = parameter.removeprefix("--")
+        said = str(error)
+        said = said.removeprefix(plain) if said.startswith(f"{plain}:") else f": {said}"
+        raise RecipeError(f"{parameter}{said}") from error
 
 
 def _check_name(generator: str) -> None:
