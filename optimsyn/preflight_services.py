@@ -22,7 +22,7 @@ def service_findings(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple
         recipe: The recipe.
         looked_at: What is known of its models.
     """
-    if not _names_services(recipe):
+    if not names_services(recipe):
         return (), ()
     from optimsyn.models.probe import probe, services
 
@@ -46,7 +46,7 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
 
     new = not (Run.folder_of(recipe, root) / "manifest.json").is_file()
     run = Run.open(recipe, root)
-    if not _names_services(recipe):
+    if not names_services(recipe):
         return run
     from optimsyn.models.probe import probe
     from optimsyn.models.purse import Purse
@@ -61,6 +61,7 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
     return run
 
 
-def _names_services(recipe: Recipe) -> bool:
+def names_services(recipe: Recipe) -> bool:
+    """Whether a role of the recipe is a service's."""
     models = (recipe.models.generator, recipe.models.rubric, recipe.models.reflection)
     return any(spec is not None and spec.provider == "litellm" for spec in models)

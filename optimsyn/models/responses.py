@@ -78,7 +78,8 @@ def from_json(raw: Any) -> Any | None:
     except (TypeError, ValueError, RecursionError):
         return None
     choices = getattr(found, "choices", None)
-    whole = isinstance(choices, list) and choices and hasattr(choices[0], "message")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    whole = isinstance(getattr(first, "message", None), SimpleNamespace)
     return found if whole else None
 
 
