@@ -91,7 +91,7 @@ class Learned:
             if answer != BY_THE_LIST
         ]
         if self.limit_name == "none":
-            said.append(f"{name} takes neither {' nor '.join(LIMIT_NAMES)}; its replies have no limit of ours")
+            said.append(f"{name} takes neither max_tokens nor max_completion_tokens; its replies have no limit of ours")
         elif self.limit_name is not None:
             said.append(f"{name} is asked for a longest reply as {self.limit_name}")
         if self.schemas_off:
