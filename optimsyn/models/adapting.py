@@ -86,9 +86,9 @@ class Adaptation:
         else:
             other = "none"
             said = (
-                f"{self.name} takes neither max_tokens nor max_completion_tokens; no longest reply is sent from now on, so caps "
-                f"can be passed by what a reply is longer than the recipe's max_tokens ({answer}). `limit_name: none` "
-                "in the recipe says so from the start"
+                f"{self.name} takes neither max_tokens nor max_completion_tokens; no longest reply is sent from now "
+                f"on, so caps can be passed by what a reply is longer than the recipe's max_tokens ({answer}). "
+                "`limit_name: none` in the recipe says so from the start"
             )
         self._learn(lambda known: replace(known, limit_name=other), said)
 
