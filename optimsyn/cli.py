@@ -11,21 +11,16 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
 import optimsyn
+from optimsyn.cli_opening import load_recipe, open_checked, show_preflight
+from optimsyn.cli_opening import make_console as _console
 from optimsyn.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
 from optimsyn.redaction import redact
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from optimsyn.preflight import Preflight
-    from optimsyn.recipe import Recipe
-    from optimsyn.runs.folder import Run
 
 FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
 # Set by a batch for its runs: `optimsyn.runs.lifeline`.
@@ -108,11 +103,13 @@ def validate(
 ) -> None:
     """Check files, questions, keys, models, memory and disk."""
     from optimsyn.preflight import checked
+    from optimsyn.runs.screen import Steps
 
     console = _console()
-    loaded = _load(recipe, size, changes)
-    found = checked(loaded, root, offline=offline)
-    _show_preflight(found, console)
+    loaded = load_recipe(recipe, size, changes)
+    with Steps().step("Checking files, questions, models" + ("" if offline else " and services")):
+        found = checked(loaded, root, offline=offline)
+    show_preflight(found, console)
     found.raise_if_refused()
     console.print(found.forecast)
     console.print(f"It will take {found.disk.text() if found.disk else 'some room'}", highlight=False, soft_wrap=True)
@@ -130,14 +127,23 @@ def preview(
     changes: SetOption = None,
 ) -> None:
     """Show a few pairs with rubric and influence first."""
+    from contextlib import ExitStack
+
     from optimsyn.runs.runner import embedded_server
+    from optimsyn.runs.screen import Steps
 
-    console = _console()
-    run_ = _open(recipe, root, size, changes, console)
-    with run_.lock(), console.status("Writing and scoring a few pairs …"), embedded_server(run_):
-        from optimsyn.stages.preview import preview as make
+    console, steps = _console(), Steps()
+    steps.say(
+        f"A preview checks everything, has {pairs} pairs written and scores them by gradients of the target, which "
+        "take longest: seconds on a GPU, up to some minutes on a CPU."
+    )
+    run_ = open_checked(recipe, root, size, changes, console, steps)
+    with run_.lock(), ExitStack() as held:
+        with steps.step("Loading what writes and scores"):
+            from optimsyn.stages.preview import preview as make
 
-        result = make(run_, pairs)
+            held.enter_context(embedded_server(run_))
+        result = make(run_, pairs, step=steps.step)
     console.print(result)
     console.print("The replies are kept: `optimsyn run` with the same recipe and options begins with them.")
 
@@ -160,11 +166,12 @@ def run(
     from optimsyn.runs.manifest import STAGES
     from optimsyn.runs.resources import notebook_name
     from optimsyn.runs.runner import run_stages
+    from optimsyn.runs.screen import Steps
 
     until = stage or STAGES[-1]
     notebook_name(until)
     console = _console()
-    run_ = _open(recipe, root, size, changes, console)
+    run_ = open_checked(recipe, root, size, changes, console, Steps())
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
     run_stages(run_, console, until=until)
     if run_.done(STAGES[-1]):
@@ -309,55 +316,6 @@ def new(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _load(name: str, size: str = "full", changes: list[str] | None = None) -> Recipe:
-    from optimsyn.recipe_changes import SetOptions
-    from optimsyn.runs.parameters import chosen_recipe
-
-    return chosen_recipe(name, size=size, changes=SetOptions(changes or ()))
-
-
-def _open(name: str, root: Path, size: str, changes: list[str] | None, console: Console) -> Run:
-    """The run of a recipe, or of its run folder, after everything about it has been checked."""
-    from optimsyn.preflight import checked
-    from optimsyn.preflight_services import open_asked
-    from optimsyn.runs.folder import Run
-    from optimsyn.runs.forecasting import foresee
-
-    folder = Path(name)
-    if (folder / "manifest.json").is_file():
-        if changes or size != "full":
-            raise RecipeError(f"{name} is a run, whose recipe stays as it is; give --set and --size with a recipe")
-        recipe, root = Run.load(folder).recipe, folder.resolve().parent
-    else:
-        recipe = _load(name, size, changes)
-    found = checked(recipe, root, ask=False)
-    _show_preflight(found, console)
-    found.raise_if_refused()
-    # Before anything is loaded: what a service refuses should not cost minutes of local work.
-    run_ = open_asked(recipe, root)
-    console.print(foresee(run_, found.forecast))
-    return run_
-
-
-def _show_preflight(found: Preflight, console: Console) -> None:
-    for warning in found.warnings:
-        console.print(f"[yellow]note:[/] {_escaped(warning)}", highlight=False)
-    for text in found.unchecked:
-        console.print(f"not checked: {_escaped(text)}", highlight=False)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(redact(text))
 
 
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:

@@ -18,7 +18,7 @@ from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.models.abilities import price_problem
 from optimsyn.models.availability import Availability, availability, device_problems, memory_needed, memory_problems
 from optimsyn.preflight_data import check_documents, check_lengths, check_sets
-from optimsyn.preflight_services import service_problems
+from optimsyn.preflight_services import service_findings
 from optimsyn.recipe import Recipe, Source, twin_problem
 from optimsyn.shown import Shown
 
@@ -119,7 +119,9 @@ def validate(
             found.unchecked = _on_hub_only(recipe) + [text for model in looked_at for text in model.unchecked]
         _add_models(looked_at, found, here)
     if network and ask:
-        found.problems += service_problems(recipe, looked_at)
+        problems, notes = service_findings(recipe, looked_at)
+        found.problems += problems
+        found.warnings += notes
     found.problems = list(dict.fromkeys(found.problems))
     found.warnings = list(dict.fromkeys(found.warnings))
     return found

@@ -65,6 +65,7 @@ _SET_ELSEWHERE = {
 SERVICE_ONLY: dict[str, Any] = {
     "top_p": None,
     "send_seed": True,
+    "limit_name": None,
     "reasoning_effort": None,
     "base_model": None,
     "prices": None,
@@ -90,6 +91,11 @@ class ModelSpec(Section):
         ge=16,
         description="Longest reply, in tokens, when one that was cut is asked for again, once; null: twice max_tokens; "
         "as many as max_tokens: it is not asked for again.",
+    )
+    limit_name: Literal["max_tokens", "max_completion_tokens", "none"] | None = Field(
+        None,
+        description="What the service calls max_tokens; none: it is not sent. null: as it is known for the model, and "
+        "the other one when it is refused.",
     )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="How long a model that can think may think; null: not sent, the model's own way."
@@ -156,10 +162,25 @@ class ModelSpec(Section):
             return self
         for field, neutral in SERVICE_ONLY.items():
             if getattr(self, field) != neutral:
+                self._refuse_misspelled()
                 raise ValueError(f"{field} is for services, and {self.name!r} runs on this machine; remove it")
         if self.temperature is None:
+            self._refuse_misspelled()
             raise ValueError(f"temperature: null leaves it to a service, and {self.name!r} is none; give a number")
         return self
+
+    def _refuse_misspelled(self) -> None:
+        """Tells a provider that is misspelled, which is why a service was taken for a model of this machine.
+
+        Raises:
+            ValueError: It is so.
+        """
+        if self.provider != "local":
+            return
+        from optimsyn.models.providers import misspelled
+
+        if (problem := misspelled(self.name)) is not None:
+            raise ValueError(problem)
 
     @model_validator(mode="after")
     def _known_device(self) -> ModelSpec:

@@ -19,9 +19,17 @@ from pydantic import ValidationError
 
 from optimsyn.errors import DataError, ServiceError
 from optimsyn.models import failures
-from optimsyn.models.abilities import abilities_of, entry_of, highest_cost, litellm_table, price_of, price_problem
+from optimsyn.models.abilities import (
+    LIMIT_NAMES,
+    abilities_of,
+    entry_of,
+    highest_cost,
+    litellm_table,
+    price_of,
+    price_problem,
+)
 from optimsyn.models.language_model import Call, LanguageModel, load_language_model
-from optimsyn.models.learned import Learned, ServiceMemory, read_services
+from optimsyn.models.learned import Learned, ServiceMemory, read_services, sentences_of
 from optimsyn.models.replies import ReplyCache
 from optimsyn.recipe import ModelSpec, TargetSpec
 
@@ -133,6 +141,10 @@ async def test_fields_are_passed_on_to_anthropic_too(served: Service) -> None:
         ({"extra": {"header": "sk-proj-4f9a8b7c6d5e4f3a2b1c"}}, r"extra\.header.*api_key_env"),
         ({"chat_template_kwargs": {"x": "sk-proj-4f9a8b7c6d5e4f3a2b1c"}}, r"chat_template_kwargs\.x.*api_key_env"),
         ({"name": "embedded", "top_p": 0.5}, r"top_p is for services"),
+        ({"name": "opnai/gpt-6-luna", "prices": {"input": 1, "output": 1}}, r"did you mean `openai/gpt-6-luna`"),
+        ({"name": "antropic/claude-haiku-5-5", "temperature": None}, r"did you mean `anthropic/claude-haiku-5-5`"),
+        ({"name": "mistrl/anything", "extra": {"a": 1}}, r"did you mean `mistral/"),
+        ({"name": "Qwen/Qwen3-0.6B", "top_p": 0.5}, r"top_p is for services"),
         ({"name": "./here", "reasoning_effort": "low"}, r"reasoning_effort is for services"),
         ({"name": "embedded", "temperature": None}, r"temperature: null"),
         ({"reasoning_effort": "much"}, r"reasoning_effort"),
@@ -196,13 +208,76 @@ async def test_the_longest_reply_is_called_by_its_other_name_from_then_on(
     assert len(served.requests) == 5
 
 
-async def test_a_service_that_takes_neither_name_stops_with_the_field(served: Service) -> None:
-    served.answer = lambda number, request: refused(
-        400, f"Unknown parameter: '{'max_tokens' if 'max_tokens' in request else 'max_completion_tokens'}'."
+@pytest.mark.parametrize("named", ["the one that was sent", "max_output_tokens"])
+async def test_a_service_that_takes_neither_name_is_sent_none_and_that_is_told_once(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, named: str
+) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        sent = next((name for name in LIMIT_NAMES if name in request), None)
+        if sent is None:
+            return said("ok", finish="length" if number > 3 else "stop")
+        return refused(400, f"Unknown parameter: '{sent if named.startswith('the') else named}'.")
+
+    served.answer = answer
+    asked = model(served.base, ReplyCache(tmp_path / "replies.sqlite"))
+    assert (await asked.complete(HELLO)).text == "ok"
+    assert len(served.requests) == 3
+    await asked.complete(Call.of("again"))
+    assert len(served.requests) == 4
+    assert told(caplog, "takes neither max_tokens nor max_completion_tokens") == 1
+    # Another process of the run knows; a reply that is cut cannot be given more room.
+    later = model(served.base, ReplyCache(tmp_path / "replies.sqlite"))
+    reply = await later.complete(Call.of("once more"))
+    assert len(served.requests) == 5
+    assert set(LIMIT_NAMES).isdisjoint(served.requests[-1])
+    assert later.more_room(Call.of("once more"), reply) is None
+    (note,) = (text for text in sentences_of(read_services(tmp_path / "services.json")) if "neither" in text)
+    assert "openai/some-model" in note
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "none"])
+async def test_the_recipe_says_what_the_longest_reply_is_called(served: Service, name: str) -> None:
+    served.answers(said("ok"))
+    await model(served.base, limit_name=name).complete(HELLO)
+    assert {limit: served.requests[0].get(limit) for limit in LIMIT_NAMES if limit in served.requests[0]} == (
+        {} if name == "none" else {name: 400}
     )
-    with pytest.raises(ServiceError, match="`max_tokens`"):
-        await model(served.base).complete(HELLO)
+    if name == "none":
+        return
+    served.answers(refused(400, f"Unknown parameter: '{name}'."))
+    with pytest.raises(ServiceError, match="`limit_name`"):
+        await model(served.base, limit_name=name).complete(HELLO)
     assert len(served.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(400, "Bad Request"),
+        refused(422, ""),
+        refused(400, "something went wrong, error 4711"),
+        Answer(400, "Bad Request", {"Content-Type": "text/plain"}),
+        Answer(400, "{}"),
+    ],
+)
+async def test_a_refusal_that_names_nothing_tells_what_could_be_left_out(served: Service, answer: Answer) -> None:
+    served.answers(answer)
+    asked = model(served.base, top_p=0.9, reasoning_effort="low", extra={"top_k": 3})
+    asked.field = "models.rubric"
+    with pytest.raises(ServiceError) as caught:
+        await asked.complete(Call.of("Hello", seed=1, schema=schema()))
+    text = str(caught.value)
+    for cure in (
+        "structured_output: false", "temperature: null", "top_p: null", "send_seed: false", "reasoning_effort: null",
+        "limit_name: max_completion_tokens", "limit_name: none", "extra.top_k", "under models.rubric",
+    ):  # fmt: skip
+        assert cure in text
+    # Only what was sent is named.
+    with pytest.raises(ServiceError) as caught:
+        await model(served.base, temperature=None, limit_name="none").complete(HELLO)
+    text = str(caught.value)
+    absent = ("temperature", "top_p", "send_seed", "structured_output", "limit_name", "reasoning_effort", "extra")
+    assert not any(cure in text for cure in absent)
 
 
 async def test_a_service_that_takes_hardly_anything_is_asked_for_hardly_anything(served: Service) -> None:
@@ -342,7 +417,7 @@ def test_processes_share_what_was_learned(tmp_path: Path) -> None:
 
 
 def test_what_is_remembered_comes_back_as_it_was(tmp_path: Path) -> None:
-    known = Learned({"seed": "no"}, "max_completion_tokens", frozenset("a"), True, frozenset("b"), True)
+    known = Learned({"seed": "no"}, "max_completion_tokens", frozenset("a"), True, frozenset("b"), True, "nothing")
     assert Learned.from_json(known.as_json()) == known
     assert Learned.from_json({"a later version": 1}) == Learned()
     path = tmp_path / "services.json"

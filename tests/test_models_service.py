@@ -252,7 +252,8 @@ async def test_a_key_in_any_field_of_a_reply_reaches_no_file(
 async def test_negative_counts_of_tokens_give_no_budget_back(served: Service) -> None:
     served.answers(said("x", prompt_tokens=-5, completion_tokens=-3))
     reply = await model(served.base).complete(HELLO)
-    assert (reply.input_tokens, reply.output_tokens) == (0, 0)
+    assert (reply.input_tokens, reply.output_tokens) == (1, 1)  # "Hello" and "x", counted here
+    assert reply.estimated
 
 
 async def test_a_reply_that_litellm_cannot_read_is_told_without_its_traceback(served: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,142 @@ def test_what_a_service_refuses_is_found_before_the_run(
     with pytest.raises(RecipeError, match="models.generator, models.rubric: a first tiny request failed"):
         open_asked(recipe, tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+REFUSAL = json.loads(said(None).body)
+REFUSAL["choices"][0]["message"]["refusal"] = "I will not talk about that."
+TOOL = json.loads(said(None, finish="tool_calls").body)
+TOOL["choices"][0]["message"]["tool_calls"] = [
+    {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+]
+THOUGHT = json.loads(said("").body)
+THOUGHT["choices"][0]["message"]["reasoning_content"] = "The user wants me to say it."
+ODD = [
+    (said("I'm sorry, but I can't help with that."), "with a refusal: \"I'm sorry, but", "name another model"),
+    (said("Lorem ipsum dolor sit amet"), "with something else: 'Lorem ipsum dolor sit amet'", "follows instructions"),
+    (said('{"word": "banana"}'), "with something else", "follows instructions"),
+    (said("yesterday"), "with something else: 'yesterday'", "api_base"),
+    (said(""), "with an empty text", "turn thinking off"),
+    (said("   "), "with an empty text", "turn thinking off"),
+    (Answer(200, json.dumps(THOUGHT)), "with an empty text: the reply is empty, but its reasoning is not", "thinking"),
+    (Answer(200, json.dumps(TOOL)), "with a tool call", "Turn tools off"),
+    (said("asdf " * 5, finish="length"), "with what was cut before it answered", "max_tokens"),
+    (said("", finish="length"), "with what was cut before it answered", "reasoning_effort"),
+    (said("yes"), "in plain text: it seems to pass schemas over", "structured_output: false"),
+]
+
+
+@pytest.mark.parametrize(("answer", "what", "cure"), ODD)
+def test_an_odd_answer_to_a_harmless_request_is_told_and_stops_nothing(
+    served: Service, tmp_path: Path, answer: Answer, what: str, cure: str
+) -> None:
+    served.answers(answer)
+    recipe = recipe_at(tmp_path, served.base, prices={"input": 0, "output": 0}, retries=0)
+    found = validate(recipe)
+    assert found.problems == []
+    (note,) = (text for text in found.warnings if what in text)
+    assert note.startswith("models.generator, models.rubric: ")
+    assert cure in note
+    run = open_asked(recipe, tmp_path / "runs")
+    assert [what in text for text in run.warnings] == [True]
+    # Once the service has been mended nothing is said any more, and nothing is asked either.
+    served.answers(said('{"word": "yes"}'))
+    open_asked(recipe, tmp_path / "runs")
+    mended = len(served.requests)
+    assert open_asked(recipe, tmp_path / "runs").warnings == ((note,) if "schema" in what else ())
+    assert len(served.requests) == mended
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(200, json.dumps(REFUSAL)), said("", finish="content_filter")], ids=["refusal", "filter"]
+)
+def test_a_service_that_refuses_harmless_requests_by_its_api_stops_the_run(
+    served: Service, tmp_path: Path, answer: Answer
+) -> None:
+    served.answers(answer)
+    recipe = recipe_at(tmp_path, served.base, retries=0)
+    (problem,) = validate(recipe).problems
+    assert problem.startswith("models.generator, models.rubric: it answered 'Reply with the word yes.' with a refusal")
+    assert "another harmless request was refused, too" in problem
+    with pytest.raises(RecipeError, match="with a refusal"):
+        open_asked(recipe, tmp_path / "runs")
+    # One that refuses this one alone may be of use.
+    served.answer = lambda number, request: said("Paris") if "capital" in json.dumps(request) else answer
+    found = validate(recipe)
+    assert found.problems == []
+    assert "with a refusal" in "\n".join(found.warnings)
+
+
+def test_a_service_that_takes_no_schema_is_told_at_once(served: Service, tmp_path: Path) -> None:
+    served.answer = lambda number, request: (
+        refused(400, "response_format is not supported") if "response_format" in request else said("Yes.")
+    )
+    recipe = recipe_at(tmp_path, served.base)
+    for found in (validate(recipe).warnings, open_asked(recipe, tmp_path / "runs").warnings):
+        (note,) = (text for text in found if "schema" in text)
+        assert note.startswith("models.generator, models.rubric: it took no JSON schema (HTTP 400: ")
+        assert "in their plain form" in note and "`structured_output: false`" in note
+    plain = recipe_at(tmp_path, served.base, structured_output=False)
+    assert not any("schema" in text for text in validate(plain).warnings)
+
+
+def test_what_a_service_takes_and_says_of_its_tokens_is_told_with_the_field(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = said('{"word": "yes"}', prompt_tokens=10**12)
+    served.answer = lambda number, request: (
+        refused(400, "Unsupported parameter: 'temperature'") if "temperature" in request else good
+    )
+    found = validate(recipe_at(tmp_path, served.base))
+    told = "\n".join(found.warnings)
+    assert "models.generator, models.rubric: openai/some-model takes no temperature" in told
+    assert "models.generator, models.rubric: openai/some-model says of the tokens" in told
+    assert found.problems == []
+    assert not any("temperature" in record.getMessage() for record in caplog.records)
+
+
+def test_a_model_that_thinks_is_given_the_room_that_a_run_gives(served: Service, tmp_path: Path) -> None:
+    served.answer = lambda number, request: (
+        said("", finish="length") if request["max_tokens"] == 16 else said('{"word": "yes"}')
+    )
+    recipe = recipe_at(tmp_path, served.base, max_tokens=300, prices={"input": 0, "output": 0}, retries=0)
+    assert not [text for text in validate(recipe).warnings if text.startswith("models.")]
+    assert [request["max_tokens"] for request in served.requests] == [16, 300]
+    open_asked(recipe, tmp_path / "runs")
+    asked = len(served.requests)
+    open_asked(recipe, tmp_path / "runs")
+    assert len(served.requests) == asked
+
+
+def test_a_refusal_that_names_nothing_says_what_to_leave_out_and_where(served: Service, tmp_path: Path) -> None:
+    served.answers(refused(400, "Bad Request"))
+    (problem,) = validate(recipe_at(tmp_path, served.base, temperature=None)).problems
+    assert "under models.generator, models.rubric `structured_output: false`, `send_seed: false`" in problem
+    assert "temperature" not in problem
+
+
+@pytest.mark.parametrize("spec", [{"prices": {"input": 1, "output": 2}}, {"batch": True}, {"top_p": 0.5}, {}])
+def test_a_misspelled_provider_is_the_first_thing_to_be_told(tmp_path: Path, spec: dict[str, Any]) -> None:
+    given = {"models.generator": {"name": "opnai/gpt-6-luna", **spec}}
+    try:
+        told = validate(changed(recipe_of(tmp_path), given), offline=True).problems
+    except RecipeError as error:
+        told = str(error).splitlines()
+    text = "\n".join(told)
+    assert "opnai is no provider; did you mean `openai/gpt-6-luna`?" in text
+    assert "runs on this machine" not in text
+
+
+@pytest.mark.parametrize("command", ["preview", "run"])
+def test_the_first_lines_of_a_command_say_what_it_does(served: Service, tmp_path: Path, command: str) -> None:
+    served.answers(refused(404, "not found"))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe_at(tmp_path, served.base).to_yaml(), encoding="utf-8")
+    done = CliRunner().invoke(app, [command, str(file), "--root", str(tmp_path / "runs")])
+    lines = done.stderr.splitlines()
+    assert any("… Checking files, questions and models" in line for line in lines)
+    assert any("✗ Asking each service one tiny question" in line for line in lines)
+    assert "Checking" not in done.stdout
 
 
 @pytest.mark.parametrize("command", ["preview", "run"])

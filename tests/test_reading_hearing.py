@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 import pytest
 
+from optimsyn.display.names import run_notes
 from optimsyn.errors import BudgetError, Outcome, ReplyError, ServiceError
 from optimsyn.models.language_model import Call, load_language_model
 from optimsyn.models.litellm_model import LiteLLMModel
@@ -225,6 +226,13 @@ async def test_old_and_damaged_rows_stop_nobody(
         assert await wrote(writer(served, again)) == "Edith Crane"
         assert len(served.requests) <= before + 1
     assert again.totals().replies == 1 + len(served.requests) - 1
+    # A log that nobody reads is not all: what was bought again is counted beside what came of the requests.
+    bought_again = len(served.requests) - 1
+    assert bought_again > 0
+    assert again.outcomes.counts() == {"generator": {"read": 1, "damaged": bought_again}}
+    (note,) = run_notes({}, again.outcomes.counts())
+    assert note.startswith(f"{bought_again} kept repl") and "bought again" in note
+    assert ReplyCache(cache.path).outcomes.counts() == again.outcomes.counts()
 
 
 async def test_dspy_warns_of_no_cut_reply(

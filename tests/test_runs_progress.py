@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,15 @@ from runs_helpers import tiny_recipe
 
 from optimsyn.display import live
 from optimsyn.display.live import TRANSIENT, LiveLine
+from optimsyn.display.report import write_report
 from optimsyn.errors import Outcome, StageError
+from optimsyn.models.learned import BY_THE_LIST, ServiceMemory
+from optimsyn.models.outcomes import DAMAGED
 from optimsyn.runs import Run, handle, runner
 from optimsyn.runs.estimate import clock, described, seconds_left, share_done, since_begun
+from optimsyn.runs.forecasting import forecast_run
+from optimsyn.runs.manifest import Failure
+from optimsyn.runs.runner import _tell_notes
 from optimsyn.runs.screen import Screen
 
 
@@ -212,3 +219,31 @@ def test_a_live_line_in_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch)
     with LiveLine(lambda: f"now {time.monotonic()}", stream=log):
         time.sleep(0.2)
     assert len(log.getvalue().splitlines()) == 2
+
+
+def test_what_a_stage_learned_of_services_and_kept_replies_is_told_once_and_stays_on_record(tmp_path: Path) -> None:
+    run = Run.open(tiny_recipe(), tmp_path / "runs")
+    text = io.StringIO()
+    screen = Screen(Console(file=text, width=400))
+    told: set[str] = set()
+    _tell_notes(run, screen, told)
+    assert text.getvalue() == ""
+    run.replies.outcomes.note("one", "generator", Outcome.READ)
+    run.replies.outcomes.count("one", DAMAGED)
+    memory = ServiceMemory.beside(run.replies.path)
+    listed = {"seed": BY_THE_LIST, "stop": "HTTP 400: no stop"}
+    memory.change("openai/x at http://h", lambda known: replace(known, usage="prompt_tokens: -5", left_out=listed))
+    for _ in range(2):
+        _tell_notes(run, screen, told)
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 3 and all(line.startswith("  note: ") for line in lines)
+    assert "openai/x at http://h takes no stop" in lines[0]
+    assert "cannot be true (prompt_tokens: -5)" in lines[1]
+    assert "1 kept reply was damaged in replies.sqlite and bought again" in lines[2]
+    run.mark_stopped("prepare", "failed", Failure(kind="Killed", reason="by a test"))
+    assert run.manifest.outcomes == {"generator": {"read": 1, "damaged": 1}}
+    assert run.manifest.services["openai/x at http://h"]["usage"] == "prompt_tokens: -5"
+    assert any("cannot be true" in note for note in forecast_run(run).notes)
+    page = write_report(run).read_text(encoding="utf-8")
+    for words in ("damaged when kept, bought again", "cannot be true (prompt_tokens: -5)", "1 kept reply was damaged"):
+        assert words in page

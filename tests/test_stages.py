@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from optimsyn.errors import ServiceError
 from optimsyn.recipe import Recipe
 from optimsyn.recipe_changes import changed
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
+from optimsyn.runs.screen import Screen, Steps
 from optimsyn.stages import look
 from optimsyn.stages.preview import preview
 from tests.models_helpers import KEY, Answer, Service, refused, said
@@ -124,8 +127,16 @@ def test_preview_shows_scored_pairs_and_the_run_does_not_pay_for_them_again(
     recipe: Recipe, served: Service, tmp_path: Path
 ) -> None:
     run = Run.open(recipe, tmp_path / "runs")
-    shown = preview(run, 3)
+    text = io.StringIO()
+    shown = preview(run, 3, step=Steps(Screen(Console(file=text, width=120))).step)
     assert len(shown.rows) >= 3
+    # Each step is told as it begins and when it has ended, what takes long among them.
+    begun = [line[2:] for line in text.getvalue().splitlines() if line.startswith("… ")]
+    ended = [line[2:].rpartition(" ")[0] for line in text.getvalue().splitlines() if line.startswith("✓ ")]
+    assert begun == ended
+    assert [label.split()[0] for label in begun][:2] == ["Reading", "Writing"]
+    for words in ("Loading the target", "Warming the target up", "gradients of", "Scoring"):
+        assert sum(words in label for label in begun) == 1
     assert sum(isinstance(row[-1], float) for row in shown.rows) >= 3
     run_stage(run, "warm_up")
     assert asked_twice(served) == []

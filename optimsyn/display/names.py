@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 VARIANT_LABELS = {
     "target": "target as it came",
@@ -59,7 +60,15 @@ OUTCOME_LABELS = {
     "asked_again": "asked again with more room",
 }
 UNREAD = ("invalid", "cut", "refusal", "tool_call", "empty")
-ROLE_LABELS = {"generator": "Generator", "rubric": "Rubric model", "policy": "Policy", "reflection": "Reflection"}
+# What besides befell requests, where it did.
+BESIDES_LABELS = {"damaged": "damaged when kept, bought again", "estimated": "tokens estimated"}
+ROLE_LABELS = {
+    "generator": "Generator",
+    "rubric": "Rubric model",
+    "policy": "Policy",
+    "reflection": "Reflection",
+    "other": "Others",
+}
 
 
 def role_label(role: str) -> str:
@@ -67,6 +76,32 @@ def role_label(role: str) -> str:
     return ROLE_LABELS.get(role, role)
 
 
-def outcome_rows(outcomes: Mapping[str, Mapping[str, int]]) -> list[tuple[str, list[int]]]:
-    """For each role its requests by outcome, in the order of `OUTCOME_LABELS`; `outcomes` as in a manifest."""
-    return [(role_label(role), [counts.get(name, 0) for name in OUTCOME_LABELS]) for role, counts in outcomes.items()]
+def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Columns, and for each role its requests in these; `outcomes` as in a manifest.
+
+    The columns of `BESIDES_LABELS` are there only where there is something to count.
+    """
+    besides = [name for name in BESIDES_LABELS if any(counts.get(name) for counts in outcomes.values())]
+    labels = {**OUTCOME_LABELS, **{name: BESIDES_LABELS[name] for name in besides}}
+    rows = [(role_label(role), [counts.get(name, 0) for name in labels]) for role, counts in outcomes.items()]
+    return list(labels.values()), rows
+
+
+def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a person should know about the services of a run and about the replies that it has kept.
+
+    Args:
+        services: As in a manifest.
+        outcomes: As in a manifest.
+    """
+    from optimsyn.models.learned import sentences_of
+
+    notes = sentences_of(services)
+    if damaged := sum(counts.get("damaged", 0) for counts in outcomes.values()):
+        notes.append(
+            f"{damaged} kept {'reply was' if damaged == 1 else 'replies were'} damaged in replies.sqlite and bought "
+            "again; what was paid for the first time is counted, too. Look after the disk"
+        )
+    if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
+        notes.append(f"the tokens of {estimated} replies are estimates of ours, since their service told none")
+    return notes

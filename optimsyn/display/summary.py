@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.data.jsonl import write_json
-from optimsyn.display.names import UNREAD
+from optimsyn.display.names import BESIDES_LABELS, UNREAD
 from optimsyn.display.tables import Table, evaluation_table, facts_table, number
 from optimsyn.runs.manifest import dollars
 
@@ -109,7 +109,7 @@ class Summary(BaseModel):
             found.append(self._variants())
         for name, facts in self.optimization.items():
             found.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
-        if any(counts.get(name) for counts in self.outcomes.values() for name in UNREAD):
+        if any(counts.get(name) for counts in self.outcomes.values() for name in (*UNREAD, *BESIDES_LABELS)):
             found.append(self._outcomes())
         if self.seconds or self.cost:
             found.append(self._cost())
@@ -142,11 +142,11 @@ class Summary(BaseModel):
         )
 
     def _outcomes(self) -> Table:
-        from optimsyn.display.names import OUTCOME_LABELS, outcome_rows
+        from optimsyn.display.names import outcome_table
 
-        rows = [(role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in outcome_rows(self.outcomes)]
-        columns = ("asked", *OUTCOME_LABELS.values())
-        return Table("What came of the requests", columns, tuple(rows), frozenset(range(1, len(columns))))
+        columns, counted = outcome_table(self.outcomes)
+        rows = tuple((role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in counted)
+        return Table("What came of the requests", ("asked", *columns), rows, frozenset(range(1, len(columns) + 1)))
 
     def _cost(self) -> Table:
         body = [(name.replace("_", " "), duration(seconds)) for name, seconds in self.seconds.items()]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from optimsyn.models.learned import Learned
     from optimsyn.recipe import ModelSpec
 
-LimitName = Literal["max_tokens", "max_completion_tokens"]
+LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 _MILLION = 1e6
 # Tiers that a request has to ask for, which ours do not.
 _ASKED_TIERS = ("_batches", "_flex", "_priority", "_decisions")
@@ -64,7 +65,7 @@ class Abilities:
         top_p: Takes a nucleus.
         seed: Takes a sampling seed.
         stop: Takes texts that end a reply.
-        limit_name: What the longest reply is called in a request.
+        limit_name: What the longest reply is called in a request; `none`: it is not sent.
         schema: A JSON schema is sent with each request that has one.
         reasoning: It can think before it answers; None when nobody says.
         thinks: It does so unless told not to; None when nobody says.
@@ -109,7 +110,7 @@ def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
         top_p=samples and "top_p" not in left_out,
         seed=spec.send_seed and "seed" not in left_out,
         stop="stop" not in left_out,
-        limit_name=_limit_name(facts, learned),
+        limit_name=_limit_name(spec, facts, learned),
         schema=_takes_schema(spec, entry, learned),
         reasoning=bool(reasoning) if reasoning is not None else None,
         thinks=_thinks(facts),
@@ -209,7 +210,9 @@ def litellm_table() -> dict[str, dict[str, Any]]:
     return models
 
 
-def _limit_name(facts: Mapping[str, Any], learned: Learned | None) -> LimitName:
+def _limit_name(spec: ModelSpec, facts: Mapping[str, Any], learned: Learned | None) -> LimitName:
+    if spec.limit_name is not None:
+        return spec.limit_name
     if learned is not None and learned.limit_name is not None:
         return learned.limit_name
     renamed = facts.get("litellm_provider") in ("openai", "azure") and facts.get("supports_reasoning")

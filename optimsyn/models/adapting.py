@@ -9,10 +9,10 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.models.learned import Learned, SchemaCounts, ServiceMemory
+from optimsyn.models.abilities import LIMIT_NAMES, LimitName
+from optimsyn.models.learned import BY_THE_LIST, Learned, SchemaCounts, ServiceMemory, usage_sentence
 
 if TYPE_CHECKING:
-    from optimsyn.models.abilities import LimitName
     from optimsyn.models.failures import Failure
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ class Adaptation:
         name: The model, for a person.
         service: What it is remembered under: the model, and the address where it is no usual one.
         memory: Of the run.
+
+    Attributes:
+        tell: Is told once what was learned; a warning in the log unless somebody else listens.
     """
 
     def __init__(self, name: str, service: str, memory: ServiceMemory) -> None:
@@ -42,30 +45,29 @@ class Adaptation:
         self._memory = memory
         self._schemas = SchemaCounts()
         self._refused_limits: set[str] = set()
+        self.tell: Callable[[str], None] = lambda said: _log.warning("%s", said)
 
     @property
     def known(self) -> Learned:
         """What the service has answered about itself, to any process of the run."""
         return self._memory.of(self.service)
 
-    def to(self, failure: Failure, sent: Mapping[str, Any]) -> bool:
+    def to(self, failure: Failure, sent: Mapping[str, Any], *, limit_is_given: bool = False) -> bool:
         """Takes out of further requests what a refusal says the service does not take.
 
         Args:
             failure: The refusal.
             sent: The parameters of the refused request.
+            limit_is_given: The recipe says what the longest reply is called.
 
         Returns:
             Whether the next request is another one; False when nothing of what was sent is named.
         """
         adapted = False
-        for limit in sorted(failure.parameters & _LIMITS.keys() & sent.keys()):
-            other = _LIMITS[limit]
-            self._refused_limits.add(limit)
-            if other in self._refused_limits:
-                return False  # it takes neither name, which nothing of ours mends
-            said = f"{self.name} calls max_tokens {other}, and is asked so from now on ({failure.said})"
-            self._learn(lambda known, other=other: replace(known, limit_name=other), said)  # type: ignore[misc]
+        limit = next((name for name in LIMIT_NAMES if name in sent), None)
+        # Whatever the service, or LiteLLM on the way to it, calls it.
+        if limit is not None and not limit_is_given and failure.parameters & set(LIMIT_NAMES):
+            self._refuse_limit(limit, failure.said)
             adapted = True
         for name in sorted(failure.parameters & _LEFT_OUT.keys() & sent.keys()):
             said = f"{self.name} takes no {name}; it is not sent from now on ({failure.said})"
@@ -74,6 +76,21 @@ class Adaptation:
             self._leave_out(name, failure.said, said)
             adapted = True
         return adapted
+
+    def _refuse_limit(self, limit: str, answer: str) -> None:
+        """Calls the longest reply by its other name, or does not send it where both were refused."""
+        self._refused_limits.add(limit)
+        other = _LIMITS[limit]
+        if other not in self._refused_limits:
+            said = f"{self.name} calls max_tokens {other}, and is asked so from now on ({answer})"
+        else:
+            other = "none"
+            said = (
+                f"{self.name} takes neither max_tokens nor max_completion_tokens; no longest reply is sent from now "
+                f"on, so caps can be passed by what a reply is longer than the recipe's max_tokens ({answer}). "
+                "`limit_name: none` in the recipe says so from the start"
+            )
+        self._learn(lambda known: replace(known, limit_name=other), said)
 
     def unlisted(self, names: Iterable[str], asked: Container[str]) -> None:
         """Leaves out parameters that LiteLLM lists as not taken.
@@ -84,7 +101,7 @@ class Adaptation:
         """
         for name in sorted(names):
             said = f"{self.name} takes no {name} by LiteLLM's list; it is not sent"
-            self._leave_out(name, "LiteLLM lists it as not taken", said if name in asked else "")
+            self._leave_out(name, BY_THE_LIST, said if name in asked else "")
 
     def schemas(self, *, taken: str | None, refused: str | None) -> None:
         """Counts that a schema was taken, or that one was refused and its request answered without it.
@@ -100,7 +117,10 @@ class Adaptation:
             return
         after = self._schemas.refused(refused, self.known)
         if after.schemas_off:
-            said = f"{self.name} takes no JSON schema; its replies are read without one from now on"
+            said = (
+                f"{self.name} takes no JSON schema; its replies are read without one from now on. "
+                "`structured_output: false` in the recipe says so from the start"
+            )
             self._learn(lambda known: replace(known, schemas_off=True), said)
         elif refused in after.schemas_left_out:
             said = f"{self.name} refuses one of several JSON schemas each time; it is not sent any more"
@@ -114,12 +134,20 @@ class Adaptation:
             "recipe tells",
         )
 
+    def usage_is_unlikely(self, said: str) -> None:
+        """Remembers that the service said of its tokens what cannot be true.
+
+        Args:
+            said: What it said.
+        """
+        self._learn(lambda known: replace(known, usage=known.usage or said), usage_sentence(self.name, said))
+
     def _leave_out(self, name: str, answer: str, said: str) -> None:
         self._learn(lambda known: replace(known, left_out={name: answer, **known.left_out}), said)
 
     def _learn(self, changed: Callable[[Learned], Learned], said: str = "") -> None:
         if self._memory.change(self.service, changed) and said:
-            _log.warning("%s", said)
+            self.tell(said)
 
 
 def schema_digest(schema: Mapping[str, Any]) -> str:

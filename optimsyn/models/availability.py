@@ -24,7 +24,7 @@ from optimsyn.models.names import TYPO, hub_id
 from optimsyn.models.providers import (
     BATCH_PROVIDERS,
     KEYS,
-    meant_service,
+    misspelled,
     nearest_model,
     service_provider,
 )
@@ -293,11 +293,8 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
         if not folder.is_dir():
             found.problems.append(f"{where}: there is no folder {name}")
             return found
-    elif cached_folder("model", name, spec.revision) is None and (meant := _meant(spec)) is not None:
-        found.problems.append(
-            f"{where}: {spec.name!r}: {spec.name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub "
-            f"model of that organisation is `hub:{spec.name}`)"
-        )
+    elif (problem := _misspelled(spec)) is not None:
+        found.problems[:] = [f"{where}: {problem}"]  # all else that was found takes it for a model of this machine
         return replace(found, weight_bytes=None)
     elif not network:
         folder = cached_folder("model", name, spec.revision)
@@ -328,8 +325,9 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
     return _with_size(found, count, spec)
 
 
-def _meant(spec: ModelSpec) -> str | None:
-    return None if isinstance(spec, TargetSpec) else meant_service(spec.name)
+def _misspelled(spec: ModelSpec) -> str | None:
+    known = isinstance(spec, TargetSpec) or cached_folder("model", hub_id(spec.name), spec.revision) is not None
+    return None if known else misspelled(spec.name)
 
 
 def _on_hub(found: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:

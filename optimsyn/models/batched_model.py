@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -135,8 +135,8 @@ class BatchedModel(LiteLLMModel):
     def _transporting(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=_Transport(self))
 
-    def _reply(self, response: Any, seconds: float, key: str | None) -> Reply | Failure:
-        reply = super()._reply(response, seconds, key)
+    def _reply(self, response: Any, seconds: float, key: str | None, sent: Mapping[str, Any]) -> Reply | Failure:
+        reply = super()._reply(response, seconds, key, sent)
         if isinstance(reply, Failure) or not _ASKED.get().batched:
             return reply
         cost = None if reply.cost_usd is None else reply.cost_usd * BATCH_PRICE

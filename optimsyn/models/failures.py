@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 
-from optimsyn.models.refusals import field_that_helps, is_about_schema, refused_parameters
+from optimsyn.models.refusals import CHANGE_WHAT_IS_NAMED, field_that_helps, is_about_schema, refused_parameters
 from optimsyn.redaction import redact
 
 # Waiting longer than this inside a run is not what anybody wants; the run is resumable.
@@ -36,6 +36,7 @@ class Failure:
         about_schema: The service may have refused the request because of its JSON schema.
         parameters: Parameters of the request that the service says it does not take.
         said: What the service said, shortened, without keys.
+        names_nothing: It was refused, and nothing that it says is a field of a recipe.
     """
 
     what: str
@@ -46,6 +47,7 @@ class Failure:
     about_schema: bool = False
     parameters: frozenset[str] = frozenset()
     said: str = ""
+    names_nothing: bool = False
 
 
 def timed_out(timeout_s: float) -> Failure:
@@ -131,14 +133,15 @@ def _by_status(status: int, full: str, headers: Mapping[str, str] | None) -> Fai
         return Failure(
             f"unknown model or address (HTTP 404: {said})", "check the model's name and api_base", retry=False
         )
-    cure = "change what the message names; a prompt that is too long needs shorter passages"
+    cure = field_that_helps(full)
     return Failure(
         f"the request was refused (HTTP {status}: {said})",
-        field_that_helps(full) or cure,
+        cure or CHANGE_WHAT_IS_NAMED,
         retry=False,
         about_schema=is_about_schema(status, full),
         parameters=refused_parameters(full) if status in (400, 422) else frozenset(),
         said=f"HTTP {status}: {said}",
+        names_nothing=cure is None,
     )
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.errors import ModelError, OptimsynError, Outcome, ReplyError
 from optimsyn.models.loops import REQUESTS, run_sync
-from optimsyn.models.outcomes import Lately
+from optimsyn.models.outcomes import ESTIMATED, Lately
 from optimsyn.models.replies import Budget, Reply, ReplyCache
+from optimsyn.models.reply import without_keys
 from optimsyn.recipe import ModelSpec
-from optimsyn.redaction import kept_tree, unasked
 
 if TYPE_CHECKING:
     import dspy
@@ -90,6 +90,7 @@ class LanguageModel(ABC):
         failure: The first error that stopped a call for good; libraries between here and a stage may swallow
             errors, so whoever drives them asks this afterwards (`raise_failure`).
         lately: What came of the latest requests.
+        field: Its place in the recipe, for messages; empty where nobody has said.
     """
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None, budget: Budget | None, *, identity: str) -> None:
@@ -99,6 +100,7 @@ class LanguageModel(ABC):
         self.identity = identity
         self.failure: OptimsynError | None = None
         self.lately = Lately()
+        self.field = ""
         self._cache = cache
         self._budget = budget
         self._failures = 0
@@ -286,11 +288,13 @@ class LanguageModel(ABC):
             try:
                 self._may_send()
                 async with self._room(call):
-                    reply = _clean(await self._request(call), call)
+                    reply = without_keys(await self._request(call), [message["content"] for message in call.messages])
                     # Kept before the reservation ends, so that the budget never loses sight of it.
                     if self._cache is not None:
                         # In a thread: a disk that hesitates must not keep the other replies from being received.
                         await asyncio.to_thread(self._cache.put, key, reply, self._asked(call))
+                        if reply.estimated:
+                            self._cache.outcomes.count(key, ESTIMATED)
                     return reply
             except ReplyError:
                 raise  # the service answered: it takes no reply as long as this one was asked for
@@ -346,18 +350,6 @@ class LanguageModel(ABC):
         return 0.0
 
 
-def _clean(reply: Reply, call: Call) -> Reply:
-    """A reply without keys, before anybody reads or keeps it, so that a kept one reads like the one that came.
-
-    A service may repeat its key anywhere, in any form. What only looks like a key stays where the request held it: a
-    passage that tells how keys look is quoted by its pair.
-    """
-    raw = reply.model_dump(mode="json")
-    asked = "\n".join(message["content"] for message in call.messages)
-    clean = kept_tree({name: unasked(value, asked) if isinstance(value, str) else value for name, value in raw.items()})
-    return reply if clean == raw else type(reply).model_validate(clean)
-
-
 def load_language_model(
     spec: ModelSpec,
     cache: ReplyCache | None = None,
@@ -391,7 +383,7 @@ def load_language_model(
 
         return LiteLLMModel(spec, cache, budget)
     if spec.provider == "embedded" and adapter is None:
-        from optimsyn.models.litellm_model import EmbeddedModel
+        from optimsyn.models.embedded_model import EmbeddedModel
 
         return EmbeddedModel(spec, cache, budget)
     from optimsyn.models.local_model import LocalModel

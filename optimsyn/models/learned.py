@@ -7,15 +7,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from optimsyn.disk import cannot_write
 from optimsyn.errors import DataError
+from optimsyn.models.abilities import LIMIT_NAMES, LimitName
 from optimsyn.text_files import decode
 
 SERVICES_FILE = "services.json"
+# In place of a service's own answer.
+BY_THE_LIST = "LiteLLM lists it as not taken"
 _LOCK_S = 60.0
 # Refusals in a row that settle a schema which was never taken, and one that was.
 _UNTAKEN = 3
@@ -28,19 +31,21 @@ class Learned:
 
     Attributes:
         left_out: Parameters that it refused, and what it said to each; they are not sent any more.
-        limit_name: What it calls the longest reply; None: as LiteLLM lists it.
+        limit_name: What it calls the longest reply; `none`: it takes neither name. None: as LiteLLM lists it.
         schemas_taken: Digests of JSON schemas that it took.
         schemas_off: It refused every schema, so none is sent any more.
         schemas_left_out: Digests of schemas that it refused each time while it took others.
         price_unknown: It sent replies whose price nobody knows.
+        usage: What it said about the tokens of a request that cannot be true; empty where it never did.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)
-    limit_name: Literal["max_tokens", "max_completion_tokens"] | None = None
+    limit_name: LimitName | None = None
     schemas_taken: frozenset[str] = frozenset()
     schemas_off: bool = False
     schemas_left_out: frozenset[str] = frozenset()
     price_unknown: bool = False
+    usage: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """What is worth writing: everything that is not as it was at the start."""
@@ -56,6 +61,8 @@ class Learned:
                 found[name] = sorted(digests)
         if self.price_unknown:
             found["price_unknown"] = True
+        if self.usage:
+            found["usage"] = self.usage
         return found
 
     @classmethod
@@ -64,12 +71,60 @@ class Learned:
         name = raw.get("limit_name")
         return cls(
             left_out={str(key): str(value) for key, value in (raw.get("left_out") or {}).items()},
-            limit_name=name if name in ("max_tokens", "max_completion_tokens") else None,
+            limit_name=name if name in (*LIMIT_NAMES, "none") else None,
             schemas_taken=frozenset(map(str, raw.get("schemas_taken") or ())),
             schemas_off=bool(raw.get("schemas_off")),
             schemas_left_out=frozenset(map(str, raw.get("schemas_left_out") or ())),
             price_unknown=bool(raw.get("price_unknown")),
+            usage=str(raw.get("usage") or ""),
         )
+
+    def sentences(self, name: str) -> list[str]:
+        """The same for a person who reads about the run; what only follows LiteLLM's list is left out.
+
+        Args:
+            name: The service.
+        """
+        said = [
+            f"{name} takes no {parameter}; it is not sent"
+            for parameter, answer in self.left_out.items()
+            if answer != BY_THE_LIST
+        ]
+        if self.limit_name == "none":
+            said.append(f"{name} takes neither max_tokens nor max_completion_tokens; its replies have no limit of ours")
+        elif self.limit_name is not None:
+            said.append(f"{name} is asked for a longest reply as {self.limit_name}")
+        if self.schemas_off:
+            said.append(f"{name} takes no JSON schema; its replies are read without one")
+        elif self.schemas_left_out:
+            said.append(f"{name} refuses some JSON schemas, which are not sent")
+        if self.price_unknown:
+            said.append(f"nobody says what {name} costs, so its cost is not counted")
+        if self.usage:
+            said.append(usage_sentence(name, self.usage))
+        return said
+
+
+def usage_sentence(name: str, said: str) -> str:
+    """That a service's usage is not believed.
+
+    Args:
+        name: The service.
+        said: What it says.
+    """
+    return (
+        f"{name} says of the tokens that it used what cannot be true ({said}); where it does, they are counted from "
+        "the texts, so tokens and cost are estimates"
+    )
+
+
+def sentences_of(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the services of a run have answered about themselves, for a person.
+
+    Args:
+        services: As in a manifest, or from `read_services`.
+    """
+    return [text for name, raw in services.items() for text in Learned.from_json(raw).sentences(name)]
 
 
 class ServiceMemory:

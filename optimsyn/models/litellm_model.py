@@ -1,22 +1,19 @@
-"""Models behind an HTTP service: hosted ones and servers of one's own, through LiteLLM, and the embedded one."""
+"""Models behind an HTTP service: hosted ones and servers of one's own, through LiteLLM."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
 import time
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
-
 from optimsyn.errors import Outcome, ReplyError, ServiceError
-from optimsyn.models import embedded_prompt
-from optimsyn.models.abilities import Abilities, abilities_of, highest_cost, listed, price_of
+from optimsyn.models.abilities import LIMIT_NAMES, Abilities, abilities_of, highest_cost, listed, price_of
 from optimsyn.models.adapting import Adaptation, schema_digest
 from optimsyn.models.failures import (
     LONGEST_WAIT_S,
@@ -24,22 +21,22 @@ from optimsyn.models.failures import (
     Failure,
     backoff_s,
     classified,
-    no_reply,
-    refused,
     timed_out,
 )
 from optimsyn.models.language_model import Call, LanguageModel
 from optimsyn.models.learned import ServiceMemory
 from optimsyn.models.names import LITELLM_PREFIXES
+from optimsyn.models.refusals import what_to_leave_out
 from optimsyn.models.replies import Budget, Reply, ReplyCache
+from optimsyn.models.responses import exchange_of, from_json, reply_of, together
+from optimsyn.models.token_counts import counter_of
+from optimsyn.models.usage import Tokens, believable_cost, tokens_of
 from optimsyn.recipe import ModelSpec
 from optimsyn.redaction import kept, redact
 
 _log = logging.getLogger(__name__)
 
 _EMPTY_RETRIES = 2
-# Characters of a reply that are kept; `optimsyn.reading` looks at fewer.
-_LONGEST_KEPT = 500_000
 
 
 class LiteLLMModel(LanguageModel):
@@ -51,6 +48,9 @@ class LiteLLMModel(LanguageModel):
 
     A refusal that names a parameter is no failure: the parameter is left out, or called by its other name, from then
     on, and so is a JSON schema that is refused. Either is told once, and remembered for every process of the run.
+
+    Attributes:
+        schema_refusal: What the service said when it last refused a schema; empty where it has not.
     """
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None) -> None:
@@ -71,6 +71,11 @@ class LiteLLMModel(LanguageModel):
             where += f", reasoning_effort {spec.reasoning_effort}"
         self._adaptation = Adaptation(self.name, redact(where), memory)
         self._looked_up = False
+        self.schema_refusal = ""
+
+    def tell_to(self, listener: Callable[[str], None]) -> None:
+        """Has somebody listen to what is learned about the service, in place of the log."""
+        self._adaptation.tell = listener
 
     @property
     def abilities(self) -> Abilities:
@@ -111,7 +116,7 @@ class LiteLLMModel(LanguageModel):
             if isinstance(result, Reply):
                 self._adaptation.schemas(taken=schema, refused=refused_schema)
                 refused_schema = None
-                spent = _together(spent, result)
+                spent = together(spent, result)
                 hopeless = result.finish_reason in ("length", "content_filter")
                 told = result.text.strip() or result.reasoning or result.refusal or result.tool_call
                 if told or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
@@ -120,22 +125,24 @@ class LiteLLMModel(LanguageModel):
                 if call.seed is not None:  # the same seed would be answered with the same nothing
                     call = replace(call, seed=call.seed + 1_000_003)
                 continue
-            if self._adapts and self._adaptation.to(result, parameters):
+            given = self.spec.limit_name is not None
+            if self._adapts and self._adaptation.to(result, parameters, limit_is_given=given):
                 continue
             if result.about_schema and schema is not None and self._may_drop_schema:
                 # This request alone goes without; whether the service takes any is settled when it has been answered.
                 refused_schema, call = schema, replace(call, schema=None)
+                self.schema_refusal = result.said
                 continue
             if result.connection:
                 await self._lost_connection()
             if not result.retry and call.roomier:
                 raise ReplyError(f"no reply of {call.max_tokens} tokens: {result.what}", Outcome.CUT)
             if not result.retry or failures >= self.spec.retries:
-                raise self._error(result, failures + 1, base)
+                raise self._error(result, failures + 1, base, parameters)
             wait = result.wait_s if result.wait_s is not None else backoff_s(failures)
             if wait > LONGEST_WAIT_S:
                 asks = replace(result, what=f"{result.what}; it asks to wait {wait:.0f} seconds")
-                raise self._error(asks, failures + 1, base)
+                raise self._error(asks, failures + 1, base, parameters)
             failures += 1
             _log.info("%s: %s; try %d in %.1f s", self.name, result.what, failures + 1, wait)
             await self._pause(wait)
@@ -182,45 +189,65 @@ class LiteLLMModel(LanguageModel):
         import openai
 
         started = time.monotonic()
+        answered: list[Any] = []
+        asks = {**parameters, "logger_fn": lambda told: answered.append(told.get("original_response"))}
         try:
             # `wait_for` as well: LiteLLM's time-out is per read, and a server that drips never meets it.
-            response = await asyncio.wait_for(litellm.acompletion(**parameters), self._longest_try_s)
+            response = await asyncio.wait_for(litellm.acompletion(**asks), self._longest_try_s)
         except TimeoutError:
             return timed_out(self.spec.timeout_s)
         except openai.OpenAIError as error:  # what LiteLLM maps every failure of a service to
-            return classified(error, key, self.spec.timeout_s)
-        return self._reply(response, time.monotonic() - started, key)
+            # It gives up a whole reply, paid for, whose usage is not of the type that it expects.
+            response = next((found for raw in reversed(answered) if (found := from_json(raw)) is not None), None)
+            if response is None:
+                return classified(error, key, self.spec.timeout_s)
+        return self._reply(response, time.monotonic() - started, key, parameters)
 
-    def _reply(self, response: Any, seconds: float, key: str | None) -> Reply | Failure:
+    def _reply(self, response: Any, seconds: float, key: str | None, sent: Mapping[str, Any]) -> Reply | Failure:
         """What was answered, without the key in use, which a service may repeat anywhere: a reply is kept in a file.
 
         Keys of other origin are taken out of the replies of every model (`optimsyn.models.language_model`).
         """
-        reply = _reply(response, seconds)
+        reply = reply_of(response, seconds)
         if isinstance(reply, Failure):
             return reply
         in_use = [key] if key is not None else []
         said = {name: kept(value, in_use) for name, value in reply if isinstance(value, str)}
-        cost = self._cost(reply, response)
+        limit = next((sent[name] for name in LIMIT_NAMES if name in sent), None)
+        tokens = tokens_of(
+            getattr(response, "usage", None),
+            exchange_of(response, sent, limit),
+            lambda text: counter_of(self.name.rpartition("/")[2])(text),  # a vocabulary takes a moment to load
+        )
+        if tokens.doubt:
+            self._adaptation.usage_is_unlikely(redact(tokens.doubt, extra_values=in_use))
+        cost = self._cost(tokens, response)
         if cost is None:
             self._adaptation.price_is_unknown()
-        counted = {"cost_usd": cost, "reasoning_tokens": _reasoning_tokens(response)}
+        counted = {
+            "input_tokens": tokens.input,
+            "output_tokens": tokens.output,
+            "reasoning_tokens": tokens.reasoning,
+            "cost_usd": cost,
+            "estimated": bool(tokens.doubt),
+        }
         return reply.model_copy(update={**said, **counted})
 
-    def _cost(self, reply: Reply, response: Any) -> float | None:
+    def _cost(self, tokens: Tokens, response: Any) -> float | None:
         """US dollars that a reply has cost; None when nobody says.
 
         LiteLLM's own figure counts what a service bills beside plain tokens; the recipe's prices stand above it.
         """
         price = price_of(self.spec)
-        counted = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
+        counted = None
+        if not tokens.doubt:  # else it rests on the same
+            hidden = getattr(response, "_hidden_params", None)
+            counted = believable_cost(self.spec, hidden.get("response_cost"), tokens) if hidden else None
         if price is None:
-            return float(counted) if counted else None
+            return counted or None
         if price.source == "litellm" and self.spec.base_model is None and counted is not None:
-            return float(counted)
-        details = getattr(getattr(response, "usage", None), "prompt_tokens_details", None)
-        cached = max(0, int(getattr(details, "cached_tokens", 0) or 0))
-        return price.cost(reply.input_tokens, reply.output_tokens, cached)
+            return counted
+        return price.cost(tokens.input, tokens.output, tokens.cached)
 
     def _parameters(self, call: Call, base: str | None, key: str | None) -> dict[str, Any]:
         known = self._adaptation.known
@@ -228,13 +255,14 @@ class LiteLLMModel(LanguageModel):
         parameters: dict[str, Any] = {
             "model": self._service_name(),
             "messages": list(call.messages),
-            can.limit_name: call.max_tokens,
             "timeout": self.spec.timeout_s,
             "num_retries": 0,
             "max_retries": 0,
             # A parameter that LiteLLM knows to be refused comes back as a refusal, like one of the service itself.
             "drop_params": False,
         }
+        if can.limit_name != "none":
+            parameters[can.limit_name] = call.max_tokens
         if base is not None:
             parameters["api_base"] = base
         if key is not None:
@@ -274,11 +302,13 @@ class LiteLLMModel(LanguageModel):
         """By what is known of the service."""
         return abilities_of(self.spec, self._adaptation.known).longest_reply
 
-    def _error(self, failure: Failure, tries: int, base: str | None) -> ServiceError:
+    def _error(self, failure: Failure, tries: int, base: str | None, sent: Mapping[str, Any]) -> ServiceError:
         where = f" at {base}" if base else ""
         often = f" ({tries} tries)" if tries > 1 else ""
         named = [key for key in self.spec.extra if re.search(rf"\b{re.escape(key)}\b", failure.said)]
         cure = f"change or remove the model's `extra.{named[0]}` in the recipe" if named else failure.cure
+        if failure.names_nothing and not named:
+            cure = what_to_leave_out(sent, self.spec, self.field)
         return ServiceError(
             redact(
                 f"model {self.name}{where}: {failure.what}{often}. Cure: {cure}. Every reply so far is kept; "
@@ -286,81 +316,9 @@ class LiteLLMModel(LanguageModel):
             )
         )
 
-
-class EmbeddedModel(LiteLLMModel):
-    """The embedded model behind its shared server, started with the first call if none is running."""
-
-    def __init__(self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None) -> None:
-        """A model whose server is not asked for yet."""
-        super().__init__(spec, cache, budget)
-        from optimsyn.models.embedded import gguf_sha256
-
-        self.identity = f"embedded:{gguf_sha256()}"
-        self._server: tuple[str, str] | None = None
-
-    @property
-    def chat(self) -> bool:
-        """A base model: it wants one plain text to continue."""
-        return False
-
-    @property
-    def structured(self) -> bool:
-        """The server constrains replies to a schema, unless the recipe turns that off."""
-        return self.spec.structured_output is not False
-
-    @property
-    def _may_drop_schema(self) -> bool:
-        return False  # this server takes schemas, so a refused one is a mistake in the schema
-
-    @property
-    def _adapts(self) -> bool:
-        return False  # it takes what is sent to it
-
-    async def _address(self) -> tuple[str | None, str | None]:
-        if self._server is None:
-            from optimsyn.models.embedded import shared_server
-
-            self._server = await asyncio.to_thread(shared_server)
-        return self._server
-
-    async def _try(self, parameters: dict[str, Any], base: str | None, key: str | None) -> Reply | Failure:
-        # This server needs nothing translated, and importing LiteLLM takes seconds in each process of a run.
-        known = ("messages", "temperature", "max_tokens", "seed", "stop", "response_format")
-        body = {name: parameters[name] for name in known if parameters.get(name) is not None}
-        limit = self.spec.timeout_s
-        started = time.monotonic()
-        try:
-            async with asyncio.timeout(limit + 5), httpx.AsyncClient(trust_env=False, timeout=limit) as client:
-                response = await embedded_prompt.post(
-                    client, str(base), str(key), {"model": self._service_name().partition("/")[2], **body}
-                )
-        except (TimeoutError, httpx.TimeoutException):
-            return timed_out(limit)
-        except httpx.TransportError:
-            return Failure("the connection failed", "`optimsyn doctor` says whether its server starts", connection=True)
-        if response.status_code >= 400:
-            return refused(response.status_code, response.text, response.headers, key)
-        try:
-            chat = json.dumps(embedded_prompt.as_chat(json.loads(response.text)))
-            found = json.loads(chat, object_hook=lambda item: SimpleNamespace(**item))
-        except ValueError:
-            return no_reply("the reply is not JSON")
-        return self._reply(found, time.monotonic() - started, key)
-
-    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
-        return 0.0
-
-    def _longest_reply(self, reply: Reply) -> int | None:
-        return None  # its server ends a reply where its context does
-
-    async def _lost_connection(self) -> None:
-        # The process that owned the server may have ended; the next try looks for another or starts one.
-        self._server = None
-
-    def _service_name(self) -> str:
-        from optimsyn.models.embedded import EMBEDDED_ID
-
-        return f"openai/{EMBEDDED_ID}"
+    def more_room(self, call: Call, reply: Reply) -> Call | None:
+        """As for every model; where no limit is sent, a reply has all the room that there is."""
+        return None if self.abilities.limit_name == "none" else super().more_room(call, reply)
 
 
 def _litellm() -> Any:
@@ -368,70 +326,10 @@ def _litellm() -> Any:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 
+    # A service whose usage is of a wrong type; that is told by us.
+    warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning, r"pydantic\.main")
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return litellm
-
-
-def _reply(response: Any, seconds: float) -> Reply | Failure:
-    choices = getattr(response, "choices", None)
-    if not choices:
-        return no_reply("the reply holds no choices")
-    message = choices[0].message
-    text = _text(getattr(message, "content", None))
-    # Fields that LiteLLM does not know.
-    more = getattr(message, "provider_specific_fields", None) or {}
-    thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    usage = getattr(response, "usage", None)
-    cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
-    return Reply(
-        text=text,
-        input_tokens=max(0, int(getattr(usage, "prompt_tokens", 0) or 0)),
-        output_tokens=max(0, int(getattr(usage, "completion_tokens", 0) or 0)),
-        cost_usd=float(cost or 0.0),
-        model=str(getattr(response, "model", "") or ""),
-        finish_reason=str(choices[0].finish_reason or "stop"),
-        seconds=seconds,
-        # Thoughts beside an answer are nobody's business, and long.
-        reasoning="" if text.strip() else _text(thought),
-        refusal=_text(getattr(message, "refusal", None) or more.get("refusal")),
-        tool_call=_called(message),
-    )
-
-
-def _text(content: Any) -> str:
-    """A message's text, of one piece or of several, as a file can hold it: JSON may carry half a surrogate pair."""
-    if isinstance(content, list):
-        parts = [part if isinstance(part, dict) else getattr(part, "__dict__", {}) for part in content]
-        content = "".join(str(part.get("text") or "") for part in parts if part.get("type") in ("text", None))
-    if not isinstance(content, str):
-        return ""
-    return content[:_LONGEST_KEPT].encode("utf-8", "ignore").decode("utf-8")
-
-
-def _called(message: Any) -> str:
-    """The arguments of the tool that a message calls; its name where there are none; "" without a call."""
-    calls = getattr(message, "tool_calls", None) or [SimpleNamespace(function=getattr(message, "function_call", None))]
-    function = getattr(calls[0], "function", None) if isinstance(calls, list) else None
-    return _text(getattr(function, "arguments", None)) or _text(getattr(function, "name", None))
-
-
-def _reasoning_tokens(response: Any) -> int:
-    """Tokens that were thought before the reply, among its own; 0 where the service does not say."""
-    details = getattr(getattr(response, "usage", None), "completion_tokens_details", None)
-    return max(0, int(getattr(details, "reasoning_tokens", 0) or 0))
-
-
-def _together(before: Reply, last: Reply) -> Reply:
-    """The last reply, with what the thrown-away ones before it used."""
-    return last.model_copy(
-        update={
-            "input_tokens": before.input_tokens + last.input_tokens,
-            "output_tokens": before.output_tokens + last.output_tokens,
-            "reasoning_tokens": before.reasoning_tokens + last.reasoning_tokens,
-            "cost_usd": None if last.cost_usd is None else (before.cost_usd or 0.0) + last.cost_usd,
-            "seconds": before.seconds + last.seconds,
-        }
-    )

@@ -26,7 +26,20 @@ INSERT INTO outcomes VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     outcome = excluded.outcome, asked_again = excluded.asked_again
     WHERE outcome <> excluded.outcome OR asked_again <> excluded.asked_again
 """
+# What besides may befall a request, however often: by kind, with the number of times.
+_BESIDES = """
+CREATE TABLE IF NOT EXISTS besides (key TEXT, kind TEXT, times INTEGER NOT NULL, PRIMARY KEY (key, kind))
+"""
+_COUNT = "INSERT INTO besides VALUES (?, ?, 1) ON CONFLICT (key, kind) DO UPDATE SET times = times + 1"
+_COUNTED = """
+SELECT COALESCE(outcomes.role, ?), besides.kind, SUM(besides.times)
+    FROM besides LEFT JOIN outcomes ON outcomes.key = besides.key GROUP BY 1, 2
+"""
 ASKED_AGAIN = "asked_again"
+# Its kept reply could not be read any more, so that it was bought again; its tokens were counted from the texts.
+DAMAGED, ESTIMATED = "damaged", "estimated"
+# A request of nobody's in particular: a first look at a service, a second try with more room.
+OTHER = "other"
 _BUSY_S = 60.0
 # A model is given up when this share of so many requests in a row could not be judged.
 _LATEST = 24
@@ -64,14 +77,34 @@ class OutcomeLog:
         except sqlite3.Error as error:
             raise cannot_write(self.path, "what came of a reply", error) from error
 
+    def count(self, key: str, kind: str) -> None:
+        """Counts what besides befell a request.
+
+        Args:
+            key: Of the request.
+            kind: `DAMAGED` or `ESTIMATED`.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        try:
+            with self._lock:
+                self._open().execute(_COUNT, (key, kind))
+        except sqlite3.Error as error:
+            raise cannot_write(self.path, "what came of a reply", error) from error
+
     def counts(self) -> dict[str, dict[str, int]]:
-        """For each role its requests by outcome, and how many were `asked_again` with more room."""
+        """For each role its requests by outcome, and how many were `asked_again`, `damaged` or `estimated`.
+
+        What befell requests of no role in particular is under `other`.
+        """
         if not self.path.is_file():
             return {}
         query = "SELECT role, outcome, COUNT(*), SUM(asked_again) FROM outcomes GROUP BY role, outcome"
         try:
             with self._lock:
                 rows = self._open().execute(query).fetchall()
+                besides = self._open().execute(_COUNTED, (OTHER,)).fetchall()
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: cannot be read ({error})") from error
         order = {outcome.value: place for place, outcome in enumerate(Outcome)}
@@ -81,7 +114,10 @@ class OutcomeLog:
             of_role[outcome] = count
             if again:
                 of_role[ASKED_AGAIN] = of_role.pop(ASKED_AGAIN, 0) + again
-        return {role: dict(sorted(of.items(), key=lambda item: item[0] == ASKED_AGAIN)) for role, of in found.items()}
+        found = {role: dict(sorted(of.items(), key=lambda item: item[0] == ASKED_AGAIN)) for role, of in found.items()}
+        for role, kind, times in sorted(besides):
+            found.setdefault(role, {})[kind] = times
+        return found
 
     def close(self) -> None:
         """Closes the file."""
@@ -96,6 +132,7 @@ class OutcomeLog:
             # A count that a power cut takes is found again when its reply is read again, so nothing waits for the disk.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
+            self._db.execute(_BESIDES)
         return self._db
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from optimsyn.models.abilities import litellm_table
@@ -73,6 +74,17 @@ def meant_service(name: str) -> str | None:
         if found or sure:
             return f"{near}/{found[0] if found else model}"
     return None
+
+
+def misspelled(name: str) -> str | None:
+    """That the provider of a name is misspelled, for a person; None when it is not."""
+    meant = None if Path(name).is_dir() else meant_service(name)
+    if meant is None:
+        return None
+    return (
+        f"{name!r}: {name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub model of that organisation "
+        f"is `hub:{name}`)"
+    )
 
 
 def _is_of(entry: Mapping[str, Any], provider: str) -> bool:

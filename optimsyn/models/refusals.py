@@ -7,7 +7,13 @@ parameter and says that it is not wanted; a sentence that says how large it may 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from optimsyn.recipe import ModelSpec
+
+CHANGE_WHAT_IS_NAMED = "change what the message names; a prompt that is too long needs shorter passages"
 # Our name of a parameter, and what services call it. A longest reply has two names of ours, see `Abilities.limit_name`.
 _NAMES: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
@@ -91,8 +97,8 @@ def field_that_helps(said: str) -> str | None:
         "temperature": "change the model's `temperature` in the recipe; null leaves it to the service",
         "top_p": "change or remove the model's `top_p` in the recipe",
         "seed": "set the model's `send_seed: false` in the recipe",
-        "max_tokens": "change the model's `max_tokens` in the recipe",
-        "max_completion_tokens": "change the model's `max_tokens` in the recipe",
+        "max_tokens": "change the model's `max_tokens` (or `limit_name`, what it is called) in the recipe",
+        "max_completion_tokens": "change the model's `max_tokens` (or `limit_name`, what it is called) in the recipe",
         "reasoning_effort": "change or remove the model's `reasoning_effort` in the recipe",
         "chat_template_kwargs": "change or remove the model's `chat_template_kwargs` in the recipe",
         "response_format": "set the model's `structured_output: false` in the recipe",
@@ -100,6 +106,35 @@ def field_that_helps(said: str) -> str | None:
     if _SCHEMA.search(said):
         return cures["response_format"]
     return next((cures[name] for name in named if name in cures), None)
+
+
+def what_to_leave_out(sent: Mapping[str, Any], spec: ModelSpec, field: str = "") -> str:
+    """What to try where a refusal names nothing of ours: each part of the request that it can do without.
+
+    Args:
+        sent: The parameters of the request.
+        spec: The model.
+        field: Its place in the recipe; empty where that is not known.
+    """
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+    tries = [
+        ("response_format", "structured_output: false"),
+        ("temperature", "temperature: null"),
+        ("top_p", "top_p: null"),
+        ("seed", "send_seed: false"),
+        ("reasoning_effort", "reasoning_effort: null"),
+        *((name, f"limit_name: {other[name]}`, or `limit_name: none") for name in other),
+    ]
+    found = [f"`{cure}`" for name, cure in tries if name in sent]
+    passed = [f"extra.{key}" for key in spec.extra] + (["chat_template_kwargs"] if spec.chat_template_kwargs else [])
+    if passed:
+        found.append(f"without {', '.join(passed)}")
+    where = field or "the model in the recipe"
+    return (
+        f"change what the message names; where it names nothing, leave out of the request, one at a time, what this "
+        f"service may not take: under {where} {', '.join(found)}; or it takes no prompt this long: lower "
+        "documents.passage_words"
+    )
 
 
 def _says(text: str, word: str) -> bool:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from optimsyn.data.records import Record
 from optimsyn.disk import cannot_write, is_disk_trouble
 from optimsyn.errors import BudgetError, DataError
-from optimsyn.models.outcomes import OutcomeLog
+from optimsyn.models.outcomes import DAMAGED, OutcomeLog
+from optimsyn.models.reply import Reply, Usage
 from optimsyn.models.reply_file import INSERT, Row, connect, prepare
 from optimsyn.models.reserve import Reserve
 from optimsyn.redaction import kept
@@ -27,56 +27,14 @@ if TYPE_CHECKING:
     from optimsyn.models.purse import Purse
     from optimsyn.recipe import Limits
 
+__all__ = ["Budget", "Reply", "ReplyCache", "Usage"]
+
 _log = logging.getLogger(__name__)
 
 # How long a reply that found no place at all is tried again before it is given up.
 _PATIENCE_S = 20.0
 
 _STOPPED = "Nothing more is bought; what requests under way still bring is kept first, where any room is left."
-
-
-class Reply(Record):
-    """What a language model answered to one call.
-
-    Attributes:
-        text: The reply, as it came; nothing is repaired here.
-        input_tokens: Tokens of the prompt, as the service counts them (0 when it does not say).
-        output_tokens: Tokens of the reply, with those that were thought before it.
-        reasoning_tokens: Those that were thought, among them, where the service says.
-        cost_usd: Price in US dollars, 0 for local models; None where nobody says what the model costs.
-        model: The model as the service names it.
-        finish_reason: `stop`, `length` (cut at `max_tokens`), `content_filter` or `tool_calls`.
-        seconds: Time from request to reply, without waiting for a free place.
-        reasoning: What the model thought, where the service tells that apart and the text is empty.
-        refusal: What the service says when it refuses.
-        tool_call: Arguments of the tool that the model called in place of an answer.
-    """
-
-    text: str
-    input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_usd: float | None = 0.0
-    model: str = ""
-    finish_reason: str = "stop"
-    seconds: float = 0.0
-    reasoning: str = ""
-    refusal: str = ""
-    tool_call: str = ""
-
-
-class Usage(Record):
-    """What a run has bought so far."""
-
-    replies: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-
-    @property
-    def tokens(self) -> int:
-        """Input and output tokens together."""
-        return self.input_tokens + self.output_tokens
 
 
 class ReplyCache:
@@ -127,7 +85,7 @@ class ReplyCache:
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None.
 
-        A row that cannot be read any more is told and set aside: its reply is then asked for again.
+        A row that cannot be read any more is counted, told and set aside: its reply is then bought again.
 
         Raises:
             DataError: The file cannot be read.
@@ -141,6 +99,7 @@ class ReplyCache:
         except ValidationError:
             _log.warning("%s: the reply with key %s is damaged; it is set aside and asked for again", self.path, key)
             self.set_aside([key])
+            self.outcomes.count(key, DAMAGED)
             return None
 
     def ready(self) -> None:
@@ -311,7 +270,10 @@ class ReplyCache:
             with self._reading:
                 row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
         except sqlite3.Error as error:
-            raise DataError(f"{self.path}: cannot be read ({error})") from error
+            raise DataError(
+                f"{self.path}: cannot be read ({error}); put a copy of it back, or move it away, and what it held is "
+                "bought again"
+            ) from error
         return row
 
 

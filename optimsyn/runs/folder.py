@@ -100,7 +100,7 @@ class Run(Shown):
         found.raise_if_refused()
         run = open_asked(chosen, place)
         run.foresee(found.forecast)
-        run.warnings = tuple(found.warnings)
+        run.warnings = (*found.warnings, *run.warnings)
         return run
 
     @staticmethod

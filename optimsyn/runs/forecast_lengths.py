@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.models.abilities import abilities_of
+from optimsyn.models.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
 from optimsyn.programs.demos import DEMOS
 from optimsyn.programs.prompts import pair_prompts, rubric_prompts
 from optimsyn.programs.prompts.spans import sentences
@@ -24,18 +21,12 @@ if TYPE_CHECKING:
 
 # Passages whose prompts are counted, evenly from all.
 _SAMPLED = 24
-# English text in the vocabularies of the day; others have fewer characters a token.
-CHARACTERS_A_TOKEN = 4.2
 # A model writes its own words where a demonstration has the shortest that will do.
 _WORDIER = 1.1
 _EMBEDDED_WORDIER = 1.35
 # A model that thinks writes some hundred tokens before so short an answer, up to what it may.
 _THOUGHT = 600
 _THOUGHT_SHARE = 0.4
-# Tokens of Anthropic's vocabulary, of which nothing is published, for one of OpenAI's.
-_CLAUDE = 1.15
-
-CountTokens = Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -158,30 +149,8 @@ def _reply(spec: ModelSpec, tokens: float) -> Range:
 def _counter(spec: ModelSpec) -> tuple[CountTokens, bool]:
     """Counts tokens of a text as the model does, where that can be known at once; and whether it is known."""
     if spec.provider == "litellm":
-        return _encoding(spec.name.rpartition("/")[2]), True
-    return _by_characters, False
-
-
-@cache
-def _encoding(name: str) -> CountTokens:
-    """OpenAI's vocabulary for a model, else the one that is nearest to most: the files come with LiteLLM."""
-    found = importlib.util.find_spec("litellm")
-    folder = Path(found.origin).parent / "litellm_core_utils" / "tokenizers" if found and found.origin else None
-    if folder is None or not folder.is_dir():
-        return _by_characters
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))  # as LiteLLM itself does; else they are downloaded
-    import tiktoken
-
-    try:
-        encoding = tiktoken.encoding_for_model(name)
-    except KeyError:
-        encoding = tiktoken.get_encoding("cl100k_base")
-    wider = _CLAUDE if name.startswith("claude") else 1.0
-    return lambda text: round(wider * len(encoding.encode(text, disallowed_special=())))
-
-
-def _by_characters(text: str) -> int:
-    return round(len(text) / CHARACTERS_A_TOKEN)
+        return counter_of(spec.name.rpartition("/")[2]), True
+    return by_characters, False
 
 
 def _joined(messages: Sequence[dict[str, str]]) -> str:

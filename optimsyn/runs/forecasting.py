@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.data.jsonl import read_jsonl
 from optimsyn.models.abilities import price_of
+from optimsyn.models.learned import usage_sentence
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.forecast_lengths import Lengths, measure
 
@@ -136,7 +137,9 @@ def forecast_run(run: Run) -> Forecast:
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
         shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
     lengths = measure(run.recipe, passages, shape)
-    return forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
+    found = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
+    doubts = [usage_sentence(name, said) for name, answers in run.services.items() if (said := answers.get("usage"))]
+    return found.model_copy(update={"notes": (*found.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))})
 
 
 def _known(run: Run, lengths: Lengths, passages: int) -> Known:

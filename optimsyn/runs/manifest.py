@@ -163,11 +163,12 @@ class Manifest(_Part):
         cost: What the run has bought.
         outcomes: What came of the requests, by the role that was asked: how many were `read`, how many brought an
             `invalid` form, a `cut` reply, a `refusal`, a `tool_call`, an `empty` reply, and how many were `asked_again`
-            with more room. Each request counts once, however often its reply is read.
+            with more room. Each request counts once, however often its reply is read. Besides: how many were `damaged`
+            when kept and bought again, and of how many the tokens are `estimated`; under `other` where nobody's role.
         forecast: What the run was going to send, as it looked at its start.
         forecast_now: The same as it looked at last, with what has been sent in place of what was foreseen.
         services: What services have answered about themselves (`optimsyn.models.learned`): parameters that they do not
-            take, schemas, unknown prices.
+            take, schemas, unknown prices, usage that cannot be true.
     """
 
     format: int = 1

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from rich.markup import escape
 
+from optimsyn.display.names import run_notes
 from optimsyn.errors import StageError
 from optimsyn.redaction import redact
 from optimsyn.runs.estimate import clock, described, earlier_seconds, executed_notebook, since_begun
@@ -60,14 +62,30 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
     known = [earlier[stage] for stage in open_stages if stage in earlier]
     if open_stages and len(known) == len(open_stages):
         screen.say(f"Earlier runs of {run.recipe.name} took {clock(sum(known))} for this.")
+    told = set(_notes(run))
     with embedded_server(run) if open_stages else nullcontext():
         for number, stage in enumerate(wanted, 1):
             label = f"{number}/{len(STAGES)} {stage:<16}"
             if stage in open_stages:
-                _run_stage(run, stage, label, screen, earlier)
+                try:
+                    _run_stage(run, stage, label, screen, earlier)
+                finally:
+                    _tell_notes(run, screen, told)
                 _foresee(run, stage, screen)
             else:
                 screen.say(f"[dim]✓ {label} {_taken(run, stage):>7}  finished earlier[/]")
+
+
+def _notes(run: Run) -> list[str]:
+    return run_notes(run.services, run.outcomes())
+
+
+def _tell_notes(run: Run, screen: Screen, told: set[str]) -> None:
+    """Tells what a stage has learned about services and kept replies, once: its own log is in its notebook."""
+    for note in _notes(run):
+        if note not in told:
+            told.add(note)
+            screen.say(f"  [yellow]note:[/] {escape(redact(note, run.secret_names))}")
 
 
 def _foresee(run: Run, stage: str, screen: Screen) -> None:

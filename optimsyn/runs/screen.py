@@ -1,7 +1,11 @@
-"""Where the runner tells how it goes: one line a stage, updated in place, in a terminal or in a notebook's cell."""
+"""Where the runner tells how it goes: one line a stage, updated in place, in a terminal or in a notebook's cell.
+
+Commands that take minutes before they show anything tell their steps in the same way.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -76,3 +80,41 @@ class Screen:
             return spinner
 
         return Live(get_renderable=draw, console=self._console, refresh_per_second=4, transient=True)
+
+
+class Steps:
+    """Tells what a command does: each step as it begins, and how long it took.
+
+    Args:
+        screen: Where to tell it; None is standard error, which leaves a command's output alone.
+    """
+
+    def __init__(self, screen: Screen | None = None) -> None:
+        self._screen = screen if screen is not None else Screen(Console(stderr=True))
+
+    def say(self, text: str) -> None:
+        """Tells one line that stays."""
+        self._screen.say(escape(text))
+
+    @contextmanager
+    def step(self, label: str, told: Callable[[], str] = lambda: "") -> Iterator[None]:
+        """Tells that a step begins, and when it has ended.
+
+        Args:
+            label: What it does.
+            told: How far it is, asked for whenever its line is drawn.
+        """
+        from optimsyn.runs.estimate import clock
+
+        begun = time.monotonic()
+
+        def taken() -> str:
+            return clock(time.monotonic() - begun)
+
+        with self._screen.line(label, lambda: " ".join(filter(None, (told(), taken())))) as end:
+            try:
+                yield
+            except BaseException:
+                end(f"[red]✗[/] {escape(label)} {taken()}")
+                raise
+            end(f"[green]✓[/] {escape(label)} {taken()}")

@@ -5,8 +5,10 @@ The replies are those that the run's first draft begins with, so a later run doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
 from optimsyn.errors import StageError
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
     from optimsyn.influence.scoring import Scorer
     from optimsyn.influence.simulated_scorer import BatchTraining
     from optimsyn.runs.folder import Run
+    from optimsyn.stages.warm_up import Draft
 
 # Enough questions for a direction that is not one question's own, few enough to stay within a minute on a CPU.
 PREVIEW_QUESTIONS = 12
 PREVIEW_STEPS = 3
 MOST_TRIES = 5
+
+# Tells that a step begins and ends: its label, and what says how far it is.
+Step = Callable[..., AbstractContextManager[Any]]
+
+
+def _silent(label: str, told: Callable[[], str] = lambda: "") -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -49,48 +59,50 @@ class Preview(StageResult):
             yield self.look
 
 
-def preview(run: Run, pairs: int = 3) -> Preview:
+def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
     """Writes and scores a few pairs of the first draft.
 
     Args:
         run: The run of the recipe; its replies are cached there.
         pairs: How many pairs to show; invalid ones are shown too, with the check that they failed.
+        step: Is told what is done, as each step begins (`optimsyn.runs.screen.Steps.step`).
 
     Raises:
         StageError: No valid pair came out of five times as many tries.
         ServiceError: A language-model service failed for good.
     """
     from optimsyn.influence.scoring import build_scorer
-    from optimsyn.models.language_model import run_sync
-    from optimsyn.stages.warm_up import write_first_draft
 
-    prepared = prepare(run)
-    tools = Tools(run)
-    wanted = pairs
-    while True:
-        drafts = run_sync(write_first_draft(tools, wanted))
-        valid = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
-        if len(valid) >= pairs or wanted >= MOST_TRIES * pairs:
-            break
-        wanted += pairs
+    with step("Reading documents and questions"):
+        prepared = prepare(run)
+        tools = Tools(run)
+        validation = tools.validation
+    drafts = _written(tools, pairs, step)
+    valid = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
     if not valid:
         failed = sorted({name for draft in drafts for name in draft.failed})
-        raise StageError(f"preview: none of {wanted} pairs is valid (failed: {', '.join(failed)})")
+        raise StageError(f"preview: none of {len(drafts)} pairs is valid (failed: {', '.join(failed)})")
     note = "Influence by the run's own warmed-up target."
+    with step(f"Loading the target {run.recipe.models.target.name}"):
+        target = tools.target
     if not run.done("warm_up"):
-        lr = run.recipe.warm_up.lr or run.recipe.fine_tune.lr
-        tools.target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=lr, seed=run.recipe.seed)
+        with step(f"Warming the target up on {len(valid)} pairs, {PREVIEW_STEPS} steps"):
+            lr = run.recipe.warm_up.lr or run.recipe.fine_tune.lr
+            target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=lr, seed=run.recipe.seed)
         note = (
             f"A first impression: the target was warmed up on these pairs alone for {PREVIEW_STEPS} steps, and the "
-            f"direction comes from {min(PREVIEW_QUESTIONS, len(tools.validation))} validation questions."
+            f"direction comes from {min(PREVIEW_QUESTIONS, len(validation))} validation questions."
         )
-        questions = _spread(tools.validation, PREVIEW_QUESTIONS)
+        questions = _spread(validation, PREVIEW_QUESTIONS)
         training = tools.training_with(valid) if run.recipe.influence.estimator == "simulated" else None
-        scorer = build_scorer(tools.target, questions, run.recipe.influence, training=training)
+        with step(f"Taking the gradients of {len(questions)} validation questions"):
+            scorer = build_scorer(target, questions, run.recipe.influence, training=training)
     else:
-        questions, scorer, training = tools.validation, tools.scorer, tools.batch_training
-    scores = scorer.score(valid)
-    look = _look(run, tools, scorer, valid, questions, scores, training)
+        with step(f"Taking the gradients of {len(validation)} validation questions, where they are not kept"):
+            questions, scorer, training = validation, tools.scorer, tools.batch_training
+    with step(f"Scoring {len(valid)} pairs, and a look at the reward"):
+        scores = scorer.score(valid)
+        look = _look(run, tools, scorer, valid, questions, scores, training)
     totals = iter(float(value) for value in scores.total)
     rows = []
     for draft in drafts:
@@ -106,6 +118,39 @@ def preview(run: Run, pairs: int = 3) -> Preview:
         )
     columns = ("passage", "rubric", "pair", "checks", "influence")
     return Preview("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note, *prepared.notes], look)
+
+
+def _written(tools: Tools, pairs: int, step: Step) -> list[Draft]:
+    """First drafts until as many are valid as are wanted, or too many have been tried."""
+    from optimsyn.models.language_model import run_sync
+    from optimsyn.stages.warm_up import write_first_draft
+
+    models = tools.recipe.models
+    by = " and ".join(dict.fromkeys((models.rubric.name, models.generator.name)))
+    wanted = pairs
+    while True:
+        label = f"Writing {wanted} rubrics and pairs with {by}"
+        count = _Count(2 * wanted)
+        with step(label, count.told):
+            drafts = run_sync(write_first_draft(tools, wanted, count.add))
+        valid = sum(draft.pair is not None and not draft.failed for draft in drafts)
+        if valid >= pairs or wanted >= MOST_TRIES * pairs:
+            return drafts
+        wanted += pairs
+
+
+class _Count:
+    """Requests that were answered."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+
+    def add(self) -> None:
+        self._done += 1
+
+    def told(self) -> str:
+        return f"{self._done} of {self._total} requests"
 
 
 def _look(

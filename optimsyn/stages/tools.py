@@ -114,7 +114,9 @@ class Tools:
                 hours=spec.batch_hours,
                 report=lambda done, total: stage.progress(done, total, f"replies of {role} batches", last=False),
             )
-        return load_language_model(spec, self.run.replies, budget=self.budget, batches=batches)
+        model = load_language_model(spec, self.run.replies, budget=self.budget, batches=batches)
+        model.field = f"models.{role}"
+        return model
 
     @property
     def asks_at_once(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.display.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
-from optimsyn.display.names import OUTCOME_LABELS, SELECTION_LABELS, metric_label, outcome_rows, variant_label
+from optimsyn.display.names import SELECTION_LABELS, metric_label, outcome_table, run_notes, variant_label
 from optimsyn.display.outcomes import judgement, run_state, stage_outcome
 from optimsyn.display.plots import differs
 from optimsyn.display.report.foreseen import foreseen_rows
@@ -80,8 +80,8 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "metric_charts": _metric_charts(facts),
         "stages": [(record, _outcome(facts, record)) for record in facts.manifest.stages],
         "totals": _totals(facts),
-        "replies": outcome_rows(facts.manifest.outcomes),
-        "reply_columns": list(OUTCOME_LABELS.values()),
+        "replies": outcome_table(facts.manifest.outcomes)[1],
+        "reply_columns": outcome_table(facts.manifest.outcomes)[0],
         "foreseen": foreseen_rows(facts.manifest),
         "facts_of_run": _facts_of_run(facts),
         "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
@@ -252,8 +252,11 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
 
 
 def _notes(facts: RunFacts) -> list[str]:
-    """Notes of the stages; what evaluate says is said below its table."""
-    return [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.get("notes", [])]
+    """Notes of the stages, and about services; what evaluate says is said below its table."""
+    said = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.get("notes", [])]
+    return said + [
+        f"{note[:1].upper()}{note[1:]}." for note in run_notes(facts.manifest.services, facts.manifest.outcomes)
+    ]
 
 
 def _totals(facts: RunFacts) -> dict[str, Any]:
