@@ -191,6 +191,9 @@ class Lora(Section):
     )
 
 
+QuestionGradients = Literal["plain", "unit"]
+
+
 class CountedTokens(Section):
     """Which tokens of an answer count when its loss is measured, and how they add up.
 
@@ -201,7 +204,9 @@ class CountedTokens(Section):
     end_of_questions: float = Field(
         0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the answer's own have 1."
     )
-    end_of_pairs: float = Field(0.0, ge=0, le=1, description="The same for the pairs that are judged.")
+    end_of_pairs: float = Field(
+        1.0, ge=0, le=1, description="The same for the pairs that are judged, which are trained on with it."
+    )
     reduction: Literal["mean", "root", "sum"] = Field(
         "mean",
         description="mean: a long answer counts as much as a short one. sum: each token counts as much. root: the sum "

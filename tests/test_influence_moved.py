@@ -60,6 +60,7 @@ def scorer_of(
         estimator=config.estimator,
         normalization=config.normalization,
         across_subtasks=config.across_subtasks,
+        question_gradients=config.question_gradients,
         tokens=config.tokens,
     )
     return MovedScorer(base, target, questions, config, training)
@@ -97,9 +98,10 @@ def gradient(target: Target, encoded: Encoded) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("estimator", ["adam_linear", "sgd"])
 @pytest.mark.parametrize("method", ["exact", "twin"])
-def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method: str) -> None:
-    config = Influence.model_validate({"method": method, "estimator": estimator})
-    options: dict[str, Any] = {"estimator": estimator, "tokens": config.tokens}
+@pytest.mark.parametrize("kind", ["plain", "unit"])
+def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method: str, kind: str) -> None:
+    config = Influence.model_validate({"method": method, "estimator": estimator, "question_gradients": kind})
+    options: dict[str, Any] = {"estimator": estimator, "tokens": config.tokens, "question_gradients": kind}
     make: Any = InfluenceScorer if method == "exact" else TwinScorer
     extra = {} if method == "exact" else {"by_subtask": False}
     base = make(target, QUESTIONS, **options, **extra)
@@ -135,9 +137,12 @@ def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method
             )
         )
     reference = gammas[0].square().sum(1).mean().sqrt()
-    cosines = shares * (gammas[1] @ questions.t()) / questions.norm(dim=1) / reference
+    lengths = questions.norm(dim=1)
+    if kind == "plain":
+        lengths = lengths.square().mean().sqrt()
+    products = shares * (gammas[1] @ questions.t()) / lengths / reference
     a, b = [0, 3], [1, 2, 4, 5]
-    expected = torch.stack([cosines[:, a].mean(1), cosines[:, b].mean(1)], dim=1)
+    expected = torch.stack([products[:, a].mean(1), products[:, b].mean(1)], dim=1)
     largest = float(expected.abs().max())
     if method == "exact":
         torch.testing.assert_close(found.by_subtask, expected, rtol=1e-7, atol=1e-9 * largest)

@@ -98,7 +98,7 @@ def test_token_shares_are_the_tokens_own_derivatives(across: Literal["mean", "ma
     for i, pair in enumerate(pairs):
         shares = found.token_shares[i]
         assert float(shares.sum()) == pytest.approx(float(found.total[i]), rel=1e-9)
-        (batch,) = target.batches([by_hand(target, pair)])
+        (batch,) = target.batches([by_hand(target, pair, "pair")])
         losses, _, _ = target.token_losses(batch)
         wanted = []
         for loss in losses:
