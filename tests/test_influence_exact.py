@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from influence_helpers import samples, tiny_target
+from influence_helpers import samples
 from influence_reference import MAKES, random_target, reference_gradients, reference_scores
 
 from optimsyn.influence.gamma import ESTIMATORS
@@ -104,7 +104,7 @@ def test_the_default_is_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind:
     trained on is every token of the pair, the end too, as fine-tuning does; what is measured is every question's answer
     without its end, as the evaluation does.
     """
-    target = tiny_target(kind)
+    target = random_target(kind, "lora", seed=4, checkpoints=1)
     checkpoint = target.checkpoints[-1]
     questions, pairs = samples(5, seed=21), samples(6, seed=22)
     scores = InfluenceScorer(target, questions).score(pairs).total
@@ -118,7 +118,7 @@ def test_the_default_is_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind:
     rates = []
     for pair in pairs:
         moved = []
-        for lr in (1e-6, -1e-6):
+        for lr in (1e-9, -1e-9):
             target.load_checkpoint(checkpoint)
             # alpha 1: the second moment stays what the warm-up left, corrected for its bias.
             optimizer = torch.optim.RMSprop(parameters.values(), lr=abs(lr), alpha=1.0, eps=1e-8, maximize=lr < 0)
@@ -129,7 +129,7 @@ def test_the_default_is_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind:
             torch.autograd.backward([unreduced(target, pair, end=True)])
             optimizer.step()
             moved.append(mean_loss())
-        rates.append((moved[1] - moved[0]) / 2e-6)
+        rates.append((moved[1] - moved[0]) / 2e-9)
     target.load_checkpoint(checkpoint)
     falls = torch.tensor(rates, dtype=torch.float64)
     constant = float(falls @ scores / (scores @ scores))

@@ -231,6 +231,7 @@ def test_a_recipe_says_what_does_not_go_with_it() -> None:
         ({"influence.method": "twin"}, "method twin .* estimator to adam_linear"),
         ({"influence.method": "forward"}, "method forward .* estimator to adam_linear"),
         ({"influence.normalization": "cosine"}, "no direction to normalise; set normalization to dot"),
+        ({"influence.question_gradients": "unit"}, "no mean of their gradients; set question_gradients to plain"),
         ({"reward.given": "judged"}, r"reward\.given: judged needs .* influence\.estimator to adam_linear"),
     ):
         with pytest.raises(RecipeError, match=message):
