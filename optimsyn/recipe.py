@@ -121,10 +121,10 @@ def least_warm_up_steps(max_steps: int, every: int) -> int:
 class Influence(Section):
     """How a pair's influence on the validation loss is computed.
 
-    The paper's own choice is `adam` with `cosine` and `unit` gradients. `adam_linear` with `dot` goes to 0 with a pair's
-    gradient, which the paper's does not, and is linear in it, so that it costs least and can be computed in several ways;
-    with `plain` gradients it foretells the questions' mean loss. So these are the defaults; docs/influence.md says what has
-    been measured of them and what has not.
+    The paper's own choice is `adam` with `cosine` and `unit` gradients. `adam_linear` with `dot` goes to 0 with a
+    pair's gradient, which the paper's does not, and is linear in it, so that it costs least and can be computed in
+    several ways; with `plain` gradients it foretells the questions' mean loss. So these are the defaults;
+    docs/influence.md says what has been measured of them and what has not.
     """
 
     method: Literal["auto", "exact", "twin", "forward"] = Field(

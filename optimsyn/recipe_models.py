@@ -197,9 +197,9 @@ QuestionGradients = Literal["plain", "unit"]
 class CountedTokens(Section):
     """Which tokens of an answer count when its loss is measured, and how they add up.
 
-    Warm-up and fine-tuning learn every token, also the one that ends the text, so it counts in a pair. They learn that one
-    within a few steps, from any pair, and it says nothing about what the target knows, so it does not in a question
-    (docs/influence.md says more).
+    Warm-up and fine-tuning learn every token, also the one that ends the text, so it counts in a pair. They learn that
+    one within a few steps, from any pair, and it says nothing about what the target knows, so it does not count in a
+    question (docs/influence.md says more).
     """
 
     end_of_questions: float = Field(
