@@ -430,6 +430,9 @@ class Recipe(Shown, Section):
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
+        # Before there was a choice, gradients of questions were of length 1.
+        if raw["influence"]["question_gradients"] == "unit":
+            raw["influence"].pop("question_gradients")
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

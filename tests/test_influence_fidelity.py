@@ -112,7 +112,9 @@ def test_scores_are_those_of_the_scorer(target: Target, estimator: str) -> None:
                 name = f"{estimator} {normalization}" + (", plain mean" if kind == "plain" else "")
                 mine = found[name + (f", {label}" if label else "")]
                 scale = float(expected.norm() / mine.norm()) if normalization == "dot" else 1.0
-                torch.testing.assert_close(mine * scale, expected, rtol=1e-6, atol=1e-9)
+                # The model's norms round to float32 on the way, and a score may be a small rest of large parts.
+                bound = 1e-6 * float(expected.abs().max())
+                torch.testing.assert_close(mine * scale, expected, rtol=1e-6, atol=bound)
 
 
 def test_labels_mean_what_they_always_did(target: Target) -> None:
