@@ -15,6 +15,7 @@ from influence_helpers import plain_loss, tiny_target
 from reward_look_helpers import OldDifference, Shuffled, made_pairs, made_questions
 
 from optimsyn.data.reward_look import Interval, RewardLook, TrainedOn
+from optimsyn.display.reward_look import reward_look_rows
 from optimsyn.errors import DataError
 from optimsyn.influence import reward_look as module
 from optimsyn.influence.plain import plain_scores
@@ -118,7 +119,8 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
     assert look.verdict in ("sound", "doubtful") and look.pairs == 12 and look.length_pairs == 16
     assert look.numerical_error is not None and look.numerical_error < 0.01 and look.agreement == pytest.approx(1)
     assert look.end_share is not None and look.end_share == look.end_share_if_counted > 0
-    assert "like every other token" not in str(look._table())
+    for shown, there in ((look, False), (LOOK, True)):
+        assert any("if it counted like every other token" in note for _, _, note in reward_look_rows(shown)) == there
     assert look.training is not None and look.training.subsets == 8 and look.training.members == 4
     assert look.training.held_out and look.training.questions == 6
     assert told[-1] == (18 + 12 + 8, 18 + 12 + 8)
