@@ -81,8 +81,8 @@ look.reward(run)
 # %% [markdown]
 # ## What to try next
 #
-# - `changes = {"influence.estimator": "adam", "influence.normalization": "cosine"}` is the paper's choice. Where does
-#   the dashed line go?
+# - `changes = {"influence.estimator": "adam", "influence.normalization": "cosine"}` is the paper's choice, with
+#   `"influence.question_gradients": "unit"`. Where does the dashed line go?
 # - `changes = {"warm_up.steps": 4, "warm_up.lr": 1e-4}` ends before the form is learned. Which pairs win now?
 # - Are there pairs with negative influence? Training on them would *raise* the loss on the questions.
 # - [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb) asks whether this number sees more than

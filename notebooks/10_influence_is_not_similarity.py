@@ -95,7 +95,8 @@ look.words(run)
 # ## What to try next
 #
 # - More samples make the interval narrow: give `run_folder` a finished run of size `full`, or of a recipe of yours.
-# - `run.recipe.influence` says how influence is computed. Does the paper's choice (`adam`, `cosine`) see something
-#   else? Start a run with `changes = {"influence.estimator": "adam", "influence.normalization": "cosine"}`.
+# - `run.recipe.influence` says how influence is computed. Does the paper's choice (`adam`, `cosine`, `unit`) see
+#   something else? Start a run with `changes = {"influence.estimator": "adam", "influence.normalization": "cosine",
+#   "influence.question_gradients": "unit"}`.
 # - Whether influence predicts what training really does is another question, with a benchmark of its own:
 #   `docs/influence.md`.

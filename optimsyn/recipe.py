@@ -17,7 +17,17 @@ from pydantic import Field, ValidationError, model_validator
 from optimsyn.errors import DataError, RecipeError
 from optimsyn.recipe_data import Documents, Questions, Source
 from optimsyn.recipe_errors import explain
-from optimsyn.recipe_models import SERVICE_ONLY, CountedTokens, Lora, Models, ModelSpec, Prices, Section, TargetSpec
+from optimsyn.recipe_models import (
+    SERVICE_ONLY,
+    CountedTokens,
+    Lora,
+    Models,
+    ModelSpec,
+    Prices,
+    QuestionGradients,
+    Section,
+    TargetSpec,
+)
 from optimsyn.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.shown import Shown
 from optimsyn.text_files import decode
@@ -111,9 +121,10 @@ def least_warm_up_steps(max_steps: int, every: int) -> int:
 class Influence(Section):
     """How a pair's influence on the validation loss is computed.
 
-    The paper's own choice is `adam` with `cosine`. `adam_linear` with `dot` goes to 0 with a pair's gradient, which the
-    paper's does not, and is linear in it, so that it costs least and can be computed in several ways. So these are the
-    defaults; docs/influence.md says what has been measured of them and what has not.
+    The paper's own choice is `adam` with `cosine` and `unit` gradients. `adam_linear` with `dot` goes to 0 with a
+    pair's gradient, which the paper's does not, and is linear in it, so that it costs least and can be computed in
+    several ways; with `plain` gradients it foretells the questions' mean loss. So these are the defaults;
+    docs/influence.md says what has been measured of them and what has not.
     """
 
     method: Literal["auto", "exact", "twin", "forward"] = Field(
@@ -132,6 +143,11 @@ class Influence(Section):
         "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."
     )
     across_subtasks: Literal["mean", "max"] = Field("mean", description="How subtasks become one score (LESS: max).")
+    question_gradients: QuestionGradients = Field(
+        "plain",
+        description="plain: a direction is the gradient of the questions' mean loss. unit: each question's gradient is "
+        "scaled to length 1 before the mean is taken, so that each has one vote (the paper).",
+    )
     tokens: CountedTokens = CountedTokens()
     batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
 
@@ -151,6 +167,11 @@ class Influence(Section):
             raise ValueError(
                 "estimator simulated foretells a training, in nats, and has no direction to normalise; set "
                 "normalization to dot, or estimator to adam or adam_linear"
+            )
+        if self.estimator == "simulated" and self.question_gradients != "plain":
+            raise ValueError(
+                "estimator simulated foretells losses of questions, and takes no mean of their gradients; set "
+                "question_gradients to plain, or estimator to adam or adam_linear"
             )
         return self
 
@@ -411,6 +432,9 @@ class Recipe(Shown, Section):
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
+        # Before there was a choice, gradients of questions were of length 1.
+        if raw["influence"]["question_gradients"] == "unit":
+            raw["influence"].pop("question_gradients")
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

@@ -212,17 +212,23 @@ class Lora(Section):
     )
 
 
+QuestionGradients = Literal["plain", "unit"]
+
+
 class CountedTokens(Section):
     """Which tokens of an answer count when its loss is measured, and how they add up.
 
-    Warm-up and fine-tuning learn every token, also the one that ends the text. They learn that one
-    within a few steps, from any pair, and it says nothing about what the target knows (docs/influence.md has figures).
+    Warm-up and fine-tuning learn every token, also the one that ends the text, so it counts in a pair. They learn that
+    one within a few steps, from any pair, and it says nothing about what the target knows, so it does not count in a
+    question (docs/influence.md says more).
     """
 
     end_of_questions: float = Field(
         0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the answer's own have 1."
     )
-    end_of_pairs: float = Field(0.0, ge=0, le=1, description="The same for the pairs that are judged.")
+    end_of_pairs: float = Field(
+        1.0, ge=0, le=1, description="The same for the pairs that are judged, which are trained on with it."
+    )
     reduction: Literal["mean", "root", "sum"] = Field(
         "mean",
         description="mean: a long answer counts as much as a short one. sum: each token counts as much. root: the sum "

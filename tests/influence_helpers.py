@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -124,8 +124,19 @@ def samples(count: int, *, seed: int = 0, subtasks: Sequence[str] = ("",)) -> li
     return made
 
 
-def by_hand(target: Target, item: Any, *, end: float = 0.0, reduction: str = "mean") -> Encoded:
-    """What counts of a sample, written out: each token of the answer once, what ends the text `end` times."""
+def by_hand(
+    target: Target,
+    item: Any,
+    role: Literal["question", "pair"],
+    *,
+    end: float | None = None,
+    reduction: str = "mean",
+) -> Encoded:
+    """What counts of a sample, written out: each token of the answer once, what ends the text `end` times.
+
+    By default the end of a pair counts once, as in training, and that of a question not at all, as in the evaluation.
+    """
+    end = {"question": 0.0, "pair": 1.0}[role] if end is None else end
     encoded = target.encode(item)
     ends = {target.tokenizer.eos_token_id}
     labels, weights = [], []

@@ -37,12 +37,14 @@ def put(target: Target, checkpoint: Checkpoint) -> None:
             parameter.copy_(checkpoint.state[key])
 
 
-def reference_gradients(target: Target, items: Sequence[Any]) -> list[list[torch.Tensor]]:
-    """The flat gradient of each item's loss at each checkpoint."""
+def reference_gradients(target: Target, questions: Sequence[Any], pairs: Sequence[Any]) -> list[list[torch.Tensor]]:
+    """The flat gradient of each question's loss, then of each pair's, at each checkpoint."""
+    encoded = [by_hand(target, item, "question") for item in questions]
+    encoded += [by_hand(target, item, "pair") for item in pairs]
     found = []
     for checkpoint in target.checkpoints:
         put(target, checkpoint)
-        found.append([flat(plain_gradient(target, by_hand(target, item))) for item in items])
+        found.append([flat(plain_gradient(target, item)) for item in encoded])
     return found
 
 
@@ -53,22 +55,25 @@ def reference_scores(
     name: str,
     cosine: bool,
     gradients: list[list[torch.Tensor]] | None = None,
+    question_gradients: str = "plain",
 ) -> tuple[list[str], torch.Tensor]:
-    """Subtasks and scores [n, k]; `gradients` are those of `[*questions, *pairs]`, when they are known already."""
+    """Subtasks and scores [n, k]; `gradients` are those of `reference_gradients`, when they are known already."""
     subtasks = sorted({q.subtask for q in questions})
     lr = sum(c.lr for c in target.checkpoints)
     scores = torch.zeros(len(pairs), len(subtasks), dtype=torch.float64)
-    gradients = gradients or reference_gradients(target, [*questions, *pairs])
+    gradients = gradients or reference_gradients(target, questions, pairs)
     for checkpoint, everything in zip(target.checkpoints, gradients, strict=True):
         m, v = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq)
         val, own = everything[: len(questions)], everything[len(questions) :]
         rms = torch.stack([reference_gamma(name, g, m, v, checkpoint.step).norm() ** 2 for g in val]).mean().sqrt()
+        usual = (sum(float(g @ g) for g in val) / len(val)) ** 0.5
         for i, gradient in enumerate(own):
             gamma = reference_gamma(name, gradient, m, v, checkpoint.step)
             scale = gamma.norm() if cosine else rms
             for k, subtask in enumerate(subtasks):
                 mine = [g for g, q in zip(val, questions, strict=True) if q.subtask == subtask]
-                mean = sum(float(g @ gamma / (g.norm() * scale)) for g in mine) / len(mine)
+                sizes = [float(g.norm()) if question_gradients == "unit" else usual for g in mine]
+                mean = sum(float(g @ gamma / scale) / size for g, size in zip(mine, sizes, strict=True)) / len(mine)
                 scores[i, k] += checkpoint.lr / lr * mean
     return subtasks, scores
 

@@ -18,10 +18,10 @@ def test_scores_of_the_embedded_model_are_exact_in_float32() -> None:
     questions, pairs = samples(2, seed=2), samples(2, seed=3)
     scores = InfluenceScorer(target, questions, estimator="sgd", normalization="cosine").score(pairs)
     assert target._loss._fused, "logits at label positions only, through the frozen output layer"
-    directions = [flat(plain_gradient(target, by_hand(target, q))) for q in questions]
-    direction = torch.stack([g / g.norm() for g in directions]).mean(0)
+    directions = [flat(plain_gradient(target, by_hand(target, q, "question"))) for q in questions]
+    direction = torch.stack(directions).mean(0) / torch.stack(directions).square().sum(1).mean().sqrt()
     for i, pair in enumerate(pairs):
-        counted = by_hand(target, pair)
+        counted = by_hand(target, pair, "pair")
         gradient = flat(plain_gradient(target, counted))
         assert float(scores.total[i]) == pytest.approx(float(direction @ gradient / gradient.norm()), abs=2e-4)
         assert float(scores.gradient_norm[i]) == pytest.approx(float(gradient.norm()), rel=1e-3)

@@ -60,6 +60,7 @@ def scorer_of(
         estimator=config.estimator,
         normalization=config.normalization,
         across_subtasks=config.across_subtasks,
+        question_gradients=config.question_gradients,
         tokens=config.tokens,
     )
     return MovedScorer(base, target, questions, config, training)
@@ -97,9 +98,10 @@ def gradient(target: Target, encoded: Encoded) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("estimator", ["adam_linear", "sgd"])
 @pytest.mark.parametrize("method", ["exact", "twin"])
-def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method: str) -> None:
-    config = Influence.model_validate({"method": method, "estimator": estimator})
-    options: dict[str, Any] = {"estimator": estimator, "tokens": config.tokens}
+@pytest.mark.parametrize("kind", ["plain", "unit"])
+def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method: str, kind: str) -> None:
+    config = Influence.model_validate({"method": method, "estimator": estimator, "question_gradients": kind})
+    options: dict[str, Any] = {"estimator": estimator, "tokens": config.tokens, "question_gradients": kind}
     make: Any = InfluenceScorer if method == "exact" else TwinScorer
     extra = {} if method == "exact" else {"by_subtask": False}
     base = make(target, QUESTIONS, **options, **extra)
@@ -135,9 +137,12 @@ def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method
             )
         )
     reference = gammas[0].square().sum(1).mean().sqrt()
-    cosines = shares * (gammas[1] @ questions.t()) / questions.norm(dim=1) / reference
+    lengths = questions.norm(dim=1)
+    if kind == "plain":
+        lengths = lengths.square().mean().sqrt()
+    products = shares * (gammas[1] @ questions.t()) / lengths / reference
     a, b = [0, 3], [1, 2, 4, 5]
-    expected = torch.stack([cosines[:, a].mean(1), cosines[:, b].mean(1)], dim=1)
+    expected = torch.stack([products[:, a].mean(1), products[:, b].mean(1)], dim=1)
     largest = float(expected.abs().max())
     if method == "exact":
         torch.testing.assert_close(found.by_subtask, expected, rtol=1e-7, atol=1e-9 * largest)
@@ -145,11 +150,13 @@ def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method
     torch.testing.assert_close(found.total, expected.mean(1), rtol=0, atol=1e-3 * largest)
 
 
-def test_the_hundredth_equal_answer_earns_little() -> None:
+@pytest.mark.parametrize("end", [0, 1])
+def test_the_hundredth_equal_answer_earns_little(end: float) -> None:
     target = tiny_target("gemma", warm=False)
     target.warm_up([*answering("n", 4), *answering("y", 4)], steps=6, batch_size=4, lr=2e-2)
     no, yes = answering("n", 118), answering("y", 18)
-    scorer = scorer_of(target, [*no[112:], *yes[12:]], training=TRAINING.model_copy(update={"lr": 0.1}))
+    config = EXACT.model_copy(update={"tokens": CountedTokens(end_of_pairs=end)})
+    scorer = scorer_of(target, [*no[112:], *yes[12:]], config, TRAINING.model_copy(update={"lr": 0.1}))
     probes = [*no[104:112], *yes[4:12]]
 
     def earned() -> tuple[float, float]:
@@ -160,9 +167,12 @@ def test_the_hundredth_equal_answer_earns_little() -> None:
     for start in range(8, 104, 32):
         scorer.judged(no[start : start + 32])
         found.append(earned())
-    assert found[0][0] > found[0][1] > 0, "the commonest answer looks best"
+    assert found[0][0] > 4 * abs(found[0][1]), "the commonest answer looks best"
     assert found[-1][0] < 0.25 * found[0][0]
-    assert found[-1][1] > found[0][1]
+    assert found[-1][1] > 2 * abs(found[-1][0]), "and is overtaken"
+    if not end:
+        # What all answers share, that they end, is learnt from any of them.
+        assert found[-1][1] > found[0][1]
     shares = scorer.question_shares()
     assert float(shares[:6].mean()) < 0.5 < 0.6 < float(shares[6:].mean()) < MOST
 

@@ -12,11 +12,12 @@ from influence_reference import reference_gamma, reference_scores
 
 from optimsyn.data.records import Pair, Question
 from optimsyn.errors import DataError, ModelError, RecipeError
-from optimsyn.influence.directions import compute_directions
+from optimsyn.influence.directions import Directions, compute_directions, question_scale
 from optimsyn.influence.gamma import ESTIMATORS
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.models.target import Target
+from optimsyn.recipe_models import CountedTokens
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +33,48 @@ def warmed() -> Target:
 QUESTIONS = samples(5, seed=1, subtasks=("b", "a"))
 
 
+@pytest.mark.parametrize("question_gradients", ["plain", "unit"])
 @pytest.mark.parametrize("normalization", ["cosine", "dot"])
 @pytest.mark.parametrize("name", list(ESTIMATORS))
-def test_scores_equal_an_independent_computation(warmed: Target, name: str, normalization: Any) -> None:
+def test_scores_equal_an_independent_computation(
+    warmed: Target, name: str, normalization: Any, question_gradients: Any
+) -> None:
     pairs = samples(4, seed=2)
-    scorer = InfluenceScorer(warmed, QUESTIONS, estimator=name, normalization=normalization, batch_tokens=150)
-    scores = scorer.score(pairs)
-    subtasks, wanted = reference_scores(warmed, QUESTIONS, pairs, name, normalization == "cosine")
+    options: dict[str, Any] = {
+        "estimator": name,
+        "normalization": normalization,
+        "question_gradients": question_gradients,
+    }
+    scores = InfluenceScorer(warmed, QUESTIONS, **options, batch_tokens=150).score(pairs)
+    subtasks, wanted = reference_scores(
+        warmed, QUESTIONS, pairs, name, normalization == "cosine", question_gradients=question_gradients
+    )
     assert scores.subtasks == tuple(subtasks) == ("a", "b")
     torch.testing.assert_close(scores.by_subtask, wanted, rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(scores.total, wanted.mean(1), rtol=1e-6, atol=1e-10)
-    highest = InfluenceScorer(
-        warmed, QUESTIONS, estimator=name, normalization=normalization, across_subtasks="max"
-    ).score(pairs)
+    highest = InfluenceScorer(warmed, QUESTIONS, **options, across_subtasks="max").score(pairs)
     torch.testing.assert_close(highest.total, wanted.max(1).values, rtol=1e-6, atol=1e-10)
 
 
-def test_directions_are_the_explicit_mean_of_normalised_gradients(
-    warmed: Target, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["plain", "unit"])
+def test_directions_are_the_explicit_mean_of_gradients(
+    warmed: Target, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     checkpoint = warmed.checkpoints[-1]
     encoded, subtasks = [warmed.encode(q) for q in QUESTIONS], [q.subtask for q in QUESTIONS]
-    whole = compute_directions(warmed, GradientTaps(warmed), checkpoint, encoded, subtasks, 400)
+
+    def computed() -> Directions:
+        taps = GradientTaps(warmed)
+        return compute_directions(warmed, taps, checkpoint, encoded, subtasks, 400, question_gradients=kind)
+
+    whole = computed()
     monkeypatch.setattr("optimsyn.influence.directions._HOLD_BYTES", 1)
-    singly = compute_directions(warmed, GradientTaps(warmed), checkpoint, encoded, subtasks, 400)
+    singly = computed()
     gradients = [flat(plain_gradient(warmed, item)) for item in encoded]
+    usual = (sum(float(g @ g) for g in gradients) / len(gradients)) ** 0.5
     for k, subtask in enumerate(("a", "b")):
-        mine = [g / g.norm() for g, s in zip(gradients, subtasks, strict=True) if s == subtask]
+        lengths = [float(g.norm()) if kind == "unit" else usual for g in gradients]
+        mine = [g / s for g, s, name in zip(gradients, lengths, subtasks, strict=True) if name == subtask]
         wanted = torch.stack(mine).mean(0)
         for found in (whole, singly):
             torch.testing.assert_close(flat({n: v[k] for n, v in found.vectors.items()}), wanted, rtol=1e-8, atol=1e-12)
@@ -72,14 +88,17 @@ def test_scores_carry_norm_loss_and_counts_in_the_callers_order(warmed: Target) 
     scores = scorer.score(pairs)
     assert scores.ids == tuple(p.id for p in pairs)
     assert len(scores) == 6
-    assert scores.label_tokens.tolist() == [len(p.completion) for p in pairs], "without the end of the text"
+    assert scores.label_tokens.tolist() == [len(p.completion) + 1 for p in pairs], "with the end of the text"
+    assert {probe.end_tokens for probe in scorer.probes} == {1}, "errors are those of what is scored"
     backwards = scorer.score(pairs[::-1])
     torch.testing.assert_close(backwards.total.flip(0), scores.total, rtol=1e-9, atol=1e-12)
     # Weights 3/4 and 1/4, see the fixture.
     expected = torch.zeros(6, dtype=torch.float64)
     for weight, checkpoint in zip((0.75, 0.25), warmed.checkpoints, strict=True):
         warmed.load_checkpoint(checkpoint)
-        expected += weight * torch.stack([flat(plain_gradient(warmed, by_hand(warmed, p))).norm() for p in pairs])
+        expected += weight * torch.stack(
+            [flat(plain_gradient(warmed, by_hand(warmed, p, "pair"))).norm() for p in pairs]
+        )
     torch.testing.assert_close(scores.gradient_norm, expected, rtol=1e-8, atol=1e-12)
     empty = scorer.score([])
     assert empty.total.shape == (0,)
@@ -88,9 +107,10 @@ def test_scores_carry_norm_loss_and_counts_in_the_callers_order(warmed: Target) 
 
 def test_cosine_of_a_question_with_itself_is_one() -> None:
     target = tiny_target(dtype=torch.float32)
-    question = samples(1, seed=3)
-    scorer = InfluenceScorer(target, question, estimator="sgd")
-    assert float(scorer.score(question).total[0]) == pytest.approx(1.0, abs=1e-6)
+    question, alike = samples(1, seed=3), CountedTokens(end_of_pairs=0)
+    for kind in ("plain", "unit"):
+        scorer = InfluenceScorer(target, question, estimator="sgd", question_gradients=kind, tokens=alike)
+        assert float(scorer.score(question).total[0]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_zero_gradient_baseline_is_what_momentum_earns(warmed: Target) -> None:
@@ -116,7 +136,7 @@ def test_directions_are_kept_in_the_folder_and_stale_ones_are_not_used(
     first = InfluenceScorer(target, QUESTIONS, folder=tmp_path).score(samples(3))
     assert len(list(tmp_path.iterdir())) == 1
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patched:
@@ -125,12 +145,18 @@ def test_directions_are_kept_in_the_folder_and_stale_ones_are_not_used(
         InfluenceScorer(target, QUESTIONS, folder=tmp_path, estimator="sgd", normalization="dot")
         again = InfluenceScorer(target, QUESTIONS, folder=tmp_path).score(samples(3))
         assert torch.equal(first.by_subtask, again.by_subtask)
-        with pytest.raises(AssertionError):
-            InfluenceScorer(target, QUESTIONS[:4], folder=tmp_path)
+        for other in ({"questions": QUESTIONS[:4]}, {"question_gradients": "unit"}):
+            with pytest.raises(AssertionError):
+                InfluenceScorer(target, **{"questions": QUESTIONS, "folder": tmp_path, **other})
+    unit = InfluenceScorer(target, QUESTIONS, question_gradients="unit", folder=tmp_path).score(samples(3))
+    assert torch.equal(
+        unit.by_subtask, InfluenceScorer(target, QUESTIONS, question_gradients="unit").score(samples(3)).by_subtask
+    )
+    assert not torch.allclose(unit.by_subtask, first.by_subtask, rtol=1e-3)
     target.warm_up(samples(4), steps=2)
     InfluenceScorer(target, QUESTIONS, folder=tmp_path)
     files = list(tmp_path.iterdir())
-    assert len(files) == 2
+    assert len(files) == 3, "of two kinds, and after another warm-up"
     for file in files:
         file.write_bytes(b"torn")
     with pytest.raises(ModelError, match="delete the file"):
@@ -167,6 +193,10 @@ def test_what_is_wrong_is_refused_with_its_cure(warmed: Target) -> None:
         InfluenceScorer(warmed, QUESTIONS, across_subtasks="sum")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="neither cosine nor dot"):
         InfluenceScorer(warmed, QUESTIONS, normalization="none")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is neither plain nor unit"):
+        InfluenceScorer(warmed, QUESTIONS, question_gradients="mean")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is neither plain nor unit"):
+        question_scale("mean", torch.ones(2))  # type: ignore[arg-type]
     hollow = Pair(id="hollow", question="Which?", answer=" ", passage_id="x")
     with pytest.raises(ModelError, match="'hollow' has an empty answer"):
         InfluenceScorer(warmed, QUESTIONS).score([hollow])

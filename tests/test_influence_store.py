@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,13 +57,24 @@ def close(found: Scores, wanted: Scores, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("estimator", ["adam", "adam_momentum_free", "adam_linear", "sgd", "less"])
 @pytest.mark.parametrize("normalization", ["cosine", "dot"])
 def test_without_projection_it_is_the_scorer(
-    tmp_path: Path, target: Target, estimator: str, normalization: str
+    tmp_path: Path, target: Target, estimator: str, normalization: Any
 ) -> None:
     pool, asked = fill(tmp_path, target, estimator=estimator, projection=None, dtype="float32")
-    scorer = InfluenceScorer(target, QUESTIONS, estimator=estimator, normalization=normalization)  # type: ignore[arg-type]
     order = [sample.id for sample in samples(12)]
-    found = pool.score(asked, normalization=normalization, ids=order)  # type: ignore[arg-type]
-    close(found, scorer.score(samples(12)))
+    kinds: tuple[Any, ...] = ("plain", "unit")
+    # One store answers for both: its rows have length 1, and what length they had stands beside them.
+    for kind in kinds:
+        scorer = InfluenceScorer(
+            target, QUESTIONS, estimator=estimator, normalization=normalization, question_gradients=kind
+        )
+        found = pool.score(asked, normalization=normalization, question_gradients=kind, ids=order)
+        close(found, scorer.score(samples(12)))
+    default = pool.score(asked, normalization=normalization, ids=order)
+    close(
+        default, InfluenceScorer(target, QUESTIONS, estimator=estimator, normalization=normalization).score(samples(12))
+    )
+    with pytest.raises(RecipeError, match=r"influence\.question_gradients: 'mean' is neither plain nor unit"):
+        asked.directions("mean")  # type: ignore[arg-type]
 
 
 def test_half_precision_rounds_little_even_where_gradients_are_below_its_range(tmp_path: Path, target: Target) -> None:
@@ -84,8 +96,11 @@ def test_several_checkpoints_and_max_across_subtasks(tmp_path: Path) -> None:
     # Unlike weights, which a constant learning rate would not give.
     target.checkpoints = [type(c)(**{**c.__dict__, "lr": c.lr * (i + 1)}) for i, c in enumerate(target.checkpoints)]
     pool, asked = fill(tmp_path, target, projection=None, dtype="float32")
-    scorer = InfluenceScorer(target, QUESTIONS, across_subtasks="max")
-    close(pool.score(asked, across_subtasks="max", ids=[s.id for s in samples(12)]), scorer.score(samples(12)))
+    kinds: tuple[Any, ...] = ("plain", "unit")
+    for kind in kinds:
+        scorer = InfluenceScorer(target, QUESTIONS, across_subtasks="max", question_gradients=kind)
+        found = pool.score(asked, across_subtasks="max", question_gradients=kind, ids=[s.id for s in samples(12)])
+        close(found, scorer.score(samples(12)))
 
 
 @given(
@@ -138,7 +153,7 @@ def test_a_stale_store_is_refused_by_what_differs(tmp_path: Path, target: Target
     with pytest.raises(ModelError, match=r'another estimator \(there: "adam_linear", here: "sgd"\)'):
         GradientStore.open_or_create(pool, target, estimator="sgd")
     with pytest.raises(ModelError, match=r"another tokens .*end_of_pairs.*delete this one"):
-        GradientStore.open_or_create(pool, target, tokens=CountedTokens(end_of_pairs=1.0))
+        GradientStore.open_or_create(pool, target, tokens=CountedTokens(end_of_pairs=0.0))
     with pytest.raises(ModelError, match=r"another projection .*seed.*delete this one"):
         GradientStore.open_or_create(pool, target, projection=Projection(seed=1))
     with pytest.raises(ModelError, match="another dtype"):

@@ -20,7 +20,7 @@ from optimsyn.models.warm_up import Checkpoint
 
 def token_gradients(target: Target, item: Any) -> torch.Tensor:
     """[T, all parameters]: autograd's gradient of each label token's loss, from the model's own logits."""
-    encoded = by_hand(target, item)
+    encoded = by_hand(target, item, "pair")
     ids, labels = torch.tensor([encoded.input_ids]), torch.tensor(encoded.labels[1:])
     logits = target.model(input_ids=ids).logits[0, :-1]
     kept = labels != -100
@@ -48,22 +48,38 @@ def gain(name: str, g: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
     name=st.sampled_from(list(ESTIMATORS)),
     normalization=st.sampled_from(["cosine", "dot"]),
     across=st.sampled_from(["mean", "max"]),
+    question_gradients=st.sampled_from(["plain", "unit"]),
     recompute=st.booleans(),
 )
 def test_shares_are_one_autograd_pass_a_token(
-    kind: str, make: str, seed: int, name: str, normalization: Any, across: Any, recompute: bool
+    kind: str,
+    make: str,
+    seed: int,
+    name: str,
+    normalization: Any,
+    across: Any,
+    question_gradients: Any,
+    recompute: bool,
 ) -> None:
     target = random_target(kind, make, seed=seed, checkpoints=2, recompute=recompute)
     questions, pairs = samples(3, seed=seed, subtasks=("b", "a")), samples(3, seed=seed + 1)
     scorer = InfluenceScorer(
-        target, questions, estimator=name, normalization=normalization, across_subtasks=across, batch_tokens=400
+        target,
+        questions,
+        estimator=name,
+        normalization=normalization,
+        across_subtasks=across,
+        question_gradients=question_gradients,
+        batch_tokens=400,
     )
     scores = scorer.score(pairs, token_shares=True)
     plain = scorer.score(pairs)
     assert plain.token_shares is None
     assert torch.equal(plain.total, scores.total)
-    gradients = reference_gradients(target, [*questions, *pairs])
-    _, by_subtask = reference_scores(target, questions, pairs, name, normalization == "cosine", gradients)
+    gradients = reference_gradients(target, questions, pairs)
+    _, by_subtask = reference_scores(
+        target, questions, pairs, name, normalization == "cosine", gradients, question_gradients
+    )
     wanted = [torch.zeros(int(n), dtype=torch.float64) for n in scores.label_tokens]
     momentum = torch.zeros(len(pairs), dtype=torch.float64)
     total_lr = sum(c.lr for c in target.checkpoints)
@@ -71,7 +87,9 @@ def test_shares_are_one_autograd_pass_a_token(
         put(target, checkpoint)
         m, v, t = flat(checkpoint.exp_avg), flat(checkpoint.exp_avg_sq), checkpoint.step
         val, own = everything[:3], everything[3:]
-        mean = torch.stack([torch.stack([g / g.norm() for g in (val[1:2], val[::2])[k]]).mean(0) for k in range(2)])
+        usual = torch.stack([g @ g for g in val]).mean().sqrt()
+        divided = [g / (g.norm() if question_gradients == "unit" else usual) for g in val]
+        mean = torch.stack([torch.stack(part).mean(0) for part in (divided[1:2], divided[::2])])
         rms = torch.stack([reference_gamma(name, g, m, v, t).norm() ** 2 for g in val]).mean().sqrt()
         for i, (pair, g) in enumerate(zip(pairs, own, strict=True)):
             gamma = reference_gamma(name, g, m, v, t)

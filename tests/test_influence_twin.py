@@ -18,6 +18,7 @@ from optimsyn.influence.twin import TwinScorer
 from optimsyn.influence.twin_adapters import Twins, step_directions
 from optimsyn.influence.twin_step import measure_step
 from optimsyn.models.target import Target
+from optimsyn.recipe_models import CountedTokens
 
 
 def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -25,12 +26,13 @@ def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2"])
-@pytest.mark.parametrize("estimator", ["adam_linear", "sgd"])
-def test_scores_are_those_of_the_exact_scorer(kind: str, estimator: str) -> None:
+@pytest.mark.parametrize(("estimator", "question_gradients"), [("adam_linear", "plain"), ("sgd", "unit")])
+def test_scores_are_those_of_the_exact_scorer(kind: str, estimator: str, question_gradients: Any) -> None:
     target = tiny_target(kind)
     questions, pairs = samples(5, seed=1), samples(7, seed=2)
-    exact = InfluenceScorer(target, questions, estimator=estimator, normalization="dot").score(pairs)
-    twin = TwinScorer(target, questions, estimator=estimator, batch_tokens=400)
+    options: dict[str, Any] = {"estimator": estimator, "question_gradients": question_gradients}
+    exact = InfluenceScorer(target, questions, **options).score(pairs)
+    twin = TwinScorer(target, questions, **options, batch_tokens=400)
     found = twin.score(pairs)
     # The normalisation layers of Llama and Gemma compute in float32 whatever the weights are; GPT-2's do not.
     assert _relative(found.total, exact.total) < (1e-8 if kind == "gpt2" else 3e-4)
@@ -98,7 +100,7 @@ def test_token_shares_are_the_tokens_own_derivatives(across: Literal["mean", "ma
     for i, pair in enumerate(pairs):
         shares = found.token_shares[i]
         assert float(shares.sum()) == pytest.approx(float(found.total[i]), rel=1e-9)
-        (batch,) = target.batches([by_hand(target, pair)])
+        (batch,) = target.batches([by_hand(target, pair, "pair")])
         losses, _, _ = target.token_losses(batch)
         wanted = []
         for loss in losses:
@@ -177,6 +179,13 @@ def test_steps_are_kept_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert second.plans == first.plans and second.fingerprint == first.fingerprint
     assert second.numerical_error == first.numerical_error < 1e-3
     assert TwinScorer(target, questions, estimator="sgd", folder=tmp_path).fingerprint != first.fingerprint
+    # Steps along other directions, or of losses that count other tokens, are other steps.
+    for options in ({"question_gradients": "unit"}, {"tokens": CountedTokens(end_of_pairs=0)}):
+        there = set(tmp_path.glob("twin-steps-*.json"))
+        kept = TwinScorer(target, questions, folder=tmp_path, **options)  # type: ignore[arg-type]
+        assert len(set(tmp_path.glob("twin-steps-*.json")) - there) == 1
+        assert kept.plans == TwinScorer(target, questions, **options).plans  # type: ignore[arg-type]
+        assert kept.fingerprint != first.fingerprint
     for damaged in tmp_path.glob("twin-steps-*.json"):
         damaged.write_text("[{}]")
     with pytest.raises(ModelError, match=r"twin-steps-.*delete the file"):

@@ -32,6 +32,7 @@ from optimsyn.training.sft import fine_tune
 
 NO_BREAK = CHAT.replace("</s>\n", "</s>")
 WORDS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} [end of turn]\n{% endfor %}"
+NONE = CountedTokens(end_of_questions=0, end_of_pairs=0)
 HALF = CountedTokens(end_of_questions=0.3, end_of_pairs=0.3)
 ALL = CountedTokens(end_of_questions=1.0, end_of_pairs=1.0)
 
@@ -85,7 +86,7 @@ def labels_of(encoded: Encoded) -> list[int]:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_answer_counts_and_what_ends_it_does_not(name: str, answer: str) -> None:
+def test_the_answer_counts_and_what_ends_it_only_of_a_pair(name: str, answer: str) -> None:
     tokenizer, behind = TOKENIZERS[name]
     whole = encode(tokenizer, asked(answer), 400)
     assert whole.end_tokens == behind
@@ -95,6 +96,8 @@ def test_the_answer_counts_and_what_ends_it_does_not(name: str, answer: str) -> 
     assert found.input_ids == whole.input_ids and found.prompt_ids == whole.prompt_ids
     assert len(found.weights) == found.label_tokens == whole.label_tokens - behind == len((lead + answer).encode())
     assert labels_of(counted(whole, HALF, "pair")) == labels_of(whole)
+    pair = counted(whole, CountedTokens(), "pair")
+    assert labels_of(pair) == labels_of(whole) and set(pair.weights) == {1 / whole.label_tokens}
     # The heat-map cuts the answer where the weights do.
     assert answer_pieces(tokenizer, asked(answer), 400)[-1] == ("", behind)
 
@@ -104,9 +107,9 @@ def test_markers_that_a_tokenizer_adds_itself_end_the_text_and_unknown_words_do_
     tokenizer = adds_its_own(eos=eos)
     whole = encode(tokenizer, asked("Paris London"), 100)
     assert tokenizer.convert_ids_to_tokens(labels_of(whole)) == ["Paris", "[UNK]", "[SEP]"] + ["</s>"] * eos
-    found = counted(whole, CountedTokens(), "pair")
+    found = counted(whole, NONE, "pair")
     assert tokenizer.convert_ids_to_tokens(labels_of(found)) == ["Paris", "[UNK]"]
-    one = counted(encode(tokenizer, asked("London"), 100), CountedTokens(), "pair")
+    one = counted(encode(tokenizer, asked("London"), 100), NONE, "pair")
     assert tokenizer.convert_ids_to_tokens(labels_of(one)) == ["[UNK]"] and one.weights == (1.0,)
 
 
@@ -122,10 +125,13 @@ def test_an_answer_that_holds_the_end_marker_is_shared_out_whole() -> None:
     pair = Pair(id="p", question="Which marker?", answer="it is </s>", passage_id="x")
     encoded = target.encode(pair)
     assert encoded.end_tokens == 1 and labels_of(encoded)[-1] == target.tokenizer.eos_token_id
-    (shares,) = pair_shares(InfluenceScorer(target, samples(2, seed=1)), target, [pair])
-    parts = [share for piece in shares.pieces for share in piece.shares]
-    assert len(parts) == encoded.label_tokens and parts[-1] == 0.0
-    assert sum(parts) == pytest.approx(shares.influence, rel=1e-6)
+    for tokens in (CountedTokens(), NONE):
+        scorer = InfluenceScorer(target, samples(2, seed=1), tokens=tokens)
+        (shares,) = pair_shares(scorer, target, [pair])
+        parts = [share for piece in shares.pieces for share in piece.shares]
+        assert len(parts) == encoded.label_tokens and (parts[-1] == 0.0) == (tokens == NONE)
+        assert shares.pieces[-1].end
+        assert sum(parts) == pytest.approx(shares.influence, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_what_has_no_label_is_left_to_be_refused_by_name() -> None:
 def test_an_answer_of_end_markers_alone_keeps_one() -> None:
     whole = encode(fast(), asked("end"), 100)
     only = Encoded("e", whole.input_ids, [-100] * (len(whole.input_ids) - 1) + whole.input_ids[-1:], False, 1)
-    assert counted(only, CountedTokens(), "pair").weights == (1.0,)
+    assert counted(only, NONE, "pair").weights == counted(only, CountedTokens(), "pair").weights == (1.0,)
 
 
 @settings(max_examples=40, deadline=None)
@@ -219,7 +225,8 @@ def test_what_does_not_count_changes_neither_loss_nor_gradient(
     exact: Target, seed: int, other: int, reduction: Any
 ) -> None:
     first, second = (
-        counted(exact.encode(s), CountedTokens(reduction=reduction), "pair") for s in samples(2, seed=seed)
+        counted(exact.encode(s), CountedTokens(end_of_pairs=0, reduction=reduction), "pair")
+        for s in samples(2, seed=seed)
     )
     changed = Encoded("x", [*first.input_ids[:-1], other], first.labels, False, weights=first.weights)
     found = []

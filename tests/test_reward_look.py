@@ -15,6 +15,7 @@ from influence_helpers import plain_loss, tiny_target
 from reward_look_helpers import OldDifference, Shuffled, made_pairs, made_questions
 
 from optimsyn.data.reward_look import Interval, RewardLook, TrainedOn
+from optimsyn.display.reward_look import reward_look_rows
 from optimsyn.errors import DataError
 from optimsyn.influence import reward_look as module
 from optimsyn.influence.plain import plain_scores
@@ -66,24 +67,34 @@ LOOK = RewardLook(
 
 @pytest.mark.parametrize("estimator", ["adam", "adam_momentum_free", "adam_linear", "sgd", "less"])
 @pytest.mark.parametrize(("normalization", "across"), [("dot", "mean"), ("cosine", "max")])
-def test_plain_scores_are_those_of_the_exact_scorer(estimator: Any, normalization: Any, across: Any) -> None:
+@pytest.mark.parametrize("kind", ["plain", "unit"])
+def test_plain_scores_are_those_of_the_exact_scorer(estimator: Any, normalization: Any, across: Any, kind: Any) -> None:
     target = tiny_target()
     target.warm_up(made_pairs(6), steps=4, batch_size=2, lr=1e-2, checkpoints=2)
     pairs, questions = made_pairs(4), made_questions(9, subtasks=3)
-    config = Influence(estimator=estimator, normalization=normalization, across_subtasks=across)
-    options: dict[str, Any] = config.model_dump(include={"estimator", "normalization", "across_subtasks"})
+    options: dict[str, Any] = {
+        "estimator": estimator,
+        "normalization": normalization,
+        "across_subtasks": across,
+        "question_gradients": kind,
+    }
+    config = Influence(**options)
     held_back = [0, 4, 8]
     found = plain_scores(target, pairs, questions, config, held_back=held_back)
     exact = InfluenceScorer(target, questions, **options)
     torch.testing.assert_close(found.total, exact.score(pairs).total, rtol=1e-6, atol=1e-12)
-    if normalization == "cosine":
-        # With dot the scale is that of all questions.
-        kept = InfluenceScorer(target, [q for i, q in enumerate(questions) if i not in held_back], **options)
-        torch.testing.assert_close(found.apart, kept.score(pairs).total, rtol=1e-6, atol=1e-12)
+    kept = InfluenceScorer(target, [q for i, q in enumerate(questions) if i not in held_back], **options)
+    for mine, whole in zip(kept.directions, exact.directions, strict=True):
+        # Scales are those of all questions.
+        mine.reference_norms.update(whole.reference_norms)
+        sizes = [torch.tensor(d.gradient_norms, dtype=torch.float64).square().mean().sqrt() for d in (mine, whole)]
+        for vector in mine.vectors.values():
+            vector.mul_(float(sizes[0] / sizes[1]) if kind == "plain" else 1.0)
+    torch.testing.assert_close(found.apart, kept.score(pairs).total, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "root", "sum"])
-@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_end_brings_what_the_token_shares_say(reduction: Any, weight: float) -> None:
     target, pairs, questions = tiny_target(), made_pairs(4), made_questions(4)
     for end, part, rest in ((weight, "end", "content"), (1.0, "end_if", "content_if")):
@@ -107,7 +118,9 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
     look = look_at_reward(built, target, pairs, questions, lr=1e-2, report=lambda *counts: told.append(counts))
     assert look.verdict in ("sound", "doubtful") and look.pairs == 12 and look.length_pairs == 16
     assert look.numerical_error is not None and look.numerical_error < 0.01 and look.agreement == pytest.approx(1)
-    assert look.end_share == 0 and look.end_share_if_counted is not None and look.end_share_if_counted > 0
+    assert look.end_share is not None and look.end_share == look.end_share_if_counted > 0
+    for shown, there in ((look, False), (LOOK, True)):
+        assert any("if it counted like every other token" in note for _, _, note in reward_look_rows(shown)) == there
     assert look.training is not None and look.training.subsets == 8 and look.training.members == 4
     assert look.training.held_out and look.training.questions == 6
     assert told[-1] == (18 + 12 + 8, 18 + 12 + 8)
@@ -166,7 +179,8 @@ def test_few_pairs_are_never_sound() -> None:
         ({"training": replace(TRAINING, difference=Interval(-0.8, -0.9, -0.1))}, "doubtful", "against the ranking"),
         ({"numerical_error": 0.06}, "doubtful", "off by 6% of their size"),
         ({"stated_error": 0.2}, "doubtful", "off by 20%"),
-        ({"end_share": 0.3}, "doubtful", "30% of the influence comes from the token that ends"),
+        ({"end_share": 0.4}, "sound", ""),
+        ({"end_share": 0.6}, "doubtful", "60% of the influence comes from the token that ends"),
         ({"length": Interval(0.71, 0.4, 0.9)}, "doubtful", "short answers earn more"),
         ({"length": Interval(-0.71, -0.9, -0.4)}, "doubtful", "long answers earn more"),
         ({"length": Interval(0.6, -0.1, 0.9)}, "sound", ""),

@@ -33,8 +33,7 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
         (
             "share of the end-of-text token",
             _percent(look.end_share),
-            f"of the mean |influence|{f' by {look.end_of}' if look.end_of else ''}; "
-            f"{_percent(look.end_share_if_counted)} if it counted like every other token",
+            f"of the mean |influence|{f' by {look.end_of}' if look.end_of else ''}{_if_counted(look)}",
         ),
         (
             "correlation with 1/answer tokens",
@@ -47,6 +46,12 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
     else:
         rows += _training_rows(look.training)
     return tuple(rows)
+
+
+def _if_counted(look: RewardLook) -> str:
+    if look.end_share == look.end_share_if_counted:
+        return ""
+    return f"; {_percent(look.end_share_if_counted)} if it counted like every other token"
 
 
 def _training_rows(training: TrainedOn) -> list[tuple[str, str, str]]:

@@ -63,7 +63,7 @@ def probes_of(encoded: Sequence[Encoded]) -> list[Encoded]:
     """What errors are measured on: eight questions, short to long, each with the answer of the next.
 
     A question is itself a part of the direction that it would be scored along, and so looks more certain than any pair.
-    With another's answer it is as new as a pair.
+    With another's answer it is as new as a pair. The questions are encoded as pairs are scored, end and all.
     """
     order = sorted(encoded, key=lambda item: (len(item.input_ids), item.id))
     last = len(order) - 1

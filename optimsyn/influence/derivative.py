@@ -28,7 +28,7 @@ from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.models.wide import Precision, computing, is_narrow
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe_models import CountedTokens, QuestionGradients
 
 
 class DerivativeScorer(ABC):
@@ -45,6 +45,7 @@ class DerivativeScorer(ABC):
         normalization: str,
         across_subtasks: Literal["mean", "max"],
         by_subtask: bool,
+        question_gradients: QuestionGradients,
         tokens: CountedTokens,
         batch_tokens: int,
         folder: Path | None,
@@ -67,6 +68,7 @@ class DerivativeScorer(ABC):
             estimator=estimator,
             normalization="dot",
             across_subtasks=across_subtasks,
+            question_gradients=question_gradients,
             tokens=tokens,
             batch_tokens=batch_tokens,
             folder=folder,
@@ -99,6 +101,7 @@ class DerivativeScorer(ABC):
             normalization=normalization,
             across_subtasks=across_subtasks,
             tokens=tokens,
+            question_gradients=question_gradients,
             **options,
         )
 

@@ -1,9 +1,11 @@
-"""Validation directions: for each subtask the mean of its questions' normalised gradients.
+"""Validation directions: for each subtask the mean of its questions' gradients.
 
-    V_{k,i} = mean over questions j of subtask k of ĝ_j / ‖ĝ_j‖      at checkpoint i
+    V_{k,i} = mean over questions j of subtask k of ĝ_j / s_j      at checkpoint i
 
-The mean of cosines with several vectors is one dot product with the mean of these vectors normalised, so one direction
-per subtask is all that has to be kept.
+`plain`: s is one number, the root mean square of ‖ĝ_j‖ over all questions. V is then the gradient of the mean loss of
+the subtask, brought to the scale of a unit vector. `unit`: s_j = ‖ĝ_j‖, so that each question has one vote, as in the
+paper; the mean of cosines with several vectors is one dot product with the mean of these vectors normalised. Either way
+one direction per subtask is all that has to be kept.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from optimsyn.errors import ModelError
+from optimsyn.errors import ModelError, RecipeError
 from optimsyn.influence.gamma import ESTIMATORS
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.moments import moments_of
@@ -28,6 +30,7 @@ from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.models.wide import in_float32, is_narrow
+from optimsyn.recipe_models import QuestionGradients
 
 _HOLD_BYTES = 512 * 2**20
 _PREFIX = "direction:"
@@ -93,15 +96,40 @@ class Directions:
         )
 
 
+def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor:
+    """What each question's gradient is divided by before the mean is taken, s of the module's formula.
+
+    Args:
+        kind: plain or unit.
+        norms: ‖ĝ_j‖ of all questions [Q, ...].
+
+    Returns:
+        Of the same shape.
+
+    Raises:
+        RecipeError: There is no such kind.
+    """
+    if kind == "unit":
+        return norms
+    if kind == "plain":
+        return norms.square().mean(0, keepdim=True).sqrt().expand_as(norms)
+    raise RecipeError(f"influence.question_gradients: {kind!r} is neither plain nor unit")
+
+
 def directions_fingerprint(
-    target: Target, checkpoint: Checkpoint, encoded: Sequence[Encoded], subtasks: Sequence[str]
+    target: Target,
+    checkpoint: Checkpoint,
+    encoded: Sequence[Encoded],
+    subtasks: Sequence[str],
+    question_gradients: QuestionGradients = "plain",
 ) -> str:
-    """Sixteen hex digits that change with the model, the checkpoint, the questions or their subtasks."""
+    """Sixteen hex digits that change with the model, the checkpoint, the questions, their subtasks or their weights."""
     questions = [
         [item.id, item.input_ids, item.labels, item.weights, subtask]
         for item, subtask in zip(encoded, subtasks, strict=True)
     ]
-    facts = [3, target.fingerprint(), checkpoint.fingerprint, str(target.dtype), is_narrow(target.model), questions]
+    model = [target.fingerprint(), checkpoint.fingerprint, str(target.dtype), is_narrow(target.model)]
+    facts = [4, *model, questions, question_gradients]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -113,6 +141,8 @@ def compute_directions(
     subtasks: Sequence[str],
     batch_tokens: int,
     report: Callable[[int], None] | None = None,
+    *,
+    question_gradients: QuestionGradients = "plain",
 ) -> Directions:
     """One pass over the validation questions at one checkpoint.
 
@@ -127,9 +157,11 @@ def compute_directions(
         subtasks: The subtask of each.
         batch_tokens: Tokens a batch.
         report: Called with the number of questions of each batch when it is done.
+        question_gradients: plain or unit; see the module.
 
     Raises:
         ModelError: A question's gradient is zero or not finite.
+        RecipeError: There is no such kind of question gradients.
     """
     names = tuple(sorted(set(subtasks)))
     row = {name: i for i, name in enumerate(names)}
@@ -169,15 +201,22 @@ def compute_directions(
                             "direction; remove it"
                         )
                 rows = torch.tensor([row[subtasks[indices[place]]] for place in batch.indices])
+                # The root mean square is known at the end; until then plain gradients are added up as they are.
+                shares = question_scale("unit", length).reciprocal() if question_gradients == "unit" else None
                 for name, gradients in held.gradients.items():
-                    share = length.reciprocal().to(gradients).view(-1, *[1] * (gradients.dim() - 1))
-                    vectors[name].index_add_(0, rows, (gradients * share).cpu())
+                    part = gradients
+                    if shares is not None:
+                        part = gradients * shares.to(gradients).view(-1, *[1] * (gradients.dim() - 1))
+                    vectors[name].index_add_(0, rows, part.cpu())
                     for key, direction in bound[name].items():
                         squares[key] += float(direction(gradients).double().square().sum())
                 if report is not None:
                     report(len(indices))
+    scale = 1.0
+    if question_gradients != "unit":
+        scale = float(question_scale(question_gradients, torch.tensor(norms, dtype=torch.float64))[0])
     for vector in vectors.values():
-        vector.div_(torch.tensor(counts, dtype=vector.dtype).view(-1, *[1] * (vector.dim() - 1)))
+        vector.div_((torch.tensor(counts, dtype=torch.float64) * scale).to(vector).view(-1, *[1] * (vector.dim() - 1)))
     reference = {key: math.sqrt(total / len(encoded)) for key, total in squares.items()}
     return Directions(names, vectors, reference, tuple(losses), tuple(norms))
 

@@ -66,7 +66,7 @@ class Plan:
         sets: Train also on a part of that size chosen as a set, and on one balanced by answer.
         lr: Learning rate of every training: that of the fine-tuning which the scores are to foretell.
         max_grad_norm: Gradient clipping of every step; None: none.
-        measured: Which tokens the truth counts.
+        measured: Which tokens the truth counts, and the cheap scores beside it (loss, gradient norm).
     """
 
     horizons: tuple[int, ...] = (1, 12)
@@ -81,7 +81,7 @@ class Plan:
     sets: bool = True
     lr: float = 2e-4
     max_grad_norm: float | None = 1.0
-    measured: CountedTokens = field(default_factory=CountedTokens)
+    measured: CountedTokens = field(default_factory=lambda: CountedTokens(end_of_pairs=0))
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,19 @@ from optimsyn.models.warm_up import Checkpoint
 from optimsyn.recipe_models import CountedTokens
 
 COUNTED: dict[str, CountedTokens] = {
-    "": CountedTokens(),
+    "": CountedTokens(end_of_pairs=0),
     "end of pairs": CountedTokens(end_of_pairs=1),
     "end of pairs .3": CountedTokens(end_of_pairs=0.3),
     "end of both": CountedTokens(end_of_pairs=1, end_of_questions=1),
-    "root": CountedTokens(reduction="root"),
-    "sum": CountedTokens(reduction="sum"),
+    "root": CountedTokens(reduction="root", end_of_pairs=0),
+    "sum": CountedTokens(reduction="sum", end_of_pairs=0),
     "root, end of pairs": CountedTokens(reduction="root", end_of_pairs=1),
     "sum, end of pairs": CountedTokens(reduction="sum", end_of_pairs=1),
 }
-"""Definitions of what counts, tried with the default estimator; the others are tried with the first of these."""
+"""Definitions of what counts, tried with the default estimator; the others are tried with the first of these.
+
+A label means the same whatever a recipe's default is; `end of pairs` is the default one.
+"""
 
 _ROWS = 8
 _DEFAULT = ("adam_linear", "adam")
@@ -38,8 +41,9 @@ def influence_scores(
 ) -> dict[str, torch.Tensor]:
     """Every estimator's scores from one set of gradients.
 
-    The direction is the mean of the questions' normalised gradients, as the scorer has it with one subtask; `plain
-    mean` takes gradients as long as they are. A dot is not divided by its reference norm, which is the same for all.
+    The direction is the mean of the questions' normalised gradients, that of a scorer with one subtask and
+    `question_gradients: unit`; `plain mean` takes gradients as long as they are, as `plain` does. A dot is divided by
+    no constant that is the same for all.
 
     Args:
         target: Names the parameters' order.

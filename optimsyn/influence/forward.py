@@ -22,7 +22,7 @@ from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.models.encoding import Encoded
 from optimsyn.models.target import Target
 from optimsyn.models.wide import Precision
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe_models import CountedTokens, QuestionGradients
 
 
 class ForwardScorer(DerivativeScorer):
@@ -39,6 +39,7 @@ class ForwardScorer(DerivativeScorer):
         across_subtasks: mean, or max as in LESS.
         by_subtask: Score every subtask, a pass each. Without, the mean over subtasks is one direction, hence one pass,
             and `Scores.by_subtask` has the one column "mean".
+        question_gradients: As for `InfluenceScorer`.
         tokens: Which tokens of questions and pairs count; see `optimsyn.models.encoding.counted`.
         batch_tokens: Tokens that go through the model at once.
         folder: Keep validation directions and the measured error here.
@@ -77,6 +78,7 @@ class ForwardScorer(DerivativeScorer):
         normalization: str = "dot",
         across_subtasks: Literal["mean", "max"] = "mean",
         by_subtask: bool = True,
+        question_gradients: QuestionGradients = "plain",
         tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
         folder: Path | None = None,
@@ -92,6 +94,7 @@ class ForwardScorer(DerivativeScorer):
             normalization=normalization,
             across_subtasks=across_subtasks,
             by_subtask=by_subtask,
+            question_gradients=question_gradients,
             tokens=tokens,
             batch_tokens=batch_tokens,
             folder=folder,

@@ -18,7 +18,7 @@ from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.recipe_models import CountedTokens
 
-_ANSWER = CountedTokens(reduction="sum")
+_ANSWER = CountedTokens(end_of_pairs=0, reduction="sum")
 
 
 @dataclass(frozen=True)

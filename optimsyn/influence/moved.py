@@ -4,12 +4,12 @@ A score takes each question as far from learnt as the warm-up left it. Here it i
 were judged so far (the history H) would leave it, as `SimulatedTraining` foretells. With p_q the probability of the
 answer of question q, its gradient has shrunk (or, where H teaches the contrary, grown) to
 
-    ω_q = (1 − p_q(H)) / (1 − p_q(∅))          IF'(z) = Σ_q ω_q ⟨ĝ_q, D⊙g_z⟩ / (Q · reference norm)
+    ω_q = (1 − p_q(H)) / (1 − p_q(∅))          IF'(z) = Σ_q ω_q ⟨ĝ_q / s_q, D⊙g_z⟩ / (Q · reference norm)
 
 of what it was: the direction has moved. Without a history ω = 1 and IF' = IF, to the last bit, because only the change
 is computed here, Σ_q (ω_q − 1) ⟨…⟩, and added to what the scorer says. All pairs of one call are scored under one
-history. Gradients are normalised, so that each question has one vote; ω is at most 4, so that one which was known well
-and is forgotten has no more than four.
+history; s_q is that of `optimsyn.influence.directions`. ω is at most 4, so that a question which was known well and is
+forgotten does not count for more than four times what it did.
 
 The training on H takes one pass over it, at most the horizon of `optimsyn.influence.simulated`: four pairs have not yet
 taught what two hundred will have.
@@ -30,7 +30,7 @@ import torch
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import ModelError, RecipeError
 from optimsyn.influence.accuracy import Method
-from optimsyn.influence.directions import Directions
+from optimsyn.influence.directions import Directions, question_scale
 from optimsyn.influence.features import AdamScale, gradient_rows, layout_for
 from optimsyn.influence.gradients import GradientTaps
 from optimsyn.influence.scorer import Scores
@@ -195,11 +195,12 @@ class MovedScorer:
         return left.clamp(max=MOST)
 
     def _change(self, pairs: Sequence[Pair | Question | Sample]) -> torch.Tensor:
-        """Σ_q (ω_q − 1) ⟨ĝ_q, Γ(g_z)⟩ / (Q · reference norm) by subtask, [n, k]."""
+        """Σ_q (ω_q − 1) ⟨ĝ_q / s_q, Γ(g_z)⟩ / (Q · reference norm) by subtask, [n, k]."""
         less = self.question_shares() - 1
         scale, scaled, plain, _ = self._questions_at()
         adam = self.config.estimator == "adam_linear"
-        weights = self._shares * less / torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
+        norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
+        weights = self._shares * less / question_scale(self.config.question_gradients, norms)
         directions = weights @ (scaled if adam else plain).double()
         encoded = [counted(self.target.encode(as_sample(pair)), self.config.tokens, "pair") for pair in pairs]
         self.target.load_checkpoint(self._checkpoint)
@@ -252,7 +253,7 @@ class MovedScorer:
 
 
 def _shares_of(asked: Sequence[str], columns: Sequence[str]) -> torch.Tensor:
-    """What each question's cosine counts in each column of the scores, [k, Q].
+    """What each question counts in each column of the scores, [k, Q].
 
     A column is a subtask, or, where a scorer keeps only their mean, all of them alike.
     """

@@ -48,7 +48,7 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         cut = answer_pieces(target.tokenizer, pair, target.max_length)
         encoded = target.encode(pair)
         if len(shares) == encoded.label_tokens - encoded.end_tokens:
-            # The end of the text has no share where it does not count.
+            # With end_of_pairs 0 the end of the text does not count, and has no share.
             shares += [0.0] * encoded.end_tokens
         if sum(count for _, count in cut) != len(shares):
             raise ModelError(

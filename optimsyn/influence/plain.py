@@ -122,23 +122,26 @@ def _vectors(
     names = sorted({sample.subtask or "all" for sample in samples})
     sums: list[list[torch.Tensor | None]] = [[None, None] for _ in names]
     counts = [[0, 0] for _ in names]
-    squares = 0.0
+    squares = lengths = 0.0
     for place, sample in enumerate(samples):
         encoded = counted(target.encode(sample), config.tokens, "question")
         (gradient,) = _gradients(target, encoded.input_ids, encoded.labels, [encoded.token_weights])
         told(1)
         squares += float(bound.gamma(gradient).double().square().sum())
-        unit = gradient / gradient.double().norm().to(gradient)
+        length = float(gradient.double().norm())
+        lengths += length**2
+        asked = gradient / length if config.question_gradients == "unit" else gradient
         k, part = names.index(sample.subtask or "all"), int(place in held_back)
         before = sums[k][part]
-        sums[k][part] = unit if before is None else before + unit
+        sums[k][part] = asked if before is None else before + asked
         counts[k][part] += 1
+    scale = 1.0 if config.question_gradients == "unit" else (lengths / len(samples)) ** 0.5
     apart, whole = [], []
     for (kept, held), (n_kept, n_held) in zip(sums, counts, strict=True):
         if kept is None:
             raise ValueError("a subtask has no question that is not held back")
-        apart.append(kept / n_kept)
-        whole.append((kept if held is None else kept + held) / (n_kept + n_held))
+        apart.append(kept / (n_kept * scale))
+        whole.append((kept if held is None else kept + held) / ((n_kept + n_held) * scale))
     return _Vectors(torch.stack(whole), torch.stack(apart), (squares / len(samples)) ** 0.5)
 
 

@@ -33,7 +33,7 @@ from optimsyn.models.encoding import Encoded, as_sample, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
 from optimsyn.models.wide import Precision, computing, is_narrow
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe_models import CountedTokens, QuestionGradients
 from optimsyn.shown import Shown
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class InfluenceScorer:
         estimator: adam, adam_momentum_free, adam_linear, sgd or less (see `optimsyn.influence.gamma`).
         normalization: cosine (the paper's), or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
+        question_gradients: plain: the direction is that of the questions' mean loss. unit: each question's gradient
+            is scaled to length 1 first, so that each has one vote.
         tokens: Which tokens of questions and pairs count; see `optimsyn.models.encoding.counted`.
         batch_tokens: Tokens scored in one batch.
         folder: Keep validation directions here, one file per checkpoint; a file of the same model, checkpoint and
@@ -130,6 +132,7 @@ class InfluenceScorer:
         estimator: str = "adam_linear",
         normalization: Literal["cosine", "dot"] = "dot",
         across_subtasks: Literal["mean", "max"] = "mean",
+        question_gradients: QuestionGradients = "plain",
         tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
         folder: Path | None = None,
@@ -142,6 +145,8 @@ class InfluenceScorer:
             raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
         if across_subtasks not in ("mean", "max"):
             raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
+        if question_gradients not in ("plain", "unit"):
+            raise RecipeError(f"influence.question_gradients: {question_gradients!r} is neither plain nor unit")
         if precision not in ("model", "mixed", "float32"):
             raise RecipeError(f"precision: {precision!r} is none of model, mixed, float32")
         if processes not in ("share", "own"):
@@ -156,6 +161,7 @@ class InfluenceScorer:
         self.estimator: Estimator = estimator_of(estimator)
         self.normalization = normalization
         self.across_subtasks = across_subtasks
+        self.question_gradients = question_gradients
         self.tokens = tokens
         self.batch_tokens = batch_tokens
         self.processes = processes
@@ -184,9 +190,10 @@ class InfluenceScorer:
             normalization=normalization,
             across_subtasks=across_subtasks,
             tokens=tokens,
+            question_gradients=question_gradients,
             **({} if self._precision == "model" else {"computing": self._precision}),
         )
-        self.probes: list[Encoded] = probes_of(encoded)
+        self.probes: list[Encoded] = probes_of([counted(target.encode(q), tokens, "pair") for q in self._questions])
 
     @cached_property
     def reference(self) -> torch.Tensor:
@@ -341,7 +348,7 @@ class InfluenceScorer:
         for checkpoint in self._checkpoints:
             file = None
             if folder is not None:
-                name = directions_fingerprint(self.target, checkpoint, encoded, subtasks)
+                name = directions_fingerprint(self.target, checkpoint, encoded, subtasks, self.question_gradients)
                 file = folder / f"directions-{name}.safetensors"
                 if file.is_file():
                     found.append(Directions.load(file))
@@ -353,7 +360,14 @@ class InfluenceScorer:
                 self._taps.verify(batch)
                 verified = True
             directions = compute_directions(
-                self.target, self._taps, checkpoint, encoded, subtasks, self.batch_tokens, report
+                self.target,
+                self._taps,
+                checkpoint,
+                encoded,
+                subtasks,
+                self.batch_tokens,
+                report,
+                question_gradients=self.question_gradients,
             )
             if file is not None:
                 directions.save(file)

@@ -93,6 +93,7 @@ def build_scorer(
         "estimator": config.estimator,
         "normalization": config.normalization,
         "across_subtasks": config.across_subtasks,
+        "question_gradients": config.question_gradients,
         "tokens": config.tokens,
         "batch_tokens": config.batch_tokens,
         "folder": folder,

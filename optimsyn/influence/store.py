@@ -27,6 +27,7 @@ import torch
 
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.influence.directions import question_scale
 from optimsyn.influence.gamma import normalised
 from optimsyn.influence.projection import Projection
 from optimsyn.influence.scorer import Scores
@@ -34,7 +35,7 @@ from optimsyn.influence.store_shards import MANIFEST, Rows, differences
 from optimsyn.influence.store_writer import Writer, describe, weights_of
 from optimsyn.models.encoding import as_sample
 from optimsyn.models.target import Target
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe_models import CountedTokens, QuestionGradients
 
 _WINDOW = 1024  # Samples that are sorted by length together.
 _CHUNK_BYTES = 64 * 2**20
@@ -204,11 +205,17 @@ class QuestionStore(_Store):
             folder, target, estimator=estimator, tokens=tokens, projection=projection, dtype=dtype
         )
 
-    def directions(self) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor]:
+    def directions(
+        self, question_gradients: QuestionGradients = "plain"
+    ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor]:
         """Subtasks (sorted), V [C, K, width] projected, and reference norms [C]; float64.
+
+        Args:
+            question_gradients: As `InfluenceScorer`.
 
         Raises:
             DataError: The store is empty.
+            RecipeError: There is no such kind of question gradients.
         """
         if not len(self):
             raise DataError(f"{self.folder}: holds no question; add some first")
@@ -219,9 +226,12 @@ class QuestionStore(_Store):
         checkpoints = len(self.manifest["checkpoints"])
         total = torch.zeros(len(names), checkpoints, int(self.manifest["width"]), dtype=torch.float64)
         squares = torch.zeros(checkpoints, dtype=torch.float64)
+        # Rows are of length 1, before they are projected.
+        norms = torch.cat([torch.from_numpy(records["gradient_norm"].copy()) for _, records in self._chunks(rows)])
+        votes = norms / question_scale(question_gradients, norms)
         for part, records in self._chunks(rows):
             values = torch.from_numpy(records["values"].astype(np.float64) * records["scale"][..., None])
-            total.index_add_(0, columns[part], values)
+            total.index_add_(0, columns[part], values * votes[part].unsqueeze(-1))
             squares += torch.from_numpy(np.square(records["direction_norm"]).sum(0))
         total /= columns.bincount(minlength=len(names)).view(-1, 1, 1)
         return names, total.transpose(0, 1), (squares / len(rows)).sqrt()
@@ -275,6 +285,7 @@ class GradientStore(_Store):
         *,
         normalization: Literal["cosine", "dot"] = "dot",
         across_subtasks: Literal["mean", "max"] = "mean",
+        question_gradients: QuestionGradients = "plain",
         ids: Sequence[str] | None = None,
     ) -> Scores:
         """Scores the pool by its influence on the questions, without any model.
@@ -285,6 +296,7 @@ class GradientStore(_Store):
             questions: Made with the same target, checkpoints, estimator and projection.
             normalization: As `InfluenceScorer`. Projection errors can put a cosine slightly outside of [-1, 1].
             across_subtasks: As `InfluenceScorer`.
+            question_gradients: As `InfluenceScorer`.
             ids: Score these, in this order; None scores all, in the order of `ids`.
 
         Raises:
@@ -307,7 +319,7 @@ class GradientStore(_Store):
         if missing:
             raise DataError(f"{self.folder}: has no sample {missing[0]!r} ({len(missing)} such ids); add them first")
         rows = np.array([self._rows.ids[name] for name in names], dtype=np.int64)
-        subtasks, vectors, reference = questions.directions()
+        subtasks, vectors, reference = questions.directions(question_gradients)
         weights = weights_of([float(checkpoint["lr"]) for checkpoint in self.manifest["checkpoints"]])
         columns = vectors.float().transpose(1, 2)
         n = len(names)

@@ -25,10 +25,10 @@ from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.twin_adapters import Twins, length, step_directions
 from optimsyn.influence.twin_smooth import choice_of
 from optimsyn.influence.twin_step import Plan, Step, measure_step
-from optimsyn.models.encoding import IGNORE, Batch, Encoded
+from optimsyn.models.encoding import IGNORE, Batch, Encoded, counted
 from optimsyn.models.target import Target
 from optimsyn.models.warm_up import Checkpoint
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe_models import CountedTokens, QuestionGradients
 
 Sides = Literal["auto", "central", "one-sided"]
 _PROBES = 4
@@ -55,6 +55,7 @@ class TwinScorer(DerivativeScorer):
         sides: central takes two passes a subtask. one-sided takes one pass more than there are subtasks, and is wrong
             by ε·ℓ''/2. auto: one-sided for two subtasks or more where its measured error is at most 1 per cent in each
             of them, else central.
+        question_gradients: As for `InfluenceScorer`.
         tokens: Which tokens of questions and pairs count; see `optimsyn.models.encoding.counted`.
         batch_tokens: Tokens that go through the model at once, all twins together.
         together: Run two twins as one batch of twice the rows (half the samples at once), else one after the other.
@@ -95,6 +96,7 @@ class TwinScorer(DerivativeScorer):
         across_subtasks: Literal["mean", "max"] = "mean",
         by_subtask: bool = True,
         sides: Sides = "auto",
+        question_gradients: QuestionGradients = "plain",
         tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
         together: bool = True,
@@ -119,6 +121,7 @@ class TwinScorer(DerivativeScorer):
             normalization=normalization,
             across_subtasks=across_subtasks,
             by_subtask=by_subtask,
+            question_gradients=question_gradients,
             tokens=tokens,
             batch_tokens=batch_tokens,
             folder=folder,
@@ -131,9 +134,20 @@ class TwinScorer(DerivativeScorer):
         encoded = self._questions
         asked = [(e.id, e.input_ids, e.labels, e.weights, q.subtask) for e, q in zip(encoded, questions, strict=True)]
         marks = [target.fingerprint(), [c.fingerprint for c in self.checkpoints]]
-        facts = [_RULE, marks, estimator, self.subtasks, sides, asked]
+        facts = [
+            _RULE,
+            marks,
+            estimator,
+            self.subtasks,
+            sides,
+            asked,
+            question_gradients,
+            tokens.model_dump(mode="json"),
+        ]
         self._steps_name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        self.plans: list[Plan] = self._plans(encoded, sides, folder)
+        # Steps are for pairs, so they are measured on questions of which as much counts.
+        whole = [counted(target.encode(question), tokens, "pair") for question in questions]
+        self.plans: list[Plan] = self._plans(whole, sides, folder)
         self._judge(most_error)
 
     @property

@@ -14,6 +14,9 @@ from optimsyn.recipe_models import CountedTokens
 if TYPE_CHECKING:
     from optimsyn.models.target import Target
 
+# Whatever the reward counts.
+_CONTENT = CountedTokens(end_of_questions=0, end_of_pairs=0)
+
 
 @torch.no_grad()
 def measure(
@@ -44,7 +47,7 @@ def _tokens(
 ) -> list[tuple[list[float], list[float]]]:
     """Of each sample the losses of the tokens that count, and of those behind them."""
     found: list[tuple[list[float], list[float]]] = [([], []) for _ in encoded]
-    content = [counted(item, CountedTokens(), role).label_tokens for item in encoded]
+    content = [counted(item, _CONTENT, role).label_tokens for item in encoded]
     for batch in target.batches(encoded, batch_tokens):
         losses, rows, _ = target.token_losses(batch)
         for row, loss in zip(rows.tolist(), losses.tolist(), strict=True):
