@@ -35,7 +35,7 @@ KEY_CURE = "put the key in the environment and name its variable by `api_key_env
 _RANDOM_FIELDS = frozenset({"revision"})
 # Fields that name a variable: `api_key_env`, and whatever else ends like it.
 _NAMES_VARIABLE = re.compile(r"(?:^|_)env$")
-_VARIABLE_IN_TEXT = re.compile(r"\w*_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
+_VARIABLE_IN_TEXT = re.compile(r"_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
 # The variables that recipes of this process name.
 _named_by_recipes: set[str] = set()
 

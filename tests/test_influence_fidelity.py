@@ -20,16 +20,17 @@ from optimsyn.errors import DataError, ModelError
 from optimsyn.influence import baselines
 from optimsyn.influence.calibration import calibrated_scores, ridge
 from optimsyn.influence.fidelity import Extra, Plan, fidelity, measure
-from optimsyn.influence.fidelity_report import PAPER, FidelityReport
+from optimsyn.influence.fidelity_report import DEFAULT, PAPER, FidelityReport
 from optimsyn.influence.fidelity_scores import COUNTED, influence_scores
 from optimsyn.influence.fidelity_statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate, spearman
 from optimsyn.influence.gradient_parts import GradientParts
 from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scoring import build_scorer
 from optimsyn.influence.training_ledger import LEDGER
 from optimsyn.influence.trainings import schedule
 from optimsyn.models.encoding import Role, counted
 from optimsyn.models.target import Target
-from optimsyn.recipe import CountedTokens
+from optimsyn.recipe import CountedTokens, Influence
 
 POOL, QUESTIONS, TRUTH = samples(12, seed=1), samples(4, seed=2), samples(3, seed=6)
 COMPANIONS = samples(6, seed=3)
@@ -134,6 +135,14 @@ def test_labels_mean_what_they_always_did(target: Target) -> None:
             ]
             assert parts.losses(tokens, role).tolist() == pytest.approx(expected, rel=1e-9)
     assert Plan().measured == COUNTED[""]
+
+
+def test_the_table_names_the_default_of_a_recipe(target: Target) -> None:
+    checkpoint = target.checkpoints[-1]
+    parts = [GradientParts.of(target, checkpoint, [target.encode(x) for x in items]) for items in (POOL, QUESTIONS)]
+    mine = influence_scores(target, checkpoint, parts[0], parts[1])[DEFAULT]
+    expected = build_scorer(target, QUESTIONS, Influence(method="exact")).score(POOL).total
+    torch.testing.assert_close(mine * float(expected.norm() / mine.norm()), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_parts_make_the_losses_of_every_definition(target: Target) -> None:

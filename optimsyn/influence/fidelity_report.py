@@ -14,6 +14,8 @@ from optimsyn.influence.fidelity_statistics import LDS, CellStatistics, Estimate
 
 PAPER = "adam cosine"
 """The score of the OptimSyn paper."""
+DEFAULT = "adam_linear dot, plain mean, end of pairs"
+"""The score of a recipe that says nothing of it."""
 
 TITLES = {LDS: "LDS"}
 # So many rows are shown whatever they are called.
@@ -158,7 +160,7 @@ class FidelityReport:
         header += ["with length", "with gradient norm"]
         lines = [legend, "", *_head(header)]
         for row in self._shown():
-            values = [row.score, *(getattr(row, kind)[truth].text() for kind, truth in columns)]
+            values = [_named(row.score), *(getattr(row, kind)[truth].text() for kind, truth in columns)]
             values += [row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)]
             lines.append(_line(values))
         return "\n".join(lines) + "\n"
@@ -172,7 +174,8 @@ class FidelityReport:
             by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
             for row in self._shown():
                 found = [by_name[name].get(row.score) for name in self.domains]
-                lines.append(_line([row.score, *("–" if r is None else getattr(r, kind)[truth].text() for r in found)]))
+                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in found]
+                lines.append(_line([_named(row.score), *values]))
             yield "\n".join(lines) + "\n"
 
     def _choice_table(self) -> str:
@@ -197,7 +200,7 @@ class FidelityReport:
         return [
             row
             for place, row in enumerate(self.rows)
-            if place < _BEST or "," not in row.score or row.score.startswith("simulated")
+            if place < _BEST or "," not in row.score or row.score == DEFAULT or row.score.startswith("simulated")
         ]
 
     def _left_out(self) -> str:
@@ -259,6 +262,10 @@ def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
 def _choice_text(choice: Choice) -> str:
     mean = choice.decrease if choice.how == "random" else choice.beyond_random
     return f"{mean:+.2f} [{', '.join(f'{value:+.2f}' for value in choice.by_cell)}]"
+
+
+def _named(score: str) -> str:
+    return {DEFAULT: f"**{score}** (the default)", PAPER: f"{score} (the paper)"}.get(score, score)
 
 
 def _head(header: Sequence[str]) -> list[str]:
