@@ -10,8 +10,8 @@ what `benchmarks/fidelity_pairs.py` wrote: for each domain the pairs of the loop
 Each cell is a domain, a source of pairs and a seed. Sets that share no question are drawn anew for each seed: questions
 that give the directions, questions that give the truth and, of human pairs, warm-up and pool. Of generated pairs the
 pool are those of some passages, the warm-up those of others. The truth is real training, see
-`optimsyn.influence.fidelity`. The figures of a cell are kept in --output, so that a study goes on where its work folder
-is gone.
+`optimsyn.study.fidelity.fidelity`. The figures of a cell are kept in --output, so that a study goes on where its work
+folder is gone.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import Any, Literal
 
 import torch
 
-from optimsyn.data.jsonl import iter_json, write_json, write_text
+from optimsyn.base.files import iter_json, write_json, write_text
 from optimsyn.data.records import Pair, Question
-from optimsyn.influence.fidelity import Plan, measure
-from optimsyn.influence.fidelity_report import FidelityReport
-from optimsyn.influence.fidelity_statistics import FidelityCell
-from optimsyn.models.target import Target
-from optimsyn.recipe import TargetSpec
+from optimsyn.recipe.recipe import TargetSpec
+from optimsyn.study.fidelity.fidelity import Plan, measure
+from optimsyn.study.fidelity.report import FidelityReport
+from optimsyn.study.fidelity.statistics import FidelityCell
+from optimsyn.target.target import Target
 
 RESULTS = Path(__file__).parent / "results"
 DOMAINS = ("medicine", "law", "humanities", "finance", "social_sciences")

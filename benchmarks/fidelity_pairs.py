@@ -16,14 +16,14 @@ import random
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.jsonl import iter_json, write_jsonl
+from optimsyn.base.errors import ReplyError
+from optimsyn.base.files import iter_json, write_jsonl
 from optimsyn.data.records import Pair
-from optimsyn.errors import ReplyError
-from optimsyn.models.language_model import run_sync
-from optimsyn.recipe import Recipe
+from optimsyn.llm.language_model import run_sync
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.stages.prepare import run as prepare
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DOMAINS = ("medicine", "law", "humanities", "finance", "social_sciences")

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
+from optimsyn.base.files import iter_json, write_json, write_text
 from optimsyn.data.chat import sample_of
-from optimsyn.data.jsonl import iter_json, write_json, write_text
 from optimsyn.data.questions import read_questions
 from optimsyn.data.records import Question, Sample
 from optimsyn.influence.accuracy import percent, relative_error
-from optimsyn.influence.forward import ForwardScorer
+from optimsyn.influence.derivative.forward import ForwardScorer
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.scoring import build_scorer
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.models.target import Target
-from optimsyn.recipe import Influence, Questions, Source, TargetSpec
+from optimsyn.recipe.recipe import Influence, Questions, Source, TargetSpec
+from optimsyn.target.target import Target
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = ("default", "exact", "forward", "twin", "exact, mixed", "forward, mixed", "exact, float32")

@@ -33,10 +33,10 @@ from scipy.stats import spearmanr
 from speed_memory import Measured
 from speed_modes import Bergson, FixedTarget, Mode, load_target, modes_of, pairs_of
 
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import iter_json, write_json, write_text
 from optimsyn.data.chat import sample_of
-from optimsyn.data.jsonl import iter_json, write_json, write_text
 from optimsyn.data.records import Question, Sample
-from optimsyn.errors import ModelError
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("floor", "exact", "exact-cosine", "twin", "forward", "linear", "less", "less-labels")

@@ -48,8 +48,8 @@ def stub_reward(ledger: Path | None) -> Any:
     import torch
 
     from optimsyn.data.records import Pair
-    from optimsyn.influence.scoring import Scores
-    from optimsyn.reward import InfluenceReward
+    from optimsyn.influence.factory import Scores
+    from optimsyn.reward.reward import InfluenceReward
 
     class Writer:
         fingerprint = "writer"
@@ -93,7 +93,7 @@ def stub_reward(ledger: Path | None) -> Any:
 def requests(start: int, stop: int) -> list[Any]:
     """Requests number `start` to `stop`."""
     from optimsyn.data.records import Passage, Rubric
-    from optimsyn.reward import RubricRequest
+    from optimsyn.reward.reward import RubricRequest
 
     rubric = Rubric(
         question_type="fact", question_quality=TEXT, answer_quality=TEXT, alignment="fits", trainability="names a thing"
@@ -117,7 +117,7 @@ def build(folder: Path, size: int) -> None:
     import asyncio
     import sqlite3
 
-    from optimsyn.models.replies import Reply, ReplyCache
+    from optimsyn.llm.replies import Reply, ReplyCache
 
     reward = stub_reward(folder / "rewards.jsonl")
     asyncio.run(reward.judge(requests(0, size)))
@@ -133,9 +133,9 @@ def measure(folder: Path, size: int, what: str) -> None:
     """One process's measurements, as JSON on standard output."""
     import asyncio
 
-    import optimsyn.influence.scoring
-    import optimsyn.reward  # noqa: F401
-    from optimsyn.runs.memory import peak_bytes, reset_peak
+    import optimsyn.influence.factory
+    import optimsyn.reward.reward  # noqa: F401
+    from optimsyn.runs.peak_memory import peak_bytes, reset_peak
 
     # What any process of a run has loaded and done before.
     asyncio.run(stub_reward(None).judge(requests(0, 64)))
@@ -158,7 +158,7 @@ def measure(folder: Path, size: int, what: str) -> None:
             reward.feedback(row)
             times.append(1e3 * (time.perf_counter() - begun))
         found = {"feedback_ms": statistics.median(times)}
-        from optimsyn.models.replies import ReplyCache
+        from optimsyn.llm.replies import ReplyCache
 
         cache = ReplyCache(folder / "replies.sqlite")
         times = []

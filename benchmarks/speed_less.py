@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from optimsyn.models.encoding import Encoded
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 INTERVAL = 16
 _COLUMNS = 128

@@ -17,13 +17,13 @@ from speed_memory import Measured, measured
 
 from optimsyn.data.records import Sample
 from optimsyn.influence.accuracy import percent
-from optimsyn.influence.forward import ForwardScorer
+from optimsyn.influence.derivative.forward import ForwardScorer
+from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.models.encoding import IGNORE, Encoded, counted
-from optimsyn.models.loading import resolve_device, resolve_dtype
-from optimsyn.models.target import Target
-from optimsyn.recipe import CountedTokens, Lora, TargetSpec
+from optimsyn.llm.local.loading import resolve_device, resolve_dtype
+from optimsyn.recipe.recipe import CountedTokens, Lora, TargetSpec
+from optimsyn.target.encoding import IGNORE, Encoded, counted
+from optimsyn.target.target import Target
 
 _QWEN3_8B = {
     "vocab_size": 151_936,
@@ -240,7 +240,7 @@ class Bergson:
         weights = None
         random = model == "qwen3-8b-shape"
         if model == "embedded":
-            from optimsyn.models.embedded import weights_dir
+            from optimsyn.llm.embedded.server import weights_dir
 
             weights = str(weights_dir())
         elif not random:

@@ -50,8 +50,8 @@ def make_target(seed: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from optimsyn.models.target import Target
-    from optimsyn.recipe import Lora
+    from optimsyn.recipe.recipe import Lora
+    from optimsyn.target.target import Target
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={"</s>": 0, **{c: i + 1 for i, c in enumerate(letters)}}, merges=[]))
@@ -79,8 +79,8 @@ def child_add(arguments: argparse.Namespace) -> None:
     import psutil
     import torch
 
-    from optimsyn.influence.projection import Projection
-    from optimsyn.influence.store import GradientStore
+    from optimsyn.influence.gradients.projection import Projection
+    from optimsyn.influence.store.store import GradientStore
 
     torch.set_num_threads(1)
     target = make_target(arguments.seed)
@@ -107,7 +107,7 @@ def child_add(arguments: argparse.Namespace) -> None:
 
 def child_ask(arguments: argparse.Namespace) -> None:
     """Scores the whole pool by a stored question set; no model, no transformers."""
-    from optimsyn.influence.store import GradientStore, QuestionStore
+    from optimsyn.influence.store.store import GradientStore, QuestionStore
 
     began = time.perf_counter()
     pool = GradientStore.open(arguments.folder / "pool")
@@ -154,9 +154,9 @@ def fidelity(arguments: argparse.Namespace, target: Any, count: int = 256) -> li
     """Spearman of store scores with the exact ones over samples of the pool, for several sizes of projection."""
     from scipy.stats import spearmanr
 
-    from optimsyn.influence.projection import Projection
+    from optimsyn.influence.gradients.projection import Projection
     from optimsyn.influence.scorer import InfluenceScorer
-    from optimsyn.influence.store import GradientStore, QuestionStore
+    from optimsyn.influence.store.store import GradientStore, QuestionStore
 
     asked = list(text_samples(16, arguments.seed + 20, ("a", "b")))
     pool = list(text_samples(count, arguments.seed + 10))
@@ -205,8 +205,8 @@ def main() -> None:
     """Everything, in order."""
     import torch
 
-    from optimsyn.influence.projection import Projection
-    from optimsyn.influence.store import GradientStore, QuestionStore
+    from optimsyn.influence.gradients.projection import Projection
+    from optimsyn.influence.store.store import GradientStore, QuestionStore
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000, help="samples in the pool")

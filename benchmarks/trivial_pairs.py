@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.jsonl import read_jsonl, write_json, write_text
+from optimsyn.base.files import read_jsonl, write_json, write_text
 from optimsyn.data.records import Pair, Passage
-from optimsyn.judgements import Judgement
+from optimsyn.reward.judgements import Judgement
 from optimsyn.runs import Run
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 RESULTS = Path(__file__).parent / "results"
 _TRIVIAL = (

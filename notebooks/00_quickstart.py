@@ -28,7 +28,7 @@ run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is
 # ## Is everything here?
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -40,7 +40,8 @@ check_environment()
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import evaluate, fine_tune, look, optimize_prompt, prepare, synthesize, train_policy, warm_up
+from optimsyn.stages import evaluate, fine_tune, optimize_prompt, prepare, synthesize, train_policy, warm_up
+from optimsyn.report import look
 
 run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 run.recipe

@@ -19,7 +19,7 @@ changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
 run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -29,7 +29,8 @@ check_environment()
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import look, warm_up
+from optimsyn.report import look
+from optimsyn.stages import warm_up
 
 run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 

@@ -15,7 +15,7 @@ changes: dict = {}  # further recipe fields, such as {"synthesis.pairs": 20}
 run_folder: str = ""  # an existing run; `optimsyn run` fills it in, the rest is then ignored
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -25,7 +25,8 @@ check_environment()
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import look, fine_tune
+from optimsyn.report import look
+from optimsyn.stages import fine_tune
 
 run = Run.start(recipe, size=size, generator=generator, changes=changes, run_folder=run_folder)
 

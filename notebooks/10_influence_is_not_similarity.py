@@ -19,7 +19,7 @@ size: str = "tiny"  # "tiny": the embedded model and a handful of documents
 run_folder: str = ""  # an existing run; the two above are then ignored
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -28,9 +28,10 @@ check_environment()
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import look, prepare
-from optimsyn.stages.through import run_through
-from optimsyn.stages.tools import Tools
+from optimsyn.report import look
+from optimsyn.stages import prepare
+from optimsyn.execution.in_process import run_through
+from optimsyn.stages.shared import Tools
 
 run = Run.start(recipe, size=size, run_folder=run_folder)
 run_through(run, "synthesize")
@@ -49,7 +50,7 @@ run_through(run, "synthesize")
 # stronger one.
 
 # %%
-from optimsyn.influence.similarity import compare_similarity
+from optimsyn.study.similarity import compare_similarity
 
 whole = run if run_folder else Run.start(recipe)
 prepare.run(whole)

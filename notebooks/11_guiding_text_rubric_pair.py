@@ -20,7 +20,7 @@ passage: int = 0  # which passage to follow, in the run's own order
 guiding_text: str = "Write criteria for one question about a number with its unit, such as an amount or an age."
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -29,8 +29,8 @@ check_environment()
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages.chain import Workbench
-from optimsyn.stages.through import run_through
+from optimsyn.study.walkthrough import Workbench
+from optimsyn.execution.in_process import run_through
 
 run = Run.start(recipe, size=size, run_folder=run_folder)
 run_through(run, "warm_up")

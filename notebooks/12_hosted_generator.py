@@ -18,7 +18,7 @@ recipe: str = "quickstart"  # a recipe file, or the name of one that comes with 
 size: str = "tiny"  # "tiny": the embedded model and a handful of documents
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -49,8 +49,8 @@ else:
 # %%
 import os
 
-from optimsyn.models.embedded import EMBEDDED_ID, EmbeddedServer
-from optimsyn.recipe import ModelSpec
+from optimsyn.llm.embedded.server import EMBEDDED_ID, EmbeddedServer
+from optimsyn.recipe.recipe import ModelSpec
 
 run = Run.start(recipe, size=size)
 prepare.run(run)
@@ -70,7 +70,7 @@ print("hosted" if generator else "a stand-in on this machine:", service.name)
 # pair goes through the same checks as in a run.
 
 # %%
-from optimsyn.stages.trial import ask_once, try_generator
+from optimsyn.study.generator_trial import ask_once, try_generator
 
 trial = try_generator(run, service, count=4)
 trial

@@ -15,7 +15,7 @@ folder: str = ""  # holds recipe.yaml, documents/ and questions; empty: the exam
 pairs: int = 3  # pairs in the preview
 
 # %%
-from optimsyn.notebook import check_environment
+from optimsyn.execution.notebook import check_environment
 
 check_environment()
 
@@ -25,7 +25,7 @@ check_environment()
 # %%
 from pathlib import Path
 
-from optimsyn.notebook import examples_folder
+from optimsyn.execution.notebook import examples_folder
 
 place = Path(folder) if folder else examples_folder() / "beekeeping"
 print("\n".join(sorted(str(path.relative_to(place)) for path in place.rglob("*.*") if "__" not in str(path))))
@@ -58,8 +58,8 @@ print((place / "bee_checks.py").read_text())
 # cure.
 
 # %%
-from optimsyn.preflight import validate
-from optimsyn.recipe import Recipe
+from optimsyn.machine.preflight import validate
+from optimsyn.recipe.recipe import Recipe
 
 recipe = Recipe.load(place / "recipe.yaml")
 validate(recipe)
@@ -69,7 +69,7 @@ validate(recipe)
 
 # %%
 from optimsyn import RecipeError
-from optimsyn.recipe_changes import changed
+from optimsyn.recipe.changes import changed
 
 wrong = changed(
     recipe,
@@ -94,7 +94,7 @@ validate(changed(recipe, {"questions.validation": str(place / "questions.csv")})
 
 # %%
 from optimsyn.runs import Run
-from optimsyn.stages import look
+from optimsyn.report import look
 from optimsyn.stages.preview import preview
 
 run = Run.start(str(place / "recipe.yaml"), size="tiny")

@@ -22,29 +22,28 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "BudgetError": "optimsyn.errors",
-    "DataError": "optimsyn.errors",
+    "BudgetError": "optimsyn.base.errors",
+    "DataError": "optimsyn.base.errors",
     "Document": "optimsyn.data.records",
-    "InfluenceReward": "optimsyn.reward",
+    "InfluenceReward": "optimsyn.reward.reward",
     "InfluenceScorer": "optimsyn.influence.scorer",
-    "ModelError": "optimsyn.errors",
-    "OptimsynError": "optimsyn.errors",
+    "ModelError": "optimsyn.base.errors",
+    "OptimsynError": "optimsyn.base.errors",
     "Pair": "optimsyn.data.records",
     "Passage": "optimsyn.data.records",
     "Question": "optimsyn.data.records",
-    "Recipe": "optimsyn.recipe",
-    "RecipeError": "optimsyn.errors",
-    "ReplyError": "optimsyn.errors",
+    "Recipe": "optimsyn.recipe.recipe",
+    "RecipeError": "optimsyn.base.errors",
+    "ReplyError": "optimsyn.base.errors",
     "Rubric": "optimsyn.data.records",
     "Run": "optimsyn.runs.folder",
-    "ServiceError": "optimsyn.errors",
-    "StageError": "optimsyn.errors",
-    "Target": "optimsyn.models.target",
+    "ServiceError": "optimsyn.base.errors",
+    "StageError": "optimsyn.base.errors",
+    "Target": "optimsyn.target.target",
 }
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
-    from optimsyn.errors import (
+    from optimsyn.base.errors import (
         BudgetError,
         DataError,
         ModelError,
@@ -54,11 +53,12 @@ if TYPE_CHECKING:
         ServiceError,
         StageError,
     )
+    from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
     from optimsyn.influence.scorer import InfluenceScorer
-    from optimsyn.models.target import Target
-    from optimsyn.recipe import Recipe
-    from optimsyn.reward import InfluenceReward
+    from optimsyn.recipe.recipe import Recipe
+    from optimsyn.reward.reward import InfluenceReward
     from optimsyn.runs.folder import Run
+    from optimsyn.target.target import Target
 
 __all__ = [
     "BudgetError",

@@ -17,13 +17,13 @@ import typer
 from typer.core import TyperCommand
 
 import optimsyn
-from optimsyn.cli_opening import load_recipe, open_checked, show_preflight
-from optimsyn.cli_opening import make_console as _console
-from optimsyn.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
-from optimsyn.redaction import redact
+from optimsyn.base.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.execution.opening import load_recipe, open_checked, show_preflight
+from optimsyn.execution.opening import make_console as _console
 
 FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
-# Set by a batch for its runs: `optimsyn.runs.lifeline`.
+# Set by a batch for its runs: `optimsyn.batch.lifeline`.
 PARENT_VARIABLE = "OPTIMSYN_PARENT"
 
 app = typer.Typer(
@@ -81,7 +81,7 @@ def _options(
 @app.command()
 def doctor() -> None:
     """Say what this machine can do, and what it lacks."""
-    from optimsyn.doctor import diagnose, report
+    from optimsyn.machine.doctor import diagnose, report
 
     console = _console()
     with console.status("Looking at this machine …"):
@@ -102,8 +102,8 @@ def validate(
     ] = False,
 ) -> None:
     """Check files, questions, keys, models, memory and disk."""
-    from optimsyn.preflight import checked
-    from optimsyn.runs.screen import Steps
+    from optimsyn.execution.status_line import Steps
+    from optimsyn.machine.preflight import checked
 
     console = _console()
     loaded = load_recipe(recipe, size, changes)
@@ -129,8 +129,8 @@ def preview(
     """Show a few pairs with rubric and influence first."""
     from contextlib import ExitStack
 
-    from optimsyn.runs.runner import embedded_server
-    from optimsyn.runs.screen import Steps
+    from optimsyn.execution.runner import embedded_server
+    from optimsyn.execution.status_line import Steps
 
     console, steps = _console(), Steps()
     steps.say(
@@ -162,11 +162,11 @@ def run(
 
     Finished stages are skipped and no reply is bought twice. The last line of the output is the run folder.
     """
-    from optimsyn.display.summary import show_end
+    from optimsyn.execution.runner import run_stages
+    from optimsyn.execution.status_line import Steps
+    from optimsyn.report.summary import show_end
     from optimsyn.runs.manifest import STAGES
     from optimsyn.runs.resources import notebook_name
-    from optimsyn.runs.runner import run_stages
-    from optimsyn.runs.screen import Steps
 
     until = stage or STAGES[-1]
     notebook_name(until)
@@ -207,9 +207,9 @@ def batch(
     The same command continues: finished runs are not started again. The last line of the output is batch.json. Exit
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
     """
-    from optimsyn.models.purse import Caps
-    from optimsyn.recipe_changes import SetOptions
-    from optimsyn.runs.batch import exit_code, make_engine, run_batch
+    from optimsyn.batch.batch import exit_code, make_engine, run_batch
+    from optimsyn.llm.shared_budget import Caps
+    from optimsyn.recipe.changes import SetOptions
     from optimsyn.runs.manifest import STAGES
 
     if stage is not None and stage not in STAGES:
@@ -244,12 +244,12 @@ def execute(
     ] = None,
 ) -> None:
     """Execute one notebook, once its parameters are checked."""
-    from optimsyn.runs.parameters import given_parameters, load_notebook, pair_of
+    from optimsyn.execution.parameters import given_parameters, load_notebook, pair_of
 
     pairs = [pair_of(text) for text in parameters or ()]
     values = given_parameters(load_notebook(notebook), pairs, files or (), notebook.name)
     # Only now what takes seconds to load.
-    from optimsyn.runs.engine import execute as run_notebook
+    from optimsyn.execution.engine import execute as run_notebook
 
     run_notebook(notebook, output, values, progress=True)
     _console().print(str(output), highlight=False, markup=False, soft_wrap=True)
@@ -263,8 +263,8 @@ def open_(
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port of JupyterLab.")] = None,
 ) -> None:
     """Open a stage of a run in JupyterLab, to finish it by hand."""
-    from optimsyn.runs.find import find_run
-    from optimsyn.runs.reopen import open_run, prepare
+    from optimsyn.execution.reopen import open_run, prepare
+    from optimsyn.runs.lookup import find_run
 
     run_ = find_run(run_folder)
     chosen, notebook = prepare(run_, stage)
@@ -277,8 +277,8 @@ def open_(
 @app.command()
 def report(run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Write report.html of a run, finished or not."""
-    from optimsyn.display.report import write_report
-    from optimsyn.runs.find import find_run
+    from optimsyn.report.page.report import write_report
+    from optimsyn.runs.lookup import find_run
 
     _console().print(str(write_report(find_run(run_folder))), highlight=False, markup=False, soft_wrap=True)
 
@@ -291,8 +291,8 @@ def compare(
     output: Annotated[Path, typer.Option("--output", help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Put several runs on one page."""
-    from optimsyn.display.compare import write_comparison
-    from optimsyn.runs.find import find_runs
+    from optimsyn.report.comparison import write_comparison
+    from optimsyn.runs.lookup import find_runs
 
     page = write_comparison(find_runs(run_folders), output)
     _console().print(str(page), highlight=False, markup=False, soft_wrap=True)
@@ -330,7 +330,7 @@ def main() -> None:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _on_signal)
     if PARENT_VARIABLE in os.environ:
-        from optimsyn.runs.lifeline import end_with_parent
+        from optimsyn.batch.lifeline import end_with_parent
 
         end_with_parent()
     try:

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from runs_helpers import tiny_recipe
 
-from optimsyn.recipe import Recipe
-from optimsyn.runs import batch_engines
+from optimsyn.batch import engines as batch_engines
+from optimsyn.recipe.recipe import Recipe
 
 # Stands for `python -m optimsyn run FOLDER --stage STAGE`. Descriptions are not part of the fingerprint, so a test can
 # let the same run behave in another way when it is started again.
@@ -20,7 +20,7 @@ FAKE_RUN = """
 import os, signal, sys, time
 from pathlib import Path
 from optimsyn.runs.folder import Run
-from optimsyn.runs.lifeline import end_with_parent
+from optimsyn.batch.lifeline import end_with_parent
 from optimsyn.runs.manifest import Failure, STAGES
 
 def interrupt(number, frame):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from optimsyn.models.embedded import KEY_VARIABLE, URL_VARIABLE, close_shared_server
+from optimsyn.llm.embedded.server import KEY_VARIABLE, URL_VARIABLE, close_shared_server
 from tests.stages_helpers import recipe, served
 
 __all__ = ["interrupts_arrive", "no_server_stays", "recipe", "served"]

@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.sources import Row
-from optimsyn.recipe import Recipe
+from optimsyn.data.files.rows import Row
+from optimsyn.recipe.recipe import Recipe
 
 SENTENCES = (
     "The tidal mill at the river mouth was built in 1742 by Dutch engineers. ",

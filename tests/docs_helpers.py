@@ -108,7 +108,7 @@ class Prepared:
 
     def make_checks(self) -> Any:
         from optimsyn.programs.checks import Checker
-        from optimsyn.recipe import Checks
+        from optimsyn.recipe.recipe import Checks
 
         return Checker(Checks(), self.make_questions())
 

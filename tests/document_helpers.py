@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_helpers import write_docx, write_pdf
 
-from optimsyn.recipe import Documents, Source
+from optimsyn.recipe.recipe import Documents, Source
 
 SENTENCE = "The basin fills with the tide, and twice a day it empties."
 

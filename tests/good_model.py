@@ -11,7 +11,7 @@ import re
 from functools import cache
 from typing import Any
 
-from tests.models_helpers import Answer, said
+from tests.llm_helpers import Answer, said
 
 _KINDS = ("a figure", "a name", "the cause of an event", "a duty", "the term for a thing", "a condition", "a place")
 _GOOD = ("asks for one thing and names it in full", "can be answered by whoever knows the field", "turns on one fact")

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from optimsyn.data.records import Sample
-from optimsyn.models.encoding import Encoded
-from optimsyn.models.target import Target
-from optimsyn.recipe import Lora
+from optimsyn.recipe.recipe import Lora
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
 
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from influence_helpers import by_hand, byte_tokenizer, flat, plain_gradient, tiny, tiny_target
 
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 MAKES = ("lora", "full", "reused")
 

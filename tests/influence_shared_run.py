@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from influence_helpers import samples, tiny_target
 
+from optimsyn.base.errors import ModelError
 from optimsyn.data.records import Pair
-from optimsyn.errors import ModelError
 from optimsyn.influence.scorer import InfluenceScorer, Scores
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from optimsyn.runs.manifest import STAGES
-from tests.models_helpers import KEY, Answer, Service, said, save_tiny_model, service
+from tests.llm_helpers import KEY, Answer, Service, said, save_tiny_model, service
 from tests.optimize_helpers import tiny_policy
 from tests.stages_helpers import NAMES, sentence
 

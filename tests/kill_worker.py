@@ -19,7 +19,7 @@ import peft  # noqa: F401
 import torch  # noqa: F401
 import trl
 
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 

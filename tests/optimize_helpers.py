@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimsyn.base.errors import ReplyError
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Pair, Passage, Rubric
-from optimsyn.errors import ReplyError
-from optimsyn.models.language_model import Call, LanguageModel
-from optimsyn.models.replies import Reply, ReplyCache
-from optimsyn.recipe import ModelSpec
-from optimsyn.seeds import derive_seed
+from optimsyn.llm.language_model import Call, LanguageModel
+from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.recipe.recipe import ModelSpec
 
 WORTH = {"mechanism": 0.30, "quantity": 0.12, "comparison": 0.06, "definition": -0.04}
 BASE_TEXT = "Write criteria for one question that a careful teacher would ask."
@@ -188,7 +188,7 @@ class Scorer:
 
 
 def make_reward(ledger: Path | None = None, **options: Any) -> Any:
-    from optimsyn.reward import InfluenceReward
+    from optimsyn.reward.reward import InfluenceReward
 
     writer = options.pop("writer", None) or PairWriter()
     scorer = options.pop("scorer", None) or Scorer()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from optimsyn.data.records import Pair, Passage, Rubric
-from optimsyn.models.language_model import Call, LanguageModel
-from optimsyn.models.replies import Reply
-from optimsyn.recipe import ModelSpec
+from optimsyn.llm.language_model import Call, LanguageModel
+from optimsyn.llm.replies import Reply
+from optimsyn.recipe.recipe import ModelSpec
 
 RUBRIC = Rubric(
     question_type="cause",

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from optimsyn.models.replies import Reply
+from optimsyn.llm.replies import Reply
 
 QUESTION = "Which metal does ceruloplasmin carry?"
 _WORDS = (

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.gamma import AdamLinear
+from optimsyn.influence.estimators import AdamLinear
 from optimsyn.influence.moments import moments_of
 from optimsyn.influence.scorer import InfluenceScorer, Scores
-from optimsyn.models.encoding import counted
-from optimsyn.models.target import Target
-from optimsyn.recipe import Influence
+from optimsyn.recipe.recipe import Influence
+from optimsyn.target.encoding import counted
+from optimsyn.target.target import Target
 
 WORDS = "amber birch cedar delta ember fjord grove haven islet jetty knoll lagoon marsh".split()
 

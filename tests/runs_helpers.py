@@ -7,7 +7,7 @@ from typing import Any
 
 import nbformat
 
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 
 
 def tiny_recipe(**changes: Any) -> Recipe:

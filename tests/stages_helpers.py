@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
-from tests.models_helpers import KEY, Answer, Service, said, save_tiny_model, service
+from tests.llm_helpers import KEY, Answer, Service, said, save_tiny_model, service
 
 NAMES = [
     "Arvo",

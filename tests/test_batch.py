@@ -17,12 +17,13 @@ from batch_helpers import FAKE_RUN, fake_runs, starts, wait_for, write_recipe
 from filelock import FileLock
 from rich.console import Console
 
-from optimsyn.errors import RecipeError, StageError
-from optimsyn.models.purse import Caps
-from optimsyn.recipe import Recipe
-from optimsyn.runs import batch_plan, batch_supervisor
-from optimsyn.runs.batch import BATCH_JSON, exit_code, run_batch
-from optimsyn.runs.batch_state import BatchState
+from optimsyn.base.errors import RecipeError, StageError
+from optimsyn.batch import plan as batch_plan
+from optimsyn.batch import supervisor as batch_supervisor
+from optimsyn.batch.batch import BATCH_JSON, exit_code, run_batch
+from optimsyn.batch.state import BatchState
+from optimsyn.llm.shared_budget import Caps
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import process_lives
 
@@ -153,8 +154,8 @@ def test_runs_wait_for_gpu_memory_and_one_that_never_fits_is_refused(
             job.need = batch_plan.Need(gpu=needs[job.name] * 10**9)
         return jobs
 
-    monkeypatch.setattr("optimsyn.runs.batch.plan", measured)
-    monkeypatch.setattr("optimsyn.runs.batch.gpus", lambda: ())
+    monkeypatch.setattr("optimsyn.batch.batch.plan", measured)
+    monkeypatch.setattr("optimsyn.batch.batch.gpus", lambda: ())
     recipes = [write_recipe(tmp_path, name, "good") for name in needs]
     state, _ = _run(recipes, tmp_path / "runs", jobs=3, gpu_memory_gb=25)
     found = _by_name(state)
@@ -228,8 +229,8 @@ def test_a_run_that_a_person_holds_fails_after_a_while(
 DRIVER = """
 import sys
 from rich.console import Console
-from optimsyn.runs import batch_engines
-from optimsyn.runs.batch import exit_code, run_batch
+from optimsyn.batch import engines as batch_engines
+from optimsyn.batch.batch import exit_code, run_batch
 fake, root, *recipes = sys.argv[1:]
 batch_engines.run_command = lambda arguments: [sys.executable, "-c", fake, *arguments]
 sys.exit(exit_code(run_batch(recipes, root, jobs=2, until="warm_up", console=Console(width=140))))
@@ -298,7 +299,7 @@ def test_kill_9_of_the_batch_ends_its_runs_and_the_next_start_goes_on(tmp_path: 
 def test_what_runs_bought_before_counts_against_the_caps(
     tmp_path: Path, fake_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optimsyn.models.replies import Reply
+    from optimsyn.llm.replies import Reply
 
     recipe = write_recipe(tmp_path, "good", "good")
     root = tmp_path / "runs"

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optimsyn.errors import BudgetError
-from optimsyn.models.language_model import Call, load_language_model
-from optimsyn.models.purse import PURSE_VARIABLE, Amount, Caps, Purse
-from optimsyn.models.replies import Budget, Reply, ReplyCache, Usage
-from optimsyn.recipe import ModelSpec
+from optimsyn.base.errors import BudgetError
+from optimsyn.llm.language_model import Call, load_language_model
+from optimsyn.llm.replies import Budget, Reply, ReplyCache, Usage
+from optimsyn.llm.shared_budget import PURSE_VARIABLE, Amount, Caps, Purse
+from optimsyn.recipe.recipe import ModelSpec
 
 # Buys until the batch's cap stops it; each request may use 10 tokens and uses some of them.
 BUYER = """
 import sys
 from pathlib import Path
-from optimsyn.errors import BudgetError
-from optimsyn.models.purse import Purse
-from optimsyn.models.replies import Budget, Reply, ReplyCache
+from optimsyn.base.errors import BudgetError
+from optimsyn.llm.shared_budget import Purse
+from optimsyn.llm.replies import Budget, Reply, ReplyCache
 cache = ReplyCache(sys.argv[1])
 budget = Budget(cache, purse=Purse.from_environment())
 number = 0
@@ -125,7 +125,7 @@ def test_free_requests_pass_a_spent_cap_on_money_and_unknown_prices_do_not(tmp_p
 def test_what_a_killed_process_had_reserved_is_free_again(tmp_path: Path) -> None:
     purse = Purse.create(tmp_path / "purse.sqlite", Caps(tokens=100))
     code = (
-        "import os, signal, sys\nfrom optimsyn.models.purse import Purse\nfrom optimsyn.models.replies import Usage\n"
+        "import os, signal, sys\nfrom optimsyn.llm.shared_budget import Purse\nfrom optimsyn.llm.replies import Usage\n"
         "purse = Purse.from_environment()\nwith purse.reserved('killed', 90, 0.0, Usage):\n"
         "    print('reserved', flush=True)\n    sys.stdin.read()"
     )

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from batch_helpers import write_served
 
-from optimsyn.errors import OptimsynError
-from optimsyn.recipe import Recipe
-from optimsyn.runs.batch_state import BatchState
+from optimsyn.base.errors import OptimsynError
+from optimsyn.batch.ray_engine import RayEngine, _share
+from optimsyn.batch.state import BatchState
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import process_lives
-from optimsyn.runs.ray_engine import RayEngine, _share
-from tests.models_helpers import Answer, Service, said
+from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import answer
 
 

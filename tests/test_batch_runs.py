@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from batch_helpers import write_served
 
-from optimsyn.recipe import Recipe
-from optimsyn.runs.batch_state import BatchState
+from optimsyn.batch.state import BatchState
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
-from tests.models_helpers import Answer, Service, said
+from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import answer
 
 DELAY_S = 0.3

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from runs_helpers import tiny_recipe
 
-from optimsyn.data.jsonl import write_json
-from optimsyn.runs.batch_plan import Job
-from optimsyn.runs.batch_progress import Progress, Watch
-from optimsyn.runs.batch_state import BatchState, Options, RunState, added
-from optimsyn.runs.batch_table import View, spent, summary
+from optimsyn.base.files import write_json
+from optimsyn.batch.plan import Job
+from optimsyn.batch.progress import Progress, Watch
+from optimsyn.batch.state import BatchState, Options, RunState, added
+from optimsyn.batch.table import View, spent, summary
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Cost
 

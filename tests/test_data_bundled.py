@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 import optimsyn
-from optimsyn.data.dedup import overlap
 from optimsyn.data.documents import load_documents
+from optimsyn.data.duplicates import overlap
+from optimsyn.data.files.rows import bundled_domains
 from optimsyn.data.questions import read_questions
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import bundled_domains
-from optimsyn.recipe import Documents, Questions, Source
+from optimsyn.recipe.recipe import Documents, Questions, Source
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(optimsyn.__file__).parent / "data"
+DATA = Path(optimsyn.__file__).parent / "data" / "bundled"
 DOMAINS = ("finance", "humanities", "law", "medicine", "social_sciences")
 OPEN_BOOK = ("finance", "humanities", "law", "medicine")
 
@@ -134,5 +134,5 @@ def test_a_wheel_carries_them() -> None:
     carried = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     for domain in bundled_domains():
         for name in ("documents.jsonl", "questions.jsonl"):
-            assert f"optimsyn/data/{domain}/{name}" in carried
+            assert f"optimsyn/data/bundled/{domain}/{name}" in carried
     assert {f"optimsyn/_recipes/{domain}.yaml" for domain in DOMAINS} <= carried

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimsyn.base.errors import DataError
 from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.records import Pair, Question
-from optimsyn.errors import DataError
 
 
 def question(**values: object) -> Question:

@@ -16,10 +16,10 @@ import pytest
 from data_helpers import write_docx
 from document_helpers import PACKED, SENTENCE, WRITERS, add_member, documents, nested
 
-from optimsyn.data.converter import Converter
+from optimsyn.base.errors import DataError
 from optimsyn.data.documents import load_documents, read_documents
-from optimsyn.errors import DataError
-from optimsyn.recipe_data import FileLimits
+from optimsyn.data.files.converter import Converter
+from optimsyn.recipe.sections.data import FileLimits
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 from data_helpers import recipe_of, text_of, write_docx, write_lines, write_pdf
 from document_helpers import SENTENCE, WRITERS, documents, write_eml, write_epub, write_odt, write_pptx, write_rtf
 
-from optimsyn.data import kinds
+from optimsyn.base.errors import DataError
+from optimsyn.base.files import iter_json
 from optimsyn.data.documents import load_documents, read_documents
-from optimsyn.data.jsonl import iter_json
-from optimsyn.errors import DataError
-from optimsyn.preflight import validate
-from optimsyn.recipe import Recipe
-from optimsyn.recipe_changes import changed
+from optimsyn.data.files import kinds
+from optimsyn.machine.preflight import validate
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.stages import prepare
 

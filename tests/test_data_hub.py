@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import text_of
 
-from optimsyn.data import hub
+from optimsyn.base.errors import DataError
 from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.files import hub
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import QuestionSets, load_questions
 from optimsyn.data.records import Document
-from optimsyn.errors import DataError
-from optimsyn.recipe import Recipe, Source
+from optimsyn.recipe.recipe import Recipe, Source
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

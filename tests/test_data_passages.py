@@ -12,7 +12,7 @@ from optimsyn.data.excerpt import excerpt
 from optimsyn.data.passages import passage_spans, split_passages
 from optimsyn.data.records import Document
 from optimsyn.data.text import word_count
-from optimsyn.recipe import Documents, Source
+from optimsyn.recipe.recipe import Documents, Source
 
 
 def config(words: int, least: int = 5) -> Documents:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from data_helpers import recipe_of, text_of, write_lines
 
-from optimsyn.data.astray import Names
+from optimsyn.base.errors import DataError
 from optimsyn.data.documents import read_documents
+from optimsyn.data.files.rows import shortened
+from optimsyn.data.missing_documents import Names
 from optimsyn.data.questions import check_questions, load_questions, read_questions
 from optimsyn.data.records import Document
-from optimsyn.data.sources import shortened
-from optimsyn.errors import DataError
-from optimsyn.preflight import validate
-from optimsyn.recipe import Documents, Questions, Source
+from optimsyn.machine.preflight import validate
+from optimsyn.recipe.recipe import Documents, Questions, Source
 
 DOCUMENTS = [Document(id=f"texts/d{i}.md", text=text_of(40, 30 * i), group=f"g{i}") for i in range(4)]
 

@@ -13,15 +13,15 @@ from data_helpers import row, text_of, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimsyn.data.dedup import NearDuplicates, overlap, unique_pairs
+from optimsyn.base.errors import DataError
 from optimsyn.data.documents import load_documents
+from optimsyn.data.duplicates import NearDuplicates, overlap, unique_pairs
+from optimsyn.data.files.rows import exploded
 from optimsyn.data.question_rows import Library, UnknownDocumentError, question_of
 from optimsyn.data.questions import load_questions, read_questions
 from optimsyn.data.records import Document, Pair, Question
-from optimsyn.data.sources import exploded
 from optimsyn.data.splits import balanced_sample, split_by_group
-from optimsyn.errors import DataError
-from optimsyn.recipe import Documents, Questions, Source
+from optimsyn.recipe.recipe import Documents, Questions, Source
 
 DOCUMENT = Document(id="d1", text=text_of(40), group="mill")
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import text_of, write_docx, write_lines, write_pdf
 
+from optimsyn.base.errors import DataError
 from optimsyn.data.documents import load_documents, read_documents
-from optimsyn.data.sources import read_rows, sampled
-from optimsyn.errors import DataError
-from optimsyn.recipe import Documents, Source
+from optimsyn.data.files.rows import read_rows, sampled
+from optimsyn.recipe.recipe import Documents, Source
 
 TEXT = text_of(60)
 OTHER = text_of(60, 50)

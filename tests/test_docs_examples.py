@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 from tests.docs_helpers import ROOT, Block, Prepared, blocks, pages
 
 BASE: dict[str, Any] = {
@@ -46,8 +46,8 @@ def test_recipes_parse(block: Block) -> None:
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
 def test_question_rows_are_questions(block: Block) -> None:
+    from optimsyn.data.files.rows import Row
     from optimsyn.data.question_rows import Library, question_of
-    from optimsyn.data.sources import Row
 
     library = Library(by_id={}, id_of_text={}, complete=False)
     row = Row("docs", "1", yaml.safe_load(block.code))
@@ -141,7 +141,7 @@ def check_optimsyn(rest: list[str]) -> None:
 
 
 def check_change(change: str) -> None:
-    from optimsyn.recipe_changes import changed
+    from optimsyn.recipe.changes import changed
 
     field, _, value = change.partition("=")
     changed(Recipe.parse(BASE), {field: yaml.safe_load(value)})

@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from data_helpers import recipe_of
 
-from optimsyn import errors
+from optimsyn.base import errors
 from optimsyn.data.documents import load_documents
-from optimsyn.preflight import validate
+from optimsyn.machine.preflight import validate
 from tests.docs_helpers import ROOT
 
 TROUBLE = ROOT / "docs" / "troubleshooting.md"

@@ -8,13 +8,13 @@ from influence_helpers import byte_tokenizer, samples, tiny_target
 from influence_reference import reference_scores
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from optimsyn.errors import ModelError, RecipeError
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.influence.derivative.smoothness import choice_of
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.scoring import build_scorer
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.influence.twin_smooth import choice_of
-from optimsyn.models.target import Target
-from optimsyn.recipe import Influence, Lora
+from optimsyn.recipe.recipe import Influence, Lora
+from optimsyn.target.target import Target
 from tests.runs_helpers import tiny_recipe
 
 

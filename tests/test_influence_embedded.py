@@ -7,8 +7,8 @@ import torch
 from influence_helpers import by_hand, flat, plain_gradient, plain_loss, samples
 
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.models.target import Target
-from optimsyn.recipe import TargetSpec
+from optimsyn.recipe.recipe import TargetSpec
+from optimsyn.target.target import Target
 
 
 @pytest.mark.slow

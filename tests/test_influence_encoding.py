@@ -12,12 +12,12 @@ from influence_helpers import CHAT, byte_tokenizer, plain_loss, samples, tiny, t
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForCausalLM
 
+from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Question, Sample
-from optimsyn.errors import ModelError
-from optimsyn.models.encoding import Encoded, encode, make_batches
-from optimsyn.models.target import Target
-from optimsyn.recipe import Lora
+from optimsyn.recipe.recipe import Lora
+from optimsyn.target.encoding import Encoded, encode, make_batches
+from optimsyn.target.target import Target
 
 
 def _question(context: str | None, answer: str = "end") -> Sample:
@@ -136,7 +136,7 @@ def test_batches_keep_the_budget_and_every_sample_once(lengths: list[int], budge
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_losses_equal_the_models_own(kind: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimsyn.models.label_loss._CHUNK_BYTES", 260 * 8 * 3)
+    monkeypatch.setattr("optimsyn.target.label_loss._CHUNK_BYTES", 260 * 8 * 3)
     target = tiny_target(kind, warm=False)
     encoded = [target.encode(s) for s in samples(5)]
     if not fused:

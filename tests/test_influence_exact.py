@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from influence_helpers import samples
 from influence_reference import MAKES, random_target, reference_gradients, reference_scores
 
-from optimsyn.influence.gamma import ESTIMATORS
+from optimsyn.influence.estimators import ESTIMATORS
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.models.target import Target
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.target import Target
 
 NORMALIZATIONS: tuple[Any, ...] = ("cosine", "dot")
 ACROSS: tuple[Any, ...] = ("mean", "max")

@@ -10,18 +10,19 @@ import torch
 from influence_helpers import byte_tokenizer, modules_of, samples, tiny, tiny_target
 from influence_reference import random_target, reference_scores
 
-from optimsyn.errors import ModelError, RecipeError
-from optimsyn.influence import accuracy, forward
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.influence import accuracy
 from optimsyn.influence.accuracy import MOST_ERROR, relative_error
-from optimsyn.influence.forward import ForwardScorer
+from optimsyn.influence.derivative import forward
+from optimsyn.influence.derivative.forward import ForwardScorer
+from optimsyn.influence.derivative.step_size import Step
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.scoring import build_scorer
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.influence.twin_step import Step
-from optimsyn.models.target import Target
-from optimsyn.models.wide import in_float32, is_narrow
-from optimsyn.preflight import Preflight, _check_influence
-from optimsyn.recipe import Influence, Lora
+from optimsyn.machine.preflight import Preflight, _check_influence
+from optimsyn.recipe.recipe import Influence, Lora
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import in_float32, is_narrow
 from tests.runs_helpers import tiny_recipe
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -114,7 +115,7 @@ def test_a_finite_difference_in_bfloat16_is_noise_and_refused(monkeypatch: pytes
     """With a step as it would be in float32; a tiny model is so nearly linear that a long one would do."""
     narrow, wide = both("llama", torch.bfloat16)
     step = Step(epsilon=1e-7, error=1.08, forward_epsilon=1e-7, forward_error=1.08, length=1.0)
-    monkeypatch.setattr("optimsyn.influence.twin.measure_step", lambda *_, **__: step)
+    monkeypatch.setattr("optimsyn.influence.derivative.twin.measure_step", lambda *_, **__: step)
     questions, pairs = samples(6, seed=1), samples(12, seed=2)
     with pytest.raises(ModelError, match=r"twin is off by .* would be noise; set influence\.method to exact or auto"):
         TwinScorer(narrow, questions)
@@ -154,8 +155,8 @@ def test_auto_takes_the_cheapest_way_that_is_right_and_says_why(
     assert list(scorer.choice.errors) == ["exact"], "the first that is right ends the search"
 
     # Where the model's own arithmetic is too coarse for all, gradients in float32 are left.
-    monkeypatch.setattr("optimsyn.influence.scoring.WANTED_ERROR", 1e-4)
-    monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
+    monkeypatch.setattr("optimsyn.influence.factory.WANTED_ERROR", 1e-4)
+    monkeypatch.setattr("optimsyn.influence.factory.MOST_ERROR", 1e-4)
     last = build_scorer(narrow, questions, Influence(), tmp_path)
     assert last.choice is not None and last.method == "exact"
     ways = ["exact", "forward", "exact, mixed", "forward, mixed", "exact, float32"]
@@ -201,8 +202,8 @@ def test_a_model_without_forward_derivatives_is_scored_in_another_way(monkeypatc
     assert scorer.method == "twin", "needs no derivative of the model's"
     narrow, _ = both("llama", torch.bfloat16)
     narrow.causal.base_model.layers[1].mlp.register_forward_hook(lambda m, i, out: _Halve.apply(out))
-    monkeypatch.setattr("optimsyn.influence.scoring.WANTED_ERROR", 1e-4)
-    monkeypatch.setattr("optimsyn.influence.scoring.MOST_ERROR", 1e-4)
+    monkeypatch.setattr("optimsyn.influence.factory.WANTED_ERROR", 1e-4)
+    monkeypatch.setattr("optimsyn.influence.factory.MOST_ERROR", 1e-4)
     last = build_scorer(narrow, questions, Influence())
     assert last.choice is not None and list(last.choice.errors) == ["exact", "exact, mixed", "exact, float32"]
     assert "an operation of this model has none" in last.choice.reason
@@ -247,7 +248,7 @@ def test_twins_on_a_sixteen_bit_target_are_refused_before_anything_is_bought(mon
     found = Preflight()
     _check_influence(recipe, found)
     assert found.ok
-    monkeypatch.setattr("optimsyn.models.loading.resolve_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("optimsyn.llm.local.loading.resolve_dtype", lambda *_: torch.bfloat16)
     _check_influence(recipe, found)
     assert "auto is bfloat16 on this machine" in found.problems[0]
     with pytest.raises(RecipeError, match="method forward reads off a derivative"):

@@ -10,17 +10,17 @@ import torch
 from influence_helpers import byte_tokenizer, samples, tiny, tiny_target
 from influence_reference import reference_scores
 
-from optimsyn.errors import ModelError
+from optimsyn.base.errors import ModelError
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.models.target import Target, train_full_weights
-from optimsyn.recipe import TargetSpec
+from optimsyn.recipe.recipe import TargetSpec
+from optimsyn.target.target import Target, train_full_weights
 
 
 def test_a_recipe_names_layers_and_their_scores_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(spec: Any) -> Any:
         return tiny("llama"), byte_tokenizer()
 
-    monkeypatch.setattr("optimsyn.models.loading.load_causal_lm", load)
+    monkeypatch.setattr("optimsyn.llm.local.loading.load_causal_lm", load)
     target = Target.load(TargetSpec(name="some/model", full_weights=("o_proj", r"layers\.1\.mlp\.down_proj")))
     assert set(target.parameters) == {
         "model.layers.0.self_attn.o_proj.weight",
@@ -29,7 +29,7 @@ def test_a_recipe_names_layers_and_their_scores_are_exact(monkeypatch: pytest.Mo
     }
     target.warm_up(samples(3, seed=9), steps=2, batch_size=2, lr=1e-3)
     # Smaller than one sample's gradient: weights come in slices of rows.
-    monkeypatch.setattr("optimsyn.influence.gradients._SLICE_BYTES", 16 * 8 * 3)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps._SLICE_BYTES", 16 * 8 * 3)
     pairs, questions = samples(3, seed=2), samples(2, seed=3)
     scores = InfluenceScorer(target, questions, estimator="adam", normalization="cosine").score(pairs)
     _, wanted = reference_scores(target, questions, pairs, "adam", True)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_helpers import byte_tokenizer, flat, plain_gradient, samples, tiny, tiny_target
 
-from optimsyn.errors import ModelError
-from optimsyn.influence.gradients import GradientTaps
-from optimsyn.models.target import Target
+from optimsyn.base.errors import ModelError
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.target.target import Target
 
 
 class Keep:
@@ -118,7 +118,7 @@ def test_reused_layers_add_up_before_anything_else_sees_them() -> None:
 
 
 def test_full_weights_biases_and_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimsyn.influence.gradients._SLICE_BYTES", 16 * 16 * 8)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps._SLICE_BYTES", 16 * 16 * 8)
     model = tiny("llama").requires_grad_(False)
     model.model.layers[0].self_attn.o_proj.requires_grad_(True)
     model.model.layers[1].mlp.down_proj = torch.nn.Linear(24, 16, bias=True).double()

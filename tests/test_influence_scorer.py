@@ -10,14 +10,14 @@ import torch
 from influence_helpers import by_hand, flat, plain_gradient, plain_loss, samples, tiny_target
 from influence_reference import reference_gamma, reference_scores
 
+from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.data.records import Pair, Question
-from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.directions import Directions, compute_directions, question_scale
-from optimsyn.influence.gamma import ESTIMATORS
-from optimsyn.influence.gradients import GradientTaps
+from optimsyn.influence.estimators import ESTIMATORS
+from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.models.target import Target
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.target import Target
 
 
 @pytest.fixture(scope="module")

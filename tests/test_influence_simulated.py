@@ -7,15 +7,15 @@ import torch
 from influence_helpers import samples, tiny_target
 from scipy.stats import spearmanr
 
+from optimsyn.base.errors import DataError
 from optimsyn.data.records import Sample
-from optimsyn.errors import DataError
-from optimsyn.influence.features import layout_for
-from optimsyn.influence.projection import Projection
-from optimsyn.influence.simulated import SimulatedTraining
+from optimsyn.influence.gradients.projection import Projection
+from optimsyn.influence.gradients.rows import layout_for
+from optimsyn.influence.simulated.training import SimulatedTraining
 from optimsyn.influence.trainings import Trainings
-from optimsyn.models.encoding import Encoded, counted
-from optimsyn.models.target import Target
-from optimsyn.recipe import CountedTokens
+from optimsyn.recipe.recipe import CountedTokens
+from optimsyn.target.encoding import Encoded, counted
+from optimsyn.target.target import Target
 
 ONE = CountedTokens()
 

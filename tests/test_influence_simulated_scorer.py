@@ -15,34 +15,34 @@ from programs_helpers import RUBRIC, Scripted, passage
 from reward_look_helpers import made_pairs, made_questions
 from scipy.stats import spearmanr
 
+from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.data.records import Sample
-from optimsyn.data.reward_look import RewardLook
-from optimsyn.display.reward_look import reward_look_rows
-from optimsyn.errors import DataError, ModelError, RecipeError
-from optimsyn.influence import simulated_scorer as module
-from optimsyn.influence.features import layout_for
-from optimsyn.influence.fidelity import Plan, measure
-from optimsyn.influence.pair_shares import pair_shares
-from optimsyn.influence.plain_simulated import plain_simulated
-from optimsyn.influence.reward_look import look_at_reward
+from optimsyn.influence.attribution.pairs import pair_shares
+from optimsyn.influence.derivative.twin_export import export_twins
+from optimsyn.influence.factory import build_scorer
+from optimsyn.influence.gradients.rows import layout_for
+from optimsyn.influence.reference.simulated import plain_simulated
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.scoring import build_scorer
-from optimsyn.influence.similarity import compare_similarity
-from optimsyn.influence.simulated import SimulatedTraining
-from optimsyn.influence.simulated_scorer import BatchTraining, SimulatedScorer
-from optimsyn.influence.store import GradientStore
+from optimsyn.influence.simulated import scorer as module
+from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
+from optimsyn.influence.simulated.training import SimulatedTraining
+from optimsyn.influence.store.store import GradientStore
 from optimsyn.influence.trainings import Trainings, schedule
-from optimsyn.influence.twin_export import export_twins
-from optimsyn.judgements import Judgement
-from optimsyn.models.encoding import counted
-from optimsyn.models.language_model import Call
-from optimsyn.models.target import Target
+from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
-from optimsyn.recipe import Checks, FineTune, Influence, Recipe
-from optimsyn.recipe_changes import changed
-from optimsyn.recipe_models import CountedTokens
-from optimsyn.reward import InfluenceReward, RubricRequest
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Checks, FineTune, Influence, Recipe
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.reward.judgements import Judgement
+from optimsyn.reward.look.measure import look_at_reward
+from optimsyn.reward.look.record import RewardLook
+from optimsyn.reward.look.table import reward_look_rows
+from optimsyn.reward.reward import InfluenceReward, RubricRequest
+from optimsyn.study.fidelity.fidelity import Plan, measure
+from optimsyn.study.similarity import compare_similarity
+from optimsyn.target.encoding import counted
+from optimsyn.target.target import Target
 
 QUESTIONS = samples(6, seed=5, subtasks=("a", "b", "b"))
 PAIRS = samples(5, seed=4)

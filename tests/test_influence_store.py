@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from influence_helpers import samples, tiny_target
 from scipy.stats import spearmanr
 
-from optimsyn.errors import DataError, ModelError, RecipeError
-from optimsyn.influence.projection import Layout, Projection
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.influence.gradients.projection import Layout, Projection
 from optimsyn.influence.scorer import InfluenceScorer, Scores
-from optimsyn.influence.store import GradientStore, QuestionStore
-from optimsyn.influence.store_shards import VERSION, Rows
-from optimsyn.models.target import Target
-from optimsyn.recipe import CountedTokens
+from optimsyn.influence.store.shards import VERSION, Rows
+from optimsyn.influence.store.store import GradientStore, QuestionStore
+from optimsyn.recipe.recipe import CountedTokens
+from optimsyn.target.target import Target
 
 HERE = Path(__file__).parent
 QUESTIONS = samples(7, seed=50, subtasks=("a", "b"))
@@ -83,7 +83,7 @@ def test_half_precision_rounds_little_even_where_gradients_are_below_its_range(t
     found = pool.score(asked, normalization="cosine", ids=[sample.id for sample in samples(12)])
     close(found, scorer.score(samples(12)), 1e-3)
     tiny = torch.tensor([[1e-9, -3e-9, 0.0], [0.0, 0.0, 0.0]])
-    from optimsyn.influence.store_writer import _scaled
+    from optimsyn.influence.store.writer import _scaled
 
     scales, values = _scaled(tiny)
     again = values.astype(np.float16).astype(np.float64) * scales[:, None]
@@ -249,7 +249,7 @@ ADD = """
 import sys, torch
 from pathlib import Path
 from influence_helpers import samples, tiny_target
-from optimsyn.influence.store import GradientStore
+from optimsyn.influence.store.store import GradientStore
 store = GradientStore.open_or_create(Path(sys.argv[1]), tiny_target("llama", dtype=torch.float32))
 store.add(samples(150), batch_tokens=200)
 """
@@ -293,7 +293,7 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, target: Target) -> Non
 ASK = """
 import sys
 from pathlib import Path
-from optimsyn.influence.store import GradientStore, QuestionStore
+from optimsyn.influence.store.store import GradientStore, QuestionStore
 pool, asked = (GradientStore.open(Path(sys.argv[1])), QuestionStore.open(Path(sys.argv[2])))
 scores = pool.score(asked, normalization="cosine")
 assert not {"transformers", "peft", "tokenizers"} & set(sys.modules)

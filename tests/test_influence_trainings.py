@@ -6,10 +6,10 @@ import pytest
 import torch
 from influence_helpers import samples, tiny_target
 
-from optimsyn.errors import DataError
+from optimsyn.base.errors import DataError
 from optimsyn.influence.trainings import Trainings
-from optimsyn.models.encoding import counted
-from optimsyn.recipe import CountedTokens
+from optimsyn.recipe.recipe import CountedTokens
+from optimsyn.target.encoding import counted
 
 
 def plain(target, checkpoint, batches, questions, looks, lr, decay):

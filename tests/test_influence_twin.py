@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_helpers import by_hand, flat, plain_gradient, samples, tiny, tiny_target
 
-from optimsyn.errors import DataError, ModelError, RecipeError
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.influence.derivative.step_size import measure_step
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.derivative.twin_adapters import Twins, step_directions
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.influence.twin_adapters import Twins, step_directions
-from optimsyn.influence.twin_step import measure_step
-from optimsyn.models.target import Target
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.target import Target
 
 
 def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -173,7 +173,7 @@ def test_steps_are_kept_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     target, questions = tiny_target(), samples(4, seed=1)
     first = TwinScorer(target, questions, folder=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("optimsyn.influence.twin.measure_step", None)
+        patch.setattr("optimsyn.influence.derivative.twin.measure_step", None)
         patch.setattr(TwinScorer, "_error", None)
         second = TwinScorer(target, questions, folder=tmp_path)
     assert second.plans == first.plans and second.fingerprint == first.fingerprint
@@ -261,7 +261,7 @@ def test_empty_input_and_nothing_to_score() -> None:
 
 @pytest.mark.slow
 def test_scores_of_the_embedded_model_agree_with_the_exact_ones() -> None:
-    from optimsyn.recipe import TargetSpec
+    from optimsyn.recipe.recipe import TargetSpec
 
     target = Target.load(TargetSpec(name="embedded", max_length=200))
     target.warm_up(samples(2, seed=1), steps=2, batch_size=2)

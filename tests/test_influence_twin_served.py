@@ -17,15 +17,15 @@ from influence_helpers import byte_tokenizer, samples, tiny, tiny_target
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from optimsyn.errors import ModelError, ServiceError
+from optimsyn.base.errors import ModelError, ServiceError
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.derivative.twin_adapters import Twins, step_directions
+from optimsyn.influence.derivative.twin_export import RECORD, TwinRecord, export_twins
+from optimsyn.influence.derivative.twin_served import ServedTwinScorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.influence.twin_adapters import Twins, step_directions
-from optimsyn.influence.twin_export import RECORD, TwinRecord, export_twins
-from optimsyn.influence.twin_served import ServedTwinScorer
-from optimsyn.models.prompt_logprobs import PromptLogprobs
-from optimsyn.models.target import Target
-from optimsyn.recipe import CountedTokens
+from optimsyn.llm.hosted.prompt_logprobs import PromptLogprobs
+from optimsyn.recipe.recipe import CountedTokens
+from optimsyn.target.target import Target
 
 Answer = Callable[[str, dict[str, Any], dict[str, str]], tuple[int, Any, dict[str, str]]]
 

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from notebook_helpers import ROOT, load_tool
 
+from optimsyn.execution.parameters import check_parameters, read_parameters
 from optimsyn.runs import STAGES
-from optimsyn.runs.parameters import check_parameters, read_parameters
 from optimsyn.runs.resources import notebook_path
 
 FOLDER = ROOT / "notebooks"

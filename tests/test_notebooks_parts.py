@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from optimsyn import notebook
-from optimsyn.errors import StageError
-from optimsyn.models.replies import Reply, Usage
-from optimsyn.stages.chain import RecordedReplies, Sent
-from optimsyn.stages.trial import Price, Prices, Trial
+from optimsyn.base.errors import StageError
+from optimsyn.execution import notebook
+from optimsyn.llm.replies import Reply, Usage
+from optimsyn.study.generator_trial import Price, Prices, Trial
+from optimsyn.study.walkthrough import RecordedReplies, Sent
 
 
 def test_the_environment_is_a_table_of_what_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_messages_of_optimsyn_become_one_line_without_secrets(monkeypatch: pytes
     try:
         notebook._show_messages()
         notebook._show_messages()
-        logging.getLogger("optimsyn.models.embedded").warning("once, with %s", "secret-of-mine-1")
+        logging.getLogger("optimsyn.llm.embedded.server").warning("once, with %s", "secret-of-mine-1")
     finally:
         log.handlers, log.propagate = before, propagate
     assert shown == ["once, with [redacted]"]

@@ -12,11 +12,11 @@ import pytest
 from optimize_helpers import BASE_TEXT, PairWriter, Scorer, Shape, make_reward, passages, tiny_policy
 from optimize_run import run_policy
 
-from optimsyn.data.jsonl import iter_json
-from optimsyn.errors import DataError, ModelError, ServiceError
+from optimsyn.base.errors import DataError, ModelError, ServiceError
+from optimsyn.base.files import iter_json
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.policy import PolicyResult, blank_line_tokens, train_policy
-from optimsyn.recipe import Lora, ModelSpec, PolicyOptimizer
+from optimsyn.recipe.recipe import Lora, ModelSpec, PolicyOptimizer
 
 SCRIPT = Path(__file__).with_name("optimize_run.py")
 

@@ -13,14 +13,14 @@ import pytest
 from optimize_helpers import BASE_TEXT, WORTH, PairWriter, RubricModel, Scorer, Shape, make_reward, passages
 from optimize_run import run_prompt
 
-from optimsyn.data.jsonl import iter_json
-from optimsyn.errors import BudgetError, ModelError, ServiceError
-from optimsyn.models.language_model import Call
-from optimsyn.models.replies import Reply
+from optimsyn.base.errors import BudgetError, ModelError, ServiceError
+from optimsyn.base.files import iter_json
+from optimsyn.llm.language_model import Call
+from optimsyn.llm.replies import Reply
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.prompt import PromptResult, optimize_guiding_text
 from optimsyn.programs.rubric import RubricWriter
-from optimsyn.recipe import PromptOptimizer
+from optimsyn.recipe.recipe import PromptOptimizer
 
 SCRIPT = Path(__file__).with_name("optimize_run.py")
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from optimize_helpers import BASE_TEXT
 
 from optimsyn.data.records import Pair, Rubric
-from optimsyn.judgements import Judgement
 from optimsyn.optimize.proposer import LONGEST_QUOTE, MOST_ADVICE, EvidenceProposer, gather_advice
+from optimsyn.reward.judgements import Judgement
 
 
 def row(

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from programs_helpers import TEXT, pair, passage
 
+from optimsyn.base.errors import RecipeError
 from optimsyn.data.records import Pair, Question
-from optimsyn.errors import RecipeError
 from optimsyn.programs.checks import CHECKS, CheckContext, Checker
-from optimsyn.programs.demos import DEMOS
-from optimsyn.recipe import Checks
+from optimsyn.programs.demonstrations import DEMOS
+from optimsyn.recipe.recipe import Checks
 
 CHOICES = {"choices": ("1904", "1931", "1940", "1950"), "answer_index": 1}
 YES_NO = {"choices": ("yes", "no", "maybe"), "answer_index": 0, "answer": "yes"}

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs_helpers import RUBRIC, TEXT, Scripted, pair, passage
 
+from optimsyn.base.errors import ReplyError
 from optimsyn.data.records import Pair, Question, Rubric
-from optimsyn.errors import ReplyError
-from optimsyn.models.language_model import Call
+from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
-from optimsyn.programs.demos import DEMOS
+from optimsyn.programs.constrained.pair_form import PairForm, tight_schema
+from optimsyn.programs.constrained.questions import question_pattern
+from optimsyn.programs.constrained.spans import answers_in, is_english, sentences
+from optimsyn.programs.constrained.steering import Steer
+from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.programs.pair import PairWriter, TaskShape
-from optimsyn.programs.prompts.pair_form import PairForm, tight_schema
+from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
-from optimsyn.programs.prompts.question_form import question_pattern
-from optimsyn.programs.prompts.spans import answers_in, is_english, sentences
-from optimsyn.programs.prompts.steer import Steer
-from optimsyn.programs.read_pair import read_pair
-from optimsyn.recipe import Checks
+from optimsyn.recipe.recipe import Checks
 
 FORMS = [PairForm(), PairForm(4), PairForm(3, ("yes", "no", "maybe"))]
 FREE, CHOICE = TaskShape(), TaskShape(multiple_choice=1.0)
@@ -323,9 +323,9 @@ def test_shape_follows_the_questions() -> None:
 @pytest.mark.slow
 async def test_embedded_model_writes_valid_pairs() -> None:
     """The real base model under the real server: every reply parses, most pairs pass every check."""
-    from optimsyn.models.language_model import load_language_model
+    from optimsyn.llm.language_model import load_language_model
     from optimsyn.programs.rubric import RubricWriter
-    from optimsyn.recipe import ModelSpec
+    from optimsyn.recipe.recipe import ModelSpec
 
     model = load_language_model(ModelSpec(name="embedded", temperature=0.4, max_tokens=200))
     rubrics = RubricWriter(model, "Ask for one fact that matters.")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs_helpers import RUBRIC, Scripted, passage
 
+from optimsyn.base.errors import ReplyError, ServiceError
 from optimsyn.data.records import Rubric
-from optimsyn.errors import ReplyError, ServiceError
-from optimsyn.models.language_model import Call
+from optimsyn.llm.language_model import Call
 from optimsyn.programs.prompts.rubric_prompts import COMPACT_KEYS
 from optimsyn.programs.rubric import (
     RubricWriter,

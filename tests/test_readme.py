@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optimsyn.errors import RecipeError
-from optimsyn.recipe import Recipe
-from optimsyn.recipe_yaml import parse_yaml
+from optimsyn.base.errors import RecipeError
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.yaml_text import parse_yaml
 
 
 def chain(first: str, line: str, links: int = 9) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from optimsyn.data.jsonl import read_jsonl
+from optimsyn.base.files import read_jsonl
 from optimsyn.data.records import Passage, Question
-from optimsyn.recipe import VARIANTS
+from optimsyn.recipe.recipe import VARIANTS
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimize_helpers import Checks, PairWriter, Scorer, Verdict, make_reward, passages, rubric
 
-from optimsyn.data.jsonl import iter_json
-from optimsyn.errors import DataError, ModelError, ServiceError
-from optimsyn.judgements import Ledger
-from optimsyn.reward import WINDOW, Judgement, RubricRequest
+from optimsyn.base.errors import DataError, ModelError, ServiceError
+from optimsyn.base.files import iter_json
+from optimsyn.reward.judgements import Ledger
+from optimsyn.reward.reward import WINDOW, Judgement, RubricRequest
 
 
 def requests(count: int, kind: str = "mechanism", **more: Any) -> list[RubricRequest]:

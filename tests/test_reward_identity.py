@@ -20,20 +20,21 @@ import pytest
 from influence_helpers import byte_tokenizer, samples, tiny_target
 from programs_helpers import RUBRIC, Scripted, passage
 
-from optimsyn.data.jsonl import iter_json
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.files import iter_json
 from optimsyn.data.records import Question
-from optimsyn.errors import RecipeError
-from optimsyn.influence.identity import encoding_digest
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.fingerprint import encoding_digest
 from optimsyn.influence.scorer import InfluenceScorer, Scores
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.models.language_model import Call
-from optimsyn.models.target import Target
-from optimsyn.programs import check_identity, checks
+from optimsyn.llm.language_model import Call
+from optimsyn.programs import check_fingerprint as check_identity
+from optimsyn.programs import checks
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
-from optimsyn.recipe import Checks
-from optimsyn.recipe_models import CountedTokens
-from optimsyn.reward import InfluenceReward, Judgement, RubricRequest
+from optimsyn.recipe.recipe import Checks
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.reward.reward import InfluenceReward, Judgement, RubricRequest
+from optimsyn.target.target import Target
 
 QUESTIONS = [
     Question(id="q1", question="Which canal runs beside the mills?", answer="the old one", subtask="a"),

@@ -14,19 +14,19 @@ import torch
 from influence_helpers import plain_loss, tiny_target
 from reward_look_helpers import OldDifference, Shuffled, made_pairs, made_questions
 
-from optimsyn.data.reward_look import Interval, RewardLook, TrainedOn
-from optimsyn.display.reward_look import reward_look_rows
-from optimsyn.errors import DataError
-from optimsyn.influence import reward_look as module
-from optimsyn.influence.plain import plain_scores
-from optimsyn.influence.reward_look import look_at_reward
-from optimsyn.influence.reward_truth import _intervals, train_on_subsets
-from optimsyn.influence.reward_verdict import judged
+from optimsyn.base.errors import DataError
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.reference.plain import plain_scores
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.trainings import schedule
-from optimsyn.influence.twin import TwinScorer
-from optimsyn.models.target import Target
-from optimsyn.recipe import CountedTokens, Influence
+from optimsyn.recipe.recipe import CountedTokens, Influence
+from optimsyn.reward.look import measure as module
+from optimsyn.reward.look.measure import look_at_reward
+from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn
+from optimsyn.reward.look.table import reward_look_rows
+from optimsyn.reward.look.trainings import _intervals, train_on_subsets
+from optimsyn.reward.look.verdict import judged
+from optimsyn.target.target import Target
 
 NOWHERE = Interval(None, None, None)
 TRAINING = TrainedOn(

@@ -11,14 +11,14 @@ import dspy
 import pytest
 from optimize_helpers import BASE_TEXT, PairWriter, RubricModel, Shape, make_reward, passages, rubric, tiny_policy
 
-from optimsyn.data.jsonl import iter_json
+from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.base.files import iter_json
 from optimsyn.data.records import Pair
-from optimsyn.errors import Outcome, ReplyError
-from optimsyn.judgements import Judgement, RubricRequest
-from optimsyn.models.outcomes import OutcomeLog
-from optimsyn.models.replies import ReplyCache
+from optimsyn.llm.outcome_log import OutcomeLog
+from optimsyn.llm.replies import ReplyCache
 from optimsyn.optimize.policy import train_policy
-from optimsyn.recipe import Lora, ModelSpec, PolicyOptimizer, PromptOptimizer
+from optimsyn.recipe.recipe import Lora, ModelSpec, PolicyOptimizer, PromptOptimizer
+from optimsyn.reward.judgements import Judgement, RubricRequest
 
 UNJUDGED = [outcome for outcome in Outcome if outcome.unjudged]
 LINES = " mechanism\nQuestion quality: a\nAnswer quality: b\nAlignment: c\nTrainability: d\n\n"

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from runs_helpers import tiny_recipe
 
-from optimsyn.data.jsonl import write_text
-from optimsyn.errors import RecipeError, StageError
-from optimsyn.models.learned import Learned, ServiceMemory
-from optimsyn.models.replies import Reply
-from optimsyn.recipe import Recipe
+from optimsyn.base.errors import RecipeError, StageError
+from optimsyn.base.files import write_text
+from optimsyn.llm.hosted.service_memory import Learned, ServiceMemory
+from optimsyn.llm.replies import Reply
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs import STAGES, Run
-from optimsyn.runs.estimate import clock, earlier_seconds, seconds_left
+from optimsyn.runs.durations import clock, earlier_seconds, seconds_left
 from optimsyn.runs.manifest import Failure
 from optimsyn.runs.resources import find_recipe, notebook_name, notebook_path
 

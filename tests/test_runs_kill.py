@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from optimsyn.models.warm_up_search import RECORD
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 from optimsyn.stages import warm_up
+from optimsyn.target.warm_up.search import RECORD
 from tests import kill_helpers
-from tests.models_helpers import Answer, Service
+from tests.llm_helpers import Answer, Service
 from tests.stages_helpers import answer, run_stage
 
 DELAY_S = 0.15

@@ -15,12 +15,12 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from optimsyn.errors import OptimsynError, ParameterError, RecipeError, ServiceError
-from optimsyn.recipe import Recipe
-from optimsyn.runs.engine import NotebookError, execute
+from optimsyn.base.errors import OptimsynError, ParameterError, RecipeError, ServiceError
+from optimsyn.execution.engine import NotebookError, execute
+from optimsyn.execution.parameters import chosen_recipe
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
-from optimsyn.runs.parameters import chosen_recipe
-from tests.models_helpers import Answer, Service, refused
+from tests.llm_helpers import Answer, Service, refused
 from tests.runs_helpers import write_notebook
 from tests.stages_helpers import answer, run_stage
 
@@ -192,8 +192,8 @@ def test_a_value_of_the_recipes_own_variable_is_refused_wherever_it_is_given(
 ) -> None:
     import yaml
 
-    from optimsyn.recipe_changes import parse_change
-    from optimsyn.runs.batch_plan import plan
+    from optimsyn.batch.plan import plan
+    from optimsyn.recipe.changes import parse_change
 
     monkeypatch.setenv(VARIABLE, value)
     spec = {"name": "openai/some-model", "api_base": "http://127.0.0.1:9/v1", "api_key_env": VARIABLE}

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from optimsyn.errors import ParameterError, RecipeError, StageError
-from optimsyn.recipe import Recipe
+from optimsyn.base.errors import ParameterError, RecipeError, StageError
+from optimsyn.execution.engine import execute
+from optimsyn.execution.runner import run_stages
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs import Run
-from optimsyn.runs.engine import execute
 from optimsyn.runs.resources import notebook_path
-from optimsyn.runs.runner import run_stages
-from tests.models_helpers import Answer, Service, refused
+from tests.llm_helpers import Answer, Service, refused
 from tests.stages_helpers import answer, run_stage
 
 # One that only the environment tells, and one that anybody would know by its shape.

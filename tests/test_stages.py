@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from optimsyn.errors import ServiceError
-from optimsyn.recipe import Recipe
-from optimsyn.recipe_changes import changed
+from optimsyn.base.errors import ServiceError
+from optimsyn.execution.status_line import Screen, Steps
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.report import look
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
-from optimsyn.runs.screen import Screen, Steps
-from optimsyn.stages import look
 from optimsyn.stages.preview import preview
-from tests.models_helpers import KEY, Answer, Service, refused, said
+from tests.llm_helpers import KEY, Answer, Service, refused, said
 from tests.stages_helpers import answer, asked_twice, run_stage
 
 

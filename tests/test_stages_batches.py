@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from optimsyn.models import batches
-from optimsyn.recipe import Recipe
-from optimsyn.recipe_changes import changed
+from optimsyn.llm.hosted import batches
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from tests.batch_api_helpers import batch_apis
-from tests.models_helpers import Service
+from tests.llm_helpers import Service
 from tests.stages_helpers import answer, run_stage
 
 STAGES = ("prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize")

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from optimsyn.data.jsonl import append_jsonl, iter_json
-from optimsyn.display.run_facts import RunFacts
-from optimsyn.errors import StageError
-from optimsyn.recipe import Recipe
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import append_jsonl, iter_json
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.report import look
+from optimsyn.report.facts import RunFacts
 from optimsyn.runs.folder import Run
-from optimsyn.stages import look, synthesize
+from optimsyn.stages import synthesize
 from optimsyn.stages.judged_by import NOTE, refuse_another
-from optimsyn.stages.tools import Tools
-from tests.models_helpers import Service
+from optimsyn.stages.shared import Tools
+from tests.llm_helpers import Service
 from tests.stages_helpers import run_stage
 
 PLUGIN = 'WORD = "platinum"\n\ndef no_word(pair, context):\n    return "a word" if WORD in pair.answer else None\n'

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from optimsyn.data.jsonl import iter_json
-from optimsyn.display.names import UNREAD
-from optimsyn.display.report import write_report
-from optimsyn.errors import ServiceError
-from optimsyn.recipe import Recipe
-from optimsyn.recipe_changes import changed
+from optimsyn.base.errors import ServiceError
+from optimsyn.base.files import iter_json
+from optimsyn.base.labels import UNREAD
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.report.page.report import write_report
 from optimsyn.runs.folder import Run
-from tests.models_helpers import Answer, Service, said
+from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import answer, run_stage
 
 # Kinds of poison, what is counted for each, and what the service sends. The first two can be read.

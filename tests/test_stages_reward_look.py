@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from display_helpers import check_page, write_run
+from report_helpers import check_page, write_run
 from reward_look_helpers import OldDifference, Shuffled
 from rich.console import Console
 
-from optimsyn.data.reward_look import RewardLook
-from optimsyn.display.report import write_report
-from optimsyn.errors import StageError
-from optimsyn.recipe import Recipe
+from optimsyn.base.errors import StageError
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.report import look
+from optimsyn.report.page.report import write_report
+from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.folder import Run
-from optimsyn.stages import look
 from optimsyn.stages.preview import preview
-from tests.models_helpers import Service
+from tests.llm_helpers import Service
 from tests.stages_helpers import asked_twice, run_stage
 from tests.test_reward_look import LOOK
 
@@ -36,7 +36,7 @@ def changed(recipe: Recipe, **sections: Any) -> Recipe:
 def test_noise_stops_the_run_after_the_warm_up_and_the_same_run_goes_on(
     recipe: Recipe, served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any, dtype: str
 ) -> None:
-    monkeypatch.setattr("optimsyn.influence.scoring.build_scorer", scorer)
+    monkeypatch.setattr("optimsyn.influence.factory.build_scorer", scorer)
     recipe = changed(recipe, dtype=dtype, look={"subsets": 0})
     run = Run.open(recipe, tmp_path / "runs")
     run_stage(run, "prepare")

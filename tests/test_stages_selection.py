@@ -11,16 +11,16 @@ import pytest
 from influence_helpers import samples, tiny_target
 
 from optimsyn.data.records import Pair, Question
-from optimsyn.influence.moved import MovedScorer
-from optimsyn.influence.simulated import HORIZON, SimulatedTraining
-from optimsyn.judgements import Judgement
-from optimsyn.models.encoding import as_sample, counted
-from optimsyn.models.target import Target
-from optimsyn.recipe import Recipe
-from optimsyn.recipe_changes import changed
+from optimsyn.influence.conditional import MovedScorer
+from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.reward.judgements import Judgement
 from optimsyn.runs.folder import Run
 from optimsyn.stages.selection import select
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
+from optimsyn.target.encoding import as_sample, counted
+from optimsyn.target.target import Target
 from tests.stages_helpers import run_stage
 
 VALIDATION = [Question(id=item.id, question=item.prompt, answer=item.completion.strip()) for item in samples(4, seed=7)]

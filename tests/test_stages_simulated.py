@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from optimsyn.data.jsonl import iter_json
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import iter_json
 from optimsyn.data.records import Pair
-from optimsyn.data.reward_look import RewardLook
-from optimsyn.data.token_shares import SHARES_FILE, TokenShares
-from optimsyn.errors import StageError
-from optimsyn.influence.simulated_scorer import SimulatedScorer
-from optimsyn.judgements import Judgement
-from optimsyn.recipe import Recipe
+from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
+from optimsyn.influence.simulated.scorer import SimulatedScorer
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.reward.judgements import Judgement
+from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.folder import Run
 from optimsyn.stages.preview import preview
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 from optimsyn.stages.warm_up import parts_of
-from tests.models_helpers import Service
+from tests.llm_helpers import Service
 from tests.stages_helpers import asked_twice, run_stage
 
 

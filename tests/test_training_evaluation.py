@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from training_helpers import QUESTIONS, make_model, make_target, make_tokenizer
 
+from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Question
-from optimsyn.errors import ModelError
-from optimsyn.models.target import Target
-from optimsyn.recipe import Evaluation, Lora
+from optimsyn.recipe.recipe import Evaluation, Lora
+from optimsyn.target.target import Target
 from optimsyn.training.evaluation import evaluate, use_adapter
 from optimsyn.training.likelihood import AnswerScorer
 
@@ -200,7 +200,7 @@ def test_embedded_target_agrees_with_its_own_losses() -> None:
     """The real Gemma: shared prefixes and left padding against `Target.losses` without the end-of-text label."""
     from dataclasses import replace
 
-    loading: Any = pytest.importorskip("optimsyn.models.loading")
+    loading: Any = pytest.importorskip("optimsyn.llm.local.loading")
     assert loading
     target = Target.load("embedded")
     rows = evaluate(target, QUESTIONS, Evaluation(max_new_tokens=4, batch_size=8))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from optimsyn.data.records import Pair, Question
-from optimsyn.models.target import Target
-from optimsyn.recipe import Lora
+from optimsyn.recipe.recipe import Lora
+from optimsyn.target.target import Target
 
 TEXTS = [
     "Question: Which vitamin prevents scurvy?\nAnswer: vitamin C",

@@ -3,7 +3,7 @@
     python tools/check_writer_corpus.py                 # the whole corpus; ends with 1 where something is wrong
     python tools/check_writer_corpus.py --file F.jsonl  # one subject, without the balance of the whole
 
-A subject is a file `optimsyn/data/writer/<subject>.jsonl`, a passage a line.
+A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl`, a passage a line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from writer_forms import FORMS, Written
 
 from optimsyn.data.records import Rubric
 
-FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "writer"
+FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer"
 DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
 # Balance of the whole.
 LEAST_EXAMPLES, LEAST_SUBJECTS, LEAST_SHARE, MOST_SHARE = 1000, 15, 0.05, 0.16

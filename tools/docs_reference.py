@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from optimsyn.recipe import Recipe
+from optimsyn.recipe.recipe import Recipe
 
 # On a phone, the rows of the tables inside become paragraphs.
 STACKED = '<div class="stacked" markdown>'

@@ -18,7 +18,7 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from optimsyn.redaction import redact_tree, secret_values
+from optimsyn.base.secrets.redaction import redact_tree, secret_values
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 # A markdown cell with this tag gets the measured line.

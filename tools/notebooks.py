@@ -30,11 +30,11 @@ import psutil
 from nbformat import NotebookNode
 from notebook_form import build, problems, same_cells, source_cells, with_ids
 
-from optimsyn.data.jsonl import write_json, write_text
-from optimsyn.display.summary import duration
-from optimsyn.errors import OptimsynError
+from optimsyn.base.errors import OptimsynError
+from optimsyn.base.files import write_json, write_text
+from optimsyn.recipe.sizes import SIZES
+from optimsyn.report.summary import duration
 from optimsyn.runs import STAGES
-from optimsyn.sizes import SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -138,7 +138,7 @@ def check() -> list[str]:
 
 def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> list[str]:
     """Executes notebooks in order and writes their `.ipynb`; gives what is wrong with them."""
-    from optimsyn.models.embedded import EmbeddedServer
+    from optimsyn.llm.embedded.server import EmbeddedServer
 
     for name in _KEYS:
         os.environ.pop(name, None)
@@ -171,7 +171,7 @@ def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> l
 
 
 def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
-    from optimsyn.runs.engine import execute
+    from optimsyn.execution.engine import execute
 
     plain = WORK / "plain" / f"{source.stem}.ipynb"
     output = WORK / "executed" / plain.name
@@ -212,7 +212,7 @@ def _of_stages(name: str, size: str, machine: str) -> Measured | None:
 
 def _replies() -> tuple[int, int, float]:
     """Replies, tokens and dollars in all reply caches under the work folder."""
-    from optimsyn.models.replies import ReplyCache
+    from optimsyn.llm.replies import ReplyCache
 
     replies, tokens, cost = 0, 0, 0.0
     for path in sorted(WORK.rglob("*.sqlite")):
@@ -233,7 +233,7 @@ def _peak_memory() -> Iterator[list[int]]:
         while not done.wait(0.5):
             for process in me.children(recursive=True):
                 try:
-                    if "optimsyn.runs.kernel" in process.cmdline():
+                    if "optimsyn.execution.kernel" in process.cmdline():
                         peak[0] = max(peak[0], process.memory_info().rss)
                 except psutil.Error:
                     continue  # it ended between the two looks

@@ -3,9 +3,9 @@
     python tools/train_writer.py --output WRITER                # resumes
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
 
-Each example of `optimsyn/data/writer` gives two samples: passage and guiding text to rubric, passage and rubric to
-pair. A share of the pairs is trained without a rubric as well, so that the writer can do that too. Every tenth subject
-is held out, and its loss stands in `writer.json` beside the fingerprints of corpus and script.
+Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
+to pair. A share of the pairs is trained without a rubric as well, so that the writer can do that too. Every tenth
+subject is held out, and its loss stands in `writer.json` beside the fingerprints of corpus and script.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from optimsyn.models.embedded import weights_dir
+from optimsyn.llm.embedded.server import weights_dir
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply, rubric_prompt, rubric_reply
 
 # Held out: the loss of these subjects says whether the writer learns to write or learns the corpus by heart.

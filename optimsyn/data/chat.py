@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
+from optimsyn.base.errors import DataError
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.errors import DataError
 
 CONTEXT_PREFIX = "Passage: "
 QUESTION_PREFIX = "Question: "

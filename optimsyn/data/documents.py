@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.file_tree import HIDDEN, LEFT_BEHIND, Fault
-from optimsyn.data.losses import Loss
-from optimsyn.data.records import Document
-from optimsyn.data.sources import (
+from optimsyn.base.errors import DataError
+from optimsyn.data.files.file_tree import HIDDEN, LEFT_BEHIND, Fault
+from optimsyn.data.files.rows import (
     EMBEDDED_PREFIX,
     ROW_SUFFIXES,
     Row,
@@ -19,9 +18,10 @@ from optimsyn.data.sources import (
     sampled,
     shortened,
 )
+from optimsyn.data.losses import Loss
+from optimsyn.data.records import Document
 from optimsyn.data.text import encodable, kind_of, normalized
-from optimsyn.errors import DataError
-from optimsyn.recipe import Documents, Source
+from optimsyn.recipe.recipe import Documents, Source
 
 _ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")
 _NAMED = 5
@@ -124,7 +124,7 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     faults = _Faults(skip=config.on_error == "skip")
     place = files_of(source)
     if place is not None:
-        from optimsyn.data.folder import read_folder
+        from optimsyn.data.files.folder import read_folder
 
         contents = read_folder(place, config, convert=convert)
         passed, documents = contents.passed, contents.documents

@@ -8,7 +8,7 @@ from typing import cast
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document, Passage
 from optimsyn.data.text import word_count
-from optimsyn.recipe import Documents
+from optimsyn.recipe.recipe import Documents
 
 
 def split_passages(documents: Sequence[Document], config: Documents) -> tuple[list[Passage], list[Loss]]:

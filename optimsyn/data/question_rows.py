@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
+from optimsyn.base.errors import DataError
 from optimsyn.data.documents import label_value, text_value
 from optimsyn.data.excerpt import excerpt
+from optimsyn.data.files.rows import Row
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import Row
 from optimsyn.data.text import encodable, kind_of, normalized
-from optimsyn.errors import DataError
 
 _T = TypeVar("_T")
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")

@@ -6,16 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optimsyn.data.astray import note
-from optimsyn.data.dedup import overlap
-from optimsyn.data.file_tree import Fault
+from optimsyn.base.errors import DataError
+from optimsyn.data.duplicates import overlap
+from optimsyn.data.files.file_tree import Fault
+from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
 from optimsyn.data.losses import Loss
+from optimsyn.data.missing_documents import note
 from optimsyn.data.question_rows import Library, UnknownDocumentError, name_of, question_of
 from optimsyn.data.records import Document, Question
-from optimsyn.data.sources import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
 from optimsyn.data.splits import balanced_sample, split_by_group
-from optimsyn.errors import DataError
-from optimsyn.recipe import Questions, Source
+from optimsyn.recipe.recipe import Questions, Source
 
 _PLACE = re.compile(r".*?:(\d+)")
 _FEW = 6

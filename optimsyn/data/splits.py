@@ -6,8 +6,8 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from optimsyn.base.errors import DataError
 from optimsyn.data.records import Question
-from optimsyn.errors import DataError
 
 
 def split_by_group(

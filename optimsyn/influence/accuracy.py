@@ -1,6 +1,6 @@
 """How far a way of computing scores is from the right ones: measured on real questions, never believed.
 
-The reference is the backward pass with every operation in float32 (`optimsyn.models.wide`) where the model has 16-bit
+The reference is the backward pass with every operation in float32 (`optimsyn.target.upcast`) where the model has 16-bit
 weights, and in the model's own dtype where that is float32 or float64. Eight validation questions, short to long, each
 with the answer of another one, are scored by the way in question and by the reference; the error is
 
@@ -22,10 +22,10 @@ from typing import Literal
 
 import torch
 
-from optimsyn.data.jsonl import write_text
-from optimsyn.errors import ModelError
-from optimsyn.models.encoding import Encoded
-from optimsyn.models.target import Target
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import write_text
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
 
 Method = Literal["exact", "twin", "forward"]
 
@@ -50,7 +50,7 @@ class Choice:
     Attributes:
         method: What was taken: exact, twin or forward.
         errors: The measured error of each way that was tried, in the order of trying; "exact, mixed" and "exact,
-            float32" are the backward pass of a 16-bit model at higher precision (`optimsyn.models.wide.Precision`).
+            float32" are the backward pass of a 16-bit model at higher precision (`optimsyn.target.upcast.Precision`).
         reason: One sentence for people.
     """
 

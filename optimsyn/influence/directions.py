@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
-from optimsyn.errors import ModelError, RecipeError
-from optimsyn.influence.gamma import ESTIMATORS
-from optimsyn.influence.gradients import GradientTaps
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.influence.estimators import ESTIMATORS
+from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.moments import moments_of
-from optimsyn.models.encoding import Encoded
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
-from optimsyn.models.wide import in_float32, is_narrow
-from optimsyn.recipe_models import QuestionGradients
+from optimsyn.recipe.sections.models import QuestionGradients
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import in_float32, is_narrow
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 _HOLD_BYTES = 512 * 2**20
 _PREFIX = "direction:"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from optimsyn.errors import ModelError
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
+from optimsyn.base.errors import ModelError
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)

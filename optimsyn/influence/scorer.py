@@ -19,25 +19,25 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.base.shown import Shown
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
-from optimsyn.influence.gamma import Estimator, estimator_of
-from optimsyn.influence.gradients import GradientTaps, output_slices
-from optimsyn.influence.identity import scorer_fingerprint
-from optimsyn.influence.processes import in_shares, process_count
+from optimsyn.influence.distributed import in_shares, process_count
+from optimsyn.influence.estimators import Estimator, estimator_of
+from optimsyn.influence.fingerprint import scorer_fingerprint
+from optimsyn.influence.gradients.taps import GradientTaps, output_slices
 from optimsyn.influence.sinks import DotSink
-from optimsyn.influence.token_shares import token_shares as shares_of
-from optimsyn.models.encoding import Encoded, as_sample, counted
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
-from optimsyn.models.wide import Precision, computing, is_narrow
-from optimsyn.recipe_models import CountedTokens, QuestionGradients
-from optimsyn.shown import Shown
+from optimsyn.influence.token_attribution import token_shares as shares_of
+from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
+from optimsyn.target.encoding import Encoded, as_sample, counted
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import Precision, computing, is_narrow
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
-    from optimsyn.display.tables import Table
+    from optimsyn.base.table import Table
 
 T = TypeVar("T")
 
@@ -56,7 +56,8 @@ class Scores(Shown):
         label_tokens: [n] int64, the tokens that count.
         token_shares: For each sample the share [label tokens] of its total that each label token brings, None where
             not asked for. They sum to the total, less what momentum alone contributes to it (see
-            `optimsyn.influence.token_shares`); with the max across subtasks they split the winning subtask's score.
+            `optimsyn.influence.token_attribution`); with the max across subtasks they split the winning subtask's
+            score.
     """
 
     ids: tuple[str, ...]
@@ -75,7 +76,7 @@ class Scores(Shown):
         return f"Scores({len(self)} samples, subtasks {', '.join(self.subtasks)})"
 
     def _table(self) -> Table:
-        from optimsyn.display.reprs import scores_table
+        from optimsyn.report.reprs import scores_table
 
         return scores_table(self)
 
@@ -86,12 +87,12 @@ class InfluenceScorer:
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: adam, adam_momentum_free, adam_linear, sgd or less (see `optimsyn.influence.gamma`).
+        estimator: adam, adam_momentum_free, adam_linear, sgd or less (see `optimsyn.influence.estimators`).
         normalization: cosine (the paper's), or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
         question_gradients: plain: the direction is that of the questions' mean loss. unit: each question's gradient
             is scaled to length 1 first, so that each has one vote.
-        tokens: Which tokens of questions and pairs count; see `optimsyn.models.encoding.counted`.
+        tokens: Which tokens of questions and pairs count; see `optimsyn.target.encoding.counted`.
         batch_tokens: Tokens scored in one batch.
         folder: Keep validation directions here, one file per checkpoint; a file of the same model, checkpoint and
             questions is used instead of being computed again.
@@ -110,7 +111,7 @@ class InfluenceScorer:
         numerical_error: The share of the scores' size that they are off by; measured when first asked for, as
             `optimsyn.influence.accuracy` says.
         subtasks: Names of the columns of `Scores.by_subtask`.
-        fingerprint: Changes with everything that changes scores (see `optimsyn.influence.identity`).
+        fingerprint: Changes with everything that changes scores (see `optimsyn.influence.fingerprint`).
 
     Raises:
         DataError: There are no questions.

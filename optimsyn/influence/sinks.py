@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from optimsyn.influence.directions import Directions
-from optimsyn.influence.gamma import Direction, Estimator, normalised
-from optimsyn.influence.gradients import output_slices
+from optimsyn.influence.estimators import Direction, Estimator, normalised
+from optimsyn.influence.gradients.taps import output_slices
 from optimsyn.influence.moments import Moments, moments_of
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 
 def pieces_of(target: Target, checkpoint: Checkpoint) -> Iterator[tuple[str, slice, Moments]]:

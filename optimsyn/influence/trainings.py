@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import torch
 
-from optimsyn.errors import DataError, ModelError
-from optimsyn.influence.twin_adapters import Twins
-from optimsyn.models.encoding import Batch, Encoded, pad
-from optimsyn.models.target import Target
-from optimsyn.models.warm_up import Checkpoint
+from optimsyn.base.errors import DataError, ModelError
+from optimsyn.influence.derivative.twin_adapters import Twins
+from optimsyn.target.encoding import Batch, Encoded, pad
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 Schedule = Sequence[Sequence[int]]
 """For each step the places in the pool that make its batch; a place may stand there more than once."""
@@ -66,7 +66,7 @@ class Trainings:
         target: Its trained parameters are weights or biases of `nn.Linear` modules, as LoRA's are.
         checkpoint: Where every training starts.
         pool: What is trained on.
-        questions: Whose losses are measured; encoded as what counts of them (`optimsyn.models.encoding.counted`).
+        questions: Whose losses are measured; encoded as what counts of them (`optimsyn.target.encoding.counted`).
         lr: Learning rate of the first step; None: the checkpoint's.
         decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
         max_grad_norm: Gradient clipping; None: none.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.jsonl import append_jsonl, iter_json, write_jsonl
+from optimsyn.base.files import append_jsonl, iter_json, write_jsonl
 
 
 class History:

@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.data.jsonl import write_json, write_text
+from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.files import write_json, write_text
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
-from optimsyn.errors import DataError, ModelError
-from optimsyn.judgements import digest
 from optimsyn.optimize.history import History, read_history
-from optimsyn.recipe import ModelSpec, PolicyOptimizer
-from optimsyn.seeds import derive_seed
+from optimsyn.recipe.recipe import ModelSpec, PolicyOptimizer
+from optimsyn.reward.judgements import digest
 
 if TYPE_CHECKING:
-    from optimsyn.programs.shape import TaskShape
-    from optimsyn.reward import InfluenceReward
+    from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.reward import InfluenceReward
 
 LoadModel = Callable[[ModelSpec], tuple[Any, Any]]
 
@@ -180,7 +180,7 @@ def _build_trainer(
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
 
-    from optimsyn.models.loading import load_causal_lm
+    from optimsyn.llm.local.loading import load_causal_lm
     from optimsyn.optimize.shared_prompt import SharedPromptTrainer
 
     model, tokenizer = (load or load_causal_lm)(spec)
@@ -221,7 +221,7 @@ def _arguments(spec: ModelSpec, config: PolicyOptimizer, folder: Path, seed: int
     import torch
     from trl import GRPOConfig
 
-    from optimsyn.models.generation import MIN_P, TOP_K, TOP_P
+    from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P
 
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"

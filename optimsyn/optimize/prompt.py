@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from pydantic import BaseModel, ConfigDict
 
-from optimsyn.data.jsonl import write_json
+from optimsyn.base.errors import OptimsynError, ReplyError, ServiceError
+from optimsyn.base.files import write_json
+from optimsyn.base.secrets.redaction import CleanWriter, redact
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
-from optimsyn.errors import OptimsynError, ReplyError, ServiceError
-from optimsyn.judgements import digest
 from optimsyn.optimize.history import History
 from optimsyn.optimize.proposer import EvidenceProposer
-from optimsyn.recipe import PromptOptimizer
-from optimsyn.redaction import CleanWriter, redact
-from optimsyn.seeds import derive_seed
+from optimsyn.recipe.recipe import PromptOptimizer
+from optimsyn.reward.judgements import digest
 
 if TYPE_CHECKING:
-    from optimsyn.models.language_model import LanguageModel
+    from optimsyn.llm.language_model import LanguageModel
     from optimsyn.programs.rubric import RubricWriter
-    from optimsyn.programs.shape import TaskShape
-    from optimsyn.reward import InfluenceReward
+    from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.reward import InfluenceReward
 
 # Below every reward that a pair can earn. DSPy gives it to an example that raised, which here ends the search anyway.
 FAILURE_SCORE = -1e6

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimsyn.judgements import Judgement
+from optimsyn.reward.judgements import Judgement
 
 # Sentences in one candidate at most: the rubric model may be small and its context short.
 MOST_ADVICE = 4

@@ -25,8 +25,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from optimsyn.models.generation import prompt_ids
-from optimsyn.recipe_models import NO_THINKING
+from optimsyn.llm.local.generation import prompt_ids
+from optimsyn.recipe.sections.models import NO_THINKING
 
 # Largest matrix of logits in memory.
 _CHUNK_BYTES = 256 * 2**20
@@ -87,7 +87,7 @@ class TokenLogProbs(torch.autograd.Function):
 
 
 class Candidates(LogitsProcessor):
-    """Cuts the candidates as `optimsyn.models.generation.truncated` does, for a whole batch, then applies temperature.
+    """Cuts a whole batch's candidates as `optimsyn.llm.local.generation.truncated` does, then applies temperature.
 
     Args:
         top_k: At most so many candidates.

@@ -12,14 +12,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from optimsyn.data.dedup import NearDuplicates, question_text
+from optimsyn.base.errors import RecipeError
+from optimsyn.data.duplicates import NearDuplicates, question_text
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import control_token, is_quoted, normalized, stem, word_count, words_of
-from optimsyn.errors import RecipeError
-from optimsyn.programs.check_identity import check_parts, fingerprint_of
-from optimsyn.programs.demos import DEMOS
-from optimsyn.programs.prompts.spans import FUNCTION_WORDS
-from optimsyn.recipe import Checks
+from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of
+from optimsyn.programs.constrained.spans import FUNCTION_WORDS
+from optimsyn.programs.demonstrations import DEMOS
+from optimsyn.recipe.recipe import Checks
 
 _QUESTION_WORDS = frozenset(
     "how much many long far old large when where who which what why year percentage share".split()

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Pair, Passage, Rubric
+from optimsyn.programs.constrained.pair_form import PairForm, open_schema, tight_schema
+from optimsyn.programs.constrained.steering import Steer
+from optimsyn.programs.messages import Message
+from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
-from optimsyn.programs.prompts.messages import Message
-from optimsyn.programs.prompts.pair_form import PairForm, open_schema, tight_schema
 from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages
-from optimsyn.programs.prompts.steer import Steer
-from optimsyn.programs.read_pair import read_pair
 from optimsyn.programs.rubric import Shared
-from optimsyn.programs.shape import TaskShape
-from optimsyn.seeds import derive_seed
+from optimsyn.programs.task_shape import TaskShape
 
 if TYPE_CHECKING:
-    from optimsyn.models.language_model import LanguageModel
+    from optimsyn.llm.language_model import LanguageModel
 
 
 class WritePair(dspy.Signature):
@@ -143,7 +143,7 @@ class PairWriter(dspy.Module):
         self, passage: Passage, rubric: Rubric | None = None, seed: int = 0, variant: str = ""
     ) -> dspy.Prediction:
         """The same, for callers without an event loop."""
-        from optimsyn.models.language_model import run_sync
+        from optimsyn.llm.language_model import run_sync
 
         return run_sync(self.aforward(passage, rubric, seed, variant))
 

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.records import PairKind, Passage, Rubric
-from optimsyn.errors import Outcome, ReplyError
-from optimsyn.models.replies import Reply
+from optimsyn.llm.reading.plain_text import beginning, one_line
+from optimsyn.llm.reading.unusable import was_cut
+from optimsyn.llm.reading.values import objects_in, read
+from optimsyn.llm.replies import Reply
+from optimsyn.programs.messages import Message
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
-from optimsyn.programs.prompts.messages import Message
 from optimsyn.programs.prompts.rubric_prompts import (
     CUE,
     LABELS,
@@ -32,12 +35,9 @@ from optimsyn.programs.prompts.rubric_prompts import (
     lines_prompt,
     rubric_schema,
 )
-from optimsyn.reading.outcomes import was_cut
-from optimsyn.reading.reading import objects_in, read
-from optimsyn.reading.text import beginning, one_line
 
 if TYPE_CHECKING:
-    from optimsyn.models.language_model import LanguageModel
+    from optimsyn.llm.language_model import LanguageModel
 
 # Short keys of the compact form beside the full names and the labels of the five lines.
 _SHORT = {"type": "question_type", "question": "question_quality", "answer": "answer_quality"}
@@ -130,7 +130,7 @@ class RubricWriter(dspy.Module):
 
     def forward(self, passage: Passage, kind: PairKind = "free", seed: int = 0) -> dspy.Prediction:
         """The same, for callers without an event loop (DSPy's optimisers call programs in threads)."""
-        from optimsyn.models.language_model import run_sync
+        from optimsyn.llm.language_model import run_sync
 
         return run_sync(self.aforward(passage=passage, kind=kind, seed=seed))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optimsyn.runs.folder import Run
-from optimsyn.runs.handle import StageHandle
 from optimsyn.runs.manifest import STAGES, Manifest
+from optimsyn.runs.stage_handle import StageHandle
 
 __all__ = ["STAGES", "Manifest", "Run", "StageHandle"]

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from optimsyn.data.jsonl import write_json, write_text
-from optimsyn.errors import OptimsynError, StageError
-from optimsyn.recipe import Recipe
-from optimsyn.redaction import forget_secrets, redact
-from optimsyn.runs.ending import let_arrive, told_of_disk
-from optimsyn.runs.handle import PROGRESS_FILE, StageHandle, shown_in_notebook
+from optimsyn.base.errors import OptimsynError, StageError
+from optimsyn.base.files import write_json, write_text
+from optimsyn.base.secrets.redaction import forget_secrets, redact
+from optimsyn.base.shown import Shown
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
-from optimsyn.runs.memory import peak_bytes, reset_peak
-from optimsyn.shown import Shown
+from optimsyn.runs.peak_memory import peak_bytes, reset_peak
+from optimsyn.runs.stage_end import let_arrive, told_of_disk
+from optimsyn.runs.stage_handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 
 if TYPE_CHECKING:
-    from optimsyn.data.dataset import Dataset
-    from optimsyn.display.tables import Table
-    from optimsyn.models.replies import ReplyCache
+    from optimsyn.base.table import Table
+    from optimsyn.llm.replies import ReplyCache
+    from optimsyn.runs.dataset import Dataset
     from optimsyn.runs.forecast import Forecast
 
 # A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
@@ -86,9 +86,9 @@ class Run(Shown):
         """
         if str(run_folder):
             return cls.load(run_folder)
-        from optimsyn.preflight import checked
-        from optimsyn.preflight_services import open_asked
-        from optimsyn.runs.parameters import chosen_recipe
+        from optimsyn.execution.parameters import chosen_recipe
+        from optimsyn.machine.preflight import checked
+        from optimsyn.machine.preflight_services import open_asked
         from optimsyn.runs.resources import default_root
 
         chosen = chosen_recipe(recipe, size=size, generator=generator, changes=changes)
@@ -157,7 +157,7 @@ class Run(Shown):
     @cached_property
     def replies(self) -> ReplyCache:
         """Every reply that this run has bought, kept in `replies.sqlite`."""
-        from optimsyn.models.replies import ReplyCache
+        from optimsyn.llm.replies import ReplyCache
 
         return ReplyCache(self.path("replies.sqlite"))
 
@@ -295,7 +295,7 @@ class Run(Shown):
     @property
     def services(self) -> dict[str, dict[str, Any]]:
         """What services have answered about themselves so far."""
-        from optimsyn.models.learned import SERVICES_FILE, read_services
+        from optimsyn.llm.hosted.service_memory import SERVICES_FILE, read_services
 
         return read_services(self.folder / SERVICES_FILE)
 
@@ -375,12 +375,12 @@ class Run(Shown):
         Raises:
             DataError: It has not finished.
         """
-        from optimsyn.data.dataset import Dataset
+        from optimsyn.runs.dataset import Dataset
 
         return Dataset(self.folder / "dataset")
 
     def _table(self) -> Table:
-        from optimsyn.display.reprs import run_table
+        from optimsyn.report.reprs import run_table
 
         return run_table(self)
 

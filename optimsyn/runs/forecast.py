@@ -1,6 +1,6 @@
 """What a run is going to send: requests, tokens and money by stage, each with a range. Written into the manifest.
 
-This module holds the result and reads nothing; `optimsyn.runs.forecasting` makes it.
+This module holds the result and reads nothing; `optimsyn.machine.forecast.requests` makes it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from optimsyn.shown import Shown
+from optimsyn.base.shown import Shown
 
 if TYPE_CHECKING:
-    from optimsyn.display.tables import Table
+    from optimsyn.base.table import Table
 
 
 class Range(BaseModel):
@@ -118,7 +118,7 @@ class Forecast(Shown, BaseModel):
         return text
 
     def _table(self) -> Table:
-        from optimsyn.display.tables import Table
+        from optimsyn.base.table import Table
 
         columns = ("stage", "requests", "tokens read", "tokens written", *(("US dollars",) if self.paid else ()))
         total = self.total

@@ -19,10 +19,10 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimsyn import __version__
-from optimsyn.data.jsonl import write_text
-from optimsyn.errors import StageError
-from optimsyn.models.control_tokens import RENDERED_DAY
-from optimsyn.recipe import Recipe
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import write_text
+from optimsyn.llm.control_tokens import RENDERED_DAY
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.forecast import Forecast
 
 Stage = Literal["prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize", "fine_tune", "evaluate"]
@@ -167,7 +167,8 @@ class Manifest(_Part):
             when kept and bought again, and of how many the tokens are `estimated`; under `other` where nobody's role.
         forecast: What the run was going to send, as it looked at its start.
         forecast_now: The same as it looked at last, with what has been sent in place of what was foreseen.
-        services: What services have answered about themselves (`optimsyn.models.learned`): parameters that they do not
+        services: What services have answered about themselves (`optimsyn.llm.hosted.service_memory`): parameters that
+        they do not
             take, schemas, unknown prices, usage that cannot be true.
     """
 

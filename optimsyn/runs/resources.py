@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 import optimsyn
-from optimsyn.errors import RecipeError, StageError
+from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.runs.manifest import STAGES
 
 _PACKAGE = Path(optimsyn.__file__).resolve().parent

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from optimsyn.errors import Outcome, ReplyError, StageError
-from optimsyn.seeds import derive_seed
+from optimsyn.base.errors import Outcome, ReplyError, StageError
+from optimsyn.base.seeds import derive_seed
 
 if TYPE_CHECKING:
     from optimsyn.data.records import PairKind, Passage, Rubric
-    from optimsyn.models.replies import Reply
-    from optimsyn.reward import InfluenceReward, Judgement, RubricRequest
-    from optimsyn.stages.tools import Tools
+    from optimsyn.llm.replies import Reply
+    from optimsyn.reward.reward import InfluenceReward, Judgement, RubricRequest
+    from optimsyn.stages.shared import Tools
 
 # A sampled rubric of the trained policy that does not parse is drawn again this often: the policy decodes freely,
 # while the other sources are held to the format by their server.
@@ -45,7 +45,7 @@ async def request_rubrics(
     Raises:
         ServiceError: The rubric model's service failed for good.
     """
-    from optimsyn.reward import RubricRequest
+    from optimsyn.reward.reward import RubricRequest
 
     text = guiding_text_of(tools, variant)
     rubric_model = "" if variant == "no_rubric" else tools.recipe.models.rubric.name
@@ -83,9 +83,9 @@ async def request_rubrics(
 
 async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind: PairKind, seed: int) -> Rubric:
     """One rubric sampled from the trained policy, with the prompt that it was trained on."""
-    from optimsyn.models.language_model import Call
+    from optimsyn.llm.language_model import Call
+    from optimsyn.llm.reading.asking import hear
     from optimsyn.programs.rubric import complete_rubric, rubric_messages
-    from optimsyn.reading.hearing import hear
 
     def read(reply: Reply, max_tokens: int | None) -> Rubric:
         return complete_rubric(reply, max_tokens=max_tokens)

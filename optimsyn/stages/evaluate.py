@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimsyn.data.jsonl import iter_json, write_json, write_jsonl
-from optimsyn.stages.result import StageResult
-from optimsyn.stages.tools import Tools
-from optimsyn.training.bootstrap import UNTUNED
+from optimsyn.base.files import iter_json, write_json, write_jsonl
+from optimsyn.runs.stage_result import StageResult
+from optimsyn.stages.shared import Tools
+from optimsyn.training.intervals import UNTUNED
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
-    from optimsyn.runs.handle import StageHandle
+    from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.training.evaluation import QuestionRow
 
 
@@ -23,8 +23,8 @@ def run(run: Run) -> StageResult:
     Raises:
         DataError: An earlier stage has not finished.
     """
-    from optimsyn.stages.summary import write_summary
-    from optimsyn.training.bootstrap import summarize
+    from optimsyn.report.write_summary import write_summary
+    from optimsyn.training.intervals import summarize
 
     recipe = run.recipe
     with run.stage("evaluate") as stage:
@@ -57,7 +57,7 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
             total = len(variants) * len(tools.test)
             stage.progress(answered, total, "answers")
             if target is None:
-                from optimsyn.models.target import Target
+                from optimsyn.target.target import Target
 
                 target = Target.load(run.recipe.models.target, seed=run.recipe.seed)
 
@@ -81,7 +81,7 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
 
 def _against_no_rubric(run: Run, rows: dict[str, list[QuestionRow]]) -> None:
     """What rubrics are worth: paired differences to the target that learned from as many pairs without one."""
-    from optimsyn.training.bootstrap import summarize
+    from optimsyn.training.intervals import summarize
 
     recipe = run.recipe
     table = summarize(

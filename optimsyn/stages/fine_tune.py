@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.data.jsonl import read_jsonl
+from optimsyn.base.files import read_jsonl
 from optimsyn.data.records import Pair
-from optimsyn.stages.result import StageResult
+from optimsyn.runs.stage_result import StageResult
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
@@ -19,7 +19,7 @@ def run(run: Run) -> StageResult:
     Raises:
         DataError: `synthesize` has not finished.
     """
-    from optimsyn.training.sft import fine_tune
+    from optimsyn.training.fine_tuning import fine_tune
 
     recipe = run.recipe
     with run.stage("fine_tune") as stage:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.errors import StageError
+from optimsyn.base.errors import StageError
 
 if TYPE_CHECKING:
-    from optimsyn.influence.scoring import Scorer
+    from optimsyn.influence.factory import Scorer
     from optimsyn.programs.checks import Checker
-    from optimsyn.reward import InfluenceReward
+    from optimsyn.reward.reward import InfluenceReward
     from optimsyn.runs.folder import Run
 
 NOTE = "judged_by"

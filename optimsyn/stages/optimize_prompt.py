@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimsyn.data.jsonl import write_text
+from optimsyn.base.files import write_text
+from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.judged_by import passed_over
-from optimsyn.stages.result import StageResult
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
-    from optimsyn.runs.handle import StageHandle
+    from optimsyn.runs.stage_handle import StageHandle
 
 
 def run(run: Run) -> StageResult:
@@ -35,7 +35,7 @@ def run(run: Run) -> StageResult:
 
 
 def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
-    from optimsyn.models.language_model import load_language_model
+    from optimsyn.llm.language_model import load_language_model
     from optimsyn.optimize.prompt import optimize_guiding_text
 
     recipe = run.recipe

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.files import write_json, write_jsonl
+from optimsyn.base.secrets.redaction import kept
 from optimsyn.data.documents import load_document_set
+from optimsyn.data.files.rows import sampled
 from optimsyn.data.injections import all_dropped, note, talking
-from optimsyn.data.jsonl import write_json, write_jsonl
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_questions
-from optimsyn.data.sources import sampled
-from optimsyn.errors import DataError, ModelError
-from optimsyn.redaction import kept
-from optimsyn.stages.result import StageResult
+from optimsyn.runs.stage_result import StageResult
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage, Question, Record
@@ -141,8 +141,8 @@ def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[
     Raises:
         DataError: None of them fits.
     """
-    from optimsyn.models.encoding import as_sample, encode
-    from optimsyn.models.loading import load_tokenizer
+    from optimsyn.llm.local.loading import load_tokenizer
+    from optimsyn.target.encoding import as_sample, encode
 
     spec = run.recipe.models.target
     tokenizer = load_tokenizer(spec)

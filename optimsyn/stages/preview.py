@@ -10,20 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
-from optimsyn.errors import StageError
+from optimsyn.base.errors import StageError
 from optimsyn.programs.rubric import rubric_text
+from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.prepare import run as prepare
-from optimsyn.stages.result import StageResult
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from optimsyn.data.records import Pair, Question
+    from optimsyn.influence.factory import Scorer
     from optimsyn.influence.scorer import Scores
-    from optimsyn.influence.scoring import Scorer
-    from optimsyn.influence.simulated_scorer import BatchTraining
+    from optimsyn.influence.simulated.scorer import BatchTraining
     from optimsyn.runs.folder import Run
     from optimsyn.stages.warm_up import Draft
 
@@ -65,13 +65,13 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
     Args:
         run: The run of the recipe; its replies are cached there.
         pairs: How many pairs to show; invalid ones are shown too, with the check that they failed.
-        step: Is told what is done, as each step begins (`optimsyn.runs.screen.Steps.step`).
+        step: Is told what is done, as each step begins (`optimsyn.execution.status_line.Steps.step`).
 
     Raises:
         StageError: No valid pair came out of five times as many tries.
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.influence.scoring import build_scorer
+    from optimsyn.influence.factory import build_scorer
 
     with step("Reading documents and questions"):
         prepared = prepare(run)
@@ -122,7 +122,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
 
 def _written(tools: Tools, pairs: int, step: Step) -> list[Draft]:
     """First drafts until as many are valid as are wanted, or too many have been tried."""
-    from optimsyn.models.language_model import run_sync
+    from optimsyn.llm.language_model import run_sync
     from optimsyn.stages.warm_up import write_first_draft
 
     models = tools.recipe.models
@@ -163,7 +163,7 @@ def _look(
     training: BatchTraining | None,
 ) -> RewardLook | None:
     """The run's own look where it has one, else a cheap one at these pairs: nothing is trained."""
-    from optimsyn.influence.reward_look import look_at_reward
+    from optimsyn.reward.look.measure import look_at_reward
 
     kept = run.folder / "warm_up" / REWARD_LOOK_FILE
     if run.done("warm_up") and kept.is_file():

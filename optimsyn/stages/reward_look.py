@@ -9,14 +9,14 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.data.reward_look import REWARD_LOOK_FILE, RewardLook
-from optimsyn.errors import StageError
+from optimsyn.base.errors import StageError
+from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
     from optimsyn.influence.scorer import Scores
-    from optimsyn.runs.handle import StageHandle
-    from optimsyn.stages.tools import Tools
+    from optimsyn.runs.stage_handle import StageHandle
+    from optimsyn.stages.shared import Tools
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def look_after_warm_up(
     Raises:
         StageError: The reward is noise, and the recipe does not say to go on.
     """
-    from optimsyn.influence.reward_look import look_at_reward
+    from optimsyn.reward.look.measure import look_at_reward
 
     recipe, path = tools.recipe, tools.run.path("warm_up", REWARD_LOOK_FILE)
     wanted = recipe.reward.look

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from optimsyn.base.seeds import derive_seed
 from optimsyn.influence.selection import top
-from optimsyn.judgements import content_key
-from optimsyn.seeds import derive_seed
+from optimsyn.reward.judgements import content_key
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
-    from optimsyn.influence.simulated import SimulatedTraining
-    from optimsyn.judgements import Judgement
-    from optimsyn.stages.tools import Tools
+    from optimsyn.influence.simulated.training import SimulatedTraining
+    from optimsyn.reward.judgements import Judgement
+    from optimsyn.stages.shared import Tools
 
 RANDOM_SETS = 8
 """So many random sets of candidates stand beside the chosen one."""
@@ -109,11 +109,11 @@ def _trainings(
     tools: Tools, pairs: Sequence[Pair], places: Mapping[str, Sequence[int]]
 ) -> dict[str, SimulatedTraining]:
     """Of each variant's candidates; the gradients of questions and shared pairs are taken once."""
-    from optimsyn.influence.features import AdamScale, gradient_rows, layout_for
-    from optimsyn.influence.gradients import GradientTaps
-    from optimsyn.influence.simulated import HORIZON, SimulatedTraining
-    from optimsyn.models.encoding import as_sample, counted
-    from optimsyn.training.sft import MAX_GRAD_NORM
+    from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
+    from optimsyn.influence.gradients.taps import GradientTaps
+    from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+    from optimsyn.target.encoding import as_sample, counted
+    from optimsyn.training.fine_tuning import MAX_GRAD_NORM
 
     recipe, target = tools.recipe, tools.target
     questions = [

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.data.jsonl import read_jsonl, write_json, write_jsonl
-from optimsyn.data.token_shares import SHARES_FILE
-from optimsyn.errors import StageError
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import read_jsonl, write_json, write_jsonl
+from optimsyn.influence.attribution.records import SHARES_FILE
+from optimsyn.runs.stage_result import StageResult
+from optimsyn.stages.attribution import keep_token_shares
 from optimsyn.stages.candidates import first_round
 from optimsyn.stages.judged_by import passed_over
-from optimsyn.stages.result import StageResult
 from optimsyn.stages.selection import RANDOM_SETS, Selection, select
-from optimsyn.stages.token_shares import keep_token_shares
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
-    from optimsyn.reward import InfluenceReward, Judgement
+    from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.runs.folder import Run
-    from optimsyn.runs.handle import Count
+    from optimsyn.runs.stage_handle import Count
 
 FEWEST_PAIRS = 2
 
@@ -57,7 +57,7 @@ def run(run: Run) -> StageResult:
 
 def _write_ahead(run: Run, tools: Tools) -> None:
     """Puts the first candidates of all variants into as few batches as there can be."""
-    from optimsyn.models.language_model import run_sync
+    from optimsyn.llm.language_model import run_sync
     from optimsyn.stages.candidates import write_first_rounds
 
     config = run.recipe.synthesis
@@ -68,8 +68,8 @@ def _write_ahead(run: Run, tools: Tools) -> None:
 
 def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, written: Count) -> list[Judgement]:
     """The judged candidates of one variant, from the run where they are complete and judged as all others are."""
-    from optimsyn.judgements import Judgement
-    from optimsyn.models.language_model import run_sync
+    from optimsyn.llm.language_model import run_sync
+    from optimsyn.reward.judgements import Judgement
     from optimsyn.stages.candidates import write_candidates
 
     path = run.path("synthesize", f"{variant}.candidates.jsonl")
@@ -88,8 +88,8 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, w
 
 
 def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: list[str]) -> StageResult:
-    from optimsyn.data.dedup import unique_pairs
-    from optimsyn.data.export import export_dataset
+    from optimsyn.data.duplicates import unique_pairs
+    from optimsyn.runs.export import export_dataset
 
     config = run.recipe.synthesis
     unique: dict[str, list[Judgement]] = {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.judged_by import passed_over
-from optimsyn.stages.result import StageResult
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
-    from optimsyn.runs.handle import StageHandle
+    from optimsyn.runs.stage_handle import StageHandle
 
 
 def run(run: Run) -> StageResult:

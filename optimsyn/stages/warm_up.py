@@ -12,23 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from optimsyn.data.jsonl import write_json, write_jsonl
-from optimsyn.errors import Outcome, ServiceError, StageError
-from optimsyn.judgements import failure
-from optimsyn.redaction import redact
+from optimsyn.base.errors import Outcome, ServiceError, StageError
+from optimsyn.base.files import write_json, write_jsonl
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.reward.judgements import failure
+from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.judged_by import NOTE, facts_of
-from optimsyn.stages.result import StageResult
 from optimsyn.stages.reward_look import look_after_warm_up, look_numbers, look_row
-from optimsyn.stages.tools import Tools
+from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Passage, Rubric
-    from optimsyn.influence.scoring import MeasuredScorer
-    from optimsyn.models.warm_up_curve import Search, WarmUpCurve
-    from optimsyn.recipe import Recipe
-    from optimsyn.reward import RubricRequest
+    from optimsyn.influence.factory import MeasuredScorer
+    from optimsyn.recipe.recipe import Recipe
+    from optimsyn.reward.reward import RubricRequest
     from optimsyn.runs.folder import Run
-    from optimsyn.runs.handle import StageHandle
+    from optimsyn.runs.stage_handle import StageHandle
+    from optimsyn.target.warm_up.curve import Search, WarmUpCurve
 
 # Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
 FEWEST_DRAFTS = 4
@@ -52,7 +52,7 @@ def run(run: Run) -> StageResult:
 
 
 def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
-    from optimsyn.models.language_model import run_sync
+    from optimsyn.llm.language_model import run_sync
 
     config = run.recipe.warm_up
     # A rubric and a pair for each.
@@ -122,7 +122,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
 
 def parts_of(recipe: Recipe, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Search]:
     """The pairs to train on, those to look at in their place, and how steps and learning rate are found."""
-    from optimsyn.models.warm_up_curve import Search
+    from optimsyn.target.warm_up.curve import Search
 
     config = recipe.warm_up
     search = Search(config.max_steps, config.every, config.held_out, around=recipe.fine_tune.lr)
@@ -225,7 +225,7 @@ async def write_first_draft(
     Raises:
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.errors import ReplyError
+    from optimsyn.base.errors import ReplyError
     from optimsyn.stages.candidates import request_rubrics
 
     requests = await request_rubrics(tools, "first_draft", range(start, start + count), told)

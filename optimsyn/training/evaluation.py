@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from optimsyn.errors import ModelError
-from optimsyn.training.answers import exact_match, token_f1
+from optimsyn.base.errors import ModelError
+from optimsyn.training.answer_metrics import exact_match, token_f1
 
 if TYPE_CHECKING:
     from optimsyn.data.records import PairKind, Question
-    from optimsyn.models.target import Target
-    from optimsyn.recipe import CountedTokens, Evaluation
+    from optimsyn.recipe.recipe import CountedTokens, Evaluation
+    from optimsyn.target.target import Target
     from optimsyn.training.likelihood import Item
 
 
@@ -30,7 +30,7 @@ class QuestionRow(TypedDict):
         kind: `free` or `multiple_choice`.
         subtask: Subtask of the question.
         loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens count (and whether they
-            are added up in another way) `optimsyn.models.encoding.counted` decides, for the evaluation as for the
+            are added up in another way) `optimsyn.target.encoding.counted` decides, for the evaluation as for the
             influence. By default the one that ends the text is left out: a fine-tuned target learns to stop within a
             few steps, which says nothing about what it knows.
         correct: Multiple choice: the gold option has the highest mean log-likelihood per token (ties go to the first
@@ -86,7 +86,7 @@ def evaluate(
     """
     import torch
 
-    from optimsyn.recipe_models import CountedTokens
+    from optimsyn.recipe.sections.models import CountedTokens
     from optimsyn.training.likelihood import AnswerScorer
 
     if not questions:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
-from optimsyn.errors import ModelError
-from optimsyn.models.encoding import counted
-from optimsyn.recipe_models import CountedTokens
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.encoding import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from optimsyn.data.records import Question, Sample
-    from optimsyn.models.target import Target
+    from optimsyn.target.target import Target
 
 # Logits held at once, in numbers: with a vocabulary of 262,144 these are 256 positions and 256 MB in float32.
 _LOGITS_AT_ONCE = 2**26

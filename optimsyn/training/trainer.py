@@ -13,9 +13,9 @@ import torch
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from optimsyn.data.jsonl import write_jsonl
-from optimsyn.errors import ModelError
-from optimsyn.models.encoding import Batch
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import write_jsonl
+from optimsyn.target.encoding import Batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
     from trl import SFTConfig
 
-    from optimsyn.models.target import Target
+    from optimsyn.target.target import Target
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ class HistoryCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the history."""
-        from optimsyn.training.sft import history_rows
+        from optimsyn.training.fine_tuning import history_rows
 
         write_jsonl(self.path, history_rows(state.log_history))
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from optimsyn.errors import ReplyError
-from optimsyn.programs.prompts.messages import Message, Schema
-from optimsyn.reading.hearing import hear
+from optimsyn.base.errors import ReplyError
+from optimsyn.llm.reading.asking import hear
+from optimsyn.programs.messages import Message, Schema
 
 if TYPE_CHECKING:
-    from optimsyn.models.language_model import Call, LanguageModel
-    from optimsyn.models.replies import Reply
+    from optimsyn.llm.language_model import Call, LanguageModel
+    from optimsyn.llm.replies import Reply
 
 
 class PromptAdapter(dspy.Adapter):

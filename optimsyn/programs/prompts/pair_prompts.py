@@ -10,10 +10,10 @@ import json
 import random
 
 from optimsyn.data.records import Rubric
-from optimsyn.programs.demos import DEMOS, Demo
+from optimsyn.programs.constrained.pair_form import PairForm
+from optimsyn.programs.demonstrations import DEMOS, Demo
+from optimsyn.programs.messages import Message, chat_turns
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
-from optimsyn.programs.prompts.messages import Message, chat_turns
-from optimsyn.programs.prompts.pair_form import PairForm
 
 STOP = ("\n\n",)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 
 from optimsyn.data.records import Rubric
-from optimsyn.programs.demos import DEMOS
+from optimsyn.programs.demonstrations import DEMOS
+from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
-from optimsyn.programs.prompts.messages import Message, Schema, chat_turns, object_schema
 
 LABELS = {
     "question_type": "Question type",

@@ -1,0 +1,89 @@
+"""Disks that are full, read-only or broken: how to tell, how much room is left, and what to say."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from optimsyn.base.errors import DataError
+
+# Nothing can be written, whatever is tried: no room, no quota, a file too large for its limit, read-only, broken.
+_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# Libraries that are not written in Python say it in words.
+_WORDS = (
+    "no space left on device",
+    "(os error 28)",
+    "disk quota exceeded",
+    "(os error 122)",
+    "read-only file system",
+    "(os error 30)",
+    "database or disk is full",
+    "disk i/o error",
+    "file write failed",
+    # PyTorch, which does not pass the system's reason on.
+    "basic_ios::clear",
+    "pytorchstreamwriter failed",
+    "enforce fail at inline_container.cc",
+)
+_CURE = (
+    "free room there (or move the run folder to another disk and name that with --root), then run the same command "
+    "again: it continues, and nothing that is kept is bought twice"
+)
+
+
+def free_bytes(path: Path) -> int | None:
+    """Room on the file system of a path that need not exist yet, in bytes; None where that cannot be told."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return None
+
+
+def size_text(size: int) -> str:
+    """Bytes as people read them: `3.2 GB`, `41 MB`, `0 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def is_disk_trouble(error: BaseException) -> bool:
+    """Whether an error, or one behind it, says that a disk takes nothing more."""
+    return any(
+        (isinstance(one, OSError) and one.errno in _NUMBERS) or any(word in str(one).lower() for word in _WORDS)
+        for one in _chain(error)
+    )
+
+
+def cannot_write(path: Path, what: str, error: BaseException, *, more: str = "") -> DataError:
+    """The error for a file that could not be written.
+
+    Args:
+        path: The file or folder.
+        what: What could not be written, such as `a judgement`.
+        error: What the system said.
+        more: Sentences of its own, before what to do.
+    """
+    free = free_bytes(path)
+    room = "" if free is None else f"; {size_text(free)} are free on its file system"
+    return DataError(f"{path}: cannot keep {what} ({_said(error)}{room}). {more + ' ' if more else ''}Cure: {_CURE}")
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, sqlite3.Error) and "locked" in str(error):
+        return f"{error}: another program has held it for over a minute; end that one"
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,0 +1,107 @@
+"""What the variants and metrics are called and coloured in every table and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+VARIANT_LABELS = {
+    "target": "target as it came",
+    "first_draft": "first draft",
+    "no_rubric": "no rubric",
+    "static": "static guiding text",
+    "optimized": "optimised guiding text",
+    "policy": "trained policy",
+}
+
+# Okabe and Ito's palette, told apart with every common colour blindness and in print.
+VARIANT_COLORS = {
+    "target": "#555555",
+    "first_draft": "#999999",
+    "no_rubric": "#E69F00",
+    "static": "#56B4E9",
+    "optimized": "#009E73",
+    "policy": "#CC5C9E",
+}
+_OTHER_COLORS = ("#0072B2", "#D55E00", "#8C6D1F", "#4B4B9B")
+
+SELECTION_LABELS = {"set": "what they teach together", "influence": "influence", "first": "order of writing"}
+
+METRIC_LABELS = {"answer_loss": "answer loss", "accuracy": "accuracy", "token_f1": "token F1"}
+LOWER_IS_BETTER = frozenset({"answer_loss"})
+
+
+def variant_label(variant: str) -> str:
+    """A variant's name for people."""
+    return VARIANT_LABELS.get(variant, variant.replace("_", " "))
+
+
+def variant_color(variant: str) -> str:
+    """A variant's colour, the same in every picture."""
+    if variant in VARIANT_COLORS:
+        return VARIANT_COLORS[variant]
+    return _OTHER_COLORS[sum(variant.encode()) % len(_OTHER_COLORS)]
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name for people, with an arrow towards the better end."""
+    name = METRIC_LABELS.get(metric, metric.replace("_", " "))
+    return f"{name} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+
+
+# What came of a request, as `optimsyn.base.errors.Outcome` names it, and in a person's words.
+OUTCOME_LABELS = {
+    "read": "read",
+    "invalid": "of a wrong form",
+    "cut": "cut",
+    "refusal": "refused",
+    "tool_call": "tool calls",
+    "empty": "empty",
+    "asked_again": "asked again with more room",
+}
+UNREAD = ("invalid", "cut", "refusal", "tool_call", "empty")
+# What besides befell requests, where it did.
+BESIDES_LABELS = {"damaged": "damaged when kept, bought again", "estimated": "tokens estimated"}
+ROLE_LABELS = {
+    "generator": "Generator",
+    "rubric": "Rubric model",
+    "policy": "Policy",
+    "reflection": "Reflection",
+    "other": "Others",
+}
+
+
+def role_label(role: str) -> str:
+    """A role of a recipe's models in a person's words."""
+    return ROLE_LABELS.get(role, role)
+
+
+def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Columns, and for each role its requests in these; `outcomes` as in a manifest.
+
+    The columns of `BESIDES_LABELS` are there only where there is something to count.
+    """
+    besides = [name for name in BESIDES_LABELS if any(counts.get(name) for counts in outcomes.values())]
+    labels = {**OUTCOME_LABELS, **{name: BESIDES_LABELS[name] for name in besides}}
+    rows = [(role_label(role), [counts.get(name, 0) for name in labels]) for role, counts in outcomes.items()]
+    return list(labels.values()), rows
+
+
+def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a person should know about the services of a run and about the replies that it has kept.
+
+    Args:
+        services: As in a manifest.
+        outcomes: As in a manifest.
+    """
+    from optimsyn.llm.hosted.service_memory import sentences_of
+
+    notes = sentences_of(services)
+    if damaged := sum(counts.get("damaged", 0) for counts in outcomes.values()):
+        notes.append(
+            f"{damaged} kept {'reply was' if damaged == 1 else 'replies were'} damaged in replies.sqlite and bought "
+            "again; what was paid for the first time is counted, too. Look after the disk"
+        )
+    if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
+        notes.append(f"the tokens of {estimated} replies are estimates of ours, since their service told none")
+    return notes

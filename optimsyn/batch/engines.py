@@ -1,0 +1,134 @@
+"""Where the runs of a batch work: in processes of this machine, each `optimsyn run` in a process group of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from optimsyn.base.errors import ModelError
+from optimsyn.batch.child_process import ChildProcess, run_command
+from optimsyn.batch.plan import Job
+
+if TYPE_CHECKING:
+    from optimsyn.llm.embedded.server import EmbeddedServer
+
+_log = logging.getLogger(__name__)
+# How often a run that has closed its output is asked whether it has ended.
+_LOOK_S = 0.1
+
+
+class Started(Protocol):
+    """A run that an engine has started."""
+
+    def ended(self) -> int | None:
+        """Its exit code (negative: the signal that killed it), or None while it runs."""
+
+    def stop(self) -> None:
+        """Asks it to end like an interrupted run."""
+
+    def kill(self) -> None:
+        """Ends it at once."""
+
+
+class Engine(Protocol):
+    """Starts runs and waits for them.
+
+    Attributes:
+        name: What it is called in messages.
+        here: Its runs work on this machine.
+    """
+
+    name: str
+    here: bool
+
+    def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
+        """Starts a run.
+
+        Args:
+            job: What to run.
+            log: The file that its output is appended to.
+            variables: Environment variables for it.
+        """
+
+    def wait(self, seconds: float) -> None:
+        """Gives the runs so much time; returns earlier when one of them may have ended."""
+
+    def close(self) -> None:
+        """Lets go of what the runs shared; none of them runs any more."""
+
+
+def arguments(job: Job) -> list[str]:
+    """The arguments of `optimsyn` for a run: its folder, so that a later change of its recipe's file does nothing."""
+    assert job.run is not None
+    return ["run", str(job.run.folder), "--stage", job.until]
+
+
+class ProcessEngine:
+    """Runs in processes of this machine, which share one server of the embedded model.
+
+    Args:
+        most: How many run at once.
+    """
+
+    name = "processes"
+    here = True
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._children: list[ChildProcess] = []
+        self._server: EmbeddedServer | None = None
+
+    def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
+        """Starts a run; the first that needs the embedded model's server starts that as well."""
+        assert job.run is not None
+        shared = self._embedded() if job.embedded else {}
+        child = ChildProcess(
+            run_command(arguments(job)),
+            log,
+            variables={**variables, **shared},
+            secret_names=job.run.secret_names,
+        )
+        self._children.append(child)
+        return child
+
+    def wait(self, seconds: float) -> None:
+        """Copies what the runs print into their logs."""
+        end = time.monotonic() + seconds
+        self._children = [child for child in self._children if child.ended() is None]
+        while (left := end - time.monotonic()) > 0:
+            reading = [child for child in self._children if child.reading]
+            if not reading:
+                time.sleep(min(left, _LOOK_S))
+            else:
+                select.select([child.output for child in reading], [], [], left)
+            for child in reading:
+                child.pump()
+            if any(child.ended() is not None for child in self._children):
+                return
+
+    def close(self) -> None:
+        """Closes the shared server."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _embedded(self) -> dict[str, str]:
+        """Address and key of the shared server, for the environment of a run."""
+        from optimsyn.llm.embedded.server import KEY_VARIABLE, URL_VARIABLE, EmbeddedServer
+
+        if self._server is None or not self._server.alive:
+            self.close()
+            # A slot for each of four requests of a run, but not more than the cores can serve.
+            server = EmbeddedServer(slots=max(4, min(4 * self._most, os.cpu_count() or 1)), publish=False)
+            try:
+                self._server = server.start()
+            except ModelError as error:
+                # The run starts one of its own, and if that fails too it is the run's failure, told as such.
+                _log.warning("no shared server of the embedded model: %s", error)
+                return {}
+        return {URL_VARIABLE: self._server.url, KEY_VARIABLE: self._server.key}

@@ -1,0 +1,102 @@
+"""Memory that the running runs of a batch share: a run is started only where its models fit beside the others'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optimsyn.machine.gpus import Gpu
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the models of one run are thought to need, in bytes.
+
+    Attributes:
+        gpu: GPU memory.
+        main: Main memory.
+        pinned: Its recipe names a GPU of its own (`device: cuda:1`), so it is not moved to another one.
+    """
+
+    gpu: int = 0
+    main: int = 0
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run was put.
+
+    Attributes:
+        need: What was set aside for it.
+        gpu: The GPU that it is told to use; None leaves that to the run.
+    """
+
+    need: Need
+    gpu: Gpu | None = None
+
+
+class Room:
+    """GPU and main memory of a batch.
+
+    Args:
+        gpus: The machine's GPUs. With several of them, each run is put on the one with most room.
+        gpu_bytes: Cap on the GPU memory of all running runs together; None is no cap beside the GPUs' own memory.
+        main_bytes: Cap on their main memory; None is no cap.
+    """
+
+    def __init__(self, gpus: Sequence[Gpu] = (), gpu_bytes: int | None = None, main_bytes: int | None = None) -> None:
+        self.gpus = tuple(gpus)
+        self.gpu_bytes = gpu_bytes
+        self.main_bytes = main_bytes
+        self._placed: list[Place] = []
+
+    def refusal(self, need: Need) -> str | None:
+        """Why a run can never be started here, or None."""
+        if self.gpu_bytes is not None and need.gpu > self.gpu_bytes:
+            return (
+                f"its models are thought to need {_gb(need.gpu)} of GPU memory, more than the batch may use at all "
+                f"(--gpu-memory-gb {self.gpu_bytes / 1e9:g}); raise it or choose smaller models"
+            )
+        largest = max((gpu.total for gpu in self.gpus), default=None)
+        if largest is not None and need.gpu > largest:
+            return (
+                f"its models are thought to need {_gb(need.gpu)} of GPU memory, and the largest GPU here has "
+                f"{_gb(largest)}; choose smaller models or a larger machine"
+            )
+        return None
+
+    def place(self, need: Need) -> Place | None:
+        """Sets room aside, or None while there is none; a run that is alone always gets its main memory."""
+        if self.gpu_bytes is not None and need.gpu + self._used_gpu() > self.gpu_bytes:
+            return None
+        used_main = sum(place.need.main for place in self._placed)
+        if self.main_bytes is not None and used_main and need.main and need.main + used_main > self.main_bytes:
+            return None
+        gpu: Gpu | None = None
+        if need.gpu and self.gpus:
+            if need.pinned or len(self.gpus) == 1:
+                # One GPU, or one that only the recipe knows: the sum has to fit what there is.
+                if need.gpu + self._used_gpu() > sum(card.total for card in self.gpus):
+                    return None
+            else:
+                gpu = max(self.gpus, key=self._left)
+                if need.gpu > self._left(gpu):
+                    return None
+        placed = Place(need, gpu)
+        self._placed.append(placed)
+        return placed
+
+    def leave(self, placed: Place) -> None:
+        """Gives the room of an ended run back."""
+        self._placed.remove(placed)
+
+    def _used_gpu(self) -> int:
+        return sum(place.need.gpu for place in self._placed)
+
+    def _left(self, gpu: Gpu) -> int:
+        return gpu.total - sum(place.need.gpu for place in self._placed if place.gpu == gpu)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

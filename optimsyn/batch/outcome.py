@@ -1,0 +1,133 @@
+"""How a run of a batch ended, as its manifest, its exit code and its log tell."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimsyn.base.errors import OptimsynError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.batch.plan import Job
+from optimsyn.execution.runner import mark_killed
+from optimsyn.runs.folder import INTERRUPTED, Run
+from optimsyn.runs.manifest import StageRecord, process_lives
+
+_REFUSED, _INTERRUPTED = 2, 130
+_LONGEST_REASON = 2000
+_LOG_LINES = 8
+_KERNEL_S = 10.0
+# How the command line tells an error at the end of its output: `StageError: …`.
+_ERROR = re.compile(r"^(\w+(?:Error|Exception|Interrupt)): ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the manifest and the log held before a start, so that an old failure is not taken for a new one."""
+
+    records: dict[str, StageRecord]
+    log_size: int
+
+    @classmethod
+    def of(cls, run: Run, log: Path) -> Before:
+        """As it is now."""
+        return cls({record.name: record for record in run.manifest.stages}, log.stat().st_size if log.is_file() else 0)
+
+
+def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -> None:
+    """Writes into the job's state how its run ended.
+
+    Args:
+        job: The run, whose process has ended.
+        code: Its exit code; negative is the signal that killed it.
+        log: Its output.
+        before: As it was before the start.
+        stopped: The batch itself had asked it to end.
+    """
+    run, state = job.run, job.state
+    assert run is not None
+    state.stage = state.cell = state.kind = state.reason = None
+    state.source = ""
+    if job.finished():
+        state.state = "finished"
+        if code != 0:
+            # Its results are whole; what failed came after them (the report, say).
+            state.kind, state.reason = _from_log(log, before, code)
+    else:
+        _conclude_unfinished(job, code, log, before, stopped)
+    report = run.folder / "report.html"
+    state.report = str(report) if report.is_file() else None
+
+
+def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped: bool) -> None:
+    run, state = job.run, job.state
+    assert run is not None
+    trouble = _record_kill(run) if any(record.status == "running" for record in run.manifest.stages) else ""
+    record = next(run.manifest.stage(stage) for stage in job.stages if not run.done(stage))
+    state.stage = record.name
+    failure = record.failure if record != before.records[record.name] else None
+    if failure is not None:
+        state.kind, state.reason = failure.kind, failure.reason[:_LONGEST_REASON]
+        state.cell, state.source = failure.cell, _first_line(failure.source)
+        if failure.kind == "Killed":
+            state.reason = f"the process of the run {_ended(code)} while this stage ran"
+    else:
+        state.kind, state.reason = _from_log(log, before, code)
+    asked = stopped or code == _INTERRUPTED or (failure is not None and code >= 0)
+    if asked and not (failure is not None and record.status == "failed"):
+        state.state = "interrupted"
+        if failure is None:
+            state.kind, state.reason = "Interrupted", INTERRUPTED
+    else:
+        state.state = "refused" if code == _REFUSED and failure is None else "failed"
+    if trouble:
+        state.reason = f"{state.reason}; {trouble}"
+
+
+def _record_kill(run: Run) -> str:
+    """Puts into the manifest and the report what a killed process could not: its stage does not run any more.
+
+    Returns:
+        Why the report could not be written, or nothing: a run without a report is still a run that was killed.
+    """
+    from optimsyn.report.page.report import write_report
+
+    # The kernel dies with its runner, but it may need a moment.
+    patience = time.monotonic() + _KERNEL_S
+    while any(r.status == "running" and process_lives(r.pid) for r in run.manifest.stages):
+        if time.monotonic() > patience:
+            return ""
+        time.sleep(0.1)
+    mark_killed(run)
+    try:
+        write_report(run)
+    except (OptimsynError, OSError) as error:
+        return f"its report could not be written: {type(error).__name__}: {error}"
+    return ""
+
+
+def _ended(code: int) -> str:
+    return f"left with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+
+
+def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
+    """Kind and reason by the last error that the run printed, else by its last lines."""
+    if not log.is_file():
+        return "Killed" if code < 0 else "ExitCode", f"the process of the run {_ended(code)}"
+    with log.open("rb") as file:
+        file.seek(before.log_size)
+        text = redact(file.read().decode("utf-8", "replace")).strip()
+    found = [*_ERROR.finditer(text)]
+    if found and code >= 0:
+        return found[-1].group(1), text[found[-1].end() :].strip()[:_LONGEST_REASON]
+    # The first line is the command.
+    last = "\n".join(text.splitlines()[1:][-_LOG_LINES:])
+    told = f"the process of the run {_ended(code)}" + (f"; its last words:\n{last}" if last else "")
+    return "Killed" if code < 0 else "ExitCode", told[-_LONGEST_REASON:]
+
+
+def _first_line(source: str) -> str:
+    lines = (line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return next(lines, "").strip()

@@ -1,0 +1,159 @@
+"""Runs of a batch as tasks of a Ray cluster: `optimsyn batch … --engine ray` (extra `ray`).
+
+Each task starts `optimsyn run` on its node and waits for it. The nodes share a file system: the root of the runs, the
+recipes' files and the working directory have the same paths everywhere. optimsyn is installed on each of them, and
+each has the services' keys in its own environment, for keys are not sent over the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimsyn.base.errors import OptimsynError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.batch.child_process import ChildProcess, run_command
+from optimsyn.batch.engines import Started, arguments
+from optimsyn.batch.plan import Job
+
+_ADDRESS_VARIABLE = "RAY_ADDRESS"
+_LOOK_S = 0.25
+_STOP_S = 60.0
+_INTERRUPTED = 130
+
+
+class RayEngine:
+    """Runs on the nodes of a Ray cluster.
+
+    Args:
+        most: How many run at once, on all nodes together.
+        address: The cluster (`auto`, `ray://host:10001`, `host:6379`); None: what `RAY_ADDRESS` names, else a local
+            one that ends with the batch.
+
+    Raises:
+        OptimsynError: Ray is not installed, or the cluster cannot be reached.
+    """
+
+    name = "ray"
+    here = False
+
+    def __init__(self, most: int, address: str | None = None) -> None:
+        # Ray tells its makers about every cluster unless it is told not to.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise OptimsynError("--engine ray needs Ray: run `pip install 'optimsyn[ray]'`") from error
+        self._ray = ray
+        chosen = address or os.environ.get(_ADDRESS_VARIABLE) or "local"
+        options: dict[str, Any] = {"include_dashboard": False} if chosen == "local" else {}
+        try:
+            ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise OptimsynError(
+                f"--ray-address {chosen}: the Ray cluster cannot be used ({error}); start it, or leave the address "
+                "away for a local one"
+            ) from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._cpus = _share([int(node.get("CPU", 0)) for node in nodes], most)
+        self._gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+        self._refs: list[Any] = []
+
+    def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
+        """Submits a run; one that loads a model itself gets a GPU where the cluster has one."""
+        assert job.run is not None
+        task = self._ray.remote(_work).options(
+            num_cpus=self._cpus,
+            num_gpus=1 if job.gpu and self._gpus else 0,
+            max_retries=0,
+            scheduling_strategy="SPREAD",
+            name=f"optimsyn run {job.run.name}",
+        )
+        ref = task.remote(arguments(job), str(log), dict(variables), job.run.secret_names, str(Path.cwd()))
+        self._refs.append(ref)
+        return _Task(self._ray, ref, log)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a run to end."""
+        if self._refs:
+            _, self._refs = self._ray.wait(self._refs, timeout=seconds)
+        else:
+            time.sleep(seconds)
+
+    def close(self) -> None:
+        """Leaves the cluster; a local one ends."""
+        self._ray.shutdown()
+
+
+class _Task:
+    """One submitted run."""
+
+    def __init__(self, ray: Any, ref: Any, log: Path) -> None:
+        self._ray = ray
+        self._ref = ref
+        self._log = log
+        self._code: int | None = None
+
+    def ended(self) -> int | None:
+        """The exit code of the run; 1 when Ray lost it, with Ray's reason in the log."""
+        if self._code is None and self._ray.wait([self._ref], timeout=0)[0]:
+            try:
+                self._code = int(self._ray.get(self._ref))
+            except self._ray.exceptions.TaskCancelledError:
+                self._code = _INTERRUPTED
+            except self._ray.exceptions.RayError as error:
+                self._code = 1
+                with self._log.open("a", encoding="utf-8") as log:
+                    log.write(redact(f"{type(error).__name__}: {error}\n"))
+        return self._code
+
+    def stop(self) -> None:
+        """Interrupts the task, which ends its run in order."""
+        self._ray.cancel(self._ref, force=False)
+
+    def kill(self) -> None:
+        """Ends the task's worker; the run notices and ends."""
+        self._ray.cancel(self._ref, force=True)
+
+
+def _share(cpus: Sequence[int], most: int) -> int:
+    """CPUs for each run, so that `most` runs fill the nodes; Ray also takes it for the number of threads."""
+    cpus = [count for count in cpus if count > 0]
+    if not cpus:
+        return 1
+    return max(1, min(cpus) // math.ceil(most / len(cpus)))
+
+
+def _work(arguments: list[str], log: str, variables: dict[str, str], secret_names: Sequence[str], folder: str) -> int:
+    """Runs on a node: starts `optimsyn` there and waits for it."""
+    child = ChildProcess(
+        run_command(arguments), Path(log), variables=variables, secret_names=secret_names, folder=folder
+    )
+    try:
+        return _watched(child, math.inf)
+    except BaseException:
+        # Ray interrupts a task that is cancelled.
+        child.stop()
+        try:
+            _watched(child, _STOP_S)
+        finally:
+            child.kill()
+        raise
+
+
+def _watched(child: ChildProcess, seconds: float) -> int:
+    """The exit code of a child that ended within so many seconds."""
+    end = time.monotonic() + seconds
+    while (code := child.ended()) is None and time.monotonic() < end:
+        if child.reading:
+            select.select([child.output], [], [], _LOOK_S)
+            child.pump()
+        else:
+            time.sleep(_LOOK_S)
+    return _INTERRUPTED if code is None else code

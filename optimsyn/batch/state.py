@@ -1,0 +1,133 @@
+"""`batch.json`: what became of every run of a batch, whole and true at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optimsyn.base.files import write_text
+from optimsyn.runs.manifest import Cost
+
+State = Literal["waiting", "running", "finished", "failed", "interrupted", "refused"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class RunState(_Part):
+    """One run of a batch.
+
+    Attributes:
+        recipe: The recipe as it was given.
+        also: Further recipes that were given and mean the same run.
+        folder: The run folder; None when the recipe was refused before there was one.
+        state: `waiting`, `running`, `finished`, `failed`, `interrupted`, or `refused`: it could not be started.
+        earlier: It had finished before this start of the batch, so nothing was done.
+        stage: The stage that runs, or that did not finish.
+        cell: Number of the notebook's code cell in which it failed (1 is the first).
+        source: First line of that cell.
+        kind: Name of the error, or `KernelDied`, `TimeLimit`, `Interrupted`, `Killed` and the like.
+        reason: What went wrong, without secrets.
+        seconds: Time that this start of the batch spent on it.
+        cost: What the run has bought, in this start and before.
+        report: Its report page.
+        log: What it printed.
+    """
+
+    recipe: str
+    also: list[str] = Field(default_factory=list)
+    folder: str | None = None
+    state: State = "waiting"
+    earlier: bool = False
+    stage: str | None = None
+    cell: int | None = None
+    source: str = ""
+    kind: str | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+    cost: Cost = Cost()
+    report: str | None = None
+    log: str | None = None
+
+
+class Options(_Part):
+    """How the batch was started."""
+
+    jobs: int
+    engine: str
+    size: str
+    changes: list[str]
+    until: str
+    cost_usd: float | None = None
+    requests: int | None = None
+    tokens: int | None = None
+    gpu_memory_gb: float | None = None
+
+
+class Totals(_Part):
+    """Counts of runs by state, and what they took together."""
+
+    runs: int = 0
+    waiting: int = 0
+    running: int = 0
+    finished: int = 0
+    failed: int = 0
+    interrupted: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    cost: Cost = Cost()
+
+
+class BatchState(_Part):
+    """The content of `batch.json`.
+
+    Attributes:
+        state: `running`, then `finished` (all runs are), `failed` (some are not) or `interrupted`. A batch that was
+            killed with -9 leaves `running`; look whether process `pid` lives.
+        seconds: Wall-clock time of the batch.
+        comparison: A page that shows the runs side by side.
+    """
+
+    format: int = 1
+    state: Literal["running", "finished", "failed", "interrupted"] = "running"
+    pid: int
+    begun: str
+    ended: str | None = None
+    seconds: float = 0.0
+    options: Options
+    totals: Totals = Totals()
+    comparison: str | None = None
+    versions: dict[str, str]
+    runs: list[RunState]
+
+    def add_up(self) -> None:
+        """Brings the totals up to date."""
+        totals = Totals(runs=len(self.runs))
+        for run in self.runs:
+            setattr(totals, run.state, getattr(totals, run.state) + 1)
+            totals.seconds = round(totals.seconds + run.seconds, 2)
+        totals.cost = added(run.cost for run in self.runs)
+        self.totals = totals
+
+    def write(self, path: Path) -> None:
+        """Replaces the file atomically."""
+        self.add_up()
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> BatchState:
+        """The state that a batch has left, or leaves just now."""
+        return cls.model_validate_json(path.read_bytes())
+
+
+def added(costs: Iterable[Cost]) -> Cost:
+    """What several runs have bought together."""
+    total = Cost()
+    for cost in costs:
+        sums = {name: getattr(total, name) + getattr(cost, name) for name in Cost.model_fields if name != "unpriced"}
+        total = Cost(**sums, unpriced=total.unpriced or cost.unpriced)
+    return total

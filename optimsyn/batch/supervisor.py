@@ -1,0 +1,293 @@
+"""The one loop of a batch: starts runs where there is room, watches them, and writes `batch.json` at every change."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from optimsyn.base.errors import OptimsynError, StageError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.batch.engines import Engine, Started
+from optimsyn.batch.memory import Place, Room
+from optimsyn.batch.outcome import Before, conclude
+from optimsyn.batch.plan import Job
+from optimsyn.batch.progress import Progress, Watch, bought_by, cost_of
+from optimsyn.batch.state import BatchState
+from optimsyn.batch.table import View
+from optimsyn.llm.shared_budget import PURSE_VARIABLE, Purse
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import now
+
+BATCH_JSON, LOGS = "batch.json", "batch-logs"
+# How often runs are asked whether they have ended, and how often their folders are read.
+_TICK_S = 0.25
+_LOOK_S = 1.0
+# How long a run may take to close kernel and server, and how long one of a killed batch may hold its folder.
+_STOP_S = 60.0
+_HELD_S = 90.0
+
+
+@dataclass
+class _Running:
+    job: Job
+    started: Started
+    place: Place
+    before: Before
+    log: Path
+    since: float
+
+
+@dataclass
+class _Asked:
+    """What signals have asked for: the first one to stop, a second one to stop at once."""
+
+    times: int = 0
+
+
+class Supervisor:
+    """Starts runs, watches them and writes `batch.json`.
+
+    Args:
+        jobs: The runs.
+        state: What `batch.json` says; it is kept true.
+        root: Where `batch.json` and the logs lie.
+        engine: Where the runs work.
+        room: The memory that they share.
+        most: How many run at once.
+        view: Shows them to a person.
+        purse: The caps that they share; None: there are none.
+    """
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        state: BatchState,
+        root: Path,
+        *,
+        engine: Engine,
+        room: Room,
+        most: int,
+        view: View,
+        purse: Purse | None = None,
+    ) -> None:
+        self.jobs = jobs
+        self.state = state
+        self.root = root
+        self.engine = engine
+        self.room = room
+        self.most = most
+        self.view = view
+        self.purse = purse
+        self._running: list[_Running] = []
+        self._held: dict[str, float] = {}
+        self._said: set[str] = set()
+        self._watch = Watch(live=engine.here)
+        self._begun = time.monotonic()
+
+    def run(self) -> None:
+        """Runs everything that waits; returns when nothing runs any more."""
+        for job in self.jobs:
+            self._prepare(job)
+        self._write()
+        self.view.show({})
+        with _signals() as asked:
+            try:
+                with self.view:
+                    try:
+                        self._until_done(asked)
+                    finally:
+                        self._end_all(asked)
+            finally:
+                self.engine.close()
+                self._finish(interrupted=asked.times > 0)
+
+    def _prepare(self, job: Job) -> None:
+        """What is known of a run before anything starts: what it has bought, and whether it ever fits."""
+        state = job.state
+        if job.run is None:
+            return
+        state.cost = cost_of(bought_by(job.run))
+        if state.state == "finished":
+            state.report = _report(job.run)
+            return
+        refusal = self.room.refusal(job.need)
+        if refusal is not None:
+            state.state, state.kind, state.reason = "refused", "GpuMemory", refusal
+
+    def _until_done(self, asked: _Asked) -> None:
+        looked = float("-inf")
+        while self._waiting() or self._running:
+            if asked.times:
+                return
+            changed = self._start()
+            self.engine.wait(_TICK_S)
+            changed = self._reap(stopped=False) or changed
+            if changed or time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                self._look(changed)
+
+    def _waiting(self) -> list[Job]:
+        return [job for job in self.jobs if job.state.state == "waiting"]
+
+    def _start(self) -> bool:
+        """Starts what there is a free place and memory for; a large run lets smaller ones pass."""
+        changed = False
+        for job in self._waiting():
+            if len(self._running) >= self.most:
+                break
+            assert job.run is not None
+            busy = job.run.busy()
+            if busy is not None:
+                changed = self._hold(job, busy) or changed
+                continue
+            place = self.room.place(job.need)
+            if place is None:
+                self._say_once(f"{job.name} waits until its models fit into memory beside those of the running runs.")
+                continue
+            changed = True
+            try:
+                self._start_one(job, place)
+            except (OptimsynError, OSError) as error:
+                self.room.leave(place)
+                _failed(job, error)
+        return changed
+
+    def _hold(self, job: Job, busy: str) -> bool:
+        """A folder that another process has: one of a killed batch will let it go soon, a person's may not."""
+        self._say_once(f"{busy}; the batch waits {_HELD_S:.0f} seconds for that to end.")
+        since = self._held.setdefault(job.name, time.monotonic())
+        if time.monotonic() - since < _HELD_S:
+            return False
+        _failed(job, StageError(f"{busy}; wait for it or stop it"))
+        return True
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.view.say(text)
+
+    def _start_one(self, job: Job, place: Place) -> None:
+        assert job.run is not None
+        log = self.root / LOGS / f"{job.run.name}.log"
+        variables: dict[str, str] = {}
+        if place.gpu is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = place.gpu.uuid
+        if self.purse is not None:
+            variables[PURSE_VARIABLE] = str(self.purse.path)
+            # It may have bought something since the batch began: a process of a killed batch ended just now.
+            self.purse.count(account(job.run), bought_by(job.run))
+        before = Before.of(job.run, log)
+        started = self.engine.start(job, log, variables)
+        job.state.state, job.state.log = "running", str(log)
+        self._running.append(_Running(job, started, place, before, log, time.monotonic()))
+
+    def _reap(self, *, stopped: bool) -> bool:
+        """Takes the ended runs out and writes down how each ended."""
+        ended = [(one, code) for one in self._running if (code := one.started.ended()) is not None]
+        for one, code in ended:
+            self._running.remove(one)
+            self.room.leave(one.place)
+            run = one.job.run
+            assert run is not None
+            one.job.state.seconds = round(time.monotonic() - one.since, 2)
+            try:
+                conclude(one.job, code, one.log, one.before, stopped=stopped)
+            except OptimsynError as error:
+                _failed(one.job, error)
+            usage = bought_by(run)
+            one.job.state.cost = cost_of(usage)
+            if self.purse is not None:
+                self.purse.count(account(run), usage)
+        return bool(ended)
+
+    def _look(self, changed: bool) -> None:
+        """Reads how far the running runs are, shows it, and writes `batch.json` when a state or a stage has changed."""
+        progress: dict[str, Progress] = {}
+        for one in self._running:
+            found = self._watch.look(one.job)
+            state = one.job.state
+            state.seconds = round(time.monotonic() - one.since, 2)
+            if found is None or state.folder is None:
+                continue
+            progress[state.folder] = found
+            changed = changed or state.stage != found.stage
+            state.stage, state.cost = found.stage, found.cost
+        if changed:
+            self._write()
+        self.state.add_up()
+        self.state.seconds = round(time.monotonic() - self._begun, 2)
+        self.view.show(progress)
+
+    def _end_all(self, asked: _Asked) -> None:
+        """Ends what still runs: asks, waits, and kills what does not end or when a second signal comes."""
+        if not self._running:
+            return
+        self.view.say(f"Stopping {len(self._running)} runs; everything so far is kept …")
+        for one in self._running:
+            one.started.stop()
+        patience = time.monotonic() + _STOP_S
+        while self._running:
+            self.engine.wait(_TICK_S)
+            if asked.times > 1 or time.monotonic() > patience:
+                for one in self._running:
+                    one.started.kill()
+            if self._reap(stopped=True):
+                self._look(changed=True)
+
+    def _finish(self, *, interrupted: bool) -> None:
+        state = self.state
+        if all(run.state == "finished" for run in state.runs):
+            state.state = "finished"
+        else:
+            state.state = "interrupted" if interrupted else "failed"
+        state.ended = now()
+        self._write()
+        if self.purse is not None:
+            self.purse.close()
+
+    def _write(self) -> None:
+        self.state.seconds = round(time.monotonic() - self._begun, 2)
+        self.state.write(self.root / BATCH_JSON)
+
+
+@contextmanager
+def _signals() -> Iterator[_Asked]:
+    """Lets Ctrl-C and SIGTERM end the batch in order, rather than in the middle of whatever it does."""
+    asked = _Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.times += 1
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What `nohup` or a shell has turned off stays off.
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def account(run: Run) -> str:
+    """What a run is called in the purse: the path of its reply cache, which its processes know as well."""
+    return str(run.folder / "replies.sqlite")
+
+
+def _failed(job: Job, error: OptimsynError | OSError) -> None:
+    """A run that the batch itself could not start or read."""
+    job.state.state, job.state.kind, job.state.reason = "failed", type(error).__name__, redact(str(error))
+
+
+def _report(run: Run) -> str | None:
+    path = run.folder / "report.html"
+    return str(path) if path.is_file() else None

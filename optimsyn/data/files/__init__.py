@@ -1,0 +1,1 @@
+"""Rows and texts out of files, folders, archives and hub datasets."""

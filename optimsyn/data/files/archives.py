@@ -1,0 +1,122 @@
+"""Zip archives, which .docx, .pptx, .xlsx, .epub and .odt files are, looked through before anything unpacks them."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import tempfile
+import zipfile
+import zlib
+from typing import IO
+
+from optimsyn.base.errors import DataError
+
+_CHUNK = 1 << 16
+_MB = 1_000_000
+_RATIO_FROM = 10 * _MB
+_ZIP = b"PK\x03\x04"
+_OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_LOCKED = 0x1
+_ENTRIES = 100_000
+# Without it a file is an archive of something else.
+_NEEDED = {
+    ".docx": "[Content_Types].xml",
+    ".pptx": "[Content_Types].xml",
+    ".xlsx": "[Content_Types].xml",
+    ".epub": "META-INF/container.xml",
+    ".odt": "content.xml",
+}
+
+
+# What zipfile lets through of torn files.
+_PYTHON = (EOFError, OSError, ValueError, NotImplementedError, IndexError, KeyError, RuntimeError)
+
+
+class _TornError(DataError):
+    """No whole archive."""
+
+
+class Sizes:
+    """How much of the recipe's `documents.limits` an archive and those inside it have taken."""
+
+    def __init__(self, inflated_mb: int, ratio: int, nesting: int, packed: int) -> None:
+        self.inflated_mb, self.ratio, self.nesting, self.packed = inflated_mb, ratio, nesting, packed
+        self.inflated = 0
+
+    def check(self, more: int) -> None:
+        """Raises a DataError where `more` bytes would be too many."""
+        size = self.inflated + more
+        if size > self.inflated_mb * _MB:
+            raise DataError(
+                f"inflates to more than documents.limits.inflated_mb = {self.inflated_mb}; if the file is to be "
+                "trusted, raise it"
+            )
+        if size > _RATIO_FROM and size > self.ratio * self.packed:
+            raise DataError(
+                f"inflates to more than {self.ratio} times its size, documents.limits.inflated_ratio, as archives do "
+                "that are made to fill a machine; if the file is to be trusted, raise it"
+            )
+
+    def add(self, more: int) -> None:
+        """Counts bytes that were really unpacked."""
+        self.check(more)
+        self.inflated += more
+
+
+def check_archive(file: IO[bytes], suffix: str, sizes: Sizes) -> None:
+    """Unpacks everything into nothing, counting.
+
+    Raises:
+        DataError: It is no whole archive, is locked, or goes beyond a limit.
+    """
+    head = file.read(len(_OLD_OFFICE))
+    file.seek(0)
+    if head == _OLD_OFFICE:
+        raise DataError(f"is locked by a password, or of the old binary kind; save it anew as {suffix} without one")
+    names = _check(file, suffix, sizes, 0)
+    if _NEEDED[suffix] not in names:
+        raise DataError(f"is an archive but no {suffix} file (it has no {_NEEDED[suffix]}); save it anew or remove it")
+
+
+def _check(file: IO[bytes], suffix: str, sizes: Sizes, depth: int) -> set[str]:
+    torn = _TornError(f"is no whole {suffix} file (torn or damaged); save it anew or remove it")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if len(entries) > _ENTRIES:
+                raise DataError(f"holds {len(entries):,} entries; no {suffix} file needs more than {_ENTRIES:,}")
+            if any(entry.flag_bits & _LOCKED for entry in entries):
+                raise DataError("is locked by a password; save it anew without one")
+            # What it says itself is refused at once; what it really holds is counted, since it may lie.
+            sizes.check(sum(entry.file_size for entry in entries))
+            for entry in entries:
+                _unpack(archive, entry, suffix, sizes, depth)
+            return set(archive.namelist())
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, *_PYTHON) as error:
+        raise torn from error
+
+
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix: str, sizes: Sizes, depth: int) -> None:
+    with archive.open(entry) as packed:
+        chunk = packed.read(_CHUNK)
+        if not chunk.startswith(_ZIP):
+            while chunk:
+                sizes.add(len(chunk))
+                chunk = packed.read(_CHUNK)
+            return
+        if depth >= sizes.nesting:
+            raise DataError(
+                f"holds archives within archives, {depth + 1} deep ({entry.filename[:80]!r}), more than "
+                f"documents.limits.nesting = {sizes.nesting}; if the file is to be trusted, raise it"
+            )
+        with tempfile.SpooledTemporaryFile(max_size=10 * _MB) as inner:
+            while chunk:
+                sizes.add(len(chunk))
+                inner.write(chunk)
+                chunk = packed.read(_CHUNK)
+            inner.seek(0)
+            try:
+                _check(inner, suffix, sizes, depth + 1)
+            except _TornError:
+                # An embedded file that is damaged is not read, so it does not matter.
+                return

@@ -1,0 +1,196 @@
+"""Converts files in a child process that can be ended: a bomb, a hang or a crash is one file's fault, not the run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from optimsyn.base.errors import DataError
+from optimsyn.data.files.converter_child import memory_spent
+from optimsyn.recipe.sections.data import FileLimits
+
+_PACKAGE_ROOT = str(Path(__file__).parents[3])
+# On a busy machine the libraries take a while to import.
+_START_SECONDS = 300
+# Nothing else: a file that takes the child over finds no keys there.
+_ENVIRONMENT = ("PATH", "HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT")
+_LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
+# Not `python -m`: the parent's own path is used, wherever its packages lie, and never the working directory.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from optimsyn.data.files.converter_child import main; main(int(sys.argv[2]))"
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a file holds.
+
+    Attributes:
+        text: As Markdown.
+        passed: Names of what lies in it and is not read (attachments).
+    """
+
+    text: str
+    passed: tuple[str, ...] = ()
+
+
+class Converter:
+    """One child for many files, started with the first and anew after one that ended it."""
+
+    def __init__(self, limits: FileLimits, encoding: str | None = None) -> None:
+        self.limits = limits
+        self.encoding = encoding
+        self._child: _Child | None = None
+
+    def convert(self, path: Path) -> Converted:
+        """The text of a file.
+
+        Raises:
+            DataError: The file cannot be converted within the limits; says why and the cure, without its path.
+        """
+        limits = self.limits
+        if self._child is None:
+            self._child = _Child(limits.memory_mb)
+        request = {
+            "path": str(path),
+            "seconds": limits.seconds,
+            "inflated_mb": limits.inflated_mb,
+            "inflated_ratio": limits.inflated_ratio,
+            "nesting": limits.nesting,
+            "pages": limits.pages,
+            "encoding": self.encoding,
+        }
+        try:
+            answer = self._child.ask(request, limits.seconds)
+        except TimeoutError:
+            self.close()
+            raise DataError(
+                f"takes longer to convert than documents.limits.seconds = {limits.seconds:g}; split it or raise that"
+            ) from None
+        except EOFError as error:
+            said = self._child.last_words()
+            self.close()
+            if "MemoryError" in said or "bad_alloc" in said:
+                raise DataError(memory_spent(limits.memory_mb)) from None
+            raise DataError(f"ended the program that converts it ({error}); save it anew or remove it") from None
+        if answer.get("spent"):
+            self.close()
+        if "error" in answer:
+            raise DataError(answer["error"])
+        return Converted(answer["text"], tuple(answer["passed"]))
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the child, while there is one."""
+        return self._child.process_id if self._child is not None else None
+
+    def close(self) -> None:
+        """Ends the child."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+
+@contextmanager
+def converting(limits: FileLimits, encoding: str | None = None) -> Iterator[Converter]:
+    """A converter whose child is ended with the block, however it is left."""
+    converter = Converter(limits, encoding)
+    try:
+        yield converter
+    finally:
+        converter.close()
+
+
+class _Child:
+    def __init__(self, memory_mb: int) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
+        where = json.dumps([_PACKAGE_ROOT, *(folder for folder in sys.path if folder)])
+        kept = {name: value for name, value in os.environ.items() if name.upper() in (*_ENVIRONMENT, *_LIBRARIES)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, where, str(memory_mb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=kept | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+            # An interrupt at the keyboard is the parent's to handle.
+            start_new_session=True,
+        )
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        assert self._process.stdout is not None
+        threading.Thread(target=_pass_on, args=(self._process.stdout, self._answers), daemon=True).start()
+        try:
+            self._next(_START_SECONDS)
+        except (TimeoutError, EOFError):
+            said = self.last_words()
+            self.end()
+            raise DataError(
+                f"cannot be converted: the program for it does not start; {said or 'it says nothing'}"
+            ) from None
+
+    @property
+    def process_id(self) -> int:
+        """Of this process."""
+        return self._process.pid
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            TimeoutError: There is none in time.
+            EOFError: The child has ended; says how.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended, which the next line tells
+        return self._next(seconds)
+
+    def _next(self, seconds: float) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if not line.endswith(b"\n"):
+            try:
+                code = self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                code = self._process.wait()
+            raise EOFError(f"signal {-code}" if code < 0 else f"exit status {code}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def last_words(self) -> str:
+        """The last line that it or a library wrote as an error."""
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else ""
+
+    def end(self) -> None:
+        """Kills it, which is safe at any moment: it writes nothing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._said):
+            assert pipe is not None
+            with suppress(OSError):
+                pipe.close()
+
+
+def _pass_on(pipe: IO[bytes], answers: queue.SimpleQueue[bytes]) -> None:
+    with pipe:
+        for line in pipe:
+            answers.put(line)
+    answers.put(b"")

@@ -1,0 +1,191 @@
+"""The files below a folder: links that leave it, pipes and what may not be opened are told, not followed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optimsyn.base.errors import DataError
+from optimsyn.data.files.leftovers import left_behind
+from optimsyn.data.losses import Loss
+
+LEFT_BEHIND = "locks, backups and the like, which programs leave behind; nothing to do"
+HIDDEN = "hidden; one that is to be read needs a name without the dot"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something unreadable.
+
+    Attributes:
+        name: The document's id or file, for lists of what was skipped.
+        message: With file, what is wrong, and the cure.
+        reason: The same in a few words, by which faults are counted.
+    """
+
+    name: str
+    message: str
+    reason: str
+
+
+@dataclass
+class FileTree:
+    """What was found below a folder.
+
+    Attributes:
+        files: Regular files in a fixed order; hidden ones are left out.
+        faults: Links and folders that cannot be used.
+        passed: What is no file (pipes, devices), links to what is read anyway, what programs left behind, and what is
+            hidden.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    passed: list[Loss] = field(default_factory=list)
+
+
+def find_files(folder: Path, *, follow_links: bool = False) -> FileTree:
+    """All files below a folder and its subfolders.
+
+    A link to a file or folder inside is followed, and read once; one that leaves the folder is a fault unless
+    `follow_links`, since whatever it points at would become a document and be sent to a service.
+    """
+    walk = _Walk(folder, follow_links)
+    walk.folder(folder)
+    while walk.links:
+        walk.link(walk.links.pop(0))
+    walk.tree.files.sort()
+    walk.tree.faults.sort(key=lambda fault: fault.name)
+    return walk.tree
+
+
+def shown(path: Path) -> str:
+    """A path as it can be printed: bytes that are no UTF-8 and control characters are replaced."""
+    return printable(os.fsencode(path).decode(errors="replace"))
+
+
+def printable(text: str) -> str:
+    """A name without control characters, which could make a terminal do things, and without halves of characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def read_file(path: Path, limit_mb: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        DataError: As for `size_of`.
+    """
+    size_of(path, limit_mb)
+    return path.read_bytes()
+
+
+def size_of(path: Path, limit_mb: int) -> int:
+    """Bytes of a regular file that can be opened.
+
+    Raises:
+        DataError: It is a pipe or device (which might never end), may not be read, or is larger than the limit.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(f"{shown(path)}: is no regular file (a pipe, socket or device); copy its content into one")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{shown(path)}: cannot be opened ({error.strerror}); mend its permissions or remove it"
+        ) from None
+    check_size(path, about.st_size, limit_mb)
+    return about.st_size
+
+
+def check_size(path: Path, size: int, limit_mb: int) -> None:
+    """Raises a DataError for a file beyond the recipe's limit."""
+    if size > limit_mb * 1_000_000:
+        raise DataError(
+            f"{shown(path)}: has {size / 1e6:,.0f} MB, more than `file_mb: {limit_mb}` of its source; split it or "
+            "raise the limit"
+        )
+
+
+class _Walk:
+    def __init__(self, root: Path, follow_links: bool) -> None:
+        self.root = root
+        self.real_root = Path(os.path.realpath(root))
+        self.follow = follow_links
+        self.tree = FileTree()
+        self.links: list[Path] = []
+        self.seen: set[str] = set()
+
+    def name(self, path: Path) -> str:
+        return shown(path.relative_to(self.root))
+
+    def folder(self, start: Path) -> None:
+        """Everything below a folder; links are kept for later, when what is really there is known."""
+        todo = [start]
+        while todo:
+            folder = todo.pop()
+            real = os.path.realpath(folder)
+            if real in self.seen:
+                continue
+            self.seen.add(real)
+            try:
+                with os.scandir(folder) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                message = f"{shown(folder)}: the folder cannot be opened ({error.strerror}); mend its permissions"
+                self.tree.faults.append(Fault(self.name(folder), message, "cannot be opened"))
+                continue
+            for entry in entries:
+                path = Path(folder, entry.name)
+                if left_behind(entry.name, folder=entry.is_dir(follow_symlinks=False)):
+                    self.passed(path, LEFT_BEHIND)
+                elif entry.name.startswith("."):
+                    self.passed(path, HIDDEN)
+                elif entry.is_symlink():
+                    self.links.append(path)
+                elif entry.is_dir(follow_symlinks=False):
+                    todo.append(path)
+                elif entry.is_file(follow_symlinks=False):
+                    self.file(path)
+                else:
+                    self.passed(path, "no file but a pipe, socket or device")
+
+    def file(self, path: Path) -> None:
+        real = os.path.realpath(path)
+        if real in self.seen:
+            self.passed(path, "a link to what is read anyway")
+            return
+        self.seen.add(real)
+        self.tree.files.append(path)
+
+    def link(self, path: Path) -> None:
+        try:
+            target = Path(os.path.realpath(path, strict=True))
+            mode = target.stat().st_mode
+        except OSError as error:
+            message = f"{shown(path)}: is a link to nothing that can be opened ({error.strerror}); mend or remove it"
+            self.tree.faults.append(Fault(self.name(path), message, "broken link"))
+            return
+        if not self.follow and not target.is_relative_to(self.real_root):
+            message = (
+                f"{shown(path)}: is a link out of the folder, to {shown(target)}; remove it, or set "
+                "`follow_links: true` of the source if that is to be read and sent to your models"
+            )
+            self.tree.faults.append(Fault(self.name(path), message, "link out of the folder"))
+        elif str(target) in self.seen:
+            self.passed(path, "a link to what is read anyway")
+        elif stat.S_ISDIR(mode):
+            if self.real_root.is_relative_to(target):
+                self.passed(path, "a link to the folder that it lies in")
+            else:
+                self.folder(path)
+        elif stat.S_ISREG(mode):
+            self.file(path)
+        else:
+            self.passed(path, "no file but a pipe, socket or device")
+
+    def passed(self, path: Path, reason: str) -> None:
+        self.tree.passed.append(Loss(id=self.name(path), stage="documents", reason=reason))

@@ -1,0 +1,160 @@
+"""One document file, or a folder of them, as documents."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.text_files import decode
+from optimsyn.data.files.converter import Converter, converting
+from optimsyn.data.files.file_tree import Fault, FileTree, find_files, printable, read_file, shown, size_of
+from optimsyn.data.files.kinds import (
+    CONVERTED,
+    DOCUMENT_SUFFIXES,
+    LISTED,
+    TEXT_SUFFIXES,
+    cure,
+    is_unknown,
+    missing_extra,
+)
+from optimsyn.data.files.leftovers import left_behind
+from optimsyn.data.files.rows import ROW_SUFFIXES
+from optimsyn.data.losses import Loss
+from optimsyn.data.records import Document
+from optimsyn.data.text import encodable
+from optimsyn.recipe.recipe import Documents, Source
+
+# In other text a line that begins with # may be a comment.
+_WITH_HEADINGS = DOCUMENT_SUFFIXES - {".txt"}
+_KINDS_NAMED = 3
+_HEADING = re.compile(r"^#{1,3}\s+(.+?)\s*#*$", re.MULTILINE)
+
+
+@dataclass
+class FolderContents:
+    """What a folder holds.
+
+    Attributes:
+        documents: Each with its path, for messages.
+        faults: Files that cannot be read, with what to do about each.
+        passed: Files that are no documents, or of a kind whose extra is not installed.
+    """
+
+    documents: list[tuple[str, Document]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    passed: list[Loss] = field(default_factory=list)
+
+
+def document_files(place: Path, source: Source) -> tuple[list[Path], FileTree]:
+    """The files that are documents, in a fixed order, and all that was found; a single file is a folder of one."""
+    tree = find_files(place, follow_links=source.follow_links) if place.is_dir() else FileTree([place])
+    known = DOCUMENT_SUFFIXES | _text_endings(place, source)
+    wanted = [p for p in tree.files if p.suffix.lower() in known and not missing_extra(p.suffix.lower())]
+    if not place.is_dir() and left_behind(place.name):
+        wanted = []
+    return wanted, tree
+
+
+def _text_endings(place: Path, source: Source) -> frozenset[str]:
+    """Endings of files that are read as text; of a file that a recipe names itself also one that says nothing."""
+    ending = place.suffix.lower()
+    alone = not place.is_dir() and is_unknown(ending)
+    return TEXT_SUFFIXES.union(source.text_suffixes, (ending,) if alone else ())
+
+
+def is_converted(path: Path) -> bool:
+    """True for kinds whose conversion takes its time."""
+    return path.suffix.lower() in CONVERTED
+
+
+def read_folder(place: Path, config: Documents, *, convert: bool = True) -> FolderContents:
+    """The documents below a folder, or of a single file.
+
+    The id is the path relative to the folder; the title the first heading or the file's name.
+
+    Args:
+        place: Searched with all its subfolders.
+        config: The recipe's `documents` section.
+        convert: Convert PDF, office and mail files; False skips them.
+
+    Raises:
+        DataError: There is no file that could be read.
+    """
+    files, tree = document_files(place, config.source)
+    root = place if place.is_dir() else place.parent
+    endings = _text_endings(place, config.source)
+    found = FolderContents(faults=list(tree.faults), passed=list(tree.passed))
+    unread = sorted(set(tree.files) - set(files))
+    if not files and not found.faults:
+        raise DataError(_nothing(place, unread))
+    for path in unread:
+        reason = _not_read(path.suffix.lower())
+        found.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
+    with converting(config.limits, config.source.encoding) as converter:
+        for path in files:
+            name = path.relative_to(root).as_posix()
+            if not encodable(str(path)):
+                message = f"{shown(path)}: the file's name is not UTF-8 and cannot be an id; rename the file"
+                found.faults.append(Fault(shown(Path(name)), message, "name is not UTF-8"))
+            elif convert or not is_converted(path):
+                _read(path, name, config, converter, found, endings)
+    return found
+
+
+def _not_read(suffix: str) -> str:
+    """Why a file is passed over, and what to do about it."""
+    return f"{suffix or 'no suffix'}: {cure(suffix)}"
+
+
+def _nothing(place: Path, unread: list[Path]) -> str:
+    if not place.is_dir():
+        left = left_behind(place.name)
+        return f"{shown(place)}: {f'is {left}; name the file itself' if left else _not_read(place.suffix.lower())}"
+    rows = [path for path in unread if path.suffix.lower() in ROW_SUFFIXES]
+    hints = [f"Name the file itself: {shown(rows[0])}"] if rows else []
+    extras = sorted({extra for path in unread if (extra := missing_extra(path.suffix.lower()))})
+    hints += [f"Files there need an extra: pip install 'optimsyn[{','.join(extras)}]'"] if extras else []
+    others = [path for path in unread if path not in rows and not missing_extra(path.suffix.lower())]
+    counts = Counter(_not_read(path.suffix.lower()) for path in others).most_common(_KINDS_NAMED)
+    hints += [f"{count} × {reason}." for reason, count in counts]
+    return " ".join([f"{place}: holds no document file ({LISTED}).", *hints])
+
+
+def _read(
+    path: Path, name: str, config: Documents, converter: Converter, found: FolderContents, endings: frozenset[str]
+) -> None:
+    try:
+        text, inside = _text(path, config, converter, endings)
+    except DataError as error:
+        reason = "not UTF-8" if "UTF-" in str(error) else "cannot be read"
+        found.faults.append(Fault(name, str(error), reason))
+        return
+    found.passed += [
+        Loss(id=f"{name}: {printable(part)}", stage="documents", reason="an attachment") for part in inside
+    ]
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").replace("\0", "")
+    if not text.strip():
+        scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
+        wanted = "a scan without text? run OCR on it" if scan else "fill it"
+        found.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
+        return
+    heading = _HEADING.search(text[:2000]) if path.suffix.lower() in _WITH_HEADINGS else None
+    title = heading.group(1) if heading else path.stem.replace("_", " ")
+    found.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
+
+
+def _text(path: Path, config: Documents, converter: Converter, endings: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    source = config.source
+    if path.suffix.lower() in endings:
+        return decode(read_file(path, source.file_mb), shown(path), source.encoding, settable=True), ()
+    if size_of(path, source.file_mb) == 0:
+        return "", ()
+    try:
+        converted = converter.convert(path)
+    except DataError as error:
+        said = str(error)
+        raise DataError(f"{shown(path)}{said}" if said.startswith(":") else f"{shown(path)}: {said}") from None
+    return converted.text, converted.passed

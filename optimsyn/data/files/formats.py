@@ -1,0 +1,226 @@
+"""PDF, office, e-book, web and mail files as text, each by a library that knows it; run in the converter's child."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.text_files import decode
+from optimsyn.data.files.archives import Sizes, check_archive
+from optimsyn.data.files.kinds import CONVERTED, PAGE_SUFFIXES
+
+_BLANK_LINES = re.compile(r"\n{3,}")
+_SLIDE_NUMBER = re.compile(r"^<!-- Slide number: \d+ -->\n", re.MULTILINE)
+_UNKNOWN_LETTER = re.compile(r"\(cid:\d+\)")
+_MANIFEST = "META-INF/manifest.xml"
+_LETTER_HEAD = ("from", "subject", "date", "received")
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The recipe's `documents.limits`, and the encoding of its source, as the child gets them."""
+
+    inflated_mb: int
+    inflated_ratio: int
+    nesting: int
+    pages: int
+    encoding: str | None = None
+
+
+def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
+    """The text of a file, and what in it is not read (attachments of a letter).
+
+    Raises:
+        DataError: It is beyond a limit, locked, torn or of another kind than its name says; without its path.
+    """
+    suffix = path.suffix.lower()
+    data = path.read_bytes()
+    passed: list[str] = []
+    if suffix in CONVERTED and CONVERTED[suffix].packed:
+        check_archive(
+            io.BytesIO(data), suffix, Sizes(limits.inflated_mb, limits.inflated_ratio, limits.nesting, len(data))
+        )
+    if suffix in PAGE_SUFFIXES:
+        text = _page(data, limits.encoding)
+    elif suffix == ".eml":
+        text, passed = _letter(data, limits.encoding)
+    else:
+        readers: dict[str, Callable[[bytes, Limits], str]] = {
+            ".pdf": _pdf,
+            ".docx": _word,
+            ".pptx": _slides,
+            ".epub": _book,
+            ".xlsx": _sheets,
+            ".odt": _open_document,
+            ".rtf": _rich_text,
+        }
+        text = readers[suffix](data, limits)
+    if len(text) > limits.inflated_mb * _MB:
+        raise DataError(
+            f"gives {len(text) / _MB:,.0f} million characters of text, more than documents.limits.inflated_mb = "
+            f"{limits.inflated_mb}; split it or raise that"
+        )
+    text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    # RTF writes rare characters as two halves, which are joined; a single one could not be written to any file.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _BLANK_LINES.sub("\n\n", text).strip("\n"), passed
+
+
+def _pdf(data: bytes, limits: Limits) -> str:
+    from markitdown import StreamInfo
+    from markitdown.converters import PdfConverter
+    from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
+    from pdfminer.pdfpage import PDFPage
+    from pdfminer.pdfparser import PDFParser
+
+    if b"%PDF" not in data[:1024]:
+        raise DataError("is no PDF file; save it anew or remove it")
+    try:
+        pages = PDFPage.create_pages(PDFDocument(PDFParser(io.BytesIO(data))))
+        count = sum(1 for _ in itertools.islice(pages, limits.pages + 1))
+    except (PDFPasswordIncorrect, PDFEncryptionError):
+        raise DataError("is locked by a password; save it anew without one") from None
+    if count > limits.pages:
+        raise DataError(
+            f"has more than {limits.pages} pages, documents.limits.pages; split it, or raise that and .seconds"
+        )
+    if count == 0:
+        raise DataError("is a torn or damaged PDF without any page; save it anew or remove it")
+    text = str(PdfConverter().convert(io.BytesIO(data), StreamInfo(extension=".pdf")).markdown)
+    unknown = len(_UNKNOWN_LETTER.findall(text))
+    if unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5:
+        raise DataError("does not say which letters its signs are (a font without a table of them); run OCR on it")
+    return text
+
+
+def _word(data: bytes, _limits: Limits) -> str:
+    from markitdown import StreamInfo
+    from markitdown.converters import DocxConverter
+
+    return str(DocxConverter().convert(io.BytesIO(data), StreamInfo(extension=".docx")).markdown)
+
+
+def _slides(data: bytes, _limits: Limits) -> str:
+    from markitdown import StreamInfo
+    from markitdown.converters import PptxConverter
+
+    return _SLIDE_NUMBER.sub("", str(PptxConverter().convert(io.BytesIO(data), StreamInfo(extension=".pptx")).markdown))
+
+
+def _book(data: bytes, _limits: Limits) -> str:
+    import zipfile
+
+    from markitdown import StreamInfo
+    from markitdown.converters import EpubConverter
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if "META-INF/rights.xml" in archive.namelist():
+            raise DataError("is locked by its seller (DRM); take an edition without")
+    text = str(EpubConverter().convert(io.BytesIO(data), StreamInfo(extension=".epub")).markdown)
+    # Title, author and the like come first; alone they are no document.
+    return text if text.partition("\n\n")[2].strip() else ""
+
+
+def _sheets(data: bytes, _limits: Limits) -> str:
+    """Every sheet as a heading and a table, without empty rows and columns at the end; formulas are their values."""
+    from openpyxl import load_workbook
+
+    parts: list[str] = []
+    book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    for sheet in book.worksheets:
+        # What a file says of its size may be a million rows.
+        sheet.reset_dimensions()
+        rows = [_cells(row) for row in sheet.iter_rows(values_only=True)]
+        rows = [row for row in rows if row]
+        width = max(map(len, rows), default=0)
+        lines = ["| " + " | ".join(row + [""] * (width - len(row))) + " |" for row in rows]
+        if lines:
+            parts.append("\n".join([f"## {sheet.title}", "", lines[0], "|" + " --- |" * width, *lines[1:]]))
+    return "\n\n".join(parts)
+
+
+def _cells(row: tuple[Any, ...]) -> list[str]:
+    cells = ["" if cell is None else " ".join(str(cell).replace("|", "\\|").split()) for cell in row]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _open_document(data: bytes, _limits: Limits) -> str:
+    import zipfile
+
+    from odfdo import Document
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if "META-INF/manifest.xml" in archive.namelist() and b"encryption-data" in archive.read(
+            "META-INF/manifest.xml"
+        ):
+            raise DataError("is locked by a password; save it anew without one")
+    document = Document(io.BytesIO(data))
+    if document.get_type() != "text":
+        raise DataError(f"is no text but a {document.get_type()}; save it in its own kind")
+    return str(document.to_markdown())
+
+
+def _rich_text(data: bytes, limits: Limits) -> str:
+    from striprtf.striprtf import rtf_to_text
+
+    if not data.lstrip()[:5].lower() == b"{\\rtf":
+        raise DataError("is no RTF file; save it anew or remove it")
+    if data.count(b"{") > data.count(b"}") + 1:
+        raise DataError("is a torn RTF file (groups are not closed); save it anew or remove it")
+    return str(rtf_to_text(data.decode("latin-1"), encoding=limits.encoding or "cp1252", errors="replace"))
+
+
+def _page(data: bytes, encoding: str | None) -> str:
+    from bs4.dammit import EncodingDetector
+    from markitdown.converters import HtmlConverter
+
+    declared = EncodingDetector.find_declared_encoding(data, is_html=True)
+    text = decode(data, "", encoding or _known(declared), settable=True)
+    return str(HtmlConverter().convert_string(text).markdown)
+
+
+def _known(encoding: str | None) -> str | None:
+    """A declared encoding that Python has; a web page's latin-1 is, as browsers read it, the Windows one."""
+    import codecs
+
+    try:
+        name = codecs.lookup(encoding or "utf-8").name
+    except LookupError:
+        return None
+    return None if name == "utf-8" else {"iso8859-1": "cp1252", "ascii": "cp1252"}.get(name, name)
+
+
+def _letter(data: bytes, encoding: str | None) -> tuple[str, list[str]]:
+    """Subject, sender and date, then the plain body, or the page where there is none; attachments are not read."""
+    from email import message_from_bytes, policy
+
+    letter = message_from_bytes(data, policy=policy.default)
+    if not isinstance(letter, EmailMessage) or not any(
+        name in letter for name in ("from", "subject", "date", "received")
+    ):
+        raise DataError("is no letter: it has no sender, subject or date; save it anew or remove it")
+    body = letter.get_body(("plain", "html"))
+    if body is None:
+        text = ""
+    else:
+        content = body.get_payload(decode=True)
+        raw = content if isinstance(content, bytes) else b""
+        declared = _known(body.get_content_charset())
+        if body.get_content_type() == "text/html":
+            text = _page(raw, declared or encoding)
+        else:
+            text = decode(raw, "its body", declared or encoding, settable=True)
+    head = [f"# {letter['subject']}"] if letter["subject"] else []
+    head += [f"{name}: {letter[name]}" for name in ("From", "Date") if letter[name]]
+    attached = [part.get_filename() or part.get_content_type() for part in letter.iter_attachments()]
+    return ("\n\n".join(["\n".join(head), text]) if text.strip() else ""), attached

@@ -1,0 +1,319 @@
+"""Runs the cells of a notebook in a kernel of this very interpreter, and tells how each really ended.
+
+papermill's own client lets a killed kernel or a time-out pass with every cell marked "completed". This one marks the
+cell that was running as failed, with the reason as its last output, and leaves the cells after it pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NotebookExecutionManager
+
+from optimsyn.base.disk import is_disk_trouble
+from optimsyn.base.files import write_text
+from optimsyn.base.secrets.redaction import redact_tree, secret_values
+
+# On a machine that is busy training, a kernel may take long to answer although nothing is wrong.
+START_SECONDS = 180
+_OUTPUT_SECONDS = 120
+# Time that an interrupted cell has to end in order: the stage notes in the manifest that it was interrupted.
+_INTERRUPT_SECONDS = 10
+INTERRUPTED = "interrupted by a person or by a signal"
+
+# What nbclient logs is said again, better, by the NotebookError.
+_QUIET = logging.getLogger("optimsyn.execution.client.nbclient")
+_QUIET.setLevel(logging.CRITICAL)
+_SHOWN = logging.getLogger("papermill")
+
+
+class Stopped(Exception):  # noqa: N818 (a signal between the client and the engine, not an error that others see)
+    """A cell ended in a way that the kernel could not report itself.
+
+    Attributes:
+        index: Position of the cell, or None when none was running.
+        kind: `KernelDied` or `TimeLimit`.
+        reason: What happened, in a sentence.
+    """
+
+    def __init__(self, index: int | None, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+        self.kind = kind
+        self.reason = reason
+
+
+class KernelManager(AsyncKernelManager):
+    """Starts `optimsyn.execution.kernel` with this interpreter; no kernel needs to be installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The one kernel; nbclient keeps its command history in memory."""
+        argv = [sys.executable, "-m", "optimsyn.execution.kernel", "-f", "{connection_file}"]
+        return KernelSpec(
+            argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": ["curve"]}
+        )
+
+
+class CellStates(NotebookExecutionManager):
+    """Keeps the state of the cells and saves the notebook, both without secrets.
+
+    Args:
+        nb: The notebook.
+        secret_names: Environment variables that hold secrets beside those whose name says so.
+        options: Those of papermill's manager.
+    """
+
+    def __init__(self, nb: Any, *, secret_names: Iterable[str], **options: Any) -> None:
+        super().__init__(nb, **options)
+        self._secret_names = tuple(secret_names)
+        # Why the notebook could not be saved, when that was so last.
+        self.unsaved: OSError | None = None
+        # What the line of progress shows.
+        self.running: int | None = None
+        self.told = ""
+
+    def clean(self, part: Any) -> Any:
+        """A notebook, or a part of one, without secrets; the original stays as it is."""
+        return redact_tree(part, secret_values(self._secret_names))
+
+    def save(self, **_: Any) -> None:
+        """Writes the notebook as it stands, atomically, secrets taken out of sources, outputs and parameters.
+
+        A full disk must not end a kernel whose requests are under way: once cells run, it is remembered only.
+        """
+        try:
+            if self.output_path:
+                save_notebook(self.clean(self.nb), str(self.output_path))
+            self.unsaved = None
+        except OSError as error:
+            if self.running is None or not is_disk_trouble(error):
+                raise
+            self.unsaved = error
+        self.last_save_time = self.now()
+
+    def notebook_start(self, **options: Any) -> None:
+        """Clears what an earlier execution left."""
+        self.nb.metadata.pop("optimsyn", None)
+        super().notebook_start(**options)
+
+    def cell_start(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
+        """Marks a cell as running."""
+        self.running, self.told = cell_index, ""
+        super().cell_start(cell, cell_index, **options)
+
+    def cell_stopped(self, index: int, kind: str, reason: str) -> None:
+        """Marks the running cell as failed, with the reason as its last output."""
+        cell = self.nb.cells[index]
+        self.cell_exception(cell, cell_index=index)
+        if cell.cell_type == "code":
+            text = f"{kind}: {reason}"
+            cell.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=reason, traceback=[text]))
+
+    def stopped(self, kind: str, reason: str) -> None:
+        """Says in the notebook's metadata that and why it was not run to its end, also when no cell was running."""
+        self.nb.metadata.papermill["exception"] = True
+        self.nb.metadata["optimsyn"] = {"stopped": {"kind": kind, "reason": reason}}
+
+    def notebook_complete(self, **_: Any) -> None:
+        """Writes the times; cells that never ran stay pending."""
+        self.end_time = self.now()
+        state = self.nb.metadata.papermill
+        state["end_time"] = self.end_time.isoformat()
+        state["duration"] = (self.end_time - self.start_time).total_seconds()
+        self.save()
+
+
+def save_notebook(notebook: Any, place: str) -> None:
+    """Writes a notebook: atomically on this machine's disk, through papermill's handlers anywhere else (`s3://…`)."""
+    if "://" in place:
+        from papermill.iorw import write_ipynb
+
+        write_ipynb(notebook, place)
+        return
+    write_text(Path(place), nbformat.writes(notebook, version=4) + "\n")
+
+
+class Client(PapermillNotebookClient):
+    """Runs the cells one after the other and stops at the first that fails, whatever the way.
+
+    Args:
+        states: Keeps the state of the cells.
+        kernel_name: Name for papermill's metadata; the kernel is always this interpreter.
+        seconds: Time limit for the whole notebook.
+        cell_seconds: Time limit for each cell.
+        start_seconds: How long a kernel may take to answer.
+        options: Those of papermill's client.
+    """
+
+    def __init__(
+        self,
+        states: CellStates,
+        kernel_name: str,
+        *,
+        seconds: float | None,
+        cell_seconds: float | None,
+        start_seconds: int,
+        **options: Any,
+    ) -> None:
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        self._whole = seconds
+
+        def limit(_: Any) -> int | None:
+            left = min(deadline - time.monotonic(), math.inf if cell_seconds is None else cell_seconds)
+            return None if left == math.inf else max(1, math.ceil(left))
+
+        super().__init__(
+            states,
+            kernel_manager_class=KernelManager,
+            kernel_name=kernel_name,
+            startup_timeout=start_seconds,
+            iopub_timeout=_OUTPUT_SECONDS,
+            coalesce_streams=True,
+            log=_QUIET,
+            timeout_func=limit,
+            **options,
+        )
+
+    def execute(self, **kernel_options: Any) -> Any:
+        """Starts the kernel, runs the cells, stops the kernel.
+
+        Raises:
+            Stopped: The kernel died, did not start, or ran out of time.
+        """
+        self.reset_execution_trackers()
+        self._deaths = _memory_kills()
+        try:
+            with self.setup_kernel(**kernel_options):
+                if self._all_cells():
+                    info = self.wait_for_reply(self.kc.kernel_info())
+                    self.nb.metadata["language_info"] = info["content"]["language_info"]
+                    self.set_widgets_metadata()
+        except DeadKernelError as error:
+            raise Stopped(None, "KernelDied", f"{error} while it was being shut down") from error
+        except RuntimeError as error:
+            if not str(error).startswith(("Kernel died", "Kernel didn't respond")):
+                raise
+            raise Stopped(None, "KernelDied", f"the kernel did not start: {error}") from error
+        return self.nb
+
+    def _all_cells(self) -> bool:
+        for index, cell in enumerate(self.nb.cells):
+            try:
+                self.nb_man.cell_start(cell, index)
+                self.execute_cell(cell, index)
+            except CellExecutionError as error:
+                self.nb_man.cell_exception(self.nb.cells[index], cell_index=index, exception=error)
+                return False
+            except DeadKernelError as error:
+                raise self._stopped(index, "KernelDied", self._cause_of_death()) from error
+            except CellTimeoutError as error:
+                self.shutdown_kernel = "immediate"
+                limit = "the notebook" if self._whole is not None else "the cell"
+                raise self._stopped(index, "TimeLimit", f"{limit} took longer than its time limit") from error
+            except KeyboardInterrupt:
+                self.shutdown_kernel = "immediate"
+                self._interrupt()
+                self._stopped(index, "Interrupted", INTERRUPTED)
+                raise
+            finally:
+                self.nb_man.cell_complete(self.nb.cells[index], cell_index=index)
+        return True
+
+    def _stopped(self, index: int, kind: str, reason: str) -> Stopped:
+        self.nb_man.cell_stopped(index, kind, reason)
+        return Stopped(index, kind, reason)
+
+    def _interrupt(self) -> None:
+        """Interrupts the running cell and gives it a moment to end in order; a second interrupt ends the waiting."""
+        reply = self.task_poll_for_reply
+        if self.km is None or reply is None or reply.done():
+            return
+
+        async def wait() -> None:
+            await self.km.interrupt_kernel()
+            await asyncio.wait([reply], timeout=_INTERRUPT_SECONDS)
+
+        loop = reply.get_loop()
+        # Inside of a notebook the loop runs in a thread of its own, where this one cannot wait for it.
+        if loop.is_running():
+            return
+        # What the interrupted cell raises is told by `Interrupted`; nobody asks for it a second time.
+        loop.set_exception_handler(lambda _, context: None)
+        run_sync(wait)()
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        """Takes a message of the kernel; lines that tell how far a stage is are shown outside of the notebook too."""
+        content = msg["content"]
+        if msg["msg_type"] in ("display_data", "update_display_data"):
+            mark = content.get("metadata", {}).get("optimsyn")
+            if isinstance(mark, dict) and mark.get("transient"):
+                self.nb_man.told = str(content["data"].get("text/plain", ""))
+        return super().process_message(msg, cell, cell_index)
+
+    def log_output_message(self, output: Any) -> None:
+        """Passes an output on to papermill's log and files (`--log-output`, `--stdout-file`), without secrets."""
+        clean = self.nb_man.clean(output)
+        if clean.output_type != "stream":
+            if self.log_output and "text/plain" in clean.get("data", {}):
+                _SHOWN.info("".join(clean.data["text/plain"]))
+            return
+        text = "".join(clean.text)
+        file = self.stdout_file if clean.name == "stdout" else self.stderr_file
+        if self.log_output:
+            _SHOWN.info(text)
+        if file is not None:
+            file.write(text)
+            file.flush()
+
+    def _cause_of_death(self) -> str:
+        process = getattr(self.km.provisioner, "process", None) if self.km is not None else None
+        code = process.poll() if process is not None else None
+        if code is None:
+            return "the kernel died for an unknown reason"
+        if code >= 0:
+            return f"the kernel left with exit code {code}"
+        name = signal.Signals(-code).name
+        if name != "SIGKILL":
+            return f"the kernel was killed by {name}"
+        if _memory_kills() > self._deaths:
+            return (
+                "the kernel was killed by SIGKILL because the machine ran out of memory; use smaller batches or models"
+            )
+        return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
+
+
+def on_terminate(handler: Callable[..., Any]) -> dict[int, Any]:
+    """Sets `handler` for the signals that would end this process without a word, and returns what was there before."""
+    found: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            found[number] = signal.signal(number, handler)
+    return found
+
+
+def _memory_kills() -> int:
+    """How many processes of this control group the kernel has killed for want of memory (Linux; else 0)."""
+    file = Path("/sys/fs/cgroup/memory.events")
+    if not file.is_file():
+        return 0
+    for line in file.read_text(encoding="ascii").splitlines():
+        name, _, count = line.partition(" ")
+        if name == "oom_kill":
+            return int(count)
+    return 0

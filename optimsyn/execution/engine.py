@@ -1,0 +1,344 @@
+"""Executes a notebook with papermill, and tells the truth about how it ended.
+
+Three doors lead here: the runner and `optimsyn execute` call `execute`, and `papermill --engine optimsyn` finds the
+engine through an entry point (`optimsyn.execution.entry_point`). Behind each of them the parameters are checked before
+a kernel starts, the cell that was running is marked as failed with the real reason, the notebook is saved atomically as
+it grows, and secrets stay out of it. The kernel is started from this very interpreter, whatever kernels are installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import nbformat
+import zmq
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from optimsyn.base.disk import cannot_write
+from optimsyn.base.errors import ParameterError, StageError
+from optimsyn.base.live_line import LiveLine
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.execution.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
+from optimsyn.execution.kernel import LOCK_VARIABLE
+from optimsyn.execution.parameters import check_parameters, key_variables
+
+ENGINE = "optimsyn"
+# How often a notebook is saved while one long cell prints, in seconds.
+_AUTOSAVE_SECONDS = 10
+_LOG_LINES = 8
+_LOG_SECONDS = 5
+
+# Progress bars of libraries are drawn for terminals and turn into pages of text in a saved notebook.
+_KERNEL_VARIABLES = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class NotebookError(StageError):
+    """A notebook did not run to its end.
+
+    Attributes:
+        notebook: The executed notebook, with the outputs up to the failure.
+        cell: Number of the code cell that was running (1 is the first), or None when none was.
+        source: That cell's code.
+        kind: Name of the exception in the cell, or `KernelDied`, `TimeLimit`, `Interrupted`.
+        reason: What went wrong, in a sentence, without secrets.
+    """
+
+    def __init__(self, notebook: Path, cell: int | None, source: str, kind: str, reason: str) -> None:
+        self.notebook = notebook
+        self.cell = cell
+        self.source = source
+        self.kind = kind
+        self.reason = reason
+        where = "" if cell is None else f", cell [{cell}] `{_first_line(source)}`"
+        super().__init__(f"{notebook.name}{where}: {kind}: {reason}")
+
+
+class TruthfulEngine(NBClientEngine):
+    """papermill's nbclient engine with the client of `optimsyn.execution.client`."""
+
+    @classmethod
+    def nb_kernel_name(cls, nb: Any, name: str | None = None) -> str:
+        """The kernel is this interpreter, whatever the notebook calls its own."""
+        return name or "python3"
+
+    @classmethod
+    def nb_language(cls, nb: Any, language: str | None = None) -> str:
+        """Always Python."""
+        return "python"
+
+    @classmethod
+    def execute_notebook(
+        cls,
+        nb: Any,
+        kernel_name: str,
+        output_path: str | None = None,
+        progress_bar: bool | dict[str, Any] = True,
+        log_output: bool = False,
+        autosave_cell_every: int = _AUTOSAVE_SECONDS,
+        **options: Any,
+    ) -> Any:
+        """Executes a notebook into which the parameters were put; called by papermill.
+
+        Args:
+            nb: The notebook.
+            kernel_name: For papermill's metadata.
+            output_path: Where it is saved while it runs; None saves it only at the end.
+            progress_bar: Show one line of progress.
+            log_output: Pass outputs on to papermill's log.
+            autosave_cell_every: Seconds between saves while a cell prints.
+            options: papermill's others (`execution_timeout`, `start_timeout`, `stdout_file`, `stderr_file`), and those
+                of `execute`.
+
+        Returns:
+            The executed notebook, without secrets.
+
+        Raises:
+            NotebookError: The kernel died, did not start, or ran out of time. An exception in a cell is told by
+                papermill.
+            ParameterError: A parameter does not fit; nothing was started or written.
+        """
+        name = Path(str(options.get("input_path") or output_path or "notebook")).name
+        secret_names = (
+            options["secret_names"]
+            if "secret_names" in options
+            else _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
+        )
+        states = CellStates(
+            nb,
+            secret_names=secret_names,
+            output_path=output_path,
+            progress_bar=False,
+            log_output=False,
+            autosave_cell_every=autosave_cell_every,
+        )
+        states.notebook_start()
+        here = output_path is not None and "://" not in str(output_path)
+        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if here else None, secret_names)
+        try:
+            client = Client(
+                states,
+                kernel_name,
+                seconds=options.get("seconds"),
+                cell_seconds=options.get("execution_timeout"),
+                start_seconds=max(START_SECONDS, int(options.get("start_timeout") or 0)),
+                log_output=log_output,
+                stdout_file=options.get("stdout_file"),
+                stderr_file=options.get("stderr_file"),
+            )
+            with _ends_like_an_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
+                client.execute(
+                    env={**_KERNEL_VARIABLES, **os.environ, **options.get("environment", {})},
+                    stdout=log.file,
+                    stderr=log.file,
+                    transport_encryption="auto" if zmq.has("curve") else "disabled",
+                )
+        except Stopped as stop:
+            states.stopped(stop.kind, stop.reason)
+            raise _error(states, stop, Path(output_path or name), log.end()) from stop
+        except KeyboardInterrupt:
+            states.stopped("Interrupted", INTERRUPTED)
+            raise
+        finally:
+            log.end()
+            states.notebook_complete()
+        if states.unsaved is not None:
+            # papermill would fail to write it once more, and hide what a cell has told.
+            raise _unsaved(states, states.unsaved, Path(output_path or name))
+        return states.clean(states.nb)
+
+
+papermill_engines.register(ENGINE, TruthfulEngine)
+
+
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    seconds: float | None = None,
+    lock: Path | None = None,
+    secret_names: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> None:
+    """Executes a notebook in a kernel of its own.
+
+    Args:
+        notebook: The notebook to run; it is not changed.
+        output: Where the executed notebook goes. It is saved after every cell and while a long one prints. What the
+            kernel writes past Jupyter (crash reports of libraries) goes to a `.log` beside it.
+        parameters: Values for its parameters cell.
+        seconds: Time limit for the whole notebook.
+        lock: A file that the kernel keeps locked while it lives.
+        secret_names: Environment variables that hold secrets beside those whose name says so or the recipe names.
+        environment: Variables of the kernel beside those of this process.
+        progress: Show one line that tells how far the notebook is.
+
+    Raises:
+        NotebookError: A cell raised, the kernel died or the time ran out.
+        ParameterError: A parameter is unknown, of a wrong type or out of range, or the output is the notebook itself;
+            nothing was started or written.
+    """
+    from papermill.execute import execute_notebook
+
+    if not notebook.is_file():
+        raise StageError(f"{notebook}: there is no such notebook")
+    if output.exists() and output.samefile(notebook):
+        raise ParameterError(f"{output}: the notebook itself stays as it is; give another file for the output")
+    known = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    names = (*secret_names, *known)
+    variables = dict(environment or {})
+    if lock is not None:
+        variables[LOCK_VARIABLE] = str(lock)
+    try:
+        execute_notebook(
+            # papermill fills in braces of a path as a template.
+            _literal(notebook),
+            _literal(output),
+            parameters=dict(parameters),
+            engine_name=ENGINE,
+            kernel_name="python3",
+            language="python",
+            progress_bar=progress,
+            autosave_cell_every=_AUTOSAVE_SECONDS,
+            secret_names=names,
+            seconds=seconds,
+            environment=variables,
+        )
+    except PapermillExecutionError as error:
+        # papermill put a heading and an anchor cell in, so the number is taken from the error, not from the file.
+        number = error.exec_count if isinstance(error.exec_count, int) else None
+        reason = redact(str(error.evalue), names)
+        raise NotebookError(output, number, str(error.source), str(error.ename), reason) from None
+
+
+def _literal(path: Path) -> str:
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Checks the parameters; a notebook of somebody's own may do without any.
+
+    Returns:
+        The environment variables of the recipe that they mean which hold keys.
+    """
+    if not parameters and not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
+        return ()
+    check_parameters(notebook, parameters, name)
+    return key_variables(notebook, parameters, name)
+
+
+def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> NotebookError:
+    cell, source = None, ""
+    if stop.index is not None:
+        cells = states.clean(states.nb).cells
+        cell = sum(1 for item in cells[: stop.index + 1] if item.cell_type == "code")
+        source = str(cells[stop.index].source)
+    reason = stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else "")
+    return NotebookError(notebook, cell, source, stop.kind, states.clean(reason))
+
+
+def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookError:
+    """What a cell failed of, or that the notebook of an unharmed run could not be written."""
+    cells = [cell for cell in states.clean(states.nb).cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return NotebookError(notebook, number, str(cell.source), str(output.ename), str(output.evalue))
+    return NotebookError(notebook, None, "", "DataError", str(cannot_write(notebook, "the notebook", error)))
+
+
+@contextlib.contextmanager
+def _ends_like_an_interrupt() -> Iterator[None]:
+    """Lets SIGTERM end the notebook like Ctrl-C does: the kernel is stopped and the notebook says why."""
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = on_terminate(interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(states: CellStates, name: str) -> LiveLine:
+    """One line for the notebook: which cell runs, for how long, and what the stage in it says about itself."""
+    begun = time.monotonic()
+    code = [index for index, cell in enumerate(states.nb.cells) if cell.cell_type == "code"]
+
+    def done() -> int:
+        return sum(index < (states.running or 0) for index in code)
+
+    def status() -> str:
+        from optimsyn.runs.durations import clock
+
+        where = "starting" if states.running is None else f"cell {min(done() + 1, len(code))} of {len(code)}"
+        told = f", {states.told}" if states.told else ""
+        return f"{name}: {where}, {clock(time.monotonic() - begun)}{told}"
+
+    return LiveLine(status, share=lambda: done() / len(code) if code else None)
+
+
+class _KernelLog:
+    """What a kernel writes past Jupyter: it comes through a pipe and reaches the disk without secrets.
+
+    Args:
+        path: The log; it is made when there is something to write. None writes to standard error.
+        secret_names: Environment variables that hold secrets beside those whose name says so.
+    """
+
+    def __init__(self, path: Path | None, secret_names: Iterable[str]) -> None:
+        self._path = path
+        self._secret_names = tuple(secret_names)
+        self._last: deque[str] = deque(maxlen=_LOG_LINES)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        reading, writing = os.pipe()
+        self.file = os.fdopen(writing, "wb")
+        self._thread = threading.Thread(target=self._pump, args=(reading,), name="kernel-log", daemon=True)
+        self._thread.start()
+
+    def _pump(self, reading: int) -> None:
+        with os.fdopen(reading, "rb") as pipe:
+            for raw in pipe:
+                line = redact(raw.decode("utf-8", "replace"), self._secret_names)
+                self._last.append(line.rstrip())
+                if self._path is None:
+                    sys.stderr.write(line)
+                else:
+                    with self._path.open("a", encoding="utf-8") as file:
+                        file.write(line)
+
+    def end(self) -> str:
+        """The last lines, once the kernel is gone."""
+        self.file.close()
+        # Something that the kernel started may outlive it and hold the pipe.
+        self._thread.join(timeout=_LOG_SECONDS)
+        return "\n".join(self._last).strip()
+
+
+def _first_line(source: str) -> str:
+    lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return lines[0][:60] if lines else ""

@@ -1,0 +1,95 @@
+"""The first cell of every notebook: what this kernel runs on, and libraries that keep their chatter out of the cells.
+
+from optimsyn.execution.notebook import check_environment
+
+check_environment()
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.live_line import NotebookText, in_notebook
+from optimsyn.base.secrets.redaction import redact
+
+if TYPE_CHECKING:
+    from optimsyn.base.table import Table
+
+# Progress bars of libraries are drawn for terminals; in a cell they are pages of text, or widgets that go blank.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
+    """Looks at Python, packages, processors, memory and accelerator, in about as long as PyTorch takes to load.
+
+    Libraries' progress bars and advice are switched off for this kernel, and what optimsyn itself has to say while it
+    works is shown in the cell as a line of text.
+
+    Args:
+        needs: Further packages that the notebook uses, by the name that pip knows.
+
+    Returns:
+        A table to show as the value of the cell.
+
+    Raises:
+        StageError: Something is missing that the notebook needs; the message holds the cure.
+    """
+    os.environ.update(QUIET)
+    _show_messages()
+    from optimsyn.base.table import Table
+    from optimsyn.machine.doctor import notebook_findings
+
+    findings = notebook_findings(needs)
+    failed = [finding for finding in findings if finding.status == "fail"]
+    if failed:
+        raise StageError("; ".join(f"{finding.what}: {finding.detail}" for finding in failed))
+    rows = tuple((finding.what, finding.detail) for finding in findings)
+    return Table("This kernel", ("what", "found"), rows)
+
+
+def examples_folder() -> Path:
+    """The example documents, questions and checks that the notebooks use.
+
+    Raises:
+        StageError: The installation lacks them.
+    """
+    from optimsyn.runs.resources import notebook_path
+
+    folder = notebook_path("prepare").parent / "examples"
+    if not folder.is_dir():
+        raise StageError(f"{folder}: the examples of the notebooks are missing; reinstall optimsyn")
+    return folder
+
+
+class _ShowMessage(logging.Handler):
+    """Shows a message of optimsyn's in the cell; it is gone from the notebook when that is saved as an example."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        NotebookText().show(redact(record.getMessage()))
+
+
+def _show_messages() -> None:
+    """Sends optimsyn's own messages to the cell, and hides what libraries warn each other about."""
+    if not in_notebook():
+        return
+    log = logging.getLogger("optimsyn")
+    if not any(isinstance(handler, _ShowMessage) for handler in log.handlers):
+        log.addHandler(_ShowMessage())
+        log.propagate = False
+    # Deprecations between libraries are for those who maintain them; optimsyn's tests show them all.
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    # tqdm misses its widgets, which would go blank in a saved notebook.
+    warnings.filterwarnings("ignore", message="IProgress not found")

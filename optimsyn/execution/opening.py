@@ -1,0 +1,78 @@
+"""What the commands share: their console, their recipe, and a run that is opened once all of it was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.secrets.redaction import redact
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optimsyn.execution.status_line import Steps
+    from optimsyn.machine.preflight import Preflight
+    from optimsyn.recipe.recipe import Recipe
+    from optimsyn.runs.folder import Run
+
+
+def make_console() -> Console:
+    """Where a command writes."""
+    from rich.console import Console
+
+    return Console()
+
+
+def load_recipe(name: str, size: str = "full", changes: list[str] | None = None) -> Recipe:
+    """The recipe that a command names, with its changes."""
+    from optimsyn.execution.parameters import chosen_recipe
+    from optimsyn.recipe.changes import SetOptions
+
+    return chosen_recipe(name, size=size, changes=SetOptions(changes or ()))
+
+
+def open_checked(name: str, root: Path, size: str, changes: list[str] | None, console: Console, steps: Steps) -> Run:
+    """The run of a recipe, or of its run folder, after everything about it has been checked."""
+    from optimsyn.machine.forecast.requests import foresee
+    from optimsyn.machine.preflight import checked
+    from optimsyn.machine.preflight_services import names_services, open_asked
+    from optimsyn.runs.folder import Run
+
+    folder = Path(name)
+    if (folder / "manifest.json").is_file():
+        if changes or size != "full":
+            raise RecipeError(f"{name} is a run, whose recipe stays as it is; give --set and --size with a recipe")
+        recipe, root = Run.load(folder).recipe, folder.resolve().parent
+    else:
+        recipe = load_recipe(name, size, changes)
+    with steps.step("Checking files, questions and models"):
+        found = checked(recipe, root, ask=False)
+    show_preflight(found, console)
+    found.raise_if_refused()
+    # Before anything is loaded: what a service refuses should not cost minutes of local work.
+    asked = "Asking each service one tiny question" if names_services(recipe) else "Opening the run"
+    with steps.step(asked):
+        run_ = open_asked(recipe, root)
+    _show_notes(run_.warnings, console)
+    console.print(foresee(run_, found.forecast))
+    return run_
+
+
+def _show_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {_escaped(note)}", highlight=False)
+
+
+def show_preflight(found: Preflight, console: Console) -> None:
+    """Shows what a person should know before a run, and what was not looked at."""
+    _show_notes(found.warnings, console)
+    for text in found.unchecked:
+        console.print(f"not checked: {_escaped(text)}", highlight=False)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(redact(text))

@@ -1,0 +1,187 @@
+"""Opens a stage of a run in JupyterLab, so that a person finishes by hand what failed at night.
+
+The notebook that opens is the executed one of the run: its parameters are in it, the outputs of the failed attempt are
+still there, and its cells find everything that the stage has bought. When the stage has finished there, `optimsyn run`
+goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import nbformat
+from filelock import FileLock, Timeout
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.secrets.redaction import redact_tree, secret_values
+from optimsyn.execution.client import save_notebook
+from optimsyn.runs.durations import executed_notebook
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import Stage
+from optimsyn.runs.resources import notebook_name, notebook_path
+
+_SECRETS_VARIABLE = "OPTIMSYN_SECRET_NAMES"
+# What is worth a person's look, in this order; of several finished stages the last.
+_ORDER = ("failed", "interrupted", "finished", "pending")
+
+
+def stage_to_open(run: Run, stage: str | None = None) -> Stage:
+    """The named stage, else the failed one, else an interrupted, the last finished, the first pending one.
+
+    Raises:
+        StageError: There is no stage of this name.
+    """
+    if stage is not None:
+        notebook_name(stage)
+        return run.manifest.stage(stage).name
+    for status in _ORDER:
+        found = [record.name for record in run.manifest.stages if record.status == status]
+        if found:
+            return found[-1] if status == "finished" else found[0]
+    raise StageError(f"{run.name}: a stage is running; wait for it or stop it")
+
+
+def prepare(run: Run, stage: str | None = None) -> tuple[Stage, Path]:
+    """Chooses the stage and puts its notebook into the run, with the run as its parameter.
+
+    Args:
+        run: The run; nothing may work on it.
+        stage: A stage of its own choice.
+
+    Returns:
+        The stage and its notebook. An executed one keeps its cells and outputs.
+
+    Raises:
+        StageError: Another process works on the run, or there is no such stage.
+    """
+    from papermill.parameterize import parameterize_notebook
+
+    from optimsyn.execution.engine import ENGINE
+    from optimsyn.execution.runner import mark_killed
+
+    with run.lock():
+        _refuse_busy(run)
+        mark_killed(run)
+        chosen = stage_to_open(run, stage)
+        place = executed_notebook(run, notebook_name(chosen))
+        source = place if place.is_file() else notebook_path(chosen)
+        notebook = nbformat.read(source, as_version=4)
+        notebook.metadata.setdefault("papermill", {})
+        for cell in notebook.cells:
+            cell.metadata.setdefault("tags", [])
+            if source != place and cell.cell_type == "code":
+                # A notebook that comes with optimsyn shows another run's results.
+                cell.outputs, cell.execution_count = [], None
+        filled = parameterize_notebook(notebook, {"run_folder": str(run.folder)}, engine_name=ENGINE)
+        filled.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        save_notebook(filled, str(place))
+    return chosen, place
+
+
+def _refuse_busy(run: Run) -> None:
+    """Refuses a run in which a kernel or somebody's notebook is working."""
+    for name, who in ((".stage.lock", "a notebook"), (".kernel.lock", "a kernel of an earlier start")):
+        lock = FileLock(str(run.folder / name), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
+            named = "" if pid is None else f" (process {pid})"
+            raise StageError(f"{run.name}: {who} works on this run{named}; wait for it or stop it") from None
+        lock.release()
+
+
+def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int | None = None) -> list[str]:
+    """The command that starts JupyterLab with a notebook; a token stays on, as Jupyter's defaults have it.
+
+    Args:
+        folder: What JupyterLab shows as its root.
+        notebook: The notebook to open, inside the folder.
+        browser: Open a browser window.
+        port: The port to listen on; None lets Jupyter choose one.
+
+    Raises:
+        StageError: JupyterLab is not installed.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise StageError("JupyterLab is not installed; install it with: pip install 'optimsyn[notebooks]'")
+    place = notebook.relative_to(folder)
+    command = [sys.executable, "-m", "jupyter", "lab", str(place)]
+    command += [
+        f"--ServerApp.root_dir={folder}",
+        # The address that JupyterLab prints opens the notebook as well, for who opens the window oneself.
+        f"--LabApp.default_url=/lab/tree/{quote(place.as_posix())}",
+        "--ContentsManager.pre_save_hook=optimsyn.execution.reopen.prune_before_saving",
+    ]
+    if not browser:
+        command.append("--no-browser")
+    if port is not None:
+        command.append(f"--ServerApp.port={port}")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # Jupyter asks root for this word; in a container everybody is root.
+        command.append("--allow-root")
+    return command
+
+
+def lab_environment(kernels: Path, secret_names: Iterable[str] = ()) -> dict[str, str]:
+    """Environment in which the kernel `python3` is this interpreter, whatever kernels the user has installed.
+
+    Args:
+        kernels: An empty folder that stays while JupyterLab runs; the kernel is described in it.
+        secret_names: Variables that hold secrets beside those whose name says so.
+    """
+    place = kernels / "kernels" / "python3"
+    place.mkdir(parents=True)
+    kernel = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    (place / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
+    before = os.environ.get("JUPYTER_PATH")
+    paths = f"{kernels}{os.pathsep}{before}" if before else str(kernels)
+    return {**os.environ, "JUPYTER_PATH": paths, _SECRETS_VARIABLE: ",".join(secret_names)}
+
+
+def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None = None) -> int:
+    """Runs JupyterLab until the person ends it.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        StageError: JupyterLab is not installed.
+    """
+    command = lab_command(run.folder, notebook, browser=browser, port=port)
+    with tempfile.TemporaryDirectory(prefix="optimsyn-kernel-") as kernels:
+        server = subprocess.Popen(command, cwd=run.folder, env=lab_environment(Path(kernels), run.secret_names))
+        # Ctrl-C reaches JupyterLab too, which asks whether it is meant.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return server.wait()
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if server.poll() is None:
+                server.terminate()
+                server.wait()
+
+
+def prune_before_saving(model: dict[str, Any], **_: Any) -> None:
+    """Takes secrets out of a notebook that JupyterLab is about to save; called by it for every file.
+
+    Args:
+        model: The file as Jupyter's contents manager describes it; changed in place.
+    """
+    if model.get("type") == "notebook" and model.get("content") is not None:
+        names = os.environ.get(_SECRETS_VARIABLE, "").split(",")
+        model["content"] = redact_tree(model["content"], secret_values(names))

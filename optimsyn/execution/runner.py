@@ -1,0 +1,240 @@
+"""Runs a recipe: its stage notebooks one after the other, each in a kernel of its own, finished ones skipped."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from rich.markup import escape
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.labels import run_notes
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.execution.status_line import Screen
+from optimsyn.runs.durations import clock, described, earlier_seconds, executed_notebook, since_begun
+from optimsyn.runs.folder import INTERRUPTED, Run
+from optimsyn.runs.manifest import STAGES, Failure, process_lives
+from optimsyn.runs.resources import notebook_name, notebook_path
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
+# A kernel whose runner was killed is gone within a second or two; a machine that swaps needs longer.
+_ORPHAN_SECONDS = 60
+
+
+def run_stages(run: Run, console: Console | None = None, *, until: str = "evaluate") -> None:
+    """Executes the stages of a run that have not finished, in order, and writes its report, also after a failure.
+
+    Args:
+        run: The run.
+        console: Where the progress goes: one line a stage, updated in place in a terminal. None is the cell of the
+            notebook that calls this, or standard output.
+        until: The last stage to execute.
+
+    Raises:
+        StageError: A stage failed, or another process has the run; what was done so far is kept.
+
+    Example:
+        >>> run_stages(Run.start("quickstart", size="tiny"), until="warm_up")                # doctest: +SKIP
+    """
+    notebook_name(until)
+    screen = Screen(console)
+    with run.lock():
+        try:
+            _run_open_stages(run, screen, until)
+        except BaseException as error:
+            _report_anyway(run, screen, error)
+            raise
+        _report(run)
+
+
+def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
+    wanted = STAGES[: [*STAGES].index(run.manifest.stage(until).name) + 1]
+    mark_killed(run, screen)
+    open_stages = [stage for stage in wanted if not run.done(stage)]
+    earlier = earlier_seconds(run)
+    known = [earlier[stage] for stage in open_stages if stage in earlier]
+    if open_stages and len(known) == len(open_stages):
+        screen.say(f"Earlier runs of {run.recipe.name} took {clock(sum(known))} for this.")
+    told = set(_notes(run))
+    with embedded_server(run) if open_stages else nullcontext():
+        for number, stage in enumerate(wanted, 1):
+            label = f"{number}/{len(STAGES)} {stage:<16}"
+            if stage in open_stages:
+                try:
+                    _run_stage(run, stage, label, screen, earlier)
+                finally:
+                    _tell_notes(run, screen, told)
+                _foresee(run, stage, screen)
+            else:
+                screen.say(f"[dim]✓ {label} {_taken(run, stage):>7}  finished earlier[/]")
+
+
+def _notes(run: Run) -> list[str]:
+    return run_notes(run.services, run.outcomes())
+
+
+def _tell_notes(run: Run, screen: Screen, told: set[str]) -> None:
+    """Tells what a stage has learned about services and kept replies, once: its own log is in its notebook."""
+    for note in _notes(run):
+        if note not in told:
+            told.add(note)
+            screen.say(f"  [yellow]note:[/] {escape(redact(note, run.secret_names))}")
+
+
+def _foresee(run: Run, stage: str, screen: Screen) -> None:
+    """Corrects the forecast by what a stage has sent, and says what is still to come where that may cost money."""
+    from optimsyn.machine.forecast.requests import foresee
+
+    found = foresee(run)
+    if not found.paid or not any(not run.done(later.stage) for later in found.stages):
+        return
+    cost = run.manifest.cost
+    screen.say(f"  sent so far {cost.replies:,} requests, {cost.cost_usd:.2f} US dollars; in the end {found.sentence}")
+
+
+def mark_killed(run: Run, screen: Screen | None = None) -> None:
+    """Puts on record that the process of a stage was killed, when it could not do so itself."""
+    for record in run.manifest.stages:
+        if record.status == "running" and not process_lives(record.pid):
+            cell, source = stopped_cell(executed_notebook(run, notebook_name(record.name)))
+            failure = Failure(kind="Killed", cell=cell, source=source, reason="killed while it was running")
+            run.mark_stopped(record.name, "interrupted", failure)
+            if screen is not None:
+                screen.say(f"[yellow]{record.name} was killed while it was running; it continues now[/]")
+
+
+def stopped_cell(notebook: Path) -> tuple[int | None, str]:
+    """Number (among the code cells) and source of the cell in which an executed notebook failed or was left."""
+    if not notebook.is_file():
+        return None, ""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (json.JSONDecodeError, KeyError):
+        # Torn by the kill; that the stage was killed is true in any case.
+        return None, ""
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, 1):
+        if cell["metadata"].get("papermill", {}).get("status") in ("running", "failed"):
+            return number, "".join(cell["source"])
+    return None, ""
+
+
+def _report(run: Run) -> None:
+    # Not at the top: the report reads runs, and this package must not import what imports it.
+    from optimsyn.report.page.report import write_report
+
+    write_report(run)
+
+
+def _report_anyway(run: Run, screen: Screen, error: BaseException) -> None:
+    """Writes the report of a run that failed; whatever is wrong with the report, the run's own error is what counts."""
+    try:
+        _report(run)
+    except Exception as problem:  # noqa: BLE001 (told beside the error of the run, which must not be hidden)
+        text = redact(f"{type(problem).__name__}: {problem}", run.secret_names)
+        error.add_note(f"  The report could not be written either: {text}")
+        screen.say("[yellow]The report could not be written.[/]")
+
+
+def _run_stage(run: Run, stage: str, label: str, screen: Screen, earlier: dict[str, float]) -> None:
+    lock = run.folder / ".kernel.lock"
+    _wait_for_orphan(run, lock, screen)
+
+    def status() -> str:
+        return described(run, stage, since_begun(run.manifest.stage(stage)), earlier)
+
+    with screen.line(label, status) as end:
+        try:
+            _execute(run, stage, lock)
+        except StageError:
+            end(f"[red]✗[/] {label} {_taken(run, stage):>7}")
+            raise
+        end(f"[green]✓[/] {label} {_taken(run, stage):>7}")
+
+
+def _taken(run: Run, stage: str) -> str:
+    """Time of a stage's last attempt, by the manifest: what is shown is what is on record, here and in the report."""
+    return clock(run.manifest.stage(stage).seconds or 0.0)
+
+
+def _execute(run: Run, stage: str, lock: Path) -> None:
+    from optimsyn.execution.engine import NotebookError, execute
+
+    minutes = run.recipe.limits.stage_minutes
+    output = executed_notebook(run, notebook_name(stage))
+    try:
+        execute(
+            notebook_path(stage),
+            output,
+            {"run_folder": str(run.folder)},
+            seconds=None if minutes is None else minutes * 60,
+            lock=lock,
+            secret_names=run.secret_names,
+        )
+    except NotebookError as error:
+        reason = error.reason
+        if error.kind == "TimeLimit":
+            reason = f"it took longer than limits.stage_minutes ({minutes:g}); raise the limit to let it continue"
+        failure = Failure(kind=error.kind, cell=error.cell, source=error.source, reason=reason)
+        # On a full disk the manifest is as it was; the error is told all the same.
+        with suppress(OSError):
+            run.mark_stopped(stage, "failed", failure, seconds=_until_now(run, stage))
+        raise StageError(
+            f"stage {stage} failed: {error.kind}: {reason}\n"
+            f"  Its notebook, up to the failure{'' if error.cell is None else f' in cell [{error.cell}]'}: {output}\n"
+            f"  Everything until then is kept; the same command continues, `optimsyn open {run.folder}` opens it."
+        ) from error
+    except KeyboardInterrupt:
+        cell, source = stopped_cell(output)
+        failure = Failure(kind="Interrupted", cell=cell, source=source, reason=INTERRUPTED)
+        run.mark_stopped(stage, "interrupted", failure, seconds=_until_now(run, stage))
+        raise
+    record = run.manifest.stage(stage)
+    if record.status != "finished":
+        raise StageError(
+            f"stage {stage}: its notebook ran to the end, but the stage is {record.status}, not finished; "
+            f"look at {output}"
+        )
+
+
+def _until_now(run: Run, stage: str) -> float | None:
+    """Seconds of a stage that was stopped just now; None for one that said itself how long it took, or never began."""
+    record = run.manifest.stage(stage)
+    return since_begun(record) if record.status == "running" else None
+
+
+def _wait_for_orphan(run: Run, path: Path, screen: Screen) -> None:
+    """Waits until no kernel of this run lives; one whose runner was killed may need a moment to notice."""
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        screen.say("Waiting for the kernel of an earlier start to end …")
+        try:
+            lock.acquire(timeout=_ORPHAN_SECONDS)
+        except Timeout:
+            pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
+            named = "" if pid is None else f" (process {pid})"
+            raise StageError(f"{run.name}: a kernel of an earlier start still works on it{named}; stop it") from None
+    lock.release()
+
+
+def embedded_server(run: Run) -> AbstractContextManager[Any]:
+    """The server that all stages share when a role that writes text is `embedded`, else nothing.
+
+    In a batch there may be one already, which all runs share.
+    """
+    models = run.recipe.models
+    specs = (models.generator, models.rubric, models.reflection)
+    if not any(spec is not None and spec.provider == "embedded" for spec in specs):
+        return nullcontext()
+    from optimsyn.llm.embedded.server import EmbeddedServer, published_server
+
+    return EmbeddedServer() if published_server() is None else nullcontext()

@@ -1,0 +1,1 @@
+"""Which tokens of an answer bring its influence."""

@@ -1,0 +1,75 @@
+"""An answer cut up as its tokens do: pieces that joined are its text, whatever a tokenizer does to it inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.target.encoding import Tokens, as_sample, fitted
+
+
+def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: int) -> list[tuple[str, int]]:
+    """The text of an answer as its label tokens cut it up.
+
+    Pieces end where tokens end in the text, so blanks that a tokenizer drops go to the piece behind them, and tokens
+    that share one letter of several bytes are one piece.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        item: What is encoded.
+        max_length: As for `optimsyn.target.encoding.encode`.
+
+    Returns:
+        For each piece its text and how many tokens it is made of, in order. A last piece without text is made of the
+        tokens that mark the end, where the target learns such. Together these are the label tokens of `encode`.
+
+    Raises:
+        ModelError: As `encode`.
+    """
+    found, _ = fitted(tokenizer, as_sample(item), max_length)
+    pieces: list[tuple[str, int]] = []
+    cut, waiting, ending = found.start, 0, 0
+    for begin, end in _label_offsets(tokenizer, found):
+        if begin >= found.stop:
+            ending += 1
+        elif end > cut:
+            end = min(end, found.stop)
+            pieces.append((found.text[cut:end], waiting + 1))
+            cut, waiting = end, 0
+        elif pieces and begin < cut:
+            # A further token of the letter before.
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + 1)
+        else:
+            # A token without text: the first bytes of the letter that follows, or a mark in front of a word.
+            waiting += 1
+    text, count = pieces[-1]
+    pieces[-1] = (text + found.text[cut : found.stop], count + waiting)
+    return [*pieces, ("", ending)] if ending else pieces
+
+
+def _label_offsets(tokenizer: Any, found: Tokens) -> list[tuple[int, int]]:
+    """Begin and end of each label token in the text; the end marker lies behind the answer."""
+    behind = (found.stop, found.stop)
+    if found.offsets is None:
+        return _decoded_offsets(tokenizer, found)
+    # A marker that the tokenizer adds itself has no place in the text and says (0, 0).
+    labels = [behind if tuple(span) == (0, 0) else span for span in found.offsets[found.first :]]
+    return labels + [behind] * (len(found.ids) - len(found.offsets))
+
+
+def _decoded_offsets(tokenizer: Any, found: Tokens) -> list[tuple[int, int]]:
+    """The same for a tokenizer without offsets: the text is walked along with what ever more tokens decode to."""
+    places = [place for place in range(found.start, found.stop) if not found.text[place].isspace()]
+    labels = found.ids[found.first :]
+    offsets, cut = [], found.start
+    for count, token in enumerate(labels, 1):
+        if token in tokenizer.all_special_ids:
+            offsets.append((found.stop, found.stop))
+            continue
+        # A letter whose bytes are not all there yet decodes to a replacement character.
+        decoded = tokenizer.decode(labels[:count], skip_special_tokens=True).rstrip("\ufffd")
+        letters = sum(not letter.isspace() for letter in decoded)
+        end = max(cut, places[min(letters, len(places)) - 1] + 1) if letters and places else cut
+        offsets.append((cut, end))
+        cut = end
+    return offsets

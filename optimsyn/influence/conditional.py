@@ -1,0 +1,265 @@
+r"""Scores that know what was judged before: the hundredth pair with the same answer earns little.
+
+A score takes each question as far from learnt as the warm-up left it. Here it is taken as a training on the pairs that
+were judged so far (the history H) would leave it, as `SimulatedTraining` foretells. With p_q the probability of the
+answer of question q, its gradient has shrunk (or, where H teaches the contrary, grown) to
+
+    ω_q = (1 − p_q(H)) / (1 − p_q(∅))          IF'(z) = Σ_q ω_q ⟨ĝ_q / s_q, D⊙g_z⟩ / (Q · reference norm)
+
+of what it was: the direction has moved. Without a history ω = 1 and IF' = IF, to the last bit, because only the change
+is computed here, Σ_q (ω_q − 1) ⟨…⟩, and added to what the scorer says. All pairs of one call are scored under one
+history; s_q is that of `optimsyn.influence.directions`. ω is at most 4, so that a question which was known well and is
+forgotten does not count for more than four times what it did.
+
+The training on H takes one pass over it, at most the horizon of `optimsyn.influence.simulated.training`: four pairs
+have not yet taught what two hundred will have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.accuracy import Method
+from optimsyn.influence.directions import Directions, question_scale
+from optimsyn.influence.factory import MeasuredScorer
+from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.scorer import Scores
+from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+from optimsyn.recipe.recipe import FineTune, Influence
+from optimsyn.target.encoding import Encoded, as_sample, counted
+from optimsyn.target.target import Target
+
+HISTORY = 256
+"""So many of the latest pairs are the history: what is older has been taught, or was left."""
+
+MOST = 4.0
+"""ω is at most so much."""
+
+# Raised when the same facts come to give other scores.
+_RULE = 1
+# Of gradients that are held; less than elsewhere, since all products are formed anew for each call.
+_HELD_BYTES = 2**28
+# Pairs of one call that are held beside the history; more of them are held too, whatever it takes.
+_CALL = 32
+
+
+class DirectedScorer(MeasuredScorer, Protocol):
+    """A scorer with validation directions.
+
+    Attributes:
+        directions: One a checkpoint.
+    """
+
+    directions: list[Directions]
+
+
+class MovedScorer:
+    """A linear scorer whose directions move with what was judged.
+
+    Args:
+        base: The scorer as it stands without a history.
+        target: Its target.
+        questions: Its validation questions.
+        config: The recipe's section `influence`, by which it was built.
+        training: The recipe's section `fine_tune`: the training that is foretold has its rate, batches and steps.
+        max_grad_norm: Its clipping.
+
+    Attributes:
+        subtasks: Names of the columns of `Scores.by_subtask`.
+        fingerprint: Changes with everything that changes scores, the history left out.
+        origin: Fingerprint of the base.
+        history: The pairs that count as judged, the latest last.
+
+    Raises:
+        RecipeError: The scores are no linear function of the pair's gradient, or there are several checkpoints.
+    """
+
+    def __init__(
+        self,
+        base: DirectedScorer,
+        target: Target,
+        questions: Sequence[Question | Sample],
+        config: Influence,
+        training: FineTune,
+        *,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        if not config.is_derivative or len(base.directions) != 1:
+            raise RecipeError(
+                "reward.given: judged needs scores that are linear in a pair's gradient, at one checkpoint; set "
+                "influence.estimator to adam_linear (or sgd), influence.normalization to dot and warm_up.checkpoints "
+                "to 1, or reward.given to nothing"
+            )
+        self.base = base
+        self.target = target
+        self.config = config
+        self.training = training
+        self.max_grad_norm = max_grad_norm
+        self.subtasks = base.subtasks
+        self.origin = base.fingerprint
+        self.history: tuple[Pair | Question | Sample, ...] = ()
+        # A reward need not read more of a long ledger than this.
+        self.remembers = HISTORY
+        self._checkpoint = target.checkpoints[-1]
+        samples = [as_sample(question) for question in questions]
+        self._questions = [counted(target.encode(sample), config.tokens, "question") for sample in samples]
+        self._shares = _shares_of([sample.subtask or "all" for sample in samples], base.subtasks)
+        (self._directions,) = base.directions
+        self._layout = layout_for(target, 2 * (HISTORY + _CALL) + 2 * len(questions), limit=_HELD_BYTES)
+        self._asked: tuple[AdamScale, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._held: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
+        facts = [
+            _RULE,
+            self.origin,
+            HISTORY,
+            HORIZON,
+            MOST,
+            training.lr,
+            training.batch_size,
+            training.steps,
+            max_grad_norm,
+            self._layout.facts(),
+            None if self._layout.projection is None else self._layout.projection.facts(),
+        ]
+        self.fingerprint = f"moved-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+    @property
+    def method(self) -> Method:
+        """How the base computes its scores."""
+        return self.base.method
+
+    @property
+    def numerical_error(self) -> float:
+        """The share of the base's scores that they are off by."""
+        return self.base.numerical_error
+
+    def judged(self, pairs: Sequence[Pair | Question | Sample]) -> None:
+        """These have been judged and found valid; from now on scores take them as learnt."""
+        self.history = (*self.history, *pairs)[-HISTORY:]
+
+    def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
+        """Scores of pairs under the history, in the caller's order. The adapter is left at the checkpoint.
+
+        Raises:
+            ModelError: Token shares are asked for, which are those of a direction that does not move; or a pair's loss
+                or gradient is not finite.
+        """
+        if token_shares:
+            raise ModelError("token shares are split by a direction that stays; ask the scorer without a history")
+        scores = self.base.score(pairs)
+        if not self.history or not pairs:
+            return scores
+        moved = scores.by_subtask + self._change(pairs)
+        total = moved.mean(1) if self.config.across_subtasks == "mean" else moved.max(1).values
+        return replace(scores, by_subtask=moved, total=total)
+
+    def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
+        """The score of a sample that teaches nothing, which no history changes."""
+        return self.base.zero_gradient_baseline()
+
+    def question_shares(self) -> torch.Tensor:
+        """What is left of each question's gradient, ω [Q]; all 1 without a history."""
+        if not self.history:
+            return torch.ones(len(self._questions), dtype=torch.float64)
+        scale, asked, _, losses = self._questions_at()
+        encoded = [self.target.encode(as_sample(pair)) for pair in self.history]
+        keys = [json.dumps([item.input_ids, item.labels]) for item in encoded]
+        counts = Counter(keys)
+        rows = self._rows_of(scale, dict(zip(keys, encoded, strict=True)))
+        simulated = SimulatedTraining.from_rows(
+            self._checkpoint,
+            scale,
+            (asked, losses),
+            (
+                torch.stack([row[0] for row in rows]),
+                torch.stack([row[1] for row in rows]),
+                torch.tensor([row[2] for row in rows], dtype=torch.float64),
+            ),
+            lr=self.training.lr,
+            steps=min(HORIZON, self.training.steps, math.ceil(len(keys) / self.training.batch_size)),
+            max_grad_norm=self.max_grad_norm,
+        )
+        weights = torch.tensor([[counts[key] / len(keys) for key in counts]], dtype=torch.float64)
+        left = torch.expm1(-simulated.losses(weights)[0]) / torch.expm1(-simulated.start())
+        return left.clamp(max=MOST)
+
+    def _change(self, pairs: Sequence[Pair | Question | Sample]) -> torch.Tensor:
+        """Σ_q (ω_q − 1) ⟨ĝ_q / s_q, Γ(g_z)⟩ / (Q · reference norm) by subtask, [n, k]."""
+        less = self.question_shares() - 1
+        scale, scaled, plain, _ = self._questions_at()
+        adam = self.config.estimator == "adam_linear"
+        norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
+        weights = self._shares * less / question_scale(self.config.question_gradients, norms)
+        directions = weights @ (scaled if adam else plain).double()
+        encoded = [counted(self.target.encode(as_sample(pair)), self.config.tokens, "pair") for pair in pairs]
+        self.target.load_checkpoint(self._checkpoint)
+        (rows,), _ = gradient_rows(
+            self.target,
+            GradientTaps(self.target),
+            self._layout,
+            encoded,
+            [scale.roots if adam else None],
+            batch_tokens=self.config.batch_tokens,
+        )
+        return rows.double() @ directions.t() / self._directions.reference_norms[self.config.estimator]
+
+    def _questions_at(self) -> tuple[AdamScale, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Adam's scale, the questions' gradients under it and as they are, and their losses."""
+        if self._asked is None:
+            scale = AdamScale.of(self.target, self._checkpoint, self._layout)
+            self.target.load_checkpoint(self._checkpoint)
+            (scaled, plain), losses = gradient_rows(
+                self.target,
+                GradientTaps(self.target),
+                self._layout,
+                self._questions,
+                [scale.roots, None],
+                batch_tokens=self.config.batch_tokens,
+            )
+            self._asked = scale, scaled, plain, losses
+        return self._asked
+
+    def _rows_of(self, scale: AdamScale, encoded: dict[str, Encoded]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Gradients and losses of the history's pairs as they are trained on, each in a batch of its own.
+
+        So they are the same, to the last bit, whether taken one by one as a run went on or all at once by a run that
+        continues.
+        """
+        self._held = {key: self._held[key] for key in encoded if key in self._held}
+        new = [key for key in encoded if key not in self._held]
+        if new:
+            self.target.load_checkpoint(self._checkpoint)
+            (scaled, plain), losses = gradient_rows(
+                self.target,
+                GradientTaps(self.target),
+                self._layout,
+                [encoded[key] for key in new],
+                [scale.roots, None],
+                batch_tokens=1,
+            )
+            self._held |= {key: (scaled[i], plain[i], float(losses[i])) for i, key in enumerate(new)}
+        return [self._held[key] for key in encoded]
+
+
+def _shares_of(asked: Sequence[str], columns: Sequence[str]) -> torch.Tensor:
+    """What each question counts in each column of the scores, [k, Q].
+
+    A column is a subtask, or, where a scorer keeps only their mean, all of them alike.
+    """
+    names = sorted(set(asked))
+    counts = Counter(asked)
+    by_subtask = torch.tensor(
+        [[(name == mine) / counts[mine] for mine in asked] for name in names], dtype=torch.float64
+    )
+    return by_subtask if tuple(columns) == tuple(names) else by_subtask.mean(0, keepdim=True)

@@ -1,0 +1,1 @@
+"""Influence read off as a derivative of a sample's own loss: forward mode and twin adapters."""

@@ -1,0 +1,122 @@
+"""Scoring in forward mode: influence without a backward pass and without a difference of losses.
+
+The derivative of a sample's loss along d = D ⊙ V goes through the model beside its values (`forward_mode`), so nothing
+small is subtracted from anything large: it works in 16 bits, where twins do not. One pass a subtask gives it, for each
+label token if wanted, with no activation kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from optimsyn.data.records import Question, Sample
+from optimsyn.influence.accuracy import MOST_ERROR, Method
+from optimsyn.influence.derivative.scorer import DerivativeScorer, TokenSums
+from optimsyn.influence.gradients.slopes import token_slopes
+from optimsyn.influence.gradients.taps import GradientTaps, refuse_infinite
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import Precision
+
+
+class ForwardScorer(DerivativeScorer):
+    """Scores pairs by their influence, from one forward-mode pass; a drop-in for `TwinScorer` and `InfluenceScorer`.
+
+    Its numbers are those of `InfluenceScorer` with the same linear estimator and `normalization="dot"`, up to the error
+    in `numerical_error`: rounding, hence nothing in float32 and a few per cent in bfloat16.
+
+    Args:
+        target: A warmed-up target.
+        questions: The validation questions; their `subtask` groups them.
+        estimator: adam_linear or sgd.
+        normalization: dot; nothing else is a derivative of the loss.
+        across_subtasks: mean, or max as in LESS.
+        by_subtask: Score every subtask, a pass each. Without, the mean over subtasks is one direction, hence one pass,
+            and `Scores.by_subtask` has the one column "mean".
+        question_gradients: As for `InfluenceScorer`.
+        tokens: Which tokens of questions and pairs count; see `optimsyn.target.encoding.counted`.
+        batch_tokens: Tokens that go through the model at once.
+        folder: Keep validation directions and the measured error here.
+        report: As for `InfluenceScorer`.
+        precision: As for `InfluenceScorer`.
+        most_error: Scores that are measured to be off by this share of their size or more are refused.
+        exact: A scorer of the same target, questions and options, whose directions are used.
+
+    Attributes:
+        method: forward.
+        numerical_error: The share of the scores' size that they are off by, against gradients
+            (`optimsyn.influence.accuracy`).
+        choice: How `build_scorer` came to take it; None where it was made directly.
+        subtasks: Names of the columns of `Scores.by_subtask`.
+        fingerprint: Changes with everything that changes scores (see `optimsyn.influence.fingerprint`).
+
+    Raises:
+        DataError: There are no questions.
+        ModelError: The target has not been warmed up, its trained parameters cannot be scored, an operation of the
+            model has no derivative in forward mode, or the scores would be too far off.
+        RecipeError: The estimator is not linear, or an option has no such value.
+
+    Example:
+        >>> scorer = ForwardScorer(target, questions)                                # doctest: +SKIP
+        >>> scorer.score(pairs, token_shares=True).token_shares                      # doctest: +SKIP
+    """
+
+    method: ClassVar[Method] = "forward"
+
+    def __init__(
+        self,
+        target: Target,
+        questions: Sequence[Question | Sample],
+        *,
+        estimator: str = "adam_linear",
+        normalization: str = "dot",
+        across_subtasks: Literal["mean", "max"] = "mean",
+        by_subtask: bool = True,
+        question_gradients: QuestionGradients = "plain",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
+        batch_tokens: int = 2048,
+        folder: Path | None = None,
+        report: Callable[[int], None] | None = None,
+        precision: Precision = "model",
+        most_error: float = MOST_ERROR,
+        exact: InfluenceScorer | None = None,
+    ) -> None:
+        super().__init__(
+            target,
+            questions,
+            estimator=estimator,
+            normalization=normalization,
+            across_subtasks=across_subtasks,
+            by_subtask=by_subtask,
+            question_gradients=question_gradients,
+            tokens=tokens,
+            batch_tokens=batch_tokens,
+            folder=folder,
+            report=report,
+            exact=exact,
+            precision=precision,
+            by_subtask_scores=by_subtask,
+        )
+        self._taps = GradientTaps(target)
+        self._judge(most_error)
+
+    def _add(self, place: int, encoded: list[Encoded], sums: TokenSums) -> None:
+        step, norm = self.step_at(place), self.directions[place].reference_norms[self.estimator.name]
+        for batch in self.target.batches(encoded, self.batch_tokens):
+            columns = []
+            for k in range(len(self.subtasks)):
+                direction = {name: value[k] for name, value in step.items()}
+                found = token_slopes(
+                    self.target, self._taps, batch, direction, cure="set influence.method to exact or auto"
+                )
+                columns.append(found.slopes)
+            losses, rows = found.losses, found.rows
+            weighted = torch.zeros(len(batch), dtype=losses.dtype).index_add(0, rows, losses * found.weights)
+            refuse_infinite(weighted, batch.ids, self.target.model)
+            sums.add(self._weights[place], norm, batch.indices, torch.stack(columns, dim=1), losses, rows)

@@ -1,0 +1,189 @@
+"""Twins of an adapter: the same trained weights, moved a little along a direction.
+
+For a linear estimator Γ(g) = D ⊙ g the dot product with a validation direction V is a directional derivative of the
+sample's own loss, ⟨V, D ⊙ g(z)⟩ = d/ds ℓ(z; θ + s·d) at s = 0 with d = D ⊙ V. Two forward passes, at θ + εd and at
+θ − εd, give it. This module makes d, and runs a target at such points without ever writing to its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from optimsyn.base.errors import ModelError
+from optimsyn.influence.directions import Directions
+from optimsyn.influence.estimators import Estimator
+from optimsyn.influence.moments import moments_of
+from optimsyn.target.encoding import IGNORE, Batch
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
+
+
+def step_directions(
+    target: Target, checkpoint: Checkpoint, directions: Directions, estimator: Estimator
+) -> dict[str, torch.Tensor]:
+    """d_k = D ⊙ V_k, where a small step of the weights changes a sample's loss by its influence on subtask k.
+
+    Args:
+        target: The model.
+        checkpoint: Whose moments make D.
+        directions: V_k at this checkpoint.
+        estimator: A linear one.
+
+    Returns:
+        Parameter name -> [K, *parameter.shape], float32 (float64 of a float64 model), on the parameter's device.
+    """
+    found = {}
+    for name, parameter in target.parameters.items():
+        moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
+        # D is diagonal, so applying it to V in place of g gives the same dot product.
+        found[name] = estimator.bind(moments)(directions.vectors[name].to(parameter.device, target.dtype))
+    return found
+
+
+def length(tensors: Mapping[str, torch.Tensor]) -> float:
+    """Euclidean norm of all of them together, added up in float64."""
+    return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors.values()))
+
+
+class Twins:
+    """Forward passes of a target with other values of its trained parameters.
+
+    The forward of each trained `nn.Linear` is replaced for the time of a pass, so the parameters themselves are never
+    written, whatever happens in between. Other values are float32 (float64 of a float64 model) also where the
+    parameter is bfloat16, in which a step of a thousandth would be rounded away. Between the two halves of a LoRA
+    nothing is rounded to the model's dtype either; after them peft adds the result to the layer's own in that dtype.
+
+    Args:
+        target: Its trained parameters are weights or biases of `nn.Linear` modules.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        names = {id(parameter): name for name, parameter in target.parameters.items()}
+        self._layers: list[tuple[nn.Linear, str | None, str | None]] = []
+        found = set()
+        for module in target.model.modules():
+            if isinstance(module, nn.Linear):
+                weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
+                if weight is not None or bias is not None:
+                    self._layers.append((module, weight, bias))
+                    found |= {weight, bias}
+        missing = sorted(set(target.parameters) - found)
+        if missing:
+            raise ModelError(
+                f"{missing[0]} is trained, but it is no part of a linear layer; twins are made of linear layers "
+                "only: use plain LoRA (no DoRA, no embeddings) or freeze it"
+            )
+
+    def moved(self, points: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The trained parameters plus each of these steps.
+
+        Args:
+            points: Steps by parameter name; an empty one stands for the parameters as they are.
+
+        Returns:
+            Parameter name -> [points, *parameter.shape].
+        """
+        dtype = self._target.dtype
+        values = {}
+        for name, parameter in self._target.parameters.items():
+            here = parameter.detach().to(dtype)
+            values[name] = torch.stack([here + point[name] if point else here for point in points])
+        return values
+
+    @torch.no_grad()
+    def token_losses(
+        self, batch: Batch, values: Mapping[str, torch.Tensor], *, together: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of a batch's label tokens at each of several values of the parameters.
+
+        Args:
+            batch: The samples, [B, T].
+            values: As `moved` makes them, for M points.
+            together: One pass over M·B rows instead of M passes over B.
+
+        Returns:
+            Losses [M, N] float64 on the CPU, and the row [N] of each label token, in row-major order.
+        """
+        batch = _cut(batch)
+        self._target.try_out(batch)
+        count = len(next(iter(values.values())))
+        if together:
+            batch = Batch(
+                indices=batch.indices * count,
+                ids=batch.ids * count,
+                input_ids=batch.input_ids.repeat(count, 1),
+                labels=batch.labels.repeat(count, 1),
+                weights=None if batch.weights is None else batch.weights.repeat(count, 1),
+            )
+        groups = [values] if together else [{k: v[i : i + 1] for k, v in values.items()} for i in range(count)]
+        losses = []
+        for group in groups:
+            with self.at(group):
+                tokens, rows, _ = self._target.token_losses(batch)
+            losses.append(tokens.double().cpu())
+        found = torch.cat(losses).view(count, -1)
+        return found, rows[: found.shape[1]].cpu()
+
+    @contextmanager
+    def at(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Runs the target, in evaluation mode, with other values of its trained parameters.
+
+        Args:
+            values: Parameter name -> [M, *shape]; a batch then holds M groups of rows, one after the other, each group
+                with values of its own. Gradients flow to them where they are enabled.
+        """
+        # Evaluation mode without `Target.scoring`: that one also makes layers recompute what no backward will want.
+        modes = [(module, module.training) for module in self._target.model.modules()]
+        replaced: list[tuple[nn.Linear, Any]] = []
+        try:
+            self._target.model.eval()
+            for layer, weight, bias in self._layers:
+                replaced.append((layer, layer.__dict__.get("forward")))
+                layer.forward = _linear_at(layer, weight, bias, values)  # type: ignore[method-assign]
+            yield
+        finally:
+            for layer, forward in replaced:
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward  # type: ignore[method-assign]
+            for module, training in modes:
+                module.training = training
+
+
+def _linear_at(layer: nn.Linear, weight: str | None, bias: str | None, values: Mapping[str, torch.Tensor]) -> Any:
+    """The layer's forward, its rows in as many equal groups as there are values, each group with its own."""
+    weights = values[weight] if weight is not None else layer.weight.detach()[None]
+    biases = None
+    if layer.bias is not None:
+        biases = values[bias] if bias is not None else layer.bias.detach()[None]
+    count = max(len(weights), 1 if biases is None else len(biases))
+    # What stays inside a LoRA keeps float32; another layer must hand on what its neighbours expect.
+    inside = weight is not None and (".lora_A." in weight or ".lora_B." in weight)
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        x = inputs.to(weights.dtype)
+        if count == 1:
+            output = nn.functional.linear(x, weights[0], None if biases is None else biases[0].to(x.dtype))
+        else:
+            # [M·B, T, in] -> [M, B·T, in]: the groups stand one after the other.
+            output = torch.matmul(x.reshape(count, -1, x.shape[-1]), weights.transpose(1, 2))
+            if biases is not None:
+                output = output + biases.to(x.dtype).unsqueeze(1)
+            output = output.view(*x.shape[:-1], output.shape[-1])
+        return output if inside else output.to(inputs.dtype)
+
+    return forward
+
+
+def _cut(batch: Batch) -> Batch:
+    """Without the columns from the last label on: a label is predicted by the column before it."""
+    last = int((batch.labels != IGNORE).any(dim=0).nonzero().max())
+    weights = None if batch.weights is None else batch.weights[:, : last + 1]
+    return Batch(batch.indices, batch.ids, batch.input_ids[:, :last], batch.labels[:, : last + 1], weights)

@@ -1,0 +1,184 @@
+r"""Estimators: from one sample's gradient g to the direction Γ in which it would move the weights.
+
+With Adam's moments m, v after t steps, the direction that a step t+1 on g would take (weight decay apart) is
+
+    m' = β1 m + (1-β1) g      v' = β2 v + (1-β2) g²      Γ(g) = (m'/(1-β1^{t+1})) / (√(v'/(1-β2^{t+1})) + ε)
+
+| name               | Γ                                                                                    |
+|--------------------|--------------------------------------------------------------------------------------|
+| adam               | as above, exactly Δθ/(-lr) of `torch.optim.AdamW` without weight decay               |
+| adam_momentum_free | as above with m := 0, so that nothing but the sample speaks                          |
+| adam_linear        | g / (√(v/(1-β2^t)) + ε), linear in g                                                 |
+| sgd                | g                                                                                    |
+| less               | m' / √(v' + ε), no bias correction: the variant of LESS (Xia et al. 2024), to compare |
+
+Every estimator works elementwise, so it can be applied layer by layer.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.influence.moments import Moments
+
+Direction = Callable[[torch.Tensor], torch.Tensor]
+"""From gradients [B, *shape] of one parameter to directions Γ [B, *shape]; never changes its argument."""
+
+
+class Estimator(ABC):
+    """One way to turn gradients into directions.
+
+    Attributes:
+        name: As in a recipe.
+        linear: Γ(g) is linear in g, so that its dot product is a directional derivative of the sample's own loss.
+    """
+
+    name: ClassVar[str]
+    linear: ClassVar[bool] = False
+
+    @abstractmethod
+    def bind(self, moments: Moments) -> Direction:
+        """Γ for one parameter at one checkpoint, with everything that does not depend on the sample done beforehand."""
+
+    @abstractmethod
+    def gain(self, moments: Moments) -> Direction:
+        """D(g) of Γ(g) = c(g) + D(g) ⊙ g, where c is what momentum puts in: what the sample's own gradient is times.
+
+        Both parts see the same gradient in their denominator. c is 0 for estimators without momentum.
+        """
+
+
+class Adam(Estimator):
+    """The exact direction of AdamW's next step."""
+
+    name = "adam"
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        root, share = self._root(moments), self._share(moments)
+        beta1 = moments.betas[0]
+        first = moments.first * (beta1 / (1 - beta1 ** (moments.step + 1)))
+        return lambda gradient: torch.add(first, gradient, alpha=share).div_(root(gradient))
+
+    def gain(self, moments: Moments) -> Direction:
+        """Its share of m' over the root that Γ has."""
+        root, share = self._root(moments), self._share(moments)
+        return lambda gradient: root(gradient).reciprocal_().mul_(share)
+
+    @staticmethod
+    def _share(moments: Moments) -> float:
+        beta1 = moments.betas[0]
+        return (1 - beta1) / (1 - beta1 ** (moments.step + 1))
+
+    @staticmethod
+    def _root(moments: Moments) -> Direction:
+        """√(v'/c) + ε with c = 1-β2^{t+1}, which is √(v β2/c + g² (1-β2)/c) + ε: constants are folded into v."""
+        beta2 = moments.betas[1]
+        fix = 1 - beta2 ** (moments.step + 1)
+        second, share = moments.second * (beta2 / fix), (1 - beta2) / fix
+        return lambda gradient: torch.addcmul(second, gradient, gradient, value=share).sqrt_().add_(moments.eps)
+
+
+class AdamMomentumFree(Adam):
+    """AdamW's next step had the first moment been 0."""
+
+    name = "adam_momentum_free"
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        beta2, share = moments.betas[1], self._share(moments)
+        # The share is folded into the root: four passes over the gradients in place of six.
+        fix = (1 - beta2 ** (moments.step + 1)) * share**2
+        second, rise, eps = moments.second * (beta2 / fix), (1 - beta2) / fix, moments.eps / share
+        return lambda gradient: gradient / torch.addcmul(second, gradient, gradient, value=rise).sqrt_().add_(eps)
+
+
+class AdamLinear(Estimator):
+    """The gradient under Adam's preconditioner of this moment."""
+
+    name = "adam_linear"
+    linear = True
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        scale = self._scale(moments)
+        return lambda gradient: gradient * scale
+
+    def gain(self, moments: Moments) -> Direction:
+        """A constant."""
+        scale = self._scale(moments)
+        return lambda gradient: scale.expand_as(gradient)
+
+    @staticmethod
+    def _scale(moments: Moments) -> torch.Tensor:
+        if moments.step < 1:
+            raise ValueError("adam_linear needs at least one optimiser step, before that v says nothing")
+        return 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
+
+
+class Sgd(Estimator):
+    """The gradient itself."""
+
+    name = "sgd"
+    linear = True
+
+    def bind(self, moments: Moments) -> Direction:
+        """The identity."""
+        return lambda gradient: gradient
+
+    def gain(self, moments: Moments) -> Direction:
+        """1 everywhere."""
+        return torch.ones_like
+
+
+class Less(Estimator):
+    """The direction of the published LESS code: ε inside the root, no bias correction."""
+
+    name = "less"
+
+    def bind(self, moments: Moments) -> Direction:
+        """See the module's formula."""
+        root, beta1 = self._root(moments), moments.betas[0]
+        first = moments.first * beta1
+        return lambda gradient: torch.add(first, gradient, alpha=1 - beta1).div_(root(gradient))
+
+    def gain(self, moments: Moments) -> Direction:
+        """1-β1 over the root that Γ has."""
+        root, share = self._root(moments), 1 - moments.betas[0]
+        return lambda gradient: root(gradient).reciprocal_().mul_(share)
+
+    @staticmethod
+    def _root(moments: Moments) -> Direction:
+        beta2 = moments.betas[1]
+        second = moments.second * beta2 + moments.eps
+        return lambda gradient: torch.addcmul(second, gradient, gradient, value=1 - beta2).sqrt_()
+
+
+ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (Adam(), AdamMomentumFree(), AdamLinear(), Sgd(), Less())}
+
+
+def estimator_of(name: str) -> Estimator:
+    """The estimator of this name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if name == "simulated":
+        raise RecipeError(
+            "influence.estimator: simulated is no direction of a single gradient but a foretold training, which only "
+            "`SimulatedScorer` gives; stores and twins need one that is: set it to adam_linear"
+        )
+    if name not in ESTIMATORS:
+        raise RecipeError(f"influence.estimator: {name!r} is none of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name]
+
+
+def normalised(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """Dots / norms, and 0 where the norm is 0 (a sample that moves nothing has no influence, not NaN)."""
+    return torch.where(norms > 0, dots / norms.clamp_min(math.ulp(0.0)), torch.zeros_like(dots))

@@ -1,0 +1,213 @@
+"""The scorer that a recipe asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.accuracy import MOST_ERROR, WANTED_ERROR, Choice, Method, percent, refuse_error
+from optimsyn.influence.derivative.forward import ForwardScorer
+from optimsyn.influence.derivative.smoothness import choice_of
+from optimsyn.influence.derivative.twin import TwinScorer
+from optimsyn.influence.gradients.slopes import NoForwardDerivativeError
+from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
+from optimsyn.recipe.recipe import Influence
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import Precision, is_narrow
+
+
+class Scorer(Protocol):
+    """What every scorer does, however it comes by its numbers.
+
+    Attributes:
+        subtasks: Names of the columns of `Scores.by_subtask`.
+        fingerprint: Names everything that its scores depend on, and changes with any of it: target, warm-up, questions,
+            which tokens count, estimator, normalization, method. Equal in every process for equal facts (see
+            `optimsyn.influence.fingerprint.scorer_fingerprint`). Rewards are kept under it.
+    """
+
+    subtasks: tuple[str, ...]
+    fingerprint: str
+
+    def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
+        """Scores of pairs, in the caller's order."""
+
+    def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
+        """The score of a sample that teaches nothing."""
+
+
+class MeasuredScorer(Scorer, Protocol):
+    """A scorer that knows how far off it is.
+
+    Attributes:
+        choice: How it came to be the one, with the measured error of each way that was tried.
+    """
+
+    choice: Choice | None
+
+    @property
+    def method(self) -> Method:
+        """How scores are computed: exact, twin or forward."""
+
+    @property
+    def numerical_error(self) -> float:
+        """The share of the scores' size that they are off by (see `optimsyn.influence.accuracy`)."""
+
+
+def build_scorer(
+    target: Target,
+    questions: Sequence[Question | Sample],
+    config: Influence,
+    folder: Path | None = None,
+    *,
+    training: BatchTraining | None = None,
+    report: Callable[[int], None] | None = None,
+) -> MeasuredScorer:
+    """The scorer of a recipe's section `influence`; `scorer.choice` says which way was taken and why.
+
+    With `method: auto` the ways that are possible are tried from the cheapest to the dearest, and the first whose
+    measured error is below half a per cent is taken; where there is none, the best one if it is below 5. Of a 16-bit
+    target the same ways are tried with float32 between its products, and gradients with every operation in float32 at
+    last. A method that the recipe names is tried so too, and may be off by 5 per cent: it is faster.
+
+    Args:
+        target: A warmed-up target.
+        questions: The validation questions.
+        config: The section.
+        folder: Where validation directions, steps and measured errors are kept; None: nowhere.
+        training: What the estimator `simulated` places pairs in; the others have no use for it.
+        report: Called with the number of questions of each batch whose directions have been computed.
+
+    Raises:
+        DataError: There are no questions, or no companions for `simulated`.
+        ModelError: The target has not been warmed up, its trained parameters cannot be scored, or the way that the
+            recipe names is off by 5 per cent or more.
+        RecipeError: An option has no such value.
+    """
+    common: dict[str, Any] = {
+        "estimator": config.estimator,
+        "normalization": config.normalization,
+        "across_subtasks": config.across_subtasks,
+        "question_gradients": config.question_gradients,
+        "tokens": config.tokens,
+        "batch_tokens": config.batch_tokens,
+        "folder": folder,
+    }
+    exact: InfluenceScorer | SimulatedScorer
+    if config.estimator == "simulated":
+        exact = _simulated(target, questions, config, folder, training, report)
+    else:
+        # Under torchrun every process of GRPO rewards completions of its own.
+        exact = InfluenceScorer(target, questions, **common, processes="own", report=report)
+    errors: dict[str, float] = {}
+    passed: list[str] = []
+    best: tuple[str, MeasuredScorer] | None = None
+    wanted = WANTED_ERROR if config.method == "auto" else MOST_ERROR
+    for method, precision in _ways(exact, questions, config, passed):
+        name = method if precision == "model" else f"{method}, {precision}"
+        try:
+            made = _made(method, precision, exact, questions, common)
+        except NoForwardDerivativeError as error:
+            if config.method == "forward":
+                raise
+            passed.append(str(error))
+            continue
+        errors[name] = made.numerical_error
+        if best is None or errors[name] < errors[best[0]]:
+            best = name, made
+        if errors[name] < wanted:
+            break
+        passed.append(f"{name} is off by {percent(errors[name])}")
+    if best is None or not errors[best[0]] < MOST_ERROR:
+        if config.method != "auto":
+            refuse_error(config.method, min(errors.values()), MOST_ERROR)
+        raise ModelError(
+            f"no way of computing influence is right on this model ({'; '.join(passed)}); set models.target.dtype to "
+            "float32, or another target"
+        )
+    name, made = best
+    taken = f"{name} is the cheapest way that is off by less than {percent(wanted)}"
+    if not errors[name] < wanted:
+        taken = f"no way is off by less than {percent(wanted)}, and {name} comes nearest"
+    if config.method != "auto":
+        taken = f"influence.method is {config.method}, and {taken}"
+    made.choice = Choice(made.method, errors, "; ".join([taken, *passed]))
+    return made
+
+
+def _simulated(
+    target: Target,
+    questions: Sequence[Question | Sample],
+    config: Influence,
+    folder: Path | None,
+    training: BatchTraining | None,
+    report: Callable[[int], None] | None,
+) -> SimulatedScorer:
+    if training is None:
+        raise RecipeError(
+            "influence.estimator: simulated needs to know the training that it foretells; give build_scorer its "
+            "`training` (companions and fine_tune), or set influence.estimator to adam_linear"
+        )
+    return SimulatedScorer(
+        target,
+        questions,
+        training,
+        across_subtasks=config.across_subtasks,
+        tokens=config.tokens,
+        batch_tokens=config.batch_tokens,
+        folder=folder,
+        report=report,
+    )
+
+
+def _made(
+    method: str,
+    precision: Precision,
+    exact: InfluenceScorer | SimulatedScorer,
+    questions: Sequence[Question | Sample],
+    common: dict[str, Any],
+) -> MeasuredScorer:
+    """One way; what is too far off is passed over by the caller, and not refused here."""
+    if isinstance(exact, SimulatedScorer):
+        return exact if precision == "model" else exact.at(precision)
+    if method == "exact":
+        if precision == "model":
+            return exact
+        return InfluenceScorer(exact.target, questions, **common, processes="own", precision=precision, like=exact)
+    if method == "twin":
+        return TwinScorer(exact.target, questions, **common, exact=exact, most_error=math.inf)
+    return ForwardScorer(exact.target, questions, **common, exact=exact, precision=precision, most_error=math.inf)
+
+
+def _ways(
+    exact: InfluenceScorer | SimulatedScorer,
+    questions: Sequence[Question | Sample],
+    config: Influence,
+    passed: list[str],
+) -> Iterator[tuple[str, Precision]]:
+    """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
+    narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1
+    # Gradients cost two to three forward passes whatever the number of subtasks; twins cost two a subtask. Forward mode
+    # takes half as long again as gradients of a LoRA (benchmarks/influence_speed.py), and keeps no activations.
+    if config.method != "auto":
+        methods = [config.method]
+    else:
+        methods = ["twin", "exact", "forward"] if config.is_derivative and single else ["exact"]
+        if "twin" in methods and narrow:
+            methods.remove("twin")
+            passed.append("twin is not tried in 16 bits, which round small differences of losses away")
+        elif "twin" in methods and (choice := choice_of(exact.target, questions)) is not None:
+            methods.remove("twin")
+            passed.append(f"twin cannot do with a model that chooses among its layers ({choice})")
+    precisions: tuple[Precision, ...] = ("model", "mixed") if narrow else ("model",)
+    for precision in precisions:
+        for method in methods:
+            if method != "twin" or precision == "model":
+                yield method, precision
+    if narrow and "exact" in methods:
+        yield "exact", "float32"

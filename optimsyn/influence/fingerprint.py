@@ -1,0 +1,79 @@
+"""What a scorer's numbers depend on, as one digest: a score that another one gave is no score of this scorer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from optimsyn.data.records import Question
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.encoding import Encoded, as_sample, encode
+from optimsyn.target.target import Target
+
+# Raised when the same facts come to give other scores, so that the old ones are not taken for them.
+_RULE = 1
+# Tokeniser and chat template are no part of the target's fingerprint; what they make of a plain question, one with
+# options and one with a text stands for them. Pairs are encoded in these three forms.
+_PROBES = (
+    Question(id="probe", question="Which 1?", answer="naïve 2"),
+    Question(id="probe", question="Which 1?", answer="2", choices=("1", "2"), answer_index=1),
+    Question(id="probe", question="Which 1?", answer="2", context="Say: 1, 2."),
+)
+_NO_LIMIT = 2**31
+
+
+def scorer_fingerprint(
+    method: str,
+    target: Target,
+    questions: Sequence[Encoded],
+    subtasks: Sequence[str],
+    *,
+    estimator: str,
+    normalization: str,
+    across_subtasks: str,
+    tokens: CountedTokens,
+    **options: Any,
+) -> str:
+    """The identity of a scorer: equal in every process for equal facts, another one when any of them differs.
+
+    Args:
+        method: How the scores are computed, such as exact or twin; the fingerprint begins with it.
+        target: A warmed-up target. Its weights, adapter, precision, tokeniser, chat template and checkpoints count.
+        questions: The validation questions as they are measured; their ids do not count.
+        subtasks: The subtask of each.
+        estimator: Name of Γ.
+        normalization: dot or cosine.
+        across_subtasks: mean or max.
+        tokens: Which tokens count.
+        options: What else changes the scores of this method (JSON values).
+    """
+    facts = {
+        "rule": _RULE,
+        "method": method,
+        "target": target.fingerprint(),
+        "precision": str(target.dtype),
+        "encoding": encoding_digest(target.tokenizer),
+        "checkpoints": [checkpoint.fingerprint for checkpoint in target.checkpoints],
+        "questions": [
+            [item.input_ids, item.labels, item.weights, subtask]
+            for item, subtask in zip(questions, subtasks, strict=True)
+        ],
+        "tokens": tokens.model_dump(mode="json"),
+        "estimator": estimator,
+        "normalization": normalization,
+        "across_subtasks": across_subtasks,
+        "options": options,
+    }
+    return f"{method}-{_digest(facts)}"
+
+
+def encoding_digest(tokenizer: Any) -> str:
+    """Sixteen hex digits that change with the tokeniser, its chat template and the form that pairs are given."""
+    probes = [encode(tokenizer, as_sample(probe), _NO_LIMIT) for probe in _PROBES]
+    return _digest([[item.input_ids, item.labels, item.end_tokens] for item in probes])
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

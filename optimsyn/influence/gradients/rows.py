@@ -1,0 +1,151 @@
+"""Per-sample gradients held as rows: of questions, of pairs, plain and under Adam's preconditioner.
+
+Simulated trainings and rewards that know what was judged before need inner products of single samples with each other,
+where a score needs only those with one direction. So the gradients are kept, whole where they fit, else projected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from optimsyn.influence.gradients.projection import Layout, Projection
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.moments import moments_of
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
+
+WHOLE_BYTES = 2**30
+"""So many bytes of gradients are held; where whole ones take more, projected ones take their place."""
+
+# Each projection that is tried is half as wide as the one before; of a narrower one noise is all that is left.
+_SIZES = (32, 16, 8, 4)
+# Of one operand of a product, in float64.
+_PRODUCT_VALUES = 2**24
+
+Scale = Mapping[str, torch.Tensor] | None
+"""What gradients are multiplied with, parameter name -> the parameter's shape; None: they stay as they are."""
+
+
+def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projection: Projection | None = None) -> Layout:
+    """How so many gradients are held within a limit: whole, or under the widest projection that fits.
+
+    Args:
+        target: Whose trained parameters.
+        rows: Gradients that are held at once.
+        limit: In bytes.
+        projection: This one, whatever it takes.
+    """
+    shapes = {name: tuple(p.shape) for name, p in target.parameters.items()}
+    choices = [None, *(Projection(size, size) for size in _SIZES)] if projection is None else [projection]
+    found = [Layout(shapes, choice) for choice in choices]
+    fitting = [layout for layout in found if rows * layout.width * target.dtype.itemsize <= limit]
+    return (fitting or found[-1:])[0]
+
+
+@dataclass(frozen=True)
+class AdamScale:
+    """What Adam at a checkpoint makes of gradients.
+
+    Attributes:
+        roots: Parameter name -> √D, with D = 1 / (√v̂ + ε).
+        drift: √D m of all parameters in one row [width], float64 on the CPU.
+    """
+
+    roots: dict[str, torch.Tensor]
+    drift: torch.Tensor
+
+    @classmethod
+    def of(cls, target: Target, checkpoint: Checkpoint, layout: Layout) -> AdamScale:
+        """From the moments of a checkpoint.
+
+        Raises:
+            ModelError: A parameter has no moments, or they are not finite.
+        """
+        roots, momentum = {}, []
+        for name, parameter in target.parameters.items():
+            moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
+            scale = 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
+            roots[name] = scale.sqrt()
+            momentum.append(layout.project(name, (roots[name] * moments.first)[None]).cpu())
+        return cls(roots, torch.cat(momentum, dim=1)[0].double())
+
+
+def gradient_rows(
+    target: Target,
+    taps: GradientTaps,
+    layout: Layout,
+    encoded: Sequence[Encoded],
+    scales: Sequence[Scale],
+    *,
+    batch_tokens: int = 1024,
+    told: Callable[[int], None] | None = None,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The gradients of samples at the weights that the target has.
+
+    Args:
+        target: The model.
+        taps: Of the same target.
+        layout: How gradients are held.
+        encoded: The samples.
+        scales: The gradients are returned once for each of these, multiplied with it.
+        batch_tokens: Tokens a batch; 1 takes each sample alone, so that its row does not depend on its neighbours'
+            lengths, to the last bit.
+        told: Called with the number of samples of each batch when it is done.
+
+    Returns:
+        For each scale [n, width], and the losses [n] float64.
+
+    Raises:
+        ModelError: A loss is not finite.
+    """
+    rows = [torch.empty(len(encoded), layout.width, dtype=target.dtype) for _ in scales]
+    losses = torch.empty(len(encoded), dtype=torch.float64)
+    places, offset = {}, 0
+    for name, width in layout.widths.items():
+        places[name] = slice(offset, offset + width)
+        offset += width
+    with taps.attached():
+        for batch in target.batches(list(encoded), batch_tokens):
+            found = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
+            losses[batch.indices] = found.double().cpu()
+            if told is not None:
+                told(len(batch))
+    return rows, losses
+
+
+class _Sink:
+    """Writes projected gradients into rows."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        places: dict[str, slice],
+        indices: list[int],
+        rows: list[torch.Tensor],
+        scales: Sequence[Scale],
+    ) -> None:
+        self._layout, self._places, self._indices = layout, places, indices
+        self._rows, self._scales = rows, scales
+
+    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
+        """Writes these rows."""
+        for held, scale in zip(self._rows, self._scales, strict=True):
+            part = gradients if scale is None else gradients * scale[name]
+            held[self._indices[rows], self._places[name]] = self._layout.project(name, part).cpu()
+
+
+def products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Inner products of rows, [n, m] float64.
+
+    In blocks of columns: sums of a million float32 products keep their digits, and float64 copies stay small.
+    """
+    total = torch.zeros(len(left), len(right), dtype=torch.float64)
+    block = max(1, min(2**16, _PRODUCT_VALUES // max(len(left), len(right), 1)))
+    for start in range(0, left.shape[1], block):
+        part = slice(start, start + block)
+        total += left[:, part].double() @ right[:, part].double().t()
+    return total

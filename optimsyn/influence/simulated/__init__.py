@@ -1,0 +1,1 @@
+"""Influence by short trainings that are foretold from gradients."""

@@ -1,0 +1,382 @@
+r"""Scores by a foretold training: what a pair does in the batches of the fine-tuning that it is written for.
+
+`SimulatedTraining` foretells what a short training does to the validation questions. Here it is a training with a place
+in each batch for the pair z; companions, first drafts of the run, share the other places evenly. The score is
+
+    IF(z) = mean_q L_q(companions, an empty pair in z's place) − mean_q L_q(companions, z in that place)
+
+in nats, over the questions of each subtask. An empty pair has no gradient: what teaches nothing scores 0. z is trained
+on with every label, as fine-tuning does; of the questions counts what `influence.tokens` says.
+
+Unlike the other estimators this one knows of the batch: its gradient is clipped together with those of the companions,
+what these teach anyway earns little, and a pair that is learnt after two steps teaches nothing in the third.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
+from optimsyn.influence.fingerprint import scorer_fingerprint
+from optimsyn.influence.gradients.projection import Layout
+from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for, products
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+from optimsyn.recipe.recipe import FineTune
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.encoding import Encoded, as_sample, counted
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import Precision, computing, is_narrow
+
+Item = Pair | Question | Sample
+
+# Raised when the same facts come to give other scores.
+_RULE = 1
+# Gradients of so many pairs are held at once, beside those of questions and companions.
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class BatchTraining:
+    """The training that a pair is placed in.
+
+    Attributes:
+        companions: What else is in its batches; of more than the foretold steps have places for, the first ones.
+        fine_tune: The recipe's section `fine_tune`: rate, steps and batch size.
+        max_grad_norm: Its clipping; None: none.
+    """
+
+    companions: Sequence[Item]
+    fine_tune: FineTune
+    max_grad_norm: float | None = 1.0
+
+    @property
+    def steps(self) -> int:
+        """How many steps are foretold."""
+        return min(HORIZON, self.fine_tune.steps)
+
+    @property
+    def used(self) -> Sequence[Item]:
+        """The companions that have a place.
+
+        Raises:
+            DataError: There is none, and the batches have places for them.
+        """
+        places = self.steps * (self.fine_tune.batch_size - 1)
+        if places and not self.companions:
+            raise DataError(
+                "influence.estimator: simulated places a pair in a batch with first drafts of the run, and there is "
+                "none; write some (warm_up.pairs), or set fine_tune.batch_size to 1 or influence.estimator to "
+                "adam_linear"
+            )
+        return self.companions[:places]
+
+    def weights(self, companions: int) -> torch.Tensor:
+        """The share in a batch's mean of each of so many companions, the rest being the pair's own, [companions]."""
+        size = self.fine_tune.batch_size
+        return torch.full((companions,), (size - 1) / size / max(1, companions), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What all scores share: gradients of questions and companions, and the training of the companions alone."""
+
+    layout: Layout
+    scale: AdamScale
+    asked: torch.Tensor
+    scaled: torch.Tensor
+    plain: torch.Tensor
+    base: SimulatedTraining
+
+
+class SimulatedScorer:
+    """Scores pairs by what a foretold training with them in its batches does to validation questions.
+
+    Training goes on from the target's last checkpoint; earlier ones have no part in the score. Scores of the pairs of
+    one call do not depend on each other, beyond how padding rounds.
+
+    Args:
+        target: A warmed-up target.
+        questions: The validation questions; their `subtask` groups them.
+        training: What pairs are placed in.
+        across_subtasks: mean, or max.
+        tokens: Which tokens of the questions count, and, for `Scores.label_tokens` alone, of pairs.
+        batch_tokens: Tokens that go through the model at once.
+        folder: Keep measured errors here.
+        precision: What a 16-bit model computes pairs' gradients in, as of `InfluenceScorer`; those of questions and
+            companions are computed in float32.
+        report: Called with the number of questions and companions of each batch whose gradients have been computed.
+
+    Attributes:
+        method: exact.
+        choice: How `build_scorer` came to take it; None where it was made directly.
+        subtasks: Names of the columns of `Scores.by_subtask`.
+        fingerprint: Changes with everything that changes scores.
+
+    Raises:
+        DataError: There are no questions, or no companions.
+        ModelError: The target has not been warmed up, its trained parameters cannot be scored, or a loss is not finite.
+        RecipeError: An option has no such value.
+
+    Example:
+        >>> scorer = SimulatedScorer(target, questions, BatchTraining(drafts, FineTune()))   # doctest: +SKIP
+        >>> scorer.score(pairs).total                                                        # doctest: +SKIP
+    """
+
+    method: ClassVar[Method] = "exact"
+
+    def __init__(
+        self,
+        target: Target,
+        questions: Sequence[Question | Sample],
+        training: BatchTraining,
+        *,
+        across_subtasks: Literal["mean", "max"] = "mean",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
+        batch_tokens: int = 2048,
+        folder: Path | None = None,
+        precision: Precision = "model",
+        report: Callable[[int], None] | None = None,
+    ) -> None:
+        if across_subtasks not in ("mean", "max"):
+            raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
+        if not questions:
+            raise DataError("influence needs at least one validation question; see questions.validation")
+        if not target.checkpoints:
+            raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+        self.target = target
+        self.training = training
+        self.across_subtasks = across_subtasks
+        self.tokens = tokens
+        self.batch_tokens = batch_tokens
+        self.choice: Choice | None = None
+        self._folder = folder
+        self._narrow = is_narrow(target.model)
+        self._checkpoint = target.checkpoints[-1]
+        self._taps = GradientTaps(target)
+        self._given = [as_sample(question) for question in questions]
+        self._questions = [counted(target.encode(sample), tokens, "question") for sample in self._given]
+        self._asked = [sample.subtask or "all" for sample in self._given]
+        self.subtasks: tuple[str, ...] = tuple(sorted(set(self._asked)))
+        self._shares = torch.tensor(
+            [[(name == mine) / self._asked.count(mine) for mine in self._asked] for name in self.subtasks],
+            dtype=torch.float64,
+        )
+        self._companions = [target.encode(as_sample(item)) for item in training.used]
+        # As they would be trained on. With the answer of another, a question is as new as a pair.
+        self.probes: list[Encoded] = probes_of([target.encode(sample) for sample in self._given])
+        self._held = self._hold(report)
+        self._weights = training.weights(len(self._companions))
+        self._take(precision)
+
+    def at(self, precision: Precision) -> SimulatedScorer:
+        """The same scorer with another precision of a 16-bit model; what both need is shared."""
+        other = copy.copy(self)
+        for name in ("reference", "numerical_error", "linear"):
+            other.__dict__.pop(name, None)
+        other.choice = None
+        other._take(precision)
+        return other
+
+    @property
+    def layout(self) -> Layout:
+        """How gradients are held: whole, or projected."""
+        return self._held.layout
+
+    def _take(self, precision: Precision) -> None:
+        if precision not in ("model", "mixed", "float32"):
+            raise RecipeError(f"precision: {precision!r} is none of model, mixed, float32")
+        self._precision: Precision = precision if self._narrow else "model"
+        training, layout = self.training, self._held.layout
+        options = {
+            "rule": _RULE,
+            "companions": [[item.id, item.input_ids, item.labels] for item in self._companions],
+            "lr": training.fine_tune.lr,
+            "steps": training.steps,
+            "batch_size": training.fine_tune.batch_size,
+            "max_grad_norm": training.max_grad_norm,
+            "layout": layout.facts(),
+            "projection": None if layout.projection is None else layout.projection.facts(),
+            **({} if self._precision == "model" else {"computing": self._precision}),
+        }
+        self.fingerprint = scorer_fingerprint(
+            "simulated",
+            self.target,
+            self._questions,
+            self._asked,
+            estimator="simulated",
+            normalization="dot",
+            across_subtasks=self.across_subtasks,
+            tokens=self.tokens,
+            **options,
+        )
+
+    def _hold(self, report: Callable[[int], None] | None) -> _Held:
+        target, training = self.target, self.training
+        rows = len(self._questions) + 2 * len(self._companions) + 2 * _CHUNK
+        layout = layout_for(target, rows)
+        target.load_checkpoint(self._checkpoint)
+        shortest = sorted(self._questions, key=lambda item: len(item.input_ids))[:2]
+        (batch,) = target.batches(shortest, 2**62)
+        self._taps.verify(batch)
+        scale = AdamScale.of(target, self._checkpoint, layout)
+        with self._computing("float32") as budget:
+            (asked,), asked_losses = gradient_rows(
+                target, self._taps, layout, self._questions, [scale.roots], batch_tokens=budget, told=report
+            )
+            (scaled, plain), losses = gradient_rows(
+                target, self._taps, layout, self._companions, [scale.roots, None], batch_tokens=budget, told=report
+            )
+        base = SimulatedTraining.from_rows(
+            self._checkpoint,
+            scale,
+            (asked, asked_losses),
+            (scaled, plain, losses),
+            lr=training.fine_tune.lr,
+            steps=training.steps,
+            max_grad_norm=training.max_grad_norm,
+        )
+        return _Held(layout, scale, asked, scaled, plain, base)
+
+    @contextmanager
+    def _computing(self, precision: Precision) -> Iterator[int]:
+        """Inside, a 16-bit model computes so; gives the tokens of a batch, which take twice the room when widened."""
+        wide = self._narrow and precision != "model"
+        with computing(self.target.model, precision):
+            yield max(1, self.batch_tokens // 2) if wide else self.batch_tokens
+
+    @cached_property
+    def reference(self) -> torch.Tensor:
+        """The scores of `probes` by subtask, [n, k], from gradients in float32 at least."""
+        return self._score(self.probes, "float32")[0]
+
+    @cached_property
+    def numerical_error(self) -> float:
+        """The share of the scores' size that they are off by, as `optimsyn.influence.accuracy` says."""
+        return kept_error(self._folder, self.target, self.fingerprint, self._error)
+
+    def _error(self) -> float:
+        if self._narrow and self._precision != "float32":
+            return relative_error(self._score(self.probes)[0], self.reference)
+        return batching_error(lambda probes: self._score(probes)[0], self.probes)
+
+    @cached_property
+    def linear(self) -> InfluenceScorer:
+        """`adam_linear` with `dot` on the same questions: the score that is shared out among tokens."""
+        return InfluenceScorer(
+            self.target,
+            self._given,
+            across_subtasks=self.across_subtasks,
+            tokens=self.tokens,
+            batch_tokens=self.batch_tokens,
+            folder=self._folder,
+            processes="own",
+            precision=self._precision,
+        )
+
+    def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
+        """Scores of pairs, in the caller's order. The adapter is left at the last checkpoint.
+
+        Losses and gradient norms are those of a pair as it is trained on, with every label.
+
+        Raises:
+            ModelError: Token shares are asked for, of which this score has none; a pair has an empty answer, is too
+                long without its context, or its loss or influence is not finite.
+        """
+        if token_shares:
+            raise ModelError(
+                "a foretold training is no sum over tokens, so influence.estimator: simulated has no token shares; "
+                "take those of scorer.linear, or set influence.estimator to adam_linear"
+            )
+        encoded = [self.target.encode(as_sample(pair)) for pair in pairs]
+        by_subtask, norms, losses = self._score(encoded)
+        bad = [encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
+        if bad:
+            raise ModelError(f"the influence of samples {', '.join(map(repr, bad))} is not finite; look at their text")
+        mean = self.across_subtasks == "mean"
+        return Scores(
+            ids=tuple(item.id for item in encoded),
+            subtasks=self.subtasks,
+            total=by_subtask.mean(1) if mean or not encoded else by_subtask.max(1).values,
+            by_subtask=by_subtask,
+            gradient_norm=norms,
+            loss=losses,
+            label_tokens=torch.tensor(
+                [counted(item, self.tokens, "pair").label_tokens for item in encoded], dtype=torch.int64
+            ),
+        )
+
+    def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
+        """The score of a sample that teaches nothing: 0."""
+        return {"total": 0.0, "by_subtask": dict.fromkeys(self.subtasks, 0.0)}
+
+    def _score(
+        self, encoded: Sequence[Encoded], precision: Precision | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
+        held = self._held
+        found = torch.zeros(len(encoded), len(self.subtasks), dtype=torch.float64)
+        norms, losses = torch.zeros(2, len(encoded), dtype=torch.float64)
+        if encoded:
+            self.target.load_checkpoint(self._checkpoint)
+        # Of like length together, so that little is padded.
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
+        for start in range(0, len(order), _CHUNK):
+            places = order[start : start + _CHUNK]
+            chosen = [encoded[i] for i in places]
+            with self._computing(precision or self._precision) as budget:
+                (scaled, plain), losses[places] = gradient_rows(
+                    self.target,
+                    self._taps,
+                    held.layout,
+                    chosen,
+                    [held.scale.roots, None],
+                    batch_tokens=budget,
+                )
+            norms[places] = torch.linalg.vector_norm(plain, dim=1, dtype=torch.float64)
+            found[places] = self._foretold(scaled, plain, losses[places]) @ self._shares.t()
+        return found, norms, losses
+
+    def _foretold(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """The questions' losses without each pair less those with it, [n, Q]."""
+        held = self._held
+        asked, pairs, gram = (
+            products(left, right) for left, right in ((held.asked, scaled), (held.scaled, scaled), (held.plain, plain))
+        )
+        momentum = products(scaled, held.scale.drift[None])[:, 0]
+        found = []
+        for i in range(len(losses)):
+            own = float(products(scaled[i : i + 1], scaled[i : i + 1]))
+            length = float(products(plain[i : i + 1], plain[i : i + 1]))
+            with_it = replace(
+                held.base,
+                question_kernel=torch.cat([held.base.question_kernel, asked[:, i : i + 1]], dim=1),
+                pair_kernel=_bordered(held.base.pair_kernel, pairs[:, i], own),
+                gram=_bordered(held.base.gram, gram[:, i], length),
+                pair_momentum=torch.cat([held.base.pair_momentum, momentum[i : i + 1]]),
+                pair_losses=torch.cat([held.base.pair_losses, losses[i : i + 1]]),
+            )
+            weights = torch.cat([self._weights, torch.zeros(1, dtype=torch.float64)]).repeat(2, 1)
+            weights[1, -1] = 1 / self.training.fine_tune.batch_size
+            empty, trained = with_it.losses(weights)
+            # Rounding must not make a pair without a gradient one that teaches.
+            found.append(empty - trained if length > 0 else torch.zeros_like(empty))
+        return torch.stack(found)
+
+
+def _bordered(matrix: torch.Tensor, side: torch.Tensor, corner: float) -> torch.Tensor:
+    """A symmetric matrix [n, n] with a row and a column more."""
+    found = torch.empty(len(matrix) + 1, len(matrix) + 1, dtype=matrix.dtype)
+    found[:-1, :-1], found[:-1, -1], found[-1, :-1], found[-1, -1] = matrix, side, side, corner
+    return found

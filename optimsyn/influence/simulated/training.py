@@ -1,0 +1,277 @@
+r"""Short trainings foretold from gradients at the warm checkpoint: what a *set* of pairs would do.
+
+A score of a single pair takes the pair as if it stood alone. A hundred pairs with the same answer each look as good as
+the first, and training on them collapses. Here a training on any set is foretold instead, without running it. The model
+is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 2018), but not its losses:
+
+- A loss ℓ is taken as that of a logistic margin, ℓ = log(1 + e^{-μ}) with p = e^{-ℓ}, so that a step δ of the weights
+  moves the margin of a question by -⟨g, δ⟩ / (1-p) and the gradient of a pair shrinks by (1-p_t) / (1-p_0) as it is
+  learnt. That is exact for two outcomes; of a longer answer p is the geometric mean over its tokens.
+- The steps are AdamW's: the gradient of the batch is clipped, momentum goes on from the checkpoint's m, and √v̂ is that
+  of the checkpoint (over a dozen steps it hardly changes).
+
+Everything it needs are inner products: of questions and pairs under Adam's preconditioner D = 1 / (√v̂ + ε),
+⟨g_q, D g_i⟩, of pairs with each other, ⟨g_j, D g_i⟩ and ⟨g_j, g_i⟩ (for the clipping), and of all with m. There is no
+free constant. Batches are replaced by their mean over the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from optimsyn.base.errors import DataError
+from optimsyn.influence.gradients.projection import Projection
+from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for, products
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.trainings import rates_of
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
+
+HORIZON = 12
+"""Steps for which real trainings bore out what is foretold; selection looks no further (docs/concepts/selection.md)."""
+
+_SMALLEST_LOSS = 1e-3
+_SHORTLIST = 24
+# A round of `select` adds no more than this share to what is chosen: one by one up to twice its inverse.
+_GROWTH = 16
+
+
+@dataclass(frozen=True)
+class SimulatedTraining:
+    """Foretells trainings on sets of n pairs, measured on Q questions. Tensors are float64 on the CPU.
+
+    Attributes:
+        question_kernel: ⟨g_q, D g_i⟩ [Q, n].
+        pair_kernel: ⟨g_j, D g_i⟩ [n, n].
+        gram: ⟨g_j, g_i⟩ [n, n].
+        question_momentum: ⟨g_q, D m⟩ [Q].
+        pair_momentum: ⟨g_i, D m⟩ [n].
+        question_losses: [Q], in nats.
+        pair_losses: [n].
+        step: Optimiser steps before.
+        beta1: Decay of the momentum.
+        lr: Learning rate of the first step; it falls linearly, as in fine-tuning (`Trainings`).
+        steps: How many are foretold.
+        max_grad_norm: Clipping of the batch's gradient; None: none.
+    """
+
+    question_kernel: torch.Tensor
+    pair_kernel: torch.Tensor
+    gram: torch.Tensor
+    question_momentum: torch.Tensor
+    pair_momentum: torch.Tensor
+    question_losses: torch.Tensor
+    pair_losses: torch.Tensor
+    step: int
+    beta1: float
+    lr: float
+    steps: int
+    max_grad_norm: float | None
+
+    @classmethod
+    def of(
+        cls,
+        target: Target,
+        checkpoint: Checkpoint,
+        pairs: Sequence[Encoded],
+        questions: Sequence[Encoded],
+        *,
+        lr: float,
+        steps: int,
+        max_grad_norm: float | None = 1.0,
+        batch_tokens: int = 1024,
+        projection: Projection | None = None,
+    ) -> SimulatedTraining:
+        """One backward pass of every pair and question.
+
+        Args:
+            target: Its adapter is set to the checkpoint, and left there.
+            checkpoint: Where training would go on from.
+            pairs: Encoded as they would be trained on, with every label.
+            questions: Encoded as what counts of them.
+            lr: Learning rate of the training that is foretold.
+            steps: Its steps.
+            max_grad_norm: Its clipping.
+            batch_tokens: Tokens a batch.
+            projection: Of the gradients; None: whole ones where those of all pairs and questions fit into a gigabyte,
+                else the default `Projection`.
+
+        Raises:
+            DataError: There is no pair or no question.
+            ModelError: A loss or gradient is not finite.
+        """
+        if not pairs or not questions:
+            raise DataError("a training can only be foretold for at least one pair, and of at least one question")
+        layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
+        target.load_checkpoint(checkpoint)
+        taps = GradientTaps(target)
+        scale = AdamScale.of(target, checkpoint, layout)
+        tokens = batch_tokens
+        (asked,), question_losses = gradient_rows(target, taps, layout, questions, [scale.roots], batch_tokens=tokens)
+        (scaled, plain), pair_losses = gradient_rows(
+            target, taps, layout, pairs, [scale.roots, None], batch_tokens=tokens
+        )
+        return cls.from_rows(
+            checkpoint,
+            scale,
+            (asked, question_losses),
+            (scaled, plain, pair_losses),
+            lr=lr,
+            steps=steps,
+            max_grad_norm=max_grad_norm,
+        )
+
+    @classmethod
+    def from_rows(
+        cls,
+        checkpoint: Checkpoint,
+        scale: AdamScale,
+        questions: tuple[torch.Tensor, torch.Tensor],
+        pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        *,
+        lr: float,
+        steps: int,
+        max_grad_norm: float | None = 1.0,
+    ) -> SimulatedTraining:
+        """From gradients that are there already (see `optimsyn.influence.gradients.rows`).
+
+        Args:
+            checkpoint: Where they were taken.
+            scale: Its preconditioner, under the same layout.
+            questions: Their gradients times `scale.roots` [Q, width] and their losses [Q].
+            pairs: Their gradients times `scale.roots` and as they are [n, width], and their losses [n].
+            lr: Learning rate of the training that is foretold.
+            steps: Its steps.
+            max_grad_norm: Its clipping.
+        """
+        asked, question_losses = questions
+        scaled, plain, pair_losses = pairs
+        drift = scale.drift[None]
+        return cls(
+            question_kernel=products(asked, scaled),
+            pair_kernel=products(scaled, scaled),
+            gram=products(plain, plain),
+            question_momentum=products(asked, drift)[:, 0],
+            pair_momentum=products(scaled, drift)[:, 0],
+            question_losses=question_losses,
+            pair_losses=pair_losses,
+            step=checkpoint.step,
+            beta1=checkpoint.betas[0],
+            lr=lr,
+            steps=steps,
+            max_grad_norm=max_grad_norm,
+        )
+
+    def of_places(self, places: Sequence[int]) -> SimulatedTraining:
+        """The same of some of the pairs only, which are then numbered from 0."""
+        kept = torch.tensor(list(places), dtype=torch.int64)
+        return replace(
+            self,
+            question_kernel=self.question_kernel[:, kept],
+            pair_kernel=self.pair_kernel[kept][:, kept],
+            gram=self.gram[kept][:, kept],
+            pair_momentum=self.pair_momentum[kept],
+            pair_losses=self.pair_losses[kept],
+        )
+
+    def __len__(self) -> int:
+        return len(self.pair_losses)
+
+    def start(self) -> torch.Tensor:
+        """The questions' losses before training, as all others here at least .001, [Q]."""
+        return self.question_losses.clamp_min(_SMALLEST_LOSS)
+
+    def losses(self, weights: torch.Tensor) -> torch.Tensor:
+        """The questions' losses after training.
+
+        Args:
+            weights: [C, n], for each of C trainings the share of every pair in the batch's mean; rows sum to 1.
+                Gradients flow to them where they are enabled.
+
+        Returns:
+            [C, Q], in nats.
+        """
+        known, learnt = (torch.exp(-x.clamp_min(_SMALLEST_LOSS)) for x in (self.question_losses, self.pair_losses))
+        count = len(weights)
+        question = torch.logit(known).expand(count, -1)
+        pair = torch.logit(learnt).expand(count, -1)
+        question_drift = self.question_momentum.expand(count, -1)
+        pair_drift = self.pair_momentum.expand(count, -1)
+        for number, rate in enumerate(rates_of(self.lr, self.steps, decay=True), 1):
+            now = weights * torch.sigmoid(-pair) / (1 - learnt)
+            if self.max_grad_norm is not None:
+                length = ((now @ self.gram) * now).sum(1, keepdim=True).clamp_min(1e-30).sqrt()
+                now = now * (self.max_grad_norm / length).clamp(max=1.0)
+            question_drift = self.beta1 * question_drift + (1 - self.beta1) * (now @ self.question_kernel.t())
+            pair_drift = self.beta1 * pair_drift + (1 - self.beta1) * (now @ self.pair_kernel)
+            fix = rate / (1 - self.beta1 ** (self.step + number))
+            question = question + fix * question_drift / (1 - known)
+            pair = pair + fix * pair_drift / (1 - learnt)
+        return torch.nn.functional.softplus(-question)
+
+    def decrease(self, sets: Sequence[Sequence[int]]) -> torch.Tensor:
+        """How much training on each of some sets lowers the questions' mean loss, [C]; a set's pairs weigh the same."""
+        weights = torch.zeros(len(sets), len(self), dtype=torch.float64)
+        for row, members in enumerate(sets):
+            for place in members:
+                weights[row, place] += 1 / len(members)
+        return self.start().mean() - self.losses(weights).mean(1)
+
+    def marginal(self, given: Sequence[int]) -> torch.Tensor:
+        """What each pair adds to a set that has been chosen, [n]: the slope of `decrease` as its share grows from 0.
+
+        The share of the others shrinks as that of the new one grows, so a pair that is no better than what is there
+        already adds 0. Of an empty set: of all pairs together.
+        """
+        weights = torch.zeros(1, len(self), dtype=torch.float64)
+        weights[0, list(given) or slice(None)] = 1 / (len(given) or len(self))
+        weights.requires_grad_()
+        with torch.enable_grad():
+            loss = self.losses(weights).mean()
+            (slope,) = torch.autograd.grad(loss, weights)
+        return (slope * weights.detach()).sum() - slope[0]
+
+    def select(self, count: int, among: Sequence[int] | None = None) -> list[int]:
+        """Pairs of which training helps most, chosen in rounds, each for what it adds to those before.
+
+        The first 32 are taken one by one: of a round's pairs those with the largest slope are tried in full, and the
+        best of them is taken. A larger set grows by a sixteenth a round, by the pairs of largest slope: what so few of
+        them change is nearly their slope. So a thousand pairs take some ninety rounds, and nearly all simulated
+        trainings are those of the first 32.
+
+        Args:
+            count: How many.
+            among: Only these pairs may be chosen; None: all.
+
+        Returns:
+            Places of the pairs, in the order in which they were chosen; of equal ones the first.
+
+        Raises:
+            DataError: There are fewer pairs.
+        """
+        places = list(range(len(self)) if among is None else among)
+        if count > len(places):
+            raise DataError(f"{count} pairs cannot be chosen from {len(places)}")
+        return [places[i] for i in (self if among is None else self.of_places(places))._chosen(count)]
+
+    def _chosen(self, count: int) -> list[int]:
+        chosen: list[int] = []
+        left = list(range(len(self)))
+        while len(chosen) < count:
+            slopes = self.marginal(chosen).tolist()
+            order = sorted(left, key=lambda place: (-slopes[place], place))
+            taken = order[: min(len(chosen) // _GROWTH, count - len(chosen))]
+            if len(taken) < 2:
+                short = order[:_SHORTLIST]
+                # Only these weigh anything, so only they have to be trained.
+                part = self.of_places([*chosen, *short])
+                held = list(range(len(chosen)))
+                gains = part.decrease([[*held, len(chosen) + i] for i in range(len(short))])
+                taken = [short[int(gains.argmax())]]
+            chosen += taken
+            left = sorted(set(left) - set(taken))
+        return chosen

@@ -1,0 +1,1 @@
+"""A store of compressed directions: score a pool once, ask it about many question sets."""

@@ -1,0 +1,224 @@
+"""From samples to records of a gradient store: the part that needs the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from optimsyn.base.errors import ModelError
+from optimsyn.data.records import Sample
+from optimsyn.influence.estimators import Direction, estimator_of
+from optimsyn.influence.gradients.projection import Layout, Projection
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.moments import moments_of
+from optimsyn.influence.store.shards import VERSION, record_type
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.encoding import Batch, Encoded, Role, counted
+from optimsyn.target.target import Target
+
+_BATCH_BYTES = 512 * 2**20
+_SHARD_BYTES = 256 * 2**20
+_PROBE = Sample(
+    id="probe",
+    prompt="Question: 1?\nAnswer:",
+    completion=" 2",
+    messages=({"role": "user", "content": "Question: 1?"}, {"role": "assistant", "content": "2"}),
+)
+
+
+def weights_of(rates: Sequence[float]) -> list[float]:
+    """Checkpoints' weights: learning rates over their sum.
+
+    Raises:
+        ModelError: They sum to 0.
+    """
+    if not sum(rates) > 0:
+        raise ModelError("the learning rates of the warm-up checkpoints sum to 0, so none of them has a weight")
+    return [rate / sum(rates) for rate in rates]
+
+
+def describe(
+    target: Target, kind: str, estimator: str, tokens: CountedTokens, projection: Projection | None, dtype: str
+) -> dict[str, Any]:
+    """The manifest of a store that is filled with these settings.
+
+    Args:
+        target: A warmed-up target.
+        kind: samples or questions.
+        estimator: Γ.
+        tokens: Which tokens count.
+        projection: None keeps gradients whole.
+        dtype: float16 or float32.
+
+    Raises:
+        ModelError: The target has not been warmed up.
+        RecipeError: There is no such estimator.
+        DataError: There is no such dtype.
+    """
+    if not target.checkpoints:
+        raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+    weights_of([checkpoint.lr for checkpoint in target.checkpoints])
+    layout = _layout(target, projection)
+    record = record_type(len(target.checkpoints), layout.width, dtype)
+    # Tokeniser and chat template are no part of the target's fingerprint, so a short text stands for them.
+    probe = target.encode(_PROBE)
+    encoding = json.dumps([probe.input_ids, probe.labels, probe.end_tokens])
+    return {
+        "version": VERSION,
+        "kind": kind,
+        "target": target.fingerprint(),
+        "precision": str(target.dtype).removeprefix("torch."),
+        "encoding": hashlib.sha256(encoding.encode()).hexdigest()[:16],
+        "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
+        "estimator": estimator_of(estimator).name,
+        "tokens": tokens.model_dump(),
+        "projection": None if projection is None else projection.facts(),
+        "parameters": layout.facts(),
+        "width": layout.width,
+        "dtype": dtype,
+        "rows_per_shard": max(1, _SHARD_BYTES // record.itemsize),
+    }
+
+
+class Writer:
+    """Runs samples through the model and makes their records.
+
+    Γ of every checkpoint is kept at hand: twice to three times the trained parameters for each checkpoint.
+
+    Args:
+        target: A warmed-up target.
+        manifest: What `describe` says of it.
+        record: dtype of a record.
+        questions: Keep g/‖g‖ instead of Γ(g).
+
+    Raises:
+        ModelError: The target's trained parameters cannot be scored, or a checkpoint lacks moments.
+    """
+
+    def __init__(self, target: Target, manifest: dict[str, Any], record: np.dtype[Any], *, questions: bool) -> None:
+        facts = manifest["projection"]
+        projection = None if facts is None else Projection(facts["out_size"], facts["in_size"], facts["seed"])
+        self._target = target
+        self._record = record
+        self._questions = questions
+        self._tokens = CountedTokens(**manifest["tokens"])
+        self._layout = _layout(target, projection)
+        self._taps = GradientTaps(target)
+        self._verified = False
+        estimator = estimator_of(manifest["estimator"])
+        self._checkpoints = list(target.checkpoints)
+        self._gammas = [
+            {
+                name: estimator.bind(moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device))
+                for name, parameter in target.parameters.items()
+            }
+            for checkpoint in self._checkpoints
+        ]
+
+    def records(self, samples: Sequence[Sample], batch_tokens: int) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
+        """Batch by batch the ids and the records [B].
+
+        Raises:
+            ModelError: See `_Store.add`.
+        """
+        if not samples:
+            return
+        role: Role = "question" if self._questions else "pair"
+        encoded = [counted(self._target.encode(sample), self._tokens, role) for sample in samples]
+        self._target.load_checkpoint(self._checkpoints[-1])
+        if not self._verified:
+            shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]
+            (first,) = self._target.batches(shortest, 2**62)
+            self._taps.verify(first)
+            self._verified = True
+        # A row is held as float32 until its batch is written, which must not take more memory than the model does.
+        limit = max(1, _BATCH_BYTES // (4 * len(self._checkpoints) * self._layout.width))
+        for whole in self._target.batches(encoded, batch_tokens):
+            for start in range(0, len(whole), limit):
+                items = [encoded[i] for i in whole.indices[start : start + limit]]
+                (batch,) = self._target.batches(items, 2**62)
+                yield batch.ids, self._batch(batch, [items[i] for i in batch.indices])
+
+    def _batch(self, batch: Batch, items: list[Encoded]) -> np.ndarray[Any, Any]:
+        records = np.zeros(len(batch), dtype=self._record)
+        records["label_tokens"] = [item.label_tokens for item in items]
+        for i, (checkpoint, gammas) in enumerate(zip(self._checkpoints, self._gammas, strict=True)):
+            if len(self._checkpoints) > 1:
+                self._target.load_checkpoint(checkpoint)
+            sink = _RowSink(self._layout, gammas, len(batch), plain=self._questions)
+            with self._taps.attached():
+                losses = self._taps.run(batch, sink)
+            norms, lengths = sink.norms()
+            values = sink.rows()
+            finite = torch.isfinite(norms) & torch.isfinite(lengths) & torch.isfinite(values).all(dim=1)
+            bad = [repr(batch.ids[row]) for row in (~finite).nonzero().flatten().tolist()]
+            if bad:
+                raise ModelError(f"the influence of samples {', '.join(bad)} is not finite; look at their text")
+            if self._questions:
+                flat = [repr(batch.ids[row]) for row in (lengths == 0).nonzero().flatten().tolist()]
+                if flat:
+                    raise ModelError(
+                        f"questions {', '.join(flat)} have a gradient of 0 and give no direction; remove them"
+                    )
+                values = values / lengths.to(values).unsqueeze(1)
+            records["direction_norm"][:, i] = norms.numpy()
+            records["gradient_norm"][:, i] = lengths.numpy()
+            records["loss"][:, i] = losses.double().cpu().numpy()
+            records["scale"][:, i], records["values"][:, i] = _scaled(values)
+        return records
+
+
+def _scaled(values: torch.Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Scales [B] and values / scale [B, width] within ±1; scales are powers of two, so that nothing is rounded here.
+
+    Plain gradients can be smaller than float16 reaches.
+    """
+    peaks = values.abs().amax(dim=1).double().numpy()
+    scales = np.where(peaks > 0, np.exp2(np.ceil(np.log2(np.maximum(peaks, 1e-300)))), 1.0)
+    return scales, (values.double().numpy() / scales[:, None])
+
+
+def _layout(target: Target, projection: Projection | None) -> Layout:
+    return Layout({name: tuple(parameter.shape) for name, parameter in target.parameters.items()}, projection)
+
+
+class _RowSink:
+    """Projects the rows of a batch, parameter by parameter, and adds up ‖Γ‖² and ‖g‖² of the whole gradient."""
+
+    def __init__(self, layout: Layout, gammas: dict[str, Direction], samples: int, *, plain: bool) -> None:
+        self._layout = layout
+        self._gammas = gammas
+        self._samples = samples
+        self._plain = plain
+        self._parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self._squares: dict[torch.device, torch.Tensor] = {}
+
+    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
+        """Adds one parameter's part."""
+        gamma = self._gammas[name](gradients)
+        # One sum per device, as in the scorer: nothing waits for a copy in the middle of the backward pass.
+        device = gradients.device
+        if device not in self._squares:
+            self._squares[device] = torch.zeros(self._samples, 2, dtype=torch.float64, device=device)
+        squares = [part.flatten(1).norm(dim=1).double().square() for part in (gamma, gradients)]
+        self._squares[device][rows] += torch.stack(squares, dim=1)
+        kept = self._layout.project(name, gradients if self._plain else gamma)
+        self._parts.setdefault(name, []).append((rows.start, kept))
+
+    def norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """‖Γ‖ [B] and ‖g‖ [B], float64."""
+        total = torch.stack([part.cpu() for part in self._squares.values()]).sum(0).sqrt()
+        return total[:, 0], total[:, 1]
+
+    def rows(self) -> torch.Tensor:
+        """[B, width] on the CPU, parameters in the layout's order."""
+        columns = [
+            torch.cat([part for _, part in sorted(self._parts[name], key=lambda item: item[0])]).cpu()
+            for name in self._layout.shapes
+        ]
+        return torch.cat(columns, dim=1)

@@ -1,0 +1,125 @@
+r"""How much of a sample's score each of its label tokens brings: one backward pass and one forward-mode pass a batch.
+
+A direction is Γ(g) = c(g) + D(g) ⊙ g, where c is what momentum puts in (see `Estimator.gain`). A sample's gradient is
+the mean of its T label tokens' gradients g_t, so its score is
+
+    ⟨V, Γ(g)⟩ / n = ⟨V, c⟩ / n + Σ_t share_t            share_t = ⟨V ⊙ D(g), g_t⟩ / (n T)
+
+with n the norm that the score is divided by. The shares sum to the score apart from the first term, what momentum alone
+contributes; without momentum they sum to the score. ⟨w, g_t⟩ with w = V ⊙ D(g) is the directional derivative of token
+t's loss along w. Forward-mode differentiation gives those of all tokens at once, and since a sample's tokens do not
+see another sample, each row of a batch can have a direction of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from optimsyn.influence.directions import Directions
+from optimsyn.influence.estimators import Direction, Estimator, normalised
+from optimsyn.influence.gradients.slopes import token_slopes
+from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.sinks import DotSink, pieces_of
+from optimsyn.target.encoding import Batch, Encoded
+from optimsyn.target.target import Target
+from optimsyn.target.warm_up.checkpoints import Checkpoint
+
+_HOLD_BYTES = 512 * 2**20
+
+
+def token_shares(
+    target: Target,
+    taps: GradientTaps,
+    estimator: Estimator,
+    checkpoint: Checkpoint,
+    directions: Directions,
+    encoded: Sequence[Encoded],
+    winners: torch.Tensor | None,
+    *,
+    cosine: bool,
+    batch_tokens: int,
+) -> list[torch.Tensor]:
+    """The shares of every label token of every sample at one checkpoint, which must be loaded.
+
+    A direction for each sample is held while its batch is worked on; batches are cut so that this takes at most half a
+    gigabyte (or one sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
+
+    Args:
+        target: The model.
+        taps: Of the same target.
+        estimator: Gives Γ.
+        checkpoint: Gives the moments.
+        directions: V_k at this checkpoint.
+        encoded: The samples.
+        winners: [n] int64, the subtask whose score is split up; None for the mean over subtasks.
+        cosine: As the scores were divided.
+        batch_tokens: Tokens a batch.
+
+    Returns:
+        For each sample a float64 tensor [label tokens].
+
+    Raises:
+        ModelError: An operation of the model has no forward-mode derivative, or a loss is not finite.
+    """
+    size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
+    sink = _TangentSink(target, estimator, checkpoint, directions, cosine=cosine)
+    found = [torch.empty(0, dtype=torch.float64)] * len(encoded)
+    for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, _HOLD_BYTES // size)):
+        sink.choose(None if winners is None else winners[indices])
+        sink.start(len(batch))
+        with taps.attached():
+            taps.run(batch, sink)
+        found_here = token_slopes(target, taps, batch, sink.tangents, cure="score without token shares")
+        counts = torch.bincount(found_here.rows, minlength=len(batch))
+        shares = normalised(found_here.slopes * found_here.weights, sink.norms().flatten()[found_here.rows])
+        for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
+            found[index] = part
+    return found
+
+
+def _small_batches(
+    target: Target, encoded: Sequence[Encoded], batch_tokens: int, limit: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of at most `limit` rows, with the place of each row in the caller's order."""
+    for whole in target.batches(list(encoded), batch_tokens):
+        for start in range(0, len(whole), limit):
+            indices = whole.indices[start : start + limit]
+            (batch,) = target.batches([encoded[i] for i in indices], 2**62)
+            yield [indices[i] for i in batch.indices], batch
+
+
+class _TangentSink(DotSink):
+    """Also keeps w = V ⊙ D(g) of every parameter and row."""
+
+    def __init__(
+        self, target: Target, estimator: Estimator, checkpoint: Checkpoint, directions: Directions, *, cosine: bool
+    ) -> None:
+        super().__init__(target, estimator, checkpoint, directions, cosine=cosine)
+        self._parameters = target.parameters
+        self._directions = directions
+        self._gain: dict[tuple[str, int], Direction] = {
+            (name, piece.start): estimator.gain(moments) for name, piece, moments in pieces_of(target, checkpoint)
+        }
+        self._chosen: torch.Tensor | None = None
+        self.tangents: dict[str, torch.Tensor] = {}
+
+    def choose(self, subtasks: torch.Tensor | None) -> None:
+        """The subtask of each row of the next batch; None for the mean."""
+        self._chosen = subtasks
+
+    def start(self, rows: int) -> None:
+        """Begins a batch; what the last one left is dropped."""
+        super().start(rows)
+        self.tangents = {}
+
+    def _add(self, name: str, rows: slice, start: int, gradients: torch.Tensor) -> None:
+        super()._add(name, rows, start, gradients)
+        if name not in self.tangents:
+            shape = self._rows, *self._parameters[name].shape
+            self.tangents[name] = torch.empty(shape, dtype=gradients.dtype, device=gradients.device)
+        piece = slice(start, start + gradients.shape[1])
+        vectors = self._directions.vectors[name][:, piece]
+        vector = vectors.mean(0, keepdim=True) if self._chosen is None else vectors[self._chosen[rows]]
+        torch.mul(self._gain[name, start](gradients), vector.to(gradients), out=self.tangents[name][rows, piece])

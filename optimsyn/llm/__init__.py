@@ -1,0 +1,1 @@
+"""Language models that are asked: a call, a reply, and who answers."""

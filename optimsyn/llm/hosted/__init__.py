@@ -1,0 +1,1 @@
+"""Models behind an HTTP service, and what is known and learned of such services."""

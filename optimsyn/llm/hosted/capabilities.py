@@ -1,0 +1,266 @@
+"""What a service's model can do and costs: as the recipe says, else as the service answered, else as LiteLLM lists it.
+
+The list is the one that comes with the pinned LiteLLM. It is read without importing LiteLLM, which takes seconds, and
+never fetched from the network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimsyn.recipe.model_names import SELF_HOSTED
+
+if TYPE_CHECKING:
+    from optimsyn.llm.hosted.service_memory import Learned
+    from optimsyn.recipe.recipe import ModelSpec
+
+LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
+_MILLION = 1e6
+# Tiers that a request has to ask for, which ours do not.
+_ASKED_TIERS = ("_batches", "_flex", "_priority", "_decisions")
+_LONG_PROMPT = re.compile(r"_above_(\d+)k_tokens")
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars a token.
+
+    Attributes:
+        input: Of a prompt.
+        output: Of a reply, with what was thought before it.
+        cached_input: Of the part of a prompt that the service still remembers.
+        source: Who says so: `recipe`, `litellm`, or `free` for what runs on machines of one's own.
+    """
+
+    input: float
+    output: float
+    cached_input: float
+    source: Literal["recipe", "litellm", "free"]
+
+    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+        """US dollars for a request; `cached_tokens` are among the `input_tokens`."""
+        cached = min(cached_tokens, input_tokens)
+        return (input_tokens - cached) * self.input + cached * self.cached_input + output_tokens * self.output
+
+
+FREE = Price(0.0, 0.0, 0.0, "free")
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What one model takes, does and costs.
+
+    Attributes:
+        known: LiteLLM lists it, or its `base_model`.
+        temperature: Takes a temperature.
+        top_p: Takes a nucleus.
+        seed: Takes a sampling seed.
+        stop: Takes texts that end a reply.
+        limit_name: What the longest reply is called in a request; `none`: it is not sent.
+        schema: A JSON schema is sent with each request that has one.
+        reasoning: It can think before it answers; None when nobody says.
+        thinks: It does so unless told not to; None when nobody says.
+        batch: It has a price for batches, and so a batch API.
+        context: Longest prompt, in tokens.
+        longest_reply: Longest reply, in tokens.
+        price: What it costs; None when nobody says.
+        ends: Day of its shutdown, where LiteLLM lists one.
+    """
+
+    known: bool
+    temperature: bool
+    top_p: bool
+    seed: bool
+    stop: bool
+    limit_name: LimitName
+    schema: bool
+    reasoning: bool | None
+    thinks: bool | None
+    batch: bool
+    context: int | None
+    longest_reply: int | None
+    price: Price | None
+    ends: date | None
+
+
+def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
+    """What the model of a recipe can do.
+
+    Args:
+        spec: The model.
+        learned: What the service has answered so far; None: nothing.
+    """
+    entry = listed(spec)
+    facts: Mapping[str, Any] = entry or {}
+    left_out = frozenset(learned.left_out) if learned is not None else frozenset[str]()
+    samples = facts.get("supports_sampling_params") is not False
+    reasoning = facts.get("supports_reasoning")
+    return Abilities(
+        known=entry is not None,
+        temperature=spec.temperature is not None and samples and "temperature" not in left_out,
+        top_p=samples and "top_p" not in left_out,
+        seed=spec.send_seed and "seed" not in left_out,
+        stop="stop" not in left_out,
+        limit_name=_limit_name(spec, facts, learned),
+        schema=_takes_schema(spec, entry, learned),
+        reasoning=bool(reasoning) if reasoning is not None else None,
+        thinks=_thinks(facts),
+        batch=any(name.endswith("_batches") for name in facts),
+        context=_count(facts.get("max_input_tokens")),
+        longest_reply=_count(facts.get("max_output_tokens")),
+        price=price_of(spec),
+        ends=_day(facts.get("deprecation_date")),
+    )
+
+
+def price_of(spec: ModelSpec) -> Price | None:
+    """What a model asks for a token; None when neither the recipe nor LiteLLM says.
+
+    What runs on this machine is free, and so is a server of one's own by its name (`hosted_vllm/…`, `ollama/…`). An
+    address says nothing: a proxy to a paid service may listen on this machine too.
+    """
+    if spec.provider != "litellm":
+        return FREE
+    if spec.prices is not None:
+        asked, cached = spec.prices, spec.prices.cached_input
+        return Price(
+            asked.input / _MILLION,
+            asked.output / _MILLION,
+            (asked.input if cached is None else cached) / _MILLION,
+            "recipe",
+        )
+    entry = listed(spec)
+    if entry is not None:
+        read, written = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
+        if read is None or written is None:
+            return None
+        remembered = entry.get("cache_read_input_token_cost")
+        return Price(float(read), float(written), float(read if remembered is None else remembered), "litellm")
+    return FREE if spec.name.partition("/")[0] in SELF_HOSTED and spec.base_model is None else None
+
+
+def highest_cost(spec: ModelSpec, prompt_tokens: int, reply_tokens: int) -> float | None:
+    """The most that a request of this length may cost in US dollars; None when the price is not known."""
+    price = price_of(spec)
+    if price is None or price.source != "litellm":
+        return None if price is None else price.cost(prompt_tokens, reply_tokens)
+    entry = listed(spec) or {}
+    read = _dearest(entry, "input", prompt_tokens) or price.input
+    written = _dearest(entry, "output", prompt_tokens) or price.output
+    return prompt_tokens * read + reply_tokens * written
+
+
+def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> str | None:
+    """Why a cap on money cannot hold for a model; None when it can.
+
+    Args:
+        where: The model's place in the recipe, such as `models.generator`.
+        spec: The model.
+        cap: What the cap is called.
+    """
+    if price_of(spec) is not None:
+        return None
+    cure = (
+        f"give {where}.prices (USD for a million tokens, such as `{{input: 0.1, output: 0.5}}`; zeros when it is "
+        f"free), or {where}.base_model (LiteLLM's name of the model behind it), or cap requests or tokens instead"
+    )
+    if spec.base_model is not None and listed(spec) is None:
+        return f"{where}.base_model: LiteLLM does not list {spec.base_model!r}; {cure}"
+    return f"{where}: {cap} cannot hold, because nobody says what {spec.name!r} costs; {cure}"
+
+
+def listed(spec: ModelSpec) -> dict[str, Any] | None:
+    """LiteLLM's entry of a model, or of its `base_model`; None when it has none."""
+    return entry_of(spec.base_model if spec.base_model is not None else spec.name)
+
+
+def entry_of(name: str) -> dict[str, Any] | None:
+    """LiteLLM's entry of a model's name; None when it has none.
+
+    The list has most models of a provider under their bare names (`gpt-6-luna` for `openai/gpt-6-luna`), where they
+    must not be taken for another provider's.
+    """
+    table = litellm_table()
+    entry = table.get(name)
+    if entry is None:
+        provider, _, bare = name.partition("/")
+        found = table.get(bare)
+        if found is not None and str(found.get("litellm_provider", "")).startswith(provider):
+            entry = found
+    return entry
+
+
+@cache
+def litellm_table() -> dict[str, dict[str, Any]]:
+    """The list of models that comes with LiteLLM, read without importing it."""
+    spec = importlib.util.find_spec("litellm")
+    if spec is None or spec.origin is None:
+        return {}
+    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
+    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return models
+
+
+def _limit_name(spec: ModelSpec, facts: Mapping[str, Any], learned: Learned | None) -> LimitName:
+    if spec.limit_name is not None:
+        return spec.limit_name
+    if learned is not None and learned.limit_name is not None:
+        return learned.limit_name
+    renamed = facts.get("litellm_provider") in ("openai", "azure") and facts.get("supports_reasoning")
+    return "max_completion_tokens" if renamed else "max_tokens"
+
+
+def _takes_schema(spec: ModelSpec, entry: Mapping[str, Any] | None, learned: Learned | None) -> bool:
+    if spec.structured_output is not None:
+        return spec.structured_output
+    if learned is not None and learned.schemas_off:
+        return False
+    # Most servers take one, and the first refusals settle it; so do they for a model that is not listed.
+    return entry is None or spec.api_base is not None or bool(entry.get("supports_response_schema"))
+
+
+def _thinks(facts: Mapping[str, Any]) -> bool | None:
+    if facts.get("thinking_always_on"):
+        return True
+    for name in ("thinking_on_by_default", "supports_thinking_by_default"):
+        if name in facts:
+            return bool(facts[name])
+    default = facts.get("default_reasoning_effort")
+    if default is not None:
+        return bool(default != "none")
+    if not facts.get("supports_reasoning"):
+        return False if "supports_reasoning" in facts else None
+    return True if facts.get("supports_none_reasoning_effort") is False else None
+
+
+def _dearest(entry: Mapping[str, Any], side: str, prompt_tokens: int) -> float | None:
+    """The highest price of a token that a request of ours can meet: long prompts and reasoning may cost more."""
+    starts = (f"{side}_cost_per_token", f"{side}_cost_per_reasoning_token")
+    prices = []
+    for name, price in entry.items():
+        if not name.startswith(starts) or name.endswith(_ASKED_TIERS) or not isinstance(price, int | float):
+            continue
+        long = _LONG_PROMPT.search(name)
+        if long is None or prompt_tokens > 1000 * int(long.group(1)):
+            prices.append(float(price))
+    return max(prices, default=None)
+
+
+def _count(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) else None
+
+
+def _day(value: Any) -> date | None:
+    try:
+        return date.fromisoformat(str(value)) if value else None
+    except ValueError:
+        return None

@@ -1,0 +1,125 @@
+"""From what an HTTP service answered to a reply, whatever shape its fields have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from optimsyn.llm.hosted.failures import Failure, no_reply
+from optimsyn.llm.hosted.usage import Exchange
+from optimsyn.llm.replies import Reply
+
+# Characters of a reply that are kept; `optimsyn.llm.reading` looks at fewer.
+_LONGEST_KEPT = 500_000
+
+
+def reply_of(response: Any, seconds: float) -> Reply | Failure:
+    """The reply in a response with OpenAI's names; its tokens are not counted yet.
+
+    Args:
+        response: An object, from LiteLLM or from JSON.
+        seconds: From request to response.
+    """
+    choices = getattr(response, "choices", None)
+    if not choices:
+        return no_reply("the reply holds no choices")
+    message = choices[0].message
+    text = _text(getattr(message, "content", None))
+    # Fields that LiteLLM does not know.
+    more = getattr(message, "provider_specific_fields", None) or {}
+    return Reply(
+        text=text,
+        model=str(getattr(response, "model", "") or ""),
+        finish_reason=str(getattr(choices[0], "finish_reason", None) or "stop"),
+        seconds=seconds,
+        # Thoughts beside an answer are nobody's business, and long.
+        reasoning="" if text.strip() else _thought(message),
+        refusal=_text(getattr(message, "refusal", None) or _value(more, "refusal")),
+        tool_call=_called(message),
+    )
+
+
+def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Exchange:
+    """What a request and its response are made of, to see whether the usage that the service tells can be true.
+
+    Args:
+        response: One that `reply_of` could read.
+        sent: The parameters of the request.
+        limit: The longest reply that was sent with it.
+    """
+    choice = response.choices[0]
+    message = choice.message
+    parts = (_all_text(getattr(message, "content", None)), _thought(message), _called(message))
+    asked = [str(message.get("content", "")) for message in sent.get("messages", ())]
+    besides = {name: sent[name] for name in ("response_format", "extra_body") if sent.get(name)}
+    asked += [json.dumps(besides, default=str)] if besides else []
+    return Exchange(
+        asked="\n".join(asked),
+        said="".join(parts),
+        limit=limit,
+        cut=str(getattr(choice, "finish_reason", "")) == "length",
+        thinks=sent.get("reasoning_effort") not in (None, "none"),
+    )
+
+
+def from_json(raw: Any) -> Any | None:
+    """A response that LiteLLM could not read, as an object; None where it is no chat completion.
+
+    LiteLLM gives up a whole reply when its usage is of another type than it expects.
+
+    Args:
+        raw: What the service answered: JSON text, or what was read from it.
+    """
+    try:
+        text = raw if isinstance(raw, str) else json.dumps(raw)
+        found = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    choices = getattr(found, "choices", None)
+    first = choices[0] if isinstance(choices, list) and choices else None
+    whole = isinstance(getattr(first, "message", None), SimpleNamespace)
+    return found if whole else None
+
+
+def together(before: Reply, last: Reply) -> Reply:
+    """The last reply, with what the thrown-away ones before it used."""
+    return last.model_copy(
+        update={
+            "input_tokens": before.input_tokens + last.input_tokens,
+            "output_tokens": before.output_tokens + last.output_tokens,
+            "reasoning_tokens": before.reasoning_tokens + last.reasoning_tokens,
+            "cost_usd": None if last.cost_usd is None else (before.cost_usd or 0.0) + last.cost_usd,
+            "seconds": before.seconds + last.seconds,
+            "estimated": before.estimated or last.estimated,
+        }
+    )
+
+
+def _all_text(content: Any) -> str:
+    """A message's text, of one piece or of several."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else getattr(part, "__dict__", {}) for part in content]
+        content = "".join(str(part.get("text") or "") for part in parts if part.get("type") in ("text", None))
+    return content.encode("utf-8", "ignore").decode("utf-8") if isinstance(content, str) else ""
+
+
+def _text(content: Any) -> str:
+    """The same as a file can hold it: JSON may carry half a surrogate pair, and there may be no end to it."""
+    return _all_text(content[:_LONGEST_KEPT] if isinstance(content, str) else content)[:_LONGEST_KEPT]
+
+
+def _thought(message: Any) -> str:
+    return _text(getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None))
+
+
+def _called(message: Any) -> str:
+    """The arguments of the tool that a message calls; its name where there are none; "" without a call."""
+    calls = getattr(message, "tool_calls", None) or [SimpleNamespace(function=getattr(message, "function_call", None))]
+    function = getattr(calls[0], "function", None) if isinstance(calls, list) else None
+    return _text(getattr(function, "arguments", None)) or _text(getattr(function, "name", None))
+
+
+def _value(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)

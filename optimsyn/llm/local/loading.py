@@ -1,0 +1,204 @@
+"""Loads a causal language model of transformers for the target, the trainable policy and local inference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import ModelError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.recipe.model_names import hub_id
+from optimsyn.recipe.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads model and tokenizer in evaluation mode, with right padding and a padding token.
+
+    Args:
+        spec: `embedded`, a hub id (`org/name`, `hub:org/name`) or a local folder, with revision, dtype and device.
+        adapter: Folder of a peft adapter to put on top of the model.
+
+    Raises:
+        ModelError: The model is not there, is gated, cannot be reached, does not fit, or is not a causal language
+            model; the message says which and what to do.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(spec)
+    device = resolve_device(spec.device)
+    dtype = resolve_dtype(spec.dtype, device)
+    source, revision = _source(spec)
+    with _explained(spec.name), _no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
+        model = model.to(device)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Loads only the tokenizer, padding on the right, its padding token set (to the end-of-sequence token if need be).
+
+    Raises:
+        ModelError: As for `load_causal_lm`.
+    """
+    source, revision = _source(spec)
+    with _explained(spec.name):
+        tokenizer: Any = _embedded_tokenizer(Path(source)) if spec.name == "embedded" else _tokenizer(source, revision)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{spec.name}: its tokenizer has neither a padding nor an end token; choose another model")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _tokenizer(source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, revision=revision)
+
+
+def _embedded_tokenizer(folder: Path) -> Any:
+    """The same tokenizer in a third of the time: AutoTokenizer reads Gemma's 33 MB twice, in each process of a run."""
+    from transformers import PreTrainedTokenizerFast
+
+    known = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = {name: known[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")}
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the first CUDA GPU, else the CPU.
+
+    Raises:
+        ModelError: The device is not on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r}: unknown; use auto, cpu, cuda, cuda:1 or mps") from error
+    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        found = torch.cuda.device_count()
+        raise ModelError(f"device {name!r}: not on this machine ({found} CUDA GPUs); use auto or cpu")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called `name`; `auto` is bfloat16 on a CUDA GPU that computes with it, else float32.
+
+    Raises:
+        ModelError: There is no such dtype.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in _DTYPES:
+        raise ModelError(f"dtype {name!r}: unknown; use auto, {', '.join(_DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _source(spec: ModelSpec) -> tuple[str, str | None]:
+    """What transformers is given, and the revision."""
+    if spec.name == "embedded":
+        from optimsyn.llm.embedded.server import weights_dir
+
+        return str(weights_dir()), None
+    name = hub_id(spec.name)
+    if name.startswith(("~", ".", "/")):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"{name}: there is no such folder; a hub id is written org/name")
+        return str(folder), None
+    return name, spec.revision
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    if not (adapter / "adapter_config.json").is_file():
+        raise ModelError(f"{adapter}: holds no peft adapter (adapter_config.json is missing)")
+    from peft import PeftModel
+
+    with _explained(str(adapter)):
+        return PeftModel.from_pretrained(model, str(adapter))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers' loading bars out of notebooks, and leaves the setting as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what transformers and the hub client raise into one `ModelError` that says what to do."""
+    problem = ""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, MemoryError, KeyError, ImportError) as error:
+        problem = f"{name}: {_reason(error)}"
+    # Raised outside the handler: the original may hold a token in a URL or header, and chained it would be printed.
+    if problem:
+        raise ModelError(redact(problem))
+
+
+def _reason(error: BaseException) -> str:
+    import torch
+    from huggingface_hub import errors as hub
+
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    text = str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+    def among(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(item, kinds) for item in chain)
+
+    everything = " ".join(str(item) for item in chain).lower()
+    if among(hub.GatedRepoError) or "gated repo" in everything:
+        return "the hub asks for its terms to be accepted: do so on the model's page, then run `hf auth login`"
+    if among(hub.RepositoryNotFoundError):
+        return "the hub has no such model, or it is private: check the name, or run `hf auth login`"
+    if among(hub.RevisionNotFoundError):
+        return "the hub has the model but not this revision"
+    if among(torch.cuda.OutOfMemoryError, MemoryError) or "allocate memory" in everything:
+        return "too little memory for this model: choose a smaller one, dtype bfloat16, or another device"
+    if among(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError) or "offline" in everything:
+        return (
+            "is not on this machine and the hub cannot be reached: connect once, or give the path of a local folder "
+            f"({text})"
+        )
+    if "trust_remote_code" in everything:
+        return "needs code from its repository to be run, which optimsyn does not do; choose another model"
+    return f"cannot be loaded as a causal language model ({type(error).__name__}: {text})"

@@ -1,0 +1,223 @@
+"""A language model of transformers in this process: concurrent calls are answered in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import ModelError
+from optimsyn.llm.language_model import Call, LanguageModel
+from optimsyn.llm.replies import Budget, Reply, ReplyCache
+from optimsyn.recipe.model_names import hub_id
+from optimsyn.recipe.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    from optimsyn.llm.local.generation import Row
+
+# Calls that arrive within this time of the first one share its batch.
+_GATHER_S = 0.01
+# On a CPU a step of eight rows takes little longer than a step of one: reading the weights is what costs.
+_SMALLEST_FULL_BATCH = 8
+_SAMPLE_BYTES = 1 << 16
+_SAMPLES = 16
+
+
+@dataclass
+class _Waiting:
+    row: Row
+    future: asyncio.Future[Reply]
+
+
+class LocalModel(LanguageModel):
+    """A hub model or a local folder, or the embedded weights with an adapter, run by transformers.
+
+    Batches are padded on the left. Each call samples with noise of its own seed, so what else is in its batch changes
+    its reply by no more than rounding. Schemas are not enforced.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        cache: ReplyCache | None = None,
+        budget: Budget | None = None,
+        *,
+        adapter: Path | None = None,
+    ) -> None:
+        """A model that is loaded with the first call.
+
+        Raises:
+            ModelError: The folder of the model or of the adapter is not there.
+        """
+        super().__init__(spec, cache, budget, identity=_identity(spec, adapter))
+        self._adapter = adapter
+        self._tokenizer: Any = None
+        self._model: Any = None
+        self._queue: list[_Waiting] = []
+        self._worker: asyncio.Task[None] | None = None
+        # One thread: a second batch at the same time would only share the same cores.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-model")
+
+    @property
+    def chat(self) -> bool:
+        """Whether the tokenizer has a chat template (loads the tokenizer)."""
+        return self._loaded_tokenizer().chat_template is not None
+
+    @property
+    def concurrency(self) -> int:
+        """Rows of a full batch: the recipe's `concurrency`, but at least eight, which cost little more than one."""
+        return max(self.spec.concurrency, _SMALLEST_FULL_BATCH)
+
+    async def _request(self, call: Call) -> Reply:
+        loop = asyncio.get_running_loop()
+        row = await loop.run_in_executor(self._thread, self._row, call)
+        waiting = _Waiting(row, loop.create_future())
+        self._queue.append(waiting)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.ensure_future(self._work())
+        return await waiting.future
+
+    async def _work(self) -> None:
+        await asyncio.sleep(_GATHER_S)
+        while self._queue:
+            batch = self._queue[: self.concurrency]
+            del self._queue[: self.concurrency]
+            try:
+                replies = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._answer, [waiting.row for waiting in batch]
+                )
+            except Exception as error:  # noqa: BLE001 - handed to every caller of the batch, who raise it
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
+                continue
+            for waiting, reply in zip(batch, replies, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(reply)
+
+    def _row(self, call: Call) -> Row:
+        from optimsyn.llm.local.generation import Row, prompt_ids
+
+        self._load()
+        ids = prompt_ids(self._tokenizer, call.messages, self.spec.template_arguments)
+        most = call.max_tokens or self.spec.max_tokens
+        limit = self._context()
+        if limit is not None and len(ids) + most > limit:
+            raise ModelError(
+                f"model {self.name}: a prompt of {len(ids)} tokens and a reply of {most} do not fit its context of "
+                f"{limit} tokens; use shorter passages or a smaller max_tokens"
+            )
+        temperature = self.spec.temperature if call.temperature is None else call.temperature
+        assert temperature is not None  # the recipe refuses null for a model that runs here
+        return Row(
+            ids=ids,
+            temperature=temperature,
+            max_tokens=most,
+            seed=random.getrandbits(63) if call.seed is None else call.seed,
+            stop=call.stop,
+        )
+
+    def _context(self) -> int | None:
+        """Tokens that prompt and reply may have together; None: no limit is declared."""
+        limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
+    def _longest_reply(self, reply: Reply) -> int | None:
+        limit = None if self._model is None else self._context()
+        return None if limit is None else limit - reply.input_tokens
+
+    def _answer(self, rows: list[Row]) -> list[Reply]:
+        import torch
+
+        from optimsyn.llm.local.generation import generate
+
+        started = time.monotonic()
+        try:
+            generated = generate(self._model, self._tokenizer, rows)
+        except torch.cuda.OutOfMemoryError as error:
+            raise ModelError(
+                f"model {self.name}: too little GPU memory for a batch of {len(rows)}; lower the model's concurrency "
+                "or max_tokens, or choose a smaller one"
+            ) from error
+        seconds = time.monotonic() - started
+        return [
+            Reply(
+                text=one.text,
+                input_tokens=len(row.ids),
+                output_tokens=one.tokens,
+                model=self.name,
+                finish_reason=one.finish_reason,
+                seconds=seconds,
+            )
+            for row, one in zip(rows, generated, strict=True)
+        ]
+
+    def _loaded_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from optimsyn.llm.local.loading import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self.spec)
+        return self._tokenizer
+
+    def _load(self) -> None:
+        if self._model is None:
+            from optimsyn.llm.local.loading import load_causal_lm
+
+            self._model, self._tokenizer = load_causal_lm(self.spec, adapter=self._adapter)
+
+    async def aclose(self) -> None:
+        """Frees the model's memory; a later call loads it again."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._unload)
+
+    def _unload(self) -> None:
+        self._model = None
+
+
+def _identity(spec: ModelSpec, adapter: Path | None) -> str:
+    """Name and revision, or a fingerprint of the local folder, with the adapter's fingerprint."""
+    if spec.name == "embedded":
+        from optimsyn.llm.embedded.server import gguf_sha256
+
+        base = f"embedded-weights:{gguf_sha256()}"
+    elif spec.name.startswith(("~", ".", "/")) or Path(spec.name).is_dir():
+        base = f"folder:{folder_fingerprint(Path(spec.name).expanduser())}"
+    else:
+        base = f"hub:{hub_id(spec.name)}@{spec.revision or 'main'}"
+    # The same weights in another dtype answer differently.
+    base += f"/{spec.dtype}"
+    if spec.chat_template_kwargs is not None:
+        base += f"/{json.dumps(spec.chat_template_kwargs, sort_keys=True)}"
+    return base if adapter is None else f"{base}+{folder_fingerprint(adapter)}"
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A SHA-256 over a model folder, in hex: small files whole, of large ones the size and sixteen samples.
+
+    Reading every byte would take longer than loading the model; training changes weights everywhere, so samples
+    show it.
+
+    Raises:
+        ModelError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such model folder")
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in (".json", ".safetensors", ".bin", ".model", ".jinja"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _SAMPLES * _SAMPLE_BYTES:
+                digest.update(file.read())
+                continue
+            for sample in range(_SAMPLES):
+                file.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Asks a model once and reads what it says: with more room where a reply was cut, and with every outcome on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from optimsyn.base.errors import Outcome, ReplyError, ServiceError
+from optimsyn.base.secrets.redaction import redact
+
+if TYPE_CHECKING:
+    from optimsyn.llm.language_model import Call, LanguageModel
+    from optimsyn.llm.replies import Reply
+
+T = TypeVar("T")
+
+# What to change when replies of a kind come again and again; `{field}` is the model's place in the recipe.
+_CURES = {
+    Outcome.CUT: "Raise {field}.max_tokens, or have the model think less",
+    Outcome.REFUSAL: "The service refuses what it is asked: look at the documents and the guiding text, or name "
+    "another model in {field}",
+    Outcome.TOOL_CALL: "Turn tools off at the service of {field}, or name a model that answers in text",
+    Outcome.EMPTY: "See whether the server of {field} keeps the answer in its reasoning, and turn thinking off",
+}
+
+
+async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | None], T], role: str) -> tuple[T, Reply]:
+    """Asks a model once, and once more with more room when the reply was cut before its value was whole.
+
+    Args:
+        model: Is asked.
+        call: What it is asked.
+        read: From a reply, and the cap on its tokens, to a value; raises ReplyError.
+        role: Who the model is in the recipe: `generator`, `rubric`, `policy` or `reflection`.
+
+    Raises:
+        ReplyError: There is no value in it; the outcome says what there is.
+        ServiceError: The service failed for good, or it hardly sends anything any more that could be judged.
+        BudgetError: A cap was reached; asking with more room counts against it too.
+    """
+    key = model.key(call)
+    keys = [key]
+    tokens = call.max_tokens or model.spec.max_tokens
+    reply = await model.complete(call)
+    try:
+        try:
+            value = read(reply, tokens)
+        except ReplyError as error:
+            roomier = model.more_room(call, reply) if error.outcome is Outcome.CUT else None
+            if roomier is None:
+                raise
+            keys.append(model.key(roomier))
+            tokens = roomier.max_tokens or tokens
+            try:
+                reply = await model.complete(roomier)
+            except ReplyError:
+                # The service takes no cap as high as this, so there is no more room than there was.
+                raise error from None
+            value = read(reply, tokens)
+    except ReplyError as error:
+        told = _told(error, model, role, tokens, len(keys))
+        model.note(role, key, told.outcome, asked_again=len(keys) > 1)
+        _stop_if_hopeless(model, role, told, keys)
+        raise told from None
+    model.note(role, key, Outcome.READ, asked_again=len(keys) > 1)
+    model.lately.add(Outcome.READ, keys)
+    return value, reply
+
+
+def field_of(role: str) -> str:
+    """The part of a recipe that says how long a role's replies may be."""
+    return "optimizers.policy" if role == "policy" else f"models.{role}"
+
+
+def _told(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int) -> ReplyError:
+    """The error with the model's name, and for a cut reply with the number to raise."""
+    message = f"{model.name}: {redact(str(error))}"
+    if error.outcome is Outcome.CUT:
+        again = ", also when it was asked again with more room" if tries > 1 else ""
+        message += f" (at most {tokens} tokens{again}). Raise {field_of(role)}.max_tokens"
+    return ReplyError(message, error.outcome, replies=tries)
+
+
+def _stop_if_hopeless(model: LanguageModel, role: str, error: ReplyError, keys: list[str]) -> None:
+    """Ends the run when hardly any of the latest replies could be judged; they are asked for anew afterwards.
+
+    Raises:
+        ServiceError: It is so.
+    """
+    found = model.lately.add(error.outcome, keys)
+    if found is None:
+        return
+    model.set_aside(found.keys)
+    names = ", ".join(f"{outcome.replace('_', ' ')} {count}x" for outcome, count in found.counts.items())
+    cure = _CURES[found.worst].format(field=field_of(role))
+    raise ServiceError(
+        f"{field_of(role)} {model.name!r}: {found.unjudged} of the last {found.asked} requests brought nothing that "
+        f"could be judged ({names}), for example: {str(error)[:300]}. {cure}. Everything else is kept, and these "
+        "replies are asked for anew when the run continues."
+    )

@@ -1,0 +1,357 @@
+"""Replies of language models: what one is, the cache that keeps every one of a run, and the cap on what they cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from optimsyn.base.disk import cannot_write, is_disk_trouble
+from optimsyn.base.errors import BudgetError, DataError
+from optimsyn.base.secrets.redaction import kept
+from optimsyn.llm.disk_reserve import Reserve
+from optimsyn.llm.outcome_log import DAMAGED, OutcomeLog
+from optimsyn.llm.reply import Reply, Usage
+from optimsyn.llm.reply_file import INSERT, Row, connect, prepare
+
+if TYPE_CHECKING:
+    from optimsyn.llm.shared_budget import Purse
+    from optimsyn.recipe.recipe import Limits
+
+__all__ = ["Budget", "Reply", "ReplyCache", "Usage"]
+
+_log = logging.getLogger(__name__)
+
+# How long a reply that found no place at all is tried again before it is given up.
+_PATIENCE_S = 20.0
+
+_STOPPED = "Nothing more is bought; what requests under way still bring is kept first, where any room is left."
+
+
+class ReplyCache:
+    """Every reply of a run in one SQLite file, so that none is bought twice.
+
+    Safe to use from several threads and processes. A reply is on the disk when `put` returns; the first reply to a
+    request is the one that stays. Once one could not be written, nothing more is bought (`ready` raises), here and in
+    every other process that shares the file; what still arrives goes into room that was set aside beside the file
+    (see `optimsyn.llm.disk_reserve`) and is read back when the cache is opened again.
+
+    Attributes:
+        path: The file.
+        outcomes: What came of the requests, in the same file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Opens the file, and makes it and its folder when absent.
+
+        Raises:
+            DataError: The file is no reply cache or cannot be opened.
+        """
+        self.path = Path(path)
+        self.outcomes = OutcomeLog(self.path)
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._trouble: DataError | None = None
+        self._halted: DataError | None = None
+        self._patient_until = 0.0
+        self._aside: dict[str, Reply] = {}
+        on_disk = str(path) != ":memory:"
+        self._reserve = Reserve(self.path.with_name(self.path.stem + ".reserve")) if on_disk else None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = connect(self.path)
+            prepare(self._db)
+            # Reads never wait for a write, which can take a minute when another program holds the file.
+            self._reader = connect(self.path) if on_disk else self._db
+        except sqlite3.Error as error:
+            if is_disk_trouble(error) or "unable to open" in str(error) or "locked" in str(error):
+                raise cannot_write(self.path, "replies", error) from error
+            raise DataError(
+                f"{self.path}: cannot be opened as a reply cache ({error}); move the file away to start a new one"
+            ) from error
+        self._bring_back()
+        if self._reserve is not None:
+            weakref.finalize(self, self._reserve.release)
+
+    def get(self, key: str) -> Reply | None:
+        """The reply kept under `key`, or None.
+
+        A row that cannot be read any more is counted, told and set aside: its reply is then bought again.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        # As bytes: what is no text would otherwise fail in a way that tells nothing about the row.
+        row = self._one("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
+        if row is None:
+            return self._aside.get(key)
+        try:
+            return Reply.model_validate_json(row[0])
+        except ValidationError:
+            _log.warning("%s: the reply with key %s is damaged; it is set aside and asked for again", self.path, key)
+            self.set_aside([key])
+            self.outcomes.count(key, DAMAGED)
+            return None
+
+    def ready(self) -> None:
+        """Makes sure that a reply which is bought now finds a place; asked before every request.
+
+        Raises:
+            DataError: A reply could not be written before, here or by another process, or there is no room for one.
+        """
+        if (stopped := self._trouble or self._halted) is not None:
+            raise stopped
+        if self._reserve is None:
+            return
+        self._reserve.ours = True
+        if self._reserve.waits():
+            return
+        try:
+            self._reserve.prepare()
+        except OSError as error:
+            raise self._stop(cannot_write(self._reserve.path, "room for replies", error)) from error
+        if not self._reserve.waits():
+            raise self._stop(
+                cannot_write(
+                    self.path,
+                    "replies",
+                    OSError(None, "an earlier one could not be written and lies in " + self._reserve.path.name),
+                )
+            )
+
+    def put(self, key: str, reply: Reply, request: dict[str, Any]) -> None:
+        """Keeps a reply; when another process kept one under the same key first, that one stays.
+
+        Args:
+            key: Key of the call.
+            reply: The reply to keep.
+            request: Prompt, model and parameters, for a person who wants to know; never secrets.
+
+        Raises:
+            DataError: The file cannot be written (a full disk, for example). The message tells whether the reply was
+                kept beside it.
+        """
+        values: Row = (
+            key,
+            kept(reply.model_dump_json()),
+            kept(json.dumps(request, sort_keys=True, default=str)),
+            kept(reply.model),
+            reply.input_tokens,
+            reply.output_tokens,
+            reply.cost_usd or 0.0,
+            time.time(),
+        )
+        if self._trouble is not None and self._put_aside(values):
+            # The file takes nothing and may make each try wait for a minute.
+            self._aside[key] = reply
+            raise self._trouble
+        try:
+            self._insert(values)
+        except sqlite3.Error as error:
+            found = self._stop(cannot_write(self.path, "a reply that was bought", error, more=_STOPPED))
+            if self._put_aside(values) or self._insisted(values):
+                self._aside[key] = reply
+                raise found from error
+            self._trouble = cannot_write(
+                self.path,
+                "a reply that was bought",
+                error,
+                more=f"{_STOPPED} There was no room for it anywhere: it is lost.",
+            )
+            raise self._trouble from error
+        if self._trouble is not None:
+            raise self._trouble
+
+    def halt(self, why: str | None) -> None:
+        """Lets nothing more be bought, for a reason, until it is called with None; what is under way is kept."""
+        self._halted = None if why is None else DataError(f"{self.path}: nothing more is bought, because {why}")
+
+    def mended(self) -> None:
+        """Begins anew after trouble or a halt: what was put aside is brought back, and buying may go on."""
+        self._trouble = self._halted = None
+        self._bring_back()
+
+    def release(self) -> None:
+        """Gives the room that was set aside back, where nothing waits in it."""
+        if self._reserve is not None:
+            self._reserve.release()
+
+    def set_aside(self, keys: Sequence[str]) -> None:
+        """Keeps replies from being found again; they stay on record with what they cost.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        try:
+            with self._lock:
+                self._db.executemany(
+                    "UPDATE replies SET key = key || ' set aside ' || rowid WHERE key = ?", [(key,) for key in keys]
+                )
+        except sqlite3.Error as error:
+            raise cannot_write(self.path, "which replies are set aside", error) from error
+
+    def totals(self) -> Usage:
+        """What all kept replies used, by every process that shares the file."""
+        row = self._one("SELECT replies, input_tokens, output_tokens, cost_usd FROM totals", ())
+        assert row is not None
+        aside = list(self._aside.values())
+        return Usage(
+            replies=row[0] + len(aside),
+            input_tokens=row[1] + sum(reply.input_tokens for reply in aside),
+            output_tokens=row[2] + sum(reply.output_tokens for reply in aside),
+            cost_usd=max(0.0, row[3] + sum(reply.cost_usd or 0.0 for reply in aside)),
+        )
+
+    def close(self) -> None:
+        """Closes the file; the object cannot be used afterwards."""
+        self.outcomes.close()
+        with self._lock, self._reading:
+            self._reader.close()
+            self._db.close()
+
+    def _insert(self, values: Row) -> None:
+        with self._lock:
+            self._db.execute(INSERT, values)
+
+    def _stop(self, trouble: DataError) -> DataError:
+        """Lets nothing more be bought; the first reason is the one that is told."""
+        if self._trouble is None:
+            self._trouble = trouble
+            self._patient_until = time.monotonic() + _PATIENCE_S
+        return self._trouble
+
+    def _put_aside(self, values: Row) -> bool:
+        return self._reserve is not None and self._reserve.keep(json.dumps(values).encode())
+
+    def _insisted(self, values: Row) -> bool:
+        """Tries again for a while: somebody may be freeing room just now."""
+        while time.monotonic() < self._patient_until:
+            time.sleep(min(1.0, _PATIENCE_S / 4))
+            try:
+                self._insert(values)
+            except sqlite3.Error:
+                continue
+            return True
+        return False
+
+    def _bring_back(self) -> None:
+        """Takes into the file what lies beside it; while that is impossible, it is found all the same."""
+        if self._reserve is None or not self._reserve.path.is_file() or self._reserve.waits():
+            return
+        rows: list[Row] = []
+        try:
+            with self._reserve.taken() as lines, self._lock:
+                rows = [tuple(json.loads(line)) for line in lines]
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    self._db.executemany(INSERT, rows)
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+        except (sqlite3.Error, OSError) as error:
+            self._aside = {row[0]: Reply.model_validate_json(row[1]) for row in rows}
+            self._stop(cannot_write(self.path, f"{len(rows)} replies that wait in {self._reserve.path.name}", error))
+        else:
+            self._aside = {}
+
+    def _one(self, query: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        try:
+            with self._reading:
+                row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            raise DataError(
+                f"{self.path}: cannot be read ({error}); put a copy of it back, or move it away, and what it held is "
+                "bought again"
+            ) from error
+        return row
+
+
+class Budget:
+    """A cap on what a whole run buys, over all its models and processes; replies from the cache cost nothing.
+
+    The caps on requests and tokens hold exactly: what requests under way may still use is counted as used. A price is
+    only known afterwards, so spending can pass `cost_usd` by what was under way when it was reached.
+
+    In a batch, the caps that all its runs share hold beside these: see `optimsyn.llm.shared_budget`.
+    """
+
+    def __init__(
+        self,
+        cache: ReplyCache,
+        *,
+        cost_usd: float | None = None,
+        requests: int | None = None,
+        tokens: int | None = None,
+        purse: Purse | None = None,
+    ) -> None:
+        """A cap of None is no cap, a purse of None no batch."""
+        self.cache = cache
+        self.cost_usd = cost_usd
+        self.requests = requests
+        self.tokens = tokens
+        self.purse = purse
+        self._lock = threading.Lock()
+        self._requests_under_way = 0
+        self._tokens_under_way = 0
+
+    @classmethod
+    def of(cls, limits: Limits, cache: ReplyCache, *, purse: Purse | None = None) -> Budget:
+        """The budget that a recipe's `limits` describe."""
+        return cls(cache, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens, purse=purse)
+
+    @contextmanager
+    def reserved(self, tokens: int, cost_usd: float | None = None) -> Iterator[None]:
+        """Sets room aside for one request while it is under way.
+
+        Args:
+            tokens: The most that prompt and reply may use.
+            cost_usd: The most that they may cost: 0 for free models, None when that is not known before.
+
+        Raises:
+            BudgetError: The request could pass a cap; nothing has been sent.
+        """
+        with self._lock:
+            self._check(tokens)
+            self._requests_under_way += 1
+            self._tokens_under_way += tokens
+        try:
+            with self._paid_by_the_batch(tokens, cost_usd):
+                yield
+        finally:
+            with self._lock:
+                self._requests_under_way -= 1
+                self._tokens_under_way -= tokens
+
+    def _paid_by_the_batch(self, tokens: int, cost_usd: float | None) -> AbstractContextManager[None]:
+        if self.purse is None:
+            return nullcontext()
+        return self.purse.reserved(str(self.cache.path), tokens, cost_usd, self.cache.totals)
+
+    def _check(self, tokens: int) -> None:
+        if self.cost_usd is None and self.requests is None and self.tokens is None:
+            return
+        used = self.cache.totals()
+        if self.cost_usd is not None and used.cost_usd >= self.cost_usd:
+            raise _spent("limits.cost_usd", f"{self.cost_usd:g} US dollars", f"{used.cost_usd:.4g} are spent")
+        if self.requests is not None and used.replies + self._requests_under_way + 1 > self.requests:
+            raise _spent("limits.requests", f"{self.requests} requests", f"{used.replies} were answered")
+        if self.tokens is not None and used.tokens + self._tokens_under_way + tokens > self.tokens:
+            raise _spent("limits.tokens", f"{self.tokens} tokens", f"{used.tokens} are used")
+
+
+def _spent(field: str, cap: str, used: str) -> BudgetError:
+    return BudgetError(
+        f"{field}: the cap of {cap} is reached ({used}, and the next request could pass it). Everything paid for is "
+        f"kept: raise the cap in the recipe and run again to continue"
+    )

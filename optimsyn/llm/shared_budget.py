@@ -1,0 +1,274 @@
+"""A purse that several runs pay from: caps on money, requests and tokens that hold over all their processes.
+
+`optimsyn batch` makes one and names it in the environment; the budget of every process that buys replies asks it
+before each request. The purse remembers what each run has bought and what requests under way may still use. Both are
+read and changed in one transaction, so that two processes never spend the same room.
+
+What a run has bought is told by its own reply cache, so a purse can be made anew at any time. It is an SQLite file
+with a rollback journal, which also works on a network file system, as long as that one has working locks.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from optimsyn.base.disk import cannot_write
+from optimsyn.base.errors import BudgetError, DataError
+from optimsyn.llm.replies import Usage
+
+PURSE_VARIABLE = "OPTIMSYN_PURSE"
+_BUSY_S = 60.0
+# Prices are sums of many small floats.
+_ROUNDING_USD = 1e-9
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS caps (
+    one INTEGER PRIMARY KEY CHECK (one = 1), cost_usd REAL, requests INTEGER, tokens INTEGER
+);
+CREATE TABLE IF NOT EXISTS bought (
+    run TEXT PRIMARY KEY, requests INTEGER NOT NULL, tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS under_way (
+    id INTEGER PRIMARY KEY,
+    run TEXT NOT NULL, machine TEXT NOT NULL, pid INTEGER NOT NULL, born REAL NOT NULL,
+    tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class Caps:
+    """Caps over several runs together; None is no cap."""
+
+    cost_usd: float | None = None
+    requests: int | None = None
+    tokens: int | None = None
+
+    def __bool__(self) -> bool:
+        return any(cap is not None for cap in (self.cost_usd, self.requests, self.tokens))
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Requests, tokens and US dollars: bought, or set aside for what is under way."""
+
+    requests: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class Purse:
+    """The shared caps of a batch. Safe to use from several threads and processes.
+
+    Args:
+        path: A purse that `Purse.create` made.
+
+    Raises:
+        BudgetError: The purse is gone: the batch that capped this process has ended.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        if not self.path.is_file():
+            raise BudgetError(
+                f"{self.path}: the batch whose caps hold here has ended; run `optimsyn batch` again, or unset "
+                f"{PURSE_VARIABLE}"
+            )
+        self._db = self._connect()
+
+    @classmethod
+    def create(cls, path: Path, caps: Caps) -> Purse:
+        """An empty purse in place of an old one.
+
+        Args:
+            path: The file to write; nobody may be using it.
+            caps: What all runs together may buy.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(path)
+        path.touch()
+        purse = cls(path)
+        with purse._transaction() as db:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute("INSERT INTO caps VALUES (1, ?, ?, ?)", (caps.cost_usd, caps.requests, caps.tokens))
+        return purse
+
+    @classmethod
+    def from_environment(cls) -> Purse | None:
+        """The purse that this process pays from, or None when it is in no batch with caps.
+
+        Raises:
+            BudgetError: One is named, but it is gone.
+        """
+        path = os.environ.get(PURSE_VARIABLE)
+        return cls(path) if path else None
+
+    @contextmanager
+    def reserved(self, run: str, tokens: int, cost_usd: float | None, totals: Callable[[], Usage]) -> Iterator[None]:
+        """Sets room aside for one request while it is under way, and counts what it bought.
+
+        Args:
+            run: The run that buys; its reply cache's path.
+            tokens: The most that prompt and reply may use.
+            cost_usd: The most that they may cost: 0 for free models, None when that is not known before.
+            totals: Tells what the run has bought, with this request as soon as its reply is kept.
+
+        Raises:
+            BudgetError: The request could pass a cap of the batch; nothing has been sent.
+        """
+        place = self._reserve(run, tokens, cost_usd)
+        try:
+            yield
+        finally:
+            with self._transaction() as db:
+                db.execute("DELETE FROM under_way WHERE id = ?", (place,))
+                # Read inside the transaction, so that an older sum never replaces a newer one.
+                self._set_bought(db, run, totals())
+
+    def count(self, run: str, usage: Usage) -> None:
+        """Records what a run has bought; nothing of it is under way, because no process works on it now."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM under_way WHERE run = ?", (run,))
+            self._set_bought(db, run, usage)
+
+    def bought(self) -> Amount:
+        """What all runs have bought together."""
+        with self._transaction() as db:
+            return self._sum(db, "bought", "SUM(requests)")
+
+    def under_way(self) -> Amount:
+        """What requests under way may still use."""
+        with self._transaction() as db:
+            return self._sum(db, "under_way", "COUNT(*)")
+
+    def close(self) -> None:
+        """Closes the file and removes it; nothing can be bought from it afterwards."""
+        with self._lock:
+            self._db.close()
+        _remove(self.path)
+
+    def _reserve(self, run: str, tokens: int, cost_usd: float | None) -> int:
+        pid = os.getpid()
+        with self._transaction() as db:
+            refusal = self._refusal(db, tokens, cost_usd)
+            if refusal is not None and self._release_dead(db):
+                refusal = self._refusal(db, tokens, cost_usd)
+            if refusal is not None:
+                raise refusal
+            row = db.execute(
+                "INSERT INTO under_way (run, machine, pid, born, tokens, cost_usd) VALUES (?, ?, ?, ?, ?, ?)",
+                (run, _machine(), pid, _born(pid), tokens, cost_usd or 0.0),
+            )
+            assert row.lastrowid is not None
+            return row.lastrowid
+
+    def _refusal(self, db: sqlite3.Connection, tokens: int, cost_usd: float | None) -> BudgetError | None:
+        most_usd, most_requests, most_tokens = db.execute("SELECT cost_usd, requests, tokens FROM caps").fetchone()
+        bought = self._sum(db, "bought", "SUM(requests)")
+        held = self._sum(db, "under_way", "COUNT(*)")
+        if most_usd is not None and not _affordable(most_usd - bought.cost_usd - held.cost_usd, cost_usd):
+            return _spent("--cost-usd", f"{most_usd:g} US dollars", f"{bought.cost_usd:.4g} are spent")
+        if most_requests is not None and bought.requests + held.requests + 1 > most_requests:
+            return _spent("--requests", f"{most_requests} requests", f"{bought.requests} were answered")
+        if most_tokens is not None and bought.tokens + held.tokens + tokens > most_tokens:
+            return _spent("--tokens", f"{most_tokens} tokens", f"{bought.tokens} are used")
+        return None
+
+    def _release_dead(self, db: sqlite3.Connection) -> bool:
+        """Gives back the room of processes of this machine that ended without doing so themselves."""
+        held = db.execute("SELECT DISTINCT pid, born FROM under_way WHERE machine = ?", (_machine(),)).fetchall()
+        dead = [(_machine(), pid, born) for pid, born in held if not _lives(pid, born)]
+        db.executemany("DELETE FROM under_way WHERE machine = ? AND pid = ? AND born = ?", dead)
+        return bool(dead)
+
+    @staticmethod
+    def _set_bought(db: sqlite3.Connection, run: str, usage: Usage) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO bought VALUES (?, ?, ?, ?)", (run, usage.replies, usage.tokens, usage.cost_usd)
+        )
+
+    @staticmethod
+    def _sum(db: sqlite3.Connection, table: str, requests: str) -> Amount:
+        row = db.execute(f"SELECT {requests}, SUM(tokens), SUM(cost_usd) FROM {table}").fetchone()  # noqa: S608
+        return Amount(row[0] or 0, row[1] or 0, row[2] or 0.0)
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
+            db.execute("PRAGMA journal_mode=TRUNCATE")
+            # A killed process leaves a whole file all the same; only a power cut may not, and then no batch runs on.
+            db.execute("PRAGMA synchronous=OFF")
+        except sqlite3.Error as error:
+            raise DataError(f"{self.path}: cannot be opened as the purse of a batch ({error})") from error
+        return db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that nobody else's can cross."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise cannot_write(self.path, "what the batch has spent", error) from error
+
+
+def _remove(path: Path) -> None:
+    for file in (path, path.with_name(path.name + "-journal")):
+        file.unlink(missing_ok=True)
+
+
+def _affordable(left: float, cost_usd: float | None) -> bool:
+    """Whether a request may cost this much: a free one always, one of unknown price while anything is left."""
+    if cost_usd is None:
+        return left > 0
+    return cost_usd == 0 or cost_usd <= left + _ROUNDING_USD
+
+
+def _spent(flag: str, cap: str, used: str) -> BudgetError:
+    return BudgetError(
+        f"{flag}: the batch's cap of {cap} is reached ({used} by all its runs, and the next request could pass it). "
+        f"Everything paid for is kept: raise {flag} and run the same batch again to continue"
+    )
+
+
+@cache
+def _machine() -> str:
+    """Where process numbers mean the same processes: this boot of this machine, this container."""
+    parts = [platform.node()]
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if boot.is_file():
+        parts += [boot.read_text(encoding="ascii").strip(), str(Path("/proc/self/ns/pid").readlink())]
+    return "/".join(parts)
+
+
+@cache
+def _born(pid: int) -> float:
+    """When a process began; with its number, this names it for good."""
+    import psutil
+
+    return float(psutil.Process(pid).create_time())
+
+
+def _lives(pid: int, born: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return bool(abs(process.create_time() - born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

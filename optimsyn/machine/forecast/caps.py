@@ -1,0 +1,96 @@
+"""What a forecast says beside the recipe's caps: that there is none, that one is too low, and what to ask less of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from optimsyn.machine.forecast.requests import forecast, paid_models
+from optimsyn.recipe.changes import changed
+from optimsyn.runs.forecast import Forecast, Range, counted, money
+
+if TYPE_CHECKING:
+    from optimsyn.machine.forecast.lengths import Lengths
+    from optimsyn.recipe.recipe import Recipe
+
+# What can be asked less of, by the stage that it is asked in.
+_FIELDS = {
+    "warm_up": "warm_up.pairs",
+    "optimize_prompt": "optimizers.prompt.metric_calls",
+    "train_policy": "optimizers.policy.steps",
+    "synthesize": "synthesis.pairs",
+}
+_FEWEST_PAIRS = 2
+
+
+def cap_warnings(recipe: Recipe, found: Forecast, lengths: Lengths, passages: int) -> list[str]:
+    """What a person should know about money and caps before the run.
+
+    Args:
+        recipe: The recipe.
+        found: Its forecast.
+        lengths: What that was made from.
+        passages: What that was made from.
+    """
+    limits = recipe.limits
+    capped = (limits.cost_usd, limits.requests, limits.tokens) != (None, None, None)
+    if found.paid and not capped:
+        roles = ", ".join(f"models.{role}" for role in paid_models(recipe))
+        return [
+            f"limits: no cap is set, and {roles} may cost money: {found.sentence}. Nothing would stop the run "
+            "at more than that; set limits.cost_usd, limits.requests or limits.tokens"
+        ]
+    warnings = []
+    for name, cap, amount, words in (
+        ("cost_usd", limits.cost_usd, _cost, money),
+        ("requests", limits.requests, _requests, counted),
+        ("tokens", limits.tokens, _tokens, counted),
+    ):
+        if cap is None or (foreseen := amount(found)) is None or foreseen.high <= cap:
+            continue
+        said = words(foreseen) + ("" if name == "cost_usd" else f" {name}")
+        if foreseen.expected <= cap:
+            warnings.append(f"limits.{name}: {said} are foreseen, so the cap of {cap:,g} may end the run early")
+            continue
+        cure = _fitting(recipe, found, lengths, passages, cap, amount)
+        warnings.append(f"limits.{name}: {said} are foreseen, more than the cap of {cap:,g}; raise it, or {cure}")
+    return warnings
+
+
+def _cost(found: Forecast) -> Range | None:
+    return found.total.cost_usd
+
+
+def _requests(found: Forecast) -> Range | None:
+    return found.total.requests
+
+
+def _tokens(found: Forecast) -> Range | None:
+    return found.total.input_tokens + found.total.output_tokens
+
+
+def _fitting(
+    recipe: Recipe,
+    found: Forecast,
+    lengths: Lengths,
+    passages: int,
+    cap: float,
+    amount: Callable[[Forecast], Range | None],
+) -> str:
+    """What to lower, and to how much, so that the expected amount fits."""
+
+    def fits(pairs: int) -> bool:
+        smaller = changed(recipe, {"synthesis.pairs": pairs})
+        foreseen = amount(forecast(smaller, lengths, passages))
+        return foreseen is not None and foreseen.expected <= cap
+
+    low, high = _FEWEST_PAIRS, recipe.synthesis.pairs
+    if fits(low):
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return f"lower synthesis.pairs to {low:,}, which fits"
+    parts = {stage.stage: amount(Forecast(stages=(stage,))) for stage in found.stages}
+    largest = sorted(parts, key=lambda stage: -(part.expected if (part := parts[stage]) is not None else 0.0))
+    fields = " and ".join(_FIELDS[stage] for stage in largest[:2] if stage in _FIELDS)
+    return f"lower {fields}, where most of it goes (no number of synthesis.pairs alone would do)"

@@ -1,0 +1,170 @@
+"""How long the prompts and replies of a recipe are, in tokens: counted in real prompts of some of its passages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.llm.hosted.capabilities import abilities_of
+from optimsyn.llm.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
+from optimsyn.programs.constrained.spans import sentences
+from optimsyn.programs.demonstrations import DEMOS
+from optimsyn.programs.prompts import pair_prompts, rubric_prompts
+from optimsyn.programs.task_shape import TaskShape
+from optimsyn.runs.forecast import Range
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import PairKind, Passage
+    from optimsyn.recipe.recipe import ModelSpec, Recipe
+
+# Passages whose prompts are counted, evenly from all.
+_SAMPLED = 24
+# A model writes its own words where a demonstration has the shortest that will do.
+_WORDIER = 1.1
+_EMBEDDED_WORDIER = 1.35
+# A model that thinks writes some hundred tokens before so short an answer, up to what it may.
+_THOUGHT = 600
+_THOUGHT_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of one request of each kind.
+
+    Attributes:
+        rubric_in: Prompt of a rubric.
+        rubric_out: A rubric.
+        policy_in: Prompt of the trained policy.
+        pair_in: Prompt of a pair under a rubric.
+        bare_in: Prompt of a pair without one.
+        pair_out: A pair.
+        reflection_in: Prompt of a reflection.
+        reflection_out: A new guiding text.
+        notes: What was not measured.
+    """
+
+    rubric_in: Range
+    rubric_out: Range
+    policy_in: Range
+    pair_in: Range
+    bare_in: Range
+    pair_out: Range
+    reflection_in: Range
+    reflection_out: Range
+    notes: tuple[str, ...] = ()
+
+
+def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None) -> Lengths:
+    """Counts the tokens of the real prompts of a sample of passages.
+
+    Args:
+        recipe: The recipe.
+        passages: Its passages, or none where they cannot be read yet.
+        shape: The form of its questions; None where these cannot be read yet.
+    """
+    notes = []
+    texts = [passage.text for passage in _spread(passages, _SAMPLED)]
+    if not texts:
+        texts = [_stand_in(recipe.documents.passage_words)]
+        notes.append("The passages are not read yet; they are taken to be as long as documents.passage_words.")
+    if shape is None:
+        shape = TaskShape()
+        notes.append("The questions are not read yet; short free answers are assumed.")
+    models = recipe.models
+    for_rubrics, exact = _counter(models.rubric)
+    for_pairs, exact_pairs = _counter(models.generator)
+    if not (exact and exact_pairs):
+        notes.append(f"Tokens are estimated at {CHARACTERS_A_TOKEN:g} characters each where no tokenizer is known.")
+    kinds: list[tuple[PairKind, float]] = [("free", 1 - shape.multiple_choice)]
+    kinds.append(("multiple_choice", shape.multiple_choice))
+    rubric = DEMOS[0].rubric
+
+    def mean(count: CountTokens, prompt: Callable[[str, PairKind], str]) -> float:
+        return sum(
+            share * sum(count(prompt(text, kind)) for text in texts) / len(texts) for kind, share in kinds if share
+        )
+
+    chat_rubrics, chat_pairs = models.rubric.provider != "embedded", models.generator.provider != "embedded"
+
+    def rubric_prompt(text: str, kind: PairKind) -> str:
+        if chat_rubrics:
+            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind))
+        return rubric_prompts.json_prompt(recipe.guiding_text, text, kind)
+
+    def policy_prompt(text: str, kind: PairKind) -> str:
+        if chat_rubrics:
+            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind, lines=True))
+        return rubric_prompts.lines_prompt(recipe.guiding_text, text, kind)
+
+    def pair_prompt(text: str, kind: PairKind, under: Any = rubric) -> str:
+        form = shape.form(kind)
+        if chat_pairs:
+            return _joined(pair_prompts.chat_messages(form, text, under))
+        return pair_prompts.base_prompt(form, text, under)
+
+    quotes = [sentence for text in texts for sentence in sentences(text)]
+    quote = max(1.0, sum(for_pairs(sentence) for sentence in quotes) / max(1, len(quotes)))
+
+    def shown_pair(kind: PairKind) -> float:
+        replies = [{**pair_prompts.demo_reply(demo, shape.form(kind)), "quote": ""} for demo in DEMOS]
+        return sum(for_pairs(json.dumps(reply)) for reply in replies) / len(replies)
+
+    pair_reply = sum(share * shown_pair(kind) for kind, share in kinds)
+    rubric_reply = sum(for_rubrics(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
+    reflection = models.reflection
+    shown = recipe.optimizers.prompt.minibatch * (mean(for_pairs, pair_prompt) / 2 + 200)
+    return Lengths(
+        rubric_in=_prompt(mean(for_rubrics, rubric_prompt)),
+        rubric_out=_reply(models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)),  # its keys are short
+        policy_in=_prompt(mean(for_rubrics, policy_prompt)),
+        pair_in=_prompt(mean(for_pairs, pair_prompt)),
+        bare_in=_prompt(mean(for_pairs, lambda text, kind: pair_prompt(text, kind, None))),
+        pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),
+        reflection_in=Range(low=shown / 2, expected=shown, high=3 * shown),
+        reflection_out=_reply(reflection, 150.0) if reflection is not None else Range(),
+        notes=tuple(notes),
+    )
+
+
+def thinks(spec: ModelSpec) -> bool:
+    """Whether a hosted model writes thoughts before its answer, as far as anybody says."""
+    return spec.provider == "litellm" and bool(abilities_of(spec).thinks)
+
+
+def _prompt(tokens: float) -> Range:
+    """A service counts its own way, and a schema on top."""
+    return Range(low=0.85 * tokens, expected=tokens, high=1.35 * tokens)
+
+
+def _reply(spec: ModelSpec, tokens: float) -> Range:
+    most = float(spec.max_tokens)
+    if thinks(spec):
+        thought = min(_THOUGHT, _THOUGHT_SHARE * most)
+        return Range(low=min(0.6 * tokens, most), expected=min(tokens + thought, most), high=most)
+    return Range(low=min(0.6 * tokens, most), expected=min(tokens, most), high=min(2.5 * tokens, most))
+
+
+def _counter(spec: ModelSpec) -> tuple[CountTokens, bool]:
+    """Counts tokens of a text as the model does, where that can be known at once; and whether it is known."""
+    if spec.provider == "litellm":
+        return counter_of(spec.name.rpartition("/")[2]), True
+    return by_characters, False
+
+
+def _joined(messages: Sequence[dict[str, str]]) -> str:
+    # A word for each message's wrapping.
+    return "\n".join("user ok go on " + message["content"] for message in messages)
+
+
+def _spread(passages: Sequence[Passage], count: int) -> list[Passage]:
+    if len(passages) <= count:
+        return list(passages)
+    return [passages[index * len(passages) // count] for index in range(count)]
+
+
+def _stand_in(words: int) -> str:
+    """Text of so many words that is as long as most."""
+    demo = " ".join(demo.passage for demo in DEMOS).split()
+    return " ".join(demo[index % len(demo)] for index in range(words))

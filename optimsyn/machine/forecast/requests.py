@@ -1,0 +1,352 @@
+"""Makes the forecast of a run: how many requests each stage sends, times how long they are, times what they cost.
+
+Before a run this rests on the recipe and on the lengths of real prompts. While it runs, what has been sent takes the
+place of what was foreseen: finished stages count as they were, and what was learned in them (the share of valid pairs,
+the length of replies, whether the guiding text changed) corrects the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimsyn.base.files import read_jsonl
+from optimsyn.llm.hosted.capabilities import price_of
+from optimsyn.llm.hosted.service_memory import usage_sentence
+from optimsyn.machine.forecast.lengths import Lengths, measure
+from optimsyn.runs.forecast import Forecast, Range, StageForecast
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Passage
+    from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.recipe.recipe import ModelSpec, Recipe
+    from optimsyn.runs.folder import Run
+    from optimsyn.runs.manifest import Cost
+
+Kind = Literal["rubric", "policy", "pair", "bare", "reflection"]
+
+# The stages that send their requests in batches where the recipe wants it, and what a batch costs of the usual price.
+BATCHED = ("warm_up", "synthesize")
+BATCH_PRICE = 0.5
+# Shares that nobody knows before a run has begun: of candidates that are valid, of sampled rubrics that can be read, of
+# proposals that are better on their minibatch, and better in the end.
+_VALID = Range(low=0.95, expected=0.8, high=0.3)
+_READ = Range(low=0.6, expected=0.9, high=1.0)
+_ACCEPTED = 0.4
+_FOUND = 0.5
+# Tries for one readable rubric of the policy.
+_TRIES = Range(low=1.0, expected=1.15, high=3.0)
+# A synthesis that goes on for want of valid pairs ends at so many times its first round.
+_MOST_ROUNDS = 4
+_LEAST_SHARE = 0.2
+# Candidates of which chance moves the share but little.
+_MANY = 200
+# What a first draft may write more when hardly any of it is valid.
+_MORE_DRAFTS = 12
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run has shown so far.
+
+    Attributes:
+        valid: Share of the first draft that was valid; None before.
+        changed: Whether the search found another guiding text; None before.
+        done: What each finished stage has bought.
+        under_way: What the stage that runs has bought so far.
+        read: Tokens read a request, over what was foreseen.
+        written: Tokens written a request, over what was foreseen.
+    """
+
+    valid: float | None = None
+    changed: bool | None = None
+    done: Mapping[str, Cost] = field(default_factory=dict)
+    under_way: Mapping[str, Cost] = field(default_factory=dict)
+    read: float | None = None
+    written: float | None = None
+
+
+NOTHING = Known()
+
+
+def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known = NOTHING) -> Forecast:
+    """What a recipe is going to send.
+
+    Args:
+        recipe: The recipe.
+        lengths: Of its requests, from `optimsyn.machine.forecast.lengths.measure`.
+        passages: How many it has; 0 where they are not read yet.
+        known: What the run has shown so far.
+    """
+    stages = []
+    for stage, work in _work(recipe, passages, known).items():
+        if stage in known.done:
+            stages.append(_as_it_was(stage, known.done[stage]))
+            continue
+        found = _priced(recipe, stage, work, lengths, known)
+        so_far = known.under_way.get(stage)
+        stages.append(found if so_far is None else _at_least(found, so_far))
+    sending = [stage for stage in stages if stage.requests.high]
+    return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=lengths.notes)
+
+
+def paid_models(recipe: Recipe) -> list[str]:
+    """The roles whose model costs money, or of which nobody knows that it does not."""
+    models = recipe.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    prices = {role: price_of(spec) for role, spec in roles.items() if spec is not None}
+    return [role for role, price in prices.items() if price is None or price.input or price.output]
+
+
+def forecast_of(
+    recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None, known: Known = NOTHING
+) -> Forecast:
+    """The forecast of a recipe from its passages and the form of its questions, as far as these can be read."""
+    return forecast(recipe, measure(recipe, passages, shape), len(passages), known)
+
+
+def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
+    """The forecast of a run as it begins, continues or has ended a stage, put on record in its manifest.
+
+    Args:
+        run: The run.
+        at_first: What was foreseen from the recipe; taken where the run has not begun.
+    """
+    begun = any(record.attempts for record in run.manifest.stages)
+    found = at_first if at_first is not None and not begun else forecast_run(run)
+    run.foresee(found)
+    return found
+
+
+def forecast_run(run: Run) -> Forecast:
+    """The forecast of a run as it looks now, with what it has sent in place of what was foreseen.
+
+    Raises:
+        DataError: A file of the run is damaged.
+    """
+    from optimsyn.data.records import Passage, Question
+    from optimsyn.programs.task_shape import TaskShape
+
+    passages: list[Passage] = []
+    shape = None
+    # A run whose files somebody has taken away is told so by the stage that needs them.
+    if run.done("prepare") and run.path("prepare", "passages.jsonl").is_file():
+        passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+        shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
+    lengths = measure(run.recipe, passages, shape)
+    found = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
+    doubts = [usage_sentence(name, said) for name, answers in run.services.items() if (said := answers.get("usage"))]
+    return found.model_copy(update={"notes": (*found.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))})
+
+
+def _known(run: Run, lengths: Lengths, passages: int) -> Known:
+    manifest = run.manifest
+    done: dict[str, Cost] = {record.name: record.cost for record in manifest.stages if record.status == "finished"}
+    now = run.bought()
+    under_way: dict[str, Cost] = {
+        record.name: now.since(record.bought_before)
+        for record in manifest.stages
+        if record.status != "finished" and record.bought_before is not None
+    }
+    draft, search = (_numbers(run, stage) for stage in ("warm_up", "optimize_prompt"))
+    valid = draft["valid"] / draft["first_draft"] if draft.get("first_draft") else None
+    foreseen = {stage.stage: stage for stage in forecast(run.recipe, lengths, passages).stages}
+    bought = [(foreseen[name], cost) for name, cost in {**done, **under_way}.items() if name in foreseen]
+    requests = sum(cost.replies for _, cost in bought)
+
+    def ratio(tokens: str) -> float | None:
+        """Tokens a request, over what was foreseen for the same stages."""
+        expected = sum(
+            cost.replies * getattr(stage, tokens).expected / stage.requests.expected
+            for stage, cost in bought
+            if stage.requests.expected
+        )
+        return sum(getattr(cost, tokens) for _, cost in bought) / expected if requests and expected else None
+
+    return Known(
+        valid=valid,
+        changed=search.get("changed") if "optimize_prompt" in done else None,
+        done=done,
+        under_way=under_way,
+        read=ratio("input_tokens"),
+        written=ratio("output_tokens"),
+    )
+
+
+def _numbers(run: Run, stage: str) -> dict[str, Any]:
+    path = run.folder / stage / "result.json"
+    if not (run.done(stage) and path.is_file()):
+        return {}
+    numbers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["numbers"]
+    return numbers
+
+
+def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[Kind, Range]]]:
+    """Requests of each kind that each stage sends."""
+    return {
+        "warm_up": _first_draft(recipe),
+        "optimize_prompt": _prompt_search(recipe, passages),
+        "train_policy": _policy_training(recipe, passages),
+        "synthesize": _synthesis(recipe, passages, known),
+    }
+
+
+def _first_draft(recipe: Recipe) -> list[tuple[Kind, Range]]:
+    pairs = recipe.warm_up.pairs
+    return [
+        ("rubric", Range(low=pairs, expected=pairs, high=pairs + _MORE_DRAFTS)),
+        ("pair", Range(low=0.8 * pairs, expected=pairs, high=pairs + _MORE_DRAFTS)),
+    ]
+
+
+def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
+    config = recipe.optimizers.prompt
+    if not config.enabled:
+        return []
+    compared, tried = _compared(recipe, passages)
+    pairs, proposals = _searched(config.metric_calls, compared, tried)
+    judged = Range(low=compared, expected=pairs, high=config.metric_calls)
+    work: list[tuple[Kind, Range]] = [("rubric", judged), ("pair", judged)]
+    if recipe.models.reflection is not None:
+        most = 1 + (config.metric_calls - compared) / tried
+        work.append(("reflection", Range(low=1, expected=proposals, high=most)))
+    return work
+
+
+def _compared(recipe: Recipe, passages: int) -> tuple[int, int]:
+    """Passages that a guiding text is compared on, and those that a proposal is first tried on."""
+    config = recipe.optimizers.prompt
+    compared = max(1, min(config.passages, config.metric_calls // 2, passages or config.passages))
+    return compared, min(config.minibatch, compared)
+
+
+def _searched(most: int, compared: int, tried: int) -> tuple[float, float]:
+    """Pairs that are judged, and texts that are proposed, until the next proposal could pass the budget."""
+    # From the end of the budget to its beginning: what is still to come after so many judged pairs.
+    to_come = [(0.0, 0.0)] * (most + compared + 1)
+    for judged in range(most - compared, compared - 1, -1):
+        better, worse = to_come[judged + compared], to_come[judged + tried]
+        to_come[judged] = (
+            _ACCEPTED * (compared + better[0]) + (1 - _ACCEPTED) * (tried + worse[0]),
+            1 + _ACCEPTED * better[1] + (1 - _ACCEPTED) * worse[1],
+        )
+    pairs, proposals = to_come[compared]
+    return compared + pairs, proposals
+
+
+def _changed(recipe: Recipe, passages: int) -> Range:
+    """How likely a search is to find a better text than the recipe's: the likelier, the more it proposes."""
+    _, proposals = _searched(recipe.optimizers.prompt.metric_calls, *_compared(recipe, passages))
+    return Range(low=0.0, expected=1 - (1 - _FOUND) ** proposals, high=1.0)
+
+
+def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
+    config = recipe.optimizers.policy
+    if not config.enabled:
+        return []
+    each = min(config.passages_per_step, passages or config.passages_per_step)
+    # The rubrics themselves are sampled while training, by a model that is here.
+    return [("pair", _READ * float(config.steps * each * config.group_size))]
+
+
+def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
+    candidates = _candidates(recipe, known)
+    # Written under the first guiding text with the same seeds, the first of them are those of the first draft.
+    drafted = recipe.warm_up.pairs
+    low, expected, high = (
+        max(0.0, value - drafted) for value in (candidates.low, candidates.expected, candidates.high)
+    )
+    again = Range(low=low, expected=expected, high=high)
+    work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", again), ("pair", again)]
+    if recipe.optimizers.prompt.enabled:
+        changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
+        work += [("rubric", candidates * changed), ("pair", candidates * changed)]
+    if recipe.optimizers.policy.enabled:
+        work += [("policy", candidates * _TRIES), ("pair", candidates)]
+    return work
+
+
+def _candidates(recipe: Recipe, known: Known) -> Range:
+    """Candidates of one variant: the first round, and more where too few of them are valid."""
+    wanted = recipe.synthesis.pairs
+    first = max(wanted, round(wanted * recipe.synthesis.oversample))
+
+    def written(share: float) -> float:
+        return first + sum(
+            chance * min((_MOST_ROUNDS - 1) * first, (wanted - valid) / max(valid / first, _LEAST_SHARE) + 1)
+            for valid, chance in _chances(first, share)
+            if valid < wanted
+        )
+
+    shares = (_VALID.low, _VALID.expected, _VALID.high)
+    if known.valid is not None:
+        shares = (min(1.0, known.valid + 0.1), known.valid, max(0.0, known.valid - 0.2))
+    low, expected, high = map(written, shares)
+    return Range(low=low, expected=expected, high=high)
+
+
+def _chances(tries: int, share: float) -> list[tuple[float, float]]:
+    """How many of so many are valid, and how likely that is; of many, as good as exactly their share."""
+    if tries > _MANY:
+        return [(share * tries, 1.0)]
+    return [(n, math.comb(tries, n) * share**n * (1 - share) ** (tries - n)) for n in range(tries + 1)]
+
+
+def _priced(
+    recipe: Recipe, stage: str, work: Sequence[tuple[Kind, Range]], lengths: Lengths, known: Known
+) -> StageForecast:
+    models = recipe.models
+    of: dict[Kind, tuple[ModelSpec | None, Range, Range]] = {
+        "rubric": (models.rubric, lengths.rubric_in, lengths.rubric_out),
+        "policy": (models.rubric, lengths.policy_in, lengths.rubric_out),
+        "pair": (models.generator, lengths.pair_in, lengths.pair_out),
+        "bare": (models.generator, lengths.bare_in, lengths.pair_out),
+        "reflection": (models.reflection, lengths.reflection_in, lengths.reflection_out),
+    }
+    requests, read, written = Range(), Range(), Range()
+    cost: Range | None = Range()
+    for kind, amount in work:
+        spec, one_in, one_out = of[kind]
+        assert spec is not None
+        tokens_in = amount * _corrected(one_in, known.read)
+        tokens_out = amount * _corrected(one_out, known.written)
+        requests, read, written = requests + amount, read + tokens_in, written + tokens_out
+        price = price_of(spec)
+        if price is None:
+            cost = None
+        elif cost is not None:
+            share = BATCH_PRICE if spec.batch and stage in BATCHED else 1.0
+            cost += tokens_in * (price.input * share) + tokens_out * (price.output * share)
+    return StageForecast(stage=stage, requests=requests, input_tokens=read, output_tokens=written, cost_usd=cost)
+
+
+def _corrected(tokens: Range, ratio: float | None) -> Range:
+    """Tokens of one request, by how far off they were in what has been sent already."""
+    if ratio is None:
+        return tokens
+    middle = tokens.expected * ratio
+    return Range(low=0.8 * middle, expected=middle, high=1.25 * middle)
+
+
+def _as_it_was(stage: str, cost: Cost) -> StageForecast:
+    return StageForecast(
+        stage=stage,
+        requests=Range.exactly(cost.replies),
+        input_tokens=Range.exactly(cost.input_tokens),
+        output_tokens=Range.exactly(cost.output_tokens),
+        cost_usd=Range.exactly(cost.cost_usd),
+    )
+
+
+def _at_least(found: StageForecast, cost: Cost) -> StageForecast:
+    return found.model_copy(
+        update={
+            "requests": found.requests.at_least(cost.replies),
+            "input_tokens": found.input_tokens.at_least(cost.input_tokens),
+            "output_tokens": found.output_tokens.at_least(cost.output_tokens),
+            "cost_usd": None if found.cost_usd is None else found.cost_usd.at_least(cost.cost_usd),
+        }
+    )

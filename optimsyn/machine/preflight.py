@@ -1,0 +1,337 @@
+"""Refuses in a second what would fail in an hour: everything about a recipe that only this machine can tell."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.base.shown import Shown
+from optimsyn.data.documents import DocumentSet, files_of, read_documents
+from optimsyn.data.files.rows import is_own_file, resolve, shortened
+from optimsyn.data.questions import QuestionSets, check_questions, read_questions
+from optimsyn.data.records import Document
+from optimsyn.llm.hosted.capabilities import price_problem
+from optimsyn.machine.availability import Availability, availability, device_problems, memory_needed, memory_problems
+from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets
+from optimsyn.machine.preflight_services import service_findings
+from optimsyn.recipe.recipe import Recipe, Source, twin_problem
+
+if TYPE_CHECKING:
+    from optimsyn.base.table import Table
+    from optimsyn.data.records import Passage
+    from optimsyn.machine.disk_need import DiskNeed
+    from optimsyn.runs.forecast import Forecast
+
+# Converting PDF, office and mail files takes a second or so a megabyte.
+_CONVERT_AT_ONCE = 2_000_000
+
+
+@dataclass
+class Preflight(Shown):
+    """What a recipe would meet on this machine.
+
+    Attributes:
+        problems: Each would stop the run; with file, row or field, and the cure.
+        warnings: The run would go on, but not as well as it could.
+        unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
+        counts: Documents, passages, validation and test questions, as far as they were read.
+        gpu_bytes: GPU memory that the run's models are thought to need.
+        main_bytes: The same in main memory.
+        forecast: What the run is going to send; None where the recipe's files were not read.
+        disk: Room that the run will take, where it was asked for (`checked`).
+    """
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    gpu_bytes: int = 0
+    main_bytes: int = 0
+    forecast: Forecast | None = None
+    disk: DiskNeed | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing would stop the run."""
+        return not self.problems
+
+    def _table(self) -> Table:
+        from optimsyn.report.reprs import preflight_table
+
+        return preflight_table(self)
+
+    def raise_if_refused(self) -> None:
+        """Raises all problems at once.
+
+        Raises:
+            RecipeError: There is at least one problem.
+        """
+        if self.problems:
+            raise RecipeError("\n".join(self.problems))
+
+
+def validate(
+    recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
+) -> Preflight:
+    """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
+
+    Args:
+        recipe: From `Recipe.load`.
+        deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
+            that keys are set and that checks can be imported.
+        here: The models will be loaded on this machine; False leaves its memory and devices out of account.
+        offline: Ask neither the hub nor a service and want no key; what would have been asked is in `unchecked`.
+        ask: Send each service one tiny request, as `check_services` does; it is not sent where its address or key is
+            wrong already, nor with `offline`, nor without `deep`.
+    """
+    found = Preflight()
+    roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
+    if recipe.models.reflection is not None:
+        roles["reflection"] = recipe.models.reflection
+    # Looking at the hub and at addresses is waiting; the files are read meanwhile.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        network = deep and not offline
+        models = [
+            pool.submit(availability, role, spec, network=network, keys=not offline) for role, spec in roles.items()
+        ]
+        hubs = [pool.submit(_hub_problem, name, source) for name, source in _sources(recipe)] if network else []
+        _check_guiding_text(recipe, found)
+        if here:
+            _check_influence(recipe, found)
+        _check_checks(recipe, found)
+        if recipe.limits.cost_usd is not None:
+            found.problems += price_problems(recipe)
+        if deep:
+            _check_data(recipe, found)
+        else:
+            _check_files(recipe, found)
+        for waiting in hubs:
+            problem = waiting.result()
+            found.problems += [problem] if problem else []
+        looked_at = [waiting.result() for waiting in models]
+        if offline:
+            found.unchecked = _on_hub_only(recipe) + [text for model in looked_at for text in model.unchecked]
+        _add_models(looked_at, found, here)
+    if network and ask:
+        problems, notes = service_findings(recipe, looked_at)
+        found.problems += problems
+        found.warnings += notes
+    found.problems = list(dict.fromkeys(found.problems))
+    found.warnings = list(dict.fromkeys(found.warnings))
+    return found
+
+
+def checked(
+    recipe: Recipe, root: Path, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
+) -> Preflight:
+    """As `validate`, and whether the disk has room for a run under `root`."""
+    from optimsyn.machine.disk_need import disk_need
+    from optimsyn.runs.folder import Run
+
+    found = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
+    found.disk = disk_need(recipe, Run.folder_of(recipe, root), weight_bytes=max(found.gpu_bytes, found.main_bytes))
+    found.problems += [found.disk.problem] if found.disk.problem is not None else []
+    found.warnings += [found.disk.warning] if found.disk.warning is not None else []
+    return found
+
+
+def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
+    """Models whose price nobody says, so that a cap on money would count nothing for them.
+
+    Args:
+        recipe: From `Recipe.load`.
+        cap: What the cap is called, for messages.
+    """
+    models = recipe.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    found = [price_problem(f"models.{role}", spec, cap) for role, spec in roles.items() if spec is not None]
+    return [problem for problem in found if problem is not None]
+
+
+def _sources(recipe: Recipe) -> list[tuple[str, Source]]:
+    questions = recipe.questions
+    named = [("documents.source", recipe.documents.source), ("questions.validation", questions.validation)]
+    return named + ([("questions.test", questions.test)] if questions.test is not None else [])
+
+
+def _hub_problem(name: str, source: Source) -> str | None:
+    if source.hub is None:
+        return None
+    from optimsyn.machine.hub_lookup import look_up
+
+    entry = look_up("dataset", source.hub, source.revision)
+    return f"{name}: {entry.problem}" if entry.problem is not None else None
+
+
+def _on_hub_only(recipe: Recipe) -> list[str]:
+    from optimsyn.machine.hub_lookup import cached_folder
+
+    return [
+        f"{name}: whether the hub has {source.hub}, and its rows"
+        for name, source in _sources(recipe)
+        if source.hub is not None and cached_folder("dataset", source.hub, source.revision) is None
+    ]
+
+
+def _check_files(recipe: Recipe, found: Preflight) -> None:
+    for name, source in _sources(recipe):
+        if source.path is not None:
+            try:
+                resolve(source.path)
+            except DataError as error:
+                found.problems.append(f"{name}: {error}")
+
+
+def _check_data(recipe: Recipe, found: Preflight) -> None:
+    documents = _read_documents(recipe, found)
+    sets = _read_questions(recipe, documents.library if documents is not None else None, found)
+    passages: list[Passage] = []
+    if documents is not None and not documents.problems:
+        passages = check_documents(recipe, documents.documents, found)
+    if sets is not None:
+        check_lengths(recipe, sets, found)
+        if not sets.problems:
+            check_sets(recipe, sets, found)
+    _foresee(recipe, passages, sets, found)
+
+
+def _foresee(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, found: Preflight) -> None:
+    """What the run is going to send, and what that means for its caps."""
+    from optimsyn.machine.forecast.caps import cap_warnings
+    from optimsyn.machine.forecast.lengths import measure
+    from optimsyn.machine.forecast.requests import forecast
+    from optimsyn.programs.task_shape import TaskShape
+
+    shape = TaskShape.of(sets.validation) if sets is not None and sets.validation else None
+    lengths = measure(recipe, passages, shape)
+    found.forecast = forecast(recipe, lengths, len(passages))
+    found.warnings += cap_warnings(recipe, found.forecast, lengths, len(passages))
+
+
+def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
+    """The documents, or None where reading them takes longer than a preflight may."""
+    source = recipe.documents.source
+    if source.path is None:
+        return None
+    try:
+        convert = True
+        place = files_of(source)
+        if place is not None:
+            from optimsyn.data.files.folder import document_files, is_converted
+
+            slow = [file for file in document_files(place, source)[0] if is_converted(file)]
+            convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE
+            if not convert:
+                found.warnings.append(
+                    f"{place}: {len(slow)} files are converted from PDF and the like when the run starts"
+                )
+        documents = read_documents(recipe.documents, convert=convert)
+    except DataError as error:
+        found.problems.append(f"documents.source: {error}")
+        return None
+    found.problems += shortened(documents.problems, "documents")
+    found.warnings += [f"documents: {documents.hint}"] if documents.hint else []
+    found.warnings += documents.remarks
+    return documents if convert else None
+
+
+def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Preflight) -> QuestionSets | None:
+    """Both sets; or, where one is on the hub, None after checking the rows of the other."""
+    config = recipe.questions
+    sources = [(name, source) for name, source in _sources(recipe) if name.startswith("questions.")]
+    complete = documents is not None
+    if all(is_own_file(source) for _, source in sources):
+        try:
+            sets = read_questions(config, documents, recipe.seed, complete=complete)
+        except DataError as error:
+            found.problems.append(f"questions: {error}")
+            return None
+        found.problems += shortened(sets.problems, "questions")
+        found.warnings += shortened(sets.warnings, "questions")
+        return sets
+    for name, source in sources:
+        if is_own_file(source):
+            try:
+                problems, notes = check_questions(config, source, name, documents, complete=complete)
+                found.problems += shortened(problems, name)
+                found.warnings += notes
+            except DataError as error:
+                found.problems.append(f"{name}: {error}")
+    return None
+
+
+def _check_guiding_text(recipe: Recipe, found: Preflight) -> None:
+    words = recipe.guiding_text.split()
+    if len(words) < 5:
+        found.problems.append(
+            f"guiding_text: {recipe.guiding_text.strip()!r} says too little; describe in a sentence or two what a good "
+            "question of your field is"
+        )
+    elif len(words) > 400:
+        found.warnings.append(
+            f"guiding_text: {len(words)} words are sent with every request; a few sentences are enough"
+        )
+
+
+def _check_influence(recipe: Recipe, found: Preflight) -> None:
+    """Of an explicit dtype the recipe itself knows; `auto` is known here."""
+    spec = recipe.models.target
+    if recipe.influence.method != "twin" or spec.dtype != "auto":
+        return
+    from optimsyn.llm.local.loading import resolve_device, resolve_dtype
+
+    try:
+        dtype = str(resolve_dtype(spec.dtype, resolve_device(spec.device))).removeprefix("torch.")
+    except ModelError:
+        return  # the device is not here, which is told elsewhere
+    if dtype != "float32":
+        found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
+
+
+def _check_checks(recipe: Recipe, found: Preflight) -> None:
+
+    from optimsyn.programs.checks import CHECKS
+
+    for name in recipe.checks.disabled:
+        if name not in CHECKS:
+            near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(CHECKS)}"
+            found.problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
+    for plugin in recipe.checks.plugins:
+        problem = plugin_problem(plugin)
+        if problem is not None:
+            found.problems.append(f"checks.plugins: {plugin!r}: {problem}")
+
+
+def plugin_problem(plugin: str) -> str | None:
+    """Why a check named `package.module:function` cannot be used; None when it can."""
+    module_name, _, function_name = plugin.partition(":")
+    if not module_name or not function_name:
+        return "write package.module:function"
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything; whatever it is, it is reported
+        return f"cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+    function: Callable[..., object] | None = getattr(module, function_name, None)
+    if function is None:
+        return f"{Path(module.__file__ or module_name).name} has no {function_name}"
+    return None if callable(function) else f"{function_name} is no function"
+
+
+def _add_models(models: Sequence[Availability], found: Preflight, here: bool) -> None:
+    for model in models:
+        found.problems += model.problems
+        found.warnings += model.warnings
+    if not here:
+        return
+    found.gpu_bytes, found.main_bytes = (memory_needed(models, gpu=gpu) for gpu in (True, False))
+    found.problems += device_problems(models)
+    problems, warnings = memory_problems(models)
+    found.problems += problems
+    found.warnings += warnings

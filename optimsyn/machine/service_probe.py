@@ -1,0 +1,229 @@
+"""Asks every service of a recipe one tiny question, so that what would fail in an hour fails now.
+
+A wrong key, a model that the service does not have, an address that answers to everything but this: a look at the
+address cannot tell. The question is asked as the run will ask its own, with a schema, and what it costs is counted.
+What is answered is read as a run reads its replies: a service that refuses to say yes, or says something else, is
+going to disappoint a run too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from optimsyn.base.errors import OptimsynError, Outcome, ReplyError, ServiceError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.llm.hosted.litellm_model import LiteLLMModel
+from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.reading.unusable import was_cut, was_refused
+from optimsyn.llm.reading.values import objects_in, read
+from optimsyn.llm.replies import Budget, Reply, ReplyCache
+from optimsyn.programs.messages import object_schema
+
+if TYPE_CHECKING:
+    from optimsyn.llm.shared_budget import Purse
+    from optimsyn.recipe.recipe import ModelSpec, Recipe
+
+# A recipe may wait minutes for a reply and try often; this is to be known at once.
+_PATIENCE_S = 60.0
+_TRIES_MORE = 1
+# Enough for the answer, and the least that every API takes.
+_MOST_TOKENS = 16
+_QUESTION = "Reply with the word yes."
+# Another wording, to see whether a service that refused to say a word refuses them all.
+_PLAINLY = "What is the capital of France? Answer in one word."
+_YES = re.compile(r"\byes\b", re.IGNORECASE)
+_SHOWN = 120
+
+# What to do about an answer that is none.
+_CURES = {
+    Outcome.INVALID: "A run asks it for whole pairs, and may get as little: see that its name is the model that you "
+    "mean, one that follows instructions, and its api_base that model's server",
+    Outcome.CUT: "Its thoughts, or its manner, leave no room for an answer: raise its max_tokens, or lower its "
+    "reasoning_effort",
+    Outcome.REFUSAL: "A run that is refused ends: look at the filters of this account or server, or name another model",
+    Outcome.TOOL_CALL: "Turn tools off at this service, or name a model that answers in text",
+    Outcome.EMPTY: "See whether its server keeps the answer in its reasoning, and turn thinking off, or name another "
+    "model",
+}
+_WORDS = {
+    Outcome.INVALID: "with something else",
+    Outcome.CUT: "with what was cut before it answered",
+    Outcome.REFUSAL: "with a refusal",
+    Outcome.TOOL_CALL: "with a tool call",
+    Outcome.EMPTY: "with an empty text",
+}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What came of the questions, by the recipe's fields, each with the cure.
+
+    Attributes:
+        problems: Services that do not answer as a run needs it.
+        notes: Those that do, and are going to make it worse than it could be.
+    """
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def probe(
+    recipe: Recipe,
+    cache: ReplyCache | None = None,
+    *,
+    roles: Mapping[str, ModelSpec] | None = None,
+    purse: Purse | None = None,
+) -> Probed:
+    """Asks each service of a recipe once, whichever roles it has.
+
+    Args:
+        recipe: The recipe; its caps hold.
+        cache: Where a run's replies are kept: who has answered well in this run is not asked again. None: all are
+            asked.
+        roles: The roles to ask for; None: all that write text.
+        purse: The caps of a batch of runs, where this is one of it.
+    """
+    if roles is None:
+        roles = services(recipe)
+    services_of: dict[_Service, list[str]] = {}
+    for role, spec in roles.items():
+        services_of.setdefault(_Service.of(spec), []).append(role)
+    if not services_of:
+        return Probed()
+    kept = cache if cache is not None else ReplyCache(":memory:")
+    budget = Budget.of(recipe.limits, kept, purse=purse)
+    with ThreadPoolExecutor(max_workers=len(services_of)) as pool:
+        waiting = [
+            pool.submit(_asked, {name: roles[name] for name in names}, kept, budget) for names in services_of.values()
+        ]
+        found = [each.result() for each in waiting]
+    return Probed(
+        tuple(problem for one in found for problem in one.problems), tuple(note for one in found for note in one.notes)
+    )
+
+
+def services(recipe: Recipe) -> dict[str, ModelSpec]:
+    """The roles of a recipe that a service has."""
+    models = recipe.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    return {role: spec for role, spec in roles.items() if spec is not None and spec.provider == "litellm"}
+
+
+class _Service(NamedTuple):
+    """What tells one service from another."""
+
+    name: str
+    api_base: str | None
+    api_key_env: str | None
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> _Service:
+        return cls(spec.name, spec.api_base, spec.api_key_env)
+
+
+def _asked(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) -> Probed:
+    """Asks one service, by the first of the roles that it has; what is wrong with it."""
+    where = ", ".join(f"models.{role}" for role in roles)
+    spec = next(iter(roles.values()))
+    quick = spec.model_copy(
+        update={"timeout_s": min(spec.timeout_s, _PATIENCE_S), "retries": min(spec.retries, _TRIES_MORE)}
+    )
+    notes: list[str] = []
+    try:
+        model = load_language_model(quick, cache, budget=budget)
+        model.field = where
+        if isinstance(model, LiteLLMModel):
+            model.tell_to(notes.append)
+        problem = _answered(model, notes)
+    except ServiceError as error:
+        problem = f"a first tiny request failed: {error}"
+    except OptimsynError as error:
+        problem = str(error)
+    problems = [f"{where}: {problem}"] if problem is not None else []
+    in_batches = [role for role, of_role in roles.items() if of_role.batch]
+    if not problems and in_batches and (no_batches := _batch_problem(quick, in_batches)) is not None:
+        problems.append(no_batches)
+    return Probed(tuple(problems), tuple(f"{where}: {note}" for note in notes))
+
+
+def _answered(model: LanguageModel, notes: list[str]) -> str | None:
+    """Asks the question; adds to the notes what is odd about the answer, and returns what would stop a run."""
+    call = Call.of(
+        _QUESTION,
+        schema=object_schema({"word": {"type": "string"}}),
+        schema_name="word",
+        max_tokens=_MOST_TOKENS,
+        seed=0,
+    )
+    reply = model.complete_sync(call)
+    if was_cut(reply) and not _says_yes(reply, _MOST_TOKENS) and model.spec.max_tokens > _MOST_TOKENS:
+        # Models that think need more room than a word takes; a run gives them this much.
+        call = replace(call, max_tokens=model.spec.max_tokens)
+        reply = model.complete_sync(call)
+    schema_refusal = model.schema_refusal if isinstance(model, LiteLLMModel) else ""
+    if schema_refusal:
+        notes.append(
+            f"it took no JSON schema ({schema_refusal}) and answered without one: where it refuses schemas, replies "
+            "are asked for and read in their plain form. `structured_output: false` there says so from the start"
+        )
+    try:
+        read(reply, _yes, "word yes", max_tokens=call.max_tokens)
+    except ReplyError as error:
+        # The same is asked again when the service has been mended.
+        model.set_aside([model.key(call)])
+        how, cure = _WORDS[error.outcome], _CURES[error.outcome]
+        words = f"it answered {_QUESTION!r} {how}: {_said(reply, error)}. {cure}"
+        if was_refused(reply) and _refuses_all(model):
+            return f"{words} (another harmless request was refused, too)"
+        notes.append(words)
+        return None
+    sent = model.structured and not schema_refusal
+    if sent and not was_cut(reply) and next(objects_in(reply.text, repair=False), None) is None:
+        notes.append(
+            f"a JSON schema was sent with {_QUESTION!r}, and it answered {_said(reply)} in plain text: it seems to "
+            "pass schemas over, and replies are read as they come. `structured_output: false` there sends none"
+        )
+    return None
+
+
+def _yes(text: str, repair: bool) -> str:
+    if _YES.search(text) is None:
+        raise ReplyError("the reply does not say yes")
+    return text
+
+
+def _says_yes(reply: Reply, max_tokens: int) -> bool:
+    try:
+        read(reply, _yes, "word yes", max_tokens=max_tokens)
+    except ReplyError:
+        return False
+    return True
+
+
+def _refuses_all(model: LanguageModel) -> bool:
+    """Whether another harmless request is refused as well, in the words of the API and not of a text."""
+    call = Call.of(_PLAINLY, max_tokens=_MOST_TOKENS, seed=0)
+    refused = was_refused(model.complete_sync(call))
+    if refused:
+        model.set_aside([model.key(call)])
+    return refused
+
+
+def _said(reply: Reply, error: ReplyError | None = None) -> str:
+    """What came, in quotation marks, or else what the reader says of it."""
+    text = " ".join((reply.text or reply.refusal or reply.tool_call).split())
+    if not text:
+        return str(error) if error is not None else "nothing"
+    return redact(repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " …"))
+
+
+def _batch_problem(spec: ModelSpec, roles: list[str]) -> str | None:
+    from optimsyn.llm.hosted.batched_model import batch_api_problem
+
+    problem = batch_api_problem(spec)
+    where = ", ".join(f"models.{role}.batch" for role in roles)
+    return f"{where}: {problem}" if problem is not None else None

@@ -1,1 +1,0 @@
-"""Where language models come from: services, the embedded server, local models, the target."""

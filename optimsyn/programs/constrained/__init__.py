@@ -1,0 +1,1 @@
+"""Grammar for a small model without an adapter: what its replies may look like."""

@@ -1,0 +1,1 @@
+"""The typed recipe: the one contract of the command line, the notebooks and the library."""

@@ -1,0 +1,196 @@
+"""Changes to a recipe from outside of its file: `--set synthesis.pairs=20`, or a notebook's `changes`."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
+from optimsyn.recipe.problems import explain, section_of
+from optimsyn.recipe.recipe import Recipe
+
+# What a bare string stands for where a section is expected: a model's name, a source's path.
+_SHORT_FORMS = ("name", "path")
+# A mapping with one of these names another model or source.
+_IDENTITY = ("name", "path", "hub")
+_SHOWN_OPTION = 100
+
+
+class SetOptions(dict[str, Any]):
+    """Field to value of `--set` options; what is wrong with one is told with the option as it was typed.
+
+    Attributes:
+        typed: Field to option, such as `--set synthesis.pairs=20`.
+
+    Raises:
+        RecipeError: As for `parse_change`.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        super().__init__()
+        self.typed: dict[str, str] = {}
+        for text in texts:
+            field, value = parse_change(text)
+            self[field] = value
+            option = f"--set {shlex.quote(text)}"
+            self.typed[field] = option if len(option) <= _SHOWN_OPTION else f"{option[:_SHOWN_OPTION]} ..."
+
+
+def word_for(changes: Mapping[str, Any] | None, otherwise: str = "changes") -> str:
+    """What the caller calls changes, for messages: the option, or the parameter."""
+    return "--set" if isinstance(changes, SetOptions) else otherwise
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes") -> Recipe:
+    """The recipe with some fields set to other values; everything is checked as if it stood in the file.
+
+    A mapping as value changes only the fields that it names. A bare string for a model or a source, or a mapping with
+    its name, path or hub id, puts another one in its place, with defaults, as in a recipe. Relative paths are meant
+    from the working directory.
+
+    Args:
+        recipe: The recipe to start from; it stays as it is.
+        changes: Dotted field (`synthesis.pairs`, `models.generator`) to value.
+        called: What the caller calls them, for messages; `--set` options are named as they were typed.
+
+    Raises:
+        RecipeError: A field is unknown (with a suggestion), or a value is of a wrong type or out of range; all of them
+            are named.
+
+    Example:
+        >>> raw = {"documents": {"source": "embedded:quickstart"}, "questions": {"validation": "embedded:quickstart"}}
+        >>> recipe = Recipe.parse({**raw, "name": "mine", "guiding_text": "Ask for one certain fact."})
+        >>> changed(recipe, {"synthesis.pairs": 20, "models.generator": "openai/gpt-6-luna"}).synthesis.pairs
+        20
+    """
+    if not changes:
+        return recipe
+    secret = find_secret(dict(changes))
+    if secret is not None:
+        raise RecipeError(f"{word_for(changes, called)}: {secret}, and would be written into the run; {KEY_CURE}")
+    raw = recipe.model_dump(mode="json")
+    problems = []
+    # A section before its fields, so that a model can be named and adjusted in any order.
+    for name in sorted(changes, key=lambda name: str(name).count(".")):
+        try:
+            _set(raw, str(name), changes[name])
+        except RecipeError as error:
+            said = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
+            problems.append(f"{_named(changes, [str(name)], called)}: {said}")
+    if problems:
+        raise RecipeError("\n".join(problems))
+    try:
+        return Recipe.model_validate(raw).with_paths_from(Path.cwd())
+    except ValidationError as error:
+        wrong = error.errors()
+        about = _named(changes, _concerned(changes, wrong), called)
+        raise RecipeError("\n  ".join([f"{about}:", *(explain(item, Recipe) for item in wrong)])) from None
+
+
+def _named(changes: Mapping[str, Any], fields: Sequence[str], called: str) -> str:
+    """What the caller calls the changes of these fields."""
+    return redact(" ".join(changes.typed[name] for name in fields)) if isinstance(changes, SetOptions) else called
+
+
+def _concerned(changes: Mapping[str, Any], wrong: Sequence[Any]) -> list[str]:
+    """The changed fields that problems lie in; all of them where a problem is one of several fields together."""
+    places = [".".join(map(str, item["loc"])) + "." for item in wrong]
+    found = [
+        name
+        for name in changes
+        if any(place.startswith(f"{name}.") or (place != "." and f"{name}.".startswith(place)) for place in places)
+    ]
+    return found if found and "." not in places else list(changes)
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """Field and value of `FIELD=VALUE`; the value is read as YAML.
+
+    Raises:
+        RecipeError: There is no `=`, or the value is no YAML.
+    """
+    import yaml
+
+    from optimsyn.recipe.yaml_text import parse_yaml
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        known = find_secret({"--set": text}) is None
+        given = f"--set {shlex.quote(text)}" if known else "--set"
+        raise RecipeError(f"{given}: write FIELD=VALUE, such as --set synthesis.pairs=20")
+    try:
+        return name.strip(), parse_yaml(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {name.strip()}: the value is not valid YAML; put it in quotes") from None
+
+
+def _set(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Puts one value into the plain form of a recipe."""
+    parts = name.split(".")
+    place: Any = raw
+    section: type[BaseModel] | None = Recipe
+    for depth, part in enumerate(parts):
+        if section is not None and part not in section.model_fields:
+            raise RecipeError(f"{name}: unknown field; {_hint(name, parts[:depth], section)}")
+        inner = section_of(section.model_fields[part].annotation) if section is not None else None
+        if depth + 1 == len(parts):
+            place[part] = _merged(place.get(part), value, inner, name)
+            return
+        if isinstance(place.get(part), str):
+            short = next(field for field in _SHORT_FORMS if inner is None or field in inner.model_fields)
+            place[part] = {short: place[part]}
+        elif place.get(part) is None:
+            place[part] = {}
+        if not isinstance(place[part], dict):
+            whole = ".".join(parts[: depth + 1])
+            raise RecipeError(f"{name}: {whole} is a value without fields of its own; change {whole} itself")
+        place, section = place[part], inner
+
+
+def _merged(old: Any, new: Any, section: type[BaseModel] | None, name: str) -> Any:
+    """What a field holds after it was set: a mapping for a section changes only the fields that it names."""
+    if section is None or not isinstance(new, Mapping):
+        return new
+    # Another model or source keeps nothing of the one before.
+    another = any(field in new and field in section.model_fields for field in _IDENTITY)
+    whole: dict[str, Any] = dict(old) if isinstance(old, dict) and not another else {}
+    for field, value in new.items():
+        if field not in section.model_fields:
+            hint = _hint(f"{name}.{field}", name.split("."), section)
+            raise RecipeError(f"{name}.{field}: unknown field; {hint}")
+        inner = section_of(section.model_fields[field].annotation)
+        whole[field] = _merged(whole.get(field), value, inner, f"{name}.{field}")
+    return whole
+
+
+def _hint(name: str, before: list[str], section: type[BaseModel]) -> str:
+    """What may have been meant: a field of the same section, else one of that name or spelling anywhere."""
+    prefix = "".join(f"{part}." for part in before)
+    wrong = name.removeprefix(prefix).split(".")[0]
+    near = difflib.get_close_matches(wrong, section.model_fields, n=1)
+    if near:
+        return f"did you mean `{prefix}{near[0]}`?"
+    known = _all_fields(Recipe)
+    last = name.rpartition(".")[2]
+    same = [field for field in known if field.rpartition(".")[2] == last]
+    found = same[:3] or difflib.get_close_matches(name, known, n=1)
+    if found:
+        return f"did you mean {' or '.join(f'`{field}`' for field in found)}?"
+    return f"known here: {', '.join(f'{prefix}{field}' for field in section.model_fields)}"
+
+
+def _all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all fields, sections included."""
+    names = []
+    for field, info in section.model_fields.items():
+        names.append(prefix + field)
+        inner = section_of(info.annotation)
+        if inner is not None:
+            names += _all_fields(inner, f"{prefix}{field}.")
+    return names

@@ -1,0 +1,137 @@
+"""The part of a recipe that says where documents and questions come from."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from optimsyn.base.text_files import text_encoding
+from optimsyn.recipe.sections.models import Section
+
+
+class Source(Section):
+    """Where documents or questions come from: a file or folder on disk, a Hugging Face hub dataset, or `embedded`."""
+
+    path: str | None = Field(
+        None,
+        description="File of rows (JSONL, Parquet, CSV), one document or a folder of them (.md .txt .html .pdf .docx "
+        "...), relative to the recipe's folder; or `embedded:DOMAIN`, texts that come with optimsyn (quickstart, "
+        "medicine, law ...).",
+    )
+    hub: str | None = Field(None, description="Hugging Face dataset id, e.g. qiaojin/PubMedQA.")
+    config: str | None = Field(None, description="Configuration name of the hub dataset.")
+    split: str = Field("train", description="Split of the hub dataset.")
+    revision: str | None = Field(None, description="Commit or tag of the hub dataset, for exact replay.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Our field -> their column; a dotted name reaches into nested columns, lists are joined.",
+    )
+    where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column equals this value.")
+    limit: int | None = Field(None, ge=1, description="Use at most so many rows (a seeded sample).")
+    encoding: str | None = Field(
+        None, description="Of text files that are not UTF-8, such as cp1252; null: they are refused with a likely one."
+    )
+    file_mb: int = Field(1000, ge=1, description="Larger files are refused, packed ones by their size unpacked.")
+    follow_links: bool = Field(False, description="Read what symbolic links point at outside the folder.")
+    text_suffixes: tuple[str, ...] = Field(
+        (), description="Further endings of files that are text, such as `.log` or `.tex`; '' for files without one."
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return value if value is None else text_encoding(value)
+
+    @field_validator("text_suffixes")
+    @classmethod
+    def _endings(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value and (not value.startswith(".") or value.count(".") > 1 or len(value) == 1):
+                raise ValueError(f"{value!r} is no ending of a file's name; write one such as '.log', or '' for none")
+        return tuple(value.lower() for value in values)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Source:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of `path` and `hub`")
+        return self
+
+
+def _as_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+SourceField = Annotated[Source, BeforeValidator(_as_path)]
+_DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
+_QUESTION_FIELDS = (
+    *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
+    *("context", "document_id", "open_book", "group", "subtask"),
+)
+
+
+def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
+    """Raises a ValueError for a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
+    for ours in source.columns:
+        if ours not in fields:
+            near = difflib.get_close_matches(ours, fields, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(fields)}"
+            raise ValueError(f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)")
+
+
+class FileLimits(Section):
+    """What converting one document file may take; a file beyond it is unreadable, as `on_error` says."""
+
+    inflated_mb: int = Field(200, ge=1, description="Size of a packed file (.docx, .epub ...) unpacked.")
+    inflated_ratio: int = Field(200, ge=10, description="How many times larger unpacked, from 10 MB on.")
+    nesting: int = Field(2, ge=0, description="Archives within archives, as embedded tables of a .docx are.")
+    pages: int = Field(2000, ge=1, description="Pages of a PDF.")
+    seconds: float = Field(120, gt=0, description="Time for one file.")
+    memory_mb: int = Field(2048, ge=64, description="Memory for one file, where the system can enforce it.")
+
+
+class Documents(Section):
+    """The domain's texts and how they are cut into passages."""
+
+    source: SourceField
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="Refuse unreadable, empty and repeated documents, all by name; or skip and count them."
+    )
+    limits: FileLimits = FileLimits()
+    passage_words: int = Field(160, ge=20, le=2000, description="Longest passage, in words.")
+    min_words: int = Field(20, ge=1, description="Shorter passages are dropped (and counted as lost).")
+    on_injection: Literal["flag", "drop"] = Field(
+        "flag",
+        description="Passages that talk to a language model (`ignore previous instructions`, control tokens): flag: "
+        "they are counted, named in the run, and used; drop: they are dropped (and counted as lost).",
+    )
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Documents:
+        _check_columns("source", self.source, _DOCUMENT_FIELDS)
+        return self
+
+
+class Questions(Section):
+    """The expert questions: validation gives the influence its direction, test is held back until evaluate."""
+
+    validation: SourceField
+    test: Annotated[Source | None, BeforeValidator(_as_path)] = Field(
+        None, description="Held-back questions; when absent, `test_fraction` of the validation groups is held back."
+    )
+    test_fraction: float = Field(0.5, gt=0, lt=1, description="Share that is held back when `test` is absent.")
+    open_book: bool | None = Field(
+        None, description="Ask with the question's document as context; null: as the data says (`open_book`)."
+    )
+    validation_limit: int | None = Field(None, ge=1, description="At most so many validation questions (seeded).")
+    test_limit: int | None = Field(None, ge=1, description="At most so many test questions (seeded).")
+    subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Questions:
+        fields = _QUESTION_FIELDS if self.subtask is None else (*_QUESTION_FIELDS, self.subtask)
+        for name, source in (("validation", self.validation), ("test", self.test)):
+            if source is not None:
+                _check_columns(name, source, fields)
+        return self

@@ -1,0 +1,267 @@
+"""The models of a recipe: which they are, how they are reached, what is trained of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
+
+# For chat templates, which know it by one of these names and ignore the other.
+NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and infinite numbers refused, frozen after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+def _as_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Prices(Section):
+    """What a service asks for a million tokens, in US dollars."""
+
+    input: float = Field(..., ge=0, description="Of the prompt.")
+    output: float = Field(..., ge=0, description="Of the reply, with what is thought before it.")
+    cached_input: float | None = Field(
+        None, ge=0, description="Of the part of a prompt that the service still remembers; null: as `input`."
+    )
+
+
+# Keys of a request that come from elsewhere, and from where.
+_SET_ELSEWHERE = {
+    "model": "name",
+    "messages": "guiding_text",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "max_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "reasoning_effort": "reasoning_effort",
+    "chat_template_kwargs": "chat_template_kwargs",
+    "seed": "send_seed",
+    "response_format": "structured_output",
+    "api_key": "api_key_env",
+    "api_base": "api_base",
+    "base_url": "api_base",
+    "timeout": "timeout_s",
+    "num_retries": "retries",
+    "max_retries": "retries",
+    "drop_params": None,
+    "extra_body": None,
+    "stop": None,
+    "stream": None,
+    "n": None,
+    "tools": None,
+    "functions": None,
+}
+# What only a service can be asked for, with the value that leaves it alone.
+SERVICE_ONLY: dict[str, Any] = {
+    "top_p": None,
+    "send_seed": True,
+    "limit_name": None,
+    "reasoning_effort": None,
+    "base_model": None,
+    "prices": None,
+    "extra": {},
+}
+
+
+class ModelSpec(Section):
+    """A language model: `embedded`, any LiteLLM name (`openai/gpt-6-luna`), a hub id or a local folder."""
+
+    name: str = Field(..., min_length=1, description="`embedded`, a LiteLLM name, a hub id or a folder.")
+    api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the key; null: the provider's usual one."
+    )
+    temperature: float | None = Field(
+        0.8, ge=0, le=2, description="Of the sampling; 0 is greedy. null: not sent, the service's own."
+    )
+    top_p: float | None = Field(None, gt=0, le=1, description="Share of the likeliest tokens; null: not sent.")
+    max_tokens: int = Field(400, ge=16, description="Longest reply in tokens, with what is thought before it.")
+    max_tokens_again: int | None = Field(
+        None,
+        ge=16,
+        description="Longest reply, in tokens, when one that was cut is asked for again, once; null: twice max_tokens; "
+        "as many as max_tokens: it is not asked for again.",
+    )
+    limit_name: Literal["max_tokens", "max_completion_tokens", "none"] | None = Field(
+        None,
+        description="What the service calls max_tokens; none: it is not sent. null: as it is known for the model, and "
+        "the other one when it is refused.",
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How long a model that can think may think; null: not sent, the model's own way."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="Passed to the model's chat template, such as `{enable_thinking: true}`; null: a local model does "
+        "not think aloud.",
+    )
+    send_seed: bool = Field(True, description="Send a sampling seed with each request, where the service takes one.")
+    concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
+    timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
+    retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
+    batch: bool = Field(
+        False,
+        description="Send what a stage can ask for at once (first drafts, synthesis) through the provider's batch API, "
+        "at half the price and within a day; OpenAI and Anthropic.",
+    )
+    batch_hours: float = Field(
+        25, gt=0, description="Longest wait for one batch, in hours; running again goes on waiting."
+    )
+    structured_output: bool | None = Field(
+        None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
+    )
+    base_model: str | None = Field(
+        None, description="LiteLLM's name of the model behind a server or an alias: tells its abilities and prices."
+    )
+    prices: Prices | None = Field(
+        None, description="USD for a million tokens, `{input: 0.1, output: 0.5}`; null: as LiteLLM lists them."
+    )
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="Further fields of each request, passed on as they are (extra_body)."
+    )
+    revision: str | None = Field(None, description="Commit or tag of a hub model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of a local model's weights."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> ModelSpec:
+        if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
+            raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
+        if self.api_key_env is not None:
+            remember_variables([self.api_key_env])
+        return self
+
+    @model_validator(mode="after")
+    def _known_extra(self) -> ModelSpec:
+        for key in self.extra:
+            if key in _SET_ELSEWHERE:
+                field = _SET_ELSEWHERE[key]
+                cure = f"set the field `{field}`" if field else "optimsyn sets it itself"
+                raise ValueError(f"extra.{key} cannot be passed on; {cure}")
+        for field, passed in (("extra", self.extra), ("chat_template_kwargs", self.chat_template_kwargs)):
+            secret = find_secret(passed, field) if passed else None
+            if secret is not None:
+                raise ValueError(f"{secret}, and a recipe is written into its run; {KEY_CURE}")
+        return self
+
+    @model_validator(mode="after")
+    def _service_fields(self) -> ModelSpec:
+        if self.provider == "litellm":
+            return self
+        for field, neutral in SERVICE_ONLY.items():
+            if getattr(self, field) != neutral:
+                self._refuse_misspelled()
+                raise ValueError(f"{field} is for services, and {self.name!r} runs on this machine; remove it")
+        if self.temperature is None:
+            self._refuse_misspelled()
+            raise ValueError(f"temperature: null leaves it to a service, and {self.name!r} is none; give a number")
+        return self
+
+    def _refuse_misspelled(self) -> None:
+        """Tells a provider that is misspelled, which is why a service was taken for a model of this machine.
+
+        Raises:
+            ValueError: It is so.
+        """
+        if self.provider != "local":
+            return
+        from optimsyn.llm.hosted.providers import misspelled
+
+        if (problem := misspelled(self.name)) is not None:
+            raise ValueError(problem)
+
+    @model_validator(mode="after")
+    def _known_device(self) -> ModelSpec:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device is {self.device!r}; it must be auto, cpu, mps, cuda or cuda:1 (the second GPU)")
+        return self
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What a local model's chat template is given: thinking is off unless the recipe turns it on."""
+        return {**NO_THINKING, **(self.chat_template_kwargs or {})}
+
+    @property
+    def provider(self) -> Literal["embedded", "litellm", "local"]:
+        """Which way this model is reached, decided by its name alone."""
+        from optimsyn.recipe.model_names import provider_of
+
+        return provider_of(self.name, has_api_base=self.api_base is not None)
+
+
+class Lora(Section):
+    """Low-rank adapter of the target or the policy (peft)."""
+
+    r: int = Field(8, ge=1, description="Rank.")
+    alpha: int = Field(16, ge=1, description="The adapter is scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="In training only; scoring switches it off.")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers that get one."
+    )
+
+
+QuestionGradients = Literal["plain", "unit"]
+
+
+class CountedTokens(Section):
+    """Which tokens of an answer count when its loss is measured, and how they add up.
+
+    Warm-up and fine-tuning learn every token, also the one that ends the text, so it counts in a pair. They learn that
+    one within a few steps, from any pair, and it says nothing about what the target knows, so it does not count in a
+    question (docs/influence.md says more).
+    """
+
+    end_of_questions: float = Field(
+        0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the answer's own have 1."
+    )
+    end_of_pairs: float = Field(
+        1.0, ge=0, le=1, description="The same for the pairs that are judged, which are trained on with it."
+    )
+    reduction: Literal["mean", "root", "sum"] = Field(
+        "mean",
+        description="mean: a long answer counts as much as a short one. sum: each token counts as much. root: the sum "
+        "over the root of their number, between the two.",
+    )
+
+
+class TargetSpec(ModelSpec):
+    """The model that the data is for; always local, because its gradients are the reward."""
+
+    @property
+    def provider(self) -> Literal["embedded", "litellm", "local"]:
+        """`embedded` or `local`: a target's gradients are needed, so its name is always a hub id or a folder."""
+        return "embedded" if self.name == "embedded" else "local"
+
+    lora: Lora = Lora()
+    full_weights: tuple[str, ...] = Field(
+        (),
+        description="Train the whole weights of these linear layers in place of a LoRA: regular expressions of module "
+        "names, matched to the whole name or the end of it after a dot (`down_proj`).",
+    )
+    max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
+
+
+ModelField = Annotated[ModelSpec, BeforeValidator(_as_name)]
+
+
+class Models(Section):
+    """The three roles. A bare string is the model's name with defaults."""
+
+    generator: ModelField = ModelSpec(name="embedded")
+    rubric: ModelField = ModelSpec(name="embedded", max_tokens=160)
+    target: Annotated[TargetSpec, BeforeValidator(_as_name)] = TargetSpec(name="embedded")
+    reflection: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
+        None, description="Rewrites the guiding text for GEPA; null: the evidence-based proposer, which needs none."
+    )

@@ -1,0 +1,130 @@
+"""The size of a run: `full`, as the recipe says, or `tiny`, the same loop in minutes on any machine.
+
+A tiny run goes through every stage of the recipe with the model that comes with optimsyn and a handful of texts. It
+shows that a recipe, its checks and its plumbing work before a day of GPU time is spent; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.data.files.rows import EMBEDDED_PREFIX, bundled_domains
+from optimsyn.recipe.recipe import Recipe
+
+SIZES = ("full", "tiny")
+_SUFFIX = "_tiny"
+
+_DOCUMENTS = 8
+_QUESTIONS = 6
+# What a tiny run has at most; a recipe that asks for less keeps its own. On a CPU it is tokens that cost time, and most
+# tokens are those of the passage that an open-book pair is asked with, so passages are short.
+_AT_MOST: dict[str, dict[str, int | float]] = {
+    "documents": {"passage_words": 80, "min_words": 20},
+    "warm_up": {"pairs": 6, "steps": 3, "max_steps": 4, "every": 2, "batch_size": 2, "checkpoints": 1},
+    "influence": {"batch_tokens": 1024},
+    "reward.look": {"pairs": 6, "subsets": 2, "steps": 4},
+    "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
+    # Hotter, the embedded base model writes rubrics that cannot be read.
+    "optimizers.policy": {
+        "steps": 1,
+        "group_size": 4,
+        "passages_per_step": 1,
+        "temperature": 0.7,
+        "max_tokens": 110,
+        "save_every": 1,
+    },
+    "synthesis": {"pairs": 3, "oversample": 1.4},
+    "fine_tune": {"steps": 2, "batch_size": 3},
+    "evaluation": {"max_new_tokens": 12, "batch_size": 16},
+}
+_MODELS: dict[str, Any] = {
+    "generator": {"name": "embedded", "temperature": 0.4, "max_tokens": 200},
+    "rubric": {"name": "embedded", "max_tokens": 160},
+    "target": {"name": "embedded", "max_length": 384},
+    "reflection": None,
+}
+
+
+def resized(recipe: Recipe, size: str) -> Recipe:
+    """The recipe at a size.
+
+    At size `tiny` its name ends in `_tiny`, all its models are the embedded one, and every count is small. Guiding
+    text, seed, choice of influence, reward, checks, learning rates and limits stay. What it reads follows one rule:
+
+    - documents and questions that all lie on this machine stay, and a seeded handful of them is used;
+    - where any of them is on the hub, both become the texts that come with optimsyn for the domain of the recipe's
+      name (`law`: `embedded:law`).
+
+    Args:
+        recipe: From `Recipe.load`.
+        size: `full` gives the recipe itself, `tiny` the small one.
+
+    Raises:
+        RecipeError: There is no such size, or the recipe reads from the hub and no bundled domain has its name.
+
+    Example:
+        >>> raw = {"documents": {"source": {"hub": "org/laws"}}, "questions": {"validation": {"hub": "org/exams"}}}
+        >>> law = Recipe.parse({**raw, "name": "law", "guiding_text": "Ask about a duty that the clause sets."})
+        >>> tiny = resized(law, "tiny")
+        >>> tiny.name, tiny.documents.source.path, tiny.models.target.name
+        ('law_tiny', 'embedded:law', 'embedded')
+    """
+    if size not in SIZES:
+        near = difflib.get_close_matches(size, SIZES, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(SIZES)}"
+        raise RecipeError(f"size: there is no size {size!r}; {hint}")
+    if size == "full":
+        return recipe
+    raw = recipe.model_dump(mode="json")
+    raw["name"] = recipe.name.removesuffix(_SUFFIX) + _SUFFIX
+    raw["models"] = _MODELS
+    # A share of so few pairs would be too few.
+    raw["warm_up"]["fraction"] = 1.0
+    for path, sizes in _AT_MOST.items():
+        section = raw
+        for part in path.split("."):
+            section = section[part]
+        # What is to be found stays so.
+        section |= {field: min(section[field], most) for field, most in sizes.items() if section[field] is not None}
+    if raw["influence"]["method"] == "auto":
+        # Finding the step of twins takes longer than the backward passes of so few pairs.
+        raw["influence"]["method"] = "exact"
+    # Layers of another model's adapter are not those of the embedded one.
+    del raw["optimizers"]["policy"]["lora"]
+    _shrink_data(recipe, raw)
+    return Recipe.parse(raw, f"{recipe.name} at size tiny")
+
+
+def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
+    """Puts the bundled texts of the recipe's domain in place of hub datasets, and limits what is read."""
+    documents, questions = raw["documents"], raw["questions"]
+    sources = [documents["source"], questions["validation"], questions["test"]]
+    remote = next((source["hub"] for source in sources if source is not None and source["hub"] is not None), None)
+    if remote is not None:
+        domain = _domain_of(recipe, remote)
+        documents["source"] = {"path": domain}
+        questions["validation"] = {"path": domain, "where": {"split": "validation"}}
+        questions["test"] = {"path": domain, "where": {"split": "test"}}
+        # It may name a column of the dataset that is not read now.
+        questions["subtask"] = None
+    documents["source"]["limit"] = _at_most(documents["source"].get("limit"), _DOCUMENTS)
+    for field in ("validation_limit", "test_limit"):
+        questions[field] = _at_most(questions[field], _QUESTIONS)
+
+
+def _domain_of(recipe: Recipe, remote: str) -> str:
+    name = recipe.name.removesuffix(_SUFFIX)
+    known = bundled_domains()
+    if name in known:
+        return EMBEDDED_PREFIX + name
+    raise RecipeError(
+        f"size tiny: {recipe.name} reads {remote} from the hub, and no texts come with optimsyn under its name. Name "
+        "some documents and questions on this machine (`path`) under documents.source, questions.validation and "
+        f"questions.test, or the bundled ones of a domain: {', '.join(EMBEDDED_PREFIX + domain for domain in known)}"
+    )
+
+
+def _at_most(value: int | None, most: int) -> int:
+    return most if value is None else min(value, most)

@@ -1,0 +1,203 @@
+"""YAML text as plain values, read so that nothing in it is lost or repeated without a word, and nothing blows up."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+import yaml
+
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.data.text import kind_of
+
+# Far more than any recipe needs; what is beyond was made to fill a machine, or is no recipe.
+LARGEST_FILE = 2_000_000
+_CHARACTERS = 500_000
+_VALUES = 20_000
+_DEPTH = 40
+_DIGITS = 100
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+
+# Where a field's name stands, or the blanks around it, what cannot be seen is never meant.
+_INVISIBLE = re.compile(
+    r"^(?:[ \t]|- )*(?:[\w.-]*(?P<before>[\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff])"
+    r"|[\w.-]+:(?P<after>[\u00a0\u2000-\u200f\u202f\u3000\ufeff]))",
+    re.MULTILINE,
+)
+_CURES = (
+    ("'\\t'", "YAML takes no tabs there: indent with blanks"),
+    (
+        "mapping values are not allowed",
+        "put texts that hold `: ` in quotes, and indent the fields of a section alike",
+    ),
+    ("single document", "a recipe is one document: remove the line `---`, or give each recipe a file of its own"),
+    ("special characters are not allowed", "remove that character"),
+    ("could not find expected ':'", "after a field's name comes a colon and a blank"),
+    ("did not find expected", "close every bracket and quote, and indent the fields of a section alike"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with two more refusals.
+
+    A field given twice: YAML forbids it, PyYAML keeps the last one. And more values than a person writes, where what an
+    alias (`*name`) stands for counts each time: nine lines of nine aliases are a billion values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        # How many values a node holds with everything below it.
+        self._sizes: dict[int, int] = {}
+        self._written = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A value as it is written.
+
+        Raises:
+            yaml.YAMLError: There are too many of them, or they are nested too deeply.
+        """
+        self._depth += 1
+        if self._depth > _DEPTH:
+            self._refuse(f"it is nested too deeply, more than {_DEPTH} levels; check its brackets and indents")
+        self._written += 1
+        if self._written > _VALUES:
+            self._refuse(f"it holds more than {_VALUES:,} values; keep data in a file of its own")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if id(node) not in self._sizes:
+            self._sizes[id(node)] = _own_size(node) + sum(self._sizes.get(id(part), 0) for part in _parts(node))
+        if self._sizes[id(node)] > _VALUES:
+            self._refuse(f"its aliases (*) stand for more than {_VALUES:,} values; write out what is meant")
+        return node
+
+    def _refuse(self, message: str) -> None:
+        place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        raise yaml.composer.ComposerError(None, None, message, place)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, before what `<<` brings in.
+
+        Raises:
+            yaml.YAMLError: A field is given twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the field {key.value!r} is given twice; remove one", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node.
+
+        Raises:
+            yaml.YAMLError: It looks like a date or a number but is none.
+        """
+        if node.tag in _NUMBERS and len(node.value) > _DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of {len(node.value):,} digits; put quotes around what is text", node.start_mark
+            )
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{error}; put quotes around what is text", node.start_mark
+            ) from None
+
+
+def _own_size(node: Any) -> int:
+    """One value; a long text counts as several, so that aliases cannot repeat it without end."""
+    return 1 + len(node.value) // 1000 if isinstance(node, yaml.ScalarNode) else 1
+
+
+def _parts(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: It is not valid YAML, gives a field twice, is nested without end (an anchor inside itself), or
+            holds more than a person writes into a recipe.
+    """
+    if len(text) > _CHARACTERS:
+        raise yaml.YAMLError(
+            f"it has {len(text):,} characters, more than the {_CHARACTERS:,} of any recipe; keep data in its own file"
+        )
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        _walk(value, set(), set())
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply; check its brackets") from None
+    return value
+
+
+def said_of_yaml(error: yaml.YAMLError, text: str) -> str:
+    """What is wrong with a YAML text, where, and what to do about it."""
+    said = str(error).replace('in "<unicode string>", ', "in ")
+    if re.match(r"\s*<(?:!doctype|html|\?xml)\b", text, re.I):
+        return f"{said}\nit is a web page (HTML or XML); download the file itself"
+    cures = [cure for words, cure in _CURES if words in said][:1]
+    return "\n".join([said, *cures, *invisible(text)])
+
+
+def invisible(text: str) -> list[str]:
+    """A line about the first character that cannot be seen beside a field's name, as web pages leave them."""
+    found = _INVISIBLE.search(text)
+    if found is None:
+        return []
+    place = found.start("before" if found["before"] is not None else "after")
+    sign = text[place]
+    name = unicodedata.name(sign, "an unnamed character")
+    return [
+        f"line {text.count(chr(10), 0, place) + 1} holds a character that cannot be seen, U+{ord(sign):04X} "
+        f"({name}): type the line anew"
+    ]
+
+
+def no_mapping(value: Any, text: str) -> str:
+    """What a YAML text is in place of fields with values, and what to do about it."""
+    if value is None:
+        return "this is empty; `optimsyn new quickstart` copies one that you can change"
+    if isinstance(value, list):
+        return "this is a list; take the `-` or `[ ]` around its fields away, and give each recipe a file of its own"
+    if isinstance(value, str):
+        begun = " ".join(redact(text).split())[:40]
+        return f"this is text without fields ({begun!r} ...); write `field: value` on lines of their own"
+    return f"this is {kind_of(value)}; write `field: value` on lines of their own"
+
+
+def _walk(value: Any, inside: set[int], done: set[int]) -> None:
+    """Goes through a whole tree once.
+
+    Args:
+        value: The tree.
+        inside: What `value` is part of.
+        done: What has been gone through, which anchors may repeat.
+
+    Raises:
+        yaml.YAMLError: Something is part of itself, or a text holds half of a surrogate pair.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise yaml.YAMLError("a text holds half of a surrogate pair, which is no character; remove it") from None
+    if not isinstance(value, dict | list) or id(value) in done:
+        return
+    if id(value) in inside:
+        raise yaml.YAMLError("an anchor (&) holds itself (*); write its value out")
+    inside.add(id(value))
+    for item in [*value, *value.values()] if isinstance(value, dict) else value:
+        _walk(item, inside, done)
+    inside.discard(id(value))
+    done.add(id(value))

@@ -1,0 +1,254 @@
+"""Several runs on one page: how they stand, what they found, in what they differ, what they cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import write_text
+from optimsyn.base.labels import metric_label
+from optimsyn.base.table import decimals_for
+from optimsyn.report.charts import Chart, interval_chart
+from optimsyn.report.facts import RunFacts
+from optimsyn.report.page.report import REPORT
+from optimsyn.report.page.verdict import Verdict, verdict
+from optimsyn.report.rendering import cut, render
+from optimsyn.report.word_diff import Part, word_diff
+from optimsyn.runs.manifest import STAGES
+from optimsyn.runs.outcomes import run_state
+from optimsyn.training.intervals import UNTUNED
+
+if TYPE_CHECKING:
+    from optimsyn.recipe.recipe import Recipe
+    from optimsyn.runs.folder import Run
+    from optimsyn.training.intervals import MetricRow
+
+COMPARISON = "compare.html"
+# With more lines than this, a picture shows of each run only the target, pairs without a rubric, and the dataset.
+_MOST_LINES = 40
+_MOST_COLUMNS = 4
+_LONGEST_VALUE = 160
+# Shown in sections of their own.
+_ELSEWHERE = frozenset({"name", "description", "guiding_text"})
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run on the page.
+
+    Attributes:
+        label: Its name, with the folder above it where two have the same.
+        link: Relative address of its report; "" when it has none.
+        test_set: A letter, the same for the same test questions; "" before `prepare` has finished.
+        key: For the variant that is the dataset, its row of each metric.
+        medians: Median influence of the valid pairs by variant.
+        guiding: The guiding text before and after, None while there is no after.
+    """
+
+    label: str
+    facts: RunFacts
+    verdict: Verdict
+    place: str
+    link: str
+    test_set: str
+    variant: str
+    key: dict[str, MetricRow]
+    medians: dict[str, tuple[float, int]]
+    guiding: list[Part] | None
+
+    @property
+    def seconds(self) -> float:
+        """Time of all stages."""
+        return sum(record.seconds or 0.0 for record in self.facts.manifest.stages)
+
+    def seconds_of(self, stage: str) -> float | None:
+        """Time of a stage's last attempt."""
+        return self.facts.manifest.stage(stage).seconds
+
+
+def write_comparison(runs: Sequence[Run], path: Path) -> Path:
+    """Writes a page that puts runs side by side, whatever state each is in.
+
+    Args:
+        runs: Two or more; a run that is named twice is shown once.
+        path: The file to write. Reports are linked relative to it.
+
+    Returns:
+        The page.
+
+    Raises:
+        StageError: There are fewer than two runs.
+        DataError: A file of a run is damaged; names it.
+    """
+    distinct = list({run.folder: run for run in runs}.values())
+    if len(distinct) < 2:
+        raise StageError("a comparison needs two runs or more; give their folders")
+    facts = [RunFacts.read(run) for run in distinct]
+    write_text(path, comparison_html(facts, path.resolve().parent))
+    return path
+
+
+def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
+    """The page of some runs, with links as seen from a folder."""
+    runs = _compared(facts, folder)
+    secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
+    metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
+    tests = {run.test_set for run in runs if run.test_set}
+    context: dict[str, Any] = {
+        "runs": runs,
+        "warnings": _warnings(runs),
+        "several_tests": len(tests) > 1,
+        "metrics": metrics,
+        "charts": [_chart(metric, runs, changes=len(tests) > 1) for metric in metrics],
+        "chart_variants": _drawn(runs, metrics, changes=len(tests) > 1),
+        "decimals": decimals_for(median for run in runs for median, _ in run.medians.values()),
+        "influence_variants": [name for name in _variants(runs, []) if any(name in run.medians for run in runs)],
+        "differing": differing({run.label: run.facts.recipe for run in runs}),
+        "columns": len(runs) <= _MOST_COLUMNS,
+        "stages": STAGES,
+    }
+    return render("compare.html.j2", secrets, **context)
+
+
+def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
+    names = [run.name for run in facts]
+    tests = list(dict.fromkeys(run.test_set for run in facts if run.test_set))
+    found = []
+    for run in facts:
+        state = run_state(run.manifest)
+        report = run.folder / REPORT
+        link = quote(Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else ""
+        variant = run.numbers("synthesize").get("dataset", run.recipe.dataset_variant)
+        guiding = None
+        if run.guiding_text is not None:
+            guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
+        found.append(
+            Compared(
+                label=run.name if names.count(run.name) == 1 else f"{run.folder.parent.name}/{run.name}",
+                facts=run,
+                verdict=verdict(run, state),
+                place=state.place,
+                link=link,
+                test_set=_letter(tests.index(run.test_set)) if run.test_set else "",
+                variant=variant,
+                key={row["metric"]: row for row in run.evaluation if row["variant"] == variant},
+                medians={name: (statistics.median(values), len(values)) for name, values in run.influence.items()},
+                guiding=guiding,
+            )
+        )
+    return found
+
+
+def _letter(place: int) -> str:
+    return ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
+
+
+def _variants(runs: Sequence[Compared], first: Sequence[str]) -> list[str]:
+    """The variants that any of the runs has, in the order of a run."""
+    return list(dict.fromkeys([*first, "first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
+
+
+def _warnings(runs: Sequence[Compared]) -> list[str]:
+    """Why numbers of these runs may not be compared."""
+    found = []
+    tests: dict[str, list[str]] = {}
+    for run in runs:
+        if run.test_set:
+            tests.setdefault(run.test_set, []).append(run.label)
+    if len(tests) > 1:
+        found.append(
+            f"These runs have {len(tests)} different sets of test questions, marked "
+            f"{', '.join(tests)}. Values are comparable only under the same letter; of the others only the change "
+            "against the target as it came says something, each on its own questions."
+        )
+    targets = {run.facts.recipe.models.target.name for run in runs}
+    if len(targets) > 1:
+        found.append(
+            f"They have different targets ({', '.join(sorted(targets))}): neither losses nor influence compare."
+        )
+    scales = {json.dumps(run.facts.recipe.influence.model_dump(exclude={"batch_tokens", "method"})) for run in runs}
+    directions = {run.facts.validation_set for run in runs if run.facts.validation_set}
+    if len(scales) > 1:
+        found.append("They compute influence in different ways, so influence is on different scales.")
+    elif len(directions) > 1:
+        found.append("Their validation questions differ, so influence points in different directions.")
+    seeds = {run.facts.recipe.seed for run in runs}
+    done = [run for run in runs if run.facts.evaluation]
+    if len(seeds) == 1 and len(done) > 1:
+        found.append(
+            "All have the same seed. Intervals are over questions: another seed may move every number by more."
+        )
+    return found
+
+
+def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tuple[Compared, MetricRow]]:
+    lines = [(run, row) for run in runs for row in run.facts.evaluation if row["metric"] == metric]
+    if changes:
+        lines = [(run, row) for run, row in lines if row["difference"] is not None]
+    if len(lines) > _MOST_LINES:
+        lines = [(run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.variant)]
+    return lines
+
+
+def _drawn(runs: Sequence[Compared], metrics: Sequence[str], *, changes: bool) -> list[str]:
+    """The variants in the pictures, in order."""
+    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, runs, changes=changes)}
+    return [name for name in _variants(runs, [UNTUNED]) if name in drawn]
+
+
+def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
+    """One metric of all runs: values, or changes against the target as it came."""
+    lines = _lines(metric, runs, changes=changes)
+    rows = [
+        {
+            "variant": row["variant"],
+            "value": row["difference"],
+            "low": row["difference_low"],
+            "high": row["difference_high"],
+        }
+        if changes
+        else dict(row)
+        for _, row in lines
+    ]
+    several = len({run.test_set for run in runs}) > 1
+    labels = [f"{run.label} ({run.test_set})" if several else run.label for run, _ in lines]
+    chart = interval_chart(metric, rows, labels, zero=changes)
+    if changes:
+        chart.title = f"{metric_label(metric)}: change against the target as it came"
+    return chart
+
+
+def differing(recipes: Mapping[str, Recipe]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """The fields in which recipes differ: for each its values in order, with the names of the recipes that have it."""
+    flat = {name: _flat(recipe.model_dump(mode="json")) for name, recipe in recipes.items()}
+    fields = dict.fromkeys(field for values in flat.values() for field in values)
+    found = []
+    for field in fields:
+        if field.split(".")[0] in _ELSEWHERE:
+            continue
+        values: dict[str, list[str]] = {}
+        for name, own in flat.items():
+            values.setdefault(own.get(field, "–"), []).append(name)
+        if len(values) > 1:
+            found.append((field, list(values.items())))
+    return found
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        return {
+            key: text
+            for part, item in value.items()
+            for key, text in _flat(item, f"{name}.{part}" if name else part).items()
+        }
+    if isinstance(value, str):
+        return {name: cut(value, _LONGEST_VALUE)}
+    return {name: "–" if value is None else cut(json.dumps(value, ensure_ascii=False), _LONGEST_VALUE)}

@@ -1,0 +1,221 @@
+"""Everything that a run has left on disk so far, for its report and for comparisons; nothing is loaded but files.
+
+What a run does not have yet is empty here. Candidates come as they are, for there may be many: whoever shows one
+passes it through `shown`. All other text has gone through `optimsyn.base.secrets.redaction`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.files import iter_json
+from optimsyn.base.secrets.redaction import redact_tree, secret_values
+from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.manifest import STAGES, Manifest
+
+if TYPE_CHECKING:
+    from optimsyn.runs.folder import Run
+    from optimsyn.training.intervals import MetricRow
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How many pairs a stage has judged so far."""
+
+    pairs: int = 0
+    valid: int = 0
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run.
+
+    Attributes:
+        name: Name of the run folder.
+        folder: The run folder.
+        secrets: Values that no page may show.
+        results: For each stage that has one, its `result.json`.
+        lost: Rows of `prepare/lost.jsonl`.
+        candidates: For each variant that is written, its judged candidates, those that were not kept too.
+        kept: For each variant the keys of the candidates that became its pairs.
+        losses: For each variant what became of its candidates.
+        first_draft: Influence of the valid first-draft pairs.
+        reward_look: What the run found its reward to be; None where it has not looked.
+        prompt_history: Rows of the prompt optimiser.
+        policy_history: Rows of the policy's training.
+        guiding_text: What the prompt optimiser chose; None before.
+        evaluation: Rows of `evaluation.json`.
+        against_no_rubric: The same, its differences to the target that learned from pairs without a rubric.
+        token_shares: Of the best and worst pairs.
+        judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
+        test_set: Identity of the test questions; "" before `prepare` has finished.
+        validation_set: Likewise.
+    """
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    manifest: Manifest
+    secrets: list[str] = field(repr=False)
+    results: dict[str, Row]
+    lost: list[Row]
+    candidates: dict[str, list[Row]]
+    kept: dict[str, set[str]]
+    losses: dict[str, dict[str, int]]
+    first_draft: list[float]
+    reward_look: RewardLook | None
+    prompt_history: list[Row]
+    policy_history: list[Row]
+    guiding_text: str | None
+    evaluation: list[MetricRow]
+    against_no_rubric: list[MetricRow]
+    token_shares: TokenShares | None
+    judged: dict[str, Judged]
+    test_set: str
+    validation_set: str
+
+    @classmethod
+    def read(cls, run: Run) -> RunFacts:
+        """Reads a run.
+
+        Raises:
+            DataError: A file of the run is damaged; names it.
+        """
+        secrets = secret_values(run.secret_names)
+        files = _Files(run.folder, secrets)
+        variants: list[str] = [
+            name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
+        ]
+        results: dict[str, Row] = {
+            stage: files.json(stage, "result.json") for stage in STAGES if files.has(stage, "result.json")
+        }
+        shares = run.folder / "synthesize" / SHARES_FILE
+        return cls(
+            name=run.name,
+            folder=run.folder,
+            recipe=run.recipe,
+            manifest=Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets)),
+            secrets=secrets,
+            results=results,
+            lost=files.rows("prepare", "lost.jsonl"),
+            candidates={name: list(files.raw("synthesize", f"{name}.candidates.jsonl")) for name in variants},
+            kept={
+                name: {row["key"] for row in files.raw("synthesize", f"{name}.judged.jsonl")}
+                for name in variants
+                if files.has("synthesize", f"{name}.judged.jsonl")
+            },
+            losses=results.get("synthesize", {}).get("numbers", {}).get("losses", {}),
+            first_draft=files.json("warm_up", "influence.json") if files.has("warm_up", "influence.json") else [],
+            reward_look=RewardLook.load(look)
+            if (look := run.folder / "warm_up" / REWARD_LOOK_FILE).is_file()
+            else None,
+            prompt_history=files.rows("optimize_prompt", "history.jsonl"),
+            policy_history=files.rows("train_policy", "history.jsonl"),
+            guiding_text=files.text("optimize_prompt", "guiding_text.txt"),
+            evaluation=files.table("evaluation.json"),
+            against_no_rubric=files.table("evaluate", "against_no_rubric.json"),
+            token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
+            judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
+            test_set=_digest(run.folder / "prepare" / "test.jsonl") if "prepare" in results else "",
+            validation_set=_digest(run.folder / "prepare" / "validation.jsonl") if "prepare" in results else "",
+        )
+
+    def numbers(self, stage: str) -> Row:
+        """The numbers of a stage's result; empty before it has one."""
+        found: Row = self.results.get(stage, {}).get("numbers", {})
+        return found
+
+    @property
+    def influence(self) -> dict[str, list[float]]:
+        """Influence of the valid candidates: the first draft, then a variant each, as far as they are there."""
+        found = {"first_draft": self.first_draft} if self.first_draft else {}
+        for variant, rows in self.candidates.items():
+            values = [row["influence"] for row in rows if row["influence"] is not None]
+            if values:
+                found[variant] = values
+        return found
+
+    def passages(self, wanted: Iterable[str]) -> dict[str, Row]:
+        """The passages of these ids, to be shown."""
+        ids = set(wanted)
+        rows = _Files(self.folder, self.secrets).raw("prepare", "passages.jsonl")
+        return {row["id"]: self.shown(row) for row in rows if row["id"] in ids}
+
+    def shown(self, row: Row) -> Row:
+        """A row without secrets."""
+        clean: Row = redact_tree(row, self.secrets)
+        return clean
+
+
+class _Files:
+    """Reads the files of a run folder; one that is missing is empty."""
+
+    def __init__(self, folder: Path, secrets: list[str]) -> None:
+        self._folder = folder
+        self._secrets = secrets
+
+    def has(self, *parts: str) -> bool:
+        return self._folder.joinpath(*parts).is_file()
+
+    def json(self, *parts: str) -> Any:
+        path = self._folder.joinpath(*parts)
+        try:
+            return redact_tree(json.loads(path.read_text(encoding="utf-8")), self._secrets)
+        except ValueError as error:
+            # Files of the run's root are the last stage's.
+            stage = parts[0] if len(parts) > 1 else STAGES[-1]
+            raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
+
+    def table(self, *parts: str) -> list[MetricRow]:
+        return self.json(*parts) if self.has(*parts) else []
+
+    def rows(self, *parts: str) -> list[Row]:
+        return [redact_tree(row, self._secrets) for row in self.raw(*parts)]
+
+    def raw(self, *parts: str) -> Iterable[Row]:
+        path = self._folder.joinpath(*parts)
+        # Whoever wrote the file may have been killed in the middle of a line.
+        return iter_json(path, tolerate_torn=True) if path.is_file() else ()
+
+    def text(self, *parts: str) -> str | None:
+        path = self._folder.joinpath(*parts)
+        if not path.is_file():
+            return None
+        return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
+
+
+def _judged(rows: Iterable[Row]) -> dict[str, Judged]:
+    """By stage, of the rows that were judged as the last one was (see `optimsyn.reward.judgements.latest_rows`)."""
+    found: dict[str, dict[str, Judged]] = {}
+    latest = ""
+    for row in rows:
+        if "valid" in row:
+            latest = row.get("identity", "")
+            mine = found.setdefault(latest, {})
+            before = mine.get(row.get("source", ""), Judged())
+            mine[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
+    return found.get(latest, {})
+
+
+def _safe(found: TokenShares, secrets: list[str]) -> TokenShares:
+    """Without secrets, also those that are spread over tokens: a pair that holds one loses its pieces."""
+    pairs = []
+    for pair in found.pairs:
+        clean = pair.model_validate(redact_tree(pair.model_dump(mode="json"), secrets))
+        whole = "".join(piece.text for piece in pair.pieces)
+        pairs.append(clean if redact_tree(whole, secrets) == whole else clean.model_copy(update={"pieces": ()}))
+    return found.model_copy(update={"pairs": tuple(pairs), "reason": redact_tree(found.reason, secrets)})
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""

@@ -1,0 +1,135 @@
+"""Which words of an answer teach: each token coloured by its share of the pair's influence.
+
+Read without colour too: a straight line under what helps, a wavy one under what hurts, thicker for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimsyn.base.table import decimals_for, fixed, number
+from optimsyn.influence.attribution.records import PairShares, TokenPiece
+from optimsyn.report.rendering import render
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+# Blue and vermilion of Okabe and Ito, told apart with every common colour blindness, on light and dark ground alike.
+_HELPS, _HURTS = "0,114,178", "213,94,0"
+_STRONGEST = 0.55
+# Weaker shares than this part of the strongest are left plain.
+_PLAIN = 0.04
+_NAMED = 3
+# Momentum's part is told from this part of the influence on; less is rounding.
+_REMAINDER = 0.01
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece as it is shown."""
+
+    text: str
+    style: str
+    title: str
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """One pair as it is shown: its cells, and the pieces with most and least influence in words."""
+
+    shares: PairShares
+    cells: tuple[Cell, ...]
+    helps: tuple[tuple[str, str], ...]
+    hurts: tuple[tuple[str, str], ...]
+    remainder: str
+
+
+class Heatmap:
+    """Pairs with their answers coloured by the influence of each token; shows itself in a notebook.
+
+    Args:
+        pairs: From `optimsyn.influence.attribution.pairs.pair_shares` or a run's `synthesize/token_shares.json`. They
+        share
+            one scale, so that pale pairs are those that teach little.
+        title: Above it.
+
+    Example:
+        >>> Heatmap(pair_shares(scorer, target, pairs))                              # doctest: +SKIP
+    """
+
+    def __init__(self, pairs: Sequence[PairShares], title: str = "") -> None:
+        self.pairs = tuple(pairs)
+        self.title = title
+        shares = [abs(piece.share) for pair in self.pairs for piece in pair.pieces]
+        self.strongest = max(shares, default=0.0)
+        self.decimals = decimals_for(shares)
+
+    @property
+    def rows(self) -> list[HeatRow]:
+        """The pairs, ready to be drawn."""
+        return [self._row(pair) for pair in self.pairs]
+
+    @property
+    def legend(self) -> list[Cell]:
+        """Cells from hurts most to helps most, with their values."""
+        steps = (-1.0, -0.5, 0.0, 0.5, 1.0)
+        shares = [step * self.strongest for step in steps]
+        return [Cell(number(share, 2, sign=bool(share)), self._style(share), "") for share in shares]
+
+    def _row(self, pair: PairShares) -> HeatRow:
+        cells = []
+        for piece in pair.pieces:
+            title = f"{fixed(piece.share, self.decimals, sign=True)}{self._part(piece, pair)}"
+            if len(piece.shares) > 1:
+                title += f", {len(piece.shares)} tokens"
+            cells.append(Cell("⏎ end" if piece.end else piece.text, self._style(piece.share), title))
+        least = _PLAIN * self.strongest
+        ordered = sorted(pair.pieces, key=lambda piece: -piece.share)
+        told = abs(pair.remainder) > _REMAINDER * abs(pair.influence)
+        return HeatRow(
+            shares=pair,
+            cells=tuple(cells),
+            helps=tuple(self._named(piece) for piece in ordered if piece.share > least)[:_NAMED],
+            hurts=tuple(self._named(piece) for piece in reversed(ordered) if piece.share < -least)[:_NAMED],
+            remainder=fixed(pair.remainder, self.decimals, sign=True) if told else "",
+        )
+
+    def _part(self, piece: TokenPiece, pair: PairShares) -> str:
+        if not pair.influence:
+            return ""
+        return f", {piece.share / pair.influence:.0%} of the pair's influence".replace("-", "−")
+
+    def _named(self, piece: TokenPiece) -> tuple[str, str]:
+        text = piece.text.strip()
+        name = "end of the answer" if piece.end else f"“{text}”" if text else "a blank"
+        return name, fixed(piece.share, self.decimals, sign=True)
+
+    def _style(self, share: float) -> str:
+        part = abs(share) / self.strongest if self.strongest else 0.0
+        if part < _PLAIN:
+            return ""
+        color, line = (_HELPS, "solid") if share > 0 else (_HURTS, "wavy")
+        thick = 1 + round(part * 2)
+        return (
+            f"background:rgba({color},{_STRONGEST * part:.2f});text-decoration:underline {line} "
+            f"rgb({color}) {thick}px;text-underline-offset:3px"
+        )
+
+    def _repr_html_(self) -> str:
+        return render("heatmap.html.j2", heatmap=self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        if self.title:
+            yield Text(self.title, style="bold")
+        for pair in self.pairs:
+            line = Text(f"{number(pair.influence, sign=True):>9}  {pair.question} ")
+            for piece in pair.pieces:
+                part = abs(piece.share) / self.strongest if self.strongest else 0.0
+                weight = "bold " if part > 0.5 else ""
+                tone = "" if part < _PLAIN else f"{weight}blue underline" if piece.share > 0 else f"{weight}red"
+                line.append("⏎" if piece.end else piece.text, style=tone)
+            yield line

@@ -1,0 +1,354 @@
+"""Looks at what the stages of a run have left on disk, as tables and pictures for a notebook; nothing is computed anew.
+
+from optimsyn.report import look
+
+look.passages(run)
+look.warm_up_picture(run)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import iter_json, read_jsonl
+from optimsyn.base.labels import metric_label, variant_label
+from optimsyn.base.table import Table, number
+from optimsyn.data.records import Pair, Passage, Question
+from optimsyn.optimize.history import read_history
+from optimsyn.report.plots import differs
+from optimsyn.reward.judgements import Judgement, content_key, latest_rows
+from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.stage_result import StageResult
+
+if TYPE_CHECKING:
+    from optimsyn.report.heatmap import Heatmap
+    from optimsyn.report.plots import Picture
+    from optimsyn.runs.folder import Run
+    from optimsyn.target.warm_up.curve import WarmUpCurve
+
+
+def passages(run: Run, count: int = 1) -> Table:
+    """The first passages, with where in their document they stand."""
+    found = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+    rows = tuple((p.title or p.document_id, f"{p.char_start}–{p.char_end}", p.text) for p in found[:count])
+    note = "text == document.text[from:to], exactly: every pair can be traced to the words that it came from."
+    return Table(_first(count, len(found), "passage"), ("document", "characters", "text"), rows, note=note)
+
+
+def questions(run: Run, count: int = 3) -> Table:
+    """Some validation questions, one a subtask as far as they go; test questions are not shown to anybody."""
+    found = read_jsonl(run.path("prepare", "validation.jsonl"), Question)
+    one_each = {question.subtask: question for question in reversed(found)}
+    picked = [q for q in found if one_each[q.subtask] is q]
+    picked = [*picked, *(q for q in found if q not in picked)][:count]
+    rows = tuple((q.subtask, q.question, q.answer) for q in picked)
+    return Table(_first(count, len(found), "validation question"), ("subtask", "question", "answer"), rows)
+
+
+def prepare_picture(run: Run) -> Picture:
+    """Lengths of the passages, and rows lost."""
+    from optimsyn.report.stage_plots import passages_figure
+
+    words = [len(passage.text.split()) for passage in read_jsonl(run.path("prepare", "passages.jsonl"), Passage)]
+    lost = Counter(row["reason"] for row in iter_json(run.path("prepare", "lost.jsonl")))
+    return passages_figure(words, dict(lost.most_common()), longest=run.recipe.documents.passage_words)
+
+
+def first_draft(run: Run, count: int = 2) -> Table:
+    """The valid pairs of the first draft with the highest and the lowest influence, each with its rubric."""
+    pairs = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
+    influence = _draft_influence(run)
+    titles = _titles(run)
+    order = sorted(range(len(pairs)), key=lambda index: -influence[index])
+    picked = order if len(order) <= count else [*order[: (count + 1) // 2], *order[len(order) - count // 2 :]]
+    rows = tuple(
+        (titles.get(pairs[i].passage_id, ""), _rubric(pairs[i]), _question_and_answer(pairs[i]), number(influence[i]))
+        for i in picked
+    )
+    columns = ("passage", "rubric", "pair", "influence")
+    return Table(f"{len(rows)} of {len(pairs)} first-draft pairs", columns, rows, frozenset({3}))
+
+
+def warm_up_curve(run: Run) -> Picture:
+    """The losses by which the warm-up found its steps, and the learning rates that it tried."""
+    from optimsyn.report.stage_plots import warm_up_curve_figure
+
+    return warm_up_curve_figure(_curve(run))
+
+
+def reward(run: Run) -> RewardLook | Table:
+    """What the run found of its own reward after the warm-up."""
+    path = run.path("warm_up", REWARD_LOOK_FILE)
+    if path.is_file():
+        return RewardLook.load(path)
+    return Table("A look at the reward", ("what", "value"), (("none", "the recipe has reward.look.pairs: 0"),))
+
+
+def warm_up_picture(run: Run) -> Picture:
+    """Loss of the warm-up, and influence of the first draft beside that of no gradient."""
+    from optimsyn.report.stage_plots import warm_up_figure
+
+    losses = _curve(run).losses
+    baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
+    return warm_up_figure(losses, _draft_influence(run), zero_gradient=baseline)
+
+
+def guiding_texts(run: Run) -> Table:
+    """The recipe's guiding text and every other one that was tried, with its reward and what became of it."""
+    history = _history(run, "optimize_prompt")
+    rows = [
+        (str(row["judged"]), row["status"], number(row["score"]), row["guiding_text"])
+        for row in history
+        if row.get("score") is not None
+    ]
+    note = (
+        "A rejected text was judged on its first passages alone, so its reward is not comparable with those of the "
+        "others, only with that of its parent on the same passages."
+    )
+    columns = ("pairs judged so far", "what became of it", "reward", "guiding text")
+    return Table("Guiding texts", columns, tuple(rows), frozenset({0, 2}), note)
+
+
+def prompt_picture(run: Run) -> Picture:
+    """The search for a better guiding text."""
+    from optimsyn.report.stage_plots import prompt_search_figure
+
+    return prompt_search_figure(_history(run, "optimize_prompt"))
+
+
+def policy_groups(run: Run, count: int = 1) -> Table:
+    """Rubrics that GRPO compared for one passage, the pairs they led to, how far each reward is from the mean.
+
+    Groups whose rewards are all alike, which teach nothing, come last.
+    """
+    rows: list[tuple[str, ...]] = []
+    groups = sorted(_groups(run).items(), key=lambda item: -_spread([row.reward for row in item[1]]))
+    for title, members in groups[:count]:
+        mean = sum(row.reward for row in members) / len(members)
+        for row in sorted(members, key=lambda row: -row.reward):
+            asked = row.rubric.question_type if row.rubric is not None else "(not readable)"
+            outcome = _question_and_answer(row.pair) if row.pair is not None else ""
+            failed = "" if row.valid else f"\ninvalid: {', '.join(row.failed)}"
+            # Equal rewards differ from their mean by what is lost in rounding.
+            above = round(row.reward - mean, 9) + 0.0
+            rows.append((title, asked, (outcome + failed).strip(), number(row.reward), number(above, sign=True)))
+    columns = ("passage", "question type of the rubric", "pair", "reward", "above the mean")
+    note = "What is above the mean of its group becomes more likely. Equal rubrics are judged once."
+    shown = min(count, len(groups))
+    title = f"{shown} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
+    return Table(title, columns, tuple(rows), frozenset({3, 4}), note)
+
+
+def policy_picture(run: Run) -> Picture:
+    """Rewards within the groups, mean reward over the steps, distance from the untrained model."""
+    from optimsyn.report.stage_plots import policy_figure
+
+    groups = {title: [(row.reward, row.valid) for row in members] for title, members in _groups(run).items()}
+    return policy_figure(_history(run, "train_policy"), groups)
+
+
+def variants_picture(run: Run) -> Picture:
+    """Influence of the valid pairs of each variant."""
+    from optimsyn.report.stage_plots import variants_figure
+
+    influence: dict[str, list[float]] = {
+        variant: [row.influence for row in _candidates(run, variant) if row.influence is not None]
+        for variant in run.recipe.variants
+    }
+    baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
+    return variants_figure(influence, zero_gradient=baseline)
+
+
+def best_and_worst(run: Run, count: int = 1) -> Table:
+    """The valid pairs of highest and of lowest influence over all variants."""
+    rows = [row for variant in run.recipe.variants for row in _candidates(run, variant)]
+    valid = {content_key(row.pair): row for row in rows if row.pair is not None and row.influence is not None}
+    order = sorted(valid.values(), key=lambda row: -(row.influence or 0.0))
+    picked = order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
+    body = tuple(
+        (number(row.influence), variant_label(row.variant), _rubric(row.pair), _question_and_answer(row.pair))
+        for row in picked
+        if row.pair is not None
+    )
+    columns = ("influence", "made with", "rubric", "pair")
+    title = f"Highest and lowest influence of {len(order)} different valid pairs"
+    return Table(title, columns, body, frozenset({0}))
+
+
+def words(run: Run) -> Heatmap:
+    """Which words of the best and the worst pairs bring their influence, as `synthesize` kept it.
+
+    Raises:
+        StageError: The run was made without.
+    """
+    from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
+    from optimsyn.report.heatmap import Heatmap
+
+    path = run.path("synthesize", SHARES_FILE)
+    if not path.is_file():
+        raise StageError(f"{path}: missing; run the stage synthesize again, in a new run")
+    found = TokenShares.read(path)
+    if found.reason:
+        # No reason to stop a run: its pairs are scored and good.
+        return Heatmap((), title=f"No token shares: {found.reason}")
+    return Heatmap(found.pairs, title=f"Best and worst pairs made with the {variant_label(found.variant)}")
+
+
+def dataset(run: Run, count: int = 2) -> Table:
+    """The first rows of the dataset as a model is trained on them, with their lineage."""
+    judged = read_jsonl(run.path("synthesize", f"{run.recipe.dataset_variant}.judged.jsonl"), Judgement)
+    titles = _titles(run)
+    rows = tuple(
+        (
+            _question_and_answer(row.pair),
+            row.pair.quote,
+            f"{titles.get(row.passage_id, row.passage_id)}\ncharacters {row.pair.char_start}–{row.pair.char_end}",
+            row.pair.generator,
+            number(row.influence),
+        )
+        for row in judged[:count]
+        if row.pair is not None
+    )
+    columns = ("pair", "sentence that it rests on", "passage", "generator", "influence")
+    note = f"dataset/train.parquet and train.jsonl: {len(judged)} pairs made with the {_variant(run)}."
+    return Table(_first(count, len(judged), "row") + " of the dataset", columns, rows, frozenset({4}), note)
+
+
+def training_picture(run: Run) -> Picture:
+    """Training loss on the pairs of each variant."""
+    from optimsyn.report.stage_plots import training_figure
+
+    return training_figure(
+        {name: list(iter_json(run.path("fine_tune", name, "history.jsonl"))) for name in run.recipe.variants}
+    )
+
+
+def evaluation(run: Run) -> Table:
+    """Every metric of every variant with its interval and its paired difference to the target as it came."""
+    from optimsyn.base.table import evaluation_table
+
+    return evaluation_table(_evaluation(run), confidence=run.recipe.evaluation.confidence)
+
+
+def against_no_rubric(run: Run) -> Table:
+    """What rubrics are worth: paired differences to the target that learned from as many pairs without one."""
+    rows = json.loads(run.path("evaluate", "against_no_rubric.json").read_text(encoding="utf-8"))
+    body = tuple(
+        (
+            metric_label(row["metric"]),
+            variant_label(row["variant"]),
+            number(row["difference"], sign=True),
+            f"[{number(row['difference_low'], sign=True)}, {number(row['difference_high'], sign=True)}]",
+            "apart" if differs(row) else "not told apart",
+        )
+        for row in rows
+        if row["difference"] is not None
+    )
+    percent = f"{run.recipe.evaluation.confidence:.0%}"
+    note = f"Paired by question; {percent} bootstrap intervals over questions, of one seed of training."
+    columns = ("metric", "variant", "difference to no rubric", percent, "by these questions")
+    return Table("Against pairs without a rubric", columns, body, frozenset({2, 3}), note)
+
+
+def evaluation_picture(run: Run) -> Picture:
+    """The same as a picture."""
+    from optimsyn.report.stage_plots import evaluation_figure
+
+    return evaluation_figure(_evaluation(run), confidence=run.recipe.evaluation.confidence)
+
+
+def judged_pairs(run: Run) -> list[Pair]:
+    """Every different valid pair of a run: first draft, searches and final candidates."""
+    drafts = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
+    judged = [row.pair for row in _ledger(run) if row.valid and row.pair is not None]
+    found = {content_key(pair): pair for pair in [*drafts, *judged]}
+    return list(found.values())
+
+
+class _Row(Judgement):
+    """A line of `rewards.jsonl`: a judgement and its place in the batch that it was scored in."""
+
+    batch_row: int
+    batch_rows: int
+
+
+def _groups(run: Run) -> dict[str, list[_Row]]:
+    """The judgements of each group that GRPO compared, by the title of their passage, in order of judging."""
+    titles = _titles(run)
+    groups: dict[tuple[str, int], list[_Row]] = {}
+    for row in _ledger(run):
+        if row.source == "train_policy":
+            groups.setdefault((row.passage_id, row.seed), []).append(row)
+    named: dict[str, list[_Row]] = {}
+    for (passage_id, seed), members in groups.items():
+        title = titles.get(passage_id) or passage_id
+        named[title if title not in named else f"{title} ({seed})"] = members
+    return named
+
+
+def _ledger(run: Run) -> Iterator[_Row]:
+    """The judgements so far, all by the same scorer and checks; a run without optimisers has none before synthesis."""
+    return map(_Row.model_validate, latest_rows(run.path("rewards.jsonl")))
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
+
+
+def _candidates(run: Run, variant: str) -> list[Judgement]:
+    return read_jsonl(run.path("synthesize", f"{variant}.candidates.jsonl"), Judgement)
+
+
+def _history(run: Run, stage: str) -> list[dict[str, Any]]:
+    return read_history(run.path(stage, "history.jsonl"))
+
+
+def _curve(run: Run) -> WarmUpCurve:
+    from optimsyn.target.warm_up.curve import WarmUpCurve
+
+    file = run.path("warm_up", "checkpoints", "curve.json")
+    if file.is_file():
+        return WarmUpCurve.load(file)
+    # A run of an older version, whose number of steps was always given.
+    steps = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(file.parent.glob("step-*/checkpoint.json"))
+    ]
+    losses = tuple(loss for step in steps for loss in step["losses"])
+    return WarmUpCurve(steps[-1].get("lr", 0.0), len(losses), "given", "", "", losses)
+
+
+def _draft_influence(run: Run) -> list[float]:
+    return [float(value) for value in json.loads(run.path("warm_up", "influence.json").read_text(encoding="utf-8"))]
+
+
+def _evaluation(run: Run) -> Any:
+    return json.loads(run.path("evaluation.json").read_text(encoding="utf-8"))
+
+
+def _titles(run: Run) -> dict[str, str]:
+    found: Iterable[Passage] = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+    return {passage.id: passage.title for passage in found}
+
+
+def _rubric(pair: Pair) -> str:
+    from optimsyn.programs.rubric import rubric_text
+
+    return rubric_text(pair.rubric) if pair.rubric is not None else "(none)"
+
+
+def _question_and_answer(pair: Pair) -> str:
+    options = "" if pair.choices is None else f"\n({' · '.join(pair.choices)})"
+    return f"Q: {pair.question}{options}\nA: {pair.answer}"
+
+
+def _variant(run: Run) -> str:
+    return variant_label(run.recipe.dataset_variant)
+
+
+def _first(count: int, total: int, what: str) -> str:
+    shown = min(count, total)
+    return f"{shown} of {total} {what}{'s' if total != 1 else ''}"

@@ -1,0 +1,178 @@
+"""The best and the worst pairs of a run as cards: question, answer, rubric, passage, checks and influence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optimsyn.base.files import iter_json
+from optimsyn.influence.attribution.records import PairShares
+from optimsyn.report.facts import Row, RunFacts
+from optimsyn.report.heatmap import Heatmap, HeatRow
+from optimsyn.report.rendering import cut
+
+_SHOWN = 3
+_EXCERPT = 700
+_INVALID = 4
+_RUBRIC = {
+    "question_type": "Question type",
+    "question_quality": "Question",
+    "answer_quality": "Answer",
+    "alignment": "Alignment",
+    "trainability": "Trainability",
+}
+
+
+@dataclass(frozen=True)
+class PairCard:
+    """One pair as it is shown.
+
+    Attributes:
+        place: `Best 1`, `Worst 1` …
+        pair: The pair's fields.
+        influence: Of the pair.
+        subtasks: Influence by subtask, most first; empty when there is one.
+        heat: Its token shares, where they were kept.
+        excerpt: Its passage around the sentence that the answer rests on: before it, the sentence, after it.
+        source: Where the passage is from.
+        rubric: What each part of the rubric says.
+        kept: What became of it; "" when nothing was decided yet.
+    """
+
+    place: str
+    pair: Row
+    influence: float
+    subtasks: tuple[tuple[str, float], ...]
+    heat: HeatRow | None
+    excerpt: tuple[str, str, str]
+    source: str
+    rubric: tuple[tuple[str, str], ...]
+    kept: str
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """What the section on pairs shows.
+
+    Attributes:
+        variant: Whose pairs.
+        cards: The best, then the worst.
+        heatmap: For its legend; None without token shares.
+        no_shares: Why there are no token shares; "" when there are, or none were asked for.
+        invalid: Examples of candidates that failed a check: the check, how many failed it, the row.
+    """
+
+    variant: str
+    cards: tuple[PairCard, ...]
+    heatmap: Heatmap | None
+    no_shares: str
+    invalid: tuple[tuple[str, int, Row], ...]
+
+
+def extremes(facts: RunFacts) -> Extremes | None:
+    """The pairs worth looking at of what is there so far; None before the first pair was scored."""
+    variant: str = facts.recipe.dataset_variant
+    if variant not in facts.candidates:
+        variant = next(reversed(facts.candidates), "first_draft")
+    rows = facts.candidates[variant] if variant in facts.candidates else _first_draft(facts)
+    valid = _unlike([row for row in rows if row["valid"] and row["influence"] is not None])
+    if not valid:
+        return None
+    shares = facts.token_shares if facts.token_shares and facts.token_shares.variant == variant else None
+    by_id = {pair.id: pair for pair in shares.pairs} if shares else {}
+    few = len(valid) <= 2 * _SHOWN
+    best = valid[: (len(valid) + 1) // 2] if few else valid[:_SHOWN]
+    worst = valid[len(best) :] if few else valid[-_SHOWN:]
+    shown = [*best, *worst]
+    found = [by_id[row["pair"]["id"]] for row in shown if row["pair"]["id"] in by_id]
+    heatmap = Heatmap(found) if any(pair.pieces for pair in found) else None
+    passages = facts.passages(row["pair"]["passage_id"] for row in shown)
+    cards = []
+    for place, row in enumerate(shown):
+        name = f"Best {place + 1}" if place < len(best) else f"Worst {len(shown) - place}"
+        clean = facts.shown(row)
+        heat = _heat(heatmap, by_id.get(row["pair"]["id"]))
+        cards.append(_card(name, clean, passages.get(row["pair"]["passage_id"]), heat, _kept(facts, variant, row)))
+    return Extremes(variant, tuple(cards), heatmap, shares.reason if shares else "", _invalid(facts, rows))
+
+
+def _first_draft(facts: RunFacts) -> list[Row]:
+    """First-draft pairs in the form of judgements; they and their influences are kept in the same order."""
+    path = facts.folder / "warm_up" / "pairs.jsonl"
+    if not path.is_file() or not facts.first_draft:
+        return []
+    pairs = list(iter_json(path))
+    if len(pairs) != len(facts.first_draft):
+        return []
+    return [
+        {"pair": pair, "influence": influence, "by_subtask": {}, "valid": True, "failed": [], "reasons": {}, "key": ""}
+        for pair, influence in zip(pairs, facts.first_draft, strict=True)
+    ]
+
+
+def _unlike(rows: Sequence[Row]) -> list[Row]:
+    """The rows by influence, highest first, each question once."""
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: -row["influence"]):
+        found.setdefault(" ".join(row["pair"]["question"].lower().split()), row)
+    return list(found.values())
+
+
+def _heat(heatmap: Heatmap | None, shares: PairShares | None) -> HeatRow | None:
+    if heatmap is None or shares is None or not shares.pieces:
+        return None
+    return next(row for row in heatmap.rows if row.shares.id == shares.id)
+
+
+def _kept(facts: RunFacts, variant: str, row: Row) -> str:
+    if variant not in facts.kept:
+        return ""
+    return "in the dataset" if row["key"] in facts.kept[variant] else "not selected"
+
+
+def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: str) -> PairCard:
+    pair = row["pair"]
+    subtasks = sorted(row["by_subtask"].items(), key=lambda item: -item[1])
+    rubric: dict[str, Any] = pair.get("rubric") or {}
+    source = ""
+    if passage is not None:
+        title = passage.get("title") or passage.get("document_id") or passage["id"]
+        source = f"{title}, characters {pair.get('char_start', 0):,} to {pair.get('char_end', 0):,}"
+    return PairCard(
+        place=name,
+        pair=pair,
+        influence=row["influence"],
+        subtasks=tuple(subtasks) if len(subtasks) > 1 else (),
+        heat=heat,
+        excerpt=_excerpt(passage["text"], pair.get("quote", "")) if passage is not None else ("", "", ""),
+        source=source,
+        rubric=tuple((label, rubric[key]) for key, label in _RUBRIC.items() if rubric.get(key)),
+        kept=kept,
+    )
+
+
+def _excerpt(text: str, quote: str) -> tuple[str, str, str]:
+    """At most so many letters of a passage, around its quote."""
+    start = text.find(quote) if quote else -1
+    if start < 0:
+        return cut(text, _EXCERPT), "", ""
+    end = start + len(quote)
+    room = max(0, _EXCERPT - len(quote)) // 2
+    before, after = text[max(0, start - room) : start], text[end : end + room]
+    # Cut between words, where there are any.
+    if start > room:
+        before = "…" + (before.partition(" ")[2] or before)
+    if end + room < len(text):
+        after = (after.rpartition(" ")[0] or after) + "…"
+    return before, quote, after
+
+
+def _invalid(facts: RunFacts, rows: Sequence[Row]) -> tuple[tuple[str, int, Row], ...]:
+    counts = Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
+    found = []
+    for name, count in counts.most_common(_INVALID):
+        example = next(row for row in rows if not row["valid"] and row["failed"] and row["failed"][0] == name)
+        found.append((name, count, facts.shown(example)))
+    return tuple(found)

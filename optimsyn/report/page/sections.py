@@ -1,0 +1,302 @@
+"""What each section of a report shows, made of the facts of a run; how it looks is in `templates/report.html.j2`."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optimsyn.base.labels import SELECTION_LABELS, metric_label, outcome_table, run_notes, variant_label
+from optimsyn.base.table import decimals_for, fixed, number
+from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
+from optimsyn.report.facts import Row, RunFacts
+from optimsyn.report.page.forecast import foreseen_rows
+from optimsyn.report.page.pairs import extremes
+from optimsyn.report.page.verdict import verdict
+from optimsyn.report.plots import differs
+from optimsyn.report.summary import duration
+from optimsyn.report.word_diff import word_diff
+from optimsyn.reward.look.table import reward_look_rows
+from optimsyn.runs.manifest import StageRecord
+from optimsyn.runs.outcomes import judgement, run_state, stage_outcome
+
+_REASONS = 12
+_FILES = (
+    ("dataset/README.md", "dataset card"),
+    ("dataset/train.parquet", "dataset, Parquet with lineage"),
+    ("dataset/train.jsonl", "dataset, chat JSON lines"),
+    ("evaluation.json", "evaluation"),
+    ("summary.json", "summary"),
+    ("rewards.jsonl", "every judged pair"),
+    ("recipe.yaml", "recipe"),
+    ("manifest.json", "manifest"),
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What became of a variant's candidates: parts of a bar, each with a name, a tone and a count."""
+
+    variant: str
+    candidates: int
+    parts: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One metric of the evaluation: its rows, each with the row against pairs without a rubric where there is one."""
+
+    label: str
+    questions: int
+    rows: tuple[tuple[Mapping[str, Any], Mapping[str, Any] | None, str, str], ...]
+
+
+def context_of(facts: RunFacts) -> dict[str, Any]:
+    """Everything that the template names."""
+    state = run_state(facts.manifest)
+    return {
+        "facts": facts,
+        "recipe": facts.recipe,
+        "state": state,
+        "verdict": verdict(facts, state),
+        "tiles": _tiles(facts),
+        "came_in": facts.results.get("prepare", {}).get("rows", []),
+        "lost": _lost(facts.lost),
+        "bars": _bars(facts),
+        "failed_checks": _failed_checks(facts),
+        "look": facts.reward_look,
+        "look_rows": reward_look_rows(facts.reward_look) if facts.reward_look is not None else (),
+        "influence": _influence(facts),
+        "influence_rows": _influence_rows(facts),
+        "decimals": _decimals(facts),
+        "rewards": [
+            chart for chart in (prompt_chart(facts.prompt_history), policy_chart(facts.policy_history)) if chart
+        ],
+        "guiding": _guiding(facts),
+        "pairs": extremes(facts),
+        "metrics": _metrics(facts),
+        "metric_charts": _metric_charts(facts),
+        "stages": [(record, _outcome(facts, record)) for record in facts.manifest.stages],
+        "totals": _totals(facts),
+        "replies": outcome_table(facts.manifest.outcomes)[1],
+        "reply_columns": outcome_table(facts.manifest.outcomes)[0],
+        "foreseen": foreseen_rows(facts.manifest),
+        "facts_of_run": _facts_of_run(facts),
+        "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
+        "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
+        "recipe_yaml": facts.recipe.to_yaml(),
+        "notes": _notes(facts),
+    }
+
+
+def _decimals(facts: RunFacts) -> int:
+    return decimals_for(value for values in facts.influence.values() for value in values)
+
+
+def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
+    """The few numbers that a person looks for first: value, what it is, more."""
+    tiles = []
+    prepared, made = facts.numbers("prepare"), facts.numbers("synthesize")
+    if prepared:
+        more = f"from {prepared['documents']:,} documents"
+        tiles.append((f"{prepared['passages']:,}", "passages", more))
+    if made:
+        tiles.append((f"{made['pairs']:,}", "pairs in the dataset", variant_label(made["dataset"])))
+    influence, decimals = facts.influence, _decimals(facts)
+    variant = made.get("dataset", facts.recipe.dataset_variant)
+    if variant in influence:
+        before = ""
+        if facts.first_draft:
+            before = f"first draft: {fixed(statistics.median(facts.first_draft), decimals)}"
+        tiles.append((fixed(statistics.median(influence[variant]), decimals), "median influence", before))
+    for row in facts.evaluation:
+        if row["variant"] == variant and row["difference"] is not None:
+            more = f"{judgement(row)}, {row['n']} test questions"
+            tiles.append((number(row["difference"], sign=True), f"change of {metric_label(row['metric'])}", more))
+            break
+    seconds = [record.seconds for record in facts.manifest.stages if record.seconds is not None]
+    if seconds:
+        tiles.append((duration(sum(seconds)), "in all stages", ""))
+    cost = facts.manifest.cost
+    if cost.replies:
+        tokens = cost.input_tokens + cost.output_tokens
+        tiles.append((cost.usd(), "spent", f"{cost.replies:,} replies, {tokens:,} tokens"))
+    return tiles
+
+
+def _lost(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
+    """Rows lost before synthesis by stage and reason, most frequent first within a stage."""
+    counts = Counter((row["stage"], row["reason"]) for row in rows)
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    ordered = sorted(counts.items(), key=lambda item: (stages.index(item[0][0]), -item[1], item[0][1]))
+    found = [(stage, reason, count) for (stage, reason), count in ordered[:_REASONS]]
+    rest = sum(count for _, count in ordered[_REASONS:])
+    return [*found, ("", f"{len(ordered) - _REASONS} further reasons", rest)] if rest else found
+
+
+def _bars(facts: RunFacts) -> list[Bar]:
+    bars = []
+    draft = facts.numbers("warm_up")
+    if draft:
+        parts = [
+            ("valid", "kept", draft["valid"]),
+            ("failed a check", "invalid", draft["first_draft"] - draft["valid"]),
+        ]
+        bars.append(Bar("first_draft", draft["first_draft"], tuple(part for part in parts if part[2])))
+    for variant, rows in facts.candidates.items():
+        counts = facts.losses.get(variant)
+        if counts is None:
+            valid = sum(row["valid"] for row in rows)
+            missing = sum(row.get("unjudged") is not None for row in rows)
+            parts = [
+                ("valid", "kept", valid),
+                ("failed a check", "invalid", len(rows) - valid - missing),
+                ("not judged", "left", missing),
+            ]
+        else:
+            parts = [
+                ("kept", "kept", counts["kept"]),
+                ("not selected", "left", counts["not selected"]),
+                ("repeated another", "repeated", counts["duplicate"]),
+                ("failed a check", "invalid", counts["invalid"]),
+                ("not judged", "left", counts.get("not judged", 0)),
+            ]
+        bars.append(Bar(variant, len(rows), tuple(part for part in parts if part[2])))
+    return bars
+
+
+def _failed_checks(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Variants, and for each failed check how many candidates of each variant failed it first."""
+    found: dict[str, Counter[str]] = {
+        variant: Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
+        for variant, rows in facts.candidates.items()
+    }
+    draft = facts.numbers("warm_up").get("lost")
+    if draft:
+        found = {"first_draft": Counter(draft), **found}
+    total: Counter[str] = sum(found.values(), Counter())
+    return list(found), [(name, [counts[name] for counts in found.values()]) for name, _ in total.most_common()]
+
+
+def _kept_influence(facts: RunFacts) -> dict[str, list[float]]:
+    found = {}
+    for variant, keys in facts.kept.items():
+        values = [row["influence"] for row in facts.candidates[variant] if row["key"] in keys]
+        if values:
+            found[variant] = values
+    return found
+
+
+def _influence(facts: RunFacts) -> Chart | None:
+    influence = facts.influence
+    if not influence:
+        return None
+    return influence_chart(influence, zero_gradient=facts.numbers("warm_up").get("zero_gradient_baseline"))
+
+
+def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:
+    """For each variant: valid pairs; median, mean, highest; median of those kept."""
+    kept = _kept_influence(facts)
+    return [
+        (
+            variant,
+            len(values),
+            [statistics.median(values), statistics.fmean(values), max(values)],
+            statistics.median(kept[variant]) if variant in kept else None,
+        )
+        for variant, values in facts.influence.items()
+    ]
+
+
+def _guiding(facts: RunFacts) -> dict[str, Any] | None:
+    """The guiding text before and after; None while there is no after."""
+    numbers = facts.numbers("optimize_prompt")
+    if not facts.recipe.optimizers.prompt.enabled or facts.guiding_text is None:
+        return None
+    before = " ".join(facts.recipe.guiding_text.split())
+    after = " ".join(facts.guiding_text.split())
+    return {"before": before, "after": after, "parts": word_diff(before, after), "numbers": numbers}
+
+
+def _metrics(facts: RunFacts) -> list[MetricTable]:
+    against = {(row["variant"], row["metric"]): row for row in facts.against_no_rubric if row["difference"] is not None}
+    tables = []
+    for metric in dict.fromkeys(row["metric"] for row in facts.evaluation):
+        rows = [row for row in facts.evaluation if row["metric"] == metric]
+        shown = []
+        for row in rows:
+            other = against.get((row["variant"], metric))
+            shown.append((row, other, judgement(row), judgement(other) if other else ""))
+        tables.append(MetricTable(metric_label(metric), max(row["n"] for row in rows), tuple(shown)))
+    return tables
+
+
+def _metric_charts(facts: RunFacts) -> list[Chart]:
+    metrics = dict.fromkeys(row["metric"] for row in facts.evaluation)
+    return [interval_chart(metric, [row for row in facts.evaluation if row["metric"] == metric]) for metric in metrics]
+
+
+def _outcome(facts: RunFacts, record: StageRecord) -> str:
+    if record.status == "pending":
+        return ""
+    if record.status != "finished":
+        return (record.error or "").split("\n")[0]
+    if record.name == "evaluate" and facts.evaluation:
+        variants = len({row["variant"] for row in facts.evaluation})
+        told = sum(differs(row) for row in facts.evaluation)
+        questions = max(row["n"] for row in facts.evaluation)
+        return f"{variants} targets on {questions:,} test questions, {told} clear differences"
+    return stage_outcome(record.name, facts.numbers(record.name))
+
+
+def _notes(facts: RunFacts) -> list[str]:
+    """Notes of the stages, and about services; what evaluate says is said below its table."""
+    said = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.get("notes", [])]
+    return said + [
+        f"{note[:1].upper()}{note[1:]}." for note in run_notes(facts.manifest.services, facts.manifest.outcomes)
+    ]
+
+
+def _totals(facts: RunFacts) -> dict[str, Any]:
+    stages = facts.manifest.stages
+    peaks = [record.peak_memory_bytes for record in stages if record.peak_memory_bytes is not None]
+    return {
+        "seconds": sum(record.seconds or 0.0 for record in stages),
+        "peak": max(peaks, default=None),
+        "by_stage": any(record.cost.replies for record in stages),
+        "cost": facts.manifest.cost,
+    }
+
+
+def _looked(facts: RunFacts) -> str:
+    if facts.recipe.reward.look.pairs == 0:
+        return "none: the recipe has reward.look.pairs: 0"
+    return "not yet" if facts.reward_look is None else facts.reward_look.verdict
+
+
+def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
+    recipe, manifest = facts.recipe, facts.manifest
+    models = recipe.models
+    roles = {"Generator": models.generator, "Rubric model": models.rubric, "Target": models.target}
+    if models.reflection is not None:
+        roles["Reflection"] = models.reflection
+    return [
+        ("Recipe", recipe.name),
+        ("Fingerprint", manifest.fingerprint),
+        ("Seeds", ", ".join(f"{name} {seed}" for name, seed in manifest.seeds.items())),
+        ("Created", manifest.created.replace("T", " ").replace("+00:00", " UTC")),
+        *((role, f"{spec.name}@{spec.revision}" if spec.revision else spec.name) for role, spec in roles.items()),
+        (
+            "Influence",
+            f"{recipe.influence.estimator}, {recipe.influence.normalization}, method {recipe.influence.method}, "
+            f"{recipe.influence.across_subtasks} across subtasks",
+        ),
+        ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
+        ("A look at the reward", _looked(facts)),
+        (
+            "Selection",
+            f"{recipe.synthesis.pairs:,} pairs a variant by {SELECTION_LABELS[recipe.synthesis.select]}",
+        ),
+    ]

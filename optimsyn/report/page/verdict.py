@@ -1,0 +1,220 @@
+"""What a run came to, in sentences that claim no more than its numbers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimsyn.base.labels import METRIC_LABELS, variant_label
+from optimsyn.base.table import number
+from optimsyn.report.rendering import interval
+from optimsyn.runs.outcomes import RunState, commands, judgement
+from optimsyn.training.intervals import UNTUNED
+
+if TYPE_CHECKING:
+    from optimsyn.report.facts import RunFacts
+    from optimsyn.training.intervals import MetricRow
+
+_FEW_QUESTIONS = 200
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where and why a run stopped.
+
+    Attributes:
+        place: Stage, and the cell of its notebook where one is known.
+        reason: The error.
+        source: The cell's code, "" when unknown.
+        notebook: Path of the executed notebook in the run, "" when there is none.
+    """
+
+    place: str
+    reason: str
+    source: str
+    notebook: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The top of a report.
+
+    Attributes:
+        badge: One word.
+        badge_tone: good, bad or open; colours the badge.
+        tone: The same for the whole: a finished run may have made a target worse.
+        headline: The one sentence.
+        sentences: Further results.
+        cannot: What these numbers do not say.
+        failure: For a run that stopped on the way.
+        commands: What to type to go on: what it does, and the command.
+    """
+
+    badge: str
+    badge_tone: str
+    tone: str
+    headline: str
+    sentences: tuple[str, ...]
+    cannot: tuple[str, ...]
+    failure: Failure | None
+    commands: tuple[tuple[str, str], ...]
+
+
+def verdict(facts: RunFacts, state: RunState) -> Verdict:
+    """The verdict on a run, whatever state it is in."""
+    if state.kind == "finished":
+        tone, headline, sentences = _result(facts)
+        sentences = (*_on_the_reward(facts), *sentences)
+        return Verdict("finished", "good", tone, headline, sentences, _cannot(facts), None, ())
+    typed = commands(facts.folder)
+    going_on = [("Continue; what is finished is not repeated, and no reply is bought twice", typed["continue"])]
+    if state.kind in ("failed", "interrupted"):
+        going_on.append(("Or step on by hand in JupyterLab, where it stopped", typed["open"]))
+    headline = {
+        "failed": f"It failed in {state.place}.",
+        "interrupted": f"It was interrupted in {state.place}.",
+        "running": f"It was still running when this page was written: {state.place}.",
+        "unfinished": f"It stopped before {state.waiting[0]}; what was done until then is finished.",
+        "new": "No stage has run yet.",
+    }[state.kind]
+    tone = "bad" if state.kind == "failed" else "open"
+    return Verdict(
+        badge={"new": "not started"}.get(state.kind, state.kind),
+        badge_tone=tone,
+        tone=tone,
+        headline=headline,
+        sentences=(*_on_the_reward(facts), *_so_far(facts)),
+        cannot=("What the pairs are worth: no target has been fine-tuned and evaluated on all of them yet.",),
+        failure=_failure(facts, state),
+        commands=() if state.kind == "running" else tuple(going_on),
+    )
+
+
+def _failure(facts: RunFacts, state: RunState) -> Failure | None:
+    record = state.record
+    if record is None or state.kind == "running":
+        return None
+    place, source, reason = state.place, "", record.error or "no reason was recorded"
+    if record.failure is not None:
+        source = record.failure.source or ""
+        if record.failure.cell is not None:
+            place += f", cell [{record.failure.cell}]"
+        reason = f"{record.failure.kind}: {record.failure.reason}"
+    found = sorted((facts.folder / "notebooks").glob(f"*_{record.name}.ipynb"))
+    return Failure(place, reason, source, f"notebooks/{found[0].name}" if found else "")
+
+
+def _on_the_reward(facts: RunFacts) -> list[str]:
+    """What the run found of its own reward, as far as one must know it to read anything else."""
+    look = facts.reward_look
+    if look is None or look.verdict not in ("noise", "doubtful"):
+        return []
+    found = look.sentence
+    if look.verdict == "noise" and facts.recipe.reward.on_noise == "warn":
+        found += (
+            " The recipe has reward.on_noise: warn, so the run went on; whatever was chosen by reward was drawn by lot."
+        )
+    return [found]
+
+
+def _so_far(facts: RunFacts) -> tuple[str, ...]:
+    found = []
+    for stage, judged in facts.judged.items():
+        found.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
+    return tuple(found)
+
+
+def _of(rows: Sequence[MetricRow], variant: str) -> list[MetricRow]:
+    return [row for row in rows if row["variant"] == variant]
+
+
+def _metric(row: MetricRow) -> str:
+    return METRIC_LABELS.get(row["metric"], row["metric"].replace("_", " "))
+
+
+def _change(row: MetricRow) -> str:
+    """A paired difference with its interval, which no line break tears apart."""
+    return interval(row, difference=True)
+
+
+def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
+    """Tone, headline and further sentences of a finished run."""
+    numbers = facts.numbers("synthesize")
+    variant = numbers.get("dataset", facts.recipe.dataset_variant)
+    rows = _of(facts.evaluation, variant)
+    if not rows:
+        return "open", "Every stage has finished, but there is no evaluation of the dataset.", ()
+    questions = max(row["n"] for row in rows)
+    pairs = f"{numbers['pairs']:,} pairs" if "pairs" in numbers else "pairs"
+    first, *others = rows
+    told = judgement(first)
+    words = {
+        "better": f"Fine-tuning on the dataset's {pairs} improved the target",
+        "worse": f"Fine-tuning on the dataset's {pairs} made the target worse",
+        "not told apart": f"Fine-tuning on the dataset's {pairs} made no difference that {questions} questions show",
+    }
+    headline = f"{words.get(told, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
+    sentences = [f"The dataset is that of the {variant_label(variant)}; changes are against the target as it came."]
+    if others:
+        listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in others)
+        sentences.append(f"{listed[:1].upper()}{listed[1:]}.")
+    sentences += _without_rubric(facts, variant)
+    return {"better": "good", "worse": "bad"}.get(told, "open"), headline, tuple(sentences)
+
+
+def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
+    """What as many pairs without a rubric did: without it, an improvement may look like the rubrics' doing."""
+    plain = _of(facts.evaluation, "no_rubric")
+    if variant == "no_rubric" or not plain:
+        return []
+    listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in plain if judgement(row))
+    found = [f"As many pairs written without a rubric: {listed}."]
+    against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
+    if against:
+        listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
+        found.append(f"The dataset against those: {listed}.")
+    return found
+
+
+def _cannot(facts: RunFacts) -> tuple[str, ...]:
+    variant = facts.numbers("synthesize").get("dataset", facts.recipe.dataset_variant)
+    found = []
+    unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
+    if unclear:
+        names = " and ".join(_metric(row) for row in unclear)
+        found.append(f"Whether the dataset changed {names}: the interval of the paired difference holds 0.")
+    against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
+    if against and all(judgement(row) == "not told apart" for row in against):
+        found.append("Whether rubrics helped: no difference to pairs written without one leaves out 0.")
+    elif not against and variant != "no_rubric":
+        found.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
+    found.append(
+        f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
+        "everything else."
+    )
+    # A width of 0 (no answer changed) says nothing about what could have been seen.
+    wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row))]
+    if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
+        limits = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
+        found.append(f"Effects smaller than about {limits}: {wide[0][0]['n']} test questions cannot show them.")
+    prompt = facts.numbers("optimize_prompt")
+    if prompt.get("changed"):
+        found.append(
+            "How much better the new guiding text is: it was chosen by its reward on "
+            f"{facts.recipe.optimizers.prompt.passages} passages, and measured on the same ones."
+        )
+    found.append(
+        "Whether a pair is true: the checks are rules, no person has read the pairs, and influence says what helps "
+        "this target with these validation questions."
+    )
+    if facts.recipe.models.generator.provider == "embedded":
+        found.append("What a real generator would give: these pairs were written by the small embedded model.")
+    return tuple(found)
+
+
+def _half_width(row: MetricRow) -> float | None:
+    low, high = row["difference_low"], row["difference_high"]
+    if row["variant"] == UNTUNED or low is None or high is None:
+        return None
+    return (high - low) / 2

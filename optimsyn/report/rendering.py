@@ -1,0 +1,96 @@
+"""Turns templates of this package into HTML: everything is escaped, and no secret gets through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
+from optimsyn.base.secrets.redaction import redact_tree
+from optimsyn.base.table import fixed, number
+from optimsyn.report.summary import duration
+from optimsyn.runs.outcomes import STAGE_LABELS, judgement
+
+_TEMPLATES = Path(__file__).parent / "templates"
+# A blank at which no line is broken.
+_JOINT = "\u00a0"
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
+    """Fills a template.
+
+    Args:
+        template: Name of a file in `templates/`.
+        secrets: Values that must not be shown, whoever wrote them.
+        context: What the template names.
+
+    Returns:
+        HTML; every value is escaped where it is put in.
+    """
+    hidden = list(secrets)
+    environment = _environment().overlay(finalize=lambda value: _shown(value, hidden))
+    return environment.get_template(template).render(**context)
+
+
+def _shown(value: Any, secrets: list[str]) -> Any:
+    # Markup was put together from values that went through here themselves.
+    return redact_tree(value, secrets) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "bytes": byte_size,
+        "count": lambda value: f"{value:,}",
+        "duration": duration,
+        "fixed": fixed,
+        "interval": interval,
+        "judgement": judgement,
+        "metric": metric_label,
+        "number": number,
+        "stage": lambda name: STAGE_LABELS.get(name, name),
+        "variant": variant_label,
+        "cut": cut,
+    }
+    environment.globals |= {"variant_colors": VARIANT_COLORS, "variant_color": variant_color}
+    return environment
+
+
+def interval(row: Mapping[str, Any], *, difference: bool = False) -> str:
+    """A value with its interval, or the paired difference with its own, as one unbroken word; a dash for none."""
+    keys = ("difference", "difference_low", "difference_high") if difference else ("value", "low", "high")
+    value, low, high = (row[key] for key in keys)
+    if value is None:
+        return "–"
+    plus = "+" if difference else ""
+    text = f"{value:{plus}.3f}"
+    if low is not None and high is not None:
+        text += f"{_JOINT}[{low:{plus}.3f},{_JOINT}{high:{plus}.3f}]"
+    return text.replace("-", "−")
+
+
+def byte_size(count: float) -> str:
+    """Bytes for people: `812 MB`, `1.4 GB`."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit + 1 < len(_UNITS):
+        size, unit = size / 1000, unit + 1
+    return f"{size:.1f} {_UNITS[unit]}" if size < 9.95 and unit else f"{size:.0f} {_UNITS[unit]}"
+
+
+def cut(text: str, limit: int) -> str:
+    """A text of at most so many letters, with an ellipsis where it was longer."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -1,0 +1,359 @@
+"""One picture for each stage of a run, drawn from plain numbers; `optimsyn.report.look` reads them from a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.labels import variant_color, variant_label
+from optimsyn.report.plots import (
+    GRID,
+    INK,
+    STYLE,
+    Picture,
+    differs,
+    draw_influence,
+    draw_metric,
+    draw_policy,
+    draw_prompt,
+    picture,
+    round_ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from optimsyn.target.warm_up.curve import WarmUpCurve
+    from optimsyn.training.intervals import MetricRow
+
+_WIDTH = 9.2
+_BLUE, _RED = "#2F6DA8", "#B4462F"
+# A question of influence has two sides: what helps is blue, what hurts is red, in every picture.
+DIVERGING = "RdBu"
+
+
+@contextmanager
+def drawing(height: float, *, width: float = _WIDTH) -> Iterator[Figure]:
+    """A figure of a size in inches under the style of all pictures."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are one long Literal
+        yield Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.04))
+
+
+def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: int) -> Picture:
+    """How long the passages are, and why rows were lost on the way to them.
+
+    Args:
+        words: Number of words of each passage.
+        lost: Reason to number of lost rows.
+        longest: The recipe's longest passage, in words.
+    """
+    with drawing(2.9) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        left.hist(words, bins=min(20, max(5, len(words) // 2)), color=_BLUE, edgecolor="white", linewidth=0.8)
+        left.axvline(longest, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        left.annotate("passage_words ", (longest, 1), xycoords=("data", "axes fraction"), va="top", ha="right")
+        _finish(left, f"{len(words)} passages", "words", "passages", integer=True)
+        if lost:
+            names = sorted(lost, key=lambda name: lost[name])
+            right.barh(names, [lost[name] for name in names], color="#9A6A2F", height=0.6)
+            right.tick_params(axis="y", length=0)
+            right.grid(axis="x", color=GRID, linewidth=0.7)
+        else:
+            _say(right, "no row was lost")
+        _finish(right, "Rows lost, and why", "rows" if lost else "", "", integer=True, grid=False)
+        told = ", ".join(f"{n} {name}" for name, n in lost.items()) or "none"
+        return picture(
+            figure,
+            f"{len(words)} passages of {min(words)} to {max(words)} words, median {statistics.median(words):g}. "
+            f"Rows lost: {told}.",
+        )
+
+
+def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float) -> Picture:
+    """Training loss of the warm-up, and where the influence of the first draft lies beside that of no gradient.
+
+    Args:
+        losses: Loss of each step, in nats.
+        influence: Of the valid pairs of the first draft.
+        zero_gradient: What the estimator gives a sample that teaches nothing.
+    """
+    with drawing(2.9) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot(range(1, len(losses) + 1), losses, color=_BLUE, linewidth=1.8, marker="o", markersize=4)
+        left.xaxis.set_major_locator(round_ticks(integer=True))
+        _finish(left, "Warm-up of the target", "step (each on other pairs)", "training loss, nats")
+        draw_influence(right, {"first_draft": list(influence)}, zero_gradient)
+        right.set_title("Influence of the first draft")
+        return picture(
+            figure,
+            f"Training loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last of {len(losses)}. "
+            f"Influence of {len(influence)} first-draft pairs from {min(influence):.3g} to {max(influence):.3g}, "
+            f"median {statistics.median(influence):.3g}; a zero gradient would score {zero_gradient:.3g}.",
+        )
+
+
+def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
+    """What was looked at while the target warmed up, where the checkpoint is, and the learning rates that were tried.
+
+    Args:
+        curve: As the stage left it.
+    """
+    if not curve.looks:
+        with drawing(2.9, width=7.4) as figure:
+            axes = figure.subplots()
+            axes.plot(range(1, len(curve.losses) + 1), curve.losses, color=_BLUE, linewidth=1.8, marker="o")
+            axes.xaxis.set_major_locator(round_ticks(integer=True))
+            _finish(axes, f"{curve.steps} steps, as given", "step", "training loss, nats")
+            return picture(figure, f"{curve.steps} steps at {curve.lr:.2g}, as given; nothing was looked at.")
+    with drawing(3.3) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(2.2, 1)) if curve.rates else (figure.subplots(), None)
+        steps = range(1, len(curve.losses) + 1)
+        left.plot(steps, curve.losses, color=GRID, linewidth=1.4, label="training, every token", zorder=1)
+        told = []
+        for name, label, color in _WARM_UP_LINES:
+            points = [(look.step, getattr(look, name)) for look in curve.looks if getattr(look, name) is not None]
+            if points:
+                left.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", markersize=4, label=label)
+                told.append(f"{label} {points[0][1]:.2f} to {points[-1][1]:.2f}")
+        left.axvline(curve.steps, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        left.annotate(
+            " checkpoint", (curve.steps, 1), xycoords=("data", "axes fraction"), va="top", ha="right", rotation=90
+        )
+        left.legend(loc="upper right" if curve.steps < 0.6 * curve.looks[-1].step else "best")
+        left.set_ylim(bottom=0)
+        left.xaxis.set_major_locator(round_ticks(integer=True))
+        _finish(left, f"{curve.steps} steps: {curve.stopped}", "step", "loss, nats a token")
+        if right is not None:
+            _draw_rates(right, curve)
+        return picture(
+            figure,
+            f"Warm-up of {curve.steps} steps at {curve.lr:.2g}, {curve.stopped}; losses from the start to the last "
+            f"look: {', '.join(told)}.",
+        )
+
+
+_WARM_UP_LINES = (
+    ("end_loss", "end of an answer (questions)", _BLUE),
+    ("unseen_loss", "content, unseen pairs", _RED),
+    ("question_loss", "content, questions", "#9A6A2F"),
+)
+
+
+def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
+    judged = [rate for rate in curve.rates if rate.judged is not None]
+    for place, rate in enumerate(judged):
+        filled = "white" if rate.dropped else (_BLUE if rate.lr == curve.lr else GRID)
+        axes.bar(place, rate.judged or 0.0, width=0.6, color=filled, edgecolor=_BLUE if not rate.dropped else "#888888")
+    axes.set_xticks(range(len(judged)), [f"{rate.lr:.2g}" for rate in judged])
+    axes.tick_params(axis="x", length=0)
+    _finish(axes, "Rates tried", "learning rate\n(hollow: dropped; blue: chosen)", "loss of end and content, nats")
+
+
+def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
+    """Every guiding text that the search tried, by its reward.
+
+    Args:
+        history: Rows of the prompt optimiser's history: `judged`, `status`, `score`.
+    """
+    tried = [row for row in history if isinstance(row.get("score"), int | float)]
+    with drawing(3.1, width=6.4) as figure:
+        axes = figure.subplots()
+        if not tried:
+            _say(axes, "nothing was tried")
+            return picture(figure, "No guiding text was tried.")
+        draw_prompt(axes, tried)
+        whole = [row["score"] for row in tried if row.get("status") != "rejected"]
+        return picture(
+            figure,
+            f"{len(tried)} guiding texts: reward {whole[0]:.3g} at the start, best {max(whole):.3g}; "
+            f"{len(tried) - len(whole)} were rejected on their first passages.",
+        )
+
+
+def policy_figure(
+    history: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None
+) -> Picture:
+    """GRPO: the rewards that were compared within each group, the mean over the steps, and the distance travelled.
+
+    Args:
+        history: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`, `kl`.
+        groups: Passage of each group -> reward and validity of its pairs.
+    """
+    trained = [row for row in history if isinstance(row.get("reward"), int | float)]
+    with drawing(3.3) as figure:
+        if not trained:
+            _say(figure.subplots(), "no step was made")
+            return picture(figure, "No step of GRPO was made.")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
+        _draw_groups(left, groups or {}, "Groups that were compared")
+        draw_policy(middle, trained)
+        kl = [(row["step"], row["kl"]) for row in trained if row.get("kl") is not None]
+        right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
+        right.xaxis.set_major_locator(round_ticks(integer=True))
+        _finish(right, "Distance travelled", "step", "KL from the untrained model")
+        return picture(
+            figure,
+            f"GRPO over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
+            f"{trained[-1]['reward']:.3g} last; KL at the end {kl[-1][1]:.2g}."
+            if kl
+            else f"GRPO over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
+            f"{trained[-1]['reward']:.3g} last.",
+        )
+
+
+def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]], title: str) -> None:
+    color = variant_color("policy")
+    for place, members in enumerate(groups.values()):
+        for rewards, filled in (
+            ([reward for reward, valid in members if valid], True),
+            ([reward for reward, valid in members if not valid], False),
+        ):
+            # Equal rewards (the penalty of invalid pairs) are spread, so that each can be counted.
+            heights = [place + 0.09 * (index - (len(rewards) - 1) / 2) for index in range(len(rewards))]
+            axes.scatter(
+                rewards,
+                heights,
+                s=30,
+                facecolors=color if filled else "white",
+                edgecolors=color if filled else "#888888",
+                linewidths=1.1,
+                zorder=3,
+            )
+        mean = statistics.fmean(reward for reward, _ in members)
+        axes.plot([mean, mean], [place - 0.33, place + 0.33], color=INK, linewidth=2.0, zorder=2)
+    axes.set_yticks(range(len(groups)), [_short(name) for name in groups])
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(round_ticks())
+    _finish(axes, title, "reward\n(hollow: invalid; black bar: mean)", "", grid=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+
+
+def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
+    """Rewards of some pairs side by side, a line a group; hollow dots are invalid pairs.
+
+    Args:
+        groups: Name -> reward and validity of its pairs.
+    """
+    with drawing(0.55 * len(groups) + 1.2, width=7.4) as figure:
+        _draw_groups(figure.subplots(), groups, "Rewards")
+        told = ", ".join(f"{name} {statistics.fmean(r for r, _ in members):.3g}" for name, members in groups.items())
+        return picture(figure, f"Mean reward: {told}.")
+
+
+def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
+    """What something costs from several services, cheapest first.
+
+    Args:
+        costs: Name -> US dollars.
+        title: What is bought.
+    """
+    ordered = sorted(costs.items(), key=lambda item: item[1])
+    with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:
+        axes = figure.subplots()
+        if not ordered:
+            _say(axes, "no price is known")
+            return picture(figure, "No price is known.")
+        bars = axes.barh([name for name, _ in ordered], [cost for _, cost in ordered], color=_BLUE, height=0.62)
+        axes.bar_label(bars, [f"{cost:.2f}" for _, cost in ordered], padding=4, color=INK, fontsize=9)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.1)
+        _finish(axes, title, "US dollars", "", grid=False)
+        axes.grid(axis="x", color=GRID, linewidth=0.7)
+        told = ", ".join(f"{name} {cost:.2f}" for name, cost in ordered)
+        return picture(figure, f"Cost of {title} in US dollars: {told}.")
+
+
+def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:
+    """The influence of each variant's valid pairs."""
+    shown = {variant: list(values) for variant, values in influence.items() if len(values)}
+    with drawing(max(2.4, 0.5 * len(shown) + 1.3), width=7.4) as figure:
+        axes = figure.subplots()
+        draw_influence(axes, shown, zero_gradient)
+        medians = ", ".join(f"{variant_label(name)} {statistics.median(v):.3g}" for name, v in shown.items())
+        return picture(figure, f"Median influence of the valid pairs: {medians}.")
+
+
+def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Training loss of the target on each variant's pairs.
+
+    Args:
+        histories: Variant -> rows of its history: `step`, `loss`.
+    """
+    with drawing(3.0, width=7.4) as figure:
+        axes = figure.subplots()
+        ends = {}
+        for variant, history in histories.items():
+            rows = [row for row in history if row.get("loss") is not None]
+            axes.plot(
+                [row["step"] for row in rows],
+                [row["loss"] for row in rows],
+                color=variant_color(variant),
+                linewidth=1.8,
+                marker="o" if len(rows) <= 40 else "",
+                markersize=3.5,
+                label=variant_label(variant),
+            )
+            ends[variant] = (rows[0]["loss"], rows[-1]["loss"])
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        axes.xaxis.set_major_locator(round_ticks(integer=True))
+        _finish(axes, "Fine-tuning", "step", "training loss, nats")
+        told = ", ".join(f"{variant_label(name)} {a:.2f} to {b:.2f}" for name, (a, b) in ends.items())
+        return picture(figure, f"Training loss, first to last step: {told}.")
+
+
+def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.95) -> Picture:
+    """Every metric of every variant with its interval.
+
+    Args:
+        evaluation: Rows of `evaluation.json`.
+        confidence: Coverage of the intervals.
+    """
+    metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
+    variants = list(dict.fromkeys(row["variant"] for row in evaluation))
+    with drawing(0.42 * len(variants) + 1.3) as figure:
+        for place, metric in enumerate(metrics):
+            axes = figure.add_subplot(1, len(metrics), place + 1)
+            draw_metric(axes, metric, [row for row in evaluation if row["metric"] == metric], variants, place == 0)
+        note = f"bars: {confidence:.0%} bootstrap intervals over questions"
+        if any(differs(row) for row in evaluation):
+            note += ";  *: the paired difference to the target as it came leaves out 0"
+        figure.supxlabel(note, fontsize=8.5, color=INK)
+        told = "; ".join(
+            f"{metric.replace('_', ' ')}: "
+            + ", ".join(f"{variant_label(r['variant'])} {r['value']:.2f}" for r in evaluation if r["metric"] == metric)
+            for metric in metrics
+        )
+        return picture(figure, f"Evaluation. {told}.")
+
+
+def _finish(axes: Axes, title: str, x: str, y: str, *, integer: bool = False, grid: bool = True) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_axisbelow(True)
+    if integer:
+        (axes.yaxis if grid else axes.xaxis).set_major_locator(round_ticks(integer=True))
+    if grid:
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+
+
+def _say(axes: Axes, text: str) -> None:
+    """A sentence in place of a drawing."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _short(text: str, limit: int = 22) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -1,0 +1,206 @@
+"""The summary of a run: what `summary.json` holds, and how it is shown at the end."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from optimsyn.base.files import write_json
+from optimsyn.base.labels import BESIDES_LABELS, UNREAD
+from optimsyn.base.table import Table, evaluation_table, facts_table, number
+from optimsyn.runs.manifest import dollars
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from optimsyn.report.plots import Picture
+    from optimsyn.runs.folder import Run
+    from optimsyn.training.intervals import MetricRow
+
+SUMMARY_JSON = "summary.json"
+SUMMARY_PNG = "summary.png"
+
+
+class InfluenceSummary(BaseModel):
+    """Influence of one variant's valid pairs."""
+
+    n: int
+    mean: float
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> InfluenceSummary:
+        """Summarises at least one value."""
+        return cls(
+            n=len(values),
+            mean=statistics.fmean(values),
+            median=statistics.median(values),
+            lowest=min(values),
+            highest=max(values),
+        )
+
+
+class Summary(BaseModel):
+    """Everything that a person or a comparison of runs wants to know about a run, in one JSON object.
+
+    Attributes:
+        run: Folder name of the run.
+        recipe: Name of its recipe.
+        fingerprint: Fingerprint of its recipe.
+        dataset_variant: Variant that became the dataset.
+        dataset_pairs: Pairs in it.
+        evaluation: Rows of `evaluation.json`.
+        confidence: Coverage of the intervals in `evaluation`.
+        influence: Influence of the valid pairs, a variant each.
+        zero_gradient: Influence that the estimator gives a sample without any gradient.
+        losses: A variant's candidates by what became of them (`kept`, `invalid: grounded`, `duplicate`, ...).
+        optimization: What the optimisers report (`prompt`, `policy`).
+        stages: The other stages' numbers.
+        cost: Replies, tokens and money.
+        outcomes: What came of the requests, by role; see `optimsyn.runs.manifest.Manifest`.
+        seconds: Wall time of each stage.
+        notes: Sentences that a reader of the numbers must know.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str
+    recipe: str
+    fingerprint: str
+    dataset_variant: str = ""
+    dataset_pairs: int = 0
+    evaluation: list[dict[str, Any]] = Field(default_factory=list)
+    confidence: float = 0.95
+    influence: dict[str, InfluenceSummary] = Field(default_factory=dict)
+    zero_gradient: float | None = None
+    losses: dict[str, dict[str, int]] = Field(default_factory=dict)
+    optimization: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    cost: dict[str, float | int] = Field(default_factory=dict)
+    outcomes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+    def write(self, folder: Path, picture: Picture | None = None) -> None:
+        """Writes `summary.json`, and `summary.png` when there is a picture, each whole or not at all."""
+        write_json(folder / SUMMARY_JSON, self.model_dump(mode="json"))
+        if picture is not None:
+            picture.save(folder / SUMMARY_PNG)
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary:
+        """The summary of a run folder."""
+        return cls.model_validate_json((folder / SUMMARY_JSON).read_text(encoding="utf-8"))
+
+    def tables(self) -> list[Table]:
+        """The tables of the summary, the evaluation first."""
+        found: list[Table] = []
+        if self.evaluation:
+            rows: list[MetricRow] = self.evaluation  # type: ignore[assignment]  # the same keys, read from JSON
+            found.append(evaluation_table(rows, confidence=self.confidence))
+        if self.losses or self.influence:
+            found.append(self._variants())
+        for name, facts in self.optimization.items():
+            found.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
+        if any(counts.get(name) for counts in self.outcomes.values() for name in (*UNREAD, *BESIDES_LABELS)):
+            found.append(self._outcomes())
+        if self.seconds or self.cost:
+            found.append(self._cost())
+        return found
+
+    def _variants(self) -> Table:
+        from optimsyn.base.labels import variant_label
+
+        body, often = [], []
+        for variant in dict.fromkeys([*self.losses, *self.influence]):
+            counts, measured = self.losses.get(variant, {}), self.influence.get(variant)
+            places = ("candidates", "invalid", "duplicate", "not selected", "kept")
+            cells = [str(counts.get(name, "–")) for name in places]
+            body.append((variant_label(variant), *cells, number(measured.median) if measured else "–"))
+            failed = [(name.partition(": ")[2], n) for name, n in counts.items() if ": " in name]
+            worst = sorted((item for item in failed if item[1]), key=lambda item: -item[1])[:3]
+            if worst:
+                often.append(f"{variant_label(variant)}: " + ", ".join(f"{name} {n}" for name, n in worst))
+        notes = ["Median influence of the valid ones."]
+        if often:
+            notes.append(f"Failed checks: {'; '.join(often)}.")
+        if self.zero_gradient is not None:
+            notes.append(f"Influence of a zero gradient: {number(self.zero_gradient)}.")
+        return Table(
+            title="From candidates to pairs",
+            columns=("variant", "written", "invalid", "repeated", "left out", "kept", "influence"),
+            rows=tuple(body),
+            right=frozenset(range(1, 7)),
+            note=" ".join(notes),
+        )
+
+    def _outcomes(self) -> Table:
+        from optimsyn.base.labels import outcome_table
+
+        columns, counted = outcome_table(self.outcomes)
+        rows = tuple((role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in counted)
+        return Table("What came of the requests", ("asked", *columns), rows, frozenset(range(1, len(columns) + 1)))
+
+    def _cost(self) -> Table:
+        body = [(name.replace("_", " "), duration(seconds)) for name, seconds in self.seconds.items()]
+        if len(body) > 1:
+            body.append(("all stages", duration(sum(self.seconds.values()))))
+        paid = {"replies": "replies", "input_tokens": "input tokens", "output_tokens": "output tokens"}
+        body += [(label, f"{self.cost[name]:,}") for name, label in paid.items() if name in self.cost]
+        if "cost_usd" in self.cost:
+            body.append(("cost", dollars(self.cost["cost_usd"], unpriced=bool(self.cost.get("unpriced")))))
+        return Table("Time and cost", ("what", "amount"), tuple(body), frozenset({1}))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield Text(f"Run {self.run}", style="bold")
+        yield from self.tables()
+        for note in self.notes:
+            yield Text(note)
+        if self.dataset_pairs:
+            yield Text(self._dataset())
+
+    def _repr_html_(self) -> str:
+        parts = [f"<h3>Run {html.escape(self.run)}</h3>"]
+        parts += [table._repr_html_() for table in self.tables()]
+        parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
+        if self.dataset_pairs:
+            parts.append(f"<p>{html.escape(self._dataset())}</p>")
+        return "".join(parts)
+
+    def _dataset(self) -> str:
+        from optimsyn.base.labels import variant_label
+
+        return f"Dataset: {self.dataset_pairs} pairs ({variant_label(self.dataset_variant)}) in dataset/train.parquet."
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, InfluenceSummary]:
+    """A summary for each variant that has a valid pair."""
+    return {variant: InfluenceSummary.of(values) for variant, values in influence.items() if len(values)}
+
+
+def show_end(run: Run, console: Console) -> None:
+    """Shows the summary of a finished run, and where its picture, dataset and notebooks are."""
+    console.print()
+    console.print(Summary.read(run.folder))
+    console.print()
+    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
+        console.print(f"{what:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)

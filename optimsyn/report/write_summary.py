@@ -1,0 +1,106 @@
+"""The end of a run: `summary.json` and `summary.png`, put together from what the stages left on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.files import iter_json
+from optimsyn.base.labels import SELECTION_LABELS
+from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.stage_result import StageResult
+
+if TYPE_CHECKING:
+    from optimsyn.report.summary import Summary
+    from optimsyn.runs.folder import Run
+
+
+def write_summary(run: Run) -> Summary:
+    """Writes the summary of a run whose stages up to `evaluate` have left their results.
+
+    Raises:
+        DataError: A stage's result is missing.
+    """
+    from optimsyn.report.plots import influence_and_reward_figure
+    from optimsyn.report.summary import Summary, influence_summaries
+
+    recipe, manifest = run.recipe, run.manifest
+    numbers = {name: StageResult.load(run, name).numbers for name in _STAGES}
+    evaluation = _json(run.path("evaluation.json"))
+    influence: dict[str, list[float]] = {variant: _influence(run, variant) for variant in recipe.variants}
+    baseline = numbers["warm_up"]["zero_gradient_baseline"]
+    confidence = recipe.evaluation.confidence
+    picture = influence_and_reward_figure(
+        influence,
+        _history(run.path("optimize_prompt", "history.jsonl")),
+        _history(run.path("train_policy", "history.jsonl")),
+        evaluation,
+        zero_gradient=baseline,
+        confidence=confidence,
+        title=run.name,
+    )
+    summary = Summary(
+        run=run.name,
+        recipe=recipe.name,
+        fingerprint=recipe.fingerprint,
+        dataset_variant=numbers["synthesize"]["dataset"],
+        dataset_pairs=numbers["synthesize"]["pairs"],
+        evaluation=evaluation,
+        confidence=confidence,
+        influence=influence_summaries(influence),
+        zero_gradient=baseline,
+        losses=numbers["synthesize"]["losses"],
+        optimization={"prompt": numbers["optimize_prompt"], "policy": numbers["train_policy"]},
+        stages={name: numbers[name] for name in ("prepare", "warm_up")},
+        cost=manifest.cost.model_dump(),
+        outcomes=run.outcomes(),
+        seconds={record.name: record.seconds for record in manifest.stages if record.seconds is not None},
+        notes=[*_notes(run, evaluation), *_on_the_reward(run)],
+    )
+    summary.write(run.folder, picture)
+    return summary
+
+
+_STAGES = ("prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize")
+
+
+def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
+    """What a reader must know: how many differences are more than chance, and what one seed cannot say."""
+    better = [
+        f"{row['variant']} ({row['metric']})"
+        for row in evaluation
+        if row["difference_low"] is not None
+        and (row["difference_low"] > 0) == (row["difference_high"] > 0)
+        and 0 not in (row["difference_low"], row["difference_high"])
+    ]
+    told = (
+        f"Paired differences to the target as it came that leave out 0: {', '.join(better)}."
+        if better
+        else "No paired difference to the target as it came leaves out 0."
+    )
+    return [
+        told,
+        f"One seed ({run.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
+        f"{SELECTION_LABELS[run.recipe.synthesis.select]}.",
+    ]
+
+
+def _on_the_reward(run: Run) -> list[str]:
+    """What the run found of its own reward."""
+    path = run.path("warm_up", REWARD_LOOK_FILE)
+    return [RewardLook.load(path).sentence] if path.is_file() else []
+
+
+def _influence(run: Run, variant: str) -> list[float]:
+    rows = iter_json(run.path("synthesize", f"{variant}.candidates.jsonl"))
+    return [row["influence"] for row in rows if row["influence"] is not None]
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    # A disabled optimiser leaves no history.
+    return list(iter_json(path, tolerate_torn=True)) if path.is_file() else []
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

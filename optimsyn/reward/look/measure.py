@@ -1,0 +1,292 @@
+"""A look at the reward: before a run spends anything on its reward, it measures it on a few of its own pairs.
+
+Five questions, each with a number:
+
+| measure                     | how                                                                                  |
+|-----------------------------|--------------------------------------------------------------------------------------|
+| numerical error             | the scorer's scores against plain automatic differentiation in the same precision    |
+| share of the end token      | ⟨V, Γ⟩ of the token that ends the text, as counted, and if it counted like others     |
+| correlation with length     | with 1/answer tokens, within passages where there are enough pairs of one passage    |
+| score of an empty gradient  | what momentum alone earns, beside the standard deviation of the scores               |
+| a small real counterfactual | training on the best, the worst and random thirds of the pairs; loss on questions    |
+|                             | that had no part in the ranking                                                      |
+
+For the last one the validation questions are parted: two thirds give the direction that ranks the pairs, the loss is
+measured on the rest (at most twelve). Of fewer than twelve questions all do both, and the table says so. Test
+questions are never looked at. What the numbers come to is in `optimsyn.reward.look.verdict`.
+
+With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, and says so: a
+foretold training is no sum over tokens.
+
+It costs one backward pass a question, two a pair, and steps × batch_size passes a subset.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.factory import Scorer
+from optimsyn.influence.reference.plain import plain_scores
+from optimsyn.influence.reference.simulated import plain_simulated
+from optimsyn.influence.scorer import Scores
+from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
+from optimsyn.recipe.recipe import Influence
+from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn
+from optimsyn.reward.look.trainings import train_on_subsets
+from optimsyn.reward.look.verdict import FEWEST_PAIRS, judged
+from optimsyn.study.fidelity.statistics import spearman
+from optimsyn.target.encoding import as_sample
+from optimsyn.target.target import Target
+
+__all__ = ["MeasuresItself", "RewardLook", "SaysHow", "look_at_reward"]
+
+# Fewer questions than this are not parted.
+_FEWEST_TO_PART = 12
+_MOST_HELD_OUT = 12
+# A correlation of fewer pairs within passages has an interval that says nothing.
+_FEWEST_WITHIN = 8
+
+
+@runtime_checkable
+class MeasuresItself(Protocol):
+    """A scorer that knows how far it is off, as a share of its scores' size."""
+
+    numerical_error: float
+
+
+@runtime_checkable
+class SaysHow(Protocol):
+    """A scorer that names its way of computing."""
+
+    method: str
+
+
+def look_at_reward(
+    scorer: Scorer,
+    target: Target,
+    pairs: Sequence[Pair],
+    questions: Sequence[Question | Sample],
+    config: Influence = Influence(),  # noqa: B008 - frozen
+    *,
+    training: BatchTraining | None = None,
+    scores: Scores | None = None,
+    trained_on: Collection[str] = (),
+    held_out_questions: Sequence[Question | Sample] = (),
+    most: int = 12,
+    random_subsets: int = 6,
+    steps: int = 8,
+    batch_size: int = 2,
+    lr: float = 2e-4,
+    seed: int = 0,
+    report: Callable[[int, int], None] | None = None,
+) -> RewardLook:
+    """Measures a reward on some pairs, and says whether it is sound, doubtful or noise.
+
+    The adapter is left at the last checkpoint.
+
+    Args:
+        scorer: What gives the reward.
+        target: Its target, warmed up.
+        pairs: Valid pairs to choose from.
+        questions: The questions that the scorer was made with.
+        config: The options that it was made with.
+        training: What the estimator `simulated` places pairs in; the others have no use for it.
+        scores: Of all `pairs`, where they are known already.
+        trained_on: Ids of pairs that the warm-up has trained on; others are preferred.
+        held_out_questions: Measure the counterfactual on these; none: part `questions`.
+        most: Pairs to look at. The correlation with length is taken over all.
+        random_subsets: Subsets to train on beside the best and the worst; 0: no training at all.
+        steps: Optimiser steps on each subset.
+        batch_size: Pairs a step.
+        lr: Learning rate of the training.
+        seed: Of every random choice.
+        report: Told the passes done and their number.
+
+    Raises:
+        DataError: There are no pairs or questions.
+        ModelError: A pair or question cannot be encoded, or a loss is not finite.
+        RecipeError: `training` is missing.
+
+    Example:
+        >>> look_at_reward(scorer, target, pairs, questions)                         # doctest: +SKIP
+    """
+    if not pairs or not questions:
+        raise DataError("a look at the reward needs at least one pair and one validation question")
+    scores = scorer.score(pairs) if scores is None else scores
+    chosen = _chosen(pairs, set(trained_on), most, seed)
+    looked = [pairs[i] for i in chosen]
+    mine = scores.total[chosen]
+    train = random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
+    held_back = _held_back(questions, seed) if train and not held_out_questions else []
+    simulated = config.estimator == "simulated"
+    passes = (len(questions) + len(chosen)) * len(target.checkpoints)
+    if simulated:
+        passes += len(questions) + len(chosen) + len(_training_of(training).used)
+    told = _Told(report, passes, random_subsets + 2 if train else 0)
+    # Of a foretold training nothing can be told apart but its whole: parts are those of the linear score.
+    linear = config.linear if simulated else config
+    plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=told.add)
+    if simulated:
+        layout = scorer.layout if isinstance(scorer, SimulatedScorer) else None
+        total, apart = plain_simulated(
+            target,
+            looked,
+            questions,
+            config,
+            _training_of(training),
+            layout=layout,
+            held_back=held_back,
+            report=told.add,
+        )
+        plain = replace(plain, total=total, apart=apart)
+    trained: TrainedOn | None = None
+    if train:
+        measured = held_out_questions or [questions[i] for i in held_back] or questions
+        trained = train_on_subsets(
+            target,
+            looked,
+            plain.apart.tolist(),
+            measured,
+            held_out=bool(held_out_questions or held_back),
+            tokens=config.tokens,
+            random_subsets=random_subsets,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            batch_tokens=config.batch_tokens,
+            seed=seed,
+            report=told.add,
+        )
+    absolute = float((mine - plain.total).square().mean().sqrt())
+    size = float(plain.total.square().mean().sqrt())
+    error = absolute / size if size > 0 else (0.0 if absolute == 0 else math.inf)
+    stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) else None
+    if stated is not None and not math.isfinite(stated):
+        error, stated = math.inf, None
+    length, within = _length(pairs, scores)
+    empty = scorer.zero_gradient_baseline()["total"]
+    return judged(
+        RewardLook(
+            verdict="too few to tell",
+            reasons=(),
+            pairs=len(chosen),
+            trained_on=sum(pair.id in trained_on for pair in looked),
+            method=scorer.method if isinstance(scorer, SaysHow) else "",
+            numerical_error=_finite(error),
+            stated_error=stated,
+            absolute_error=_finite(absolute),
+            agreement=_finite(float(spearman(mine.numpy(), plain.total.numpy()))) if len(chosen) > 2 else None,
+            spread=float(mine.std(correction=1)) if len(chosen) > 1 else 0.0,
+            end_share=_share(plain.end, plain.content),
+            end_share_if_counted=_share(plain.end_if, plain.content_if),
+            length=length,
+            length_within=within,
+            length_pairs=len(pairs),
+            empty=float(empty) if isinstance(empty, float) else 0.0,
+            training=trained,
+            end_of=f"{linear.estimator}, {linear.normalization}" if simulated else "",
+        )
+    )
+
+
+def _training_of(training: BatchTraining | None) -> BatchTraining:
+    if training is None:
+        raise RecipeError(
+            "influence.estimator: simulated needs to know the training that it foretells; give look_at_reward its "
+            "`training`, as the scorer has it"
+        )
+    return training
+
+
+def _chosen(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -> list[int]:
+    """Places of up to `most` different pairs, those first that the warm-up has not seen."""
+    order = list(range(len(pairs)))
+    random.Random(f"look {seed}").shuffle(order)
+    order.sort(key=lambda i: pairs[i].id in trained_on)
+    different = {(pairs[i].question, pairs[i].answer): i for i in reversed(order)}
+    kept = set(different.values())
+    return [i for i in order if i in kept][:most]
+
+
+def _held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
+    """Places of the questions whose loss is measured: whole groups, up to a third of each subtask, at most twelve."""
+    if len(questions) < _FEWEST_TO_PART:
+        return []
+    groups: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
+        group = question.group if isinstance(question, Question) else ""
+        groups.setdefault(group or question.id, []).append(place)
+    names = [as_sample(question).subtask or "all" for question in questions]
+    room = {name: count // 3 for name, count in Counter(names).items()}
+    left, found = _MOST_HELD_OUT, list[int]()
+    order = sorted(groups)
+    random.Random(f"held out {seed}").shuffle(order)
+    for group in order:
+        needed = Counter(names[place] for place in groups[group])
+        if len(groups[group]) <= left and all(room[name] >= count for name, count in needed.items()):
+            found += groups[group]
+            left -= len(groups[group])
+            room = {name: count - needed[name] for name, count in room.items()}
+    return sorted(found)
+
+
+def _length(pairs: Sequence[Pair], scores: Scores) -> tuple[Interval, bool]:
+    """Correlation of the scores with 1/answer tokens, and whether it was taken within passages."""
+    x, y = 1 / scores.label_tokens.double(), scores.total
+    passages: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        passages.setdefault(pair.passage_id, []).append(place)
+    several = [places for places in passages.values() if len(places) > 1]
+    inside = [place for places in several for place in places]
+    if len(inside) - len(several) >= _FEWEST_WITHIN:
+        x, y = x.clone(), y.clone()
+        for places in several:
+            x[places] -= x[places].mean()
+            y[places] -= y[places].mean()
+        return _correlation(x[inside], y[inside], free=len(inside) - len(several)), True
+    return _correlation(x - x.mean(), y - y.mean(), free=len(pairs) - 1), False
+
+
+def _correlation(x: torch.Tensor, y: torch.Tensor, *, free: int) -> Interval:
+    """Of centred numbers; the interval is Fisher's, of `free` degrees of freedom."""
+    size = float((x.square().sum() * y.square().sum()).sqrt())
+    if not size > 0:
+        return Interval(None, None, None)
+    r = float((x * y).sum()) / size
+    if free < 4:
+        return Interval(r, None, None)
+    middle, half = math.atanh(max(-0.999999, min(0.999999, r))), 1.96 / math.sqrt(free - 2)
+    return Interval(r, math.tanh(middle - half), math.tanh(middle + half))
+
+
+def _share(part: torch.Tensor, rest: torch.Tensor) -> float | None:
+    """Mean |part| over mean |part + rest|."""
+    whole = float((part + rest).abs().mean())
+    return _finite(float(part.abs().mean()) / whole) if whole > 0 else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class _Told:
+    """Counts passes; a training weighs as much as all it takes."""
+
+    def __init__(self, report: Callable[[int, int], None] | None, passes: int, trainings: int) -> None:
+        self._report = report
+        self._total = passes + trainings
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._report is not None:
+            self._report(self._done, self._total)

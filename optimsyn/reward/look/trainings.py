@@ -1,0 +1,158 @@
+"""A small real counterfactual for a look at the reward: training on some pairs, and what the loss says afterwards.
+
+Subsets of the pairs (the best and the worst by reward, and random ones) are each trained on from the warm checkpoint,
+with its moments, as fine-tuning does (`optimsyn.influence.trainings`).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import t
+
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.influence.trainings import Trainings, schedule
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.reward.look.record import Interval, TrainedOn
+from optimsyn.study.fidelity.statistics import Array, spearman
+from optimsyn.target.encoding import counted
+from optimsyn.target.target import Target
+
+Item = Pair | Question | Sample
+
+MAX_GRAD_NORM = 1.0
+"""Fine-tuning clips to this norm."""
+
+_DRAWS = 1000
+
+
+def train_on_subsets(
+    target: Target,
+    pairs: Sequence[Item],
+    scores: Sequence[float],
+    questions: Sequence[Question | Sample],
+    *,
+    held_out: bool,
+    tokens: CountedTokens,
+    random_subsets: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    batch_tokens: int,
+    seed: int,
+    report: Callable[[int], None] | None = None,
+) -> TrainedOn:
+    """Trains on the best third, the worst third and random thirds of the pairs.
+
+    The adapter is left at the last checkpoint.
+
+    Args:
+        target: A warmed-up target.
+        pairs: Four or more.
+        scores: What they are ranked by.
+        questions: Whose loss is measured.
+        held_out: Whether these had no part in the scores; only noted.
+        tokens: Which tokens of the questions count.
+        random_subsets: How many beside the two; they split the pairs evenly, several times over.
+        steps: Optimiser steps on each subset.
+        batch_size: Pairs a step.
+        lr: Learning rate.
+        batch_tokens: Tokens that go through the model at once.
+        seed: Of the subsets, of the order within and of the intervals.
+        report: Called with the number of trainings of each group when it is done.
+
+    Raises:
+        ModelError: A loss is not finite.
+    """
+    size = max(2, len(pairs) // 3)
+    order = sorted(range(len(pairs)), key=lambda i: -scores[i])
+    subsets = [sorted(order[:size]), sorted(order[-size:]), *_random_subsets(len(pairs), size, random_subsets, seed)]
+    asked = [counted(target.encode(question), tokens, "question") for question in questions]
+    # Training learns every token, also the one that ends the text.
+    encoded = [target.encode(pair) for pair in pairs]
+    longest = max(len(item.input_ids) for item in [*encoded, *asked])
+    trainings = Trainings(
+        target,
+        target.checkpoints[-1],
+        encoded,
+        asked,
+        lr=lr,
+        max_grad_norm=MAX_GRAD_NORM,
+        rows=max(1, batch_tokens // longest),
+    )
+    start = np.asarray(trainings.start().numpy(), dtype=np.float64)
+    schedules = [
+        schedule(members, steps, min(batch_size, size), seed + number) for number, members in enumerate(subsets)
+    ]
+    losses = np.asarray(trainings.run(schedules, [steps], report)[:, 0].numpy(), dtype=np.float64)
+    means = np.asarray([np.mean([scores[i] for i in members]) for members in subsets])
+    agreement, difference = _intervals(means, start, losses, seed)
+    return TrainedOn(
+        subsets=len(subsets),
+        members=size,
+        steps=steps,
+        batch_size=min(batch_size, size),
+        lr=lr,
+        questions=len(questions),
+        held_out=held_out,
+        start=float(start.mean()),
+        top=float(losses[0].mean()),
+        bottom=float(losses[1].mean()),
+        random=float(losses[2:].mean()) if len(subsets) > 2 else None,
+        agreement=agreement,
+        difference=difference,
+    )
+
+
+def _random_subsets(count: int, size: int, wanted: int, seed: int) -> list[list[int]]:
+    """Parts of random partitions, so that every pair is trained on about as often as every other."""
+    generator = random.Random(f"look {seed}")
+    found: list[list[int]] = []
+    while len(found) < wanted:
+        order = list(range(count))
+        generator.shuffle(order)
+        found += [sorted(order[i : i + size]) for i in range(0, count - size + 1, size)]
+    return found[:wanted]
+
+
+def _intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[Interval, Interval]:
+    """Rank agreement over subsets, and bottom minus top, each with its interval.
+
+    Args:
+        means: Mean score of each of S subsets.
+        start: Loss of each of Q questions before.
+        losses: [S, Q] after.
+        seed: Of the resampling.
+    """
+    generator = np.random.default_rng(seed)
+    count, questions = losses.shape
+    decreases = start - losses
+    asked = generator.integers(questions, size=(_DRAWS, questions))
+    # [S, draws]: the mean over the resampled questions.
+    resampled = decreases[:, asked].mean(-1)
+    chosen = generator.integers(count, size=(_DRAWS, count))
+    agreements = spearman(means[chosen], np.take_along_axis(resampled.T, chosen, axis=1))
+    value = float(spearman(means, decreases.mean(-1)))
+    known = agreements[~np.isnan(agreements)]
+    agreement = Interval(None, None, None)
+    # Of few subsets nothing but the value can be said.
+    if not np.isnan(value) and len(known) > _DRAWS // 2 and count > 3:
+        agreement = Interval(value, *_ends(known))
+    between = losses[1] - losses[0]
+    difference = Interval(float(between.mean()), None, None)
+    if questions > 1 and count > 3:
+        # Other pairs of the same worth would have ended elsewhere: random subsets tell how far apart two ends lie then.
+        by_pairs = math.sqrt(2) * float(losses[2:].mean(-1).std(ddof=1)) * float(t.ppf(0.975, count - 3))
+        low, high = _ends(between[asked].mean(-1))
+        middle = float(between.mean())
+        below, above = math.hypot(middle - low, by_pairs), math.hypot(high - middle, by_pairs)
+        difference = Interval(middle, middle - below, middle + above)
+    return agreement, difference
+
+
+def _ends(draws: Array) -> tuple[float, float]:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)

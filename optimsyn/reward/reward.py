@@ -1,0 +1,403 @@
+"""The reward: one object with two faces, a TRL reward function and a DSPy metric with feedback.
+
+    R = Valid * IF - penalty * (1 - Valid)
+
+IF is un-normalised: GRPO normalises within its group, and an invalid pair takes part in nobody's normalisation because
+it is never scored. A pair that could not be judged because a service failed is not an invalid pair: the error travels
+on, nothing is written, and running again continues. Nor is one whose reply was cut, refused, a tool call or empty: it
+is not judged, and takes part in no group, no mean and no ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import DataError, Outcome, ReplyError, ServiceError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.data.records import Pair
+from optimsyn.reward.comparisons import GivenOut
+from optimsyn.reward.judgements import (
+    Judgement,
+    Ledger,
+    Moving,
+    RubricRequest,
+    content_key,
+    digest,
+    failure,
+    stated_fingerprint,
+    verdict,
+    windows,
+)
+from optimsyn.reward.scores import SCORE_FIELDS, score_fields
+from optimsyn.reward.trl import log_judgements, requests_of
+
+if TYPE_CHECKING:
+    import dspy
+
+    from optimsyn.influence.factory import Scorer
+    from optimsyn.llm.outcome_log import OutcomeLog
+    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.pair import PairWriter
+
+_log = logging.getLogger(__name__)
+
+__all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RubricRequest"]
+
+# So many unreadable pair replies in a row are a broken generator, not bad pairs.
+GARBAGE_LIMIT = 20
+# Requests judged, scored and written to the ledger together. Cut before memory is consulted, so that a resumed run
+# scores the same pairs side by side as an undisturbed one.
+WINDOW = 32
+
+
+class InfluenceReward:
+    """Has pairs written under rubrics, checks them and scores their influence on the validation questions.
+
+    Args:
+        scorer: Gives the influence; called with all new valid pairs of a window at once.
+        pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
+        checks: Decides validity. Each of these three names by its `fingerprint` what its results depend on.
+        invalid_penalty: The reward of an invalid pair is minus this.
+        ledger: File that every judgement is appended to and that answers repeated requests, also after a restart. Rows
+            of another `identity` stay in it and are passed over.
+        source: Who asks, for the ledger.
+        garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
+        report: Called after each window with the requests in it, and how many different ones were judged so far.
+        neutral: What a request that could not be judged counts as where a number has to be given (DSPy's optimisers
+            know no missing score).
+        outcomes: Where it is kept what came of the policy's completions.
+
+    Attributes:
+        identity: Digest of scorer, checks, pair writer and penalty; of a scorer that moves, of where it begins.
+        passed_over: Rows of the ledger that were found under another identity. They are never an answer; only the
+            influence of equal content is taken over from those that the same scorer has scored.
+
+    Raises:
+        TypeError: A scorer, pair writer or checker does not say what its results depend on.
+
+    Example:
+        >>> reward = InfluenceReward(scorer, pair_writer, checks)                    # doctest: +SKIP
+        >>> GRPOTrainer(model, reward_funcs=reward, ...)                             # doctest: +SKIP
+        >>> dspy.GEPA(metric=reward.metric, ...)                                     # doctest: +SKIP
+    """
+
+    # TRL names its columns and metrics after the reward function.
+    __name__ = "influence"
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        pair_writer: PairWriter,
+        checks: Checker,
+        *,
+        invalid_penalty: float = 0.1,
+        ledger: Path | None = None,
+        source: str = "",
+        garbage_limit: int = GARBAGE_LIMIT,
+        report: Callable[[int, int], None] | None = None,
+        neutral: float = 0.0,
+        outcomes: OutcomeLog | None = None,
+    ) -> None:
+        self.scorer = scorer
+        self.pair_writer = pair_writer
+        self.checks = checks
+        self.invalid_penalty = invalid_penalty
+        self.source = source
+        self.garbage_limit = garbage_limit
+        self.report = report
+        self.neutral = neutral
+        self.outcomes = outcomes
+        self.generator = pair_writer.model.name
+        self._scorer_id = stated_fingerprint(scorer, "scorer")
+        self._checks_id = stated_fingerprint(checks, "checks")
+        writer_id = stated_fingerprint(pair_writer, "pair_writer")
+        self._moving = scorer if isinstance(scorer, Moving) else None
+        origin = self._scorer_id if self._moving is None else self._moving.origin
+        self.identity = digest([writer_id, origin, self._checks_id, repr(invalid_penalty)])
+        self._ledger = Ledger(ledger)
+        self._given = GivenOut()
+        self._broken: DataError | None = None
+        self._pending: dict[str, Future[None]] = {}
+        self._unjudged: dict[str, Judgement] = {}
+        self._garbage: list[ReplyError] = []
+        self._lock = threading.Lock()
+        self._scorer_lock = threading.Lock()
+        if self._moving is not None:
+            remembered = getattr(scorer, "remembers", None)
+            self._moving.judged(self._ledger.valid_pairs(self.identity, self._scorer_id, remembered))
+        judged = self._ledger.count()
+        self.passed_over = judged - self._ledger.count(self.identity)
+        if self.passed_over:
+            _log.warning(
+                "%s: %d of %d judgements were made by another scorer, other checks, another generator or under another "
+                "penalty; they stay in the file and are not used",
+                ledger,
+                self.passed_over,
+                judged,
+            )
+
+    @property
+    def answered(self) -> list[Judgement]:
+        """Every different judgement given out by this object, in an order that does not depend on timing.
+
+        What could not be judged is not among them.
+        """
+        with self._lock:
+            return [self._known(key) for key in self._given.in_order()]
+
+    @property
+    def different(self) -> int:
+        """How many different judgements were given out."""
+        return len(self._given)
+
+    async def judge(self, requests: Sequence[RubricRequest]) -> list[Judgement]:
+        """Judges requests, in order; what the ledger knows is answered from memory.
+
+        Raises:
+            ServiceError: A service failed for good, or the generator has returned nothing but garbage for a while.
+            BudgetError: The recipe's cap was reached.
+            ModelError: A pair cannot be scored, or its influence is not a finite number.
+            DataError: A reply or a judgement cannot be written down (a full disk, for example).
+        """
+        judgements: list[Judgement] = []
+        for window in windows(requests, WINDOW, whole_passages=self._moving is not None):
+            judgements.extend(await self._judge_window(window))
+        return judgements
+
+    async def _judge_window(self, window: Sequence[RubricRequest]) -> list[Judgement]:
+        keys = [self._key(request) for request in window]
+        mine: dict[str, RubricRequest] = {}
+        elsewhere: list[Future[None]] = []
+        with self._lock:
+            for key, request in zip(keys, window, strict=True):
+                if key in mine or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
+                    continue
+                if key in self._pending:
+                    elsewhere.append(self._pending[key])
+                else:
+                    mine[key] = request
+                    self._pending[key] = Future()
+        try:
+            fresh = await self._judge_new(mine)
+            with self._lock:
+                self._keep(fresh)
+        except BaseException as error:
+            with self._lock:
+                for key in mine:
+                    self._pending.pop(key).set_exception(error)
+            raise
+        with self._lock:
+            for row in fresh:
+                self._pending.pop(row.key).set_result(None)
+        for future in elsewhere:
+            await asyncio.wrap_future(future)
+        with self._lock:
+            answers = [self._known(key) for key in keys]
+            for row in answers:
+                if row.unjudged is None:
+                    self._given.add(row)
+            different = len(self._given)
+        if self.report is not None:
+            self.report(len(keys), different)
+        return answers
+
+    async def _judge_new(self, requests: dict[str, RubricRequest]) -> list[Judgement]:
+        """Writes, checks and scores pairs that were not judged before, in the order given."""
+        failures: list[Exception] = []
+
+        async def draft(request: RubricRequest) -> Pair | ReplyError | None:
+            if request.error is not None or failures:
+                return None
+            if self._broken is not None:
+                failures.append(self._broken)
+                return None
+            try:
+                pair = await request.written_by(self.pair_writer)
+            except ReplyError as error:
+                try:
+                    self._count_garbage(error)
+                except ServiceError as broken:
+                    failures.append(broken)
+                return error
+            except Exception as error:  # noqa: BLE001 - raised below, when what is under way is paid for and cached
+                failures.append(error)
+                return None
+            self._garbage.clear()
+            return pair
+
+        drafts = await asyncio.gather(*(draft(request) for request in requests.values()))
+        if failures:
+            raise failures[0]
+        return await asyncio.to_thread(self._check_and_score, requests, drafts)
+
+    def _check_and_score(
+        self, requests: dict[str, RubricRequest], drafts: Sequence[Pair | ReplyError | None]
+    ) -> list[Judgement]:
+        failed: dict[str, dict[str, str]] = {}
+        unjudged: dict[str, Outcome] = {}
+        valid: dict[str, Pair] = {}
+        for (key, request), pair in zip(requests.items(), drafts, strict=True):
+            if not isinstance(pair, Pair):
+                outcome = request.unjudged if pair is None else pair.outcome
+                name = failure("rubric" if pair is None else "pair", outcome)
+                failed[key] = {name: redact(request.error or str(pair))}
+                if outcome is not None and outcome.unjudged:
+                    unjudged[key] = outcome
+                continue
+            found = self.checks.check(pair, request.passage)
+            if found.valid:
+                valid[key] = pair
+            else:
+                failed[key] = {name: found.reasons.get(name, "") for name in found.failed}
+        scores = self._score(list(valid.values()))
+        rows = []
+        for (key, request), pair in zip(requests.items(), drafts, strict=True):
+            fields: dict[str, Any] = {"valid": key in valid}
+            if key in valid:
+                score = scores[content_key(valid[key])]
+                fields |= {**score, "reward": score["influence"]}
+            else:
+                reward = 0.0 if key in unjudged else -self.invalid_penalty
+                fields |= {"failed": tuple(failed[key]), "reasons": failed[key], "reward": reward}
+                fields["unjudged"] = unjudged.get(key)
+            row = Judgement(
+                key=key,
+                source=self.source,
+                scorer=self._scorer_id,
+                checks=self._checks_id,
+                identity=self.identity,
+                passage_id=request.passage.id,
+                kind=request.kind,
+                seed=request.seed,
+                variant=request.variant,
+                guiding_text=request.guiding_text,
+                rubric_model=request.rubric_model,
+                rubric=request.rubric,
+                pair=pair if isinstance(pair, Pair) else None,
+                **fields,
+            )
+            rows.append(row.model_copy(update={"feedback": verdict(row)}))
+        return rows
+
+    def _score(self, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+        """Influence and its companions by content; equal content is scored once."""
+        found: dict[str, dict[str, Any]] = {}
+        # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees; that of
+        # one that moves also on when it was asked.
+        if self._moving is None:
+            with self._lock:
+                for key in map(content_key, pairs):
+                    if (known := self._ledger.scored(key, self._scorer_id)) is not None:
+                        found[key] = {name: getattr(known, name) for name in SCORE_FIELDS}
+        new = {key: pair for pair in pairs if (key := content_key(pair)) not in found}
+        if not new:
+            return found
+        with self._scorer_lock:
+            fresh = score_fields(self.scorer, list(new.values()))
+        found.update(zip(new, fresh, strict=True))
+        return found
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """The face for TRL's GRPOTrainer.
+
+        The columns `passage` (a Passage as JSON), `kind`, `guiding_text`, `rubric_model` and `seed` are those of
+        `optimsyn.optimize.policy`, which gives all rubrics of a group one seed.
+
+        Returns:
+            A reward each; None for what could not be judged, which TRL leaves out of the group.
+
+        Raises:
+            ServiceError: Not swallowed by TRL; training stops and resumes from its last step.
+        """
+        from optimsyn.llm.language_model import run_sync
+
+        judgements = run_sync(self.judge(requests_of(completions, columns, self.source, self.outcomes)))
+        log_judgements(judgements, columns)
+        return [None if judgement.unjudged is not None else judgement.reward for judgement in judgements]
+
+    def metric(
+        self,
+        gold: dspy.Example,
+        pred: dspy.Prediction,
+        trace: Any = None,
+        pred_name: str | None = None,
+        pred_trace: Any = None,
+    ) -> dspy.Prediction:
+        """The face for DSPy: a score and a sentence of feedback, the same for the same rubric however often it asks.
+
+        Args:
+            gold: `passage`, `kind` and `seed`.
+            pred: `rubric`, or `error` and `unjudged` where the reply held none; `guiding_text` and `rubric_model`.
+            trace: Not used; DSPy passes it.
+            pred_name: Not used; DSPy passes it.
+            pred_trace: Not used; DSPy passes it.
+        """
+        import dspy
+
+        from optimsyn.llm.language_model import run_sync
+
+        request = RubricRequest(
+            passage=gold.passage,
+            kind=gold.kind,
+            rubric=pred.get("rubric"),
+            error=pred.get("error"),
+            unjudged=pred.get("unjudged"),
+            guiding_text=pred.get("guiding_text") or "",
+            rubric_model=pred.get("rubric_model") or "",
+            seed=gold.seed,
+            variant=self.source,
+        )
+        judgement = run_sync(self.judge([request]))[0]
+        score = judgement.reward if judgement.unjudged is None else self.neutral
+        return dspy.Prediction(score=score, feedback=self.feedback(judgement))
+
+    def feedback(self, judgement: Judgement) -> str:
+        """The verdict, and what the best and the worst other pair of the same passage had as rubric."""
+        if judgement.unjudged is not None:
+            return judgement.feedback
+        with self._lock:
+            return self._given.compared(judgement)
+
+    def _key(self, request: RubricRequest) -> str:
+        asked = request.model_dump(mode="json", exclude={"unjudged"})
+        return digest([asked, self.identity, self._scorer_id])
+
+    def _known(self, key: str) -> Judgement:
+        row = self._unjudged.get(key) or self._ledger.get(key, self.identity)
+        assert row is not None
+        return row
+
+    def _keep(self, fresh: Sequence[Judgement]) -> None:
+        """Writes new judgements down; where that fails, no more pairs are bought by this reward."""
+        self._unjudged |= {row.key: row for row in fresh if row.unjudged is not None}
+        fresh = [row for row in fresh if row.unjudged is None]
+        try:
+            self._ledger.append(fresh)
+        except DataError as error:
+            self._broken = error
+            raise
+        if self._moving is not None:
+            self._moving.judged([row.pair for row in fresh if row.pair is not None and row.valid])
+
+    def _count_garbage(self, error: ReplyError) -> None:
+        """Stops the run after `garbage_limit` pair replies in a row without a pair, whatever they were instead."""
+        self._garbage.append(error)
+        if self.garbage_limit and len(self._garbage) >= self.garbage_limit:
+            common = Counter(map(str, self._garbage)).most_common(1)[0][0]
+            count = len(self._garbage)
+            replies = sum(one.replies for one in self._garbage)
+            self._garbage.clear()
+            self.pair_writer.model.set_aside_latest(replies)
+            raise ServiceError(
+                f"models.generator {self.generator!r} has returned {count} replies in a row that hold no question and "
+                f"answer, for example: {redact(common)[:300]}. Is it the model that you meant, does its server "
+                "honour a JSON schema (models.generator.structured_output), and is models.generator.max_tokens large "
+                "enough? Everything judged so far is kept, and these replies are asked for anew when the run continues."
+            )

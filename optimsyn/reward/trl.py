@@ -1,0 +1,78 @@
+"""The reward's face for TRL: completions become requests, judgements become columns of its log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.data.records import Passage
+from optimsyn.reward.judgements import Judgement, RubricRequest, digest
+
+if TYPE_CHECKING:
+    from optimsyn.llm.outcome_log import OutcomeLog
+
+
+def requests_of(
+    completions: Sequence[Any], columns: dict[str, Any], source: str, outcomes: OutcomeLog | None
+) -> list[RubricRequest]:
+    """One request a completion.
+
+    A completion that holds no rubric is an invalid one, whatever else it is: how long it becomes and what it says is
+    what the policy is trained for.
+
+    Args:
+        completions: Plain or conversational.
+        columns: The other columns of the rows, as lists.
+        source: Who asks.
+        outcomes: Where it is kept what came of each; None: nowhere.
+    """
+    from optimsyn.programs.rubric import complete_rubric
+
+    requests = []
+    for index, completion in enumerate(completions):
+        passage = Passage.model_validate_json(columns["passage"][index])
+        rubric, error, outcome = None, None, Outcome.READ
+        text = _text(completion)
+        try:
+            rubric = complete_rubric(text)
+        except ReplyError as problem:
+            error, outcome = str(problem), problem.outcome
+        requests.append(
+            RubricRequest(
+                passage=passage,
+                kind=columns["kind"][index],
+                rubric=rubric,
+                error=error,
+                guiding_text=columns["guiding_text"][index],
+                rubric_model=columns["rubric_model"][index],
+                seed=columns["seed"][index],
+                variant=source,
+            )
+        )
+        if outcomes is not None:
+            # A training that goes on after a kill samples its last step again, and is to count it once.
+            key = digest(["policy", passage.id, columns["guiding_text"][index], columns["seed"][index], text, index])
+            outcomes.note(key, "policy", outcome)
+    return requests
+
+
+def log_judgements(judgements: Sequence[Judgement], columns: dict[str, Any]) -> None:
+    """Puts what was judged into TRL's log."""
+    judged = [row for row in judgements if row.unjudged is None]
+    if (log_metric := columns.get("log_metric")) is not None and judged:
+        log_metric("valid", sum(row.valid for row in judged) / len(judged))
+        scored = [row.influence for row in judged if row.influence is not None]
+        if scored:
+            log_metric("influence", sum(scored) / len(scored))
+    if (log_extra := columns.get("log_extra")) is not None:
+        log_extra("question", [row.pair.question if row.pair else "" for row in judgements])
+        log_extra("answer", [row.pair.answer if row.pair else "" for row in judgements])
+        log_extra("failed", [", ".join(row.failed) for row in judgements])
+
+
+def _text(completion: Any) -> str:
+    """The text of a completion, plain or conversational."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)

@@ -1,0 +1,104 @@
+"""The dataset of a run, to look at and to go through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.shown import Shown
+from optimsyn.data.records import Pair
+from optimsyn.runs.export import CARD, PARQUET
+
+if TYPE_CHECKING:
+    from optimsyn.base.table import Table
+
+_SHOWN = 5
+
+
+class Dataset(Shown, Sequence[Pair]):
+    """The pairs of `dataset/train.parquet` with their lineage; shows itself in a notebook and in a terminal.
+
+    Args:
+        folder: What `export_dataset` wrote, such as `<run>/dataset`.
+
+    Raises:
+        DataError: There is no dataset in the folder.
+
+    Example:
+        >>> run.dataset[0].question                                                  # doctest: +SKIP
+        >>> sorted(run.dataset.influence)                                            # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / PARQUET).is_file():
+            raise DataError(f"{folder / PARQUET}: there is no dataset yet; the stage synthesize writes it")
+        self.folder = folder
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every column of every row, as in the file."""
+        import pyarrow.parquet as pq
+
+        found: list[dict[str, Any]] = pq.read_table(self.folder / PARQUET).to_pylist()
+        return found
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.rows[0])
+
+    @property
+    def influence(self) -> list[float | None]:
+        """Influence of each pair."""
+        return [row["influence"] for row in self.rows]
+
+    @property
+    def card(self) -> str:
+        """The dataset card, Markdown with a YAML header."""
+        return (self.folder / CARD).read_text(encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (_pair(row) for row in self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        rows = self.rows[place]
+        return [_pair(row) for row in rows] if isinstance(rows, list) else _pair(rows)
+
+    def __repr__(self) -> str:
+        return f"Dataset({len(self)} pairs, {str(self.folder)!r})"
+
+    def _table(self) -> Table:
+        from optimsyn.base.labels import variant_label
+        from optimsyn.base.table import Table, decimals_for, fixed
+
+        decimals = decimals_for(value for value in self.influence if value is not None)
+        order = sorted(range(len(self)), key=lambda place: -(self.influence[place] or 0.0))
+        body = []
+        for place in order[:_SHOWN]:
+            row = self.rows[place]
+            choices = "".join(f"\n{chr(65 + i)}. {choice}" for i, choice in enumerate(row["choices"] or ()))
+            body.append(
+                (row["question"] + choices, row["answer"], row["document_id"], fixed(row["influence"], decimals))
+            )
+        variants = ", ".join(variant_label(name) for name in dict.fromkeys(row["variant"] for row in self.rows))
+        documents = len({row["document_id"] for row in self.rows})
+        note = f"Columns: {', '.join(self.columns)}. Card: dataset/{CARD}."
+        if len(self) > _SHOWN:
+            note = f"Those of highest influence, {_SHOWN} of {len(self)}. {note}"
+        return Table(
+            title=f"{len(self):,} pairs from {documents:,} document{'' if documents == 1 else 's'}: {variants}",
+            columns=("question", "answer", "document", "influence"),
+            rows=tuple(body),
+            right=frozenset({3}),
+            note=note,
+        )
+
+
+def _pair(row: Mapping[str, Any]) -> Pair:
+    return Pair.model_validate({name: row[name] for name in Pair.model_fields if name in row})

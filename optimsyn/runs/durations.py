@@ -1,0 +1,112 @@
+"""How long a stage will take: from its own progress, else from earlier runs of the same recipe."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.labels import OUTCOME_LABELS
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import STAGES, ManifestFile, StageRecord
+
+# A rate measured over the first moments says nothing.
+_SOONEST = 3.0
+
+
+def earlier_seconds(run: Run) -> dict[str, float]:
+    """Median time of each stage in the finished stages of other runs of this recipe's name, in seconds."""
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for path in run.folder.parent.glob(f"{run.recipe.name}-*/manifest.json"):
+        if path.parent == run.folder:
+            continue
+        try:
+            manifest = ManifestFile(path).read()
+        except StageError:
+            # A run of another version of optimsyn; an estimate can do without it.
+            continue
+        for record in manifest.stages:
+            if record.status == "finished" and record.seconds is not None:
+                times[record.name].append(record.seconds)
+    return {stage: median(values) for stage, values in times.items() if values}
+
+
+def since_begun(record: StageRecord) -> float:
+    """Seconds that a running stage has taken, as its `seconds` will count them; 0 while its kernel only starts."""
+    if record.status != "running" or record.started is None:
+        return 0.0
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds())
+
+
+def seconds_left(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
+    """Seconds that a running stage will still take, or None when nothing is known.
+
+    Args:
+        run: The run.
+        stage: The stage that runs.
+        elapsed: What `since_begun` gave.
+        earlier: What `earlier_seconds` gave.
+    """
+    told = _told(run, stage)
+    part = _part_left(told)
+    if part is not None and told is not None and told.get("last", True):
+        return part
+    if stage in earlier:
+        return max(part or 0.0, earlier[stage] - elapsed, 0.0)
+    return None
+
+
+def described(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
+    """How far a running stage is, in words: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
+    told = _told(run, stage)
+    words = [clock(elapsed)]
+    if told is not None:
+        words.insert(0, f"{told['done']} of {told['total']} {told['what']}")
+    left, part = seconds_left(run, stage, elapsed, earlier), _part_left(told)
+    if left is not None:
+        words.append(f"about {clock(left)} to go")
+    elif part is not None and told is not None:
+        words.append(f"about {clock(part)} for these {told['what']}")
+    # A run that an older version left writes none.
+    if told is not None and (unread := told.get("unread")):
+        named = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
+        words.append(f"{sum(unread.values())} replies without a value ({named})")
+    return ", ".join(words)
+
+
+def share_done(run: Run, stage: str) -> float | None:
+    """How much of the present part of a stage is done, from 0 to 1, when it says so."""
+    told = _told(run, stage)
+    return None if told is None or not told["total"] else float(told["done"]) / float(told["total"])
+
+
+def _told(run: Run, stage: str) -> dict[str, Any] | None:
+    told = run.progress()
+    return told if told is not None and told["stage"] == stage else None
+
+
+def _part_left(told: dict[str, Any] | None) -> float | None:
+    """Seconds until the present part of a stage ends, at the rate since it began."""
+    if told is None or told["seconds"] < _SOONEST:
+        return None
+    done = told["done"] - told.get("first", 0)
+    if done <= 0:
+        return None
+    since = max(0.0, time.time() - told["at"]) if "at" in told else 0.0
+    left: float = told["seconds"] / done * (told["total"] - told["done"]) - since
+    return max(0.0, left)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `0:07`, `12:30` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def executed_notebook(run: Run, name: str) -> Path:
+    """Where the executed notebook of a stage lies in a run."""
+    return run.path("notebooks", f"{name}.ipynb")

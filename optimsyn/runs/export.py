@@ -1,0 +1,235 @@
+"""The final dataset on disk: Parquet with lineage, chat-format JSON lines, and a card for the Hugging Face hub."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.files import write_jsonl, write_text
+from optimsyn.base.secrets.redaction import kept_tree
+from optimsyn.data.chat import sample_of
+from optimsyn.data.records import Document, Pair
+
+if TYPE_CHECKING:
+    from optimsyn.recipe.recipe import Recipe
+    from optimsyn.reward.judgements import Judgement
+
+PARQUET = "train.parquet"
+JSONL = "train.jsonl"
+CARD = "README.md"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def export_dataset(
+    folder: Path,
+    judged: Sequence[Judgement],
+    *,
+    recipe: Recipe,
+    variant: str,
+    losses: Mapping[str, int],
+    documents: Sequence[Document] = (),
+) -> None:
+    """Writes `train.parquet`, `train.jsonl` and `README.md`; each file is there whole or not at all.
+
+    Args:
+        folder: Made when missing.
+        judged: The selected pairs with their verdicts, in the order of the dataset.
+        recipe: Named in the card.
+        variant: Where the rubrics came from.
+        losses: What became of the candidates, in order; a table in the card.
+        documents: The source texts, for their licences.
+
+    Raises:
+        DataError: There is no pair to write.
+    """
+    rows = [row for row in judged if row.pair is not None]
+    if not rows:
+        raise DataError(f"{folder}: there is no pair to export")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_parquet(folder / PARQUET, [kept_tree(lineage_row(row)) for row in rows])
+    write_jsonl(folder / JSONL, [_chat_row(row) for row in rows])
+    write_text(folder / CARD, dataset_card(rows, recipe=recipe, variant=variant, losses=losses, documents=documents))
+
+
+def lineage_row(judgement: Judgement) -> dict[str, Any]:
+    """One row of the Parquet file: what is trained on, where it came from, and what was thought of it.
+
+    Raises:
+        DataError: The judgement has no pair.
+    """
+    pair = _pair_of(judgement)
+    sample = sample_of(pair)
+    rubric = pair.rubric
+    return {
+        "id": pair.id,
+        "messages": [dict(message) for message in sample.messages],
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "question": pair.question,
+        "answer": pair.answer,
+        "choices": list(pair.choices) if pair.choices is not None else None,
+        "answer_index": pair.answer_index,
+        "kind": pair.kind,
+        "context": pair.context,
+        "quote": pair.quote,
+        "document_id": pair.document_id,
+        "passage_id": pair.passage_id,
+        "char_start": pair.char_start,
+        "char_end": pair.char_end,
+        "variant": pair.variant,
+        "generator": pair.generator,
+        "rubric_model": pair.rubric_model,
+        "guiding_text": pair.guiding_text,
+        "rubric": rubric.model_dump() if rubric is not None else None,
+        "seed": pair.seed,
+        "valid": judgement.valid,
+        "failed_checks": list(judgement.failed),
+        "influence": judgement.influence,
+        "influence_by_subtask": [
+            {"subtask": name, "influence": value} for name, value in sorted(judgement.by_subtask.items())
+        ],
+        "gradient_norm": judgement.gradient_norm,
+        "loss": judgement.loss,
+        "reward": judgement.reward,
+    }
+
+
+def dataset_card(
+    judged: Sequence[Judgement],
+    *,
+    recipe: Recipe,
+    variant: str,
+    losses: Mapping[str, int],
+    documents: Sequence[Document] = (),
+) -> str:
+    """The dataset card: a YAML header that the hub reads, and the provenance for people."""
+    from huggingface_hub import DatasetCardData
+
+    header = DatasetCardData(
+        pretty_name=recipe.name,
+        task_categories=["question-answering", "text-generation"],
+        tags=["synthetic", "optimsyn", "influence"],
+        size_categories=[_size(len(judged))],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET}]}],
+    )
+    pairs = [_pair_of(row) for row in judged]
+    influence = sorted(row.influence for row in judged if row.influence is not None)
+    kinds = {kind: sum(pair.kind == kind for pair in pairs) for kind in ("free", "multiple_choice")}
+    facts = [
+        ("Pairs", str(len(pairs))),
+        ("Free answers, multiple choice", f"{kinds['free']}, {kinds['multiple_choice']}"),
+        ("From passages, documents", f"{len({p.passage_id for p in pairs})}, {len({p.document_id for p in pairs})}"),
+        ("Variant", variant),
+        ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
+        ("Rubric model", ", ".join(sorted({pair.rubric_model for pair in pairs if pair.rubric_model})) or "none"),
+        ("Target of the influence", recipe.models.target.name),
+        ("Estimator", f"{recipe.influence.estimator}, {recipe.influence.normalization}"),
+        ("Seed", str(recipe.seed)),
+        ("Recipe fingerprint", recipe.fingerprint),
+    ]
+    if influence:
+        middle = influence[len(influence) // 2]
+        facts.insert(3, ("Influence: least, median, most", f"{influence[0]:.4f}, {middle:.4f}, {influence[-1]:.4f}"))
+    guiding = next((pair.guiding_text for pair in pairs if pair.guiding_text), "")
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {recipe.name}",
+        f"{_plain(recipe.description)}\n\n"
+        "Question-answer pairs written by a language model from source texts with optimsyn, and chosen by their "
+        "gradient influence on expert validation questions. They are synthetic and were checked by rules, not by "
+        "people.",
+        _table(("what", "value"), facts),
+        "## How rows were lost\n\n" + _table(("candidates", "count"), [(k, str(v)) for k, v in losses.items()]),
+        "## Guiding text\n\n" + ("> " + _plain(guiding) if guiding else "None: no rubric was used."),
+        "## Columns\n\n"
+        "`messages` (chat), `prompt` and `completion` (plain) say the same and are what a model is trained on. "
+        "`document_id`, `passage_id`, `char_start` and `char_end` locate the passage, `quote` the sentence that the "
+        "answer rests on. `variant`, `generator`, `rubric_model`, `guiding_text`, `rubric` and `seed` tell how the "
+        "pair was written; `influence`, `influence_by_subtask`, `gradient_norm`, `loss` and `reward` what the target "
+        "said.",
+        "## Licence\n\n" + _licence(documents),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _licence(documents: Sequence[Document]) -> str:
+    named = sorted({_plain(document.license) for document in documents if document.license})
+    source = f"The source texts are under: {', '.join(named)}. " if named else ""
+    return (
+        f"{source}Contexts and quotes are taken from the source texts and stay under their licence; the terms of the "
+        "generating model apply to what it wrote. Add a `license` to the header above before you publish."
+    )
+
+
+def _pair_of(judgement: Judgement) -> Pair:
+    if judgement.pair is None:
+        raise DataError(f"judgement {judgement.key}: has no pair, so it cannot be exported")
+    return judgement.pair
+
+
+def _chat_row(judgement: Judgement) -> dict[str, Any]:
+    pair = _pair_of(judgement)
+    return {
+        "id": pair.id,
+        "messages": [dict(message) for message in sample_of(pair).messages],
+        "passage_id": pair.passage_id,
+        "document_id": pair.document_id,
+        "influence": judgement.influence,
+        "reward": judgement.reward,
+    }
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number, count = pa.string(), pa.float64(), pa.int64()
+    types = dict.fromkeys(rows[0], text)
+    types |= dict.fromkeys(("influence", "gradient_norm", "loss", "reward"), number)
+    types |= dict.fromkeys(("answer_index", "char_start", "char_end", "seed"), count)
+    types |= {
+        "valid": pa.bool_(),
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+        "choices": pa.list_(text),
+        "failed_checks": pa.list_(text),
+        "influence_by_subtask": pa.list_(pa.struct([("subtask", text), ("influence", number)])),
+        "rubric": pa.struct([(name, text) for name in _rubric_fields()]),
+    }
+    # A fixed schema: a column that happens to be empty in one dataset has the same type in every other.
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema([(k, types[k]) for k in rows[0]]))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def _rubric_fields() -> list[str]:
+    from optimsyn.data.records import Rubric
+
+    return list(Rubric.model_fields)
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """A text from a recipe, a document or a reply as one line of Markdown that shows it and does nothing else."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
+    # Without a scheme that a page could follow, such as `javascript:`.
+    return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
+
+
+def _size(count: int) -> str:
+    return next((name for limit, name in _SIZES if count < limit), "n>1M")

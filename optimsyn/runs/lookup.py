@@ -1,0 +1,68 @@
+"""A run by its folder, as one types it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import StageError
+
+if TYPE_CHECKING:
+    from optimsyn.runs.folder import Run
+
+
+def find_run(name: str) -> Run:
+    """The run in a folder.
+
+    Raises:
+        StageError: There is no such folder, or it is no run; names the one beside it that was meant.
+        RecipeError: Its recipe.yaml does not fit this version.
+    """
+    from optimsyn.runs.folder import Run
+
+    folder = Path(name).expanduser()
+    if _is_run(folder):
+        return Run.load(folder)
+    inside = _runs_in(folder)
+    if inside:
+        raise StageError(f"{folder}: is a folder of runs, not a run; name one of them, such as {folder / inside[0]}")
+    # A run is often named without the folder that runs are kept in.
+    for place in (folder.resolve().parent, Path("runs")):
+        known = _runs_in(place)
+        near = difflib.get_close_matches(folder.name, known, n=1, cutoff=0.5)
+        near = near or [run for run in known if folder.name and run.startswith(f"{folder.name}-")][:1]
+        if near:
+            shown = place / near[0]
+            here = Path.cwd()
+            shown = shown.relative_to(here) if shown.is_relative_to(here) else shown
+            raise StageError(f"{folder}: {_wrong(folder)}; did you mean {shown}?")
+    raise StageError(f"{folder}: {_wrong(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
+
+
+def find_runs(names: Sequence[str]) -> list[Run]:
+    """The runs in some folders; a folder of runs means all runs in it.
+
+    Raises:
+        StageError: As `find_run`.
+        RecipeError: As `find_run`.
+    """
+    found = []
+    for name in names:
+        folder = Path(name).expanduser()
+        inside = [] if _is_run(folder) else _runs_in(folder)
+        found += [find_run(str(folder / run)) for run in inside] if inside else [find_run(name)]
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
+def _runs_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if _is_run(path)) if folder.is_dir() else []
+
+
+def _wrong(folder: Path) -> str:
+    return "not a run folder (no manifest.json in it)" if folder.exists() else "there is no such run folder"

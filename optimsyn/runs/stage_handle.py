@@ -1,0 +1,154 @@
+"""What a stage holds while it runs: it notes facts and tells how far it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.files import write_json
+from optimsyn.base.labels import UNREAD
+from optimsyn.base.live_line import LiveLine, in_notebook
+
+if TYPE_CHECKING:
+    from optimsyn.runs.folder import Run
+
+PROGRESS_FILE = ".progress.json"
+_TELL_SECONDS = 0.5
+# Counting what came of the replies reads a table that grows with the run.
+_COUNT_SECONDS = 5.0
+
+
+class StageHandle:
+    """What a stage holds while it runs.
+
+    Attributes:
+        finished: The stage had finished before; there is nothing to do.
+        notes: Facts for the manifest.
+    """
+
+    def __init__(self, run: Run, name: str, *, finished: bool) -> None:
+        self.name = name
+        self.finished = finished
+        self.notes: dict[str, Any] = {}
+        self._run = run
+        self._lock = threading.Lock()
+        self._part = ""
+        self._begun = 0.0
+        self._first = 0
+        self._told: tuple[float, int, int] = (float("-inf"), -1, -1)
+        self._unread: dict[str, int] = {}
+        self._counted = float("-inf")
+
+    def note(self, **facts: Any) -> None:
+        """Puts facts (JSON values) into the manifest beside the stage."""
+        self.notes.update(facts)
+
+    def progress(self, done: int, total: int, what: str = "steps", *, last: bool = True) -> None:
+        """Tells whoever watches how far the stage is; cheap enough to call for every item, from any thread.
+
+        Args:
+            done: Items done.
+            total: Items in all.
+            what: What an item is, in the plural. Another word begins another part of the stage.
+            last: Nothing that takes long comes after this part, so its end is the end of the stage.
+        """
+        with self._lock:
+            moment = time.monotonic()
+            if what != self._part:
+                self._part, self._begun, self._first = what, moment, done
+                self._told = (float("-inf"), -1, -1)
+            when, *before = self._told
+            if before == [done, total] or (done < total and moment - when < _TELL_SECONDS):
+                return
+            self._told = (moment, done, total)
+            # A disk that takes nothing more is told by whatever has to be kept, not by this.
+            with suppress(OSError):
+                write_json(
+                    self._run.folder / PROGRESS_FILE,
+                    {
+                        "stage": self.name,
+                        "done": done,
+                        "total": total,
+                        "what": what,
+                        "first": self._first,
+                        "seconds": moment - self._begun,
+                        "last": last,
+                        "at": time.time(),
+                        "unread": self._unread_replies(moment),
+                    },
+                )
+
+    def _unread_replies(self, moment: float) -> dict[str, int]:
+        """The run's requests by outcome, without those whose reply was read."""
+        if moment - self._counted >= _COUNT_SECONDS:
+            self._counted = moment
+            found: Counter[str] = Counter()
+            for counts in self._run.outcomes().values():
+                found.update(counts)
+            self._unread = {name: found[name] for name in UNREAD if found[name]}
+        return self._unread
+
+    def count(self, total: int, what: str, *, last: bool = True) -> Count:
+        """A counter of the items of one part, for tasks that end in any order."""
+        return Count(self, total, what, last=last)
+
+
+class Count:
+    """Counts items and tells the stage's progress; nothing is told before the first `add`, which may be of none.
+
+    Args:
+        stage: The stage.
+        total: Items expected.
+        what: What an item is, in the plural.
+        last: As in `StageHandle.progress`.
+    """
+
+    def __init__(self, stage: StageHandle, total: int, what: str, *, last: bool = True) -> None:
+        self._stage = stage
+        self._what = what
+        self._last = last
+        self._lock = threading.Lock()
+        self.done = 0
+        self.total = total
+
+    def add(self, items: int = 1) -> None:
+        """So many items more are done; more than expected are expected from then on."""
+        with self._lock:
+            self.done += items
+            self.total = max(self.total, self.done)
+            done, total = self.done, self.total
+        self._stage.progress(done, total, self._what, last=self._last)
+
+    def expect(self, total: int) -> None:
+        """There are so many items in all, it has turned out."""
+        with self._lock:
+            self.total = max(total, self.done)
+
+
+@contextmanager
+def shown_in_notebook(run: Run, stage: str) -> Iterator[None]:
+    """Shows how far a stage is as one line of the notebook that steps through it; nothing outside of a notebook."""
+    if not in_notebook():
+        yield
+        return
+    from optimsyn.runs.durations import clock, described, earlier_seconds, share_done, since_begun
+
+    earlier = earlier_seconds(run)
+
+    def status() -> str:
+        return f"{stage}: {described(run, stage, since_begun(run.manifest.stage(stage)), earlier)}"
+
+    def taken() -> str:
+        return clock(run.manifest.stage(stage).seconds or 0.0)
+
+    with LiveLine(status, share=lambda: share_done(run, stage)) as line:
+        try:
+            yield
+        except BaseException:
+            line.finish(f"{stage}: stopped after {taken()}")
+            raise
+        line.finish(f"{stage}: finished after {taken()}")

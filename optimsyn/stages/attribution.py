@@ -1,0 +1,53 @@
+"""Keeps for the report which words of the best and the worst pairs bring their influence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import ModelError
+from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
+
+if TYPE_CHECKING:
+    from optimsyn.reward.judgements import Judgement
+    from optimsyn.stages.shared import Tools
+
+MOST_SHOWN = 3
+"""So many of the best pairs and so many of the worst: a handful, since shares cost about four times a score."""
+
+
+def extremes(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """The valid pairs of highest and of lowest influence, highest first; ties by order of writing."""
+    valid = [row for row in judgements if row.valid and row.pair is not None and row.influence is not None]
+    order = sorted(valid, key=lambda row: -(row.influence or 0.0))
+    return order if len(order) <= 2 * MOST_SHOWN else [*order[:MOST_SHOWN], *order[-MOST_SHOWN:]]
+
+
+def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement]) -> None:
+    """Writes `synthesize/token_shares.json`, unless it is there.
+
+    A model without forward-mode derivatives has no shares; the file then says so. That is no reason to stop a run,
+    whose pairs are scored and good.
+
+    Args:
+        tools: Of the run.
+        variant: Whose pairs.
+        judgements: The variant's candidates, those that repeat another one left out.
+    """
+    from optimsyn.influence.attribution.pairs import pair_shares
+
+    path = tools.run.path("synthesize", SHARES_FILE)
+    if path.is_file():
+        return
+    config = tools.recipe.influence
+    shown = config.linear if config.estimator == "simulated" else config
+    note = " (simulated, by which pairs are judged, is no sum over tokens)" if shown is not config else ""
+    found = TokenShares(variant=variant, estimator=f"{shown.estimator}, {shown.normalization}{note}")
+    pairs = [row.pair for row in extremes(judgements) if row.pair is not None]
+    try:
+        shares = tuple(pair_shares(tools.scorer, tools.target, pairs))
+    except ModelError as error:
+        found = found.model_copy(update={"reason": str(error)})
+    else:
+        found = found.model_copy(update={"pairs": shares})
+    found.write(path)

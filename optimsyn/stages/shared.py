@@ -1,0 +1,299 @@
+"""What the stages of one run share: its passages and questions, its models, its scorer and its reward.
+
+Everything is built on first use and kept, so that a stage loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import read_jsonl
+from optimsyn.base.seeds import derive_seed, shuffled
+from optimsyn.data.records import Document, Pair, Passage, Question
+from optimsyn.runs.folder import Run
+
+if TYPE_CHECKING:
+    from optimsyn.influence.conditional import DirectedScorer, MovedScorer
+    from optimsyn.influence.factory import MeasuredScorer
+    from optimsyn.influence.simulated.scorer import BatchTraining
+    from optimsyn.llm.language_model import LanguageModel
+    from optimsyn.llm.replies import Budget
+    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.pair import PairWriter
+    from optimsyn.programs.rubric import RubricWriter
+    from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.recipe.recipe import ModelSpec
+    from optimsyn.reward.reward import InfluenceReward
+    from optimsyn.runs.stage_handle import StageHandle
+    from optimsyn.target.target import Target
+
+# The stages that know what they will ask for; the others need one reply to ask for the next.
+BATCH_STAGES = ("warm_up", "synthesize")
+
+
+class Tools:
+    """The shared objects of one run, each built when first asked for.
+
+    Args:
+        run: The run folder to read from and to cache in.
+        stage: Is told how far long preparations are.
+    """
+
+    def __init__(self, run: Run, stage: StageHandle | None = None) -> None:
+        self.run = run
+        self.stage = stage
+        self.recipe = run.recipe
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The documents that `prepare` read."""
+        return read_jsonl(self.run.path("prepare", "documents.jsonl"), Document)
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """The passages that `prepare` cut."""
+        return read_jsonl(self.run.path("prepare", "passages.jsonl"), Passage)
+
+    @cached_property
+    def validation(self) -> list[Question]:
+        """The validation questions: they give the influence its direction."""
+        return read_jsonl(self.run.path("prepare", "validation.jsonl"), Question)
+
+    @cached_property
+    def test(self) -> list[Question]:
+        """The test questions: only `evaluate` and the near-duplicate check may look at them."""
+        return read_jsonl(self.run.path("prepare", "test.jsonl"), Question)
+
+    @cached_property
+    def passage_order(self) -> list[Passage]:
+        """The passages in the one seeded order that every variant walks through."""
+        by_id = {passage.id: passage for passage in self.passages}
+        return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
+
+    def candidate(self, index: int) -> tuple[Passage, int]:
+        """Passage and seed of the `index`-th candidate, the same in every variant.
+
+        Equal seeds make the variants comparable, and a candidate whose rubric is the same is never bought twice.
+        """
+        passage = self.passage_order[index % len(self.passage_order)]
+        return passage, derive_seed(self.recipe.seed, "candidate", index)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The caps of the recipe over everything that the run has bought, and those of its batch, if it is in one."""
+        from optimsyn.llm.replies import Budget
+        from optimsyn.llm.shared_budget import Purse
+
+        return Budget.of(self.recipe.limits, self.run.replies, purse=Purse.from_environment())
+
+    @cached_property
+    def generator(self) -> LanguageModel:
+        """The model that writes pairs."""
+        return self._language_model("generator", self.recipe.models.generator)
+
+    @cached_property
+    def rubric_model(self) -> LanguageModel:
+        """The model that writes rubrics, as it came."""
+        return self._language_model("rubric", self.recipe.models.rubric)
+
+    def _language_model(self, role: str, spec: ModelSpec) -> LanguageModel:
+        from optimsyn.llm.language_model import load_language_model
+
+        batches = None
+        if spec.batch and self.stage is not None and self.stage.name in BATCH_STAGES:
+            from optimsyn.llm.hosted.batches import Batches
+
+            stage = self.stage
+            batches = Batches(
+                self.run.folder / "batches" / role,
+                hours=spec.batch_hours,
+                report=lambda done, total: stage.progress(done, total, f"replies of {role} batches", last=False),
+            )
+        model = load_language_model(spec, self.run.replies, budget=self.budget, batches=batches)
+        model.field = f"models.{role}"
+        return model
+
+    @property
+    def asks_at_once(self) -> bool:
+        """Whether this stage does well to ask for everything that it knows before it looks at a reply."""
+        models = self.recipe.models
+        in_batches = self.stage is not None and self.stage.name in BATCH_STAGES
+        return in_batches and (models.generator.batch or models.rubric.batch)
+
+    @cached_property
+    def policy(self) -> LanguageModel:
+        """The rubric model with the adapter that GRPO trained.
+
+        Raises:
+            StageError: `train_policy` has left no adapter.
+        """
+        from optimsyn.llm.language_model import load_language_model
+
+        adapter = self.policy_adapter
+        if not (adapter / "adapter_config.json").is_file():
+            raise StageError(f"{adapter}: no trained policy; run the stage train_policy first")
+        return load_language_model(self.recipe.models.rubric, self.run.replies, adapter=adapter, budget=self.budget)
+
+    @property
+    def policy_adapter(self) -> Path:
+        """Folder of the trained policy's adapter."""
+        return self.run.path("train_policy", "adapter")
+
+    @cached_property
+    def shape(self) -> TaskShape:
+        """The form of the validation questions, which the pairs imitate."""
+        from optimsyn.programs.task_shape import TaskShape
+
+        return TaskShape.of(self.validation)
+
+    def rubric_writer(self, guiding_text: str) -> RubricWriter:
+        """A rubric writer under some guiding text, with the untrained rubric model."""
+        from optimsyn.programs.rubric import RubricWriter
+
+        return RubricWriter(self.rubric_model, guiding_text)
+
+    @cached_property
+    def pair_writer(self) -> PairWriter:
+        """Writes pairs in the form of the validation questions."""
+        from optimsyn.programs.pair import PairWriter
+
+        return PairWriter(self.generator, self.shape)
+
+    @cached_property
+    def checker(self) -> Checker:
+        """The validity checks of the recipe."""
+        from optimsyn.programs.checks import Checker
+
+        return Checker(self.recipe.checks, [*self.validation, *self.test])
+
+    @cached_property
+    def target(self) -> Target:
+        """The target model, with its warm-up checkpoints once the stage that makes them has finished.
+
+        Until then it is as it came: a warm-up that was killed goes on from the start of its training, not from its end.
+        """
+        from optimsyn.target.target import Target
+
+        target = Target.load(self.recipe.models.target, seed=self.recipe.seed)
+        if self.run.done("warm_up"):
+            target.add_checkpoints_from(self.run.path("warm_up", "checkpoints"))
+        return target
+
+    @cached_property
+    def scorer(self) -> MeasuredScorer:
+        """The influence scorer over the validation questions; its directions are kept in the run."""
+        from optimsyn.influence.factory import build_scorer
+
+        if not self.target.checkpoints:
+            raise StageError(f"{self.run.folder}: no warm-up checkpoint; run the stage warm_up first")
+        folder = self.run.path("warm_up", "directions")
+        count = None
+        if self.stage is not None:
+            total = len(self.validation) * len(self.target.checkpoints)
+            if self.batch_training is not None:
+                total = len(self.validation) + len(self.batch_training.used)
+            count = self.stage.count(total, "validation gradients", last=False)
+        report = count.add if count is not None else None
+        return build_scorer(
+            self.target, self.validation, self.recipe.influence, folder, training=self.batch_training, report=report
+        )
+
+    @cached_property
+    def batch_training(self) -> BatchTraining | None:
+        """What the estimator `simulated` places pairs in: with the run's own first drafts, in every stage the same.
+
+        Those come first that the warm-up has not trained on: they are as new to the target as what is written later.
+        None for the other estimators.
+
+        Raises:
+            StageError: There is no first draft.
+        """
+        if self.recipe.influence.estimator != "simulated":
+            return None
+        path = self.run.path("warm_up", "pairs.jsonl")
+        if not path.is_file():
+            raise StageError(f"{path}: missing; influence.estimator: simulated needs the first drafts of warm_up")
+        return self.training_with(read_jsonl(path, Pair))
+
+    def training_with(self, pairs: list[Pair]) -> BatchTraining:
+        """The training that is foretold, with these valid first drafts as companions."""
+        from optimsyn.influence.simulated.scorer import BatchTraining
+        from optimsyn.stages.warm_up import parts_of
+        from optimsyn.training.fine_tuning import MAX_GRAD_NORM
+
+        trained = {pair.id for pair in parts_of(self.recipe, pairs)[0]}
+        companions = sorted(pairs, key=lambda pair: pair.id in trained)
+        return BatchTraining(companions, self.recipe.fine_tune, MAX_GRAD_NORM)
+
+    def moved_scorer(self) -> MovedScorer:
+        """A scorer that takes what was judged before as learnt; it begins with nothing."""
+        from optimsyn.influence.conditional import MovedScorer
+        from optimsyn.training.fine_tuning import MAX_GRAD_NORM
+
+        return MovedScorer(
+            cast("DirectedScorer", self.scorer),
+            self.target,
+            self.validation,
+            self.recipe.influence,
+            self.recipe.fine_tune,
+            max_grad_norm=MAX_GRAD_NORM,
+        )
+
+    def reward(
+        self,
+        source: str,
+        report: Callable[[int, int], None] | None = None,
+        *,
+        given: Literal["nothing", "judged"] = "nothing",
+    ) -> InfluenceReward:
+        """The one reward of the run.
+
+        Args:
+            source: Who asks (a stage's name), written beside every row of `rewards.jsonl`.
+            report: Told how many requests were judged now, and how many different ones so far.
+            given: What a pair's influence is measured on top of, as in the recipe's `reward.given`.
+
+        Raises:
+            StageError: A finished stage of the run judged by other checks or another scorer.
+        """
+        from optimsyn.reward.reward import InfluenceReward
+        from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
+
+        facts = facts_of(self.scorer, self.checker)
+        refuse_another(self.run, facts)
+        reward = InfluenceReward(
+            self.scorer if given == "nothing" else self.moved_scorer(),
+            self.pair_writer,
+            self.checker,
+            invalid_penalty=self.recipe.reward.invalid_penalty,
+            ledger=self.run.path("rewards.jsonl"),
+            source=source,
+            report=report,
+            neutral=self._first_draft_influence,
+            outcomes=self.run.replies.outcomes,
+        )
+        if self.stage is not None:
+            self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)
+        return reward
+
+    @property
+    def _first_draft_influence(self) -> float:
+        """The mean influence of the first draft: a neutral reward, known before any optimiser begins."""
+        path = self.run.path("warm_up", "influence.json")
+        values: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return sum(values) / len(values) if values else 0.0
+
+    @property
+    def best_guiding_text(self) -> str:
+        """The guiding text that `optimize_prompt` chose, or the recipe's own when it is disabled."""
+        if not self.recipe.optimizers.prompt.enabled:
+            return self.recipe.guiding_text
+        path = self.run.path("optimize_prompt", "guiding_text.txt")
+        if not path.is_file():
+            raise StageError(f"{path}: missing; run the stage optimize_prompt first")
+        return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,1 @@
+"""Experiments: whether influence is true, and what it sees."""

@@ -1,0 +1,115 @@
+"""Scores that know nothing of the training step: what an influence has to beat.
+
+random, loss, gradient norm and answer length need no model of relevance at all; BM25 and embedding similarity know how
+alike a sample and the validation questions are, which is how retrieval would choose data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+
+from optimsyn.base.errors import ModelError
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.llm.control_tokens import controls_of, data_ids
+from optimsyn.target.encoding import as_sample
+from optimsyn.target.target import Target
+
+Item = Pair | Question | Sample
+
+Embedder = Callable[[Sequence[str]], torch.Tensor]
+"""From n texts to [n, d] vectors of any length."""
+
+_WORD = re.compile(r"\w+")
+
+
+def text_of(item: Item) -> str:
+    """Question and answer as one text, as the target reads them."""
+    sample = as_sample(item)
+    return sample.prompt + sample.completion
+
+
+def random_scores(count: int, *, seed: int) -> torch.Tensor:
+    """[count] seeded uniform numbers, float64."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def bm25_scores(pool: Sequence[Item], questions: Sequence[Item]) -> torch.Tensor:
+    """Mean BM25 of each pool sample, as a document, over the questions with their answers, as queries.
+
+    Lucene's variant with k1 = 1.5, b = 0.75, of the library bm25s; words are lower-cased runs of letters and digits,
+    without stemming or a list of stop words, so that any language is treated alike.
+
+    Returns:
+        [n] float64.
+
+    Raises:
+        ModelError: bm25s is not installed.
+    """
+    try:
+        import bm25s
+    except ImportError as error:
+        raise ModelError("the BM25 baseline needs bm25s: pip install 'optimsyn[fidelity]'") from error
+    documents = [_WORD.findall(text_of(item).lower()) for item in pool]
+    queries = [_WORD.findall(text_of(item).lower()) for item in questions]
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index.index(documents, show_progress=False)
+    known = index.vocab_dict
+    total = torch.zeros(len(pool), dtype=torch.float64)
+    for query in queries:
+        words = [word for word in query if word in known]
+        if words:
+            total += torch.as_tensor(index.get_scores(words)).double()
+    return total / len(questions)
+
+
+def embedding_scores(pool: Sequence[Item], questions: Sequence[Item], embedder: Embedder) -> torch.Tensor:
+    """Cosine of each pool sample's embedding with the mean of the questions' normalised embeddings.
+
+    Returns:
+        [n] float64.
+    """
+    unit = torch.nn.functional.normalize
+    samples = unit(embedder([text_of(item) for item in pool]).double(), dim=1)
+    mean = unit(embedder([text_of(item) for item in questions]).double(), dim=1).mean(0)
+    return samples @ unit(mean, dim=0)
+
+
+class BaseModelEmbedder:
+    """Mean of the last hidden states of the target's own base model, with its adapter switched off.
+
+    Not an embedding model: it stands in for one where none can be downloaded. Give `fidelity` an own `Embedder` for a
+    stronger baseline.
+
+    Args:
+        target: Its model is used; an adapter that is not peft's stays on.
+        max_length: Texts are cut to this many tokens.
+    """
+
+    def __init__(self, target: Target, max_length: int = 512) -> None:
+        self._target = target
+        self._max_length = max_length
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """[n, hidden size], float32 (float64 of a float64 model)."""
+        model, tokenizer = self._target.model, self._target.tokenizer
+        rows = []
+        with self._target.scoring(), torch.no_grad():
+            for text in texts:
+                ids = tokenizer(text, truncation=True, max_length=self._max_length, return_tensors="pt")["input_ids"]
+                if controls_of(tokenizer).within(text):
+                    ids = torch.tensor([data_ids(tokenizer, text)[: self._max_length]])
+                if hasattr(model, "disable_adapter"):
+                    with model.disable_adapter():
+                        rows.append(self._mean(ids))
+                else:
+                    rows.append(self._mean(ids))
+        return torch.stack(rows)
+
+    def _mean(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self._target.causal.base_model(input_ids=ids.to(self._target.device), use_cache=False)
+        mean: torch.Tensor = output.last_hidden_state[0].to(self._target.dtype).mean(0)
+        return mean.cpu()

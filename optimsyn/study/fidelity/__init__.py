@@ -1,0 +1,1 @@
+"""Is the influence true? Scores against real training."""

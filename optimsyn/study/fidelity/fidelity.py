@@ -1,0 +1,352 @@
+"""Is the influence true? Every estimator, every definition of what counts and every baseline against real training.
+
+The truth is what the loop is for: real trainings that go on from the warm checkpoint, on every token, as fine-tuning
+does, and what they do to the loss of questions that had no part in the scores' directions, of the tokens that the
+evaluation counts. `fidelity` measures one target; `measure` and `FidelityReport` are its two halves, for several
+targets, seeds or domains in one table (`benchmarks/fidelity.py`).
+
+| truth             | definition                                                                               |
+|-------------------|------------------------------------------------------------------------------------------|
+| in batch, k steps | L(k steps on batches of companions) - L(k steps on them with z in the place of one)      |
+| alone, k steps    | L(θ) - L(k steps on z alone)                                                             |
+| LDS, k steps      | L(θ) - L(k steps on a random part of the pool), correlated with the part's mean score    |
+|                   | (Ilyas et al. 2022, "Datamodels"; Park et al. 2023, "TRAK")                              |
+
+L is the mean loss of the truth questions. A positive truth means: it helped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from optimsyn.base.errors import DataError, ModelError
+from optimsyn.influence.gradients.parts import GradientParts
+from optimsyn.influence.selection import balanced, top
+from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
+from optimsyn.influence.simulated.training import SimulatedTraining
+from optimsyn.influence.trainings import Trainings, schedule
+from optimsyn.recipe.recipe import FineTune
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.study.baselines import (
+    BaseModelEmbedder,
+    Embedder,
+    Item,
+    bm25_scores,
+    embedding_scores,
+    random_scores,
+)
+from optimsyn.study.fidelity.calibration import calibrated_scores
+from optimsyn.study.fidelity.report import FidelityReport
+from optimsyn.study.fidelity.scores import influence_scores
+from optimsyn.study.fidelity.statistics import FidelityCell, Subsets
+from optimsyn.study.fidelity.training_ledger import TrainingLedger
+from optimsyn.target.encoding import as_sample, counted
+from optimsyn.target.target import Target
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        horizons: Steps after which truths are taken.
+        in_batch: Single samples, each in a batch of companions.
+        alone: Single samples on their own.
+        batch_size: Samples a step.
+        subsets: Random parts of the pool for the LDS.
+        subset_share: Their share of the pool.
+        ends: Train on the best and the worst part of the pool by some scores.
+        end_share: That part's share.
+        random: Random parts of that size beside them.
+        sets: Train also on a part of that size chosen as a set, and on one balanced by answer.
+        lr: Learning rate of every training: that of the fine-tuning which the scores are to foretell.
+        max_grad_norm: Gradient clipping of every step; None: none.
+        measured: Which tokens the truth counts, and the cheap scores beside it (loss, gradient norm).
+    """
+
+    horizons: tuple[int, ...] = (1, 12)
+    in_batch: bool = True
+    alone: bool = True
+    batch_size: int = 4
+    subsets: int = 16
+    subset_share: float = 0.5
+    ends: tuple[str, ...] = ("adam_linear dot", "adam cosine", "loss", "answer length", "BM25")
+    end_share: float = 0.25
+    random: int = 5
+    sets: bool = True
+    lr: float = 2e-4
+    max_grad_norm: float | None = 1.0
+    measured: CountedTokens = field(default_factory=lambda: CountedTokens(end_of_pairs=0))
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a user may add.
+
+    Attributes:
+        scores: Further scores by name, [n] each: twin adapters, say.
+        embedder: Of the similarity baseline; None: the target's own base model.
+    """
+
+    scores: Mapping[str, Sequence[float] | torch.Tensor] = field(default_factory=dict)
+    embedder: Embedder | None = None
+
+
+def fidelity(
+    target: Target,
+    pool: Sequence[Item],
+    questions: Sequence[Item],
+    truth: Sequence[Item],
+    companions: Sequence[Item],
+    *,
+    groups: Sequence[str] = (),
+    plan: Plan | None = None,
+    extra: Extra | None = None,
+    seed: int = 0,
+    batch_tokens: int = 1024,
+    folder: Path | None = None,
+    resamples: int = 1000,
+) -> FidelityReport:
+    """How well scores foretell what training on a sample does to questions that the scores have not seen.
+
+    Args:
+        target: A warmed-up target; its last checkpoint is where everything starts.
+        pool: The samples to judge scores by.
+        questions: They give the scores their directions.
+        truth: Other questions, whose loss is the truth.
+        companions: What the batches of the in-batch truth are filled with; one batch at least.
+        groups: The passage of each sample, for the ranking within a passage, which is all that GRPO sees.
+        plan: Sizes and settings.
+        extra: Further scores, another embedder.
+        seed: Of every random choice.
+        batch_tokens: Tokens that go through the model at once.
+        folder: Keep finished trainings here; a run that was killed continues.
+        resamples: Of the bootstrap.
+
+    Raises:
+        DataError: A list is empty or too short, a score has another length, a question stands on both sides, or the
+            folder holds something else.
+        ModelError: The target has not been warmed up, or a sample cannot be encoded.
+
+    Example:
+        >>> report = fidelity(target, pairs, questions, held_out, others)            # doctest: +SKIP
+        >>> print(report.markdown())                                                 # doctest: +SKIP
+    """
+    cell = measure(
+        target,
+        pool,
+        questions,
+        truth,
+        companions,
+        groups=groups,
+        plan=plan,
+        extra=extra,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        folder=folder,
+    )
+    return FidelityReport.of([cell], resamples=resamples, seed=seed)
+
+
+def measure(
+    target: Target,
+    pool: Sequence[Item],
+    questions: Sequence[Item],
+    truth: Sequence[Item],
+    companions: Sequence[Item],
+    *,
+    name: str = "",
+    domain: str = "",
+    groups: Sequence[str] = (),
+    plan: Plan | None = None,
+    extra: Extra | None = None,
+    seed: int = 0,
+    batch_tokens: int = 1024,
+    drafts: Sequence[Item] = (),
+    rows: int = 32,
+    folder: Path | None = None,
+    told: Callable[[int, float], None] | None = None,
+) -> FidelityCell:
+    """The scores and truths of one pool, one row of data for a `FidelityReport`.
+
+    Args are those of `fidelity`, and: `name` and `domain` tell this cell from others, `drafts` are what a run has of
+    its own to place a pair in a batch with (the warm-up's pairs; with some there is one score more), `rows` is how many
+    samples of trainings go through the model side by side, `told` is called with the number and the seconds of every
+    group of trainings that had to be computed.
+    """
+    plan, extra = plan or Plan(), extra or Extra()
+    if not target.checkpoints:
+        raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+    _refuse(pool, questions, truth, companions, groups, plan)
+    checkpoint = target.checkpoints[-1]
+    encoded = [target.encode(item) for item in pool]
+    fill = [target.encode(item) for item in companions]
+    asked = [target.encode(item) for item in questions]
+    parts = GradientParts.of(target, checkpoint, encoded, batch_tokens)
+    directions = GradientParts.of(target, checkpoint, asked, batch_tokens)
+    length = parts.answer_tokens
+    gradient_norm = parts.under(plan.measured, "pair").double().norm(dim=1)
+    scores = influence_scores(target, checkpoint, parts, directions)
+    scores |= {
+        "BM25": bm25_scores(pool, questions),
+        "embedding similarity": embedding_scores(pool, questions, extra.embedder or BaseModelEmbedder(target)),
+        "gradient norm": gradient_norm,
+        "loss": parts.losses(plan.measured, "pair"),
+        "answer length": length,
+        "1 / answer length": 1 / length,
+        "random": random_scores(len(pool), seed=seed),
+    }
+    for key, values in extra.scores.items():
+        scores[key] = torch.as_tensor(values, dtype=torch.float64)
+        if scores[key].shape != (len(pool),):
+            raise DataError(f"extra score {key!r} has {len(scores[key])} values for {len(pool)} samples")
+    ledger = TrainingLedger(
+        Trainings(
+            target,
+            checkpoint,
+            [*encoded, *fill],
+            [counted(target.encode(item), plan.measured, "question") for item in truth],
+            lr=plan.lr,
+            max_grad_norm=plan.max_grad_norm,
+            rows=rows,
+        ),
+        folder,
+        told,
+    )
+    truths = _truths(ledger, plan, len(pool), len(fill), seed)
+    subsets = _subsets(ledger, plan, len(pool), seed)
+    simulated = SimulatedTraining.of(
+        target,
+        checkpoint,
+        [*encoded, *fill],
+        [counted(item, plan.measured, "question") for item in asked],
+        lr=plan.lr,
+        steps=plan.horizons[-1],
+        max_grad_norm=plan.max_grad_norm,
+        batch_tokens=batch_tokens,
+    )
+    scores |= _simulated_scores(simulated, len(pool), plan.batch_size)
+    if drafts:
+        tuning = FineTune(steps=plan.horizons[-1], batch_size=plan.batch_size, lr=plan.lr)
+        training = BatchTraining(drafts, tuning, plan.max_grad_norm)
+        # As above every question counts the same, whatever its subtask.
+        alike = [as_sample(item).model_copy(update={"subtask": ""}) for item in questions]
+        made = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=batch_tokens)
+        scores["simulated, in batch (drafts)"] = made.score(pool).total
+    scores |= calibrated_scores(scores, truths, groups or [item.id for item in encoded])
+    answers = [as_sample(item).completion for item in pool]
+    return FidelityCell(
+        name=name,
+        domain=domain,
+        ids=tuple(item.id for item in encoded),
+        groups=tuple(groups),
+        scores={key: tuple(values.tolist()) for key, values in scores.items()},
+        truths={key: tuple(values.tolist()) for key, values in truths.items()},
+        length=tuple(length.tolist()),
+        gradient_norm=tuple(gradient_norm.tolist()),
+        subsets=subsets,
+        chosen=_chosen(ledger, plan, scores, simulated, answers, seed),
+        start_loss=float(ledger.start().mean()),
+        questions=len(questions),
+        truth_questions=len(truth),
+        steps=checkpoint.step,
+    )
+
+
+def _refuse(
+    pool: Sequence[Item],
+    questions: Sequence[Item],
+    truth: Sequence[Item],
+    companions: Sequence[Item],
+    groups: Sequence[str],
+    plan: Plan,
+) -> None:
+    if not pool or not questions or not truth:
+        raise DataError("fidelity needs samples, questions for the directions and other questions for the truth")
+    both = {item.id for item in questions} & {item.id for item in truth}
+    if both:
+        raise DataError(f"question {min(both)!r} gives directions and truth; no question may stand on both sides")
+    if plan.in_batch and len(companions) < plan.batch_size:
+        raise DataError(f"batches of {plan.batch_size} need as many companions, there are {len(companions)}; give more")
+    if groups and len(groups) != len(pool):
+        raise DataError(f"{len(groups)} groups for {len(pool)} samples")
+
+
+def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int, seed: int) -> dict[str, torch.Tensor]:
+    """Truth name -> [n]."""
+    steps, looks = plan.horizons[-1], plan.horizons
+    found: dict[str, torch.Tensor] = {}
+    if plan.alone:
+        after = ledger.run([[[i]] * steps for i in range(count)], looks).mean(2)
+        for place, look in enumerate(looks):
+            found[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
+    if plan.in_batch:
+        fixed = schedule(range(count, count + companions), steps, plan.batch_size, seed)
+        without = ledger.run([fixed], looks).mean(2)[0]
+        after = ledger.run([[[i, *step[1:]] for step in fixed] for i in range(count)], looks).mean(2)
+        for place, look in enumerate(looks):
+            found[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
+    return found
+
+
+def _subsets(ledger: TrainingLedger, plan: Plan, count: int, seed: int) -> Subsets | None:
+    if not plan.subsets:
+        return None
+    size, steps = max(1, round(count * plan.subset_share)), plan.horizons[-1]
+    generator = random.Random(f"subsets {seed}")
+    members = [sorted(generator.sample(range(count), size)) for _ in range(plan.subsets)]
+    after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in members], [steps]).mean(2)[:, 0]
+    decreases = ledger.start().mean() - after
+    return Subsets(tuple(map(tuple, members)), tuple(decreases.tolist()))
+
+
+def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
+    """What is foretold of each sample: on its own, and in a batch of companions (which stand behind the pool)."""
+    companions = list(range(count, len(simulated)))
+    found = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
+    if companions:
+        # z has one place in each batch, the companions share the others.
+        weights = torch.zeros(count, len(simulated), dtype=torch.float64)
+        weights[:, companions] = (batch_size - 1) / batch_size / len(companions)
+        weights[:, :count] += torch.eye(count, dtype=torch.float64) / batch_size
+        found["simulated, in batch"] = -simulated.losses(weights).mean(1)
+    return found
+
+
+def _chosen(
+    ledger: TrainingLedger,
+    plan: Plan,
+    scores: Mapping[str, torch.Tensor],
+    simulated: SimulatedTraining,
+    answers: Sequence[str],
+    seed: int,
+) -> dict[str, list[float]]:
+    """Decrease of the truth questions' loss after training on a part of the pool, by how it was chosen."""
+    count, steps = len(answers), plan.horizons[-1]
+    size = max(1, round(count * plan.end_share))
+    generator = random.Random(f"parts {seed}")
+    parts: dict[str, list[list[int]]] = {
+        "random": [sorted(generator.sample(range(count), size)) for _ in range(plan.random)]
+    }
+    for name in plan.ends:
+        values = scores[name].tolist()
+        parts[f"top by {name}"] = [top(values, size)]
+        parts[f"bottom by {name}"] = [top([-value for value in values], size)]
+    if plan.sets:
+        parts["balanced by answer"] = [balanced(scores[plan.ends[0]].tolist(), answers, size)]
+        parts["set"] = [simulated.select(size, range(count))]
+    flat = [part for several in parts.values() for part in several]
+    if not flat:
+        return {}
+    after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in flat], [steps]).mean(2)[:, 0]
+    decreases = iter((ledger.start().mean() - after).tolist())
+    return {name: [next(decreases) for _ in several] for name, several in parts.items()}
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"

@@ -1,0 +1,289 @@
+"""The figures of the fidelity study: correlations with bootstrap intervals, tables, a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.files import write_json, write_text
+from optimsyn.study.fidelity.statistics import LDS, CellStatistics, Estimate, FidelityCell, estimate
+
+PAPER = "adam cosine"
+"""The score of the OptimSyn paper."""
+DEFAULT = "adam_linear dot, plain mean, end of pairs"
+"""The score of a recipe that says nothing of it."""
+
+TITLES = {LDS: "LDS"}
+# So many rows are shown whatever they are called.
+_BEST = 8
+
+
+@dataclass(frozen=True)
+class FidelityRow:
+    """What one score is worth, averaged over cells.
+
+    Attributes:
+        score: Its name.
+        within: Truth name -> rank correlation within passages, which is all that GRPO sees.
+        spearman: Truth name -> rank correlation over the pool; "LDS" -> of the score's sum over subsets with their
+            decrease.
+        partial: Truth name -> the same with the ranks of answer length and gradient norm taken out.
+        with_length: Rank correlation of the score with answer length.
+        with_gradient_norm: And with the gradient norm.
+    """
+
+    score: str
+    within: dict[str, Estimate]
+    spearman: dict[str, Estimate]
+    partial: dict[str, Estimate]
+    with_length: Estimate
+    with_gradient_norm: Estimate
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What training on a part of the pool brings beyond training on random parts, in one group of cells.
+
+    Attributes:
+        cells: Which cells: a domain and a source.
+        how: How the part was chosen.
+        decrease: Of the truth questions' loss, in nats, mean over cells.
+        beyond_random: Minus that of the cell's random parts, mean over cells.
+        by_cell: The same of each cell.
+    """
+
+    cells: str
+    how: str
+    decrease: float
+    beyond_random: float
+    by_cell: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """The fidelity tables.
+
+    Attributes:
+        rows: One a score, best first: by its ranking within passages of the last truth that has one, else of the pool.
+        domains: Domain -> the same of its cells alone.
+        truths: Columns.
+        choices: Parts of pools that were trained on.
+        cells: Names of the cells whose samples were trained on one by one; of all, where none were.
+        samples: Samples in each of them.
+        questions: Questions that gave each cell's directions.
+        truth_questions: And its truth.
+        resamples: Of the bootstrap.
+    """
+
+    rows: tuple[FidelityRow, ...]
+    domains: dict[str, tuple[FidelityRow, ...]]
+    truths: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    cells: tuple[str, ...]
+    samples: tuple[int, ...]
+    questions: tuple[int, ...]
+    truth_questions: tuple[int, ...]
+    resamples: int
+
+    @classmethod
+    def of(cls, cells: Sequence[FidelityCell], *, resamples: int = 1000, seed: int = 0) -> FidelityReport:
+        """The tables of some cells.
+
+        Cells are drawn anew, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
+        statistic is averaged over cells for each draw, and an interval holds the middle 95 % of these averages. A cell
+        that lacks a truth or score is left out of its average.
+
+        Raises:
+            DataError: There are no cells.
+        """
+        if not cells:
+            raise DataError("a fidelity report needs at least one cell; run the benchmark first")
+        measured = [CellStatistics(cell, resamples, seed + place) for place, cell in enumerate(cells)]
+        truths = tuple(dict.fromkeys(key for cell in measured for key in cell.truths))
+        names = list(dict.fromkeys(cell.domain for cell in cells if cell.domain and cell.truths))
+        # Pools of which only parts were trained on have no single scores to rank.
+        ranked = [cell for cell in cells if cell.truths] or list(cells)
+        return cls(
+            rows=_rows(measured, truths),
+            domains={name: _rows([m for m in measured if m.cell.domain == name], truths) for name in names},
+            truths=truths,
+            choices=tuple(_choices(cells)),
+            cells=tuple(cell.name for cell in ranked),
+            samples=tuple(len(cell.ids) for cell in ranked),
+            questions=tuple(cell.questions for cell in ranked),
+            truth_questions=tuple(cell.truth_questions for cell in ranked),
+            resamples=resamples,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self)
+
+    def save(self, folder: Path) -> None:
+        """Writes fidelity.json, fidelity.md and fidelity.png."""
+        write_json(folder / "fidelity.json", self.as_json())
+        write_text(folder / "fidelity.md", self.markdown())
+        self.plot(folder / "fidelity.png")
+
+    def markdown(self) -> str:
+        """The tables, each with its legend above it."""
+        parts = [self._main_table(), *self._domain_tables(), self._choice_table()]
+        return "\n".join(part for part in parts if part)
+
+    def plot(self, file: Path) -> None:
+        """A forest plot of the correlations with every truth, as PNG."""
+        from optimsyn.study.fidelity.plot import draw
+
+        draw(self, file)
+
+    def _main_table(self) -> str:
+        if not self.truths:
+            return ""
+        legend = (
+            "Spearman correlation of each score with what real training brings, mean over "
+            f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'} of {_range(self.samples)} samples, with "
+            f"{_range(self.questions)} questions for the directions and {_range(self.truth_questions)} others for the "
+            f"truth; 95 % bootstrap intervals over cells and samples ({self.resamples} resamples). "
+            f"*Within*: ranks among the pairs of one passage.{self._left_out()}"
+        )
+        header, columns = ["score"], []
+        for truth in self.truths:
+            if any(row.within[truth].value is not None for row in self.rows if truth in row.within):
+                header.append(f"within, {truth}")
+                columns.append(("within", truth))
+            header.append(TITLES.get(truth, truth))
+            columns.append(("spearman", truth))
+        header += ["with length", "with gradient norm"]
+        lines = [legend, "", *_head(header)]
+        for row in self._shown():
+            values = [_named(row.score), *(getattr(row, kind)[truth].text() for kind, truth in columns)]
+            values += [row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)]
+            lines.append(_line(values))
+        return "\n".join(lines) + "\n"
+
+    def _domain_tables(self) -> Iterable[str]:
+        for kind, label in (("within", "Within passages"), ("spearman", "Over the pool")):
+            truth = self._headline(kind)
+            if truth is None or len(self.domains) < 2:
+                continue
+            lines = [f"{label}, {truth}, domain by domain:", "", *_head(["score", *self.domains])]
+            by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
+            for row in self._shown():
+                found = [by_name[name].get(row.score) for name in self.domains]
+                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in found]
+                lines.append(_line([_named(row.score), *values]))
+            yield "\n".join(lines) + "\n"
+
+    def _choice_table(self) -> str:
+        if not self.choices:
+            return ""
+        ways = list(dict.fromkeys(choice.how for choice in self.choices))
+        groups = list(dict.fromkeys(choice.cells for choice in self.choices))
+        by_place = {(choice.how, choice.cells): choice for choice in self.choices}
+        lines = [
+            "Training on a quarter of the pool: decrease of the truth questions' loss in nats, beyond that of random "
+            "quarters (row `random`: the decrease itself), mean over seeds [each seed].",
+            "",
+            *_head(["chosen", *groups]),
+        ]
+        for how in ways:
+            found = [by_place.get((how, group)) for group in groups]
+            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in found)]))
+        return "\n".join(lines) + "\n"
+
+    def _shown(self) -> list[FidelityRow]:
+        """The best rows, and of the others those that are no definition of what counts beside another one."""
+        return [
+            row
+            for place, row in enumerate(self.rows)
+            if place < _BEST or "," not in row.score or row.score == DEFAULT or row.score.startswith("simulated")
+        ]
+
+    def _left_out(self) -> str:
+        left = len(self.rows) - len(self._shown())
+        return (
+            f" {left} more definitions of what counts, none of them among the best, stand in the JSON." if left else ""
+        )
+
+    def _headline(self, kind: str) -> str | None:
+        return _headline(self.rows, self.truths, kind)
+
+
+def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> str | None:
+    """The last in-batch truth that has figures of this kind, else the last truth that has."""
+    known = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
+    in_batch = [truth for truth in known if truth.startswith("in batch")]
+    ranked = in_batch or known
+    return ranked[-1] if ranked else None
+
+
+def _rows(measured: Sequence[CellStatistics], truths: Sequence[str]) -> tuple[FidelityRow, ...]:
+    scores = list(dict.fromkeys(key for cell in measured for key in cell.cell.scores))
+    rows = [
+        FidelityRow(
+            score=score,
+            within={t: estimate([cell.within(score, t) for cell in measured]) for t in truths if t != LDS},
+            spearman={t: estimate([cell.spearman(score, t) for cell in measured]) for t in truths},
+            partial={t: estimate([cell.partial(score, t) for cell in measured]) for t in truths if t != LDS},
+            with_length=estimate([cell.with_control(score, 0) for cell in measured]),
+            with_gradient_norm=estimate([cell.with_control(score, 1) for cell in measured]),
+        )
+        for score in scores
+    ]
+    for kind in ("within", "spearman"):
+        truth = _headline(rows, truths, kind)
+        if truth is not None:
+            return tuple(sorted(rows, key=lambda row: -_or(getattr(row, kind)[truth].value, -2.0)))
+    return tuple(rows)
+
+
+def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
+    groups: dict[str, list[FidelityCell]] = {}
+    for cell in cells:
+        if cell.chosen:
+            groups.setdefault(cell.name.rsplit(", seed", 1)[0], []).append(cell)
+    for name, members in groups.items():
+        for how in dict.fromkeys(key for cell in members for key in cell.chosen):
+            having = [cell for cell in members if how in cell.chosen]
+            means = [_mean(cell.chosen[how]) for cell in having]
+            beyond = [
+                mean - _mean(cell.chosen["random"])
+                for mean, cell in zip(means, having, strict=True)
+                if "random" in cell.chosen
+            ]
+            shown = means if how == "random" else beyond
+            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shown))
+
+
+def _choice_text(choice: Choice) -> str:
+    mean = choice.decrease if choice.how == "random" else choice.beyond_random
+    return f"{mean:+.2f} [{', '.join(f'{value:+.2f}' for value in choice.by_cell)}]"
+
+
+def _named(score: str) -> str:
+    return {DEFAULT: f"**{score}** (the default)", PAPER: f"{score} (the paper)"}.get(score, score)
+
+
+def _head(header: Sequence[str]) -> list[str]:
+    return [_line(header), "|" + "---|" * len(header)]
+
+
+def _line(values: Sequence[str]) -> str:
+    return "| " + " | ".join(values) + " |"
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -1,0 +1,267 @@
+"""Rank correlations of one pool's scores with its truths, each with bootstrap draws."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.files import write_json
+
+Array = NDArray[np.float64]
+
+LDS = "LDS"
+"""Stands among the truths for the linear datamodeling score."""
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Random subsets of a pool, each trained on.
+
+    Attributes:
+        members: Places in the pool, a tuple a subset.
+        decreases: How much each lowered the validation loss, in nats.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    decreases: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FidelityCell:
+    """Scores and truths of one pool at one checkpoint (one domain, one source of pairs, one seed).
+
+    Attributes:
+        name: Tells it from others.
+        domain: Its domain.
+        ids: Of the n samples.
+        groups: The passage of each sample; none: there are no passages.
+        scores: Score name -> [n].
+        truths: Truth name -> [n], decrease of the truth questions' loss in nats.
+        length: Label tokens [n].
+        gradient_norm: ‖g‖ [n].
+        subsets: For the LDS, or None.
+        chosen: How a part of the pool was chosen -> decrease after training on it; "random" has one for each repeat.
+        start_loss: Loss of the truth questions before, in nats.
+        questions: How many gave the directions.
+        truth_questions: How many gave the truth.
+        steps: Of the warm-up.
+    """
+
+    name: str
+    domain: str
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    scores: dict[str, tuple[float, ...]]
+    truths: dict[str, tuple[float, ...]]
+    length: tuple[float, ...]
+    gradient_norm: tuple[float, ...]
+    subsets: Subsets | None
+    chosen: dict[str, list[float]]
+    start_loss: float
+    questions: int
+    truth_questions: int
+    steps: int
+
+    def save(self, file: Path) -> None:
+        """Writes it as JSON."""
+        write_json(file, asdict(self))
+
+    @classmethod
+    def load(cls, file: Path) -> FidelityCell:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        try:
+            value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            subsets = value.pop("subsets")
+            return cls(subsets=None if subsets is None else Subsets(**subsets), **value)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{file}: not a readable fidelity cell ({error}); delete it and run again") from error
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with its bootstrap interval.
+
+    Attributes:
+        value: Mean over cells; None: undefined in each of them.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        cells: Cells that it is defined in.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    cells: int
+
+    def text(self, *, interval: bool = True, signed: bool = False) -> str:
+        """For a table: .93 [.90, .95]."""
+        if self.value is None or self.low is None or self.high is None:
+            return "–"
+        form = "+.2f" if signed else ".2f"
+
+        def short(number: float) -> str:
+            return format(number, form).replace("0.", ".", 1)
+
+        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]" if interval else short(self.value)
+
+
+def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
+    """Averages over cells, which are drawn anew for each resample as well.
+
+    Args:
+        draws: For each cell [1 + R]: the statistic itself, then each resample's; NaN where undefined. Cells whose
+            statistic is undefined are left out, and of the others those draws that are undefined.
+        seed: Of the drawing of cells.
+    """
+    defined = [values for values in draws if not math.isnan(values[0])]
+    if not defined:
+        return Estimate(None, None, None, 0)
+    stacked = np.stack(defined)
+    drawn = np.random.default_rng(seed).integers(0, len(stacked), (len(stacked), stacked.shape[1]))
+    drawn[:, 0] = np.arange(len(stacked))
+    stacked = np.take_along_axis(stacked, drawn, axis=0)
+    known = ~np.isnan(stacked)
+    counts = known.sum(0)
+    means = np.where(known, stacked, 0.0).sum(0)[counts > 0] / counts[counts > 0]
+    low, high = np.quantile(means[1:], [0.025, 0.975]) if len(means) > 1 else (means[0], means[0])
+    return Estimate(float(means[0]), float(low), float(high), len(defined))
+
+
+def ranks(values: Array) -> Array:
+    """Ranks along the last axis, ties averaged, with mean 0."""
+    ranked: Array = np.asarray(rankdata(values, axis=-1), dtype=np.float64)
+    ranked -= ranked.mean(-1, keepdims=True)
+    return ranked
+
+
+def correlation(x: Array, y: Array) -> Array:
+    """Cosine of centred x and y [..., n] along the last axis; NaN where one of them is constant."""
+    xx, yy = (x * x).sum(-1), (y * y).sum(-1)
+    sizes = np.sqrt(xx * yy)
+    # Ranks are of the order of n; what is left below this is rounding.
+    ok = (xx > 1e-9) & (yy > 1e-9)
+    found: Array = np.where(ok, (x * y).sum(-1) / np.where(ok, sizes, 1.0), np.nan)
+    return found
+
+
+def without(x: Array, controls: Sequence[Array]) -> Array:
+    """What a linear fit on centred controls leaves of centred x; all [..., n] along the last axis."""
+    basis: list[Array] = []
+    for control in controls:
+        rest = control
+        for other in basis:
+            rest = rest - other * (rest * other).sum(-1, keepdims=True)
+        size = np.sqrt((rest * rest).sum(-1, keepdims=True))
+        basis.append(np.where(size > 1e-6, rest / np.where(size > 1e-6, size, 1.0), 0.0))
+    for other in basis:
+        x = x - other * (x * other).sum(-1, keepdims=True)
+    return x
+
+
+def spearman(x: Array, y: Array, controls: Sequence[Array] = ()) -> Array:
+    """Rank correlation along the last axis, partial to the ranks of controls; NaN where undefined.
+
+    Args:
+        x: [..., n].
+        y: [..., n].
+        controls: Each [..., n].
+    """
+    taken = [ranks(control) for control in controls]
+    return correlation(without(ranks(x), taken), without(ranks(y), taken))
+
+
+class CellStatistics:
+    """The correlations of one cell, each as [1 + R]: of all samples, then of R resamples (the same for every score).
+
+    Args:
+        cell: Scores and truths.
+        resamples: R.
+        seed: Of the resampling.
+    """
+
+    def __init__(self, cell: FidelityCell, resamples: int, seed: int) -> None:
+        self.cell = cell
+        generator = np.random.default_rng(seed)
+        self._samples = _draws(generator, len(cell.ids), resamples)
+        subsets = 0 if cell.subsets is None else len(cell.subsets.members)
+        self._subsets = _draws(generator, subsets, resamples) if subsets else None
+        names = sorted({group for group in cell.groups if cell.groups.count(group) > 1})
+        self._groups = [np.array([i for i, group in enumerate(cell.groups) if group == name]) for name in names]
+        self._drawn_groups = _draws(generator, len(names), resamples) if names else None
+        self._nothing: Array = np.full(resamples + 1, np.nan)
+        self._controls = [np.asarray(values)[self._samples] for values in (cell.length, cell.gradient_norm)]
+
+    @property
+    def truths(self) -> list[str]:
+        """What this cell knows."""
+        return [*self.cell.truths, *([LDS] if self._subsets is not None else [])]
+
+    def spearman(self, score: str, truth: str) -> Array:
+        """Rank correlation of a score with a truth; NaN where the cell has not both."""
+        if truth == LDS:
+            return self._lds(score)
+        pair = self._pair(score, truth)
+        return self._nothing if pair is None else spearman(*pair)
+
+    def within(self, score: str, truth: str) -> Array:
+        """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are drawn anew.
+
+        This is what GRPO sees of a reward. NaN where the cell has no groups, or has not both.
+        """
+        if self._drawn_groups is None or score not in self.cell.scores or truth not in self.cell.truths:
+            return self._nothing
+        x, y = np.asarray(self.cell.scores[score]), np.asarray(self.cell.truths[truth])
+        sums = []
+        for places in self._groups:
+            a, b = ranks(x[places]), ranks(y[places])
+            sums.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+        xy, xx, yy = np.moveaxis(np.array(sums)[self._drawn_groups].sum(1), 1, 0)
+        ok = (xx > 1e-9) & (yy > 1e-9)
+        found: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
+        return found
+
+    def partial(self, score: str, truth: str) -> Array:
+        """The same with length and gradient norm taken out."""
+        pair = self._pair(score, truth)
+        return self._nothing if pair is None else spearman(*pair, self._controls)
+
+    def with_control(self, score: str, which: int) -> Array:
+        """Rank correlation of a score with answer length (0) or gradient norm (1)."""
+        if score not in self.cell.scores:
+            return self._nothing
+        return spearman(np.asarray(self.cell.scores[score])[self._samples], self._controls[which])
+
+    def _pair(self, score: str, truth: str) -> tuple[Array, Array] | None:
+        if score not in self.cell.scores or truth not in self.cell.truths:
+            return None
+        scores, truths = np.asarray(self.cell.scores[score]), np.asarray(self.cell.truths[truth])
+        return scores[self._samples], truths[self._samples]
+
+    def _lds(self, score: str) -> Array:
+        if self.cell.subsets is None or self._subsets is None or score not in self.cell.scores:
+            return self._nothing
+        values = np.asarray(self.cell.scores[score])
+        sums = np.array([values[list(members)].sum() for members in self.cell.subsets.members])
+        decreases = np.asarray(self.cell.subsets.decreases)
+        if np.ptp(sums) <= 1e-12 * np.abs(sums).max(initial=0.0):
+            return self._nothing
+        return spearman(sums[self._subsets], decreases[self._subsets])
+
+
+def _draws(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.int64]:
+    """[1 + R, count]: everything once, then R draws with replacement."""
+    drawn = generator.integers(0, count, (resamples, count))
+    return np.concatenate([np.arange(count)[None], drawn])

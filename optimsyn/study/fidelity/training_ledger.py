@@ -1,0 +1,95 @@
+"""Trainings that are kept: what a ledger holds is never computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.files import append_jsonl, iter_json
+from optimsyn.influence.trainings import Schedule, Trainings
+
+LEDGER = "trainings.jsonl"
+
+
+class TrainingLedger:
+    """Trainings and what became of the questions' losses, kept in a folder.
+
+    Args:
+        trainings: Does the work.
+        folder: Where `trainings.jsonl` is kept; None: in memory.
+        told: Called with the number of trainings and the seconds of each group that had to be computed.
+
+    Raises:
+        DataError: The ledger belongs to another target, pool, question set or setting.
+    """
+
+    def __init__(
+        self, trainings: Trainings, folder: Path | None = None, told: Callable[[int, float], None] | None = None
+    ) -> None:
+        self._trainings = trainings
+        self._file = None if folder is None else folder / LEDGER
+        self._told = told
+        self._known: dict[str, dict[str, list[float]]] = {}
+        if self._file is not None:
+            self._open(self._file)
+
+    def start(self) -> torch.Tensor:
+        """The questions' losses before any training, [Q] float64."""
+        if "start" not in self._known:
+            self._keep("start", {"0": self._trainings.start().tolist()})
+        return torch.tensor(self._known["start"]["0"], dtype=torch.float64)
+
+    def run(self, schedules: Sequence[Schedule], looks: Sequence[int]) -> torch.Tensor:
+        """As `Trainings.run`: [schedules, looks, Q]; what is known is read."""
+        wanted = sorted(set(looks))
+        keys = [_key(schedule) for schedule in schedules]
+
+        def missing(key: str) -> bool:
+            return any(str(look) not in self._known.get(key, {}) for look in wanted)
+
+        fresh = {key: schedule for key, schedule in zip(keys, schedules, strict=True) if missing(key)}
+        size = self._trainings.together(fresh.values())
+        items = list(fresh.items())
+        for begin in range(0, len(items), size):
+            group = items[begin : begin + size]
+            began = time.monotonic()
+            found = self._trainings.run([schedule for _, schedule in group], wanted)
+            for (key, _), losses in zip(group, found.tolist(), strict=True):
+                self._keep(key, {str(look): row for look, row in zip(wanted, losses, strict=True)})
+            if self._told is not None:
+                self._told(len(group), time.monotonic() - began)
+        rows = [[self._known[key][str(look)] for look in wanted] for key in keys]
+        return torch.tensor(rows, dtype=torch.float64).view(len(keys), len(wanted), -1)
+
+    def _keep(self, key: str, losses: dict[str, list[float]]) -> None:
+        self._known[key] = {**self._known.get(key, {}), **losses}
+        if self._file is not None:
+            append_jsonl(self._file, [{"key": key, "losses": losses}])
+
+    def _open(self, file: Path) -> None:
+        fingerprint = self._trainings.fingerprint
+        if not file.is_file():
+            append_jsonl(file, [{"fingerprint": fingerprint}])
+        # A line that a kill left half written is skipped, and its training done again.
+        rows: list[dict[str, Any]] = list(iter_json(file, tolerate_torn=True))
+        begun = next((row["fingerprint"] for row in rows if "fingerprint" in row), None)
+        if begun != fingerprint:
+            raise DataError(
+                f"{file}: belongs to another target, pool, question set or setting ({begun}, this is {fingerprint}); "
+                "name another folder or delete this one"
+            )
+        for row in rows:
+            if "losses" in row:
+                self._known[row["key"]] = {**self._known.get(row["key"], {}), **row["losses"]}
+
+
+def _key(schedule: Schedule) -> str:
+    facts = json.dumps([list(step) for step in schedule]).encode()
+    return hashlib.sha256(facts).hexdigest()[:20]

@@ -1,0 +1,177 @@
+"""A generator on trial: a few pairs from a run's passages, with what they used and would cost elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import ReplyError
+from optimsyn.base.table import Table
+from optimsyn.stages.shared import Tools
+
+if TYPE_CHECKING:
+    from optimsyn.llm.replies import Usage
+    from optimsyn.recipe.recipe import ModelSpec
+    from optimsyn.report.plots import Picture
+    from optimsyn.runs.folder import Run
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a generator wrote, shown as a table in a notebook.
+
+    The table says nothing about where a reply came from, so that it is the same when it is shown again.
+
+    Attributes:
+        model: Its name.
+        rows: Passage, pair, verdict of the validity checks.
+        fresh: Replies that were asked for now; the others came from the file.
+        usage: What all replies of this trial have used, whenever they were bought.
+        unpriced: Neither the recipe nor LiteLLM says what the model costs.
+    """
+
+    model: str
+    rows: tuple[tuple[str, str, str], ...]
+    fresh: int
+    usage: Usage
+    unpriced: bool = False
+
+    def _repr_html_(self) -> str:
+        used = self.usage
+        note = f"{used.replies} replies: {used.input_tokens:,} tokens in, {used.output_tokens:,} out, " + (
+            "what they cost is unknown." if self.unpriced else f"{used.cost_usd:.4f} USD."
+        )
+        return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
+
+    def prices(self, names: Sequence[str], pairs: int = 1000) -> Prices:
+        """What so many pairs of this length would cost from hosted models, at the list prices LiteLLM knows.
+
+        Args:
+            names: LiteLLM names.
+            pairs: How many.
+        """
+        from optimsyn.llm.hosted.capabilities import price_of
+        from optimsyn.recipe.recipe import ModelSpec
+
+        each = max(1, self.usage.replies)
+        rows = []
+        for name in names:
+            price = price_of(ModelSpec(name=name))
+            if price is None or price.source != "litellm":
+                rows.append(Price(name, None, None))
+            else:
+                rows.append(Price(name, price.input, price.output))
+        return Prices(tuple(rows), pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
+
+
+@dataclass(frozen=True)
+class Price:
+    """A hosted model's list price, in US dollars a token; None where LiteLLM knows none."""
+
+    model: str
+    token_in: float | None
+    token_out: float | None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What pairs would cost from hosted models, shown as a table in a notebook.
+
+    Attributes:
+        rows: One a model.
+        pairs: How many pairs.
+        tokens_in: Tokens that a pair takes in.
+        tokens_out: And out.
+    """
+
+    rows: tuple[Price, ...]
+    pairs: int
+    tokens_in: float
+    tokens_out: float
+
+    def cost(self, price: Price) -> float | None:
+        """US dollars for all pairs; None where the price is not known."""
+        if price.token_in is None or price.token_out is None:
+            return None
+        return self.pairs * (self.tokens_in * price.token_in + self.tokens_out * price.token_out)
+
+    def table(self) -> Table:
+        """Prices and costs."""
+        body = []
+        for row in self.rows:
+            cost = self.cost(row)
+            cells = ["–" if price is None else f"{price * 1e6:.2f}" for price in (row.token_in, row.token_out)]
+            body.append((row.model, *cells, "not known to LiteLLM" if cost is None else f"{cost:.2f} USD"))
+        return Table(
+            f"{self.pairs:,} pairs as long as these",
+            ("model", "USD per million tokens in", "out", "in all"),
+            tuple(body),
+            frozenset({1, 2, 3}),
+            f"{self.tokens_in:.0f} tokens in and {self.tokens_out:.0f} out for a pair, counted by this generator's "
+            "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them.",
+        )
+
+    def picture(self) -> Picture:
+        """Costs as bars, cheapest first."""
+        from optimsyn.report.stage_plots import costs_figure
+
+        known = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
+        return costs_figure(known, f"{self.pairs:,} pairs")
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
+    """Has a model write pairs, without rubrics, from the run's first passages; replies are kept beside the run.
+
+    Args:
+        run: Its stage `prepare` must have finished.
+        spec: The generator.
+        count: How many pairs.
+
+    Raises:
+        ServiceError: Its service failed for good.
+    """
+    from optimsyn.llm.hosted.capabilities import price_of
+    from optimsyn.llm.language_model import load_language_model, run_sync
+    from optimsyn.llm.replies import ReplyCache
+    from optimsyn.programs.pair import PairWriter
+
+    tools = Tools(run)
+    cache = ReplyCache(run.path("trials", f"{_file_name(spec.name)}.sqlite"))
+    before = cache.totals().replies
+    model = load_language_model(spec, cache)
+    writer = PairWriter(model, tools.shape)
+    rows = []
+    for index in range(count):
+        passage, seed = tools.candidate(index)
+        try:
+            pair = run_sync(writer.awrite(passage, None, seed=seed, variant="no_rubric"))
+        except ReplyError as error:
+            rows.append((passage.title or passage.id, "–", str(error)))
+            continue
+        found = tools.checker.check(pair, passage)
+        checks = "valid" if found.valid else "; ".join(f"{name}: {why}" for name, why in found.reasons.items())
+        rows.append((passage.title or passage.id, f"Q: {pair.question}\nA: {pair.answer}", checks))
+    # What a service refused for good must be said, not shown as an empty table.
+    model.raise_failure()
+    usage = cache.totals()
+    cache.close()
+    return Trial(spec.name, tuple(rows), usage.replies - before, usage, unpriced=price_of(spec) is None)
+
+
+def ask_once(spec: ModelSpec, text: str) -> str:
+    """Sends one short request past every cache, to see whether a service answers; gives what it said.
+
+    Raises:
+        ServiceError: It does not, for good; the message says why and what to do.
+    """
+    from optimsyn.llm.language_model import Call, load_language_model
+
+    return load_language_model(spec).complete_sync(Call.of(text, max_tokens=16)).text
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name)

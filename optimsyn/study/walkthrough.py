@@ -1,0 +1,210 @@
+"""One passage followed from guiding text to reward: what is sent, what comes back, what it is worth.
+
+For a person who wants to understand or to change a guiding text. Replies are kept beside the run, in a file of their
+own, and the run's own ledger is left alone.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.base.table import Table, number
+from optimsyn.data.records import Pair, Passage, Rubric
+from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.stages.shared import Tools
+
+if TYPE_CHECKING:
+    from optimsyn.report.plots import Picture
+    from optimsyn.reward.judgements import Judgement
+    from optimsyn.runs.folder import Run
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as it left for a model, shown as text in a notebook.
+
+    Attributes:
+        what: What was asked for.
+        model: Who was asked.
+        request: Messages, schema and sampling, as the reply cache keeps them.
+        reply: What came back.
+    """
+
+    what: str
+    model: str
+    request: dict[str, Any]
+    reply: str
+
+    def _repr_html_(self) -> str:
+        messages = "\n\n".join(message["content"] for message in self.request["messages"])
+        schema = self.request.get("schema")
+        # A reply cache sorts properties by name; the list keeps the order in which they are asked for.
+        keys = ", ".join((schema or {}).get("required", []))
+        held = "in free form" if schema is None else f"held to a JSON schema{f' with {keys}' if keys else ''}"
+        # Not `pre`, which JupyterLab breaks in the middle of words.
+        block = 'style="font-family:monospace;white-space:pre-wrap;max-width:60em;line-height:1.35;margin:0.6em 2em"'
+        return (
+            f"<p><b>{html.escape(self.what)}</b>, sent to {html.escape(self.model)} "
+            f"(temperature {self.request['temperature']:g}, at most {self.request['max_tokens']} tokens):</p>"
+            f"<div {block}>{html.escape(messages)}</div>"
+            f"<p>It answered, {html.escape(held)}:</p><div {block}>{html.escape(self.reply.strip())}</div>"
+        )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Guiding text, rubric, pair and reward for one passage.
+
+    Attributes:
+        rubric: None where the reply held none; `judgement.reasons` then says why.
+        sent: The requests behind it, in order.
+    """
+
+    passage: Passage
+    guiding_text: str
+    rubric: Rubric | None
+    pair: Pair | None
+    judgement: Judgement
+    sent: tuple[Sent, ...]
+
+    def table(self) -> Table:
+        """The links of the chain, one a row."""
+        from optimsyn.programs.rubric import rubric_text
+
+        row = self.judgement
+        failed = f"{'invalid' if row.unjudged is None else 'not judged'} ({', '.join(row.failed)})"
+        outcome = f"influence {number(row.influence)}" if row.valid else failed
+        pair = "–" if self.pair is None else f"Q: {self.pair.question}\nA: {self.pair.answer}"
+        quote = "–" if self.pair is None else self.pair.quote
+        rows = (
+            ("guiding text", self.guiding_text),
+            ("rubric", "–" if self.rubric is None else rubric_text(self.rubric)),
+            ("sentence it rests on", quote),
+            ("pair", pair),
+            ("verdict", row.feedback),
+            ("reward", f"{number(row.reward if row.unjudged is None else None)}  ({outcome})"),
+        )
+        return Table(f"From “{self.passage.title or self.passage.id}”", ("link", "text"), rows)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+class RecordedReplies(ReplyCache):
+    """A reply cache that remembers which requests were answered since `seen` was cleared, from wherever."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.seen: list[tuple[dict[str, Any], str]] = []
+
+    def get(self, key: str) -> Reply | None:
+        """As in ReplyCache; a reply that is found is remembered with its request."""
+        reply = super().get(key)
+        if reply is not None:
+            row = self._one("SELECT request FROM replies WHERE key = ?", (key,))
+            assert row is not None
+            self.seen.append((json.loads(row[0]), reply.text))
+        return reply
+
+    def put(self, key: str, reply: Reply, request: dict[str, Any]) -> None:
+        """As in ReplyCache; remembered too."""
+        super().put(key, reply, request)
+        self.seen.append((request, reply.text))
+
+
+class Workbench:
+    """Follows passages of a run through the chain, with the run's models, checks and warmed-up target.
+
+    Args:
+        run: Its stages up to `warm_up` must have finished.
+    """
+
+    def __init__(self, run: Run) -> None:
+        from optimsyn.llm.language_model import load_language_model
+        from optimsyn.programs.pair import PairWriter
+        from optimsyn.reward.reward import InfluenceReward
+
+        self.tools = Tools(run)
+        models = run.recipe.models
+        self._exchanges = RecordedReplies(run.path("workbench", "replies.sqlite"))
+        self._rubric_model = load_language_model(models.rubric, self._exchanges)
+        self._writer = PairWriter(load_language_model(models.generator, self._exchanges), self.tools.shape)
+        self._reward = InfluenceReward(
+            self.tools.scorer,
+            self._writer,
+            self.tools.checker,
+            invalid_penalty=run.recipe.reward.invalid_penalty,
+            source="workbench",
+        )
+
+    def passage(self, index: int = 0) -> Table:
+        """The passage that is followed under this number."""
+        passage, _ = self.tools.candidate(index)
+        return Table(passage.title or passage.id, ("passage",), ((passage.text,),))
+
+    def follow(self, guiding_text: str, index: int = 0) -> Chain:
+        """Writes a rubric under a guiding text, a pair under the rubric, and judges it.
+
+        Args:
+            guiding_text: The few sentences that the rubric is to follow.
+            index: Number of the passage in the run's seeded order; equal numbers give equal seeds.
+
+        Raises:
+            ServiceError: A model's service failed for good.
+        """
+        from optimsyn.llm.language_model import run_sync
+        from optimsyn.programs.rubric import RubricWriter
+        from optimsyn.reward.judgements import RubricRequest
+
+        passage, seed = self.tools.candidate(index)
+        kind = self.tools.shape.kind_for(seed)
+        rubric: Rubric | None = None
+        error: str | None = None
+        unjudged: Outcome | None = None
+        self._exchanges.seen.clear()
+        try:
+            rubric = RubricWriter(self._rubric_model, guiding_text)(passage=passage, kind=kind, seed=seed).rubric
+        except ReplyError as problem:
+            error = str(problem)
+            unjudged = problem.outcome if problem.outcome.unjudged else None
+        # A reply that was cut was asked for twice.
+        rubrics = len(self._exchanges.seen)
+        request = RubricRequest(
+            passage=passage,
+            kind=kind,
+            rubric=rubric,
+            error=error,
+            unjudged=unjudged,
+            guiding_text=guiding_text,
+            rubric_model=self._rubric_model.name,
+            seed=seed,
+            variant="workbench",
+        )
+        (judgement,) = run_sync(self._reward.judge([request]))
+        pairs = len(self._exchanges.seen) - rubrics
+        names = [("A rubric", self._rubric_model.name)] * rubrics + [("A pair", self._writer.model.name)] * pairs
+        sent = [Sent(*name, *exchange) for name, exchange in zip(names, self._exchanges.seen, strict=True)]
+        return Chain(passage, guiding_text, rubric, judgement.pair, judgement, tuple(sent))
+
+    def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
+        """The rewards that guiding texts lead to on the same passages, with the same seeds.
+
+        Args:
+            guiding_texts: Name -> text.
+            indices: Numbers of the passages.
+        """
+        from optimsyn.report.stage_plots import rewards_figure
+
+        found = {
+            name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
+        }
+        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in found.items()}
+        return rewards_figure(
+            {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
+        )

@@ -1,0 +1,369 @@
+"""From a `Sample` to token ids and labels, and from many of these to right-padded batches.
+
+Training, influence and evaluation all encode here, so that they see the same tokens. What training learns is every
+label: the answer and what ends it. What influence and evaluation measure is what `counted` leaves of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from optimsyn.base.errors import ModelError
+from optimsyn.data.chat import CONTEXT_PREFIX, sample_of, split_context
+from optimsyn.data.records import Pair, Question, Sample
+from optimsyn.llm.control_tokens import controls_of, rendered
+from optimsyn.recipe.sections.models import CountedTokens
+
+IGNORE = -100
+"""Label of a position whose token is not to be predicted (prompt and padding), as in PyTorch's cross entropy."""
+
+# Stands for the answer while the chat template is rendered. Searching for the answer itself would find it inside the
+# template's own markers when it is a word such as "end".
+_ANSWER = "OPTIMSYN-ANSWER-GOES-HERE"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample in tokens.
+
+    Attributes:
+        id: The sample's id.
+        input_ids: Prompt, answer and end-of-text token.
+        labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token.
+        truncated: The context was cut to fit.
+        end_tokens: How many of the last labels are no part of the answer but end it: the end-of-text token, or what a
+            chat template closes a turn with.
+        weights: What each label's loss is multiplied with in the sample's loss; none: their mean is taken.
+    """
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+    end_tokens: int = 0
+    weights: tuple[float, ...] = ()
+
+    @property
+    def label_tokens(self) -> int:
+        """How many tokens are predicted."""
+        return sum(label != IGNORE for label in self.labels)
+
+    @property
+    def token_weights(self) -> tuple[float, ...]:
+        """The weight of each label's loss, also where it is that of a mean."""
+        count = self.label_tokens
+        return self.weights or tuple(1 / count for _ in range(count))
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens before the first predicted one: what a generation starts from."""
+        first = next(i for i, label in enumerate(self.labels) if label != IGNORE)
+        return self.input_ids[:first]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of like length, right-padded.
+
+    Attributes:
+        indices: Place of each row in the caller's order.
+        ids: Sample ids, a row each.
+        input_ids: [B, T] int64.
+        labels: [B, T] int64, -100 on prompts and padding.
+        weights: [B, T], what the loss of each label is multiplied with in its row's loss, 0 elsewhere; None: each row's
+            loss is the mean over its labels.
+    """
+
+    indices: list[int]
+    ids: list[str]
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def token_weights(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The weights [N] of N labels, on the batch's device, given the row [N] and the column [N] of each.
+
+        Args:
+            rows: On any device; of all labels of the batch, in any order.
+            columns: Likewise.
+        """
+        rows, columns = rows.to(self.labels.device), columns.to(self.labels.device)
+        if self.weights is not None:
+            return self.weights[rows, columns]
+        counts = torch.bincount(rows, minlength=len(self))
+        return 1 / counts.to(_wide(rows.device))[rows]
+
+
+Role = Literal["question", "pair"]
+
+
+def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
+    """What counts of a sample when its loss is measured; the one place where that is decided.
+
+    Validation directions, pair scores, token shares, counterfactuals, served scores and the evaluation measure the loss
+    that this gives. Training (warm-up and fine-tuning) goes on learning every label.
+
+    Args:
+        encoded: As `encode` gave it. One without labels stays as it is, for whoever measures it to refuse.
+        tokens: The recipe's `influence.tokens`.
+        role: An expert's question, or a pair that is to be judged.
+
+    Returns:
+        The same tokens, fewer labels, and the weight of each. Among the labels are all tokens of the answer.
+    """
+    end = tokens.end_of_questions if role == "question" else tokens.end_of_pairs
+    count = encoded.label_tokens
+    if not count:
+        return encoded
+    ends = min(encoded.end_tokens, count - 1)
+    kept = count if end > 0 else count - ends
+    raw = [1.0] * (count - ends) + [end] * (kept - (count - ends))
+    total = sum(raw)
+    divisor = {"mean": total, "root": total**0.5, "sum": 1.0}[tokens.reduction]
+    labels = list(encoded.labels)
+    for place in [i for i, label in enumerate(labels) if label != IGNORE][kept:]:
+        labels[place] = IGNORE
+    weights = tuple(weight / divisor for weight in raw)
+    return replace(encoded, labels=labels, weights=weights, end_tokens=kept - (count - ends))
+
+
+def as_sample(item: Sample | Pair | Question) -> Sample:
+    """The sample of a pair or a question; a sample stays itself."""
+    return item if isinstance(item, Sample) else sample_of(item)
+
+
+def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
+    """Tokenises a sample: chat template where the tokenizer has one, else the plain format.
+
+    Prompt and answer are tokenised together, so that the ids are those of the text as one would write it. A control
+    token's string in a sample is text (`optimsyn.llm.control_tokens`). A sample that is too long loses the left end
+    of its context, never a word of the question or the answer.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        sample: What to encode.
+        max_length: Longest result, in tokens.
+
+    Raises:
+        ModelError: The answer is empty or has no token, nothing stands before it, or question and answer alone are
+            longer than `max_length`.
+    """
+    if not sample.completion.strip():
+        raise ModelError(
+            f"sample {sample.id!r} has an empty answer, so it has no token to learn; remove it or give it an answer"
+        )
+    found, truncated = fitted(tokenizer, sample, max_length)
+    if found.first == 0:
+        raise ModelError(
+            f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first one; give it "
+            "a prompt, or a tokenizer that puts a beginning-of-text token in front"
+        )
+    labels = [IGNORE] * found.first + found.ids[found.first :]
+    return Encoded(sample.id, found.ids, labels, truncated, end_tokens=found.end_tokens)
+
+
+class Tokens(NamedTuple):
+    """A sample's tokens and where its answer stands.
+
+    Attributes:
+        ids: Prompt, answer, end of text.
+        first: Place of the first token that is to be predicted.
+        text: What was tokenised.
+        start: Where the answer begins in `text`.
+        stop: Where it ends.
+        offsets: For each token of `text` its begin and end there; None where the tokenizer cannot tell.
+        end_tokens: How many of the last tokens stand behind the answer.
+    """
+
+    ids: list[int]
+    first: int
+    text: str
+    start: int
+    stop: int
+    offsets: list[tuple[int, int]] | None
+    end_tokens: int
+
+
+def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
+    """The tokens of a sample, its context cut from the left to fit; and whether it was cut.
+
+    Raises:
+        ModelError: Question and answer alone are longer than `max_length`.
+    """
+    found = _tokens(tokenizer, sample)
+    truncated = False
+    context, rest = split_context(_body(tokenizer, sample))
+    while len(found.ids) > max_length:
+        if not context:
+            raise ModelError(
+                f"sample {sample.id!r}: question and answer alone take {len(found.ids)} tokens, more than max_length "
+                f"{max_length}; raise models.target.max_length or remove the sample"
+            )
+        context = _shorten(tokenizer, context, len(found.ids) - max_length)
+        found = _tokens(tokenizer, _with_body(tokenizer, sample, context + rest))
+        truncated = True
+    return found, truncated
+
+
+def make_batches(
+    encoded: Sequence[Encoded], batch_tokens: int, *, pad_id: int, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Groups samples of like length so that rows times longest row stays within `batch_tokens`.
+
+    The longest batch comes first, so that too little memory shows at once. A sample longer than the budget is a batch
+    of its own.
+    """
+    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].input_ids), i))
+    start = 0
+    while start < len(order):
+        width = len(encoded[order[start]].input_ids)
+        rows = order[start : start + max(1, batch_tokens // width)]
+        start += len(rows)
+        yield pad([encoded[i] for i in rows], rows, pad_id=pad_id, device=device)
+
+
+def pad(
+    encoded: Sequence[Encoded], indices: Sequence[int], *, pad_id: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """One right-padded batch of these samples, in this order."""
+    width = max(len(item.input_ids) for item in encoded)
+    tokens = [item.input_ids + [pad_id] * (width - len(item.input_ids)) for item in encoded]
+    labels = torch.tensor([item.labels + [IGNORE] * (width - len(item.labels)) for item in encoded], device=device)
+    weights = None
+    if any(item.weights for item in encoded):
+        wide = _wide(labels.device)
+        flat = [weight for item in encoded for weight in item.token_weights]
+        weights = torch.zeros(labels.shape, dtype=wide, device=device)
+        weights[labels != IGNORE] = torch.tensor(flat, dtype=wide, device=device)
+    return Batch(
+        indices=list(indices),
+        ids=[item.id for item in encoded],
+        input_ids=torch.tensor(tokens, device=device),
+        labels=labels,
+        weights=weights,
+    )
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    # Apple's GPUs have no float64.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def _body(tokenizer: Any, sample: Sample) -> str:
+    """The text that holds the context: the user message of a chat, else the plain prompt."""
+    return sample.messages[0]["content"] if _has_template(tokenizer) else sample.prompt
+
+
+def _with_body(tokenizer: Any, sample: Sample, body: str) -> Sample:
+    if _has_template(tokenizer):
+        user = {**sample.messages[0], "content": body}
+        return sample.model_copy(update={"messages": (user, *sample.messages[1:])})
+    return sample.model_copy(update={"prompt": body})
+
+
+def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
+    controls = controls_of(tokenizer)
+    if _has_template(tokenizer):
+        messages = [dict(message) for message in sample.messages]
+        answer = controls.masked(messages[-1]["content"].strip())
+        messages[-1]["content"] = _ANSWER
+        before, found, after = rendered(tokenizer, messages).rpartition(_ANSWER)
+        if not found:
+            raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")
+        # The end-of-turn marker is learned, the line break after it is not.
+        after = after.rstrip()
+        ended, special = bool(after), False
+    else:
+        before, answer = controls.masked(sample.prompt), controls.masked(sample.completion)
+        after, ended, special = "", False, True
+    text = before + answer + after
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] | None = None
+    if tokenizer.is_fast:
+        ids, offsets = controls.encode(text, add_special_tokens=special)
+    if offsets is not None:
+        first = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
+    else:
+        # Without offsets the border is only known when both sides are tokenised on their own.
+        ids = controls.encode(before, add_special_tokens=special).ids
+        if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            # The end that the tokenizer gives every text; it belongs behind the answer.
+            ids.pop()
+        first = len(ids)
+        ids += controls.encode(text[len(before) :], add_special_tokens=False).ids
+    # A token that begins behind the answer is the end of the turn: nothing of the answer itself would be learned.
+    if first == len(ids) or (offsets is not None and offsets[first][0] >= len(before) + len(answer)):
+        raise ModelError(
+            f"sample {sample.id!r}: the tokenizer makes no token of the answer {answer!r}; remove the sample, or name "
+            "a target whose vocabulary knows its letters"
+        )
+    end_id = tokenizer.eos_token_id
+    if not ended and end_id is not None and ids[-1] != end_id:
+        ids.append(end_id)
+    stop = len(before) + len(answer)
+    end_tokens = _behind(tokenizer, ids[first:], None if offsets is None else offsets[first:], stop, after)
+    return Tokens(ids, first, controls.unmasked(text), len(before), stop, offsets, end_tokens)
+
+
+def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:
+    """How many of an answer's last tokens stand behind its text, which always keeps one.
+
+    Args:
+        tokenizer: Knows its special tokens.
+        ids: From the answer's first token on.
+        offsets: Begin and end of these in the text, as far as they were made of it; None where nobody can tell.
+        stop: Where the answer ends in the text.
+        after: What the chat template puts behind the answer.
+    """
+
+    def letters(some: list[int]) -> str:
+        return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
+
+    # What is left of it in plain letters: special tokens are told by their ids.
+    if offsets is None and after:
+        for written in filter(None, (tokenizer.decode([token]) for token in set(tokenizer.all_special_ids))):
+            after = after.replace(written, "")
+    ending = "".join(after.split())
+    # An unknown word of the answer is a word, except where one token has all the roles.
+    special = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)} | {tokenizer.eos_token_id}
+    count = 0
+    for place in range(len(ids) - 1, 0, -1):
+        if ids[place] in special:
+            behind = True
+        elif offsets is not None:
+            # Tokens that a tokenizer adds by itself have no place in the text and say (0, 0).
+            behind = place >= len(offsets) or offsets[place][0] >= stop or tuple(offsets[place]) == (0, 0)
+        else:
+            tail = letters(ids[place:])
+            # Bytes in the middle of a letter may decode to nothing: then the token adds to what stands before it.
+            adds = tail != letters(ids[place + 1 :]) or letters(ids[: place + 1]) == letters(ids[:place])
+            behind = bool(ending) and ending.endswith(tail) and adds
+        if not behind:
+            break
+        count += 1
+    return count
+
+
+def _shorten(tokenizer: Any, context: str, tokens: int) -> str:
+    """`context` without about `tokens` tokens at its left end; "" when nothing would be left of it."""
+    body = context.removeprefix(CONTEXT_PREFIX)
+    if tokenizer.is_fast:
+        offsets = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        cut = offsets[tokens][0] if tokens < len(offsets) else len(body)
+    else:
+        words = body.split()
+        cut = body.find(words[tokens]) if tokens < len(words) else len(body)
+    # At least one character goes each time, so that the caller's loop ends.
+    kept = body[max(cut, 1) :].lstrip()
+    return CONTEXT_PREFIX + kept if kept.strip() else ""

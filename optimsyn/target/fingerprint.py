@@ -1,0 +1,111 @@
+"""What a target's caches are told apart by: digests of its weights and of the numbers beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from optimsyn.base.errors import ModelError
+
+# Of a model's configuration: what does not change what the model computes, or is read from the weights themselves.
+_SILENT = frozenset(
+    {"architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "eos_token_id"}
+    | {"pad_token_id", "output_attentions", "output_hidden_states", "return_dict"}
+)
+
+
+def adapters_of(model: Any) -> frozenset[str]:
+    """Names of the peft adapters inside a model."""
+    return frozenset(getattr(model, "peft_config", None) or ())
+
+
+def model_digest(
+    model: Any,
+    causal: Any,
+    parameters: Mapping[str, torch.nn.Parameter],
+    frozen: Iterable[str],
+    adapters: frozenset[str],
+    max_length: int,
+) -> str:
+    """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
+
+    Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment. The
+    model's configuration and the adapter's scale (alpha / r) are no weights, but the same weights compute something
+    else under others.
+
+    Args:
+        model: The model, in its peft wrapper if it has one.
+        causal: The causal language model inside.
+        parameters: The trained parameters by name; of them only names and shapes count.
+        frozen: Names of the parameters whose values count.
+        adapters: Names of the adapters that are part of the target.
+        max_length: Longest sample, in tokens.
+    """
+    digest = hashlib.sha256(f"{max_length}".encode())
+    everything = dict(model.named_parameters())
+    for name in [*parameters, *frozen]:
+        parameter = everything[name]
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if name not in parameters:
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, len(flat) // 512)].float().cpu()
+            digest.update(some.numpy().tobytes())
+    facts = [_settings(causal.config.to_diff_dict()), _scales(model, adapters)]
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def adapter_digest(model: Any, parameters: Iterable[torch.nn.Parameter]) -> str:
+    """Of what else a warm-up starts from: the trained parameters' values, and how much its layers drop out."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    dropped = [[name, layer.p] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Dropout)]
+    digest.update(json.dumps(dropped).encode())
+    return digest.hexdigest()[:16]
+
+
+def _settings(config: Any) -> Any:
+    """A configuration, or a part of it, without what is silent or private (names, attention kernels)."""
+    if not isinstance(config, dict):
+        return config
+    kept = {str(key): value for key, value in config.items() if key not in _SILENT}
+    return {key: _settings(value) for key, value in kept.items() if not key.startswith("_")}
+
+
+def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
+    """By what each layer multiplies each adapter; rank-stabilised and per-layer alphas end up here as well."""
+    found: list[list[Any]] = []
+    for name, layer in model.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, dict):
+            found.extend([name, key, float(scaling[key])] for key in sorted(adapters & scaling.keys()))
+    return found
+
+
+def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
+    """An adapter that the forward pass leaves out has no gradient, and moving it changes nothing.
+
+    Raises:
+        ModelError: An adapter is switched off, merged into its layer, or another one is active in its place.
+    """
+    if not adapters:
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if layer.disable_adapters:
+            found, cure = "switched off", "model.enable_adapter_layers()"
+        elif layer.merged:
+            found, cure = "merged into the layer", "model.unmerge_adapter()"
+        elif not adapters & set(layer.active_adapters):
+            found, cure = f"not the active one ({', '.join(layer.active_adapters)})", "model.set_adapter(...)"
+        else:
+            continue
+        raise ModelError(f"{name}: the target's adapter is {found}, so it has no influence; call {cure} first")

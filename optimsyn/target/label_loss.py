@@ -1,0 +1,237 @@
+"""Per-sample losses from logits at label positions only.
+
+With a vocabulary of 262,144 the logits of every position are most of the cost and of the memory of a small model. Here
+only hidden states that predict a label reach the output layer, in chunks, and where that layer is frozen their gradient
+is formed in the same visit, so that no [positions, vocabulary] matrix outlives its chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from optimsyn.base.errors import ModelError
+from optimsyn.target.encoding import IGNORE, Batch
+
+_CHUNK_BYTES = 128 * 2**20
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross entropy behind a frozen output layer; saves the gradient to the hidden states, not the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        with_gradient: bool,
+    ) -> torch.Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
+        # Kept in float32, which is rounded once, when the model takes it back, and not before that as well.
+        gradient = torch.empty_like(hidden, dtype=dtype) if with_gradient else None
+        ctx.hidden_dtype = hidden.dtype
+        chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
+            if scale != 1.0:
+                logits.mul_(scale)
+            bent = None
+            if softcap is not None:
+                bent = torch.tanh(logits.div_(softcap))
+                logits = bent * softcap
+            total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            wanted = targets[part].unsqueeze(-1)
+            losses[part] = (total - logits.gather(-1, wanted)).squeeze(-1)
+            if gradient is not None:
+                slope = logits.sub_(total).exp_()
+                slope.scatter_add_(-1, wanted, torch.full_like(wanted, -1, dtype=dtype))
+                if bent is not None:
+                    slope.mul_(bent.square_().neg_().add_(1.0))
+                if scale != 1.0:
+                    slope.mul_(scale)
+                gradient[part] = slope.to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+            ctx.save_for_forward(gradient)
+        return losses
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
+        """How the losses change when only the hidden states do."""
+        (gradient,) = ctx.saved_tensors
+        moved = tangents[0]
+        assert moved is not None
+        dtype = torch.promote_types(moved.dtype, torch.float32)
+        slope: torch.Tensor = (gradient.to(dtype) * moved).sum(-1)
+        return slope
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        slope = outputs[0].unsqueeze(-1) * gradient
+        return slope.to(ctx.hidden_dtype), None, None, None, None, None, None
+
+
+class LabelLoss:
+    """Weighted loss over label tokens, a number per sample, for any Hugging Face causal language model.
+
+    Two exact ways. The first knows the model's output layer: a frozen `nn.Linear`, followed by at most a scale and a
+    soft cap. It is tried against the model's own logits once before it is used. The second asks the model itself, with
+    a hook that hands its output layer the hidden states of label positions only; it serves every other model.
+
+    Args:
+        causal: The causal language model, without any peft wrapper (adapters inside its layers are fine).
+    """
+
+    def __init__(self, causal: Any) -> None:
+        self._causal = causal
+        self._head = causal.get_output_embeddings()
+        config = causal.config.get_text_config()
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._scale = float(getattr(config, "logit_scale", None) or 1.0)
+        if getattr(config, "logits_scaling", None):
+            self._scale /= float(config.logits_scaling)
+        self._fused: bool | None = None
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Losses [B] (float32, or float64 of a float64 model) of a right-padded batch [B, T], as its weights say."""
+        tokens, rows, columns = self.tokens(batch.input_ids, batch.labels)
+        # Of a model on several GPUs, losses are where its output layer is.
+        weighted = tokens * batch.token_weights(rows, columns).to(tokens)
+        sums = torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device)
+        return sums.index_add(0, rows.to(tokens.device), weighted)
+
+    def tokens(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss of each of the N label tokens of a right-padded batch.
+
+        Args:
+            input_ids: [B, T].
+            labels: [B, T], -100 where nothing is predicted.
+
+        Returns:
+            Losses [N] in nats, and the row [N] and the column [N] of each label, in row-major order.
+
+        Raises:
+            ModelError: As `try_out`.
+        """
+        # No attention mask: under a causal mask no position before the padding sees it, and without one the fast
+        # attention kernels can be used. Nothing after the last label has a loss, so gradients at padding are exactly 0.
+        rows, columns = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        targets = labels[rows, columns + 1]
+        self.try_out(input_ids)
+        if self._fused:
+            hidden = self._hidden(input_ids)[rows, columns]
+            tokens = self._head_loss(hidden, targets)
+        else:
+            logits = self._logits_at(input_ids, rows, columns)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            tokens = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return tokens, rows, columns + 1
+
+    @torch.no_grad()
+    def try_out(self, input_ids: torch.Tensor) -> None:
+        """Tries the model on the first tokens of a batch [B, T]; does nothing from the second call on.
+
+        Dropout is off meanwhile: two passes of the same tokens must give the same.
+
+        Raises:
+            ModelError: What the model predicts depends on later tokens, so that padding would change losses; or a
+                weight is not finite.
+        """
+        if self._fused is not None:
+            return
+        modes = [(module, module.training) for module in self._causal.modules()]
+        self._causal.eval()
+        try:
+            self._refuse_foresight(input_ids[:1, :8])
+            self._fused = self._try_fused(input_ids[:1, :8])
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _refuse_foresight(self, input_ids: torch.Tensor) -> None:
+        """The logits of the first half of the tokens must stay when other tokens follow."""
+        half = max(1, input_ids.shape[1] // 2)
+        # As many of them, so that the same kernels add in the same order.
+        other = torch.cat([input_ids[:, :half], input_ids[:, :half], input_ids], dim=1)[:, : input_ids.shape[1]]
+        columns = torch.arange(half, device=input_ids.device)
+        rows = torch.zeros_like(columns)
+        found = self._logits_at(input_ids, rows, columns).float()
+        again = self._logits_at(other, rows, columns).float()
+        exact = all(p.dtype in (torch.float32, torch.float64) for p in self._causal.parameters())
+        self._refuse_broken_weights(found)
+        # What is left is rounding in a mixture of experts.
+        moved = float((found - again).square().mean().sqrt()) / max(float(found.std()), 1e-30)
+        if moved > (1e-3 if exact else 0.02):
+            raise ModelError(
+                f"{type(self._causal).__name__}: what it predicts depends on later tokens, so it is no causal language "
+                "model, and the answer would stand in its own prompt; name another target, or make it causal in its "
+                "configuration (is_decoder, where a model has it)"
+            )
+
+    def _refuse_broken_weights(self, logits: torch.Tensor) -> None:
+        """Names the weight that makes logits NaN or infinite; where none does, the losses name the sample."""
+        if bool(torch.isfinite(logits).all()):
+            return
+        for name, parameter in self._causal.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ModelError(
+                    f"{type(self._causal).__name__}: the weight {name} holds numbers that are not finite; get the "
+                    "model's files again, or name another model"
+                )
+
+    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        output = self._causal.base_model(input_ids=input_ids, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _head_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = self._head.weight
+        hidden = hidden.to(weight.device)
+        dual = forward_ad.unpack_dual(hidden).tangent is not None  # type: ignore[no-untyped-call]
+        with_gradient = dual or (torch.is_grad_enabled() and hidden.requires_grad)
+        losses: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, self._head.bias, targets.to(weight.device), self._scale, self._softcap, with_gradient
+        )
+        return losses
+
+    def _logits_at(self, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The model's own logits [N, vocabulary] at these positions, all its post-processing included."""
+        counts = torch.bincount(rows, minlength=len(input_ids))
+        places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+
+        def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to tell samples apart.
+            hidden = arguments[0]
+            picked = hidden.new_zeros(len(hidden), int(counts.max()), hidden.shape[-1])
+            return picked.index_put((rows, places), hidden[rows, columns]), *arguments[1:]
+
+        handle = self._head.register_forward_pre_hook(pick)
+        try:
+            logits: torch.Tensor = self._causal(input_ids=input_ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        return logits[rows, places]
+
+    def _try_fused(self, input_ids: torch.Tensor) -> bool:
+        """Whether the first way gives this model's own losses; a scale or a cap it does not know shows here."""
+        head = self._head
+        known = type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters())
+        if not known or self._causal.base_model is self._causal:
+            return False
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        targets = torch.roll(input_ids[0], -1)
+        own = self._logits_at(input_ids, torch.zeros_like(columns), columns).float()
+        expected = nn.functional.cross_entropy(own, targets.to(own.device), reduction="none")
+        found = self._head_loss(self._hidden(input_ids)[0], targets).float()
+        tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 2e-2
+        return torch.allclose(found, expected.to(found.device), rtol=tolerance, atol=tolerance)

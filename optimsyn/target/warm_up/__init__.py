@@ -1,0 +1,1 @@
+"""The warm-up of a target: training, its rules and its checkpoints."""

@@ -1,0 +1,363 @@
+"""A warm-up that finds its learning rate and its number of steps; `optimsyn.target.warm_up.curve` has the rules.
+
+Rates are tried one after another from the same start, each for the few steps between two looks. The warm-up then begins
+again with the best one, so that its checkpoints are those of a plain warm-up of as many steps at that rate. It goes on
+from look to look until the form has settled, or until pairs that it does not train on get worse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import write_text
+from optimsyn.target.encoding import Encoded
+from optimsyn.target.fingerprint import adapter_digest
+from optimsyn.target.warm_up.checkpoints import Checkpoint, DivergedError, Training, checkpoint_steps, train
+from optimsyn.target.warm_up.curve import (
+    Look,
+    Losses,
+    Search,
+    Stopped,
+    TriedRate,
+    WarmUpCurve,
+    choose_rate,
+    overfits,
+    settled,
+    tried_rates,
+)
+from optimsyn.target.warm_up.measure import measure
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Pair, Question, Sample
+    from optimsyn.target.target import Target
+
+RECORD = "warm_up.json"
+"""Written last: a folder without it is a warm-up that was interrupted, and is done again."""
+CURVE = "curve.json"
+
+# Where nothing can be looked at: the steps and the rate of a short fine-tuning.
+_STEPS, _LR = 12, 2e-4
+# How often the lowest rate is halved when every one made things worse.
+_HALVINGS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a warm-up is to do.
+
+    Attributes:
+        steps: Optimiser steps; None: found.
+        lr: Learning rate; None: found.
+        search: How they are found.
+        batch_size: Samples a step.
+        checkpoints: How many checkpoints, spread over the steps, the last step always among them.
+        max_grad_norm: Gradient clipping.
+        seed: Of the order of samples, and of dropout.
+        batch_tokens: Tokens that go through the model at once; does not change the result.
+    """
+
+    steps: int | None
+    lr: float | None
+    search: Search
+    batch_size: int
+    checkpoints: int
+    max_grad_norm: float
+    seed: int
+    batch_tokens: int
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is to be found."""
+        return self.steps is None or self.lr is None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the search works with.
+
+    Attributes:
+        begin: Puts the model back to its start and gives a training at this rate.
+        look: Measures the model as it is, without gradients or dropout.
+        taken: Told of every step that was taken.
+    """
+
+    begin: Callable[[float], Training]
+    look: Callable[[], Losses]
+    taken: Callable[[], None] = lambda: None
+
+
+def warm_up(
+    target: Target,
+    pairs: Sequence[Pair | Question | Sample],
+    questions: Sequence[Pair | Question | Sample],
+    unseen: Sequence[Pair | Question | Sample],
+    plan: Plan,
+    folder: Path | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[list[Checkpoint], WarmUpCurve | None]:
+    """Does what `Target.warm_up` promises; leaves the model at the last checkpoint.
+
+    Raises:
+        ModelError: As `Target.warm_up`.
+    """
+    if plan.looks and not questions:
+        plan = replace(plan, steps=_STEPS if plan.steps is None else plan.steps, lr=_LR if plan.lr is None else plan.lr)
+    if plan.looks:
+        questions = _spread(questions, plan.search.most_questions)
+        if not unseen:
+            pairs, unseen = plan.search.split(pairs)
+        looks = plan.search.fewest_looks
+        if plan.steps is None and plan.checkpoints > looks:
+            raise ModelError(
+                f"{plan.checkpoints} warm-up checkpoints cannot be spread over the {looks} looks of "
+                f"the shortest warm-up ({plan.search.least_steps} steps); use fewer of them, or look more often"
+            )
+    else:
+        questions, unseen = (), ()
+    encoded, asked, kept_back = ([target.encode(item) for item in part] for part in (pairs, questions, unseen))
+    record = _fingerprint(target, plan, encoded, asked, kept_back)
+    if folder is not None and _recorded(folder) == record:
+        return target.add_checkpoints_from(folder), target.curve
+    target.model.train()
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            bench = _bench(target, plan, encoded, asked, kept_back, report)
+            kept, curve = run(bench, plan)
+    finally:
+        target.model.eval()
+    curve = replace(curve, trained_on=len(encoded), held_out=len(kept_back), questions=len(asked))
+    # The warm-up may have gone on past its last checkpoint.
+    target.load_checkpoint(kept[-1])
+    if folder is not None:
+        (folder / RECORD).unlink(missing_ok=True)
+        for leftover in folder.glob(".step-*"):
+            # Of a process that was killed while it wrote one.
+            shutil.rmtree(leftover)
+        for item in kept:
+            item.save(folder / f"step-{item.step:06d}")
+        curve.save(folder / CURVE)
+        write_text(folder / RECORD, json.dumps({"fingerprint": record, "steps": [c.step for c in kept]}))
+    return kept, curve
+
+
+def run(bench: Bench, plan: Plan) -> tuple[list[Checkpoint], WarmUpCurve]:
+    """Finds what the plan leaves open and trains.
+
+    Returns:
+        The checkpoints, oldest first, and how they came about. The model may have gone past the last one.
+
+    Raises:
+        ModelError: Every rate, or the one given, leads to a loss that is not finite.
+    """
+    search, lr, why_lr = plan.search, plan.lr, "given"
+    start: Losses | None = None
+    first: Losses | None = None
+    rates: tuple[TriedRate, ...] = ()
+    if plan.looks:
+        start = bench.look()
+        if not start.finite:
+            raise DivergedError(
+                "warm-up: a loss is not finite before the first step; load the target in float32 or bfloat16 "
+                "(models.target.dtype)"
+            )
+    if lr is None:
+        assert start is not None
+        lr, first, rates, why_lr = _find_rate(bench, search, start, min(search.every, plan.steps or search.max_steps))
+    if plan.steps is None:
+        assert start is not None
+        return _by_evidence(bench, plan, lr, start, first, rates, why_lr)
+    training = bench.begin(lr)
+    kept = train(training, steps=plan.steps, checkpoints=plan.checkpoints, report=lambda *_: bench.taken())
+    losses = tuple(training.losses)
+    return kept, WarmUpCurve(lr, plan.steps, "given", "the number was given", why_lr, losses, rates=rates)
+
+
+def _find_rate(
+    bench: Bench, search: Search, start: Losses, steps: int
+) -> tuple[float, Losses | None, tuple[TriedRate, ...], str]:
+    """Tries the candidates; the best one, where it led, the record, and why."""
+    tried: dict[float, Losses | None] = {}
+    training: dict[float, Sequence[float]] = {}
+    waiting = [search.around * factor for factor in search.factors]
+    most = len(waiting) + _HALVINGS
+    while True:
+        for lr in waiting:
+            tried[lr], training[lr] = _try(bench, lr, steps)
+        found, dropped = choose_rate(start, tried, search.around)
+        if found is not None:
+            why = (
+                f"lowest loss after {steps} steps, or within its noise and nearer to fine-tuning's {search.around:.2g}"
+            )
+            break
+        if len(tried) >= most:
+            finite = [lr for lr, losses in tried.items() if losses is not None and losses.finite]
+            if not finite:
+                raise DivergedError(
+                    f"warm-up: at every learning rate from {min(tried):.2g} to {max(tried):.2g} a loss was not finite "
+                    f"within {steps} steps; give a lower warm_up.lr, or load the target in float32"
+                )
+            found, why = min(finite), f"every rate made things worse within {steps} steps, this one least"
+            break
+        waiting = [min(tried) / 2]
+    return found, tried[found], tried_rates(tried, training, steps, dropped), why
+
+
+def _try(bench: Bench, lr: float, steps: int) -> tuple[Losses | None, Sequence[float]]:
+    training = bench.begin(lr)
+    try:
+        for _ in range(steps):
+            training.step()
+            bench.taken()
+    except DivergedError:
+        return None, ()
+    return bench.look(), training.losses
+
+
+def _by_evidence(
+    bench: Bench,
+    plan: Plan,
+    lr: float,
+    start: Losses,
+    first: Losses | None,
+    rates: tuple[TriedRate, ...],
+    why_lr: str,
+) -> tuple[list[Checkpoint], WarmUpCurve]:
+    """From look to look until the form has settled or the warm-up overfits."""
+    search, training = plan.search, bench.begin(lr)
+    history, looks = [start], [Look.of(0, start, ())]
+    kept: list[Checkpoint] = []
+    stopped: Stopped = "most steps"
+    why = f"after {search.max_steps} steps the form had not settled, and nothing got worse"
+    while training.steps < search.max_steps:
+        before = training.steps
+        while training.steps < search.next_look(before):
+            training.step()
+            bench.taken()
+        # The trial of this rate went the same way.
+        found = first if first is not None and not before else bench.look()
+        if not found.finite:
+            raise DivergedError(f"warm-up step {training.steps}: a held-out loss is not finite; lower warm_up.lr")
+        history.append(found)
+        looks.append(Look.of(training.steps, found, training.losses[before:]))
+        if plan.checkpoints == 1:
+            # Only the last two can become the checkpoint.
+            del kept[:-1]
+        kept.append(training.checkpoint())
+        if training.steps < search.least_steps:
+            continue
+        if worse := overfits(history):
+            stopped, why = "overfits", worse
+            if training.steps > search.least_steps:
+                kept.pop()
+            break
+        if still := settled(history):
+            stopped, why = "settled", still
+            break
+    chosen = _spread_over(kept, plan.checkpoints)
+    losses = tuple(training.losses[: chosen[-1].step])
+    return chosen, WarmUpCurve(lr, chosen[-1].step, stopped, why, why_lr, losses, tuple(looks), rates)
+
+
+def _spread_over(kept: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
+    """Some of the checkpoints, evenly, the last always; each takes over the losses of those left out before it."""
+    found, begun = [], 0
+    for place in checkpoint_steps(len(kept), count):
+        losses = tuple(loss for item in kept[begun:place] for loss in item.losses)
+        found.append(replace(kept[place - 1], losses=losses))
+        begun = place
+    return found
+
+
+def _bench(
+    target: Target,
+    plan: Plan,
+    encoded: Sequence[Encoded],
+    questions: Sequence[Encoded],
+    unseen: Sequence[Encoded],
+    report: Callable[[int, int], None] | None,
+) -> Bench:
+    start = {name: p.detach().cpu().clone() for name, p in target.parameters.items()} if plan.looks else {}
+    tried = len(plan.search.factors) * plan.search.every if plan.lr is None else 0
+    most, done = tried + (plan.steps or plan.search.max_steps), 0
+
+    def taken() -> None:
+        nonlocal done
+        done += 1
+        if report is not None:
+            report(done, max(most, done))
+
+    def backward(batch: list[Encoded]) -> float:
+        total = 0.0
+        for part in target.batches(batch, plan.batch_tokens):
+            loss = target.losses(part).sum() / len(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    def begin(lr: float) -> Training:
+        with torch.no_grad():
+            for name, value in start.items():
+                target.parameters[name].copy_(value)
+        torch.manual_seed(plan.seed)
+        return Training(
+            encoded,
+            target.parameters,
+            backward,
+            batch_size=plan.batch_size,
+            lr=lr,
+            max_grad_norm=plan.max_grad_norm,
+            seed=plan.seed,
+        )
+
+    def look() -> Losses:
+        target.model.eval()
+        try:
+            return measure(target, questions, unseen, plan.batch_tokens)
+        finally:
+            target.model.train()
+
+    return Bench(begin, look, taken)
+
+
+def _fingerprint(
+    target: Target,
+    plan: Plan,
+    encoded: Sequence[Encoded],
+    questions: Sequence[Encoded],
+    unseen: Sequence[Encoded],
+) -> str:
+    settings = [plan.steps, plan.batch_size, plan.lr, plan.checkpoints, plan.max_grad_norm, plan.seed]
+    start = adapter_digest(target.model, target.parameters.values())
+    facts: list[object] = [target.fingerprint(), start, settings, _ids(encoded)]
+    if plan.looks:
+        facts += [asdict(plan.search), _ids(questions), _ids(unseen)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _ids(encoded: Sequence[Encoded]) -> list[list[object]]:
+    return [[item.id, item.input_ids, item.labels] for item in encoded]
+
+
+def _recorded(folder: Path) -> str | None:
+    """Fingerprint of the finished warm-up in `folder`, if there is one."""
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
+    return found if isinstance(found, str) else None
+
+
+def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:
+    """Up to `count` of them, evenly from the whole list, so that every subtask has a say."""
+    if len(items) <= count:
+        return items
+    return [items[index * len(items) // count] for index in range(count)]

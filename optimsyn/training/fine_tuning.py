@@ -1,0 +1,226 @@
+"""Supervised fine-tuning of the target on pairs, with TRL.
+
+The samples are tokenised by `Target.encode` and their loss is `Target.losses`: exactly the quantity whose gradients
+give the influence (the mean over samples of the mean over answer tokens). TRL's own loss weights long answers more
+and, on a CPU, computes logits at every position.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import write_json, write_jsonl
+from optimsyn.data.chat import sample_of
+
+if TYPE_CHECKING:
+    from optimsyn.data.records import Pair
+    from optimsyn.recipe.recipe import FineTune, TargetSpec
+    from optimsyn.target.encoding import Encoded
+    from optimsyn.target.target import Target
+
+ADAPTER = "adapter"
+HISTORY = "history.jsonl"
+MAX_GRAD_NORM = 1.0
+"""Gradients of a batch are clipped to this norm."""
+_DONE = "fine_tune.json"
+_CHECKPOINTS = "checkpoints"
+# Resumable checkpoints over one fine-tuning; each holds the adapter and its two Adam moments.
+_SAVES = 8
+# Rows of the history; longer trainings log every few steps.
+_LOGS = 400
+# Padded tokens in one forward pass; larger batches are accumulated.
+_TOKENS_AT_ONCE = 4096
+
+
+def fine_tune(
+    spec: TargetSpec,
+    pairs: Sequence[Pair],
+    config: FineTune,
+    folder: Path,
+    seed: int,
+    *,
+    target: Target | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Trains a fresh LoRA adapter of the target on pairs: AdamW without weight decay, linear warm-up and decay.
+
+    Killed and called again it continues at its last checkpoint and ends with the same adapter; finished and called
+    again with the same pairs, settings and seed it returns at once.
+
+    Args:
+        spec: The target model.
+        pairs: The pairs of one variant; at least one.
+        config: Steps, batch size, learning rate and warm-up.
+        folder: Receives `adapter/`, `history.jsonl` (step, loss, learning rate, gradient norm) and, while it runs,
+            `checkpoints/`.
+        seed: Seed of the adapter's start and of the order of the pairs.
+        target: A freshly loaded target whose untrained adapter is to be trained; None loads one.
+        report: Called after each step with the step and the number of steps.
+
+    Returns:
+        The folder of the adapter, as peft saves it.
+
+    Raises:
+        ModelError: There are no pairs, a pair cannot be trained on, or the loss is not finite; names it.
+    """
+    if not pairs:
+        raise ModelError(f"{folder}: there are no pairs to fine-tune on")
+    folder.mkdir(parents=True, exist_ok=True)
+    if target is None:
+        if _finished(folder, _inputs(spec, pairs, config, seed)):
+            return folder / ADAPTER
+        from optimsyn.target.target import Target as Loader
+
+        target = Loader.load(spec, seed=seed)
+    inputs = _inputs(spec, pairs, config, seed)
+    if _finished(folder, inputs):
+        return folder / ADAPTER
+    encoded = [target.encode(sample_of(pair)) for pair in pairs]
+    _start(folder, inputs)
+    from optimsyn.training.trainer import quiet
+
+    with quiet():
+        _train(target, encoded, config, folder, seed, report)
+    _save_adapter(target, folder)
+    write_json(folder / _DONE, {"inputs": inputs, "finished": True})
+    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    # The trainer and its model refer to each other; a second model may not fit beside an uncollected one.
+    del target
+    gc.collect()
+    return folder / ADAPTER
+
+
+def _inputs(spec: TargetSpec, pairs: Sequence[Pair], config: FineTune, seed: int) -> str:
+    """Fingerprint of everything that decides the outcome."""
+    parts = [
+        spec.model_dump(mode="json", include={"name", "revision", "dtype", "lora", "max_length"}),
+        [sample_of(pair).model_dump(mode="json") for pair in pairs],
+        config.model_dump(mode="json"),
+        seed,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    path = folder / _DONE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _finished(folder: Path, inputs: str) -> bool:
+    return _state(folder) == {"inputs": inputs, "finished": True} and (folder / ADAPTER).is_dir()
+
+
+def _start(folder: Path, inputs: str) -> None:
+    """Keeps the checkpoints of an interrupted training on the same inputs, drops everything else."""
+    if _state(folder).get("inputs") != inputs:
+        for leftover in (ADAPTER, _CHECKPOINTS):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        write_json(folder / _DONE, {"inputs": inputs, "finished": False})
+
+
+def _train(
+    target: Target,
+    encoded: Sequence[Encoded],
+    config: FineTune,
+    folder: Path,
+    seed: int,
+    report: Callable[[int, int], None] | None,
+) -> None:
+    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTConfig
+
+    from optimsyn.training.trainer import HistoryCallback, TargetTrainer
+
+    longest = max(len(sample.input_ids) for sample in encoded)
+    per_pass = _per_pass(config.batch_size, longest)
+    checkpoints = folder / _CHECKPOINTS
+    args = SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=config.steps,
+        per_device_train_batch_size=per_pass,
+        gradient_accumulation_steps=config.batch_size // per_pass,
+        learning_rate=config.lr,
+        # A share of the steps, in [0, 1).
+        warmup_steps=config.warmup_ratio,
+        optim="adamw_torch",
+        weight_decay=0.0,
+        max_grad_norm=MAX_GRAD_NORM,
+        # The target's own dtype decides; LoRA weights and losses are float32 in any case.
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        use_cpu=target.device.type == "cpu",
+        dataloader_pin_memory=False,
+        max_length=None,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=max(1, config.steps // _LOGS),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=max(1, -(-config.steps // _SAVES)),
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = TargetTrainer(
+        target=target,
+        args=args,
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [sample.input_ids for sample in encoded], "labels": [sample.labels for sample in encoded]}
+        ),
+        callbacks=[HistoryCallback(folder / HISTORY, report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = latest_checkpoint(checkpoints)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    write_jsonl(folder / HISTORY, history_rows(trainer.state.log_history))
+    target.model.eval()
+
+
+def _per_pass(batch_size: int, longest: int) -> int:
+    """The largest divisor of the batch size that keeps a padded batch within `_TOKENS_AT_ONCE`."""
+    fits = [size for size in range(1, batch_size + 1) if batch_size % size == 0 and size * longest <= _TOKENS_AT_ONCE]
+    return max(fits, default=1)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a torn one of a killed process is skipped.
+
+    The trainer's state is what `Trainer` writes last, so a checkpoint with a readable one is whole.
+    """
+    steps = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*") if path.is_dir()}
+    for step in sorted(steps, reverse=True):
+        try:
+            state = json.loads((steps[step] / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if state.get("global_step") == step:
+            return steps[step]
+    return None
+
+
+def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trainer's log as rows of `history.jsonl`: step, loss, learning rate, gradient norm."""
+    return [
+        {"step": row["step"], "loss": row["loss"], "lr": row["learning_rate"], "grad_norm": row.get("grad_norm")}
+        for row in log_history
+        if "loss" in row
+    ]
+
+
+def _save_adapter(target: Target, folder: Path) -> None:
+    """Saves the adapter beside its final place and renames it, so that `adapter/` is whole or absent."""
+    partial = folder / f".{ADAPTER}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    target.model.save_pretrained(str(partial), save_embedding_layers=False)
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    partial.replace(folder / ADAPTER)

@@ -1,0 +1,559 @@
+"""What a model's service can do: told by the recipe, by the service, by LiteLLM's list; sent and remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm_helpers import KEY, Answer, Service, refused, said, service
+from pydantic import ValidationError
+
+from optimsyn.base.errors import DataError, ServiceError
+from optimsyn.llm.hosted import failures
+from optimsyn.llm.hosted.capabilities import (
+    LIMIT_NAMES,
+    abilities_of,
+    entry_of,
+    highest_cost,
+    litellm_table,
+    price_of,
+    price_problem,
+)
+from optimsyn.llm.hosted.service_memory import Learned, ServiceMemory, read_services, sentences_of
+from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.replies import ReplyCache
+from optimsyn.recipe.recipe import ModelSpec, TargetSpec
+
+HELLO = Call.of("Hello")
+
+
+def schema(number: int = 0) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"a{number}": {"type": "string"}}, "required": [f"a{number}"]}
+
+
+def asking(number: int, of: int = 0) -> Call:
+    return Call.of("Hello", seed=number, schema=schema(of))
+
+
+@pytest.fixture
+def served() -> Iterator[Service]:
+    with service() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setenv("LOCAL_SERVICE_KEY", KEY)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def model(base: str, cache: ReplyCache | None = None, **spec: Any) -> LanguageModel:
+    values = {"name": "openai/some-model", "api_base": base, "api_key_env": "LOCAL_SERVICE_KEY", "retries": 1, **spec}
+    return load_language_model(ModelSpec.model_validate(values), cache)
+
+
+def refusing(text: str, *, when: str, status: int = 400) -> Any:
+    """A service that refuses each request with a field of this name."""
+    return lambda number, request: refused(status, text) if when in request else said("ok")
+
+
+def told(caplog: pytest.LogCaptureFixture, words: str) -> int:
+    return sum(words in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+# What the recipe says.
+
+
+async def test_a_recipe_without_the_new_fields_asks_under_its_old_keys(served: Service) -> None:
+    asked = model(served.base)
+    call = Call.of("Hello", schema=schema(), seed=3, stop=("x",), temperature=0.2, max_tokens=30)
+    # As the version before these fields computed it.
+    assert asked.key(call) == "b17d8842e8ec3288fa7bde4f40526a0d913b1aa82cfe9e31e847db426cfda0e0"
+    assert asked.asked_besides == {}
+
+
+async def test_every_new_field_that_changes_a_reply_asks_under_another_key(served: Service) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"temperature": None},
+        {"top_p": 0.9},
+        {"reasoning_effort": "low"},
+        {"reasoning_effort": "none"},
+        {"extra": {"top_k": 3}},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"send_seed": False},
+    ]
+    assert len({model(served.base, **change).key(HELLO) for change in changes}) == len(changes)
+    same: list[dict[str, Any]] = [{}, {"prices": {"input": 1, "output": 2}}, {"base_model": "gpt-6-luna"}]
+    assert len({model(served.base, **change).key(HELLO) for change in same}) == 1
+
+
+async def test_what_the_recipe_says_is_sent(served: Service) -> None:
+    asked = model(
+        served.base,
+        temperature=None,
+        top_p=0.9,
+        reasoning_effort="low",
+        send_seed=False,
+        extra={"top_k": 3, "min_p": 0.1},
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    await asked.complete(Call.of("Hello", seed=4))
+    sent = served.requests[0]
+    assert {"temperature", "seed", "extra_body"}.isdisjoint(sent)
+    assert (sent["top_p"], sent["reasoning_effort"], sent["top_k"], sent["min_p"]) == (0.9, "low", 3, 0.1)
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+async def test_fields_are_passed_on_to_anthropic_too(served: Service) -> None:
+    body = {
+        "id": "m", "type": "message", "role": "assistant", "model": "claude", "stop_reason": "end_turn",
+        "content": [{"type": "text", "text": "hi"}], "usage": {"input_tokens": 10, "output_tokens": 5},
+    }  # fmt: skip
+    served.answers(Answer(200, json.dumps(body)))
+    extra = {"thinking": {"type": "disabled"}, "service_tier": "standard_only"}
+    asked = model(served.base, name="anthropic/claude-haiku-5-5", temperature=0.9, extra=extra)
+    assert (await asked.complete(Call.of("Hello", seed=4))).text == "hi"
+    (sent,) = served.requests
+    assert (sent["thinking"], sent["service_tier"]) == ({"type": "disabled"}, "standard_only")
+    # Its list entry says that it takes neither; no request was spent on finding out.
+    assert {"temperature", "seed", "extra_body"}.isdisjoint(sent)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"extra": {"temperature": 1}}, r"extra\.temperature.*`temperature`"),
+        ({"extra": {"max_completion_tokens": 9}}, r"extra\.max_completion_tokens.*`max_tokens`"),
+        ({"extra": {"response_format": {}}}, r"extra\.response_format.*`structured_output`"),
+        ({"extra": {"messages": []}}, r"extra\.messages"),
+        ({"extra": {"stream": True}}, r"extra\.stream.*itself"),
+        ({"extra": {"header": "sk-proj-4f9a8b7c6d5e4f3a2b1c"}}, r"extra\.header.*api_key_env"),
+        ({"chat_template_kwargs": {"x": "sk-proj-4f9a8b7c6d5e4f3a2b1c"}}, r"chat_template_kwargs\.x.*api_key_env"),
+        ({"name": "embedded", "top_p": 0.5}, r"top_p is for services"),
+        ({"name": "opnai/gpt-6-luna", "prices": {"input": 1, "output": 1}}, r"did you mean `openai/gpt-6-luna`"),
+        ({"name": "antropic/claude-haiku-5-5", "temperature": None}, r"did you mean `anthropic/claude-haiku-5-5`"),
+        ({"name": "mistrl/anything", "extra": {"a": 1}}, r"did you mean `mistral/"),
+        ({"name": "Qwen/Qwen3-0.6B", "top_p": 0.5}, r"top_p is for services"),
+        ({"name": "./here", "reasoning_effort": "low"}, r"reasoning_effort is for services"),
+        ({"name": "embedded", "temperature": None}, r"temperature: null"),
+        ({"reasoning_effort": "much"}, r"reasoning_effort"),
+        ({"prices": {"input": -1, "output": 1}}, r"prices\.input"),
+        ({"prices": {"input": 1}}, r"prices\.output"),
+    ],
+)
+def test_wrong_fields_are_refused_by_name(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ModelSpec.model_validate({"name": "openai/x", **values})
+
+
+# What the service says.
+
+
+@pytest.mark.parametrize(
+    ("said_by", "name"),
+    [
+        ("Unsupported parameter: 'temperature' is not supported with this model.", "temperature"),
+        ("`temperature` is deprecated for this model.", "temperature"),
+        ("property 'seed' is unsupported", "seed"),
+        ("Argument not supported on this model: stop", "stop"),
+        ("Unrecognized request argument supplied: reasoning_effort", "reasoning_effort"),
+        ("[{'type': 'extra_forbidden', 'loc': ('body', 'top_p'), 'msg': 'Extra inputs are not permitted'}]", "top_p"),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_refused_parameter_is_left_out_from_then_on_and_told_once(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, said_by: str, name: str, status: int
+) -> None:
+    served.answer = refusing(said_by, when=name, status=status)
+    spec: dict[str, Any] = {"top_p": 0.9, "reasoning_effort": "low", "concurrency": 2}
+    asked = model(served.base, ReplyCache(tmp_path / "replies.sqlite"), **spec)
+    calls = [Call.of(f"{i}", seed=i, stop=("\n",)) for i in range(4)]
+    assert {reply.text for reply in await asyncio.gather(*map(asked.complete, calls))} == {"ok"}
+    assert sum(name in request for request in served.requests) <= 2  # those that were under way at once
+    assert told(caplog, f"takes no {name}") == 1
+    # Another process of the run, or the run after a kill, does not ask again.
+    before = len(served.requests)
+    again = model(served.base, ReplyCache(tmp_path / "replies.sqlite"), **spec)
+    await again.complete(Call.of("new", seed=1, stop=("\n",)))
+    (sent,) = served.requests[before:]
+    others = {"temperature", "seed", "stop", "top_p", "reasoning_effort"} - {name}
+    assert name not in sent and others <= sent.keys()
+    assert told(caplog, f"takes no {name}") == 1
+    (answers,) = read_services(tmp_path / "services.json").values()
+    assert said_by[:20] in answers["left_out"][name]
+
+
+async def test_the_longest_reply_is_called_by_its_other_name_from_then_on(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    served.answer = refusing(words, when="max_tokens")
+    asked = model(served.base, ReplyCache(tmp_path / "replies.sqlite"))
+    for number in range(3):
+        await asked.complete(Call.of(f"{number}", max_tokens=77))
+    assert [request.get("max_completion_tokens") for request in served.requests] == [None, 77, 77, 77]
+    assert told(caplog, "max_completion_tokens") == 1
+    await model(served.base, ReplyCache(tmp_path / "replies.sqlite")).complete(Call.of("new"))
+    assert len(served.requests) == 5
+
+
+@pytest.mark.parametrize("named", ["the one that was sent", "max_output_tokens"])
+async def test_a_service_that_takes_neither_name_is_sent_none_and_that_is_told_once(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, named: str
+) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        sent = next((name for name in LIMIT_NAMES if name in request), None)
+        if sent is None:
+            return said("ok", finish="length" if number > 3 else "stop")
+        return refused(400, f"Unknown parameter: '{sent if named.startswith('the') else named}'.")
+
+    served.answer = answer
+    asked = model(served.base, ReplyCache(tmp_path / "replies.sqlite"))
+    assert (await asked.complete(HELLO)).text == "ok"
+    assert len(served.requests) == 3
+    await asked.complete(Call.of("again"))
+    assert len(served.requests) == 4
+    assert told(caplog, "takes neither max_tokens nor max_completion_tokens") == 1
+    # Another process of the run knows; a reply that is cut cannot be given more room.
+    later = model(served.base, ReplyCache(tmp_path / "replies.sqlite"))
+    reply = await later.complete(Call.of("once more"))
+    assert len(served.requests) == 5
+    assert set(LIMIT_NAMES).isdisjoint(served.requests[-1])
+    assert later.more_room(Call.of("once more"), reply) is None
+    (note,) = (text for text in sentences_of(read_services(tmp_path / "services.json")) if "neither" in text)
+    assert "openai/some-model" in note
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "none"])
+async def test_the_recipe_says_what_the_longest_reply_is_called(served: Service, name: str) -> None:
+    served.answers(said("ok"))
+    await model(served.base, limit_name=name).complete(HELLO)
+    assert {limit: served.requests[0].get(limit) for limit in LIMIT_NAMES if limit in served.requests[0]} == (
+        {} if name == "none" else {name: 400}
+    )
+    if name == "none":
+        return
+    served.answers(refused(400, f"Unknown parameter: '{name}'."))
+    with pytest.raises(ServiceError, match="`limit_name`"):
+        await model(served.base, limit_name=name).complete(HELLO)
+    assert len(served.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(400, "Bad Request"),
+        refused(422, ""),
+        refused(400, "something went wrong, error 4711"),
+        Answer(400, "Bad Request", {"Content-Type": "text/plain"}),
+        Answer(400, "{}"),
+    ],
+)
+async def test_a_refusal_that_names_nothing_tells_what_could_be_left_out(served: Service, answer: Answer) -> None:
+    served.answers(answer)
+    asked = model(served.base, top_p=0.9, reasoning_effort="low", extra={"top_k": 3})
+    asked.field = "models.rubric"
+    with pytest.raises(ServiceError) as caught:
+        await asked.complete(Call.of("Hello", seed=1, schema=schema()))
+    text = str(caught.value)
+    for cure in (
+        "structured_output: false", "temperature: null", "top_p: null", "send_seed: false", "reasoning_effort: null",
+        "limit_name: max_completion_tokens", "limit_name: none", "extra.top_k", "under models.rubric",
+    ):  # fmt: skip
+        assert cure in text
+    # Only what was sent is named.
+    with pytest.raises(ServiceError) as caught:
+        await model(served.base, temperature=None, limit_name="none").complete(HELLO)
+    text = str(caught.value)
+    absent = ("temperature", "top_p", "send_seed", "structured_output", "limit_name", "reasoning_effort", "extra")
+    assert not any(cure in text for cure in absent)
+
+
+async def test_a_service_that_takes_hardly_anything_is_asked_for_hardly_anything(served: Service) -> None:
+    taken = {"model", "messages", "max_completion_tokens"}
+
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        strange = sorted(request.keys() - taken)
+        return refused(400, f"Unknown parameter: '{strange[0]}'.") if strange else said("ok")
+
+    served.answer = answer
+    asked = model(served.base, top_p=0.9, reasoning_effort="low")
+    call = Call.of("Hello", seed=1, stop=("x",))
+    assert (await asked.complete(call)).text == "ok"
+    assert set(served.requests[-1]) == taken
+    assert (await asked.complete(HELLO)).text == "ok"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "field"),
+    [
+        ({}, "max_tokens is too large: 400. This model supports at most 16 tokens.", "`max_tokens`"),
+        ({}, "temperature: Input should be less than or equal to 0.5", "`temperature`"),
+        (
+            {"reasoning_effort": "minimal"},
+            "'reasoning_effort' does not support 'minimal' with this model. Supported values are: 'low', 'high'.",
+            "`reasoning_effort`",
+        ),
+        ({"chat_template_kwargs": {"a": 1}}, "Unknown parameter: 'chat_template_kwargs'.", "`chat_template_kwargs`"),
+        ({"extra": {"top_k": 3}}, "Unknown parameter: 'top_k'.", "`extra.top_k`"),
+        ({}, "This model's maximum context length is 10 tokens", "documents.passage_words"),
+    ],
+)
+async def test_a_refusal_that_nothing_cures_stops_with_the_field(
+    served: Service, spec: dict[str, Any], words: str, field: str
+) -> None:
+    served.answers(refused(400, words))
+    with pytest.raises(ServiceError, match="Cure") as caught:
+        await model(served.base, **spec).complete(HELLO)
+    assert field in str(caught.value)
+    assert len(served.requests) == 1
+
+
+# Schemas.
+
+
+async def test_one_refused_schema_in_fifty_costs_that_request_its_schema_alone(
+    served: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        odd = "17" in request["messages"][0]["content"] and "response_format" in request
+        return refused(400, "Invalid schema for response_format 'reply'") if odd else said("ok")
+
+    served.answer = answer
+    asked = model(served.base, concurrency=1)
+    for number in range(50):
+        call = Call.of(f"question {number}", schema=schema())
+        assert (await asked.complete(call)).text == "ok"
+    assert len(served.requests) == 51
+    assert sum("response_format" not in request for request in served.requests) == 1
+    assert asked.structured
+    assert told(caplog, "schema") == 0
+
+
+async def test_a_service_that_refuses_every_schema_is_asked_without_from_then_on(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.answer = refusing("Invalid schema for response_format 'reply'", when="response_format")
+    asked = model(served.base, ReplyCache(tmp_path / "replies.sqlite"), concurrency=1)
+    for number in range(10):
+        await asked.complete(asking(number, of=number))
+    assert sum("response_format" in request for request in served.requests) == 3
+    assert not asked.structured
+    assert told(caplog, "takes no JSON schema") == 1
+    await model(served.base, ReplyCache(tmp_path / "replies.sqlite")).complete(asking(11))
+    assert "response_format" not in served.requests[-1]
+    assert told(caplog, "takes no JSON schema") == 1
+
+
+async def test_one_schema_that_is_always_refused_leaves_the_others_alone(
+    served: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Answer:
+        odd = '"a1"' in json.dumps(request.get("response_format", {}))
+        return refused(400, "The compiled grammar is too large") if odd else said("ok")
+
+    served.answer = answer
+    asked = model(served.base, concurrency=1)
+    for number in range(20):
+        await asked.complete(asking(number, of=number % 2))
+    assert asked.structured
+    sent = [json.dumps(request.get("response_format", {})) for request in served.requests]
+    assert sum('"a1"' in text for text in sent) == 3
+    assert sum('"a0"' in text for text in sent) == 10
+    assert told(caplog, "refuses one of several") == 1
+
+
+async def test_a_refusal_that_goes_on_without_the_schema_was_not_about_it(served: Service) -> None:
+    served.answers(refused(400, "the schema of this account does not allow it"))
+    asked = model(served.base)
+    with pytest.raises(ServiceError, match="schema"):
+        await asked.complete(asking(1))
+    assert len(served.requests) == 2
+    assert asked.structured
+
+
+async def test_a_server_that_fails_on_a_grammar_is_asked_without_it(served: Service) -> None:
+    served.answer = refusing("failed to parse grammar", when="response_format", status=500)
+    assert (await model(served.base).complete(asking(1))).text == "ok"
+    assert len(served.requests) == 2
+
+
+async def test_a_recipe_that_insists_on_schemas_is_not_answered_without(served: Service) -> None:
+    served.answer = refusing("Invalid schema for response_format", when="response_format")
+    with pytest.raises(ServiceError, match="structured_output: false"):
+        await model(served.base, structured_output=True).complete(asking(1))
+    served.answers(said("ok"))
+    await model(served.base, structured_output=False).complete(asking(2))
+    assert "response_format" not in served.requests[-1]
+
+
+# What is remembered.
+
+
+def test_processes_share_what_was_learned(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dataclasses import replace; from pathlib import Path\n"
+        "from optimsyn.llm.hosted.service_memory import ServiceMemory\n"
+        "memory = ServiceMemory(Path(sys.argv[1]))\n"
+        "for i in range(20):\n"
+        "    memory.change('s', lambda k: replace(k, left_out={**k.left_out, f'{sys.argv[2]}{i}': 'no'}))\n"
+    )
+    path = tmp_path / "services.json"
+    children = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("a", "b")]
+    assert [child.wait() for child in children] == [0, 0]
+    assert len(ServiceMemory(path).of("s").left_out) == 40
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
+def test_what_is_remembered_comes_back_as_it_was(tmp_path: Path) -> None:
+    known = Learned({"seed": "no"}, "max_completion_tokens", frozenset("a"), True, frozenset("b"), True, "nothing")
+    assert Learned.from_json(known.as_json()) == known
+    assert Learned.from_json({"a later version": 1}) == Learned()
+    path = tmp_path / "services.json"
+    path.write_text('{"s": {"left_out"')
+    with pytest.raises(DataError, match=r"services\.json.*delete it"):
+        ServiceMemory(path).of("s")
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+    memory = ServiceMemory(tmp_path / "gone" / "services.json")
+    (tmp_path / "gone").write_text("a file in the way")
+    with pytest.raises(DataError, match="cannot be (read|written)"):
+        memory.change("s", lambda known: Learned(schemas_off=True))
+
+
+async def test_a_model_that_may_think_and_one_that_may_not_are_told_apart(served: Service, tmp_path: Path) -> None:
+    served.answer = lambda number, request: (
+        refused(400, "'temperature' is not supported with this model")
+        if "temperature" in request and request.get("reasoning_effort") == "high"
+        else said("ok")
+    )
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    await model(served.base, cache, reasoning_effort="high").complete(HELLO)
+    await model(served.base, cache, reasoning_effort="none").complete(HELLO)
+    assert "temperature" in served.requests[-1]
+
+
+# What LiteLLM lists.
+
+
+async def test_what_litellm_knows_to_be_refused_costs_no_request(
+    served: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    await model(served.base, name="openai/gpt-6-luna").complete(Call.of("Hello", seed=1, stop=("x",)))
+    (sent,) = served.requests
+    assert {"temperature", "stop", "max_tokens"}.isdisjoint(sent)
+    assert sent["max_completion_tokens"] == 400
+    assert told(caplog, "takes no temperature") == 1
+
+
+def test_abilities_by_the_list() -> None:
+    luna, haiku = (abilities_of(ModelSpec(name=name)) for name in ("openai/gpt-6-luna", "anthropic/claude-haiku-5-5"))
+    raw = litellm_table()["gpt-6-luna"]
+    assert (luna.known, luna.schema, luna.reasoning, luna.batch) == (True, True, True, True)
+    assert (luna.limit_name, luna.context, luna.longest_reply) == (
+        "max_completion_tokens",
+        raw["max_input_tokens"],
+        raw["max_output_tokens"],
+    )
+    assert (haiku.temperature, haiku.top_p, haiku.limit_name) == (False, False, "max_tokens")
+    nobody = abilities_of(ModelSpec(name="openai/nobody-knows"))
+    assert (nobody.known, nobody.schema, nobody.price, nobody.reasoning) == (False, True, None, None)
+    alias = abilities_of(ModelSpec(name="openai/our-alias", base_model="gpt-6-luna"))
+    assert (alias.price, alias.limit_name) == (luna.price, luna.limit_name)
+    assert abilities_of(ModelSpec(name="o1")).ends == date(2026, 10, 23)
+
+
+def test_a_bare_name_is_not_taken_for_another_provider() -> None:
+    assert entry_of("openai/gpt-6-luna") == entry_of("gpt-6-luna") is not None
+    assert entry_of("groq/gpt-6-luna") is None
+    assert entry_of("openai/Qwen/Qwen3-8B") is None
+
+
+# What it costs.
+
+
+async def test_prices_of_the_recipe_are_counted_and_cached_tokens_apart(served: Service) -> None:
+    answer = json.loads(said("ok", prompt_tokens=1000, completion_tokens=100).body)
+    answer["usage"] |= {
+        "prompt_tokens_details": {"cached_tokens": 600},
+        "completion_tokens_details": {"reasoning_tokens": 80},
+    }
+    served.answers(Answer(200, json.dumps(answer)))
+    prices = {"input": 2.0, "output": 10.0, "cached_input": 0.5}
+    reply = await model(served.base, prices=prices).complete(HELLO)
+    assert reply.cost_usd == pytest.approx((400 * 2.0 + 600 * 0.5 + 100 * 10.0) / 1e6)
+    assert (reply.output_tokens, reply.reasoning_tokens) == (100, 80)
+    without = await model(served.base, prices={"input": 2.0, "output": 10.0}).complete(HELLO)
+    assert without.cost_usd == pytest.approx((1000 * 2.0 + 100 * 10.0) / 1e6)
+    listed = await model(served.base, base_model="gpt-6-luna").complete(HELLO)
+    raw = litellm_table()["gpt-6-luna"]
+    assert listed.cost_usd == pytest.approx(
+        400 * raw["input_cost_per_token"]
+        + 600 * raw["cache_read_input_token_cost"]
+        + 100 * raw["output_cost_per_token"]
+    )
+
+
+async def test_a_price_that_nobody_says_is_unknown_and_told_once(
+    served: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    asked = model(served.base, cache)
+    assert (await asked.complete(HELLO)).cost_usd is None
+    assert (await asked.complete(Call.of("again"))).cost_usd is None
+    assert told(caplog, "nobody says what it costs") == 1
+    assert cache.totals().cost_usd == 0.0
+    assert next(iter(read_services(tmp_path / "services.json").values()))["price_unknown"] is True
+    assert (await model(served.base, name="hosted_vllm/some-model").complete(HELLO)).cost_usd == 0.0
+
+
+def test_who_costs_what() -> None:
+    free = price_of(ModelSpec(name="embedded"))
+    assert free is not None and free.cost(10**6, 10**6) == 0.0
+    assert price_of(TargetSpec(name="some/hub-model")) == free == price_of(ModelSpec(name="ollama/x"))
+    assert price_of(ModelSpec(name="openai/nobody-knows", api_base="http://127.0.0.1:8000/v1")) is None
+    said_so = price_of(ModelSpec.model_validate({"name": "openai/x", "prices": {"input": 1, "output": 4}}))
+    assert said_so is not None and said_so.cost(10**6, 10**6, 10**6) == pytest.approx(5.0)
+
+
+def test_long_prompts_cost_more_where_the_list_says_so() -> None:
+    spec, raw = ModelSpec(name="anthropic/claude-haiku-5-5"), litellm_table()["claude-haiku-5-5"]
+    assert highest_cost(spec, 1000, 10) == pytest.approx(
+        1000 * raw["input_cost_per_token"] + 10 * raw["output_cost_per_token"]
+    )
+    assert highest_cost(spec, 200_000, 10) == pytest.approx(
+        200_000 * raw["input_cost_per_token_above_100k_tokens"] + 10 * raw["output_cost_per_token_above_100k_tokens"]
+    )
+    assert highest_cost(ModelSpec(name="openai/nobody-knows"), 1, 1) is None
+
+
+def test_a_cap_on_money_needs_every_price() -> None:
+    problem = price_problem("models.generator", ModelSpec(name="openai/nobody-knows"))
+    assert problem is not None
+    assert "models.generator.prices" in problem and "models.generator.base_model" in problem
+    assert "does not list" in (
+        price_problem("models.generator", ModelSpec(name="openai/x", base_model="nobody-knows")) or ""
+    )
+    for name in ("openai/gpt-6-luna", "embedded", "hosted_vllm/x"):
+        assert price_problem("models.generator", ModelSpec(name=name)) is None
+
+
+def test_the_list_is_read_without_importing_litellm() -> None:
+    code = (
+        "import sys; from optimsyn.recipe.recipe import ModelSpec\n"
+        "from optimsyn.llm.hosted.capabilities import abilities_of\n"
+        "assert abilities_of(ModelSpec(name='openai/gpt-6-luna')).known; assert 'litellm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))

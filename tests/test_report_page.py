@@ -1,0 +1,254 @@
+"""The report of a run in every state: what it says, that it is whole, safe and small."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from report_helpers import HOSTILE, check_page, make_recipe, stop, write_run
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.table import fixed
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.report.page.report import write_report
+from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import STAGES
+from tests.llm_helpers import KEY
+from tests.stages_helpers import run_stage
+
+
+def page_of(run: Run) -> tuple[str, str]:
+    """The page and its words, once it has been checked."""
+    path = write_report(run)
+    assert path == run.folder / "report.html"
+    html = path.read_text(encoding="utf-8")
+    return html, check_page(html).words
+
+
+def test_a_finished_run_shows_the_numbers_of_its_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    html, words = page_of(run)
+    assert "finished" in words
+    for row in json.loads(run.path("evaluation.json").read_text()):
+        value = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        assert value in words
+        if row["difference"] is not None:
+            change = f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+            assert change.replace("-", "−") in words
+    for variant in run.recipe.variants:
+        rows = [json.loads(line) for line in run.path("synthesize", f"{variant}.candidates.jsonl").open()]
+        values = [row["influence"] for row in rows if row["influence"] is not None]
+        assert f"6 pairs, median {fixed(statistics.median(values), 4)}" in words
+        best = max(values)
+        assert variant != run.recipe.dataset_variant or f"influence {fixed(best, 4, sign=True)}" in words
+    drafts = json.loads(run.path("warm_up", "influence.json").read_text())
+    assert f"first draft: {fixed(statistics.median(drafts), 4)}" in words
+    assert "14,000" not in words and "7,000" in words and "0.3500" in words, "tokens and money of all stages"
+    assert "1.5 GB" in words and "1 min 00 s" in words and "7 min 21 s" in words
+    assert "Reward 0.01 before, 0.02 after" in words
+    assert "<ins>" in html and "<del>" in html
+    assert run.recipe.fingerprint in words and "recipe 3" in words and "adam_linear, dot" in words
+    assert "passages too short 1" in words and "grounded" in words
+    assert 'aria-label="6 candidates: 5 valid, 1 failed a check"' in html and "unsafe" in words, "the first draft's too"
+    for name in ("dataset/README.md", "notebooks/"):
+        assert f'href="{name}' not in html, "a link to what is not there"
+    assert 'href="evaluation.json"' in html
+
+
+def test_the_verdict_claims_no_more_than_the_intervals(tmp_path: Path) -> None:
+    _, words = page_of(write_run(tmp_path / "runs"))
+    assert "improved the target: answer loss −1.2" in words
+    assert "Accuracy +0.05" in words and "not told apart" in words
+    assert "As many pairs written without a rubric: answer loss −0.30" in words
+    assert "The dataset against those: answer loss +0.004" in words
+    assert "Whether the dataset changed accuracy: the interval of the paired difference holds 0." in words
+    assert "Whether rubrics helped" in words
+    assert "with one seed (3)" in words
+    assert "20 test questions cannot show them" in words
+
+
+def test_no_effect_is_called_smaller_than_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    rows = json.loads(run.path("evaluation.json").read_text())
+    for row in rows:
+        if row["metric"] == "accuracy" and row["difference_low"] is not None:
+            row["difference"] = row["difference_low"] = row["difference_high"] = 0.0
+    run.path("evaluation.json").write_text(json.dumps(rows))
+    _, words = page_of(run)
+    assert "0 in accuracy" not in words
+    assert "20 test questions cannot show them" in words
+
+
+@pytest.mark.parametrize("done", range(8))
+def test_whatever_exists_is_shown_and_nothing_more(tmp_path: Path, done: int) -> None:
+    run = write_run(tmp_path / "runs", stages=done)
+    html, words = page_of(run)
+    for section, since in [("came-in", 1), ("influence", 2), ("reward", 3), ("guiding-text", 3), ("evaluation", 7)]:
+        assert (f'<section id="{section}">' in html) == (done >= since), section
+    assert ('<section id="pairs">' in html) == (done >= 2), "first-draft pairs are scored in warm_up"
+    assert ("What the pairs are worth" in words) == (done < 7)
+    if 0 < done < 7:
+        assert f"It stopped before {STAGES[done]}" in words
+        assert f"optimsyn run runs/{run.name}" in words
+    if done == 0:
+        assert "not started" in words
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [("failed", "It failed in stage 5 of 7, synthesize."), ("interrupted", "It was interrupted in stage 5 of 7")],
+)
+def test_a_run_that_stopped_says_where_why_and_how_to_go_on(tmp_path: Path, status: str, said: str) -> None:
+    run = write_run(tmp_path / "runs", stages=4)
+    run.path("notebooks", "05_synthesize.ipynb").write_text("{}")
+    stop(run, "synthesize", status, reason="openai/gpt-5-mini: HTTP 500 <b>out of order</b>")
+    run.path("rewards.jsonl").write_text(
+        '{"source": "synthesize", "valid": true}\n{"source": "synthesize", "valid": false}\n{'
+    )
+    html, words = page_of(run)
+    assert said in words
+    assert "Stage 5 of 7, synthesize, cell [3]" in words
+    assert 'href="notebooks/05_synthesize.ipynb"' in html
+    assert "ServiceError: openai/gpt-5-mini: HTTP 500 <b>out of order</b>" in words, "escaped, but readable"
+    assert "result = synthesize.run(run)" in words
+    assert f"optimsyn run runs/{run.name}" in words and f"optimsyn open runs/{run.name}" in words
+    assert "synthesize has judged 2 pairs so far, 1 of them valid." in words
+    assert "attempt 2" in words
+
+
+def test_a_running_and_a_failed_stage_without_a_record(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", stages=1)
+    stop(run, "warm_up", "running")
+    assert "still running" in page_of(run)[1]
+    stop(run, "warm_up", "failed")
+    with run._manifest.change() as manifest:
+        manifest.stage("warm_up").failure = None
+    _, words = page_of(run)
+    assert "ServiceError: the service is down" in words and "cell" not in words.split("How to go on")[0]
+
+
+def test_candidates_of_a_synthesis_that_was_cut_short(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", stages=5)
+    for variant in ("optimized", "policy"):
+        for name in ("candidates", "judged"):
+            run.path("synthesize", f"{variant}.{name}.jsonl").unlink()
+    run.path("synthesize", "result.json").unlink()
+    for variant in ("no_rubric", "static"):
+        run.path("synthesize", f"{variant}.judged.jsonl").unlink()
+    stop(run, "synthesize", "failed")
+    html, words = page_of(run)
+    assert "distinct candidates of: static guiding text" in words
+    assert (
+        "6 valid" in html
+        and "v-policy" not in html.split("</style>")[1].split('id="influence"')[1].split("</section>")[0]
+    )
+
+
+def test_disabled_optimisers_leave_no_empty_sections(tmp_path: Path) -> None:
+    recipe = make_recipe(optimizers={"prompt": {"enabled": False}, "policy": {"enabled": False}})
+    html, words = page_of(write_run(tmp_path / "runs", recipe=recipe))
+    assert 'id="reward"' not in html and 'id="guiding-text"' not in html
+    assert words.count("disabled in the recipe") == 2
+    assert "static guiding text" in words and "trained policy" not in words
+
+
+def test_hostile_and_foreign_text_is_shown_as_text(tmp_path: Path) -> None:
+    text = f"{HOSTILE} 维生素 ビタミン فيتامين Übergröße 🍊 {{{{ 7*7 }}}}"
+    recipe = make_recipe(description=text, guiding_text=f"Ask one question. {text}".replace("\x00", ""))
+    run = write_run(tmp_path / "runs", recipe=recipe, text=text)
+    stop(run, "evaluate", "failed", reason=text)
+    html, words = page_of(run)
+    assert "<script" not in html.lower() and "<img" not in html.lower()
+    assert 'alert("x")' in words and "evil.example" in words
+    assert "维生素" in words and "🍊" in words and "{{ 7*7 }}" in words and "49" not in words.split("🍊")[1][:12]
+
+
+def test_no_secret_gets_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hunter2&<correct-horse>"
+    monkeypatch.setenv("VITAMIN_KEY", secret)
+    models = {"generator": {"name": "openai/x", "api_base": "http://localhost:1/v1", "api_key_env": "VITAMIN_KEY"}}
+    run = write_run(tmp_path / "runs", recipe=make_recipe(models=models), text=f"a{secret}b")
+    shares = run.path("synthesize", "token_shares.json")
+    raw = json.loads(shares.read_text())
+    for pair in raw["pairs"]:
+        # A tokenizer cuts a key into pieces, none of which is the key.
+        pair["answer"] = secret
+        pair["pieces"] = [{"text": letter, "shares": [0.001], "end": False} for letter in secret]
+    shares.write_text(json.dumps(raw))
+    stop(run, "evaluate", "failed", reason=f"401 for {secret}")
+    html, words = page_of(run)
+    assert secret not in words and secret not in html and "hunter2" not in html
+    assert "[redacted]" in words
+    assert 'title="+0.001' not in html, "token by token, a key can be put together again"
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", candidates=400)
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_a_large_run_gives_a_small_page_soon_and_loads_no_model_library(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", candidates=1500)
+    begun = time.process_time()
+    size = write_report(run).stat().st_size
+    assert time.process_time() - begun < 2, "of the processor: others may work on this machine too"
+    assert size < 400_000
+    code = (
+        "import sys; from optimsyn import Run; from optimsyn.report.page.report import write_report; "
+        f"write_report(Run.load({str(run.folder)!r})); "
+        "heavy = ('torch', 'transformers', 'matplotlib', 'scipy', 'pandas', 'dspy'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    run.path("evaluation.json").write_text("[{")
+    with pytest.raises(DataError, match=r"evaluation\.json: not valid JSON.*run the stage evaluate again"):
+        write_report(run)
+
+
+def test_runs_of_before_have_a_report_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    for parts in (
+        ("warm_up", "influence.json"),
+        ("evaluate", "against_no_rubric.json"),
+        ("synthesize", "token_shares.json"),
+    ):
+        run.path(*parts).unlink()
+    _, words = page_of(run)
+    assert "Best and worst pairs" in words and "first draft:" not in words
+
+
+def test_the_report_of_a_real_run(recipe: Recipe, tmp_path: Path) -> None:
+    run = Run.open(recipe, tmp_path / "runs")
+    for stage in STAGES[:5]:
+        run_stage(run, stage)
+    shares = run.path("synthesize", "token_shares.json")
+    found = json.loads(shares.read_text())
+    assert found["variant"] == "optimized" and found["pairs"] and not found["reason"]
+    judged = {
+        row["pair"]["id"]: row for row in map(json.loads, run.path("synthesize", "optimized.candidates.jsonl").open())
+    }
+    for pair in found["pairs"]:
+        assert "".join(piece["text"] for piece in pair["pieces"]).strip() == pair["answer"]
+        total = sum(share for piece in pair["pieces"] for share in piece["shares"])
+        assert total + pair["remainder"] == pytest.approx(pair["influence"], rel=1e-9)
+        assert total == pytest.approx(judged[pair["id"]]["influence"], rel=1e-4, abs=1e-9), "as in the ledger"
+    _, words = page_of(run)
+    assert "It stopped before fine_tune" in words
+    assert KEY not in words
+    # A stage that was killed before it could say that it had finished keeps the file and does not need the scorer.
+    before = shares.read_bytes()
+    with run._manifest.change() as manifest:
+        manifest.stage("synthesize").status = "interrupted"
+    run_stage(Run.load(run.folder), "synthesize")
+    assert shares.read_bytes() == before
