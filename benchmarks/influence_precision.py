@@ -32,7 +32,8 @@ from optimsyn.influence.derivative.forward import ForwardScorer
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.recipe.recipe import Influence, Questions, Source, TargetSpec
+from optimsyn.recipe.recipe import Questions, Source, TargetSpec
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.target import Target
 
 RESULTS = Path(__file__).parent / "results"

@@ -39,7 +39,7 @@ check_environment()
 # everything goes into. Run the notebook again and it goes on where it stopped; a finished stage costs nothing.
 
 # %%
-from optimsyn.runs import Run
+from optimsyn import Run
 from optimsyn.stages import evaluate, fine_tune, optimize_prompt, prepare, synthesize, train_policy, warm_up
 from optimsyn.report import look
 

@@ -24,7 +24,7 @@ check_environment()
 # again and buys nothing, and the stages before must have finished.
 
 # %%
-from optimsyn.runs import Run
+from optimsyn import Run
 from optimsyn.report import look
 from optimsyn.stages import fine_tune
 

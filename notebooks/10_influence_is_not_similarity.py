@@ -27,7 +27,7 @@ check_environment()
 # A run that has synthesized is needed. If there is none yet, its first stages run now, which takes some minutes.
 
 # %%
-from optimsyn.runs import Run
+from optimsyn import Run
 from optimsyn.report import look
 from optimsyn.stages import prepare
 from optimsyn.execution.in_process import run_through

@@ -28,7 +28,7 @@ check_environment()
 # The target must be warm, so that a pair has a reward. If it is not, the first two stages run now.
 
 # %%
-from optimsyn.runs import Run
+from optimsyn import Run
 from optimsyn.study.walkthrough import Workbench
 from optimsyn.execution.in_process import run_through
 

@@ -29,8 +29,7 @@ check_environment()
 # parameter never holds one, and what looks like one is refused.
 
 # %%
-from optimsyn import RecipeError
-from optimsyn.runs import Run
+from optimsyn import RecipeError, Run
 from optimsyn.stages import prepare
 
 try:

@@ -93,7 +93,7 @@ validate(changed(recipe, {"questions.validation": str(place / "questions.csv")})
 # see which check refused them.
 
 # %%
-from optimsyn.runs import Run
+from optimsyn import Run
 from optimsyn.report import look
 from optimsyn.stages.preview import preview
 

@@ -15,11 +15,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.version import __version__
+
 # PyTorch and llama.cpp each start OpenMP threads; when idle ones spin, two libraries on few cores slow each other down
 # thirtyfold. It must be set before either is imported, which is why it stands here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "BudgetError": "optimsyn.base.errors",
@@ -36,7 +36,7 @@ _EXPORTS = {
     "RecipeError": "optimsyn.base.errors",
     "ReplyError": "optimsyn.base.errors",
     "Rubric": "optimsyn.data.records",
-    "Run": "optimsyn.runs.folder",
+    "Run": "optimsyn.execution.start",
     "ServiceError": "optimsyn.base.errors",
     "StageError": "optimsyn.base.errors",
     "Target": "optimsyn.target.target",
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
         StageError,
     )
     from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
+    from optimsyn.execution.start import Run
     from optimsyn.influence.scorer import InfluenceScorer
     from optimsyn.recipe.recipe import Recipe
     from optimsyn.reward.reward import InfluenceReward
-    from optimsyn.runs.folder import Run
     from optimsyn.target.target import Target
 
 __all__ = [

@@ -108,11 +108,11 @@ class Prepared:
 
     def make_checks(self) -> Any:
         from optimsyn.programs.checks import Checker
-        from optimsyn.recipe.recipe import Checks
+        from optimsyn.recipe.sections.synthesis import Checks
 
         return Checker(Checks(), self.make_questions())
 
     def make_run(self) -> Any:
-        from optimsyn.runs import Run
+        from optimsyn import Run
 
         return Run.start("quickstart", size="tiny")

@@ -12,7 +12,8 @@ from influence_helpers import samples, tiny_target
 
 from optimsyn.base.errors import ModelError
 from optimsyn.data.records import Pair
-from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
 
 
 def facts(scores: Scores) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def run_prompt(folder: Path, kill_at: int | None) -> Any:
     from optimsyn.llm.replies import ReplyCache
     from optimsyn.optimize.prompt import optimize_guiding_text
     from optimsyn.programs.rubric import RubricWriter
-    from optimsyn.recipe.recipe import PromptOptimizer
+    from optimsyn.recipe.sections.optimizers import PromptOptimizer
 
     writer = PairWriter(folder / "written.log", kill_at=kill_at)
     reward = make_reward(folder / "rewards.jsonl", writer=writer, source="optimize_prompt")
@@ -28,7 +28,8 @@ def run_prompt(folder: Path, kill_at: int | None) -> Any:
 
 def run_policy(folder: Path, kill_at: int | None) -> Any:
     from optimsyn.optimize.policy import train_policy
-    from optimsyn.recipe.recipe import Lora, ModelSpec, PolicyOptimizer
+    from optimsyn.recipe.recipe import Lora, ModelSpec
+    from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
     model = folder / "model"
     if not model.is_dir():

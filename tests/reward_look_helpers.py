@@ -11,8 +11,9 @@ import torch
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.estimators import AdamLinear
 from optimsyn.influence.moments import moments_of
-from optimsyn.influence.scorer import InfluenceScorer, Scores
-from optimsyn.recipe.recipe import Influence
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import counted
 from optimsyn.target.target import Target
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimsyn.base.errors import BudgetError
-from optimsyn.llm.language_model import Call, load_language_model
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Budget, Reply, ReplyCache, Usage
 from optimsyn.llm.shared_budget import PURSE_VARIABLE, Amount, Caps, Purse
 from optimsyn.recipe.recipe import ModelSpec

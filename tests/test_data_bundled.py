@@ -12,9 +12,9 @@ import pytest
 import optimsyn
 from optimsyn.data.documents import load_documents
 from optimsyn.data.duplicates import overlap
-from optimsyn.data.files.rows import bundled_domains
 from optimsyn.data.questions import read_questions
 from optimsyn.data.records import Document, Question
+from optimsyn.recipe.bundled import bundled_domains
 from optimsyn.recipe.recipe import Documents, Questions, Source
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,8 @@ from optimsyn.influence.derivative.smoothness import choice_of
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.recipe.recipe import Influence, Lora
+from optimsyn.recipe.recipe import Lora
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.target import Target
 from tests.runs_helpers import tiny_recipe
 

@@ -24,8 +24,11 @@ from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.recipe.changes import changed
-from optimsyn.recipe.recipe import Checks, FineTune, Influence, Recipe
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.evaluation import FineTune
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.recipe.sections.synthesis import Checks
 from optimsyn.reward.judgements import Moving, windows
 from optimsyn.reward.reward import InfluenceReward, Judgement, RubricRequest
 from optimsyn.target.encoding import Encoded, counted

@@ -19,8 +19,10 @@ from optimsyn.influence.derivative.step_size import Step
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.machine.preflight import Preflight, _check_influence
-from optimsyn.recipe.recipe import Influence, Lora
+from optimsyn.machine.preflight import _check_influence
+from optimsyn.machine.preflight_result import Preflight
+from optimsyn.recipe.recipe import Lora
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import in_float32, is_narrow
 from tests.runs_helpers import tiny_recipe

@@ -32,12 +32,14 @@ from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.recipe.changes import changed
-from optimsyn.recipe.recipe import Checks, FineTune, Influence, Recipe
+from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.evaluation import FineTune
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.recipe.sections.synthesis import Checks
 from optimsyn.reward.judgements import Judgement
 from optimsyn.reward.look.measure import look_at_reward
-from optimsyn.reward.look.record import RewardLook
-from optimsyn.reward.look.table import reward_look_rows
+from optimsyn.reward.look.record import RewardLook, reward_look_rows
 from optimsyn.reward.reward import InfluenceReward, RubricRequest
 from optimsyn.study.fidelity.fidelity import Plan, measure
 from optimsyn.study.similarity import compare_similarity

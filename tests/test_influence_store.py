@@ -22,7 +22,8 @@ from scipy.stats import spearmanr
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.influence.gradients.projection import Layout, Projection
-from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.store.shards import VERSION, Rows
 from optimsyn.influence.store.store import GradientStore, QuestionStore
 from optimsyn.recipe.recipe import CountedTokens

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from optimsyn.base.errors import BudgetError, ServiceError
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted import batches as waiting
 from optimsyn.llm.hosted import failures
 from optimsyn.llm.hosted.batches import Batches
-from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Budget, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
 from tests.batch_api_helpers import BatchApis, Outcome, batch_apis, chat, message, text_of

@@ -18,19 +18,13 @@ from llm_helpers import KEY, Answer, Service, refused, said, service
 from pydantic import ValidationError
 
 from optimsyn.base.errors import DataError, ServiceError
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted import failures
-from optimsyn.llm.hosted.capabilities import (
-    LIMIT_NAMES,
-    abilities_of,
-    entry_of,
-    highest_cost,
-    litellm_table,
-    price_of,
-    price_problem,
-)
-from optimsyn.llm.hosted.service_memory import Learned, ServiceMemory, read_services, sentences_of
-from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.hosted.capabilities import abilities_of, entry_of, highest_cost, price_of, price_problem
+from optimsyn.llm.hosted.service_memory import LIMIT_NAMES, Learned, ServiceMemory, read_services, sentences_of
+from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import ReplyCache
+from optimsyn.recipe.known_models import litellm_table
 from optimsyn.recipe.recipe import ModelSpec, TargetSpec
 
 HELLO = Call.of("Hello")

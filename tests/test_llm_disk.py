@@ -20,8 +20,10 @@ from optimsyn.base.errors import DataError
 from optimsyn.base.event_loops import REQUESTS
 from optimsyn.llm import replies, reply_file
 from optimsyn.llm.disk_reserve import LEAST_BYTES, Reserve
+from optimsyn.llm.dspy_bridge import make_lm
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted import failures
-from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Reply, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
 
@@ -157,7 +159,7 @@ async def test_dspy_hands_the_error_on(served: Service, tmp_path: Path) -> None:
     served.answer = lambda number, request: said("[[ ## answer ## ]]\n" + LONG)
     one = model(served.base, cache)
     program = dspy.Predict("question -> answer")
-    with dspy.context(lm=one.dspy_lm()), pytest.raises(DataError, match="cannot keep a reply") as caught:
+    with dspy.context(lm=make_lm(one)), pytest.raises(DataError, match="cannot keep a reply") as caught:
         for index in range(20):
             await program.acall(question=f"what {index}?")
     assert type(caught.value).__name__ == "DataError"

@@ -10,6 +10,7 @@ import dspy
 import pytest
 
 from optimsyn.base.errors import BudgetError, ModelError, OptimsynError, ServiceError
+from optimsyn.llm.dspy_bridge import make_lm
 from optimsyn.llm.language_model import Call, LanguageModel, run_sync
 from optimsyn.llm.replies import Reply
 from optimsyn.recipe.recipe import ModelSpec
@@ -40,7 +41,7 @@ GOOD = "[[ ## answer ## ]]\nParis\n\n[[ ## completed ## ]]"
 async def test_predict_asks_the_model_asynchronously_and_synchronously() -> None:
     model = Scripted(GOOD)
     program = dspy.Predict("question -> answer")
-    with dspy.context(lm=model.dspy_lm(), adapter=dspy.ChatAdapter()):
+    with dspy.context(lm=make_lm(model), adapter=dspy.ChatAdapter()):
         assert (await program.acall(question="Capital of France?")).answer == "Paris"
         # Synchronously although a loop is running, as in a notebook cell; a changed model must be asked again.
         model.text = GOOD.replace("Paris", "Lyon")
@@ -59,7 +60,7 @@ async def test_a_schema_seed_and_stop_reach_the_model() -> None:
     model = Scripted("{}")
     schema = {"type": "object", "properties": {}}
     nested = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
-    lm = model.dspy_lm(temperature=0.9, max_tokens=5)
+    lm = make_lm(model, temperature=0.9, max_tokens=5)
     await lm.acall("Hello", response_format=nested, seed=8, stop=["\n\n"])
     call = model.calls[-1]
     assert (call.schema, call.schema_name, call.seed, call.stop) == (schema, "pair", 8, ("\n\n",))
@@ -71,7 +72,7 @@ async def test_a_schema_seed_and_stop_reach_the_model() -> None:
 async def test_failures_come_out_of_dspy_as_they_went_in(error: OptimsynError, synchronous: bool) -> None:
     model = Scripted(error=error)
     program = dspy.ChainOfThought("question -> answer")
-    with dspy.context(lm=model.dspy_lm()):
+    with dspy.context(lm=make_lm(model)):
         if synchronous:
             with pytest.raises(type(error), match=str(error)):
                 program(question="x")
@@ -87,7 +88,7 @@ def test_a_failure_that_a_library_swallows_can_be_asked_for() -> None:
     program = dspy.Predict("question -> answer")
     examples = [dspy.Example(question=f"{i}", answer="x").with_inputs("question") for i in range(3)]
     evaluate = dspy.Evaluate(devset=examples, metric=lambda *a: 1.0, num_threads=1, max_errors=100)
-    with dspy.context(lm=model.dspy_lm()):
+    with dspy.context(lm=make_lm(model)):
         evaluate(program)
     with pytest.raises(ServiceError, match="dead"):
         model.raise_failure()
@@ -96,7 +97,7 @@ def test_a_failure_that_a_library_swallows_can_be_asked_for() -> None:
 def test_a_copied_program_keeps_its_model() -> None:
     model = Scripted(GOOD)
     program = dspy.Predict("question -> answer")
-    program.set_lm(model.dspy_lm())
+    program.set_lm(make_lm(model))
     assert program.deepcopy()(question="x").answer == "Paris"
     assert len(model.calls) == 1
 
@@ -129,6 +130,6 @@ def test_run_sync_takes_context_variables_along_and_brings_errors_back() -> None
 async def test_a_temperature_that_the_recipe_leaves_to_the_service_stays_so() -> None:
     model = Scripted(GOOD)
     model.spec = model.spec.model_copy(update={"temperature": None})
-    with dspy.context(lm=model.dspy_lm(), adapter=dspy.ChatAdapter()):
+    with dspy.context(lm=make_lm(model), adapter=dspy.ChatAdapter()):
         assert (await dspy.Predict("question -> answer").acall(question="x")).answer == "Paris"
     assert (model.calls[-1].temperature, model.calls[-1].max_tokens) == (None, 77)

@@ -28,7 +28,8 @@ from optimsyn.llm.embedded.server import (
     health,
     shared_server,
 )
-from optimsyn.llm.language_model import Call, load_language_model
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.programs.messages import object_schema
 from optimsyn.recipe.recipe import ModelSpec
@@ -138,7 +139,8 @@ def test_a_refused_request_is_told_and_litellm_is_never_imported(server: Embedde
     code = """
 import sys
 from optimsyn.base.errors import ServiceError
-from optimsyn.llm.language_model import Call, load_language_model, run_sync
+from optimsyn.llm.language_model import Call, run_sync
+from optimsyn.llm.factory import load_language_model
 from optimsyn.recipe.recipe import ModelSpec
 model = load_language_model(ModelSpec(name="embedded", max_tokens=16), None)
 assert run_sync(model.complete(Call.of("The capital of France is", stop=(".",)))).text.strip()

@@ -15,7 +15,8 @@ from llm_helpers import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimsyn.base.errors import ModelError
-from optimsyn.llm.language_model import Call, load_language_model
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.language_model import Call
 from optimsyn.llm.local.generation import Row, SeededSampling, generate, prompt_ids, truncated
 from optimsyn.llm.local.loading import load_causal_lm, resolve_device, resolve_dtype
 from optimsyn.llm.local.model import folder_fingerprint

@@ -13,14 +13,16 @@ import dspy
 import pytest
 
 from optimsyn.base.errors import BudgetError, Outcome, ReplyError, ServiceError
-from optimsyn.base.labels import run_notes
+from optimsyn.llm.dspy_bridge import make_lm
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-from optimsyn.llm.language_model import Call, load_language_model
+from optimsyn.llm.language_model import Call
 from optimsyn.llm.outcome_log import Lately, OutcomeLog
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.rubric import RubricWriter
 from optimsyn.recipe.recipe import ModelSpec
+from optimsyn.runs.outcomes import run_notes
 from tests.llm_helpers import KEY, Answer, Service, refused, said, service
 from tests.programs_helpers import passage
 
@@ -260,7 +262,7 @@ def test_a_program_of_dspys_own_gets_whole_texts_without_thinking(served: Servic
 
     model = writer(served, cache).model
     program = dspy.Predict(Rewrite)
-    program.set_lm(model.dspy_lm())
+    program.set_lm(make_lm(model))
     field = "[[ ## better ## ]]\n{}\n\n[[ ## completed ## ]]"
     served.answers(said(f"<think>{field.format('Draft.')}</think>{field.format('Ask for the dose.')}"))
     assert program(text="x").better == "Ask for the dose."

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from optimsyn.base.errors import BudgetError, DataError
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
-from optimsyn.recipe.recipe import Limits
+from optimsyn.recipe.sections.limits import Limits
 
 
 def reply(text: str = "a", **values: object) -> Reply:

@@ -13,8 +13,9 @@ import pytest
 from llm_helpers import KEY, Answer, Service, refused, said, service
 
 from optimsyn.base.errors import BudgetError, ModelError, ServiceError
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted import failures
-from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Budget, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
 

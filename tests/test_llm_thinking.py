@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from optimize_helpers import BASE_TEXT, Shape, make_reward, passages
 
-from optimsyn.llm.language_model import load_language_model
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.local.generation import prompt_ids
 from optimsyn.optimize.policy import train_policy
 from optimsyn.programs.rubric import rubric_messages
-from optimsyn.recipe.recipe import Lora, ModelSpec, PolicyOptimizer
+from optimsyn.recipe.recipe import Lora, ModelSpec
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 from tests.llm_helpers import save_tiny_model
 
 # Two ways of today's templates: one opens an empty thought unless it may think, the other is told by another name.

@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from llm_helpers import KEY, Answer, Service, said, service
 
 from optimsyn.base.errors import Outcome
-from optimsyn.base.labels import outcome_table, run_notes
+from optimsyn.base.labels import outcome_table
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted import failures
 from optimsyn.llm.hosted.capabilities import FREE
 from optimsyn.llm.hosted.service_memory import read_services
 from optimsyn.llm.hosted.usage import Exchange, Tokens, believable_cost, tokens_of
-from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Budget, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
+from optimsyn.runs.outcomes import run_notes
 
 TEXT = "The dose is five milligrams, once a day."
 QUESTION = "What is the dose that the passage names for adults, and how often is it taken?"

@@ -16,7 +16,8 @@ from optimsyn.base.errors import DataError, ModelError, ServiceError
 from optimsyn.base.files import iter_json
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.policy import PolicyResult, blank_line_tokens, train_policy
-from optimsyn.recipe.recipe import Lora, ModelSpec, PolicyOptimizer
+from optimsyn.recipe.recipe import Lora, ModelSpec
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
 SCRIPT = Path(__file__).with_name("optimize_run.py")
 

@@ -20,7 +20,7 @@ from optimsyn.llm.replies import Reply
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.prompt import PromptResult, optimize_guiding_text
 from optimsyn.programs.rubric import RubricWriter
-from optimsyn.recipe.recipe import PromptOptimizer
+from optimsyn.recipe.sections.optimizers import PromptOptimizer
 
 SCRIPT = Path(__file__).with_name("optimize_run.py")
 

@@ -13,7 +13,7 @@ from optimsyn.base.errors import RecipeError
 from optimsyn.data.records import Pair, Question
 from optimsyn.programs.checks import CHECKS, CheckContext, Checker
 from optimsyn.programs.demonstrations import DEMOS
-from optimsyn.recipe.recipe import Checks
+from optimsyn.recipe.sections.synthesis import Checks
 
 CHOICES = {"choices": ("1904", "1931", "1940", "1950"), "answer_index": 1}
 YES_NO = {"choices": ("yes", "no", "maybe"), "answer_index": 0, "answer": "yes"}

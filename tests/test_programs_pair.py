@@ -25,7 +25,7 @@ from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
-from optimsyn.recipe.recipe import Checks
+from optimsyn.recipe.sections.synthesis import Checks
 
 FORMS = [PairForm(), PairForm(4), PairForm(3, ("yes", "no", "maybe"))]
 FREE, CHOICE = TaskShape(), TaskShape(multiple_choice=1.0)
@@ -323,7 +323,7 @@ def test_shape_follows_the_questions() -> None:
 @pytest.mark.slow
 async def test_embedded_model_writes_valid_pairs() -> None:
     """The real base model under the real server: every reply parses, most pairs pass every check."""
-    from optimsyn.llm.language_model import load_language_model
+    from optimsyn.llm.factory import load_language_model
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.recipe.recipe import ModelSpec
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from runs_helpers import tiny_recipe
 
+from optimsyn import Run
 from optimsyn.base.errors import RecipeError
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.changes import SetOptions, changed, parse_change
 from optimsyn.recipe.recipe import Recipe
-from optimsyn.runs import Run
 
 KEY = "sk-proj-4f9a8b7c6d5e4f3a2b1c"
 

@@ -14,21 +14,14 @@ from optimsyn.base import progress as progress_module
 from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.base.live_line import TRANSIENT
 from optimsyn.base.progress import Progress, track
-from optimsyn.base.table import (
-    Table,
-    evaluation_table,
-    facts_table,
-    influence_table,
-    losses_table,
-    number,
-    pairs_table,
-)
+from optimsyn.base.table import Table, duration, number
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Pair
 from optimsyn.recipe.recipe import VARIANTS
-from optimsyn.report.plots import Picture, differs, influence_and_reward_figure
-from optimsyn.report.summary import Summary, duration, influence_summaries
-from optimsyn.training.intervals import UNTUNED, MetricRow
+from optimsyn.report.plots import Picture, influence_and_reward_figure
+from optimsyn.report.summary import Summary, influence_summaries
+from optimsyn.report.tables import evaluation_table, facts_table, influence_table, losses_table, pairs_table
+from optimsyn.training.intervals import UNTUNED, MetricRow, differs
 
 
 def metric(variant: str, name: str, value: float, difference: float | None = None, half: float = 0.1) -> MetricRow:

@@ -13,8 +13,8 @@ from report_helpers import HOSTILE, Page, judgement, make_recipe, stop, write_ru
 from rich.console import Console
 
 from optimsyn.base.errors import DataError
-from optimsyn.influence.scorer import Scores
-from optimsyn.machine.preflight import Preflight
+from optimsyn.influence.scores import Scores
+from optimsyn.machine.preflight_result import Preflight
 from optimsyn.runs.dataset import Dataset
 from optimsyn.runs.export import export_dataset
 

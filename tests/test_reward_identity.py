@@ -25,14 +25,15 @@ from optimsyn.base.files import iter_json
 from optimsyn.data.records import Question
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.fingerprint import encoding_digest
-from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
 from optimsyn.llm.language_model import Call
 from optimsyn.programs import check_fingerprint as check_identity
 from optimsyn.programs import checks
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
-from optimsyn.recipe.recipe import Checks
 from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.recipe.sections.synthesis import Checks
 from optimsyn.reward.reward import InfluenceReward, Judgement, RubricRequest
 from optimsyn.target.target import Target
 
@@ -279,7 +280,10 @@ def test_an_edited_built_in_check_is_another_check(monkeypatch: pytest.MonkeyPat
 def test_every_module_that_the_built_in_checks_use_counts() -> None:
     tree = ast.parse(Path(checks.__file__).read_text())
     used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    without_words = {f"optimsyn.{name}" for name in ("data.records", "errors", "recipe", "programs.check_identity")}
+    without_words = {
+        f"optimsyn.{name}"
+        for name in ("data.records", "base.errors", "recipe.sections.synthesis", "programs.check_fingerprint")
+    }
     assert {name for name in used if name.startswith("optimsyn.")} - without_words == set(check_identity.BUILT_IN) - {
         "optimsyn.programs.checks"
     }

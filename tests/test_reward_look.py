@@ -19,11 +19,11 @@ from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.reference.plain import plain_scores
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.trainings import schedule
-from optimsyn.recipe.recipe import CountedTokens, Influence
+from optimsyn.recipe.recipe import CountedTokens
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.reward.look import measure as module
 from optimsyn.reward.look.measure import look_at_reward
-from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn
-from optimsyn.reward.look.table import reward_look_rows
+from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn, reward_look_rows
 from optimsyn.reward.look.trainings import _intervals, train_on_subsets
 from optimsyn.reward.look.verdict import judged
 from optimsyn.target.target import Target

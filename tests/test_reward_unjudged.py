@@ -17,7 +17,8 @@ from optimsyn.data.records import Pair
 from optimsyn.llm.outcome_log import OutcomeLog
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.optimize.policy import train_policy
-from optimsyn.recipe.recipe import Lora, ModelSpec, PolicyOptimizer, PromptOptimizer
+from optimsyn.recipe.recipe import Lora, ModelSpec
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer, PromptOptimizer
 from optimsyn.reward.judgements import Judgement, RubricRequest
 
 UNJUDGED = [outcome for outcome in Outcome if outcome.unjudged]

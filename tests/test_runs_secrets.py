@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from optimsyn import Run
 from optimsyn.base.errors import ParameterError, RecipeError, StageError
 from optimsyn.execution.engine import execute
 from optimsyn.execution.runner import run_stages
 from optimsyn.recipe.recipe import Recipe
-from optimsyn.runs import Run
 from optimsyn.runs.resources import notebook_path
 from tests.llm_helpers import Answer, Service, refused
 from tests.stages_helpers import answer, run_stage

@@ -17,7 +17,7 @@ from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.folder import Run
 from optimsyn.stages.preview import preview
 from optimsyn.stages.shared import Tools
-from optimsyn.stages.warm_up import parts_of
+from optimsyn.target.warm_up.parts import parts_of
 from tests.llm_helpers import Service
 from tests.stages_helpers import asked_twice, run_stage
 

@@ -17,17 +17,19 @@ from influence_helpers import by_hand, plain_loss, samples, tiny_target
 from scipy import stats
 
 from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.statistics import spearman
 from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.gradients.parts import GradientParts
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.trainings import schedule
-from optimsyn.recipe.recipe import CountedTokens, Influence
+from optimsyn.recipe.recipe import CountedTokens
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.study import baselines
 from optimsyn.study.fidelity.calibration import calibrated_scores, ridge
 from optimsyn.study.fidelity.fidelity import Extra, Plan, fidelity, measure
 from optimsyn.study.fidelity.report import DEFAULT, PAPER, FidelityReport
 from optimsyn.study.fidelity.scores import COUNTED, influence_scores
-from optimsyn.study.fidelity.statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate, spearman
+from optimsyn.study.fidelity.statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate
 from optimsyn.study.fidelity.training_ledger import LEDGER
 from optimsyn.target.encoding import Role, counted
 from optimsyn.target.target import Target

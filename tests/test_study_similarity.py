@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from optimsyn.base.errors import DataError
 from optimsyn.data.records import Pair, Question
-from optimsyn.recipe.recipe import Influence
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.study.similarity import REAL, SYNTHETIC, compare_similarity, halves, principal_plane, spearman
 
 

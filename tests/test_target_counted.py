@@ -24,7 +24,8 @@ from optimsyn.influence.gradients.parts import GradientParts
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.store.store import GradientStore, QuestionStore
 from optimsyn.influence.trainings import Trainings
-from optimsyn.recipe.recipe import CountedTokens, Evaluation, FineTune, TargetSpec
+from optimsyn.recipe.recipe import CountedTokens, TargetSpec
+from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
 from optimsyn.target.encoding import Batch, Encoded, Role, counted, encode, pad
 from optimsyn.target.target import Target
 from optimsyn.training.evaluation import evaluate

@@ -13,7 +13,8 @@ from training_helpers import QUESTIONS, make_model, make_target, make_tokenizer
 from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Question
-from optimsyn.recipe.recipe import Evaluation, Lora
+from optimsyn.recipe.recipe import Lora
+from optimsyn.recipe.sections.evaluation import Evaluation
 from optimsyn.target.target import Target
 from optimsyn.training.evaluation import evaluate, use_adapter
 from optimsyn.training.likelihood import AnswerScorer

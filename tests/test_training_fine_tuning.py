@@ -14,7 +14,8 @@ from training_helpers import make_pairs, make_target
 
 from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
-from optimsyn.recipe.recipe import FineTune, TargetSpec
+from optimsyn.recipe.recipe import TargetSpec
+from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.training import fine_tuning as sft
 from optimsyn.training.fine_tuning import fine_tune, latest_checkpoint
 

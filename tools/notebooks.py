@@ -32,8 +32,8 @@ from notebook_form import build, problems, same_cells, source_cells, with_ids
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.files import write_json, write_text
+from optimsyn.base.table import duration
 from optimsyn.recipe.sizes import SIZES
-from optimsyn.report.summary import duration
 from optimsyn.runs import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,7 +191,7 @@ def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
 
 def _of_stages(name: str, size: str, machine: str) -> Measured | None:
     """What the manifest says of a stage notebook's stage, and of all stages for the quickstart."""
-    from optimsyn.runs import Run
+    from optimsyn import Run
 
     stages = list(STAGES) if name == QUICKSTART else [stage for stage in STAGES if stage == _stage(name)]
     if not stages:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.secrets.redaction import kept
-from optimsyn.data.text import kind_of
+from optimsyn.base.values import kind_of
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 

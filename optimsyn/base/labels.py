@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 VARIANT_LABELS = {
     "target": "target as it came",
@@ -85,23 +84,3 @@ def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str],
     labels = {**OUTCOME_LABELS, **{name: BESIDES_LABELS[name] for name in besides}}
     rows = [(role_label(role), [counts.get(name, 0) for name in labels]) for role, counts in outcomes.items()]
     return list(labels.values()), rows
-
-
-def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What a person should know about the services of a run and about the replies that it has kept.
-
-    Args:
-        services: As in a manifest.
-        outcomes: As in a manifest.
-    """
-    from optimsyn.llm.hosted.service_memory import sentences_of
-
-    notes = sentences_of(services)
-    if damaged := sum(counts.get("damaged", 0) for counts in outcomes.values()):
-        notes.append(
-            f"{damaged} kept {'reply was' if damaged == 1 else 'replies were'} damaged in replies.sqlite and bought "
-            "again; what was paid for the first time is counted, too. Look after the disk"
-        )
-    if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
-        notes.append(f"the tokens of {estimated} replies are estimates of ours, since their service told none")
-    return notes

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TextIO, TypeVar
 
 from optimsyn.base.live_line import NotebookText, in_notebook
-from optimsyn.report.summary import duration
+from optimsyn.base.table import duration
 
 __all__ = ["Progress", "in_notebook", "track"]
 

@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from optimsyn.base.errors import DataError
+from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import HIDDEN, LEFT_BEHIND, Fault
-from optimsyn.data.files.rows import (
-    EMBEDDED_PREFIX,
-    ROW_SUFFIXES,
-    Row,
-    is_own_file,
-    read_rows,
-    resolve,
-    sampled,
-    shortened,
-)
+from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, sampled, shortened
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
-from optimsyn.data.text import encodable, kind_of, normalized
+from optimsyn.data.text import encodable, normalized
+from optimsyn.recipe.bundled import EMBEDDED_PREFIX
 from optimsyn.recipe.recipe import Documents, Source
 
 _ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")

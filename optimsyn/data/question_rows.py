@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from optimsyn.base.errors import DataError
+from optimsyn.base.values import kind_of
 from optimsyn.data.documents import label_value, text_value
 from optimsyn.data.excerpt import excerpt
 from optimsyn.data.files.rows import Row
 from optimsyn.data.records import Document, Question
-from optimsyn.data.text import encodable, kind_of, normalized
+from optimsyn.data.text import encodable, normalized
 
 _T = TypeVar("_T")
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")

@@ -25,22 +25,6 @@ _LEFT_OUT = re.compile(r"\[?(?:\.\s?\.\s?\.|…)\]?")
 # Words of a quote that may differ: a slip in a short one, one in ten of a long one.
 _SLIPS = 0.1
 _SHORTEST_WITH_SLIP = 4
-_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (bool, "true or false"),
-    ((int, float), "a number"),
-    (str, "text"),
-    ((list, tuple), "a list"),
-    (dict, "an object"),
-    (type(None), "empty"),
-)
-
-
-def kind_of(value: object) -> str:
-    """What a wrong cell is, in a person's words: `a number`, `a list` ..."""
-    for kinds, name in _KINDS:
-        if isinstance(value, kinds):
-            return name
-    return f"a {type(value).__name__}"
 
 
 def encodable(text: str) -> bool:

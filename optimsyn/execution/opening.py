@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from optimsyn.execution.status_line import Steps
-    from optimsyn.machine.preflight import Preflight
+    from optimsyn.machine.preflight_result import Preflight
     from optimsyn.recipe.recipe import Recipe
     from optimsyn.runs.folder import Run
 

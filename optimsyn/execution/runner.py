@@ -11,12 +11,12 @@ from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from optimsyn.base.errors import StageError
-from optimsyn.base.labels import run_notes
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.execution.status_line import Screen
 from optimsyn.runs.durations import clock, described, earlier_seconds, executed_notebook, since_begun
 from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import STAGES, Failure, process_lives
+from optimsyn.runs.outcomes import run_notes
 from optimsyn.runs.resources import notebook_name, notebook_path
 
 if TYPE_CHECKING:

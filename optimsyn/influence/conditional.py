@@ -34,9 +34,10 @@ from optimsyn.influence.directions import Directions, question_scale
 from optimsyn.influence.factory import MeasuredScorer
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
 from optimsyn.influence.gradients.taps import GradientTaps
-from optimsyn.influence.scorer import Scores
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
-from optimsyn.recipe.recipe import FineTune, Influence
+from optimsyn.recipe.sections.evaluation import FineTune
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 

@@ -14,9 +14,10 @@ from optimsyn.influence.derivative.forward import ForwardScorer
 from optimsyn.influence.derivative.smoothness import choice_of
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.gradients.slopes import NoForwardDerivativeError
-from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
-from optimsyn.recipe.recipe import Influence
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision, is_narrow
 

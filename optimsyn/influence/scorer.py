@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
-from optimsyn.base.shown import Shown
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
@@ -28,6 +26,7 @@ from optimsyn.influence.distributed import in_shares, process_count
 from optimsyn.influence.estimators import Estimator, estimator_of
 from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.gradients.taps import GradientTaps, output_slices
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.sinks import DotSink
 from optimsyn.influence.token_attribution import token_shares as shares_of
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
@@ -36,49 +35,7 @@ from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision, computing, is_narrow
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
-if TYPE_CHECKING:
-    from optimsyn.base.table import Table
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Scores(Shown):
-    """Scores of n samples, in the caller's order; tensors are float64 on the CPU.
-
-    Attributes:
-        ids: The samples' ids.
-        subtasks: Names of the columns of `by_subtask`.
-        total: [n], mean or max of `by_subtask`.
-        by_subtask: [n, k].
-        gradient_norm: [n], ‖g‖, weighted over checkpoints; None where no gradient was formed.
-        loss: [n], over the tokens that count, in nats, weighted over checkpoints.
-        label_tokens: [n] int64, the tokens that count.
-        token_shares: For each sample the share [label tokens] of its total that each label token brings, None where
-            not asked for. They sum to the total, less what momentum alone contributes to it (see
-            `optimsyn.influence.token_attribution`); with the max across subtasks they split the winning subtask's
-            score.
-    """
-
-    ids: tuple[str, ...]
-    subtasks: tuple[str, ...]
-    total: torch.Tensor
-    by_subtask: torch.Tensor
-    gradient_norm: torch.Tensor | None
-    loss: torch.Tensor
-    label_tokens: torch.Tensor
-    token_shares: tuple[torch.Tensor, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"Scores({len(self)} samples, subtasks {', '.join(self.subtasks)})"
-
-    def _table(self) -> Table:
-        from optimsyn.report.reprs import scores_table
-
-        return scores_table(self)
 
 
 class InfluenceScorer:

@@ -11,22 +11,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from optimsyn.base.errors import ModelError, OptimsynError, Outcome, ReplyError
+from optimsyn.base.errors import OptimsynError, Outcome, ReplyError
 from optimsyn.base.event_loops import REQUESTS, run_sync
 from optimsyn.llm.outcome_log import ESTIMATED, Lately
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.llm.reply import without_keys
 from optimsyn.recipe.recipe import ModelSpec
 
-if TYPE_CHECKING:
-    import dspy
-
-    from optimsyn.llm.hosted.batches import Batches
-
-__all__ = ["Call", "LanguageModel", "load_language_model", "run_sync"]
+__all__ = ["Call", "LanguageModel", "run_sync"]
 
 # A token is seldom shorter than this many characters of text; used only to set budget aside before a request.
 _CHARACTERS_PER_TOKEN = 2
@@ -217,20 +211,6 @@ class LanguageModel(ABC):
         if failure is not None:
             raise failure
 
-    def dspy_lm(
-        self, *, temperature: float | None = None, max_tokens: int | None = None, hear: Hear | None = None
-    ) -> dspy.LM:
-        """This model for DSPy programs; caching, retries and failures stay the ones of this object.
-
-        Args:
-            temperature: None: the recipe's.
-            max_tokens: Longest reply in tokens; None: the recipe's.
-            hear: Asks and reads in DSPy's place; None: DSPy reads the text.
-        """
-        from optimsyn.llm.dspy_bridge import make_lm
-
-        return make_lm(self, temperature=temperature, max_tokens=max_tokens, hear=hear)
-
     async def aclose(self) -> None:  # noqa: B027 - most models hold nothing
         """Lets go of connections and memory."""
 
@@ -348,44 +328,3 @@ class LanguageModel(ABC):
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """US dollars for a prompt and a reply of this length; None when the price is not known before."""
         return 0.0
-
-
-def load_language_model(
-    spec: ModelSpec,
-    cache: ReplyCache | None = None,
-    *,
-    adapter: Path | None = None,
-    budget: Budget | None = None,
-    batches: Batches | None = None,
-) -> LanguageModel:
-    """The language model that a recipe names; nothing is loaded or sent before the first call.
-
-    Args:
-        spec: The model.
-        cache: Where replies are kept; None: nowhere.
-        adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
-            server.
-        budget: The run's cap.
-        batches: Where the batches of a model with `batch: true` are kept; None: it is asked one by one.
-
-    Raises:
-        ModelError: An adapter was given for a model whose weights are not here.
-        ServiceError: The recipe names a variable for the key that is not set.
-    """
-    if spec.provider == "litellm":
-        if adapter is not None:
-            raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
-        if spec.batch and batches is not None:
-            from optimsyn.llm.hosted.batched_model import BatchedModel
-
-            return BatchedModel(spec, cache, budget, batches=batches)
-        from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-
-        return LiteLLMModel(spec, cache, budget)
-    if spec.provider == "embedded" and adapter is None:
-        from optimsyn.llm.embedded.model import EmbeddedModel
-
-        return EmbeddedModel(spec, cache, budget)
-    from optimsyn.llm.local.model import LocalModel
-
-    return LocalModel(spec, cache, budget, adapter=adapter)

@@ -25,7 +25,7 @@ from optimsyn.llm.reply_file import INSERT, Row, connect, prepare
 
 if TYPE_CHECKING:
     from optimsyn.llm.shared_budget import Purse
-    from optimsyn.recipe.recipe import Limits
+    from optimsyn.recipe.sections.limits import Limits
 
 __all__ = ["Budget", "Reply", "ReplyCache", "Usage"]
 

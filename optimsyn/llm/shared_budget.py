@@ -22,7 +22,7 @@ from pathlib import Path
 
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import BudgetError, DataError
-from optimsyn.llm.replies import Usage
+from optimsyn.llm.reply import Usage
 
 PURSE_VARIABLE = "OPTIMSYN_PURSE"
 _BUSY_S = 60.0

@@ -18,16 +18,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from optimsyn.base.secrets.redaction import plain_key_problem
-from optimsyn.llm.hosted.capabilities import abilities_of, listed, litellm_table
-from optimsyn.llm.hosted.providers import (
-    BATCH_PROVIDERS,
-    KEYS,
-    misspelled,
-    nearest_model,
-    service_provider,
-)
+from optimsyn.llm.hosted.capabilities import abilities_of, listed
+from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, KEYS, service_provider
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.hub_lookup import cached_folder, look_up
+from optimsyn.recipe.known_models import litellm_table, misspelled, nearest_model
 from optimsyn.recipe.model_names import TYPO, hub_id
 from optimsyn.recipe.recipe import ModelSpec, TargetSpec
 

@@ -6,12 +6,10 @@ import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimsyn.base.errors import DataError, ModelError, RecipeError
-from optimsyn.base.shown import Shown
+from optimsyn.base.errors import DataError, ModelError
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
@@ -19,61 +17,16 @@ from optimsyn.data.records import Document
 from optimsyn.llm.hosted.capabilities import price_problem
 from optimsyn.machine.availability import Availability, availability, device_problems, memory_needed, memory_problems
 from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets
+from optimsyn.machine.preflight_result import Preflight
 from optimsyn.machine.preflight_services import service_findings
-from optimsyn.recipe.recipe import Recipe, Source, twin_problem
+from optimsyn.recipe.recipe import Recipe, Source
+from optimsyn.recipe.sections.influence import twin_problem
 
 if TYPE_CHECKING:
-    from optimsyn.base.table import Table
     from optimsyn.data.records import Passage
-    from optimsyn.machine.disk_need import DiskNeed
-    from optimsyn.runs.forecast import Forecast
 
 # Converting PDF, office and mail files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
-
-
-@dataclass
-class Preflight(Shown):
-    """What a recipe would meet on this machine.
-
-    Attributes:
-        problems: Each would stop the run; with file, row or field, and the cure.
-        warnings: The run would go on, but not as well as it could.
-        unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
-        counts: Documents, passages, validation and test questions, as far as they were read.
-        gpu_bytes: GPU memory that the run's models are thought to need.
-        main_bytes: The same in main memory.
-        forecast: What the run is going to send; None where the recipe's files were not read.
-        disk: Room that the run will take, where it was asked for (`checked`).
-    """
-
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    gpu_bytes: int = 0
-    main_bytes: int = 0
-    forecast: Forecast | None = None
-    disk: DiskNeed | None = None
-
-    @property
-    def ok(self) -> bool:
-        """True when nothing would stop the run."""
-        return not self.problems
-
-    def _table(self) -> Table:
-        from optimsyn.report.reprs import preflight_table
-
-        return preflight_table(self)
-
-    def raise_if_refused(self) -> None:
-        """Raises all problems at once.
-
-        Raises:
-            RecipeError: There is at least one problem.
-        """
-        if self.problems:
-            raise RecipeError("\n".join(self.problems))
 
 
 def validate(

@@ -13,7 +13,7 @@ from optimsyn.data.passages import split_passages
 if TYPE_CHECKING:
     from optimsyn.data.questions import QuestionSets
     from optimsyn.data.records import Document, Passage, Question
-    from optimsyn.machine.preflight import Preflight
+    from optimsyn.machine.preflight_result import Preflight
     from optimsyn.recipe.recipe import Recipe
 
 # Looking at a passage for what it says to a language model takes half a millisecond.

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-from optimsyn.llm.language_model import Call, LanguageModel, load_language_model
+from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.reading.unusable import was_cut, was_refused
 from optimsyn.llm.reading.values import objects_in, read
 from optimsyn.llm.replies import Budget, Reply, ReplyCache

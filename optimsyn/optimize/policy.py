@@ -24,7 +24,8 @@ from optimsyn.base.files import write_json, write_text
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.history import History, read_history
-from optimsyn.recipe.recipe import ModelSpec, PolicyOptimizer
+from optimsyn.recipe.recipe import ModelSpec
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 from optimsyn.reward.judgements import digest
 
 if TYPE_CHECKING:

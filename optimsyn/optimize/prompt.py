@@ -27,9 +27,10 @@ from optimsyn.base.files import write_json
 from optimsyn.base.secrets.redaction import CleanWriter, redact
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
+from optimsyn.llm.dspy_bridge import make_lm
 from optimsyn.optimize.history import History
 from optimsyn.optimize.proposer import EvidenceProposer
-from optimsyn.recipe.recipe import PromptOptimizer
+from optimsyn.recipe.sections.optimizers import PromptOptimizer
 from optimsyn.reward.judgements import digest
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ class _Search:
             metric=self.metric,
             max_metric_calls=_GEPA_CALLS_PER_PAIR * self.config.metric_calls,
             reflection_minibatch_size=min(self.config.minibatch, len(examples)),
-            reflection_lm=None if self.reflection is None else self.reflection.dspy_lm(temperature=1.0),
+            reflection_lm=None if self.reflection is None else make_lm(self.reflection, temperature=1.0),
             instruction_proposer=_Proposer(self._inner_proposer(), self.watch, self.reflection, self.history),
             skip_perfect_score=False,
             use_merge=False,

@@ -19,7 +19,7 @@ from optimsyn.data.text import control_token, is_quoted, normalized, stem, word_
 from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of
 from optimsyn.programs.constrained.spans import FUNCTION_WORDS
 from optimsyn.programs.demonstrations import DEMOS
-from optimsyn.recipe.recipe import Checks
+from optimsyn.recipe.sections.synthesis import Checks
 
 _QUESTION_WORDS = frozenset(
     "how much many long far old large when where who which what why year percentage share".split()

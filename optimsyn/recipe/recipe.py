@@ -10,16 +10,20 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.labels import SELECTION_LABELS, variant_label
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
-from optimsyn.base.shown import Shown
+from optimsyn.base.table import Shown, Table
 from optimsyn.base.text_files import decode
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.sections.data import Documents, Questions, Source
+from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
+from optimsyn.recipe.sections.influence import Estimator, Influence, twin_problem
+from optimsyn.recipe.sections.limits import Limits
 from optimsyn.recipe.sections.models import (
     SERVICE_ONLY,
     CountedTokens,
@@ -27,13 +31,13 @@ from optimsyn.recipe.sections.models import (
     Models,
     ModelSpec,
     Prices,
-    QuestionGradients,
     Section,
     TargetSpec,
 )
-
-if TYPE_CHECKING:
-    from optimsyn.base.table import Table
+from optimsyn.recipe.sections.optimizers import Optimizers, PolicyOptimizer, PromptOptimizer
+from optimsyn.recipe.sections.reward import Look, Reward
+from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
+from optimsyn.recipe.sections.warm_up import WarmUp
 
 __all__ = [
     "VARIANTS",
@@ -63,244 +67,7 @@ __all__ = [
     "WarmUp",
 ]
 
-Variant = Literal["no_rubric", "static", "optimized", "policy"]
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
-Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less", "simulated"]
-
-
-class WarmUp(Section):
-    """Warm-up of the LoRA target on first-draft pairs, which gives the influence its Adam moments."""
-
-    pairs: int = Field(24, ge=2, description="First-draft pairs to write.")
-    fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of them to train on (the paper: 0.1 of a large first draft)."
-    )
-    steps: int | None = Field(
-        None,
-        ge=1,
-        description="AdamW steps. null: until the form of an answer is learned, which the loss of its end on the "
-        "validation questions tells, and no longer than pairs that are not trained on get better.",
-    )
-    max_steps: int = Field(24, ge=1, description="Most steps where their number is found.")
-    every: int = Field(
-        4, ge=1, description="Steps between two looks at held-out losses, and steps that a learning rate is tried for."
-    )
-    held_out: float = Field(
-        0.2,
-        ge=0,
-        le=0.5,
-        description="Share of the first-draft pairs that is looked at and not trained on, where steps or lr are found.",
-    )
-    batch_size: int = Field(4, ge=1, description="Pairs a step.")
-    lr: float | None = Field(
-        None, gt=0, description="Learning rate. null: the best of half, once and twice `fine_tune.lr`, each tried."
-    )
-    checkpoints: int = Field(1, ge=1, description="Checkpoints spread over the steps, the last one always.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-
-    @property
-    def fewest_steps(self) -> int:
-        """The steps of the shortest warm-up that these settings allow."""
-        return self.steps if self.steps is not None else least_warm_up_steps(self.max_steps, self.every)
-
-    @property
-    def most_checkpoints(self) -> int:
-        """How many checkpoints that one can leave: one a step, or one a look."""
-        return self.steps if self.steps is not None else -(-self.fewest_steps // self.every)
-
-
-def least_warm_up_steps(max_steps: int, every: int) -> int:
-    """Fewest steps of a warm-up that ends by evidence: the first look after ten steps.
-
-    Adam's first moment remembers 1 / (1 - 0.9) = 10 steps. Before, both moments are means of fewer batches than they
-    would be in training.
-    """
-    return min(max_steps, every * -(-10 // every))
-
-
-class Influence(Section):
-    """How a pair's influence on the validation loss is computed.
-
-    The paper's own choice is `adam` with `cosine` and `unit` gradients. `adam_linear` with `dot` goes to 0 with a
-    pair's gradient, which the paper's does not, and is linear in it, so that it costs least and can be computed in
-    several ways; with `plain` gradients it foretells the questions' mean loss. So these are the defaults;
-    docs/influence.md says what has been measured of them and what has not.
-    """
-
-    method: Literal["auto", "exact", "twin", "forward"] = Field(
-        "auto",
-        description="exact: from each pair's gradient. For linear estimators (adam_linear, sgd) with dot also twin: "
-        "from two forward passes at slightly moved weights, in float32 only; and forward: from one pass that carries "
-        "the derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is "
-        "below half a per cent; where there is none, the best one if it is below 5, as a named one may be.",
-    )
-    estimator: Estimator = Field(
-        "adam_linear",
-        description="Which direction of a step counts; see docs/influence.md. simulated: what a foretold training with "
-        "the pair in its batches does, by `fine_tune` and at most twelve steps long, from the last checkpoint.",
-    )
-    normalization: Literal["cosine", "dot"] = Field(
-        "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."
-    )
-    across_subtasks: Literal["mean", "max"] = Field("mean", description="How subtasks become one score (LESS: max).")
-    question_gradients: QuestionGradients = Field(
-        "plain",
-        description="plain: a direction is the gradient of the questions' mean loss. unit: each question's gradient is "
-        "scaled to length 1 before the mean is taken, so that each has one vote (the paper).",
-    )
-    tokens: CountedTokens = CountedTokens()
-    batch_tokens: int = Field(1024, ge=64, description="Tokens scored in one batch; samples of like length together.")
-
-    @property
-    def is_derivative(self) -> bool:
-        """Whether the score is a directional derivative of the pair's loss, which twin and forward can read off."""
-        return self.estimator in ("adam_linear", "sgd") and self.normalization == "dot"
-
-    @property
-    def linear(self) -> Influence:
-        """The same with the linear score beside a foretold training, which shares of tokens are taken of."""
-        return self.model_copy(update={"estimator": "adam_linear", "normalization": "dot"})
-
-    @model_validator(mode="after")
-    def _nothing_to_normalise(self) -> Influence:
-        if self.estimator == "simulated" and self.normalization != "dot":
-            raise ValueError(
-                "estimator simulated foretells a training, in nats, and has no direction to normalise; set "
-                "normalization to dot, or estimator to adam or adam_linear"
-            )
-        if self.estimator == "simulated" and self.question_gradients != "plain":
-            raise ValueError(
-                "estimator simulated foretells losses of questions, and takes no mean of their gradients; set "
-                "question_gradients to plain, or estimator to adam or adam_linear"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _derivative_is_linear(self) -> Influence:
-        if self.method in ("twin", "forward") and not self.is_derivative:
-            raise ValueError(
-                f"method {self.method} reads off a derivative of the loss, which {self.estimator} with "
-                f"{self.normalization} is not; set estimator to adam_linear (or sgd) and normalization to dot, or "
-                "method to exact"
-            )
-        return self
-
-
-class Look(Section):
-    """How closely a run looks at its own reward after the warm-up; changes nothing that comes of it."""
-
-    pairs: int = Field(12, ge=0, description="First-draft pairs to look at; 0: no look.")
-    subsets: int = Field(
-        6, ge=0, description="Random subsets to train on, beside the best and the worst; 0: no training."
-    )
-    steps: int = Field(8, ge=1, description="Steps on each subset, at fine_tune.lr.")
-    batch_size: int = Field(2, ge=1, description="Pairs in one such step.")
-
-
-def twin_problem(dtype: str) -> str:
-    """Why twins are refused on a 16-bit target, and the cure."""
-    return (
-        f"influence.method: twin is a small difference of losses, which {dtype} rounds away; set influence.method to "
-        "auto, forward or exact, or models.target.dtype to float32"
-    )
-
-
-class Reward(Section):
-    """R = Valid * IF - invalid_penalty * (1 - Valid)."""
-
-    invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
-    given: Literal["nothing", "judged"] = Field(
-        "nothing",
-        description="What a pair of GRPO is measured on top of. nothing: the questions as the warm-up left them. "
-        "judged: as training on the pairs that GRPO has judged so far would leave them, so that the hundredth pair "
-        "with the same answer earns little; for linear estimators with dot.",
-    )
-    look: Look = Look()
-    on_noise: Literal["stop", "warn"] = Field(
-        "stop",
-        description="What a run does that finds its reward to be noise: stop after the warm-up, or go on and say so.",
-    )
-
-
-class PromptOptimizer(Section):
-    """GEPA on the guiding text."""
-
-    enabled: bool = Field(True, description="False: the recipe's guiding text stays as it is.")
-    metric_calls: int = Field(40, ge=4, description="Judged pairs that the search may spend.")
-    minibatch: int = Field(4, ge=1, description="Passages a candidate is first tried on.")
-    passages: int = Field(8, ge=2, description="Passages that candidates are compared on.")
-
-
-class PolicyOptimizer(Section):
-    """GRPO on the rubric model."""
-
-    enabled: bool = Field(True, description="False: the rubric model stays as it came.")
-    steps: int = Field(4, ge=1, description="GRPO steps.")
-    group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
-    passages_per_step: int = Field(2, ge=1, description="Groups in one step.")
-    temperature: float = Field(0.9, gt=0, le=2, description="Of the sampled rubrics.")
-    lr: float = Field(1e-5, gt=0, description="Learning rate.")
-    kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
-    max_tokens: int = Field(110, ge=16, description="Longest sampled rubric, in tokens.")
-    save_every: int = Field(1, ge=1, description="Steps between resumable checkpoints.")
-    lora: Lora = Lora(r=8, alpha=16)
-
-
-class Optimizers(Section):
-    """Which optimisers run, with which budget."""
-
-    prompt: PromptOptimizer = PromptOptimizer()
-    policy: PolicyOptimizer = PolicyOptimizer()
-
-
-class Synthesis(Section):
-    """The final pairs of every variant."""
-
-    pairs: int = Field(24, ge=2, description="Valid pairs a variant; the same number for each.")
-    oversample: float = Field(1.5, ge=1, le=1000, description="Candidates written per pair kept.")
-    select: Literal["set", "influence", "first"] = Field(
-        "set",
-        description="Which valid candidates are kept. set: those that help the questions most together, by a training "
-        "foretold from gradients. influence: those of highest single influence. first: the first ones.",
-    )
-    dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
-        "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."
-    )
-
-
-class Checks(Section):
-    """Validity checks; a pair that fails one is invalid and the check is named."""
-
-    disabled: tuple[str, ...] = Field((), description="Names of checks that are not run.")
-    unsafe_words: tuple[str, ...] = Field((), description="Words and phrases that no pair may hold.")
-    plugins: tuple[str, ...] = Field((), description="Further checks as `package.module:function`.")
-
-
-class FineTune(Section):
-    """Supervised fine-tuning of the target on each variant's pairs."""
-
-    steps: int = Field(12, ge=1, description="AdamW steps, the same for each variant.")
-    batch_size: int = Field(4, ge=1, description="Pairs a step.")
-    lr: float = Field(2e-4, gt=0, description="Highest learning rate.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
-
-
-class Evaluation(Section):
-    """Evaluation on the held-back test questions."""
-
-    max_new_tokens: int = Field(16, ge=1, description="Longest decoded answer, in tokens.")
-    batch_size: int = Field(16, ge=1, description="Questions asked at once.")
-    bootstrap: int = Field(2000, ge=100, description="Resamples behind each interval.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
-
-
-class Limits(Section):
-    """Caps that stop a run loudly, with everything paid for kept."""
-
-    cost_usd: float | None = Field(None, gt=0, description="Most that all replies of the run may cost, in US dollars.")
-    requests: int | None = Field(None, ge=1, description="Most requests that the run may send.")
-    tokens: int | None = Field(None, ge=1, description="Most tokens, read and written together.")
-    stage_minutes: float | None = Field(None, gt=0, description="Longest time for one stage, in minutes.")
 
 
 def _without_what_says_nothing(section: Section, raw: dict[str, Any], later: tuple[str, ...]) -> None:
@@ -399,7 +166,6 @@ class Recipe(Shown, Section):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
 
     def _table(self) -> Table:
-        from optimsyn.report.reprs import recipe_table
 
         return recipe_table(self)
 
@@ -495,3 +261,85 @@ class Recipe(Shown, Section):
                 looks = f"the {self.warm_up.most_checkpoints} looks of the shortest warm-up; lower warm_up.every"
             raise ValueError(f"warm_up.checkpoints is larger than {looks}")
         return self
+
+
+def recipe_table(recipe: Recipe) -> Table:
+    """What a recipe does: its data, models, sizes and guiding text. Of keys it knows only the variable's name."""
+    models = recipe.models
+    prompt, policy = recipe.optimizers.prompt, recipe.optimizers.policy
+    rows = [
+        ("documents", _source(recipe.documents.source)),
+        ("validation questions", _source(recipe.questions.validation)),
+        ("test questions", _test(recipe)),
+        ("generator", _model(models.generator)),
+        ("rubric model", _model(models.rubric)),
+        ("target", f"{_model(models.target)}, up to {models.target.max_length} tokens"),
+    ]
+    if models.reflection is not None:
+        rows.append(("reflection", _model(models.reflection)))
+    learned = [
+        f"guiding text by GEPA, {prompt.metric_calls:,} judged pairs" if prompt.enabled else "",
+        f"rubric model by GRPO, {policy.steps:,} steps of {policy.passages_per_step} × {policy.group_size}"
+        if policy.enabled
+        else "",
+    ]
+    rows += [
+        ("warm-up", f"{recipe.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(recipe)}"),
+        ("influence", f"{recipe.influence.estimator}, {recipe.influence.normalization}, {recipe.influence.method}"),
+        ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
+        ("variants", ", ".join(variant_label(name) for name in recipe.variants)),
+        (
+            "pairs",
+            f"{recipe.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[recipe.synthesis.select]}; "
+            f"the dataset is that of the {variant_label(recipe.dataset_variant)}",
+        ),
+        ("fine-tuning", f"{recipe.fine_tune.steps:,} steps of {recipe.fine_tune.batch_size}"),
+        ("limits", _limits(recipe)),
+        ("seed", str(recipe.seed)),
+        ("guiding text", " ".join(recipe.guiding_text.split())),
+    ]
+    title = f"Recipe {recipe.name}, fingerprint {recipe.fingerprint}"
+    return Table(title, ("what", "value"), tuple(rows), note=recipe.description)
+
+
+def _warm_up_steps(recipe: Recipe) -> str:
+    given = recipe.warm_up.steps
+    return f"{given:,} steps" if given is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
+
+
+def _source(source: Source) -> str:
+    name = source.path if source.path is not None else f"hub:{source.hub}"
+    parts = [str(name)]
+    if source.hub is not None:
+        parts += [part for part in (source.config, source.split, source.revision) if part]
+    parts += [f"{column} = {value}" for column, value in source.where.items()]
+    if source.limit is not None:
+        parts.append(f"at most {source.limit:,}")
+    return ", ".join(parts)
+
+
+def _test(recipe: Recipe) -> str:
+    questions = recipe.questions
+    if questions.test is not None:
+        return _source(questions.test)
+    return f"{questions.test_fraction:.0%} of the validation questions' groups, held back"
+
+
+def _model(spec: ModelSpec) -> str:
+    parts: list[str] = [f"{spec.name}@{spec.revision}" if spec.revision else spec.name]
+    if spec.api_base is not None:
+        parts.append(f"at {spec.api_base}")
+    if spec.api_key_env is not None:
+        parts.append(f"key from ${spec.api_key_env}")
+    return ", ".join(parts)
+
+
+def _limits(recipe: Recipe) -> str:
+    limits = recipe.limits
+    told: list[tuple[Any, str]] = [
+        (limits.cost_usd, "{:g} USD"),
+        (limits.requests, "{:,} requests"),
+        (limits.tokens, "{:,} tokens"),
+        (limits.stage_minutes, "{:g} minutes a stage"),
+    ]
+    return ", ".join(text.format(value) for value, text in told if value is not None) or "none"

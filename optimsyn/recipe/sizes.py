@@ -10,7 +10,7 @@ import difflib
 from typing import Any
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.data.files.rows import EMBEDDED_PREFIX, bundled_domains
+from optimsyn.recipe.bundled import EMBEDDED_PREFIX, bundled_domains
 from optimsyn.recipe.recipe import Recipe
 
 SIZES = ("full", "tiny")

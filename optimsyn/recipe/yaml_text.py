@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from optimsyn.base.secrets.redaction import redact
-from optimsyn.data.text import kind_of
+from optimsyn.base.values import kind_of
 
 # Far more than any recipe needs; what is beyond was made to fill a machine, or is no recipe.
 LARGEST_FILE = 2_000_000

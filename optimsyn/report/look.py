@@ -19,10 +19,10 @@ from optimsyn.base.labels import metric_label, variant_label
 from optimsyn.base.table import Table, number
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.optimize.history import read_history
-from optimsyn.report.plots import differs
 from optimsyn.reward.judgements import Judgement, content_key, latest_rows
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.stage_result import StageResult
+from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
     from optimsyn.report.heatmap import Heatmap
@@ -229,7 +229,7 @@ def training_picture(run: Run) -> Picture:
 
 def evaluation(run: Run) -> Table:
     """Every metric of every variant with its interval and its paired difference to the target as it came."""
-    from optimsyn.base.table import evaluation_table
+    from optimsyn.report.tables import evaluation_table
 
     return evaluation_table(_evaluation(run), confidence=run.recipe.evaluation.confidence)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.labels import metric_label, variant_color, variant_label
+from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,12 +267,6 @@ def round_ticks(*, integer: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=integer)
-
-
-def differs(row: MetricRow) -> bool:
-    """Whether the interval of the paired difference to the target as it came leaves out zero."""
-    low, high = row["difference_low"], row["difference_high"]
-    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 def draw_metric(axes: Axes, metric: str, rows: Sequence[MetricRow], variants: Sequence[str], names: bool) -> None:

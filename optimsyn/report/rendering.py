@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.base.secrets.redaction import redact_tree
-from optimsyn.base.table import fixed, number
-from optimsyn.report.summary import duration
+from optimsyn.base.table import duration, fixed, number
 from optimsyn.runs.outcomes import STAGE_LABELS, judgement
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -13,7 +13,6 @@ from optimsyn.report.plots import (
     INK,
     STYLE,
     Picture,
-    differs,
     draw_influence,
     draw_metric,
     draw_policy,
@@ -21,6 +20,7 @@ from optimsyn.report.plots import (
     picture,
     round_ticks,
 )
+from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.base.files import write_json
 from optimsyn.base.labels import BESIDES_LABELS, UNREAD
-from optimsyn.base.table import Table, evaluation_table, facts_table, number
+from optimsyn.base.table import Table, duration, number
+from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.runs.manifest import dollars
 
 if TYPE_CHECKING:
@@ -180,16 +181,6 @@ class Summary(BaseModel):
         from optimsyn.base.labels import variant_label
 
         return f"Dataset: {self.dataset_pairs} pairs ({variant_label(self.dataset_variant)}) in dataset/train.parquet."
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `8 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, InfluenceSummary]:

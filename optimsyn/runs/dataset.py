@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import DataError
-from optimsyn.base.shown import Shown
+from optimsyn.base.table import Shown
 from optimsyn.data.records import Pair
 from optimsyn.runs.export import CARD, PARQUET
 

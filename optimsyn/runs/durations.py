@@ -10,14 +10,14 @@ from typing import Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.labels import OUTCOME_LABELS
-from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES, ManifestFile, StageRecord
+from optimsyn.runs.protocol import RunLike
 
 # A rate measured over the first moments says nothing.
 _SOONEST = 3.0
 
 
-def earlier_seconds(run: Run) -> dict[str, float]:
+def earlier_seconds(run: RunLike) -> dict[str, float]:
     """Median time of each stage in the finished stages of other runs of this recipe's name, in seconds."""
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for path in run.folder.parent.glob(f"{run.recipe.name}-*/manifest.json"):
@@ -41,7 +41,7 @@ def since_begun(record: StageRecord) -> float:
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds())
 
 
-def seconds_left(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
+def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
     """Seconds that a running stage will still take, or None when nothing is known.
 
     Args:
@@ -59,7 +59,7 @@ def seconds_left(run: Run, stage: str, elapsed: float, earlier: dict[str, float]
     return None
 
 
-def described(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
+def described(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
     """How far a running stage is, in words: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
     told = _told(run, stage)
     words = [clock(elapsed)]
@@ -77,13 +77,13 @@ def described(run: Run, stage: str, elapsed: float, earlier: dict[str, float]) -
     return ", ".join(words)
 
 
-def share_done(run: Run, stage: str) -> float | None:
+def share_done(run: RunLike, stage: str) -> float | None:
     """How much of the present part of a stage is done, from 0 to 1, when it says so."""
     told = _told(run, stage)
     return None if told is None or not told["total"] else float(told["done"]) / float(told["total"])
 
 
-def _told(run: Run, stage: str) -> dict[str, Any] | None:
+def _told(run: RunLike, stage: str) -> dict[str, Any] | None:
     told = run.progress()
     return told if told is not None and told["stage"] == stage else None
 
@@ -107,6 +107,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def executed_notebook(run: Run, name: str) -> Path:
+def executed_notebook(run: RunLike, name: str) -> Path:
     """Where the executed notebook of a stage lies in a run."""
     return run.path("notebooks", f"{name}.ipynb")

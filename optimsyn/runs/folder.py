@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import forget_secrets, redact
-from optimsyn.base.shown import Shown
+from optimsyn.base.table import Shown
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.peak_memory import peak_bytes, reset_peak
@@ -55,53 +55,6 @@ class Run(Shown):
         self.recipe = recipe
         self.warnings: tuple[str, ...] = ()
         self._manifest = ManifestFile(folder / "manifest.json")
-
-    @classmethod
-    def start(
-        cls,
-        recipe: str = "quickstart",
-        *,
-        size: str = "full",
-        generator: str = "",
-        changes: Mapping[str, Any] | None = None,
-        run_folder: Path | str = "",
-        root: Path | str | None = None,
-    ) -> Run:
-        """The run that a notebook's parameters mean; everything about it is checked before anything is bought.
-
-        Args:
-            recipe: A recipe file, or the name of a recipe that comes with optimsyn.
-            size: `full`, or `tiny` for the embedded model and a handful of documents.
-            generator: Another model that writes the pairs, such as `openai/gpt-6-luna`.
-            changes: Further recipe fields, such as `{"synthesis.pairs": 20}`.
-            run_folder: An existing run; all before it is then ignored.
-            root: Folder of the run folders; None means `runs` in the working directory.
-
-        Raises:
-            RecipeError: A parameter does not fit, or something that the recipe needs is missing on this machine.
-            StageError: `run_folder` is no run folder.
-
-        Example:
-            >>> run = Run.start("quickstart", size="tiny")                                   # doctest: +SKIP
-        """
-        if str(run_folder):
-            return cls.load(run_folder)
-        from optimsyn.execution.parameters import chosen_recipe
-        from optimsyn.machine.preflight import checked
-        from optimsyn.machine.preflight_services import open_asked
-        from optimsyn.runs.resources import default_root
-
-        chosen = chosen_recipe(recipe, size=size, generator=generator, changes=changes)
-        place = Path(root) if root is not None else default_root()
-        # A run that has read its data needs no second look at every row of it.
-        known = cls.folder_of(chosen, place)
-        read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
-        found = checked(chosen, place, deep=not read, ask=False)
-        found.raise_if_refused()
-        run = open_asked(chosen, place)
-        run.foresee(found.forecast)
-        run.warnings = (*found.warnings, *run.warnings)
-        return run
 
     @staticmethod
     def folder_of(recipe: Recipe, root: Path | str = "runs") -> Path:
@@ -380,7 +333,7 @@ class Run(Shown):
         return Dataset(self.folder / "dataset")
 
     def _table(self) -> Table:
-        from optimsyn.report.reprs import run_table
+        from optimsyn.runs.table import run_table
 
         return run_table(self)
 

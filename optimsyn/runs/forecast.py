@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from optimsyn.base.shown import Shown
+from optimsyn.base.table import Shown
 
 if TYPE_CHECKING:
     from optimsyn.base.table import Table

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from optimsyn import __version__
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_text
+from optimsyn.base.version import __version__
 from optimsyn.llm.control_tokens import RENDERED_DAY
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.forecast import Forecast

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.base.labels import LOWER_IS_BETTER, variant_label
 from optimsyn.base.table import number
-from optimsyn.report.plots import differs
 from optimsyn.runs.manifest import STAGES, Manifest, StageRecord
+from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
@@ -161,3 +161,23 @@ _OUTCOMES = {
 
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a person should know about the services of a run and about the replies that it has kept.
+
+    Args:
+        services: As in a manifest.
+        outcomes: As in a manifest.
+    """
+    from optimsyn.llm.hosted.service_memory import sentences_of
+
+    notes = sentences_of(services)
+    if damaged := sum(counts.get("damaged", 0) for counts in outcomes.values()):
+        notes.append(
+            f"{damaged} kept {'reply was' if damaged == 1 else 'replies were'} damaged in replies.sqlite and bought "
+            "again; what was paid for the first time is counted, too. Look after the disk"
+        )
+    if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
+        notes.append(f"the tokens of {estimated} replies are estimates of ours, since their service told none")
+    return notes

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-import optimsyn
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.runs.manifest import STAGES
 
-_PACKAGE = Path(optimsyn.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def checkout() -> Path | None:

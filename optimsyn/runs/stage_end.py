@@ -8,13 +8,13 @@ from optimsyn.base.disk import cannot_write, is_disk_trouble
 from optimsyn.base.errors import DataError, OptimsynError
 
 if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run
+    from optimsyn.runs.protocol import RunLike
 
 # Beyond the longest time that a request may take: its reply is written down, on a disk that hesitates.
 _MORE_S = 60.0
 
 
-def let_arrive(run: Run, stage: str) -> None:
+def let_arrive(run: RunLike, stage: str) -> None:
     """Sends nothing more, waits for what requests under way still bring, and gives the room set aside for it back."""
     from optimsyn.base.event_loops import REQUESTS
 
@@ -27,7 +27,7 @@ def let_arrive(run: Run, stage: str) -> None:
     run.replies.halt(None)
 
 
-def told_of_disk(run: Run, stage: str, error: BaseException) -> DataError | None:
+def told_of_disk(run: RunLike, stage: str, error: BaseException) -> DataError | None:
     """The error for a person when a library could not write a file; None for any other, and for our own."""
     if isinstance(error, OptimsynError) or not is_disk_trouble(error):
         return None

@@ -14,7 +14,7 @@ from optimsyn.base.labels import UNREAD
 from optimsyn.base.live_line import LiveLine, in_notebook
 
 if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run
+    from optimsyn.runs.protocol import RunLike
 
 PROGRESS_FILE = ".progress.json"
 _TELL_SECONDS = 0.5
@@ -30,7 +30,7 @@ class StageHandle:
         notes: Facts for the manifest.
     """
 
-    def __init__(self, run: Run, name: str, *, finished: bool) -> None:
+    def __init__(self, run: RunLike, name: str, *, finished: bool) -> None:
         self.name = name
         self.finished = finished
         self.notes: dict[str, Any] = {}
@@ -130,7 +130,7 @@ class Count:
 
 
 @contextmanager
-def shown_in_notebook(run: Run, stage: str) -> Iterator[None]:
+def shown_in_notebook(run: RunLike, stage: str) -> Iterator[None]:
     """Shows how far a stage is as one line of the notebook that steps through it; nothing outside of a notebook."""
     if not in_notebook():
         yield

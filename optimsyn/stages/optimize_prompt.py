@@ -35,7 +35,7 @@ def run(run: Run) -> StageResult:
 
 
 def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
-    from optimsyn.llm.language_model import load_language_model
+    from optimsyn.llm.factory import load_language_model
     from optimsyn.optimize.prompt import optimize_guiding_text
 
     recipe = run.recipe

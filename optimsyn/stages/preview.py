@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from optimsyn.data.records import Pair, Question
     from optimsyn.influence.factory import Scorer
-    from optimsyn.influence.scorer import Scores
+    from optimsyn.influence.scores import Scores
     from optimsyn.influence.simulated.scorer import BatchTraining
     from optimsyn.runs.folder import Run
     from optimsyn.stages.warm_up import Draft

@@ -14,7 +14,7 @@ from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
-    from optimsyn.influence.scorer import Scores
+    from optimsyn.influence.scores import Scores
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.stages.shared import Tools
 

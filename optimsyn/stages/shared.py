@@ -102,7 +102,7 @@ class Tools:
         return self._language_model("rubric", self.recipe.models.rubric)
 
     def _language_model(self, role: str, spec: ModelSpec) -> LanguageModel:
-        from optimsyn.llm.language_model import load_language_model
+        from optimsyn.llm.factory import load_language_model
 
         batches = None
         if spec.batch and self.stage is not None and self.stage.name in BATCH_STAGES:
@@ -132,7 +132,7 @@ class Tools:
         Raises:
             StageError: `train_policy` has left no adapter.
         """
-        from optimsyn.llm.language_model import load_language_model
+        from optimsyn.llm.factory import load_language_model
 
         adapter = self.policy_adapter
         if not (adapter / "adapter_config.json").is_file():
@@ -223,7 +223,7 @@ class Tools:
     def training_with(self, pairs: list[Pair]) -> BatchTraining:
         """The training that is foretold, with these valid first drafts as companions."""
         from optimsyn.influence.simulated.scorer import BatchTraining
-        from optimsyn.stages.warm_up import parts_of
+        from optimsyn.target.warm_up.parts import parts_of
         from optimsyn.training.fine_tuning import MAX_GRAD_NORM
 
         trained = {pair.id for pair in parts_of(self.recipe, pairs)[0]}

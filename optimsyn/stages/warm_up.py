@@ -20,18 +20,16 @@ from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.reward_look import look_after_warm_up, look_numbers, look_row
 from optimsyn.stages.shared import Tools
+from optimsyn.target.warm_up.parts import FEWEST_DRAFTS, parts_of
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Passage, Rubric
     from optimsyn.influence.factory import MeasuredScorer
-    from optimsyn.recipe.recipe import Recipe
     from optimsyn.reward.reward import RubricRequest
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
-    from optimsyn.target.warm_up.curve import Search, WarmUpCurve
+    from optimsyn.target.warm_up.curve import WarmUpCurve
 
-# Fewer valid first drafts than this cannot fill two different batches, and moments of one batch mean nothing.
-FEWEST_DRAFTS = 4
 # Rounds of so many candidates more that are written when a draft has fewer valid ones.
 _FURTHER_ROUNDS = 3
 # Failures of candidates whose reply could not be read at all.
@@ -118,18 +116,6 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         look_row(look),
     ]
     return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
-
-
-def parts_of(recipe: Recipe, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Search]:
-    """The pairs to train on, those to look at in their place, and how steps and learning rate are found."""
-    from optimsyn.target.warm_up.curve import Search
-
-    config = recipe.warm_up
-    search = Search(config.max_steps, config.every, config.held_out, around=recipe.fine_tune.lr)
-    share = max(min(FEWEST_DRAFTS, len(pairs)), round(len(pairs) * config.fraction))
-    if config.steps is not None and config.lr is not None:
-        return pairs[:share], [], search
-    return *search.split(pairs, share), search
 
 
 def _scoring_facts(scorer: MeasuredScorer) -> dict[str, Any]:

@@ -134,8 +134,9 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     Raises:
         ServiceError: Its service failed for good.
     """
+    from optimsyn.llm.factory import load_language_model
     from optimsyn.llm.hosted.capabilities import price_of
-    from optimsyn.llm.language_model import load_language_model, run_sync
+    from optimsyn.llm.language_model import run_sync
     from optimsyn.llm.replies import ReplyCache
     from optimsyn.programs.pair import PairWriter
 
@@ -168,7 +169,8 @@ def ask_once(spec: ModelSpec, text: str) -> str:
     Raises:
         ServiceError: It does not, for good; the message says why and what to do.
     """
-    from optimsyn.llm.language_model import Call, load_language_model
+    from optimsyn.llm.factory import load_language_model
+    from optimsyn.llm.language_model import Call
 
     return load_language_model(spec).complete_sync(Call.of(text, max_tokens=16)).text
 

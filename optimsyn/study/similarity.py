@@ -16,44 +16,22 @@ import numpy as np
 import torch
 
 from optimsyn.base.errors import DataError
+from optimsyn.base.statistics import correlation, ranks
 from optimsyn.base.table import Table, number
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.factory import build_scorer
 from optimsyn.study.baselines import BaseModelEmbedder, Embedder, text_of
-from optimsyn.study.fidelity.statistics import correlation, ranks
+from optimsyn.study.compared import ComparedSample
 
 if TYPE_CHECKING:
     from optimsyn.influence.simulated.scorer import BatchTraining
-    from optimsyn.recipe.recipe import Influence
+    from optimsyn.recipe.sections.influence import Influence
     from optimsyn.report.plots import Picture
     from optimsyn.target.target import Target
 
 SYNTHETIC, REAL = "synthetic pair", "expert question"
 # Fewer give a rank correlation that means nothing, whatever its interval says.
 _FEWEST = 4
-
-
-@dataclass(frozen=True)
-class ComparedSample:
-    """One sample under both eyes.
-
-    Attributes:
-        kind: `synthetic pair` or `expert question`.
-        question: Its question.
-        answer: Its answer.
-        similarity: Cosine of its centred embedding with the mean of those of the direction-giving questions.
-        influence: On the direction-giving questions.
-        x: First principal component of the embeddings.
-        y: Second.
-    """
-
-    kind: str
-    question: str
-    answer: str
-    similarity: float
-    influence: float
-    x: float
-    y: float
 
 
 @dataclass(frozen=True)

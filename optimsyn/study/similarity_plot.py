@@ -9,7 +9,7 @@ from optimsyn.report.plots import GRID, INK, Picture, picture, round_ticks
 from optimsyn.report.stage_plots import DIVERGING, drawing
 
 if TYPE_CHECKING:
-    from optimsyn.study.similarity import ComparedSample
+    from optimsyn.study.compared import ComparedSample
 
 _KINDS = (("synthetic pair", "o", "#2F6DA8", 34), ("expert question", "^", "#D55E00", 40))
 

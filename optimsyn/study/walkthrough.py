@@ -126,7 +126,7 @@ class Workbench:
     """
 
     def __init__(self, run: Run) -> None:
-        from optimsyn.llm.language_model import load_language_model
+        from optimsyn.llm.factory import load_language_model
         from optimsyn.programs.pair import PairWriter
         from optimsyn.reward.reward import InfluenceReward
 

@@ -17,7 +17,8 @@ from optimsyn.training.answer_metrics import exact_match, token_f1
 
 if TYPE_CHECKING:
     from optimsyn.data.records import PairKind, Question
-    from optimsyn.recipe.recipe import CountedTokens, Evaluation
+    from optimsyn.recipe.recipe import CountedTokens
+    from optimsyn.recipe.sections.evaluation import Evaluation
     from optimsyn.target.target import Target
     from optimsyn.training.likelihood import Item
 

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.data.chat import sample_of
+from optimsyn.training.trainer import history_rows
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
-    from optimsyn.recipe.recipe import FineTune, TargetSpec
+    from optimsyn.recipe.recipe import TargetSpec
+    from optimsyn.recipe.sections.evaluation import FineTune
     from optimsyn.target.encoding import Encoded
     from optimsyn.target.target import Target
 
@@ -206,15 +208,6 @@ def latest_checkpoint(folder: Path) -> Path | None:
         if state.get("global_step") == step:
             return steps[step]
     return None
-
-
-def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trainer's log as rows of `history.jsonl`: step, loss, learning rate, gradient norm."""
-    return [
-        {"step": row["step"], "loss": row["loss"], "lr": row["learning_rate"], "grad_norm": row.get("grad_norm")}
-        for row in log_history
-        if "loss" in row
-    ]
 
 
 def _save_adapter(target: Target, folder: Path) -> None:

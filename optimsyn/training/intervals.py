@@ -166,3 +166,9 @@ def _check_same_questions(rows_by_variant: Mapping[str, Sequence[QuestionRow]]) 
                 f"evaluation of {variant} and {first[0]}: they answered different questions (for example {example!r} "
                 "is in one only); evaluate every variant on the same test questions"
             )
+
+
+def differs(row: MetricRow) -> bool:
+    """Whether the interval of the paired difference to the target as it came leaves out zero."""
+    low, high = row["difference_low"], row["difference_high"]
+    return low is not None and high is not None and (low > 0 or high < 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +148,18 @@ class HistoryCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the history."""
-        from optimsyn.training.fine_tuning import history_rows
-
         write_jsonl(self.path, history_rows(state.log_history))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reports progress."""
         if self.report is not None:
             self.report(state.global_step, state.max_steps)
+
+
+def history_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trainer's log as rows of `history.jsonl`: step, loss, learning rate, gradient norm."""
+    return [
+        {"step": row["step"], "loss": row["loss"], "lr": row["learning_rate"], "grad_norm": row.get("grad_norm")}
+        for row in log_history
+        if "loss" in row
+    ]

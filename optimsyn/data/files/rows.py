@@ -17,16 +17,15 @@ from typing import Any, TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
+from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import Fault, check_size, read_file, size_of
-from optimsyn.data.text import kind_of
+from optimsyn.recipe.bundled import BUNDLED, EMBEDDED_PREFIX, bundled_domains
 from optimsyn.recipe.recipe import Source
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
-EMBEDDED_PREFIX = "embedded:"
 # A mapping such as `choices: '=["yes", "no", "maybe"]'` gives every row the same value.
 LITERAL_PREFIX = "="
-_BUNDLED = Path(__file__).parents[1] / "bundled"
 _SHOWN_PROBLEMS = 20
 # Excel's way to name the separator, above the header.
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\r?(?:\n|$)", re.I)
@@ -93,11 +92,6 @@ def is_own_file(source: Source) -> bool:
     return source.hub is None
 
 
-def bundled_domains() -> tuple[str, ...]:
-    """Names of the domains whose documents and questions come with optimsyn: what may follow `embedded:`."""
-    return tuple(sorted(folder.parent.name for folder in _BUNDLED.glob("*/documents.jsonl")))
-
-
 def resolve(path: str) -> Path:
     """The file or folder that a recipe's `path` means; `embedded:<name>` is a folder inside the package.
 
@@ -112,7 +106,7 @@ def resolve(path: str) -> Path:
             hint = f"did you mean {EMBEDDED_PREFIX}{near[0]}? " if near else ""
             listed = ", ".join(EMBEDDED_PREFIX + domain for domain in known)
             raise DataError(f"{path}: nothing of that name comes with optimsyn; {hint}known: {listed}")
-        return _BUNDLED / name
+        return BUNDLED / name
     found = Path(path).expanduser()
     if not found.exists():
         near = difflib.get_close_matches(found.name, [p.name for p in found.parent.glob("*")], n=1)

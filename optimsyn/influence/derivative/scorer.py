@@ -23,7 +23,8 @@ from optimsyn.influence.derivative.twin_adapters import step_directions
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.estimators import ESTIMATORS, Estimator, estimator_of
 from optimsyn.influence.fingerprint import scorer_fingerprint
-from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target

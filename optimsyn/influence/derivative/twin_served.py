@@ -17,7 +17,7 @@ from optimsyn.influence.accuracy import MOST_ERROR, Choice, Method, percent, rel
 from optimsyn.influence.derivative.scorer import TokenSums
 from optimsyn.influence.derivative.twin_export import TwinRecord, probe_ids
 from optimsyn.influence.fingerprint import encoding_digest
-from optimsyn.influence.scorer import Scores
+from optimsyn.influence.scores import Scores
 from optimsyn.llm.hosted.prompt_logprobs import PromptLogprobs
 from optimsyn.target.encoding import IGNORE, Encoded, as_sample, counted, encode
 

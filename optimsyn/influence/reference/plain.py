@@ -15,7 +15,7 @@ import torch
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.estimators import AdamLinear, Direction, Estimator, Sgd, estimator_of, normalised
 from optimsyn.influence.moments import flat_moments
-from optimsyn.recipe.recipe import Influence
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint

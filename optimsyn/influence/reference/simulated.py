@@ -16,7 +16,7 @@ from optimsyn.influence.gradients.projection import Layout
 from optimsyn.influence.gradients.rows import AdamScale, layout_for
 from optimsyn.influence.simulated.scorer import BatchTraining
 from optimsyn.influence.simulated.training import SimulatedTraining
-from optimsyn.recipe.recipe import Influence
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 

@@ -31,9 +31,10 @@ from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.gradients.projection import Layout
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for, products
 from optimsyn.influence.gradients.taps import GradientTaps
-from optimsyn.influence.scorer import InfluenceScorer, Scores
+from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
-from optimsyn.recipe.recipe import FineTune
+from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target

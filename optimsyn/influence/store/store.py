@@ -30,7 +30,7 @@ from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.directions import question_scale
 from optimsyn.influence.estimators import normalised
 from optimsyn.influence.gradients.projection import Projection
-from optimsyn.influence.scorer import Scores
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.store.shards import MANIFEST, Rows, differences
 from optimsyn.influence.store.writer import Writer, describe, weights_of
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients

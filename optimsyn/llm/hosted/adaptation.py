@@ -9,8 +9,15 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.llm.hosted.capabilities import LIMIT_NAMES, LimitName
-from optimsyn.llm.hosted.service_memory import BY_THE_LIST, Learned, SchemaCounts, ServiceMemory, usage_sentence
+from optimsyn.llm.hosted.service_memory import (
+    BY_THE_LIST,
+    LIMIT_NAMES,
+    Learned,
+    LimitName,
+    SchemaCounts,
+    ServiceMemory,
+    usage_sentence,
+)
 
 if TYPE_CHECKING:
     from optimsyn.llm.hosted.failures import Failure

@@ -6,24 +6,20 @@ never fetched from the network.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from optimsyn.llm.hosted.service_memory import LimitName
+from optimsyn.recipe.known_models import litellm_table
 from optimsyn.recipe.model_names import SELF_HOSTED
 
 if TYPE_CHECKING:
     from optimsyn.llm.hosted.service_memory import Learned
     from optimsyn.recipe.recipe import ModelSpec
 
-LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
-LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 _MILLION = 1e6
 # Tiers that a request has to ask for, which ours do not.
 _ASKED_TIERS = ("_batches", "_flex", "_priority", "_decisions")
@@ -197,17 +193,6 @@ def entry_of(name: str) -> dict[str, Any] | None:
         if found is not None and str(found.get("litellm_provider", "")).startswith(provider):
             entry = found
     return entry
-
-
-@cache
-def litellm_table() -> dict[str, dict[str, Any]]:
-    """The list of models that comes with LiteLLM, read without importing it."""
-    spec = importlib.util.find_spec("litellm")
-    if spec is None or spec.origin is None:
-        return {}
-    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
-    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return models
 
 
 def _limit_name(spec: ModelSpec, facts: Mapping[str, Any], learned: Learned | None) -> LimitName:

@@ -15,7 +15,7 @@ from typing import Any
 from optimsyn.base.errors import Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import kept, redact
 from optimsyn.llm.hosted.adaptation import Adaptation, schema_digest
-from optimsyn.llm.hosted.capabilities import LIMIT_NAMES, Abilities, abilities_of, highest_cost, listed, price_of
+from optimsyn.llm.hosted.capabilities import Abilities, abilities_of, highest_cost, listed, price_of
 from optimsyn.llm.hosted.failures import (
     LONGEST_WAIT_S,
     NO_KEY,
@@ -26,7 +26,7 @@ from optimsyn.llm.hosted.failures import (
 )
 from optimsyn.llm.hosted.refusals import what_to_leave_out
 from optimsyn.llm.hosted.responses import exchange_of, from_json, reply_of, together
-from optimsyn.llm.hosted.service_memory import ServiceMemory
+from optimsyn.llm.hosted.service_memory import LIMIT_NAMES, ServiceMemory
 from optimsyn.llm.hosted.usage import Tokens, believable_cost, tokens_of
 from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Budget, Reply, ReplyCache

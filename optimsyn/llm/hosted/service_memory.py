@@ -7,14 +7,13 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
-from optimsyn.llm.hosted.capabilities import LIMIT_NAMES, LimitName
 
 SERVICES_FILE = "services.json"
 # In place of a service's own answer.
@@ -255,3 +254,9 @@ class SchemaCounts:
             if self._in_a_row[digest] >= (_TAKEN if digest in known.schemas_taken else _UNTAKEN):
                 return replace(known, schemas_left_out=known.schemas_left_out | {digest})
             return known
+
+
+LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
+
+
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")

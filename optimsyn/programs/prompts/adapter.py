@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from optimsyn.base.errors import ReplyError
+from optimsyn.llm.dspy_bridge import make_lm
 from optimsyn.llm.reading.asking import hear
 from optimsyn.programs.messages import Message, Schema
 
@@ -109,6 +110,6 @@ async def ask(
         }
     if stop:
         config["stop"] = list(stop)
-    lm = model.dspy_lm(hear=lambda call: adapter.hear(model, call, role))
+    lm = make_lm(model, hear=lambda call: adapter.hear(model, call, role))
     with dspy.context(lm=lm, adapter=adapter):
         return await predict.acall(config=config, **inputs)

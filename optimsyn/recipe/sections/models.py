@@ -177,7 +177,7 @@ class ModelSpec(Section):
         """
         if self.provider != "local":
             return
-        from optimsyn.llm.hosted.providers import misspelled
+        from optimsyn.recipe.known_models import misspelled
 
         if (problem := misspelled(self.name)) is not None:
             raise ValueError(problem)

@@ -8,19 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimsyn.base.labels import SELECTION_LABELS, metric_label, outcome_table, run_notes, variant_label
-from optimsyn.base.table import decimals_for, fixed, number
+from optimsyn.base.labels import SELECTION_LABELS, metric_label, outcome_table, variant_label
+from optimsyn.base.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import Row, RunFacts
 from optimsyn.report.page.forecast import foreseen_rows
 from optimsyn.report.page.pairs import extremes
 from optimsyn.report.page.verdict import verdict
-from optimsyn.report.plots import differs
-from optimsyn.report.summary import duration
 from optimsyn.report.word_diff import word_diff
-from optimsyn.reward.look.table import reward_look_rows
+from optimsyn.reward.look.record import reward_look_rows
 from optimsyn.runs.manifest import StageRecord
-from optimsyn.runs.outcomes import judgement, run_state, stage_outcome
+from optimsyn.runs.outcomes import judgement, run_notes, run_state, stage_outcome
+from optimsyn.training.intervals import differs
 
 _REASONS = 12
 _FILES = (

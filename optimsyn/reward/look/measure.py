@@ -33,17 +33,17 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.statistics import spearman
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.factory import Scorer
 from optimsyn.influence.reference.plain import plain_scores
 from optimsyn.influence.reference.simulated import plain_simulated
-from optimsyn.influence.scorer import Scores
+from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
-from optimsyn.recipe.recipe import Influence
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn
 from optimsyn.reward.look.trainings import train_on_subsets
 from optimsyn.reward.look.verdict import FEWEST_PAIRS, judged
-from optimsyn.study.fidelity.statistics import spearman
 from optimsyn.target.encoding import as_sample
 from optimsyn.target.target import Target
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import t
 
+from optimsyn.base.statistics import Array, spearman
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.trainings import Trainings, schedule
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.reward.look.record import Interval, TrainedOn
-from optimsyn.study.fidelity.statistics import Array, spearman
 from optimsyn.target.encoding import counted
 from optimsyn.target.target import Target
 

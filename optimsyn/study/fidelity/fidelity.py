@@ -30,7 +30,7 @@ from optimsyn.influence.selection import balanced, top
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
 from optimsyn.influence.simulated.training import SimulatedTraining
 from optimsyn.influence.trainings import Trainings, schedule
-from optimsyn.recipe.recipe import FineTune
+from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.study.baselines import (
     BaseModelEmbedder,

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_json
-from optimsyn.recipe.recipe import least_warm_up_steps
+from optimsyn.recipe.sections.warm_up import least_warm_up_steps
 
 ItemT = TypeVar("ItemT")
 Stopped = Literal["settled", "overfits", "most steps", "given"]

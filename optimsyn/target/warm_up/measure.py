@@ -12,7 +12,7 @@ from optimsyn.target.encoding import Encoded, Role, counted
 from optimsyn.target.warm_up.curve import Losses
 
 if TYPE_CHECKING:
-    from optimsyn.target.target import Target
+    from optimsyn.target.warm_up.protocol import Trainee
 
 # Whatever the reward counts.
 _CONTENT = CountedTokens(end_of_questions=0, end_of_pairs=0)
@@ -20,7 +20,7 @@ _CONTENT = CountedTokens(end_of_questions=0, end_of_pairs=0)
 
 @torch.no_grad()
 def measure(
-    target: Target, questions: Sequence[Encoded], unseen: Sequence[Encoded], batch_tokens: int = 2048
+    target: Trainee, questions: Sequence[Encoded], unseen: Sequence[Encoded], batch_tokens: int = 2048
 ) -> Losses:
     """Losses of form and content of the target as it is.
 
@@ -43,7 +43,7 @@ def measure(
 
 
 def _tokens(
-    target: Target, encoded: Sequence[Encoded], role: Role, batch_tokens: int
+    target: Trainee, encoded: Sequence[Encoded], role: Role, batch_tokens: int
 ) -> list[tuple[list[float], list[float]]]:
     """Of each sample the losses of the tokens that count, and of those behind them."""
     found: list[tuple[list[float], list[float]]] = [([], []) for _ in encoded]

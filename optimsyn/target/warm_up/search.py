@@ -38,7 +38,7 @@ from optimsyn.target.warm_up.measure import measure
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair, Question, Sample
-    from optimsyn.target.target import Target
+    from optimsyn.target.warm_up.protocol import Trainee
 
 RECORD = "warm_up.json"
 """Written last: a folder without it is a warm-up that was interrupted, and is done again."""
@@ -96,7 +96,7 @@ class Bench:
 
 
 def warm_up(
-    target: Target,
+    target: Trainee,
     pairs: Sequence[Pair | Question | Sample],
     questions: Sequence[Pair | Question | Sample],
     unseen: Sequence[Pair | Question | Sample],
@@ -278,7 +278,7 @@ def _spread_over(kept: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
 
 
 def _bench(
-    target: Target,
+    target: Trainee,
     plan: Plan,
     encoded: Sequence[Encoded],
     questions: Sequence[Encoded],
@@ -329,7 +329,7 @@ def _bench(
 
 
 def _fingerprint(
-    target: Target,
+    target: Trainee,
     plan: Plan,
     encoded: Sequence[Encoded],
     questions: Sequence[Encoded],

@@ -1,0 +1,55 @@
+"""The language model that a recipe names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import ModelError
+from optimsyn.llm.language_model import LanguageModel
+from optimsyn.llm.replies import Budget, ReplyCache
+from optimsyn.recipe.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    from optimsyn.llm.hosted.batches import Batches
+
+
+def load_language_model(
+    spec: ModelSpec,
+    cache: ReplyCache | None = None,
+    *,
+    adapter: Path | None = None,
+    budget: Budget | None = None,
+    batches: Batches | None = None,
+) -> LanguageModel:
+    """The language model that a recipe names; nothing is loaded or sent before the first call.
+
+    Args:
+        spec: The model.
+        cache: Where replies are kept; None: nowhere.
+        adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
+            server.
+        budget: The run's cap.
+        batches: Where the batches of a model with `batch: true` are kept; None: it is asked one by one.
+
+    Raises:
+        ModelError: An adapter was given for a model whose weights are not here.
+        ServiceError: The recipe names a variable for the key that is not set.
+    """
+    if spec.provider == "litellm":
+        if adapter is not None:
+            raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
+        if spec.batch and batches is not None:
+            from optimsyn.llm.hosted.batched_model import BatchedModel
+
+            return BatchedModel(spec, cache, budget, batches=batches)
+        from optimsyn.llm.hosted.litellm_model import LiteLLMModel
+
+        return LiteLLMModel(spec, cache, budget)
+    if spec.provider == "embedded" and adapter is None:
+        from optimsyn.llm.embedded.model import EmbeddedModel
+
+        return EmbeddedModel(spec, cache, budget)
+    from optimsyn.llm.local.model import LocalModel
+
+    return LocalModel(spec, cache, budget, adapter=adapter)

@@ -1,0 +1,71 @@
+"""What a recipe would meet on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.table import Shown, Table
+
+if TYPE_CHECKING:
+    from optimsyn.machine.disk_need import DiskNeed
+    from optimsyn.runs.forecast import Forecast
+
+
+@dataclass
+class Preflight(Shown):
+    """What a recipe would meet on this machine.
+
+    Attributes:
+        problems: Each would stop the run; with file, row or field, and the cure.
+        warnings: The run would go on, but not as well as it could.
+        unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
+        counts: Documents, passages, validation and test questions, as far as they were read.
+        gpu_bytes: GPU memory that the run's models are thought to need.
+        main_bytes: The same in main memory.
+        forecast: What the run is going to send; None where the recipe's files were not read.
+        disk: Room that the run will take, where it was asked for (`checked`).
+    """
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    gpu_bytes: int = 0
+    main_bytes: int = 0
+    forecast: Forecast | None = None
+    disk: DiskNeed | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing would stop the run."""
+        return not self.problems
+
+    def _table(self) -> Table:
+
+        return preflight_table(self)
+
+    def raise_if_refused(self) -> None:
+        """Raises all problems at once.
+
+        Raises:
+            RecipeError: There is at least one problem.
+        """
+        if self.problems:
+            raise RecipeError("\n".join(self.problems))
+
+
+_QUESTIONS = {"validation": "validation questions", "test": "test questions"}
+
+
+def preflight_table(found: Preflight) -> Table:
+    """What would stop a run, what to know, and what it would read."""
+    rows = [("✗ problem", text) for text in found.problems] + [("! note", text) for text in found.warnings]
+    rows += [("? not checked", text) for text in found.unchecked]
+    rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in found.counts.items()]
+    if found.forecast is not None:
+        rows.append(("will send", found.forecast.sentence))
+    rows += [] if found.disk is None else [("disk", found.disk.text())]
+    title = "Nothing would stop this run" if found.ok else f"{len(found.problems)} things would stop this run"
+    return Table(title if len(found.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))

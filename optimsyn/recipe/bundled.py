@@ -1,0 +1,15 @@
+"""The documents and questions that come with optimsyn, as a recipe names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EMBEDDED_PREFIX = "embedded:"
+
+
+BUNDLED = Path(__file__).parents[1] / "data" / "bundled"
+
+
+def bundled_domains() -> tuple[str, ...]:
+    """Names of the domains whose documents and questions come with optimsyn: what may follow `embedded:`."""
+    return tuple(sorted(folder.parent.name for folder in BUNDLED.glob("*/documents.jsonl")))

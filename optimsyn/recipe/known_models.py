@@ -1,0 +1,66 @@
+"""The models that LiteLLM lists, without importing it (that takes seconds), and which of them a name may mean."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, TYPO, nearest_provider, provider_of
+
+
+@cache
+def litellm_table() -> dict[str, dict[str, Any]]:
+    """The list of models that comes with LiteLLM, read without importing it."""
+    spec = importlib.util.find_spec("litellm")
+    if spec is None or spec.origin is None:
+        return {}
+    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
+    models: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return models
+
+
+def nearest_model(name: str) -> str | None:
+    """The LiteLLM name that a bare name was meant to be, with its provider; None when none is near."""
+    near = difflib.get_close_matches(name, litellm_table(), n=1, cutoff=TYPO)
+    if not near or "/" in near[0]:
+        return near[0] if near else None
+    return f"{litellm_table()[near[0]].get('litellm_provider', '')}/{near[0]}".removeprefix("/")
+
+
+def meant_service(name: str) -> str | None:
+    """The hosted model that a name which reads like a hub id was meant to be, or None.
+
+    A prefix that is nearly a provider's name is one; one that is an organisation's on the hub as well (`OpenAI`,
+    `mistralai`) only when LiteLLM lists such a model of the provider.
+    """
+    prefix, slash, model = name.partition("/")
+    if not slash or provider_of(name) != "local" or name.startswith(("hub:", ".", "/", "~")):
+        return None
+    plain = prefix.lower().replace("-", "_")
+    sure = nearest_provider(name)
+    for near in [sure] if sure else difflib.get_close_matches(plain, LITELLM_PREFIXES, n=2, cutoff=TYPO):
+        of_it = [known.rpartition("/")[2] for known, entry in litellm_table().items() if _is_of(entry, near)]
+        found = difflib.get_close_matches(model, of_it, n=1, cutoff=TYPO if sure else 1.0)
+        if found or sure:
+            return f"{near}/{found[0] if found else model}"
+    return None
+
+
+def misspelled(name: str) -> str | None:
+    """That the provider of a name is misspelled, for a person; None when it is not."""
+    meant = None if Path(name).is_dir() else meant_service(name)
+    if meant is None:
+        return None
+    return (
+        f"{name!r}: {name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub model of that organisation "
+        f"is `hub:{name}`)"
+    )
+
+
+def _is_of(entry: Mapping[str, Any], provider: str) -> bool:
+    return str(entry.get("litellm_provider", "")).startswith(provider)

@@ -1,0 +1,25 @@
+"""The sections `fine_tune` and `evaluation` of a recipe."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from optimsyn.recipe.sections.models import Section
+
+
+class FineTune(Section):
+    """Supervised fine-tuning of the target on each variant's pairs."""
+
+    steps: int = Field(12, ge=1, description="AdamW steps, the same for each variant.")
+    batch_size: int = Field(4, ge=1, description="Pairs a step.")
+    lr: float = Field(2e-4, gt=0, description="Highest learning rate.")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+
+
+class Evaluation(Section):
+    """Evaluation on the held-back test questions."""
+
+    max_new_tokens: int = Field(16, ge=1, description="Longest decoded answer, in tokens.")
+    batch_size: int = Field(16, ge=1, description="Questions asked at once.")
+    bootstrap: int = Field(2000, ge=100, description="Resamples behind each interval.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")

@@ -1,0 +1,37 @@
+"""The section `reward` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from optimsyn.recipe.sections.models import Section
+
+
+class Look(Section):
+    """How closely a run looks at its own reward after the warm-up; changes nothing that comes of it."""
+
+    pairs: int = Field(12, ge=0, description="First-draft pairs to look at; 0: no look.")
+    subsets: int = Field(
+        6, ge=0, description="Random subsets to train on, beside the best and the worst; 0: no training."
+    )
+    steps: int = Field(8, ge=1, description="Steps on each subset, at fine_tune.lr.")
+    batch_size: int = Field(2, ge=1, description="Pairs in one such step.")
+
+
+class Reward(Section):
+    """R = Valid * IF - invalid_penalty * (1 - Valid)."""
+
+    invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
+    given: Literal["nothing", "judged"] = Field(
+        "nothing",
+        description="What a pair of GRPO is measured on top of. nothing: the questions as the warm-up left them. "
+        "judged: as training on the pairs that GRPO has judged so far would leave them, so that the hundredth pair "
+        "with the same answer earns little; for linear estimators with dot.",
+    )
+    look: Look = Look()
+    on_noise: Literal["stop", "warn"] = Field(
+        "stop",
+        description="What a run does that finds its reward to be noise: stop after the warm-up, or go on and say so.",
+    )

@@ -1,0 +1,57 @@
+"""The section `warm_up` of a recipe."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from optimsyn.recipe.sections.models import Section
+
+
+class WarmUp(Section):
+    """Warm-up of the LoRA target on first-draft pairs, which gives the influence its Adam moments."""
+
+    pairs: int = Field(24, ge=2, description="First-draft pairs to write.")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of them to train on (the paper: 0.1 of a large first draft)."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="AdamW steps. null: until the form of an answer is learned, which the loss of its end on the "
+        "validation questions tells, and no longer than pairs that are not trained on get better.",
+    )
+    max_steps: int = Field(24, ge=1, description="Most steps where their number is found.")
+    every: int = Field(
+        4, ge=1, description="Steps between two looks at held-out losses, and steps that a learning rate is tried for."
+    )
+    held_out: float = Field(
+        0.2,
+        ge=0,
+        le=0.5,
+        description="Share of the first-draft pairs that is looked at and not trained on, where steps or lr are found.",
+    )
+    batch_size: int = Field(4, ge=1, description="Pairs a step.")
+    lr: float | None = Field(
+        None, gt=0, description="Learning rate. null: the best of half, once and twice `fine_tune.lr`, each tried."
+    )
+    checkpoints: int = Field(1, ge=1, description="Checkpoints spread over the steps, the last one always.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+
+    @property
+    def fewest_steps(self) -> int:
+        """The steps of the shortest warm-up that these settings allow."""
+        return self.steps if self.steps is not None else least_warm_up_steps(self.max_steps, self.every)
+
+    @property
+    def most_checkpoints(self) -> int:
+        """How many checkpoints that one can leave: one a step, or one a look."""
+        return self.steps if self.steps is not None else -(-self.fewest_steps // self.every)
+
+
+def least_warm_up_steps(max_steps: int, every: int) -> int:
+    """Fewest steps of a warm-up that ends by evidence: the first look after ten steps.
+
+    Adam's first moment remembers 1 / (1 - 0.9) = 10 steps. Before, both moments are means of fewer batches than they
+    would be in training.
+    """
+    return min(max_steps, every * -(-10 // every))

@@ -1,0 +1,41 @@
+"""How a run looks at the end of a notebook cell and in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimsyn.base.table import Table
+from optimsyn.runs.outcomes import STAGE_LABELS, stage_outcome
+
+if TYPE_CHECKING:
+    from optimsyn.runs.protocol import RunLike
+
+
+_MARKS = {"finished": "✓", "failed": "✗", "interrupted": "■", "running": "…", "pending": "·"}
+
+
+_LONGEST_ERROR = 300
+
+
+def run_table(run: RunLike) -> Table:
+    """The stages of a run with state and outcome; nothing in it changes when a finished run is opened again."""
+    rows = []
+    for number_, record in enumerate(run.manifest.stages, 1):
+        mark = f"{_MARKS[record.status]} {record.status}"
+        rows.append((f"{number_}. {STAGE_LABELS[record.name]}", mark, _outcome(run, record.name, record.error)))
+    return Table(f"Run {run.name}", ("stage", "state", "outcome"), tuple(rows))
+
+
+def _outcome(run: RunLike, stage: str, error: str | None) -> str:
+    import json
+
+    if error is not None:
+        return error if len(error) <= _LONGEST_ERROR else error[: _LONGEST_ERROR - 1] + "…"
+    # Not `run.path`, which makes folders: showing a run changes nothing.
+    file = run.folder / stage / "result.json"
+    if not file.is_file():
+        return ""
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if stage == "evaluate" and result["rows"]:
+        return f"{len({row[0] for row in result['rows']})} targets on {result['rows'][0][5]:,} test questions"
+    return stage_outcome(stage, result["numbers"])
