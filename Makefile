@@ -37,9 +37,10 @@ recipes: $(STAMP)  ## Run every domain recipe at tiny size, as CI does
 fast: $(STAMP)  ## Only the tests that need no embedded model and no kernel
 	$(BIN)/python -m pytest -q -m 'not slow and not long'
 
-lint: $(STAMP)  ## Style and formatting
+lint: $(STAMP)  ## Style, formatting and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 types: $(STAMP)  ## Type checks in strict mode
 	$(BIN)/mypy
