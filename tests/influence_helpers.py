@@ -134,9 +134,9 @@ def by_hand(
 ) -> Encoded:
     """What counts of a sample, written out: each token of the answer once, what ends the text `end` times.
 
-    By default the end of a pair counts once, as in training, and that of a question not at all, as in the evaluation.
+    By default the end counts not at all, as in the evaluation.
     """
-    end = {"question": 0.0, "pair": 1.0}[role] if end is None else end
+    end = {"question": 0.0, "pair": 0.0}[role] if end is None else end
     encoded = target.encode(item)
     ends = {target.tokenizer.eos_token_id}
     labels, weights = [], []

@@ -97,7 +97,7 @@ def unreduced(target: Target, item: Any, *, end: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
-def test_the_default_is_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind: str) -> None:
+def test_plain_scores_are_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind: str) -> None:
     """Up to one constant for all pairs: how fast the questions' mean loss falls along the step for a pair's full loss.
 
     The step is torch's own, Adam with frozen second moments and no momentum, that is RMSprop at its first step. What is
@@ -107,7 +107,8 @@ def test_the_default_is_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind:
     target = random_target(kind, "lora", seed=4, checkpoints=1)
     checkpoint = target.checkpoints[-1]
     questions, pairs = samples(5, seed=21), samples(6, seed=22)
-    scores = InfluenceScorer(target, questions).score(pairs).total
+    whole = CountedTokens(end_of_pairs=1)
+    scores = InfluenceScorer(target, questions, tokens=whole).score(pairs).total
     target.load_checkpoint(checkpoint)
     parameters = target.parameters
 
@@ -139,6 +140,7 @@ def test_the_default_is_what_a_real_step_on_the_pair_does_to_the_mean_loss(kind:
     others: tuple[dict[str, Any], ...] = (
         {"question_gradients": "unit"},
         {"tokens": CountedTokens(end_of_pairs=0)},
+        {"tokens": CountedTokens(end_of_pairs=1), "question_gradients": "unit"},
         {"tokens": CountedTokens(end_of_questions=1)},
     )
     for options in others:

@@ -88,8 +88,8 @@ def test_scores_carry_norm_loss_and_counts_in_the_callers_order(warmed: Target) 
     scores = scorer.score(pairs)
     assert scores.ids == tuple(p.id for p in pairs)
     assert len(scores) == 6
-    assert scores.label_tokens.tolist() == [len(p.completion) + 1 for p in pairs], "with the end of the text"
-    assert {probe.end_tokens for probe in scorer.probes} == {1}, "errors are those of what is scored"
+    assert scores.label_tokens.tolist() == [len(p.completion) for p in pairs], "without the end of the text"
+    assert {probe.end_tokens for probe in scorer.probes} == {0}, "errors are those of what is scored"
     backwards = scorer.score(pairs[::-1])
     torch.testing.assert_close(backwards.total.flip(0), scores.total, rtol=1e-9, atol=1e-12)
     # Weights 3/4 and 1/4, see the fixture.

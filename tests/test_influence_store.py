@@ -154,7 +154,7 @@ def test_a_stale_store_is_refused_by_what_differs(tmp_path: Path, target: Target
     with pytest.raises(ModelError, match=r'another estimator \(there: "adam_linear", here: "sgd"\)'):
         GradientStore.open_or_create(pool, target, estimator="sgd")
     with pytest.raises(ModelError, match=r"another tokens .*end_of_pairs.*delete this one"):
-        GradientStore.open_or_create(pool, target, tokens=CountedTokens(end_of_pairs=0.0))
+        GradientStore.open_or_create(pool, target, tokens=CountedTokens(end_of_pairs=1.0))
     with pytest.raises(ModelError, match=r"another projection .*seed.*delete this one"):
         GradientStore.open_or_create(pool, target, projection=Projection(seed=1))
     with pytest.raises(ModelError, match="another dtype"):

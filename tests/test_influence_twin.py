@@ -180,7 +180,7 @@ def test_steps_are_kept_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert second.numerical_error == first.numerical_error < 1e-3
     assert TwinScorer(target, questions, estimator="sgd", folder=tmp_path).fingerprint != first.fingerprint
     # Steps along other directions, or of losses that count other tokens, are other steps.
-    for options in ({"question_gradients": "unit"}, {"tokens": CountedTokens(end_of_pairs=0)}):
+    for options in ({"question_gradients": "unit"}, {"tokens": CountedTokens(end_of_pairs=1)}):
         there = set(tmp_path.glob("twin-steps-*.json"))
         kept = TwinScorer(target, questions, folder=tmp_path, **options)  # type: ignore[arg-type]
         assert len(set(tmp_path.glob("twin-steps-*.json")) - there) == 1

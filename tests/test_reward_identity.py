@@ -92,7 +92,7 @@ SCORERS: dict[str, Callable[[Target], Any]] = {
     "a question's text": lambda target: InfluenceScorer(target, _changed(question="Which river runs there?")),
     "a question's answer": lambda target: InfluenceScorer(target, _changed(answer="the new one")),
     "a question's subtask": lambda target: InfluenceScorer(target, _changed(subtask="b")),
-    "tokens": lambda target: InfluenceScorer(target, QUESTIONS, tokens=CountedTokens(end_of_pairs=0)),
+    "tokens": lambda target: InfluenceScorer(target, QUESTIONS, tokens=CountedTokens(end_of_pairs=1)),
     "question gradients": lambda target: InfluenceScorer(target, QUESTIONS, question_gradients="unit"),
     "reduction": lambda target: InfluenceScorer(target, QUESTIONS, tokens=CountedTokens(reduction="sum")),
     "target": lambda target: InfluenceScorer(_other_weights(target), QUESTIONS),

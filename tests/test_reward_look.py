@@ -118,8 +118,9 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
     look = look_at_reward(built, target, pairs, questions, lr=1e-2, report=lambda *counts: told.append(counts))
     assert look.verdict in ("sound", "doubtful") and look.pairs == 12 and look.length_pairs == 16
     assert look.numerical_error is not None and look.numerical_error < 0.01 and look.agreement == pytest.approx(1)
-    assert look.end_share is not None and look.end_share == look.end_share_if_counted > 0
-    for shown, there in ((look, False), (LOOK, True)):
+    assert look.end_share == 0 and look.end_share_if_counted is not None and look.end_share_if_counted > 0
+    counted_alike = replace(look, end_share=look.end_share_if_counted)
+    for shown, there in ((counted_alike, False), (look, True)):
         assert any("if it counted like every other token" in note for _, _, note in reward_look_rows(shown)) == there
     assert look.training is not None and look.training.subsets == 8 and look.training.members == 4
     assert look.training.held_out and look.training.questions == 6
@@ -179,8 +180,8 @@ def test_few_pairs_are_never_sound() -> None:
         ({"training": replace(TRAINING, difference=Interval(-0.8, -0.9, -0.1))}, "doubtful", "against the ranking"),
         ({"numerical_error": 0.06}, "doubtful", "off by 6% of their size"),
         ({"stated_error": 0.2}, "doubtful", "off by 20%"),
-        ({"end_share": 0.4}, "sound", ""),
-        ({"end_share": 0.6}, "doubtful", "60% of the influence comes from the token that ends"),
+        ({"end_share": 0.15}, "sound", ""),
+        ({"end_share": 0.3}, "doubtful", "30% of the influence comes from the token that ends"),
         ({"length": Interval(0.71, 0.4, 0.9)}, "doubtful", "short answers earn more"),
         ({"length": Interval(-0.71, -0.9, -0.4)}, "doubtful", "long answers earn more"),
         ({"length": Interval(0.6, -0.1, 0.9)}, "sound", ""),

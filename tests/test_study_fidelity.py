@@ -163,7 +163,7 @@ def test_small_steps_do_what_the_exact_dot_says(target: Target) -> None:
     checkpoint = target.checkpoints[-1]
     parts = [GradientParts.of(target, checkpoint, [target.encode(x) for x in items]) for items in (POOL, TRUTH)]
     found = influence_scores(target, checkpoint, parts[0], parts[1])["adam dot, plain mean, end of pairs"]
-    assert COUNTED["end of pairs"] == CountedTokens(), "the default of a recipe"
+    assert COUNTED[""] == CountedTokens(), "the default of a recipe"
     np.testing.assert_allclose(np.array(cell.truths["alone, 1 step"]) / 1e-6, found, rtol=5e-3, atol=2e-3)
 
 

@@ -87,7 +87,7 @@ def labels_of(encoded: Encoded) -> list[int]:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_answer_counts_and_what_ends_it_only_of_a_pair(name: str, answer: str) -> None:
+def test_the_answer_counts_and_what_ends_it_does_not(name: str, answer: str) -> None:
     tokenizer, behind = TOKENIZERS[name]
     whole = encode(tokenizer, asked(answer), 400)
     assert whole.end_tokens == behind
@@ -97,7 +97,8 @@ def test_the_answer_counts_and_what_ends_it_only_of_a_pair(name: str, answer: st
     assert found.input_ids == whole.input_ids and found.prompt_ids == whole.prompt_ids
     assert len(found.weights) == found.label_tokens == whole.label_tokens - behind == len((lead + answer).encode())
     assert labels_of(counted(whole, HALF, "pair")) == labels_of(whole)
-    pair = counted(whole, CountedTokens(), "pair")
+    assert counted(whole, CountedTokens(), "pair") == counted(whole, NONE, "pair")
+    pair = counted(whole, ALL, "pair")
     assert labels_of(pair) == labels_of(whole) and set(pair.weights) == {1 / whole.label_tokens}
     # The heat-map cuts the answer where the weights do.
     assert answer_pieces(tokenizer, asked(answer), 400)[-1] == ("", behind)
@@ -126,7 +127,7 @@ def test_an_answer_that_holds_the_end_marker_is_shared_out_whole() -> None:
     pair = Pair(id="p", question="Which marker?", answer="it is </s>", passage_id="x")
     encoded = target.encode(pair)
     assert encoded.end_tokens == 1 and labels_of(encoded)[-1] == target.tokenizer.eos_token_id
-    for tokens in (CountedTokens(), NONE):
+    for tokens in (ALL, NONE):
         scorer = InfluenceScorer(target, samples(2, seed=1), tokens=tokens)
         (shares,) = pair_shares(scorer, target, [pair])
         parts = [share for piece in shares.pieces for share in piece.shares]

@@ -227,7 +227,11 @@ class CountedTokens(Section):
         0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the answer's own have 1."
     )
     end_of_pairs: float = Field(
-        1.0, ge=0, le=1, description="The same for the pairs that are judged, which are trained on with it."
+        0.0,
+        ge=0,
+        le=1,
+        description="The same for the pairs that are judged. 1: as training takes them, which ranks a little better "
+        "where the warm-up has learned the form well, and makes the reward mostly that token where it has not.",
     )
     reduction: Literal["mean", "root", "sum"] = Field(
         "mean",

@@ -9,7 +9,7 @@ noise (only clear evidence counts, for it stops a run):
 doubtful:
 
 - the scores are off by 5 per cent of their size or more;
-- the end-of-text token, as the recipe counts it, brings more than half of the mean |influence|;
+- the end-of-text token, as the recipe counts it, brings more than a fifth of the mean |influence|;
 - |r| with 1/answer tokens is above .3, and its interval leaves out 0;
 - an empty gradient earns more than half of the scores' spread;
 - real training went against the ranking: the interval of the rank agreement, or of bottom minus top, lies below 0.
@@ -28,8 +28,7 @@ FEWEST_PAIRS = 6
 NOISE_ERROR = 0.5
 NOISE_AGREEMENT = 0.5
 DOUBTFUL_ERROR = 0.05
-# Training takes the end of a pair, so that it counts; but a reward that is mostly that ranks pairs by how they end.
-DOUBTFUL_END = 0.5
+DOUBTFUL_END = 0.2
 DOUBTFUL_LENGTH = 0.3
 DOUBTFUL_EMPTY = 0.5
 # With two pairs any two rankings agree or disagree wholly.

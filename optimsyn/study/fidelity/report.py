@@ -14,7 +14,7 @@ from optimsyn.study.fidelity.statistics import LDS, CellStatistics, Estimate, Fi
 
 PAPER = "adam cosine"
 """The score of the OptimSyn paper."""
-DEFAULT = "adam_linear dot, plain mean, end of pairs"
+DEFAULT = "adam_linear dot, plain mean"
 """The score of a recipe that says nothing of it."""
 
 TITLES = {LDS: "LDS"}
