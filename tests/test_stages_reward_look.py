@@ -52,7 +52,7 @@ def test_noise_stops_the_run_after_the_warm_up_and_the_same_run_goes_on(
     bought = len(served.requests)
 
     again = Run.open(changed(recipe, on_noise="warn"), tmp_path / "runs")
-    assert again.folder == run.folder, "another folder would buy everything anew"
+    assert again.folder == run.folder, "another folder would buy everything again"
     result = run_stage(again, "warm_up")
     assert result.numbers["reward"] == "noise" and again.manifest.stage("warm_up").notes["reward"] == "noise"
     assert len(served.requests) == bought and asked_twice(served) == []
