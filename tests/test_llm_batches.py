@@ -105,7 +105,7 @@ from pathlib import Path
 from optimsyn.llm.hosted import batches
 batches.IDLE_S, batches.FIRST_LOOK_S = 0.3, 0.02
 from tests.batch_api_helpers import BatchApis
-from tests.test_models_batches import ask, model
+from tests.test_llm_batches import ask, model
 served = BatchApis(sys.argv[1])
 print("ready", flush=True)
 print(asyncio.run(ask(model(served, Path(sys.argv[2]), name=sys.argv[3]))), flush=True)
