@@ -7,9 +7,9 @@ DATA holds a folder a domain with `*validation.jsonl`, a question a line: id, qu
 answer_index where they apply. Questions are asked without a passage; those with long answers are left out. PAIRS holds
 what `benchmarks/fidelity_pairs.py` wrote: for each domain the pairs of the loop's own generator, several for a passage.
 
-Each cell is a domain, a source of pairs and a seed. Sets that share no question are drawn anew for each seed: questions
-that give the directions, questions that give the truth and, of human pairs, warm-up and pool. Of generated pairs the
-pool are those of some passages, the warm-up those of others. The truth is real training, see
+Each cell is a domain, a source of pairs and a seed. Sets that share no question are drawn again for each seed:
+questions that give the directions, questions that give the truth and, of human pairs, warm-up and pool. Of generated
+pairs the pool are those of some passages, the warm-up those of others. The truth is real training, see
 `optimsyn.study.fidelity.fidelity`. The figures of a cell are kept in --output, so that a study goes on where its work
 folder is gone.
 """

@@ -342,7 +342,7 @@ def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
-    """All cells; the tables are written anew after each, since a grid takes an hour."""
+    """All cells; the tables are written again after each, since a grid takes an hour."""
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"machine": machine(target, args), "cells": []}
 

@@ -57,7 +57,7 @@ def measured(call: Callable[[], T], device: torch.device) -> tuple[T, Measured]:
 
 
 def _forget_peak() -> None:
-    """Gives free pages back and makes the kernel count the peak anew (proc(5): 5 resets the peak resident size)."""
+    """Gives free pages back and makes the kernel count the peak again (proc(5): 5 resets the peak resident size)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -159,7 +159,7 @@ look.evaluation_picture(run)
 # %% [markdown]
 # How to read it: compare the coloured rows *with each other*, not with the grey one. Fine-tuning on almost any pairs
 # teaches a base model what an answer looks like, so its loss falls whatever the pairs were. (A star would mark a paired
-# difference to the grey row that leaves out 0.) Whether rubrics, the optimised text or the trained policy were worth
+# difference to the grey row that excludes 0.) Whether rubrics, the optimised text or the trained policy were worth
 # anything is the difference between the coloured rows, and their bars lie on top of each other: **that has not been
 # shown here**, whatever the dots say. It takes hundreds of questions, several seeds and a model that can write. The
 # whole run is on one page in `report.html` of its folder.

@@ -73,7 +73,7 @@ look.warm_up_picture(run)
 #
 # Everything from here on is built on that number, so the run has looked at it, on its own pairs: is it computed
 # rightly, is it more than form, length and momentum, and does real training from this checkpoint go its way? The
-# verdict is plain, *noise* stops a run, and an interval that holds 0 is only "not shown": a dozen pairs cannot tell
+# verdict is plain, *noise* stops a run, and an interval that includes 0 is only "not shown": a dozen pairs cannot tell
 # everything.
 
 # %%

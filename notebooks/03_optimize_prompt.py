@@ -51,7 +51,7 @@ look.guiding_texts(run)
 #
 # Filled dots were compared on all passages of the search, hollow ones were given up after a few. A step of the line is
 # a text that beat all before it. With so few judged pairs the difference may be chance: the synthesis will judge both
-# texts anew.
+# texts again.
 
 # %%
 look.prompt_picture(run)

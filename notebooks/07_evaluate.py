@@ -39,7 +39,7 @@ look.evaluation(run)
 # %% [markdown]
 # ## With intervals
 #
-# A star marks a paired difference that leaves out 0. With few questions and one seed most do not have one, and one
+# A star marks a paired difference that excludes 0. With few questions and one seed most do not have one, and one
 # without a star is not evidence that there is no difference: it is too few questions to tell.
 
 # %%

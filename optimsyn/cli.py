@@ -45,7 +45,7 @@ RootOption = Annotated[Path, typer.Option("--root", help="Folder of the run fold
 SizeOption = Annotated[str, typer.Option("--size", help="full, or tiny: embedded model, a handful of documents.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Another value of a recipe field, as often as needed."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set a recipe field to this value; can be repeated."),
 ]
 
 
@@ -98,7 +98,7 @@ def validate(
     size: SizeOption = "full",
     changes: SetOption = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no hub and no service, want no key; tell what was not checked.")
+        bool, typer.Option("--offline", help="Contact no hub or service, require no key; list what was not checked.")
     ] = False,
 ) -> None:
     """Check files, questions, keys, models, memory and disk."""
@@ -126,7 +126,7 @@ def preview(
     size: SizeOption = "full",
     changes: SetOption = None,
 ) -> None:
-    """Show a few pairs with rubric and influence first."""
+    """Write a few pairs and show them with their rubrics and influence."""
     from contextlib import ExitStack
 
     from optimsyn.execution.runner import embedded_server
@@ -193,7 +193,7 @@ def batch(
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")] = None,
     gpu_memory_gb: Annotated[
-        float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, what there is.")
+        float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, all there is.")
     ] = None,
     engine: Annotated[
         Literal["processes", "ray"], typer.Option(help="Where runs work: this machine, or a Ray cluster.")
@@ -202,7 +202,7 @@ def batch(
         str | None, typer.Option(help="The Ray cluster; without it, RAY_ADDRESS, else a local one.")
     ] = None,
 ) -> None:
-    """Run many recipes, so many at a time; one failure never stops the others.
+    """Run many recipes, several at a time; one failure never stops the others.
 
     The same command continues: finished runs are not started again. The last line of the output is batch.json. Exit
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
@@ -237,7 +237,7 @@ def execute(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the executed notebook goes.")],
     parameters: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameters", metavar="NAME VALUE", help="One parameter, as often as needed."),
+        typer.Option("-p", "--parameters", metavar="NAME VALUE", help="One parameter; can be repeated."),
     ] = None,
     files: Annotated[
         list[Path] | None, typer.Option("-f", "--parameters-file", metavar="FILE", help="Parameters in a YAML file.")
@@ -258,7 +258,9 @@ def execute(
 @app.command("open")
 def open_(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="This stage; without it, the one that failed.")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Stage to open; without it, the one that failed.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port of JupyterLab.")] = None,
 ) -> None:

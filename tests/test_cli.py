@@ -127,5 +127,5 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> Non
     shown = optimsyn("new", "quickstart", str(file / "mine.yaml"))
     assert shown.returncode == 1
     assert str(file) in shown.stderr
-    assert "mend its permissions or free space" in shown.stderr
+    assert "fix its permissions or free space" in shown.stderr
     assert shown.stderr.count("\n") == 1

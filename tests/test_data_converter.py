@@ -71,7 +71,7 @@ def test_sizes_that_lie_are_counted(converter: Converter, tmp_path: Path) -> Non
     stated, lied = (30_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little")
     assert stated in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(stated, lied))
-    assert "is no whole .docx file" in refused(converter, path)
+    assert "is not a complete .docx file" in refused(converter, path)
 
 
 def test_archives_in_archives(converter: Converter, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_files_of_unknown_endings_are_text_where_the_recipe_says_so(tmp_path: Pa
     for name in ("README", "odd.zzz"):
         assert [d.id for d in load_documents(documents(tmp_path / name), 0)] == [name]
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 9)
-    with pytest.raises(DataError, match="binary:2: .*looks like no text at all"):
+    with pytest.raises(DataError, match="binary:2: .*does not look like text at all"):
         load_documents(documents(tmp_path / "binary"), 0)
     (tmp_path / "a.md").unlink()
     with pytest.raises(DataError, match=r"holds no document file .* 3 × no suffix: if it is text, rename it"):
@@ -103,7 +103,7 @@ def test_files_of_unknown_endings_are_text_where_the_recipe_says_so(tmp_path: Pa
 
 @pytest.mark.parametrize("ending", ["log", ".", ".tar.gz"])
 def test_an_ending_that_is_none_is_refused(tmp_path: Path, ending: str) -> None:
-    with pytest.raises(ValueError, match="is no ending of a file's name"):
+    with pytest.raises(ValueError, match="is not an ending of a file's name"):
         documents(tmp_path, text_suffixes=[ending])
 
 
@@ -177,15 +177,15 @@ def test_stop_names_every_fault_with_its_cure(tmp_path: Path) -> None:
         "empty.txt: no text in it; fill it or remove it",
         "empty.pdf: no text in it; fill it",
         "scan.pdf: no text in it; a scan without text? run OCR",
-        "torn.docx: is no whole .docx file (torn or damaged); save it anew",
+        "torn.docx: is not a complete .docx file (cut off or damaged); save it again",
         "locked.docx: is locked by a password",
         "blank.epub: no text in it",
-        "torn.rtf: is a torn RTF file",
-        "web.pdf: is no PDF file",
+        "torn.rtf: is a damaged RTF file",
+        "web.pdf: is not a PDF file",
         "twin.md: the same text as",
     ):
         assert part in said
-    assert any("torn.pdf: " in problem and "save it anew" in problem for problem in problems)
+    assert any("torn.pdf: " in problem and "save it again" in problem for problem in problems)
     with pytest.raises(DataError, match=r"documents\.on_error: skip"):
         load_documents(documents(tmp_path / "texts"), 0)
 
@@ -300,7 +300,7 @@ def test_pipes_and_devices_never_block(tmp_path: Path) -> None:
     assert [(loss.id, "pipe" in loss.reason) for loss in found.passed] == [("pipe.txt", True), ("zero.txt", True)]
     os.mkfifo(tmp_path / "rows.jsonl")
     for name in ("pipe.txt", "rows.jsonl"):
-        with pytest.raises(DataError, match=f"{name}: is no regular file"):
+        with pytest.raises(DataError, match=f"{name}: is not a regular file"):
             load_documents(documents(tmp_path / name), 0)
 
 
@@ -326,7 +326,7 @@ def test_what_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "scandir", scan_but_shut)
     problems = "\n".join(read_documents(documents(tmp_path)).problems)
     assert "shut: the folder cannot be opened (Permission denied)" in problems
-    assert "b.md: cannot be opened (Permission denied); mend its permissions" in problems
+    assert "b.md: cannot be opened (Permission denied); fix its permissions" in problems
 
 
 def test_ten_thousand_files_and_deep_folders(tmp_path: Path) -> None:

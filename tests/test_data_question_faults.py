@@ -104,7 +104,7 @@ def test_wrong_columns_are_told_with_what_is_torn(tmp_path: Path) -> None:
 
 
 def test_rows_outside_of_the_sample_are_checked_too(tmp_path: Path) -> None:
-    """Whoever mends a file by removing rows draws another sample, and would meet the next faults there."""
+    """Whoever fixes a file by removing rows draws another sample, and would meet the next faults there."""
     rows = [{"question": f"Q{i}?", "answer": "x" if i % 2 else ""} for i in range(20)]
     path = write_lines(tmp_path / "q.jsonl", rows)
     assert len(read_questions(config(path, limit=4), [], 0).problems) == 10
@@ -163,7 +163,7 @@ def test_unknown_documents_are_noted_with_the_closest_ids(tmp_path: Path) -> Non
     assert note.startswith("questions.validation: 7 of 8 questions name a document_id that no document has: ")
     assert "'d1' (q.jsonl:2, did you mean 'texts/d1.md'?)" in note
     assert "'D2.md' (q.jsonl:3, did you mean 'texts/d2.md'?)" in note
-    assert "'zzz' (q.jsonl:5) and 3 more; they are used, but no document tells whose kin they are" in note
+    assert "'zzz' (q.jsonl:5) and 3 more; they are used, but no document tells which of them belong together" in note
     assert str(tmp_path) not in note
     # Where not all documents were given, nobody can tell.
     assert read_questions(config(path), DOCUMENTS, 0).astray == []

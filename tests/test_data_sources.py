@@ -68,7 +68,7 @@ def test_unicode_line_separators_stay_inside_a_row(tmp_path: Path) -> None:
         (b'{"text": "fine"}\n{"text": \n', r"d\.jsonl:2: not valid JSON"),
         (b'["text"]\n', r"d\.jsonl:1: a row must be a JSON object, this is a list"),
         (b'[{"text": \n"x"}]\n', r"one JSON list; rename it to \.json"),
-        (b'{"text": "fine"}\n{"text": "torn', r"d\.jsonl:2: not valid JSON .*mend or remove this line"),
+        (b'{"text": "fine"}\n{"text": "torn', r"d\.jsonl:2: not valid JSON .*fix or remove this line"),
         (b'{"text": "a"}\n{"x": ' + b"[" * 99_999 + b"]" * 99_999 + b"}\n", r"d\.jsonl:2: .*nested too deeply"),
         (b'{"text": "a"}\n{"x": ' + b"9" * 5000 + b"}\n", r"d\.jsonl:2: not valid JSON .*digits"),
         (b"", "there are no rows"),
@@ -242,9 +242,9 @@ def test_faults_in_a_folder_are_named(tmp_path: Path) -> None:
     problems = "\n".join(read_documents(documents(tmp_path)).problems)
     assert "a.txt:1: byte 0xf6 is not UTF-8" in problems
     assert "b.md: no text in it" in problems
-    assert "c.docx: is no whole .docx file" in problems
+    assert "c.docx: is not a complete .docx file" in problems
     assert "torn.pdf: cannot be converted" in problems
-    assert "web.pdf: is no PDF file" in problems
+    assert "web.pdf: is not a PDF file" in problems
     assert "e.md: the same text as" in problems
     assert "scan.pdf: no text in it; a scan without text?" in problems
 

@@ -156,7 +156,7 @@ def test_parameter_types() -> None:
     ("last", "kind", "reason"),
     [
         ("raise ValueError('what the cell said')", "ValueError", "what the cell said"),
-        ("print('to the end')", "DataError", "cannot keep the notebook (No space left on device"),
+        ("print('to the end')", "DataError", "cannot write the notebook (No space left on device"),
     ],
 )
 def test_a_full_disk_ends_no_cell_and_hides_no_error(

@@ -51,7 +51,7 @@ def _cell(source: str) -> dict[str, Any]:
         ({"changes": {"synthesis.pairs": "x"}}, r"parameter changes:\s+synthesis.pairs: .*valid integer"),
         ({"changes": {"synthesis.pairs": 1}}, r"synthesis.pairs: .*greater than or equal to 2"),
         ({"generator": "opnai/gpt-5-mini"}, r"parameter generator: .*did you mean `openai/gpt-5-mini`"),
-        ({"generator": "gpt 5"}, r"parameter generator: 'gpt 5' is no model name"),
+        ({"generator": "gpt 5"}, r"parameter generator: 'gpt 5' is not a model name"),
         ({"generator": "openai/gpt-5-mini"}, r"parameter generator: .*needs a key; set the environment variable"),
         ({"run_folder": "/nowhere"}, r"parameter run_folder: /nowhere is not a run folder"),
     ],

@@ -121,7 +121,7 @@ def test_what_failed_at_night_is_finished_by_hand_and_the_run_goes_on(tmp_path: 
     assert (run.folder / "report.html").is_file()
     stage, path = prepare(run)
     assert stage == "prepare"
-    # A person mends what was wrong and runs the cells, in the kernel that JupyterLab would start.
+    # A person fixes what was wrong and runs the cells, in the kernel that JupyterLab would start.
     run.path("mended").touch()
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, kernel_name="python3").execute(env=lab_environment(tmp_path / "kernels"))

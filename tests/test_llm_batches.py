@@ -199,7 +199,7 @@ async def test_a_line_with_an_error_fails_or_is_repeated_as_a_request_of_its_own
     ]
     assert isinstance(found[3], ServiceError)
     assert "too long for me" in str(found[3])
-    # Whoever mends it and runs again is not answered with the old error.
+    # Whoever fixes it and runs again is not answered with the old error.
     errors.clear()
     assert (await model(served, tmp_path, name=name).complete(Call.of("call 3"))).text == "call 3 in 2"
 

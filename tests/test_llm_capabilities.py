@@ -308,7 +308,7 @@ async def test_a_refusal_that_nothing_cures_stops_with_the_field(
     served: Service, spec: dict[str, Any], words: str, field: str
 ) -> None:
     served.answers(refused(400, words))
-    with pytest.raises(ServiceError, match="Cure") as caught:
+    with pytest.raises(ServiceError, match="What to do") as caught:
         await model(served.base, **spec).complete(HELLO)
     assert field in str(caught.value)
     assert len(served.requests) == 1
@@ -507,7 +507,7 @@ async def test_a_price_that_nobody_says_is_unknown_and_told_once(
     asked = model(served.base, cache)
     assert (await asked.complete(HELLO)).cost_usd is None
     assert (await asked.complete(Call.of("again"))).cost_usd is None
-    assert told(caplog, "nobody says what it costs") == 1
+    assert told(caplog, "its price is not known") == 1
     assert cache.totals().cost_usd == 0.0
     assert next(iter(read_services(tmp_path / "services.json").values()))["price_unknown"] is True
     assert (await model(served.base, name="hosted_vllm/some-model").complete(HELLO)).cost_usd == 0.0

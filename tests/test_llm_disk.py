@@ -82,7 +82,7 @@ async def test_a_full_disk_stops_every_model_and_loses_nothing(served: Service, 
     assert 0 < len(answered) < 64
     assert {type(error) for error in errors} == {DataError}
     said_what = str(errors[0])
-    assert "replies.sqlite: cannot keep a reply that was bought (database or disk is full; " in said_what
+    assert "replies.sqlite: cannot write a reply that was bought (database or disk is full; " in said_what
     assert "are free on its file system" in said_what
     assert "run the same command again" in said_what
     assert all(one.failure is not None for one in both)
@@ -159,7 +159,7 @@ async def test_dspy_hands_the_error_on(served: Service, tmp_path: Path) -> None:
     served.answer = lambda number, request: said("[[ ## answer ## ]]\n" + LONG)
     one = model(served.base, cache)
     program = dspy.Predict("question -> answer")
-    with dspy.context(lm=make_lm(one)), pytest.raises(DataError, match="cannot keep a reply") as caught:
+    with dspy.context(lm=make_lm(one)), pytest.raises(DataError, match="cannot write a reply") as caught:
         for index in range(20):
             await program.acall(question=f"what {index}?")
     assert type(caught.value).__name__ == "DataError"
@@ -175,7 +175,9 @@ async def test_without_room_for_the_reserve_nothing_is_sent(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("optimsyn.llm.disk_reserve._allocate", full)
-    with pytest.raises(DataError, match=r"replies\.reserve: cannot keep room for replies \(No space left on device"):
+    with pytest.raises(
+        DataError, match=r"replies\.reserve: cannot write the space set aside for replies \(No space left on device"
+    ):
         await model(served.base, ReplyCache(tmp_path / "replies.sqlite")).complete(Call.of("Hello"))
     assert served.requests == []
 

@@ -169,7 +169,7 @@ async def test_a_service_that_sends_nothing_to_judge_stops_the_run(served: Servi
             with pytest.raises(ReplyError):
                 await wrote(pair_writer, seed)
     assert len(served.requests) == 20
-    # The cure was found: the same requests are sent anew.
+    # The cause was fixed: the same requests are sent again.
     served.answers(said(GOOD))
     assert [await wrote(pair_writer, seed) for seed in range(3)] == ["Edith Crane"] * 3
     assert len(served.requests) == 23

@@ -171,7 +171,7 @@ async def test_a_rate_limit_that_asks_for_an_hour_stops_the_run(served: Service)
 async def test_what_may_pass_is_tried_again_and_then_told(served: Service, answer: Answer, words: str) -> None:
     served.answers(answer)
     message = await failure_of(model(served.base))
-    assert words in message and "3 tries" in message and "Cure:" in message
+    assert words in message and "3 tries" in message and "What to do:" in message
     assert len(served.requests) == 3
     served.answers(*[answer] * 4, said("ok"))
     assert (await model(served.base).complete(HELLO)).text == "ok"

@@ -112,8 +112,8 @@ def test_a_disk_that_takes_nothing_is_told_from_other_errors(error: Exception, f
 
 def test_the_message_says_file_reason_room_and_cure(tmp_path: Path) -> None:
     text = str(cannot_write(tmp_path / "file", "a reply", OSError(28, "No space left on device")))
-    assert text.startswith(f"{tmp_path / 'file'}: cannot keep a reply (No space left on device; ")
-    assert "are free on its file system). Cure: free room there" in text
+    assert text.startswith(f"{tmp_path / 'file'}: cannot write a reply (No space left on device; ")
+    assert "are free on its file system). What to do: free space there" in text
 
 
 def test_a_stage_whose_library_meets_a_full_disk_fails_with_the_file_system_named(
@@ -127,7 +127,7 @@ def test_a_stage_whose_library_meets_a_full_disk_fails_with_the_file_system_name
 
     monkeypatch.setattr(prepare, "load_document_set", full)
     run = Run.open(recipe, tmp_path / "runs")
-    with pytest.raises(DataError, match="cannot keep what stage prepare writes"):
+    with pytest.raises(DataError, match="cannot write what stage prepare writes"):
         run_stage(run, "prepare")
     record = run.manifest.stage("prepare")
     assert (record.status, record.failure and record.failure.kind) == ("failed", "DataError")

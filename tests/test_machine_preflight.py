@@ -149,7 +149,7 @@ def test_too_few_passages_and_questions_are_warned_of(tmp_path: Path) -> None:
     [
         ("json", "write package.module:function"),
         ("json:nothing", "has no nothing"),
-        ("sys:path", "path is no function"),
+        ("sys:path", "path is not a function"),
     ],
 )
 def test_plugins(plugin: str, message: str) -> None:
@@ -165,10 +165,10 @@ def test_plugins(plugin: str, message: str) -> None:
         (ModelSpec(name="gemini/gemini-2.5-flash"), "GEMINI_API_KEY or GOOGLE_API_KEY"),
         (ModelSpec(name="openai/x", api_base="http://h/v1", api_key_env="MY_KEY"), "MY_KEY (api_key_env) is not set"),
         (ModelSpec(name="openai/x", api_base="localhost:8000"), "must be an address"),
-        (ModelSpec(name="openai/x", api_base="http://h:99999/v1"), "a port that cannot be"),
-        (ModelSpec(name="openai/x", api_base="http://h:80a/v1"), "a port that cannot be"),
-        (ModelSpec(name="openai/x", api_base="http://[::1/v1"), "a host or a port that cannot be"),
-        (ModelSpec(name="openai/x", api_base="http://me:secret/word@h/v1"), "a port that cannot be"),
+        (ModelSpec(name="openai/x", api_base="http://h:99999/v1"), "impossible host or port"),
+        (ModelSpec(name="openai/x", api_base="http://h:80a/v1"), "impossible host or port"),
+        (ModelSpec(name="openai/x", api_base="http://[::1/v1"), "an impossible host or port"),
+        (ModelSpec(name="openai/x", api_base="http://me:secret/word@h/v1"), "impossible host or port"),
         (ModelSpec(name="openai/x", api_base="http://me:secret@h/v1"), "holds a user name or password"),
         (ModelSpec(name="no-such-model"), "names no provider"),
     ],

@@ -103,7 +103,7 @@ def test_an_odd_answer_to_a_harmless_request_is_told_and_stops_nothing(
     assert cure in note
     run = open_asked(recipe, tmp_path / "runs")
     assert [what in text for text in run.warnings] == [True]
-    # Once the service has been mended nothing is said any more, and nothing is asked either.
+    # Once the service has been fixed nothing is said any more, and nothing is asked either.
     served.answers(said('{"word": "yes"}'))
     open_asked(recipe, tmp_path / "runs")
     mended = len(served.requests)
@@ -154,7 +154,7 @@ def test_what_a_service_takes_and_says_of_its_tokens_is_told_with_the_field(
     found = validate(recipe_at(tmp_path, served.base))
     told = "\n".join(found.warnings)
     assert "models.generator, models.rubric: openai/some-model takes no temperature" in told
-    assert "models.generator, models.rubric: openai/some-model says of the tokens" in told
+    assert "models.generator, models.rubric: openai/some-model reports numbers of tokens" in told
     assert found.problems == []
     assert not any("temperature" in record.getMessage() for record in caplog.records)
 
@@ -187,7 +187,7 @@ def test_a_misspelled_provider_is_the_first_thing_to_be_told(tmp_path: Path, spe
     except RecipeError as error:
         told = str(error).splitlines()
     text = "\n".join(told)
-    assert "opnai is no provider; did you mean `openai/gpt-6-luna`?" in text
+    assert "opnai is not a provider; did you mean `openai/gpt-6-luna`?" in text
     assert "runs on this machine" not in text
 
 

@@ -62,7 +62,7 @@ def test_a_bomb_is_refused_at_once(tmp_path: Path, name: str) -> None:
 def test_a_file_that_is_no_recipe_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "rows.yaml").open("wb") as file:
         file.truncate(3_000_000_000)
-    with pytest.raises(RecipeError, match=r"rows\.yaml: has 3,000,000,000 bytes and is no recipe"):
+    with pytest.raises(RecipeError, match=r"rows\.yaml: has 3,000,000,000 bytes and is not a recipe"):
         Recipe.load(tmp_path / "rows.yaml")
 
 

@@ -66,7 +66,7 @@ def test_the_verdict_claims_no_more_than_the_intervals(tmp_path: Path) -> None:
     assert "Accuracy +0.05" in words and "not told apart" in words
     assert "As many pairs written without a rubric: answer loss −0.30" in words
     assert "The dataset against those: answer loss +0.004" in words
-    assert "Whether the dataset changed accuracy: the interval of the paired difference holds 0." in words
+    assert "Whether the dataset changed accuracy: the interval of the paired difference includes 0." in words
     assert "Whether rubrics helped" in words
     assert "with one seed (3)" in words
     assert "20 test questions cannot show them" in words

@@ -118,7 +118,7 @@ def target() -> Target:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """Writes the plugin's module anew and forgets the one that is loaded; gives its reference."""
+    """Writes the plugin's module again and forgets the one that is loaded; gives its reference."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -209,7 +209,7 @@ def test_an_edited_plugin_judges_anew(target: Target, tmp_path: Path, plugin: Ca
     assert all(row.valid for row in first.rows)
     plugin(PLUGIN)
     same = ask(ledger, scorer, Checker(recipe, QUESTIONS))
-    assert (same.bought, same.rows) == (0, first.rows), "imported anew but not edited"
+    assert (same.bought, same.rows) == (0, first.rows), "imported again but not edited"
     # The edit is in what stands beside the check, not in the check.
     plugin(PLUGIN.replace("cinema", "library"))
     edited = ask(ledger, scorer, Checker(recipe, QUESTIONS))

@@ -190,11 +190,11 @@ def test_a_full_disk_leaves_no_half_batch_and_no_pair_is_bought_after_it(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match=r"rewards\.jsonl: cannot keep judgements \(No space left on device; .* free"):
+    with pytest.raises(DataError, match=r"rewards\.jsonl: cannot write judgements \(No space left on device; .* free"):
         judge(reward, requests(3, "quantity"))
     assert path.read_bytes() == before
     bought = len(writer.written)
-    with pytest.raises(DataError, match="cannot keep judgements"):
+    with pytest.raises(DataError, match="cannot write judgements"):
         judge(reward, requests(3, "comparison"))
     assert len(writer.written) == bought
     monkeypatch.undo()
@@ -211,7 +211,7 @@ def test_a_ledger_without_room_for_its_index_is_told(tmp_path: Path, monkeypatch
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(LedgerIndex, "_open", full)
-    with pytest.raises(DataError, match=r"rewards\.index: cannot keep the index of judgements \(database or disk is"):
+    with pytest.raises(DataError, match=r"rewards\.index: cannot write the index of judgements \(database or disk is"):
         Ledger(path)
 
 

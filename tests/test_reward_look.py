@@ -169,7 +169,7 @@ def test_few_pairs_are_never_sound() -> None:
 @pytest.mark.parametrize(
     ("changes", "verdict", "words"),
     [
-        ({}, "sound", "real training went its way"),
+        ({}, "sound", "real training agreed with it"),
         ({"training": None}, "sound", "was not looked at"),
         (
             {"training": replace(TRAINING, agreement=Interval(0.3, -0.4, 0.8), difference=Interval(0.1, -1, 1))},

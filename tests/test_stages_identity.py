@@ -1,4 +1,4 @@
-"""All stages of a run judge by the same checks and the same scorer; what is judged by others is judged anew."""
+"""All stages of a run judge by the same checks and the same scorer; what is judged by others is judged again."""
 
 from __future__ import annotations
 

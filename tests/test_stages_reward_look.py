@@ -52,11 +52,11 @@ def test_noise_stops_the_run_after_the_warm_up_and_the_same_run_goes_on(
     bought = len(served.requests)
 
     again = Run.open(changed(recipe, on_noise="warn"), tmp_path / "runs")
-    assert again.folder == run.folder, "another folder would buy everything anew"
+    assert again.folder == run.folder, "another folder would buy everything again"
     result = run_stage(again, "warm_up")
     assert result.numbers["reward"] == "noise" and again.manifest.stage("warm_up").notes["reward"] == "noise"
     assert len(served.requests) == bought and asked_twice(served) == []
-    assert "drawn by lot" in write_report(again).read_text(encoding="utf-8")
+    assert "chosen at random" in write_report(again).read_text(encoding="utf-8")
 
 
 def test_a_run_keeps_its_look_and_shows_it(recipe: Recipe, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_run_by_foretold_trainings(recipe: Recipe, served: Service, tmp_path: 
     assert tools.batch_training is not None
     first = tools.batch_training.companions[: len(pairs) - len(trained)]
     assert not {pair.id for pair in first} & {pair.id for pair in trained}, "those that the warm-up has not seen"
-    # A stage that begins anew builds the same scorer.
+    # A stage that begins again builds the same scorer.
     scorer = tools.scorer
     assert isinstance(scorer, SimulatedScorer)
     assert scorer.fingerprint == run.manifest.stage("warm_up").notes["judged_by"]["scorer"]

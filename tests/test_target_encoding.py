@@ -160,7 +160,7 @@ def test_the_command_that_is_named_exists(encoding: str) -> None:
 )
 @pytest.mark.parametrize("encoding", [None, "cp1252"])
 def test_a_file_of_another_kind_is_named(begin: bytes, encoding: str | None) -> None:
-    with pytest.raises(DataError, match="x: is no text but .*; give it its right name, or remove it"):
+    with pytest.raises(DataError, match="x: is not text but .*; give it the right name, or remove it"):
         decode(begin + bytes(range(256)) * 4, "x", encoding)
 
 
@@ -216,8 +216,8 @@ def test_a_binary_file_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\x89" + bytes(range(256)) * 4)
     problems = read_documents(documents(tmp_path)).problems
     assert len(problems) == 2
-    assert "a.txt: is no text but a picture (PNG)" in problems[0]
-    assert "b.txt:1: byte 0x89 is not UTF-8 text, and the file looks like no text" in problems[1]
+    assert "a.txt: is not text but a picture (PNG)" in problems[0]
+    assert "b.txt:1: byte 0x89 is not UTF-8 text, and the file does not look like text" in problems[1]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

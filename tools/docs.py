@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path, PurePosixPath
 
+from architecture import table as rooms_table
 from docs_math import outside_code, with_mathml
 from docs_notebooks import notebook_pages
 from docs_reference import checks_table, cli_page, recipe_page, recipes_page, schema_json
@@ -32,6 +33,8 @@ _PAGES = {
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
 # Stands in a page where the table of validity checks goes.
 _CHECKS = "<!-- checks -->"
+# And the table of the rooms that the code is in.
+_ROOMS = "<!-- rooms -->"
 _FIGURE = re.compile(r"^!\[(?P<caption>[^\]]*)\]\((?P<path>[^)\s]+\.svg)\)$", re.MULTILINE)
 
 
@@ -59,6 +62,8 @@ def pages() -> dict[str, str | bytes]:
         if isinstance(content, str) and name.endswith(".md"):
             if _CHECKS in content:
                 content = content.replace(_CHECKS, checks_table())
+            if _ROOMS in content:
+                content = content.replace(_ROOMS, rooms_table())
             source = sources.get(name, f"docs/{name}")
             text = outside_code(content, lambda part, s=source, n=name: _relinked(part, s, n))  # type: ignore[misc]
             made[name] = _with_figures(with_mathml(text), source)

@@ -29,7 +29,7 @@ _WORDS = (
     "enforce fail at inline_container.cc",
 )
 _CURE = (
-    "free room there (or move the run folder to another disk and name that with --root), then run the same command "
+    "free space there (or move the run folder to another disk and name that with --root), then run the same command "
     "again: it continues, and nothing that is kept is bought twice"
 )
 
@@ -68,7 +68,8 @@ def cannot_write(path: Path, what: str, error: BaseException, *, more: str = "")
     """
     free = free_bytes(path)
     room = "" if free is None else f"; {size_text(free)} are free on its file system"
-    return DataError(f"{path}: cannot keep {what} ({_said(error)}{room}). {more + ' ' if more else ''}Cure: {_CURE}")
+    more = f"{more} " if more else ""
+    return DataError(f"{path}: cannot write {what} ({_said(error)}{room}). {more}What to do: {_CURE}")
 
 
 def _said(error: BaseException) -> str:

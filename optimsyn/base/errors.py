@@ -87,5 +87,5 @@ def disk_trouble(error: Exception) -> str | None:
     if not isinstance(error, OSError) or (error.filename is None and error.errno not in _DISK):
         return None
     place = "" if error.filename is None else f"{error.filename}: "
-    cure = "mend its permissions or free space, or name another place"
+    cure = "fix its permissions or free space, or name another place"
     return f"{type(error).__name__}: {place}{error.strerror}; {cure}\n"

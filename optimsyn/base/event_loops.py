@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class BackgroundLoop:
-    """An event loop in a daemon thread, started when it is first used, anew after a fork."""
+    """An event loop in a daemon thread, started when it is first used, again after a fork."""
 
     def __init__(self, name: str) -> None:
         """A loop whose thread is called `name`."""

@@ -94,7 +94,7 @@ def iter_json(path: Path, *, tolerate_torn: bool = False) -> Iterator[dict[str, 
             except json.JSONDecodeError as error:
                 if tolerate_torn:
                     continue
-                raise DataError(f"{path}:{number}: not valid JSON ({error.msg}); remove or mend the line") from error
+                raise DataError(f"{path}:{number}: not valid JSON ({error.msg}); remove or fix the line") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: a row must be a JSON object, this is {kind_of(row)}")
             yield row

@@ -1,4 +1,4 @@
-"""One line that tells how something long goes: drawn anew every second, in a terminal, a notebook or a log file.
+"""One line that tells how something long goes: drawn again every second, in a terminal, a notebook or a log file.
 
 In a notebook it is plain text and HTML under one display id, no widget, so that it is still there when the notebook is
 opened again. Its output is marked `{"optimsyn": {"transient": true}}`: it changes from run to run, and whoever keeps

@@ -73,11 +73,11 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{where}: begins as {name.removesuffix('-sig').upper()} text, but byte {error.start} is none; "
-                    "the file is torn or was patched together; save it anew as UTF-8"
+                    "the file is torn or was patched together; save it again as UTF-8"
                 ) from None
     kind = next((name for mark, name in _SIGNATURES if data.startswith(mark)), None)
     if kind is not None and not _plain(data):
-        raise DataError(f"{where}: is no text but {kind}; give it its right name, or remove it")
+        raise DataError(f"{where}: is not text but {kind}; give it the right name, or remove it")
     if encoding is not None and _SEVEN_BITS.search(data):
         return _in_given(data, where, encoding)
     wide = _wide(data)
@@ -93,12 +93,14 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
         found = f"{where}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text"
         if is_binary(data):
             raise DataError(
-                f"{found}, and the file looks like no text at all; remove it or name its right kind"
+                f"{found}, and the file does not look like text at all; remove it or give it the right ending"
             ) from None
         raise DataError(f"{found}; {_cure(likely_encoding(data), settable)}") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{where}:{line}: holds a NUL byte, so it is no text; remove the file or name its right kind")
+        raise DataError(
+            f"{where}:{line}: holds a NUL byte, so it is not text; remove the file or give it the right ending"
+        )
     return text
 
 
@@ -154,7 +156,7 @@ def _in_given(data: bytes, where: str, encoding: str) -> str:
         line = data.count(b"\n", 0, start) + 1
         raise DataError(
             f"{where}:{line}: byte 0x{data[start]:02x} is neither UTF-8 nor {encoding} text, as is stated; "
-            f"it looks like {likely_encoding(data)}; convert the file to UTF-8 or mend `encoding`"
+            f"it looks like {likely_encoding(data)}; convert the file to UTF-8 or fix `encoding`"
         ) from None
 
 

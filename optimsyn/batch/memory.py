@@ -10,7 +10,7 @@ from optimsyn.machine.gpus import Gpu
 
 @dataclass(frozen=True)
 class Need:
-    """What the models of one run are thought to need, in bytes.
+    """What the models of one run are estimated to need, in bytes.
 
     Attributes:
         gpu: GPU memory.
@@ -55,13 +55,13 @@ class Room:
         """Why a run can never be started here, or None."""
         if self.gpu_bytes is not None and need.gpu > self.gpu_bytes:
             return (
-                f"its models are thought to need {_gb(need.gpu)} of GPU memory, more than the batch may use at all "
+                f"its models are estimated to need {_gb(need.gpu)} of GPU memory, more than the batch may use at all "
                 f"(--gpu-memory-gb {self.gpu_bytes / 1e9:g}); raise it or choose smaller models"
             )
         largest = max((gpu.total for gpu in self.gpus), default=None)
         if largest is not None and need.gpu > largest:
             return (
-                f"its models are thought to need {_gb(need.gpu)} of GPU memory, and the largest GPU here has "
+                f"its models are estimated to need {_gb(need.gpu)} of GPU memory, and the largest GPU here has "
                 f"{_gb(largest)}; choose smaller models or a larger machine"
             )
         return None

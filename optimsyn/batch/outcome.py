@@ -109,7 +109,7 @@ def _record_kill(run: Run) -> str:
 
 
 def _ended(code: int) -> str:
-    return f"left with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
         return found[-1].group(1), text[found[-1].end() :].strip()[:_LONGEST_REASON]
     # The first line is the command.
     last = "\n".join(text.splitlines()[1:][-_LOG_LINES:])
-    told = f"the process of the run {_ended(code)}" + (f"; its last words:\n{last}" if last else "")
+    told = f"the process of the run {_ended(code)}" + (f"; the end of its output:\n{last}" if last else "")
     return "Killed" if code < 0 else "ExitCode", told[-_LONGEST_REASON:]
 
 

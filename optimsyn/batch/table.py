@@ -65,7 +65,7 @@ class View:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, progress: Mapping[str, Progress]) -> None:
-        """Draws the table anew, or prints what has changed since the last call.
+        """Draws the table again, or prints what has changed since the last call.
 
         Args:
             progress: How far the running runs are, by run folder.

@@ -1,1 +1,1 @@
-"""Documents, passages, questions, splits, the sample format and the export."""
+"""What is read: documents, passages, questions and their splits; the records that everything is kept in."""

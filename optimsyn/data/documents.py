@@ -18,7 +18,7 @@ from optimsyn.recipe.recipe import Documents, Source
 
 _ALIASES = ("content", "contents", "body", "context", "passage", "markdown", "abstract", "document", "page_content")
 _NAMED = 5
-_SKIP_HINT = "Mend them, or set documents.on_error: skip to go on without them (each is counted and named)."
+_SKIP_HINT = "Fix them, or set documents.on_error: skip to go on without them (each is counted and named)."
 _FIELDS = ("text", "id", "title", "source", "license", "group")
 
 
@@ -228,7 +228,7 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Fault
         elif not text.strip():
             reason = "`text` is empty"
         elif (broken := _broken_field({**values, "text": text})) is not None:
-            reason = f"`{broken}` holds half of a surrogate pair, which is no character; mend or remove it"
+            reason = f"`{broken}` holds half of a surrogate pair, which is not a character; fix or remove it"
         else:
             group = label_value(values.get("group")) or name
             document = Document(
@@ -259,7 +259,7 @@ def _broken_field(values: dict[str, Any]) -> str | None:
 def _without_repeats(
     documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: _Faults
 ) -> tuple[list[Document], list[Document]]:
-    """Repeated ids and texts: refused in files that the user can mend, merged and counted for hub datasets.
+    """Repeated ids and texts: refused in files that the user can fix, merged and counted for hub datasets.
 
     Hub datasets of questions repeat a text for every question on it (SQuAD and its kin), often under one id.
     """

@@ -65,12 +65,12 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
     more = len(first) - len(examples)
     shown = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
     meaning = (
-        "they are used, but no document tells whose kin they are, so that questions on the same text may stand on both "
-        "sides of the split"
+        "they are used, but no document tells which of them belong together, so questions on the same text may end up "
+        "on both sides of the split"
         if used
         else "they are asked with its text, so they are left out"
     )
     return (
         f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {shown}; {meaning}; "
-        "mend their document_id or add the documents"
+        "fix their document_id or add the documents"
     )

@@ -60,7 +60,7 @@ class UnknownDocumentError(DataError):
 
 
 class _Faults:
-    """What is wrong with one row, all of it: who mends one fault should not meet the next one afterwards."""
+    """What is wrong with one row, all of it: who fixes one fault should not meet the next one afterwards."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -117,7 +117,7 @@ def question_of(row: Row, library: Library, *, open_book: bool | None, subtask: 
     accepted, options, index = gold.accepted, gold.options, gold.place
     written = (name, text, *accepted, *(options or ()), context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
-        faults.found.append("holds half of a surrogate pair, which is no character; mend or remove it")
+        faults.found.append("holds half of a surrogate pair, which is not a character; fix or remove it")
     faults.raise_all()
     document = library.by_id.get(document_id or "")
     own_context = text_value(values.get("context"))

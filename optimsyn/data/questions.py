@@ -70,7 +70,7 @@ class _Reading:
     Attributes:
         places: Of each question.
         questions: Those that can be used.
-        names: Place and id of every row that a person may mend, also of those that cannot be used as they are.
+        names: Place and id of every row that a person may fix, also of those that cannot be used as they are.
         astray: What to say of documents that are named and not there.
     """
 
@@ -145,7 +145,7 @@ def read_questions(
     if problems or not validation.questions or (test is not None and not test.questions):
         held_back = test.questions if test is not None else []
         if test is not None and config.test != config.validation:
-            # Told now, not only when everything else is mended; what is left out is settled then.
+            # Told now, not only when everything else is fixed; what is left out is settled then.
             _without_overlap(config, validation, test, validation.questions, held_back, [], problems, [])
         problems += [] if problems else _nothing_left(validation, losses)
         return QuestionSets(validation.questions, held_back, losses, problems, warnings, astray)
@@ -179,7 +179,7 @@ def _read(
     own = is_own_file(source)
     torn: list[Fault] = []
     rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
-    # A fault outside the sample is told as well: whoever mends the file by removing a row draws another sample.
+    # A fault outside the sample is told as well: whoever fixes the file by removing a row draws another sample.
     drawn = set(sampled(range(len(rows)), source.limit, seed))
     reading = _Reading([], [])
     faults = [fault.message for fault in torn]
@@ -226,7 +226,7 @@ def _line(fault: str) -> int:
 
 
 def _rename_repeats(reading: _Reading) -> None:
-    """Repeated ids of a hub dataset get a number; nobody can mend them there."""
+    """Repeated ids of a hub dataset get a number; nobody can fix them there."""
     seen: dict[str, int] = {}
     for position, question in enumerate(reading.questions):
         seen[question.id] = seen.get(question.id, 0) + 1

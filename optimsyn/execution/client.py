@@ -286,7 +286,7 @@ class Client(PapermillNotebookClient):
         if code is None:
             return "the kernel died for an unknown reason"
         if code >= 0:
-            return f"the kernel left with exit code {code}"
+            return f"the kernel ended with exit code {code}"
         name = signal.Signals(-code).name
         if name != "SIGKILL":
             return f"the kernel was killed by {name}"

@@ -307,13 +307,13 @@ def _check_name(generator: str) -> None:
     """Refuses a model name that cannot be one, or whose provider is misspelled."""
     if any(character.isspace() for character in generator):
         raise RecipeError(
-            f"{generator!r} is no model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
+            f"{generator!r} is not a model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
         )
     near = nearest_provider(generator)
     if near is not None:
         prefix, _, model = generator.partition("/")
         raise RecipeError(
-            f"{generator!r}: {prefix} is no provider; did you mean `{near}/{model}`? "
+            f"{generator!r}: {prefix} is not a provider; did you mean `{near}/{model}`? "
             f"(a hub model of that organisation is `hub:{generator}`)"
         )
 

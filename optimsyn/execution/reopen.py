@@ -119,7 +119,7 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
     command = [sys.executable, "-m", "jupyter", "lab", str(place)]
     command += [
         f"--ServerApp.root_dir={folder}",
-        # The address that JupyterLab prints opens the notebook as well, for who opens the window oneself.
+        # The address that JupyterLab prints opens the notebook as well, for people who open the window themselves.
         f"--LabApp.default_url=/lab/tree/{quote(place.as_posix())}",
         "--ContentsManager.pre_save_hook=optimsyn.execution.reopen.prune_before_saving",
     ]

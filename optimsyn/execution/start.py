@@ -40,7 +40,7 @@ class Run(RunFolder):
 
         Raises:
             RecipeError: A parameter does not fit, or something that the recipe needs is missing on this machine.
-            StageError: `run_folder` is no run folder.
+            StageError: `run_folder` is not a run folder.
 
         Example:
             >>> run = Run.start("quickstart", size="tiny")                                   # doctest: +SKIP

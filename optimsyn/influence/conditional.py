@@ -49,7 +49,7 @@ MOST = 4.0
 
 # Raised when the same facts come to give other scores.
 _RULE = 1
-# Of gradients that are held; less than elsewhere, since all products are formed anew for each call.
+# Of gradients that are held; less than elsewhere, since all products are formed again for each call.
 _HELD_BYTES = 2**28
 # Pairs of one call that are held beside the history; more of them are held too, whatever it takes.
 _CALL = 32

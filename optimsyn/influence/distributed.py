@@ -60,7 +60,7 @@ def in_shares(sizes: Sequence[int], agreed: str, work: Callable[[list[int]], Res
     found = []
     for other, (failure, places, result) in enumerate(_gathered(outcome)):
         if failure is not None or result is None:
-            raise ModelError(f"process {other} of {count} failed, so there is no whole result: {failure}")
+            raise ModelError(f"process {other} of {count} failed, so there is no complete result: {failure}")
         found.append((places, result))
     return found
 

@@ -171,8 +171,8 @@ def estimator_of(name: str) -> Estimator:
     """
     if name == "simulated":
         raise RecipeError(
-            "influence.estimator: simulated is no direction of a single gradient but a foretold training, which only "
-            "`SimulatedScorer` gives; stores and twins need one that is: set it to adam_linear"
+            "influence.estimator: simulated is not the direction of a single gradient but a foretold training, which "
+            "only `SimulatedScorer` gives; stores and twins need such a direction: set it to adam_linear"
         )
     if name not in ESTIMATORS:
         raise RecipeError(f"influence.estimator: {name!r} is none of {', '.join(ESTIMATORS)}")

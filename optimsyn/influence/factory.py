@@ -204,7 +204,7 @@ def _ways(
             passed.append("twin is not tried in 16 bits, which round small differences of losses away")
         elif "twin" in methods and (choice := choice_of(exact.target, questions)) is not None:
             methods.remove("twin")
-            passed.append(f"twin cannot do with a model that chooses among its layers ({choice})")
+            passed.append(f"twin does not work with a model that chooses among its layers ({choice})")
     precisions: tuple[Precision, ...] = ("model", "mixed") if narrow else ("model",)
     for precision in precisions:
         for method in methods:

@@ -161,7 +161,7 @@ class Trainings:
     def _groups_stay_apart(self) -> bool:
         """Whether a group's losses are its own, whatever the weights of the group beside it.
 
-        Where a layer's inputs are sorted anew on their way (routed experts), groups of rows cannot have weights of
+        Where a layer's inputs are sorted again on their way (routed experts), groups of rows cannot have weights of
         their own; trainings then run one after the other.
         """
         alone = self._begin(1).weights

@@ -166,7 +166,7 @@ class LanguageModel(ABC):
     def set_aside_latest(self, count: int) -> None:
         """Keeps the last `count` replies from being used again, because this service has sent only garbage.
 
-        They stay in the cache with what they cost; the same calls are sent anew once the service has been mended.
+        They stay in the cache with what they cost; the same calls are sent again once the service has been fixed.
         """
         self.set_aside(list(self._latest)[-count:])
         self._latest.clear()

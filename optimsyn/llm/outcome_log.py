@@ -166,7 +166,7 @@ class Lately:
         self._latest: deque[tuple[Outcome, tuple[str, ...]]] = deque(maxlen=_LATEST)
 
     def add(self, outcome: Outcome, keys: Sequence[str]) -> Hopeless | None:
-        """Adds an outcome; says when hardly any of the latest could be judged, and begins anew then."""
+        """Adds an outcome; says when hardly any of the latest could be judged, and begins again then."""
         with self._lock:
             self._latest.append((outcome, tuple(keys)))
             bad = [(kind, of) for kind, of in self._latest if kind.unjudged]

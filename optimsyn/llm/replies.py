@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 # How long a reply that found no place at all is tried again before it is given up.
 _PATIENCE_S = 20.0
 
-_STOPPED = "Nothing more is bought; what requests under way still bring is kept first, where any room is left."
+_STOPPED = "Nothing more is bought; replies to requests under way are still kept while there is space."
 
 
 class ReplyCache:
@@ -90,7 +90,7 @@ class ReplyCache:
         Raises:
             DataError: The file cannot be read.
         """
-        # As bytes: what is no text would otherwise fail in a way that tells nothing about the row.
+        # As bytes: what is not text would otherwise fail in a way that tells nothing about the row.
         row = self._one("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
         if row is None:
             return self._aside.get(key)
@@ -118,7 +118,7 @@ class ReplyCache:
         try:
             self._reserve.prepare()
         except OSError as error:
-            raise self._stop(cannot_write(self._reserve.path, "room for replies", error)) from error
+            raise self._stop(cannot_write(self._reserve.path, "the space set aside for replies", error)) from error
         if not self._reserve.waits():
             raise self._stop(
                 cannot_write(
@@ -165,7 +165,7 @@ class ReplyCache:
                 self.path,
                 "a reply that was bought",
                 error,
-                more=f"{_STOPPED} There was no room for it anywhere: it is lost.",
+                more=f"{_STOPPED} There was no space for it anywhere: it is lost.",
             )
             raise self._trouble from error
         if self._trouble is not None:
@@ -176,7 +176,7 @@ class ReplyCache:
         self._halted = None if why is None else DataError(f"{self.path}: nothing more is bought, because {why}")
 
     def mended(self) -> None:
-        """Begins anew after trouble or a halt: what was put aside is brought back, and buying may go on."""
+        """Begins again after trouble or a halt: what was put aside is brought back, and buying may go on."""
         self._trouble = self._halted = None
         self._bring_back()
 

@@ -4,7 +4,7 @@
 before each request. The purse remembers what each run has bought and what requests under way may still use. Both are
 read and changed in one transaction, so that two processes never spend the same room.
 
-What a run has bought is told by its own reply cache, so a purse can be made anew at any time. It is an SQLite file
+What a run has bought is told by its own reply cache, so a purse can be made again at any time. It is an SQLite file
 with a rollback journal, which also works on a network file system, as long as that one has working locks.
 """
 

@@ -257,8 +257,7 @@ def _check_address(found: Availability, api_base: str, where: str, network: bool
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:  # its text may hold a password
         found.problems.append(
-            f"{where}: api_base has a host or a port that cannot be; it must be an address such as "
-            "http://localhost:8000/v1"
+            f"{where}: api_base has an impossible host or port; it must be an address such as http://localhost:8000/v1"
         )
         return True
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -342,7 +341,7 @@ def _folder_problem(folder: Path) -> str | None:
     if not config.is_file():
         if (folder / "adapter_config.json").is_file():
             return "is a LoRA adapter, not a whole model; merge it into its base model first"
-        return "has no config.json, so it is no model for transformers"
+        return "has no config.json, so it is not a model for transformers"
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return "has no weights (*.safetensors or *.bin)"
     if not any(

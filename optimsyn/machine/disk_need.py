@@ -98,7 +98,7 @@ class DiskNeed:
         return (
             f"{self.folder}: the run will take {self.text()}"
             + (f", {size_text(self.more)} more than now" if self.more < self.total else "")
-            + f", and its file system has {size_text(self.free)} free; free room, name another disk with --root, or "
+            + f", and its file system has {size_text(self.free)} free; free space, name another disk with --root, or "
             "ask for fewer pairs"
         )
 
@@ -109,7 +109,7 @@ class DiskNeed:
             return None
         return (
             f"{self.folder}: the run will take {self.text()}, and its file system has {size_text(self.free)} free; "
-            "when it is full, the run stops, and continues once there is room"
+            "when it is full, the run stops, and continues once there is space"
         )
 
 

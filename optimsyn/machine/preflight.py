@@ -274,7 +274,7 @@ def plugin_problem(plugin: str) -> str | None:
     function: Callable[..., object] | None = getattr(module, function_name, None)
     if function is None:
         return f"{Path(module.__file__ or module_name).name} has no {function_name}"
-    return None if callable(function) else f"{function_name} is no function"
+    return None if callable(function) else f"{function_name} is not a function"
 
 
 def _add_models(models: Sequence[Availability], found: Preflight, here: bool) -> None:

@@ -22,7 +22,7 @@ class Preflight(Shown):
         warnings: The run would go on, but not as well as it could.
         unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
         counts: Documents, passages, validation and test questions, as far as they were read.
-        gpu_bytes: GPU memory that the run's models are thought to need.
+        gpu_bytes: GPU memory that the run's models are estimated to need.
         main_bytes: The same in main memory.
         forecast: What the run is going to send; None where the recipe's files were not read.
         disk: Room that the run will take, where it was asked for (`checked`).

@@ -43,8 +43,7 @@ _SHOWN = 120
 _CURES = {
     Outcome.INVALID: "A run asks it for whole pairs, and may get as little: see that its name is the model that you "
     "mean, one that follows instructions, and its api_base that model's server",
-    Outcome.CUT: "Its thoughts, or its manner, leave no room for an answer: raise its max_tokens, or lower its "
-    "reasoning_effort",
+    Outcome.CUT: "Its reasoning leaves no room for an answer: raise its max_tokens, or lower its reasoning_effort",
     Outcome.REFUSAL: "A run that is refused ends: look at the filters of this account or server, or name another model",
     Outcome.TOOL_CALL: "Turn tools off at this service, or name a model that answers in text",
     Outcome.EMPTY: "See whether its server keeps the answer in its reasoning, and turn thinking off, or name another "
@@ -174,7 +173,7 @@ def _answered(model: LanguageModel, notes: list[str]) -> str | None:
     try:
         read(reply, _yes, "word yes", max_tokens=call.max_tokens)
     except ReplyError as error:
-        # The same is asked again when the service has been mended.
+        # The same is asked again when the service has been fixed.
         model.set_aside([model.key(call)])
         how, cure = _WORDS[error.outcome], _CURES[error.outcome]
         words = f"it answered {_QUESTION!r} {how}: {_said(reply, error)}. {cure}"

@@ -1,9 +1,9 @@
 """Policy optimisation: TRL's GRPOTrainer trains a LoRA of the rubric model with the influence reward.
 
 What makes a killed training end like an undisturbed one: the rows are laid out once in the order in which they are
-used (one epoch, no sampler state), the random generator is seeded anew from the recipe's seed and the step before every
-generation, a checkpoint counts only after its last file was written, and the reward answers what it judged from its
-ledger.
+used (one epoch, no sampler state), the random generator is seeded again from the recipe's seed and the step before
+every generation, a checkpoint counts only after its last file was written, and the reward answers what it judged from
+its ledger.
 """
 
 from __future__ import annotations

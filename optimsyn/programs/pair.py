@@ -54,7 +54,7 @@ class PairWriter(dspy.Module):
     def fingerprint(self) -> str:
         """Names what the pairs depend on beside the request: weights, sampling, the form that is asked for.
 
-        As in the reply cache, the address where the model is served is no part of it; having one is.
+        As in the reply cache, the address where the model is served is not part of it; having one is.
         """
         spec = self.model.spec
         facts: list[Any] = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output]

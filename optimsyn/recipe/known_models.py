@@ -57,8 +57,8 @@ def misspelled(name: str) -> str | None:
     if meant is None:
         return None
     return (
-        f"{name!r}: {name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub model of that organisation "
-        f"is `hub:{name}`)"
+        f"{name!r}: {name.partition('/')[0]} is not a provider; did you mean `{meant}`? (a hub model of that "
+        f"organisation is `hub:{name}`)"
     )
 
 

@@ -116,7 +116,7 @@ class Recipe(Shown, Section):
             hint = f" Did you mean {file.parent / near[0]}?" if near else ""
             raise RecipeError(f"{file}: there is no such recipe file.{hint}")
         if file.stat().st_size > LARGEST_FILE:
-            raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is no recipe; name the recipe file")
+            raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is not a recipe; name the recipe file")
         try:
             text = decode(file.read_bytes(), str(file))
             # A text that cannot be parsed is shown in part, and may hold what it names as secret.

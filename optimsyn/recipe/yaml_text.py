@@ -26,14 +26,14 @@ _INVISIBLE = re.compile(
     re.MULTILINE,
 )
 _CURES = (
-    ("'\\t'", "YAML takes no tabs there: indent with blanks"),
+    ("'\\t'", "YAML allows no tabs there: indent with spaces"),
     (
         "mapping values are not allowed",
         "put texts that hold `: ` in quotes, and indent the fields of a section alike",
     ),
     ("single document", "a recipe is one document: remove the line `---`, or give each recipe a file of its own"),
     ("special characters are not allowed", "remove that character"),
-    ("could not find expected ':'", "after a field's name comes a colon and a blank"),
+    ("could not find expected ':'", "put a colon and a space after a field's name"),
     ("did not find expected", "close every bracket and quote, and indent the fields of a section alike"),
 )
 
@@ -160,7 +160,7 @@ def invisible(text: str) -> list[str]:
     name = unicodedata.name(sign, "an unnamed character")
     return [
         f"line {text.count(chr(10), 0, place) + 1} holds a character that cannot be seen, U+{ord(sign):04X} "
-        f"({name}): type the line anew"
+        f"({name}): type the line again"
     ]
 
 
@@ -169,7 +169,7 @@ def no_mapping(value: Any, text: str) -> str:
     if value is None:
         return "this is empty; `optimsyn new quickstart` copies one that you can change"
     if isinstance(value, list):
-        return "this is a list; take the `-` or `[ ]` around its fields away, and give each recipe a file of its own"
+        return "this is a list; remove the `-` or `[ ]` around its fields, and give each recipe a file of its own"
     if isinstance(value, str):
         begun = " ".join(redact(text).split())[:40]
         return f"this is text without fields ({begun!r} ...); write `field: value` on lines of their own"
@@ -191,7 +191,7 @@ def _walk(value: Any, inside: set[int], done: set[int]) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise yaml.YAMLError("a text holds half of a surrogate pair, which is no character; remove it") from None
+            raise yaml.YAMLError("a text holds half of a surrogate pair, which is not a character; remove it") from None
     if not isinstance(value, dict | list) or id(value) in done:
         return
     if id(value) in inside:

@@ -1,1 +1,1 @@
-"""What a person sees: tables, pictures, the summary and progress."""
+"""What a person sees of a run: the report, tables, charts, the summary and comparisons."""

@@ -1,4 +1,4 @@
-"""Looks at what the stages of a run have left on disk, as tables and pictures for a notebook; nothing is computed anew.
+"""Looks at what the stages of a run have left on disk, as tables and pictures for a notebook; nothing is recomputed.
 
 from optimsyn.report import look
 

@@ -139,7 +139,7 @@ def influence_and_reward_figure(
         if metrics:
             note = f"bars: {confidence:.0%} bootstrap intervals over questions"
             if any(differs(row) for row in evaluation):
-                note += ";  *: the paired difference to the target as it came leaves out 0"
+                note += ";  *: the paired difference to the target as it came excludes 0"
             rows[-1].supxlabel(note, fontsize=8.5, color=INK)
             grid = rows[-1].subplots(1, len(metrics), sharey=True, squeeze=False)
             for place, (axes, metric) in enumerate(zip(grid[0], metrics, strict=True)):

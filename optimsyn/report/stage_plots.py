@@ -325,7 +325,7 @@ def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.
             draw_metric(axes, metric, [row for row in evaluation if row["metric"] == metric], variants, place == 0)
         note = f"bars: {confidence:.0%} bootstrap intervals over questions"
         if any(differs(row) for row in evaluation):
-            note += ";  *: the paired difference to the target as it came leaves out 0"
+            note += ";  *: the paired difference to the target as it came excludes 0"
         figure.supxlabel(note, fontsize=8.5, color=INK)
         told = "; ".join(
             f"{metric.replace('_', ' ')}: "

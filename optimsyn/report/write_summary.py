@@ -75,9 +75,9 @@ def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
         and 0 not in (row["difference_low"], row["difference_high"])
     ]
     told = (
-        f"Paired differences to the target as it came that leave out 0: {', '.join(better)}."
+        f"Paired differences to the target as it came that exclude 0: {', '.join(better)}."
         if better
-        else "No paired difference to the target as it came leaves out 0."
+        else "No paired difference to the target as it came excludes 0."
     )
     return [
         told,

@@ -2,8 +2,8 @@
 
 The ledger stays the one truth, a file of JSON lines for people and programs. The index lies beside it in an SQLite file
 (`rewards.index`), knows the place of every row by its key and by its content, and can be thrown away at any time: it is
-made anew from the ledger, in one pass and in flat memory. So it is with a ledger that an earlier version wrote. What it
-has read is remembered with its checksum, so that a ledger that somebody edited is read again from the start.
+made again from the ledger, in one pass and in flat memory. So it is with a ledger that an earlier version wrote. What
+it has read is remembered with its checksum, so that a ledger that somebody edited is read again from the start.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class LedgerIndex:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            pass  # torn or something else; it can be made anew
+            pass  # torn or something else; it can be made again
         for file in (self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))):
             file.unlink(missing_ok=True)
         db = self._connect()

@@ -399,5 +399,5 @@ class InfluenceReward:
                 f"models.generator {self.generator!r} has returned {count} replies in a row that hold no question and "
                 f"answer, for example: {redact(common)[:300]}. Is it the model that you meant, does its server "
                 "honour a JSON schema (models.generator.structured_output), and is models.generator.max_tokens large "
-                "enough? Everything judged so far is kept, and these replies are asked for anew when the run continues."
+                "enough? Everything judged so far is kept, and these replies are asked for again when the run goes on."
             )

@@ -1,4 +1,4 @@
-"""Run folders, their manifest, and the engine that executes stage notebooks."""
+"""Run folders, their manifest, the dataset, and what a stage leaves."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Run(Shown):
         """An existing run.
 
         Raises:
-            StageError: The folder is no run folder.
+            StageError: The folder is not a run folder.
             RecipeError: Its recipe.yaml does not fit this version.
         """
         path = Path(folder).expanduser().resolve()

@@ -72,7 +72,7 @@ def commands(folder: Path) -> dict[str, str]:
 
 
 def judgement(row: MetricRow) -> str:
-    """`better`, `worse`, or `not told apart` when the interval of the difference holds 0; "" without a difference."""
+    """`better`, `worse`, or `not told apart` when the difference's interval includes 0; "" without a difference."""
     if row["difference"] is None:
         return ""
     if not differs(row):
@@ -176,8 +176,8 @@ def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, 
     if damaged := sum(counts.get("damaged", 0) for counts in outcomes.values()):
         notes.append(
             f"{damaged} kept {'reply was' if damaged == 1 else 'replies were'} damaged in replies.sqlite and bought "
-            "again; what was paid for the first time is counted, too. Look after the disk"
+            "again; what was paid for the first time is counted, too. Check the disk"
         )
     if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
-        notes.append(f"the tokens of {estimated} replies are estimates of ours, since their service told none")
+        notes.append(f"the tokens of {estimated} replies are estimated, because their service reported none")
     return notes

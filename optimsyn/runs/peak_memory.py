@@ -13,7 +13,7 @@ _RESET_PEAK = "5"
 
 
 def reset_peak() -> None:
-    """Begins anew to look for the peak, where the system can (Linux); else the peak is that of the whole process."""
+    """Begins again to look for the peak, where the system can (Linux); else the peak is that of the whole process."""
     try:
         _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
     except OSError:

@@ -41,7 +41,7 @@ def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement
         return
     config = tools.recipe.influence
     shown = config.linear if config.estimator == "simulated" else config
-    note = " (simulated, by which pairs are judged, is no sum over tokens)" if shown is not config else ""
+    note = " (simulated, by which pairs are judged, is not a sum over tokens)" if shown is not config else ""
     found = TokenShares(variant=variant, estimator=f"{shown.estimator}, {shown.normalization}{note}")
     pairs = [row.pair for row in extremes(judgements) if row.pair is not None]
     try:

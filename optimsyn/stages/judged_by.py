@@ -44,7 +44,7 @@ def refuse_another(run: Run, now: dict[str, Any]) -> None:
         if changed:
             raise StageError(
                 f"{run.name}: stage {record.name} judged its pairs by something else: {' and '.join(changed)} changed "
-                "since it finished. Put that back as it was and run again; or start anew under another --root (or "
+                "since it finished. Put that back as it was and run again; or start again under another --root (or "
                 f"after removing {run.folder}), so that all stages judge by the same"
             )
 
@@ -55,7 +55,7 @@ def passed_over(reward: InfluenceReward) -> list[str]:
         return []
     return [
         f"{reward.passed_over} earlier judgements in rewards.jsonl were made by other checks or another scorer; they "
-        "were passed over, and what was asked for again was judged anew."
+        "were passed over, and what was asked for again was judged again."
     ]
 
 

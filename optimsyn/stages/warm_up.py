@@ -159,7 +159,7 @@ def _curve_facts(curve: WarmUpCurve | None) -> _CurveFacts:
 
 
 def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
-    """Stops because not one reply could be read; the replies are asked for anew once the service is mended."""
+    """Stops because not one reply could be read; the replies are asked for again once the service is fixed."""
     unread = [draft for draft in drafts if draft.failed[0].startswith("rubric_")]
     role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
     model.set_aside_latest(2 * len(drafts))  # one that was cut was asked for again

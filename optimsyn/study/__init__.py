@@ -1,1 +1,1 @@
-"""Experiments: whether influence is true, and what it sees."""
+"""Experiments: whether influence predicts training, and what it responds to."""

@@ -173,9 +173,9 @@ class LabelLoss:
         moved = float((found - again).square().mean().sqrt()) / max(float(found.std()), 1e-30)
         if moved > (1e-3 if exact else 0.02):
             raise ModelError(
-                f"{type(self._causal).__name__}: what it predicts depends on later tokens, so it is no causal language "
-                "model, and the answer would stand in its own prompt; name another target, or make it causal in its "
-                "configuration (is_decoder, where a model has it)"
+                f"{type(self._causal).__name__}: what it predicts depends on later tokens, so it is not a causal "
+                "language model, and the answer would stand in its own prompt; name another target, or make it "
+                "causal in its configuration (is_decoder, where a model has it)"
             )
 
     def _refuse_broken_weights(self, logits: torch.Tensor) -> None:

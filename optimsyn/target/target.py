@@ -121,7 +121,7 @@ class Target:
                 task_type=TaskType.CAUSAL_LM,
             )
             with torch.random.fork_rng(), warnings.catch_warnings():
-                # peft asks transformers under a name that is going away; it is theirs to mend, and says nothing to us.
+                # peft asks transformers under a name that is going away; it is theirs to fix, and says nothing to us.
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
                 torch.manual_seed(seed)
                 try:
@@ -342,7 +342,7 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
         The names of the layers.
 
     Raises:
-        ModelError: A pattern is no regular expression, or matches no linear layer.
+        ModelError: A pattern is not a regular expression, or matches no linear layer.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     chosen: set[str] = set()
@@ -350,7 +350,8 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
         try:
             expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
         except re.error as error:
-            raise ModelError(f"models.target.full_weights: {pattern!r} is no regular expression ({error})") from error
+            problem = f"models.target.full_weights: {pattern!r} is not a regular expression ({error})"
+            raise ModelError(problem) from error
         found = [name for name in linear if expression.fullmatch(name)]
         if not found:
             known = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)

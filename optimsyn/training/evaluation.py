@@ -161,7 +161,7 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
     finally:
         model.set_adapter(own)
         model.delete_adapter(name)
-        # peft decides anew which parameters train whenever the active adapter changes.
+        # peft decides again which parameters train whenever the active adapter changes.
         for key, value in model.named_parameters():
             value.requires_grad_(key in trainable)
 

@@ -95,7 +95,7 @@ def plain_key_problem(variable: str) -> str | None:
     elif _is_plain(value):
         what = f"is a word or a number of under {_LONGEST_WORD} characters"
     elif not value.isascii() or not value.isprintable():
-        return f"the value of {variable} holds a character that no service takes in a key; copy the key anew"
+        return f"the value of {variable} holds a character that no service takes in a key; copy the key again"
     else:
         return None
     return (

@@ -54,7 +54,7 @@ class Sizes:
         if size > _RATIO_FROM and size > self.ratio * self.packed:
             raise DataError(
                 f"inflates to more than {self.ratio} times its size, documents.limits.inflated_ratio, as archives do "
-                "that are made to fill a machine; if the file is to be trusted, raise it"
+                "that are made to fill a machine; if you trust the file, raise it"
             )
 
     def add(self, more: int) -> None:
@@ -67,26 +67,26 @@ def check_archive(file: IO[bytes], suffix: str, sizes: Sizes) -> None:
     """Unpacks everything into nothing, counting.
 
     Raises:
-        DataError: It is no whole archive, is locked, or goes beyond a limit.
+        DataError: It is not a complete archive, is locked, or goes beyond a limit.
     """
     head = file.read(len(_OLD_OFFICE))
     file.seek(0)
     if head == _OLD_OFFICE:
-        raise DataError(f"is locked by a password, or of the old binary kind; save it anew as {suffix} without one")
+        raise DataError(f"is locked by a password, or of the old binary kind; save it again as {suffix} without one")
     names = _check(file, suffix, sizes, 0)
     if _NEEDED[suffix] not in names:
-        raise DataError(f"is an archive but no {suffix} file (it has no {_NEEDED[suffix]}); save it anew or remove it")
+        raise DataError(f"is an archive but no {suffix} file (it has no {_NEEDED[suffix]}); save it again or remove it")
 
 
 def _check(file: IO[bytes], suffix: str, sizes: Sizes, depth: int) -> set[str]:
-    torn = _TornError(f"is no whole {suffix} file (torn or damaged); save it anew or remove it")
+    torn = _TornError(f"is not a complete {suffix} file (cut off or damaged); save it again or remove it")
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if len(entries) > _ENTRIES:
                 raise DataError(f"holds {len(entries):,} entries; no {suffix} file needs more than {_ENTRIES:,}")
             if any(entry.flag_bits & _LOCKED for entry in entries):
-                raise DataError("is locked by a password; save it anew without one")
+                raise DataError("is locked by a password; save it again without one")
             # What it says itself is refused at once; what it really holds is counted, since it may lie.
             sizes.check(sum(entry.file_size for entry in entries))
             for entry in entries:
@@ -107,7 +107,7 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix: str, sizes
         if depth >= sizes.nesting:
             raise DataError(
                 f"holds archives within archives, {depth + 1} deep ({entry.filename[:80]!r}), more than "
-                f"documents.limits.nesting = {sizes.nesting}; if the file is to be trusted, raise it"
+                f"documents.limits.nesting = {sizes.nesting}; if you trust the file, raise it"
             )
         with tempfile.SpooledTemporaryFile(max_size=10 * _MB) as inner:
             while chunk:

@@ -46,7 +46,7 @@ class Converted:
 
 
 class Converter:
-    """One child for many files, started with the first and anew after one that ended it."""
+    """One child for many files, started with the first and again after one that ended it."""
 
     def __init__(self, limits: FileLimits, encoding: str | None = None) -> None:
         self.limits = limits
@@ -83,7 +83,7 @@ class Converter:
             self.close()
             if "MemoryError" in said or "bad_alloc" in said:
                 raise DataError(memory_spent(limits.memory_mb)) from None
-            raise DataError(f"ended the program that converts it ({error}); save it anew or remove it") from None
+            raise DataError(f"ended the program that converts it ({error}); save it again or remove it") from None
         if answer.get("spent"):
             self.close()
         if "error" in answer:

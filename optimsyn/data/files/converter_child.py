@@ -56,11 +56,11 @@ def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     except MemoryError:
         return {"error": memory_spent(memory_mb), "spent": True}
     except RecursionError:
-        return {"error": "is nested too deeply to be converted; save it anew, more simply, or remove it"}
+        return {"error": "is nested too deeply to be converted; save it again, more simply, or remove it"}
     except Exception as error:  # noqa: BLE001 - a library may raise anything about a broken file; it is that file's fault
         said = " ".join(f"{type(error).__name__}: {error}".split())
         said = "".join(c for c in said if c.isprintable())[-200:]
-        return {"error": f"cannot be converted ({said}); it is torn or damaged; save it anew or remove it"}
+        return {"error": f"cannot be converted ({said}); it is cut off or damaged; save it again or remove it"}
 
 
 def _limit_memory(room: int) -> None:

@@ -90,12 +90,12 @@ def size_of(path: Path, limit_mb: int) -> int:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise DataError(f"{shown(path)}: is no regular file (a pipe, socket or device); copy its content into one")
+            raise DataError(f"{shown(path)}: is not a regular file (but a pipe or device); copy its content into one")
         with path.open("rb"):
             pass
     except OSError as error:
         raise DataError(
-            f"{shown(path)}: cannot be opened ({error.strerror}); mend its permissions or remove it"
+            f"{shown(path)}: cannot be opened ({error.strerror}); fix its permissions or remove it"
         ) from None
     check_size(path, about.st_size, limit_mb)
     return about.st_size
@@ -135,7 +135,7 @@ class _Walk:
                 with os.scandir(folder) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
             except OSError as error:
-                message = f"{shown(folder)}: the folder cannot be opened ({error.strerror}); mend its permissions"
+                message = f"{shown(folder)}: the folder cannot be opened ({error.strerror}); fix its permissions"
                 self.tree.faults.append(Fault(self.name(folder), message, "cannot be opened"))
                 continue
             for entry in entries:
@@ -151,7 +151,7 @@ class _Walk:
                 elif entry.is_file(follow_symlinks=False):
                     self.file(path)
                 else:
-                    self.passed(path, "no file but a pipe, socket or device")
+                    self.passed(path, "not a file but a pipe, socket or device")
 
     def file(self, path: Path) -> None:
         real = os.path.realpath(path)
@@ -166,7 +166,7 @@ class _Walk:
             target = Path(os.path.realpath(path, strict=True))
             mode = target.stat().st_mode
         except OSError as error:
-            message = f"{shown(path)}: is a link to nothing that can be opened ({error.strerror}); mend or remove it"
+            message = f"{shown(path)}: is a link to nothing that can be opened ({error.strerror}); fix or remove it"
             self.tree.faults.append(Fault(self.name(path), message, "broken link"))
             return
         if not self.follow and not target.is_relative_to(self.real_root):
@@ -185,7 +185,7 @@ class _Walk:
         elif stat.S_ISREG(mode):
             self.file(path)
         else:
-            self.passed(path, "no file but a pipe, socket or device")
+            self.passed(path, "not a file but a pipe, socket or device")
 
     def passed(self, path: Path, reason: str) -> None:
         self.tree.passed.append(Loss(id=self.name(path), stage="documents", reason=reason))

@@ -82,22 +82,22 @@ def _pdf(data: bytes, limits: Limits) -> str:
     from pdfminer.pdfparser import PDFParser
 
     if b"%PDF" not in data[:1024]:
-        raise DataError("is no PDF file; save it anew or remove it")
+        raise DataError("is not a PDF file; save it again or remove it")
     try:
         pages = PDFPage.create_pages(PDFDocument(PDFParser(io.BytesIO(data))))
         count = sum(1 for _ in itertools.islice(pages, limits.pages + 1))
     except (PDFPasswordIncorrect, PDFEncryptionError):
-        raise DataError("is locked by a password; save it anew without one") from None
+        raise DataError("is locked by a password; save it again without one") from None
     if count > limits.pages:
         raise DataError(
             f"has more than {limits.pages} pages, documents.limits.pages; split it, or raise that and .seconds"
         )
     if count == 0:
-        raise DataError("is a torn or damaged PDF without any page; save it anew or remove it")
+        raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
     text = str(PdfConverter().convert(io.BytesIO(data), StreamInfo(extension=".pdf")).markdown)
     unknown = len(_UNKNOWN_LETTER.findall(text))
     if unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5:
-        raise DataError("does not say which letters its signs are (a font without a table of them); run OCR on it")
+        raise DataError("does not say which characters its glyphs are (a font without a character map); run OCR on it")
     return text
 
 
@@ -123,7 +123,7 @@ def _book(data: bytes, _limits: Limits) -> str:
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if "META-INF/rights.xml" in archive.namelist():
-            raise DataError("is locked by its seller (DRM); take an edition without")
+            raise DataError("is protected by DRM; get a copy without it")
     text = str(EpubConverter().convert(io.BytesIO(data), StreamInfo(extension=".epub")).markdown)
     # Title, author and the like come first; alone they are no document.
     return text if text.partition("\n\n")[2].strip() else ""
@@ -163,10 +163,10 @@ def _open_document(data: bytes, _limits: Limits) -> str:
         if "META-INF/manifest.xml" in archive.namelist() and b"encryption-data" in archive.read(
             "META-INF/manifest.xml"
         ):
-            raise DataError("is locked by a password; save it anew without one")
+            raise DataError("is locked by a password; save it again without one")
     document = Document(io.BytesIO(data))
     if document.get_type() != "text":
-        raise DataError(f"is no text but a {document.get_type()}; save it in its own kind")
+        raise DataError(f"is not text but a {document.get_type()}; save it in the format of its kind")
     return str(document.to_markdown())
 
 
@@ -174,9 +174,9 @@ def _rich_text(data: bytes, limits: Limits) -> str:
     from striprtf.striprtf import rtf_to_text
 
     if not data.lstrip()[:5].lower() == b"{\\rtf":
-        raise DataError("is no RTF file; save it anew or remove it")
+        raise DataError("is not an RTF file; save it again or remove it")
     if data.count(b"{") > data.count(b"}") + 1:
-        raise DataError("is a torn RTF file (groups are not closed); save it anew or remove it")
+        raise DataError("is a damaged RTF file (groups are not closed); save it again or remove it")
     return str(rtf_to_text(data.decode("latin-1"), encoding=limits.encoding or "cp1252", errors="replace"))
 
 
@@ -208,7 +208,7 @@ def _letter(data: bytes, encoding: str | None) -> tuple[str, list[str]]:
     if not isinstance(letter, EmailMessage) or not any(
         name in letter for name in ("from", "subject", "date", "received")
     ):
-        raise DataError("is no letter: it has no sender, subject or date; save it anew or remove it")
+        raise DataError("is not an e-mail: it has no sender, subject or date; save it again or remove it")
     body = letter.get_body(("plain", "html"))
     if body is None:
         text = ""

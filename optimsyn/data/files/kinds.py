@@ -42,7 +42,7 @@ _CURES = {
     **dict.fromkeys((".ppt", ".pps", ".ppsx", ".odp", ".key"), "save it as .pptx"),
     **dict.fromkeys((".mobi", ".azw", ".azw3", ".fb2"), "convert it to .epub"),
     **dict.fromkeys((".djvu", ".djv", ".ps", ".xps"), "convert it to .pdf"),
-    **dict.fromkeys((".msg", ".mbox", ".pst"), "save its letters as .eml"),
+    **dict.fromkeys((".msg", ".mbox", ".pst"), "save its messages as .eml"),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"), "unpack it"),
     **dict.fromkeys(
         (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".heic", ".svg"),

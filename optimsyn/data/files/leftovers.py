@@ -16,7 +16,7 @@ _COPIES = (
     r"|.+\.(?:part|partial|crdownload|download)"
 )
 _PATTERNS = (
-    ("a file of the system", re.compile(_OF_SYSTEMS, re.I)),
+    ("a system file", re.compile(_OF_SYSTEMS, re.I)),
     ("a lock of an open file", re.compile(_LOCKS, re.I)),
     ("a backup or an unfinished copy", re.compile(_COPIES, re.I)),
 )
@@ -31,7 +31,7 @@ def left_behind(name: str, *, folder: bool = False) -> str | None:
 
     Example:
         >>> left_behind("~$report.docx"), left_behind("Thumbs.db"), left_behind("report.docx")
-        ('a lock of an open file', 'a file of the system', None)
+        ('a lock of an open file', 'a system file', None)
     """
     patterns = _PATTERNS[:1] if folder else _PATTERNS
     return next((called for called, pattern in patterns if pattern.fullmatch(name)), None)

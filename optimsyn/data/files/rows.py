@@ -64,7 +64,7 @@ def raise_problems(problems: Sequence[str]) -> None:
 def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PROBLEMS) -> list[str]:
     """Twenty, some of every kind, and how many more there are (of `place`, where several lists are shown together).
 
-    Who has mended the first twenty of one kind should not meet another kind only then.
+    Who has fixed the first twenty of one kind should not meet another kind only then.
     """
     rest = len(problems) - most
     if rest <= 0:
@@ -88,7 +88,7 @@ def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def is_own_file(source: Source) -> bool:
-    """True for a file or folder of the user's, whose faults the user can mend; False for a hub dataset."""
+    """True for a file or folder of the user's, whose faults the user can fix; False for a hub dataset."""
     return source.hub is None
 
 
@@ -220,7 +220,7 @@ def _read_jsonl(path: Path, text: str, torn: Callable[[Fault], None]) -> Iterato
                 raise DataError(
                     f"{path}: looks like one JSON list; rename it to .json or write one object a line"
                 ) from None
-            problem = f"not valid JSON ({_json_fault(error)}); mend or remove this line"
+            problem = f"not valid JSON ({_json_fault(error)}); fix or remove this line"
         else:
             if isinstance(row, dict):
                 yield number, row
@@ -230,7 +230,7 @@ def _read_jsonl(path: Path, text: str, torn: Callable[[Fault], None]) -> Iterato
 
 
 def _no_object(row: Any) -> str:
-    return f"a row must be a JSON object, this is {kind_of(row)}; mend or remove it"
+    return f"a row must be a JSON object, this is {kind_of(row)}; fix or remove it"
 
 
 def _json_fault(error: Exception) -> str:
@@ -246,7 +246,7 @@ def _read_json(path: Path, text: str, torn: Callable[[Fault], None]) -> Iterator
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); one object a line? use .jsonl") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({_json_fault(error)}); mend the file") from None
+        raise DataError(f"{path}: not valid JSON ({_json_fault(error)}); fix the file") from None
     if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: a .json source must be a list of objects; or use one object a line in .jsonl")
     for number, row in enumerate(rows, 1):
@@ -272,7 +272,7 @@ def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, An
         table = pa.Table.from_batches(parts, schema=parts[0].schema if parts else file.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}; write the file anew"
+            f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}; write the file again"
         ) from error
     names = table.column_names
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -284,7 +284,7 @@ def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, An
             columns.append(table[name].to_pylist())
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(
-                f"{path}: column `{name}` holds a value that cannot be read ({error}); mend or drop the column"
+                f"{path}: column `{name}` holds a value that cannot be read ({error}); fix or drop the column"
             ) from error
     return enumerate([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)], 1)
 
@@ -293,7 +293,7 @@ def _read_csv(
     path: Path, text: str, delimiter: str | None, torn: Callable[[Fault], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     if "\0" in text:
-        raise DataError(f"{path}: holds NUL bytes, so it is no CSV text; export it again as CSV in UTF-8")
+        raise DataError(f"{path}: holds NUL bytes, so it is not CSV text; export it again as CSV in UTF-8")
     # Spreadsheets write whole documents into one cell; the module's limit is 128 KiB.
     csv.field_size_limit(2**31 - 1)
     used = delimiter or _delimiter(text)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[PairShares]:
     """Scores pairs and says what each piece of their answers brings; works with every scorer.
 
-    A foretold training (`influence.estimator: simulated`) is no sum over tokens; shares and influence are then those of
-    `adam_linear` with `dot`.
+    A foretold training (`influence.estimator: simulated`) is not a sum over tokens; shares and influence are then
+    those of `adam_linear` with `dot`.
 
     Args:
         scorer: The exact scorer, the twin scorer or that of a foretold training.

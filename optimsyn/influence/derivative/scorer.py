@@ -253,7 +253,7 @@ def linear_estimator(name: str, method: str) -> Estimator:
     if not found.linear:
         linear = " or ".join(e.name for e in ESTIMATORS.values() if e.linear)
         raise RecipeError(
-            f"influence.estimator: {name} is not linear in the gradient, so its score is no derivative of the loss; "
+            f"influence.estimator: {name} is not linear in the gradient, so its score is not a derivative of the loss; "
             f"method {method} takes {linear}; set influence.method to exact to keep {name}"
         )
     return found

@@ -77,7 +77,7 @@ class Twins:
         missing = sorted(set(target.parameters) - found)
         if missing:
             raise ModelError(
-                f"{missing[0]} is trained, but it is no part of a linear layer; twins are made of linear layers "
+                f"{missing[0]} is trained, but it is not part of a linear layer; twins are made of linear layers "
                 "only: use plain LoRA (no DoRA, no embeddings) or freeze it"
             )
 

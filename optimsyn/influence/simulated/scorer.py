@@ -297,7 +297,7 @@ class SimulatedScorer:
         """
         if token_shares:
             raise ModelError(
-                "a foretold training is no sum over tokens, so influence.estimator: simulated has no token shares; "
+                "a foretold training is not a sum over tokens, so influence.estimator: simulated has no token shares; "
                 "take those of scorer.linear, or set influence.estimator to adam_linear"
             )
         encoded = [self.target.encode(as_sample(pair)) for pair in pairs]

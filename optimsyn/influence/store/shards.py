@@ -154,7 +154,7 @@ class Rows:
             try:
                 self._note(line)
             except (KeyError, ValueError, TypeError) as error:
-                raise ModelError(f"{self._index}: holds a line that is none of its own ({line}); {_AGAIN}") from error
+                raise ModelError(f"{self._index}: holds a line that it did not write ({line}); {_AGAIN}") from error
         for shard in range(-(-len(self._texts) // self._per_shard)):
             rows = min(self._per_shard, len(self._texts) - shard * self._per_shard)
             file = self._shard(shard)

@@ -130,7 +130,7 @@ class _Store:
             How many rows are new.
 
         Raises:
-            DataError: An id is there with another text (or, of a question, another subtask).
+            DataError: An id is already there with another text (or, of a question, another subtask).
             ModelError: The store was opened without a target, another process is adding, or a sample has an empty
                 answer, a loss or direction that is not finite or, of a question, a gradient of 0.
         """
@@ -165,8 +165,8 @@ class _Store:
             known = self._rows.text_of(there) if there is not None else found.get(sample.id, (sample, text))[1]
             if known != text:
                 raise DataError(
-                    f"{self.folder}: {sample.id!r} is there with another text; give the changed {self.kind[:-1]} an id "
-                    "of its own, or delete the folder and fill the store again"
+                    f"{self.folder}: {sample.id!r} is already there with another text; give the changed "
+                    f"{self.kind[:-1]} an id of its own, or delete the folder and fill the store again"
                 )
             if there is None:
                 found[sample.id] = sample, text

@@ -221,7 +221,7 @@ class EmbeddedServer:
             process.wait()
             raise ModelError(
                 f"the embedded model's server ended before it was ready (exit code {process.returncode}). "
-                f"`optimsyn doctor` says what this machine lacks. Its last words:\n{self._last_words()}"
+                f"`optimsyn doctor` says what this machine lacks. The end of its output:\n{self._last_words()}"
             )
         self.url = str(json.loads(line)["url"])
         problem = health(self.url, self.key, timeout_s=60)

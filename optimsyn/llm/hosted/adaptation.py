@@ -89,13 +89,13 @@ class Adaptation:
         self._refused_limits.add(limit)
         other = _LIMITS[limit]
         if other not in self._refused_limits:
-            said = f"{self.name} calls max_tokens {other}, and is asked so from now on ({answer})"
+            said = f"{self.name} calls max_tokens {other}, and is asked that way from now on ({answer})"
         else:
             other = "none"
             said = (
                 f"{self.name} takes neither max_tokens nor max_completion_tokens; no longest reply is sent from now "
-                f"on, so caps can be passed by what a reply is longer than the recipe's max_tokens ({answer}). "
-                "`limit_name: none` in the recipe says so from the start"
+                "on, so a cap can be exceeded by as much as a reply is longer than the recipe's max_tokens "
+                f"({answer}). `limit_name: none` in the recipe says so from the start"
             )
         self._learn(lambda known: replace(known, limit_name=other), said)
 
@@ -137,8 +137,8 @@ class Adaptation:
         """Remembers that replies came whose price nobody says."""
         self._learn(
             lambda known: replace(known, price_unknown=True),
-            f"{self.name}: nobody says what it costs, so its cost is not counted; `prices` or `base_model` in the "
-            "recipe tells",
+            f"{self.name}: its price is not known, so its cost is not counted; give `prices` or `base_model` in "
+            "the recipe",
         )
 
     def usage_is_unlikely(self, said: str) -> None:

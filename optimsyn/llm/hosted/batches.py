@@ -121,7 +121,7 @@ class Batches:
         return self._record_of(request) is not None
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Lets calls be sent anew whose replies are of no use."""
+        """Lets calls be sent again whose replies are of no use."""
         gone = set(keys)
         for record in self._known():
             left = {request: key for request, key in record.requests.items() if key not in gone}
@@ -137,7 +137,7 @@ class Batches:
                     self._records.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
                 except (ValueError, TypeError) as error:
                     raise DataError(
-                        f"{path}: is no record of a batch ({error}); remove it, and what it asked for is sent again"
+                        f"{path}: is not a record of a batch ({error}); remove it, and what it asked for is sent again"
                     ) from error
         return self._records
 

@@ -171,7 +171,7 @@ def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> 
     )
     if spec.base_model is not None and listed(spec) is None:
         return f"{where}.base_model: LiteLLM does not list {spec.base_model!r}; {cure}"
-    return f"{where}: {cap} cannot hold, because nobody says what {spec.name!r} costs; {cure}"
+    return f"{where}: {cap} cannot hold, because the price of {spec.name!r} is not known; {cure}"
 
 
 def listed(spec: ModelSpec) -> dict[str, Any] | None:

@@ -311,7 +311,7 @@ class LiteLLMModel(LanguageModel):
             cure = what_to_leave_out(sent, self.spec, self.field)
         return ServiceError(
             redact(
-                f"model {self.name}{where}: {failure.what}{often}. Cure: {cure}. Every reply so far is kept; "
+                f"model {self.name}{where}: {failure.what}{often}. What to do: {cure}. Every reply so far is kept; "
                 f"run again to continue"
             )
         )

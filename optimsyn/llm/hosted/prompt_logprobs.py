@@ -166,7 +166,10 @@ class PromptLogprobs:
 
     def _error(self, model: str, failure: Failure) -> ServiceError:
         return ServiceError(
-            redact(f"model {model} at {self.api_base}: {failure.what}. Cure: {failure.cure}", extra_values=[self._key])
+            redact(
+                f"model {model} at {self.api_base}: {failure.what}. What to do: {failure.cure}",
+                extra_values=[self._key],
+            )
         )
 
 

@@ -132,7 +132,7 @@ def what_to_leave_out(sent: Mapping[str, Any], spec: ModelSpec, field: str = "")
     where = field or "the model in the recipe"
     return (
         f"change what the message names; where it names nothing, leave out of the request, one at a time, what this "
-        f"service may not take: under {where} {', '.join(found)}; or it takes no prompt this long: lower "
+        f"service may not take: under {where} {', '.join(found)}; or the prompt is too long for it: lower "
         "documents.passage_words"
     )
 

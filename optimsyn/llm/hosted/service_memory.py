@@ -90,15 +90,15 @@ class Learned:
             if answer != BY_THE_LIST
         ]
         if self.limit_name == "none":
-            said.append(f"{name} takes neither max_tokens nor max_completion_tokens; its replies have no limit of ours")
+            said.append(f"{name} takes neither max_tokens nor max_completion_tokens; no limit is sent for its replies")
         elif self.limit_name is not None:
-            said.append(f"{name} is asked for a longest reply as {self.limit_name}")
+            said.append(f"{name} takes the longest reply as {self.limit_name}")
         if self.schemas_off:
             said.append(f"{name} takes no JSON schema; its replies are read without one")
         elif self.schemas_left_out:
             said.append(f"{name} refuses some JSON schemas, which are not sent")
         if self.price_unknown:
-            said.append(f"nobody says what {name} costs, so its cost is not counted")
+            said.append(f"the price of {name} is not known, so its cost is not counted")
         if self.usage:
             said.append(usage_sentence(name, self.usage))
         return said
@@ -112,8 +112,8 @@ def usage_sentence(name: str, said: str) -> str:
         said: What it says.
     """
     return (
-        f"{name} says of the tokens that it used what cannot be true ({said}); where it does, they are counted from "
-        "the texts, so tokens and cost are estimates"
+        f"{name} reports numbers of tokens that cannot be true ({said}); in their place the tokens are counted "
+        "from the texts, so tokens and cost are estimates"
     )
 
 
@@ -221,9 +221,9 @@ def read_services(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it, and the services are asked anew") from error
+        raise DataError(f"{path}: cannot be read ({error}); delete it, and the services are asked again") from error
     if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
-        raise DataError(f"{path}: holds no answers of services; delete it, and they are asked anew")
+        raise DataError(f"{path}: holds no answers of services; delete it, and they are asked again")
     return raw
 
 

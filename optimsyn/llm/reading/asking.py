@@ -82,7 +82,7 @@ def _told(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries
 
 
 def _stop_if_hopeless(model: LanguageModel, role: str, error: ReplyError, keys: list[str]) -> None:
-    """Ends the run when hardly any of the latest replies could be judged; they are asked for anew afterwards.
+    """Ends the run when hardly any of the latest replies could be judged; they are asked for again afterwards.
 
     Raises:
         ServiceError: It is so.
@@ -96,5 +96,5 @@ def _stop_if_hopeless(model: LanguageModel, role: str, error: ReplyError, keys: 
     raise ServiceError(
         f"{field_of(role)} {model.name!r}: {found.unjudged} of the last {found.asked} requests brought nothing that "
         f"could be judged ({names}), for example: {str(error)[:300]}. {cure}. Everything else is kept, and these "
-        "replies are asked for anew when the run continues."
+        "replies are asked for again when the run continues."
     )

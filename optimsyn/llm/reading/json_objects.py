@@ -101,7 +101,7 @@ def strict_objects(text: str) -> Iterator[Found]:
 
 
 def repaired_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The objects of a text that are JSON but for what can be mended: quotes, commas, comments, missing ends.
+    """The objects of a text that are JSON but for what can be repaired: quotes, commas, comments, missing ends.
 
     Raises:
         ReplyError: The text breaks off inside of a value: the outcome is `cut`.

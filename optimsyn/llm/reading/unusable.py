@@ -80,7 +80,7 @@ def what_came(
         if reply.reasoning.strip():
             return ReplyError(
                 f"the reply is empty, but its reasoning is not (it ends {_ending(reply.reasoning)}): no {what} is in "
-                "its content. Turn the model's thinking off, or mend the server's parser of reasoning",
+                "its content. Turn the model's thinking off, or fix the server's parser of reasoning",
                 Outcome.EMPTY,
             )
         return ReplyError(f"the reply is empty: no {what} in it", Outcome.EMPTY)

@@ -29,9 +29,11 @@ class Source(Section):
         description="Our field -> their column; a dotted name reaches into nested columns, lists are joined.",
     )
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column equals this value.")
-    limit: int | None = Field(None, ge=1, description="Use at most so many rows (a seeded sample).")
+    limit: int | None = Field(None, ge=1, description="Use at most this many rows (a seeded sample).")
     encoding: str | None = Field(
-        None, description="Of text files that are not UTF-8, such as cp1252; null: they are refused with a likely one."
+        None,
+        description="Encoding of text files that are not UTF-8, such as cp1252; null: they are refused, and the "
+        "message names a likely one.",
     )
     file_mb: int = Field(1000, ge=1, description="Larger files are refused, packed ones by their size unpacked.")
     follow_links: bool = Field(False, description="Read what symbolic links point at outside the folder.")
@@ -49,7 +51,7 @@ class Source(Section):
     def _endings(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             if value and (not value.startswith(".") or value.count(".") > 1 or len(value) == 1):
-                raise ValueError(f"{value!r} is no ending of a file's name; write one such as '.log', or '' for none")
+                raise ValueError(f"{value!r} is not an ending of a file's name; write one like '.log', or '' for none")
         return tuple(value.lower() for value in values)
 
     @model_validator(mode="after")
@@ -124,8 +126,8 @@ class Questions(Section):
     open_book: bool | None = Field(
         None, description="Ask with the question's document as context; null: as the data says (`open_book`)."
     )
-    validation_limit: int | None = Field(None, ge=1, description="At most so many validation questions (seeded).")
-    test_limit: int | None = Field(None, ge=1, description="At most so many test questions (seeded).")
+    validation_limit: int | None = Field(None, ge=1, description="Most validation questions to use (a seeded sample).")
+    test_limit: int | None = Field(None, ge=1, description="Most test questions to use (a seeded sample).")
     subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
 
     @model_validator(mode="after")

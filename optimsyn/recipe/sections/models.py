@@ -29,7 +29,7 @@ class Prices(Section):
     """What a service asks for a million tokens, in US dollars."""
 
     input: float = Field(..., ge=0, description="Of the prompt.")
-    output: float = Field(..., ge=0, description="Of the reply, with what is thought before it.")
+    output: float = Field(..., ge=0, description="Price of the reply, reasoning included.")
     cached_input: float | None = Field(
         None, ge=0, description="Of the part of a prompt that the service still remembers; null: as `input`."
     )
@@ -82,10 +82,12 @@ class ModelSpec(Section):
         None, description="Environment variable that holds the key; null: the provider's usual one."
     )
     temperature: float | None = Field(
-        0.8, ge=0, le=2, description="Of the sampling; 0 is greedy. null: not sent, the service's own."
+        0.8, ge=0, le=2, description="Of the sampling; 0 is greedy. null: not sent, the service's default."
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="Share of the likeliest tokens; null: not sent.")
-    max_tokens: int = Field(400, ge=16, description="Longest reply in tokens, with what is thought before it.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the likeliest tokens that have this share together; null: not sent."
+    )
+    max_tokens: int = Field(400, ge=16, description="Longest reply in tokens, reasoning included.")
     max_tokens_again: int | None = Field(
         None,
         ge=16,
@@ -94,11 +96,11 @@ class ModelSpec(Section):
     )
     limit_name: Literal["max_tokens", "max_completion_tokens", "none"] | None = Field(
         None,
-        description="What the service calls max_tokens; none: it is not sent. null: as it is known for the model, and "
-        "the other one when it is refused.",
+        description="The service's name for max_tokens; none: it is not sent. null: the one known for the model, and "
+        "the other one when that is refused.",
     )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="How long a model that can think may think; null: not sent, the model's own way."
+        None, description="How much a reasoning model may reason; null: not sent, the model's default."
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None,
@@ -121,7 +123,7 @@ class ModelSpec(Section):
         None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
     )
     base_model: str | None = Field(
-        None, description="LiteLLM's name of the model behind a server or an alias: tells its abilities and prices."
+        None, description="LiteLLM's name of the model behind a server or an alias, for its abilities and prices."
     )
     prices: Prices | None = Field(
         None, description="USD for a million tokens, `{input: 0.1, output: 0.5}`; null: as LiteLLM lists them."

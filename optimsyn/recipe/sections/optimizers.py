@@ -19,7 +19,7 @@ class PromptOptimizer(Section):
 class PolicyOptimizer(Section):
     """GRPO on the rubric model."""
 
-    enabled: bool = Field(True, description="False: the rubric model stays as it came.")
+    enabled: bool = Field(True, description="False: the rubric model is not trained.")
     steps: int = Field(4, ge=1, description="GRPO steps.")
     group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
     passages_per_step: int = Field(2, ge=1, description="Groups in one step.")

@@ -23,7 +23,7 @@ class Look(Section):
 class Reward(Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
-    invalid_penalty: float = Field(0.1, ge=0, description="What an invalid pair loses (λ).")
+    invalid_penalty: float = Field(0.1, ge=0, description="Penalty: the reward of an invalid pair is minus this (λ).")
     given: Literal["nothing", "judged"] = Field(
         "nothing",
         description="What a pair of GRPO is measured on top of. nothing: the questions as the warm-up left them. "

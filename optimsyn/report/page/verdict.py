@@ -113,7 +113,7 @@ def _on_the_reward(facts: RunFacts) -> list[str]:
     found = look.sentence
     if look.verdict == "noise" and facts.recipe.reward.on_noise == "warn":
         found += (
-            " The recipe has reward.on_noise: warn, so the run went on; whatever was chosen by reward was drawn by lot."
+            " The recipe has reward.on_noise: warn, so the run went on; what was chosen by reward was chosen at random."
         )
     return [found]
 
@@ -183,10 +183,10 @@ def _cannot(facts: RunFacts) -> tuple[str, ...]:
     unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
     if unclear:
         names = " and ".join(_metric(row) for row in unclear)
-        found.append(f"Whether the dataset changed {names}: the interval of the paired difference holds 0.")
+        found.append(f"Whether the dataset changed {names}: the interval of the paired difference includes 0.")
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against and all(judgement(row) == "not told apart" for row in against):
-        found.append("Whether rubrics helped: no difference to pairs written without one leaves out 0.")
+        found.append("Whether rubrics helped: no difference to pairs written without one excludes 0.")
     elif not against and variant != "no_rubric":
         found.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
     found.append(

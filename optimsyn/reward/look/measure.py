@@ -16,7 +16,7 @@ measured on the rest (at most twelve). Of fewer than twelve questions all do bot
 questions are never looked at. What the numbers come to is in `optimsyn.reward.look.verdict`.
 
 With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, and says so: a
-foretold training is no sum over tokens.
+foretold training is not a sum over tokens.
 
 It costs one backward pass a question, two a pair, and steps × batch_size passes a subset.
 """

@@ -10,12 +10,12 @@ doubtful:
 
 - the scores are off by 5 per cent of their size or more;
 - the end-of-text token, as the recipe counts it, brings more than a fifth of the mean |influence|;
-- |r| with 1/answer tokens is above .3, and its interval leaves out 0;
+- |r| with 1/answer tokens is above .3, and its interval excludes 0;
 - an empty gradient earns more than half of the scores' spread;
 - real training went against the ranking: the interval of the rank agreement, or of bottom minus top, lies below 0.
 
 too few to tell: none of these, and fewer than six pairs. sound: nothing that was measured speaks against the reward.
-An interval that holds 0 is told as "not shown" and changes nothing.
+An interval that includes 0 is told as "not shown" and changes nothing.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _in_favour(look: RewardLook) -> str:
     if look.training is None:
         return f"{begin}; real training was not looked at"
     if look.training.shown:
-        return f"{begin}, and real training went its way"
-    return f"{begin}; that real training goes its way was not shown, the intervals hold 0"
+        return f"{begin}, and real training agreed with it"
+    return f"{begin}; that real training agrees with it was not shown: the intervals include 0"
 
 
 def _error(look: RewardLook) -> float | None:

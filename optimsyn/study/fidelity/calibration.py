@@ -1,7 +1,7 @@
 """Influence fitted to real trainings: what a few dozen counterfactuals of a run's own warm checkpoint say it means.
 
 A score foretells the order of truths; calibrated it foretells them. A ridge regression on influence, loss and length
-may also mend a leaning of the score; an isotonic fit only bends its scale. Both are judged on samples that took no part
+may also fix a leaning of the score; an isotonic fit only bends its scale. Both are judged on samples that took no part
 in the fit, a group (passage) at a time.
 """
 

@@ -93,7 +93,7 @@ class FidelityReport:
     def of(cls, cells: Sequence[FidelityCell], *, resamples: int = 1000, seed: int = 0) -> FidelityReport:
         """The tables of some cells.
 
-        Cells are drawn anew, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
+        Cells are drawn again, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
         statistic is averaged over cells for each draw, and an interval holds the middle 95 % of these averages. A cell
         that lacks a truth or score is left out of its average.
 

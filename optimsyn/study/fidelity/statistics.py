@@ -117,7 +117,7 @@ class Estimate:
 
 
 def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
-    """Averages over cells, which are drawn anew for each resample as well.
+    """Averages over cells, which are drawn again for each resample as well.
 
     Args:
         draws: For each cell [1 + R]: the statistic itself, then each resample's; NaN where undefined. Cells whose
@@ -172,7 +172,7 @@ class CellStatistics:
         return self._nothing if pair is None else spearman(*pair)
 
     def within(self, score: str, truth: str) -> Array:
-        """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are drawn anew.
+        """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are drawn again.
 
         This is what GRPO sees of a reward. NaN where the cell has no groups, or has not both.
         """
