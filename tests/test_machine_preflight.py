@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from data_helpers import recipe_of, text_of, write_lines
 
+from optimsyn.base.environment import SERVICE_KEYS
 from optimsyn.base.errors import RecipeError
 from optimsyn.machine import availability as available
 from optimsyn.machine.availability import (
-    KEYS,
     Availability,
     availability,
     device_problems,
@@ -35,7 +35,7 @@ DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for names in KEYS.values():
+    for names in SERVICE_KEYS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
 
@@ -382,7 +382,7 @@ def test_domain_recipes_are_valid_and_name_hub_models_and_datasets(name: str, mo
     assert recipe.questions.validation.hub is not None
     assert recipe.models.target.provider == recipe.models.rubric.provider == "local"
     assert recipe.models.generator.provider == "litellm"
-    for names in KEYS.values():
+    for names in SERVICE_KEYS.values():
         monkeypatch.setenv(names[0], "k" * 20)
     found = validate(recipe, deep=False)
     assert found.problems == []

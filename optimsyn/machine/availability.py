@@ -6,7 +6,6 @@ import difflib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import socket
 import struct
@@ -17,9 +16,10 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from optimsyn.base.environment import SERVICE_KEYS, variable
 from optimsyn.base.secrets.redaction import plain_key_problem
 from optimsyn.llm.hosted.capabilities import abilities_of, listed
-from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, KEYS, service_provider
+from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, service_provider
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.hub_lookup import cached_folder, look_up
 from optimsyn.recipe.known_models import litellm_table, misspelled, nearest_model
@@ -212,7 +212,7 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     where = f"models.{found.role}"
     absent = found.problems if keys else found.unchecked
     if spec.api_key_env is not None:
-        if not os.environ.get(spec.api_key_env):
+        if not variable(spec.api_key_env):
             absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
         elif (plain := plain_key_problem(spec.api_key_env)) is not None:
             found.problems.append(f"{where}: {plain}")
@@ -225,10 +225,10 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
                 f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
                 f"for a hub model, or ./{spec.name} for a folder"
             )
-        elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
+        elif provider in SERVICE_KEYS and not any(variable(name) for name in SERVICE_KEYS[provider]):
             absent.append(
-                f"{where}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
-                "name yours as api_key_env"
+                f"{where}: {spec.name} needs a key; set the environment variable "
+                f"{' or '.join(SERVICE_KEYS[provider])}, or name yours as api_key_env"
             )
     ends = abilities_of(spec).ends
     if ends is not None and ends <= date.today() + _SOON:

@@ -12,6 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from optimsyn.base.environment import (
+    CACHE,
+    HF_ENDPOINT,
+    HF_HUB_OFFLINE,
+    HF_TOKEN,
+    OMP_WAIT_POLICY,
+    SERVICE_KEYS,
+    variable,
+)
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import secret_values
 
@@ -22,7 +31,7 @@ Status = Literal["ok", "note", "fail"]
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "dspy", "litellm", "datasets", "papermill", "xllamacpp")
 _BAD_LITELLM = ("1.82.7", "1.82.8")
-_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
+_KEYS = (*(SERVICE_KEYS[name][0] for name in ("openai", "anthropic", "gemini", "mistral", "openrouter")), HF_TOKEN)
 
 # A kernel with PyTorch, the embedded model as target and as policy in float32, their activations, and the server.
 _QUICKSTART_GB = 6.0
@@ -113,7 +122,7 @@ def _packages(further: Sequence[str] = ()) -> Finding:
 
 def _processors() -> Finding:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    policy = variable(OMP_WAIT_POLICY) or ""
     if policy.upper() != "PASSIVE":
         return Finding(
             "processors",
@@ -163,7 +172,7 @@ def _disk() -> Finding:
     free = {name: shutil.disk_usage(_existing(path)).free / 1e9 for name, path in places.items()}
     text = ", ".join(f"{value:.0f} GB free for the {name}" for name, value in free.items())
     if min(free.values()) < _QUICKSTART_DISK_GB:
-        cure = "free some space, or set OPTIMSYN_CACHE to another folder"
+        cure = f"free some space, or set {CACHE} to another folder"
         return Finding("disk", "fail", f"{text}; {_QUICKSTART_DISK_GB:.0f} GB are needed: {cure}")
     return Finding("disk", "ok", text)
 
@@ -232,7 +241,7 @@ def _embedded_model() -> Finding:
 
 
 def _keys() -> Finding:
-    present = [name for name in _KEYS if os.environ.get(name)]
+    present = [name for name in _KEYS if variable(name)]
     others = len(secret_values()) - len(present)
     text = ", ".join(present) if present else "none of the usual ones is set"
     more = f"; {others} other variables look like secrets and are kept out of logs and files" if others > 0 else ""
@@ -242,8 +251,8 @@ def _keys() -> Finding:
 def _hub() -> Finding:
     import httpx
 
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+    address = variable(HF_ENDPOINT) or "https://huggingface.co"
+    if (variable(HF_HUB_OFFLINE) or "0").upper() in {"1", "ON", "YES", "TRUE"}:
         return Finding(
             "model hub", "note", "HF_HUB_OFFLINE is set: only hub models and data sets in the cache can be used"
         )
