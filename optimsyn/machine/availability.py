@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 import json
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from optimsyn.base.environment import SERVICE_KEYS, variable
 from optimsyn.base.secrets.redaction import plain_key_problem
+from optimsyn.base.suggestions import nearest
 from optimsyn.llm.hosted.capabilities import abilities_of, listed
 from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, service_provider
 from optimsyn.machine.gpus import gpus
@@ -241,12 +241,10 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     known = litellm_table()
     if known and spec.name not in known and tail not in known:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=TYPO)
-            if near:
+            near = nearest(name, known, cutoff=TYPO)
+            if near is not None:
                 # A warning: LiteLLM's list is always some weeks behind the providers.
-                found.warnings.append(
-                    f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
-                )
+                found.warnings.append(f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near!r}?")
                 break
     return True
 
