@@ -9,7 +9,7 @@ import pytest
 from data_helpers import recipe_of
 
 from optimsyn.machine.forecast.lengths import measure
-from optimsyn.machine.forecast.requests import Known, forecast, forecast_of, foresee
+from optimsyn.machine.forecast.requests import Known, forecast, foresee
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
@@ -78,7 +78,7 @@ def a_recipe(tmp_path: Path, **changes: Any) -> Recipe:
 
 
 def foreseen(recipe: Recipe, known: Known | None = None) -> Forecast:
-    return forecast_of(recipe, [], None, known or Known())
+    return forecast(recipe, measure(recipe, [], None), 0, known or Known())
 
 
 def test_each_stage_is_counted_as_it_asks(tmp_path: Path) -> None:
