@@ -24,8 +24,9 @@ def counter_of(name: str) -> CountTokens:
     """OpenAI's vocabulary for a model, else the one that is nearest to most: the files come with LiteLLM.
 
     Args:
-        name: The model's name without its provider.
+        name: The model's name, with or without its provider (`openrouter/openai/gpt-6-luna`).
     """
+    name = name.rpartition("/")[2]
     found = importlib.util.find_spec("litellm")
     folder = Path(found.origin).parent / "litellm_core_utils" / "tokenizers" if found and found.origin else None
     if folder is None or not folder.is_dir():

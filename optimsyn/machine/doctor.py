@@ -23,6 +23,7 @@ from optimsyn.base.environment import (
 )
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import secret_values
+from optimsyn.machine.memory import largest_model, main_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,10 +38,6 @@ _KEYS = (*(SERVICE_KEYS[name][0] for name in ("openai", "anthropic", "gemini", "
 _QUICKSTART_GB = 6.0
 # Assembled GGUF, dequantised weights, one run.
 _QUICKSTART_DISK_GB = 4.0
-# LoRA training and scoring in float32: 4 bytes a frozen weight, and as much again for activations and logits.
-_BYTES_PER_WEIGHT_CPU = 8.0
-# The same in bfloat16 on a GPU.
-_BYTES_PER_WEIGHT_GPU = 4.0
 
 
 @dataclass(frozen=True)
@@ -134,11 +131,9 @@ def _processors() -> Finding:
 
 
 def _memory() -> Finding:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = memory.total / 1e9, memory.available / 1e9
-    largest = free / _BYTES_PER_WEIGHT_CPU
+    there, left = main_memory()
+    total, free = there / 1e9, left / 1e9
+    largest = largest_model(left, gpu=False) / 1e9
     text = (
         f"{free:.0f} GB free of {total:.0f}; as a target on the CPU, models up to about {largest:.1f}B parameters fit"
     )
@@ -149,9 +144,7 @@ def _memory() -> Finding:
 
 def _memory_size() -> Finding:
     """The memory of the machine; what of it is free changes from minute to minute."""
-    import psutil
-
-    total = psutil.virtual_memory().total / 1e9
+    total = main_memory()[0] / 1e9
     if total < _QUICKSTART_GB:
         return Finding("memory", "fail", f"{total:.1f} GB; the quickstart needs {_QUICKSTART_GB:.0f} GB")
     return Finding("memory", "ok", f"{total:.0f} GB")
@@ -187,14 +180,14 @@ def _accelerator() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        sizes = [
-            torch.cuda.get_device_properties(index).total_memory / 1e9 for index in range(torch.cuda.device_count())
-        ]
-        names = ", ".join(f"{torch.cuda.get_device_name(index)} ({size:.0f} GB)" for index, size in enumerate(sizes))
+        sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+        names = ", ".join(
+            f"{torch.cuda.get_device_name(index)} ({size / 1e9:.0f} GB)" for index, size in enumerate(sizes)
+        )
         return Finding(
             "accelerator",
             "ok",
-            f"{names}; targets up to about {max(sizes) / _BYTES_PER_WEIGHT_GPU:.0f}B parameters fit",
+            f"{names}; targets up to about {largest_model(max(sizes), gpu=True) / 1e9:.0f}B parameters fit",
         )
     if torch.backends.mps.is_available():
         return Finding("accelerator", "ok", "Apple GPU; name it with `device: mps` in a recipe")

@@ -217,7 +217,7 @@ class LiteLLMModel(LanguageModel):
         tokens = tokens_of(
             getattr(response, "usage", None),
             exchange_of(response, sent, limit),
-            lambda text: counter_of(self.name.rpartition("/")[2])(text),  # a vocabulary takes a moment to load
+            lambda text: counter_of(self.name)(text),  # a vocabulary takes a moment to load
         )
         if tokens.doubt:
             self._adaptation.usage_is_unlikely(redact(tokens.doubt, extra_values=in_use))
