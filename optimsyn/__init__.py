@@ -12,14 +12,14 @@ The names below are loaded when they are first used, so `import optimsyn` costs 
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.environment import OMP_WAIT_POLICY, set_default
 from optimsyn.base.version import __version__
 
 # PyTorch and llama.cpp each start OpenMP threads; when idle ones spin, two libraries on few cores slow each other down
 # thirtyfold. It must be set before either is imported, which is why it stands here.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+set_default(OMP_WAIT_POLICY, "PASSIVE")
 
 _EXPORTS = {
     "BudgetError": "optimsyn.base.errors",

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wr
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -17,14 +16,13 @@ import typer
 from typer.core import TyperCommand
 
 import optimsyn
+from optimsyn.base.environment import PARENT, variable
 from optimsyn.base.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.execution.opening import load_recipe, open_checked, show_preflight
 from optimsyn.execution.opening import make_console as _console
 
 FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
-# Set by a batch for its runs: `optimsyn.batch.lifeline`.
-PARENT_VARIABLE = "OPTIMSYN_PARENT"
 
 app = typer.Typer(
     name="optimsyn",
@@ -331,7 +329,7 @@ def main() -> None:
         # What `nohup` has turned off stays off.
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _on_signal)
-    if PARENT_VARIABLE in os.environ:
+    if variable(PARENT) is not None:
         from optimsyn.batch.lifeline import end_with_parent
 
         end_with_parent()

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from optimsyn.llm.embedded.server import KEY_VARIABLE, URL_VARIABLE, close_shared_server
+from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
+from optimsyn.llm.embedded.server import close_shared_server
 from tests.stages_helpers import recipe, served
 
 __all__ = ["interrupts_arrive", "no_server_stays", "recipe", "served"]
@@ -16,7 +17,7 @@ def no_server_stays() -> Iterator[None]:
     """A file's tests may start this process's embedded server; the next file finds none, whichever it is."""
     with pytest.MonkeyPatch.context() as environment:
         # Set and deleted: of a variable that was never there, a patch would not know that it has to go again.
-        for name in (URL_VARIABLE, KEY_VARIABLE):
+        for name in (EMBEDDED_URL, EMBEDDED_KEY):
             environment.setenv(name, "")
             environment.delenv(name)
         yield

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from optimsyn.base.environment import PURSE
 from optimsyn.base.errors import BudgetError
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Budget, Reply, ReplyCache, Usage
-from optimsyn.llm.shared_budget import PURSE_VARIABLE, Amount, Caps, Purse
+from optimsyn.llm.shared_budget import Amount, Caps, Purse
 from optimsyn.recipe.recipe import ModelSpec
 
 # Buys until the batch's cap stops it; each request may use 10 tokens and uses some of them.
@@ -44,7 +45,7 @@ except BudgetError as error:
 def _buyer(purse: Path, cache: Path, code: str = BUYER) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, str(cache)],
-        env={**os.environ, PURSE_VARIABLE: str(purse)},
+        env={**os.environ, PURSE: str(purse)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -132,7 +133,7 @@ def test_what_a_killed_process_had_reserved_is_free_again(tmp_path: Path) -> Non
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, PURSE_VARIABLE: str(purse.path)},
+        env={**os.environ, PURSE: str(purse.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -176,7 +177,7 @@ def test_a_failed_request_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_process_whose_batch_has_ended_buys_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Purse.from_environment() is None
-    monkeypatch.setenv(PURSE_VARIABLE, str(tmp_path / "gone.sqlite"))
+    monkeypatch.setenv(PURSE, str(tmp_path / "gone.sqlite"))
     with pytest.raises(BudgetError, match=r"gone\.sqlite: the batch whose caps hold here has ended"):
         Purse.from_environment()
 

@@ -16,12 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
 from optimsyn.base.errors import ModelError
 from optimsyn.llm.embedded import prompts as embedded_prompt
 from optimsyn.llm.embedded import server as embedded
 from optimsyn.llm.embedded.server import (
-    KEY_VARIABLE,
-    URL_VARIABLE,
     EmbeddedServer,
     close_shared_server,
     gguf_path,
@@ -196,7 +195,7 @@ def test_the_server_is_gone_after_kill_9_of_its_parent() -> None:
 
 @pytest.mark.slow
 async def test_a_model_outlives_the_server_that_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: os.environ.get(name) for name in (URL_VARIABLE, KEY_VARIABLE)}
+    before = {name: os.environ.get(name) for name in (EMBEDDED_URL, EMBEDDED_KEY)}
     with EmbeddedServer() as owner:
         model = load_language_model(ModelSpec(name="embedded", max_tokens=16, retries=3))
         assert (await model.complete(Call.of("One, two,", seed=1))).output_tokens > 0
@@ -204,7 +203,7 @@ async def test_a_model_outlives_the_server_that_it_found(monkeypatch: pytest.Mon
         owner.process.kill()
         owner.process.wait()
         assert (await model.complete(Call.of("Three, four,", seed=1))).output_tokens > 0
-        assert os.environ[URL_VARIABLE] != owner.url
+        assert os.environ[EMBEDDED_URL] != owner.url
     assert owner.process is None
     close_shared_server()
     for name, value in before.items():

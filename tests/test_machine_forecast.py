@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from data_helpers import recipe_of
 
+from optimsyn.llm.token_counts import counter_of
 from optimsyn.machine.forecast.lengths import measure
-from optimsyn.machine.forecast.requests import Known, forecast, forecast_of, foresee
+from optimsyn.machine.forecast.requests import Known, forecast, foresee
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
@@ -78,7 +79,13 @@ def a_recipe(tmp_path: Path, **changes: Any) -> Recipe:
 
 
 def foreseen(recipe: Recipe, known: Known | None = None) -> Forecast:
-    return forecast_of(recipe, [], None, known or Known())
+    return forecast(recipe, measure(recipe, [], None), 0, known or Known())
+
+
+def test_tokens_are_those_of_the_model_whatever_stands_before_its_name() -> None:
+    text = "Ünïcödé, 日本語のテキスト"
+    (count,) = {counter_of(name)(text) for name in ("gpt-4o", "openai/gpt-4o", "openrouter/openai/gpt-4o")}
+    assert count != counter_of("openai/gpt-4")(text)
 
 
 def test_each_stage_is_counted_as_it_asks(tmp_path: Path) -> None:

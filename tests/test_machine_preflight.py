@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 import threading
@@ -11,22 +10,29 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import psutil
 import pytest
 from data_helpers import recipe_of, text_of, write_lines
+from safetensors.numpy import save_file
 
+from optimsyn.base.environment import SERVICE_KEYS
 from optimsyn.base.errors import RecipeError
 from optimsyn.machine import availability as available
+from optimsyn.machine import doctor, memory
 from optimsyn.machine.availability import (
-    KEYS,
     Availability,
     availability,
     device_problems,
+    memory_needed,
     memory_problems,
-    parameters_of,
 )
+from optimsyn.machine.hub_lookup import cached_folder
+from optimsyn.machine.memory import BYTES_A_WEIGHT, chosen_dtype, largest_model
 from optimsyn.machine.preflight import plugin_problem, price_problems, validate
+from optimsyn.machine.weights import parameters_in, tensor_shapes
 from optimsyn.recipe.recipe import ModelSpec, Recipe, TargetSpec
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -35,7 +41,7 @@ DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for names in KEYS.values():
+    for names in SERVICE_KEYS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
 
@@ -242,10 +248,7 @@ def test_a_dead_port_is_warned_of() -> None:
 
 
 def safetensors(path: Path, names: dict[str, list[int]]) -> None:
-    header = json.dumps(
-        {n: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for n, shape in names.items()}
-    ).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    save_file({name: np.zeros(shape, np.float32) for name, shape in names.items()}, path)
 
 
 def test_local_folders(tmp_path: Path) -> None:
@@ -265,10 +268,13 @@ def test_local_folders(tmp_path: Path) -> None:
     assert "is a BertForMaskedLM, not a causal language model" in found()
     (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     assert "has no layer called q_proj, k_proj, v_proj, o_proj; it has" in found()
-    assert parameters_of(tmp_path)[0] == 23
+    assert parameters_in(tmp_path, tensor_shapes(tmp_path)) == 23
     good = TargetSpec.model_validate({"name": str(tmp_path), "lora": {"target_modules": ["c_attn"]}, "device": "cpu"})
     assert availability("target", good).problems == []
     assert availability("target", good).weight_bytes == 92
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-1])
+    (problem,) = availability("target", good).problems
+    assert f"{tmp_path / 'model.safetensors'}: is damaged or cut off" in problem
 
 
 def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
@@ -292,6 +298,33 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop == []
     assert "8.0 GB free of 64.0 GB" in warn[0]
     assert memory_problems(models[1:]) == ([], [])
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_doctor_and_preflight_agree_on_the_largest_model(gpu: bool) -> None:
+    for room in (2 * 10**9, 16 * 10**9, 80 * 10**9):
+        fits = largest_model(room, gpu=gpu)
+        weights = [
+            fits * BYTES_A_WEIGHT[chosen_dtype("auto", gpu=gpu)],
+            (fits + 2) * BYTES_A_WEIGHT["bfloat16" if gpu else "float32"],
+        ]
+        small, large = (memory_needed([Availability("target", "m", [], [], w, gpu)], gpu=gpu) for w in weights)
+        assert small <= room + 1 < large + 1
+    assert largest_model(10**9, gpu=False) == 0
+
+
+def test_doctor_keeps_to_the_limit_of_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {"max": "4000000000\n", "current": "3500000000\n", "stat": "anon 1000000000\ninactive_file 2500000000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "_CONTAINER", [tuple(str(tmp_path / name) for name in files)])
+    total, free = memory.main_memory()
+    # The page cache that gives way is room.
+    assert total == 4 * 10**9
+    assert free == 3 * 10**9 or (free < 3 * 10**9 and psutil.virtual_memory().available < 3.5 * 10**9)
+    found = doctor.notebook_findings()[3]
+    assert (found.what, found.status) == ("memory", "fail")
+    assert found.detail.startswith("4.0 GB")
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -374,6 +407,32 @@ def test_offline_is_told_apart_from_not_found(monkeypatch: pytest.MonkeyPatch, t
     assert availability("rubric", spec).weight_bytes == 400
 
 
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_the_cache_is_searched_by_branch_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Literal["model", "dataset"]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert cached_folder(kind, "org/name") is None
+    repo = tmp_path / "hub" / f"{kind}s--org--name"
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "refs" / "v1").write_text("f" * 40)
+    # Of a dataset any snapshot will do, a model needs its configuration and weights.
+    assert cached_folder(kind, "org/name") == (snapshot if kind == "dataset" else None)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "pytorch_model.bin").touch()
+    assert cached_folder(kind, "org/name") == cached_folder(kind, "org/name", commit) == snapshot
+    assert cached_folder(kind, "org/name", "v1") is None
+    assert cached_folder(kind, "org/name", "v2") is None
+    assert cached_folder(kind, "no name of the hub") is None
+
+
 @pytest.mark.parametrize("name", DOMAINS)
 def test_domain_recipes_are_valid_and_name_hub_models_and_datasets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.load(RECIPES / f"{name}.yaml")
@@ -382,7 +441,7 @@ def test_domain_recipes_are_valid_and_name_hub_models_and_datasets(name: str, mo
     assert recipe.questions.validation.hub is not None
     assert recipe.models.target.provider == recipe.models.rubric.provider == "local"
     assert recipe.models.generator.provider == "litellm"
-    for names in KEYS.values():
+    for names in SERVICE_KEYS.values():
         monkeypatch.setenv(names[0], "k" * 20)
     found = validate(recipe, deep=False)
     assert found.problems == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from optimsyn.base.environment import QUIET
 from optimsyn.base.errors import StageError
 from optimsyn.execution import notebook
 from optimsyn.llm.replies import Reply, Usage
@@ -16,7 +17,7 @@ from optimsyn.study.walkthrough import RecordedReplies, Sent
 
 
 def test_the_environment_is_a_table_of_what_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in notebook.QUIET:
+    for name in QUIET:
         monkeypatch.setenv(name, "before")
     table = notebook.check_environment()
     assert [row[0] for row in table.rows] == [
@@ -27,7 +28,7 @@ def test_the_environment_is_a_table_of_what_does_not_change(monkeypatch: pytest.
 
 
 def test_a_missing_package_stops_the_notebook_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in notebook.QUIET:
+    for name in QUIET:
         monkeypatch.setenv(name, "before")
     with pytest.raises(StageError, match=r"missing: no-such-package; run `pip install"):
         notebook.check_environment(needs=("no-such-package",))

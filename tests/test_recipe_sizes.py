@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from data_helpers import recipe_of
 
+from optimsyn.base.environment import SERVICE_KEYS
 from optimsyn.base.errors import RecipeError
-from optimsyn.machine.availability import KEYS
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sizes import SIZES, resized
@@ -21,7 +21,7 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def nothing_but_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for names in KEYS.values():
+    for names in SERVICE_KEYS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

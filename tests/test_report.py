@@ -1,4 +1,4 @@
-"""Tables, picture, summary and progress."""
+"""Tables, picture, summary and text in a notebook."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from optimsyn.base import progress as progress_module
 from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
-from optimsyn.base.live_line import TRANSIENT
-from optimsyn.base.progress import Progress, track
+from optimsyn.base.live_line import TRANSIENT, NotebookText
 from optimsyn.base.table import Table, duration, number
-from optimsyn.data.losses import Loss
-from optimsyn.data.records import Pair
 from optimsyn.recipe.recipe import VARIANTS
 from optimsyn.report.plots import Picture, influence_and_reward_figure
 from optimsyn.report.summary import Summary, influence_summaries
-from optimsyn.report.tables import evaluation_table, facts_table, influence_table, losses_table, pairs_table
+from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.training.intervals import UNTUNED, MetricRow, differs
 
 
@@ -124,30 +120,7 @@ def test_numbers(value: float | None, shown: str) -> None:
     assert number(value) == shown
 
 
-def test_influence_losses_pairs_and_facts() -> None:
-    table = influence_table(INFLUENCE, zero_gradient=0.04)
-    assert [row[1] for row in table.rows] == ["4", "1", "0"]
-    assert table.rows[2][2:] == ("–",) * 5
-    assert "0.04" in table.note
-
-    losses = [Loss(id="a", stage="passages", reason="too short")] * 2 + [
-        Loss(id="b", stage="checks", reason="grounded"),
-        Loss(id="c", stage="passages", reason="empty"),
-    ]
-    assert losses_table(losses).rows == (
-        ("passages", "2", "too short"),
-        ("", "1", "empty"),
-        ("checks", "1", "grounded"),
-    )
-    with_kept = losses_table(losses, {"documents": 4, "passages": 9})
-    assert with_kept.rows[0] == ("documents", "0", "–", "4")
-    assert with_kept.rows[1] == ("passages", "2", "too short", "9")
-
-    pair = Pair(
-        id="p", question="Which?", answer="b", choices=("a", "b"), answer_index=1, passage_id="x", variant="static"
-    )
-    assert pairs_table([pair], [None]).rows == (("static guiding text", "Which?\nA. a\nB. b", "b", "–"),)
-    assert pairs_table([pair]).columns == ("made with", "question", "answer")
+def test_facts() -> None:
     assert facts_table("f", {"best_score": 0.123456, "changed": True, "x": None}).rows == (
         ("best score", "0.1235"),
         ("changed", "True"),
@@ -255,52 +228,7 @@ def test_durations() -> None:
     ]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_progress_in_a_log_writes_few_lines_with_an_estimate() -> None:
-    clock, stream = Clock(), io.StringIO()
-    with Progress("scoring", 100, unit="pairs", stream=stream, clock=clock) as progress:
-        for _ in range(100):
-            clock.now += 1.0
-            progress.advance()
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "scoring: 0/100 pairs, 0 s"
-    assert lines[1] == "scoring: 20/100 pairs, 1 min 20 s left"
-    assert lines[-1] == "scoring: 100/100 pairs, done after 1 min 40 s"
-    assert len(lines) == 7
-
-
-def test_progress_in_a_terminal_stays_on_one_line() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    clock, stream = Clock(), Terminal()
-    with Progress("x", 2, stream=stream, clock=clock) as progress:
-        clock.now = 5.0
-        progress.update(1, note="a rather long note")
-        clock.now = 6.0
-        progress.update(2)
-    assert stream.getvalue().count("\n") == 1
-    states = stream.getvalue().split("\r")
-    assert states[2].rstrip() == "x: 1/2, 5 s left, a rather long note"
-    assert len(states[3]) >= len(states[2])
-
-
-def test_progress_says_that_it_stopped() -> None:
-    stream = io.StringIO()
-    with pytest.raises(KeyError), Progress("x", stream=stream, clock=Clock()):
-        raise KeyError
-    assert "stopped after 0 s" in stream.getvalue()
-
-
-def test_progress_in_a_notebook_updates_one_display(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_in_a_notebook_updates_one_display(monkeypatch: pytest.MonkeyPatch) -> None:
     import IPython.display
 
     shown: list[dict[str, str]] = []
@@ -315,8 +243,9 @@ def test_progress_in_a_notebook_updates_one_display(monkeypatch: pytest.MonkeyPa
         shown.append(bundle)
         return Handle()
 
-    monkeypatch.setattr(progress_module, "in_notebook", lambda: True)
     monkeypatch.setattr(IPython.display, "display", display)
-    assert list(track(["a", "b"], "<reading>")) == ["a", "b"]
+    text = NotebookText()
+    for state in ("<reading>: 0/2", "<reading>: 2/2, done"):
+        text.show(state)
     assert shown[0]["text/plain"].startswith("<reading>: 0/2")
     assert "&lt;reading&gt;: 2/2, done" in shown[-1]["text/html"]

@@ -26,8 +26,8 @@ from optimsyn.batch.state import BatchState, Options
 from optimsyn.batch.supervisor import BATCH_JSON, Supervisor, account
 from optimsyn.batch.table import View, summary
 from optimsyn.llm.shared_budget import Caps, Purse
-from optimsyn.machine.availability import main_memory
 from optimsyn.machine.gpus import gpus
+from optimsyn.machine.memory import main_memory
 from optimsyn.recipe.changes import word_for
 from optimsyn.runs.manifest import STAGES, installed_versions, now
 

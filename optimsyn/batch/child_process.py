@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from optimsyn.base.environment import PARENT, PYTHONUNBUFFERED
+from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.secrets.redaction import redact
-from optimsyn.batch.lifeline import PARENT_VARIABLE
 from optimsyn.runs.manifest import now
 
 _READ_BYTES = 1 << 16
@@ -56,13 +57,13 @@ class ChildProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8")
         self._write(f"== {now()}  {' '.join(command)}\n")
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", PARENT_VARIABLE: str(os.getpid()), **(variables or {})}
+        ours = {PYTHONUNBUFFERED: "1", PARENT: str(os.getpid())}
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**all_variables(), **ours, **(variables or {})},
             cwd=folder,
             # A Ctrl-C in the terminal is for the batch, which ends its runs in order.
             start_new_session=True,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
 from optimsyn.base.errors import ModelError
 from optimsyn.batch.child_process import ChildProcess, run_command
 from optimsyn.batch.plan import Job
@@ -119,7 +120,7 @@ class ProcessEngine:
 
     def _embedded(self) -> dict[str, str]:
         """Address and key of the shared server, for the environment of a run."""
-        from optimsyn.llm.embedded.server import KEY_VARIABLE, URL_VARIABLE, EmbeddedServer
+        from optimsyn.llm.embedded.server import EmbeddedServer
 
         if self._server is None or not self._server.alive:
             self.close()
@@ -131,4 +132,4 @@ class ProcessEngine:
                 # The run starts one of its own, and if that fails too it is the run's failure, told as such.
                 _log.warning("no shared server of the embedded model: %s", error)
                 return {}
-        return {URL_VARIABLE: self._server.url, KEY_VARIABLE: self._server.key}
+        return {EMBEDDED_URL: self._server.url, EMBEDDED_KEY: self._server.key}

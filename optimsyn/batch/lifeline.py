@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 
-PARENT_VARIABLE = "OPTIMSYN_PARENT"
+from optimsyn.base.environment import PARENT, unset, variable
+
 _LOOK_S = 1.0
 # Time to close the kernel and the embedded server and to write the manifest.
 _PATIENCE_S = 60.0
@@ -18,7 +19,8 @@ def end_with_parent() -> None:
 
     Does nothing where no parent is named. The variable is taken away, so that what this process starts is not watched.
     """
-    named = os.environ.pop(PARENT_VARIABLE, "")
+    named = variable(PARENT) or ""
+    unset((PARENT,))
     if named.isdecimal():
         threading.Thread(target=_watch, args=(int(named),), daemon=True, name="lifeline").start()
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import select
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimsyn.base.environment import RAY_ADDRESS, RAY_USAGE_STATS_ENABLED, set_default, variable
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.batch.child_process import ChildProcess, run_command
 from optimsyn.batch.engines import Started, arguments
 from optimsyn.batch.plan import Job
 
-_ADDRESS_VARIABLE = "RAY_ADDRESS"
 _LOOK_S = 0.25
 _STOP_S = 60.0
 _INTERRUPTED = 130
@@ -45,13 +44,13 @@ class RayEngine:
 
     def __init__(self, most: int, address: str | None = None) -> None:
         # Ray tells its makers about every cluster unless it is told not to.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        set_default(RAY_USAGE_STATS_ENABLED, "0")
         try:
             import ray
         except ImportError as error:
             raise OptimsynError("--engine ray needs Ray: run `pip install 'optimsyn[ray]'`") from error
         self._ray = ray
-        chosen = address or os.environ.get(_ADDRESS_VARIABLE) or "local"
+        chosen = address or variable(RAY_ADDRESS) or "local"
         options: dict[str, Any] = {"include_dashboard": False} if chosen == "local" else {}
         try:
             ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, **options)

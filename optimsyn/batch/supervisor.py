@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from optimsyn.base.environment import CUDA_VISIBLE_DEVICES, PURSE
 from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.batch.engines import Engine, Started
@@ -20,7 +21,7 @@ from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress, Watch, bought_by, cost_of
 from optimsyn.batch.state import BatchState
 from optimsyn.batch.table import View
-from optimsyn.llm.shared_budget import PURSE_VARIABLE, Purse
+from optimsyn.llm.shared_budget import Purse
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import now
 
@@ -177,9 +178,9 @@ class Supervisor:
         log = self.root / LOGS / f"{job.run.name}.log"
         variables: dict[str, str] = {}
         if place.gpu is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = place.gpu.uuid
+            variables[CUDA_VISIBLE_DEVICES] = place.gpu.uuid
         if self.purse is not None:
-            variables[PURSE_VARIABLE] = str(self.purse.path)
+            variables[PURSE] = str(self.purse.path)
             # It may have bought something since the batch began: a process of a killed batch ended just now.
             self.purse.count(account(job.run), bought_by(job.run))
         before = Before.of(job.run, log)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
+
+from optimsyn.base.suggestions import nearest
 
 _EXAMPLES = 3
 # Comparing letter by letter takes its time.
@@ -36,7 +37,7 @@ class Names:
         ids = self._ids
         if len(ids) > _COMPARED:
             ids = [name for name in ids if name[:1].casefold() == wrong[:1].casefold()][:_COMPARED]
-        return next(iter(difflib.get_close_matches(wrong, ids, n=1)), None)
+        return nearest(wrong, ids)
 
 
 def _plain(name: str) -> str:

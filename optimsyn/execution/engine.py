@@ -25,11 +25,12 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from optimsyn.base.disk import cannot_write
+from optimsyn.base.environment import KERNEL_LOCK, NO_PROGRESS_BARS
+from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.errors import ParameterError, StageError
 from optimsyn.base.live_line import LiveLine
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.execution.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
-from optimsyn.execution.kernel import LOCK_VARIABLE
 from optimsyn.execution.parameters import check_parameters, key_variables
 
 ENGINE = "optimsyn"
@@ -37,15 +38,6 @@ ENGINE = "optimsyn"
 _AUTOSAVE_SECONDS = 10
 _LOG_LINES = 8
 _LOG_SECONDS = 5
-
-# Progress bars of libraries are drawn for terminals and turn into pages of text in a saved notebook.
-_KERNEL_VARIABLES = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 class NotebookError(StageError):
@@ -143,7 +135,7 @@ class TruthfulEngine(NBClientEngine):
             )
             with _ends_like_an_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
                 client.execute(
-                    env={**_KERNEL_VARIABLES, **os.environ, **options.get("environment", {})},
+                    env={**NO_PROGRESS_BARS, **all_variables(), **options.get("environment", {})},
                     stdout=log.file,
                     stderr=log.file,
                     transport_encryption="auto" if zmq.has("curve") else "disabled",
@@ -206,7 +198,7 @@ def execute(
     names = (*secret_names, *known)
     variables = dict(environment or {})
     if lock is not None:
-        variables[LOCK_VARIABLE] = str(lock)
+        variables[KERNEL_LOCK] = str(lock)
     try:
         execute_notebook(
             # papermill fills in braces of a path as a template.

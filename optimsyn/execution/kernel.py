@@ -13,7 +13,8 @@ import sys
 
 from filelock import FileLock
 
-LOCK_VARIABLE = "OPTIMSYN_KERNEL_LOCK"
+from optimsyn.base.environment import KERNEL_LOCK, KERNEL_PARENT, variable
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -21,7 +22,7 @@ def _die_with_parent() -> None:
     """Asks Linux to kill this process when its parent dies; elsewhere ipykernel's own poller does it in a second."""
     if not sys.platform.startswith("linux"):
         return
-    parent = int(os.environ.get("JPY_PARENT_PID", "0"))
+    parent = int(variable(KERNEL_PARENT) or "0")
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # The parent may have died before the request was in place.
     if parent and os.getppid() != parent:
@@ -31,7 +32,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     """Runs the kernel until it is shut down."""
     _die_with_parent()
-    path = os.environ.get(LOCK_VARIABLE)
+    path = variable(KERNEL_LOCK)
     lock = FileLock(path, timeout=60) if path else None
     if lock is not None:
         lock.acquire()

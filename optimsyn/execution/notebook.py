@@ -8,27 +8,17 @@ check_environment()
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optimsyn.base.environment import QUIET, set_variables
 from optimsyn.base.errors import StageError
 from optimsyn.base.live_line import NotebookText, in_notebook
 from optimsyn.base.secrets.redaction import redact
 
 if TYPE_CHECKING:
     from optimsyn.base.table import Table
-
-# Progress bars of libraries are drawn for terminals; in a cell they are pages of text, or widgets that go blank.
-QUIET = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
@@ -46,7 +36,7 @@ def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
     Raises:
         StageError: Something is missing that the notebook needs; the message holds the cure.
     """
-    os.environ.update(QUIET)
+    set_variables(QUIET)
     _show_messages()
     from optimsyn.base.table import Table
     from optimsyn.machine.doctor import notebook_findings

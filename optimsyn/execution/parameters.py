@@ -8,7 +8,6 @@ known. Nothing here imports papermill or torch, so that a refusal takes well und
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from typing import Any
 
 from optimsyn.base.errors import DataError, OptimsynError, ParameterError, RecipeError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.text_files import decode
-from optimsyn.recipe.model_names import nearest_provider
+from optimsyn.recipe.model_names import nearest_provider, no_provider
 from optimsyn.recipe.recipe import Recipe
 
 _TYPES: dict[str, type] = {
@@ -194,8 +194,7 @@ def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> Non
         if key in _OF_PAPERMILL:
             continue
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}"
+            hint = did_you_mean(key, known, f"it has {', '.join(known) or 'none'}")
             raise ParameterError(f"{name}: no parameter {key!r}; {hint}")
         if not known[key].accepts(value):
             raise ParameterError(f"{name}: parameter {key} is {known[key].annotation}, not {value!r}")
@@ -311,11 +310,7 @@ def _check_name(generator: str) -> None:
         )
     near = nearest_provider(generator)
     if near is not None:
-        prefix, _, model = generator.partition("/")
-        raise RecipeError(
-            f"{generator!r}: {prefix} is not a provider; did you mean `{near}/{model}`? "
-            f"(a hub model of that organisation is `hub:{generator}`)"
-        )
+        raise RecipeError(no_provider(generator, f"{near}/{generator.partition('/')[2]}"))
 
 
 def _service_problems(recipe: Recipe) -> list[str]:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import nbformat
 from filelock import FileLock, Timeout
 
+from optimsyn.base.environment import JUPYTER_PATH, SECRET_NAMES, variable, variables
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
 from optimsyn.execution.client import save_notebook
@@ -30,7 +31,6 @@ from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Stage
 from optimsyn.runs.resources import notebook_name, notebook_path
 
-_SECRETS_VARIABLE = "OPTIMSYN_SECRET_NAMES"
 # What is worth a person's look, in this order; of several finished stages the last.
 _ORDER = ("failed", "interrupted", "finished", "pending")
 
@@ -148,9 +148,9 @@ def lab_environment(kernels: Path, secret_names: Iterable[str] = ()) -> dict[str
         "language": "python",
     }
     (place / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
-    before = os.environ.get("JUPYTER_PATH")
+    before = variable(JUPYTER_PATH)
     paths = f"{kernels}{os.pathsep}{before}" if before else str(kernels)
-    return {**os.environ, "JUPYTER_PATH": paths, _SECRETS_VARIABLE: ",".join(secret_names)}
+    return {**variables(), JUPYTER_PATH: paths, SECRET_NAMES: ",".join(secret_names)}
 
 
 def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None = None) -> int:
@@ -183,5 +183,5 @@ def prune_before_saving(model: dict[str, Any], **_: Any) -> None:
         model: The file as Jupyter's contents manager describes it; changed in place.
     """
     if model.get("type") == "notebook" and model.get("content") is not None:
-        names = os.environ.get(_SECRETS_VARIABLE, "").split(",")
+        names = (variable(SECRET_NAMES) or "").split(",")
         model["content"] = redact_tree(model["content"], secret_values(names))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SELECTIONS = ("top", "balanced", "set")
-"""top: highest scores. balanced: the same, in turns over the answers. set: for what each adds to those before."""
-
 
 def top(scores: Sequence[float], count: int) -> list[int]:
     """The places of the highest scores, in the pool's order; of equal ones the first."""

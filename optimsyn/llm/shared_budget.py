@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 
 from optimsyn.base.disk import cannot_write
+from optimsyn.base.environment import PURSE, variable
 from optimsyn.base.errors import BudgetError, DataError
 from optimsyn.llm.reply import Usage
 
-PURSE_VARIABLE = "OPTIMSYN_PURSE"
 _BUSY_S = 60.0
 # Prices are sums of many small floats.
 _ROUNDING_USD = 1e-9
@@ -79,8 +79,7 @@ class Purse:
         self._lock = threading.Lock()
         if not self.path.is_file():
             raise BudgetError(
-                f"{self.path}: the batch whose caps hold here has ended; run `optimsyn batch` again, or unset "
-                f"{PURSE_VARIABLE}"
+                f"{self.path}: the batch whose caps hold here has ended; run `optimsyn batch` again, or unset {PURSE}"
             )
         self._db = self._connect()
 
@@ -109,7 +108,7 @@ class Purse:
         Raises:
             BudgetError: One is named, but it is gone.
         """
-        path = os.environ.get(PURSE_VARIABLE)
+        path = variable(PURSE)
         return cls(path) if path else None
 
     @contextmanager

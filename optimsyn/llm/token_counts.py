@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+from optimsyn.base.environment import TIKTOKEN_CACHE_DIR, set_default
 
 # English text in the vocabularies of the day; others have fewer characters a token.
 CHARACTERS_A_TOKEN = 4.2
@@ -23,13 +24,14 @@ def counter_of(name: str) -> CountTokens:
     """OpenAI's vocabulary for a model, else the one that is nearest to most: the files come with LiteLLM.
 
     Args:
-        name: The model's name without its provider.
+        name: The model's name, with or without its provider (`openrouter/openai/gpt-6-luna`).
     """
+    name = name.rpartition("/")[2]
     found = importlib.util.find_spec("litellm")
     folder = Path(found.origin).parent / "litellm_core_utils" / "tokenizers" if found and found.origin else None
     if folder is None or not folder.is_dir():
         return by_characters
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))  # as LiteLLM itself does; else they are downloaded
+    set_default(TIKTOKEN_CACHE_DIR, str(folder))  # as LiteLLM itself does; else they are downloaded
     import tiktoken
 
     try:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
@@ -17,21 +14,21 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from optimsyn.base.environment import SERVICE_KEYS, variable
+from optimsyn.base.errors import ModelError
 from optimsyn.base.secrets.redaction import plain_key_problem
+from optimsyn.base.suggestions import nearest
 from optimsyn.llm.hosted.capabilities import abilities_of, listed
-from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, KEYS, service_provider
-from optimsyn.machine.gpus import gpus
+from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, service_provider
 from optimsyn.machine.hub_lookup import cached_folder, look_up
+from optimsyn.machine.memory import BYTES_A_WEIGHT, bytes_needed, chosen_dtype, gpu_memory, main_memory
+from optimsyn.machine.weights import parameters_in, tensor_shapes
 from optimsyn.recipe.known_models import litellm_table, misspelled, nearest_model
 from optimsyn.recipe.model_names import TYPO, hub_id
 from optimsyn.recipe.recipe import ModelSpec, TargetSpec
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EMBEDDED_PARAMETERS = 268_000_000
 _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
-# Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
-_OVERHEAD = 1.25
-_PROCESS_BYTES = 1_500_000_000
 # A model that ends before a run and its evaluation are through is worth a word.
 _SOON = timedelta(days=30)
 
@@ -93,7 +90,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
 def memory_needed(models: Sequence[Availability], *, gpu: bool) -> int:
     """Bytes that a run is thought to need for its local models, on the GPU or in main memory; 0 when it has none."""
     weights = sum(model.weight_bytes or 0 for model in models if model.gpu == gpu)
-    return round(weights * _OVERHEAD) + (0 if gpu else _PROCESS_BYTES) if weights else 0
+    return bytes_needed(weights, gpu=gpu)
 
 
 def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str]]:
@@ -142,55 +139,6 @@ def _devices(kind: str) -> int:
     return torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
 
 
-def main_memory() -> tuple[int, int]:
-    """`(total, free)` main memory in bytes, within the limit of the container where there is one."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = int(memory.total), int(memory.available)
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        limit = _number_in(limit_file)
-        if limit is not None and limit < total:
-            total = limit
-            # The usage counts page cache, which gives way; so what is left is at least this.
-            free = min(free, total - min(total, _number_in(used_file) or 0))
-    return total, free
-
-
-def gpu_memory() -> tuple[int | None, int | None]:
-    """`(total, free)` memory of the first NVIDIA GPU in bytes; `(None, None)` without one."""
-    found = gpus()
-    return (found[0].total, found[0].free) if found else (None, None)
-
-
-def parameters_of(folder: Path) -> tuple[int, set[str]]:
-    """Number of parameters and names of the tensors in a folder's safetensors files, read from their headers.
-
-    The header is eight bytes of length (little-endian) and that many bytes of JSON (safetensors' format).
-    """
-    count = 0
-    names: set[str] = set()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            size = 1
-            for extent in entry["shape"]:
-                size *= extent
-            count += size
-            names.add(name)
-    if not names:
-        # Pickled weights tell only their size; two bytes a parameter is usual.
-        count = sum(file.stat().st_size for file in folder.glob("*.bin")) // 2
-    return count, names
-
-
 def _check_batch(found: Availability, spec: ModelSpec) -> None:
     """Refuses `batch: true` where no batch API is known."""
     if not spec.batch:
@@ -212,7 +160,7 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     where = f"models.{found.role}"
     absent = found.problems if keys else found.unchecked
     if spec.api_key_env is not None:
-        if not os.environ.get(spec.api_key_env):
+        if not variable(spec.api_key_env):
             absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
         elif (plain := plain_key_problem(spec.api_key_env)) is not None:
             found.problems.append(f"{where}: {plain}")
@@ -225,10 +173,10 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
                 f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
                 f"for a hub model, or ./{spec.name} for a folder"
             )
-        elif provider in KEYS and not any(os.environ.get(name) for name in KEYS[provider]):
+        elif provider in SERVICE_KEYS and not any(variable(name) for name in SERVICE_KEYS[provider]):
             absent.append(
-                f"{where}: {spec.name} needs a key; set the environment variable {' or '.join(KEYS[provider])}, or "
-                "name yours as api_key_env"
+                f"{where}: {spec.name} needs a key; set the environment variable "
+                f"{' or '.join(SERVICE_KEYS[provider])}, or name yours as api_key_env"
             )
     ends = abilities_of(spec).ends
     if ends is not None and ends <= date.today() + _SOON:
@@ -241,12 +189,10 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     known = litellm_table()
     if known and spec.name not in known and tail not in known:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=TYPO)
-            if near:
+            near = nearest(name, known, cutoff=TYPO)
+            if near is not None:
                 # A warning: LiteLLM's list is always some weeks behind the providers.
-                found.warnings.append(
-                    f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near[0]!r}?"
-                )
+                found.warnings.append(f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near!r}?")
                 break
     return True
 
@@ -307,7 +253,12 @@ def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
     if problem is not None:
         found.problems.append(f"{where}: {folder}: {problem}")
         return found
-    count, names = parameters_of(folder)
+    try:
+        names = tensor_shapes(folder)
+    except ModelError as error:
+        found.problems.append(f"{where}: {error}")
+        return found
+    count = parameters_in(folder, names)
     if isinstance(spec, TargetSpec) and names and not spec.full_weights:
         missing = [m for m in spec.lora.target_modules if not any(m in n.split(".") for n in names)]
         if missing:
@@ -358,8 +309,7 @@ def _folder_problem(folder: Path) -> str | None:
 
 
 def _with_size(found: Availability, parameters: int, spec: ModelSpec) -> Availability:
-    dtype = spec.dtype if spec.dtype != "auto" else ("bfloat16" if found.gpu else "float32")
-    return replace(found, weight_bytes=parameters * _BYTES[dtype])
+    return replace(found, weight_bytes=parameters * BYTES_A_WEIGHT[chosen_dtype(spec.dtype, gpu=found.gpu)])
 
 
 def _on_gpu(spec: ModelSpec) -> bool:
@@ -372,14 +322,6 @@ def _on_gpu(spec: ModelSpec) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return not cpu_only and gpu_memory()[0] is not None
-
-
-def _number_in(file: str) -> int | None:
-    try:
-        text = Path(file).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
 
 
 def _gb(size: float) -> str:

@@ -6,9 +6,7 @@ and, of checkpoints, what lies there at once while a training runs.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.disk import free_bytes, size_text
-from optimsyn.base.errors import StageError
+from optimsyn.base.errors import ModelError, StageError
 from optimsyn.llm.disk_reserve import RESERVE_BYTES
+from optimsyn.machine.weights import tensor_shapes
 
 if TYPE_CHECKING:
     from optimsyn.recipe.recipe import Lora, ModelSpec, Recipe
@@ -213,14 +212,14 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
         if cached is None:
             return
         folder = cached
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            # Eight bytes of length (little-endian) and that many bytes of JSON (safetensors' format).
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        for tensor, entry in header.items():
-            if tensor.endswith(".weight"):
-                yield tensor.removesuffix(".weight"), entry["shape"]
+    try:
+        shapes = tensor_shapes(folder)
+    except ModelError:
+        # The preflight names the file; the guess for models that are not here will do.
+        return
+    for tensor, shape in shapes.items():
+        if tensor.endswith(".weight"):
+            yield tensor.removesuffix(".weight"), shape
 
 
 def _product(shape: list[int]) -> int:

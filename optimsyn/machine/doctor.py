@@ -12,8 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from optimsyn.base.environment import (
+    CACHE,
+    HF_ENDPOINT,
+    HF_HUB_OFFLINE,
+    HF_TOKEN,
+    OMP_WAIT_POLICY,
+    SERVICE_KEYS,
+    variable,
+)
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import secret_values
+from optimsyn.machine.memory import largest_model, main_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,16 +32,12 @@ Status = Literal["ok", "note", "fail"]
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "dspy", "litellm", "datasets", "papermill", "xllamacpp")
 _BAD_LITELLM = ("1.82.7", "1.82.8")
-_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
+_KEYS = (*(SERVICE_KEYS[name][0] for name in ("openai", "anthropic", "gemini", "mistral", "openrouter")), HF_TOKEN)
 
 # A kernel with PyTorch, the embedded model as target and as policy in float32, their activations, and the server.
 _QUICKSTART_GB = 6.0
 # Assembled GGUF, dequantised weights, one run.
 _QUICKSTART_DISK_GB = 4.0
-# LoRA training and scoring in float32: 4 bytes a frozen weight, and as much again for activations and logits.
-_BYTES_PER_WEIGHT_CPU = 8.0
-# The same in bfloat16 on a GPU.
-_BYTES_PER_WEIGHT_GPU = 4.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def _packages(further: Sequence[str] = ()) -> Finding:
 
 def _processors() -> Finding:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    policy = variable(OMP_WAIT_POLICY) or ""
     if policy.upper() != "PASSIVE":
         return Finding(
             "processors",
@@ -125,11 +131,9 @@ def _processors() -> Finding:
 
 
 def _memory() -> Finding:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = memory.total / 1e9, memory.available / 1e9
-    largest = free / _BYTES_PER_WEIGHT_CPU
+    there, left = main_memory()
+    total, free = there / 1e9, left / 1e9
+    largest = largest_model(left, gpu=False) / 1e9
     text = (
         f"{free:.0f} GB free of {total:.0f}; as a target on the CPU, models up to about {largest:.1f}B parameters fit"
     )
@@ -140,9 +144,7 @@ def _memory() -> Finding:
 
 def _memory_size() -> Finding:
     """The memory of the machine; what of it is free changes from minute to minute."""
-    import psutil
-
-    total = psutil.virtual_memory().total / 1e9
+    total = main_memory()[0] / 1e9
     if total < _QUICKSTART_GB:
         return Finding("memory", "fail", f"{total:.1f} GB; the quickstart needs {_QUICKSTART_GB:.0f} GB")
     return Finding("memory", "ok", f"{total:.0f} GB")
@@ -163,7 +165,7 @@ def _disk() -> Finding:
     free = {name: shutil.disk_usage(_existing(path)).free / 1e9 for name, path in places.items()}
     text = ", ".join(f"{value:.0f} GB free for the {name}" for name, value in free.items())
     if min(free.values()) < _QUICKSTART_DISK_GB:
-        cure = "free some space, or set OPTIMSYN_CACHE to another folder"
+        cure = f"free some space, or set {CACHE} to another folder"
         return Finding("disk", "fail", f"{text}; {_QUICKSTART_DISK_GB:.0f} GB are needed: {cure}")
     return Finding("disk", "ok", text)
 
@@ -178,14 +180,14 @@ def _accelerator() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        sizes = [
-            torch.cuda.get_device_properties(index).total_memory / 1e9 for index in range(torch.cuda.device_count())
-        ]
-        names = ", ".join(f"{torch.cuda.get_device_name(index)} ({size:.0f} GB)" for index, size in enumerate(sizes))
+        sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+        names = ", ".join(
+            f"{torch.cuda.get_device_name(index)} ({size / 1e9:.0f} GB)" for index, size in enumerate(sizes)
+        )
         return Finding(
             "accelerator",
             "ok",
-            f"{names}; targets up to about {max(sizes) / _BYTES_PER_WEIGHT_GPU:.0f}B parameters fit",
+            f"{names}; targets up to about {largest_model(max(sizes), gpu=True) / 1e9:.0f}B parameters fit",
         )
     if torch.backends.mps.is_available():
         return Finding("accelerator", "ok", "Apple GPU; name it with `device: mps` in a recipe")
@@ -232,7 +234,7 @@ def _embedded_model() -> Finding:
 
 
 def _keys() -> Finding:
-    present = [name for name in _KEYS if os.environ.get(name)]
+    present = [name for name in _KEYS if variable(name)]
     others = len(secret_values()) - len(present)
     text = ", ".join(present) if present else "none of the usual ones is set"
     more = f"; {others} other variables look like secrets and are kept out of logs and files" if others > 0 else ""
@@ -242,8 +244,8 @@ def _keys() -> Finding:
 def _hub() -> Finding:
     import httpx
 
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+    address = variable(HF_ENDPOINT) or "https://huggingface.co"
+    if (variable(HF_HUB_OFFLINE) or "0").upper() in {"1", "ON", "YES", "TRUE"}:
         return Finding(
             "model hub", "note", "HF_HUB_OFFLINE is set: only hub models and data sets in the cache can be used"
         )

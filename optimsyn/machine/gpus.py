@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
 
-_VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+from optimsyn.base.environment import CUDA_VISIBLE_DEVICES, variable
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def gpus() -> tuple[Gpu, ...]:
     except (subprocess.SubprocessError, OSError, ValueError):
         # A driver without a card answers with a sentence.
         return ()
-    return visible(found, os.environ.get(_VISIBLE_VARIABLE))
+    return visible(found, variable(CUDA_VISIBLE_DEVICES))
 
 
 def _gpu(line: str) -> Gpu:

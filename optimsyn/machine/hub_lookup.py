@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,15 +77,15 @@ def cached_folder(kind: Literal["model", "dataset"], name: str, revision: str | 
 
     A model needs its `config.json` and weights; of a dataset any snapshot, or its prepared tables, will do.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors, snapshot_download
 
-    root = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-    reference = root / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshots = [root / "snapshots" / commit] if commit else []
-    for snapshot in snapshots:
-        if not snapshot.is_dir():
-            continue
+    snapshot = None
+    # Nothing is downloaded, and no file is asked for: a snapshot that is there in part may hold all that is needed. A
+    # name that is none of the hub's is told by `look_up`.
+    with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
+        folder = snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
+        snapshot = Path(folder)
+    if snapshot is not None:
         weights = any(snapshot.glob("*.safetensors")) or any(snapshot.glob("*.bin"))
         if kind == "dataset" or ((snapshot / "config.json").is_file() and weights):
             return snapshot

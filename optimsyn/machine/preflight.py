@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
@@ -253,8 +253,7 @@ def _check_checks(recipe: Recipe, found: Preflight) -> None:
 
     for name in recipe.checks.disabled:
         if name not in CHECKS:
-            near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(CHECKS)}"
+            hint = did_you_mean(name, CHECKS, f"known: {', '.join(CHECKS)}", cutoff=0.5)
             found.problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
     for plugin in recipe.checks.plugins:
         problem = plugin_problem(plugin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
+from optimsyn.base.suggestions import did_you_mean, nearest
 from optimsyn.recipe.problems import explain, section_of
 from optimsyn.recipe.recipe import Recipe
 
@@ -173,16 +173,16 @@ def _hint(name: str, before: list[str], section: type[BaseModel]) -> str:
     """What may have been meant: a field of the same section, else one of that name or spelling anywhere."""
     prefix = "".join(f"{part}." for part in before)
     wrong = name.removeprefix(prefix).split(".")[0]
-    near = difflib.get_close_matches(wrong, section.model_fields, n=1)
-    if near:
-        return f"did you mean `{prefix}{near[0]}`?"
+    near = nearest(wrong, section.model_fields)
+    if near is not None:
+        return f"did you mean `{prefix}{near}`?"
     known = _all_fields(Recipe)
     last = name.rpartition(".")[2]
     same = [field for field in known if field.rpartition(".")[2] == last]
-    found = same[:3] or difflib.get_close_matches(name, known, n=1)
-    if found:
-        return f"did you mean {' or '.join(f'`{field}`' for field in found)}?"
-    return f"known here: {', '.join(f'{prefix}{field}' for field in section.model_fields)}"
+    if same:
+        return f"did you mean {' or '.join(f'`{field}`' for field in same[:3])}?"
+    fields = ", ".join(f"{prefix}{field}" for field in section.model_fields)
+    return did_you_mean(name, known, f"known here: {fields}")
 
 
 def _all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -10,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from optimsyn.recipe.model_names import LITELLM_PREFIXES, TYPO, nearest_provider, provider_of
+from optimsyn.base.suggestions import alike, nearest
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, TYPO, nearest_provider, no_provider, provider_of
 
 
 @cache
@@ -26,10 +26,10 @@ def litellm_table() -> dict[str, dict[str, Any]]:
 
 def nearest_model(name: str) -> str | None:
     """The LiteLLM name that a bare name was meant to be, with its provider; None when none is near."""
-    near = difflib.get_close_matches(name, litellm_table(), n=1, cutoff=TYPO)
-    if not near or "/" in near[0]:
-        return near[0] if near else None
-    return f"{litellm_table()[near[0]].get('litellm_provider', '')}/{near[0]}".removeprefix("/")
+    near = nearest(name, litellm_table(), cutoff=TYPO)
+    if near is None or "/" in near:
+        return near
+    return f"{litellm_table()[near].get('litellm_provider', '')}/{near}".removeprefix("/")
 
 
 def meant_service(name: str) -> str | None:
@@ -43,23 +43,18 @@ def meant_service(name: str) -> str | None:
         return None
     plain = prefix.lower().replace("-", "_")
     sure = nearest_provider(name)
-    for near in [sure] if sure else difflib.get_close_matches(plain, LITELLM_PREFIXES, n=2, cutoff=TYPO):
+    for near in [sure] if sure else alike(plain, LITELLM_PREFIXES, most=2, cutoff=TYPO):
         of_it = [known.rpartition("/")[2] for known, entry in litellm_table().items() if _is_of(entry, near)]
-        found = difflib.get_close_matches(model, of_it, n=1, cutoff=TYPO if sure else 1.0)
+        found = nearest(model, of_it, cutoff=TYPO if sure else 1.0)
         if found or sure:
-            return f"{near}/{found[0] if found else model}"
+            return f"{near}/{found or model}"
     return None
 
 
 def misspelled(name: str) -> str | None:
     """That the provider of a name is misspelled, for a person; None when it is not."""
     meant = None if Path(name).is_dir() else meant_service(name)
-    if meant is None:
-        return None
-    return (
-        f"{name!r}: {name.partition('/')[0]} is not a provider; did you mean `{meant}`? (a hub model of that "
-        f"organisation is `hub:{name}`)"
-    )
+    return None if meant is None else no_provider(name, meant)
 
 
 def _is_of(entry: Mapping[str, Any], provider: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
+
+from optimsyn.base.suggestions import nearest
 
 Provider = Literal["embedded", "litellm", "local"]
 
@@ -56,7 +57,13 @@ def nearest_provider(name: str) -> str | None:
     if not slash or provider_of(name) != "local" or name.startswith(("hub:", ".", "/", "~")) or Path(name).is_dir():
         return None
     plain = prefix.lower().replace("-", "_")
-    for near in difflib.get_close_matches(plain, LITELLM_PREFIXES, n=1, cutoff=TYPO):
-        if not plain.startswith(near) and not near.startswith(plain):
-            return near
-    return None
+    near = nearest(plain, LITELLM_PREFIXES, cutoff=TYPO)
+    return None if near is None or plain.startswith(near) or near.startswith(plain) else near
+
+
+def no_provider(name: str, meant: str) -> str:
+    """That the provider of a name is none, for a person, with the name that was probably meant."""
+    return (
+        f"{name!r}: {name.partition('/')[0]} is no provider; did you mean `{meant}`? (a hub model of that organisation "
+        f"is `hub:{name}`)"
+    )

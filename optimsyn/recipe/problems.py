@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from datetime import date
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+from optimsyn.base.suggestions import did_you_mean
 
 
 def explain(item: Any, model: type[BaseModel]) -> str:
@@ -21,8 +22,7 @@ def explain(item: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in location) or "recipe"
     if item["type"] == "extra_forbidden":
         names = _fields_at(model, location)
-        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
+        hint = did_you_mean(str(location[-1]), names, f"known here: {', '.join(names)}", cutoff=0.5)
         return f"{where}: unknown field; {hint}"
     if item["type"] == "missing":
         return f"{where}: required field is missing"

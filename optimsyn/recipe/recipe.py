@@ -6,7 +6,6 @@ here, and `optimsyn.machine.preflight` checks what only the machine can tell (fi
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.labels import SELECTION_LABELS, variant_label
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
+from optimsyn.base.suggestions import file_beside
 from optimsyn.base.table import Shown, Table
 from optimsyn.base.text_files import decode
 from optimsyn.recipe.problems import explain
@@ -112,9 +112,7 @@ class Recipe(Shown, Section):
         if file.is_dir():
             raise RecipeError(f"{file}: is a folder; name the recipe file in it")
         if not file.is_file():
-            near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
-            hint = f" Did you mean {file.parent / near[0]}?" if near else ""
-            raise RecipeError(f"{file}: there is no such recipe file.{hint}")
+            raise RecipeError(f"{file}: there is no such recipe file.{file_beside(file, '*.y*ml')}")
         if file.stat().st_size > LARGEST_FILE:
             raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is not a recipe; name the recipe file")
         try:

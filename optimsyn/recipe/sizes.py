@@ -6,10 +6,10 @@ shows that a recipe, its checks and its plumbing work before a day of GPU time i
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from optimsyn.base.errors import RecipeError
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.recipe.bundled import EMBEDDED_PREFIX, bundled_domains
 from optimsyn.recipe.recipe import Recipe
 
@@ -72,8 +72,7 @@ def resized(recipe: Recipe, size: str) -> Recipe:
         ('law_tiny', 'embedded:law', 'embedded')
     """
     if size not in SIZES:
-        near = difflib.get_close_matches(size, SIZES, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(SIZES)}"
+        hint = did_you_mean(size, SIZES, f"choose one of {', '.join(SIZES)}")
         raise RecipeError(f"size: there is no size {size!r}; {hint}")
     if size == "full":
         return recipe

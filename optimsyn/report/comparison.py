@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
     from optimsyn.training.intervals import MetricRow
 
-COMPARISON = "compare.html"
 # With more lines than this, a picture shows of each run only the target, pairs without a rubric, and the dataset.
 _MOST_LINES = 40
 _MOST_COLUMNS = 4

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import StageError
+from optimsyn.base.suggestions import nearest
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
@@ -31,10 +31,11 @@ def find_run(name: str) -> Run:
     # A run is often named without the folder that runs are kept in.
     for place in (folder.resolve().parent, Path("runs")):
         known = _runs_in(place)
-        near = difflib.get_close_matches(folder.name, known, n=1, cutoff=0.5)
-        near = near or [run for run in known if folder.name and run.startswith(f"{folder.name}-")][:1]
-        if near:
-            shown = place / near[0]
+        near = nearest(folder.name, known, cutoff=0.5)
+        if near is None and folder.name:
+            near = next((run for run in known if run.startswith(f"{folder.name}-")), None)
+        if near is not None:
+            shown = place / near
             here = Path.cwd()
             shown = shown.relative_to(here) if shown.is_relative_to(here) else shown
             raise StageError(f"{folder}: {_wrong(folder)}; did you mean {shown}?")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from optimsyn.base.errors import RecipeError, StageError
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.runs.manifest import STAGES
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -26,8 +26,7 @@ def notebook_name(stage: str) -> str:
     for number, name in enumerate(STAGES, 1):
         if name == stage:
             return f"{number:02d}_{name}"
-    near = difflib.get_close_matches(stage, STAGES, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(STAGES)}"
+    hint = did_you_mean(stage, STAGES, f"the stages are {', '.join(STAGES)}")
     raise StageError(f"there is no stage {stage!r}; {hint}")
 
 
@@ -64,8 +63,7 @@ def find_recipe(name: str) -> Path:
     shipped = sorted(file.stem for file in recipes_folder().glob("*.yaml"))
     if name in shipped:
         return recipes_folder() / f"{name}.yaml"
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"give a .yaml file or one of {', '.join(shipped)}"
+    hint = did_you_mean(name, shipped, f"give a .yaml file or one of {', '.join(shipped)}")
     raise RecipeError(f"{name}: there is no such recipe; {hint}")
 
 

@@ -123,11 +123,6 @@ class Count:
             done, total = self.done, self.total
         self._stage.progress(done, total, self._what, last=self._last)
 
-    def expect(self, total: int) -> None:
-        """There are so many items in all, it has turned out."""
-        with self._lock:
-            self.total = max(total, self.done)
-
 
 @contextmanager
 def shown_in_notebook(run: RunLike, stage: str) -> Iterator[None]:

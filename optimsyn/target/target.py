@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import warnings
@@ -16,6 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
 from optimsyn.base.errors import ModelError
+from optimsyn.base.suggestions import nearest
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.recipe.recipe import Lora, ModelSpec, TargetSpec
 from optimsyn.target.encoding import Batch, Encoded, as_sample, encode, make_batches
@@ -355,10 +355,10 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
         found = [name for name in linear if expression.fullmatch(name)]
         if not found:
             known = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)
-            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
+            near = nearest(pattern, known, cutoff=0.0)
             raise ModelError(
                 f"models.target.full_weights: {pattern!r} matches no linear layer of the model"
-                + (f"; the nearest is {near[0]!r}" if near else ", which has none")
+                + (f"; the nearest is {near!r}" if near else ", which has none")
             )
         chosen.update(found)
     model.requires_grad_(False)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, TypeVar
 
+from optimsyn.base.environment import variable, variables
 from optimsyn.base.secrets.shapes import PLACEHOLDERS, in_address, is_named_key, is_random, is_shaped, spans
 from optimsyn.base.secrets.spellings import holds, without
 
@@ -63,7 +64,7 @@ def _named_secrets(extra_names: Iterable[str] = ()) -> dict[str, str]:
     named = {*extra_names, *_named_by_recipes}
     return {
         name: value.strip()
-        for name, value in os.environ.items()
+        for name, value in variables().items()
         if (name in named or (_SECRET_NAME.search(name) and not _is_place(value))) and _is_secret(value.strip())
     }
 
@@ -78,16 +79,16 @@ def _is_place(value: str) -> bool:
     return value.startswith("/") and os.path.exists(value)  # noqa: PTH110
 
 
-def plain_key_problem(variable: str) -> str | None:
+def plain_key_problem(name: str) -> str | None:
     """Why a variable's value is refused as a key: texts hold it by chance, and taking it out would tear them.
 
     Args:
-        variable: A variable that a recipe names.
+        name: A variable that a recipe names.
 
     Returns:
         None for a value that can be told from text, a placeholder (`EMPTY`, `none`), or a variable that is not set.
     """
-    value = os.environ.get(variable, "").strip()
+    value = (variable(name) or "").strip()
     if not value or value.casefold() in PLACEHOLDERS:
         return None
     if len(value) < _SHORTEST_SECRET:
@@ -95,11 +96,11 @@ def plain_key_problem(variable: str) -> str | None:
     elif _is_plain(value):
         what = f"is a word or a number of under {_LONGEST_WORD} characters"
     elif not value.isascii() or not value.isprintable():
-        return f"the value of {variable} holds a character that no service takes in a key; copy the key again"
+        return f"the value of {name} holds a character that no service takes in a key; copy the key again"
     else:
         return None
     return (
-        f"the value of {variable} {what}, which texts hold by chance, so it could not be kept out of files; use a key "
+        f"the value of {name} {what}, which texts hold by chance, so it could not be kept out of files; use a key "
         "with letters and digits, or EMPTY for a server that asks for none"
     )
 
@@ -261,15 +262,15 @@ def find_secret(value: Any, where: str = "") -> str | None:
     """
     remember_variables(_variables_in(value))
     secrets = _named_secrets()
-    short = {name: os.environ[name].strip() for name in _named_by_recipes if name in os.environ and name not in secrets}
+    short = {name: (variable(name) or "").strip() for name in _named_by_recipes if name not in secrets}
     for name, text, plain in _strings(value, where):
         what = name or "the text"
-        for variable, secret in secrets.items():
+        for holder, secret in secrets.items():
             if holds(text, secret):
-                return f"{what} holds the value of the environment variable {variable}"
-        for variable, secret in short.items():
+                return f"{what} holds the value of the environment variable {holder}"
+        for holder, secret in short.items():
             if secret.casefold() not in PLACEHOLDERS and _is_word_of(secret, text):
-                return f"{what} holds the value of the environment variable {variable}"
+                return f"{what} holds the value of the environment variable {holder}"
         if not plain:
             continue
         if in_address(text):

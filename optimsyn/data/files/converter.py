@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from optimsyn.base.environment import CONVERTER, OMP_NUM_THREADS, PYTHONUTF8, variables
 from optimsyn.base.errors import DataError
 from optimsyn.data.files.converter_child import memory_spent
 from optimsyn.recipe.sections.data import FileLimits
@@ -22,9 +22,6 @@ from optimsyn.recipe.sections.data import FileLimits
 _PACKAGE_ROOT = str(Path(__file__).parents[3])
 # On a busy machine the libraries take a while to import.
 _START_SECONDS = 300
-# Nothing else: a file that takes the child over finds no keys there.
-_ENVIRONMENT = ("PATH", "HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT")
-_LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
 # Not `python -m`: the parent's own path is used, wherever its packages lie, and never the working directory.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -116,13 +113,13 @@ class _Child:
     def __init__(self, memory_mb: int) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         where = json.dumps([_PACKAGE_ROOT, *(folder for folder in sys.path if folder)])
-        kept = {name: value for name, value in os.environ.items() if name.upper() in (*_ENVIRONMENT, *_LIBRARIES)}
+        kept = {name: value for name, value in variables().items() if name.upper() in CONVERTER}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, where, str(memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=kept | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+            env=kept | {OMP_NUM_THREADS: "1", PYTHONUTF8: "1"},
             # An interrupt at the keyboard is the parent's to handle.
             start_new_session=True,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import math
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optimsyn.base.errors import DataError
+from optimsyn.base.suggestions import did_you_mean, file_beside, nearest
 from optimsyn.base.text_files import decode
 from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import Fault, check_size, read_file, size_of
@@ -102,16 +102,14 @@ def resolve(path: str) -> Path:
         name = path.removeprefix(EMBEDDED_PREFIX)
         known = bundled_domains()
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {EMBEDDED_PREFIX}{near[0]}? " if near else ""
+            near = nearest(name, known)
+            hint = f"did you mean {EMBEDDED_PREFIX}{near}? " if near is not None else ""
             listed = ", ".join(EMBEDDED_PREFIX + domain for domain in known)
             raise DataError(f"{path}: nothing of that name comes with optimsyn; {hint}known: {listed}")
         return BUNDLED / name
     found = Path(path).expanduser()
     if not found.exists():
-        near = difflib.get_close_matches(found.name, [p.name for p in found.parent.glob("*")], n=1)
-        hint = f" Did you mean {found.parent / near[0]}?" if near else ""
-        raise DataError(f"{path}: no such file or folder.{hint}")
+        raise DataError(f"{path}: no such file or folder.{file_beside(found)}")
     return found
 
 
@@ -347,8 +345,7 @@ def _column_problems(name: str, source: Source, known: set[str]) -> list[str]:
                 continue
             for column in [theirs] if theirs in known else [part.strip() for part in theirs.split(",")]:
                 if column not in known and column.split(".")[0] not in known:
-                    near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
-                    hint = f"did you mean `{near[0]}`?" if near else f"columns there: {', '.join(sorted(known))}"
+                    hint = did_you_mean(column, known, f"columns there: {', '.join(sorted(known))}", cutoff=0.5)
                     problems.append(f"{name}: {field}.{ours}: there is no column `{column}`; {hint}")
     return problems
 

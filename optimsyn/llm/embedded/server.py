@@ -25,15 +25,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from optimsyn.base.environment import (
+    CACHE,
+    EMBEDDED_KEY,
+    EMBEDDED_URL,
+    NO_PROXY,
+    OMP_WAIT_POLICY,
+    set_variables,
+    unset,
+    variable,
+    variables,
+)
 from optimsyn.base.errors import ModelError
 from optimsyn.base.secrets.redaction import secret_values
 
 _log = logging.getLogger(__name__)
 
 EMBEDDED_ID = "gemma-3-270m-q4_k_m"
-URL_VARIABLE = "OPTIMSYN_EMBEDDED_URL"
-KEY_VARIABLE = "OPTIMSYN_EMBEDDED_KEY"
-CACHE_VARIABLE = "OPTIMSYN_CACHE"
 START_TIMEOUT_S = 180.0
 # Raised when the layout of the dequantised folder changes, so that an old one is not mistaken for a new one.
 _WEIGHTS_LAYOUT = 1
@@ -41,7 +49,7 @@ _WEIGHTS_LAYOUT = 1
 
 def cache_dir() -> Path:
     """The per-user folder for the assembled model files: `$OPTIMSYN_CACHE`, or the platform's usual cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
+    chosen = variable(CACHE)
     if chosen:
         return Path(chosen).expanduser()
     import platformdirs
@@ -130,7 +138,7 @@ class EmbeddedServer:
     """The embedded model behind an OpenAI-compatible llama.cpp server, in a child process on loopback.
 
     The child picks a free port, accepts only this object's random key, and ends when its standard input does, so it is
-    gone when the process that started it ends in whatever way. Address and key are published in `os.environ`, where
+    gone when the process that started it ends in whatever way. Address and key are published in the environment, where
     the processes started later (notebook kernels) find them.
 
     Attributes:
@@ -197,8 +205,7 @@ class EmbeddedServer:
             self.close()
             raise
         if self.publish:
-            os.environ[URL_VARIABLE] = self.url
-            os.environ[KEY_VARIABLE] = self.key
+            set_variables({EMBEDDED_URL: self.url, EMBEDDED_KEY: self.key})
         return self
 
     def _greet(self, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
@@ -236,9 +243,8 @@ class EmbeddedServer:
 
     def close(self) -> None:
         """Ends the child and takes its address out of the environment; a second call does nothing."""
-        if os.environ.get(KEY_VARIABLE) == self.key:
-            os.environ.pop(URL_VARIABLE, None)
-            os.environ.pop(KEY_VARIABLE, None)
+        if variable(EMBEDDED_KEY) == self.key:
+            unset((EMBEDDED_URL, EMBEDDED_KEY))
         process, self.process = self.process, None
         if process is not None:
             for pipe in (process.stdin, process.stdout):
@@ -280,7 +286,7 @@ def health(url: str, key: str, *, timeout_s: float = 10) -> str | None:
 
 def published_server() -> tuple[str, str] | None:
     """Address and key of the server that another process has published, if it answers."""
-    url, key = os.environ.get(URL_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
+    url, key = variable(EMBEDDED_URL), variable(EMBEDDED_KEY)
     # Generous: an owner's server under load answers this only after the requests before it.
     return (url, key) if url and key and health(url, key, timeout_s=60) is None else None
 
@@ -333,16 +339,16 @@ def _package() -> Any:
 def _child_environment() -> dict[str, str]:
     """The environment without other services' keys, and with OpenMP threads that sleep instead of spin."""
     secrets_here = set(secret_values())
-    kept = {name: value for name, value in os.environ.items() if value.strip() not in secrets_here}
-    return {**kept, "OMP_WAIT_POLICY": "PASSIVE"}
+    kept = {name: value for name, value in variables().items() if value.strip() not in secrets_here}
+    return {**kept, OMP_WAIT_POLICY: "PASSIVE"}
 
 
 def _bypass_proxies() -> None:
     """Keeps requests to loopback away from the proxy that `HTTP_PROXY` may name."""
-    for variable in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(variable, "").split(",") if host]
+    for name in NO_PROXY:
+        hosts = [host for host in (variable(name) or "").split(",") if host]
         if "*" not in hosts and "127.0.0.1" not in hosts:
-            os.environ[variable] = ",".join([*hosts, "127.0.0.1"])
+            set_variables({name: ",".join([*hosts, "127.0.0.1"])})
 
 
 def _close_after_fork(pipe: IO[str]) -> None:
@@ -359,7 +365,7 @@ def _cache_folder(what: str) -> Iterator[Path]:
     except OSError as error:
         raise ModelError(
             f"{folder}: cannot keep {what} there ({error.strerror or error}); it needs 1.5 GB. "
-            f"Free some space or set {CACHE_VARIABLE} to another folder"
+            f"Free some space or set {CACHE} to another folder"
         ) from error
 
 

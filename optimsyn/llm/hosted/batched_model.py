@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -21,12 +20,13 @@ from typing import Any
 
 import httpx
 
+from optimsyn.base.environment import SERVICE_KEYS, variable
 from optimsyn.base.errors import BudgetError
 from optimsyn.llm.hosted.batch_apis import RefusedError, Target
 from optimsyn.llm.hosted.batches import BatchError, Batches
 from optimsyn.llm.hosted.failures import NO_KEY, Failure
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-from optimsyn.llm.hosted.providers import KEYS, service_provider
+from optimsyn.llm.hosted.providers import service_provider
 from optimsyn.llm.language_model import Call, run_sync
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
@@ -227,7 +227,7 @@ class _Transport(httpx.AsyncBaseTransport):
 def batch_api_problem(spec: ModelSpec) -> str | None:
     """Why the service of a model with `batch: true` cannot take batches; asks it. None when it can."""
     provider = "anthropic" if service_provider(spec.name) == "anthropic" else "openai"
-    key = os.environ.get(spec.api_key_env or KEYS[provider][0], NO_KEY)
+    key = variable(spec.api_key_env or SERVICE_KEYS[provider][0]) or NO_KEY
     base = (spec.api_base or _BASES[provider]).rstrip("/")
     headers: tuple[tuple[str, str], ...]
     if provider == "anthropic":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import time
 import warnings
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from optimsyn.base.environment import LITELLM_LOCAL_MODEL_COST_MAP, OPENAI_KEY, set_default, variable
 from optimsyn.base.errors import Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import kept, redact
 from optimsyn.llm.hosted.adaptation import Adaptation, schema_digest
@@ -60,7 +60,7 @@ class LiteLLMModel(LanguageModel):
             ServiceError: `api_key_env` names a variable that is not set.
         """
         super().__init__(spec, cache, budget, identity=f"litellm:{spec.name}")
-        if spec.api_key_env is not None and not os.environ.get(spec.api_key_env):
+        if spec.api_key_env is not None and not variable(spec.api_key_env):
             raise ServiceError(
                 f"model {spec.name}: its key is expected in the environment variable {spec.api_key_env}, which is "
                 f"not set; run `export {spec.api_key_env}=...`"
@@ -89,8 +89,8 @@ class LiteLLMModel(LanguageModel):
 
     async def _address(self) -> tuple[str | None, str | None]:
         """Base address and key for the next try; None leaves them to LiteLLM."""
-        key = os.environ.get(self.spec.api_key_env) if self.spec.api_key_env else None
-        if key is None and self.spec.api_base is not None and not os.environ.get("OPENAI_API_KEY"):
+        key = variable(self.spec.api_key_env) if self.spec.api_key_env else None
+        if key is None and self.spec.api_base is not None and not variable(OPENAI_KEY):
             key = NO_KEY if self._service_name().startswith("openai/") else None
         return self.spec.api_base, key
 
@@ -217,7 +217,7 @@ class LiteLLMModel(LanguageModel):
         tokens = tokens_of(
             getattr(response, "usage", None),
             exchange_of(response, sent, limit),
-            lambda text: counter_of(self.name.rpartition("/")[2])(text),  # a vocabulary takes a moment to load
+            lambda text: counter_of(self.name)(text),  # a vocabulary takes a moment to load
         )
         if tokens.doubt:
             self._adaptation.usage_is_unlikely(redact(tokens.doubt, extra_values=in_use))
@@ -323,7 +323,7 @@ class LiteLLMModel(LanguageModel):
 
 def _litellm() -> Any:
     """LiteLLM without its network look-ups, telemetry and chatter."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    set_default(LITELLM_LOCAL_MODEL_COST_MAP, "True")
     import litellm
 
     # A service whose usage is of a wrong type; that is told by us.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from optimsyn.base.environment import variable
 from optimsyn.base.errors import ServiceError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.llm.hosted.failures import LONGEST_WAIT_S, NO_KEY, Failure, backoff_s, refused, timed_out
@@ -58,7 +58,7 @@ class PromptLogprobs:
         retries: int = 3,
         timeout_s: float = 120.0,
     ) -> None:
-        key = os.environ.get(api_key_env, "") if api_key_env is not None else NO_KEY
+        key = variable(api_key_env) if api_key_env is not None else NO_KEY
         if not key:
             raise ServiceError(
                 f"the server's key is expected in the environment variable {api_key_env}, which is not set; run "

@@ -149,7 +149,7 @@ def _reply(spec: ModelSpec, tokens: float) -> Range:
 def _counter(spec: ModelSpec) -> tuple[CountTokens, bool]:
     """Counts tokens of a text as the model does, where that can be known at once; and whether it is known."""
     if spec.provider == "litellm":
-        return counter_of(spec.name.rpartition("/")[2]), True
+        return counter_of(spec.name), True
     return by_characters, False
 
 

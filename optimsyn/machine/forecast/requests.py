@@ -21,7 +21,6 @@ from optimsyn.runs.forecast import Forecast, Range, StageForecast
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
-    from optimsyn.programs.task_shape import TaskShape
     from optimsyn.recipe.recipe import ModelSpec, Recipe
     from optimsyn.runs.folder import Run
     from optimsyn.runs.manifest import Cost
@@ -99,13 +98,6 @@ def paid_models(recipe: Recipe) -> list[str]:
     roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
     prices = {role: price_of(spec) for role, spec in roles.items() if spec is not None}
     return [role for role, price in prices.items() if price is None or price.input or price.output]
-
-
-def forecast_of(
-    recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None, known: Known = NOTHING
-) -> Forecast:
-    """The forecast of a recipe from its passages and the form of its questions, as far as these can be read."""
-    return forecast(recipe, measure(recipe, passages, shape), len(passages), known)
 
 
 def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.text_files import text_encoding
 from optimsyn.recipe.sections.models import Section
 
@@ -77,8 +77,7 @@ def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
     """Raises a ValueError for a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
     for ours in source.columns:
         if ours not in fields:
-            near = difflib.get_close_matches(ours, fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(fields)}"
+            hint = did_you_mean(ours, fields, f"known here: {', '.join(fields)}", cutoff=0.5)
             raise ValueError(f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)")
 
 
