@@ -23,7 +23,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
             with safe_open(file, framework="np") as weights:
                 shapes |= {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: is damaged or cut off ({error}); get the model anew") from error
+            raise ModelError(f"{file}: is damaged or cut off ({error}); get the model again") from error
     return shapes
 
 
