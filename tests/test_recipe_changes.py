@@ -255,6 +255,21 @@ def test_start_checks_makes_and_finds_a_run(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
+def test_a_run_of_before_keeps_the_reward_that_it_was_made_with(tmp_path: Path) -> None:
+    quickstart = Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
+    run = Run.open(changed(quickstart, {"influence.question_gradients": "unit"}), tmp_path)
+    file = run.folder / "recipe.yaml"
+    text = file.read_text()
+    assert text.count("  question_gradients: unit\n") == 1
+    # As the version before wrote it.
+    file.write_text(text.replace("  question_gradients: unit\n", ""))
+    again = Run.load(run.folder).recipe
+    assert again.influence.question_gradients == "unit"
+    assert again.fingerprint == run.recipe.fingerprint
+    # A recipe that somebody wrote means the default of today.
+    assert Recipe.load(file).influence.question_gradients == "plain"
+
+
 def test_fields_that_say_nothing_leave_the_fingerprint_as_it_was() -> None:
     # As the version before these fields computed it; an old run folder is found again.
     base = changed(Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.yaml"), {})

@@ -230,7 +230,7 @@ def key_variables(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[
 def _recipe_meant(meant: Mapping[str, Any]) -> Recipe | None:
     """The recipe that the values of the common cell mean; None where a notebook has no such cell."""
     if meant.get("run_folder"):
-        return Recipe.load(Path(meant["run_folder"]).expanduser() / "recipe.yaml")
+        return Recipe.load(Path(meant["run_folder"]).expanduser() / "recipe.yaml", of_run=True)
     if not isinstance(meant.get("recipe"), str):
         return None
     return chosen_recipe(

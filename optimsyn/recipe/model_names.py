@@ -64,6 +64,6 @@ def nearest_provider(name: str) -> str | None:
 def no_provider(name: str, meant: str) -> str:
     """That the provider of a name is none, for a person, with the name that was probably meant."""
     return (
-        f"{name!r}: {name.partition('/')[0]} is not a provider; did you mean `{meant}`? (a hub model of that organisation "
-        f"is `hub:{name}`)"
+        f"{name!r}: {name.partition('/')[0]} is not a provider; did you mean `{meant}`? (a hub model of that "
+        f"organisation is `hub:{name}`)"
     )

@@ -98,8 +98,13 @@ class Recipe(Shown, Section):
     limits: Limits = Limits()
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(cls, path: str | Path, *, of_run: bool = False) -> Recipe:
         """Reads a recipe file; relative data paths are resolved against its folder.
+
+        Args:
+            path: The file.
+            of_run: It is the file that a run wrote of itself, with every field of its time. One that it lacks came
+                later, and means what was done before there was a choice.
 
         Raises:
             RecipeError: The file is missing, is not YAML, or a field is unknown, of a wrong type or out of range.
@@ -126,6 +131,10 @@ class Recipe(Shown, Section):
             raise RecipeError(str(error)) from None
         if not isinstance(raw, dict):
             raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
+        influence = raw.get("influence")
+        # A foretold training takes no mean of gradients, so that there was nothing to choose.
+        if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
+            raw["influence"] = {"question_gradients": "unit", **influence}
         try:
             recipe = cls.parse(raw, str(file))
         except RecipeError as error:

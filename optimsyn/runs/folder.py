@@ -89,7 +89,7 @@ class Run(Shown):
         path = Path(folder).expanduser().resolve()
         if not (path / "manifest.json").is_file():
             raise StageError(f"{path}: not a run folder (no manifest.json in it); `optimsyn run RECIPE` makes one")
-        return cls(path, Recipe.load(path / "recipe.yaml"))
+        return cls(path, Recipe.load(path / "recipe.yaml", of_run=True))
 
     @property
     def name(self) -> str:
