@@ -65,7 +65,8 @@ def test_our_engine_behind_plain_papermill(tmp_path: Path) -> None:
     notebook = _notebook(
         tmp_path / "in.ipynb",
         "import os\nprint(text, os.environ['MINE_TOKEN'])",
-        "from optimsyn.base.progress import track\nlist(track(range(3), 'reading', unit='rows'))\nNone",
+        "from optimsyn.base.live_line import LiveLine\n"
+        "with LiveLine(lambda: 'reading: 2/3 rows') as line:\n    line.finish('reading: 3/3 rows')\nNone",
     )
     (tmp_path / "params.yaml").write_text("text: hello\n")
     done = _papermill("--engine", "optimsyn", notebook, "out.ipynb", "-f", "params.yaml", cwd=tmp_path)
