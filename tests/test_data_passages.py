@@ -76,9 +76,10 @@ def test_text_without_spaces_is_cut_too() -> None:
 
 def test_a_huge_document_is_cut_quickly() -> None:
     text = text_of(120_000)
-    started = time.perf_counter()
+    started = time.process_time()
     passages, _ = split_passages([Document(id="d", text=text)], config(160))
-    assert time.perf_counter() - started < 8
+    # Of the processor: what grows with the square of the length would take minutes.
+    assert time.process_time() - started < 8
     assert len(passages) > 700
 
 
