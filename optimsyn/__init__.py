@@ -40,6 +40,7 @@ _EXPORTS = {
     "ServiceError": "optimsyn.base.errors",
     "StageError": "optimsyn.base.errors",
     "Target": "optimsyn.target.target",
+    "register": "optimsyn.base.extensions",
 }
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         ServiceError,
         StageError,
     )
+    from optimsyn.base.extensions import register
     from optimsyn.data.records import Document, Pair, Passage, Question, Rubric
     from optimsyn.execution.start import Run
     from optimsyn.influence.scorer import InfluenceScorer
@@ -80,6 +82,7 @@ __all__ = [
     "StageError",
     "Target",
     "__version__",
+    "register",
 ]
 
 

@@ -1,0 +1,255 @@
+"""What a user may put in place of a part of optimsyn or beside it: one registry for each kind of part.
+
+A part is named in a recipe in one of three ways:
+
+- by its name: a built-in one, one that this process has registered (`optimsyn.register`), or one that an installed
+  package brings along as a Python entry point of the group `optimsyn.<kind>s`;
+- as `package.module:name`, which is imported;
+- as `__main__:name`, a function or class of the notebook cell or script that runs.
+
+A room gives its own parts to the registry of their kind; nothing else in optimsyn knows them by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast, overload
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.suggestions import did_you_mean
+
+P = TypeVar("P")
+
+
+class Registry(Generic[P]):
+    """The parts of one kind, by name.
+
+    Args:
+        kind: What one of them is called, as in `register(kind, part)`.
+        field: The recipe's field that names one, for messages.
+
+    Attributes:
+        kind: As given.
+        field: As given.
+        group: The group of entry points that is searched.
+    """
+
+    def __init__(self, kind: str, field: str) -> None:
+        self.kind, self.field = kind, field
+        self.group = f"optimsyn.{kind}s"
+        self._own: dict[str, P] = {}
+        self._registered: dict[str, P] = {}
+        self._problem: Callable[[object], str | None] = lambda part: None
+
+    @property
+    def built_in(self) -> Mapping[str, P]:
+        """The parts that come with optimsyn, in their order."""
+        return dict(self._own)
+
+    def provide(self, parts: Mapping[str, P], problem: Callable[[object], str | None]) -> None:
+        """Takes the parts that come with optimsyn, which nothing may replace; the room whose parts they are calls it.
+
+        Args:
+            parts: By name.
+            problem: Why an object cannot be such a part, or None when it can; asked of whatever a name leads to.
+
+        Raises:
+            RecipeError: A part of somebody's own was registered under one of these names.
+        """
+        taken = next((name for name in parts if name in self._registered), None)
+        if taken is not None:
+            raise RecipeError(self._is_built_in(taken))
+        self._own.update(parts)
+        self._problem = problem
+
+    def register(self, part: P, name: str | None = None) -> P:
+        """Makes a part known to this process; again under the same name, as when a cell is run twice, renews it.
+
+        Args:
+            part: A function, class or object.
+            name: What a recipe calls it; by default its `__name__`.
+
+        Returns:
+            The part, so that this can stand above a function or class.
+
+        Raises:
+            RecipeError: It has no name, or that of a built-in one.
+        """
+        known_as = name or getattr(part, "__name__", None) or getattr(part, "name", None)
+        if not isinstance(known_as, str) or not known_as.isidentifier():
+            raise RecipeError(f"the {self.kind} {part!r} has no name that a recipe could write; register it with name=")
+        if known_as in self._own:
+            raise RecipeError(self._is_built_in(known_as))
+        self._registered[known_as] = part
+        return part
+
+    def forget(self, name: str) -> None:
+        """Takes a registered part out again; nothing happens where there is none."""
+        self._registered.pop(name, None)
+
+    def names(self) -> list[str]:
+        """All that a recipe may write as a plain name: built-in ones, registered ones, those of entry points."""
+        return list(dict.fromkeys([*self._own, *self._registered, *self._entry_points()]))
+
+    def get(self, reference: str, field: str | None = None) -> P:
+        """The part that a recipe names.
+
+        Args:
+            reference: A name or `package.module:name`.
+            field: The recipe's field that holds it, when it is not the usual one.
+
+        Raises:
+            RecipeError: There is none of that name, it cannot be imported, or it is no such part. It names the field.
+        """
+        where = field or self.field
+        if reference in self._own:
+            return self._own[reference]
+        if reference in self._registered:
+            return self._checked(reference, self._registered[reference], where)
+        if ":" in reference:
+            return self._checked(reference, imported(reference, where), where)
+        entry = self._entry_points().get(reference)
+        if entry is None:
+            hint = did_you_mean(reference, self.names(), f"known: {', '.join(self.names()) or 'none'}", cutoff=0.5)
+            raise RecipeError(
+                f"{where}: there is no {self.kind} {reference!r}; {hint} One of your own is written as "
+                f"package.module:name, or registered in the notebook that runs: optimsyn.register({self.kind!r}, ...)"
+            )
+        return self._checked(reference, _loaded(entry, where), where)
+
+    def _is_built_in(self, name: str) -> str:
+        return f"there is a built-in {self.kind} {name!r}; register yours under another name"
+
+    def _checked(self, name: str, part: object, where: str) -> P:
+        problem = self._problem(part)
+        if problem is not None:
+            raise RecipeError(f"{where}: {name!r} is no {self.kind}: {problem}")
+        return cast("P", part)
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.group)}
+
+
+def imported(reference: str, field: str) -> object:
+    """What `package.module:name` names; `name` may have dots.
+
+    Raises:
+        RecipeError: It is not of that form or cannot be imported. It names the field.
+    """
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise RecipeError(f"{field}: {reference!r} is not of the form package.module:name")
+    try:
+        part: object = importlib.import_module(module_name)
+    except Exception as error:
+        raise RecipeError(
+            f"{field}: {reference!r} cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+        ) from error
+    for step in name.split("."):
+        if not hasattr(part, step):
+            raise RecipeError(f"{field}: {reference!r}: {_place(module_name)} has no {name}")
+        part = getattr(part, step)
+    return part
+
+
+def reference_to(part: object, field: str) -> str:
+    """How a recipe names a function or class that was given to it as it is: `package.module:name`.
+
+    Raises:
+        RecipeError: It cannot be found again by such a name, as a lambda or a function inside a function cannot.
+    """
+    module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
+    if isinstance(module, str) and isinstance(name, str) and "<" not in name:
+        found: object = sys.modules.get(module)
+        for step in name.split("."):
+            found = getattr(found, step, None)
+        if found is part:
+            return f"{module}:{name}"
+    raise RecipeError(
+        f"{field}: {part!r} has no name under which it could be found again; define it with `def` or `class` at the "
+        "top of a module or of a notebook cell"
+    )
+
+
+def _place(module_name: str) -> str:
+    if module_name == "__main__":
+        return "this notebook or script (run the cell that defines it first)"
+    return f"module {module_name}"
+
+
+def _loaded(entry: EntryPoint, where: str) -> object:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise RecipeError(
+            f"{where}: {entry.name!r}, the entry point {entry.value}, cannot be imported "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def methods(names: Iterable[str], what: str) -> Callable[[object], str | None]:
+    """A test for `Registry`: the part has these methods, or makes an object with them when it is a class."""
+
+    def problem(part: object) -> str | None:
+        missing = [name for name in names if not callable(getattr(part, name, None))]
+        return f"it has no method {missing[0]}; {what}" if missing else None
+
+    return problem
+
+
+CHECKS: Registry[Any] = Registry("check", "checks.plugins")
+ESTIMATORS: Registry[Any] = Registry("estimator", "influence.estimator")
+SCORERS: Registry[Any] = Registry("scorer", "influence.scorer")
+PROMPT_OPTIMIZERS: Registry[Any] = Registry("prompt_optimizer", "optimizers.prompt.method")
+POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method")
+GENERATORS: Registry[Any] = Registry("generator", "models.generator.model")
+FORMS: Registry[Any] = Registry("form", "questions.form")
+STAGES: Registry[Any] = Registry("stage", "stages")
+READERS: Registry[Any] = Registry("reader", "documents.readers")
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    each.kind: each
+    for each in (
+        CHECKS,
+        ESTIMATORS,
+        SCORERS,
+        PROMPT_OPTIMIZERS,
+        POLICY_OPTIMIZERS,
+        GENERATORS,
+        FORMS,
+        STAGES,
+        READERS,
+    )
+}
+"""One for each kind of part that a user may bring."""
+
+
+@overload
+def register(kind: str, part: P, *, name: str | None = None) -> P: ...
+@overload
+def register(kind: str, *, name: str | None = None) -> Callable[[P], P]: ...
+def register(kind: str, part: Any = None, *, name: str | None = None) -> Any:
+    """Makes a part of your own known to this process, so that a recipe can name it.
+
+    Args:
+        kind: One of `REGISTRIES`: check, estimator, scorer, prompt_optimizer, policy_optimizer, generator, form, stage,
+            reader.
+        part: The function, class or object; left out, this is a decorator.
+        name: What a recipe calls it; by default its `__name__`.
+
+    Raises:
+        RecipeError: There is no such kind, or it cannot be such a part.
+
+    Example:
+        >>> @register("check")                                          # doctest: +SKIP
+        ... def no_dates(pair, context):
+        ...     return "it asks for a date" if "when" in pair.question.lower() else None
+    """
+    if part is None:
+        return lambda later: register(kind, later, name=name)
+    if kind not in REGISTRIES:
+        raise RecipeError(f"there is no kind of part {kind!r}; {did_you_mean(kind, REGISTRIES, ', '.join(REGISTRIES))}")
+    return REGISTRIES[kind].register(part, name)

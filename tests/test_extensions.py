@@ -1,0 +1,95 @@
+"""The registries through which a user brings parts of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import optimsyn
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import REGISTRIES, Registry, methods, reference_to
+
+
+def words(pair: object, context: object) -> None:
+    """A part at the top of a module."""
+
+
+@pytest.fixture
+def shapes() -> Registry[object]:
+    made: Registry[object] = Registry("shape", "shapes.kind")
+    made.provide({"round": object(), "square": object()}, lambda part: "it is a number" if part == 1 else None)
+    return made
+
+
+def test_a_part_is_named_by_its_name_its_place_or_an_entry_point(
+    shapes: Registry[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shape_package.py").write_text("class Oval:\n    inner = 3\n", "utf-8")
+    info = tmp_path / "shape_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shape-package\nVersion: 1.0\n", "utf-8")
+    (info / "entry_points.txt").write_text("[optimsyn.shapes]\noval = shape_package:Oval\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert shapes.get("round") is shapes.built_in["round"]
+    assert shapes.register(words) is words
+    assert shapes.get("words") is words
+    oval = shapes.get("shape_package:Oval")
+    assert oval is sys.modules["shape_package"].Oval
+    assert shapes.get("oval") is oval
+    assert shapes.get("shape_package:Oval.inner") == 3
+    assert shapes.names() == ["round", "square", "words", "oval"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("sqare", "shapes.kind: there is no shape 'sqare'; did you mean `square`?"),
+        ("nowhere:thing", "shapes.kind: 'nowhere:thing' cannot be imported (ModuleNotFoundError"),
+        ("json:nothing", "module json has no nothing"),
+        ("__main__:nothing", "run the cell that defines it first"),
+        (":x", "is not of the form package.module:name"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_where_it_stands(shapes: Registry[object], reference: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        shapes.get(reference)
+    assert message in str(caught.value)
+
+
+def test_what_cannot_be_such_a_part_is_refused(shapes: Registry[object]) -> None:
+    shapes.register(1, "one")
+    with pytest.raises(RecipeError, match="shapes.kind: 'one' is no shape: it is a number"):
+        shapes.get("one")
+    with pytest.raises(RecipeError, match="no name that a recipe could write"):
+        shapes.register(3)
+    assert methods(["run"], "see the page")(words) == "it has no method run; see the page"
+    assert methods(["upper"], "see the page")("text") is None
+
+
+def test_a_built_in_name_is_nobody_elses(shapes: Registry[object]) -> None:
+    with pytest.raises(RecipeError, match="built-in shape 'round'"):
+        shapes.register(words, "round")
+    late: Registry[object] = Registry("shape", "shapes.kind")
+    late.register(words, "round")
+    with pytest.raises(RecipeError, match="built-in shape 'round'"):
+        late.provide({"round": object()}, lambda part: None)
+
+
+def test_a_function_given_as_it_is_has_a_name_to_find_it_again() -> None:
+    assert reference_to(words, "checks.plugins") == f"{words.__module__}:words"
+    for part in (lambda: None, 3):
+        with pytest.raises(RecipeError, match="checks.plugins: .* could be found again"):
+            reference_to(part, "checks.plugins")
+
+
+def test_register_knows_the_kinds() -> None:
+    with pytest.raises(RecipeError, match="no kind of part 'chek'; did you mean `check`"):
+        optimsyn.register("chek", words)
+    try:
+        assert optimsyn.register("check", name="spare")(words) is words
+        assert REGISTRIES["check"].get("spare") is words
+    finally:
+        REGISTRIES["check"].forget("spare")
