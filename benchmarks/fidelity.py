@@ -2,6 +2,8 @@
 
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --report  # only the table
+    python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --name fidelity_50 \\
+        --horizons 1 12 50 --domains social_sciences --sources generated --seeds 0  # a longer training, one domain
 
 DATA holds a folder a domain with `*validation.jsonl`, a question a line: id, question, answer, and choices with
 answer_index where they apply. Questions are asked without a passage; those with long answers are left out. PAIRS holds
@@ -70,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="samples of trainings side by side")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--name", default="fidelity", help="of the table, figures and picture in --output")
     parser.add_argument("--report", action="store_true", help="compute nothing; make the table of the finished cells")
     return parser.parse_args()
 
@@ -232,7 +235,7 @@ def _question(row: dict[str, Any]) -> Question:
 
 
 def report(bench: Bench) -> None:
-    """Writes fidelity.json, fidelity.md and fidelity.png."""
+    """Writes --name as .json, .md and .png."""
     files = [bench.file(*cell) for cell in bench.cells()]
     cells = [FidelityCell.load(file) for file in files if file.is_file()]
     if not cells:
@@ -243,11 +246,11 @@ def report(bench: Bench) -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in ("optimsyn", "torch", "transformers", "peft", "bm25s")},
     }
-    output: Path = bench.args.output
-    write_json(output / "fidelity.json", {"settings": settings, **made.as_json()})
-    write_text(output / "fidelity.md", made.markdown())
+    output: Path = bench.args.output / bench.args.name
+    write_json(output.with_suffix(".json"), {"settings": settings, **made.as_json()})
+    write_text(output.with_suffix(".md"), made.markdown())
     if made.truths:
-        made.plot(output / "fidelity.png")
+        made.plot(output.with_suffix(".png"))
     print(made.markdown())
 
 
