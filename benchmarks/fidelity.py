@@ -1,8 +1,8 @@
-"""The fidelity study: do scores foretell what training does? One command, resumable at every group of trainings.
+r"""The fidelity study: do scores foretell what training does? One command, resumable at every group of trainings.
 
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --report  # only the table
-    python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --name fidelity_50 \\
+    python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --name fidelity_50 \
         --horizons 1 12 50 --domains social_sciences --sources generated --seeds 0  # a longer training, one domain
 
 DATA holds a folder a domain with `*validation.jsonl`, a question a line: id, question, answer, and choices with
