@@ -24,7 +24,7 @@ from optimsyn.target.label_loss import LabelLoss
 from optimsyn.target.upcast import NARROW
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 from optimsyn.target.warm_up.curve import Search, WarmUpCurve
-from optimsyn.target.warm_up.search import CURVE, RECORD, Plan, warm_up
+from optimsyn.target.warm_up.search import CURVE, RECORD, Plan, WarmUpData, warm_up
 
 _SEARCH = Search()
 
@@ -222,7 +222,7 @@ class Target:
             for module, training in modes:
                 module.training = training
 
-    def warm_up(
+    def warm_up(  # noqa: PLR0913 - a user names the settings, which all have a default
         self,
         pairs: Sequence[Pair | Question | Sample],
         *,
@@ -272,7 +272,7 @@ class Target:
             ModelError: No pairs, a pair that cannot be encoded, or a loss that is not finite.
         """
         plan = Plan(steps, lr, search, batch_size, checkpoints, max_grad_norm, seed, batch_tokens)
-        self.checkpoints, self.curve = warm_up(self, pairs, questions, unseen, plan, folder, report)
+        self.checkpoints, self.curve = warm_up(self, WarmUpData(pairs, questions, unseen), plan, folder, report)
         return self.checkpoints
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
