@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import SHOWN_INSTEAD, find_secret, redact
 from optimsyn.batch.memory import Need
+from optimsyn.batch.options import RunOptions
 from optimsyn.batch.state import RunState
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.recipe import Recipe
@@ -60,13 +60,11 @@ class Job:
 def plan(
     recipes: Sequence[str],
     root: Path,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     *,
-    size: str = "full",
-    changes: Mapping[str, Any] | None = None,
-    until: str = STAGES[-1],
     here: bool = True,
     money: bool = False,
-    told: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Job]:
     """The runs of a batch, in the order of their recipes.
 
@@ -76,34 +74,33 @@ def plan(
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
         root: Folder of the run folders.
-        size: `full` or `tiny`, for all of them.
-        changes: Recipe fields to change in all of them.
-        until: The last stage to run.
+        options: Size, changes and last stage of all of them.
         here: The runs will work on this machine, so its memory counts.
         money: They share a cap on money, which needs the price of every service.
-        told: Called with a line for a person before each check, which can take seconds.
+        report: Called with a line for a person before each check, which can take seconds.
 
     Raises:
-        StageError: There is no stage `until`.
+        StageError: There is no such last stage.
     """
-    notebook_name(until)
+    notebook_name(options.until)
     jobs: list[Job] = []
     by_folder: dict[Path, Job] = {}
     for number, recipe in enumerate(recipes, 1):
-        told(f"Checking {recipe} ({number} of {len(recipes)}) …")
+        if report is not None:
+            report(f"Checking {recipe} ({number} of {len(recipes)}) …")
         try:
-            chosen = chosen_recipe(recipe, size=size, changes=changes)
+            chosen = chosen_recipe(recipe, size=options.size, changes=options.changes)
             folder = Run.folder_of(chosen, root)
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
                 continue
-            job = _checked(recipe, chosen, root, until, here, money)
+            job = _checked(recipe, chosen, root, options.until, here, money)
             by_folder[folder] = job
         except (OptimsynError, OSError) as error:
             # A run folder that cannot be read or written is the trouble of its recipe alone.
             given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
-            job = Job(Path(given).stem, state, until=until)
+            job = Job(Path(given).stem, state, until=options.until)
         jobs.append(job)
     counts = Counter(job.name for job in jobs)
     for job in jobs:
