@@ -59,6 +59,21 @@ class _State:
     step: int
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a short training goes.
+
+    Attributes:
+        lr: Learning rate of the first step; None: the checkpoint's.
+        decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
+        max_grad_norm: Gradient clipping; None: none.
+    """
+
+    lr: float | None = None
+    decay: bool = True
+    max_grad_norm: float | None = 1.0
+
+
 class Trainings:
     """Short trainings of one target from one checkpoint.
 
@@ -67,9 +82,7 @@ class Trainings:
         checkpoint: Where every training starts.
         pool: What is trained on.
         questions: Whose losses are measured; encoded as what counts of them (`optimsyn.target.encoding.counted`).
-        lr: Learning rate of the first step; None: the checkpoint's.
-        decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
-        max_grad_norm: Gradient clipping; None: none.
+        settings: Rate and clipping.
         rows: Most samples of all trainings that go through the model at once.
 
     Raises:
@@ -82,19 +95,17 @@ class Trainings:
         checkpoint: Checkpoint,
         pool: Sequence[Encoded],
         questions: Sequence[Encoded],
+        settings: TrainingSettings = TrainingSettings(),
         *,
-        lr: float | None = None,
-        decay: bool = True,
-        max_grad_norm: float | None = 1.0,
         rows: int = 32,
     ) -> None:
         if not questions:
             raise DataError("trainings need at least one question whose loss is measured")
         self.target = target
         self.checkpoint = checkpoint
-        self.lr = checkpoint.lr if lr is None else lr
-        self.decay = decay
-        self.max_grad_norm = max_grad_norm
+        self.lr = checkpoint.lr if settings.lr is None else settings.lr
+        self.decay = settings.decay
+        self.max_grad_norm = settings.max_grad_norm
         self._pool = list(pool)
         self._questions = list(questions)
         self._rows = rows

@@ -75,7 +75,6 @@ class AdamScale:
 
 
 def gradient_rows(
-    target: Target,
     taps: GradientTaps,
     layout: Layout,
     encoded: Sequence[Encoded],
@@ -87,8 +86,7 @@ def gradient_rows(
     """The gradients of samples at the weights that the target has.
 
     Args:
-        target: The model.
-        taps: Of the same target.
+        taps: Of the target.
         layout: How gradients are held.
         encoded: The samples.
         scales: The gradients are returned once for each of these, multiplied with it.
@@ -102,6 +100,7 @@ def gradient_rows(
     Raises:
         ModelError: A loss is not finite.
     """
+    target = taps.target
     rows = [torch.empty(len(encoded), layout.width, dtype=target.dtype) for _ in scales]
     losses = torch.empty(len(encoded), dtype=torch.float64)
     places, offset = {}, 0
