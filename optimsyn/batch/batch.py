@@ -25,7 +25,7 @@ from optimsyn.batch.progress import bought_by
 from optimsyn.batch.state import BatchState, Options
 from optimsyn.batch.supervisor import BATCH_JSON, Resources, Supervisor, account
 from optimsyn.batch.table import View, summary
-from optimsyn.llm.shared_budget import Caps, Purse
+from optimsyn.llm.shared_budget import Caps, SharedBudget
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.memory import main_memory
 from optimsyn.recipe.changes import word_for
@@ -103,8 +103,8 @@ def run_batch(
                 view.say(f"{recipe} and {job.state.recipe} mean the same run, which is run once.")
             for warning in job.warnings:
                 view.say(redact(f"note: {job.name}: {warning}"))
-        purse = _purse(place, limits.caps, planned)
-        resources = Resources(engine, _room(engine, limits.gpu_memory_gb), limits.jobs, purse)
+        budget = _shared_budget(place, limits.caps, planned)
+        resources = Resources(engine, _room(engine, limits.gpu_memory_gb), limits.jobs, budget)
         Supervisor(planned, state, place, resources, view).run()
         _compare(planned, state, place, view)
         summary(console, planned, state, place / BATCH_JSON)
@@ -144,10 +144,10 @@ def _compare(jobs: Sequence[Job], state: BatchState, root: Path, view: View) -> 
     from optimsyn.report.comparison import write_comparison
 
     try:
-        shown = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
+        begun = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
         # One run alone has its report.
-        if len(shown) > 1:
-            state.comparison = str(write_comparison(shown, root / BATCH_HTML))
+        if len(begun) > 1:
+            state.comparison = str(write_comparison(begun, root / BATCH_HTML))
             state.write(root / BATCH_JSON)
     except OptimsynError as error:
         view.say(f"note: {BATCH_HTML} was not written: {redact(str(error))}")
@@ -167,12 +167,12 @@ def _only_here(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _purse(root: Path, caps: Caps, jobs: Sequence[Job]) -> Purse | None:
-    """The shared purse, filled with what the runs of this batch bought in earlier starts; None without caps."""
+def _shared_budget(root: Path, caps: Caps, jobs: Sequence[Job]) -> SharedBudget | None:
+    """The shared budget, filled with what the runs of this batch bought in earlier starts; None without caps."""
     if not caps:
         return None
-    purse = Purse.create(root / ".batch-purse.sqlite", caps)
+    budget = SharedBudget.create(root / ".batch-budget.sqlite", caps)
     for job in jobs:
         if job.run is not None:
-            purse.count(account(job.run), bought_by(job.run))
-    return purse
+            budget.count(account(job.run), bought_by(job.run))
+    return budget

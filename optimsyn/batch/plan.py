@@ -123,10 +123,10 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
             return job
     # A run that has read its data needs no second look at every row of it.
     # Each run asks its services itself, where the answers are counted.
-    found = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    preflight = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
     if money:
-        found.problems += price_problems(recipe, "--cost-usd")
-    found.raise_if_refused()
+        preflight.problems += price_problems(recipe, "--cost-usd")
+    preflight.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]
     roles = [*writers, models.target]
@@ -135,12 +135,12 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
         state,
         Run.open(recipe, root),
         need=Need(
-            found.gpu_bytes,
-            found.main_bytes,
+            preflight.gpu_bytes,
+            preflight.main_bytes,
             pinned=any(spec.device.startswith("cuda:") for spec in roles),
         ),
         embedded=any(spec.provider == "embedded" for spec in writers),
         gpu=any(spec.provider != "litellm" and spec.device.startswith(("auto", "cuda")) for spec in roles),
-        warnings=tuple(found.warnings),
+        warnings=tuple(preflight.warnings),
         until=until,
     )

@@ -57,12 +57,14 @@ class Watch:
         self._learn(run.name, manifest)
         stages = [manifest.stage(stage) for stage in job.stages]
         record = next((record for record in stages if record.status != "finished"), stages[-1])
-        told = run.progress()
-        at_work = told is not None and told["stage"] == record.name
+        stage_progress = run.progress()
+        at_work = stage_progress is not None and stage_progress["stage"] == record.name
         return Progress(
             record.name,
             [*STAGES].index(record.name) + 1,
-            f"{told['done']} of {told['total']} {told['what']}" if told is not None and at_work else "",
+            f"{stage_progress['done']} of {stage_progress['total']} {stage_progress['what']}"
+            if stage_progress is not None and at_work
+            else "",
             self._left(job, manifest, record.name),
             cost_of(bought_by(run), manifest.cost.unpriced) if self._live else manifest.cost,
         )

@@ -131,13 +131,13 @@ class Reserve:
 
 def _written(descriptor: int) -> bytes:
     """The bytes before the first zero."""
-    found = bytearray()
-    while piece := os.pread(descriptor, _PIECE, len(found)):
+    written = bytearray()
+    while piece := os.pread(descriptor, _PIECE, len(written)):
         text, zero, _ = piece.partition(b"\0")
-        found += text
+        written += text
         if zero:
             break
-    return bytes(found)
+    return bytes(written)
 
 
 def _write_all(descriptor: int, content: bytes, begin: int) -> None:

@@ -66,6 +66,6 @@ def without_keys(reply: Reply, asked: Sequence[str]) -> Reply:
     """
     request = "\n".join(asked)
     raw = reply.model_dump(mode="json")
-    found = {name: unasked(value, request) if isinstance(value, str) else value for name, value in raw.items()}
-    clean = kept_tree(found)
+    cleaned = {name: unasked(value, request) if isinstance(value, str) else value for name, value in raw.items()}
+    clean = kept_tree(cleaned)
     return reply if clean == raw else type(reply).model_validate(clean)

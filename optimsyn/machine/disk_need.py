@@ -179,23 +179,23 @@ def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
     if not spec.full_weights:
         return _adapter(spec, spec.lora, weight_bytes)
     whole = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
-    found = 0
+    count = 0
     for name, shape in _shapes(spec):
         if any(pattern.fullmatch(name) for pattern in whole):
-            found += _product(shape)
-    return found or (weight_bytes or 0) // _NARROW
+            count += _product(shape)
+    return count or (weight_bytes or 0) // _NARROW
 
 
 def _adapter(spec: ModelSpec, lora: Lora, weight_bytes: int | None) -> int:
     """Parameters of a LoRA: rank times rows plus columns of each layer that gets one."""
     if spec.provider == "embedded":
         return round(_EMBEDDED_ADAPTER * lora.r / 8 * max(1.0, len(lora.target_modules) / 4))
-    found = sum(
+    count = sum(
         lora.r * sum(shape)
         for name, shape in _shapes(spec)
         if len(shape) == 2 and name.rsplit(".", 1)[-1] in lora.target_modules
     )
-    return found or round((weight_bytes or 0) / _NARROW * _ADAPTER_SHARE * lora.r / 8)
+    return count or round((weight_bytes or 0) / _NARROW * _ADAPTER_SHARE * lora.r / 8)
 
 
 def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
@@ -223,7 +223,7 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
 
 
 def _product(shape: list[int]) -> int:
-    found = 1
+    count = 1
     for extent in shape:
-        found *= extent
-    return found
+        count *= extent
+    return count

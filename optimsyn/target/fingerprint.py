@@ -79,12 +79,12 @@ def _settings(config: Any) -> Any:
 
 def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
     """By what each layer multiplies each adapter; rank-stabilised and per-layer alphas end up here as well."""
-    found: list[list[Any]] = []
+    scales: list[list[Any]] = []
     for name, layer in model.named_modules():
         scaling = getattr(layer, "scaling", None)
         if isinstance(scaling, dict):
-            found.extend([name, key, float(scaling[key])] for key in sorted(adapters & scaling.keys()))
-    return found
+            scales.extend([name, key, float(scaling[key])] for key in sorted(adapters & scaling.keys()))
+    return scales
 
 
 def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
@@ -101,11 +101,11 @@ def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
         if not isinstance(layer, BaseTunerLayer):
             continue
         if layer.disable_adapters:
-            found, cure = "switched off", "model.enable_adapter_layers()"
+            state, cure = "switched off", "model.enable_adapter_layers()"
         elif layer.merged:
-            found, cure = "merged into the layer", "model.unmerge_adapter()"
+            state, cure = "merged into the layer", "model.unmerge_adapter()"
         elif not adapters & set(layer.active_adapters):
-            found, cure = f"not the active one ({', '.join(layer.active_adapters)})", "model.set_adapter(...)"
+            state, cure = f"not the active one ({', '.join(layer.active_adapters)})", "model.set_adapter(...)"
         else:
             continue
-        raise ModelError(f"{name}: the target's adapter is {found}, so it has no influence; call {cure} first")
+        raise ModelError(f"{name}: the target's adapter is {state}, so it has no influence; call {cure} first")

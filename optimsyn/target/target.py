@@ -352,15 +352,15 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
         except re.error as error:
             problem = f"models.target.full_weights: {pattern!r} is not a regular expression ({error})"
             raise ModelError(problem) from error
-        found = [name for name in linear if expression.fullmatch(name)]
-        if not found:
+        matching = [name for name in linear if expression.fullmatch(name)]
+        if not matching:
             known = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)
             near = nearest(pattern, known, cutoff=0.0)
             raise ModelError(
                 f"models.target.full_weights: {pattern!r} matches no linear layer of the model"
                 + (f"; the nearest is {near!r}" if near else ", which has none")
             )
-        chosen.update(found)
+        chosen.update(matching)
     model.requires_grad_(False)
     for name in chosen:
         linear[name].requires_grad_(True)

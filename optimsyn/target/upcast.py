@@ -104,8 +104,8 @@ class _Wide(TorchFunctionMode):
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         args, kwargs = tree_map_only(torch.Tensor, narrowed, (args, kwargs))
-        found: torch.Tensor = func(*args, **kwargs)
-        return found.float()
+        product: torch.Tensor = func(*args, **kwargs)
+        return product.float()
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """What a backward pass keeps of a tensor: of a widened weight, the weight itself."""

@@ -189,9 +189,9 @@ def entry_of(name: str) -> dict[str, Any] | None:
     entry = table.get(name)
     if entry is None:
         provider, _, bare = name.partition("/")
-        found = table.get(bare)
-        if found is not None and str(found.get("litellm_provider", "")).startswith(provider):
-            entry = found
+        listed = table.get(bare)
+        if listed is not None and str(listed.get("litellm_provider", "")).startswith(provider):
+            entry = listed
     return entry
 
 

@@ -168,10 +168,10 @@ def _is_connection(error: BaseException) -> bool:
 
 def _headers(error: Exception) -> Mapping[str, str] | None:
     """Of the reply behind LiteLLM's error."""
-    found: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None) or getattr(
+    headers: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None) or getattr(
         error, "litellm_response_headers", None
     )
-    return found
+    return headers
 
 
 def _asked_wait(headers: Mapping[str, str] | None) -> float | None:

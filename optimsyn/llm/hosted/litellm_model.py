@@ -118,8 +118,8 @@ class LiteLLMModel(LanguageModel):
                 refused_schema = None
                 spent = together(spent, result)
                 hopeless = result.finish_reason in ("length", "content_filter")
-                told = result.text.strip() or result.reasoning or result.refusal or result.tool_call
-                if told or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
+                said = result.text.strip() or result.reasoning or result.refusal or result.tool_call
+                if said or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
                     return spent
                 empty += 1
                 if call.seed is not None:  # the same seed would be answered with the same nothing
@@ -190,7 +190,7 @@ class LiteLLMModel(LanguageModel):
 
         started = time.monotonic()
         answered: list[Any] = []
-        asks = {**parameters, "logger_fn": lambda told: answered.append(told.get("original_response"))}
+        asks = {**parameters, "logger_fn": lambda event: answered.append(event.get("original_response"))}
         try:
             # `wait_for` as well: LiteLLM's time-out is per read, and a server that drips never meets it.
             response = await asyncio.wait_for(litellm.acompletion(**asks), self._longest_try_s)
@@ -198,7 +198,7 @@ class LiteLLMModel(LanguageModel):
             return timed_out(self.spec.timeout_s)
         except openai.OpenAIError as error:  # what LiteLLM maps every failure of a service to
             # It gives up a whole reply, paid for, whose usage is not of the type that it expects.
-            response = next((found for raw in reversed(answered) if (found := from_json(raw)) is not None), None)
+            response = next((kept for raw in reversed(answered) if (kept := from_json(raw)) is not None), None)
             if response is None:
                 return classified(error, key, self.spec.timeout_s)
         return self._reply(response, time.monotonic() - started, key, parameters)

@@ -74,13 +74,13 @@ def from_json(raw: Any) -> Any | None:
     """
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)
-        found = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
+        response = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
     except (TypeError, ValueError, RecursionError):
         return None
-    choices = getattr(found, "choices", None)
+    choices = getattr(response, "choices", None)
     first = choices[0] if isinstance(choices, list) and choices else None
     whole = isinstance(getattr(first, "message", None), SimpleNamespace)
-    return found if whole else None
+    return response if whole else None
 
 
 def together(before: Reply, last: Reply) -> Reply:

@@ -83,9 +83,9 @@ def tokens_of(usage: Any, exchange: Exchange, count: Callable[[str], int]) -> To
 
     def number(holder: Any, name: str, most: int) -> int | None:
         raw = getattr(holder, name, None)
-        found = _whole(raw)
-        if raw is None or (found is not None and 0 <= found <= most):
-            return found
+        value = _whole(raw)
+        if raw is None or (value is not None and 0 <= value <= most):
+            return value
         doubts[name] = raw
         return None
 

@@ -85,9 +85,9 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
         if stage in known.done:
             stages.append(_as_it_was(stage, known.done[stage]))
             continue
-        found = _priced(recipe, stage, work, lengths, known)
+        priced = _priced(recipe, stage, work, lengths, known)
         so_far = known.under_way.get(stage)
-        stages.append(found if so_far is None else _at_least(found, so_far))
+        stages.append(priced if so_far is None else _at_least(priced, so_far))
     sending = [stage for stage in stages if stage.requests.high]
     return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=lengths.notes)
 
@@ -108,9 +108,9 @@ def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
         at_first: What was foreseen from the recipe; taken where the run has not begun.
     """
     begun = any(record.attempts for record in run.manifest.stages)
-    found = at_first if at_first is not None and not begun else forecast_run(run)
-    run.foresee(found)
-    return found
+    foreseen = at_first if at_first is not None and not begun else forecast_run(run)
+    run.foresee(foreseen)
+    return foreseen
 
 
 def forecast_run(run: Run) -> Forecast:
@@ -129,9 +129,11 @@ def forecast_run(run: Run) -> Forecast:
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
         shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
     lengths = measure(run.recipe, passages, shape)
-    found = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
+    foreseen = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
     doubts = [usage_sentence(name, said) for name, answers in run.services.items() if (said := answers.get("usage"))]
-    return found.model_copy(update={"notes": (*found.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))})
+    return foreseen.model_copy(
+        update={"notes": (*foreseen.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))}
+    )
 
 
 def _known(run: Run, lengths: Lengths, passages: int) -> Known:
@@ -333,12 +335,12 @@ def _as_it_was(stage: str, cost: Cost) -> StageForecast:
     )
 
 
-def _at_least(found: StageForecast, cost: Cost) -> StageForecast:
-    return found.model_copy(
+def _at_least(stage: StageForecast, cost: Cost) -> StageForecast:
+    return stage.model_copy(
         update={
-            "requests": found.requests.at_least(cost.replies),
-            "input_tokens": found.input_tokens.at_least(cost.input_tokens),
-            "output_tokens": found.output_tokens.at_least(cost.output_tokens),
-            "cost_usd": None if found.cost_usd is None else found.cost_usd.at_least(cost.cost_usd),
+            "requests": stage.requests.at_least(cost.replies),
+            "input_tokens": stage.input_tokens.at_least(cost.input_tokens),
+            "output_tokens": stage.output_tokens.at_least(cost.output_tokens),
+            "cost_usd": None if stage.cost_usd is None else stage.cost_usd.at_least(cost.cost_usd),
         }
     )

@@ -296,13 +296,13 @@ def overfits(history: Sequence[Losses]) -> str:
     )
 
 
-def is_rise(found: Change) -> bool:
+def is_rise(difference: Change) -> bool:
     """Whether a change is upward beyond its noise."""
     from scipy.stats import t
 
-    if found.samples < 2 or found.mean <= 0:
+    if difference.samples < 2 or difference.mean <= 0:
         return False
-    return bool(found.mean > float(t.ppf(_RISE_CONFIDENCE, found.samples - 1)) * found.error)
+    return bool(difference.mean > float(t.ppf(_RISE_CONFIDENCE, difference.samples - 1)) * difference.error)
 
 
 def compared(before: Losses, after: Losses) -> Change:
@@ -346,17 +346,17 @@ def tried_rates(
     tried: dict[float, Losses | None], training: dict[float, Sequence[float]], every: int, dropped: dict[float, str]
 ) -> tuple[TriedRate, ...]:
     """The record of the rates that were tried, lowest first."""
-    found = []
+    records = []
     for lr, losses in sorted(tried.items()):
         usable = losses is not None and losses.finite
         look = Look.of(every, losses, training[lr]) if usable and losses is not None else None
         judged = _judged(losses) if usable and losses is not None else None
-        found.append(TriedRate(lr, look, judged, dropped.get(lr, "")))
-    return tuple(found)
+        records.append(TriedRate(lr, look, judged, dropped.get(lr, "")))
+    return tuple(records)
 
 
-def _no_worse(found: Change) -> bool:
-    return found.mean <= found.error
+def _no_worse(difference: Change) -> bool:
+    return difference.mean <= difference.error
 
 
 def _judged(losses: Losses) -> float:

@@ -306,12 +306,12 @@ def _by_evidence(bench: Bench, plan: Plan, start: Losses, rate: _Rate) -> tuple[
 
 def _spread_over(kept: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
     """Some of the checkpoints, evenly, the last always; each takes over the losses of those left out before it."""
-    found, begun = [], 0
+    spread, begun = [], 0
     for place in checkpoint_steps(len(kept), count):
         losses = tuple(loss for item in kept[begun:place] for loss in item.losses)
-        found.append(replace(kept[place - 1], losses=losses))
+        spread.append(replace(kept[place - 1], losses=losses))
         begun = place
-    return found
+    return spread
 
 
 def _bench(
@@ -380,8 +380,8 @@ def _recorded(folder: Path) -> str | None:
     file = folder / RECORD
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
-    return found if isinstance(found, str) else None
+    fingerprint = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:
