@@ -1,4 +1,4 @@
-"""Runs many recipes: each in processes of its own, so many at a time, and tells the truth about every one of them.
+"""Runs many recipes, several at a time, each in processes of its own, and records how each of them ended.
 
 `run_batch` is what `optimsyn batch` calls. Everything that it knows about a run it reads from the run's own folder, so
 a batch that was stopped, also with kill -9, goes on with the same call: finished runs are not started again, and the

@@ -1,4 +1,4 @@
-"""How a run of a batch ended, as its manifest, its exit code and its log tell."""
+"""How a run of a batch ended, by its manifest, its exit code and its log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFUSED, _INTERRUPTED = 2, 130
 _LONGEST_REASON = 2000
 _LOG_LINES = 8
 _KERNEL_S = 10.0
-# How the command line tells an error at the end of its output: `StageError: …`.
+# How the command line reports an error at the end of its output: `StageError: …`.
 _ERROR = re.compile(r"^(\w+(?:Error|Exception|Interrupt)): ", re.MULTILINE)
 
 

@@ -24,7 +24,7 @@ class Job:
     """One run of a batch.
 
     Attributes:
-        name: What it is called in tables: the name of its recipe, told apart from others where several have it.
+        name: What it is called in tables: the name of its recipe; of its run, where several recipes have that name.
         state: What `batch.json` says about it.
         run: Its run folder; None when the recipe was refused.
         need: The memory that it will take.
@@ -97,7 +97,7 @@ def plan(
             job = _checked(recipe, chosen, root, options.until, here, money)
             by_folder[folder] = job
         except (OptimsynError, OSError) as error:
-            # A run folder that cannot be read or written is the trouble of its recipe alone.
+            # A run folder that cannot be read or written refuses that recipe alone.
             given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
             job = Job(Path(given).stem, state, until=options.until)

@@ -21,14 +21,14 @@ class Progress:
     Attributes:
         stage: The stage that runs, or that will be next.
         number: Its place among the stages, from 1.
-        told: What the stage says about itself, such as `12 of 48 pairs`.
+        detail: What the stage reports, such as `12 of 48 pairs`.
         left: Seconds until the run has finished; None when nothing is known.
         cost: What it has bought.
     """
 
     stage: str
     number: int
-    told: str
+    detail: str
     left: float | None
     cost: Cost
 
@@ -103,7 +103,7 @@ class Watch:
 def bought_by(run: Run) -> Usage:
     """What a run has bought; the file is closed again, for a batch can have hundreds of runs.
 
-    A damaged file counts as nothing here: the run itself stops at it and tells.
+    A damaged file counts as nothing here: the run itself stops at it and reports it.
     """
     path = run.folder / "replies.sqlite"
     if not path.is_file():

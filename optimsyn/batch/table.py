@@ -127,7 +127,7 @@ class View:
         return [
             escape(job.name),
             stage,
-            progress.told if progress is not None else "",
+            progress.detail if progress is not None else "",
             clock(state.seconds) if state.seconds else "",
             "" if progress is None or progress.left is None else f"~{clock(progress.left)}",
             spent(state.cost) if state.cost.replies else "",

@@ -133,14 +133,14 @@ class Trainings:
         return self._losses(self._begin(1).weights)[0]
 
     def run(
-        self, schedules: Sequence[Schedule], looks: Collection[int], told: Callable[[int], None] | None = None
+        self, schedules: Sequence[Schedule], looks: Collection[int], report: Callable[[int], None] | None = None
     ) -> torch.Tensor:
         """Trains by each schedule and measures the questions' losses on the way.
 
         Args:
             schedules: As long as each other; all batches are of one size.
             looks: After which steps losses are measured; 1 is the first step.
-            told: Called with the number of trainings of each group when it is done.
+            report: Called with the number of trainings of each group when it is done.
 
         Returns:
             [schedules, looks, Q] float64, looks in rising order.
@@ -164,8 +164,8 @@ class Trainings:
         for begin in range(0, len(schedules), together):
             group = schedules[begin : begin + together]
             parts.append(self._train(group, wanted))
-            if told is not None:
-                told(len(group))
+            if report is not None:
+                report(len(group))
         self.target.load_checkpoint(self.checkpoint)
         return torch.cat(parts)
 
@@ -243,7 +243,7 @@ class Trainings:
             state.weights[name] = moved
 
     def _losses(self, weights: dict[str, torch.Tensor], questions: Sequence[Encoded] = ()) -> torch.Tensor:
-        """[M, Q] float64 on the CPU; of all questions unless told otherwise."""
+        """[M, Q] float64 on the CPU; of all questions unless others are given."""
         questions = questions or self._questions
         count = len(next(iter(weights.values())))
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].input_ids))

@@ -21,9 +21,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-# What chat templates that tell the date take for today: what a model sees, and its scores, must not change overnight.
+# What chat templates that state the date take for today: what a model sees, and its scores, must not change overnight.
 RENDERED_DAY = date(2024, 7, 26)
-# In front of a template this goes before the function that tells the real day, however the template calls it. (A
+# In front of a template this goes before the function that returns the real day, however the template calls it. (A
 # function that is given to a template is turned into its name.)
 _SAME_DAY = (
     "{% macro strftime_now(format) %}{{ format"
@@ -47,7 +47,7 @@ _STEERING = re.compile(
 
 
 class Plain(NamedTuple):
-    """Token ids, and for each its begin and end in the text; None where the tokenizer cannot tell."""
+    """Token ids, and for each its begin and end in the text; None where the tokenizer does not say."""
 
     ids: list[int]
     offsets: list[tuple[int, int]] | None

@@ -1,4 +1,4 @@
-"""Room on the disk that is set aside before anything is bought, so that a reply that is paid for finds a place.
+"""Disk space that is reserved before anything is bought, so that a reply that was paid for can be written.
 
 Replies go into an SQLite file, which needs fresh room for every write. When there is none left, requests are still
 under way, and what they bring has been paid for. So a file of some megabytes whose blocks are already the run's own

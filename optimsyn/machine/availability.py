@@ -45,7 +45,7 @@ class Availability:
         weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
         gpu: It will be put on a GPU.
         device: Where a local model is to be put, as the recipe says.
-        unchecked: What only the network or a key could tell, when it was not to be asked.
+        unchecked: What can only be checked with the network or a key, when these were not to be used.
         unreachable: Nobody answers at the address of a service just now.
     """
 

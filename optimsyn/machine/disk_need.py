@@ -1,4 +1,4 @@
-"""Room on the disk that a run will take, told before it begins: by kind, against what its file system has left.
+"""The disk space that a run will take, estimated before it begins: by kind, against what its file system has left.
 
 An estimate from the recipe and from the headers of the models' files; no weights are loaded. It counts what a run keeps
 and, of checkpoints, what lies there at once while a training runs.
@@ -44,7 +44,7 @@ _SUBTASKS = 8
 # not known: small models have the larger share.
 _EMBEDDED_ADAPTER = 725_000
 _ADAPTER_SHARE = 0.003
-# Less than this beside what is needed is told.
+# With less than this left beside what is needed, there is a warning.
 _TIGHT = 1.5
 
 
@@ -68,7 +68,7 @@ class DiskNeed:
 
     Attributes:
         parts: Kind -> bytes.
-        free: Bytes left on the file system of the run folder; None where that cannot be told.
+        free: Bytes left on the file system of the run folder; None where that is unknown.
         folder: The run folder.
         more: What the run will take beyond what lies there already.
     """
@@ -161,7 +161,7 @@ def _missing(parts: dict[str, int], folder: Path) -> int:
 
     finished: set[str] = set()
     if (folder / "manifest.json").is_file():
-        with suppress(StageError):  # of another version; told when the run is opened
+        with suppress(StageError):  # of another version; reported when the run is opened
             stages = ManifestFile(folder / "manifest.json").read().stages
             finished = {record.name for record in stages if record.status == "finished"}
     more = 0

@@ -78,7 +78,7 @@ def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None
 
 
 def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
-    """Questions that the target cannot be asked, also of a file with other faults: all are told in one round."""
+    """Questions that the target cannot be asked, also of a file with other faults: all are reported at once."""
     longest = recipe.models.target.max_length
     cut = 0
     perhaps: list[str] = []

@@ -20,7 +20,7 @@ class Preflight(Shown):
     Attributes:
         problems: Each would stop the run; with file, row or field, and the cure.
         warnings: The run would go on, but not as well as it could.
-        unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
+        unchecked: What can only be checked with the network or a key, when these were not to be used (`offline`).
         counts: Documents, passages, validation and test questions, as far as they were read.
         gpu_bytes: GPU memory that the run's models are estimated to need.
         main_bytes: The same in main memory.

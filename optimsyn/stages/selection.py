@@ -124,11 +124,11 @@ def _trainings(
     target.load_checkpoint(checkpoint)
     taps = GradientTaps(target)
     scale = AdamScale.of(target, checkpoint, layout)
-    told = None
+    report = None
     if tools.stage is not None:
-        told = tools.stage.count(len(questions) + len(pairs), "gradients to select by", last=False).add
+        report = tools.stage.count(len(questions) + len(pairs), "gradients to select by", last=False).add
 
-    rows = partial(gradient_rows, taps, layout, batch_tokens=recipe.influence.batch_tokens, told=told)
+    rows = partial(gradient_rows, taps, layout, batch_tokens=recipe.influence.batch_tokens, report=report)
     (asked,), question_losses = rows(questions, [scale.roots])
     # As they are trained on, with every label.
     (scaled, plain), losses = rows([target.encode(as_sample(pair)) for pair in pairs], [scale.roots, None])

@@ -178,7 +178,7 @@ class Tokens(NamedTuple):
         text: What was tokenised.
         start: Where the answer begins in `text`.
         stop: Where it ends.
-        offsets: For each token of `text` its begin and end there; None where the tokenizer cannot tell.
+        offsets: For each token of `text` its begin and end there; None where the tokenizer does not say.
         end_tokens: How many of the last tokens stand behind the answer.
     """
 
@@ -322,7 +322,7 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
     Args:
         tokenizer: Knows its special tokens.
         ids: From the answer's first token on.
-        offsets: Begin and end of these in the text, as far as they were made of it; None where nobody can tell.
+        offsets: Begin and end of these in the text, as far as they were made of it; None where that is unknown.
         stop: Where the answer ends in the text.
         after: What the chat template puts behind the answer.
     """
@@ -330,7 +330,7 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
     def letters(some: list[int]) -> str:
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
 
-    # What is left of it in plain letters: special tokens are told by their ids.
+    # What is left of it in plain letters: special tokens are recognised by their ids.
     if offsets is None and after:
         for written in filter(None, (tokenizer.decode([token]) for token in set(tokenizer.all_special_ids))):
             after = after.replace(written, "")

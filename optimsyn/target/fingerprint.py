@@ -1,4 +1,4 @@
-"""What a target's caches are told apart by: digests of its weights and of the numbers beside them."""
+"""Digests of a target's weights and settings, by which its caches are named."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model_digest(
 ) -> str:
     """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
-    Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment. The
+    Of each frozen weight only some hundred values are read, which is quick and tells models and revisions apart. The
     model's configuration and the adapter's scale (alpha / r) are no weights, but the same weights compute something
     else under others.
 
@@ -78,7 +78,7 @@ def _settings(config: Any) -> Any:
 
 
 def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
-    """By what each layer multiplies each adapter; rank-stabilised and per-layer alphas end up here as well."""
+    """The factor of each adapter in each layer; rank-stabilised and per-layer alphas end up here as well."""
     scales: list[list[Any]] = []
     for name, layer in model.named_modules():
         scaling = getattr(layer, "scaling", None)

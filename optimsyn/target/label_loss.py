@@ -222,7 +222,7 @@ class LabelLoss:
         places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
 
         def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to tell samples apart.
+            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to see each sample apart.
             hidden = arguments[0]
             picked = hidden.new_zeros(len(hidden), int(counts.max()), hidden.shape[-1])
             return picked.index_put((rows, places), hidden[rows, columns]), *arguments[1:]

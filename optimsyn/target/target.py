@@ -190,7 +190,7 @@ class Target:
         return self._loss.tokens(batch.input_ids, batch.labels)
 
     def try_out(self, batch: Batch) -> None:
-        """Looks once how this model's losses are computed, which must not happen while its layers are replaced.
+        """Decides once how this model's losses are computed; not to be called while its layers are replaced.
 
         Raises:
             ModelError: What the model predicts depends on later tokens.
@@ -242,7 +242,7 @@ class Target:
         """Trains the adapter with AdamW and keeps weights and moments by parameter name.
 
         With `questions` it finds its learning rate and ends when the form of an answer is learned and before pairs that
-        it does not train on get worse (`optimsyn.target.warm_up.curve` has the rules); `self.curve` tells how it went.
+        it does not train on get worse (`optimsyn.target.warm_up.curve` has the rules); `self.curve` says how it went.
         Without, it takes 12 steps at 2e-4. A number that is given is taken as it is.
 
         The loss is the mean over samples of their mean token loss, as the influence assumes; moments come from the
@@ -279,7 +279,7 @@ class Target:
         """Puts the checkpoint's weights into the model.
 
         Raises:
-            ModelError: The checkpoint belongs to another adapter, or the adapter is not at work in the model.
+            ModelError: The checkpoint belongs to another adapter, or the adapter is not active in the model.
         """
         refuse_idle_adapters(self.model, self._adapters)
         if set(checkpoint.state) != set(self.parameters):
@@ -321,7 +321,7 @@ class Target:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
-        Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment.
+        Of each frozen weight only some hundred values are read, which is quick and tells models and revisions apart.
         """
         if self._base is None:
             self._base = model_digest(

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
     Attributes:
         value: The mean.
-        low: Lower end; None with fewer than two values, from which no spread can be told.
+        low: Lower end; None with fewer than two values, which have no spread.
         high: Upper end, or None likewise.
         n: How many values.
     """

@@ -234,10 +234,10 @@ class SimulatedScorer:
         scale = AdamScale.of(target, self._checkpoint, layout)
         with self._computing("float32") as budget:
             (asked,), asked_losses = gradient_rows(
-                self._taps, layout, self._questions, [scale.roots], batch_tokens=budget, told=report
+                self._taps, layout, self._questions, [scale.roots], batch_tokens=budget, report=report
             )
             (scaled, plain), losses = gradient_rows(
-                self._taps, layout, self._companions, [scale.roots, None], batch_tokens=budget, told=report
+                self._taps, layout, self._companions, [scale.roots, None], batch_tokens=budget, report=report
             )
         base = SimulatedTraining.of(
             WarmGradients(self._checkpoint, scale, asked, asked_losses, scaled, plain, losses),

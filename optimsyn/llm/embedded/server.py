@@ -189,7 +189,7 @@ class EmbeddedServer:
             "slots": self.slots,
             "parent": os.getpid(),
         }
-        # The child's own words are only wanted when it fails to start; it is told to say little.
+        # The child's output only matters when it fails to start, so it is run with little logging.
         self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "optimsyn.llm.embedded.child"],

@@ -64,7 +64,7 @@ def no_reply(what: str) -> Failure:
 
 
 def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
-    """What LiteLLM raised, as one of the failures that we tell apart.
+    """What LiteLLM raised, as one of the failures that we distinguish.
 
     Args:
         error: LiteLLM's error, which is one of the OpenAI client's.

@@ -47,7 +47,7 @@ class LiteLLMModel(LanguageModel):
     model or a refused request fails at once. A reply is returned as it came: judging it is the reader's business.
 
     A refusal that names a parameter is no failure: the parameter is left out, or called by its other name, from then
-    on, and so is a JSON schema that is refused. Either is told once, and remembered for every process of the run.
+    on, and so is a JSON schema that is refused. Either is reported once, and remembered for every process of the run.
 
     Attributes:
         schema_refusal: What the service said when it last refused a schema; empty where it has not.
@@ -129,7 +129,7 @@ class LiteLLMModel(LanguageModel):
             if self._adapts and self._adaptation.to(result, parameters, limit_is_given=given):
                 continue
             if result.about_schema and schema is not None and self._may_drop_schema:
-                # This request alone goes without; whether the service takes any is settled when it has been answered.
+                # Only this request is sent without one; its answer shows whether the service takes any.
                 refused_schema, call = schema, replace(call, schema=None)
                 self.schema_refusal = result.said
                 continue
@@ -326,7 +326,7 @@ def _litellm() -> Any:
     set_default(LITELLM_LOCAL_MODEL_COST_MAP, "True")
     import litellm
 
-    # A service whose usage is of a wrong type; that is told by us.
+    # A service whose usage is of a wrong type; we report that ourselves.
     warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning, r"pydantic\.main")
     litellm.telemetry = False
     litellm.suppress_debug_info = True

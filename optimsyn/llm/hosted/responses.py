@@ -42,7 +42,7 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
 
 
 def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Exchange:
-    """What a request and its response are made of, to see whether the usage that the service tells can be true.
+    """What a request and its response are made of, to see whether the usage that the service reports can be true.
 
     Args:
         response: One that `reply_of` could read.

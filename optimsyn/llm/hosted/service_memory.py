@@ -228,7 +228,7 @@ def read_services(path: Path) -> dict[str, dict[str, Any]]:
 
 
 class SchemaCounts:
-    """Counts how a service takes to schemas, to tell one that it cannot read from a service that reads none."""
+    """Counts which schemas a service accepts: it may fail to read one of them, or read none at all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

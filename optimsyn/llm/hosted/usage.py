@@ -42,7 +42,7 @@ class Exchange:
         said: All text that came, with thoughts, as far as they are shown.
         limit: Longest reply in tokens, as it was sent; None where none was.
         cut: The reply ended because it was long enough.
-        thinks: The model was told to think.
+        thinks: Thinking was switched on in the request.
     """
 
     asked: str

@@ -1,4 +1,4 @@
-"""What a model says is told from what it thinks aloud, by every common convention of writing that down.
+"""Separates what a model answers from what it thinks aloud, by every common convention of marking thoughts.
 
 - Tags: `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `<seed:think>` and the like, `[THINK]`, `◁think▷`,
   `<|begin_of_thought|>`, `<|START_THINKING|>`, `<|channel>thought`, nested, closed without having been opened (the chat

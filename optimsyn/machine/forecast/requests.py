@@ -1,7 +1,7 @@
 """Makes the forecast of a run: how many requests each stage sends, times how long they are, times what they cost.
 
 Before a run this rests on the recipe and on the lengths of real prompts. While it runs, what has been sent takes the
-place of what was foreseen: finished stages count as they were, and what was learned in them (the share of valid pairs,
+place of what was predicted: finished stages count as they were, and what was learned in them (the share of valid pairs,
 the length of replies, whether the guiding text changed) corrects the rest.
 """
 
@@ -56,8 +56,8 @@ class Known:
         changed: Whether the search found another guiding text; None before.
         done: What each finished stage has bought.
         under_way: What the stage that runs has bought so far.
-        read: Tokens read a request, over what was foreseen.
-        written: Tokens written a request, over what was foreseen.
+        read: Tokens read a request, over what was predicted.
+        written: Tokens written a request, over what was predicted.
     """
 
     valid: float | None = None
@@ -105,7 +105,7 @@ def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
 
     Args:
         run: The run.
-        at_first: What was foreseen from the recipe; taken where the run has not begun.
+        at_first: The forecast from the recipe alone; taken where the run has not begun.
     """
     begun = any(record.attempts for record in run.manifest.stages)
     foreseen = at_first if at_first is not None and not begun else forecast_run(run)
@@ -114,7 +114,7 @@ def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
 
 
 def forecast_run(run: Run) -> Forecast:
-    """The forecast of a run as it looks now, with what it has sent in place of what was foreseen.
+    """The forecast of a run as it looks now, with what it has sent in place of what was predicted.
 
     Raises:
         DataError: A file of the run is damaged.
@@ -124,7 +124,7 @@ def forecast_run(run: Run) -> Forecast:
 
     passages: list[Passage] = []
     shape = None
-    # A run whose files somebody has taken away is told so by the stage that needs them.
+    # A run whose files somebody has taken away is refused by the stage that needs them.
     if run.done("prepare") and run.path("prepare", "passages.jsonl").is_file():
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
         shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
@@ -152,7 +152,7 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
     requests = sum(cost.replies for _, cost in bought)
 
     def ratio(tokens: str) -> float | None:
-        """Tokens a request, over what was foreseen for the same stages."""
+        """Tokens a request, over what was predicted for the same stages."""
         expected = sum(
             cost.replies * getattr(stage, tokens).expected / stage.requests.expected
             for stage, cost in bought

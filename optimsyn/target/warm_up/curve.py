@@ -46,7 +46,7 @@ class Search:
         max_steps: Most steps.
         every: Steps between two looks; a learning rate is tried for as many.
         held_out: Share of the pairs that is not trained on but looked at.
-        around: The learning rate of the fine-tuning that the influence is to foretell; candidates lie around it.
+        around: The learning rate of the fine-tuning that the influence is to predict; candidates lie around it.
         factors: The candidates, as multiples of it.
         most_questions: Questions looked at, spread evenly over those there are.
         most_unseen: Pairs held out at most.
@@ -106,12 +106,12 @@ class Losses(NamedTuple):
 
     @property
     def form(self) -> tuple[float, ...]:
-        """By what it is told whether the form is learned."""
+        """The losses that show whether the form is learned."""
         return self.end or self.first
 
     @property
     def held_out(self) -> tuple[float, ...]:
-        """By what it is told whether the warm-up overfits; questions, where pairs are too few to hold any out."""
+        """The losses that show overfitting: of held-out pairs, or of questions where pairs are too few."""
         return self.unseen or self.content
 
     @property
@@ -308,7 +308,7 @@ def is_rise(difference: Change) -> bool:
 def compared(before: Losses, after: Losses) -> Change:
     """How much higher form and held-out content together are `after` than `before`, by which rates are compared."""
     form, content = change(before.form, after.form), change(before.held_out, after.held_out)
-    # A single sample tells nothing of its noise, so it adds none.
+    # The noise of a single sample is unknown, so none is added.
     errors = [part.error for part in (form, content) if math.isfinite(part.error)]
     return Change(form.mean + content.mean, math.hypot(*errors), min(form.samples, content.samples))
 
@@ -321,7 +321,7 @@ def choose_rate(
     Args:
         start: Before the first step.
         tried: Rate -> where it led from the start; None where a loss was not finite.
-        around: Of rates that cannot be told apart the nearest to this one is taken.
+        around: Of rates that do not differ beyond their noise the nearest to this one is taken.
 
     Returns:
         The rate, or None where every one was dropped; and why each dropped one was.
