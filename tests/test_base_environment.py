@@ -36,7 +36,7 @@ def test_every_variable_of_our_own_is_named_there_and_only_there() -> None:
             assert not re.findall(r"OPTIMSYN_[A-Z_]+", code), file
     assert named == {
         *("OPTIMSYN_CACHE", "OPTIMSYN_EMBEDDED_KEY", "OPTIMSYN_EMBEDDED_URL", "OPTIMSYN_KERNEL_LOCK"),
-        *("OPTIMSYN_PARENT", "OPTIMSYN_SHARED_BUDGET", "OPTIMSYN_SECRET_NAMES"),
+        *("OPTIMSYN_PARENT", "OPTIMSYN_PURSE", "OPTIMSYN_SECRET_NAMES"),
     }
 
 

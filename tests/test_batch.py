@@ -313,15 +313,15 @@ def test_what_runs_bought_before_counts_against_the_caps(
     assert job.run is not None
     job.run.replies.put("k", Reply(text="", input_tokens=70, cost_usd=0.5), {})
     seen: list[Any] = []
-    count = batch_supervisor.SharedBudget.count
+    count = batch_supervisor.Purse.count
 
     def noted(self: Any, run: str, usage: Any) -> None:
         count(self, run, usage)
         seen.append(self.bought())
 
-    monkeypatch.setattr(batch_supervisor.SharedBudget, "count", noted)
+    monkeypatch.setattr(batch_supervisor.Purse, "count", noted)
     state, _ = _run([recipe], root, caps=Caps(tokens=100))
     assert [amount.tokens for amount in seen] == [70, 70, 70]
     assert state.totals.cost.input_tokens == 70
     assert state.options.tokens == 100
-    assert not list(root.glob(".batch-budget*"))
+    assert not list(root.glob(".batch-purse*"))

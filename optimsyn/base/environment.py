@@ -19,7 +19,7 @@ CACHE = "OPTIMSYN_CACHE"
 EMBEDDED_URL = "OPTIMSYN_EMBEDDED_URL"
 EMBEDDED_KEY = "OPTIMSYN_EMBEDDED_KEY"
 # The file with the caps of a batch, which all its runs pay from.
-SHARED_BUDGET = "OPTIMSYN_SHARED_BUDGET"
+PURSE = "OPTIMSYN_PURSE"
 # The process number of the batch, whose end ends its runs.
 PARENT = "OPTIMSYN_PARENT"
 # The file that a notebook's kernel keeps locked while it lives.

@@ -25,7 +25,7 @@ from optimsyn.batch.progress import bought_by
 from optimsyn.batch.state import BatchState, Options
 from optimsyn.batch.supervisor import BATCH_JSON, Resources, Supervisor, account
 from optimsyn.batch.table import View, summary
-from optimsyn.llm.shared_budget import Caps, SharedBudget
+from optimsyn.llm.shared_budget import Caps, Purse
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.memory import main_memory
 from optimsyn.recipe.changes import word_for
@@ -103,8 +103,8 @@ def run_batch(
                 view.say(f"{recipe} and {job.state.recipe} mean the same run, which is run once.")
             for warning in job.warnings:
                 view.say(redact(f"note: {job.name}: {warning}"))
-        budget = _shared_budget(place, limits.caps, planned)
-        resources = Resources(engine, _room(engine, limits.gpu_memory_gb), limits.jobs, budget)
+        purse = _purse(place, limits.caps, planned)
+        resources = Resources(engine, _room(engine, limits.gpu_memory_gb), limits.jobs, purse)
         Supervisor(planned, state, place, resources, view).run()
         _compare(planned, state, place, view)
         summary(console, planned, state, place / BATCH_JSON)
@@ -167,12 +167,12 @@ def _only_here(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _shared_budget(root: Path, caps: Caps, jobs: Sequence[Job]) -> SharedBudget | None:
-    """The shared budget, filled with what the runs of this batch bought in earlier starts; None without caps."""
+def _purse(root: Path, caps: Caps, jobs: Sequence[Job]) -> Purse | None:
+    """The shared purse, filled with what the runs of this batch bought in earlier starts; None without caps."""
     if not caps:
         return None
-    budget = SharedBudget.create(root / ".batch-budget.sqlite", caps)
+    purse = Purse.create(root / ".batch-purse.sqlite", caps)
     for job in jobs:
         if job.run is not None:
-            budget.count(account(job.run), bought_by(job.run))
-    return budget
+            purse.count(account(job.run), bought_by(job.run))
+    return purse

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from optimsyn.base.environment import CUDA_VISIBLE_DEVICES, SHARED_BUDGET
+from optimsyn.base.environment import CUDA_VISIBLE_DEVICES, PURSE
 from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.batch.engines import Engine, Started
@@ -21,7 +21,7 @@ from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress, Watch, bought_by, cost_of
 from optimsyn.batch.state import BatchState
 from optimsyn.batch.table import View
-from optimsyn.llm.shared_budget import SharedBudget
+from optimsyn.llm.shared_budget import Purse
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import now
 
@@ -59,13 +59,13 @@ class Resources:
         engine: Where they work.
         room: The memory that they share.
         jobs: How many run at once.
-        budget: The caps that they share; None: there are none.
+        purse: The caps that they share; None: there are none.
     """
 
     engine: Engine
     room: Room
     jobs: int
-    budget: SharedBudget | None = None
+    purse: Purse | None = None
 
 
 class Supervisor:
@@ -86,7 +86,7 @@ class Supervisor:
         self.engine = resources.engine
         self.room = resources.room
         self.most = resources.jobs
-        self.budget = resources.budget
+        self.purse = resources.purse
         self.view = view
         self._running: list[_Running] = []
         self._held: dict[str, float] = {}
@@ -182,10 +182,10 @@ class Supervisor:
         variables: dict[str, str] = {}
         if place.gpu is not None:
             variables[CUDA_VISIBLE_DEVICES] = place.gpu.uuid
-        if self.budget is not None:
-            variables[SHARED_BUDGET] = str(self.budget.path)
+        if self.purse is not None:
+            variables[PURSE] = str(self.purse.path)
             # It may have bought something since the batch began: a process of a killed batch ended just now.
-            self.budget.count(account(job.run), bought_by(job.run))
+            self.purse.count(account(job.run), bought_by(job.run))
         before = Before.of(job.run, log)
         started = self.engine.start(job, log, variables)
         job.state.state, job.state.log = "running", str(log)
@@ -206,8 +206,8 @@ class Supervisor:
                 _failed(one.job, error)
             usage = bought_by(run)
             one.job.state.cost = cost_of(usage)
-            if self.budget is not None:
-                self.budget.count(account(run), usage)
+            if self.purse is not None:
+                self.purse.count(account(run), usage)
         return bool(ended)
 
     def _look(self, changed: bool) -> None:
@@ -252,8 +252,8 @@ class Supervisor:
             state.state = "interrupted" if interrupted else "failed"
         state.ended = now()
         self._write()
-        if self.budget is not None:
-            self.budget.close()
+        if self.purse is not None:
+            self.purse.close()
 
     def _write(self) -> None:
         self.state.seconds = round(time.monotonic() - self._begun, 2)
@@ -283,7 +283,7 @@ def _signals() -> Iterator[_Asked]:
 
 
 def account(run: Run) -> str:
-    """What a run is called in the shared budget: the path of its reply cache, which its processes know as well."""
+    """What a run is called in the purse: the path of its reply cache, which its processes know as well."""
     return str(run.folder / "replies.sqlite")
 
 

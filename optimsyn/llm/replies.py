@@ -24,7 +24,7 @@ from optimsyn.llm.reply import Reply, Usage
 from optimsyn.llm.reply_file import INSERT, Row, connect, prepare
 
 if TYPE_CHECKING:
-    from optimsyn.llm.shared_budget import SharedBudget
+    from optimsyn.llm.shared_budget import Purse
     from optimsyn.recipe.sections.limits import Limits
 
 __all__ = ["Budget", "Reply", "ReplyCache", "Usage"]
@@ -293,22 +293,22 @@ class Budget:
         cost_usd: float | None = None,
         requests: int | None = None,
         tokens: int | None = None,
-        shared: SharedBudget | None = None,
+        purse: Purse | None = None,
     ) -> None:
-        """A cap of None is no cap, a shared budget of None no batch."""
+        """A cap of None is no cap, a purse of None no batch."""
         self.cache = cache
         self.cost_usd = cost_usd
         self.requests = requests
         self.tokens = tokens
-        self.shared = shared
+        self.purse = purse
         self._lock = threading.Lock()
         self._requests_under_way = 0
         self._tokens_under_way = 0
 
     @classmethod
-    def of(cls, limits: Limits, cache: ReplyCache, *, shared: SharedBudget | None = None) -> Budget:
+    def of(cls, limits: Limits, cache: ReplyCache, *, purse: Purse | None = None) -> Budget:
         """The budget that a recipe's `limits` describe."""
-        return cls(cache, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens, shared=shared)
+        return cls(cache, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens, purse=purse)
 
     @contextmanager
     def reserved(self, tokens: int, cost_usd: float | None = None) -> Iterator[None]:
@@ -334,9 +334,9 @@ class Budget:
                 self._tokens_under_way -= tokens
 
     def _paid_by_the_batch(self, tokens: int, cost_usd: float | None) -> AbstractContextManager[None]:
-        if self.shared is None:
+        if self.purse is None:
             return nullcontext()
-        return self.shared.reserved(str(self.cache.path), tokens, cost_usd, self.cache.totals)
+        return self.purse.reserved(str(self.cache.path), tokens, cost_usd, self.cache.totals)
 
     def _check(self, tokens: int) -> None:
         if self.cost_usd is None and self.requests is None and self.tokens is None:

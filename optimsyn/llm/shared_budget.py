@@ -1,10 +1,10 @@
-"""A budget that several runs share: caps on money, requests and tokens that hold over all their processes.
+"""A purse that several runs pay from: caps on money, requests and tokens that hold over all their processes.
 
 `optimsyn batch` makes one and names it in the environment; the budget of every process that buys replies asks it
-before each request. The file remembers what each run has bought and what requests under way may still use. Both are
+before each request. The purse remembers what each run has bought and what requests under way may still use. Both are
 read and changed in one transaction, so that two processes never spend the same room.
 
-What a run has bought stands in its own reply cache, so the file can be made again at any time. It is an SQLite file
+What a run has bought is told by its own reply cache, so a purse can be made again at any time. It is an SQLite file
 with a rollback journal, which also works on a network file system, as long as that one has working locks.
 """
 
@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from optimsyn.base.disk import cannot_write
-from optimsyn.base.environment import SHARED_BUDGET, variable
+from optimsyn.base.environment import PURSE, variable
 from optimsyn.base.errors import BudgetError, DataError
 from optimsyn.llm.reply import Usage
 
@@ -64,14 +64,14 @@ class Amount:
     cost_usd: float = 0.0
 
 
-class SharedBudget:
+class Purse:
     """The shared caps of a batch. Safe to use from several threads and processes.
 
     Args:
-        path: A file that `SharedBudget.create` made.
+        path: A purse that `Purse.create` made.
 
     Raises:
-        BudgetError: The file is gone: the batch that capped this process has ended.
+        BudgetError: The purse is gone: the batch that capped this process has ended.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -79,14 +79,13 @@ class SharedBudget:
         self._lock = threading.Lock()
         if not self.path.is_file():
             raise BudgetError(
-                f"{self.path}: the batch whose caps hold here has ended; run `optimsyn batch` again, or unset "
-                f"{SHARED_BUDGET}"
+                f"{self.path}: the batch whose caps hold here has ended; run `optimsyn batch` again, or unset {PURSE}"
             )
         self._db = self._connect()
 
     @classmethod
-    def create(cls, path: Path, caps: Caps) -> SharedBudget:
-        """An empty budget in place of an old one.
+    def create(cls, path: Path, caps: Caps) -> Purse:
+        """An empty purse in place of an old one.
 
         Args:
             path: The file to write; nobody may be using it.
@@ -95,21 +94,21 @@ class SharedBudget:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(path)
         path.touch()
-        budget = cls(path)
-        with budget._transaction() as db:
+        purse = cls(path)
+        with purse._transaction() as db:
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
             db.execute("INSERT INTO caps VALUES (1, ?, ?, ?)", (caps.cost_usd, caps.requests, caps.tokens))
-        return budget
+        return purse
 
     @classmethod
-    def from_environment(cls) -> SharedBudget | None:
-        """The budget that this process pays from, or None when it is in no batch with caps.
+    def from_environment(cls) -> Purse | None:
+        """The purse that this process pays from, or None when it is in no batch with caps.
 
         Raises:
             BudgetError: One is named, but it is gone.
         """
-        path = variable(SHARED_BUDGET)
+        path = variable(PURSE)
         return cls(path) if path else None
 
     @contextmanager
@@ -120,7 +119,7 @@ class SharedBudget:
             run: The run that buys; its reply cache's path.
             tokens: The most that prompt and reply may use.
             cost_usd: The most that they may cost: 0 for free models, None when that is not known before.
-            totals: Says what the run has bought, with this request as soon as its reply is kept.
+            totals: Tells what the run has bought, with this request as soon as its reply is kept.
 
         Raises:
             BudgetError: The request could pass a cap of the batch; nothing has been sent.
@@ -208,7 +207,7 @@ class SharedBudget:
             # A killed process leaves a whole file all the same; only a power cut may not, and then no batch runs on.
             db.execute("PRAGMA synchronous=OFF")
         except sqlite3.Error as error:
-            raise DataError(f"{self.path}: cannot be opened as the shared budget of a batch ({error})") from error
+            raise DataError(f"{self.path}: cannot be opened as the purse of a batch ({error})") from error
         return db
 
     @contextmanager

@@ -48,10 +48,10 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
     run = Run.open(recipe, root)
     if not names_services(recipe):
         return run
-    from optimsyn.llm.shared_budget import SharedBudget
+    from optimsyn.llm.shared_budget import Purse
     from optimsyn.machine.service_probe import probe
 
-    probed = probe(recipe, run.replies, shared=SharedBudget.from_environment())
+    probed = probe(recipe, run.replies, purse=Purse.from_environment())
     if probed.problems:
         if new:
             run.replies.close()

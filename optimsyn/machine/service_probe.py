@@ -25,7 +25,7 @@ from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.programs.messages import object_schema
 
 if TYPE_CHECKING:
-    from optimsyn.llm.shared_budget import SharedBudget
+    from optimsyn.llm.shared_budget import Purse
     from optimsyn.recipe.recipe import ModelSpec, Recipe
 
 # A recipe may wait minutes for a reply and try often; this is to be known at once.
@@ -76,7 +76,7 @@ def probe(
     cache: ReplyCache | None = None,
     *,
     roles: Mapping[str, ModelSpec] | None = None,
-    shared: SharedBudget | None = None,
+    purse: Purse | None = None,
 ) -> Probed:
     """Asks each service of a recipe once, whichever roles it has.
 
@@ -85,7 +85,7 @@ def probe(
         cache: Where a run's replies are kept: who has answered well in this run is not asked again. None: all are
             asked.
         roles: The roles to ask for; None: all that write text.
-        shared: The caps of a batch of runs, where this is one of it.
+        purse: The caps of a batch of runs, where this is one of it.
     """
     if roles is None:
         roles = services(recipe)
@@ -95,7 +95,7 @@ def probe(
     if not services_of:
         return Probed()
     kept = cache if cache is not None else ReplyCache(":memory:")
-    budget = Budget.of(recipe.limits, kept, shared=shared)
+    budget = Budget.of(recipe.limits, kept, purse=purse)
     with ThreadPoolExecutor(max_workers=len(services_of)) as pool:
         waiting = [
             pool.submit(_asked, {name: roles[name] for name in names}, kept, budget) for names in services_of.values()

@@ -87,9 +87,9 @@ class Tools:
     def budget(self) -> Budget:
         """The caps of the recipe over everything that the run has bought, and those of its batch, if it is in one."""
         from optimsyn.llm.replies import Budget
-        from optimsyn.llm.shared_budget import SharedBudget
+        from optimsyn.llm.shared_budget import Purse
 
-        return Budget.of(self.recipe.limits, self.run.replies, shared=SharedBudget.from_environment())
+        return Budget.of(self.recipe.limits, self.run.replies, purse=Purse.from_environment())
 
     @cached_property
     def generator(self) -> LanguageModel:

@@ -7,7 +7,6 @@ is formed in the same visit, so that no [positions, vocabulary] matrix outlives 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,16 +19,6 @@ from optimsyn.target.encoding import IGNORE, Batch
 _CHUNK_BYTES = 128 * 2**20
 
 
-@dataclass(frozen=True)
-class _FrozenHead:
-    """An output layer that is not trained, and what is done to its logits."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: float
-    softcap: float | None
-
-
 class _FrozenHeadLoss(torch.autograd.Function):
     """Cross entropy behind a frozen output layer; saves the gradient to the hidden states, not the logits."""
 
@@ -37,11 +26,13 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
         targets: torch.Tensor,
-        head: _FrozenHead,
+        scale: float,
+        softcap: float | None,
         with_gradient: bool,
     ) -> torch.Tensor:
-        weight, scale, softcap = head.weight, head.scale, head.softcap
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
         # Kept in float32, which is rounded once, when the model takes it back, and not before that as well.
@@ -50,7 +41,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            logits = nn.functional.linear(hidden[part], weight, head.bias).to(dtype)
+            logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
             if scale != 1.0:
                 logits.mul_(scale)
             bent = None
@@ -87,7 +78,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         slope = outputs[0].unsqueeze(-1) * gradient
-        return slope.to(ctx.hidden_dtype), None, None, None
+        return slope.to(ctx.hidden_dtype), None, None, None, None, None, None
 
 
 class LabelLoss:
@@ -209,10 +200,7 @@ class LabelLoss:
         dual = forward_ad.unpack_dual(hidden).tangent is not None  # type: ignore[no-untyped-call]
         with_gradient = dual or (torch.is_grad_enabled() and hidden.requires_grad)
         losses: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden,
-            targets.to(weight.device),
-            _FrozenHead(weight, self._head.bias, self._scale, self._softcap),
-            with_gradient,
+            hidden, weight, self._head.bias, targets.to(weight.device), self._scale, self._softcap, with_gradient
         )
         return losses
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optimsyn.base.environment import SHARED_BUDGET
+from optimsyn.base.environment import PURSE
 from optimsyn.base.errors import BudgetError
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Budget, Reply, ReplyCache, Usage
-from optimsyn.llm.shared_budget import Amount, Caps, SharedBudget
+from optimsyn.llm.shared_budget import Amount, Caps, Purse
 from optimsyn.recipe.recipe import ModelSpec
 
 # Buys until the batch's cap stops it; each request may use 10 tokens and uses some of them.
@@ -27,10 +27,10 @@ BUYER = """
 import sys
 from pathlib import Path
 from optimsyn.base.errors import BudgetError
-from optimsyn.llm.shared_budget import SharedBudget
+from optimsyn.llm.shared_budget import Purse
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 cache = ReplyCache(sys.argv[1])
-budget = Budget(cache, shared=SharedBudget.from_environment())
+budget = Budget(cache, purse=Purse.from_environment())
 number = 0
 try:
     while True:
@@ -42,10 +42,10 @@ except BudgetError as error:
 """
 
 
-def _buyer(shared: Path, cache: Path, code: str = BUYER) -> subprocess.Popen[str]:
+def _buyer(purse: Path, cache: Path, code: str = BUYER) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, str(cache)],
-        env={**os.environ, SHARED_BUDGET: str(shared)},
+        env={**os.environ, PURSE: str(purse)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -64,10 +64,10 @@ def _counted(requests: int = 0, tokens: int = 0, cost_usd: float = 0.0) -> Usage
 def test_tokens_never_pass_the_cap_whatever_the_threads_do(
     tmp_path_factory: pytest.TempPathFactory, cap: int, requests: list[tuple[int, float]], runs: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("shared")
-    shared = SharedBudget.create(folder / "budget.sqlite", Caps(tokens=cap))
+    folder = tmp_path_factory.mktemp("purse")
+    purse = Purse.create(folder / "purse.sqlite", Caps(tokens=cap))
     caches = [ReplyCache(folder / f"r{run}.sqlite") for run in range(runs)]
-    budgets = [Budget(cache, shared=SharedBudget(shared.path)) for cache in caches]
+    budgets = [Budget(cache, purse=Purse(purse.path)) for cache in caches]
     together: list[int] = []
     lock = threading.Lock()
     bought = 0
@@ -89,104 +89,103 @@ def test_tokens_never_pass_the_cap_whatever_the_threads_do(
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(buy, range(len(requests))))
     assert max(together, default=0) <= cap
-    assert shared.bought().requests == sum(done)
-    assert shared.bought().tokens == sum(cache.totals().tokens for cache in caches) <= cap
-    assert shared.under_way() == Amount()
+    assert purse.bought().requests == sum(done)
+    assert purse.bought().tokens == sum(cache.totals().tokens for cache in caches) <= cap
+    assert purse.under_way() == Amount()
 
 
 def test_processes_together_stop_exactly_at_the_cap(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(requests=60))
-    children = [_buyer(shared.path, tmp_path / f"r{number}.sqlite") for number in range(3)]
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(requests=60))
+    children = [_buyer(purse.path, tmp_path / f"r{number}.sqlite") for number in range(3)]
     said = [child.communicate()[0] for child in children]
-    assert shared.bought().requests == 60
+    assert purse.bought().requests == 60
     assert sum(ReplyCache(tmp_path / f"r{number}.sqlite").totals().replies for number in range(3)) == 60
     assert all("the batch's cap of 60 requests is reached" in text and "raise --requests" in text for text in said)
 
 
 def test_money_of_known_price_never_passes_the_cap(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(cost_usd=0.305))
-    shared.count("earlier", _counted(3, 90, 0.1))
-    child = _buyer(shared.path, tmp_path / "r.sqlite")
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(cost_usd=0.305))
+    purse.count("earlier", _counted(3, 90, 0.1))
+    child = _buyer(purse.path, tmp_path / "r.sqlite")
     said = child.communicate()[0]
-    assert shared.bought().cost_usd == pytest.approx(0.30)
+    assert purse.bought().cost_usd == pytest.approx(0.30)
     assert "--cost-usd: the batch's cap of 0.305 US dollars is reached (0.3 are spent by all its runs" in said
 
 
 def test_free_requests_pass_a_spent_cap_on_money_and_unknown_prices_do_not(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(cost_usd=1))
-    with shared.reserved("a", 5, None, _counted), shared.reserved("b", 5, 0.9, _counted):
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(cost_usd=1))
+    with purse.reserved("a", 5, None, _counted), purse.reserved("b", 5, 0.9, _counted):
         pass
-    shared.count("a", _counted(1, 5, 1.0))
-    with shared.reserved("a", 5, 0.0, lambda: _counted(2, 10, 1.0)):
+    purse.count("a", _counted(1, 5, 1.0))
+    with purse.reserved("a", 5, 0.0, lambda: _counted(2, 10, 1.0)):
         pass
     for price in (None, 1e-6):
-        with pytest.raises(BudgetError, match=r"--cost-usd"), shared.reserved("b", 5, price, _counted):
+        with pytest.raises(BudgetError, match=r"--cost-usd"), purse.reserved("b", 5, price, _counted):
             pass
 
 
 def test_what_a_killed_process_had_reserved_is_free_again(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(tokens=100))
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(tokens=100))
     code = (
-        "import os, signal, sys\nfrom optimsyn.llm.shared_budget import SharedBudget\n"
-        "from optimsyn.llm.replies import Usage\n"
-        "shared = SharedBudget.from_environment()\nwith shared.reserved('killed', 90, 0.0, Usage):\n"
+        "import os, signal, sys\nfrom optimsyn.llm.shared_budget import Purse\nfrom optimsyn.llm.replies import Usage\n"
+        "purse = Purse.from_environment()\nwith purse.reserved('killed', 90, 0.0, Usage):\n"
         "    print('reserved', flush=True)\n    sys.stdin.read()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, SHARED_BUDGET: str(shared.path)},
+        env={**os.environ, PURSE: str(purse.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "reserved\n"
-    with pytest.raises(BudgetError, match=r"--tokens"), shared.reserved("other", 20, 0.0, _counted):
+    with pytest.raises(BudgetError, match=r"--tokens"), purse.reserved("other", 20, 0.0, _counted):
         pass
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert shared.under_way().tokens == 90
-    with shared.reserved("other", 20, 0.0, lambda: _counted(1, 15)):
-        assert shared.under_way() == Amount(1, 20, 0.0)
-    assert shared.bought() == Amount(1, 15, 0.0)
+    assert purse.under_way().tokens == 90
+    with purse.reserved("other", 20, 0.0, lambda: _counted(1, 15)):
+        assert purse.under_way() == Amount(1, 20, 0.0)
+    assert purse.bought() == Amount(1, 15, 0.0)
 
 
 def test_an_ended_run_holds_nothing_and_counts_what_its_cache_holds(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(requests=3))
-    waiting = shared.reserved("run", 10, None, _counted)
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(requests=3))
+    waiting = purse.reserved("run", 10, None, _counted)
     waiting.__enter__()
-    shared.count("run", _counted(2, 30, 0.5))
-    assert shared.under_way() == Amount()
-    assert shared.bought() == Amount(2, 30, 0.5)
-    with shared.reserved("run", 1, None, lambda: _counted(3, 40, 0.6)):
+    purse.count("run", _counted(2, 30, 0.5))
+    assert purse.under_way() == Amount()
+    assert purse.bought() == Amount(2, 30, 0.5)
+    with purse.reserved("run", 1, None, lambda: _counted(3, 40, 0.6)):
         pass
-    with pytest.raises(BudgetError, match="3 were answered"), shared.reserved("run", 1, None, _counted):
+    with pytest.raises(BudgetError, match="3 were answered"), purse.reserved("run", 1, None, _counted):
         pass
     waiting.__exit__(None, None, None)
 
 
 def test_a_failed_request_costs_nothing(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(requests=1))
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(requests=1))
     cache = ReplyCache(tmp_path / "r.sqlite")
-    budget = Budget(cache, shared=shared)
+    budget = Budget(cache, purse=purse)
     with pytest.raises(OSError, match="lost"), budget.reserved(5):
         raise OSError("lost")
     with budget.reserved(5):
         cache.put("k", Reply(text="", input_tokens=1), {})
-    assert shared.bought().requests == 1
+    assert purse.bought().requests == 1
 
 
 def test_a_process_whose_batch_has_ended_buys_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert SharedBudget.from_environment() is None
-    monkeypatch.setenv(SHARED_BUDGET, str(tmp_path / "gone.sqlite"))
+    assert Purse.from_environment() is None
+    monkeypatch.setenv(PURSE, str(tmp_path / "gone.sqlite"))
     with pytest.raises(BudgetError, match=r"gone\.sqlite: the batch whose caps hold here has ended"):
-        SharedBudget.from_environment()
+        Purse.from_environment()
 
 
-def test_a_new_budget_replaces_an_old_one(tmp_path: Path) -> None:
-    old = SharedBudget.create(tmp_path / "budget.sqlite", Caps(requests=1))
+def test_a_new_purse_replaces_an_old_one(tmp_path: Path) -> None:
+    old = Purse.create(tmp_path / "purse.sqlite", Caps(requests=1))
     old.count("run", _counted(1))
-    new = SharedBudget.create(tmp_path / "budget.sqlite", Caps(requests=2))
+    new = Purse.create(tmp_path / "purse.sqlite", Caps(requests=2))
     assert new.bought() == Amount()
 
 
@@ -201,10 +200,10 @@ def test_what_a_call_can_cost_is_known_before(name: str, price: float | None) ->
 
 
 def test_the_room_of_a_call_covers_prompt_and_reply(tmp_path: Path) -> None:
-    shared = SharedBudget.create(tmp_path / "budget.sqlite", Caps(tokens=1000))
-    budget = Budget(ReplyCache(tmp_path / "r.sqlite"), shared=shared)
+    purse = Purse.create(tmp_path / "purse.sqlite", Caps(tokens=1000))
+    budget = Budget(ReplyCache(tmp_path / "r.sqlite"), purse=purse)
     model = load_language_model(ModelSpec(name="openai/gpt-4o-mini", max_tokens=50))
     with model._reserved(budget, Call.of("x" * 200)):
-        held = shared.under_way()
+        held = purse.under_way()
     assert (held.requests, held.tokens) == (1, 150)
     assert held.cost_usd > 0
