@@ -218,7 +218,7 @@ def batch(  # noqa: PLR0913 - options of a command
     state = run_batch(
         recipes,
         root,
-        RunOptions(size, SetOptions(changes or ()), stage or STAGES[-1]),
+        RunOptions(size, SetOptions(changes or ()), stage),
         BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb),
         engine=make_engine(engine, jobs, ray_address),
         console=_console(),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optimsyn.llm.shared_budget import Caps
-from optimsyn.runs.manifest import STAGES
 
 
 @dataclass(frozen=True)
@@ -17,12 +16,12 @@ class RunOptions:
     Attributes:
         size: `full` or `tiny`.
         changes: Recipe fields to change.
-        until: The last stage to run.
+        until: The last stage to run; None: the last one of a run.
     """
 
     size: str = "full"
     changes: Mapping[str, Any] = field(default_factory=dict)
-    until: str = STAGES[-1]
+    until: str | None = None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def plan(
     Raises:
         StageError: There is no such last stage.
     """
-    notebook_name(options.until)
+    until = options.until or STAGES[-1]
+    notebook_name(until)
     jobs: list[Job] = []
     by_folder: dict[Path, Job] = {}
     for number, recipe in enumerate(recipes, 1):
@@ -94,13 +95,13 @@ def plan(
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
                 continue
-            job = _checked(recipe, chosen, root, options.until, here, money)
+            job = _checked(recipe, chosen, root, until, here, money)
             by_folder[folder] = job
         except (OptimsynError, OSError) as error:
             # A run folder that cannot be read or written refuses that recipe alone.
             given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
-            job = Job(Path(given).stem, state, until=options.until)
+            job = Job(Path(given).stem, state, until=until)
         jobs.append(job)
     counts = Counter(job.name for job in jobs)
     for job in jobs:

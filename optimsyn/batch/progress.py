@@ -21,14 +21,14 @@ class Progress:
     Attributes:
         stage: The stage that runs, or that will be next.
         number: Its place among the stages, from 1.
-        detail: What the stage reports, such as `12 of 48 pairs`.
+        told: What the stage says about itself, such as `12 of 48 pairs`.
         left: Seconds until the run has finished; None when nothing is known.
         cost: What it has bought.
     """
 
     stage: str
     number: int
-    detail: str
+    told: str
     left: float | None
     cost: Cost
 
@@ -57,14 +57,12 @@ class Watch:
         self._learn(run.name, manifest)
         stages = [manifest.stage(stage) for stage in job.stages]
         record = next((record for record in stages if record.status != "finished"), stages[-1])
-        stage_progress = run.progress()
-        at_work = stage_progress is not None and stage_progress["stage"] == record.name
+        told = run.progress()
+        at_work = told is not None and told["stage"] == record.name
         return Progress(
             record.name,
             [*STAGES].index(record.name) + 1,
-            f"{stage_progress['done']} of {stage_progress['total']} {stage_progress['what']}"
-            if stage_progress is not None and at_work
-            else "",
+            f"{told['done']} of {told['total']} {told['what']}" if told is not None and at_work else "",
             self._left(job, manifest, record.name),
             cost_of(bought_by(run), manifest.cost.unpriced) if self._live else manifest.cost,
         )
@@ -103,7 +101,7 @@ class Watch:
 def bought_by(run: Run) -> Usage:
     """What a run has bought; the file is closed again, for a batch can have hundreds of runs.
 
-    A damaged file counts as nothing here: the run itself stops at it and reports it.
+    A damaged file counts as nothing here: the run itself stops at it and tells.
     """
     path = run.folder / "replies.sqlite"
     if not path.is_file():

@@ -84,8 +84,8 @@ class View:
         """The state of a run in words, without what changes from second to second."""
         state = job.state
         if state.state == "running":
-            progress = self._progress.get(state.folder or "")
-            return f"{progress.number}/{len(STAGES)} {progress.stage}" if progress is not None else "started"
+            found = self._progress.get(state.folder or "")
+            return f"{found.number}/{len(STAGES)} {found.stage}" if found is not None else "started"
         if state.state == "waiting":
             return ""
         if state.earlier:
@@ -105,10 +105,10 @@ class View:
         for name, right in (("run", 0), ("stage", 0), ("progress", 0), ("time", 1), ("to go", 1), ("bought", 1)):
             table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
         table.add_column("state", no_wrap=True)
-        jobs = self._shown()
-        for job in jobs:
+        shown = self._shown()
+        for job in shown:
             table.add_row(*self._row(job))
-        hidden = len(self._jobs) - len(jobs)
+        hidden = len(self._jobs) - len(shown)
         rest = [Text(f"and {hidden} more", style="dim")] if hidden else []
         return Group(Text(title, style="bold", no_wrap=True, overflow="ellipsis"), table, *rest)
 
@@ -122,14 +122,14 @@ class View:
 
     def _row(self, job: Job) -> list[str]:
         state = job.state
-        progress = self._progress.get(state.folder or "") if state.state == "running" else None
-        stage = f"{progress.number}/{len(STAGES)} {progress.stage}" if progress is not None else (state.stage or "")
+        found = self._progress.get(state.folder or "") if state.state == "running" else None
+        stage = f"{found.number}/{len(STAGES)} {found.stage}" if found is not None else (state.stage or "")
         return [
             escape(job.name),
             stage,
-            progress.detail if progress is not None else "",
+            found.told if found is not None else "",
             clock(state.seconds) if state.seconds else "",
-            "" if progress is None or progress.left is None else f"~{clock(progress.left)}",
+            "" if found is None or found.left is None else f"~{clock(found.left)}",
             spent(state.cost) if state.cost.replies else "",
             f"[{_STYLES[state.state]}]{_word(job)}[/]",
         ]

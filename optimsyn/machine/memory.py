@@ -9,7 +9,7 @@ from optimsyn.machine.gpus import gpus
 BYTES_A_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
 _OVERHEAD = 1.25
-# A container's limit, what it uses and of what kind that is, in the second and the first version of cgroups.
+# A container's limit, what it uses and of what kind that is, as the second and the first version of cgroups tell it.
 _CONTAINER = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
