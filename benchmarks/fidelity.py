@@ -33,7 +33,7 @@ import torch
 from optimsyn.base.files import iter_json, write_json, write_text
 from optimsyn.data.records import Pair, Question
 from optimsyn.recipe.recipe import TargetSpec
-from optimsyn.study.fidelity.fidelity import Plan, measure
+from optimsyn.study.fidelity.fidelity import FidelityData, Plan, Work, measure
 from optimsyn.study.fidelity.report import FidelityReport
 from optimsyn.study.fidelity.statistics import FidelityCell
 from optimsyn.target.target import Target
@@ -145,22 +145,22 @@ class Bench:
             ends=Plan.ends[:2] if singles else Plan.ends[:1],
             random=args.random,
             lr=args.lr,
+            seed=seed,
         )
         return measure(
             target,
-            sets.pool,
-            sets.questions,
-            sets.truth,
-            sets.companions,
-            name=f"{domain}, {source}, seed {seed}",
-            domain=domain,
-            groups=sets.groups,
-            plan=plan,
-            seed=seed,
-            drafts=sets.warm_up if singles else (),
-            rows=args.rows,
-            folder=folder,
-            told=self.told,
+            FidelityData(
+                sets.pool,
+                sets.questions,
+                sets.truth,
+                sets.companions,
+                groups=sets.groups,
+                drafts=sets.warm_up if singles else (),
+                name=f"{domain}, {source}, seed {seed}",
+                domain=domain,
+            ),
+            plan,
+            work=Work(rows=args.rows, folder=folder, report=self.told),
         )
 
     def generated(self, domain: str, seed: int) -> Sets:

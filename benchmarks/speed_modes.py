@@ -137,7 +137,7 @@ class Mode:
     note: str = ""
 
 
-def modes_of(
+def modes_of(  # noqa: PLR0913 - all but two are keyword-only
     target: FixedTarget,
     questions: Sequence[Sample],
     *,
@@ -225,7 +225,7 @@ class Bergson:
         RuntimeError: It does not start; the message is the last line it printed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but three are keyword-only
         self,
         python: str,
         target: FixedTarget,

@@ -201,13 +201,8 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> None:
-    """Everything, in order."""
-    import torch
-
-    from optimsyn.influence.gradients.projection import Projection
-    from optimsyn.influence.store.store import GradientStore, QuestionStore
-
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000, help="samples in the pool")
     parser.add_argument("--size", type=int, default=32, help="values kept of each side of a gradient")
@@ -217,9 +212,20 @@ def main() -> None:
     parser.add_argument("--child", choices=("add", "ask"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--questions", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Everything, in order."""
+    import torch
+
+    from optimsyn.influence.gradients.projection import Projection
+    from optimsyn.influence.store.store import GradientStore, QuestionStore
+
+    arguments = options()
     if arguments.child:
-        return {"add": child_add, "ask": child_ask}[arguments.child](arguments)
+        {"add": child_add, "ask": child_ask}[arguments.child](arguments)
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         arguments.folder = Path(temporary)
@@ -266,14 +272,18 @@ def main() -> None:
                 f"  {row['size']:>4}  {row['width']:>6}  {row['cosine']:.4f}  {row['dot']:.4f}   "
                 f"{row['cosine_error']:.3f}, {row['dot_error']:.3f}"
             )
+    if not arguments.no_write:
+        write(result)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Keeps the figures, with the versions and the machine that they come from."""
     result["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
     result["versions"]["python"] = platform.python_version()
     result["hardware"] = f"{os.cpu_count()} CPU cores, one thread"
-    if not arguments.no_write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        RESULT.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-    return None
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULT.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def run(
 
 
 @app.command()
-def batch(
+def batch(  # noqa: PLR0913 - options of a command
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files, or names of bundled ones.")],
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many run at once.")] = 1,
     root: RootOption = Path("runs"),
@@ -206,6 +206,7 @@ def batch(
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
     """
     from optimsyn.batch.batch import exit_code, make_engine, run_batch
+    from optimsyn.batch.options import BatchLimits, RunOptions
     from optimsyn.llm.shared_budget import Caps
     from optimsyn.recipe.changes import SetOptions
     from optimsyn.runs.manifest import STAGES
@@ -217,12 +218,8 @@ def batch(
     state = run_batch(
         recipes,
         root,
-        jobs=jobs,
-        size=size,
-        changes=SetOptions(changes or ()),
-        until=stage or STAGES[-1],
-        caps=Caps(cost_usd=cost_usd, requests=requests, tokens=tokens),
-        gpu_memory_gb=gpu_memory_gb,
+        RunOptions(size, SetOptions(changes or ()), stage),
+        BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb),
         engine=make_engine(engine, jobs, ray_address),
         console=_console(),
     )

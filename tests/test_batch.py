@@ -21,6 +21,7 @@ from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.batch import plan as batch_plan
 from optimsyn.batch import supervisor as batch_supervisor
 from optimsyn.batch.batch import BATCH_JSON, exit_code, run_batch
+from optimsyn.batch.options import BatchLimits, RunOptions
 from optimsyn.batch.state import BatchState
 from optimsyn.llm.shared_budget import Caps
 from optimsyn.recipe.recipe import Recipe
@@ -31,9 +32,12 @@ __all__ = ["fake_runs"]
 KEY = "sk-batch-0123456789abcdef"
 
 
-def _run(recipes: list[str], root: Path, **options: Any) -> tuple[BatchState, str]:
+def _run(
+    recipes: list[str], root: Path, *, changes: dict[str, Any] | None = None, **limits: Any
+) -> tuple[BatchState, str]:
     text = io.StringIO()
-    state = run_batch(recipes, root, console=Console(file=text, width=140), until="warm_up", **options)
+    options = RunOptions(changes=changes or {}, until="warm_up")
+    state = run_batch(recipes, root, options, BatchLimits(**limits), console=Console(file=text, width=140))
     assert BatchState.read(root / BATCH_JSON) == state
     return state, text.getvalue()
 
@@ -231,9 +235,11 @@ import sys
 from rich.console import Console
 from optimsyn.batch import engines as batch_engines
 from optimsyn.batch.batch import exit_code, run_batch
+from optimsyn.batch.options import BatchLimits, RunOptions
 fake, root, *recipes = sys.argv[1:]
 batch_engines.run_command = lambda arguments: [sys.executable, "-c", fake, *arguments]
-sys.exit(exit_code(run_batch(recipes, root, jobs=2, until="warm_up", console=Console(width=140))))
+options = RunOptions(until="warm_up")
+sys.exit(exit_code(run_batch(recipes, root, options, BatchLimits(jobs=2), console=Console(width=140))))
 """
 
 

@@ -11,8 +11,8 @@ from optimsyn.base.errors import DataError
 from optimsyn.data.records import Sample
 from optimsyn.influence.gradients.projection import Projection
 from optimsyn.influence.gradients.rows import layout_for
-from optimsyn.influence.simulated.training import SimulatedTraining
-from optimsyn.influence.trainings import Trainings
+from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradients
+from optimsyn.influence.trainings import Trainings, TrainingSettings
 from optimsyn.recipe.recipe import CountedTokens
 from optimsyn.target.encoding import Encoded, counted
 from optimsyn.target.target import Target
@@ -50,7 +50,7 @@ def both(target: Target, pairs: int = 8, questions: int = 6) -> tuple[list[Encod
 def test_its_kernels_are_autograds(target: Target) -> None:
     pairs, questions = both(target)
     checkpoint = target.checkpoints[-1]
-    found = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=1e-3, steps=3)
+    found = SimulatedTraining.of(WarmGradients.of(target, checkpoint, pairs, questions), lr=1e-3, steps=3)
     target.load_checkpoint(checkpoint)
     g = torch.stack([gradient(target, item) for item in pairs])
     q = torch.stack([gradient(target, item) for item in questions])
@@ -75,9 +75,9 @@ def test_a_small_step_is_a_real_step() -> None:
     checkpoint = target.checkpoints[-1]
     # So small a rate that nothing bends.
     lr = 1e-6
-    simulated = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=lr, steps=1)
+    simulated = SimulatedTraining.of(WarmGradients.of(target, checkpoint, pairs, questions), lr=lr, steps=1)
     sets = [[0, 1], [2, 3], [4, 4], [5, 7], [6, 0]]
-    real = Trainings(target, checkpoint, pairs, questions, lr=lr)
+    real = Trainings(target, checkpoint, pairs, questions, TrainingSettings(lr=lr))
     expected = real.start().mean() - real.run([[one] for one in sets], looks=[1]).mean(2)[:, 0]
     torch.testing.assert_close(simulated.decrease(sets), expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
 
@@ -86,8 +86,8 @@ def test_it_foretells_longer_trainings_better_than_chance(target: Target) -> Non
     pairs, questions = both(target, pairs=12, questions=8)
     checkpoint = target.checkpoints[-1]
     sets = [[i, (i * 5 + 3) % 12, (i * 7 + 1) % 12] for i in range(12)]
-    simulated = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=3e-3, steps=8)
-    real = Trainings(target, checkpoint, pairs, questions, lr=3e-3)
+    simulated = SimulatedTraining.of(WarmGradients.of(target, checkpoint, pairs, questions), lr=3e-3, steps=8)
+    real = Trainings(target, checkpoint, pairs, questions, TrainingSettings(lr=3e-3))
     truth = real.start().mean() - real.run([[one] * 8 for one in sets], looks=[8]).mean(2)[:, 0]
     assert spearmanr(simulated.decrease(sets), truth).statistic > 0.6
 
@@ -108,12 +108,12 @@ def test_a_set_does_not_repeat_one_answer(target: Target) -> None:
     wanted = [*answering("n", 18)[10:], *answering("y", 14)[10:]]
     questions = [counted(target.encode(item), ONE, "question") for item in wanted]
     checkpoint = target.checkpoints[-1]
-    simulated = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=1e-2, steps=12)
+    simulated = SimulatedTraining.of(WarmGradients.of(target, checkpoint, pairs, questions), lr=1e-2, steps=12)
     chosen = simulated.select(6)
     assert len(set(chosen)) == 6
     said = {"n" if place < 10 else "y" for place in chosen}
     assert said == {"n", "y"}
-    real = Trainings(target, checkpoint, pairs, questions, lr=1e-2)
+    real = Trainings(target, checkpoint, pairs, questions, TrainingSettings(lr=1e-2))
     order = simulated.question_kernel.mean(0).argsort(descending=True)[:6].tolist()
     losses = real.run([[chosen] * 12, [order] * 12], looks=[12]).mean(2)[:, 0]
     assert losses[0] <= losses[1] + 1e-9
@@ -121,7 +121,9 @@ def test_a_set_does_not_repeat_one_answer(target: Target) -> None:
 
 def test_the_marginal_is_the_slope_of_the_decrease(target: Target) -> None:
     pairs, questions = both(target)
-    simulated = SimulatedTraining.of(target, target.checkpoints[-1], pairs, questions, lr=1e-3, steps=5)
+    simulated = SimulatedTraining.of(
+        WarmGradients.of(target, target.checkpoints[-1], pairs, questions), lr=1e-3, steps=5
+    )
     given, h = [1, 4], 1e-5
     base = torch.zeros(1, 8, dtype=torch.float64)
     base[0, given] = 0.5
@@ -137,9 +139,11 @@ def test_a_projection_keeps_the_order(target: Target) -> None:
     pairs, questions = both(target, pairs=12)
     checkpoint = target.checkpoints[-1]
     sets = [[i] for i in range(12)]
-    whole = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=1e-3, steps=4)
+    whole = SimulatedTraining.of(WarmGradients.of(target, checkpoint, pairs, questions), lr=1e-3, steps=4)
     wide = Projection(out_size=64, in_size=64)
-    same = SimulatedTraining.of(target, checkpoint, pairs, questions, lr=1e-3, steps=4, projection=wide)
+    same = SimulatedTraining.of(
+        WarmGradients.of(target, checkpoint, pairs, questions, projection=wide), lr=1e-3, steps=4
+    )
     # No side of these layers is longer than 64, so nothing is lost.
     torch.testing.assert_close(same.decrease(sets), whole.decrease(sets), rtol=1e-6, atol=1e-9)
 
@@ -209,7 +213,9 @@ def test_gradients_that_do_not_fit_are_projected(target: Target) -> None:
 def test_what_cannot_be_foretold_is_refused(target: Target) -> None:
     pairs, questions = both(target, pairs=2)
     with pytest.raises(DataError, match="at least one pair"):
-        SimulatedTraining.of(target, target.checkpoints[-1], [], questions, lr=1e-3, steps=1)
-    simulated = SimulatedTraining.of(target, target.checkpoints[-1], pairs, questions, lr=1e-3, steps=1)
+        SimulatedTraining.of(WarmGradients.of(target, target.checkpoints[-1], [], questions), lr=1e-3, steps=1)
+    simulated = SimulatedTraining.of(
+        WarmGradients.of(target, target.checkpoints[-1], pairs, questions), lr=1e-3, steps=1
+    )
     with pytest.raises(DataError, match="3 pairs cannot be chosen from 2"):
         simulated.select(3)

@@ -21,13 +21,13 @@ from optimsyn.influence.attribution.pairs import pair_shares
 from optimsyn.influence.derivative.twin_export import export_twins
 from optimsyn.influence.factory import build_scorer
 from optimsyn.influence.gradients.rows import layout_for
-from optimsyn.influence.reference.simulated import plain_simulated
+from optimsyn.influence.reference.simulated import plain_gains, plain_total
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.simulated import scorer as module
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
-from optimsyn.influence.simulated.training import SimulatedTraining
+from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradients
 from optimsyn.influence.store.store import GradientStore
-from optimsyn.influence.trainings import Trainings, schedule
+from optimsyn.influence.trainings import Trainings, TrainingSettings, schedule
 from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
@@ -38,10 +38,11 @@ from optimsyn.recipe.sections.influence import Influence
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.recipe.sections.synthesis import Checks
 from optimsyn.reward.judgements import Judgement
-from optimsyn.reward.look.measure import look_at_reward
+from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
+from optimsyn.reward.look.options import LookOptions
 from optimsyn.reward.look.record import RewardLook, reward_look_rows
 from optimsyn.reward.reward import InfluenceReward, RubricRequest
-from optimsyn.study.fidelity.fidelity import Plan, measure
+from optimsyn.study.fidelity.fidelity import FidelityData, Plan, measure
 from optimsyn.study.similarity import compare_similarity
 from optimsyn.target.encoding import counted
 from optimsyn.target.target import Target
@@ -91,7 +92,9 @@ def test_it_is_the_simulation_of_the_study(target: Target, scorer: SimulatedScor
     found = scorer.score(PAIRS)
     encoded = [target.encode(item) for item in [*PAIRS, *DRAFTS]]
     asked = [counted(target.encode(item), CountedTokens(), "question") for item in QUESTIONS]
-    simulated = SimulatedTraining.of(target, target.checkpoints[-1], encoded, asked, lr=TUNING.lr, steps=3)
+    simulated = SimulatedTraining.of(
+        WarmGradients.of(target, target.checkpoints[-1], encoded, asked), lr=TUNING.lr, steps=3
+    )
     weights = torch.zeros(6, 12, dtype=torch.float64)
     weights[:, 5:] = 3 / 4 / 7
     weights[:5, :5] = torch.eye(5, dtype=torch.float64) / 4
@@ -101,7 +104,9 @@ def test_it_is_the_simulation_of_the_study(target: Target, scorer: SimulatedScor
     torch.testing.assert_close(found.by_subtask, expected, rtol=1e-7, atol=1e-12)
     most = SimulatedScorer(target, QUESTIONS, training(), across_subtasks="max").score(PAIRS)
     torch.testing.assert_close(most.total, expected.max(1).values, rtol=1e-7, atol=1e-12)
-    total, apart = plain_simulated(target, PAIRS, QUESTIONS, SIMULATED, training(), held_back=[3, 4])
+    gains = plain_gains(target, PAIRS, asked, training())
+    total = plain_total(gains, QUESTIONS, "mean")
+    apart = plain_total(gains, QUESTIONS, "mean", held_back=[3, 4])
     torch.testing.assert_close(total, expected.mean(1), rtol=1e-7, atol=1e-12)
     kept = SimulatedScorer(target, [QUESTIONS[i] for i in (0, 1, 2, 5)], training()).score(PAIRS)
     torch.testing.assert_close(apart, kept.total, rtol=1e-7, atol=1e-12)
@@ -113,7 +118,11 @@ def test_it_ranks_as_real_training_does(target: Target) -> None:
     found = SimulatedScorer(target, QUESTIONS, training(drafts, **tuning)).score(pairs).by_subtask
     asked = [counted(target.encode(item), CountedTokens(), "question") for item in QUESTIONS]
     real = Trainings(
-        target, target.checkpoints[-1], [target.encode(item) for item in [*pairs, *drafts]], asked, lr=3e-3
+        target,
+        target.checkpoints[-1],
+        [target.encode(item) for item in [*pairs, *drafts]],
+        asked,
+        TrainingSettings(lr=3e-3),
     )
     fixed = schedule(range(12, 21), 6, 2, 0)
     after = real.run([[[i, *step[1:]] for step in fixed] for i in range(12)], looks=[6])[:, 0]
@@ -176,7 +185,9 @@ def test_companions_are_those_that_have_a_place(target: Target) -> None:
     found = SimulatedScorer(target, QUESTIONS, alone).score(PAIRS)
     encoded = [target.encode(item) for item in PAIRS]
     asked = [counted(target.encode(item), CountedTokens(), "question") for item in QUESTIONS]
-    simulated = SimulatedTraining.of(target, target.checkpoints[-1], encoded, asked, lr=TUNING.lr, steps=3)
+    simulated = SimulatedTraining.of(
+        WarmGradients.of(target, target.checkpoints[-1], encoded, asked), lr=TUNING.lr, steps=3
+    )
     empty = simulated.losses(torch.zeros(1, 5, dtype=torch.float64))
     gains = empty - simulated.losses(torch.eye(5, dtype=torch.float64))
     expected = torch.stack([gains[:, [0, 3]].mean(1), gains[:, [1, 2, 4, 5]].mean(1)], dim=1).mean(1)
@@ -212,7 +223,9 @@ def test_sixteen_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     own = SimulatedScorer(narrow, questions, given)
     assert own.fingerprint != full.fingerprint and own.at("float32").fingerprint == full.fingerprint
     assert torch.equal(own.at("float32").score(pairs).total, full.score(pairs).total)
-    look = look_at_reward(scorer, narrow, pairs, questions, SIMULATED, training=given, random_subsets=0)
+    look = look_at_reward(
+        ScorerSetup(scorer, narrow, questions, SIMULATED, given), pairs, LookOptions(random_subsets=0)
+    )
     assert look.verdict in ("sound", "doubtful"), look.reasons
 
 
@@ -264,14 +277,9 @@ def test_a_look_at_it(tmp_path: Path) -> None:
     scorer = build_scorer(target, questions, SIMULATED, training=given)
     told: list[tuple[int, int]] = []
     look = look_at_reward(
-        scorer,
-        target,
+        ScorerSetup(scorer, target, questions, SIMULATED, given),
         pairs,
-        questions,
-        SIMULATED,
-        training=given,
-        random_subsets=2,
-        steps=2,
+        LookOptions(random_subsets=2, steps=2),
         report=lambda *counts: told.append(counts),
     )
     assert look.verdict in ("sound", "doubtful"), look.reasons
@@ -284,9 +292,11 @@ def test_a_look_at_it(tmp_path: Path) -> None:
     assert look.training is not None and look.training.held_out
     assert told[-1][0] == told[-1][1]
     with pytest.raises(RecipeError, match="`training`"):
-        look_at_reward(scorer, target, pairs, questions, SIMULATED)
+        look_at_reward(ScorerSetup(scorer, target, questions, SIMULATED), pairs)
     other = look_at_reward(
-        InfluenceScorer(target, questions), target, pairs, questions, SIMULATED, training=given, random_subsets=0
+        ScorerSetup(InfluenceScorer(target, questions), target, questions, SIMULATED, given),
+        pairs,
+        LookOptions(random_subsets=0),
     )
     assert other.verdict == "noise", "the score of another estimator is not this one"
 
@@ -301,7 +311,9 @@ def test_similarity_is_compared_with_it() -> None:
 def test_the_study_has_it_with_a_runs_own_drafts(target: Target) -> None:
     plan = Plan(horizons=(1, 3), batch_size=4, subsets=0, random=0, ends=(), sets=False, alone=False, lr=5e-3)
     pool, truth, others = samples(5, seed=1), samples(2, seed=6), samples(4, seed=3)
-    cells = [measure(target, pool, QUESTIONS, truth, others, plan=plan, drafts=drafts) for drafts in ((), others)]
+    cells = [
+        measure(target, FidelityData(pool, QUESTIONS, truth, others, drafts=drafts), plan) for drafts in ((), others)
+    ]
     name = "simulated, in batch (drafts)"
     assert name not in cells[0].scores
     both = [torch.tensor(cells[1].scores[key]).double() for key in (name, "simulated, in batch")]

@@ -7,7 +7,7 @@ import torch
 from influence_helpers import samples, tiny_target
 
 from optimsyn.base.errors import DataError
-from optimsyn.influence.trainings import Trainings
+from optimsyn.influence.trainings import Trainings, TrainingSettings
 from optimsyn.recipe.recipe import CountedTokens
 from optimsyn.target.encoding import counted
 
@@ -48,7 +48,7 @@ def test_side_by_side_is_one_after_the_other(kind, rows, decay):
     pool = [target.encode(item) for item in samples(5, seed=3)]
     questions = [counted(target.encode(item), CountedTokens(), "question") for item in samples(4, seed=9)]
     schedules = [[[0, 1], [2, 3], [4, 0]], [[4, 4], [1, 0], [2, 2]], [[3, 2], [3, 2], [3, 2]]]
-    trainings = Trainings(target, checkpoint, pool, questions, lr=5e-3, decay=decay, rows=rows)
+    trainings = Trainings(target, checkpoint, pool, questions, TrainingSettings(lr=5e-3, decay=decay), rows=rows)
     found = trainings.run(schedules, looks=(1, 3))
     for schedule, mine in zip(schedules, found, strict=True):
         batches = [[pool[i] for i in step] for step in schedule]
@@ -69,7 +69,7 @@ def test_the_target_is_left_at_the_checkpoint():
     target.warm_up(samples(4), steps=2, batch_size=2)
     before = {name: parameter.detach().clone() for name, parameter in target.parameters.items()}
     pool = [target.encode(item) for item in samples(3)]
-    Trainings(target, target.checkpoints[-1], pool, pool, lr=1e-2).run([[[0], [1]]], looks=[2])
+    Trainings(target, target.checkpoints[-1], pool, pool, TrainingSettings(lr=1e-2)).run([[[0], [1]]], looks=[2])
     for name, parameter in target.parameters.items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None

@@ -22,9 +22,10 @@ from optimsyn.influence.trainings import schedule
 from optimsyn.recipe.recipe import CountedTokens
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.reward.look import measure as module
-from optimsyn.reward.look.measure import look_at_reward
+from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
+from optimsyn.reward.look.options import LookOptions
 from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn, reward_look_rows
-from optimsyn.reward.look.trainings import _intervals, train_on_subsets
+from optimsyn.reward.look.trainings import _intervals, train_on_subsets, trainings_of
 from optimsyn.reward.look.verdict import judged
 from optimsyn.target.target import Target
 
@@ -115,7 +116,9 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
     built = scorer(target, questions)
     before = {name: parameter.clone() for name, parameter in target.parameters.items()}
     told: list[tuple[int, int]] = []
-    look = look_at_reward(built, target, pairs, questions, lr=1e-2, report=lambda *counts: told.append(counts))
+    look = look_at_reward(
+        ScorerSetup(built, target, questions), pairs, LookOptions(lr=1e-2), report=lambda *counts: told.append(counts)
+    )
     assert look.verdict in ("sound", "doubtful") and look.pairs == 12 and look.length_pairs == 16
     assert look.numerical_error is not None and look.numerical_error < 0.01 and look.agreement == pytest.approx(1)
     assert look.end_share == 0 and look.end_share_if_counted is not None and look.end_share_if_counted > 0
@@ -126,7 +129,7 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
     assert look.training.held_out and look.training.questions == 6
     assert told[-1] == (18 + 12 + 8, 18 + 12 + 8)
     assert all(torch.equal(before[name], parameter) for name, parameter in target.parameters.items())
-    assert look == look_at_reward(built, target, pairs, questions, lr=1e-2), "the same twice"
+    assert look == look_at_reward(ScorerSetup(built, target, questions), pairs, LookOptions(lr=1e-2)), "the same twice"
     look.save(tmp_path / "look.json")
     assert RewardLook.load(tmp_path / "look.json") == look
     assert look.verdict in str(look._table()) and "rank agreement" in look._repr_html_()
@@ -134,15 +137,21 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
 
 def test_shuffled_directions_are_noise() -> None:
     target, pairs, questions = tiny_target(dtype=torch.float32), made_pairs(12), made_questions(12)
-    look = look_at_reward(Shuffled(target, questions), target, pairs, questions, random_subsets=0)
+    look = look_at_reward(
+        ScorerSetup(Shuffled(target, questions), target, questions), pairs, LookOptions(random_subsets=0)
+    )
     assert look.verdict == "noise" and any("off by" in reason for reason in look.reasons)
 
 
 def test_the_old_finite_difference_in_bfloat16_is_noise() -> None:
     target, pairs, questions = tiny_target(dtype=torch.bfloat16), made_pairs(12), made_questions(12)
-    look = look_at_reward(OldDifference(target, questions), target, pairs, questions, random_subsets=0)
+    look = look_at_reward(
+        ScorerSetup(OldDifference(target, questions), target, questions), pairs, LookOptions(random_subsets=0)
+    )
     assert look.verdict == "noise"
-    exact = look_at_reward(InfluenceScorer(target, questions), target, pairs, questions, random_subsets=0)
+    exact = look_at_reward(
+        ScorerSetup(InfluenceScorer(target, questions), target, questions), pairs, LookOptions(random_subsets=0)
+    )
     assert exact.verdict in ("sound", "doubtful"), exact.reasons
 
 
@@ -150,7 +159,7 @@ def test_a_scorer_that_says_how_far_it_is_off_is_believed() -> None:
     target, pairs, questions = tiny_target(dtype=torch.float32), made_pairs(8), made_questions(6)
     scorer: Any = InfluenceScorer(target, questions)
     scorer.method, scorer.numerical_error = "twin", 1.08
-    look = look_at_reward(scorer, target, pairs, questions, random_subsets=0)
+    look = look_at_reward(ScorerSetup(scorer, target, questions), pairs, LookOptions(random_subsets=0))
     assert look.verdict == "noise" and look.stated_error == 1.08 and look.method == "twin"
 
 
@@ -158,12 +167,12 @@ def test_few_pairs_are_never_sound() -> None:
     target, questions = tiny_target(dtype=torch.float32), made_questions(6)
     scorer = InfluenceScorer(target, questions)
     for count, words in ((1, "there was one pair"), (3, "there were 3 pairs")):
-        look = look_at_reward(scorer, target, made_pairs(count), questions)
+        look = look_at_reward(ScorerSetup(scorer, target, questions), made_pairs(count))
         assert look.training is None
         assert look.verdict in ("too few to tell", "doubtful")
         assert look.verdict == "doubtful" or words in look.reasons[0]
     with pytest.raises(DataError, match="at least one pair"):
-        look_at_reward(scorer, target, [], questions)
+        look_at_reward(ScorerSetup(scorer, target, questions), [])
 
 
 @pytest.mark.parametrize(
@@ -211,18 +220,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_training_is_that_of_adamw_from_the_warm_checkpoint() -> None:
     target, pairs, questions = tiny_target(), made_pairs(6), made_questions(4)
     found = train_on_subsets(
-        target,
-        pairs,
+        trainings_of(target, pairs, questions, Influence(tokens=CountedTokens()), lr=1e-2),
         [0.5, 0.1, 0.9, 0.3, 0.2, 0.4],
-        questions,
+        LookOptions(random_subsets=3, steps=3, batch_size=1, seed=7),
         held_out=True,
-        tokens=CountedTokens(),
-        random_subsets=3,
-        steps=3,
-        batch_size=1,
-        lr=1e-2,
-        batch_tokens=1024,
-        seed=7,
     )
     assert (found.subsets, found.members, found.batch_size) == (5, 2, 1)
     assert found.start == pytest.approx(_loss(target, questions), rel=1e-9)

@@ -192,6 +192,7 @@ def test_a_value_of_the_recipes_own_variable_is_refused_wherever_it_is_given(
 ) -> None:
     import yaml
 
+    from optimsyn.batch.options import RunOptions
     from optimsyn.batch.plan import plan
     from optimsyn.recipe.changes import parse_change
 
@@ -217,7 +218,7 @@ def test_a_value_of_the_recipes_own_variable_is_refused_wherever_it_is_given(
             refusal()
         assert VARIABLE in str(caught.value)
         assert value not in str(caught.value)
-    jobs = plan([str(file)], tmp_path / "runs", changes={field: read})
+    jobs = plan([str(file)], tmp_path / "runs", RunOptions(changes={field: read}))
     assert jobs[0].state.state == "refused"
     assert value not in jobs[0].state.model_dump_json()
     notebook = write_notebook(tmp_path / "note.ipynb", "1", parameters=f'recipe: str = "{file}"\nnote: str = ""')

@@ -12,7 +12,7 @@ from influence_helpers import samples, tiny_target
 
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.conditional import MovedScorer
-from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.judgements import Judgement
@@ -66,14 +66,13 @@ def judged(numbers: Sequence[int]) -> list[Judgement]:
 
 def simulated_of(shared: Shared, rows: Sequence[Judgement]) -> SimulatedTraining:
     target = shared.target
-    return SimulatedTraining.of(
+    gradients = WarmGradients.of(
         target,
         target.checkpoints[-1],
         [target.encode(as_sample(row.pair)) for row in rows if row.pair],
         [counted(target.encode(as_sample(item)), shared.recipe.influence.tokens, "question") for item in VALIDATION],
-        lr=3e-3,
-        steps=min(shared.recipe.fine_tune.steps, HORIZON),
     )
+    return SimulatedTraining.of(gradients, lr=3e-3, steps=min(shared.recipe.fine_tune.steps, HORIZON))
 
 
 def test_a_set_is_chosen_for_what_it_teaches_together(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

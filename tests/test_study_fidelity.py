@@ -26,7 +26,7 @@ from optimsyn.recipe.recipe import CountedTokens
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.study import baselines
 from optimsyn.study.fidelity.calibration import calibrated_scores, ridge
-from optimsyn.study.fidelity.fidelity import Extra, Plan, fidelity, measure
+from optimsyn.study.fidelity.fidelity import Extra, FidelityData, Plan, Work, fidelity, measure
 from optimsyn.study.fidelity.report import DEFAULT, PAPER, FidelityReport
 from optimsyn.study.fidelity.scores import COUNTED, influence_scores
 from optimsyn.study.fidelity.statistics import LDS, CellStatistics, FidelityCell, Subsets, estimate
@@ -75,7 +75,7 @@ def real_steps(target: Target, batches: list[list[object]], lr: float, steps: in
 
 
 def test_truths_are_those_of_real_training(target: Target) -> None:
-    cell = measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS, groups=GROUPS, plan=SMALL)
+    cell = measure(target, FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS, groups=GROUPS), SMALL)
     start = real_steps(target, [], 5e-3)
     assert cell.start_loss == pytest.approx(start, rel=1e-9)
     after = real_steps(target, [[POOL[4]]] * 3, 5e-3)
@@ -159,7 +159,7 @@ def test_parts_make_the_losses_of_every_definition(target: Target) -> None:
 def test_small_steps_do_what_the_exact_dot_says(target: Target) -> None:
     """With so small a learning rate that only first order counts, the dot of Adam is the truth of a step alone."""
     plan = replace(SMALL, horizons=(1,), lr=1e-6, in_batch=False, subsets=0, ends=(), sets=False, random=0)
-    cell = measure(target, POOL, QUESTIONS, TRUTH, [], plan=replace(plan, max_grad_norm=None))
+    cell = measure(target, FidelityData(POOL, QUESTIONS, TRUTH, []), replace(plan, max_grad_norm=None))
     checkpoint = target.checkpoints[-1]
     parts = [GradientParts.of(target, checkpoint, [target.encode(x) for x in items]) for items in (POOL, TRUTH)]
     found = influence_scores(target, checkpoint, parts[0], parts[1])["adam dot, plain mean, end of pairs"]
@@ -171,15 +171,9 @@ def test_a_killed_study_continues(target: Target, tmp_path: Path) -> None:
     def run(told: list[int]) -> FidelityCell:
         return measure(
             target,
-            POOL,
-            QUESTIONS,
-            TRUTH,
-            COMPANIONS,
-            groups=GROUPS,
-            plan=SMALL,
-            folder=tmp_path,
-            rows=4,
-            told=lambda count, _: told.append(count),
+            FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS, groups=GROUPS),
+            SMALL,
+            work=Work(rows=4, folder=tmp_path, report=lambda count, _: told.append(count)),
         )
 
     first: list[int] = []
@@ -196,24 +190,24 @@ def test_a_killed_study_continues(target: Target, tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(target: Target, tmp_path: Path) -> None:
     plan = replace(SMALL, in_batch=False, alone=False, subsets=1, ends=(), sets=False, random=0)
-    measure(target, POOL, QUESTIONS, TRUTH, [], plan=plan, folder=tmp_path)
+    measure(target, FidelityData(POOL, QUESTIONS, TRUTH, []), plan, work=Work(folder=tmp_path))
     with pytest.raises(DataError, match="belongs to another target"):
-        measure(target, POOL[:5], QUESTIONS, TRUTH, [], plan=plan, folder=tmp_path)
+        measure(target, FidelityData(POOL[:5], QUESTIONS, TRUTH, []), plan, work=Work(folder=tmp_path))
 
 
 def test_what_cannot_be_measured_is_refused(target: Target) -> None:
     with pytest.raises(DataError, match="no question may stand on both sides"):
-        measure(target, POOL, QUESTIONS, [*TRUTH, QUESTIONS[0]], COMPANIONS, plan=SMALL)
+        measure(target, FidelityData(POOL, QUESTIONS, [*TRUTH, QUESTIONS[0]], COMPANIONS), SMALL)
     with pytest.raises(DataError, match="need as many companions, there are 1"):
-        measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS[:1], plan=SMALL)
+        measure(target, FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS[:1]), SMALL)
     with pytest.raises(DataError, match="other questions for the truth"):
-        measure(target, POOL, QUESTIONS, [], COMPANIONS, plan=SMALL)
+        measure(target, FidelityData(POOL, QUESTIONS, [], COMPANIONS), SMALL)
     with pytest.raises(DataError, match="2 groups for 12 samples"):
-        measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS, groups=["a", "b"], plan=SMALL)
+        measure(target, FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS, groups=["a", "b"]), SMALL)
     with pytest.raises(DataError, match="extra score 'mine' has 2 values"):
-        measure(target, POOL, QUESTIONS, TRUTH, COMPANIONS, plan=SMALL, extra=Extra({"mine": [1, 2]}))
+        measure(target, FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS), SMALL, extra=Extra({"mine": [1, 2]}))
     with pytest.raises(ModelError, match="no warm-up checkpoint"):
-        measure(tiny_target(warm=False), POOL, QUESTIONS, TRUTH, COMPANIONS, plan=SMALL)
+        measure(tiny_target(warm=False), FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS), SMALL)
 
 
 def test_ridge_is_the_textbooks() -> None:
@@ -417,14 +411,10 @@ def test_cells_are_drawn_anew() -> None:
 def test_everything_in_one_go(target: Target, tmp_path: Path) -> None:
     report = fidelity(
         target,
-        POOL,
-        QUESTIONS,
-        TRUTH,
-        COMPANIONS,
-        groups=GROUPS,
-        plan=SMALL,
+        FidelityData(POOL, QUESTIONS, TRUTH, COMPANIONS, groups=GROUPS),
+        SMALL,
         extra=Extra({"mine": list(range(12))}),
-        folder=tmp_path / "work",
+        work=Work(folder=tmp_path / "work"),
         resamples=50,
     )
     assert report.truths == (

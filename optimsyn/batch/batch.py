@@ -1,4 +1,4 @@
-"""Runs many recipes: each in processes of its own, so many at a time, and tells the truth about every one of them.
+"""Runs many recipes, several at a time, each in processes of its own, and records how each of them ended.
 
 `run_batch` is what `optimsyn batch` calls. Everything that it knows about a run it reads from the run's own folder, so
 a batch that was stopped, also with kill -9, goes on with the same call: finished runs are not started again, and the
@@ -8,10 +8,9 @@ others continue where they were.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -20,10 +19,11 @@ from optimsyn.base.errors import OptimsynError, RecipeError, StageError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
 from optimsyn.batch.engines import Engine, ProcessEngine
 from optimsyn.batch.memory import Room
+from optimsyn.batch.options import BatchLimits, RunOptions
 from optimsyn.batch.plan import Job, plan
 from optimsyn.batch.progress import bought_by
 from optimsyn.batch.state import BatchState, Options
-from optimsyn.batch.supervisor import BATCH_JSON, Supervisor, account
+from optimsyn.batch.supervisor import BATCH_JSON, Resources, Supervisor, account
 from optimsyn.batch.table import View, summary
 from optimsyn.llm.shared_budget import Caps, Purse
 from optimsyn.machine.gpus import gpus
@@ -38,13 +38,9 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 def run_batch(
     recipes: Sequence[str],
     root: Path | str = "runs",
+    runs: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    limits: BatchLimits = BatchLimits(),  # noqa: B008 - frozen
     *,
-    jobs: int = 1,
-    size: str = "full",
-    changes: Mapping[str, Any] | None = None,
-    until: str = STAGES[-1],
-    caps: Caps | None = None,
-    gpu_memory_gb: float | None = None,
     engine: Engine | None = None,
     console: Console | None = None,
 ) -> BatchState:
@@ -53,12 +49,8 @@ def run_batch(
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
         root: Folder of the run folders; `batch.json`, `batch.html` and the logs lie there as well.
-        jobs: How many run at once.
-        size: `full` or `tiny`, for all of them.
-        changes: Recipe fields to change in all of them.
-        until: The last stage to run.
-        caps: What all runs together may buy, with what they bought in earlier starts.
-        gpu_memory_gb: GPU memory that running runs may use together, in GB; None: what the machine's GPUs have.
+        runs: Size, changes and last stage of all of them.
+        limits: How many run at once, and what they may use together.
         engine: Where the runs work; None: in processes of this machine.
         console: Where to show progress; None: the terminal.
 
@@ -66,35 +58,37 @@ def run_batch(
         What `batch.json` holds at the end.
 
     Raises:
-        RecipeError: `changes` hold a key, which would be written into `batch.json`.
-        StageError: There is no stage `until`, or another batch works in this root.
+        RecipeError: The changes hold a key, which would be written into `batch.json`.
+        StageError: There is no such last stage, or another batch works in this root.
     """
-    secret = find_secret(dict(changes or {}), word_for(changes))
+    secret = find_secret(dict(runs.changes), word_for(runs.changes))
     if secret is not None:
         secret = secret.replace("--set.", "--set ", 1)
         raise RecipeError(f"{secret}, and would be written into {BATCH_JSON}; {KEY_CURE}")
     place = Path(root).resolve()
     console = console or Console()
-    engine = engine or ProcessEngine(jobs)
-    caps = caps or Caps()
+    engine = engine or ProcessEngine(limits.jobs)
     options = Options(
-        jobs=jobs,
+        jobs=limits.jobs,
         engine=engine.name,
-        size=size,
-        changes=[f"{name}={value}" for name, value in (changes or {}).items()],
-        until=until,
-        cost_usd=caps.cost_usd,
-        requests=caps.requests,
-        tokens=caps.tokens,
-        gpu_memory_gb=gpu_memory_gb,
+        size=runs.size,
+        changes=[f"{name}={value}" for name, value in runs.changes.items()],
+        until=runs.until or STAGES[-1],
+        cost_usd=limits.caps.cost_usd,
+        requests=limits.caps.requests,
+        tokens=limits.caps.tokens,
+        gpu_memory_gb=limits.gpu_memory_gb,
     )
     place.mkdir(parents=True, exist_ok=True)
     with _only_here(place):
         with console.status("Checking the recipes …") if console.is_terminal else nullcontext() as status:
-            told = status.update if status is not None else lambda text: None
-            money = caps.cost_usd is not None
             planned = plan(
-                recipes, place, size=size, changes=changes, until=until, here=engine.here, money=money, told=told
+                recipes,
+                place,
+                runs,
+                here=engine.here,
+                money=limits.caps.cost_usd is not None,
+                report=None if status is None else status.update,
             )
         state = BatchState(
             pid=os.getpid(),
@@ -103,16 +97,15 @@ def run_batch(
             versions=installed_versions(),
             runs=[j.state for j in planned],
         )
-        gpu_bytes = None if gpu_memory_gb is None else round(gpu_memory_gb * 1e9)
-        room = Room(gpus(), gpu_bytes, main_memory()[0]) if engine.here else Room(gpu_bytes=gpu_bytes)
         view = View(console, planned, state)
         for job in planned:
             for recipe in job.state.also:
                 view.say(f"{recipe} and {job.state.recipe} mean the same run, which is run once.")
             for warning in job.warnings:
                 view.say(redact(f"note: {job.name}: {warning}"))
-        purse = _purse(place, caps, planned)
-        Supervisor(planned, state, place, engine=engine, room=room, most=jobs, view=view, purse=purse).run()
+        purse = _purse(place, limits.caps, planned)
+        resources = Resources(engine, _room(engine, limits.gpu_memory_gb), limits.jobs, purse)
+        Supervisor(planned, state, place, resources, view).run()
         _compare(planned, state, place, view)
         summary(console, planned, state, place / BATCH_JSON)
     return state
@@ -140,15 +133,21 @@ def exit_code(state: BatchState) -> int:
     return 0 if state.state == "finished" else FAILED
 
 
+def _room(engine: Engine, gpu_memory_gb: float | None) -> Room:
+    """The memory that the runs share."""
+    gpu_bytes = None if gpu_memory_gb is None else round(gpu_memory_gb * 1e9)
+    return Room(gpus(), gpu_bytes, main_memory()[0]) if engine.here else Room(gpu_bytes=gpu_bytes)
+
+
 def _compare(jobs: Sequence[Job], state: BatchState, root: Path, view: View) -> None:
     """One page that shows all runs side by side, also those that did not finish."""
     from optimsyn.report.comparison import write_comparison
 
     try:
-        shown = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
+        begun = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
         # One run alone has its report.
-        if len(shown) > 1:
-            state.comparison = str(write_comparison(shown, root / BATCH_HTML))
+        if len(begun) > 1:
+            state.comparison = str(write_comparison(begun, root / BATCH_HTML))
             state.write(root / BATCH_JSON)
     except OptimsynError as error:
         view.say(f"note: {BATCH_HTML} was not written: {redact(str(error))}")

@@ -16,7 +16,7 @@ from optimsyn.base.secrets.redaction import redact
 from optimsyn.runs.manifest import now
 
 _READ_BYTES = 1 << 16
-# A line is told when it ends; one that never does is cut into pieces, so that memory stays small.
+# A line is written when it ends; one that never ends is cut into parts, so that memory stays small.
 _LONGEST_LINE = 1 << 20
 
 

@@ -129,7 +129,7 @@ class ProcessEngine:
             try:
                 self._server = server.start()
             except ModelError as error:
-                # The run starts one of its own, and if that fails too it is the run's failure, told as such.
+                # The run starts one of its own, and if that fails too, the run fails and reports why.
                 _log.warning("no shared server of the embedded model: %s", error)
                 return {}
         return {EMBEDDED_URL: self._server.url, EMBEDDED_KEY: self._server.key}

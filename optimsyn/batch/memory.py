@@ -29,7 +29,7 @@ class Place:
 
     Attributes:
         need: What was set aside for it.
-        gpu: The GPU that it is told to use; None leaves that to the run.
+        gpu: The GPU that it has to use; None leaves that to the run.
     """
 
     need: Need

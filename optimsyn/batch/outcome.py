@@ -1,4 +1,4 @@
-"""How a run of a batch ended, as its manifest, its exit code and its log tell."""
+"""How a run of a batch ended, by its manifest, its exit code and its log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFUSED, _INTERRUPTED = 2, 130
 _LONGEST_REASON = 2000
 _LOG_LINES = 8
 _KERNEL_S = 10.0
-# How the command line tells an error at the end of its output: `StageError: …`.
+# How the command line reports an error at the end of its output: `StageError: …`.
 _ERROR = re.compile(r"^(\w+(?:Error|Exception|Interrupt)): ", re.MULTILINE)
 
 
@@ -119,13 +119,13 @@ def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
     with log.open("rb") as file:
         file.seek(before.log_size)
         text = redact(file.read().decode("utf-8", "replace")).strip()
-    found = [*_ERROR.finditer(text)]
-    if found and code >= 0:
-        return found[-1].group(1), text[found[-1].end() :].strip()[:_LONGEST_REASON]
+    errors = [*_ERROR.finditer(text)]
+    if errors and code >= 0:
+        return errors[-1].group(1), text[errors[-1].end() :].strip()[:_LONGEST_REASON]
     # The first line is the command.
     last = "\n".join(text.splitlines()[1:][-_LOG_LINES:])
-    told = f"the process of the run {_ended(code)}" + (f"; the end of its output:\n{last}" if last else "")
-    return "Killed" if code < 0 else "ExitCode", told[-_LONGEST_REASON:]
+    reason = f"the process of the run {_ended(code)}" + (f"; the end of its output:\n{last}" if last else "")
+    return "Killed" if code < 0 else "ExitCode", reason[-_LONGEST_REASON:]
 
 
 def _first_line(source: str) -> str:

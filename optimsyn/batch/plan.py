@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import SHOWN_INSTEAD, find_secret, redact
 from optimsyn.batch.memory import Need
+from optimsyn.batch.options import RunOptions
 from optimsyn.batch.state import RunState
 from optimsyn.execution.parameters import chosen_recipe
 from optimsyn.recipe.recipe import Recipe
@@ -24,7 +24,7 @@ class Job:
     """One run of a batch.
 
     Attributes:
-        name: What it is called in tables: the name of its recipe, told apart from others where several have it.
+        name: What it is called in tables: the name of its recipe; of its run, where several recipes have that name.
         state: What `batch.json` says about it.
         run: Its run folder; None when the recipe was refused.
         need: The memory that it will take.
@@ -60,13 +60,11 @@ class Job:
 def plan(
     recipes: Sequence[str],
     root: Path,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     *,
-    size: str = "full",
-    changes: Mapping[str, Any] | None = None,
-    until: str = STAGES[-1],
     here: bool = True,
     money: bool = False,
-    told: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Job]:
     """The runs of a batch, in the order of their recipes.
 
@@ -76,23 +74,23 @@ def plan(
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
         root: Folder of the run folders.
-        size: `full` or `tiny`, for all of them.
-        changes: Recipe fields to change in all of them.
-        until: The last stage to run.
+        options: Size, changes and last stage of all of them.
         here: The runs will work on this machine, so its memory counts.
         money: They share a cap on money, which needs the price of every service.
-        told: Called with a line for a person before each check, which can take seconds.
+        report: Called with a line for a person before each check, which can take seconds.
 
     Raises:
-        StageError: There is no stage `until`.
+        StageError: There is no such last stage.
     """
+    until = options.until or STAGES[-1]
     notebook_name(until)
     jobs: list[Job] = []
     by_folder: dict[Path, Job] = {}
     for number, recipe in enumerate(recipes, 1):
-        told(f"Checking {recipe} ({number} of {len(recipes)}) …")
+        if report is not None:
+            report(f"Checking {recipe} ({number} of {len(recipes)}) …")
         try:
-            chosen = chosen_recipe(recipe, size=size, changes=changes)
+            chosen = chosen_recipe(recipe, size=options.size, changes=options.changes)
             folder = Run.folder_of(chosen, root)
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
@@ -100,7 +98,7 @@ def plan(
             job = _checked(recipe, chosen, root, until, here, money)
             by_folder[folder] = job
         except (OptimsynError, OSError) as error:
-            # A run folder that cannot be read or written is the trouble of its recipe alone.
+            # A run folder that cannot be read or written refuses that recipe alone.
             given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
             job = Job(Path(given).stem, state, until=until)
@@ -126,10 +124,10 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
             return job
     # A run that has read its data needs no second look at every row of it.
     # Each run asks its services itself, where the answers are counted.
-    found = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    preflight = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
     if money:
-        found.problems += price_problems(recipe, "--cost-usd")
-    found.raise_if_refused()
+        preflight.problems += price_problems(recipe, "--cost-usd")
+    preflight.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]
     roles = [*writers, models.target]
@@ -138,12 +136,12 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
         state,
         Run.open(recipe, root),
         need=Need(
-            found.gpu_bytes,
-            found.main_bytes,
+            preflight.gpu_bytes,
+            preflight.main_bytes,
             pinned=any(spec.device.startswith("cuda:") for spec in roles),
         ),
         embedded=any(spec.provider == "embedded" for spec in writers),
         gpu=any(spec.provider != "litellm" and spec.device.startswith(("auto", "cuda")) for spec in roles),
-        warnings=tuple(found.warnings),
+        warnings=tuple(preflight.warnings),
         until=until,
     )

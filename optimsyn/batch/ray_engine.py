@@ -43,7 +43,7 @@ class RayEngine:
     here = False
 
     def __init__(self, most: int, address: str | None = None) -> None:
-        # Ray tells its makers about every cluster unless it is told not to.
+        # Ray reports every cluster to its makers unless that is switched off.
         set_default(RAY_USAGE_STATS_ENABLED, "0")
         try:
             import ray

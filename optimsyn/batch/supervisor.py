@@ -51,6 +51,23 @@ class _Asked:
     times: int = 0
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What the runs work with.
+
+    Attributes:
+        engine: Where they work.
+        room: The memory that they share.
+        jobs: How many run at once.
+        purse: The caps that they share; None: there are none.
+    """
+
+    engine: Engine
+    room: Room
+    jobs: int
+    purse: Purse | None = None
+
+
 class Supervisor:
     """Starts runs, watches them and writes `batch.json`.
 
@@ -58,37 +75,23 @@ class Supervisor:
         jobs: The runs.
         state: What `batch.json` says; it is kept true.
         root: Where `batch.json` and the logs lie.
-        engine: Where the runs work.
-        room: The memory that they share.
-        most: How many run at once.
+        resources: What they work with.
         view: Shows them to a person.
-        purse: The caps that they share; None: there are none.
     """
 
-    def __init__(
-        self,
-        jobs: list[Job],
-        state: BatchState,
-        root: Path,
-        *,
-        engine: Engine,
-        room: Room,
-        most: int,
-        view: View,
-        purse: Purse | None = None,
-    ) -> None:
+    def __init__(self, jobs: list[Job], state: BatchState, root: Path, resources: Resources, view: View) -> None:
         self.jobs = jobs
         self.state = state
         self.root = root
-        self.engine = engine
-        self.room = room
-        self.most = most
+        self.engine = resources.engine
+        self.room = resources.room
+        self.most = resources.jobs
+        self.purse = resources.purse
         self.view = view
-        self.purse = purse
         self._running: list[_Running] = []
         self._held: dict[str, float] = {}
         self._said: set[str] = set()
-        self._watch = Watch(live=engine.here)
+        self._watch = Watch(live=self.engine.here)
         self._begun = time.monotonic()
 
     def run(self) -> None:
@@ -211,14 +214,14 @@ class Supervisor:
         """Reads how far the running runs are, shows it, and writes `batch.json` when a state or a stage has changed."""
         progress: dict[str, Progress] = {}
         for one in self._running:
-            found = self._watch.look(one.job)
+            progress_of_run = self._watch.look(one.job)
             state = one.job.state
             state.seconds = round(time.monotonic() - one.since, 2)
-            if found is None or state.folder is None:
+            if progress_of_run is None or state.folder is None:
                 continue
-            progress[state.folder] = found
-            changed = changed or state.stage != found.stage
-            state.stage, state.cost = found.stage, found.cost
+            progress[state.folder] = progress_of_run
+            changed = changed or state.stage != progress_of_run.stage
+            state.stage, state.cost = progress_of_run.stage, progress_of_run.cost
         if changed:
             self._write()
         self.state.add_up()

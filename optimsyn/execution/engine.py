@@ -158,7 +158,7 @@ class TruthfulEngine(NBClientEngine):
 papermill_engines.register(ENGINE, TruthfulEngine)
 
 
-def execute(
+def execute(  # noqa: PLR0913 - the last five are keyword-only options, each with a default
     notebook: Path,
     output: Path,
     parameters: Mapping[str, Any],

@@ -35,7 +35,7 @@ from optimsyn.influence.factory import MeasuredScorer
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.scores import Scores
-from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
 from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
@@ -178,15 +178,17 @@ class MovedScorer:
         keys = [json.dumps([item.input_ids, item.labels]) for item in encoded]
         counts = Counter(keys)
         rows = self._rows_of(scale, dict(zip(keys, encoded, strict=True)))
-        simulated = SimulatedTraining.from_rows(
+        gradients = WarmGradients(
             self._checkpoint,
             scale,
-            (asked, losses),
-            (
-                torch.stack([row[0] for row in rows]),
-                torch.stack([row[1] for row in rows]),
-                torch.tensor([row[2] for row in rows], dtype=torch.float64),
-            ),
+            questions=asked,
+            question_losses=losses,
+            scaled=torch.stack([row[0] for row in rows]),
+            plain=torch.stack([row[1] for row in rows]),
+            losses=torch.tensor([row[2] for row in rows], dtype=torch.float64),
+        )
+        simulated = SimulatedTraining.of(
+            gradients,
             lr=self.training.lr,
             steps=min(HORIZON, self.training.steps, math.ceil(len(keys) / self.training.batch_size)),
             max_grad_norm=self.max_grad_norm,
@@ -206,7 +208,6 @@ class MovedScorer:
         encoded = [counted(self.target.encode(as_sample(pair)), self.config.tokens, "pair") for pair in pairs]
         self.target.load_checkpoint(self._checkpoint)
         (rows,), _ = gradient_rows(
-            self.target,
             GradientTaps(self.target),
             self._layout,
             encoded,
@@ -221,7 +222,6 @@ class MovedScorer:
             scale = AdamScale.of(self.target, self._checkpoint, self._layout)
             self.target.load_checkpoint(self._checkpoint)
             (scaled, plain), losses = gradient_rows(
-                self.target,
                 GradientTaps(self.target),
                 self._layout,
                 self._questions,
@@ -242,7 +242,6 @@ class MovedScorer:
         if new:
             self.target.load_checkpoint(self._checkpoint)
             (scaled, plain), losses = gradient_rows(
-                self.target,
                 GradientTaps(self.target),
                 self._layout,
                 [encoded[key] for key in new],

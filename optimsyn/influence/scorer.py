@@ -28,6 +28,7 @@ from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.gradients.taps import GradientTaps, output_slices
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.sinks import DotSink
+from optimsyn.influence.token_attribution import TangentSink
 from optimsyn.influence.token_attribution import token_shares as shares_of
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import Encoded, as_sample, counted
@@ -241,17 +242,9 @@ class InfluenceScorer:
         winners = by_subtask.argmax(dim=1) if encoded and self.across_subtasks == "max" else None
         for weight, checkpoint, directions in self._each_checkpoint() if encoded else ():
             with computing(self.target.model, self._precision):
-                found = shares_of(
-                    self.target,
-                    self._taps,
-                    self.estimator,
-                    checkpoint,
-                    directions,
-                    encoded,
-                    winners,
-                    cosine=self.normalization == "cosine",
-                    batch_tokens=self.batch_tokens,
-                )
+                cosine = self.normalization == "cosine"
+                sink = TangentSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
+                found = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.batch_tokens)
             for share, part in zip(shares, found, strict=True):
                 share.add_(part, alpha=weight)
         return tuple(shares)

@@ -30,15 +30,11 @@ _HOLD_BYTES = 512 * 2**20
 
 
 def token_shares(
-    target: Target,
     taps: GradientTaps,
-    estimator: Estimator,
-    checkpoint: Checkpoint,
-    directions: Directions,
+    sink: TangentSink,
     encoded: Sequence[Encoded],
     winners: torch.Tensor | None,
     *,
-    cosine: bool,
     batch_tokens: int,
 ) -> list[torch.Tensor]:
     """The shares of every label token of every sample at one checkpoint, which must be loaded.
@@ -47,14 +43,10 @@ def token_shares(
     gigabyte (or one sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
 
     Args:
-        target: The model.
-        taps: Of the same target.
-        estimator: Gives Γ.
-        checkpoint: Gives the moments.
-        directions: V_k at this checkpoint.
+        taps: Of the target.
+        sink: Made for this checkpoint, as the scores' own sink was.
         encoded: The samples.
         winners: [n] int64, the subtask whose score is split up; None for the mean over subtasks.
-        cosine: As the scores were divided.
         batch_tokens: Tokens a batch.
 
     Returns:
@@ -63,8 +55,8 @@ def token_shares(
     Raises:
         ModelError: An operation of the model has no forward-mode derivative, or a loss is not finite.
     """
+    target = taps.target
     size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
-    sink = _TangentSink(target, estimator, checkpoint, directions, cosine=cosine)
     found = [torch.empty(0, dtype=torch.float64)] * len(encoded)
     for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, _HOLD_BYTES // size)):
         sink.choose(None if winners is None else winners[indices])
@@ -90,7 +82,7 @@ def _small_batches(
             yield [indices[i] for i in batch.indices], batch
 
 
-class _TangentSink(DotSink):
+class TangentSink(DotSink):
     """Also keeps w = V ⊙ D(g) of every parameter and row."""
 
     def __init__(

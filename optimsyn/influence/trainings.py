@@ -59,6 +59,21 @@ class _State:
     step: int
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a short training goes.
+
+    Attributes:
+        lr: Learning rate of the first step; None: the checkpoint's.
+        decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
+        max_grad_norm: Gradient clipping; None: none.
+    """
+
+    lr: float | None = None
+    decay: bool = True
+    max_grad_norm: float | None = 1.0
+
+
 class Trainings:
     """Short trainings of one target from one checkpoint.
 
@@ -67,9 +82,7 @@ class Trainings:
         checkpoint: Where every training starts.
         pool: What is trained on.
         questions: Whose losses are measured; encoded as what counts of them (`optimsyn.target.encoding.counted`).
-        lr: Learning rate of the first step; None: the checkpoint's.
-        decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
-        max_grad_norm: Gradient clipping; None: none.
+        settings: Rate and clipping.
         rows: Most samples of all trainings that go through the model at once.
 
     Raises:
@@ -82,19 +95,17 @@ class Trainings:
         checkpoint: Checkpoint,
         pool: Sequence[Encoded],
         questions: Sequence[Encoded],
+        settings: TrainingSettings = TrainingSettings(),
         *,
-        lr: float | None = None,
-        decay: bool = True,
-        max_grad_norm: float | None = 1.0,
         rows: int = 32,
     ) -> None:
         if not questions:
             raise DataError("trainings need at least one question whose loss is measured")
         self.target = target
         self.checkpoint = checkpoint
-        self.lr = checkpoint.lr if lr is None else lr
-        self.decay = decay
-        self.max_grad_norm = max_grad_norm
+        self.lr = checkpoint.lr if settings.lr is None else settings.lr
+        self.decay = settings.decay
+        self.max_grad_norm = settings.max_grad_norm
         self._pool = list(pool)
         self._questions = list(questions)
         self._rows = rows
@@ -122,14 +133,14 @@ class Trainings:
         return self._losses(self._begin(1).weights)[0]
 
     def run(
-        self, schedules: Sequence[Schedule], looks: Collection[int], told: Callable[[int], None] | None = None
+        self, schedules: Sequence[Schedule], looks: Collection[int], report: Callable[[int], None] | None = None
     ) -> torch.Tensor:
         """Trains by each schedule and measures the questions' losses on the way.
 
         Args:
             schedules: As long as each other; all batches are of one size.
             looks: After which steps losses are measured; 1 is the first step.
-            told: Called with the number of trainings of each group when it is done.
+            report: Called with the number of trainings of each group when it is done.
 
         Returns:
             [schedules, looks, Q] float64, looks in rising order.
@@ -153,8 +164,8 @@ class Trainings:
         for begin in range(0, len(schedules), together):
             group = schedules[begin : begin + together]
             parts.append(self._train(group, wanted))
-            if told is not None:
-                told(len(group))
+            if report is not None:
+                report(len(group))
         self.target.load_checkpoint(self.checkpoint)
         return torch.cat(parts)
 
@@ -232,7 +243,7 @@ class Trainings:
             state.weights[name] = moved
 
     def _losses(self, weights: dict[str, torch.Tensor], questions: Sequence[Encoded] = ()) -> torch.Tensor:
-        """[M, Q] float64 on the CPU; of all questions unless told otherwise."""
+        """[M, Q] float64 on the CPU; of all questions unless others are given."""
         questions = questions or self._questions
         count = len(next(iter(weights.values())))
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].input_ids))

@@ -21,9 +21,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-# What chat templates that tell the date take for today: what a model sees, and its scores, must not change overnight.
+# What chat templates that state the date take for today: what a model sees, and its scores, must not change overnight.
 RENDERED_DAY = date(2024, 7, 26)
-# In front of a template this goes before the function that tells the real day, however the template calls it. (A
+# In front of a template this goes before the function that returns the real day, however the template calls it. (A
 # function that is given to a template is turned into its name.)
 _SAME_DAY = (
     "{% macro strftime_now(format) %}{{ format"
@@ -47,7 +47,7 @@ _STEERING = re.compile(
 
 
 class Plain(NamedTuple):
-    """Token ids, and for each its begin and end in the text; None where the tokenizer cannot tell."""
+    """Token ids, and for each its begin and end in the text; None where the tokenizer does not say."""
 
     ids: list[int]
     offsets: list[tuple[int, int]] | None
@@ -65,16 +65,16 @@ class Controls:
         template = tokenizer.chat_template
         text = template if isinstance(template, str) else json.dumps(template or "", ensure_ascii=False)
         named = set(getattr(tokenizer, "chat_control_tokens", None) or ())
-        found = {str(token) for token in tokenizer.all_special_tokens}
+        strings = {str(token) for token in tokenizer.all_special_tokens}
         for token in tokenizer.added_tokens_decoder.values():
             content = token.content
             # Runs of blanks are added tokens of Gemma, and templates hold them as ordinary text.
             of_the_template = content in text and not content.isspace() and len(content) > 1
             if token.special or content in named or of_the_template or _STEERING.fullmatch(content):
-                found.add(content)
+                strings.add(content)
         # Letters that a vocabulary lacks are written in bytes.
-        found = {string for string in found if string and not re.fullmatch("<0x[0-9A-F]{2}>", string)}
-        self.strings: tuple[str, ...] = tuple(sorted(found, key=lambda string: (-len(string), string)))[:_RANGE]
+        strings = {string for string in strings if string and not re.fullmatch("<0x[0-9A-F]{2}>", string)}
+        self.strings: tuple[str, ...] = tuple(sorted(strings, key=lambda string: (-len(string), string)))[:_RANGE]
         self._pattern = re.compile("|".join(map(re.escape, self.strings)) or "(?!)")
         self._place = {string: place for place, string in enumerate(self.strings)}
 
@@ -88,17 +88,17 @@ class Controls:
         Characters of the range that stand-ins are taken from, which are no characters of any script, are replaced.
         """
         text = _ANY_STAND_IN.sub("\N{REPLACEMENT CHARACTER}", text)
-        return self._pattern.sub(lambda found: self._stand_in(found.group()), text)
+        return self._pattern.sub(lambda match: self._stand_in(match.group()), text)
 
     def unmasked(self, text: str) -> str:
         """The text as it was."""
         out, at = [], 0
-        while (found := _ANY_STAND_IN.search(text, at)) is not None:
-            string = self.strings[ord(found.group()) - _STAND_INS]
-            out += [text[at : found.start()], string]
+        while (match := _ANY_STAND_IN.search(text, at)) is not None:
+            string = self.strings[ord(match.group()) - _STAND_INS]
+            out += [text[at : match.start()], string]
             # What a template cut off of a stand-in is put back: the string stays whole.
-            at = found.start() + 1
-            while at < len(text) and at - found.start() < len(string) and text[at] == found.group():
+            at = match.start() + 1
+            while at < len(text) and at - match.start() < len(string) and text[at] == match.group():
                 at += 1
         return "".join([*out, text[at:]])
 
@@ -121,7 +121,7 @@ class Controls:
         if tokenizer.is_fast and self._renamed is not None:
             # Icon fonts live in the range that the names are taken from.
             named = _ANY_NAME.sub("\N{REPLACEMENT CHARACTER}", text)
-            named = self._pattern.sub(lambda found: self._name(found.group()), named)
+            named = self._pattern.sub(lambda match: self._name(match.group()), named)
             encoding = self._renamed.encode(self.unmasked(named), add_special_tokens=add_special_tokens)
             return Plain(list(encoding.ids), list(encoding.offsets))
         ids = self._in_pieces(text)
@@ -161,13 +161,13 @@ class Controls:
         """Ids of what stands between the template's control tokens, each piece on its own, as slow tokenizers do."""
         ids: list[int] = []
         at = 0
-        for found in [*self._pattern.finditer(text), None]:
-            stop = len(text) if found is None else found.start()
+        for match in [*self._pattern.finditer(text), None]:
+            stop = len(text) if match is None else match.start()
             if stop > at:
                 ids += self._as_text(text[at:stop])
-            if found is not None:
-                ids.append(self._tokenizer.convert_tokens_to_ids(found.group()))
-                at = found.end()
+            if match is not None:
+                ids.append(self._tokenizer.convert_tokens_to_ids(match.group()))
+                at = match.end()
         return ids
 
     def _as_text(self, piece: str) -> list[int]:
@@ -190,8 +190,8 @@ class Controls:
 
     @cached_property
     def _ids(self) -> frozenset[int]:
-        found = {self._tokenizer.convert_tokens_to_ids(string) for string in self.strings}
-        return frozenset(found - {getattr(self._tokenizer, "unk_token_id", None)})
+        ids = {self._tokenizer.convert_tokens_to_ids(string) for string in self.strings}
+        return frozenset(ids - {getattr(self._tokenizer, "unk_token_id", None)})
 
 
 _known: WeakKeyDictionary[Any, tuple[Any, Controls]] = WeakKeyDictionary()

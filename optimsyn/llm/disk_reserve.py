@@ -1,4 +1,4 @@
-"""Room on the disk that is set aside before anything is bought, so that a reply that is paid for finds a place.
+"""Disk space that is reserved before anything is bought, so that a reply that was paid for can be written.
 
 Replies go into an SQLite file, which needs fresh room for every write. When there is none left, requests are still
 under way, and what they bring has been paid for. So a file of some megabytes whose blocks are already the run's own
@@ -131,13 +131,13 @@ class Reserve:
 
 def _written(descriptor: int) -> bytes:
     """The bytes before the first zero."""
-    found = bytearray()
-    while piece := os.pread(descriptor, _PIECE, len(found)):
+    written = bytearray()
+    while piece := os.pread(descriptor, _PIECE, len(written)):
         text, zero, _ = piece.partition(b"\0")
-        found += text
+        written += text
         if zero:
             break
-    return bytes(found)
+    return bytes(written)
 
 
 def _write_all(descriptor: int, content: bytes, begin: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
 
 # DSPy takes an empty text for a failure of its own, and warns of each cut reply on the terminal; whoever reads a reply
-# here has told both apart before DSPy sees it.
+# here has distinguished both before DSPy sees it.
 _NOTHING = "-"
 
 

@@ -108,16 +108,18 @@ class OutcomeLog:
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: cannot be read ({error})") from error
         order = {outcome.value: place for place, outcome in enumerate(Outcome)}
-        found: dict[str, dict[str, int]] = {}
+        by_role: dict[str, dict[str, int]] = {}
         for role, outcome, count, again in sorted(rows, key=lambda row: (row[0], order.get(row[1], len(order)))):
-            of_role = found.setdefault(role, {})
+            of_role = by_role.setdefault(role, {})
             of_role[outcome] = count
             if again:
                 of_role[ASKED_AGAIN] = of_role.pop(ASKED_AGAIN, 0) + again
-        found = {role: dict(sorted(of.items(), key=lambda item: item[0] == ASKED_AGAIN)) for role, of in found.items()}
+        by_role = {
+            role: dict(sorted(of.items(), key=lambda item: item[0] == ASKED_AGAIN)) for role, of in by_role.items()
+        }
         for role, kind, times in sorted(besides):
-            found.setdefault(role, {})[kind] = times
-        return found
+            by_role.setdefault(role, {})[kind] = times
+        return by_role
 
     def close(self) -> None:
         """Closes the file."""

@@ -85,12 +85,12 @@ class ReplyCache:
     def get(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None.
 
-        A row that cannot be read any more is counted, told and set aside: its reply is then bought again.
+        A row that cannot be read any more is counted, reported and set aside: its reply is then bought again.
 
         Raises:
             DataError: The file cannot be read.
         """
-        # As bytes: what is not text would otherwise fail in a way that tells nothing about the row.
+        # As bytes: what is not text would otherwise fail without naming the row.
         row = self._one("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
         if row is None:
             return self._aside.get(key)
@@ -137,7 +137,7 @@ class ReplyCache:
             request: Prompt, model and parameters, for a person who wants to know; never secrets.
 
         Raises:
-            DataError: The file cannot be written (a full disk, for example). The message tells whether the reply was
+            DataError: The file cannot be written (a full disk, for example). The message says whether the reply was
                 kept beside it.
         """
         values: Row = (
@@ -157,10 +157,10 @@ class ReplyCache:
         try:
             self._insert(values)
         except sqlite3.Error as error:
-            found = self._stop(cannot_write(self.path, "a reply that was bought", error, more=_STOPPED))
+            failure = self._stop(cannot_write(self.path, "a reply that was bought", error, more=_STOPPED))
             if self._put_aside(values) or self._insisted(values):
                 self._aside[key] = reply
-                raise found from error
+                raise failure from error
             self._trouble = cannot_write(
                 self.path,
                 "a reply that was bought",
@@ -223,7 +223,7 @@ class ReplyCache:
             self._db.execute(INSERT, values)
 
     def _stop(self, trouble: DataError) -> DataError:
-        """Lets nothing more be bought; the first reason is the one that is told."""
+        """Lets nothing more be bought; the first reason is the one that is reported."""
         if self._trouble is None:
             self._trouble = trouble
             self._patient_until = time.monotonic() + _PATIENCE_S

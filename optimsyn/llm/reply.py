@@ -20,7 +20,7 @@ class Reply(Record):
         model: The model as the service names it.
         finish_reason: `stop`, `length` (cut at `max_tokens`), `content_filter` or `tool_calls`.
         seconds: Time from request to reply, without waiting for a free place.
-        reasoning: What the model thought, where the service tells that apart and the text is empty.
+        reasoning: What the model thought, where the service returns that separately and the text is empty.
         refusal: What the service says when it refuses.
         tool_call: Arguments of the tool that the model called in place of an answer.
         estimated: The service says nothing about its tokens that can be true, so they are counted from the texts.
@@ -58,7 +58,7 @@ def without_keys(reply: Reply, asked: Sequence[str]) -> Reply:
     """A reply without keys, before anybody reads or keeps it, so that a kept one reads like the one that came.
 
     A service may repeat its key anywhere, in any form. What only looks like a key stays where the request held it: a
-    passage that tells how keys look is quoted by its pair.
+    passage about the form of keys is quoted by its pair.
 
     Args:
         reply: The reply.
@@ -66,6 +66,6 @@ def without_keys(reply: Reply, asked: Sequence[str]) -> Reply:
     """
     request = "\n".join(asked)
     raw = reply.model_dump(mode="json")
-    found = {name: unasked(value, request) if isinstance(value, str) else value for name, value in raw.items()}
-    clean = kept_tree(found)
+    cleaned = {name: unasked(value, request) if isinstance(value, str) else value for name, value in raw.items()}
+    clean = kept_tree(cleaned)
     return reply if clean == raw else type(reply).model_validate(clean)

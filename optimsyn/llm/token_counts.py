@@ -27,8 +27,8 @@ def counter_of(name: str) -> CountTokens:
         name: The model's name, with or without its provider (`openrouter/openai/gpt-6-luna`).
     """
     name = name.rpartition("/")[2]
-    found = importlib.util.find_spec("litellm")
-    folder = Path(found.origin).parent / "litellm_core_utils" / "tokenizers" if found and found.origin else None
+    spec = importlib.util.find_spec("litellm")
+    folder = Path(spec.origin).parent / "litellm_core_utils" / "tokenizers" if spec and spec.origin else None
     if folder is None or not folder.is_dir():
         return by_characters
     set_default(TIKTOKEN_CACHE_DIR, str(folder))  # as LiteLLM itself does; else they are downloaded
@@ -41,8 +41,8 @@ def counter_of(name: str) -> CountTokens:
     wider = _CLAUDE if name.startswith("claude") else 1.0
 
     def count(text: str) -> int:
-        pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
-        return round(wider * sum(len(encoding.encode(piece, disallowed_special=())) for piece in pieces))
+        parts = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+        return round(wider * sum(len(encoding.encode(piece, disallowed_special=())) for piece in parts))
 
     return count
 

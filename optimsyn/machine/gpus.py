@@ -36,11 +36,11 @@ def gpus() -> tuple[Gpu, ...]:
     query = [tool, "--query-gpu=index,uuid,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
-        found = [_gpu(line) for line in answer.splitlines() if line.strip()]
+        cards = [_gpu(line) for line in answer.splitlines() if line.strip()]
     except (subprocess.SubprocessError, OSError, ValueError):
         # A driver without a card answers with a sentence.
         return ()
-    return visible(found, variable(CUDA_VISIBLE_DEVICES))
+    return visible(cards, variable(CUDA_VISIBLE_DEVICES))
 
 
 def _gpu(line: str) -> Gpu:
@@ -48,7 +48,7 @@ def _gpu(line: str) -> Gpu:
     return Gpu(index, uuid, int(total) * 2**20, int(free) * 2**20)
 
 
-def visible(found: list[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
+def visible(cards: list[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
     """Those of the GPUs that `CUDA_VISIBLE_DEVICES` names, in its order; like CUDA, it ends at the first unknown one.
 
     Example:
@@ -57,10 +57,10 @@ def visible(found: list[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
         (['1'], ['0', '1'])
     """
     if chosen is None:
-        return tuple(found)
+        return tuple(cards)
     named: list[Gpu] = []
     for name in (part.strip() for part in chosen.split(",")):
-        card = next((card for card in found if name and (card.index == name or card.uuid.startswith(name))), None)
+        card = next((card for card in cards if name and (card.index == name or card.uuid.startswith(name))), None)
         if card is None:
             break
         named.append(card)

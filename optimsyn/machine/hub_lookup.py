@@ -81,7 +81,7 @@ def cached_folder(kind: Literal["model", "dataset"], name: str, revision: str | 
 
     snapshot = None
     # Nothing is downloaded, and no file is asked for: a snapshot that is there in part may hold all that is needed. A
-    # name that is none of the hub's is told by `look_up`.
+    # name that is none of the hub's is reported by `look_up`.
     with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
         folder = snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
         snapshot = Path(folder)

@@ -56,8 +56,8 @@ def main_memory() -> tuple[int, int]:
 
 def gpu_memory() -> tuple[int | None, int | None]:
     """`(total, free)` memory of the first NVIDIA GPU in bytes; `(None, None)` without one."""
-    found = gpus()
-    return (found[0].total, found[0].free) if found else (None, None)
+    cards = gpus()
+    return (cards[0].total, cards[0].free) if cards else (None, None)
 
 
 def _inactive_cache(file: str) -> int:

@@ -1,4 +1,4 @@
-"""Refuses in a second what would fail in an hour: everything about a recipe that only this machine can tell."""
+"""Refuses in a second what would fail in an hour: all of a recipe that can only be checked on this machine."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def _check_influence(recipe: Recipe, found: Preflight) -> None:
     try:
         dtype = str(resolve_dtype(spec.dtype, resolve_device(spec.device))).removeprefix("torch.")
     except ModelError:
-        return  # the device is not here, which is told elsewhere
+        return  # the device is not here, which is reported elsewhere
     if dtype != "float32":
         found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
 

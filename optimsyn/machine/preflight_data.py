@@ -25,33 +25,33 @@ _CHARS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 16
 
 
-def check_documents(recipe: Recipe, documents: Sequence[Document], found: Preflight) -> list[Passage]:
+def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Preflight) -> list[Passage]:
     """Cuts the documents and looks at what comes of it; returns the passages."""
     used = sampled(documents, recipe.documents.source.limit, recipe.seed)
     passages, lost = split_passages(used, recipe.documents)
-    found.counts |= {"documents": len(used), "passages": len(passages)}
+    preflight.counts |= {"documents": len(used), "passages": len(passages)}
     if not passages:
-        found.problems.append(
+        preflight.problems.append(
             f"documents: none of {len(lost)} passages has documents.min_words = {recipe.documents.min_words} words; "
             "lower it or give longer documents"
         )
         return passages
-    _check_injections(recipe, passages, found)
+    _check_injections(recipe, passages, preflight)
     wanted = recipe.optimizers.prompt.passages
     if recipe.optimizers.prompt.enabled and len(passages) < wanted:
-        found.warnings.append(
+        preflight.warnings.append(
             f"optimizers.prompt.passages: {wanted} are to be compared on, but there are {len(passages)} passages"
         )
     candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
     if candidates > 4 * len(passages):
-        found.warnings.append(
+        preflight.warnings.append(
             f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
             f"{candidates / len(passages):.0f} of each, and many will be alike; add documents or ask for fewer pairs"
         )
     return passages
 
 
-def _check_injections(recipe: Recipe, passages: Sequence[Passage], found: Preflight) -> None:
+def _check_injections(recipe: Recipe, passages: Sequence[Passage], preflight: Preflight) -> None:
     """Passages that talk to a language model; of very many, some from all over."""
     step = -(-len(passages) // _LOOKED_AT)
     looked_at = passages[::step]
@@ -59,26 +59,26 @@ def _check_injections(recipe: Recipe, passages: Sequence[Passage], found: Prefli
     if not flagged:
         return
     if recipe.documents.on_injection == "drop" and len(flagged) == len(passages):
-        found.problems.append(all_dropped(flagged))
+        preflight.problems.append(all_dropped(flagged))
         return
     total = len(passages) if step > 1 else None
-    found.warnings.append(note(flagged, looked_at, recipe.documents.on_injection, total=total))
+    preflight.warnings.append(note(flagged, looked_at, recipe.documents.on_injection, total=total))
 
 
-def check_sets(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
+def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
     """How many questions there are, and whether they are enough."""
-    found.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
+    preflight.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
     if len(sets.validation) < _FEW_VALIDATION:
-        found.warnings.append(
+        preflight.warnings.append(
             f"questions.validation: {len(sets.validation)} questions give the influence a noisy direction; "
             "a few dozen are better"
         )
     if len(sets.test) < _FEW_TEST:
-        found.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
+        preflight.warnings.append(f"questions.test: intervals over {len(sets.test)} test questions will be very wide")
 
 
-def check_lengths(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
-    """Questions that the target cannot be asked, also of a file with other faults: all are told in one round."""
+def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
+    """Questions that the target cannot be asked, also of a file with other faults: all are reported at once."""
     longest = recipe.models.target.max_length
     cut = 0
     perhaps: list[str] = []
@@ -93,14 +93,14 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, found: Preflight) -> None:
         elif likely > longest:
             perhaps.append(question.id)
         cut += question.context is not None and whole > longest
-    found.problems += shortened(too_long, "questions")
+    preflight.problems += shortened(too_long, "questions")
     if perhaps:
-        found.warnings.append(
+        preflight.warnings.append(
             f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any "
             f"context ({', '.join(perhaps[:3])}{' ...' if len(perhaps) > 3 else ''})"
         )
     if cut:
-        found.warnings.append(
+        preflight.warnings.append(
             f"models.target.max_length: about {cut} of {len(sets.validation) + len(sets.test)} questions have a "
             f"context that is cut to fit {longest} tokens"
         )

@@ -20,7 +20,7 @@ class Preflight(Shown):
     Attributes:
         problems: Each would stop the run; with file, row or field, and the cure.
         warnings: The run would go on, but not as well as it could.
-        unchecked: What only the network or a key could tell, when it was not to be asked (`offline`).
+        unchecked: What can only be checked with the network or a key, when these were not to be used (`offline`).
         counts: Documents, passages, validation and test questions, as far as they were read.
         gpu_bytes: GPU memory that the run's models are estimated to need.
         main_bytes: The same in main memory.
@@ -59,13 +59,13 @@ class Preflight(Shown):
 _QUESTIONS = {"validation": "validation questions", "test": "test questions"}
 
 
-def preflight_table(found: Preflight) -> Table:
+def preflight_table(preflight: Preflight) -> Table:
     """What would stop a run, what to know, and what it would read."""
-    rows = [("✗ problem", text) for text in found.problems] + [("! note", text) for text in found.warnings]
-    rows += [("? not checked", text) for text in found.unchecked]
-    rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in found.counts.items()]
-    if found.forecast is not None:
-        rows.append(("will send", found.forecast.sentence))
-    rows += [] if found.disk is None else [("disk", found.disk.text())]
-    title = "Nothing would stop this run" if found.ok else f"{len(found.problems)} things would stop this run"
-    return Table(title if len(found.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))
+    rows = [("✗ problem", text) for text in preflight.problems] + [("! note", text) for text in preflight.warnings]
+    rows += [("? not checked", text) for text in preflight.unchecked]
+    rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in preflight.counts.items()]
+    if preflight.forecast is not None:
+        rows.append(("will send", preflight.forecast.sentence))
+    rows += [] if preflight.disk is None else [("disk", preflight.disk.text())]
+    title = "Nothing would stop this run" if preflight.ok else f"{len(preflight.problems)} things would stop this run"
+    return Table(title if len(preflight.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))

@@ -28,8 +28,8 @@ def service_findings(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple
 
     dubious = {model.role for model in looked_at if model.problems or model.unreachable}
     roles = {role: spec for role, spec in services(recipe).items() if role not in dubious}
-    found = probe(recipe, roles=roles)
-    return found.problems, found.notes
+    probed = probe(recipe, roles=roles)
+    return probed.problems, probed.notes
 
 
 def open_asked(recipe: Recipe, root: Path | str) -> Run:
@@ -51,13 +51,13 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
     from optimsyn.llm.shared_budget import Purse
     from optimsyn.machine.service_probe import probe
 
-    found = probe(recipe, run.replies, purse=Purse.from_environment())
-    if found.problems:
+    probed = probe(recipe, run.replies, purse=Purse.from_environment())
+    if probed.problems:
         if new:
             run.replies.close()
             shutil.rmtree(run.folder)
-        raise RecipeError("\n".join(found.problems))
-    run.warnings = found.notes
+        raise RecipeError("\n".join(probed.problems))
+    run.warnings = probed.notes
     return run
 
 

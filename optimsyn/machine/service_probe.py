@@ -1,7 +1,7 @@
 """Asks every service of a recipe one tiny question, so that what would fail in an hour fails now.
 
 A wrong key, a model that the service does not have, an address that answers to everything but this: a look at the
-address cannot tell. The question is asked as the run will ask its own, with a schema, and what it costs is counted.
+address does not show. The question is asked as the run will ask its own, with a schema, and what it costs is counted.
 What is answered is read as a run reads its replies: a service that refuses to say yes, or says something else, is
 going to disappoint a run too.
 """
@@ -100,9 +100,10 @@ def probe(
         waiting = [
             pool.submit(_asked, {name: roles[name] for name in names}, kept, budget) for names in services_of.values()
         ]
-        found = [each.result() for each in waiting]
+        results = [each.result() for each in waiting]
     return Probed(
-        tuple(problem for one in found for problem in one.problems), tuple(note for one in found for note in one.notes)
+        tuple(problem for one in results for problem in one.problems),
+        tuple(note for one in results for note in one.notes),
     )
 
 
@@ -114,7 +115,7 @@ def services(recipe: Recipe) -> dict[str, ModelSpec]:
 
 
 class _Service(NamedTuple):
-    """What tells one service from another."""
+    """What makes a service another one than the next."""
 
     name: str
     api_base: str | None

@@ -36,5 +36,5 @@ def parameters_in(folder: Path, shapes: Mapping[str, list[int]]) -> int:
     """
     if shapes:
         return sum(math.prod(shape) for shape in shapes.values())
-    # Pickled weights tell only their size; two bytes a parameter is usual.
+    # Of pickled weights only the size is known; two bytes a parameter is usual.
     return sum(file.stat().st_size for file in folder.glob("*.bin")) // 2

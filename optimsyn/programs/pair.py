@@ -101,8 +101,9 @@ class PairWriter(dspy.Module):
         prediction = await ask(
             self.write,
             self.model,
-            PromptAdapter(messages, lambda reply, max_tokens: read_pair(reply, form, max_tokens=max_tokens)),
-            role="generator",
+            PromptAdapter(
+                messages, lambda reply, max_tokens: read_pair(reply, form, max_tokens=max_tokens), "generator"
+            ),
             seed=seed,
             schema=("pair", schema),
             # A schema ends the reply by itself, and a stop text could cut white space that it allows.

@@ -119,8 +119,7 @@ class RubricWriter(dspy.Module):
         return await ask(
             self.write,
             self.model,
-            PromptAdapter(messages, lambda reply, max_tokens: parse(reply, max_tokens=max_tokens)),
-            role="rubric",
+            PromptAdapter(messages, lambda reply, max_tokens: parse(reply, max_tokens=max_tokens), "rubric"),
             seed=seed,
             schema=None if lines else ("rubric", rubric_schema(compact=not chat)),
             stop=STOP if lines else (),

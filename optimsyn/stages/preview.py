@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
@@ -163,26 +163,20 @@ def _look(
     training: BatchTraining | None,
 ) -> RewardLook | None:
     """The run's own look where it has one, else a cheap one at these pairs: nothing is trained."""
-    from optimsyn.reward.look.measure import look_at_reward
+    from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
+    from optimsyn.reward.look.options import LookOptions
 
     kept = run.folder / "warm_up" / REWARD_LOOK_FILE
     if run.done("warm_up") and kept.is_file():
         return RewardLook.load(kept)
-    wanted = run.recipe.reward.look.pairs
-    if wanted == 0:
+    if run.recipe.reward.look.pairs == 0:
         return None
     return look_at_reward(
-        scorer,
-        tools.target,
+        ScorerSetup(scorer, tools.target, questions, run.recipe.influence, training),
         pairs,
-        questions,
-        run.recipe.influence,
-        training=training,
+        replace(LookOptions.of(run.recipe), random_subsets=0),
         scores=scores,
         trained_on=() if run.done("warm_up") else {pair.id for pair in pairs},
-        most=wanted,
-        random_subsets=0,
-        seed=run.recipe.seed,
     )
 
 

@@ -45,30 +45,21 @@ def look_after_warm_up(
     Raises:
         StageError: The reward is noise, and the recipe does not say to go on.
     """
-    from optimsyn.reward.look.measure import look_at_reward
+    from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
+    from optimsyn.reward.look.options import LookOptions
 
     recipe, path = tools.recipe, tools.run.path("warm_up", REWARD_LOOK_FILE)
-    wanted = recipe.reward.look
-    if wanted.pairs == 0:
+    if recipe.reward.look.pairs == 0:
         # Of an attempt before, under another recipe.
         path.unlink(missing_ok=True)
         stage.note(reward=OFF)
         return None
     look = look_at_reward(
-        tools.scorer,
-        tools.target,
+        ScorerSetup(tools.scorer, tools.target, tools.validation, recipe.influence, tools.batch_training),
         pairs,
-        tools.validation,
-        recipe.influence,
-        training=tools.batch_training,
+        LookOptions.of(recipe),
         scores=scores,
         trained_on=trained_on,
-        most=wanted.pairs,
-        random_subsets=wanted.subsets,
-        steps=wanted.steps,
-        batch_size=wanted.batch_size,
-        lr=recipe.fine_tune.lr,
-        seed=recipe.seed,
         report=lambda done, total: stage.progress(done, total, "passes of a look at the reward"),
     )
     look.save(path)

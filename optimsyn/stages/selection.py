@@ -111,7 +111,7 @@ def _trainings(
     """Of each variant's candidates; the gradients of questions and shared pairs are taken once."""
     from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
     from optimsyn.influence.gradients.taps import GradientTaps
-    from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+    from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
     from optimsyn.target.encoding import as_sample, counted
     from optimsyn.training.fine_tuning import MAX_GRAD_NORM
 
@@ -124,20 +124,19 @@ def _trainings(
     target.load_checkpoint(checkpoint)
     taps = GradientTaps(target)
     scale = AdamScale.of(target, checkpoint, layout)
-    told = None
+    report = None
     if tools.stage is not None:
-        told = tools.stage.count(len(questions) + len(pairs), "gradients to select by", last=False).add
+        report = tools.stage.count(len(questions) + len(pairs), "gradients to select by", last=False).add
 
-    rows = partial(gradient_rows, target, taps, layout, batch_tokens=recipe.influence.batch_tokens, told=told)
+    rows = partial(gradient_rows, taps, layout, batch_tokens=recipe.influence.batch_tokens, report=report)
     (asked,), question_losses = rows(questions, [scale.roots])
     # As they are trained on, with every label.
     (scaled, plain), losses = rows([target.encode(as_sample(pair)) for pair in pairs], [scale.roots, None])
     return {
-        variant: SimulatedTraining.from_rows(
-            checkpoint,
-            scale,
-            (asked, question_losses),
-            (scaled[list(mine)], plain[list(mine)], losses[list(mine)]),
+        variant: SimulatedTraining.of(
+            WarmGradients(
+                checkpoint, scale, asked, question_losses, scaled[list(mine)], plain[list(mine)], losses[list(mine)]
+            ),
             lr=recipe.fine_tune.lr,
             steps=min(recipe.fine_tune.steps, HORIZON),
             max_grad_norm=MAX_GRAD_NORM,

@@ -118,7 +118,7 @@ class SimilarityComparison:
         return self.table()._repr_html_()
 
 
-def compare_similarity(
+def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only options, each with a default
     target: Target,
     config: Influence,
     validation: Sequence[Question],

@@ -159,14 +159,14 @@ def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
         raise ModelError(
             f"sample {sample.id!r} has an empty answer, so it has no token to learn; remove it or give it an answer"
         )
-    found, truncated = fitted(tokenizer, sample, max_length)
-    if found.first == 0:
+    tokens, truncated = fitted(tokenizer, sample, max_length)
+    if tokens.first == 0:
         raise ModelError(
             f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first one; give it "
             "a prompt, or a tokenizer that puts a beginning-of-text token in front"
         )
-    labels = [IGNORE] * found.first + found.ids[found.first :]
-    return Encoded(sample.id, found.ids, labels, truncated, end_tokens=found.end_tokens)
+    labels = [IGNORE] * tokens.first + tokens.ids[tokens.first :]
+    return Encoded(sample.id, tokens.ids, labels, truncated, end_tokens=tokens.end_tokens)
 
 
 class Tokens(NamedTuple):
@@ -178,7 +178,7 @@ class Tokens(NamedTuple):
         text: What was tokenised.
         start: Where the answer begins in `text`.
         stop: Where it ends.
-        offsets: For each token of `text` its begin and end there; None where the tokenizer cannot tell.
+        offsets: For each token of `text` its begin and end there; None where the tokenizer does not say.
         end_tokens: How many of the last tokens stand behind the answer.
     """
 
@@ -197,19 +197,19 @@ def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, boo
     Raises:
         ModelError: Question and answer alone are longer than `max_length`.
     """
-    found = _tokens(tokenizer, sample)
+    tokens = _tokens(tokenizer, sample)
     truncated = False
     context, rest = split_context(_body(tokenizer, sample))
-    while len(found.ids) > max_length:
+    while len(tokens.ids) > max_length:
         if not context:
             raise ModelError(
-                f"sample {sample.id!r}: question and answer alone take {len(found.ids)} tokens, more than max_length "
+                f"sample {sample.id!r}: question and answer alone take {len(tokens.ids)} tokens, more than max_length "
                 f"{max_length}; raise models.target.max_length or remove the sample"
             )
-        context = _shorten(tokenizer, context, len(found.ids) - max_length)
-        found = _tokens(tokenizer, _with_body(tokenizer, sample, context + rest))
+        context = _shorten(tokenizer, context, len(tokens.ids) - max_length)
+        tokens = _tokens(tokenizer, _with_body(tokenizer, sample, context + rest))
         truncated = True
-    return found, truncated
+    return tokens, truncated
 
 
 def make_batches(
@@ -278,8 +278,8 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
         messages = [dict(message) for message in sample.messages]
         answer = controls.masked(messages[-1]["content"].strip())
         messages[-1]["content"] = _ANSWER
-        before, found, after = rendered(tokenizer, messages).rpartition(_ANSWER)
-        if not found:
+        before, marker, after = rendered(tokenizer, messages).rpartition(_ANSWER)
+        if not marker:
             raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")
         # The end-of-turn marker is learned, the line break after it is not.
         after = after.rstrip()
@@ -322,7 +322,7 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
     Args:
         tokenizer: Knows its special tokens.
         ids: From the answer's first token on.
-        offsets: Begin and end of these in the text, as far as they were made of it; None where nobody can tell.
+        offsets: Begin and end of these in the text, as far as they were made of it; None where that is unknown.
         stop: Where the answer ends in the text.
         after: What the chat template puts behind the answer.
     """
@@ -330,7 +330,7 @@ def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | Non
     def letters(some: list[int]) -> str:
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
 
-    # What is left of it in plain letters: special tokens are told by their ids.
+    # What is left of it in plain letters: special tokens are recognised by their ids.
     if offsets is None and after:
         for written in filter(None, (tokenizer.decode([token]) for token in set(tokenizer.all_special_ids))):
             after = after.replace(written, "")

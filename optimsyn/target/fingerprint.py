@@ -1,4 +1,4 @@
-"""What a target's caches are told apart by: digests of its weights and of the numbers beside them."""
+"""Digests of a target's weights and settings, by which its caches are named."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model_digest(
 ) -> str:
     """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
-    Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment. The
+    Of each frozen weight only some hundred values are read, which is quick and tells models and revisions apart. The
     model's configuration and the adapter's scale (alpha / r) are no weights, but the same weights compute something
     else under others.
 
@@ -78,13 +78,13 @@ def _settings(config: Any) -> Any:
 
 
 def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
-    """By what each layer multiplies each adapter; rank-stabilised and per-layer alphas end up here as well."""
-    found: list[list[Any]] = []
+    """The factor of each adapter in each layer; rank-stabilised and per-layer alphas end up here as well."""
+    scales: list[list[Any]] = []
     for name, layer in model.named_modules():
         scaling = getattr(layer, "scaling", None)
         if isinstance(scaling, dict):
-            found.extend([name, key, float(scaling[key])] for key in sorted(adapters & scaling.keys()))
-    return found
+            scales.extend([name, key, float(scaling[key])] for key in sorted(adapters & scaling.keys()))
+    return scales
 
 
 def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
@@ -101,11 +101,11 @@ def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
         if not isinstance(layer, BaseTunerLayer):
             continue
         if layer.disable_adapters:
-            found, cure = "switched off", "model.enable_adapter_layers()"
+            state, cure = "switched off", "model.enable_adapter_layers()"
         elif layer.merged:
-            found, cure = "merged into the layer", "model.unmerge_adapter()"
+            state, cure = "merged into the layer", "model.unmerge_adapter()"
         elif not adapters & set(layer.active_adapters):
-            found, cure = f"not the active one ({', '.join(layer.active_adapters)})", "model.set_adapter(...)"
+            state, cure = f"not the active one ({', '.join(layer.active_adapters)})", "model.set_adapter(...)"
         else:
             continue
-        raise ModelError(f"{name}: the target's adapter is {found}, so it has no influence; call {cure} first")
+        raise ModelError(f"{name}: the target's adapter is {state}, so it has no influence; call {cure} first")

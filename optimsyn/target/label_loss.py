@@ -165,12 +165,12 @@ class LabelLoss:
         other = torch.cat([input_ids[:, :half], input_ids[:, :half], input_ids], dim=1)[:, : input_ids.shape[1]]
         columns = torch.arange(half, device=input_ids.device)
         rows = torch.zeros_like(columns)
-        found = self._logits_at(input_ids, rows, columns).float()
+        logits = self._logits_at(input_ids, rows, columns).float()
         again = self._logits_at(other, rows, columns).float()
         exact = all(p.dtype in (torch.float32, torch.float64) for p in self._causal.parameters())
-        self._refuse_broken_weights(found)
+        self._refuse_broken_weights(logits)
         # What is left is rounding in a mixture of experts.
-        moved = float((found - again).square().mean().sqrt()) / max(float(found.std()), 1e-30)
+        moved = float((logits - again).square().mean().sqrt()) / max(float(logits.std()), 1e-30)
         if moved > (1e-3 if exact else 0.02):
             raise ModelError(
                 f"{type(self._causal).__name__}: what it predicts depends on later tokens, so it is not a causal "
@@ -210,16 +210,16 @@ class LabelLoss:
         places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
 
         def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to tell samples apart.
+            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to see each sample apart.
             hidden = arguments[0]
             picked = hidden.new_zeros(len(hidden), int(counts.max()), hidden.shape[-1])
             return picked.index_put((rows, places), hidden[rows, columns]), *arguments[1:]
 
-        handle = self._head.register_forward_pre_hook(pick)
+        hook = self._head.register_forward_pre_hook(pick)
         try:
             logits: torch.Tensor = self._causal(input_ids=input_ids, use_cache=False).logits
         finally:
-            handle.remove()
+            hook.remove()
         return logits[rows, places]
 
     def _try_fused(self, input_ids: torch.Tensor) -> bool:
@@ -232,6 +232,6 @@ class LabelLoss:
         targets = torch.roll(input_ids[0], -1)
         own = self._logits_at(input_ids, torch.zeros_like(columns), columns).float()
         expected = nn.functional.cross_entropy(own, targets.to(own.device), reduction="none")
-        found = self._head_loss(self._hidden(input_ids)[0], targets).float()
+        fused = self._head_loss(self._hidden(input_ids)[0], targets).float()
         tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 2e-2
-        return torch.allclose(found, expected.to(found.device), rtol=tolerance, atol=tolerance)
+        return torch.allclose(fused, expected.to(fused.device), rtol=tolerance, atol=tolerance)

@@ -24,7 +24,7 @@ from optimsyn.target.label_loss import LabelLoss
 from optimsyn.target.upcast import NARROW
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 from optimsyn.target.warm_up.curve import Search, WarmUpCurve
-from optimsyn.target.warm_up.search import CURVE, RECORD, Plan, warm_up
+from optimsyn.target.warm_up.search import CURVE, RECORD, Plan, WarmUpData, warm_up
 
 _SEARCH = Search()
 
@@ -190,7 +190,7 @@ class Target:
         return self._loss.tokens(batch.input_ids, batch.labels)
 
     def try_out(self, batch: Batch) -> None:
-        """Looks once how this model's losses are computed, which must not happen while its layers are replaced.
+        """Decides once how this model's losses are computed; not to be called while its layers are replaced.
 
         Raises:
             ModelError: What the model predicts depends on later tokens.
@@ -222,7 +222,7 @@ class Target:
             for module, training in modes:
                 module.training = training
 
-    def warm_up(
+    def warm_up(  # noqa: PLR0913 - a user names the settings, which all have a default
         self,
         pairs: Sequence[Pair | Question | Sample],
         *,
@@ -242,7 +242,7 @@ class Target:
         """Trains the adapter with AdamW and keeps weights and moments by parameter name.
 
         With `questions` it finds its learning rate and ends when the form of an answer is learned and before pairs that
-        it does not train on get worse (`optimsyn.target.warm_up.curve` has the rules); `self.curve` tells how it went.
+        it does not train on get worse (`optimsyn.target.warm_up.curve` has the rules); `self.curve` says how it went.
         Without, it takes 12 steps at 2e-4. A number that is given is taken as it is.
 
         The loss is the mean over samples of their mean token loss, as the influence assumes; moments come from the
@@ -272,14 +272,14 @@ class Target:
             ModelError: No pairs, a pair that cannot be encoded, or a loss that is not finite.
         """
         plan = Plan(steps, lr, search, batch_size, checkpoints, max_grad_norm, seed, batch_tokens)
-        self.checkpoints, self.curve = warm_up(self, pairs, questions, unseen, plan, folder, report)
+        self.checkpoints, self.curve = warm_up(self, WarmUpData(pairs, questions, unseen), plan, folder, report)
         return self.checkpoints
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Puts the checkpoint's weights into the model.
 
         Raises:
-            ModelError: The checkpoint belongs to another adapter, or the adapter is not at work in the model.
+            ModelError: The checkpoint belongs to another adapter, or the adapter is not active in the model.
         """
         refuse_idle_adapters(self.model, self._adapters)
         if set(checkpoint.state) != set(self.parameters):
@@ -321,7 +321,7 @@ class Target:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
-        Of each frozen weight only some hundred values are read, which tells models and revisions apart in a moment.
+        Of each frozen weight only some hundred values are read, which is quick and tells models and revisions apart.
         """
         if self._base is None:
             self._base = model_digest(
@@ -352,15 +352,15 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
         except re.error as error:
             problem = f"models.target.full_weights: {pattern!r} is not a regular expression ({error})"
             raise ModelError(problem) from error
-        found = [name for name in linear if expression.fullmatch(name)]
-        if not found:
+        matching = [name for name in linear if expression.fullmatch(name)]
+        if not matching:
             known = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)
             near = nearest(pattern, known, cutoff=0.0)
             raise ModelError(
                 f"models.target.full_weights: {pattern!r} matches no linear layer of the model"
                 + (f"; the nearest is {near!r}" if near else ", which has none")
             )
-        chosen.update(found)
+        chosen.update(matching)
     model.requires_grad_(False)
     for name in chosen:
         linear[name].requires_grad_(True)

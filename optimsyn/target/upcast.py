@@ -1,4 +1,4 @@
-"""A 16-bit model at work in float32, without a second copy of its weights.
+"""Runs a 16-bit model in float32, without a second copy of its weights.
 
 While it lasts, every operation that is given bfloat16 or float16 numbers is given them in float32, and what it returns
 stays float32. A weight is widened when an operation asks for it and dropped again, also where a backward pass will want
@@ -104,8 +104,8 @@ class _Wide(TorchFunctionMode):
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         args, kwargs = tree_map_only(torch.Tensor, narrowed, (args, kwargs))
-        found: torch.Tensor = func(*args, **kwargs)
-        return found.float()
+        product: torch.Tensor = func(*args, **kwargs)
+        return product.float()
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """What a backward pass keeps of a tensor: of a widened weight, the weight itself."""

@@ -42,7 +42,7 @@ _LOGS = 400
 _TOKENS_AT_ONCE = 4096
 
 
-def fine_tune(
+def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each with a default
     spec: TargetSpec,
     pairs: Sequence[Pair],
     config: FineTune,

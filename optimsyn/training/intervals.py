@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
     Attributes:
         value: The mean.
-        low: Lower end; None with fewer than two values, from which no spread can be told.
+        low: Lower end; None with fewer than two values, which have no spread.
         high: Upper end, or None likewise.
         n: How many values.
     """
@@ -78,7 +78,7 @@ def bootstrap_mean(
     mean = math.fsum(data) / data.size
     if data.size < 2:
         return Interval(mean, None, None, 1)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (data,),
         np.mean,
         n_resamples=resamples,
@@ -87,7 +87,7 @@ def bootstrap_mean(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), int(data.size))
+    return Interval(mean, float(interval.low), float(interval.high), int(data.size))
 
 
 def metrics_of(rows: Sequence[QuestionRow]) -> dict[str, dict[str, float]]:
@@ -96,13 +96,13 @@ def metrics_of(rows: Sequence[QuestionRow]) -> dict[str, dict[str, float]]:
     `answer_loss` and `accuracy` are over all questions (a free answer is correct when it matches exactly);
     `token_f1` is over the free-answer questions only. A metric without questions is absent.
     """
-    found: dict[str, dict[str, float]] = {"answer_loss": {}, "accuracy": {}, "token_f1": {}}
+    by_metric: dict[str, dict[str, float]] = {"answer_loss": {}, "accuracy": {}, "token_f1": {}}
     for row in rows:
-        found["answer_loss"][row["id"]] = row["loss"]
-        found["accuracy"][row["id"]] = float(row["correct"])
+        by_metric["answer_loss"][row["id"]] = row["loss"]
+        by_metric["accuracy"][row["id"]] = float(row["correct"])
         if row["token_f1"] is not None:
-            found["token_f1"][row["id"]] = row["token_f1"]
-    return {name: values for name, values in found.items() if values}
+            by_metric["token_f1"][row["id"]] = row["token_f1"]
+    return {name: values for name, values in by_metric.items() if values}
 
 
 def summarize(

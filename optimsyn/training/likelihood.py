@@ -103,9 +103,11 @@ class AnswerScorer:
             mine = [next(weights) for _ in chunk]
             for row, score in zip(rows, self._likelihoods(prefix, rows, options, mine), strict=True):
                 scores[row].append(score)
-        for item, found in zip(items, scores, strict=True):
-            if not all(math.isfinite(score) for score in found):
-                raise ModelError(f"question {item.id!r}: the target gives its answer no finite likelihood ({found})")
+        for item, option_scores in zip(items, scores, strict=True):
+            if not all(math.isfinite(score) for score in option_scores):
+                raise ModelError(
+                    f"question {item.id!r}: the target gives its answer no finite likelihood ({option_scores})"
+                )
         texts = self._decode(prefix, max_new_tokens) if max_new_tokens else ["" for _ in items]
         return scores, texts
 
@@ -143,15 +145,15 @@ class AnswerScorer:
         for row, values in enumerate(weights):
             share[row, : len(values)] = torch.tensor(values)
         # Where nothing counts a logit may be -inf, and 0 * inf is NaN.
-        found = (chosen.masked_fill(mask == 0, 0.0) * share.to(chosen.device)).sum(dim=1)
-        return [float(value) for value in found]
+        likelihoods = (chosen.masked_fill(mask == 0, 0.0) * share.to(chosen.device)).sum(dim=1)
+        return [float(value) for value in likelihoods]
 
     def _decode(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
         """Greedy answers, each up to its first line break; rows that are done leave the batch."""
         if prefix.cache is None:
             return self._generate(prefix, max_new_tokens)
         cache, mask, logits = prefix.cache, prefix.mask, prefix.logits
-        found: list[list[int]] = [[] for _ in range(len(mask))]
+        written: list[list[int]] = [[] for _ in range(len(mask))]
         alive = list(range(len(mask)))
         for step in range(max_new_tokens):
             tokens = logits.argmax(dim=-1)
@@ -159,8 +161,8 @@ class AnswerScorer:
             for position, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
                 if token in self.stop_ids:
                     continue
-                found[row].append(token)
-                if "\n" not in self._text(found[row]).lstrip():
+                written[row].append(token)
+                if "\n" not in self._text(written[row]).lstrip():
                     keep.append(position)
             if not keep or step + 1 == max_new_tokens:
                 break
@@ -171,7 +173,7 @@ class AnswerScorer:
             mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
             out = self._forward(tokens[:, None], mask, _positions(mask)[:, -1:], keep=1, cache=cache)
             logits = out.logits[:, -1].float()
-        return [self._answer(ids) for ids in found]
+        return [self._answer(ids) for ids in written]
 
     def _generate(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
         out = self.model.generate(
@@ -252,7 +254,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
     """Ids that end an answer: the tokenizer's and every one that the model's generation settings name."""
-    found = {tokenizer.eos_token_id}
+    ids = {tokenizer.eos_token_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found.update(configured if isinstance(configured, list | tuple) else [configured])
-    return {int(token) for token in found if token is not None}
+    ids.update(configured if isinstance(configured, list | tuple) else [configured])
+    return {int(token) for token in ids if token is not None}

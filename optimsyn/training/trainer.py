@@ -135,7 +135,7 @@ class TargetTrainer(SFTTrainer):
 
 
 class HistoryCallback(TrainerCallback):
-    """Keeps `history.jsonl` up to date while training, and tells how far it is.
+    """Keeps `history.jsonl` up to date while training, and reports how far it is.
 
     Args:
         path: The history file; rewritten whole, so that a resumed training never repeats a row.

@@ -75,26 +75,24 @@ class AdamScale:
 
 
 def gradient_rows(
-    target: Target,
     taps: GradientTaps,
     layout: Layout,
     encoded: Sequence[Encoded],
     scales: Sequence[Scale],
     *,
     batch_tokens: int = 1024,
-    told: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The gradients of samples at the weights that the target has.
 
     Args:
-        target: The model.
-        taps: Of the same target.
+        taps: Of the target.
         layout: How gradients are held.
         encoded: The samples.
         scales: The gradients are returned once for each of these, multiplied with it.
         batch_tokens: Tokens a batch; 1 takes each sample alone, so that its row does not depend on its neighbours'
             lengths, to the last bit.
-        told: Called with the number of samples of each batch when it is done.
+        report: Called with the number of samples of each batch when it is done.
 
     Returns:
         For each scale [n, width], and the losses [n] float64.
@@ -102,6 +100,7 @@ def gradient_rows(
     Raises:
         ModelError: A loss is not finite.
     """
+    target = taps.target
     rows = [torch.empty(len(encoded), layout.width, dtype=target.dtype) for _ in scales]
     losses = torch.empty(len(encoded), dtype=torch.float64)
     places, offset = {}, 0
@@ -112,8 +111,8 @@ def gradient_rows(
         for batch in target.batches(list(encoded), batch_tokens):
             found = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
             losses[batch.indices] = found.double().cpu()
-            if told is not None:
-                told(len(batch))
+            if report is not None:
+                report(len(batch))
     return rows, losses
 
 

@@ -8,6 +8,7 @@ this: what is compared is the computation, not the projection.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 import torch
 
@@ -15,52 +16,44 @@ from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.gradients.projection import Layout
 from optimsyn.influence.gradients.rows import AdamScale, layout_for
 from optimsyn.influence.simulated.scorer import BatchTraining
-from optimsyn.influence.simulated.training import SimulatedTraining
-from optimsyn.recipe.sections.influence import Influence
-from optimsyn.target.encoding import Encoded, as_sample, counted
+from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradients
+from optimsyn.target.encoding import Encoded, as_sample
 from optimsyn.target.target import Target
 
 Item = Pair | Question | Sample
 
 
-def plain_simulated(
+def plain_gains(
     target: Target,
     pairs: Sequence[Item],
-    questions: Sequence[Question | Sample],
-    config: Influence,
+    questions: Sequence[Encoded],
     training: BatchTraining,
     *,
     layout: Layout | None = None,
-    held_back: Collection[int] = (),
     report: Callable[[int], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores by all questions and by those that are not held back, [n] float64 each.
+) -> torch.Tensor:
+    """By how much each pair lowers the loss of each question, [n, Q] float64; `plain_total` makes scores of it.
 
     The adapter is left at the last checkpoint.
 
     Args:
         target: A warmed-up target.
         pairs: What to score.
-        questions: The validation questions.
-        config: The recipe's `influence`.
+        questions: The validation questions, encoded as what counts of them.
         training: What pairs are placed in.
         layout: How gradients are held; None: as fits.
-        held_back: Places of the questions that the second score leaves out; the others must hold every subtask.
         report: Called with 1 after each backward pass.
 
     Raises:
         DataError: There are no companions.
         ModelError: The target has not been warmed up with this adapter, or a sample cannot be encoded.
     """
-    samples = [as_sample(question) for question in questions]
     fill = [target.encode(item) for item in training.used]
     trained = [*(target.encode(pair) for pair in pairs), *fill]
-    asked = [counted(target.encode(sample), config.tokens, "question") for sample in samples]
-    layout = layout or layout_for(target, 2 * len(trained) + len(asked))
+    layout = layout or layout_for(target, 2 * len(trained) + len(questions))
     checkpoint = target.checkpoints[-1]
     target.load_checkpoint(checkpoint)
     scale = AdamScale.of(target, checkpoint, layout)
-    told = report or (lambda count: None)
 
     def rows(encoded: Sequence[Encoded], *, plain: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scaled, whole, losses = [], [], []
@@ -69,15 +62,13 @@ def plain_simulated(
             scaled.append(_row(layout, {name: part * scale.roots[name] for name, part in gradient.items()}))
             whole += [_row(layout, gradient)] if plain else []
             losses.append(loss)
-            told(1)
+            if report is not None:
+                report(1)
         return torch.stack(scaled), torch.stack(whole or scaled[:1]), torch.tensor(losses, dtype=torch.float64)
 
-    asked_rows, _, asked_losses = rows(asked, plain=False)
-    simulated = SimulatedTraining.from_rows(
-        checkpoint,
-        scale,
-        (asked_rows, asked_losses),
-        rows(trained, plain=True),
+    asked, _, asked_losses = rows(questions, plain=False)
+    simulated = SimulatedTraining.of(
+        WarmGradients(checkpoint, scale, asked, asked_losses, *rows(trained, plain=True)),
         lr=training.fine_tune.lr,
         steps=training.steps,
         max_grad_norm=training.max_grad_norm,
@@ -87,18 +78,31 @@ def plain_simulated(
     weights[:, count:] = training.weights(len(fill))
     weights[:count, :count] = torch.eye(count, dtype=torch.float64) / size
     losses = simulated.losses(weights)
-    # [n, Q]: without less with it.
-    gains = losses[count] - losses[:count]
-    names = [sample.subtask or "all" for sample in samples]
-    kept = [place for place in range(len(names)) if place not in set(held_back)]
-    return _across(gains, range(len(names)), names, config), _across(gains, kept, names, config)
+    # Without less with it.
+    return losses[count] - losses[:count]
 
 
-def _across(gains: torch.Tensor, places: Sequence[int], names: Sequence[str], config: Influence) -> torch.Tensor:
+def plain_total(
+    gains: torch.Tensor,
+    questions: Sequence[Question | Sample],
+    across: Literal["mean", "max"],
+    *,
+    held_back: Collection[int] = (),
+) -> torch.Tensor:
+    """The scores by the questions that are not held back, [n] float64.
+
+    Args:
+        gains: [n, Q], of `plain_gains`.
+        questions: The same questions.
+        across: How scores by subtask are joined.
+        held_back: Places of the questions to leave out; the others must hold every subtask.
+    """
+    names = [as_sample(question).subtask or "all" for question in questions]
+    places = [place for place in range(len(names)) if place not in set(held_back)]
     by_subtask = torch.stack(
         [gains[:, [k for k in places if names[k] == name]].mean(1) for name in sorted(set(names))], dim=1
     )
-    return by_subtask.mean(1) if config.across_subtasks == "mean" else by_subtask.max(1).values
+    return by_subtask.mean(1) if across == "mean" else by_subtask.max(1).values
 
 
 def _gradient(target: Target, encoded: Encoded) -> tuple[dict[str, torch.Tensor], float]:

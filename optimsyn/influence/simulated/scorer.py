@@ -33,7 +33,7 @@ from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_f
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
-from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining
+from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
 from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded, as_sample, counted
@@ -234,16 +234,13 @@ class SimulatedScorer:
         scale = AdamScale.of(target, self._checkpoint, layout)
         with self._computing("float32") as budget:
             (asked,), asked_losses = gradient_rows(
-                target, self._taps, layout, self._questions, [scale.roots], batch_tokens=budget, told=report
+                self._taps, layout, self._questions, [scale.roots], batch_tokens=budget, report=report
             )
             (scaled, plain), losses = gradient_rows(
-                target, self._taps, layout, self._companions, [scale.roots, None], batch_tokens=budget, told=report
+                self._taps, layout, self._companions, [scale.roots, None], batch_tokens=budget, report=report
             )
-        base = SimulatedTraining.from_rows(
-            self._checkpoint,
-            scale,
-            (asked, asked_losses),
-            (scaled, plain, losses),
+        base = SimulatedTraining.of(
+            WarmGradients(self._checkpoint, scale, asked, asked_losses, scaled, plain, losses),
             lr=training.fine_tune.lr,
             steps=training.steps,
             max_grad_norm=training.max_grad_norm,
@@ -338,7 +335,6 @@ class SimulatedScorer:
             chosen = [encoded[i] for i in places]
             with self._computing(precision or self._precision) as budget:
                 (scaled, plain), losses[places] = gradient_rows(
-                    self.target,
                     self._taps,
                     held.layout,
                     chosen,

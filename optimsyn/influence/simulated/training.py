@@ -41,6 +41,65 @@ _GROWTH = 16
 
 
 @dataclass(frozen=True)
+class WarmGradients:
+    """Gradients and losses of pairs and questions at a warm-up checkpoint (see `optimsyn.influence.gradients.rows`).
+
+    Attributes:
+        checkpoint: Where they were taken.
+        scale: Its preconditioner, under the layout of the gradients.
+        questions: Gradients of the questions times `scale.roots` [Q, width].
+        question_losses: [Q].
+        scaled: Gradients of the pairs times `scale.roots` [n, width].
+        plain: Gradients of the pairs as they are [n, width].
+        losses: Of the pairs [n].
+    """
+
+    checkpoint: Checkpoint
+    scale: AdamScale
+    questions: torch.Tensor
+    question_losses: torch.Tensor
+    scaled: torch.Tensor
+    plain: torch.Tensor
+    losses: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        target: Target,
+        checkpoint: Checkpoint,
+        pairs: Sequence[Encoded],
+        questions: Sequence[Encoded],
+        *,
+        batch_tokens: int = 1024,
+        projection: Projection | None = None,
+    ) -> WarmGradients:
+        """One backward pass of every pair and question.
+
+        Args:
+            target: Its adapter is set to the checkpoint, and left there.
+            checkpoint: Where training would go on from.
+            pairs: Encoded as they would be trained on, with every label.
+            questions: Encoded as what counts of them.
+            batch_tokens: Tokens a batch.
+            projection: Of the gradients; None: whole ones where those of all pairs and questions fit into a gigabyte,
+                else the default `Projection`.
+
+        Raises:
+            DataError: There is no pair or no question.
+            ModelError: A loss or gradient is not finite.
+        """
+        if not pairs or not questions:
+            raise DataError("a training can only be foretold for at least one pair, and of at least one question")
+        layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
+        target.load_checkpoint(checkpoint)
+        taps = GradientTaps(target)
+        scale = AdamScale.of(target, checkpoint, layout)
+        (asked,), asked_losses = gradient_rows(taps, layout, questions, [scale.roots], batch_tokens=batch_tokens)
+        (scaled, plain), losses = gradient_rows(taps, layout, pairs, [scale.roots, None], batch_tokens=batch_tokens)
+        return cls(checkpoint, scale, asked, asked_losses, scaled, plain, losses)
+
+
+@dataclass(frozen=True)
 class SimulatedTraining:
     """Foretells trainings on sets of n pairs, measured on Q questions. Tensors are float64 on the CPU.
 
@@ -74,93 +133,28 @@ class SimulatedTraining:
 
     @classmethod
     def of(
-        cls,
-        target: Target,
-        checkpoint: Checkpoint,
-        pairs: Sequence[Encoded],
-        questions: Sequence[Encoded],
-        *,
-        lr: float,
-        steps: int,
-        max_grad_norm: float | None = 1.0,
-        batch_tokens: int = 1024,
-        projection: Projection | None = None,
+        cls, gradients: WarmGradients, *, lr: float, steps: int, max_grad_norm: float | None = 1.0
     ) -> SimulatedTraining:
-        """One backward pass of every pair and question.
+        """A training that goes on from where the gradients were taken.
 
         Args:
-            target: Its adapter is set to the checkpoint, and left there.
-            checkpoint: Where training would go on from.
-            pairs: Encoded as they would be trained on, with every label.
-            questions: Encoded as what counts of them.
-            lr: Learning rate of the training that is foretold.
-            steps: Its steps.
-            max_grad_norm: Its clipping.
-            batch_tokens: Tokens a batch.
-            projection: Of the gradients; None: whole ones where those of all pairs and questions fit into a gigabyte,
-                else the default `Projection`.
-
-        Raises:
-            DataError: There is no pair or no question.
-            ModelError: A loss or gradient is not finite.
-        """
-        if not pairs or not questions:
-            raise DataError("a training can only be foretold for at least one pair, and of at least one question")
-        layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
-        target.load_checkpoint(checkpoint)
-        taps = GradientTaps(target)
-        scale = AdamScale.of(target, checkpoint, layout)
-        tokens = batch_tokens
-        (asked,), question_losses = gradient_rows(target, taps, layout, questions, [scale.roots], batch_tokens=tokens)
-        (scaled, plain), pair_losses = gradient_rows(
-            target, taps, layout, pairs, [scale.roots, None], batch_tokens=tokens
-        )
-        return cls.from_rows(
-            checkpoint,
-            scale,
-            (asked, question_losses),
-            (scaled, plain, pair_losses),
-            lr=lr,
-            steps=steps,
-            max_grad_norm=max_grad_norm,
-        )
-
-    @classmethod
-    def from_rows(
-        cls,
-        checkpoint: Checkpoint,
-        scale: AdamScale,
-        questions: tuple[torch.Tensor, torch.Tensor],
-        pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        *,
-        lr: float,
-        steps: int,
-        max_grad_norm: float | None = 1.0,
-    ) -> SimulatedTraining:
-        """From gradients that are there already (see `optimsyn.influence.gradients.rows`).
-
-        Args:
-            checkpoint: Where they were taken.
-            scale: Its preconditioner, under the same layout.
-            questions: Their gradients times `scale.roots` [Q, width] and their losses [Q].
-            pairs: Their gradients times `scale.roots` and as they are [n, width], and their losses [n].
+            gradients: Of the pairs and questions at the checkpoint.
             lr: Learning rate of the training that is foretold.
             steps: Its steps.
             max_grad_norm: Its clipping.
         """
-        asked, question_losses = questions
-        scaled, plain, pair_losses = pairs
-        drift = scale.drift[None]
+        asked, scaled, plain = gradients.questions, gradients.scaled, gradients.plain
+        drift = gradients.scale.drift[None]
         return cls(
             question_kernel=products(asked, scaled),
             pair_kernel=products(scaled, scaled),
             gram=products(plain, plain),
             question_momentum=products(asked, drift)[:, 0],
             pair_momentum=products(scaled, drift)[:, 0],
-            question_losses=question_losses,
-            pair_losses=pair_losses,
-            step=checkpoint.step,
-            beta1=checkpoint.betas[0],
+            question_losses=gradients.question_losses,
+            pair_losses=gradients.losses,
+            step=gradients.checkpoint.step,
+            beta1=gradients.checkpoint.betas[0],
             lr=lr,
             steps=steps,
             max_grad_norm=max_grad_norm,

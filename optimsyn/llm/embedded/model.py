@@ -72,10 +72,10 @@ class EmbeddedModel(LiteLLMModel):
             return refused(response.status_code, response.text, response.headers, key)
         try:
             chat = json.dumps(embedded_prompt.as_chat(json.loads(response.text)))
-            found = json.loads(chat, object_hook=lambda item: SimpleNamespace(**item))
+            completion = json.loads(chat, object_hook=lambda item: SimpleNamespace(**item))
         except ValueError:
             return no_reply("the reply is not JSON")
-        return self._reply(found, time.monotonic() - started, key, body)
+        return self._reply(completion, time.monotonic() - started, key, body)
 
     def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         return 0.0

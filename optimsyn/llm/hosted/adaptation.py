@@ -1,4 +1,4 @@
-"""Adapts what is sent to a service to what it has refused: told once, remembered for every process of a run."""
+"""Adapts requests to what a service has refused: reported once, remembered for every process of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Adaptation:
         memory: Of the run.
 
     Attributes:
-        tell: Is told once what was learned; a warning in the log unless somebody else listens.
+        tell: Called once with what was learned; by default it logs a warning.
     """
 
     def __init__(self, name: str, service: str, memory: ServiceMemory) -> None:

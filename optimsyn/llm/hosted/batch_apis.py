@@ -218,18 +218,18 @@ class OpenAIBatches(BatchService):
 
     async def look(self, batch: str) -> State:
         """Reads the batch's status, counts, errors and files."""
-        found = (await self._call("GET", f"{self._base}/batches/{batch}")).json()
-        counts = found.get("request_counts") or {}
-        errors = (found.get("errors") or {}).get("data") or []
-        failed = found["status"] == "failed"
+        answer = (await self._call("GET", f"{self._base}/batches/{batch}")).json()
+        counts = answer.get("request_counts") or {}
+        errors = (answer.get("errors") or {}).get("data") or []
+        failed = answer["status"] == "failed"
         first = {"message": (errors[0].get("message") if errors else None) or "the service refused the batch"}
         return State(
-            ended=failed or found["status"] in ("completed", "expired", "cancelled"),
+            ended=failed or answer["status"] in ("completed", "expired", "cancelled"),
             done=int(counts.get("completed") or 0) + int(counts.get("failed") or 0),
             total=int(counts.get("total") or 0),
             failure=json.dumps({"error": first}) if failed else "",
             too_much=failed and any(error.get("code") in _LIMIT_CODES for error in errors),
-            files=tuple(file for name in ("output_file_id", "error_file_id") if (file := found.get(name))),
+            files=tuple(file for name in ("output_file_id", "error_file_id") if (file := answer.get(name))),
         )
 
     async def results(self, batch: str, state: State) -> dict[str, Answer]:
@@ -283,11 +283,11 @@ class AnthropicBatches(BatchService):
 
     async def look(self, batch: str) -> State:
         """Reads the batch's status and counts."""
-        found = (await self._call("GET", f"{self._base}/{batch}")).json()
-        counts = found.get("request_counts") or {}
+        answer = (await self._call("GET", f"{self._base}/{batch}")).json()
+        counts = answer.get("request_counts") or {}
         total = sum(int(count) for count in counts.values())
         done = total - int(counts.get("processing") or 0)
-        return State(ended=found["processing_status"] == "ended", done=done, total=total)
+        return State(ended=answer["processing_status"] == "ended", done=done, total=total)
 
     async def results(self, batch: str, state: State) -> dict[str, Answer]:
         """Reads the lines of results."""

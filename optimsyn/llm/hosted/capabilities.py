@@ -64,7 +64,7 @@ class Abilities:
         limit_name: What the longest reply is called in a request; `none`: it is not sent.
         schema: A JSON schema is sent with each request that has one.
         reasoning: It can think before it answers; None when nobody says.
-        thinks: It does so unless told not to; None when nobody says.
+        thinks: It does so unless that is switched off; None where that is unknown.
         batch: It has a price for batches, and so a batch API.
         context: Longest prompt, in tokens.
         longest_reply: Longest reply, in tokens.
@@ -189,9 +189,9 @@ def entry_of(name: str) -> dict[str, Any] | None:
     entry = table.get(name)
     if entry is None:
         provider, _, bare = name.partition("/")
-        found = table.get(bare)
-        if found is not None and str(found.get("litellm_provider", "")).startswith(provider):
-            entry = found
+        listed = table.get(bare)
+        if listed is not None and str(listed.get("litellm_provider", "")).startswith(provider):
+            entry = listed
     return entry
 
 

@@ -64,7 +64,7 @@ def no_reply(what: str) -> Failure:
 
 
 def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
-    """What LiteLLM raised, as one of the failures that we tell apart.
+    """What LiteLLM raised, as one of the failures that we distinguish.
 
     Args:
         error: LiteLLM's error, which is one of the OpenAI client's.
@@ -168,10 +168,10 @@ def _is_connection(error: BaseException) -> bool:
 
 def _headers(error: Exception) -> Mapping[str, str] | None:
     """Of the reply behind LiteLLM's error."""
-    found: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None) or getattr(
+    headers: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None) or getattr(
         error, "litellm_response_headers", None
     )
-    return found
+    return headers
 
 
 def _asked_wait(headers: Mapping[str, str] | None) -> float | None:

@@ -47,7 +47,7 @@ class LiteLLMModel(LanguageModel):
     model or a refused request fails at once. A reply is returned as it came: judging it is the reader's business.
 
     A refusal that names a parameter is no failure: the parameter is left out, or called by its other name, from then
-    on, and so is a JSON schema that is refused. Either is told once, and remembered for every process of the run.
+    on, and so is a JSON schema that is refused. Either is reported once, and remembered for every process of the run.
 
     Attributes:
         schema_refusal: What the service said when it last refused a schema; empty where it has not.
@@ -118,8 +118,8 @@ class LiteLLMModel(LanguageModel):
                 refused_schema = None
                 spent = together(spent, result)
                 hopeless = result.finish_reason in ("length", "content_filter")
-                told = result.text.strip() or result.reasoning or result.refusal or result.tool_call
-                if told or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
+                said = result.text.strip() or result.reasoning or result.refusal or result.tool_call
+                if said or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
                     return spent
                 empty += 1
                 if call.seed is not None:  # the same seed would be answered with the same nothing
@@ -129,7 +129,7 @@ class LiteLLMModel(LanguageModel):
             if self._adapts and self._adaptation.to(result, parameters, limit_is_given=given):
                 continue
             if result.about_schema and schema is not None and self._may_drop_schema:
-                # This request alone goes without; whether the service takes any is settled when it has been answered.
+                # Only this request is sent without one; its answer shows whether the service takes any.
                 refused_schema, call = schema, replace(call, schema=None)
                 self.schema_refusal = result.said
                 continue
@@ -190,7 +190,7 @@ class LiteLLMModel(LanguageModel):
 
         started = time.monotonic()
         answered: list[Any] = []
-        asks = {**parameters, "logger_fn": lambda told: answered.append(told.get("original_response"))}
+        asks = {**parameters, "logger_fn": lambda event: answered.append(event.get("original_response"))}
         try:
             # `wait_for` as well: LiteLLM's time-out is per read, and a server that drips never meets it.
             response = await asyncio.wait_for(litellm.acompletion(**asks), self._longest_try_s)
@@ -198,7 +198,7 @@ class LiteLLMModel(LanguageModel):
             return timed_out(self.spec.timeout_s)
         except openai.OpenAIError as error:  # what LiteLLM maps every failure of a service to
             # It gives up a whole reply, paid for, whose usage is not of the type that it expects.
-            response = next((found for raw in reversed(answered) if (found := from_json(raw)) is not None), None)
+            response = next((kept for raw in reversed(answered) if (kept := from_json(raw)) is not None), None)
             if response is None:
                 return classified(error, key, self.spec.timeout_s)
         return self._reply(response, time.monotonic() - started, key, parameters)
@@ -326,7 +326,7 @@ def _litellm() -> Any:
     set_default(LITELLM_LOCAL_MODEL_COST_MAP, "True")
     import litellm
 
-    # A service whose usage is of a wrong type; that is told by us.
+    # A service whose usage is of a wrong type; we report that ourselves.
     warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning, r"pydantic\.main")
     litellm.telemetry = False
     litellm.suppress_debug_info = True

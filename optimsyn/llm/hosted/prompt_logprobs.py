@@ -125,10 +125,10 @@ class PromptLogprobs:
         reply = await self._post("/completions", body)
         if isinstance(reply, Failure):
             raise self._error(model, reply)
-        found = _read(reply, ids)
-        if isinstance(found, Failure):
-            raise self._error(model, found)
-        return found
+        logprobs = _read(reply, ids)
+        if isinstance(logprobs, Failure):
+            raise self._error(model, logprobs)
+        return logprobs
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         """The reply's JSON (or text, where it is none), or the last failure."""
@@ -190,7 +190,7 @@ def _read(reply: Any, ids: list[int]) -> list[float] | Failure:
             "see that the server takes token ids as they are and cuts no prompt",
             retry=False,
         )
-    found = []
+    values = []
     for place in range(1, len(ids)):
         row = rows[place]
         entry = row.get(str(ids[place])) if isinstance(row, dict) else None
@@ -201,5 +201,5 @@ def _read(reply: Any, ids: list[int]) -> list[float] | Failure:
                 "serve the model whose tokenizer made these ids",
                 retry=False,
             )
-        found.append(float(value))
-    return found
+        values.append(float(value))
+    return values

@@ -10,7 +10,7 @@ BATCH_PROVIDERS = ("openai", "anthropic")
 
 
 def service_provider(name: str) -> str | None:
-    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list tells."""
+    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list says."""
     prefix = name.split("/", 1)[0]
     if "/" in name and prefix in LITELLM_PREFIXES:
         return prefix

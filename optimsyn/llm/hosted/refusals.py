@@ -61,7 +61,7 @@ def refused_parameters(said: str) -> frozenset[str]:
         ...                           "Use 'max_completion_tokens' instead."))
         ['max_tokens']
     """
-    found: set[str] = set()
+    refused: set[str] = set()
     for whole in _CLAUSE.split(said):
         clause = _ADVICE.sub("", whole)
         if not _UNWANTED.search(clause):
@@ -72,11 +72,11 @@ def refused_parameters(said: str) -> frozenset[str]:
         # "'temperature' does not support 0.1 with this model. Only the default (1) value is supported."
         if _ONLY_A_VALUE.search(clause) and not re.search(r"only the default", clause, re.IGNORECASE):
             continue
-        found |= named
-    if "reasoning_effort" in found and _ONLY_A_VALUE.search(said):
+        refused |= named
+    if "reasoning_effort" in refused and _ONLY_A_VALUE.search(said):
         # A recipe that asks for this much thinking must hear that there is none such, not get another amount of it.
-        found.discard("reasoning_effort")
-    return frozenset(found)
+        refused.discard("reasoning_effort")
+    return frozenset(refused)
 
 
 def is_about_schema(status: int, said: str) -> bool:
@@ -125,14 +125,14 @@ def what_to_leave_out(sent: Mapping[str, Any], spec: ModelSpec, field: str = "")
         ("reasoning_effort", "reasoning_effort: null"),
         *((name, f"limit_name: {other[name]}`, or `limit_name: none") for name in other),
     ]
-    found = [f"`{cure}`" for name, cure in tries if name in sent]
+    options = [f"`{cure}`" for name, cure in tries if name in sent]
     passed = [f"extra.{key}" for key in spec.extra] + (["chat_template_kwargs"] if spec.chat_template_kwargs else [])
     if passed:
-        found.append(f"without {', '.join(passed)}")
+        options.append(f"without {', '.join(passed)}")
     where = field or "the model in the recipe"
     return (
         f"change what the message names; where it names nothing, leave out of the request, one at a time, what this "
-        f"service may not take: under {where} {', '.join(found)}; or the prompt is too long for it: lower "
+        f"service may not take: under {where} {', '.join(options)}; or the prompt is too long for it: lower "
         "documents.passage_words"
     )
 

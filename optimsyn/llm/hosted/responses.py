@@ -42,7 +42,7 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
 
 
 def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Exchange:
-    """What a request and its response are made of, to see whether the usage that the service tells can be true.
+    """What a request and its response are made of, to see whether the usage that the service reports can be true.
 
     Args:
         response: One that `reply_of` could read.
@@ -74,13 +74,13 @@ def from_json(raw: Any) -> Any | None:
     """
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)
-        found = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
+        response = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
     except (TypeError, ValueError, RecursionError):
         return None
-    choices = getattr(found, "choices", None)
+    choices = getattr(response, "choices", None)
     first = choices[0] if isinstance(choices, list) and choices else None
     whole = isinstance(getattr(first, "message", None), SimpleNamespace)
-    return found if whole else None
+    return response if whole else None
 
 
 def together(before: Reply, last: Reply) -> Reply:

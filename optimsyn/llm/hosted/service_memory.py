@@ -48,21 +48,21 @@ class Learned:
 
     def as_json(self) -> dict[str, Any]:
         """What is worth writing: everything that is not as it was at the start."""
-        found: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         if self.left_out:
-            found["left_out"] = dict(self.left_out)
+            known["left_out"] = dict(self.left_out)
         if self.limit_name is not None:
-            found["limit_name"] = self.limit_name
+            known["limit_name"] = self.limit_name
         if self.schemas_off:
-            found["schemas_off"] = True
+            known["schemas_off"] = True
         for name in ("schemas_taken", "schemas_left_out"):
             if digests := getattr(self, name):
-                found[name] = sorted(digests)
+                known[name] = sorted(digests)
         if self.price_unknown:
-            found["price_unknown"] = True
+            known["price_unknown"] = True
         if self.usage:
-            found["usage"] = self.usage
-        return found
+            known["usage"] = self.usage
+        return known
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Learned:
@@ -189,12 +189,12 @@ class ServiceMemory:
         if self.path is None:
             return
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error})") from error
-        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
             self._known = {name: Learned.from_json(raw) for name, raw in read_services(self.path).items()}
             self._seen = seen
@@ -206,8 +206,8 @@ class ServiceMemory:
         raw = {name: known[name].as_json() for name in sorted(known)}
         write_text(self.path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
         self._known = dict(known)
-        found = self.path.stat()
-        self._seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        status = self.path.stat()
+        self._seen = (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def read_services(path: Path) -> dict[str, dict[str, Any]]:
@@ -228,7 +228,7 @@ def read_services(path: Path) -> dict[str, dict[str, Any]]:
 
 
 class SchemaCounts:
-    """Counts how a service takes to schemas, to tell one that it cannot read from a service that reads none."""
+    """Counts which schemas a service accepts: it may fail to read one of them, or read none at all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -42,7 +42,7 @@ class Exchange:
         said: All text that came, with thoughts, as far as they are shown.
         limit: Longest reply in tokens, as it was sent; None where none was.
         cut: The reply ended because it was long enough.
-        thinks: The model was told to think.
+        thinks: Thinking was switched on in the request.
     """
 
     asked: str
@@ -83,9 +83,9 @@ def tokens_of(usage: Any, exchange: Exchange, count: Callable[[str], int]) -> To
 
     def number(holder: Any, name: str, most: int) -> int | None:
         raw = getattr(holder, name, None)
-        found = _whole(raw)
-        if raw is None or (found is not None and 0 <= found <= most):
-            return found
+        value = _whole(raw)
+        if raw is None or (value is not None and 0 <= value <= most):
+            return value
         doubts[name] = raw
         return None
 

@@ -190,8 +190,8 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Generated]
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a reply; instruction-tuned models often have several."""
     named = getattr(model.generation_config, "eos_token_id", None)
-    found = list(named) if isinstance(named, list | tuple) else [named]
-    return sorted({end for end in [*found, tokenizer.eos_token_id] if end is not None})
+    ids = list(named) if isinstance(named, list | tuple) else [named]
+    return sorted({end for end in [*ids, tokenizer.eos_token_id] if end is not None})
 
 
 def _finished(tokenizer: Any, row: Row, new: list[int], ends: Sequence[int]) -> Generated:

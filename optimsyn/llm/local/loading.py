@@ -99,8 +99,8 @@ def resolve_device(name: str) -> torch.device:
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
-        found = torch.cuda.device_count()
-        raise ModelError(f"device {name!r}: not on this machine ({found} CUDA GPUs); use auto or cpu")
+        count = torch.cuda.device_count()
+        raise ModelError(f"device {name!r}: not on this machine ({count} CUDA GPUs); use auto or cpu")
     return device
 
 
@@ -149,12 +149,12 @@ def _no_progress_bars() -> Iterator[None]:
     """Keeps transformers' loading bars out of notebooks, and leaves the setting as it was."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 

@@ -6,7 +6,7 @@ Every reply of every role goes the same way:
 2. Its text is made storable: what no file can hold or no eye can see is dropped (`text`).
 3. Thinking is taken off (`thinking`).
 4. JSON is read strictly, then repaired within limits on size, depth and time (`objects`).
-5. Where nothing could be read, what came instead is told apart: an invalid form, a cut reply, a refusal, a tool call,
+5. Where nothing could be read, what came instead is classified: an invalid form, a cut reply, a refusal, a tool call,
    nothing (`outcomes`).
 6. A cut reply is asked for again with more room, and every outcome is put on record (`hearing`).
 

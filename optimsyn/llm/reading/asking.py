@@ -58,10 +58,10 @@ async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | No
                 raise error from None
             value = read(reply, tokens)
     except ReplyError as error:
-        told = _told(error, model, role, tokens, len(keys))
-        model.note(role, key, told.outcome, asked_again=len(keys) > 1)
-        _stop_if_hopeless(model, role, told, keys)
-        raise told from None
+        failure = _named(error, model, role, tokens, len(keys))
+        model.note(role, key, failure.outcome, asked_again=len(keys) > 1)
+        _stop_if_hopeless(model, role, failure, keys)
+        raise failure from None
     model.note(role, key, Outcome.READ, asked_again=len(keys) > 1)
     model.lately.add(Outcome.READ, keys)
     return value, reply
@@ -72,7 +72,7 @@ def field_of(role: str) -> str:
     return "optimizers.policy" if role == "policy" else f"models.{role}"
 
 
-def _told(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int) -> ReplyError:
+def _named(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int) -> ReplyError:
     """The error with the model's name, and for a cut reply with the number to raise."""
     message = f"{model.name}: {redact(str(error))}"
     if error.outcome is Outcome.CUT:
@@ -87,14 +87,14 @@ def _stop_if_hopeless(model: LanguageModel, role: str, error: ReplyError, keys: 
     Raises:
         ServiceError: It is so.
     """
-    found = model.lately.add(error.outcome, keys)
-    if found is None:
+    lately = model.lately.add(error.outcome, keys)
+    if lately is None:
         return
-    model.set_aside(found.keys)
-    names = ", ".join(f"{outcome.replace('_', ' ')} {count}x" for outcome, count in found.counts.items())
-    cure = _CURES[found.worst].format(field=field_of(role))
+    model.set_aside(lately.keys)
+    names = ", ".join(f"{outcome.replace('_', ' ')} {count}x" for outcome, count in lately.counts.items())
+    cure = _CURES[lately.worst].format(field=field_of(role))
     raise ServiceError(
-        f"{field_of(role)} {model.name!r}: {found.unjudged} of the last {found.asked} requests brought nothing that "
+        f"{field_of(role)} {model.name!r}: {lately.unjudged} of the last {lately.asked} requests brought nothing that "
         f"could be judged ({names}), for example: {str(error)[:300]}. {cure}. Everything else is kept, and these "
         "replies are asked for again when the run continues."
     )

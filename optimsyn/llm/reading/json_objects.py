@@ -95,8 +95,8 @@ def strict_objects(text: str) -> Iterator[Found]:
         except RecursionError:
             position, read = begin + 1, read + _READ // _TOO_DEEP
         else:
-            for found in _inner(value):
-                yield found, begin, end
+            for inner in _inner(value):
+                yield inner, begin, end
             position = end
 
 
@@ -134,12 +134,12 @@ def inner_text(text: str) -> str | None:
 
 def _inner(value: Any) -> list[dict[str, Any]]:
     """A value's objects, at most so many and so deep: each before those in it, in the order in which they stand."""
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     waiting: list[tuple[Any, int]] = [(value, 0)]
-    while waiting and len(found) < _INNER:
+    while waiting and len(objects) < _INNER:
         item, depth = waiting.pop()
         if isinstance(item, dict):
-            found.append({str(key): inner for key, inner in item.items()})
+            objects.append({str(key): inner for key, inner in item.items()})
             parts = list(item.values())
         elif isinstance(item, list):
             parts = item
@@ -147,7 +147,7 @@ def _inner(value: Any) -> list[dict[str, Any]]:
             continue
         if depth < _DEEPEST:
             waiting.extend((part, depth + 1) for part in reversed(parts[:_INNER]))
-    return found
+    return objects
 
 
 def _repaired(span: str) -> Any:
@@ -164,7 +164,7 @@ def _with_numbers(value: Any, span: str) -> Any:
     """The numbers of an object as they were written, where they can be found again."""
     if not isinstance(value, dict):
         return value
-    found = {}
+    exact = {}
     for key, item in value.items():
         if isinstance(item, int | float) and not isinstance(item, bool):
             for written in re.finditer(
@@ -176,8 +176,8 @@ def _with_numbers(value: Any, span: str) -> Any:
                         break
                 except (ValueError, OverflowError):
                     continue
-        found[key] = item
-    return found
+        exact[key] = item
+    return exact
 
 
 def _spans(text: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a model says is told from what it thinks aloud, by every common convention of writing that down.
+"""Separates what a model answers from what it thinks aloud, by every common convention of marking thoughts.
 
 - Tags: `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `<seed:think>` and the like, `[THINK]`, `◁think▷`,
   `<|begin_of_thought|>`, `<|START_THINKING|>`, `<|channel>thought`, nested, closed without having been opened (the chat
@@ -80,25 +80,25 @@ def spoken(text: str, *, data: tuple[int, int] = (0, 0)) -> Spoken:
 
 def _outside(text: str, events: list[re.Match[str]]) -> str:
     """The text outside of the tags, as they pair."""
-    pieces: list[str] = []
+    parts: list[str] = []
     depth, begin, opened = 0, 0, False
     for event in events:
         if event.lastgroup == "none" and depth == 0:
-            pieces.append(text[begin : event.start()])
+            parts.append(text[begin : event.start()])
             begin = event.end()
         elif event.lastgroup == "open":
             if depth == 0:
-                pieces.append(text[begin : event.start()])
+                parts.append(text[begin : event.start()])
             depth, opened = depth + 1, True
         elif event.lastgroup == "close" and depth > 0:
             depth -= 1
             begin = event.end()
         elif event.lastgroup == "close" and not opened:
             # Opened by the chat template.
-            pieces, begin, opened = [], event.end(), True
+            parts, begin, opened = [], event.end(), True
     if depth == 0:
-        pieces.append(text[begin:])
-    return "".join(pieces)
+        parts.append(text[begin:])
+    return "".join(parts)
 
 
 def _of_channels(text: str) -> Spoken:

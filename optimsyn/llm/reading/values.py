@@ -47,10 +47,10 @@ def read(reply: Reply | str, parse: Parse[T], what: str, *, max_tokens: int | No
     limit = longest_text(max_tokens)
     overlong = limit if len(reply.text) > limit else None
     text = storable(reply.text[:limit])
-    found = _without_thinking(text)
-    texts = list(found.answers)
+    spoken = _without_thinking(text)
+    texts = list(spoken.answers)
     said = texts[0] if texts else ""
-    if not texts and not found.thinking and not was_cut(reply):
+    if not texts and not spoken.thinking and not was_cut(reply):
         # A server without a parser for this model's thinking, or with a wrong one, puts all of a reply on one side.
         texts = [other for aside in (reply.reasoning, reply.tool_call) for other in _last_object(aside[-limit:])]
     problems: list[ReplyError] = []
@@ -60,7 +60,9 @@ def read(reply: Reply | str, parse: Parse[T], what: str, *, max_tokens: int | No
                 return parse(candidate, repair)
             except ReplyError as problem:
                 problems.append(problem)
-    raise what_came(reply, said, what=what, thinking=found.thinking, overlong=overlong, problems=problems[len(texts) :])
+    raise what_came(
+        reply, said, what=what, thinking=spoken.thinking, overlong=overlong, problems=problems[len(texts) :]
+    )
 
 
 def plain_text(reply: Reply | str, *, max_tokens: int | None = None) -> str:
@@ -89,12 +91,12 @@ def objects_in(text: str, repair: bool) -> Iterator[dict[str, Any]]:
     if repair:
         yield from repaired_objects(mend_escapes(text))
         return
-    for found, _, _ in strict_objects(mend_escapes(text)):
-        yield found
+    for value, _, _ in strict_objects(mend_escapes(text)):
+        yield value
     inner = inner_text(text)
     if inner is not None:
-        for found, _, _ in strict_objects(mend_escapes(inner)):
-            yield found
+        for value, _, _ in strict_objects(mend_escapes(inner)):
+            yield value
 
 
 def _without_thinking(text: str) -> Spoken:

@@ -23,21 +23,21 @@ _FIELDS = {
 _FEWEST_PAIRS = 2
 
 
-def cap_warnings(recipe: Recipe, found: Forecast, lengths: Lengths, passages: int) -> list[str]:
+def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages: int) -> list[str]:
     """What a person should know about money and caps before the run.
 
     Args:
         recipe: The recipe.
-        found: Its forecast.
+        forecast: Its forecast.
         lengths: What that was made from.
         passages: What that was made from.
     """
     limits = recipe.limits
     capped = (limits.cost_usd, limits.requests, limits.tokens) != (None, None, None)
-    if found.paid and not capped:
+    if forecast.paid and not capped:
         roles = ", ".join(f"models.{role}" for role in paid_models(recipe))
         return [
-            f"limits: no cap is set, and {roles} may cost money: {found.sentence}. Nothing would stop the run "
+            f"limits: no cap is set, and {roles} may cost money: {forecast.sentence}. Nothing would stop the run "
             "at more than that; set limits.cost_usd, limits.requests or limits.tokens"
         ]
     warnings = []
@@ -46,32 +46,32 @@ def cap_warnings(recipe: Recipe, found: Forecast, lengths: Lengths, passages: in
         ("requests", limits.requests, _requests, counted),
         ("tokens", limits.tokens, _tokens, counted),
     ):
-        if cap is None or (foreseen := amount(found)) is None or foreseen.high <= cap:
+        if cap is None or (foreseen := amount(forecast)) is None or foreseen.high <= cap:
             continue
         said = words(foreseen) + ("" if name == "cost_usd" else f" {name}")
         if foreseen.expected <= cap:
             warnings.append(f"limits.{name}: {said} are foreseen, so the cap of {cap:,g} may end the run early")
             continue
-        cure = _fitting(recipe, found, lengths, passages, cap, amount)
+        cure = _fitting(recipe, forecast, lengths, passages, cap, amount)
         warnings.append(f"limits.{name}: {said} are foreseen, more than the cap of {cap:,g}; raise it, or {cure}")
     return warnings
 
 
-def _cost(found: Forecast) -> Range | None:
-    return found.total.cost_usd
+def _cost(forecast: Forecast) -> Range | None:
+    return forecast.total.cost_usd
 
 
-def _requests(found: Forecast) -> Range | None:
-    return found.total.requests
+def _requests(forecast: Forecast) -> Range | None:
+    return forecast.total.requests
 
 
-def _tokens(found: Forecast) -> Range | None:
-    return found.total.input_tokens + found.total.output_tokens
+def _tokens(forecast: Forecast) -> Range | None:
+    return forecast.total.input_tokens + forecast.total.output_tokens
 
 
 def _fitting(
     recipe: Recipe,
-    found: Forecast,
+    now: Forecast,
     lengths: Lengths,
     passages: int,
     cap: float,
@@ -90,7 +90,7 @@ def _fitting(
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return f"lower synthesis.pairs to {low:,}, which fits"
-    parts = {stage.stage: amount(Forecast(stages=(stage,))) for stage in found.stages}
+    parts = {stage.stage: amount(Forecast(stages=(stage,))) for stage in now.stages}
     largest = sorted(parts, key=lambda stage: -(part.expected if (part := parts[stage]) is not None else 0.0))
     fields = " and ".join(_FIELDS[stage] for stage in largest[:2] if stage in _FIELDS)
     return f"lower {fields}, where most of it goes (no number of synthesis.pairs alone would do)"

@@ -114,7 +114,7 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     pair_reply = sum(share * shown_pair(kind) for kind, share in kinds)
     rubric_reply = sum(for_rubrics(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
     reflection = models.reflection
-    shown = recipe.optimizers.prompt.minibatch * (mean(for_pairs, pair_prompt) / 2 + 200)
+    examples_in = recipe.optimizers.prompt.minibatch * (mean(for_pairs, pair_prompt) / 2 + 200)
     return Lengths(
         rubric_in=_prompt(mean(for_rubrics, rubric_prompt)),
         rubric_out=_reply(models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)),  # its keys are short
@@ -122,7 +122,7 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         pair_in=_prompt(mean(for_pairs, pair_prompt)),
         bare_in=_prompt(mean(for_pairs, lambda text, kind: pair_prompt(text, kind, None))),
         pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),
-        reflection_in=Range(low=shown / 2, expected=shown, high=3 * shown),
+        reflection_in=Range(low=examples_in / 2, expected=examples_in, high=3 * examples_in),
         reflection_out=_reply(reflection, 150.0) if reflection is not None else Range(),
         notes=tuple(notes),
     )

@@ -1,7 +1,7 @@
 """Makes the forecast of a run: how many requests each stage sends, times how long they are, times what they cost.
 
 Before a run this rests on the recipe and on the lengths of real prompts. While it runs, what has been sent takes the
-place of what was foreseen: finished stages count as they were, and what was learned in them (the share of valid pairs,
+place of what was predicted: finished stages count as they were, and what was learned in them (the share of valid pairs,
 the length of replies, whether the guiding text changed) corrects the rest.
 """
 
@@ -56,8 +56,8 @@ class Known:
         changed: Whether the search found another guiding text; None before.
         done: What each finished stage has bought.
         under_way: What the stage that runs has bought so far.
-        read: Tokens read a request, over what was foreseen.
-        written: Tokens written a request, over what was foreseen.
+        read: Tokens read a request, over what was predicted.
+        written: Tokens written a request, over what was predicted.
     """
 
     valid: float | None = None
@@ -85,9 +85,9 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
         if stage in known.done:
             stages.append(_as_it_was(stage, known.done[stage]))
             continue
-        found = _priced(recipe, stage, work, lengths, known)
+        priced = _priced(recipe, stage, work, lengths, known)
         so_far = known.under_way.get(stage)
-        stages.append(found if so_far is None else _at_least(found, so_far))
+        stages.append(priced if so_far is None else _at_least(priced, so_far))
     sending = [stage for stage in stages if stage.requests.high]
     return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=lengths.notes)
 
@@ -105,16 +105,16 @@ def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
 
     Args:
         run: The run.
-        at_first: What was foreseen from the recipe; taken where the run has not begun.
+        at_first: The forecast from the recipe alone; taken where the run has not begun.
     """
     begun = any(record.attempts for record in run.manifest.stages)
-    found = at_first if at_first is not None and not begun else forecast_run(run)
-    run.foresee(found)
-    return found
+    foreseen = at_first if at_first is not None and not begun else forecast_run(run)
+    run.foresee(foreseen)
+    return foreseen
 
 
 def forecast_run(run: Run) -> Forecast:
-    """The forecast of a run as it looks now, with what it has sent in place of what was foreseen.
+    """The forecast of a run as it looks now, with what it has sent in place of what was predicted.
 
     Raises:
         DataError: A file of the run is damaged.
@@ -124,14 +124,16 @@ def forecast_run(run: Run) -> Forecast:
 
     passages: list[Passage] = []
     shape = None
-    # A run whose files somebody has taken away is told so by the stage that needs them.
+    # A run whose files somebody has taken away is refused by the stage that needs them.
     if run.done("prepare") and run.path("prepare", "passages.jsonl").is_file():
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
         shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
     lengths = measure(run.recipe, passages, shape)
-    found = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
+    foreseen = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
     doubts = [usage_sentence(name, said) for name, answers in run.services.items() if (said := answers.get("usage"))]
-    return found.model_copy(update={"notes": (*found.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))})
+    return foreseen.model_copy(
+        update={"notes": (*foreseen.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))}
+    )
 
 
 def _known(run: Run, lengths: Lengths, passages: int) -> Known:
@@ -150,7 +152,7 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
     requests = sum(cost.replies for _, cost in bought)
 
     def ratio(tokens: str) -> float | None:
-        """Tokens a request, over what was foreseen for the same stages."""
+        """Tokens a request, over what was predicted for the same stages."""
         expected = sum(
             cost.replies * getattr(stage, tokens).expected / stage.requests.expected
             for stage, cost in bought
@@ -333,12 +335,12 @@ def _as_it_was(stage: str, cost: Cost) -> StageForecast:
     )
 
 
-def _at_least(found: StageForecast, cost: Cost) -> StageForecast:
-    return found.model_copy(
+def _at_least(stage: StageForecast, cost: Cost) -> StageForecast:
+    return stage.model_copy(
         update={
-            "requests": found.requests.at_least(cost.replies),
-            "input_tokens": found.input_tokens.at_least(cost.input_tokens),
-            "output_tokens": found.output_tokens.at_least(cost.output_tokens),
-            "cost_usd": None if found.cost_usd is None else found.cost_usd.at_least(cost.cost_usd),
+            "requests": stage.requests.at_least(cost.replies),
+            "input_tokens": stage.input_tokens.at_least(cost.input_tokens),
+            "output_tokens": stage.output_tokens.at_least(cost.output_tokens),
+            "cost_usd": None if stage.cost_usd is None else stage.cost_usd.at_least(cost.cost_usd),
         }
     )

@@ -30,26 +30,29 @@ class PromptAdapter(dspy.Adapter):
             its whole prompt.
         read: From a reply, and the cap on its tokens, to the value of the signature's only output field; raises
             ReplyError.
+        role: Who the model is in the recipe.
     """
 
     def __init__(
         self,
         messages: Callable[[str, dict[str, Any]], Sequence[Message]],
         read: Callable[[Reply, int | None], Any],
+        role: str,
     ) -> None:
         super().__init__()
         self._messages = messages
         self.read = read
+        self.role = role
         self._heard: Any = None
 
-    async def hear(self, model: LanguageModel, call: Call, role: str) -> Reply | None:
+    async def hear(self, model: LanguageModel, call: Call) -> Reply | None:
         """Asks the model and keeps what was read, or why nothing could be, for `parse`.
 
         Returns:
             The reply that the value was read from; None where there is no value.
         """
         try:
-            self._heard, reply = await hear(model, call, self.read, role)
+            self._heard, reply = await hear(model, call, self.read, self.role)
         except ReplyError as error:
             # Not raised through DSPy, which would tell of a failed service.
             self._heard = error
@@ -79,7 +82,6 @@ async def ask(
     model: LanguageModel,
     adapter: PromptAdapter,
     *,
-    role: str,
     seed: int,
     schema: tuple[str, Schema] | None,
     stop: Sequence[str] = (),
@@ -91,7 +93,6 @@ async def ask(
         predict: The Predict, whose signature has one output field.
         model: Answers.
         adapter: Lays out the prompt and reads the reply; made for this one call.
-        role: Who the model is in the recipe.
         schema: Name and JSON schema that the reply has to follow; None for free text.
         seed: Sampling seed of the request.
         stop: Texts that end the reply.
@@ -110,6 +111,6 @@ async def ask(
         }
     if stop:
         config["stop"] = list(stop)
-    lm = make_lm(model, hear=lambda call: adapter.hear(model, call, role))
+    lm = make_lm(model, hear=lambda call: adapter.hear(model, call))
     with dspy.context(lm=lm, adapter=adapter):
         return await predict.acall(config=config, **inputs)

@@ -27,7 +27,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -37,17 +37,18 @@ from optimsyn.base.statistics import spearman
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.factory import Scorer
 from optimsyn.influence.reference.plain import plain_scores
-from optimsyn.influence.reference.simulated import plain_simulated
+from optimsyn.influence.reference.simulated import plain_gains, plain_total
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
 from optimsyn.recipe.sections.influence import Influence
+from optimsyn.reward.look.options import LookOptions
 from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn
-from optimsyn.reward.look.trainings import train_on_subsets
+from optimsyn.reward.look.trainings import train_on_subsets, trainings_of
 from optimsyn.reward.look.verdict import FEWEST_PAIRS, judged
-from optimsyn.target.encoding import as_sample
+from optimsyn.target.encoding import as_sample, counted
 from optimsyn.target.target import Target
 
-__all__ = ["MeasuresItself", "RewardLook", "SaysHow", "look_at_reward"]
+__all__ = ["MeasuresItself", "RewardLook", "SaysHow", "ScorerSetup", "look_at_reward"]
 
 # Fewer questions than this are not parted.
 _FEWEST_TO_PART = 12
@@ -70,23 +71,46 @@ class SaysHow(Protocol):
     method: str
 
 
+@dataclass(frozen=True)
+class ScorerSetup:
+    """A scorer, and what it was made with.
+
+    Attributes:
+        scorer: What gives the reward.
+        target: Its target, warmed up.
+        questions: The validation questions that it was made with.
+        config: The options that it was made with.
+        training: What the estimator `simulated` places pairs in; the others have no use for it.
+    """
+
+    scorer: Scorer
+    target: Target
+    questions: Sequence[Question | Sample]
+    config: Influence = Influence()  # noqa: RUF009 - frozen
+    training: BatchTraining | None = None
+
+    @property
+    def batch_training(self) -> BatchTraining:
+        """What the estimator `simulated` places pairs in.
+
+        Raises:
+            RecipeError: It was not given.
+        """
+        if self.training is None:
+            raise RecipeError(
+                "influence.estimator: simulated needs to know the training that it foretells; give ScorerSetup its "
+                "`training`, as the scorer has it"
+            )
+        return self.training
+
+
 def look_at_reward(
-    scorer: Scorer,
-    target: Target,
+    setup: ScorerSetup,
     pairs: Sequence[Pair],
-    questions: Sequence[Question | Sample],
-    config: Influence = Influence(),  # noqa: B008 - frozen
+    options: LookOptions = LookOptions(),  # noqa: B008 - frozen
     *,
-    training: BatchTraining | None = None,
     scores: Scores | None = None,
     trained_on: Collection[str] = (),
-    held_out_questions: Sequence[Question | Sample] = (),
-    most: int = 12,
-    random_subsets: int = 6,
-    steps: int = 8,
-    batch_size: int = 2,
-    lr: float = 2e-4,
-    seed: int = 0,
     report: Callable[[int, int], None] | None = None,
 ) -> RewardLook:
     """Measures a reward on some pairs, and says whether it is sound, doubtful or noise.
@@ -94,77 +118,56 @@ def look_at_reward(
     The adapter is left at the last checkpoint.
 
     Args:
-        scorer: What gives the reward.
-        target: Its target, warmed up.
+        setup: The scorer that gives the reward.
         pairs: Valid pairs to choose from.
-        questions: The questions that the scorer was made with.
-        config: The options that it was made with.
-        training: What the estimator `simulated` places pairs in; the others have no use for it.
+        options: How many pairs, and the training on subsets of them.
         scores: Of all `pairs`, where they are known already.
         trained_on: Ids of pairs that the warm-up has trained on; others are preferred.
-        held_out_questions: Measure the counterfactual on these; none: part `questions`.
-        most: Pairs to look at. The correlation with length is taken over all.
-        random_subsets: Subsets to train on beside the best and the worst; 0: no training at all.
-        steps: Optimiser steps on each subset.
-        batch_size: Pairs a step.
-        lr: Learning rate of the training.
-        seed: Of every random choice.
         report: Told the passes done and their number.
 
     Raises:
         DataError: There are no pairs or questions.
         ModelError: A pair or question cannot be encoded, or a loss is not finite.
-        RecipeError: `training` is missing.
+        RecipeError: The setup lacks its `training`.
 
     Example:
-        >>> look_at_reward(scorer, target, pairs, questions)                         # doctest: +SKIP
+        >>> look_at_reward(ScorerSetup(scorer, target, questions), pairs)            # doctest: +SKIP
     """
+    scorer, target, questions, config = setup.scorer, setup.target, setup.questions, setup.config
     if not pairs or not questions:
         raise DataError("a look at the reward needs at least one pair and one validation question")
     scores = scorer.score(pairs) if scores is None else scores
-    chosen = _chosen(pairs, set(trained_on), most, seed)
+    chosen = _chosen(pairs, set(trained_on), options.pairs, options.seed)
     looked = [pairs[i] for i in chosen]
     mine = scores.total[chosen]
-    train = random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
-    held_back = _held_back(questions, seed) if train and not held_out_questions else []
+    train = options.random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
+    held_back = _held_back(questions, options.seed) if train else []
     simulated = config.estimator == "simulated"
     passes = (len(questions) + len(chosen)) * len(target.checkpoints)
     if simulated:
-        passes += len(questions) + len(chosen) + len(_training_of(training).used)
-    told = _Told(report, passes, random_subsets + 2 if train else 0)
+        passes += len(questions) + len(chosen) + len(setup.batch_training.used)
+    progress = _Progress(report, passes, options.random_subsets + 2 if train else 0)
     # Of a foretold training nothing can be told apart but its whole: parts are those of the linear score.
     linear = config.linear if simulated else config
-    plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=told.add)
+    plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=progress.add)
     if simulated:
-        layout = scorer.layout if isinstance(scorer, SimulatedScorer) else None
-        total, apart = plain_simulated(
+        gains = plain_gains(
             target,
             looked,
-            questions,
-            config,
-            _training_of(training),
-            layout=layout,
-            held_back=held_back,
-            report=told.add,
+            [counted(target.encode(as_sample(question)), config.tokens, "question") for question in questions],
+            setup.batch_training,
+            layout=scorer.layout if isinstance(scorer, SimulatedScorer) else None,
+            report=progress.add,
         )
+        total = plain_total(gains, questions, config.across_subtasks)
+        apart = plain_total(gains, questions, config.across_subtasks, held_back=held_back)
         plain = replace(plain, total=total, apart=apart)
     trained: TrainedOn | None = None
     if train:
-        measured = held_out_questions or [questions[i] for i in held_back] or questions
+        measured = [questions[i] for i in held_back] or questions
+        trainings = trainings_of(target, looked, measured, config, options.lr)
         trained = train_on_subsets(
-            target,
-            looked,
-            plain.apart.tolist(),
-            measured,
-            held_out=bool(held_out_questions or held_back),
-            tokens=config.tokens,
-            random_subsets=random_subsets,
-            steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            batch_tokens=config.batch_tokens,
-            seed=seed,
-            report=told.add,
+            trainings, plain.apart.tolist(), options, held_out=bool(held_back), report=progress.add
         )
     absolute = float((mine - plain.total).square().mean().sqrt())
     size = float(plain.total.square().mean().sqrt())
@@ -196,15 +199,6 @@ def look_at_reward(
             end_of=f"{linear.estimator}, {linear.normalization}" if simulated else "",
         )
     )
-
-
-def _training_of(training: BatchTraining | None) -> BatchTraining:
-    if training is None:
-        raise RecipeError(
-            "influence.estimator: simulated needs to know the training that it foretells; give look_at_reward its "
-            "`training`, as the scorer has it"
-        )
-    return training
 
 
 def _chosen(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -> list[int]:
@@ -278,7 +272,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class _Told:
+class _Progress:
     """Counts passes; a training weighs as much as all it takes."""
 
     def __init__(self, report: Callable[[int, int], None] | None, passes: int, trainings: int) -> None:

@@ -15,8 +15,9 @@ from scipy.stats import t
 
 from optimsyn.base.statistics import Array, spearman
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.trainings import Trainings, schedule
-from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.influence.trainings import Trainings, TrainingSettings, schedule
+from optimsyn.recipe.sections.influence import Influence
+from optimsyn.reward.look.options import LookOptions
 from optimsyn.reward.look.record import Interval, TrainedOn
 from optimsyn.target.encoding import counted
 from optimsyn.target.target import Target
@@ -29,74 +30,74 @@ MAX_GRAD_NORM = 1.0
 _DRAWS = 1000
 
 
+def trainings_of(
+    target: Target, pairs: Sequence[Item], questions: Sequence[Question | Sample], config: Influence, lr: float
+) -> Trainings:
+    """Trainings on these pairs from the last checkpoint, as fine-tuning does, measured by these questions.
+
+    Args:
+        target: A warmed-up target.
+        pairs: What is trained on, every token of it, also the one that ends the text.
+        questions: Whose loss is measured.
+        config: Says which tokens of the questions count, and how many tokens go through the model at once.
+        lr: Learning rate.
+    """
+    encoded = [target.encode(pair) for pair in pairs]
+    asked = [counted(target.encode(question), config.tokens, "question") for question in questions]
+    longest = max(len(item.input_ids) for item in [*encoded, *asked])
+    return Trainings(
+        target,
+        target.checkpoints[-1],
+        encoded,
+        asked,
+        TrainingSettings(lr, max_grad_norm=MAX_GRAD_NORM),
+        rows=max(1, config.batch_tokens // longest),
+    )
+
+
 def train_on_subsets(
-    target: Target,
-    pairs: Sequence[Item],
+    trainings: Trainings,
     scores: Sequence[float],
-    questions: Sequence[Question | Sample],
+    options: LookOptions,
     *,
     held_out: bool,
-    tokens: CountedTokens,
-    random_subsets: int,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    batch_tokens: int,
-    seed: int,
     report: Callable[[int], None] | None = None,
 ) -> TrainedOn:
     """Trains on the best third, the worst third and random thirds of the pairs.
 
-    The adapter is left at the last checkpoint.
+    The adapter is left at the checkpoint of the trainings.
 
     Args:
-        target: A warmed-up target.
-        pairs: Four or more.
-        scores: What they are ranked by.
-        questions: Whose loss is measured.
-        held_out: Whether these had no part in the scores; only noted.
-        tokens: Which tokens of the questions count.
-        random_subsets: How many beside the two; they split the pairs evenly, several times over.
-        steps: Optimiser steps on each subset.
-        batch_size: Pairs a step.
-        lr: Learning rate.
-        batch_tokens: Tokens that go through the model at once.
-        seed: Of the subsets, of the order within and of the intervals.
+        trainings: Of the pairs, four or more, and of the questions whose loss is measured (`trainings_of`).
+        scores: What the pairs are ranked by.
+        options: Sizes and seed. The random subsets split the pairs evenly, several times over.
+        held_out: Whether the questions had no part in the scores; only noted.
         report: Called with the number of trainings of each group when it is done.
 
     Raises:
         ModelError: A loss is not finite.
     """
-    size = max(2, len(pairs) // 3)
-    order = sorted(range(len(pairs)), key=lambda i: -scores[i])
-    subsets = [sorted(order[:size]), sorted(order[-size:]), *_random_subsets(len(pairs), size, random_subsets, seed)]
-    asked = [counted(target.encode(question), tokens, "question") for question in questions]
-    # Training learns every token, also the one that ends the text.
-    encoded = [target.encode(pair) for pair in pairs]
-    longest = max(len(item.input_ids) for item in [*encoded, *asked])
-    trainings = Trainings(
-        target,
-        target.checkpoints[-1],
-        encoded,
-        asked,
-        lr=lr,
-        max_grad_norm=MAX_GRAD_NORM,
-        rows=max(1, batch_tokens // longest),
-    )
-    start = np.asarray(trainings.start().numpy(), dtype=np.float64)
-    schedules = [
-        schedule(members, steps, min(batch_size, size), seed + number) for number, members in enumerate(subsets)
+    count, seed = len(scores), options.seed
+    size = max(2, count // 3)
+    order = sorted(range(count), key=lambda i: -scores[i])
+    subsets = [
+        sorted(order[:size]),
+        sorted(order[-size:]),
+        *_random_subsets(count, size, options.random_subsets, seed),
     ]
-    losses = np.asarray(trainings.run(schedules, [steps], report)[:, 0].numpy(), dtype=np.float64)
+    batch_size = min(options.batch_size, size)
+    start = np.asarray(trainings.start().numpy(), dtype=np.float64)
+    schedules = [schedule(members, options.steps, batch_size, seed + number) for number, members in enumerate(subsets)]
+    losses = np.asarray(trainings.run(schedules, [options.steps], report)[:, 0].numpy(), dtype=np.float64)
     means = np.asarray([np.mean([scores[i] for i in members]) for members in subsets])
     agreement, difference = _intervals(means, start, losses, seed)
     return TrainedOn(
         subsets=len(subsets),
         members=size,
-        steps=steps,
-        batch_size=min(batch_size, size),
-        lr=lr,
-        questions=len(questions),
+        steps=options.steps,
+        batch_size=batch_size,
+        lr=trainings.lr,
+        questions=len(start),
         held_out=held_out,
         start=float(start.mean()),
         top=float(losses[0].mean()),

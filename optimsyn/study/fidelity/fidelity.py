@@ -28,8 +28,8 @@ from optimsyn.base.errors import DataError, ModelError
 from optimsyn.influence.gradients.parts import GradientParts
 from optimsyn.influence.selection import balanced, top
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
-from optimsyn.influence.simulated.training import SimulatedTraining
-from optimsyn.influence.trainings import Trainings, schedule
+from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradients
+from optimsyn.influence.trainings import Trainings, TrainingSettings, schedule
 from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.study.baselines import (
@@ -50,6 +50,49 @@ from optimsyn.target.target import Target
 
 
 @dataclass(frozen=True)
+class FidelityData:
+    """Samples and questions of one domain.
+
+    Attributes:
+        pool: The samples to judge scores by.
+        questions: They give the scores their directions.
+        truth: Other questions, whose loss is the truth.
+        companions: What the batches of the in-batch truth are filled with; one batch at least.
+        groups: The passage of each sample of the pool, for the ranking within a passage, which is all that GRPO sees.
+        drafts: What a run has of its own to place a pair in a batch with (the warm-up's pairs); with some there is one
+            score more.
+        name: What the figures are called; tells them from others.
+        domain: The domain that they belong to.
+    """
+
+    pool: Sequence[Item]
+    questions: Sequence[Item]
+    truth: Sequence[Item]
+    companions: Sequence[Item] = ()
+    groups: Sequence[str] = ()
+    drafts: Sequence[Item] = ()
+    name: str = ""
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the work is done; changes no result.
+
+    Attributes:
+        batch_tokens: Tokens that go through the model at once for gradients.
+        rows: Samples of trainings that go through the model side by side.
+        folder: Where finished trainings are kept, so that a run that was killed continues; None: nowhere.
+        report: Called with the number and the seconds of every group of trainings that had to be computed.
+    """
+
+    batch_tokens: int = 1024
+    rows: int = 32
+    folder: Path | None = None
+    report: Callable[[int, float], None] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is measured.
 
@@ -67,6 +110,7 @@ class Plan:
         lr: Learning rate of every training: that of the fine-tuning which the scores are to foretell.
         max_grad_norm: Gradient clipping of every step; None: none.
         measured: Which tokens the truth counts, and the cheap scores beside it (loss, gradient norm).
+        seed: Of every random choice.
     """
 
     horizons: tuple[int, ...] = (1, 12)
@@ -82,6 +126,7 @@ class Plan:
     lr: float = 2e-4
     max_grad_norm: float | None = 1.0
     measured: CountedTokens = field(default_factory=lambda: CountedTokens(end_of_pairs=0))
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,33 +144,21 @@ class Extra:
 
 def fidelity(
     target: Target,
-    pool: Sequence[Item],
-    questions: Sequence[Item],
-    truth: Sequence[Item],
-    companions: Sequence[Item],
-    *,
-    groups: Sequence[str] = (),
+    data: FidelityData,
     plan: Plan | None = None,
+    *,
     extra: Extra | None = None,
-    seed: int = 0,
-    batch_tokens: int = 1024,
-    folder: Path | None = None,
+    work: Work | None = None,
     resamples: int = 1000,
 ) -> FidelityReport:
     """How well scores foretell what training on a sample does to questions that the scores have not seen.
 
     Args:
         target: A warmed-up target; its last checkpoint is where everything starts.
-        pool: The samples to judge scores by.
-        questions: They give the scores their directions.
-        truth: Other questions, whose loss is the truth.
-        companions: What the batches of the in-batch truth are filled with; one batch at least.
-        groups: The passage of each sample, for the ranking within a passage, which is all that GRPO sees.
-        plan: Sizes and settings.
+        data: Samples and questions.
+        plan: Sizes, settings and seed.
         extra: Further scores, another embedder.
-        seed: Of every random choice.
-        batch_tokens: Tokens that go through the model at once.
-        folder: Keep finished trainings here; a run that was killed continues.
+        work: Where finished trainings are kept, and how much goes through the model at once.
         resamples: Of the bootstrap.
 
     Raises:
@@ -134,61 +167,39 @@ def fidelity(
         ModelError: The target has not been warmed up, or a sample cannot be encoded.
 
     Example:
-        >>> report = fidelity(target, pairs, questions, held_out, others)            # doctest: +SKIP
-        >>> print(report.markdown())                                                 # doctest: +SKIP
+        >>> report = fidelity(target, FidelityData(pairs, questions, held_out, others))   # doctest: +SKIP
+        >>> print(report.markdown())                                                      # doctest: +SKIP
     """
-    cell = measure(
-        target,
-        pool,
-        questions,
-        truth,
-        companions,
-        groups=groups,
-        plan=plan,
-        extra=extra,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        folder=folder,
-    )
-    return FidelityReport.of([cell], resamples=resamples, seed=seed)
+    plan = plan or Plan()
+    cell = measure(target, data, plan, extra=extra, work=work)
+    return FidelityReport.of([cell], resamples=resamples, seed=plan.seed)
 
 
 def measure(
     target: Target,
-    pool: Sequence[Item],
-    questions: Sequence[Item],
-    truth: Sequence[Item],
-    companions: Sequence[Item],
-    *,
-    name: str = "",
-    domain: str = "",
-    groups: Sequence[str] = (),
+    data: FidelityData,
     plan: Plan | None = None,
+    *,
     extra: Extra | None = None,
-    seed: int = 0,
-    batch_tokens: int = 1024,
-    drafts: Sequence[Item] = (),
-    rows: int = 32,
-    folder: Path | None = None,
-    told: Callable[[int, float], None] | None = None,
+    work: Work | None = None,
 ) -> FidelityCell:
-    """The scores and truths of one pool, one row of data for a `FidelityReport`.
+    """The scores and truths of one pool, one row of data for a `FidelityReport`; the arguments are those of `fidelity`.
 
-    Args are those of `fidelity`, and: `name` and `domain` tell this cell from others, `drafts` are what a run has of
-    its own to place a pair in a batch with (the warm-up's pairs; with some there is one score more), `rows` is how many
-    samples of trainings go through the model side by side, `told` is called with the number and the seconds of every
-    group of trainings that had to be computed.
+    Raises:
+        DataError: As `fidelity`.
+        ModelError: As `fidelity`.
     """
-    plan, extra = plan or Plan(), extra or Extra()
+    plan, extra, work = plan or Plan(), extra or Extra(), work or Work()
+    pool, questions = data.pool, data.questions
     if not target.checkpoints:
         raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
-    _refuse(pool, questions, truth, companions, groups, plan)
+    _refuse(data, plan)
     checkpoint = target.checkpoints[-1]
     encoded = [target.encode(item) for item in pool]
-    fill = [target.encode(item) for item in companions]
+    fill = [target.encode(item) for item in data.companions]
     asked = [target.encode(item) for item in questions]
-    parts = GradientParts.of(target, checkpoint, encoded, batch_tokens)
-    directions = GradientParts.of(target, checkpoint, asked, batch_tokens)
+    parts = GradientParts.of(target, checkpoint, encoded, work.batch_tokens)
+    directions = GradientParts.of(target, checkpoint, asked, work.batch_tokens)
     length = parts.answer_tokens
     gradient_norm = parts.under(plan.measured, "pair").double().norm(dim=1)
     scores = influence_scores(target, checkpoint, parts, directions)
@@ -199,7 +210,7 @@ def measure(
         "loss": parts.losses(plan.measured, "pair"),
         "answer length": length,
         "1 / answer length": 1 / length,
-        "random": random_scores(len(pool), seed=seed),
+        "random": random_scores(len(pool), seed=plan.seed),
     }
     for key, values in extra.scores.items():
         scores[key] = torch.as_tensor(values, dtype=torch.float64)
@@ -210,62 +221,57 @@ def measure(
             target,
             checkpoint,
             [*encoded, *fill],
-            [counted(target.encode(item), plan.measured, "question") for item in truth],
-            lr=plan.lr,
-            max_grad_norm=plan.max_grad_norm,
-            rows=rows,
+            [counted(target.encode(item), plan.measured, "question") for item in data.truth],
+            TrainingSettings(plan.lr, max_grad_norm=plan.max_grad_norm),
+            rows=work.rows,
         ),
-        folder,
-        told,
+        work.folder,
+        work.report,
     )
-    truths = _truths(ledger, plan, len(pool), len(fill), seed)
-    subsets = _subsets(ledger, plan, len(pool), seed)
+    truths = _truths(ledger, plan, len(pool), len(fill))
+    subsets = _subsets(ledger, plan, len(pool))
     simulated = SimulatedTraining.of(
-        target,
-        checkpoint,
-        [*encoded, *fill],
-        [counted(item, plan.measured, "question") for item in asked],
+        WarmGradients.of(
+            target,
+            checkpoint,
+            [*encoded, *fill],
+            [counted(item, plan.measured, "question") for item in asked],
+            batch_tokens=work.batch_tokens,
+        ),
         lr=plan.lr,
         steps=plan.horizons[-1],
         max_grad_norm=plan.max_grad_norm,
-        batch_tokens=batch_tokens,
     )
     scores |= _simulated_scores(simulated, len(pool), plan.batch_size)
-    if drafts:
+    if data.drafts:
         tuning = FineTune(steps=plan.horizons[-1], batch_size=plan.batch_size, lr=plan.lr)
-        training = BatchTraining(drafts, tuning, plan.max_grad_norm)
+        training = BatchTraining(data.drafts, tuning, plan.max_grad_norm)
         # As above every question counts the same, whatever its subtask.
         alike = [as_sample(item).model_copy(update={"subtask": ""}) for item in questions]
-        made = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=batch_tokens)
+        made = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=work.batch_tokens)
         scores["simulated, in batch (drafts)"] = made.score(pool).total
-    scores |= calibrated_scores(scores, truths, groups or [item.id for item in encoded])
+    scores |= calibrated_scores(scores, truths, data.groups or [item.id for item in encoded])
     answers = [as_sample(item).completion for item in pool]
     return FidelityCell(
-        name=name,
-        domain=domain,
+        name=data.name,
+        domain=data.domain,
         ids=tuple(item.id for item in encoded),
-        groups=tuple(groups),
+        groups=tuple(data.groups),
         scores={key: tuple(values.tolist()) for key, values in scores.items()},
         truths={key: tuple(values.tolist()) for key, values in truths.items()},
         length=tuple(length.tolist()),
         gradient_norm=tuple(gradient_norm.tolist()),
         subsets=subsets,
-        chosen=_chosen(ledger, plan, scores, simulated, answers, seed),
+        chosen=_chosen(ledger, plan, scores, simulated, answers),
         start_loss=float(ledger.start().mean()),
         questions=len(questions),
-        truth_questions=len(truth),
+        truth_questions=len(data.truth),
         steps=checkpoint.step,
     )
 
 
-def _refuse(
-    pool: Sequence[Item],
-    questions: Sequence[Item],
-    truth: Sequence[Item],
-    companions: Sequence[Item],
-    groups: Sequence[str],
-    plan: Plan,
-) -> None:
+def _refuse(data: FidelityData, plan: Plan) -> None:
+    pool, questions, truth, companions, groups = data.pool, data.questions, data.truth, data.companions, data.groups
     if not pool or not questions or not truth:
         raise DataError("fidelity needs samples, questions for the directions and other questions for the truth")
     both = {item.id for item in questions} & {item.id for item in truth}
@@ -277,7 +283,7 @@ def _refuse(
         raise DataError(f"{len(groups)} groups for {len(pool)} samples")
 
 
-def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int, seed: int) -> dict[str, torch.Tensor]:
+def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int) -> dict[str, torch.Tensor]:
     """Truth name -> [n]."""
     steps, looks = plan.horizons[-1], plan.horizons
     found: dict[str, torch.Tensor] = {}
@@ -286,7 +292,7 @@ def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int, see
         for place, look in enumerate(looks):
             found[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
     if plan.in_batch:
-        fixed = schedule(range(count, count + companions), steps, plan.batch_size, seed)
+        fixed = schedule(range(count, count + companions), steps, plan.batch_size, plan.seed)
         without = ledger.run([fixed], looks).mean(2)[0]
         after = ledger.run([[[i, *step[1:]] for step in fixed] for i in range(count)], looks).mean(2)
         for place, look in enumerate(looks):
@@ -294,13 +300,13 @@ def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int, see
     return found
 
 
-def _subsets(ledger: TrainingLedger, plan: Plan, count: int, seed: int) -> Subsets | None:
+def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
     if not plan.subsets:
         return None
     size, steps = max(1, round(count * plan.subset_share)), plan.horizons[-1]
-    generator = random.Random(f"subsets {seed}")
+    generator = random.Random(f"subsets {plan.seed}")
     members = [sorted(generator.sample(range(count), size)) for _ in range(plan.subsets)]
-    after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in members], [steps]).mean(2)[:, 0]
+    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in members], [steps]).mean(2)[:, 0]
     decreases = ledger.start().mean() - after
     return Subsets(tuple(map(tuple, members)), tuple(decreases.tolist()))
 
@@ -324,12 +330,11 @@ def _chosen(
     scores: Mapping[str, torch.Tensor],
     simulated: SimulatedTraining,
     answers: Sequence[str],
-    seed: int,
 ) -> dict[str, list[float]]:
     """Decrease of the truth questions' loss after training on a part of the pool, by how it was chosen."""
     count, steps = len(answers), plan.horizons[-1]
     size = max(1, round(count * plan.end_share))
-    generator = random.Random(f"parts {seed}")
+    generator = random.Random(f"parts {plan.seed}")
     parts: dict[str, list[list[int]]] = {
         "random": [sorted(generator.sample(range(count), size)) for _ in range(plan.random)]
     }
@@ -343,7 +348,7 @@ def _chosen(
     flat = [part for several in parts.values() for part in several]
     if not flat:
         return {}
-    after = ledger.run([schedule(part, steps, plan.batch_size, seed) for part in flat], [steps]).mean(2)[:, 0]
+    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in flat], [steps]).mean(2)[:, 0]
     decreases = iter((ledger.start().mean() - after).tolist())
     return {name: [next(decreases) for _ in several] for name, several in parts.items()}
 

@@ -24,18 +24,18 @@ class TrainingLedger:
     Args:
         trainings: Does the work.
         folder: Where `trainings.jsonl` is kept; None: in memory.
-        told: Called with the number of trainings and the seconds of each group that had to be computed.
+        report: Called with the number of trainings and the seconds of each group that had to be computed.
 
     Raises:
         DataError: The ledger belongs to another target, pool, question set or setting.
     """
 
     def __init__(
-        self, trainings: Trainings, folder: Path | None = None, told: Callable[[int, float], None] | None = None
+        self, trainings: Trainings, folder: Path | None = None, report: Callable[[int, float], None] | None = None
     ) -> None:
         self._trainings = trainings
         self._file = None if folder is None else folder / LEDGER
-        self._told = told
+        self._report = report
         self._known: dict[str, dict[str, list[float]]] = {}
         if self._file is not None:
             self._open(self._file)
@@ -63,8 +63,8 @@ class TrainingLedger:
             found = self._trainings.run([schedule for _, schedule in group], wanted)
             for (key, _), losses in zip(group, found.tolist(), strict=True):
                 self._keep(key, {str(look): row for look, row in zip(wanted, losses, strict=True)})
-            if self._told is not None:
-                self._told(len(group), time.monotonic() - began)
+            if self._report is not None:
+                self._report(len(group), time.monotonic() - began)
         rows = [[self._known[key][str(look)] for look in wanted] for key in keys]
         return torch.tensor(rows, dtype=torch.float64).view(len(keys), len(wanted), -1)
 

@@ -153,10 +153,9 @@ class Training:
         encoded: The samples.
         parameters: The trained parameters by name.
         backward: Adds the gradient of a batch's mean loss to `.grad` and returns the loss.
-        batch_size: Samples a step.
+        order: The places in `encoded` of the samples of each step, without end (see `epochs`).
         lr: Learning rate.
         max_grad_norm: The batch's gradient is scaled down to this norm, as fine-tuning does.
-        seed: Of the order of samples.
 
     Attributes:
         lr: The learning rate.
@@ -172,11 +171,10 @@ class Training:
         encoded: Sequence[Encoded],
         parameters: dict[str, torch.nn.Parameter],
         backward: Callable[[list[Encoded]], float],
+        order: Iterator[list[int]],
         *,
-        batch_size: int,
         lr: float,
         max_grad_norm: float,
-        seed: int,
     ) -> None:
         if not encoded:
             raise ModelError("warm-up needs at least one pair; check why no first-draft pair was valid")
@@ -189,7 +187,7 @@ class Training:
         self._max_grad_norm = max_grad_norm
         self._masters = _masters(parameters)
         self._optimizer = torch.optim.AdamW(self._masters.values(), lr=lr, weight_decay=0.0)
-        self._order = epochs(len(encoded), batch_size, seed)
+        self._order = order
         self._told = 0
 
     def step(self) -> None:

@@ -46,7 +46,7 @@ class Search:
         max_steps: Most steps.
         every: Steps between two looks; a learning rate is tried for as many.
         held_out: Share of the pairs that is not trained on but looked at.
-        around: The learning rate of the fine-tuning that the influence is to foretell; candidates lie around it.
+        around: The learning rate of the fine-tuning that the influence is to predict; candidates lie around it.
         factors: The candidates, as multiples of it.
         most_questions: Questions looked at, spread evenly over those there are.
         most_unseen: Pairs held out at most.
@@ -106,12 +106,12 @@ class Losses(NamedTuple):
 
     @property
     def form(self) -> tuple[float, ...]:
-        """By what it is told whether the form is learned."""
+        """The losses that show whether the form is learned."""
         return self.end or self.first
 
     @property
     def held_out(self) -> tuple[float, ...]:
-        """By what it is told whether the warm-up overfits; questions, where pairs are too few to hold any out."""
+        """The losses that show overfitting: of held-out pairs, or of questions where pairs are too few."""
         return self.unseen or self.content
 
     @property
@@ -296,19 +296,19 @@ def overfits(history: Sequence[Losses]) -> str:
     )
 
 
-def is_rise(found: Change) -> bool:
+def is_rise(difference: Change) -> bool:
     """Whether a change is upward beyond its noise."""
     from scipy.stats import t
 
-    if found.samples < 2 or found.mean <= 0:
+    if difference.samples < 2 or difference.mean <= 0:
         return False
-    return bool(found.mean > float(t.ppf(_RISE_CONFIDENCE, found.samples - 1)) * found.error)
+    return bool(difference.mean > float(t.ppf(_RISE_CONFIDENCE, difference.samples - 1)) * difference.error)
 
 
 def compared(before: Losses, after: Losses) -> Change:
     """How much higher form and held-out content together are `after` than `before`, by which rates are compared."""
     form, content = change(before.form, after.form), change(before.held_out, after.held_out)
-    # A single sample tells nothing of its noise, so it adds none.
+    # The noise of a single sample is unknown, so none is added.
     errors = [part.error for part in (form, content) if math.isfinite(part.error)]
     return Change(form.mean + content.mean, math.hypot(*errors), min(form.samples, content.samples))
 
@@ -321,7 +321,7 @@ def choose_rate(
     Args:
         start: Before the first step.
         tried: Rate -> where it led from the start; None where a loss was not finite.
-        around: Of rates that cannot be told apart the nearest to this one is taken.
+        around: Of rates that do not differ beyond their noise the nearest to this one is taken.
 
     Returns:
         The rate, or None where every one was dropped; and why each dropped one was.
@@ -346,17 +346,17 @@ def tried_rates(
     tried: dict[float, Losses | None], training: dict[float, Sequence[float]], every: int, dropped: dict[float, str]
 ) -> tuple[TriedRate, ...]:
     """The record of the rates that were tried, lowest first."""
-    found = []
+    records = []
     for lr, losses in sorted(tried.items()):
         usable = losses is not None and losses.finite
         look = Look.of(every, losses, training[lr]) if usable and losses is not None else None
         judged = _judged(losses) if usable and losses is not None else None
-        found.append(TriedRate(lr, look, judged, dropped.get(lr, "")))
-    return tuple(found)
+        records.append(TriedRate(lr, look, judged, dropped.get(lr, "")))
+    return tuple(records)
 
 
-def _no_worse(found: Change) -> bool:
-    return found.mean <= found.error
+def _no_worse(difference: Change) -> bool:
+    return difference.mean <= difference.error
 
 
 def _judged(losses: Losses) -> float:

@@ -46,15 +46,15 @@ def _tokens(
     target: Trainee, encoded: Sequence[Encoded], role: Role, batch_tokens: int
 ) -> list[tuple[list[float], list[float]]]:
     """Of each sample the losses of the tokens that count, and of those behind them."""
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in encoded]
+    by_sample: list[tuple[list[float], list[float]]] = [([], []) for _ in encoded]
     content = [counted(item, _CONTENT, role).label_tokens for item in encoded]
     for batch in target.batches(encoded, batch_tokens):
         losses, rows, _ = target.token_losses(batch)
         for row, loss in zip(rows.tolist(), losses.tolist(), strict=True):
             index = batch.indices[row]
-            counts, ends = found[index]
+            counts, ends = by_sample[index]
             (counts if len(counts) < content[index] else ends).append(loss)
-    return found
+    return by_sample
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -21,7 +21,7 @@ from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.fingerprint import adapter_digest
-from optimsyn.target.warm_up.checkpoints import Checkpoint, DivergedError, Training, checkpoint_steps, train
+from optimsyn.target.warm_up.checkpoints import Checkpoint, DivergedError, Training, checkpoint_steps, epochs, train
 from optimsyn.target.warm_up.curve import (
     Look,
     Losses,
@@ -80,6 +80,24 @@ class Plan:
         return self.steps is None or self.lr is None
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WarmUpData(Generic[T]):
+    """What a warm-up trains on and looks at.
+
+    Attributes:
+        pairs: Trained on.
+        questions: Validation questions to look at.
+        unseen: Pairs to look at that it does not train on.
+    """
+
+    pairs: Sequence[T]
+    questions: Sequence[T] = ()
+    unseen: Sequence[T] = ()
+
+
 @dataclass(frozen=True)
 class Bench:
     """What the search works with.
@@ -97,9 +115,7 @@ class Bench:
 
 def warm_up(
     target: Trainee,
-    pairs: Sequence[Pair | Question | Sample],
-    questions: Sequence[Pair | Question | Sample],
-    unseen: Sequence[Pair | Question | Sample],
+    data: WarmUpData[Pair | Question | Sample],
     plan: Plan,
     folder: Path | None = None,
     report: Callable[[int, int], None] | None = None,
@@ -109,12 +125,11 @@ def warm_up(
     Raises:
         ModelError: As `Target.warm_up`.
     """
-    if plan.looks and not questions:
+    if plan.looks and not data.questions:
         plan = replace(plan, steps=_STEPS if plan.steps is None else plan.steps, lr=_LR if plan.lr is None else plan.lr)
     if plan.looks:
-        questions = _spread(questions, plan.search.most_questions)
-        if not unseen:
-            pairs, unseen = plan.search.split(pairs)
+        pairs, unseen = (data.pairs, data.unseen) if data.unseen else plan.search.split(data.pairs)
+        data = WarmUpData(pairs, _spread(data.questions, plan.search.most_questions), unseen)
         looks = plan.search.fewest_looks
         if plan.steps is None and plan.checkpoints > looks:
             raise ModelError(
@@ -122,19 +137,26 @@ def warm_up(
                 f"the shortest warm-up ({plan.search.least_steps} steps); use fewer of them, or look more often"
             )
     else:
-        questions, unseen = (), ()
-    encoded, asked, kept_back = ([target.encode(item) for item in part] for part in (pairs, questions, unseen))
-    record = _fingerprint(target, plan, encoded, asked, kept_back)
+        data = WarmUpData(data.pairs)
+    encoded = WarmUpData(
+        *([target.encode(item) for item in part] for part in (data.pairs, data.questions, data.unseen))
+    )
+    record = _fingerprint(target, plan, encoded)
     if folder is not None and _recorded(folder) == record:
         return target.add_checkpoints_from(folder), target.curve
     target.model.train()
     try:
         with torch.random.fork_rng(), torch.enable_grad():
-            bench = _bench(target, plan, encoded, asked, kept_back, report)
+            bench = _bench(target, plan, encoded, report)
             kept, curve = run(bench, plan)
     finally:
         target.model.eval()
-    curve = replace(curve, trained_on=len(encoded), held_out=len(kept_back), questions=len(asked))
+    curve = replace(
+        curve,
+        trained_on=len(encoded.pairs),
+        held_out=len(encoded.unseen),
+        questions=len(encoded.questions),
+    )
     # The warm-up may have gone on past its last checkpoint.
     target.load_checkpoint(kept[-1])
     if folder is not None:
@@ -158,10 +180,8 @@ def run(bench: Bench, plan: Plan) -> tuple[list[Checkpoint], WarmUpCurve]:
     Raises:
         ModelError: Every rate, or the one given, leads to a loss that is not finite.
     """
-    search, lr, why_lr = plan.search, plan.lr, "given"
+    search = plan.search
     start: Losses | None = None
-    first: Losses | None = None
-    rates: tuple[TriedRate, ...] = ()
     if plan.looks:
         start = bench.look()
         if not start.finite:
@@ -169,22 +189,39 @@ def run(bench: Bench, plan: Plan) -> tuple[list[Checkpoint], WarmUpCurve]:
                 "warm-up: a loss is not finite before the first step; load the target in float32 or bfloat16 "
                 "(models.target.dtype)"
             )
-    if lr is None:
+    if plan.lr is None:
         assert start is not None
-        lr, first, rates, why_lr = _find_rate(bench, search, start, min(search.every, plan.steps or search.max_steps))
+        rate = _find_rate(bench, search, start, min(search.every, plan.steps or search.max_steps))
+    else:
+        rate = _Rate(plan.lr, "given")
     if plan.steps is None:
         assert start is not None
-        return _by_evidence(bench, plan, lr, start, first, rates, why_lr)
-    training = bench.begin(lr)
+        return _by_evidence(bench, plan, start, rate)
+    training = bench.begin(rate.lr)
     kept = train(training, steps=plan.steps, checkpoints=plan.checkpoints, report=lambda *_: bench.taken())
     losses = tuple(training.losses)
-    return kept, WarmUpCurve(lr, plan.steps, "given", "the number was given", why_lr, losses, rates=rates)
+    return kept, WarmUpCurve(rate.lr, plan.steps, "given", "the number was given", rate.why, losses, rates=rate.tried)
 
 
-def _find_rate(
-    bench: Bench, search: Search, start: Losses, steps: int
-) -> tuple[float, Losses | None, tuple[TriedRate, ...], str]:
-    """Tries the candidates; the best one, where it led, the record, and why."""
+@dataclass(frozen=True)
+class _Rate:
+    """The learning rate of a warm-up.
+
+    Attributes:
+        lr: The rate.
+        why: Why this one.
+        after: The losses after the few steps for which it was tried; None where it was given.
+        tried: All rates that were tried.
+    """
+
+    lr: float
+    why: str
+    after: Losses | None = None
+    tried: tuple[TriedRate, ...] = ()
+
+
+def _find_rate(bench: Bench, search: Search, start: Losses, steps: int) -> _Rate:
+    """Tries the candidates and takes the best one."""
     tried: dict[float, Losses | None] = {}
     training: dict[float, Sequence[float]] = {}
     waiting = [search.around * factor for factor in search.factors]
@@ -192,8 +229,8 @@ def _find_rate(
     while True:
         for lr in waiting:
             tried[lr], training[lr] = _try(bench, lr, steps)
-        found, dropped = choose_rate(start, tried, search.around)
-        if found is not None:
+        best, dropped = choose_rate(start, tried, search.around)
+        if best is not None:
             why = (
                 f"lowest loss after {steps} steps, or within its noise and nearer to fine-tuning's {search.around:.2g}"
             )
@@ -205,10 +242,10 @@ def _find_rate(
                     f"warm-up: at every learning rate from {min(tried):.2g} to {max(tried):.2g} a loss was not finite "
                     f"within {steps} steps; give a lower warm_up.lr, or load the target in float32"
                 )
-            found, why = min(finite), f"every rate made things worse within {steps} steps, this one least"
+            best, why = min(finite), f"every rate made things worse within {steps} steps, this one least"
             break
         waiting = [min(tried) / 2]
-    return found, tried[found], tried_rates(tried, training, steps, dropped), why
+    return _Rate(best, why, tried[best], tried_rates(tried, training, steps, dropped))
 
 
 def _try(bench: Bench, lr: float, steps: int) -> tuple[Losses | None, Sequence[float]]:
@@ -222,17 +259,9 @@ def _try(bench: Bench, lr: float, steps: int) -> tuple[Losses | None, Sequence[f
     return bench.look(), training.losses
 
 
-def _by_evidence(
-    bench: Bench,
-    plan: Plan,
-    lr: float,
-    start: Losses,
-    first: Losses | None,
-    rates: tuple[TriedRate, ...],
-    why_lr: str,
-) -> tuple[list[Checkpoint], WarmUpCurve]:
+def _by_evidence(bench: Bench, plan: Plan, start: Losses, rate: _Rate) -> tuple[list[Checkpoint], WarmUpCurve]:
     """From look to look until the form has settled or the warm-up overfits."""
-    search, training = plan.search, bench.begin(lr)
+    search, training = plan.search, bench.begin(rate.lr)
     history, looks = [start], [Look.of(0, start, ())]
     kept: list[Checkpoint] = []
     stopped: Stopped = "most steps"
@@ -243,11 +272,11 @@ def _by_evidence(
             training.step()
             bench.taken()
         # The trial of this rate went the same way.
-        found = first if first is not None and not before else bench.look()
-        if not found.finite:
+        losses = rate.after if rate.after is not None and not before else bench.look()
+        if not losses.finite:
             raise DivergedError(f"warm-up step {training.steps}: a held-out loss is not finite; lower warm_up.lr")
-        history.append(found)
-        looks.append(Look.of(training.steps, found, training.losses[before:]))
+        history.append(losses)
+        looks.append(Look.of(training.steps, losses, training.losses[before:]))
         if plan.checkpoints == 1:
             # Only the last two can become the checkpoint.
             del kept[:-1]
@@ -263,26 +292,32 @@ def _by_evidence(
             stopped, why = "settled", still
             break
     chosen = _spread_over(kept, plan.checkpoints)
-    losses = tuple(training.losses[: chosen[-1].step])
-    return chosen, WarmUpCurve(lr, chosen[-1].step, stopped, why, why_lr, losses, tuple(looks), rates)
+    return chosen, WarmUpCurve(
+        rate.lr,
+        chosen[-1].step,
+        stopped,
+        why,
+        rate.why,
+        tuple(training.losses[: chosen[-1].step]),
+        tuple(looks),
+        rate.tried,
+    )
 
 
 def _spread_over(kept: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
     """Some of the checkpoints, evenly, the last always; each takes over the losses of those left out before it."""
-    found, begun = [], 0
+    spread, begun = [], 0
     for place in checkpoint_steps(len(kept), count):
         losses = tuple(loss for item in kept[begun:place] for loss in item.losses)
-        found.append(replace(kept[place - 1], losses=losses))
+        spread.append(replace(kept[place - 1], losses=losses))
         begun = place
-    return found
+    return spread
 
 
 def _bench(
     target: Trainee,
     plan: Plan,
-    encoded: Sequence[Encoded],
-    questions: Sequence[Encoded],
-    unseen: Sequence[Encoded],
+    encoded: WarmUpData[Encoded],
     report: Callable[[int, int], None] | None,
 ) -> Bench:
     start = {name: p.detach().cpu().clone() for name, p in target.parameters.items()} if plan.looks else {}
@@ -309,37 +344,30 @@ def _bench(
                 target.parameters[name].copy_(value)
         torch.manual_seed(plan.seed)
         return Training(
-            encoded,
+            encoded.pairs,
             target.parameters,
             backward,
-            batch_size=plan.batch_size,
+            epochs(len(encoded.pairs), plan.batch_size, plan.seed),
             lr=lr,
             max_grad_norm=plan.max_grad_norm,
-            seed=plan.seed,
         )
 
     def look() -> Losses:
         target.model.eval()
         try:
-            return measure(target, questions, unseen, plan.batch_tokens)
+            return measure(target, encoded.questions, encoded.unseen, plan.batch_tokens)
         finally:
             target.model.train()
 
     return Bench(begin, look, taken)
 
 
-def _fingerprint(
-    target: Trainee,
-    plan: Plan,
-    encoded: Sequence[Encoded],
-    questions: Sequence[Encoded],
-    unseen: Sequence[Encoded],
-) -> str:
+def _fingerprint(target: Trainee, plan: Plan, encoded: WarmUpData[Encoded]) -> str:
     settings = [plan.steps, plan.batch_size, plan.lr, plan.checkpoints, plan.max_grad_norm, plan.seed]
     start = adapter_digest(target.model, target.parameters.values())
-    facts: list[object] = [target.fingerprint(), start, settings, _ids(encoded)]
+    facts: list[object] = [target.fingerprint(), start, settings, _ids(encoded.pairs)]
     if plan.looks:
-        facts += [asdict(plan.search), _ids(questions), _ids(unseen)]
+        facts += [asdict(plan.search), _ids(encoded.questions), _ids(encoded.unseen)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -352,8 +380,8 @@ def _recorded(folder: Path) -> str | None:
     file = folder / RECORD
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
-    return found if isinstance(found, str) else None
+    fingerprint = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:
