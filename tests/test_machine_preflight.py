@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -50,17 +49,14 @@ def problems(recipe: Recipe, **options: Any) -> str:
     return "\n".join(validate(recipe, **options).problems)
 
 
-def test_a_good_recipe_passes_at_little_cost(tmp_path: Path) -> None:
+def test_a_good_recipe_passes(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    started = time.process_time()
     found = validate(recipe)
     assert found.problems == []
     assert found.ok
     found.raise_if_refused()
     assert found.counts["documents"] == 12
     assert found.counts["validation"] == found.counts["test"] == 30
-    # Of the processor, so that a busy machine fails nobody: no model is loaded.
-    assert time.process_time() - started < 3
 
 
 def test_the_preflight_imports_nothing_heavy(tmp_path: Path) -> None:

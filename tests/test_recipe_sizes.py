@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +65,7 @@ def test_every_recipe_that_comes_with_optimsyn_is_valid_at_tiny_size_on_any_mach
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
 def test_every_domain_recipe_says_offline_what_it_lacks(name: str) -> None:
     recipe = Recipe.load(RECIPES / f"{name}.yaml")
-    begun = time.monotonic()
     text = "\n".join(validate(recipe).problems)
-    assert time.monotonic() - begun < 5
     for role in ("rubric", "target"):
         assert f"models.{role}: the hub cannot be reached" in text
     for field in ("documents.source", "questions.validation"):
