@@ -205,7 +205,7 @@ def test_two_batches_never_share_a_root(tmp_path: Path, fake_runs: None) -> None
 def test_a_run_that_a_person_holds_fails_after_a_while(
     tmp_path: Path, fake_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_supervisor, "_HELD_S", 0.5)
+    monkeypatch.setattr(batch_supervisor, "HELD_S", 0.5)
     recipes = [write_recipe(tmp_path, name, "good") for name in ("held", "free")]
     root = tmp_path / "runs"
     held = batch_plan.plan(recipes, root)[0].run

@@ -19,7 +19,7 @@ from optimsyn.batch.ray_engine import RayEngine, cpus_of_a_run
 from optimsyn.batch.state import BatchState
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import process_lives
+from optimsyn.runs.manifest import ManifestFile, process_lives
 from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import answer
 
@@ -51,7 +51,9 @@ def test_gpu_memory_is_no_option_of_a_cluster(tmp_path: Path) -> None:
 def _batch(recipes: list[Path], root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "optimsyn", "batch", *map(str, recipes), "--root", str(root)]
     command += ["--jobs", "2", "--stage", "warm_up", "--requests", "1000", "--engine", "ray", "--ray-address", "local"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Ray's workers step back behind everything else by default, and would wait for the other tests to end.
+    environment = {**os.environ, "RAY_worker_niceness": "0"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def _wait_for_stage(root: Path, name: str, stage: str, process: subprocess.Popen[str]) -> int:
@@ -59,7 +61,7 @@ def _wait_for_stage(root: Path, name: str, stage: str, process: subprocess.Popen
     while process.poll() is None:
         for folder in root.glob(f"{name}-*"):
             if (folder / "manifest.json").is_file():
-                record = Run.load(folder).manifest.stage(stage)
+                record = ManifestFile(folder / "manifest.json").read().stage(stage)
                 if record.status == "running" and record.pid is not None:
                     return record.pid
         time.sleep(0.05)

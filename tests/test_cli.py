@@ -31,8 +31,8 @@ def test_help_lists_the_verbs() -> None:
     assert optimsyn("--version").stdout.startswith("optimsyn ")
 
 
-# What the command line and `import optimsyn` may load before somebody asks for more. Each loads in a few hundredths of a
-# second, and the whole start stays below one; a library that is missing here is imported where it is needed.
+# What the command line and `import optimsyn` may load before somebody asks for more: a start stays below a second with
+# them. Any other library is imported where it is needed.
 LIGHT = {
     *("click", "filelock", "markdown_it", "mdurl", "platformdirs", "pydantic", "pydantic_core", "pygments", "rich"),
     *("shellingham", "typer", "yaml", "annotated_types", "annotated_doc", "typing_extensions", "typing_inspection"),

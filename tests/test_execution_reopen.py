@@ -21,7 +21,7 @@ from runs_helpers import tiny_recipe
 from optimsyn.base.errors import StageError
 from optimsyn.execution.reopen import lab_command, lab_environment, prepare, prune_before_saving, stage_to_open
 from optimsyn.runs import STAGES, Run
-from optimsyn.runs.manifest import Failure
+from optimsyn.runs.manifest import Failure, ManifestFile
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_killed_stage_is_told_with_its_cell(run: Run) -> None:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].metadata.papermill = {"status": "running"}
     nbformat.write(notebook, path)
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         manifest.stage("warm_up").status, manifest.stage("warm_up").pid = "running", 2**22 + 1
     assert prepare(run)[0] == "warm_up"
     failure = run.manifest.stage("warm_up").failure

@@ -56,7 +56,7 @@ def test_a_damaged_package_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             chunk.write_bytes(b"half a model")
             return [chunk]
 
-    monkeypatch.setattr(embedded, "_package", lambda: Package)
+    monkeypatch.setattr(embedded, "weights_package", lambda: Package)
     monkeypatch.setenv("OPTIMSYN_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="force-reinstall"):
         gguf_path.__wrapped__()
@@ -68,15 +68,15 @@ def test_a_damaged_package_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_the_server_gets_no_keys_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "a-very-secret-value")
-    assert "a-very-secret-value" not in embedded._child_environment().values()
-    assert embedded._child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "a-very-secret-value" not in embedded.child_environment().values()
+    assert embedded.child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_loopback_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.setenv("no_proxy", "*")
     for _ in range(2):
-        embedded._bypass_proxies()
+        embedded.bypass_proxies()
     assert os.environ["NO_PROXY"] == "example.org,127.0.0.1"
     assert os.environ["no_proxy"] == "*"
 

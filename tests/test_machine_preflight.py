@@ -314,7 +314,7 @@ def test_doctor_keeps_to_the_limit_of_the_container(monkeypatch: pytest.MonkeyPa
     files = {"max": "4000000000\n", "current": "3500000000\n", "stat": "anon 1000000000\ninactive_file 2500000000\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "_CONTAINER", [tuple(str(tmp_path / name) for name in files)])
+    monkeypatch.setattr(memory, "CONTAINER", [tuple(str(tmp_path / name) for name in files)])
     total, free = memory.main_memory()
     # The page cache that gives way is room.
     assert total == 4 * 10**9

@@ -80,7 +80,7 @@ def test_selection_by_influence_keeps_the_candidates_of_highest_influence(recipe
             assert row["influence"] <= worst_kept
 
 
-@pytest.mark.parametrize("stage", ["warm_up", "synthesize"])
+@pytest.mark.parametrize("stage", [pytest.param("warm_up", marks=pytest.mark.slow), "synthesize"])
 def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
     recipe: Recipe, served: Service, tmp_path: Path, stage: str
 ) -> None:
