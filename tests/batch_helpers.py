@@ -105,7 +105,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_engines, "run_command", fake_command)
 
 
-def wait_for(path: Path, seconds: float = 60) -> str:
+def wait_for(path: Path, seconds: float = 600) -> str:
     """The content of a file, as soon as there is some."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -18,7 +18,7 @@ def optimsyn(*arguments: str, cwd: Path | None = None, **variables: str) -> subp
         text=True,
         cwd=cwd,
         env={**os.environ, **variables},
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

@@ -178,7 +178,7 @@ def test_kill_9_then_again_ends_like_an_undisturbed_search_and_repeats_no_judged
 
     def start(*limit: str) -> int:
         command = [sys.executable, str(SCRIPT), "prompt", str(killed), *limit]
-        return subprocess.run(command, check=False, capture_output=True, timeout=120).returncode
+        return subprocess.run(command, check=False, capture_output=True, timeout=600).returncode
 
     assert start(str(kill_at)) == -9
     ledger = killed / "rewards.jsonl"
