@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test recipes fast lint format types notebooks notebooks-check docs docs-serve clean
+.PHONY: help install quickstart test test-all recipes lint format types notebooks notebooks-check docs docs-serve clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,14 +28,16 @@ quickstart: $(STAMP)  ## Run the whole loop on the embedded model
 	$(BIN)/optimsyn run recipes/quickstart.yaml
 
 # Two processes, a file of tests in one of them; each computes on one thread.
-test: lint types  ## Style, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not long'
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test: lint types  ## Style, types and tests, in at most five minutes on two cores
+	$(PYTEST) -m 'not slow and not long'
+
+test-all: lint types  ## Also the slow tests: kills, notebooks, the embedded model, Ray
+	$(PYTEST) -m 'not long'
 
 recipes: $(STAMP)  ## Run every domain recipe at tiny size, as CI does
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m long
-
-fast: $(STAMP)  ## Only the tests that need no embedded model and no kernel
-	$(BIN)/python -m pytest -q -m 'not slow and not long'
 
 lint: $(STAMP)  ## Style, formatting and the direction of imports
 	$(BIN)/ruff check .

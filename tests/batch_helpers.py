@@ -21,7 +21,7 @@ import os, signal, sys, time
 from pathlib import Path
 from optimsyn.runs.folder import Run
 from optimsyn.batch.lifeline import end_with_parent
-from optimsyn.runs.manifest import Failure, STAGES
+from optimsyn.runs.manifest import Failure, ManifestFile, STAGES
 
 def interrupt(number, frame):
     raise KeyboardInterrupt
@@ -58,7 +58,7 @@ try:
                     time.sleep(1.0)
 except ValueError as error:
     failure = Failure(kind="ValueError", cell=3, source="# a comment\\nstage.run(run)\\n", reason=str(error))
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         manifest.stage("warm_up").failure = failure
     sys.stderr.write(f"StageError: stage warm_up failed: ValueError: {error}\\n")
     sys.exit(1)
@@ -105,7 +105,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_engines, "run_command", fake_command)
 
 
-def wait_for(path: Path, seconds: float = 60) -> str:
+def wait_for(path: Path, seconds: float = 600) -> str:
     """The content of a file, as soon as there is some."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -9,10 +9,10 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,8 +27,6 @@ from tests.stages_helpers import NAMES, sentence
 
 KEY_VARIABLE = "KILL_TEST_KEY"
 DELAY_S = 0.1
-# A client may have a reply for so long before it is on the disk.
-MARGIN_S = 0.3
 ASKED = [
     "Which metal came from the mines of {}?",
     "What did the miners of {} dig for?",
@@ -131,6 +129,56 @@ class Trial:
     told: list[str] = field(default_factory=list)
 
 
+def identity(request: dict[str, Any]) -> str:
+    """What makes two requests of one run the same."""
+    return json.dumps([request["messages"], request.get("seed")], sort_keys=True)
+
+
+def kept(root: Path) -> set[str]:
+    """The requests whose replies are on the disk, of all runs under a root."""
+    found: set[str] = set()
+    for file in root.glob("*/replies.sqlite"):
+        with contextlib.closing(sqlite3.connect(file)) as db:
+            found |= {identity(json.loads(row[0])) for row in db.execute("SELECT request FROM replies")}
+    return found
+
+
+class Repeats:
+    """Tells requests that had to be sent again after a kill from those whose replies had been kept.
+
+    Args:
+        served: The service; what it was asked before counts for nothing.
+    """
+
+    def __init__(self, served: Service) -> None:
+        self._served = served
+        self._first = len(served.requests)
+        self._kills: list[tuple[int, set[str]]] = []
+
+    def killed(self, root: Path) -> None:
+        """Notes what is on the disk, when all processes of a run have been killed."""
+        time.sleep(0.2)
+        while self._served.busy:
+            time.sleep(0.02)
+        self._kills.append((len(self._served.requests), kept(root)))
+
+    def counts(self, without: str = "") -> tuple[int, int]:
+        """Requests that were sent again although nothing was lost, and those whose reply a kill took along.
+
+        Those to the model `without` do not count.
+        """
+        again = in_hand = 0
+        last: dict[str, int] = {}
+        for number, request in enumerate(self._served.requests[self._first :], self._first):
+            name = identity(request) + request["model"]
+            if name in last and request["model"] != without:
+                between = [there for at, there in self._kills if last[name] < at <= number]
+                lost = bool(between) and all(identity(request) not in there for there in between)
+                again, in_hand = again + (not lost), in_hand + lost
+            last[name] = number
+        return again, in_hand
+
+
 class Machine:
     """Starts runs of one recipe quickly, ends them, and compares what they came to."""
 
@@ -185,8 +233,7 @@ class Machine:
     def killed(self, root: Path, times: dict[str, float], stages: list[str], chance: random.Random) -> Trial:
         """A run that is killed once in each of some stages, at moments evenly spread over the stage's time."""
         trial, wanted = Trial(), {stage: chance.uniform(0, times[stage]) for stage in stages}
-        first = len(self.served.requests)
-        kills: list[float] = []
+        repeats = Repeats(self.served)
         while True:
             process = self.start(root)
             stage = self._wait(root, process, wanted)
@@ -194,10 +241,10 @@ class Machine:
                 assert self.ended() == 0, self.said()
                 break
             os.kill(process, signal.SIGKILL)
-            kills.append(time.monotonic())
             assert self.ended() == -signal.SIGKILL
+            repeats.killed(root)
             trial.moments.append((stage, wanted.pop(stage)))
-        self._count(trial, first, kills)
+        trial.again, trial.in_hand = repeats.counts()
         return trial
 
     def filled(self, root: Path, times: dict[str, float], stages: list[str], chance: random.Random, left: int) -> Trial:
@@ -211,7 +258,7 @@ class Machine:
             left: Bytes left free at most; how many, chance picks too.
         """
         trial, wanted = Trial(), {stage: chance.uniform(0, times[stage]) for stage in stages}
-        first = len(self.served.requests)
+        repeats = Repeats(self.served)
         while True:
             process = self.start(root)
             stage = self._wait(root, process, wanted)
@@ -231,7 +278,7 @@ class Machine:
                 trial.told.append(lines[-1] if lines else self.said())
             elif stage is None:
                 break
-        self._count(trial, first, [])
+        trial.again, trial.in_hand = repeats.counts()
         return trial
 
     def _wait(self, root: Path, process: int, wanted: dict[str, float]) -> str | None:
@@ -244,17 +291,6 @@ class Machine:
             if stage in wanted and begun is not None and time.monotonic() - begun >= wanted[stage]:
                 return stage
         return None
-
-    def _count(self, trial: Trial, first: int, kills: list[float]) -> None:
-        asked: dict[str, list[float]] = defaultdict(list)
-        for request, at in zip(self.served.requests[first:], self.served.times[first:], strict=True):
-            asked[json.dumps(request, sort_keys=True)].append(at)
-        for times in asked.values():
-            for at in times[:-1]:
-                if any(at <= kill <= at + DELAY_S + MARGIN_S for kill in kills):
-                    trial.in_hand += 1
-                else:
-                    trial.again += 1
 
 
 def fill(filler: Path, left: int) -> None:

@@ -56,7 +56,6 @@ class Service:
         self.base = base
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
-        self.times: list[float] = []
         self.busy = 0
         self.most_busy = 0
         self.answer: Callable[[int, dict[str, Any]], Answer] = lambda number, request: said(f"reply {number}")
@@ -81,7 +80,6 @@ def service() -> Iterator[Service]:
                 number = len(state.requests)
                 state.requests.append(request)
                 state.keys.append(self.headers.get("Authorization", ""))
-                state.times.append(time.monotonic())
                 state.busy += 1
                 state.most_busy = max(state.most_busy, state.busy)
             answer = state.answer(number, request)

@@ -80,10 +80,19 @@ class RubricModel(LanguageModel):
         advised = prompt.split("taught most:", 1)[1].split(".", 1)[0] if "taught most:" in prompt else ""
         named = [name for name in WORTH if name in advised]
         kind = named[0] if named else list(WORTH)[derive_seed(call.seed, "type") % len(WORTH)]
-        text = "garbage" if self.garbage else json.dumps(rubric(kind).model_dump())
         return Reply(
-            text=text, input_tokens=1, output_tokens=1, cost_usd=0.0, model=self.name, finish_reason="stop", seconds=0.0
+            text=self.text_for(call, kind),
+            input_tokens=1,
+            output_tokens=1,
+            cost_usd=0.0,
+            model=self.name,
+            finish_reason="stop",
+            seconds=0.0,
         )
+
+    def text_for(self, call: Call, kind: str) -> str:
+        """The text of a reply; `kind` is the question type that the guiding text asks for, or chance."""
+        return "garbage" if self.garbage else json.dumps(rubric(kind).model_dump())
 
 
 @dataclass

@@ -13,7 +13,7 @@ from optimsyn.influence.attribution.records import SHARES_FILE, PairShares, Toke
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.judgements import Judgement
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import STAGES, Cost, Failure
+from optimsyn.runs.manifest import STAGES, Cost, Failure, ManifestFile
 
 HOSTILE = '<script>alert("x")</script> <img src=https://evil.example/x.png onerror=1> & \'"\x00'
 BETTER = "Ask one short question about doses, and let the answer be a number."
@@ -162,7 +162,7 @@ def write_run(
         _result(run, "fine_tune", {v: {"pairs": 4, "loss_first": 4.0, "loss_last": 3.0} for v in variants})
     if "evaluate" in done:
         write_evaluation(run, draw)
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         for place, name in enumerate(done):
             record = manifest.stage(name)
             record.status, record.attempts, record.seconds = "finished", 1, 60.0 + place
@@ -223,7 +223,7 @@ def write_evaluation(run: Run, draw: random.Random) -> None:
 
 def stop(run: Run, stage: str, status: str, *, reason: str = "the service is down", cell: int | None = 3) -> None:
     """Lets a stage end in a way other than finished."""
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         record = manifest.stage(stage)
         record.status, record.attempts, record.seconds = status, 2, 12.0  # type: ignore[assignment]
         if status != "running":

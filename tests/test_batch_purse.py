@@ -195,7 +195,7 @@ def test_a_new_purse_replaces_an_old_one(tmp_path: Path) -> None:
 )
 def test_what_a_call_can_cost_is_known_before(name: str, price: float | None) -> None:
     model = load_language_model(ModelSpec(name=name))
-    found = model._highest_price(100, 50)
+    found = model.highest_price(100, 50)
     assert found == (None if price is None else pytest.approx(price))
 
 
@@ -203,7 +203,7 @@ def test_the_room_of_a_call_covers_prompt_and_reply(tmp_path: Path) -> None:
     purse = Purse.create(tmp_path / "purse.sqlite", Caps(tokens=1000))
     budget = Budget(ReplyCache(tmp_path / "r.sqlite"), purse=purse)
     model = load_language_model(ModelSpec(name="openai/gpt-4o-mini", max_tokens=50))
-    with model._reserved(budget, Call.of("x" * 200)):
+    with model.reserved(budget, Call.of("x" * 200)):
         held = purse.under_way()
     assert (held.requests, held.tokens) == (1, 150)
     assert held.cost_usd > 0

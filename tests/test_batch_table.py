@@ -15,7 +15,7 @@ from optimsyn.batch.progress import Progress, Watch
 from optimsyn.batch.state import BatchState, Options, RunState, added
 from optimsyn.batch.table import View, spent, summary
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import Cost
+from optimsyn.runs.manifest import Cost, ManifestFile
 
 
 def _batch(*runs: RunState) -> tuple[list[Job], BatchState]:
@@ -127,7 +127,7 @@ def test_progress_comes_from_the_folder_and_time_left_from_the_other_runs(tmp_pa
         for stage in ("prepare", "warm_up"):
             with runs[0].stage(stage):
                 pass
-        with runs[0]._manifest.change() as manifest:
+        with ManifestFile(runs[0].folder / "manifest.json").change() as manifest:
             manifest.stage("warm_up").seconds = 100.0
         watch.look(jobs[0])
         found = watch.look(jobs[1])

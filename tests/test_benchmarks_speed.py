@@ -24,6 +24,7 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
+@pytest.mark.slow
 def test_quick_run_on_a_tiny_model(benchmarks: None, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     words = "--model qwen3-8b-shape --scale 0.005 --dtype float32 --threads 1 --quick --batch 3 --length 12 --samples 5"

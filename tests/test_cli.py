@@ -1,11 +1,10 @@
-"""The command line: exit codes, messages, and how fast it starts."""
+"""The command line: exit codes, messages, and what it loads to start."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ def optimsyn(*arguments: str, cwd: Path | None = None, **variables: str) -> subp
         text=True,
         cwd=cwd,
         env={**os.environ, **variables},
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -32,24 +31,26 @@ def test_help_lists_the_verbs() -> None:
     assert optimsyn("--version").stdout.startswith("optimsyn ")
 
 
-@pytest.mark.parametrize(
-    "code", ["import optimsyn", "import sys; sys.argv = ['optimsyn', '--help']; import optimsyn.cli"]
-)
-def test_import_is_light(code: str) -> None:
-    heavy = {"torch", "transformers", "trl", "dspy", "litellm", "datasets", "pandas", "matplotlib", "papermill"}
-    found = subprocess.run(
-        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+# What the command line and `import optimsyn` may load before somebody asks for more: a start stays below a second with
+# them. Any other library is imported where it is needed.
+LIGHT = {
+    *("click", "filelock", "markdown_it", "mdurl", "platformdirs", "pydantic", "pydantic_core", "pygments", "rich"),
+    *("shellingham", "typer", "yaml", "annotated_types", "annotated_doc", "typing_extensions", "typing_inspection"),
+    "optimsyn",
+}
+
+
+@pytest.mark.parametrize("start", ["import optimsyn", "from optimsyn.cli import main; main()"])
+def test_a_start_loads_only_light_libraries(start: str) -> None:
+    code = (
+        "import sys\nbefore = set(sys.modules)\nsys.argv = ['optimsyn', '--help']\n"
+        f"try:\n    {start}\nexcept SystemExit:\n    pass\n"
+        "print('LOADED', *{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    assert not heavy & set(found.stdout.split())
-
-
-def test_help_takes_less_than_a_second() -> None:
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        optimsyn("--help")
-        times.append(time.perf_counter() - begun)
-    assert min(times) < 1.0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split()[1:]) - sys.stdlib_module_names
+    assert "optimsyn" in loaded
+    assert loaded - LIGHT == set()
 
 
 def test_wrong_recipe_has_its_own_exit_code(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+import pytest
 from data_helpers import text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,13 +73,22 @@ def test_text_without_spaces_is_cut_too() -> None:
     assert all(len(p.text) <= 620 for p in passages)
 
 
-def test_a_huge_document_is_cut_quickly() -> None:
-    text = text_of(120_000)
-    started = time.process_time()
-    passages, _ = split_passages([Document(id="d", text=text)], config(160))
-    # Of the processor: what grows with the square of the length would take minutes.
-    assert time.process_time() - started < 8
-    assert len(passages) > 700
+def test_the_work_grows_with_the_length_of_a_document_and_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = 0
+
+    def counting(text: str) -> int:
+        nonlocal counted
+        counted += len(text)
+        return word_count(text)
+
+    monkeypatch.setattr("optimsyn.data.passages.word_count", counting)
+    work = []
+    for words in (15_000, 60_000):
+        counted = 0
+        passages, _ = split_passages([Document(id="d", text=text_of(words))], config(160))
+        assert len(passages) > words / 170
+        work.append(counted)
+    assert work[1] < 6 * work[0]
 
 
 def test_excerpt_holds_the_answer_and_keeps_short_texts() -> None:

@@ -331,14 +331,14 @@ def test_an_indexed_text_is_always_found(texts: list[str], text: str) -> None:
 def test_questions_of_one_stock_phrase_are_not_all_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"What does note {i} of the ledger of {i * 7919 % 1000} record in {i % 97}?" for i in range(10_000)]
     looked_at: list[int] = []
-    candidates = NearDuplicates._candidates
+    candidates = NearDuplicates.candidates
 
     def counted(self: NearDuplicates, features: frozenset[str]) -> set[int]:
         found = candidates(self, features)
         looked_at.append(len(found))
         return found
 
-    monkeypatch.setattr(NearDuplicates, "_candidates", counted)
+    monkeypatch.setattr(NearDuplicates, "candidates", counted)
     index = NearDuplicates(texts[::2])
     assert [text for text in texts[1::2] if index.match(text) is not None] == []
     # Every text shares the stock phrase with all 5,000.

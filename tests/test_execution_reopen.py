@@ -21,7 +21,7 @@ from runs_helpers import tiny_recipe
 from optimsyn.base.errors import StageError
 from optimsyn.execution.reopen import lab_command, lab_environment, prepare, prune_before_saving, stage_to_open
 from optimsyn.runs import STAGES, Run
-from optimsyn.runs.manifest import Failure
+from optimsyn.runs.manifest import Failure, ManifestFile
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_killed_stage_is_told_with_its_cell(run: Run) -> None:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].metadata.papermill = {"status": "running"}
     nbformat.write(notebook, path)
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         manifest.stage("warm_up").status, manifest.stage("warm_up").pid = "running", 2**22 + 1
     assert prepare(run)[0] == "warm_up"
     failure = run.manifest.stage("warm_up").failure
@@ -150,7 +150,7 @@ def test_what_jupyterlab_saves_holds_no_secret(monkeypatch: pytest.MonkeyPatch) 
 
 def _address(process: subprocess.Popen[str]) -> tuple[str, str]:
     assert process.stderr is not None
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     for line in process.stderr:
         found = re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", line)
         if found:
@@ -176,7 +176,7 @@ def test_a_real_jupyterlab_serves_the_notebook_and_starts_this_interpreter(
         address, token = _address(process)
         where = f"{address}/api/contents/notebooks/{path.name}"
         assert httpx.get(where).status_code == 403, "the token must stay on"
-        with httpx.Client(headers={"Authorization": f"token {token}"}, timeout=60) as client:
+        with httpx.Client(headers={"Authorization": f"token {token}"}, timeout=600) as client:
             content = client.get(where).json()["content"]
             assert f'run_folder = "{run.folder}"' in "".join(content["cells"][1]["source"])
             content["cells"][2]["source"] = "print('correct-horse-battery')"
@@ -187,4 +187,4 @@ def test_a_real_jupyterlab_serves_the_notebook_and_starts_this_interpreter(
         assert "print('[redacted]')" in path.read_text()
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)

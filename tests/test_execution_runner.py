@@ -57,7 +57,6 @@ def _console() -> tuple[Console, io.StringIO]:
     return Console(file=text, width=100), text
 
 
-@pytest.mark.slow
 def test_stages_run_in_turn_and_finished_ones_are_skipped(tmp_path: Path, notebooks: Path) -> None:
     _notebooks(notebooks)
     run = Run.open(_recipe(), tmp_path)
@@ -86,7 +85,7 @@ def test_a_failed_stage_is_told_and_continues(tmp_path: Path, notebooks: Path) -
 @pytest.mark.slow
 def test_killed_kernel_and_time_limit_reach_the_manifest(tmp_path: Path, notebooks: Path) -> None:
     _notebooks(notebooks, prepare="import os; os.kill(os.getpid(), 9)")
-    run = Run.open(_recipe(limits={"stage_minutes": 0.05}), tmp_path)
+    run = Run.open(_recipe(), tmp_path)
     with pytest.raises(StageError, match="SIGKILL"):
         runner.run_stages(run, _console()[0], until="prepare")
     record = run.manifest.stage("prepare")
@@ -94,6 +93,7 @@ def test_killed_kernel_and_time_limit_reach_the_manifest(tmp_path: Path, noteboo
     assert record.error is not None
     assert "SIGKILL" in record.error
     _notebooks(notebooks, prepare="import time; time.sleep(600)")
+    run = Run.open(_recipe(limits={"stage_minutes": 0.02}), tmp_path)
     with pytest.raises(StageError, match=r"limits\.stage_minutes"):
         runner.run_stages(run, _console()[0], until="prepare")
     assert run.manifest.stage("prepare").status == "failed"
@@ -159,7 +159,7 @@ runner.run_stages(Run.load(sys.argv[1]), Console(), until="warm_up")
 """
 
 
-def _wait_for(path: Path, seconds: float = 60) -> str:
+def _wait_for(path: Path, seconds: float = 600) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if path.is_file() and path.read_text():
@@ -180,7 +180,7 @@ def test_kill_9_of_the_runner_takes_the_kernel_along_and_the_next_start_continue
     kernel = int(_wait_for(run.folder / "pid.txt"))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 600
     while process_lives(kernel) and time.monotonic() < end:
         time.sleep(0.1)
     assert not process_lives(kernel), "the kernel outlived its runner"

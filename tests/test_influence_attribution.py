@@ -114,9 +114,9 @@ def test_batches_and_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     scorer = InfluenceScorer(target, questions, estimator="adam", normalization="cosine")
     whole = scorer.score(pairs, token_shares=True)
     baseline = scorer.zero_gradient_baseline()["total"]
-    monkeypatch.setattr("optimsyn.influence.token_attribution._HOLD_BYTES", 1)
+    monkeypatch.setattr("optimsyn.influence.token_attribution.HOLD_BYTES", 1)
     # Five output rows a slice: neither weight divides by it.
-    monkeypatch.setattr("optimsyn.influence.gradients.taps._SLICE_BYTES", 16 * 8 * 5)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps.SLICE_BYTES", 16 * 8 * 5)
     scorer = InfluenceScorer(target, questions, estimator="adam", normalization="cosine")
     sliced = scorer.score(pairs, token_shares=True)
     torch.testing.assert_close(sliced.total, whole.total, rtol=1e-10, atol=1e-12)

@@ -189,7 +189,6 @@ def test_only_the_latest_are_remembered(target: Target, monkeypatch: pytest.Monk
     other.judged(pairs[5:])
     assert one.history == tuple(pairs[5:])
     assert torch.equal(one.score(pairs).total, other.score(pairs).total)
-    assert len(one._held) == 4
 
 
 def test_what_it_depends_on_is_its_fingerprint(target: Target) -> None:

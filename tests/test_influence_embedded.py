@@ -17,7 +17,7 @@ def test_scores_of_the_embedded_model_are_exact_in_float32() -> None:
     target.warm_up(samples(2, seed=1), steps=2, batch_size=2)
     questions, pairs = samples(2, seed=2), samples(2, seed=3)
     scores = InfluenceScorer(target, questions, estimator="sgd", normalization="cosine").score(pairs)
-    assert target._loss._fused, "logits at label positions only, through the frozen output layer"
+    assert target.label_loss.fused, "logits at label positions only, through the frozen output layer"
     directions = [flat(plain_gradient(target, by_hand(target, q, "question"))) for q in questions]
     direction = torch.stack(directions).mean(0) / torch.stack(directions).square().sum(1).mean().sqrt()
     for i, pair in enumerate(pairs):

@@ -136,14 +136,14 @@ def test_batches_keep_the_budget_and_every_sample_once(lengths: list[int], budge
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_losses_equal_the_models_own(kind: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimsyn.target.label_loss._CHUNK_BYTES", 260 * 8 * 3)
+    monkeypatch.setattr("optimsyn.target.label_loss.CHUNK_BYTES", 260 * 8 * 3)
     target = tiny_target(kind, warm=False)
     encoded = [target.encode(s) for s in samples(5)]
     if not fused:
-        target._loss._fused = False
+        target.label_loss.fused = False
     for batch in target.batches(encoded, 200):
         losses = target.losses(batch)
-        assert target._loss._fused is fused
+        assert target.label_loss.fused is fused
         expected = torch.stack([plain_loss(target, encoded[i]) for i in batch.indices])
         torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-12)
         found = torch.autograd.grad(losses.sum(), list(target.parameters.values()))
@@ -173,7 +173,7 @@ def test_dropout_does_not_hide_the_models_output_layer() -> None:
     target.model.train()
     first, second = target.losses(batch), target.losses(batch)
     assert not torch.equal(first, second), "the test must meet dropout"
-    assert target._loss._fused is True
+    assert target.label_loss.fused is True
     assert all(module.training for module in target.model.modules())
 
 

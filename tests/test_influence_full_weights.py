@@ -29,7 +29,7 @@ def test_a_recipe_names_layers_and_their_scores_are_exact(monkeypatch: pytest.Mo
     }
     target.warm_up(samples(3, seed=9), steps=2, batch_size=2, lr=1e-3)
     # Smaller than one sample's gradient: weights come in slices of rows.
-    monkeypatch.setattr("optimsyn.influence.gradients.taps._SLICE_BYTES", 16 * 8 * 3)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps.SLICE_BYTES", 16 * 8 * 3)
     pairs, questions = samples(3, seed=2), samples(2, seed=3)
     scores = InfluenceScorer(target, questions, estimator="adam", normalization="cosine").score(pairs)
     _, wanted = reference_scores(target, questions, pairs, "adam", True)

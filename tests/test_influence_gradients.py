@@ -118,7 +118,7 @@ def test_reused_layers_add_up_before_anything_else_sees_them() -> None:
 
 
 def test_full_weights_biases_and_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimsyn.influence.gradients.taps._SLICE_BYTES", 16 * 16 * 8)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps.SLICE_BYTES", 16 * 16 * 8)
     model = tiny("llama").requires_grad_(False)
     model.model.layers[0].self_attn.o_proj.requires_grad_(True)
     model.model.layers[1].mlp.down_proj = torch.nn.Linear(24, 16, bias=True).double()

@@ -68,7 +68,7 @@ def test_directions_are_the_explicit_mean_of_gradients(
         return compute_directions(warmed, taps, checkpoint, encoded, subtasks, 400, question_gradients=kind)
 
     whole = computed()
-    monkeypatch.setattr("optimsyn.influence.directions._HOLD_BYTES", 1)
+    monkeypatch.setattr("optimsyn.influence.directions.HOLD_BYTES", 1)
     singly = computed()
     gradients = [flat(plain_gradient(warmed, item)) for item in encoded]
     usual = (sum(float(g @ g) for g in gradients) / len(gradients)) ** 0.5

@@ -134,12 +134,12 @@ def test_it_ranks_as_real_training_does(target: Target) -> None:
 def test_what_teaches_nothing_scores_zero(scorer: SimulatedScorer) -> None:
     width = scorer.layout.width
     nothing = torch.zeros(2, width, dtype=torch.float64)
-    assert scorer._foretold(nothing, nothing, torch.tensor([2.0, 0.5]).double()).abs().max() == 0
+    assert scorer.foretold(nothing, nothing, torch.tensor([2.0, 0.5]).double()).abs().max() == 0
     assert scorer.zero_gradient_baseline() == {"total": 0.0, "by_subtask": {"a": 0.0, "b": 0.0}}
     # And what teaches next to nothing next to nothing: no jump there.
     generator = torch.Generator().manual_seed(0)
     little = 1e-9 * torch.randn(1, width, generator=generator, dtype=torch.float64)
-    assert scorer._foretold(little, little, torch.tensor([2.0]).double()).abs().max() < 1e-6
+    assert scorer.foretold(little, little, torch.tensor([2.0]).double()).abs().max() < 1e-6
 
 
 def test_other_pairs_of_a_call_do_not_count(scorer: SimulatedScorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_other_pairs_of_a_call_do_not_count(scorer: SimulatedScorer, monkeypatch
         found = scorer.score([PAIRS[i] for i in order])
         torch.testing.assert_close(found.by_subtask, whole[order], rtol=1e-9, atol=1e-13)
         assert found.ids == tuple(PAIRS[i].id for i in order)
-    monkeypatch.setattr(module, "_CHUNK", 2)
+    monkeypatch.setattr(module, "CHUNK", 2)
     torch.testing.assert_close(scorer.score(PAIRS).by_subtask, whole, rtol=1e-9, atol=1e-13)
     assert len(scorer.score([])) == 0 and scorer.score([]).total.shape == (0,)
 

@@ -174,7 +174,7 @@ def test_steps_are_kept_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     first = TwinScorer(target, questions, folder=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("optimsyn.influence.derivative.twin.measure_step", None)
-        patch.setattr(TwinScorer, "_error", None)
+        patch.setattr("optimsyn.influence.derivative.scorer.relative_error", None)
         second = TwinScorer(target, questions, folder=tmp_path)
     assert second.plans == first.plans and second.fingerprint == first.fingerprint
     assert second.numerical_error == first.numerical_error < 1e-3

@@ -86,16 +86,14 @@ async def test_all_that_is_asked_at_once_is_one_batch_at_half_the_price(
 
     price = litellm.model_cost[name.partition("/")[2]]
     full = 1000 * price["input_cost_per_token"] + 100 * price["output_cost_per_token"]
-    assert asked._cache is not None
-    assert asked._cache.totals().cost_usd == pytest.approx(5 * full / 2)
+    assert ReplyCache(tmp_path / "replies.sqlite").totals().cost_usd == pytest.approx(5 * full / 2)
     # The same calls, in this process and in the next one, are answered from the cache; ordinary ones share it.
     assert await ask(asked) == await ask(model(served, tmp_path, name=name)) == [f"call {i} in 0" for i in range(5)]
     alone = model(served, tmp_path, name=name, batch=False)
     assert await ask(alone, 6) == [*(f"call {i} in 0" for i in range(5)), "call 5 alone"]
     assert len(served.batches) == 1
     assert len(served.alone) == 1
-    assert alone._cache is not None
-    assert alone._cache.totals().cost_usd == pytest.approx(5 * full / 2 + full)
+    assert ReplyCache(tmp_path / "replies.sqlite").totals().cost_usd == pytest.approx(5 * full / 2 + full)
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
@@ -118,17 +116,21 @@ def start(served: BatchApis, folder: Path, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize(
+    ("name", "heard"),
+    [
+        (NAMES[0], False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(NAMES[0], True), (NAMES[1], False)]),
+    ],
+)
 async def test_a_killed_run_waits_for_the_batch_that_it_sent(
     served: BatchApis, tmp_path: Path, name: str, heard: bool
 ) -> None:
     asked = model(served, tmp_path, name=name)
     served.looks = 1_000_000
     child = start(served, tmp_path, name)
-    until = time.monotonic() + 60
     while not served.batches or not any(batch.looks for batch in served.batches):
-        assert time.monotonic() < until
+        assert child.poll() is None, "it ended before its batch was looked at"
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -268,9 +270,8 @@ async def test_a_service_that_fails_while_one_waits_is_asked_again(served: Batch
     asked = model(served, tmp_path)
     served.refuse = {"look": 503}
     task = asyncio.ensure_future(ask(asked))
-    until = time.monotonic() + 30
     while not served.batches:
-        assert time.monotonic() < until
+        assert not task.done()
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.2)
     served.refuse = {}

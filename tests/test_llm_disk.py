@@ -43,7 +43,7 @@ def served() -> Iterator[Service]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(replies, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(replies, "PATIENCE_S", 0.2)
     monkeypatch.setenv("LOCAL_SERVICE_KEY", KEY)
 
 
@@ -64,8 +64,8 @@ async def ask(models: list[LanguageModel], count: int) -> list[Reply | BaseExcep
 
 def fill(cache: ReplyCache, pages: int) -> None:
     """SQLite itself says that the disk is full from so many more pages on."""
-    now = cache._db.execute("PRAGMA page_count").fetchone()[0]
-    cache._db.execute(f"PRAGMA max_page_count = {now + pages}")
+    now = cache.db.execute("PRAGMA page_count").fetchone()[0]
+    cache.db.execute(f"PRAGMA max_page_count = {now + pages}")
 
 
 def asked(state: Service) -> Counter[str]:
@@ -136,7 +136,7 @@ async def test_a_request_that_waits_for_its_next_try_is_not_sent(
 async def test_a_file_that_another_program_holds(
     served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reply_file, "_BUSY_S", 0.3)
+    monkeypatch.setattr(reply_file, "BUSY_S", 0.3)
     cache = ReplyCache(tmp_path / "replies.sqlite")
     other = sqlite3.connect(tmp_path / "replies.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -174,7 +174,7 @@ async def test_without_room_for_the_reserve_nothing_is_sent(
     def full(descriptor: int, begin: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("optimsyn.llm.disk_reserve._allocate", full)
+    monkeypatch.setattr("optimsyn.llm.disk_reserve.allocate", full)
     with pytest.raises(
         DataError, match=r"replies\.reserve: cannot write the space set aside for replies \(No space left on device"
     ):
@@ -233,7 +233,7 @@ def test_what_another_process_keeps_in_the_reserve_is_whole(tmp_path: Path) -> N
 def test_a_file_of_an_earlier_version_gets_its_sums(tmp_path: Path) -> None:
     path = tmp_path / "replies.sqlite"
     with sqlite3.connect(path) as old:
-        old.execute(reply_file._SCHEMA)
+        old.execute(reply_file.SCHEMA)
         old.execute("CREATE INDEX used ON replies (input_tokens, output_tokens, cost_usd)")
         for index in range(5):
             values = (f"k{index}", Reply(text="a").model_dump_json(), "{}", "m", 10, index, 0.5, 0.0)
@@ -253,7 +253,7 @@ def test_a_file_of_an_earlier_version_gets_its_sums(tmp_path: Path) -> None:
 
 def test_asking_for_sums_reads_one_row(tmp_path: Path) -> None:
     cache = ReplyCache(tmp_path / "replies.sqlite")
-    plan = cache._db.execute("EXPLAIN QUERY PLAN SELECT replies FROM totals").fetchall()
+    plan = cache.db.execute("EXPLAIN QUERY PLAN SELECT replies FROM totals").fetchall()
     assert "totals" in str(plan)
     assert "replies" not in str(plan).replace("totals", "")
 

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,10 +145,20 @@ async def test_refusals_are_not_repeated(served: Service, answer: Answer, words:
     assert len(served.requests) == 1
 
 
-async def test_a_rate_limit_is_waited_out_as_long_as_it_says(served: Service) -> None:
-    served.answers(refused(429, "slow down", Retry_After="0.4"), said("ok"))
+async def test_a_rate_limit_is_waited_out_as_long_as_it_says(served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    monkeypatch.setattr("optimsyn.llm.language_model.time", SimpleNamespace(monotonic=lambda: sum(waits)))
+    served.answers(refused(429, "slow down", Retry_After="20"), said("ok"))
     assert (await model(served.base).complete(HELLO)).text == "ok"
-    assert served.times[1] - served.times[0] >= 0.4
+    assert len(served.requests) == 2
+    assert sum(waits) == pytest.approx(20)
 
 
 async def test_a_rate_limit_that_asks_for_an_hour_stops_the_run(served: Service) -> None:

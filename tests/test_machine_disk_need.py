@@ -21,6 +21,7 @@ from tests.stages_helpers import recipe, run_stage, served
 __all__ = ["recipe", "served"]
 
 
+@pytest.mark.slow
 def test_a_whole_run_takes_no_more_than_foretold(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     need = disk_need(recipe, Run.folder_of(recipe, root))

@@ -33,7 +33,7 @@ def near(foreseen: Range, real: float) -> bool:
     return foreseen.expected / FACTOR <= real <= foreseen.expected * FACTOR and foreseen.low <= real <= foreseen.high
 
 
-@pytest.mark.parametrize("domain", ["finance", "medicine"])
+@pytest.mark.parametrize("domain", ["finance", pytest.param("medicine", marks=pytest.mark.slow)])
 def test_a_domain_sends_what_was_foreseen(domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_SERVICE_KEY", "none-at-all")
     recipe = resized(Recipe.load(RECIPES / f"{domain}.yaml"), "tiny")

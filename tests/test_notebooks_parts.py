@@ -42,8 +42,8 @@ def test_messages_of_optimsyn_become_one_line_without_secrets(monkeypatch: pytes
     log = logging.getLogger("optimsyn")
     before, propagate = list(log.handlers), log.propagate
     try:
-        notebook._show_messages()
-        notebook._show_messages()
+        notebook.show_messages()
+        notebook.show_messages()
         logging.getLogger("optimsyn.llm.embedded.server").warning("once, with %s", "secret-of-mine-1")
     finally:
         log.handlers, log.propagate = before, propagate

@@ -147,7 +147,7 @@ def test_kill_9_twice_ends_with_the_weights_of_an_undisturbed_training(tmp_path:
 
     def start(*limit: str) -> int:
         command = [sys.executable, str(SCRIPT), "policy", str(killed), *limit]
-        return subprocess.run(command, check=False, capture_output=True, timeout=120).returncode
+        return subprocess.run(command, check=False, capture_output=True, timeout=600).returncode
 
     assert start("3") == -9  # before the first checkpoint
     assert start("14") == -9

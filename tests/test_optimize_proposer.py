@@ -112,10 +112,10 @@ def test_proposals_keep_the_persons_text_stay_short_and_never_repeat(drawn: list
 
 
 def test_every_check_has_a_cure() -> None:
-    from optimsyn.optimize.proposer import _CURES
+    from optimsyn.optimize.proposer import CURES
     from optimsyn.programs.checks import CHECKS
 
-    assert set(_CURES) == {*CHECKS, "rubric_format", "pair_format"}
+    assert set(CURES) == {*CHECKS, "rubric_format", "pair_format"}
 
 
 def test_unique_types_are_no_evidence_but_openings_are() -> None:

@@ -124,5 +124,5 @@ def test_log_probs_against_autograd_in_float64() -> None:
 
 def test_what_it_does_not_know_goes_trls_way(tmp_path: Path) -> None:
     trainer = trainer_of("llama", tmp_path)
-    trainer._causal.config.logits_scaling = 8.0
-    assert not trainer._can_share()
+    trainer.model.get_base_model().config.logits_scaling = 8.0
+    assert not trainer.can_share()

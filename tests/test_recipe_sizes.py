@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +65,7 @@ def test_every_recipe_that_comes_with_optimsyn_is_valid_at_tiny_size_on_any_mach
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
 def test_every_domain_recipe_says_offline_what_it_lacks(name: str) -> None:
     recipe = Recipe.load(RECIPES / f"{name}.yaml")
-    begun = time.monotonic()
     text = "\n".join(validate(recipe).problems)
-    assert time.monotonic() - begun < 5
     for role in ("rubric", "target"):
         assert f"models.{role}: the hub cannot be reached" in text
     for field in ("documents.source", "questions.validation"):
@@ -94,7 +91,7 @@ def test_offline_every_domain_recipe_is_valid_and_tells_what_was_not_checked(
     for what in ("documents.source", "questions.validation", "models.rubric", "models.target"):
         assert f"{what}: whether the hub has " in text
     assert "models.generator: " in text
-    assert ("? not checked", found.unchecked[0]) in found._table().rows
+    assert "? not checked" in found._repr_html_()
 
 
 def test_offline_still_refuses_what_this_machine_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from report_helpers import Page, metric_row
 
 from optimsyn.base.table import decimals_for, fixed
 from optimsyn.report.charts import WIDTH, Axis, Chart, influence_chart, interval_chart, policy_chart, prompt_chart
-from optimsyn.report.page.pairs import _excerpt
+from optimsyn.report.page.pairs import excerpt_around
 from optimsyn.report.rendering import byte_size, cut, render
 from optimsyn.report.word_diff import word_diff
 
@@ -23,9 +23,13 @@ finite = st.floats(-1e6, 1e6, allow_nan=False).filter(lambda value: value == 0 o
 def drawn(chart: Chart | None) -> str:
     """The drawing, well-formed and within its borders."""
     assert chart is not None
-    from optimsyn.report.rendering import _environment
+    from optimsyn.report.rendering import template_environment
 
-    html = _environment().from_string('{% from "chart.html.j2" import chart %}{{ chart(drawn) }}').render(drawn=chart)
+    html = (
+        template_environment()
+        .from_string('{% from "chart.html.j2" import chart %}{{ chart(drawn) }}')
+        .render(drawn=chart)
+    )
     assert Page(html).problems == []
     assert chart.alt and "nan" not in html and "inf" not in html.replace("influence", "")
     for mark in chart.marks:
@@ -144,12 +148,12 @@ def test_numbers_of_one_column_have_the_same_decimals() -> None:
 
 def test_an_excerpt_is_cut_between_words_around_the_quote() -> None:
     text = "word " * 300 + "The quoted sentence." + " more" * 300
-    before, quote, after = _excerpt(text, "The quoted sentence.")
+    before, quote, after = excerpt_around(text, "The quoted sentence.")
     assert quote == "The quoted sentence."
     assert before.startswith("…word ") and after.endswith(" more…") and len(before + quote + after) < 710
-    assert _excerpt("Short. Quote.", "Quote.") == ("Short. ", "Quote.", "")
-    assert _excerpt("x" * 900, "not in it")[0] == "x" * 699 + "…"
-    assert _excerpt("y" * 500 + "Q" + "z" * 500, "Q")[0].startswith("…y")
+    assert excerpt_around("Short. Quote.", "Quote.") == ("Short. ", "Quote.", "")
+    assert excerpt_around("x" * 900, "not in it")[0] == "x" * 699 + "…"
+    assert excerpt_around("y" * 500 + "Q" + "z" * 500, "Q")[0].startswith("…y")
 
 
 def test_templates_take_secrets_out_of_every_value() -> None:

@@ -18,7 +18,6 @@ from optimize_helpers import PairWriter, make_reward, passages, rubric
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import append_jsonl, iter_json
 from optimsyn.reward.judgements import Judgement, Ledger, content_key, latest_rows
-from optimsyn.reward.ledger_index import LedgerIndex
 from optimsyn.reward.reward import RubricRequest
 
 HOSTILE = [
@@ -207,10 +206,10 @@ def test_a_ledger_without_room_for_its_index_is_told(tmp_path: Path, monkeypatch
     path = tmp_path / "rewards.jsonl"
     earlier(path, [[row(0)]])
 
-    def full(self: LedgerIndex) -> None:
+    def full(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(LedgerIndex, "_open", full)
+    monkeypatch.setattr(sqlite3, "connect", full)
     with pytest.raises(DataError, match=r"rewards\.index: cannot write the index of judgements \(database or disk is"):
         Ledger(path)
 

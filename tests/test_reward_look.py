@@ -25,7 +25,7 @@ from optimsyn.reward.look import measure as module
 from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
 from optimsyn.reward.look.options import LookOptions
 from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn, reward_look_rows
-from optimsyn.reward.look.trainings import _intervals, train_on_subsets, trainings_of
+from optimsyn.reward.look.trainings import subset_intervals, train_on_subsets, trainings_of
 from optimsyn.reward.look.verdict import judged
 from optimsyn.target.target import Target
 
@@ -132,7 +132,7 @@ def test_a_healthy_reward_is_no_noise(scorer: Any, tmp_path: Path) -> None:
     assert look == look_at_reward(ScorerSetup(built, target, questions), pairs, LookOptions(lr=1e-2)), "the same twice"
     look.save(tmp_path / "look.json")
     assert RewardLook.load(tmp_path / "look.json") == look
-    assert look.verdict in str(look._table()) and "rank agreement" in look._repr_html_()
+    assert look.verdict in look._repr_html_() and "rank agreement" in look._repr_html_()
 
 
 def test_shuffled_directions_are_noise() -> None:
@@ -208,7 +208,7 @@ def test_verdicts_follow_the_rules(changes: dict[str, Any], verdict: str, words:
     look = judged(replace(LOOK, **changes))
     assert look.verdict == verdict and words in look.sentence
     assert RewardLook.from_json(json.loads(json.dumps(look.to_json(), allow_nan=False))) == look
-    assert verdict in str(look._table())
+    assert verdict in look._repr_html_()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -270,33 +270,33 @@ def test_intervals_tell_order_from_chance() -> None:
     means = np.concatenate([[1.0, -1.0], means[1:-1]])
     start, questions = np.full(8, 3.0), np.linspace(0, 0.01, 8)
     losses = 2.5 - 0.5 * means[:, None] + questions
-    agreement, difference = _intervals(means, start, losses, seed=0)
+    agreement, difference = subset_intervals(means, start, losses, seed=0)
     assert agreement.value == pytest.approx(1) and agreement.above_zero
     assert difference.value == pytest.approx(1.0)
-    agreement, difference = _intervals(means, start, 5 - losses, seed=0)
+    agreement, difference = subset_intervals(means, start, 5 - losses, seed=0)
     assert agreement.below_zero and difference.value == pytest.approx(-1.0)
     # Random subsets that end further apart than the best and the worst: no telling.
     scattered = losses + np.random.default_rng(0).normal(0, 2, size=(10, 1))
-    _, difference = _intervals(means, start, scattered, seed=0)
+    _, difference = subset_intervals(means, start, scattered, seed=0)
     assert not difference.above_zero and not difference.below_zero
 
 
 def test_questions_are_parted_by_group_and_every_subtask_keeps_most() -> None:
     questions = made_questions(36, subtasks=3)
-    held = module._held_back(questions, seed=3)
-    assert held == module._held_back(questions, seed=3)
+    held = module.questions_held_back(questions, seed=3)
+    assert held == module.questions_held_back(questions, seed=3)
     kept = [q for i, q in enumerate(questions) if i not in held]
     assert 6 <= len(held) <= 12
     assert not {questions[i].group for i in held} & {q.group for q in kept}
     assert all(count >= 8 for count in Counter(q.subtask for q in kept).values())
-    assert len(module._held_back(made_questions(90), seed=0)) <= 12
-    assert module._held_back(questions[:11], seed=0) == []
+    assert len(module.questions_held_back(made_questions(90), seed=0)) <= 12
+    assert module.questions_held_back(questions[:11], seed=0) == []
 
 
 def test_unseen_and_different_pairs_come_first() -> None:
     pairs = made_pairs(10)
     pairs += [pairs[9].model_copy(update={"id": "again"})]
-    chosen = module._chosen(pairs, {f"p{i}" for i in range(6)}, 6, seed=0)
+    chosen = module.pairs_to_train_on(pairs, {f"p{i}" for i in range(6)}, 6, seed=0)
     ids = [pairs[i].id for i in chosen]
     assert {"p6", "p7", "p8"} < set(ids[:4]) and ids[3:4] != ["p0"] and len(ids) == 6
     assert len({"p9", "again"} & set(ids)) == 1
@@ -306,7 +306,7 @@ def test_unseen_and_different_pairs_come_first() -> None:
 def test_length_is_compared_within_passages_where_there_are_enough_pairs(passages: int) -> None:
     target, pairs, questions = tiny_target(dtype=torch.float32), made_pairs(12, passages=passages), made_questions(4)
     scores = InfluenceScorer(target, questions).score(pairs)
-    found, within = module._length(pairs, scores)
+    found, within = module.length_agreement(pairs, scores)
     x, y = 1 / scores.label_tokens.double().numpy(), scores.total.numpy()
     if passages == 3:
         for name in {pair.passage_id for pair in pairs}:

@@ -19,7 +19,7 @@ from optimsyn.llm.replies import Reply
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs import STAGES, Run
 from optimsyn.runs.durations import clock, earlier_seconds, seconds_left
-from optimsyn.runs.manifest import Failure
+from optimsyn.runs.manifest import Failure, ManifestFile
 from optimsyn.runs.resources import find_recipe, notebook_name, notebook_path
 
 
@@ -244,7 +244,7 @@ def test_estimates(tmp_path: Path) -> None:
     earlier = Run.open(tiny_recipe(seed=1), tmp_path)
     with earlier.stage("prepare"):
         pass
-    with earlier._manifest.change() as manifest:
+    with ManifestFile(earlier.folder / "manifest.json").change() as manifest:
         manifest.stage("prepare").seconds = 30.0
     run = Run.open(tiny_recipe(), tmp_path)
     known = earlier_seconds(run)

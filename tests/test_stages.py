@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from optimsyn.stages.preview import preview
 from tests.llm_helpers import KEY, Answer, Service, refused, said
 from tests.stages_helpers import answer, asked_twice, run_stage
 
+# Those that ask services, and the dataset is there.
+BUYING = STAGES[: STAGES.index("synthesize") + 1]
 
-def run_all(run: Run) -> None:
-    for stage in STAGES:
+
+def run_all(run: Run, stages: Sequence[str] = STAGES) -> None:
+    for stage in stages:
         run_stage(run, stage)
 
 
@@ -80,12 +84,12 @@ def test_selection_by_influence_keeps_the_candidates_of_highest_influence(recipe
             assert row["influence"] <= worst_kept
 
 
-@pytest.mark.parametrize("stage", ["warm_up", "synthesize"])
+@pytest.mark.parametrize("stage", [pytest.param("warm_up", marks=pytest.mark.slow), "synthesize"])
 def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
     recipe: Recipe, served: Service, tmp_path: Path, stage: str
 ) -> None:
     undisturbed = Run.open(recipe, tmp_path / "undisturbed")
-    run_all(undisturbed)
+    run_all(undisturbed, BUYING)
     good = len(served.requests)
     served.requests.clear()
 
@@ -104,7 +108,7 @@ def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
     refusals = len(served.requests) - before - 3
     served.requests = served.requests[: before + 3]
     served.answer = answer
-    run_all(run)
+    run_all(run, BUYING)
     assert refusals > 0
     assert asked_twice(served) == []
     assert requests_of(run) == good

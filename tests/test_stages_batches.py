@@ -23,6 +23,7 @@ def pairs_of(run: Run) -> list[Any]:
     return [json.loads(line) for line in run.path("dataset", "train.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_synthesis_and_first_drafts_go_in_batches_and_give_the_same_pairs(
     recipe: Recipe, served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

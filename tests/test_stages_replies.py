@@ -17,6 +17,7 @@ from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.page.report import write_report
 from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import ManifestFile
 from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import answer, run_stage
 
@@ -107,6 +108,7 @@ def synthesize(recipe: Recipe, served: Service, root: Path, pairs: int, share: f
     return run, poisoned
 
 
+@pytest.mark.slow
 def test_a_run_with_poison_ends_with_exactly_the_poison_counted(
     recipe: Recipe,
     served: Service,
@@ -139,7 +141,7 @@ def test_a_run_with_poison_ends_with_exactly_the_poison_counted(
     asked = len(served.requests)
     for path in (run.folder / "synthesize").glob("*.candidates.jsonl"):
         path.unlink()
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         manifest.stage("synthesize").status = "failed"
     run_stage(Run.load(run.folder), "synthesize")
     assert len(served.requests) == asked

@@ -245,7 +245,7 @@ def test_bm25_by_hand() -> None:
     pool = samples(5, seed=7)
     query = pool[2]
     found = baselines.bm25_scores(pool, [query])
-    documents = [baselines._WORD.findall(baselines.text_of(item).lower()) for item in pool]
+    documents = [baselines.WORD.findall(baselines.text_of(item).lower()) for item in pool]
     mean_length = sum(map(len, documents)) / len(documents)
     expected = []
     for words in documents:
@@ -387,7 +387,7 @@ def test_ranking_within_passages_by_hand() -> None:
 def test_resamples_are_shared_and_seeded() -> None:
     one, two = CellStatistics(cell_of(1), 50, 3), CellStatistics(cell_of(1), 50, 3)
     assert np.array_equal(one.spearman("good", HEADLINE), two.spearman("good", HEADLINE), equal_nan=True)
-    drawn = one._samples[7]
+    drawn = one.samples[7]
     cell = cell_of(1)
     again = stats.spearmanr(np.array(cell.scores["good"])[drawn], np.array(cell.truths[HEADLINE])[drawn]).statistic
     assert one.spearman("good", HEADLINE)[7] == pytest.approx(again)

@@ -333,13 +333,13 @@ def test_weights_follow_the_losses_to_another_device(monkeypatch: pytest.MonkeyP
     # As of a model on several GPUs, whose losses are where its output layer is.
     target = tiny_target("gpt2")
     (batch,) = target.batches([counted(target.encode(s), HALF, "pair") for s in samples(3)], 10_000)
-    tokens = target._loss.tokens
+    tokens = target.label_loss.tokens
 
     def elsewhere(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         losses, rows, columns = tokens(*inputs)
         return losses.to("meta"), rows, columns
 
-    monkeypatch.setattr(target._loss, "tokens", elsewhere)
+    monkeypatch.setattr(target.label_loss, "tokens", elsewhere)
     losses = target.losses(batch)
     assert losses.device.type == "meta" and losses.shape == (3,)
 

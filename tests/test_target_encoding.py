@@ -10,7 +10,7 @@ from data_helpers import text_of
 from document_helpers import documents, folder_source
 
 from optimsyn.base.errors import DataError
-from optimsyn.base.text_files import _cure, decode, likely_encoding
+from optimsyn.base.text_files import conversion_advice, decode, likely_encoding
 from optimsyn.data.documents import load_documents, read_documents
 from optimsyn.data.files.rows import read_rows
 from optimsyn.recipe.recipe import Source
@@ -152,7 +152,7 @@ def test_the_command_that_is_named_exists(encoding: str) -> None:
     python_name = encoding.replace("LE", "-le").replace("BE", "-be") if encoding.startswith("UTF") else encoding
     done = subprocess.run(command, input="mill\n".encode(python_name), capture_output=True, check=True)
     assert done.stdout == b"mill\n"
-    assert f"iconv -f {encoding} -t UTF-8" in _cure(python_name.lower(), settable=False)
+    assert f"iconv -f {encoding} -t UTF-8" in conversion_advice(python_name.lower(), settable=False)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_accumulated_passes_equal_one_pass(tmp_path: Path, monkeypatch: pytest.M
     pairs = make_pairs(8)
     fine_tune(SPEC, pairs, CONFIG, tmp_path / "one", 0, target=make_target())
     longest = max(len(make_target().encode(sample_of(pair)).input_ids) for pair in pairs)
-    monkeypatch.setattr(sft, "_TOKENS_AT_ONCE", 2 * longest)
+    monkeypatch.setattr(sft, "TOKENS_AT_ONCE", 2 * longest)
     fine_tune(SPEC, pairs, CONFIG, tmp_path / "two", 0, target=make_target())
     # The trainer reports a loss for the whole step, not for one pass.
     assert [row["loss"] for row in history(tmp_path / "two")] == pytest.approx(
@@ -140,7 +140,7 @@ def test_killed_after_the_last_step_trains_no_further(tmp_path: Path, monkeypatc
 
     folder = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "_save_adapter", kill)
+        patch.setattr(sft, "save_adapter", kill)
         with pytest.raises(Killed):
             fine_tune(SPEC, pairs, CONFIG, folder, 3, target=make_target(seed=3))
     fine_tune(SPEC, pairs, CONFIG, folder, 3, target=make_target(seed=3))
@@ -229,4 +229,4 @@ def test_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     ("batch", "longest", "per_pass"), [(4, 100, 4), (8, 1024, 4), (6, 1500, 2), (4, 9999, 1), (7, 640, 1)]
 )
 def test_batches_are_cut_to_equal_parts_that_fit(batch: int, longest: int, per_pass: int) -> None:
-    assert sft._per_pass(batch, longest) == per_pass
+    assert sft.rows_per_pass(batch, longest) == per_pass

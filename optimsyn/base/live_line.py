@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 TRANSIENT: dict[str, Any] = {"optimsyn": {"transient": True}}
 
-_REDRAW_SECONDS = 1.0
+REDRAW_SECONDS = 1.0
 _LOG_SECONDS = 60.0
 
 
@@ -108,7 +108,7 @@ class LiveLine:
             self._shown = text
 
     def _run(self) -> None:
-        while not self._over.wait(_REDRAW_SECONDS):
+        while not self._over.wait(REDRAW_SECONDS):
             self.draw()
 
     def __enter__(self) -> LiveLine:

@@ -83,7 +83,7 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
     wide = _wide(data)
     if wide is not None:
         called = wide.upper().removesuffix("-LE").removesuffix("-BE")
-        raise DataError(f"{where}: is {called} text without a byte order mark; {_cure(wide, settable)}")
+        raise DataError(f"{where}: is {called} text without a byte order mark; {conversion_advice(wide, settable)}")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -95,7 +95,7 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
             raise DataError(
                 f"{found}, and the file does not look like text at all; remove it or give it the right ending"
             ) from None
-        raise DataError(f"{found}; {_cure(likely_encoding(data), settable)}") from None
+        raise DataError(f"{found}; {conversion_advice(likely_encoding(data), settable)}") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(
@@ -160,7 +160,8 @@ def _in_given(data: bytes, where: str, encoding: str) -> str:
         ) from None
 
 
-def _cure(encoding: str, settable: bool) -> str:
+def conversion_advice(encoding: str, settable: bool) -> str:
+    """What to do with text in this encoding; `settable` when the recipe can name the encoding beside the file."""
     name = re.sub(r"^UTF-(16|32)-", r"UTF-\1", encoding.replace("_", "-").upper())
     converted = f"convert the file, e.g. iconv -f {name} -t UTF-8, or save it as UTF-8 in an editor"
     looks = f"it looks like {encoding}"

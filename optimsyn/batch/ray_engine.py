@@ -60,7 +60,7 @@ class RayEngine:
                 "away for a local one"
             ) from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self._cpus = _share([int(node.get("CPU", 0)) for node in nodes], most)
+        self._cpus = cpus_of_a_run([int(node.get("CPU", 0)) for node in nodes], most)
         self._gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
         self._refs: list[Any] = []
 
@@ -121,7 +121,7 @@ class _Task:
         self._ray.cancel(self._ref, force=True)
 
 
-def _share(cpus: Sequence[int], most: int) -> int:
+def cpus_of_a_run(cpus: Sequence[int], most: int) -> int:
     """CPUs for each run, so that `most` runs fill the nodes; Ray also takes it for the number of threads."""
     cpus = [count for count in cpus if count > 0]
     if not cpus:

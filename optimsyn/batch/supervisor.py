@@ -31,7 +31,7 @@ _TICK_S = 0.25
 _LOOK_S = 1.0
 # How long a run may take to close kernel and server, and how long one of a killed batch may hold its folder.
 _STOP_S = 60.0
-_HELD_S = 90.0
+HELD_S = 90.0
 
 
 @dataclass
@@ -164,9 +164,9 @@ class Supervisor:
 
     def _hold(self, job: Job, busy: str) -> bool:
         """A folder that another process has: one of a killed batch will let it go soon, a person's may not."""
-        self._say_once(f"{busy}; the batch waits {_HELD_S:.0f} seconds for that to end.")
+        self._say_once(f"{busy}; the batch waits {HELD_S:.0f} seconds for that to end.")
         since = self._held.setdefault(job.name, time.monotonic())
-        if time.monotonic() - since < _HELD_S:
+        if time.monotonic() - since < HELD_S:
             return False
         _failed(job, StageError(f"{busy}; wait for it or stop it"))
         return True

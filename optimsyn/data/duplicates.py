@@ -90,7 +90,7 @@ class NearDuplicates:
             return Match(index, max(self.threshold, min(_ALMOST, _jaccard(features, self._features[index]))))
         numbers = _numbers(words)
         best: Match | None = None
-        for index in sorted(self._candidates(features)):
+        for index in sorted(self.candidates(features)):
             if numbers != self._numbers[index]:
                 continue
             # Equal sets of words in another order are alike, not equal: that answer was given above.
@@ -101,7 +101,7 @@ class NearDuplicates:
                 best = Match(index, similarity)
         return best
 
-    def _candidates(self, features: frozenset[str]) -> set[int]:
+    def candidates(self, features: frozenset[str]) -> set[int]:
         """All texts that can be alike: who shares a share of these features shares one of the rarest of them.
 
         Of n features an alike text has at least threshold * n, so it lacks too few to lack all of the others. Stock

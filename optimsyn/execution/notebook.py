@@ -37,7 +37,7 @@ def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
         StageError: Something is missing that the notebook needs; the message holds the cure.
     """
     set_variables(QUIET)
-    _show_messages()
+    show_messages()
     from optimsyn.base.table import Table
     from optimsyn.machine.doctor import notebook_findings
 
@@ -70,7 +70,7 @@ class _ShowMessage(logging.Handler):
         NotebookText().show(redact(record.getMessage()))
 
 
-def _show_messages() -> None:
+def show_messages() -> None:
     """Sends optimsyn's own messages to the cell, and hides what libraries warn each other about."""
     if not in_notebook():
         return

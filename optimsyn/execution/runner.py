@@ -70,7 +70,7 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
                 try:
                     _run_stage(run, stage, label, screen, earlier)
                 finally:
-                    _tell_notes(run, screen, told)
+                    tell_notes(run, screen, told)
                 _foresee(run, stage, screen)
             else:
                 screen.say(f"[dim]✓ {label} {_taken(run, stage):>7}  finished earlier[/]")
@@ -80,7 +80,7 @@ def _notes(run: Run) -> list[str]:
     return run_notes(run.services, run.outcomes())
 
 
-def _tell_notes(run: Run, screen: Screen, told: set[str]) -> None:
+def tell_notes(run: Run, screen: Screen, told: set[str]) -> None:
     """Tells what a stage has learned about services and kept replies, once: its own log is in its notebook."""
     for note in _notes(run):
         if note not in told:

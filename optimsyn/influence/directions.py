@@ -32,7 +32,7 @@ from optimsyn.target.target import Target
 from optimsyn.target.upcast import in_float32, is_narrow
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
-_HOLD_BYTES = 512 * 2**20
+HOLD_BYTES = 512 * 2**20
 _PREFIX = "direction:"
 
 
@@ -179,7 +179,7 @@ def compute_directions(
         for name, parameter in target.parameters.items()
     }
     size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
-    limit = max(1, _HOLD_BYTES // size)
+    limit = max(1, HOLD_BYTES // size)
     losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
     squares = dict.fromkeys(ESTIMATORS, 0.0)
     # Made once and used for every score, so of a 16-bit model too they are made in float32, which takes twice the room.

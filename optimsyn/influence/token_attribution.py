@@ -26,7 +26,7 @@ from optimsyn.target.encoding import Batch, Encoded
 from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
-_HOLD_BYTES = 512 * 2**20
+HOLD_BYTES = 512 * 2**20
 
 
 def token_shares(
@@ -58,7 +58,7 @@ def token_shares(
     target = taps.target
     size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
     found = [torch.empty(0, dtype=torch.float64)] * len(encoded)
-    for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, _HOLD_BYTES // size)):
+    for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, HOLD_BYTES // size)):
         sink.choose(None if winners is None else winners[indices])
         sink.start(len(batch))
         with taps.attached():

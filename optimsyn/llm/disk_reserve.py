@@ -58,7 +58,7 @@ class Reserve:
                 return
             free = free_bytes(self.path) or 0
             try:
-                _allocate(descriptor, status.st_size, max(LEAST_BYTES, min(RESERVE_BYTES, free // 4)))
+                allocate(descriptor, status.st_size, max(LEAST_BYTES, min(RESERVE_BYTES, free // 4)))
             except OSError:
                 if not os.pread(descriptor, 1, 0).strip(b"\0"):
                     self.path.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _write_all(descriptor: int, content: bytes, begin: int) -> None:
         content, begin = content[done:], begin + done
 
 
-def _allocate(descriptor: int, begin: int, size: int) -> None:
+def allocate(descriptor: int, begin: int, size: int) -> None:
     """Makes a file so long that later writes into it need no more room."""
     if hasattr(os, "posix_fallocate"):
         try:

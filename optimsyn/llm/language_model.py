@@ -242,7 +242,7 @@ class LanguageModel(ABC):
         task = self._under_way.get(key)
         if task is None:
             task = asyncio.ensure_future(self._bought(key, call))
-            if self._highest_price(1, 1) != 0.0:
+            if self.highest_price(1, 1) != 0.0:
                 REQUESTS.follow(task)
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
@@ -291,7 +291,7 @@ class LanguageModel(ABC):
         Raises:
             BudgetError: The call could pass a cap; nothing has been sent.
         """
-        with nullcontext() if self._budget is None else self._reserved(self._budget, call):
+        with nullcontext() if self._budget is None else self.reserved(self._budget, call):
             yield
 
     def _filled(self, call: Call) -> Call:
@@ -315,16 +315,16 @@ class LanguageModel(ABC):
         }
         return asked | self.asked_besides
 
-    def _reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
+    def reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
         """Room in the budget for the most that a call may use and cost."""
         prompt, reply = self._most_tokens(call)
-        return budget.reserved(prompt + reply, self._highest_price(prompt, reply))
+        return budget.reserved(prompt + reply, self.highest_price(prompt, reply))
 
     def _most_tokens(self, call: Call) -> tuple[int, int]:
         """The most tokens that prompt and reply of a call may have."""
         prompt = sum(len(message["content"]) for message in call.messages) // _CHARACTERS_PER_TOKEN
         return prompt, call.max_tokens or self.spec.max_tokens
 
-    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+    def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """US dollars for a prompt and a reply of this length; None when the price is not known before."""
         return 0.0

@@ -32,7 +32,7 @@ __all__ = ["Budget", "Reply", "ReplyCache", "Usage"]
 _log = logging.getLogger(__name__)
 
 # How long a reply that found no place at all is tried again before it is given up.
-_PATIENCE_S = 20.0
+PATIENCE_S = 20.0
 
 _STOPPED = "Nothing more is bought; replies to requests under way are still kept while there is space."
 
@@ -68,10 +68,10 @@ class ReplyCache:
         self._reserve = Reserve(self.path.with_name(self.path.stem + ".reserve")) if on_disk else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = connect(self.path)
-            prepare(self._db)
+            self.db = connect(self.path)
+            prepare(self.db)
             # Reads never wait for a write, which can take a minute when another program holds the file.
-            self._reader = connect(self.path) if on_disk else self._db
+            self._reader = connect(self.path) if on_disk else self.db
         except sqlite3.Error as error:
             if is_disk_trouble(error) or "unable to open" in str(error) or "locked" in str(error):
                 raise cannot_write(self.path, "replies", error) from error
@@ -193,7 +193,7 @@ class ReplyCache:
         """
         try:
             with self._lock:
-                self._db.executemany(
+                self.db.executemany(
                     "UPDATE replies SET key = key || ' set aside ' || rowid WHERE key = ?", [(key,) for key in keys]
                 )
         except sqlite3.Error as error:
@@ -216,17 +216,17 @@ class ReplyCache:
         self.outcomes.close()
         with self._lock, self._reading:
             self._reader.close()
-            self._db.close()
+            self.db.close()
 
     def _insert(self, values: Row) -> None:
         with self._lock:
-            self._db.execute(INSERT, values)
+            self.db.execute(INSERT, values)
 
     def _stop(self, trouble: DataError) -> DataError:
         """Lets nothing more be bought; the first reason is the one that is reported."""
         if self._trouble is None:
             self._trouble = trouble
-            self._patient_until = time.monotonic() + _PATIENCE_S
+            self._patient_until = time.monotonic() + PATIENCE_S
         return self._trouble
 
     def _put_aside(self, values: Row) -> bool:
@@ -235,7 +235,7 @@ class ReplyCache:
     def _insisted(self, values: Row) -> bool:
         """Tries again for a while: somebody may be freeing room just now."""
         while time.monotonic() < self._patient_until:
-            time.sleep(min(1.0, _PATIENCE_S / 4))
+            time.sleep(min(1.0, PATIENCE_S / 4))
             try:
                 self._insert(values)
             except sqlite3.Error:
@@ -251,13 +251,13 @@ class ReplyCache:
         try:
             with self._reserve.taken() as lines, self._lock:
                 rows = [tuple(json.loads(line)) for line in lines]
-                self._db.execute("BEGIN IMMEDIATE")
+                self.db.execute("BEGIN IMMEDIATE")
                 try:
-                    self._db.executemany(INSERT, rows)
-                    self._db.execute("COMMIT")
+                    self.db.executemany(INSERT, rows)
+                    self.db.execute("COMMIT")
                 except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
+                    if self.db.in_transaction:
+                        self.db.execute("ROLLBACK")
                     raise
         except (sqlite3.Error, OSError) as error:
             self._aside = {row[0]: Reply.model_validate_json(row[1]) for row in rows}

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY,
     reply TEXT NOT NULL,
@@ -37,7 +37,7 @@ END;
 DROP INDEX IF EXISTS used;
 """
 # How long a process waits for another one's write.
-_BUSY_S = 60.0
+BUSY_S = 60.0
 INSERT = "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 # The columns of `replies`.
 Row = tuple[str, str, str, str, int, int, float, float]
@@ -49,7 +49,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: The file cannot be opened.
     """
-    db = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
+    db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
     # FULL: a commit survives a power cut too; the fsync is nothing beside the request it protects.
     db.execute("PRAGMA synchronous=FULL")
     return db
@@ -62,7 +62,7 @@ def prepare(db: sqlite3.Connection) -> None:
         sqlite3.Error: It is no such file, or cannot be written.
     """
     db.execute("PRAGMA journal_mode=WAL")
-    db.execute(_SCHEMA)
+    db.execute(SCHEMA)
     known = "SELECT 1 FROM sqlite_master WHERE name = 'uncounted'"
     if db.execute(known).fetchone() is not None:
         return

@@ -10,7 +10,7 @@ BYTES_A_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
 _OVERHEAD = 1.25
 # A container's limit, what it uses and of what kind that is, as the second and the first version of cgroups tell it.
-_CONTAINER = (
+CONTAINER = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -44,7 +44,7 @@ def main_memory() -> tuple[int, int]:
 
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
-    for limit_file, used_file, stat_file in _CONTAINER:
+    for limit_file, used_file, stat_file in CONTAINER:
         limit = _number_in(limit_file)
         if limit is not None and limit < total:
             total = limit

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimsyn.recipe.recipe import Recipe
 
 # Looking at a passage for what it says to a language model takes half a millisecond.
-_LOOKED_AT = 4000
+LOOKED_AT = 4000
 _FEW_VALIDATION = 8
 _FEW_TEST = 20
 # An English token has about four characters and is never longer than a word; between the two it depends.
@@ -53,7 +53,7 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
 
 def _check_injections(recipe: Recipe, passages: Sequence[Passage], preflight: Preflight) -> None:
     """Passages that talk to a language model; of very many, some from all over."""
-    step = -(-len(passages) // _LOOKED_AT)
+    step = -(-len(passages) // LOOKED_AT)
     looked_at = passages[::step]
     flagged = talking(looked_at)
     if not flagged:

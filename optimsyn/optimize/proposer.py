@@ -33,7 +33,7 @@ _HANGING = frozenset(
     "a an the of or and in on at to by for from with as is are was that which who whose than not non if its".split()
 )
 
-_CURES = {
+CURES = {
     "rubric_format": "Keep each criterion to one short line and give all five of them.",
     "pair_format": "Ask for one question and one short answer only.",
     "format": "Ask for one complete question and one complete answer.",
@@ -158,7 +158,7 @@ def _on_checks(rows: Sequence[Judgement]) -> list[Advice]:
     worth = _shrunk_mean(valid) if valid else 0.0
     name, count = min(failed.items(), key=lambda item: (-item[1], item[0]))
     lost = [worth - row.reward for row in rows if not row.valid and row.failed[:1] == (name,)]
-    text = _CURES.get(name)
+    text = CURES.get(name)
     if text is None:
         reason = next((row.reasons[name] for row in rows if row.reasons.get(name)), "")
         text = f"Avoid what the check '{name.replace('_', ' ')}' refuses{': ' + _quote(reason) if reason else ''}."

@@ -120,9 +120,9 @@ class SharedPromptTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         unwrapped = self.accelerator.unwrap_model(self.model)
         self._causal = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
-        self.shares_prompts = self._can_share()
+        self.shares_prompts = self.can_share()
 
-    def _can_share(self) -> bool:
+    def can_share(self) -> bool:
         """Whether the model and the machine are of the kind that the short way is written for."""
         config = self._causal.config.get_text_config()
         head = self._causal.get_output_embeddings()

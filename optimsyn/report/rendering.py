@@ -33,7 +33,7 @@ def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
         HTML; every value is escaped where it is put in.
     """
     hidden = list(secrets)
-    environment = _environment().overlay(finalize=lambda value: _shown(value, hidden))
+    environment = template_environment().overlay(finalize=lambda value: _shown(value, hidden))
     return environment.get_template(template).render(**context)
 
 
@@ -43,7 +43,8 @@ def _shown(value: Any, secrets: list[str]) -> Any:
 
 
 @cache
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Jinja with the report's templates and filters, before secrets are hidden."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

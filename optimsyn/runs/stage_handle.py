@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimsyn.runs.protocol import RunLike
 
 PROGRESS_FILE = ".progress.json"
-_TELL_SECONDS = 0.5
+TELL_SECONDS = 0.5
 # Counting what came of the replies reads a table that grows with the run.
 _COUNT_SECONDS = 5.0
 
@@ -62,7 +62,7 @@ class StageHandle:
                 self._part, self._begun, self._first = what, moment, done
                 self._told = (float("-inf"), -1, -1)
             when, *before = self._told
-            if before == [done, total] or (done < total and moment - when < _TELL_SECONDS):
+            if before == [done, total] or (done < total and moment - when < TELL_SECONDS):
                 return
             self._told = (moment, done, total)
             # A disk that takes nothing more is told by whatever has to be kept, not by this.

@@ -22,7 +22,7 @@ Item = Pair | Question | Sample
 Embedder = Callable[[Sequence[str]], torch.Tensor]
 """From n texts to [n, d] vectors of any length."""
 
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 
 
 def text_of(item: Item) -> str:
@@ -52,8 +52,8 @@ def bm25_scores(pool: Sequence[Item], questions: Sequence[Item]) -> torch.Tensor
         import bm25s
     except ImportError as error:
         raise ModelError("the BM25 baseline needs bm25s: pip install 'optimsyn[fidelity]'") from error
-    documents = [_WORD.findall(text_of(item).lower()) for item in pool]
-    queries = [_WORD.findall(text_of(item).lower()) for item in questions]
+    documents = [WORD.findall(text_of(item).lower()) for item in pool]
+    queries = [WORD.findall(text_of(item).lower()) for item in questions]
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(documents, show_progress=False)
     known = index.vocab_dict

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from optimsyn.base.errors import ModelError
 from optimsyn.target.encoding import IGNORE, Batch
 
-_CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 128 * 2**20
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         # Kept in float32, which is rounded once, when the model takes it back, and not before that as well.
         gradient = torch.empty_like(hidden, dtype=dtype) if with_gradient else None
         ctx.hidden_dtype = hidden.dtype
-        chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        chunk = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
@@ -100,7 +100,8 @@ class LabelLoss:
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)
         if getattr(config, "logits_scaling", None):
             self._scale /= float(config.logits_scaling)
-        self._fused: bool | None = None
+        # Whether only the label positions go through the output layer; None before the first batch.
+        self.fused: bool | None = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Losses [B] (float32, or float64 of a float64 model) of a right-padded batch [B, T], as its weights say."""
@@ -128,7 +129,7 @@ class LabelLoss:
         rows, columns = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
         targets = labels[rows, columns + 1]
         self.try_out(input_ids)
-        if self._fused:
+        if self.fused:
             hidden = self._hidden(input_ids)[rows, columns]
             tokens = self._head_loss(hidden, targets)
         else:
@@ -147,13 +148,13 @@ class LabelLoss:
             ModelError: What the model predicts depends on later tokens, so that padding would change losses; or a
                 weight is not finite.
         """
-        if self._fused is not None:
+        if self.fused is not None:
             return
         modes = [(module, module.training) for module in self._causal.modules()]
         self._causal.eval()
         try:
             self._refuse_foresight(input_ids[:1, :8])
-            self._fused = self._try_fused(input_ids[:1, :8])
+            self.fused = self._try_fused(input_ids[:1, :8])
         finally:
             for module, training in modes:
                 module.training = training

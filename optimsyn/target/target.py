@@ -64,7 +64,7 @@ class Target:
         self._adapters = adapters_of(model)
         self.device = next(iter(model.parameters())).device
         self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self._loss = LabelLoss(self.causal)
+        self.label_loss = LabelLoss(self.causal)
         self._base: str | None = None
         self._near: tuple[Checkpoint, dict[str, torch.Tensor]] | None = None
 
@@ -178,7 +178,7 @@ class Target:
             ModelError: A row has no label at all, which would make its loss NaN.
         """
         _refuse_empty(batch)
-        return self._loss(batch)
+        return self.label_loss(batch)
 
     def token_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The loss of each of the N label tokens, [N], and the row [N] and column [N] where it stands in the batch.
@@ -187,7 +187,7 @@ class Target:
             ModelError: As `losses`.
         """
         _refuse_empty(batch)
-        return self._loss.tokens(batch.input_ids, batch.labels)
+        return self.label_loss.tokens(batch.input_ids, batch.labels)
 
     def try_out(self, batch: Batch) -> None:
         """Decides once how this model's losses are computed; not to be called while its layers are replaced.
@@ -195,7 +195,7 @@ class Target:
         Raises:
             ModelError: What the model predicts depends on later tokens.
         """
-        self._loss.try_out(batch.input_ids)
+        self.label_loss.try_out(batch.input_ids)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ _SAVES = 8
 # Rows of the history; longer trainings log every few steps.
 _LOGS = 400
 # Padded tokens in one forward pass; larger batches are accumulated.
-_TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 4096
 
 
 def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each with a default
@@ -91,7 +91,7 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
 
     with quiet():
         _train(target, encoded, config, folder, seed, report)
-    _save_adapter(target, folder)
+    save_adapter(target, folder)
     write_json(folder / _DONE, {"inputs": inputs, "finished": True})
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     # The trainer and its model refer to each other; a second model may not fit beside an uncollected one.
@@ -143,7 +143,7 @@ def _train(
     from optimsyn.training.trainer import HistoryCallback, TargetTrainer
 
     longest = max(len(sample.input_ids) for sample in encoded)
-    per_pass = _per_pass(config.batch_size, longest)
+    per_pass = rows_per_pass(config.batch_size, longest)
     checkpoints = folder / _CHECKPOINTS
     args = SFTConfig(
         output_dir=str(checkpoints),
@@ -188,9 +188,9 @@ def _train(
     target.model.eval()
 
 
-def _per_pass(batch_size: int, longest: int) -> int:
-    """The largest divisor of the batch size that keeps a padded batch within `_TOKENS_AT_ONCE`."""
-    fits = [size for size in range(1, batch_size + 1) if batch_size % size == 0 and size * longest <= _TOKENS_AT_ONCE]
+def rows_per_pass(batch_size: int, longest: int) -> int:
+    """The largest divisor of the batch size that keeps a padded batch within `TOKENS_AT_ONCE`."""
+    fits = [size for size in range(1, batch_size + 1) if batch_size % size == 0 and size * longest <= TOKENS_AT_ONCE]
     return max(fits, default=1)
 
 
@@ -210,7 +210,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _save_adapter(target: Target, folder: Path) -> None:
+def save_adapter(target: Target, folder: Path) -> None:
     """Saves the adapter beside its final place and renames it, so that `adapter/` is whole or absent."""
     partial = folder / f".{ADAPTER}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from optimsyn.target.target import Target
 
 # Logits held at once, in numbers: with a vocabulary of 262,144 these are 256 positions and 256 MB in float32.
-_LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE = 2**26
 # Tokens whose keys and values are held at once for the options of multiple-choice questions.
-_TOKENS_AT_ONCE = 2**14
+TOKENS_AT_ONCE = 2**14
 
 
 class Item(NamedTuple):
@@ -228,7 +228,7 @@ def _chunks(flat: list[tuple[int, list[int]]], prefix: int, vocabulary: int) -> 
     for entry in flat:
         longest = max(longest, len(entry[1]))
         rows = len(chunks[-1]) + 1 if chunks else 1
-        fits = rows * longest * vocabulary <= _LOGITS_AT_ONCE and rows * (prefix + longest) <= _TOKENS_AT_ONCE
+        fits = rows * longest * vocabulary <= LOGITS_AT_ONCE and rows * (prefix + longest) <= TOKENS_AT_ONCE
         if not chunks or not fits:
             chunks.append([])
             longest = len(entry[1])

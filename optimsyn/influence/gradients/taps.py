@@ -23,7 +23,7 @@ from optimsyn.target.encoding import Batch
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import NARROW, in_float32, is_narrow
 
-_SLICE_BYTES = 256 * 2**20
+SLICE_BYTES = 256 * 2**20
 
 
 class Sink(Protocol):
@@ -57,9 +57,9 @@ class SlicedSink(Sink, Protocol):
 def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
     """The pieces in which a parameter's gradient is formed: one, unless a single sample's takes more than 256 MiB."""
     outputs, size = parameter.shape[0], parameter.numel() * dtype.itemsize
-    if parameter.dim() < 2 or size <= _SLICE_BYTES:
+    if parameter.dim() < 2 or size <= SLICE_BYTES:
         return [slice(0, outputs)]
-    step = max(1, _SLICE_BYTES * outputs // size)
+    step = max(1, SLICE_BYTES * outputs // size)
     return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
 
 
@@ -301,7 +301,7 @@ class _Pass:
         """Forms Σ_t b_t a_tᵀ (plus what earlier uses gave) a slice at a time and hands it on."""
         b, sink = b.transpose(1, 2), self._sink
         pieces = output_slices(parameter, self._dtype) if isinstance(sink, SlicedSink) else [slice(0, b.shape[1])]
-        step = max(1, _SLICE_BYTES // (parameter.numel() * self._dtype.itemsize))
+        step = max(1, SLICE_BYTES // (parameter.numel() * self._dtype.itemsize))
         for start in range(0, self._samples, step):
             rows = slice(start, min(start + step, self._samples))
             for piece in pieces:

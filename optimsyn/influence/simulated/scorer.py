@@ -45,7 +45,7 @@ Item = Pair | Question | Sample
 # Raised when the same facts come to give other scores.
 _RULE = 1
 # Gradients of so many pairs are held at once, beside those of questions and companions.
-_CHUNK = 32
+CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class SimulatedScorer:
 
     def _hold(self, report: Callable[[int], None] | None) -> _Held:
         target, training = self.target, self.training
-        rows = len(self._questions) + 2 * len(self._companions) + 2 * _CHUNK
+        rows = len(self._questions) + 2 * len(self._companions) + 2 * CHUNK
         layout = layout_for(target, rows)
         target.load_checkpoint(self._checkpoint)
         shortest = sorted(self._questions, key=lambda item: len(item.input_ids))[:2]
@@ -330,8 +330,8 @@ class SimulatedScorer:
             self.target.load_checkpoint(self._checkpoint)
         # Of like length together, so that little is padded.
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
-        for start in range(0, len(order), _CHUNK):
-            places = order[start : start + _CHUNK]
+        for start in range(0, len(order), CHUNK):
+            places = order[start : start + CHUNK]
             chosen = [encoded[i] for i in places]
             with self._computing(precision or self._precision) as budget:
                 (scaled, plain), losses[places] = gradient_rows(
@@ -342,10 +342,10 @@ class SimulatedScorer:
                     batch_tokens=budget,
                 )
             norms[places] = torch.linalg.vector_norm(plain, dim=1, dtype=torch.float64)
-            found[places] = self._foretold(scaled, plain, losses[places]) @ self._shares.t()
+            found[places] = self.foretold(scaled, plain, losses[places]) @ self._shares.t()
         return found, norms, losses
 
-    def _foretold(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    def foretold(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """The questions' losses without each pair less those with it, [n, Q]."""
         held = self._held
         asked, pairs, gram = (

@@ -169,11 +169,11 @@ class Writer:
             records["direction_norm"][:, i] = norms.numpy()
             records["gradient_norm"][:, i] = lengths.numpy()
             records["loss"][:, i] = losses.double().cpu().numpy()
-            records["scale"][:, i], records["values"][:, i] = _scaled(values)
+            records["scale"][:, i], records["values"][:, i] = scaled_to_one(values)
         return records
 
 
-def _scaled(values: torch.Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def scaled_to_one(values: torch.Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Scales [B] and values / scale [B, width] within ±1; scales are powers of two, so that nothing is rounded here.
 
     Plain gradients can be smaller than float16 reaches.

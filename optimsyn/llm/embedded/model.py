@@ -77,7 +77,8 @@ class EmbeddedModel(LiteLLMModel):
             return no_reply("the reply is not JSON")
         return self._reply(completion, time.monotonic() - started, key, body)
 
-    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+    def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+        """Nothing: it runs on this machine."""
         return 0.0
 
     def _longest_reply(self, reply: Reply) -> int | None:

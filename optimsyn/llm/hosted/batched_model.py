@@ -142,8 +142,9 @@ class BatchedModel(LiteLLMModel):
         cost = None if reply.cost_usd is None else reply.cost_usd * BATCH_PRICE
         return reply.model_copy(update={"cost_usd": cost})
 
-    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
-        price = super()._highest_price(prompt_tokens, reply_tokens)
+    def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+        """At the price of a batch, which is lower."""
+        price = super().highest_price(prompt_tokens, reply_tokens)
         return None if price is None else price * BATCH_PRICE
 
     @asynccontextmanager
@@ -153,14 +154,14 @@ class BatchedModel(LiteLLMModel):
             yield
             return
         prompt, reply = self._most_tokens(call)
-        price = self._highest_price(prompt, reply) or 0.0
+        price = self.highest_price(prompt, reply) or 0.0
         with ExitStack() as held:
             # One at a time, in order: thousands may wait, and each look costs one.
             async with self._queue:
                 while True:
                     try:
                         self._refuse_above_the_cap(self._budget, price)
-                        held.enter_context(self._reserved(self._budget, call))
+                        held.enter_context(self.reserved(self._budget, call))
                         break
                     except BudgetError:
                         if not self._held:

@@ -294,7 +294,7 @@ class LiteLLMModel(LanguageModel):
             }
         return parameters
 
-    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+    def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """By the list prices; an empty reply that is asked again can come on top."""
         return highest_cost(self.spec, prompt_tokens, reply_tokens)
 

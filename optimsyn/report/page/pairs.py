@@ -146,14 +146,14 @@ def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: 
         influence=row["influence"],
         subtasks=tuple(subtasks) if len(subtasks) > 1 else (),
         heat=heat,
-        excerpt=_excerpt(passage["text"], pair.get("quote", "")) if passage is not None else ("", "", ""),
+        excerpt=excerpt_around(passage["text"], pair.get("quote", "")) if passage is not None else ("", "", ""),
         source=source,
         rubric=tuple((label, rubric[key]) for key, label in _RUBRIC.items() if rubric.get(key)),
         kept=kept,
     )
 
 
-def _excerpt(text: str, quote: str) -> tuple[str, str, str]:
+def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
     """At most so many letters of a passage, around its quote."""
     start = text.find(quote) if quote else -1
     if start < 0:

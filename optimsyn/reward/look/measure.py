@@ -137,11 +137,11 @@ def look_at_reward(
     if not pairs or not questions:
         raise DataError("a look at the reward needs at least one pair and one validation question")
     scores = scorer.score(pairs) if scores is None else scores
-    chosen = _chosen(pairs, set(trained_on), options.pairs, options.seed)
+    chosen = pairs_to_train_on(pairs, set(trained_on), options.pairs, options.seed)
     looked = [pairs[i] for i in chosen]
     mine = scores.total[chosen]
     train = options.random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
-    held_back = _held_back(questions, options.seed) if train else []
+    held_back = questions_held_back(questions, options.seed) if train else []
     simulated = config.estimator == "simulated"
     passes = (len(questions) + len(chosen)) * len(target.checkpoints)
     if simulated:
@@ -175,7 +175,7 @@ def look_at_reward(
     stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) else None
     if stated is not None and not math.isfinite(stated):
         error, stated = math.inf, None
-    length, within = _length(pairs, scores)
+    length, within = length_agreement(pairs, scores)
     empty = scorer.zero_gradient_baseline()["total"]
     return judged(
         RewardLook(
@@ -201,7 +201,7 @@ def look_at_reward(
     )
 
 
-def _chosen(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -> list[int]:
+def pairs_to_train_on(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -> list[int]:
     """Places of up to `most` different pairs, those first that the warm-up has not seen."""
     order = list(range(len(pairs)))
     random.Random(f"look {seed}").shuffle(order)
@@ -211,7 +211,7 @@ def _chosen(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -
     return [i for i in order if i in kept][:most]
 
 
-def _held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
+def questions_held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
     """Places of the questions whose loss is measured: whole groups, up to a third of each subtask, at most twelve."""
     if len(questions) < _FEWEST_TO_PART:
         return []
@@ -233,7 +233,7 @@ def _held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
     return sorted(found)
 
 
-def _length(pairs: Sequence[Pair], scores: Scores) -> tuple[Interval, bool]:
+def length_agreement(pairs: Sequence[Pair], scores: Scores) -> tuple[Interval, bool]:
     """Correlation of the scores with 1/answer tokens, and whether it was taken within passages."""
     x, y = 1 / scores.label_tokens.double(), scores.total
     passages: dict[str, list[int]] = {}

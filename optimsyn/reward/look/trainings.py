@@ -90,7 +90,7 @@ def train_on_subsets(
     schedules = [schedule(members, options.steps, batch_size, seed + number) for number, members in enumerate(subsets)]
     losses = np.asarray(trainings.run(schedules, [options.steps], report)[:, 0].numpy(), dtype=np.float64)
     means = np.asarray([np.mean([scores[i] for i in members]) for members in subsets])
-    agreement, difference = _intervals(means, start, losses, seed)
+    agreement, difference = subset_intervals(means, start, losses, seed)
     return TrainedOn(
         subsets=len(subsets),
         members=size,
@@ -119,7 +119,7 @@ def _random_subsets(count: int, size: int, wanted: int, seed: int) -> list[list[
     return found[:wanted]
 
 
-def _intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[Interval, Interval]:
+def subset_intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[Interval, Interval]:
     """Rank agreement over subsets, and bottom minus top, each with its interval.
 
     Args:

@@ -150,14 +150,14 @@ class CellStatistics:
     def __init__(self, cell: FidelityCell, resamples: int, seed: int) -> None:
         self.cell = cell
         generator = np.random.default_rng(seed)
-        self._samples = _draws(generator, len(cell.ids), resamples)
+        self.samples = _draws(generator, len(cell.ids), resamples)
         subsets = 0 if cell.subsets is None else len(cell.subsets.members)
         self._subsets = _draws(generator, subsets, resamples) if subsets else None
         names = sorted({group for group in cell.groups if cell.groups.count(group) > 1})
         self._groups = [np.array([i for i, group in enumerate(cell.groups) if group == name]) for name in names]
         self._drawn_groups = _draws(generator, len(names), resamples) if names else None
         self._nothing: Array = np.full(resamples + 1, np.nan)
-        self._controls = [np.asarray(values)[self._samples] for values in (cell.length, cell.gradient_norm)]
+        self._controls = [np.asarray(values)[self.samples] for values in (cell.length, cell.gradient_norm)]
 
     @property
     def truths(self) -> list[str]:
@@ -197,13 +197,13 @@ class CellStatistics:
         """Rank correlation of a score with answer length (0) or gradient norm (1)."""
         if score not in self.cell.scores:
             return self._nothing
-        return spearman(np.asarray(self.cell.scores[score])[self._samples], self._controls[which])
+        return spearman(np.asarray(self.cell.scores[score])[self.samples], self._controls[which])
 
     def _pair(self, score: str, truth: str) -> tuple[Array, Array] | None:
         if score not in self.cell.scores or truth not in self.cell.truths:
             return None
         scores, truths = np.asarray(self.cell.scores[score]), np.asarray(self.cell.truths[truth])
-        return scores[self._samples], truths[self._samples]
+        return scores[self.samples], truths[self.samples]
 
     def _lds(self, score: str) -> Array:
         if self.cell.subsets is None or self._subsets is None or score not in self.cell.scores:
