@@ -93,7 +93,7 @@ class GradientTaps:
     """
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         names = {id(parameter): name for name, parameter in target.parameters.items()}
         self._layers: dict[str, nn.Linear] = {}
         for path, module in target.model.named_modules():
@@ -114,7 +114,7 @@ class GradientTaps:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Taps the layers; inside, `run` may be called. Scoring mode of the target is switched on as well."""
-        with self._target.scoring(), self.replaced(self._tapped):
+        with self.target.scoring(), self.replaced(self._tapped):
             yield
 
     @contextmanager
@@ -152,17 +152,17 @@ class GradientTaps:
         Raises:
             ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.
         """
-        self._target.try_out(batch)
-        self._pass = current = _Pass(len(batch), self._target.dtype, sink)
+        self.target.try_out(batch)
+        self._pass = current = _Pass(len(batch), self.target.dtype, sink)
         try:
-            losses = self._target.losses(batch)
+            losses = self.target.losses(batch)
             current.in_forward = False
             losses.sum().backward()  # type: ignore[no-untyped-call]
-            current.finish(self._target.parameters)
+            current.finish(self.target.parameters)
         finally:
             self._pass = None
         # Looked at last, so that a GPU has the backward pass before anybody waits for the losses.
-        refuse_infinite(losses, batch.ids, self._target.model)
+        refuse_infinite(losses, batch.ids, self.target.model)
         return losses.detach()
 
     def verify(self, batch: Batch) -> None:
@@ -173,12 +173,12 @@ class GradientTaps:
         """
         total = _Total()
         # In 16 bits no two passes are alike.
-        wide = in_float32 if is_narrow(self._target.model) else nullcontext
+        wide = in_float32 if is_narrow(self.target.model) else nullcontext
         with self.attached(), wide():
             self.run(batch, total)
-        parameters = self._target.parameters
-        with self._target.scoring(), wide():
-            loss = self._target.losses(batch).sum()
+        parameters = self.target.parameters
+        with self.target.scoring(), wide():
+            loss = self.target.losses(batch).sum()
             expected = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         pairs = {
             name: (total.sums[name], torch.zeros_like(total.sums[name]) if e is None else e.to(total.sums[name]))
