@@ -120,6 +120,10 @@ class Registry(Generic[P]):
             )
         return self._checked(reference, _loaded(entry, where), where)
 
+    def is_of_this_process(self, reference: str) -> bool:
+        """Whether another process would not find it: it was registered here, or is of a notebook cell or script."""
+        return reference in self._registered or reference.startswith("__main__:")
+
     def _is_built_in(self, name: str) -> str:
         return f"there is a built-in {self.kind} {name!r}; register yours under another name"
 
