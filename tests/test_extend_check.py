@@ -49,7 +49,7 @@ def test_a_run_judges_by_a_check_of_a_notebook_cell(recipe: Recipe, tmp_path: Pa
     refused = [row for row in rows if "__main__:no_digging" in row["failed"]]
     assert refused and len(refused) < len(rows)
     assert all("dig for" in row["pair"]["question"] for row in refused)
-    assert "dig for" not in run.path("synthesize", "static.jsonl").read_text(encoding="utf-8")
+    assert "dig for" not in run.path("synthesize", "static.selected.jsonl").read_text(encoding="utf-8")
     # The stages of `optimsyn run` have processes of their own: one in which the cell was not run finds nothing.
     with pytest.raises(RecipeError, match=r"checks.plugins: '__main__:no_digging' is known only in this notebook"):
         run_stages(run)

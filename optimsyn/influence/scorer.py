@@ -92,7 +92,7 @@ class InfluenceScorer:
 
     method: ClassVar[Method] = "exact"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],

@@ -296,13 +296,8 @@ BUILT_IN: dict[str, Check] = {
 }
 
 
-def _no_check(part: object) -> str | None:
-    if isinstance(part, type) or not callable(part):
-        return "it is not a function of a pair and its context, nor an object that is called like one"
-    return None
-
-
-CHECKS.provide(BUILT_IN, _no_check)
+_NO_CHECK = "it is not a function of a pair and its context, nor an object that is called like one"
+CHECKS.provide(BUILT_IN, lambda part: None if callable(part) and not isinstance(part, type) else _NO_CHECK)
 
 
 def check_problems(checks: Checks) -> list[str]:

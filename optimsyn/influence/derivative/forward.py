@@ -70,7 +70,7 @@ class ForwardScorer(DerivativeScorer):
 
     method: ClassVar[Method] = "forward"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],

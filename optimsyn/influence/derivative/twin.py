@@ -87,7 +87,7 @@ class TwinScorer(DerivativeScorer):
 
     method: ClassVar[Method] = "twin"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],

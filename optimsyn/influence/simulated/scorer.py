@@ -138,7 +138,7 @@ class SimulatedScorer:
 
     method: ClassVar[Method] = "exact"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],
