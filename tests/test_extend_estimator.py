@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.influence.conditional import MovedScorer
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.estimators import BUILT_IN
@@ -21,6 +22,7 @@ from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.store.store import GradientStore
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.influence import IS_LINEAR, Influence
 from optimsyn.runs.folder import Run
 from optimsyn.target.target import Target
@@ -77,6 +79,22 @@ def test_a_linear_one_may_be_read_off_losses(target: Target) -> None:
         build_scorer(target, questions, Influence(estimator=TANH, method="twin"))
     linear = {name: estimator.linear for name, estimator in BUILT_IN.items()}
     assert linear == {name: IS_LINEAR[name] for name in BUILT_IN}
+
+
+def test_a_linear_one_may_be_taken_on_top_of_what_was_judged(target: Target, written: Written) -> None:
+    """One that computes what a built-in one does gives its scores, with a history too."""
+    same = example("estimator").replace(".rsqrt()", ".reciprocal()")
+    written("our_linear", same.replace("HalfAdam", "Linear"))
+    questions, judged = samples(4, seed=1), samples(3, seed=7)
+    found = []
+    for name in ("adam_linear", "our_linear:Linear"):
+        config = Influence(estimator=name, method="exact")
+        base = InfluenceScorer(target, questions, estimator=name)
+        scorer = MovedScorer(base, target, questions, config, FineTune(steps=12, batch_size=4, lr=0.3))
+        scorer.judged(judged)
+        assert not torch.allclose(scorer.score(PAIRS).total, base.score(PAIRS).total, rtol=1e-3)
+        found.append(scorer.score(PAIRS).total)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-10)
 
 
 @pytest.mark.parametrize("estimator", [HALF, TANH])
