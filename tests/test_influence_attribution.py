@@ -12,7 +12,7 @@ from influence_helpers import by_hand, byte_tokenizer, flat, samples, tiny, tiny
 from influence_reference import MAKES, put, random_target, reference_gamma, reference_gradients, reference_scores
 
 from optimsyn.base.errors import ModelError
-from optimsyn.influence.estimators import ESTIMATORS
+from optimsyn.influence.estimators import BUILT_IN
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
@@ -45,7 +45,7 @@ def gain(name: str, g: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
     kind=st.sampled_from(["llama", "gemma"]),
     make=st.sampled_from(MAKES),
     seed=st.integers(0, 10_000),
-    name=st.sampled_from(list(ESTIMATORS)),
+    name=st.sampled_from(list(BUILT_IN)),
     normalization=st.sampled_from(["cosine", "dot"]),
     across=st.sampled_from(["mean", "max"]),
     question_gradients=st.sampled_from(["plain", "unit"]),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.influence.estimators import ESTIMATORS, estimator_of, normalised
+from optimsyn.influence.estimators import BUILT_IN, estimator_of, normalised
 from optimsyn.influence.moments import Moments
 
 
@@ -32,7 +32,7 @@ def _moments(parameter: torch.nn.Parameter, optimizer: torch.optim.AdamW) -> Mom
 def test_adam_is_the_step_of_a_real_adamw(seed: int, steps: int, scale: float, size: float) -> None:
     parameter, optimizer = _history(seed, steps, 10**scale)
     gradient = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1)) * 10**size
-    found = ESTIMATORS["adam"].bind(_moments(parameter, optimizer))(gradient[None])[0]
+    found = BUILT_IN["adam"].bind(_moments(parameter, optimizer))(gradient[None])[0]
     # From zero, so that the small step is not lost in the digits of the weights.
     with torch.no_grad():
         parameter.zero_()
@@ -55,13 +55,13 @@ def test_other_estimators_by_their_formulae() -> None:
         "less": (0.9 * m + 0.1 * g) / (v_next + 1e-8).sqrt(),
     }
     for name, wanted in expected.items():
-        torch.testing.assert_close(ESTIMATORS[name].bind(moments)(g), wanted, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(BUILT_IN[name].bind(moments)(g), wanted, rtol=1e-12, atol=1e-14)
         assert torch.equal(g, before), name
-    assert {name for name, e in ESTIMATORS.items() if e.linear} == {"sgd", "adam_linear"}
+    assert {name for name, e in BUILT_IN.items() if e.linear} == {"sgd", "adam_linear"}
 
 
 def test_zero_directions_score_zero_and_unknown_names_are_refused() -> None:
     dots, norms = torch.tensor([[0.0, 0.0], [1.0, -3.0]]), torch.tensor([[0.0], [2.0]])
     assert normalised(dots, norms).tolist() == [[0.0, 0.0], [0.5, -1.5]]
-    with pytest.raises(RecipeError, match="adam_momentum_free"):
+    with pytest.raises(RecipeError, match="there is no estimator .adamw.; did you mean .adam."):
         estimator_of("adamw")

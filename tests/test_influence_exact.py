@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from influence_helpers import samples
 from influence_reference import MAKES, random_target, reference_gradients, reference_scores
 
-from optimsyn.influence.estimators import ESTIMATORS
+from optimsyn.influence.estimators import BUILT_IN
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.target import Target
@@ -51,7 +51,7 @@ def test_every_estimator_equals_the_long_way(
     pairs = samples(3, seed=seed + 1)
     gradients = reference_gradients(target, questions, pairs)
     with TemporaryDirectory() as folder:
-        for name in ESTIMATORS:
+        for name in BUILT_IN:
             for normalization in NORMALIZATIONS:
                 scores = InfluenceScorer(
                     target,

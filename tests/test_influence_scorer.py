@@ -13,8 +13,9 @@ from influence_reference import reference_gamma, reference_scores
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.directions import Directions, compute_directions, question_scale
-from optimsyn.influence.estimators import ESTIMATORS
+from optimsyn.influence.estimators import BUILT_IN
 from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.options import ScoringOptions
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.target import Target
@@ -35,7 +36,7 @@ QUESTIONS = samples(5, seed=1, subtasks=("b", "a"))
 
 @pytest.mark.parametrize("question_gradients", ["plain", "unit"])
 @pytest.mark.parametrize("normalization", ["cosine", "dot"])
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize("name", list(BUILT_IN))
 def test_scores_equal_an_independent_computation(
     warmed: Target, name: str, normalization: Any, question_gradients: Any
 ) -> None:
@@ -64,8 +65,8 @@ def test_directions_are_the_explicit_mean_of_gradients(
     encoded, subtasks = [warmed.encode(q) for q in QUESTIONS], [q.subtask for q in QUESTIONS]
 
     def computed() -> Directions:
-        taps = GradientTaps(warmed)
-        return compute_directions(warmed, taps, checkpoint, encoded, subtasks, 400, question_gradients=kind)
+        options = ScoringOptions(batch_tokens=400, question_gradients=kind)
+        return compute_directions(GradientTaps(warmed), checkpoint, encoded, subtasks, options, BUILT_IN["adam"])
 
     whole = computed()
     monkeypatch.setattr("optimsyn.influence.directions.HOLD_BYTES", 1)

@@ -30,7 +30,7 @@ from optimsyn.machine.availability import (
 )
 from optimsyn.machine.hub_lookup import cached_folder
 from optimsyn.machine.memory import BYTES_A_WEIGHT, chosen_dtype, largest_model
-from optimsyn.machine.preflight import plugin_problem, price_problems, validate
+from optimsyn.machine.preflight import price_problems, validate
 from optimsyn.machine.weights import parameters_in, tensor_shapes
 from optimsyn.recipe.recipe import ModelSpec, Recipe, TargetSpec
 
@@ -145,19 +145,6 @@ def test_too_few_passages_and_questions_are_warned_of(tmp_path: Path) -> None:
     assert "2 test questions" in warnings
     write_lines(tmp_path / "documents.jsonl", [{"text": "Six words are not a passage."}])
     assert "documents.min_words = 20" in problems(recipe_of(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("plugin", "message"),
-    [
-        ("json", "write package.module:function"),
-        ("json:nothing", "has no nothing"),
-        ("sys:path", "path is not a function"),
-    ],
-)
-def test_plugins(plugin: str, message: str) -> None:
-    assert message in str(plugin_problem(plugin))
-    assert plugin_problem("json:loads") is None
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,9 @@ def test_proposals_keep_the_persons_text_stay_short_and_never_repeat(drawn: list
 
 def test_every_check_has_a_cure() -> None:
     from optimsyn.optimize.proposer import CURES
-    from optimsyn.programs.checks import CHECKS
+    from optimsyn.programs.checks import BUILT_IN
 
-    assert set(CURES) == {*CHECKS, "rubric_format", "pair_format"}
+    assert set(CURES) == {*BUILT_IN, "rubric_format", "pair_format"}
 
 
 def test_unique_types_are_no_evidence_but_openings_are() -> None:

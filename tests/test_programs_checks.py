@@ -11,7 +11,7 @@ from programs_helpers import TEXT, pair, passage
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.data.records import Pair, Question
-from optimsyn.programs.checks import CHECKS, CheckContext, Checker
+from optimsyn.programs.checks import BUILT_IN, CheckContext, Checker
 from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.recipe.sections.synthesis import Checks
 
@@ -96,8 +96,8 @@ def test_lets_pass(fields: dict[str, Any]) -> None:
 
 
 def test_every_check_is_tried_here() -> None:
-    assert {name for name, _ in BAD} == set(CHECKS)
-    assert all(check.__doc__ for check in CHECKS.values())
+    assert {name for name, _ in BAD} == set(BUILT_IN)
+    assert all(check.__doc__ for check in BUILT_IN.values())
 
 
 def test_a_word_of_the_subject_is_no_mention_of_the_source() -> None:
@@ -127,7 +127,14 @@ def test_disabled_checks_and_plugins() -> None:
     verdict = Checker(Checks(plugins=(f"{__name__}:never",))).check(pair(), passage())
     assert verdict.failed == (f"{__name__}:never",)
     assert "not today, p1" in verdict.reasons.values()
-    for wrong, reason in [("nothing", "form"), ("no_such_module:x", "import"), (f"{__name__}:absent", "import")]:
+    for wrong, reason in [
+        ("nothing", "checks.plugins: there is no check 'nothing'"),
+        ("unsaved", "did you mean `unsafe`"),
+        ("grounded", "is a built-in check, which runs by itself"),
+        ("no_such_module:x", "cannot be imported"),
+        (f"{__name__}:absent", "has no absent"),
+        ("sys:path", "not a function of a pair"),
+    ]:
         with pytest.raises(RecipeError, match=reason):
             Checker(Checks(plugins=(wrong,)))
     with pytest.raises(RecipeError, match="no check 'grounds'"):

@@ -283,7 +283,14 @@ def test_every_module_that_the_built_in_checks_use_counts() -> None:
     used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     without_words = {
         f"optimsyn.{name}"
-        for name in ("data.records", "base.errors", "recipe.sections.synthesis", "programs.check_fingerprint")
+        for name in (
+            "base.errors",
+            "base.extensions",
+            "base.suggestions",
+            "data.records",
+            "programs.check_fingerprint",
+            "recipe.sections.synthesis",
+        )
     }
     assert {name for name in used if name.startswith("optimsyn.")} - without_words == set(check_identity.BUILT_IN) - {
         "optimsyn.programs.checks"

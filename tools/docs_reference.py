@@ -222,9 +222,9 @@ def recipes_page(folder: Path) -> str:
 
 def checks_table() -> str:
     """The validity checks, by their own words."""
-    from optimsyn.programs.checks import CHECKS
+    from optimsyn.programs.checks import BUILT_IN
 
-    rows = [f"| `{name}` | {_cell(_lead(check.__doc__))} |" for name, check in CHECKS.items()]
+    rows = [f"| `{name}` | {_cell(_lead(check.__doc__))} |" for name, check in BUILT_IN.items()]
     return "\n".join(["| check | a pair passes when |", "|---|---|", *rows])
 
 

@@ -120,6 +120,10 @@ class Registry(Generic[P]):
             )
         return self._checked(reference, _loaded(entry, where), where)
 
+    def is_of_this_process(self, reference: str) -> bool:
+        """Whether another process would not find it: it was registered here, or is of a notebook cell or script."""
+        return reference in self._registered or reference.startswith("__main__:")
+
     def _is_built_in(self, name: str) -> str:
         return f"there is a built-in {self.kind} {name!r}; register yours under another name"
 
@@ -150,7 +154,7 @@ def imported(reference: str, field: str) -> object:
         ) from error
     for step in name.split("."):
         if not hasattr(part, step):
-            raise RecipeError(f"{field}: {reference!r}: {_place(module_name)} has no {name}")
+            raise RecipeError(f"{field}: {reference!r}: {_missing(module_name, name)}")
         part = getattr(part, step)
     return part
 
@@ -174,10 +178,14 @@ def reference_to(part: object, field: str) -> str:
     )
 
 
-def _place(module_name: str) -> str:
+def _missing(module_name: str, name: str) -> str:
     if module_name == "__main__":
-        return "this notebook or script (run the cell that defines it first)"
-    return f"module {module_name}"
+        return (
+            f"{name} is defined in a notebook or script, and this process has none of that name; run the cell that "
+            "defines it first, or put it into a module file (.py) beside the recipe, whose functions every process "
+            "finds, and write package.module:name"
+        )
+    return f"module {module_name} has no {name}"
 
 
 def _loaded(entry: EntryPoint, where: str) -> object:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.execution.status_line import Screen
+from optimsyn.recipe.own_parts import refuse_parts_of_this_process
 from optimsyn.runs.durations import clock, described, earlier_seconds, executed_notebook, since_begun
 from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import STAGES, Failure, process_lives
@@ -39,11 +40,13 @@ def run_stages(run: Run, console: Console | None = None, *, until: str = "evalua
 
     Raises:
         StageError: A stage failed, or another process has the run; what was done so far is kept.
+        RecipeError: The recipe names a part of a notebook cell, which the stages' processes could not find.
 
     Example:
         >>> run_stages(Run.start("quickstart", size="tiny"), until="warm_up")                # doctest: +SKIP
     """
     notebook_name(until)
+    refuse_parts_of_this_process(run.recipe)
     screen = Screen(console)
     with run.lock():
         try:

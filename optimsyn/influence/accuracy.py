@@ -54,7 +54,7 @@ class Choice:
         reason: One sentence for people.
     """
 
-    method: Method
+    method: str
     errors: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 

@@ -29,11 +29,12 @@ import torch
 
 from optimsyn.base.errors import ModelError, RecipeError
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.accuracy import Method
 from optimsyn.influence.directions import Directions, question_scale
+from optimsyn.influence.estimators import Estimator, estimator_of
 from optimsyn.influence.factory import MeasuredScorer
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
 from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.moments import moments_of
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
 from optimsyn.recipe.sections.evaluation import FineTune
@@ -136,7 +137,7 @@ class MovedScorer:
         self.fingerprint = f"moved-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
     @property
-    def method(self) -> Method:
+    def method(self) -> str:
         """How the base computes its scores."""
         return self.base.method
 
@@ -201,20 +202,32 @@ class MovedScorer:
         """Σ_q (ω_q − 1) ⟨ĝ_q / s_q, Γ(g_z)⟩ / (Q · reference norm) by subtask, [n, k]."""
         less = self.question_shares() - 1
         scale, scaled, plain, _ = self._questions_at()
-        adam = self.config.estimator == "adam_linear"
+        estimator = estimator_of(self.config.estimator)
         norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
         weights = self._shares * less / question_scale(self.config.question_gradients, norms)
-        directions = weights @ (scaled if adam else plain).double()
+        # ⟨ĝ, D ⊙ g⟩; of Adam's D each side has the root, as in the foretold training.
+        asked, factor = (scaled, scale.roots) if estimator.name == "adam_linear" else (plain, self._gains(estimator))
+        directions = weights @ asked.double()
         encoded = [counted(self.target.encode(as_sample(pair)), self.config.tokens, "pair") for pair in pairs]
         self.target.load_checkpoint(self._checkpoint)
         (rows,), _ = gradient_rows(
             GradientTaps(self.target),
             self._layout,
             encoded,
-            [scale.roots if adam else None],
+            [factor],
             batch_tokens=self.config.batch_tokens,
         )
-        return rows.double() @ directions.t() / self._directions.reference_norms[self.config.estimator]
+        return rows.double() @ directions.t() / self._directions.reference_norms[estimator.identity]
+
+    def _gains(self, estimator: Estimator) -> dict[str, torch.Tensor] | None:
+        """D of a linear Γ(g) = D ⊙ g by parameter; None where it is 1."""
+        if estimator.name == "sgd":
+            return None
+        found = {}
+        for name, parameter in self.target.parameters.items():
+            moments = moments_of(self._checkpoint, name, dtype=self.target.dtype, device=parameter.device)
+            found[name] = estimator.gain(moments)(torch.ones_like(moments.first)[None])[0]
+        return found
 
     def _questions_at(self) -> tuple[AdamScale, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Adam's scale, the questions' gradients under it and as they are, and their losses."""

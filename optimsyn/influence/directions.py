@@ -15,7 +15,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 
 from optimsyn.base.errors import ModelError, RecipeError
-from optimsyn.influence.estimators import ESTIMATORS
+from optimsyn.influence.estimators import BUILT_IN, Estimator
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.moments import moments_of
+from optimsyn.influence.options import ScoringOptions
 from optimsyn.recipe.sections.models import QuestionGradients
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
@@ -43,8 +44,8 @@ class Directions:
     Attributes:
         subtasks: Their names, sorted; rows of every vector.
         vectors: Parameter name -> [K, *parameter.shape], on the CPU.
-        reference_norms: Estimator -> root mean square of ‖Γ(ĝ_j)‖ over the questions. Dot-product scores are divided
-            by it, which puts them on the scale of a cosine while keeping long directions long.
+        reference_norms: `Estimator.identity` -> root mean square of ‖Γ(ĝ_j)‖ over the questions. Dot-product scores
+            are divided by it, which puts them on the scale of a cosine while keeping long directions long.
         losses: Loss of each question, in the caller's order.
         gradient_norms: ‖ĝ_j‖ of each question, in the caller's order.
     """
@@ -134,15 +135,12 @@ def directions_fingerprint(
 
 
 def compute_directions(
-    target: Target,
     taps: GradientTaps,
     checkpoint: Checkpoint,
     encoded: Sequence[Encoded],
     subtasks: Sequence[str],
-    batch_tokens: int,
-    report: Callable[[int], None] | None = None,
-    *,
-    question_gradients: QuestionGradients = "plain",
+    options: ScoringOptions,
+    estimator: Estimator,
 ) -> Directions:
     """One pass over the validation questions at one checkpoint.
 
@@ -150,19 +148,20 @@ def compute_directions(
     cut so that this takes at most half a gigabyte (or one question's gradient).
 
     Args:
-        target: The model; its adapter is set to the checkpoint.
-        taps: Of the same target.
+        taps: Of the target, whose adapter is set to the checkpoint.
         checkpoint: Where gradients are taken.
         encoded: The questions.
         subtasks: The subtask of each.
-        batch_tokens: Tokens a batch.
-        report: Called with the number of questions of each batch when it is done.
-        question_gradients: plain or unit; see the module.
+        options: Gives batch_tokens, report and question_gradients.
+        estimator: Has its reference norm beside those of the built-in ones.
 
     Raises:
         ModelError: A question's gradient is zero or not finite.
         RecipeError: There is no such kind of question gradients.
     """
+    target, question_gradients = taps.target, options.question_gradients
+    batch_tokens, report = options.batch_tokens, options.report
+    estimators = {each.identity: each for each in (*BUILT_IN.values(), estimator)}
     names = tuple(sorted(set(subtasks)))
     row = {name: i for i, name in enumerate(names)}
     target.load_checkpoint(checkpoint)
@@ -173,15 +172,15 @@ def compute_directions(
     counts = [list(subtasks).count(name) for name in names]
     bound = {
         name: {
-            key: estimator.bind(moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device))
-            for key, estimator in ESTIMATORS.items()
+            key: each.bind(moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device))
+            for key, each in estimators.items()
         }
         for name, parameter in target.parameters.items()
     }
     size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
     limit = max(1, HOLD_BYTES // size)
     losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
-    squares = dict.fromkeys(ESTIMATORS, 0.0)
+    squares = dict.fromkeys(estimators, 0.0)
     # Made once and used for every score, so of a 16-bit model too they are made in float32, which takes twice the room.
     narrow = is_narrow(target.model)
     with taps.attached(), in_float32() if narrow else nullcontext():

@@ -12,23 +12,58 @@ With Adam's moments m, v after t steps, the direction that a step t+1 on g would
 | sgd                | g                                                                                    |
 | less               | m' / √(v' + ε), no bias correction: the variant of LESS (Xia et al. 2024), to compare |
 
-Every estimator works elementwise, so it can be applied layer by layer.
+Every estimator works elementwise, so it can be applied layer by layer. One of your own is named in a recipe like a
+built-in one (`EstimatorPart`; docs/extend/estimator.md).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, Protocol
 
 import torch
 
-from optimsyn.base.errors import RecipeError
+from optimsyn.base import extensions
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.source_identity import source_identity
 from optimsyn.influence.moments import Moments
 
 Direction = Callable[[torch.Tensor], torch.Tensor]
 """From gradients [B, *shape] of one parameter to directions Γ [B, *shape]; never changes its argument."""
+
+
+class EstimatorPart(Protocol):
+    """What an estimator of your own has to be: an object like this, or a class that makes one without arguments.
+
+    Attributes:
+        linear: Whether Γ(g) is D ⊙ g with a D that does not depend on g. Then methods twin and forward may compute
+            its scores (with `normalization: dot`). May be left out, and is then False.
+    """
+
+    linear: bool
+
+    def bind(self, moments: Moments) -> Direction:
+        """Γ for one parameter at one warm-up checkpoint.
+
+        Called once for each trained parameter, or for some of its rows; what does not depend on the sample is done
+        here.
+
+        Args:
+            moments: Adam's `first` and `second` [*shape], `step`, `betas` and `eps` at the checkpoint.
+
+        Returns:
+            A function from gradients [B, *shape] of B samples to directions of the same shape and dtype. It treats
+            each sample and each element by itself, and does not change its argument. The score is the dot product of
+            the direction with the gradient of the validation questions, so a direction is one in which weights are
+            moved *against*: `sgd` gives the gradient itself.
+        """
+
+    # A method `gain(moments) -> Direction` may say how Γ(g) parts into c + D(g) ⊙ g, where momentum puts in c; shares
+    # of tokens need it from estimators with Γ(0) ≠ 0.
 
 
 class Estimator(ABC):
@@ -39,8 +74,13 @@ class Estimator(ABC):
         linear: Γ(g) is linear in g, so that its dot product is a directional derivative of the sample's own loss.
     """
 
-    name: ClassVar[str]
-    linear: ClassVar[bool] = False
+    name: str
+    linear: bool = False
+
+    @property
+    def identity(self) -> str:
+        """What names it among others; that of your own changes with its source."""
+        return self.name
 
     @abstractmethod
     def bind(self, moments: Moments) -> Direction:
@@ -160,11 +200,64 @@ class Less(Estimator):
         return lambda gradient: torch.addcmul(second, gradient, gradient, value=1 - beta2).sqrt_()
 
 
-ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (Adam(), AdamMomentumFree(), AdamLinear(), Sgd(), Less())}
+class OwnEstimator(Estimator):
+    """An estimator that a user brought.
+
+    Args:
+        name: What the recipe calls it.
+        part: What that led to: an `EstimatorPart` or a class of one.
+
+    Raises:
+        RecipeError: Its source is not known.
+    """
+
+    def __init__(self, name: str, part: Any) -> None:
+        self.name = name
+        self._part: Any = part() if isinstance(part, type) else part
+        self.linear = bool(getattr(self._part, "linear", False))
+        source = source_identity(name, part, "influence.estimator")
+        self._identity = f"{name} {hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]}"
+
+    @property
+    def identity(self) -> str:
+        """Name and source."""
+        return self._identity
+
+    def bind(self, moments: Moments) -> Direction:
+        """That of the part."""
+        return self._part.bind(moments)  # type: ignore[no-any-return]
+
+    def gain(self, moments: Moments) -> Direction:
+        """That of the part; without one, what follows from Γ where there is no momentum.
+
+        Raises:
+            ModelError: There is momentum, Γ(0) ≠ 0.
+        """
+        if hasattr(self._part, "gain"):
+            return self._part.gain(moments)  # type: ignore[no-any-return]
+        gamma = self.bind(moments)
+        if self.linear:
+            return lambda gradient: gamma(torch.ones_like(gradient))
+        if bool(gamma(torch.zeros_like(moments.first)[None]).any()):
+            raise ModelError(
+                f"influence.estimator: {self.name} gives a direction to a gradient of 0, so its score has no shares of "
+                "tokens until it has a method gain(moments), which says what a sample's own gradient is multiplied with"
+            )
+        return lambda gradient: torch.where(gradient == 0, 0.0, gamma(gradient) / gradient)
+
+
+BUILT_IN: dict[str, Estimator] = {e.name: e for e in (Adam(), AdamMomentumFree(), AdamLinear(), Sgd(), Less())}
+extensions.ESTIMATORS.provide(
+    BUILT_IN,
+    extensions.methods(("bind",), "an estimator has bind(moments), which gives a function of gradients"),
+)
 
 
 def estimator_of(name: str) -> Estimator:
     """The estimator of this name.
+
+    Args:
+        name: As in a recipe: that of a built-in or registered one, or `package.module:name`.
 
     Raises:
         RecipeError: There is none.
@@ -174,9 +267,9 @@ def estimator_of(name: str) -> Estimator:
             "influence.estimator: simulated is not the direction of a single gradient but a foretold training, which "
             "only `SimulatedScorer` gives; stores and twins need such a direction: set it to adam_linear"
         )
-    if name not in ESTIMATORS:
-        raise RecipeError(f"influence.estimator: {name!r} is none of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    return OwnEstimator(name, extensions.ESTIMATORS.get(name))
 
 
 def normalised(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

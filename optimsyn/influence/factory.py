@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.extensions import SCORERS
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.accuracy import MOST_ERROR, WANTED_ERROR, Choice, Method, percent, refuse_error
+from optimsyn.influence.accuracy import MOST_ERROR, WANTED_ERROR, Choice, percent, refuse_error
 from optimsyn.influence.derivative.forward import ForwardScorer
+from optimsyn.influence.derivative.scorer import linear_estimator
 from optimsyn.influence.derivative.smoothness import choice_of
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.gradients.slopes import NoForwardDerivativeError
+from optimsyn.influence.options import ScoringOptions
+from optimsyn.influence.own_scorer import OwnScorer, ScorerContext
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
-from optimsyn.recipe.sections.influence import Influence
+from optimsyn.recipe.sections.influence import BUILT_IN_SCORER, Influence
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision, is_narrow
 
@@ -52,8 +57,8 @@ class MeasuredScorer(Scorer, Protocol):
     choice: Choice | None
 
     @property
-    def method(self) -> Method:
-        """How scores are computed: exact, twin or forward."""
+    def method(self) -> str:
+        """How scores are computed: exact, twin or forward; of a scorer of one's own its name in the recipe."""
 
     @property
     def numerical_error(self) -> float:
@@ -71,11 +76,6 @@ def build_scorer(
 ) -> MeasuredScorer:
     """The scorer of a recipe's section `influence`; `scorer.choice` says which way was taken and why.
 
-    With `method: auto` the ways that are possible are tried from the cheapest to the dearest, and the first whose
-    measured error is below half a per cent is taken; where there is none, the best one if it is below 5. Of a 16-bit
-    target the same ways are tried with float32 between its products, and gradients with every operation in float32 at
-    last. A method that the recipe names is tried so too, and may be off by 5 per cent: it is faster.
-
     Args:
         target: A warmed-up target.
         questions: The validation questions.
@@ -88,23 +88,42 @@ def build_scorer(
         DataError: There are no questions, or no companions for `simulated`.
         ModelError: The target has not been warmed up, its trained parameters cannot be scored, or the way that the
             recipe names is off by 5 per cent or more.
-        RecipeError: An option has no such value.
+        RecipeError: An option has no such value, or a part of one's own cannot be used.
     """
-    common: dict[str, Any] = {
-        "estimator": config.estimator,
-        "normalization": config.normalization,
-        "across_subtasks": config.across_subtasks,
-        "question_gradients": config.question_gradients,
-        "tokens": config.tokens,
-        "batch_tokens": config.batch_tokens,
-        "folder": folder,
-    }
+    context = ScorerContext(questions, target, config, folder, training, report)
+    make = SCORERS.get(config.scorer)
+    return influence_scorer(context) if config.is_influence else OwnScorer(context, make)
+
+
+def influence_scorer(context: ScorerContext) -> MeasuredScorer:
+    """The built-in scorer.
+
+    With `method: auto` the ways that are possible are tried from the cheapest to the dearest, and the first whose
+    measured error is below half a per cent is taken; where there is none, the best one if it is below 5. Of a 16-bit
+    target the same ways are tried with float32 between its products, and gradients with every operation in float32 at
+    last. A method that the recipe names is tried so too, and may be off by 5 per cent: it is faster.
+
+    Args:
+        context: As of `build_scorer`, which also says what is raised.
+    """
+    target, questions, config = context.target, context.questions, context.config
+    options = ScoringOptions(
+        estimator=config.estimator,
+        normalization=config.normalization,
+        across_subtasks=config.across_subtasks,
+        question_gradients=config.question_gradients,
+        tokens=config.tokens,
+        batch_tokens=config.batch_tokens,
+        folder=context.folder,
+    )
     exact: InfluenceScorer | SimulatedScorer
     if config.estimator == "simulated":
-        exact = _simulated(target, questions, config, folder, training, report)
+        exact = _simulated(context)
     else:
         # Under torchrun every process of GRPO rewards completions of its own.
-        exact = InfluenceScorer(target, questions, **common, processes="own", report=report)
+        exact = InfluenceScorer(
+            target, questions, **replace(options, report=context.report).keywords(), processes="own"
+        )
     errors: dict[str, float] = {}
     passed: list[str] = []
     best: tuple[str, MeasuredScorer] | None = None
@@ -112,7 +131,7 @@ def build_scorer(
     for method, precision in _ways(exact, questions, config, passed):
         name = method if precision == "model" else f"{method}, {precision}"
         try:
-            made = _made(method, precision, exact, questions, common)
+            made = _made(method, precision, exact, questions, options)
         except NoForwardDerivativeError as error:
             if config.method == "forward":
                 raise
@@ -141,28 +160,22 @@ def build_scorer(
     return made
 
 
-def _simulated(
-    target: Target,
-    questions: Sequence[Question | Sample],
-    config: Influence,
-    folder: Path | None,
-    training: BatchTraining | None,
-    report: Callable[[int], None] | None,
-) -> SimulatedScorer:
-    if training is None:
+def _simulated(context: ScorerContext) -> SimulatedScorer:
+    if context.training is None:
         raise RecipeError(
             "influence.estimator: simulated needs to know the training that it foretells; give build_scorer its "
             "`training` (companions and fine_tune), or set influence.estimator to adam_linear"
         )
+    config = context.config
     return SimulatedScorer(
-        target,
-        questions,
-        training,
+        context.target,
+        context.questions,
+        context.training,
         across_subtasks=config.across_subtasks,
         tokens=config.tokens,
         batch_tokens=config.batch_tokens,
-        folder=folder,
-        report=report,
+        folder=context.folder,
+        report=context.report,
     )
 
 
@@ -171,11 +184,12 @@ def _made(
     precision: Precision,
     exact: InfluenceScorer | SimulatedScorer,
     questions: Sequence[Question | Sample],
-    common: dict[str, Any],
+    options: ScoringOptions,
 ) -> MeasuredScorer:
     """One way; what is too far off is passed over by the caller, and not refused here."""
     if isinstance(exact, SimulatedScorer):
         return exact if precision == "model" else exact.at(precision)
+    common = options.keywords()
     if method == "exact":
         if precision == "model":
             return exact
@@ -192,6 +206,9 @@ def _ways(
     passed: list[str],
 ) -> Iterator[tuple[str, Precision]]:
     """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
+    # Of an estimator of one's own it is known only now.
+    if config.method in ("twin", "forward"):
+        linear_estimator(config.estimator, config.method)
     narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1
     # Gradients cost two to three forward passes whatever the number of subtasks; twins cost two a subtask. Forward mode
     # takes half as long again as gradients of a LoRA (benchmarks/influence_speed.py), and keeps no activations.
@@ -212,3 +229,10 @@ def _ways(
                 yield method, precision
     if narrow and "exact" in methods:
         yield "exact", "float32"
+
+
+def _no_scorer(part: object) -> str | None:
+    return None if callable(part) else "it is neither a class nor a function that makes a scorer from a ScorerContext"
+
+
+SCORERS.provide({BUILT_IN_SCORER: influence_scorer}, _no_scorer)

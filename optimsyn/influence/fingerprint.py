@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from optimsyn.data.records import Question
-from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.influence.estimators import estimator_of
+from optimsyn.influence.options import ScoringOptions
 from optimsyn.target.encoding import Encoded, as_sample, encode
 from optimsyn.target.target import Target
 
@@ -29,12 +30,8 @@ def scorer_fingerprint(
     target: Target,
     questions: Sequence[Encoded],
     subtasks: Sequence[str],
-    *,
-    estimator: str,
-    normalization: str,
-    across_subtasks: str,
-    tokens: CountedTokens,
-    **options: Any,
+    options: ScoringOptions,
+    **more: Any,
 ) -> str:
     """The identity of a scorer: equal in every process for equal facts, another one when any of them differs.
 
@@ -43,11 +40,9 @@ def scorer_fingerprint(
         target: A warmed-up target. Its weights, adapter, precision, tokeniser, chat template and checkpoints count.
         questions: The validation questions as they are measured; their ids do not count.
         subtasks: The subtask of each.
-        estimator: Name of Γ.
-        normalization: dot or cosine.
-        across_subtasks: mean or max.
-        tokens: Which tokens count.
-        options: What else changes the scores of this method (JSON values).
+        options: Estimator, normalization, across_subtasks and tokens of them count; of an estimator of one's own also
+            its source.
+        more: What else changes the scores of this method (JSON values).
     """
     facts = {
         "rule": _RULE,
@@ -60,11 +55,11 @@ def scorer_fingerprint(
             [item.input_ids, item.labels, item.weights, subtask]
             for item, subtask in zip(questions, subtasks, strict=True)
         ],
-        "tokens": tokens.model_dump(mode="json"),
-        "estimator": estimator,
-        "normalization": normalization,
-        "across_subtasks": across_subtasks,
-        "options": options,
+        "tokens": options.tokens.model_dump(mode="json"),
+        "estimator": "simulated" if method == "simulated" else estimator_of(options.estimator).identity,
+        "normalization": options.normalization,
+        "across_subtasks": options.across_subtasks,
+        "options": more,
     }
     return f"{method}-{_digest(facts)}"
 

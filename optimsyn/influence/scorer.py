@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import ClassVar, Literal, TypeVar
 
 import torch
 
-from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
@@ -26,7 +26,16 @@ from optimsyn.influence.distributed import in_shares, process_count
 from optimsyn.influence.estimators import Estimator, estimator_of
 from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.gradients.taps import GradientTaps, output_slices
-from optimsyn.influence.scores import Scores
+from optimsyn.influence.options import (
+    Across,
+    Normalization,
+    ScoringOptions,
+    checkpoint_weights,
+    refuse_nothing_to_score_by,
+    refuse_precision,
+    refuse_unknown,
+)
+from optimsyn.influence.scores import Scores, across_subtasks, refuse_not_finite
 from optimsyn.influence.sinks import DotSink
 from optimsyn.influence.token_attribution import TangentSink
 from optimsyn.influence.token_attribution import token_shares as shares_of
@@ -45,7 +54,7 @@ class InfluenceScorer:
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: adam, adam_momentum_free, adam_linear, sgd or less (see `optimsyn.influence.estimators`).
+        estimator: As in a recipe: a built-in one (see `optimsyn.influence.estimators`) or your own.
         normalization: cosine (the paper's), or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
         question_gradients: plain: the direction is that of the questions' mean loss. unit: each question's gradient
@@ -65,6 +74,7 @@ class InfluenceScorer:
 
     Attributes:
         method: exact.
+        options: As given.
         choice: How `build_scorer` came to take it; None where it was made directly.
         numerical_error: The share of the scores' size that they are off by; measured when first asked for, as
             `optimsyn.influence.accuracy` says.
@@ -83,14 +93,14 @@ class InfluenceScorer:
 
     method: ClassVar[Method] = "exact"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],
         *,
         estimator: str = "adam_linear",
-        normalization: Literal["cosine", "dot"] = "dot",
-        across_subtasks: Literal["mean", "max"] = "mean",
+        normalization: Normalization = "dot",
+        across_subtasks: Across = "mean",
         question_gradients: QuestionGradients = "plain",
         tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
@@ -100,57 +110,31 @@ class InfluenceScorer:
         like: InfluenceScorer | None = None,
         report: Callable[[int], None] | None = None,
     ) -> None:
-        if normalization not in ("cosine", "dot"):
-            raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
-        if across_subtasks not in ("mean", "max"):
-            raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
-        if question_gradients not in ("plain", "unit"):
-            raise RecipeError(f"influence.question_gradients: {question_gradients!r} is neither plain nor unit")
-        if precision not in ("model", "mixed", "float32"):
-            raise RecipeError(f"precision: {precision!r} is none of model, mixed, float32")
-        if processes not in ("share", "own"):
-            raise RecipeError(f"processes: {processes!r} is neither share nor own")
-        if not questions:
-            raise DataError("influence needs at least one validation question; see questions.validation")
-        if not target.checkpoints:
-            raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
-        if not sum(checkpoint.lr for checkpoint in target.checkpoints) > 0:
-            raise ModelError("the learning rates of the warm-up checkpoints sum to 0, so none of them has a weight")
-        self.target = target
-        self.estimator: Estimator = estimator_of(estimator)
-        self.normalization = normalization
-        self.across_subtasks = across_subtasks
-        self.question_gradients = question_gradients
-        self.tokens = tokens
-        self.batch_tokens = batch_tokens
-        self.processes = processes
+        options = ScoringOptions(
+            estimator, normalization, across_subtasks, question_gradients, tokens, batch_tokens, folder, report
+        )
+        refuse_precision(precision)
+        refuse_unknown("processes", processes, ("share", "own"))
+        refuse_nothing_to_score_by(target, questions)
         self._checkpoints = tuple(target.checkpoints)
-        total_lr = sum(checkpoint.lr for checkpoint in self._checkpoints)
-        self._weights = [checkpoint.lr / total_lr for checkpoint in self._checkpoints]
+        self._weights = checkpoint_weights([checkpoint.lr for checkpoint in self._checkpoints])
+        self.target = target
+        self.options = options
+        self.estimator: Estimator = estimator_of(estimator)
+        self.processes = processes
         self._taps = GradientTaps(target)
         self._narrow = is_narrow(target.model)
         self._precision: Precision = precision if self._narrow else "model"
-        self._folder = folder
         self._kept: tuple[Directions, DotSink] | None = None
         self.choice: Choice | None = None
         self._questions = [as_sample(question) for question in questions]
         encoded = [counted(target.encode(question), tokens, "question") for question in self._questions]
         asked = [question.subtask or "all" for question in self._questions]
-        self.directions: list[Directions] = (
-            self._directions(encoded, asked, folder, report) if like is None else like.directions
-        )
+        self.directions: list[Directions] = self._directions(encoded, asked) if like is None else like.directions
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
+        computing_in = {} if self._precision == "model" else {"computing": self._precision}
         self.fingerprint = scorer_fingerprint(
-            "exact",
-            target,
-            encoded,
-            asked,
-            estimator=self.estimator.name,
-            normalization=normalization,
-            across_subtasks=across_subtasks,
-            tokens=tokens,
-            question_gradients=question_gradients,
-            **({} if self._precision == "model" else {"computing": self._precision}),
+            "exact", target, encoded, asked, options, question_gradients=question_gradients, **computing_in
         )
         self.probes: list[Encoded] = probes_of([counted(target.encode(q), tokens, "pair") for q in self._questions])
 
@@ -162,7 +146,7 @@ class InfluenceScorer:
     @cached_property
     def numerical_error(self) -> float:
         """See the class."""
-        return kept_error(self._folder, self.target, self.fingerprint, self._error)
+        return kept_error(self.options.folder, self.target, self.fingerprint, self._error)
 
     def _error(self) -> float:
         if self._narrow and self._precision != "float32":
@@ -185,7 +169,7 @@ class InfluenceScorer:
         samples = [as_sample(pair) for pair in pairs]
 
         def measure(places: list[int]) -> Scores:
-            encoded = [counted(self.target.encode(samples[i]), self.tokens, "pair") for i in places]
+            encoded = [counted(self.target.encode(samples[i]), self.options.tokens, "pair") for i in places]
             return self._measure(encoded, token_shares)
 
         if self.processes == "own" or process_count() == 1:
@@ -195,13 +179,12 @@ class InfluenceScorer:
 
     def _measure(self, encoded: list[Encoded], token_shares: bool) -> Scores:
         by_subtask, gradient_norm, loss = self._score(encoded)
-        bad = [encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
-        if bad:
-            raise ModelError(f"the influence of samples {', '.join(map(repr, bad))} is not finite; look at their text")
-        return Scores(
-            ids=tuple(item.id for item in encoded),
-            subtasks=self.subtasks,
-            total=self._across(by_subtask),
+        # Before token shares are taken, which cost more.
+        refuse_not_finite([item.id for item in encoded], torch.isfinite(by_subtask).all(dim=1))
+        return Scores.finished(
+            [item.id for item in encoded],
+            self.subtasks,
+            self.options.across_subtasks,
             by_subtask=by_subtask,
             gradient_norm=gradient_norm,
             loss=loss,
@@ -221,7 +204,9 @@ class InfluenceScorer:
         n, k = len(encoded), len(self.subtasks)
         found = torch.zeros(n, k + 2, dtype=torch.float64)
         precision = precision or self._precision
-        budget = self.batch_tokens if precision == "model" or not self._narrow else self.batch_tokens // 2
+        budget = (
+            self.options.batch_tokens if precision == "model" or not self._narrow else self.options.batch_tokens // 2
+        )
         for weight, checkpoint, directions in self._each_checkpoint() if n else ():
             sink = self._sink(checkpoint, directions)
             waiting: list[tuple[list[int], torch.Tensor]] = []
@@ -239,12 +224,12 @@ class InfluenceScorer:
 
     def _shares(self, encoded: list[Encoded], by_subtask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shares = [torch.zeros(item.label_tokens, dtype=torch.float64) for item in encoded]
-        winners = by_subtask.argmax(dim=1) if encoded and self.across_subtasks == "max" else None
+        winners = by_subtask.argmax(dim=1) if encoded and self.options.across_subtasks == "max" else None
         for weight, checkpoint, directions in self._each_checkpoint() if encoded else ():
             with computing(self.target.model, self._precision):
-                cosine = self.normalization == "cosine"
+                cosine = self.options.normalization == "cosine"
                 sink = TangentSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
-                found = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.batch_tokens)
+                found = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.options.batch_tokens)
             for share, part in zip(shares, found, strict=True):
                 share.add_(part, alpha=weight)
         return tuple(shares)
@@ -252,7 +237,7 @@ class InfluenceScorer:
     def _sink(self, checkpoint: Checkpoint, directions: Directions) -> DotSink:
         if self._kept is not None and self._kept[0] is directions:
             return self._kept[1]
-        cosine = self.normalization == "cosine"
+        cosine = self.options.normalization == "cosine"
         sink = DotSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
         # What it holds on a GPU takes seconds to get there. Of several checkpoints, none would be asked for twice.
         self._kept = (directions, sink) if len(self._checkpoints) == 1 else None
@@ -274,52 +259,38 @@ class InfluenceScorer:
                     sink.take_slice(name, slice(0, 1), piece, zeros)
             scores += weight * sink.scores()
         return {
-            "total": float(self._across(scores)[0]),
+            "total": float(across_subtasks(scores, self.options.across_subtasks)[0]),
             "by_subtask": dict(zip(self.subtasks, scores[0].tolist(), strict=True)),
         }
-
-    def _across(self, by_subtask: torch.Tensor) -> torch.Tensor:
-        if not len(by_subtask):
-            return torch.zeros(0, dtype=torch.float64)
-        return by_subtask.mean(dim=1) if self.across_subtasks == "mean" else by_subtask.max(dim=1).values
 
     def _each_checkpoint(self) -> Iterator[tuple[float, Checkpoint, Directions]]:
         for weight, checkpoint, directions in zip(self._weights, self._checkpoints, self.directions, strict=True):
             self.target.load_checkpoint(checkpoint)
             yield weight, checkpoint, directions
 
-    def _directions(
-        self,
-        encoded: list[Encoded],
-        subtasks: list[str],
-        folder: Path | None,
-        report: Callable[[int], None] | None,
-    ) -> list[Directions]:
+    def _directions(self, encoded: list[Encoded], subtasks: list[str]) -> list[Directions]:
         found, verified = [], False
+        folder, kind = self.options.folder, self.options.question_gradients
         for checkpoint in self._checkpoints:
-            file = None
+            file = kept = None
             if folder is not None:
-                name = directions_fingerprint(self.target, checkpoint, encoded, subtasks, self.question_gradients)
+                name = directions_fingerprint(self.target, checkpoint, encoded, subtasks, kind)
                 file = folder / f"directions-{name}.safetensors"
                 if file.is_file():
-                    found.append(Directions.load(file))
-                    continue
+                    kept = Directions.load(file)
+                    if self.estimator.identity in kept.reference_norms:
+                        found.append(kept)
+                        continue
             if not verified:
                 self.target.load_checkpoint(checkpoint)
                 shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]
                 (batch,) = self.target.batches(shortest, 2**62)
                 self._taps.verify(batch)
                 verified = True
-            directions = compute_directions(
-                self.target,
-                self._taps,
-                checkpoint,
-                encoded,
-                subtasks,
-                self.batch_tokens,
-                report,
-                question_gradients=self.question_gradients,
-            )
+            directions = compute_directions(self._taps, checkpoint, encoded, subtasks, self.options, self.estimator)
+            if kept is not None:
+                # The same directions, which an estimator that came later lacks its norm of.
+                directions = replace(kept, reference_norms=kept.reference_norms | directions.reference_norms)
             if file is not None:
                 directions.save(file)
             found.append(directions)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from optimsyn.base.errors import ModelError
 from optimsyn.base.table import Shown, Table, decimals_for, fixed
 
 
@@ -40,6 +42,28 @@ def _quantiles(values: Sequence[float]) -> list[str]:
     return [fixed(value, decimals) for value in (ordered[0], *quarters, ordered[-1], statistics.fmean(ordered))]
 
 
+def across_subtasks(by_subtask: torch.Tensor, across: str) -> torch.Tensor:
+    """Scores by subtask [n, k] -> [n], by their mean or their max."""
+    if not len(by_subtask):
+        return torch.zeros(0, dtype=torch.float64)
+    return by_subtask.mean(dim=1) if across == "mean" else by_subtask.max(dim=1).values
+
+
+def refuse_not_finite(ids: Sequence[str], finite: torch.Tensor) -> None:
+    """Refuses samples whose score is no number.
+
+    Args:
+        ids: The samples'.
+        finite: [n], whether it is one.
+
+    Raises:
+        ModelError: One is not; the message names them.
+    """
+    bad = [repr(ids[i]) for i in (~finite).nonzero().flatten().tolist()]
+    if bad:
+        raise ModelError(f"the influence of samples {', '.join(bad)} is not finite; look at their text")
+
+
 @dataclass(frozen=True)
 class Scores(Shown):
     """Scores of n samples, in the caller's order; tensors are float64 on the CPU.
@@ -66,6 +90,23 @@ class Scores(Shown):
     loss: torch.Tensor
     label_tokens: torch.Tensor
     token_shares: tuple[torch.Tensor, ...] | None = None
+
+    @classmethod
+    def finished(cls, ids: Sequence[str], subtasks: Sequence[str], across: str, **columns: Any) -> Scores:
+        """Scores by subtask, checked and made one total each.
+
+        Args:
+            ids: As above.
+            subtasks: As above.
+            across: mean or max.
+            columns: The other attributes, `total` apart.
+
+        Raises:
+            ModelError: A score is not finite.
+        """
+        by_subtask = columns["by_subtask"]
+        refuse_not_finite(ids, torch.isfinite(by_subtask).all(dim=1))
+        return cls(tuple(ids), tuple(subtasks), across_subtasks(by_subtask, across), **columns)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -40,7 +40,7 @@ class DotSink:
     def __init__(
         self, target: Target, estimator: Estimator, checkpoint: Checkpoint, directions: Directions, *, cosine: bool
     ) -> None:
-        self._reference = None if cosine else directions.reference_norms[estimator.name]
+        self._reference = None if cosine else directions.reference_norms[estimator.identity]
         self._gamma: dict[tuple[str, int], Direction | None] = {}
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
         # Where each piece's sums stand in the table of its device.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from optimsyn.base.errors import DataError, ModelError
-from optimsyn.base.suggestions import did_you_mean
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.base.extensions import SCORERS
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
@@ -24,6 +23,8 @@ from optimsyn.recipe.sections.influence import twin_problem
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
+
+T = TypeVar("T")
 
 # Converting PDF, office and mail files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
@@ -57,7 +58,7 @@ def validate(
         _check_guiding_text(recipe, found)
         if here:
             _check_influence(recipe, found)
-        _check_checks(recipe, found)
+        _check_own_parts(recipe, found)
         if recipe.limits.cost_usd is not None:
             found.problems += price_problems(recipe)
         if deep:
@@ -247,33 +248,36 @@ def _check_influence(recipe: Recipe, found: Preflight) -> None:
         found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
 
 
-def _check_checks(recipe: Recipe, found: Preflight) -> None:
+def _check_own_parts(recipe: Recipe, found: Preflight) -> None:
+    """What a recipe names of one's own, in so far as only this process can tell; the light parts need no torch."""
+    from optimsyn.programs.checks import check_problems
 
-    from optimsyn.programs.checks import CHECKS
+    found.problems += check_problems(recipe.checks)
+    influence = recipe.influence
+    if not influence.is_influence:
+        import optimsyn.influence.factory  # noqa: F401 - knows what a scorer is
 
-    for name in recipe.checks.disabled:
-        if name not in CHECKS:
-            hint = did_you_mean(name, CHECKS, f"known: {', '.join(CHECKS)}", cutoff=0.5)
-            found.problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
-    for plugin in recipe.checks.plugins:
-        problem = plugin_problem(plugin)
-        if problem is not None:
-            found.problems.append(f"checks.plugins: {plugin!r}: {problem}")
+        _note(found, lambda: SCORERS.get(influence.scorer))
+    if influence.has_own_estimator:
+        from optimsyn.influence.estimators import estimator_of
+
+        estimator = _note(found, lambda: estimator_of(influence.estimator))
+        needs = [f"method {influence.method}"] if influence.method in ("twin", "forward") else []
+        needs += ["reward.given: judged"] if recipe.reward.given == "judged" else []
+        if estimator is not None and not estimator.linear and needs:
+            found.problems.append(
+                f"influence.estimator: {influence.estimator} does not say that it is linear in a pair's gradient "
+                f"(`linear = True`), which {needs[0]} needs; set influence.method to auto or exact, and reward.given "
+                "to nothing"
+            )
 
 
-def plugin_problem(plugin: str) -> str | None:
-    """Why a check named `package.module:function` cannot be used; None when it can."""
-    module_name, _, function_name = plugin.partition(":")
-    if not module_name or not function_name:
-        return "write package.module:function"
+def _note(found: Preflight, load: Callable[[], T]) -> T | None:
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything; whatever it is, it is reported
-        return f"cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
-    function: Callable[..., object] | None = getattr(module, function_name, None)
-    if function is None:
-        return f"{Path(module.__file__ or module_name).name} has no {function_name}"
-    return None if callable(function) else f"{function_name} is not a function"
+        return load()
+    except RecipeError as error:
+        found.problems.append(str(error))
+        return None
 
 
 def _add_models(models: Sequence[Availability], found: Preflight, here: bool) -> None:

@@ -7,12 +7,14 @@ let pass need not be good. Word lists are English; in other languages those part
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import CHECKS
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.duplicates import NearDuplicates, question_text
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import control_token, is_quoted, normalized, stem, word_count, words_of
@@ -73,7 +75,16 @@ class CheckContext:
         return self._source_words
 
 
-Check = Callable[[Pair, CheckContext], str | None]
+class Check(Protocol):
+    """What a check is: a function, or an object that is called like one (docs/extend/check.md)."""
+
+    def __call__(self, pair: Pair, context: CheckContext, /) -> str | None:
+        """Why the pair fails, in words that the model that writes rubrics can act on; None when it passes.
+
+        Args:
+            pair: The pair that was written.
+            context: The passage that it was made from, the validation and test questions, the unsafe words.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class Validity:
 
     Attributes:
         valid: No check failed.
-        failed: Names of the checks that failed, in the order of `CHECKS`.
+        failed: Names of the checks that failed, in the order of `BUILT_IN`.
         reasons: Why, by name.
     """
 
@@ -270,7 +281,7 @@ def check_unsafe(pair: Pair, context: CheckContext) -> str | None:
     return None
 
 
-CHECKS: dict[str, Check] = {
+BUILT_IN: dict[str, Check] = {
     "format": check_format,
     "length": check_length,
     "copied_passage": check_copied_passage,
@@ -285,11 +296,33 @@ CHECKS: dict[str, Check] = {
 }
 
 
+_NO_CHECK = "it is not a function of a pair and its context, nor an object that is called like one"
+CHECKS.provide(BUILT_IN, lambda part: None if callable(part) and not isinstance(part, type) else _NO_CHECK)
+
+
+def check_problems(checks: Checks) -> list[str]:
+    """What is wrong with the names of checks in a recipe, a sentence for each that cannot be used."""
+    found = []
+    for name in checks.disabled:
+        if name not in BUILT_IN:
+            hint = did_you_mean(name, BUILT_IN, f"known: {', '.join(BUILT_IN)}", cutoff=0.5)
+            found.append(f"checks.disabled: there is no check {name!r}; {hint}")
+    for name in checks.plugins:
+        if name in BUILT_IN:
+            found.append(f"checks.plugins: {name!r} is a built-in check, which runs by itself; take it out")
+            continue
+        try:
+            CHECKS.get(name)
+        except RecipeError as error:
+            found.append(str(error))
+    return found
+
+
 class Checker:
     """Runs the checks of a recipe.
 
     Args:
-        checks: Which are disabled, the unsafe words, and further checks as `package.module:function`.
+        checks: Which are disabled, the unsafe words, and your own checks by name.
         questions: Validation and test questions.
 
     Attributes:
@@ -308,11 +341,11 @@ class Checker:
     """
 
     def __init__(self, checks: Checks, questions: Sequence[Question] = ()) -> None:
-        unknown = [name for name in checks.disabled if name not in CHECKS]
-        if unknown:
-            raise RecipeError(f"checks.disabled: there is no check {unknown[0]!r}; known: {', '.join(CHECKS)}")
-        built_in = {name: check for name, check in CHECKS.items() if name not in checks.disabled}
-        plugins = {reference: load_plugin(reference) for reference in checks.plugins}
+        problems = check_problems(checks)
+        if problems:
+            raise RecipeError(problems[0])
+        built_in = {name: check for name, check in BUILT_IN.items() if name not in checks.disabled}
+        plugins: dict[str, Check] = {reference: CHECKS.get(reference) for reference in checks.plugins}
         self.checks = built_in | plugins
         self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions)
         self.fingerprint = fingerprint_of(self.parts)
@@ -331,24 +364,6 @@ class Checker:
         context = CheckContext(passage, self._questions, self._texts, self._unsafe)
         reasons = {name: reason for name, check in self.checks.items() if (reason := check(pair, context)) is not None}
         return Validity(not reasons, tuple(reasons), reasons)
-
-
-def load_plugin(reference: str) -> Check:
-    """The check that `package.module:function` names.
-
-    Raises:
-        RecipeError: It cannot be imported or is no function.
-    """
-    module_name, _, name = reference.partition(":")
-    if not module_name or not name:
-        raise RecipeError(f"checks.plugins: {reference!r} is not of the form package.module:function")
-    try:
-        check = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"checks.plugins: cannot import {reference!r}: {error}") from error
-    if not callable(check):
-        raise RecipeError(f"checks.plugins: {reference!r} is no function")
-    return check  # type: ignore[no-any-return]
 
 
 def _is_verdict(pair: Pair) -> bool:

@@ -22,7 +22,7 @@ from optimsyn.base.text_files import decode
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.sections.data import Documents, Questions, Source
 from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
-from optimsyn.recipe.sections.influence import Estimator, Influence, twin_problem
+from optimsyn.recipe.sections.influence import Influence, twin_problem
 from optimsyn.recipe.sections.limits import Limits
 from optimsyn.recipe.sections.models import (
     SERVICE_ONLY,
@@ -44,7 +44,6 @@ __all__ = [
     "Checks",
     "CountedTokens",
     "Documents",
-    "Estimator",
     "Evaluation",
     "FineTune",
     "Influence",
@@ -136,25 +135,30 @@ class Recipe(Shown, Section):
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
             raw["influence"] = {"question_gradients": "unit", **influence}
         try:
-            recipe = cls.parse(raw, str(file))
+            recipe = cls.parse(raw, str(file), of_run=of_run)
         except RecipeError as error:
             raise RecipeError("\n  ".join([str(error), *invisible(text)])) from None
-        return recipe.with_paths_from(file.resolve().parent)
+        return recipe.with_paths_from(file.resolve().parent, of_run=of_run)
 
     @classmethod
-    def parse(cls, raw: dict[str, Any], name: str = "recipe") -> Recipe:
+    def parse(cls, raw: dict[str, Any], name: str = "recipe", *, of_run: bool = False) -> Recipe:
         """Builds a recipe from a plain mapping.
+
+        Args:
+            raw: Field to value.
+            name: What it is called in messages.
+            of_run: It is what a run wrote of itself, and may name parts of one's own that are not at hand.
 
         Raises:
             RecipeError: With one line per wrong field.
         """
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(raw, context={"of_run": of_run})
         except ValidationError as error:
             lines = [explain(item, cls) for item in error.errors()]
             raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
 
-    def with_paths_from(self, folder: Path) -> Recipe:
+    def with_paths_from(self, folder: Path, *, of_run: bool = False) -> Recipe:
         """The recipe with every relative path of data and models made absolute, as seen from `folder`."""
         raw = self.model_dump(mode="json")
         for source in (raw["documents"]["source"], raw["questions"]["validation"], raw["questions"]["test"]):
@@ -164,7 +168,7 @@ class Recipe(Shown, Section):
             # A model folder beside the recipe; a hub id that only looks like a path stays as it is.
             if spec and spec["name"].startswith((".", "~")):
                 spec["name"] = str((folder / Path(spec["name"]).expanduser()).resolve())
-        return Recipe.model_validate(raw)
+        return Recipe.model_validate(raw, context={"of_run": of_run})
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML; loading it gives an equal recipe."""
@@ -206,6 +210,7 @@ class Recipe(Shown, Section):
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
         # Before there was a choice, gradients of questions were of length 1.
+        _without_what_says_nothing(self.influence, raw["influence"], ("scorer",))
         if raw["influence"]["question_gradients"] == "unit":
             raw["influence"].pop("question_gradients")
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
@@ -255,7 +260,14 @@ class Recipe(Shown, Section):
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"
             )
-        if self.reward.given == "judged" and (not self.influence.is_derivative or self.warm_up.checkpoints > 1):
+        if self.reward.given == "judged" and not self.influence.is_influence:
+            raise ValueError(
+                f"reward.given: judged moves the direction that influence is taken along, and scorer "
+                f"{self.influence.scorer} has none; set reward.given to nothing, or influence.scorer to influence"
+            )
+        # Of one's own estimator it is known when it is imported.
+        linear = self.influence.has_own_estimator or self.influence.is_derivative
+        if self.reward.given == "judged" and (not linear or self.warm_up.checkpoints > 1):
             raise ValueError(
                 f"reward.given: judged needs a score that is linear in a pair's gradient, at one checkpoint, which "
                 f"{self.influence.estimator} with {self.influence.normalization} at {self.warm_up.checkpoints} is not; "
@@ -292,7 +304,7 @@ def recipe_table(recipe: Recipe) -> Table:
     ]
     rows += [
         ("warm-up", f"{recipe.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(recipe)}"),
-        ("influence", f"{recipe.influence.estimator}, {recipe.influence.normalization}, {recipe.influence.method}"),
+        ("influence", f"{recipe.influence.label}, {recipe.influence.method}"),
         ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
         ("variants", ", ".join(variant_label(name) for name in recipe.variants)),
         (

@@ -128,7 +128,7 @@ def dataset_card(
         ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
         ("Rubric model", ", ".join(sorted({pair.rubric_model for pair in pairs if pair.rubric_model})) or "none"),
         ("Target of the influence", recipe.models.target.name),
-        ("Estimator", f"{recipe.influence.estimator}, {recipe.influence.normalization}"),
+        ("Estimator" if recipe.influence.is_influence else "Scored by", recipe.influence.label),
         ("Seed", str(recipe.seed)),
         ("Recipe fingerprint", recipe.fingerprint),
     ]

@@ -40,9 +40,9 @@ def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement
     if path.is_file():
         return
     config = tools.recipe.influence
-    shown = config.linear if config.estimator == "simulated" else config
+    shown = config.linear if config.estimator == "simulated" and config.is_influence else config
     note = " (simulated, by which pairs are judged, is not a sum over tokens)" if shown is not config else ""
-    found = TokenShares(variant=variant, estimator=f"{shown.estimator}, {shown.normalization}{note}")
+    found = TokenShares(variant=variant, estimator=f"{shown.label}{note}")
     pairs = [row.pair for row in extremes(judgements) if row.pair is not None]
     try:
         shares = tuple(pair_shares(tools.scorer, tools.target, pairs))

@@ -213,7 +213,7 @@ class Tools:
         Raises:
             StageError: There is no first draft.
         """
-        if self.recipe.influence.estimator != "simulated":
+        if self.recipe.influence.estimator != "simulated" or not self.recipe.influence.is_influence:
             return None
         path = self.run.path("warm_up", "pairs.jsonl")
         if not path.is_file():

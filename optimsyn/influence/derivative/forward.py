@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +18,7 @@ from optimsyn.influence.accuracy import MOST_ERROR, Method
 from optimsyn.influence.derivative.scorer import DerivativeScorer, TokenSums
 from optimsyn.influence.gradients.slopes import token_slopes
 from optimsyn.influence.gradients.taps import GradientTaps, refuse_infinite
+from optimsyn.influence.options import Across, Normalization, ScoringOptions
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import Encoded
@@ -34,7 +35,7 @@ class ForwardScorer(DerivativeScorer):
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: adam_linear or sgd.
+        estimator: adam_linear, sgd, or a linear one of your own.
         normalization: dot; nothing else is a derivative of the loss.
         across_subtasks: mean, or max as in LESS.
         by_subtask: Score every subtask, a pass each. Without, the mean over subtasks is one direction, hence one pass,
@@ -69,14 +70,14 @@ class ForwardScorer(DerivativeScorer):
 
     method: ClassVar[Method] = "forward"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],
         *,
         estimator: str = "adam_linear",
-        normalization: str = "dot",
-        across_subtasks: Literal["mean", "max"] = "mean",
+        normalization: Normalization = "dot",
+        across_subtasks: Across = "mean",
         by_subtask: bool = True,
         question_gradients: QuestionGradients = "plain",
         tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
@@ -87,18 +88,14 @@ class ForwardScorer(DerivativeScorer):
         most_error: float = MOST_ERROR,
         exact: InfluenceScorer | None = None,
     ) -> None:
+        options = ScoringOptions(
+            estimator, normalization, across_subtasks, question_gradients, tokens, batch_tokens, folder, report
+        )
         super().__init__(
             target,
             questions,
-            estimator=estimator,
-            normalization=normalization,
-            across_subtasks=across_subtasks,
+            options,
             by_subtask=by_subtask,
-            question_gradients=question_gradients,
-            tokens=tokens,
-            batch_tokens=batch_tokens,
-            folder=folder,
-            report=report,
             exact=exact,
             precision=precision,
             by_subtask_scores=by_subtask,
@@ -107,7 +104,7 @@ class ForwardScorer(DerivativeScorer):
         self._judge(most_error)
 
     def _add(self, place: int, encoded: list[Encoded], sums: TokenSums) -> None:
-        step, norm = self.step_at(place), self.directions[place].reference_norms[self.estimator.name]
+        step, norm = self.step_at(place), self.directions[place].reference_norms[self.estimator.identity]
         for batch in self.target.batches(encoded, self.batch_tokens):
             columns = []
             for k in range(len(self.subtasks)):

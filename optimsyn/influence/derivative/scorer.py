@@ -8,24 +8,23 @@ it from losses at two places (`optimsyn.influence.derivative.twin`), forward mod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
-from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.errors import RecipeError
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import Choice, Method, kept_error, refuse_error, relative_error
 from optimsyn.influence.derivative.twin_adapters import step_directions
 from optimsyn.influence.directions import Directions
-from optimsyn.influence.estimators import ESTIMATORS, Estimator, estimator_of
+from optimsyn.influence.estimators import BUILT_IN, Estimator, estimator_of
 from optimsyn.influence.fingerprint import scorer_fingerprint
+from optimsyn.influence.options import ScoringOptions, checkpoint_weights
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
-from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision, computing, is_narrow
@@ -41,69 +40,47 @@ class DerivativeScorer(ABC):
         self,
         target: Target,
         questions: Sequence[Question | Sample],
+        options: ScoringOptions,
         *,
-        estimator: str,
-        normalization: str,
-        across_subtasks: Literal["mean", "max"],
         by_subtask: bool,
-        question_gradients: QuestionGradients,
-        tokens: CountedTokens,
-        batch_tokens: int,
-        folder: Path | None,
-        report: Callable[[int], None] | None,
         exact: InfluenceScorer | None,
         precision: Precision = "model",
-        **options: Any,
+        **more: Any,
     ) -> None:
-        self.estimator = linear_estimator(estimator, self.method)
-        if normalization != "dot":
+        self.estimator = linear_estimator(options.estimator, self.method)
+        if options.normalization != "dot":
             raise RecipeError(
-                f"influence.normalization: {normalization!r} needs the norm of each sample's own direction, which "
-                f"method {self.method} never forms; set it to dot, or influence.method to exact"
+                f"influence.normalization: {options.normalization!r} needs the norm of each sample's own direction, "
+                f"which method {self.method} never forms; set it to dot, or influence.method to exact"
             )
-        if not by_subtask and across_subtasks == "max":
+        if not by_subtask and options.across_subtasks == "max":
             raise RecipeError("influence.across_subtasks: max needs every subtask's score; leave by_subtask on")
-        self._exact = exact or InfluenceScorer(
-            target,
-            questions,
-            estimator=estimator,
-            normalization="dot",
-            across_subtasks=across_subtasks,
-            question_gradients=question_gradients,
-            tokens=tokens,
-            batch_tokens=batch_tokens,
-            folder=folder,
-            report=report,
-        )
+        self._exact = exact or InfluenceScorer(target, questions, **options.keywords())
         self.target = target
-        self.across_subtasks = across_subtasks
-        self.tokens = tokens
-        self.batch_tokens = batch_tokens
+        self.across_subtasks = options.across_subtasks
+        self.tokens = options.tokens
+        self.batch_tokens = options.batch_tokens
         self.choice: Choice | None = None
         self.checkpoints: tuple[Checkpoint, ...] = tuple(target.checkpoints)
         self._mean = not by_subtask
         self._precision: Precision = precision if is_narrow(target.model) else "model"
         if self._precision != "model":
-            options["computing"] = self._precision
+            more["computing"] = self._precision
         whole = self._exact.directions
         self.directions: list[Directions] = whole if by_subtask else [_mean(directions) for directions in whole]
         self.subtasks: tuple[str, ...] = self.directions[0].subtasks
-        total = sum(checkpoint.lr for checkpoint in self.checkpoints)
-        self._weights = [checkpoint.lr / total for checkpoint in self.checkpoints]
-        self._folder = folder
+        self._weights = checkpoint_weights([checkpoint.lr for checkpoint in self.checkpoints])
+        self._folder = options.folder
         self._step: dict[str, torch.Tensor] | None = None
-        self._questions = [counted(target.encode(question), tokens, "question") for question in questions]
+        self._questions = [counted(target.encode(question), options.tokens, "question") for question in questions]
         self.fingerprint = scorer_fingerprint(
             self.method,
             target,
             self._questions,
             [as_sample(question).subtask or "all" for question in questions],
-            estimator=estimator,
-            normalization=normalization,
-            across_subtasks=across_subtasks,
-            tokens=tokens,
-            question_gradients=question_gradients,
-            **options,
+            options,
+            question_gradients=options.question_gradients,
+            **more,
         )
 
     @cached_property
@@ -217,24 +194,17 @@ class TokenSums:
         Raises:
             ModelError: A score is not finite.
         """
-        n = len(self._encoded)
         by_subtask = self.by_subtask()
-        bad = [self._encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
-        if bad:
-            raise ModelError(f"the influence of samples {', '.join(map(repr, bad))} is not finite; look at their text")
-        total = torch.zeros(0, dtype=torch.float64)
-        if n:
-            total = by_subtask.mean(dim=1) if across == "mean" else by_subtask.max(dim=1).values
         shares = None
         if token_shares and across == "mean":
             shares = tuple(share.mean(dim=1) for share in self._shares)
         elif token_shares:
             # The shares of the subtask that the total is.
             shares = tuple(s[:, int(by_subtask[i].argmax())] for i, s in enumerate(self._shares))
-        return Scores(
-            ids=tuple(item.id for item in self._encoded),
-            subtasks=self._subtasks,
-            total=total,
+        return Scores.finished(
+            [item.id for item in self._encoded],
+            self._subtasks,
+            across,
             by_subtask=by_subtask,
             gradient_norm=None,
             loss=self._loss,
@@ -251,7 +221,7 @@ def linear_estimator(name: str, method: str) -> Estimator:
     """
     found = estimator_of(name)
     if not found.linear:
-        linear = " or ".join(e.name for e in ESTIMATORS.values() if e.linear)
+        linear = " or ".join(e.name for e in BUILT_IN.values() if e.linear)
         raise RecipeError(
             f"influence.estimator: {name} is not linear in the gradient, so its score is not a derivative of the loss; "
             f"method {method} takes {linear}; set influence.method to exact to keep {name}"

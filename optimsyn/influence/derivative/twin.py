@@ -11,11 +11,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 
-from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.data.records import Question, Sample
 from optimsyn.influence.accuracy import MOST_ERROR, Method
@@ -24,6 +24,7 @@ from optimsyn.influence.derivative.smoothness import choice_of
 from optimsyn.influence.derivative.step_size import Plan, Step, measure_step
 from optimsyn.influence.derivative.twin_adapters import Twins, length, step_directions
 from optimsyn.influence.directions import Directions
+from optimsyn.influence.options import Across, Normalization, ScoringOptions, refuse_unknown
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import IGNORE, Batch, Encoded, counted
@@ -47,7 +48,7 @@ class TwinScorer(DerivativeScorer):
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: adam_linear or sgd.
+        estimator: adam_linear, sgd, or a linear one of your own.
         normalization: dot; nothing else is a derivative of the loss.
         across_subtasks: mean, or max as in LESS.
         by_subtask: Score every subtask. Without, the mean over subtasks is one direction, hence two passes however
@@ -86,14 +87,14 @@ class TwinScorer(DerivativeScorer):
 
     method: ClassVar[Method] = "twin"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],
         *,
         estimator: str = "adam_linear",
-        normalization: str = "dot",
-        across_subtasks: Literal["mean", "max"] = "mean",
+        normalization: Normalization = "dot",
+        across_subtasks: Across = "mean",
         by_subtask: bool = True,
         sides: Sides = "auto",
         question_gradients: QuestionGradients = "plain",
@@ -105,8 +106,10 @@ class TwinScorer(DerivativeScorer):
         most_error: float = MOST_ERROR,
         exact: InfluenceScorer | None = None,
     ) -> None:
-        if sides not in ("auto", "central", "one-sided"):
-            raise RecipeError(f"influence.sides: {sides!r} is none of auto, central, one-sided")
+        options = ScoringOptions(
+            estimator, normalization, across_subtasks, question_gradients, tokens, batch_tokens, folder, report
+        )
+        refuse_unknown("influence.sides", sides, get_args(Sides))
         linear_estimator(estimator, self.method)
         if target.checkpoints and questions and (choice := choice_of(target, questions)) is not None:
             raise ModelError(
@@ -115,19 +118,7 @@ class TwinScorer(DerivativeScorer):
                 "exact"
             )
         super().__init__(
-            target,
-            questions,
-            estimator=estimator,
-            normalization=normalization,
-            across_subtasks=across_subtasks,
-            by_subtask=by_subtask,
-            question_gradients=question_gradients,
-            tokens=tokens,
-            batch_tokens=batch_tokens,
-            folder=folder,
-            report=report,
-            exact=exact,
-            steps=[_RULE, sides, by_subtask],
+            target, questions, options, by_subtask=by_subtask, exact=exact, steps=[_RULE, sides, by_subtask]
         )
         self.together = together
         self._twins = Twins(target)
@@ -137,7 +128,7 @@ class TwinScorer(DerivativeScorer):
         facts = [
             _RULE,
             marks,
-            estimator,
+            self.estimator.identity,
             self.subtasks,
             sides,
             asked,
@@ -200,7 +191,7 @@ class TwinScorer(DerivativeScorer):
             enough = all(step.forward_error <= _FORWARD_LIMIT for steps in measured for step in steps)
             sides = "one-sided" if len(self.subtasks) > 1 and enough else "central"
         plans = [
-            Plan(c.step, c.lr / total, directions.reference_norms[self.estimator.name], sides, steps)
+            Plan(c.step, c.lr / total, directions.reference_norms[self.estimator.identity], sides, steps)
             for c, directions, steps in zip(self.checkpoints, self.directions, measured, strict=True)
         ]
         if file is not None:

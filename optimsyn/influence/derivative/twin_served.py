@@ -59,7 +59,7 @@ class ServedTwinScorer:
 
     method: ClassVar[Method] = "twin"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         folder: Path,
         tokenizer: Any,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.estimators import AdamLinear, Direction, Estimator, Sgd, estimator_of, normalised
+from optimsyn.influence.estimators import AdamLinear, Direction, Estimator, estimator_of, normalised
 from optimsyn.influence.moments import flat_moments
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
@@ -98,7 +98,7 @@ class _Bound:
         moments = flat_moments(target, checkpoint)
         estimator: Estimator = estimator_of(config.estimator)
         self.gamma: Direction = estimator.bind(moments)
-        self.linear: Direction = (Sgd() if config.estimator == "sgd" else AdamLinear()).bind(moments)
+        self.linear: Direction = (estimator if estimator.linear else AdamLinear()).bind(moments)
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
-from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.base.errors import DataError, ModelError
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
 from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.gradients.projection import Layout
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for, products
 from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.options import Across, ScoringOptions, refuse_nothing_to_score_by, refuse_precision
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
@@ -137,32 +138,31 @@ class SimulatedScorer:
 
     method: ClassVar[Method] = "exact"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of a public class
         self,
         target: Target,
         questions: Sequence[Question | Sample],
         training: BatchTraining,
         *,
-        across_subtasks: Literal["mean", "max"] = "mean",
+        across_subtasks: Across = "mean",
         tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
         batch_tokens: int = 2048,
         folder: Path | None = None,
         precision: Precision = "model",
         report: Callable[[int], None] | None = None,
     ) -> None:
-        if across_subtasks not in ("mean", "max"):
-            raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
-        if not questions:
-            raise DataError("influence needs at least one validation question; see questions.validation")
-        if not target.checkpoints:
-            raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+        self.options = ScoringOptions(
+            "simulated",
+            across_subtasks=across_subtasks,
+            tokens=tokens,
+            batch_tokens=batch_tokens,
+            folder=folder,
+            report=report,
+        )
+        refuse_nothing_to_score_by(target, questions)
         self.target = target
         self.training = training
-        self.across_subtasks = across_subtasks
-        self.tokens = tokens
-        self.batch_tokens = batch_tokens
         self.choice: Choice | None = None
-        self._folder = folder
         self._narrow = is_narrow(target.model)
         self._checkpoint = target.checkpoints[-1]
         self._taps = GradientTaps(target)
@@ -177,7 +177,7 @@ class SimulatedScorer:
         self._companions = [target.encode(as_sample(item)) for item in training.used]
         # As they would be trained on. With the answer of another, a question is as new as a pair.
         self.probes: list[Encoded] = probes_of([target.encode(sample) for sample in self._given])
-        self._held = self._hold(report)
+        self._held = self._hold()
         self._weights = training.weights(len(self._companions))
         self._take(precision)
 
@@ -196,11 +196,10 @@ class SimulatedScorer:
         return self._held.layout
 
     def _take(self, precision: Precision) -> None:
-        if precision not in ("model", "mixed", "float32"):
-            raise RecipeError(f"precision: {precision!r} is none of model, mixed, float32")
+        refuse_precision(precision)
         self._precision: Precision = precision if self._narrow else "model"
         training, layout = self.training, self._held.layout
-        options = {
+        more = {
             "rule": _RULE,
             "companions": [[item.id, item.input_ids, item.labels] for item in self._companions],
             "lr": training.fine_tune.lr,
@@ -212,19 +211,11 @@ class SimulatedScorer:
             **({} if self._precision == "model" else {"computing": self._precision}),
         }
         self.fingerprint = scorer_fingerprint(
-            "simulated",
-            self.target,
-            self._questions,
-            self._asked,
-            estimator="simulated",
-            normalization="dot",
-            across_subtasks=self.across_subtasks,
-            tokens=self.tokens,
-            **options,
+            "simulated", self.target, self._questions, self._asked, self.options, **more
         )
 
-    def _hold(self, report: Callable[[int], None] | None) -> _Held:
-        target, training = self.target, self.training
+    def _hold(self) -> _Held:
+        target, training, report = self.target, self.training, self.options.report
         rows = len(self._questions) + 2 * len(self._companions) + 2 * CHUNK
         layout = layout_for(target, rows)
         target.load_checkpoint(self._checkpoint)
@@ -252,7 +243,7 @@ class SimulatedScorer:
         """Inside, a 16-bit model computes so; gives the tokens of a batch, which take twice the room when widened."""
         wide = self._narrow and precision != "model"
         with computing(self.target.model, precision):
-            yield max(1, self.batch_tokens // 2) if wide else self.batch_tokens
+            yield max(1, self.options.batch_tokens // 2) if wide else self.options.batch_tokens
 
     @cached_property
     def reference(self) -> torch.Tensor:
@@ -262,7 +253,7 @@ class SimulatedScorer:
     @cached_property
     def numerical_error(self) -> float:
         """The share of the scores' size that they are off by, as `optimsyn.influence.accuracy` says."""
-        return kept_error(self._folder, self.target, self.fingerprint, self._error)
+        return kept_error(self.options.folder, self.target, self.fingerprint, self._error)
 
     def _error(self) -> float:
         if self._narrow and self._precision != "float32":
@@ -275,10 +266,10 @@ class SimulatedScorer:
         return InfluenceScorer(
             self.target,
             self._given,
-            across_subtasks=self.across_subtasks,
-            tokens=self.tokens,
-            batch_tokens=self.batch_tokens,
-            folder=self._folder,
+            across_subtasks=self.options.across_subtasks,
+            tokens=self.options.tokens,
+            batch_tokens=self.options.batch_tokens,
+            folder=self.options.folder,
             processes="own",
             precision=self._precision,
         )
@@ -299,19 +290,15 @@ class SimulatedScorer:
             )
         encoded = [self.target.encode(as_sample(pair)) for pair in pairs]
         by_subtask, norms, losses = self._score(encoded)
-        bad = [encoded[i].id for i in (~torch.isfinite(by_subtask).all(dim=1)).nonzero().flatten().tolist()]
-        if bad:
-            raise ModelError(f"the influence of samples {', '.join(map(repr, bad))} is not finite; look at their text")
-        mean = self.across_subtasks == "mean"
-        return Scores(
-            ids=tuple(item.id for item in encoded),
-            subtasks=self.subtasks,
-            total=by_subtask.mean(1) if mean or not encoded else by_subtask.max(1).values,
+        return Scores.finished(
+            [item.id for item in encoded],
+            self.subtasks,
+            self.options.across_subtasks,
             by_subtask=by_subtask,
             gradient_norm=norms,
             loss=losses,
             label_tokens=torch.tensor(
-                [counted(item, self.tokens, "pair").label_tokens for item in encoded], dtype=torch.int64
+                [counted(item, self.options.tokens, "pair").label_tokens for item in encoded], dtype=torch.int64
             ),
         )
 

@@ -192,9 +192,9 @@ def record_type(checkpoints: int, width: int, dtype: str) -> np.dtype[Any]:
 def differences(wanted: dict[str, Any], found: dict[str, Any], fields: Sequence[str]) -> list[str]:
     """A sentence part for each field in which two manifests differ."""
     return [
-        f"{field} (there: {_short(found.get(field))}, here: {_short(wanted[field])})"
+        f"{field} (there: {_short(found.get(field))}, here: {_short(wanted.get(field))})"
         for field in fields
-        if found.get(field) != wanted[field]
+        if found.get(field) != wanted.get(field)
     ]
 
 

@@ -25,14 +25,15 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.base.errors import DataError, ModelError
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.directions import question_scale
 from optimsyn.influence.estimators import normalised
 from optimsyn.influence.gradients.projection import Projection
+from optimsyn.influence.options import ScoringOptions, checkpoint_weights
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.store.shards import MANIFEST, Rows, differences
-from optimsyn.influence.store.writer import Writer, describe, weights_of
+from optimsyn.influence.store.writer import Writer, describe
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import as_sample
 from optimsyn.target.target import Target
@@ -40,7 +41,16 @@ from optimsyn.target.target import Target
 _WINDOW = 1024  # Samples that are sorted by length together.
 _CHUNK_BYTES = 64 * 2**20
 # Fields in which a store and the target in hand, or a pool and its questions, must agree.
-_IDENTITY = ("target", "checkpoints", "estimator", "tokens", "projection", "parameters", "encoding")
+_IDENTITY = (
+    "target",
+    "checkpoints",
+    "estimator",
+    "estimator_source",
+    "tokens",
+    "projection",
+    "parameters",
+    "encoding",
+)
 
 
 class _Store:
@@ -304,10 +314,10 @@ class GradientStore(_Store):
             DataError: An id is not in the store, or there is no question.
             RecipeError: An option has no such value.
         """
-        if normalization not in ("cosine", "dot"):
-            raise RecipeError(f"influence.normalization: {normalization!r} is neither cosine nor dot")
-        if across_subtasks not in ("mean", "max"):
-            raise RecipeError(f"influence.across_subtasks: {across_subtasks!r} is neither mean nor max")
+        # Whatever is wrong with an option is said before anything is read.
+        ScoringOptions(
+            normalization=normalization, across_subtasks=across_subtasks, question_gradients=question_gradients
+        )
         unlike = differences(self.manifest, questions.manifest, _IDENTITY)
         if unlike:
             raise ModelError(
@@ -320,7 +330,7 @@ class GradientStore(_Store):
             raise DataError(f"{self.folder}: has no sample {missing[0]!r} ({len(missing)} such ids); add them first")
         rows = np.array([self._rows.ids[name] for name in names], dtype=np.int64)
         subtasks, vectors, reference = questions.directions(question_gradients)
-        weights = weights_of([float(checkpoint["lr"]) for checkpoint in self.manifest["checkpoints"]])
+        weights = checkpoint_weights([float(checkpoint["lr"]) for checkpoint in self.manifest["checkpoints"]])
         columns = vectors.float().transpose(1, 2)
         n = len(names)
         by_subtask = torch.zeros(n, len(subtasks), dtype=torch.float64)
@@ -338,10 +348,10 @@ class GradientStore(_Store):
                 by_subtask[part] += weight * normalised(dots, norms)
                 gradient_norm[part] += weight * torch.from_numpy(records["gradient_norm"][:, i].copy())
                 loss[part] += weight * torch.from_numpy(records["loss"][:, i].copy())
-        return Scores(
-            ids=names,
-            subtasks=subtasks,
-            total=by_subtask.mean(dim=1) if across_subtasks == "mean" else by_subtask.amax(dim=1),
+        return Scores.finished(
+            names,
+            subtasks,
+            across_subtasks,
             by_subtask=by_subtask,
             gradient_norm=gradient_norm,
             loss=loss,

@@ -16,6 +16,8 @@ from optimsyn.influence.estimators import Direction, estimator_of
 from optimsyn.influence.gradients.projection import Layout, Projection
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.moments import moments_of
+from optimsyn.influence.options import checkpoint_weights
+from optimsyn.influence.scores import refuse_not_finite
 from optimsyn.influence.store.shards import VERSION, record_type
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Batch, Encoded, Role, counted
@@ -29,17 +31,6 @@ _PROBE = Sample(
     completion=" 2",
     messages=({"role": "user", "content": "Question: 1?"}, {"role": "assistant", "content": "2"}),
 )
-
-
-def weights_of(rates: Sequence[float]) -> list[float]:
-    """Checkpoints' weights: learning rates over their sum.
-
-    Raises:
-        ModelError: They sum to 0.
-    """
-    if not sum(rates) > 0:
-        raise ModelError("the learning rates of the warm-up checkpoints sum to 0, so none of them has a weight")
-    return [rate / sum(rates) for rate in rates]
 
 
 def describe(
@@ -62,7 +53,8 @@ def describe(
     """
     if not target.checkpoints:
         raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
-    weights_of([checkpoint.lr for checkpoint in target.checkpoints])
+    checkpoint_weights([checkpoint.lr for checkpoint in target.checkpoints])
+    known = estimator_of(estimator)
     layout = _layout(target, projection)
     record = record_type(len(target.checkpoints), layout.width, dtype)
     # Tokeniser and chat template are no part of the target's fingerprint, so a short text stands for them.
@@ -75,7 +67,9 @@ def describe(
         "precision": str(target.dtype).removeprefix("torch."),
         "encoding": hashlib.sha256(encoding.encode()).hexdigest()[:16],
         "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
-        "estimator": estimator_of(estimator).name,
+        "estimator": known.name,
+        # Of one's own the source; a built-in one is known by its name.
+        **({} if known.identity == known.name else {"estimator_source": known.identity}),
         "tokens": tokens.model_dump(),
         "projection": None if projection is None else projection.facts(),
         "parameters": layout.facts(),
@@ -156,9 +150,7 @@ class Writer:
             norms, lengths = sink.norms()
             values = sink.rows()
             finite = torch.isfinite(norms) & torch.isfinite(lengths) & torch.isfinite(values).all(dim=1)
-            bad = [repr(batch.ids[row]) for row in (~finite).nonzero().flatten().tolist()]
-            if bad:
-                raise ModelError(f"the influence of samples {', '.join(bad)} is not finite; look at their text")
+            refuse_not_finite(batch.ids, finite)
             if self._questions:
                 flat = [repr(batch.ids[row]) for row in (lengths == 0).nonzero().flatten().tolist()]
                 if flat:

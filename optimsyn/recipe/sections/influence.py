@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from optimsyn.base.extensions import ESTIMATORS, reference_to
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients, Section
 
-Estimator = Literal["adam", "adam_momentum_free", "adam_linear", "sgd", "less", "simulated"]
+IS_LINEAR: Mapping[str, bool] = MappingProxyType(
+    {"adam": False, "adam_momentum_free": False, "adam_linear": True, "sgd": True, "less": False, "simulated": False}
+)
+"""The estimators that come with optimsyn, and whether each is linear in a pair's gradient. What they compute is in
+`optimsyn.influence.estimators`, which needs torch."""
+
+BUILT_IN_SCORER = "influence"
 
 
 class Influence(Section):
@@ -27,10 +37,16 @@ class Influence(Section):
         "the derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is "
         "below half a per cent; where there is none, the best one if it is below 5, as a named one may be.",
     )
-    estimator: Estimator = Field(
+    estimator: str = Field(
         "adam_linear",
-        description="Which direction of a step counts; see docs/influence.md. simulated: what a foretold training with "
-        "the pair in its batches does, by `fine_tune` and at most twelve steps long, from the last checkpoint.",
+        description="Which direction of a step counts: adam, adam_momentum_free, adam_linear, sgd or less; see "
+        "docs/influence.md. simulated: what a foretold training with the pair in its batches does, by `fine_tune` and "
+        "at most twelve steps long, from the last checkpoint. Or your own: a registered name or `package.module:name`.",
+    )
+    scorer: str = Field(
+        BUILT_IN_SCORER,
+        description="What gives pairs their reward. influence: what this section describes. Or your own, which takes "
+        "its place: a registered name or `package.module:name`.",
     )
     normalization: Literal["cosine", "dot"] = Field(
         "dot", description="cosine: only the direction counts. dot: a longer direction counts for more."
@@ -46,13 +62,66 @@ class Influence(Section):
 
     @property
     def is_derivative(self) -> bool:
-        """Whether the score is a directional derivative of the pair's loss, which twin and forward can read off."""
-        return self.estimator in ("adam_linear", "sgd") and self.normalization == "dot"
+        """Whether the score is a directional derivative of the pair's loss, which twin and forward can read off.
+
+        Raises:
+            RecipeError: The estimator is one's own and cannot be imported.
+        """
+        return self.is_influence and self.normalization == "dot" and self._is_linear()
+
+    @property
+    def is_influence(self) -> bool:
+        """Whether pairs are scored by what this section describes, and not by a scorer of one's own."""
+        return self.scorer == BUILT_IN_SCORER
+
+    @property
+    def has_own_estimator(self) -> bool:
+        """Whether the estimator does not come with optimsyn."""
+        return self.estimator not in IS_LINEAR
+
+    @property
+    def label(self) -> str:
+        """How pairs are scored, for people: such as `adam_linear, dot`."""
+        return f"{self.estimator}, {self.normalization}" if self.is_influence else f"scorer {self.scorer}"
+
+    def _is_linear(self) -> bool:
+        if self.has_own_estimator:
+            return bool(getattr(ESTIMATORS.get(self.estimator), "linear", False))
+        return IS_LINEAR[self.estimator]
 
     @property
     def linear(self) -> Influence:
         """The same with the linear score beside a foretold training, which shares of tokens are taken of."""
         return self.model_copy(update={"estimator": "adam_linear", "normalization": "dot"})
+
+    @field_validator("estimator", "scorer", mode="before")
+    @classmethod
+    def _by_reference(cls, value: Any, info: ValidationInfo) -> Any:
+        return reference_to(value, f"influence.{info.field_name}") if callable(value) else value
+
+    @field_validator("estimator")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        if ":" not in value and value not in IS_LINEAR and value not in ESTIMATORS.names():
+            known = list(dict.fromkeys([*IS_LINEAR, *ESTIMATORS.names()]))
+            # A run says by itself what it was made with, also where that is not at hand.
+            if info.context is not None and info.context.get("of_run"):
+                return value
+            hint = did_you_mean(value, known, f"known: {', '.join(known)}.")
+            raise ValueError(
+                f"there is no estimator {value!r}; {hint} One of your own is written as package.module:name, or "
+                "registered first: optimsyn.register('estimator', ...)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _own_scorer_computes_by_itself(self) -> Influence:
+        if not self.is_influence and self.method != "auto":
+            raise ValueError(
+                f"method {self.method} is a way of computing influence, and scorer {self.scorer} takes its place; set "
+                f"method to auto, or scorer to {BUILT_IN_SCORER}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_to_normalise(self) -> Influence:
@@ -70,6 +139,9 @@ class Influence(Section):
 
     @model_validator(mode="after")
     def _derivative_is_linear(self) -> Influence:
+        # Of one's own estimator it is known when it is imported: before a run, and when its scorer is made.
+        if self.has_own_estimator and self.normalization == "dot":
+            return self
         if self.method in ("twin", "forward") and not self.is_derivative:
             raise ValueError(
                 f"method {self.method} reads off a derivative of the loss, which {self.estimator} with "

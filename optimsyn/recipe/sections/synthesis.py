@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from optimsyn.base.extensions import reference_to
 from optimsyn.recipe.sections.models import Section
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
@@ -31,4 +32,15 @@ class Checks(Section):
 
     disabled: tuple[str, ...] = Field((), description="Names of checks that are not run.")
     unsafe_words: tuple[str, ...] = Field((), description="Words and phrases that no pair may hold.")
-    plugins: tuple[str, ...] = Field((), description="Further checks as `package.module:function`.")
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="Your own checks: registered names or `package.module:name`; in Python also functions themselves.",
+    )
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _by_reference(cls, value: Any) -> Any:
+        """A function of a module or of a notebook cell stands for the name under which it is found again."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [reference_to(part, "checks.plugins") if callable(part) else part for part in value]

@@ -289,8 +289,10 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         *((role, f"{spec.name}@{spec.revision}" if spec.revision else spec.name) for role, spec in roles.items()),
         (
             "Influence",
-            f"{recipe.influence.estimator}, {recipe.influence.normalization}, method {recipe.influence.method}, "
-            f"{recipe.influence.across_subtasks} across subtasks",
+            f"{recipe.influence.label}, method {recipe.influence.method}, "
+            f"{recipe.influence.across_subtasks} across subtasks"
+            if recipe.influence.is_influence
+            else f"in its place {recipe.influence.label}",
         ),
         ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
         ("A look at the reward", _looked(facts)),

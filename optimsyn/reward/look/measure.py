@@ -18,6 +18,9 @@ questions are never looked at. What the numbers come to is in `optimsyn.reward.l
 With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, and says so: a
 foretold training is not a sum over tokens.
 
+With a scorer of your own (`influence.scorer`) there is no numerical error and no share of the end token: its numbers
+are what they are. Whether training agrees with them is measured as ever.
+
 It costs one backward pass a question, two a pair, and steps × batch_size passes a subset.
 """
 
@@ -36,7 +39,7 @@ from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.statistics import spearman
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.factory import Scorer
-from optimsyn.influence.reference.plain import plain_scores
+from optimsyn.influence.reference.plain import PlainScores, plain_scores
 from optimsyn.influence.reference.simulated import plain_gains, plain_total
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
@@ -141,15 +144,21 @@ def look_at_reward(
     looked = [pairs[i] for i in chosen]
     mine = scores.total[chosen]
     train = options.random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
-    held_back = questions_held_back(questions, options.seed) if train else []
-    simulated = config.estimator == "simulated"
-    passes = (len(questions) + len(chosen)) * len(target.checkpoints)
+    # A scorer of one's own is made with all questions, and there is nothing that its numbers could be compared with.
+    own = not config.is_influence
+    held_back = questions_held_back(questions, options.seed) if train and not own else []
+    simulated = config.estimator == "simulated" and not own
+    passes = 0 if own else (len(questions) + len(chosen)) * len(target.checkpoints)
     if simulated:
         passes += len(questions) + len(chosen) + len(setup.batch_training.used)
     progress = _Progress(report, passes, options.random_subsets + 2 if train else 0)
     # Of a foretold training nothing can be told apart but its whole: parts are those of the linear score.
     linear = config.linear if simulated else config
-    plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=progress.add)
+    if own:
+        nothing = torch.zeros_like(mine)
+        plain = PlainScores(mine, mine, nothing, nothing, nothing, nothing)
+    else:
+        plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=progress.add)
     if simulated:
         gains = plain_gains(
             target,
@@ -172,7 +181,7 @@ def look_at_reward(
     absolute = float((mine - plain.total).square().mean().sqrt())
     size = float(plain.total.square().mean().sqrt())
     error = absolute / size if size > 0 else (0.0 if absolute == 0 else math.inf)
-    stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) else None
+    stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) and not own else None
     if stated is not None and not math.isfinite(stated):
         error, stated = math.inf, None
     length, within = length_agreement(pairs, scores)
@@ -187,7 +196,7 @@ def look_at_reward(
             numerical_error=_finite(error),
             stated_error=stated,
             absolute_error=_finite(absolute),
-            agreement=_finite(float(spearman(mine.numpy(), plain.total.numpy()))) if len(chosen) > 2 else None,
+            agreement=None if len(chosen) < 3 or own else _finite(float(spearman(mine.numpy(), plain.total.numpy()))),
             spread=float(mine.std(correction=1)) if len(chosen) > 1 else 0.0,
             end_share=_share(plain.end, plain.content),
             end_share_if_counted=_share(plain.end_if, plain.content_if),
@@ -197,6 +206,7 @@ def look_at_reward(
             empty=float(empty) if isinstance(empty, float) else 0.0,
             training=trained,
             end_of=f"{linear.estimator}, {linear.normalization}" if simulated else "",
+            own_scorer=own,
         )
     )
 

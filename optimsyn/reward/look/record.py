@@ -107,6 +107,7 @@ class RewardLook(Shown):
         empty: Score of an empty gradient.
         training: The counterfactual; None where there was none.
         end_of: The score that `end_share` is a part of, where that is not the reward's own.
+        own_scorer: The scores are those of a scorer of one's own, which `method` names, and no influence.
     """
 
     verdict: Soundness
@@ -127,6 +128,7 @@ class RewardLook(Shown):
     empty: float
     training: TrainedOn | None
     end_of: str = ""
+    own_scorer: bool = False
 
     @property
     def sentence(self) -> str:
@@ -177,6 +179,8 @@ class RewardLook(Shown):
 
 
 _DASH = "–"
+_END_SHARE = "share of the end-of-text token"
+_NOT_PARTED = "the direction's own: there are too few to part"
 
 
 def reward_look_table(look: RewardLook) -> Table:
@@ -189,8 +193,9 @@ def reward_look_table(look: RewardLook) -> Table:
 
 def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
     """The rows of that table, for a page."""
+    own = ("scored by", look.method, "in the place of influence, so there is nothing to compare the scores with")
     rows = [
-        ("numerical error", _percent(look.numerical_error), _error_note(look)),
+        own if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
         ("spread of the scores", number(look.spread), f"standard deviation over {_pairs(look.pairs)}{_known(look)}"),
         (
             "an empty gradient earns",
@@ -198,7 +203,7 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
             f"{_percent(abs(look.empty) / look.spread)} of the spread" if look.spread > 0 else "",
         ),
         (
-            "share of the end-of-text token",
+            _END_SHARE,
             _percent(look.end_share),
             f"of the mean |influence|{f' by {look.end_of}' if look.end_of else ''}{_if_counted(look)}",
         ),
@@ -211,7 +216,9 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
     if look.training is None:
         rows.append(("real training", _DASH, "was not looked at"))
     else:
-        rows += _training_rows(look.training)
+        rows += _training_rows(look.training, "the scorer's own" if look.own_scorer else _NOT_PARTED)
+    if look.own_scorer:
+        rows = [row for row in rows if row[0] != _END_SHARE]
     return tuple(rows)
 
 
@@ -221,10 +228,8 @@ def _if_counted(look: RewardLook) -> str:
     return f"; {_percent(look.end_share_if_counted)} if it counted like every other token"
 
 
-def _training_rows(training: TrainedOn) -> list[tuple[str, str, str]]:
-    held_out = (
-        "without a part in the ranking" if training.held_out else "the direction's own: there are too few to part"
-    )
+def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, str]]:
+    held_out = "without a part in the ranking" if training.held_out else otherwise
     others = "" if training.random is None else f", random {number(training.random)}"
     return [
         (

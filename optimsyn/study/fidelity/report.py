@@ -300,7 +300,6 @@ def draw(report: FidelityReport, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from optimsyn.influence.estimators import ESTIMATORS
     from optimsyn.study.fidelity.report import TITLES
 
     panels = max(1, len(report.truths))
@@ -313,7 +312,9 @@ def draw(report: FidelityReport, file: Path) -> None:
             found = row.spearman[truth]
             if found.value is None or found.low is None or found.high is None:
                 continue
-            color = _INFLUENCE if row.score.split(" ")[0] in ESTIMATORS else _BASELINE
+            # "adam cosine", "adam_linear dot, end of both": an estimator and how its products are divided.
+            is_influence = row.score.split(",")[0].split(" ")[1:2] in (["cosine"], ["dot"])
+            color = _INFLUENCE if is_influence else _BASELINE
             axis.plot([found.low, found.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
             axis.plot(found.value, place, "o", color=color, markersize=4.5)
         axis.axvline(0, color=_INK, linewidth=0.8)

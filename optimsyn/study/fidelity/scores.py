@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from optimsyn.influence.estimators import ESTIMATORS, estimator_of, normalised
+from optimsyn.influence.estimators import BUILT_IN, estimator_of, normalised
 from optimsyn.influence.gradients.parts import GradientParts
 from optimsyn.influence.moments import flat_moments
 from optimsyn.recipe.sections.models import CountedTokens
@@ -37,7 +37,7 @@ def influence_scores(
     checkpoint: Checkpoint,
     pool: GradientParts,
     questions: GradientParts,
-    estimators: Sequence[str] = tuple(ESTIMATORS),
+    estimators: Sequence[str] = tuple(BUILT_IN),
 ) -> dict[str, torch.Tensor]:
     """Every estimator's scores from one set of gradients.
 

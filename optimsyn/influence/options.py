@@ -1,0 +1,99 @@
+"""The options that every scorer has, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from optimsyn.base.errors import DataError, ModelError, RecipeError
+from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
+from optimsyn.target.target import Target
+from optimsyn.target.upcast import Precision
+
+Normalization = Literal["cosine", "dot"]
+Across = Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What the scorers of one recipe have in common.
+
+    Attributes:
+        estimator: As in a recipe: a name or `package.module:name`.
+        normalization: cosine, or dot: longer directions count for more.
+        across_subtasks: mean, or max as in LESS.
+        question_gradients: plain or unit (see `optimsyn.influence.directions`).
+        tokens: Which tokens of questions and pairs count.
+        batch_tokens: Tokens scored in one batch.
+        folder: Where validation directions, steps and measured errors are kept; None: nowhere.
+        report: Called with the number of questions of each batch whose directions have been computed.
+
+    Raises:
+        RecipeError: An option has no such value.
+    """
+
+    estimator: str = "adam_linear"
+    normalization: Normalization = "dot"
+    across_subtasks: Across = "mean"
+    question_gradients: QuestionGradients = "plain"
+    tokens: CountedTokens = CountedTokens()  # noqa: RUF009 - frozen
+    batch_tokens: int = 2048
+    folder: Path | None = None
+    report: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        refuse_unknown("influence.normalization", self.normalization, get_args(Normalization))
+        refuse_unknown("influence.across_subtasks", self.across_subtasks, get_args(Across))
+        refuse_unknown("influence.question_gradients", self.question_gradients, get_args(QuestionGradients))
+
+    def keywords(self) -> dict[str, Any]:
+        """As the scorers take them."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def refuse_unknown(field: str, value: object, known: Sequence[str]) -> None:
+    """Refuses a value that an option does not have.
+
+    Raises:
+        RecipeError: It is none of `known`.
+    """
+    if value in known:
+        return
+    if len(known) == 2:
+        raise RecipeError(f"{field}: {value!r} is neither {known[0]} nor {known[1]}")
+    raise RecipeError(f"{field}: {value!r} is none of {', '.join(known)}")
+
+
+def refuse_precision(precision: object) -> None:
+    """Refuses what a 16-bit model cannot compute in.
+
+    Raises:
+        RecipeError: There is no such precision.
+    """
+    refuse_unknown("precision", precision, get_args(Precision))
+
+
+def refuse_nothing_to_score_by(target: Target, questions: Sequence[object]) -> None:
+    """Refuses to score without questions or warm-up.
+
+    Raises:
+        DataError: There are no questions.
+        ModelError: The target has no warm-up checkpoint.
+    """
+    if not questions:
+        raise DataError("influence needs at least one validation question; see questions.validation")
+    if not target.checkpoints:
+        raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
+
+
+def checkpoint_weights(rates: Sequence[float]) -> list[float]:
+    """What each checkpoint counts: its learning rate over their sum.
+
+    Raises:
+        ModelError: They sum to 0.
+    """
+    if not sum(rates) > 0:
+        raise ModelError("the learning rates of the warm-up checkpoints sum to 0, so none of them has a weight")
+    return [rate / sum(rates) for rate in rates]

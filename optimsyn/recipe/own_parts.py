@@ -1,0 +1,37 @@
+"""Parts that a recipe names and that only the process at hand knows: of a notebook cell, or registered in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import REGISTRIES
+from optimsyn.recipe.recipe import Recipe
+
+
+def refuse_parts_of_this_process(recipe: Recipe) -> None:
+    """Refuses a recipe whose stages could not run in processes of their own, as `optimsyn run` has them do.
+
+    Raises:
+        RecipeError: It names a part of a notebook cell, or one that was registered in this process. It names the field.
+    """
+    raw = recipe.model_dump(mode="json")
+    for registry in REGISTRIES.values():
+        for reference in _texts_at(raw, registry.field.split(".")):
+            if registry.is_of_this_process(reference):
+                raise RecipeError(
+                    f"{registry.field}: {reference!r} is known only in this notebook or script, and each stage runs in "
+                    f"a process of its own; put the {registry.kind} into a module file (.py) on PYTHONPATH and write "
+                    "package.module:name, or step through the stages in this notebook"
+                )
+
+
+def _texts_at(value: Any, path: list[str]) -> Iterator[str]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _texts_at(each, path)
+    elif isinstance(value, dict) and path:
+        yield from _texts_at(value.get(path[0]), path[1:])
+    elif isinstance(value, str) and not path:
+        yield value
