@@ -108,7 +108,7 @@ def test_a_text_is_taken_if_it_gained_whatever_the_method_says(
 ) -> None:
     def better(task: PromptTask) -> str:
         [first, *_] = task.judge(f"{BASE_TEXT} {GOOD}", task.comparison[:1])
-        assert "would teach the model" in first.feedback
+        assert first.feedback.startswith("Valid, influence +0.")
         return f"{BASE_TEXT} {GOOD}"
 
     def worse(task: PromptTask) -> str:
@@ -142,7 +142,8 @@ def test_not_one_pair_more_than_the_budget_is_judged(tmp_path: Path, registered:
     reward = make_reward()
     with pytest.raises(StageError, match=r"'greedy' asked for more than the 10 judged pairs.*metric_calls"):
         search(tmp_path, registered(greedy), calls=10, reward=reward)
-    assert reward.different == 10
+    # The tenth may be given up for the error of the eleventh, which is asked for beside it.
+    assert 9 <= reward.different <= 10
 
 
 def test_the_budget_that_is_left_is_enough_for_texts_that_are_known(
