@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,10 +15,17 @@ from optimsyn.base.errors import ModelError, ServiceError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.prompt import PromptResult, optimize_guiding_text
 from optimsyn.optimize.prompt_task import PromptTask
 from optimsyn.programs.rubric import RubricWriter
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.optimizers import PromptOptimizer
+from optimsyn.report.page.report import write_report
+from optimsyn.runs.folder import Run
+from tests.llm_helpers import Answer, Service, said
+from tests.stages_helpers import answer, asked_twice, run_stage
 
 pytest.importorskip("optuna", reason="an extra: pip install 'optimsyn[mipro]'")
 
@@ -130,3 +138,31 @@ def test_without_optuna_or_a_reflection_model_it_says_what_to_do(
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ModelError, match=r"optimsyn\[mipro\]"):
         search(tmp_path, Proposer())
+
+
+def test_a_run_whose_recipe_names_it_buys_each_reply_once(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+    def replies(number: int, request: dict[str, Any]) -> Answer:
+        asked = json.dumps(request["messages"])
+        for field in ("proposed_instruction", "summary", "observations"):
+            if f"[[ ## {field} ## ]]" in asked:
+                text = (
+                    f"Ask which metal a city mined, in words of kind {request['seed'] % 9}." if "pro" in field else "x"
+                )
+                return said(f"[[ ## {field} ## ]]\n{text}\n\n[[ ## completed ## ]]")
+        return answer(number, request)
+
+    served.answer = replies
+    reflection = recipe.models.generator.model_dump(mode="json")
+    changes = {"optimizers.prompt.method": "miprov2", "models.reflection": reflection}
+    recipe = changed(recipe, changes)
+    assert method_problems(recipe) == []
+    run = Run.open(recipe, tmp_path / "runs")
+    for stage in ("prepare", "warm_up", "optimize_prompt"):
+        result = run_stage(run, stage)
+    assert result.numbers["judged"] == 2 * result.numbers["candidates"] <= 8
+    assert result.numbers["candidates"] > 1
+    assert result.title == "Guiding text, before and after MIPROv2"
+    assert run.manifest.stage("optimize_prompt").notes["optimizer"] == {"method": "miprov2"}
+    assert run.manifest.versions["optuna"] != "not installed"
+    assert asked_twice(served) == []
+    assert "MIPROv2 on the guiding text" in write_report(run).read_text("utf-8")

@@ -90,7 +90,8 @@ def _build_trainer(task: PolicyTask, callback: Any) -> Any:
             callbacks=[callback],
         )
     except ValueError as error:
-        raise task.no_such_modules(error) from error
+        task.refuse_modules(error)
+        raise
     trainer.remove_callback(PrinterCallback)
     return trainer
 

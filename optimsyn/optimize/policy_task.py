@@ -120,17 +120,21 @@ class PolicyTask:
         try:
             return get_peft_model(model, self.lora())
         except ValueError as error:
-            raise self.no_such_modules(error) from error
+            self.refuse_modules(error)
+            raise
 
-    def no_such_modules(self, error: ValueError) -> Exception:
-        """What to raise for an error of peft: one of ours where the model has none of the modules that LoRA is for."""
-        if "arget modules" not in str(error):
-            return error
-        return ModelError(
-            f"models.rubric {self.spec.name!r}: it has none of the modules "
-            f"{', '.join(self.config.lora.target_modules)}; set "
-            "optimizers.policy.lora.target_modules to names of its linear layers"
-        )
+    def refuse_modules(self, error: ValueError) -> None:
+        """Says in the recipe's words that peft has found none of the modules which LoRA is to train.
+
+        Raises:
+            ModelError: The error of peft says so.
+        """
+        if "arget modules" in str(error):
+            raise ModelError(
+                f"models.rubric {self.spec.name!r}: it has none of the modules "
+                f"{', '.join(self.config.lora.target_modules)}; set optimizers.policy.lora.target_modules to names of "
+                "its linear layers"
+            ) from error
 
     def rows(self, tokenizer: Any) -> list[dict[str, Any]]:
         """One row for each group of rubrics, in the order of use: `passages_per_step` for each step.
