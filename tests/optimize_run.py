@@ -13,6 +13,7 @@ from optimize_helpers import BASE_TEXT, PairWriter, RubricModel, Shape, make_rew
 def run_prompt(folder: Path, kill_at: int | None) -> Any:
     from optimsyn.llm.replies import ReplyCache
     from optimsyn.optimize.prompt import optimize_guiding_text
+    from optimsyn.optimize.prompt_task import PromptTask
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.recipe.sections.optimizers import PromptOptimizer
 
@@ -20,14 +21,14 @@ def run_prompt(folder: Path, kill_at: int | None) -> Any:
     reward = make_reward(folder / "rewards.jsonl", writer=writer, source="optimize_prompt")
     model = RubricModel(ReplyCache(folder / "replies.sqlite"))
     config = PromptOptimizer(metric_calls=60, minibatch=3, passages=6)
-    found = optimize_guiding_text(
-        folder / "prompt", config, RubricWriter(model, BASE_TEXT), reward, passages(6), Shape(), seed=5
-    )
+    task = PromptTask(config, RubricWriter(model, BASE_TEXT), reward, passages(6), Shape(), 5, folder / "prompt")
+    found = optimize_guiding_text(task)
     return {"requests": model.requests, **found.model_dump(mode="json")}
 
 
 def run_policy(folder: Path, kill_at: int | None) -> Any:
     from optimsyn.optimize.policy import train_policy
+    from optimsyn.optimize.policy_task import PolicyTask
     from optimsyn.recipe.recipe import Lora, ModelSpec
     from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
@@ -40,7 +41,7 @@ def run_policy(folder: Path, kill_at: int | None) -> Any:
         steps=5, group_size=4, passages_per_step=2, temperature=1.0, lr=1e-2, kl=0.02, max_tokens=16, lora=Lora(r=4)
     )
     spec = ModelSpec(name=str(model), device="cpu")
-    found = train_policy(spec, config, reward, passages(3), BASE_TEXT, Shape(), folder / "policy", 11)
+    found = train_policy(PolicyTask(spec, config, reward, passages(3), BASE_TEXT, Shape(), folder / "policy", 11))
     return found.history
 
 

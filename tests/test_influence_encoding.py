@@ -136,7 +136,7 @@ def test_batches_keep_the_budget_and_every_sample_once(lengths: list[int], budge
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_losses_equal_the_models_own(kind: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimsyn.target.label_loss.CHUNK_BYTES", 260 * 8 * 3)
+    monkeypatch.setattr("optimsyn.target.output_layer.CHUNK_BYTES", 260 * 8 * 3)
     target = tiny_target(kind, warm=False)
     encoded = [target.encode(s) for s in samples(5)]
     if not fused:

@@ -11,6 +11,7 @@ from optimize_helpers import BASE_TEXT, Shape, make_reward, passages
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.local.generation import prompt_ids
 from optimsyn.optimize.policy import train_policy
+from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.programs.rubric import rubric_messages
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
@@ -64,7 +65,7 @@ def test_training_and_use_see_the_same_prompt(
     spec = ModelSpec(name=str(thinker), device="cpu", chat_template_kwargs=arguments)
     config = PolicyOptimizer(steps=1, group_size=2, passages_per_step=1, max_tokens=16, lora=Lora(r=2))
     with pytest.raises(_SeenError):
-        train_policy(spec, config, make_reward(), passages(1), BASE_TEXT, Shape(), tmp_path, 11)
+        train_policy(PolicyTask(spec, config, make_reward(), passages(1), BASE_TEXT, Shape(), tmp_path, 11))
     tokenizer = AutoTokenizer.from_pretrained(thinker)
     messages, _ = rubric_messages(BASE_TEXT, passages(1)[0], "free", chat=True)
     assert list(seen[0]) == prompt_ids(tokenizer, messages, spec.template_arguments)

@@ -15,7 +15,8 @@ from optimize_run import run_policy
 from optimsyn.base.errors import DataError, ModelError, ServiceError
 from optimsyn.base.files import iter_json
 from optimsyn.optimize.history import read_history
-from optimsyn.optimize.policy import PolicyResult, blank_line_tokens, train_policy
+from optimsyn.optimize.policy import PolicyResult, train_policy
+from optimsyn.optimize.policy_task import PolicyTask, blank_line_tokens
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
@@ -32,15 +33,9 @@ def train(policy: Path, folder: Path, reward: Any = None, **more: Any) -> Policy
         "steps": 3, "group_size": 4, "passages_per_step": 2, "temperature": 1.0, "lr": 1e-2, "max_tokens": 16,
         "lora": Lora(r=4), **more,
     }  # fmt: skip
+    spec, reward = ModelSpec(name=str(policy), device="cpu"), reward or make_reward(source="train_policy")
     return train_policy(
-        ModelSpec(name=str(policy), device="cpu"),
-        PolicyOptimizer(**settings),
-        reward or make_reward(source="train_policy"),
-        passages(3),
-        BASE_TEXT,
-        Shape(),
-        folder,
-        11,
+        PolicyTask(spec, PolicyOptimizer(**settings), reward, passages(3), BASE_TEXT, Shape(), folder, 11)
     )
 
 
@@ -126,7 +121,8 @@ def test_wrong_lora_modules_and_missing_passages_are_named(policy: Path, tmp_pat
     with pytest.raises(ModelError, match=r"optimizers.policy.lora.target_modules"):
         train(policy, tmp_path, lora=Lora(target_modules=("c_attn",)))
     with pytest.raises(DataError, match="at least one passage"):
-        train_policy(ModelSpec(name=str(policy)), PolicyOptimizer(), make_reward(), [], BASE_TEXT, Shape(), tmp_path, 0)
+        spec = ModelSpec(name=str(policy))
+        train_policy(PolicyTask(spec, PolicyOptimizer(), make_reward(), [], BASE_TEXT, Shape(), tmp_path, 0))
 
 
 def test_blank_line_tokens(policy: Path) -> None:

@@ -18,6 +18,7 @@ from optimsyn.base.files import iter_json
 from optimsyn.llm.language_model import Call
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.prompt import PromptResult, optimize_guiding_text
+from optimsyn.optimize.prompt_task import PromptTask
 from optimsyn.programs.rubric import RubricWriter
 from optimsyn.recipe.sections.optimizers import PromptOptimizer
 
@@ -26,16 +27,9 @@ SCRIPT = Path(__file__).with_name("optimize_run.py")
 
 def search(folder: Path, *, calls: int = 60, reward: Any = None, model: Any = None, **more: Any) -> PromptResult:
     config = PromptOptimizer(metric_calls=calls, minibatch=3, passages=6)
-    return optimize_guiding_text(
-        folder,
-        config,
-        RubricWriter(model or RubricModel(), BASE_TEXT),
-        reward or make_reward(source="optimize_prompt"),
-        passages(8),
-        Shape(),
-        seed=5,
-        **more,
-    )
+    writer = RubricWriter(model or RubricModel(), BASE_TEXT)
+    reward = reward or make_reward(source="optimize_prompt")
+    return optimize_guiding_text(PromptTask(config, writer, reward, passages(8), Shape(), 5, folder, **more))
 
 
 def test_search_improves_within_its_budget_and_writes_a_history(tmp_path: Path) -> None:
@@ -51,7 +45,7 @@ def test_search_improves_within_its_budget_and_writes_a_history(tmp_path: Path) 
     assert rows == found.history
     assert rows[0]["status"] == "start"
     assert rows[0]["guiding_text"] == BASE_TEXT
-    assert {row["status"] for row in rows} == {"start", "accepted", "rejected"}
+    assert {row["status"] for row in rows} == {"start", "compared", "rejected"}
     assert found.candidates == len(rows)
     best = [row["best"] for row in rows]
     assert best == sorted(best)

@@ -13,7 +13,8 @@ from peft import LoraConfig
 from trl import GRPOConfig
 
 from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P, truncated
-from optimsyn.optimize.shared_prompt import Candidates, SharedPromptTrainer, TokenLogProbs
+from optimsyn.optimize.shared_prompt import Candidates, SharedPromptTrainer
+from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
 
 def trainer_of(kind: str, folder: Path, *, temperature: float = 0.7) -> Any:
@@ -114,12 +115,11 @@ def test_log_probs_against_autograd_in_float64() -> None:
         return torch.log_softmax(2.0 * torch.tanh((h @ weight.T + bias) / 2.0) / 0.7, -1)
 
     reference = plain(hidden)
-    log_probs, entropies = TokenLogProbs.apply(hidden, weight, bias, targets, 0.7, 2.0, True)
+    layer = OutputLayer(weight, bias, softcap=2.0, temperature=0.7)
+    log_probs, entropies = TokenLogProbs.apply(hidden, layer, targets, True)
     torch.testing.assert_close(log_probs, reference.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
     torch.testing.assert_close(entropies, -(reference.exp() * reference).sum(-1))
-    assert torch.autograd.gradcheck(
-        lambda h: TokenLogProbs.apply(h, weight, bias, targets, 0.7, 2.0, True)[0], (hidden,), atol=1e-8
-    )
+    assert torch.autograd.gradcheck(lambda h: TokenLogProbs.apply(h, layer, targets, True)[0], (hidden,), atol=1e-8)
 
 
 def test_what_it_does_not_know_goes_trls_way(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from optimsyn.data.records import Pair
 from optimsyn.llm.outcome_log import OutcomeLog
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.optimize.policy import train_policy
+from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer, PromptOptimizer
 from optimsyn.reward.judgements import Judgement, RubricRequest
@@ -110,7 +111,7 @@ def test_a_policy_learns_nothing_from_what_was_not_judged(tmp_path: Path) -> Non
     )
     spec = ModelSpec(name=str(policy), device="cpu")
     reward = make_reward(writer=every, checks=None)
-    found = train_policy(spec, settings, reward, passages(2), BASE_TEXT, Shape(), tmp_path / "run", 11)
+    found = train_policy(PolicyTask(spec, settings, reward, passages(2), BASE_TEXT, Shape(), tmp_path / "run", 11))
     from safetensors.torch import load_file
 
     trained = load_file(found.adapter / "adapter_model.safetensors")
@@ -130,6 +131,7 @@ class _Always(dict[int, Outcome]):
 @pytest.mark.parametrize("share", [0.2, 1.0])
 def test_a_search_for_a_guiding_text_ends_with_and_without_verdicts(tmp_path: Path, share: float) -> None:
     from optimsyn.optimize.prompt import optimize_guiding_text
+    from optimsyn.optimize.prompt_task import PromptTask
     from optimsyn.programs.rubric import RubricWriter
 
     class Some(_Always):
@@ -140,9 +142,8 @@ def test_a_search_for_a_guiding_text_ends_with_and_without_verdicts(tmp_path: Pa
     writer.moods = Some()
     reward = make_reward(writer=writer, neutral=0.05)
     config = PromptOptimizer(metric_calls=40, minibatch=3, passages=6)
-    found = optimize_guiding_text(
-        tmp_path, config, RubricWriter(RubricModel(), BASE_TEXT), reward, passages(8), Shape(), seed=5
-    )
+    writer = RubricWriter(RubricModel(), BASE_TEXT)
+    found = optimize_guiding_text(PromptTask(config, writer, reward, passages(8), Shape(), 5, tmp_path))
     assert found.guiding_text.startswith(BASE_TEXT)
     if share == 1:
         assert (found.guiding_text, found.judged, found.score) == (BASE_TEXT, 0, pytest.approx(0.05))

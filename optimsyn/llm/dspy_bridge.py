@@ -134,9 +134,10 @@ def make_lm(
     temperature: float | None = None,
     max_tokens: int | None = None,
     hear: Hear | None = None,
+    kind: type[Any] = dspy.LM,
 ) -> dspy.LM:
-    """A `dspy.LM` that asks `model`, with DSPy's own cache and retries off."""
-    return dspy.LM(
+    """A `dspy.LM` (or a subclass, `kind`) that asks `model`, with DSPy's own cache and retries off."""
+    return kind(
         # DSPy guesses a model's abilities and limits from its name, which is none of its business here.
         "optimsyn/" + model.name.replace("/", ":"),
         engine=SyncEngine(model, hear),

@@ -18,6 +18,7 @@ from optimsyn.machine.availability import Availability, availability, device_pro
 from optimsyn.machine.preflight_data import check_documents, check_lengths, check_sets
 from optimsyn.machine.preflight_result import Preflight
 from optimsyn.machine.preflight_services import service_findings
+from optimsyn.optimize.methods import method_problems
 from optimsyn.recipe.recipe import Recipe, Source
 from optimsyn.recipe.sections.influence import twin_problem
 
@@ -59,6 +60,7 @@ def validate(
         if here:
             _check_influence(recipe, found)
         _check_own_parts(recipe, found)
+        found.problems += method_problems(recipe)
         if recipe.limits.cost_usd is not None:
             found.problems += price_problems(recipe)
         if deep:

@@ -6,8 +6,7 @@ and a vocabulary of 262,144 makes one position in the output layer cost more tha
 
 - a prompt is run once and its keys and values are shared by its group, with gradients, so that the result is the same,
 - the candidates of a token are cut among the most likely ones instead of by sorting the whole vocabulary,
-- only positions that predict a completion token reach the output layer, in chunks, and where gradients are wanted that
-  to the hidden states is formed in the same visit, so that no [positions, vocabulary] matrix outlives its chunk.
+- only positions that predict a completion token reach the output layer, in chunks (`optimsyn.target.output_layer`).
 
 Where a model or a machine is not of the kind that this knows, TRL's own way is taken.
 """
@@ -27,63 +26,10 @@ from trl.models import unwrap_model_for_generation
 
 from optimsyn.llm.local.generation import prompt_ids
 from optimsyn.recipe.sections.models import NO_THINKING
+from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
-# Largest matrix of logits in memory.
-_CHUNK_BYTES = 256 * 2**20
 # Configurations that scale logits in ways of their own; TRL knows them.
 _SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
-
-
-class TokenLogProbs(torch.autograd.Function):
-    """Log-probabilities of tokens and entropies of their distributions behind a frozen output layer."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        temperature: float,
-        softcap: float | None,
-        with_gradient: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both [N], in nats, for hidden states [N, H] and targets [N]; only the first is differentiable."""
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        log_probs = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
-        entropies = torch.empty_like(log_probs)
-        gradient = torch.empty_like(hidden) if with_gradient else None
-        chunk = max(1, _CHUNK_BYTES // (len(weight) * dtype.itemsize))
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
-            bent = None
-            if softcap is not None:
-                bent = torch.tanh(logits.div_(softcap))
-                logits = bent * softcap
-            logits.div_(temperature)
-            total = torch.logsumexp(logits, dim=-1, keepdim=True)
-            wanted = targets[part].unsqueeze(-1)
-            log_probs[part] = (logits.gather(-1, wanted) - total).squeeze(-1)
-            probabilities = (logits - total).exp_()
-            entropies[part] = total.squeeze(-1) - torch.linalg.vecdot(probabilities, logits)
-            if gradient is not None:
-                slope = probabilities.neg_()
-                slope.scatter_add_(-1, wanted, torch.ones_like(wanted, dtype=dtype))
-                if bent is not None:
-                    slope.mul_(bent.square_().neg_().add_(1.0))
-                gradient[part] = slope.div_(temperature).to(weight.dtype) @ weight
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(entropies)
-        return log_probs, entropies
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradient to the hidden states only: the output layer is frozen."""
-        (gradient,) = ctx.saved_tensors
-        slope = outputs[0].unsqueeze(-1) * gradient
-        return slope.to(gradient.dtype), None, None, None, None, None, None
 
 
 class Candidates(LogitsProcessor):
@@ -187,13 +133,11 @@ class SharedPromptTrainer(GRPOTrainer):
         head = self._causal.get_output_embeddings()
         real = attention_mask[:, prompt:].bool()
         wanted = hidden[real]
+        softcap = getattr(self._causal.config.get_text_config(), "final_logit_softcapping", None)
         log_probs, entropies = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
             wanted,
-            head.weight,
-            head.bias,
+            OutputLayer(head.weight, head.bias, softcap=softcap, temperature=self.temperature),
             input_ids[:, prompt:][real],
-            self.temperature,
-            getattr(self._causal.config.get_text_config(), "final_logit_softcapping", None),
             torch.is_grad_enabled() and wanted.requires_grad,
         )
         empty = log_probs.new_zeros(real.shape)

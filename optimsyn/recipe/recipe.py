@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from optimsyn.base.errors import DataError, RecipeError
-from optimsyn.base.labels import SELECTION_LABELS, variant_label
+from optimsyn.base.labels import SELECTION_LABELS, method_label, variant_label
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.base.suggestions import file_beside
 from optimsyn.base.table import Shown, Table
@@ -209,6 +209,8 @@ class Recipe(Shown, Section):
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
+        _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
+        _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], ("method",))
         # Before there was a choice, gradients of questions were of length 1.
         _without_what_says_nothing(self.influence, raw["influence"], ("scorer",))
         if raw["influence"]["question_gradients"] == "unit":
@@ -297,8 +299,11 @@ def recipe_table(recipe: Recipe) -> Table:
     if models.reflection is not None:
         rows.append(("reflection", _model(models.reflection)))
     learned = [
-        f"guiding text by GEPA, {prompt.metric_calls:,} judged pairs" if prompt.enabled else "",
-        f"rubric model by GRPO, {policy.steps:,} steps of {policy.passages_per_step} × {policy.group_size}"
+        f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
+        if prompt.enabled
+        else "",
+        f"rubric model by {method_label(policy.method)}, {policy.steps:,} steps of {policy.passages_per_step} × "
+        f"{policy.group_size}"
         if policy.enabled
         else "",
     ]

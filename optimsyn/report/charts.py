@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from optimsyn.base.labels import metric_label, variant_label
+from optimsyn.base.labels import method_label, metric_label, variant_label
 from optimsyn.base.table import decimals_for, fixed, number
 
 WIDTH = 380.0
@@ -165,8 +165,8 @@ def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: 
     return chart
 
 
-def prompt_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Reward of every guiding text that was tried, and of the best so far; None when none was."""
+def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> Chart | None:
+    """Reward of every guiding text that the method tried, and of the best so far; None when none was."""
     tried = [row for row in history if isinstance(row.get("score"), int | float)]
     if not tried:
         return None
@@ -176,7 +176,7 @@ def prompt_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
     up = Axis([row["score"] for row in tried], bottom, top, room=0.12)
     compared = [(x, row["score"]) for x, row in zip(spent, tried, strict=True) if row.get("status") != "rejected"]
     rejected = [(x, row["score"]) for x, row in zip(spent, tried, strict=True) if row.get("status") == "rejected"]
-    chart = Chart("Guiding text (GEPA)", bottom + 40, _prompt_alt(compared, len(tried)))
+    chart = Chart(f"Guiding text ({method_label(method)})", bottom + 40, _prompt_alt(compared, len(tried)))
     chart.marks += _frame(across, up, "pairs judged", "reward")
     best, line = -math.inf, ""
     for x, score in compared:
@@ -203,8 +203,8 @@ def prompt_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
     return chart
 
 
-def policy_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Mean reward and share of valid pairs by training step; None before the first step."""
+def policy_chart(history: Sequence[Mapping[str, Any]], method: str = "grpo") -> Chart | None:
+    """Mean reward and share of valid pairs by training step of the method; None before the first step."""
     trained = [row for row in history if isinstance(row.get("reward"), int | float)]
     if not trained:
         return None
@@ -218,7 +218,7 @@ def policy_chart(history: Sequence[Mapping[str, Any]]) -> Chart | None:
     across = Axis(steps, left + 8, _RIGHT - 8, whole=True, room=0.0)
     edges = [*(m - s for m, s in zip(means, spread, strict=True)), *(m + s for m, s in zip(means, spread, strict=True))]
     up = Axis(edges, bottom, top, room=0.08)
-    chart = Chart("Rubric policy (GRPO)", 208.0, _policy_alt(means, steps))
+    chart = Chart(f"Rubric policy ({method_label(method)})", 208.0, _policy_alt(means, steps))
     chart.marks += _frame(across, up, "" if with_valid else "training step", "reward", left=left)
     over = [f"{across.at(x):.1f} {up.at(m + s):.1f}" for x, m, s in zip(steps, means, spread, strict=True)]
     under = [f"{across.at(x):.1f} {up.at(m - s):.1f}" for x, m, s in zip(steps, means, spread, strict=True)]

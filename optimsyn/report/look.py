@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
-from optimsyn.base.labels import metric_label, variant_label
+from optimsyn.base.labels import method_label, metric_label, variant_label
 from optimsyn.base.table import Table, number
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.optimize.history import read_history
@@ -110,7 +110,8 @@ def guiding_texts(run: Run) -> Table:
         "others, only with that of its parent on the same passages."
     )
     columns = ("pairs judged so far", "what became of it", "reward", "guiding text")
-    return Table("Guiding texts", columns, tuple(rows), frozenset({0, 2}), note)
+    title = f"Guiding texts, tried by {method_label(run.recipe.optimizers.prompt.method)}"
+    return Table(title, columns, tuple(rows), frozenset({0, 2}), note)
 
 
 def prompt_picture(run: Run) -> Picture:
@@ -121,7 +122,7 @@ def prompt_picture(run: Run) -> Picture:
 
 
 def policy_groups(run: Run, count: int = 1) -> Table:
-    """Rubrics that GRPO compared for one passage, the pairs they led to, how far each reward is from the mean.
+    """Rubrics that the training compared for one passage, the pairs they led to, how far each reward is from the mean.
 
     Groups whose rewards are all alike, which teach nothing, come last.
     """
@@ -148,7 +149,7 @@ def policy_picture(run: Run) -> Picture:
     from optimsyn.report.stage_plots import policy_figure
 
     groups = {title: [(row.reward, row.valid) for row in members] for title, members in _groups(run).items()}
-    return policy_figure(_history(run, "train_policy"), groups)
+    return policy_figure(_history(run, "train_policy"), groups, run.recipe.optimizers.policy.method)
 
 
 def variants_picture(run: Run) -> Picture:
@@ -277,7 +278,7 @@ class _Row(Judgement):
 
 
 def _groups(run: Run) -> dict[str, list[_Row]]:
-    """The judgements of each group that GRPO compared, by the title of their passage, in order of judging."""
+    """The judgements of each group that the training compared, by the title of their passage, in order of judging."""
     titles = _titles(run)
     groups: dict[tuple[str, int], list[_Row]] = {}
     for row in _ledger(run):

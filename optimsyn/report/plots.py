@@ -217,7 +217,7 @@ def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
-    """Mean and spread of the reward over the steps of GRPO, with the valid share."""
+    """Mean and spread of the reward over the steps of a training, with the valid share."""
     color = variant_color("policy")
     steps = [row.get("step", place + 1) for place, row in enumerate(trained)]
     means = [row["reward"] for row in trained]
@@ -235,7 +235,7 @@ def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
         other.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
         other.tick_params(axis="y", colors="#888888", length=2)
         axes.plot([], [], color="#888888", linewidth=1.2, linestyle=(0, (2, 2)), label="valid share (right)")
-    axes.set_title("Rubric policy (GRPO)")
+    axes.set_title("Rubric policy")
     _finish_reward(axes, "step")
     _legend_below(axes)
 
@@ -313,7 +313,9 @@ def _alt(
     if whole:
         parts.append(f"Prompt search: reward {whole[0]:.3g} at the start, best {max(whole):.3g}.")
     if trained:
-        parts.append(f"GRPO: mean reward {trained[0]['reward']:.3g} first, {trained[-1]['reward']:.3g} last.")
+        parts.append(
+            f"Policy training: mean reward {trained[0]['reward']:.3g} first, {trained[-1]['reward']:.3g} last."
+        )
     for metric in dict.fromkeys(row["metric"] for row in evaluation):
         values = [f"{variant_label(r['variant'])} {r['value']:.3g}" for r in evaluation if r["metric"] == metric]
         parts.append(f"{metric.replace('_', ' ')}: {', '.join(values)}.")

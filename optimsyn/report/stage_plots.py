@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.labels import variant_color, variant_label
+from optimsyn.base.labels import method_label, variant_color, variant_label
 from optimsyn.report.plots import (
     GRID,
     INK,
@@ -178,19 +178,22 @@ def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def policy_figure(
-    history: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None
+    history: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None,
+    method: str = "grpo",
 ) -> Picture:
-    """GRPO: the rewards that were compared within each group, the mean over the steps, and the distance travelled.
+    """The rewards that were compared within each group, the mean over the steps, and the distance travelled.
 
     Args:
         history: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`, `kl`.
         groups: Passage of each group -> reward and validity of its pairs.
+        method: What trained the policy, as the recipe names it.
     """
     trained = [row for row in history if isinstance(row.get("reward"), int | float)]
     with drawing(3.3) as figure:
         if not trained:
             _say(figure.subplots(), "no step was made")
-            return picture(figure, "No step of GRPO was made.")
+            return picture(figure, f"No step of {method_label(method)} was made.")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
         _draw_groups(left, groups or {}, "Groups that were compared")
         draw_policy(middle, trained)
@@ -200,10 +203,10 @@ def policy_figure(
         _finish(right, "Distance travelled", "step", "KL from the untrained model")
         return picture(
             figure,
-            f"GRPO over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
+            f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
             f"{trained[-1]['reward']:.3g} last; KL at the end {kl[-1][1]:.2g}."
             if kl
-            else f"GRPO over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
+            else f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
             f"{trained[-1]['reward']:.3g} last.",
         )
 

@@ -46,6 +46,7 @@ _RECORDED_PACKAGES = (
     "trl",
     "dspy",
     "gepa",
+    "optuna",
     "litellm",
     "xllamacpp",
     "datasets",

@@ -1,10 +1,12 @@
-"""Stage 3, prompt optimisation: GEPA rewrites the guiding text, driven by the influence reward."""
+"""Stage 3, prompt optimisation: a method rewrites the guiding text, driven by the influence reward."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_text
+from optimsyn.base.labels import method_label
 from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
@@ -36,7 +38,9 @@ def run(run: Run) -> StageResult:
 
 def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     from optimsyn.llm.factory import load_language_model
+    from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.prompt import optimize_guiding_text
+    from optimsyn.optimize.prompt_task import PromptTask
 
     recipe = run.recipe
     config = recipe.optimizers.prompt
@@ -49,15 +53,18 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         "optimize_prompt", lambda now, judged: stage.progress(judged, config.metric_calls, "judged pairs")
     )
     stage.progress(0, config.metric_calls, "judged pairs")
+    stage.note(optimizer=method_facts(PROMPT_OPTIMIZERS, config.method))
     found = optimize_guiding_text(
-        run.path("optimize_prompt"),
-        config,
-        tools.rubric_writer(recipe.guiding_text),
-        reward,
-        tools.passage_order[: config.passages],
-        tools.shape,
-        seed=recipe.seed,
-        reflection=reflection,
+        PromptTask(
+            config,
+            tools.rubric_writer(recipe.guiding_text),
+            reward,
+            tools.passage_order,
+            tools.shape,
+            recipe.seed,
+            run.path("optimize_prompt"),
+            reflection,
+        )
     )
     write_text(run.path("optimize_prompt", "guiding_text.txt"), found.guiding_text + "\n")
     rows = [
@@ -67,13 +74,19 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     ]
     numbers = {
         "enabled": True,
+        "method": config.method,
         "start_score": found.start_score,
         "score": found.score,
         "candidates": found.candidates,
         "judged": found.judged,
-        "changed": found.guiding_text != recipe.guiding_text,
+        "changed": found.guiding_text != recipe.guiding_text.strip(),
     }
     columns = ("what", "value", "text")
     return StageResult(
-        "optimize_prompt", "Guiding text, before and after", columns, rows, numbers, passed_over(reward)
+        "optimize_prompt",
+        f"Guiding text, before and after {method_label(config.method)}",
+        columns,
+        rows,
+        numbers,
+        passed_over(reward),
     ).save(run)

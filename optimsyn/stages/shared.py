@@ -127,7 +127,7 @@ class Tools:
 
     @cached_property
     def policy(self) -> LanguageModel:
-        """The rubric model with the adapter that GRPO trained.
+        """The rubric model with the adapter that `train_policy` trained.
 
         Raises:
             StageError: `train_policy` has left no adapter.

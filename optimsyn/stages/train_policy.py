@@ -1,9 +1,11 @@
-"""Stage 4, policy training: GRPO trains the rubric model with the same reward."""
+"""Stage 4, policy training: a method trains the rubric model with the same reward."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimsyn.base.extensions import POLICY_OPTIMIZERS
+from optimsyn.base.labels import method_label
 from optimsyn.runs.stage_result import StageResult
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
@@ -34,21 +36,26 @@ def run(run: Run) -> StageResult:
 
 
 def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
+    from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.policy import train_policy
+    from optimsyn.optimize.policy_task import PolicyTask
 
     recipe = run.recipe
     config = recipe.optimizers.policy
     reward = tools.reward("train_policy", given=recipe.reward.given)
+    stage.note(optimizer=method_facts(POLICY_OPTIMIZERS, config.method))
     trained = train_policy(
-        recipe.models.rubric,
-        config,
-        reward,
-        tools.passage_order,
-        tools.best_guiding_text,
-        tools.shape,
-        run.path("train_policy"),
-        recipe.seed,
-        report=stage.progress,
+        PolicyTask(
+            recipe.models.rubric,
+            config,
+            reward,
+            tools.passage_order,
+            tools.best_guiding_text,
+            tools.shape,
+            run.path("train_policy"),
+            recipe.seed,
+            report=stage.progress,
+        )
     )
     # A step of which no pair could be judged has no reward.
     shown = ("step", "reward", "reward_std", "valid", "kl", "completion_length")
@@ -56,6 +63,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     rewards = [row["reward"] for row in trained.history if row.get("reward") is not None]
     numbers = {
         "enabled": True,
+        "method": config.method,
         "steps": len(rows),
         "group_size": config.group_size,
         "reward_first": rewards[0] if rewards else None,
@@ -63,4 +71,6 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
     }
     columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
     notes = passed_over(reward)
-    return StageResult("train_policy", "GRPO on the rubric model", columns, rows, numbers, notes).save(run)
+    return StageResult(
+        "train_policy", f"{method_label(config.method)} on the rubric model", columns, rows, numbers, notes
+    ).save(run)

@@ -1,8 +1,7 @@
 """Per-sample losses from logits at label positions only.
 
-With a vocabulary of 262,144 the logits of every position are most of the cost and of the memory of a small model. Here
-only hidden states that predict a label reach the output layer, in chunks, and where that layer is frozen their gradient
-is formed in the same visit, so that no [positions, vocabulary] matrix outlives its chunk.
+Only hidden states that predict a label reach the output layer, in chunks where that layer is frozen
+(`optimsyn.target.output_layer`).
 """
 
 from __future__ import annotations
@@ -15,70 +14,7 @@ from torch.autograd import forward_ad
 
 from optimsyn.base.errors import ModelError
 from optimsyn.target.encoding import IGNORE, Batch
-
-CHUNK_BYTES = 128 * 2**20
-
-
-class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross entropy behind a frozen output layer; saves the gradient to the hidden states, not the logits."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        with_gradient: bool,
-    ) -> torch.Tensor:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        losses = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
-        # Kept in float32, which is rounded once, when the model takes it back, and not before that as well.
-        gradient = torch.empty_like(hidden, dtype=dtype) if with_gradient else None
-        ctx.hidden_dtype = hidden.dtype
-        chunk = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            logits = nn.functional.linear(hidden[part], weight, bias).to(dtype)
-            if scale != 1.0:
-                logits.mul_(scale)
-            bent = None
-            if softcap is not None:
-                bent = torch.tanh(logits.div_(softcap))
-                logits = bent * softcap
-            total = torch.logsumexp(logits, dim=-1, keepdim=True)
-            wanted = targets[part].unsqueeze(-1)
-            losses[part] = (total - logits.gather(-1, wanted)).squeeze(-1)
-            if gradient is not None:
-                slope = logits.sub_(total).exp_()
-                slope.scatter_add_(-1, wanted, torch.full_like(wanted, -1, dtype=dtype))
-                if bent is not None:
-                    slope.mul_(bent.square_().neg_().add_(1.0))
-                if scale != 1.0:
-                    slope.mul_(scale)
-                gradient[part] = slope.to(weight.dtype) @ weight
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-            ctx.save_for_forward(gradient)
-        return losses
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
-        """How the losses change when only the hidden states do."""
-        (gradient,) = ctx.saved_tensors
-        moved = tangents[0]
-        assert moved is not None
-        dtype = torch.promote_types(moved.dtype, torch.float32)
-        slope: torch.Tensor = (gradient.to(dtype) * moved).sum(-1)
-        return slope
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        slope = outputs[0].unsqueeze(-1) * gradient
-        return slope.to(ctx.hidden_dtype), None, None, None, None, None, None
+from optimsyn.target.output_layer import OutputLayer, TokenLosses
 
 
 class LabelLoss:
@@ -200,8 +136,9 @@ class LabelLoss:
         hidden = hidden.to(weight.device)
         dual = forward_ad.unpack_dual(hidden).tangent is not None  # type: ignore[no-untyped-call]
         with_gradient = dual or (torch.is_grad_enabled() and hidden.requires_grad)
-        losses: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, self._head.bias, targets.to(weight.device), self._scale, self._softcap, with_gradient
+        layer = OutputLayer(weight, self._head.bias, self._scale, self._softcap)
+        losses: torch.Tensor = TokenLosses.apply(  # type: ignore[no-untyped-call]
+            hidden, layer, targets.to(weight.device), with_gradient
         )
         return losses
 

@@ -17,6 +17,7 @@ from optimsyn.base.files import read_jsonl
 from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.machine.forecast.lengths import Lengths, measure
+from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _VALID = Range(low=0.95, expected=0.8, high=0.3)
 _READ = Range(low=0.6, expected=0.9, high=1.0)
 _ACCEPTED = 0.4
 _FOUND = 0.5
+# Replies in which a method other than gepa has the passages described before it proposes anything.
+_SUMMARIES = 2
 # Tries for one readable rubric of the policy.
 _TRIES = Range(low=1.0, expected=1.15, high=3.0)
 # A synthesis that goes on for want of valid pairs ends at so many times its first round.
@@ -201,11 +204,13 @@ def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     if not config.enabled:
         return []
     compared, tried = _compared(recipe, passages)
-    pairs, proposals = _searched(config.metric_calls, compared, tried)
+    pairs, proposals = _proposed(recipe, passages)
     judged = Range(low=compared, expected=pairs, high=config.metric_calls)
     work: list[tuple[Kind, Range]] = [("rubric", judged), ("pair", judged)]
     if recipe.models.reflection is not None:
         most = 1 + (config.metric_calls - compared) / tried
+        if config.method != "gepa":
+            proposals, most = proposals + _SUMMARIES, config.metric_calls
         work.append(("reflection", Range(low=1, expected=proposals, high=most)))
     return work
 
@@ -215,6 +220,19 @@ def _compared(recipe: Recipe, passages: int) -> tuple[int, int]:
     config = recipe.optimizers.prompt
     compared = max(1, min(config.passages, config.metric_calls // 2, passages or config.passages))
     return compared, min(config.minibatch, compared)
+
+
+def _proposed(recipe: Recipe, passages: int) -> tuple[float, float]:
+    """Pairs that the search judges, and texts that it tries beside the recipe's."""
+    config = recipe.optimizers.prompt
+    compared, tried = _compared(recipe, passages)
+    if config.method == "gepa":
+        return _searched(config.metric_calls, compared, tried)
+    # Others compare each text in full, as far as is known.
+    texts = config.metric_calls // compared
+    if config.method == "miprov2":
+        texts = min(texts, MIPRO_TEXTS)
+    return float(texts * compared), float(texts - 1)
 
 
 def _searched(most: int, compared: int, tried: int) -> tuple[float, float]:
@@ -233,7 +251,7 @@ def _searched(most: int, compared: int, tried: int) -> tuple[float, float]:
 
 def _changed(recipe: Recipe, passages: int) -> Range:
     """How likely a search is to find a better text than the recipe's: the likelier, the more it proposes."""
-    _, proposals = _searched(recipe.optimizers.prompt.metric_calls, *_compared(recipe, passages))
+    _, proposals = _proposed(recipe, passages)
     return Range(low=0.0, expected=1 - (1 - _FOUND) ** proposals, high=1.0)
 
 

@@ -269,5 +269,6 @@ class Models(Section):
     rubric: ModelField = ModelSpec(name="embedded", max_tokens=160)
     target: Annotated[TargetSpec, BeforeValidator(_as_name)] = TargetSpec(name="embedded")
     reflection: Annotated[ModelSpec | None, BeforeValidator(_as_name)] = Field(
-        None, description="Rewrites the guiding text for GEPA; null: the evidence-based proposer, which needs none."
+        None,
+        description="Writes guiding texts for gepa and miprov2; null: gepa builds them from evidence.",
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimsyn.base.labels import SELECTION_LABELS, metric_label, outcome_table, variant_label
+from optimsyn.base.labels import SELECTION_LABELS, method_label, metric_label, outcome_table, variant_label
 from optimsyn.base.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import Row, RunFacts
@@ -71,7 +71,12 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "influence_rows": _influence_rows(facts),
         "decimals": _decimals(facts),
         "rewards": [
-            chart for chart in (prompt_chart(facts.prompt_history), policy_chart(facts.policy_history)) if chart
+            chart
+            for chart in (
+                prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
+                policy_chart(facts.policy_history, facts.recipe.optimizers.policy.method),
+            )
+            if chart
         ],
         "guiding": _guiding(facts),
         "pairs": extremes(facts),
@@ -275,6 +280,13 @@ def _looked(facts: RunFacts) -> str:
     return "not yet" if facts.reward_look is None else facts.reward_look.verdict
 
 
+def _optimizers(facts: RunFacts) -> str:
+    optimizers = facts.recipe.optimizers
+    sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
+    used = [f"{method_label(section.method)} on the {what}" for what, section in sections if section.enabled]
+    return ", ".join(used) or "none"
+
+
 def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
     recipe, manifest = facts.recipe, facts.manifest
     models = recipe.models
@@ -296,6 +308,7 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         ),
         ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
         ("A look at the reward", _looked(facts)),
+        ("Optimisers", _optimizers(facts)),
         (
             "Selection",
             f"{recipe.synthesis.pairs:,} pairs a variant by {SELECTION_LABELS[recipe.synthesis.select]}",

@@ -1,0 +1,146 @@
+"""`dspy.GEPA` as a method of prompt optimisation: proposals out of feedback, each tried on a few passages first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from optimsyn.base.errors import OptimsynError, ReplyError, ServiceError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.llm.dspy_bridge import make_lm
+from optimsyn.optimize.prompt_task import THREADS, PromptTask
+from optimsyn.optimize.proposer import EvidenceProposer
+
+if TYPE_CHECKING:
+    from optimsyn.llm.language_model import LanguageModel
+
+# Below every reward that a pair can earn. DSPy gives it to an example that raised, which here ends the search anyway.
+FAILURE_SCORE = -1e6
+# So many unusable proposals of a reflection model in a row end the search.
+PROPOSAL_FAILURES = 3
+# Characters of a text that a reflection model may propose.
+LONGEST_PROPOSAL = 1500
+# GEPA counts every evaluation, also those answered from memory; the real budget is counted in judged pairs.
+_GEPA_CALLS_PER_PAIR = 10
+
+_REFLECTION_TASK = (
+    "Below is the guiding text of a writer of rubrics: for each passage it writes the criteria that one exam question "
+    "and its answer have to meet, and a second model writes the question under them. The feedback says how much each "
+    "resulting pair would teach the model that is trained on it (its influence; higher is better), or which check it "
+    "failed. Write a better guiding text: a few plain sentences, general to the domain, keeping the intent of the "
+    "current one and building on what the pairs of high influence have in common. Do not mention single passages."
+)
+
+
+def search(task: PromptTask) -> str:
+    """The best text that GEPA compared on all passages; the first of equals, so the start text unless one is better.
+
+    GEPA tries a proposal on `task.config.minibatch` passages and, when it is better there, on the rest.
+    """
+    return _Search(task).run()
+
+
+class _Proposer:
+    """Calls the proposer so that its errors surface, and keeps the proposed text for the history."""
+
+    def __init__(self, inner: Callable[..., dict[str, str]], task: PromptTask) -> None:
+        self.inner = inner
+        self._task = task
+        self._failures = 0
+
+    def __call__(
+        self,
+        candidate: Mapping[str, str],
+        reflective_dataset: Mapping[str, Sequence[Mapping[str, Any]]],
+        components_to_update: Sequence[str],
+    ) -> dict[str, str]:
+        try:
+            proposed = self.inner(candidate, reflective_dataset, list(components_to_update))
+        except Exception as error:  # noqa: BLE001 - GEPA would skip the proposal silently, whatever it is
+            self._failed(error)
+            return {}
+        self._failures = 0
+        return {name: text.strip() for name, text in proposed.items()}
+
+    def _failed(self, error: Exception) -> None:
+        """Notes an unusable reply of the reflection model; anything else, and a third one in a row, ends the search."""
+        reflection = self._task.reflection
+        service = getattr(reflection, "failure", None)
+        ended = isinstance(error, OptimsynError) and not isinstance(error, ReplyError)
+        if reflection is None or ended or service is not None:
+            self._task.watch.remember(service or error)
+            return
+        self._failures += 1
+        reason = redact(f"{type(error).__name__}: {error}")[:300]
+        self._task.history.add({"status": "proposal failed", "reason": reason})
+        if self._failures >= PROPOSAL_FAILURES:
+            self._task.watch.remember(junk(reflection, self._failures, reason))
+
+
+def junk(reflection: LanguageModel, failures: int, reason: str) -> ServiceError:
+    """Says that a reflection model has proposed nothing usable."""
+    return ServiceError(
+        f"models.reflection {reflection.name!r}: {failures} proposals in a row were unusable "
+        f"({reason}). Name a stronger model, or remove models.reflection to have gepa build proposals from evidence."
+    )
+
+
+class _Search:
+    """One search: GEPA's proposer, stopper and callbacks around the task."""
+
+    def __init__(self, task: PromptTask) -> None:
+        self.task = task
+        self.evidence = EvidenceProposer(task.start, lambda: task.judgements)
+        self.proposal = ""
+
+    def run(self) -> str:
+        task = self.task
+        examples = task.examples()
+        gepa = dspy.GEPA(
+            metric=task.metric,
+            max_metric_calls=_GEPA_CALLS_PER_PAIR * task.config.metric_calls,
+            reflection_minibatch_size=min(task.config.minibatch, len(examples)),
+            reflection_lm=None if task.reflection is None else make_lm(task.reflection, temperature=1.0),
+            instruction_proposer=_Proposer(self._inner_proposer(), task),
+            skip_perfect_score=False,
+            use_merge=False,
+            num_threads=min(len(examples), THREADS),
+            failure_score=FAILURE_SCORE,
+            track_stats=True,
+            seed=task.seed,
+            gepa_kwargs={"callbacks": [self], "stop_callbacks": [self.stop]},
+        )
+        found = gepa.compile(task.program, trainset=examples, valset=examples).detailed_results
+        scores = [float(score) for score in found.val_aggregate_scores]
+        winner = max(range(len(scores)), key=lambda index: (scores[index], -index))
+        return str(found.candidates[winner].guiding_text)
+
+    def _inner_proposer(self) -> Callable[..., dict[str, str]]:
+        if self.task.reflection is None:
+            return self.evidence
+        from dspy.teleprompt.gepa import InstructionProposer
+
+        proposer: Callable[..., dict[str, str]] = InstructionProposer(
+            base_instructions=_REFLECTION_TASK, max_chars=LONGEST_PROPOSAL
+        )
+        return proposer
+
+    def stop(self, state: Any) -> bool:
+        """Ends the search after an error, or when the next proposal could exceed the budget of judged pairs."""
+        spent = self.task.left < len(self.task.comparison)
+        return self.task.watch.error is not None or spent or (self.task.reflection is None and self.evidence.exhausted)
+
+    # GEPA calls these by name and only logs what they raise, so each is watched.
+
+    def on_proposal_end(self, event: Mapping[str, Any]) -> None:
+        """A text was proposed."""
+        with self.task.watch():
+            self.proposal = next(iter(event["new_instructions"].values()))
+
+    def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
+        """A proposal was no better than its parent on the minibatch."""
+        with self.task.watch():
+            size = min(self.task.config.minibatch, len(self.task.comparison))
+            self.task.reject(self.proposal, event["new_score"] / size, parent_score=event["old_score"] / size)

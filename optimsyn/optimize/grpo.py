@@ -1,0 +1,201 @@
+"""GRPO as a method of policy optimisation: TRL's GRPOTrainer trains a LoRA of the rubric model.
+
+What makes a killed training end like an undisturbed one: the rows are laid out once in the order in which they are
+used (one epoch, no sampler state), the random generator is seeded again from the recipe's seed and the step before
+every generation, a checkpoint counts only after its last file was written, and the reward answers what it judged from
+its ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optimsyn.base.errors import ModelError
+from optimsyn.base.files import write_text
+from optimsyn.base.seeds import derive_seed
+from optimsyn.optimize.history import History
+from optimsyn.optimize.policy_task import PolicyTask
+
+# Rubrics in one forward and backward pass; a step with more of them accumulates gradients.
+_MICRO_BATCH = 16
+# The newest checkpoint may be torn by a kill, so the one before it is kept.
+_CHECKPOINTS_KEPT = 2
+_COMPLETE = "complete"
+# Name in TRL's log -> name in the history.
+_LOGGED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "valid": "valid",
+    "influence": "influence",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "unfinished",
+    "frac_reward_zero_std": "groups_without_signal",
+    "loss": "loss",
+    "grad_norm": "gradient_norm",
+    "step_time": "seconds",
+}
+
+
+def train(task: PolicyTask) -> Path:
+    """Trains, or goes on after the last complete checkpoint; the adapter's folder.
+
+    The history has one row a step: step, reward (mean), reward_std, valid (share), influence (mean of the valid), kl
+    and entropy (nats per token), completion_length (tokens), unfinished (share cut at max_tokens),
+    groups_without_signal (share of groups whose rewards were all equal), loss, gradient_norm, seconds.
+    """
+    checkpoint = _last_complete(task.checkpoints)
+    done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+    history = task.history(keep=lambda row: row.get("step", 0) <= done)
+    with _quiet():
+        trainer = _build_trainer(task, _make_callback(task, history))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return task.save(trainer.model)
+
+
+def _last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; torn ones are removed."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / _COMPLETE).is_file():
+            complete.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _build_trainer(task: PolicyTask, callback: Any) -> Any:
+    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
+
+    from optimsyn.optimize.shared_prompt import SharedPromptTrainer
+
+    model, tokenizer = task.load_model()
+    try:
+        trainer = SharedPromptTrainer(
+            model=model,
+            reward_funcs=task.trl_reward,
+            args=_arguments(task, model),
+            train_dataset=Dataset.from_list(task.rows(tokenizer)),
+            processing_class=tokenizer,
+            peft_config=task.lora(),
+            callbacks=[callback],
+        )
+    except ValueError as error:
+        task.refuse_modules(error)
+        raise
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(task: PolicyTask, model: Any) -> Any:
+    """The GRPOConfig: one generation and one optimizer step for all rubrics of a step."""
+    import torch
+    from trl import GRPOConfig
+
+    from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P
+
+    config = task.config
+    device = next(model.parameters()).device
+    on_cpu = device.type == "cpu"
+    rubrics = task.passages_per_step * config.group_size
+    micro = max(size for size in range(1, min(rubrics, _MICRO_BATCH) + 1) if rubrics % size == 0)
+    arguments = GRPOConfig(
+        output_dir=str(task.checkpoints),
+        max_steps=config.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rubrics // micro,
+        num_generations=config.group_size,
+        max_completion_length=config.max_tokens,
+        temperature=config.temperature,
+        # The candidates that the policy is sampled from when it is used, so that it is trained on what it will do.
+        top_k=TOP_K,
+        top_p=TOP_P,
+        min_p=MIN_P,
+        # And prompted as it will be: a template that lets it think in one of the two only would train another model.
+        chat_template_kwargs=task.spec.template_arguments,
+        beta=config.kl,
+        learning_rate=config.lr,
+        lr_scheduler_type="constant",
+        seed=task.seed,
+        # A model's own dropout would only add noise between what was sampled and what is trained on.
+        disable_dropout=config.lora.dropout == 0,
+        shuffle_dataset=False,
+        # TRL turns bf16 and gradient checkpointing on by default; on a CPU the first is slow and the second needless.
+        use_cpu=on_cpu,
+        bf16=not on_cpu and model.dtype == torch.bfloat16,
+        gradient_checkpointing=not on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=_CHECKPOINTS_KEPT,
+        report_to="none",
+        log_level="error",
+        disable_tqdm=True,
+    )
+    if arguments.n_gpu > 1:
+        # One process drives one GPU; Trainer would wrap the model in DataParallel, which TRL refuses.
+        arguments._n_gpu = 1
+    return arguments
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TRL and transformers say to each other (deprecated names, file systems) out of the notebook."""
+    loggers = [logging.getLogger(name) for name in ("accelerate", "transformers", "trl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _make_callback(task: PolicyTask, history: History) -> Any:
+    import torch
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        """Seeds every step, writes the history and marks finished checkpoints."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The step alone decides what is sampled, not what ran before it in this process.
+            torch.manual_seed(derive_seed(task.seed, "grpo", state.global_step))
+            task.progress(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            task.progress(state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs = kwargs.get("logs") or {}
+            if "reward" not in logs:
+                return
+            row = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if logs.get(theirs) is not None}
+            for name in ("reward", "reward_std"):
+                if not math.isfinite(float(row.get(name, 0.0))):
+                    del row[name]  # not one pair of this step could be judged
+            for name in ("loss", "gradient_norm"):
+                if not math.isfinite(float(row.get(name, 0.0))):
+                    raise ModelError(
+                        f"policy training diverged at step {state.global_step} ({name} is {row[name]}); lower "
+                        "optimizers.policy.lr or raise optimizers.policy.kl"
+                    )
+            history.add({"step": state.global_step, **row})
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, "")
+
+    return Progress()

@@ -1,0 +1,178 @@
+"""`dspy.MIPROv2` as a method of prompt optimisation: texts that a model proposes, chosen among by Optuna.
+
+The reflection model sees a summary of the passages, the start text, a tip, and rubrics that earned at least the mean
+under the start text. Every text is compared on all passages, so that n texts cost n times as many judged pairs; trials
+of a text that was compared before are answered from memory. Demonstrations serve the proposals only: what comes out is
+a guiding text and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.propose import GroundedProposer
+from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError
+
+from optimsyn.base.errors import ModelError, ReplyError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.llm.dspy_bridge import make_lm
+from optimsyn.optimize.gepa import LONGEST_PROPOSAL, junk
+from optimsyn.optimize.prompt_task import THREADS, PromptTask
+from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
+
+if TYPE_CHECKING:
+    from optimsyn.llm.language_model import LanguageModel
+
+# Passages that the model which summarises them sees at once; dspy's own.
+_VIEWED = 10
+# DSPy rounds a mean to four decimals, and influence can be smaller.
+_SCALE = 1e6
+
+
+def search(task: PromptTask) -> str:
+    """The text of the highest mean; the start text where none is better.
+
+    Raises:
+        ModelError: There is no reflection model, or Optuna is not installed.
+        ServiceError: Not one proposal of the reflection model was usable.
+    """
+    if task.reflection is None:
+        raise ModelError("optimizers.prompt.method: miprov2 needs models.reflection; name a model, or use gepa")
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModelError(
+            "optimizers.prompt.method: miprov2 needs the package optuna; pip install 'optimsyn[mipro]'"
+        ) from None
+    texts = min(MIPRO_TEXTS, task.config.metric_calls // len(task.comparison))
+    examples = task.examples()
+    lm = _reflection_lm(task.reflection, task)
+    optimizer = _Search(
+        task,
+        metric=lambda gold, pred, trace=None: float(task.metric(gold, pred, trace).score) * _SCALE,
+        prompt_model=lm,
+        # Never asked: the program brings its own model.
+        task_model=lm,
+        auto=None,
+        num_candidates=texts,
+        max_bootstrapped_demos=0,
+        max_labeled_demos=0,
+        num_threads=min(len(examples), THREADS),
+        # The first error ends the search; until DSPy comes to that, each further one is raised at once.
+        max_errors=10**9,
+        metric_threshold=task.compare(task.start).score * _SCALE,
+        track_stats=False,
+    )
+    best = optimizer.compile(
+        task.program,
+        trainset=examples,
+        valset=examples,
+        # DSPy's own rule for so many texts of one predictor.
+        num_trials=int(max(2 * math.log2(texts), 1.5 * texts)),
+        # To dspy, 0 is no seed.
+        seed=task.seed + 1,
+        minibatch=False,
+        view_data_batch_size=_VIEWED,
+    )
+    return str(best.guiding_text)
+
+
+class _Search(dspy.MIPROv2):
+    """MIPROv2 with proposals that may fail one by one."""
+
+    def __init__(self, task: PromptTask, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._search = task
+
+    def _propose_instructions(
+        self, program: Any, trainset: list[Any], demo_candidates: Any, *others: Any, num_instruct_candidates: int
+    ) -> dict[int, list[str]]:
+        """The start text and up to `num_instruct_candidates - 1` others, of which some may be equal to it."""
+        proposer = _Proposer(
+            self._search,
+            program=program,
+            trainset=trainset,
+            prompt_model=self.prompt_model,
+            view_data_batch_size=_VIEWED,
+            # The code of a program says nothing about the domain.
+            program_aware=False,
+            use_instruct_history=False,
+            set_history_randomly=False,
+            rng=self.rng,
+        )
+        found: dict[int, list[str]] = proposer.propose_instructions_for_program(
+            trainset=trainset,
+            program=program,
+            demo_candidates=demo_candidates,
+            trial_logs={},
+            N=num_instruct_candidates,
+        )
+        proposer.raise_if_useless()
+        found[0][0] = self._search.start
+        return found
+
+
+class _Proposer(GroundedProposer):
+    """The proposer of dspy; the start text, which costs nothing, stands in for a reply that holds no usable text."""
+
+    def __init__(self, task: PromptTask, **settings: Any) -> None:
+        self._search = task
+        self._made = 0
+        self._reasons: list[str] = []
+        super().__init__(**settings)
+        task.watch.raise_first()
+
+    def propose_instruction_for_predictor(self, **about: Any) -> str:
+        """One proposal."""
+        if about["demo_set_i"] == 0:
+            return self._search.start  # dspy's first text is the start text, whatever is proposed
+        self._made += 1
+        reason = ""
+        try:
+            text = str(super().propose_instruction_for_predictor(**about)).strip()
+            if len(text) > LONGEST_PROPOSAL:
+                reason = f"{len(text)} characters; a guiding text has at most {LONGEST_PROPOSAL}"
+        except (ReplyError, AdapterParseError) as error:
+            text, reason = "", f"{type(error).__name__}: {error}"
+        self._search.watch.raise_first()
+        if text and not reason:
+            return text
+        reason = redact(reason or "an empty text")[:300]
+        self._reasons.append(reason)
+        self._search.history.add({"status": "proposal failed", "reason": reason})
+        return self._search.start
+
+    def raise_if_useless(self) -> None:
+        """Ends a search in which there is nothing to try."""
+        if self._reasons and len(self._reasons) == self._made and self._search.reflection is not None:
+            raise junk(self._search.reflection, len(self._reasons), self._reasons[0])
+
+
+class _Listener(BaseCallback):
+    """Remembers a service that failed, which dspy would pass over where it can go on without the reply."""
+
+    def __init__(self, task: PromptTask) -> None:
+        self._search = task
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
+        """A request has ended."""
+        if exception is not None and not isinstance(exception, ReplyError):
+            self._search.watch.remember(exception)
+
+
+class _SeededLM(dspy.LM):
+    """Tells proposals apart by a seed, where dspy gives each a number for its own cache only."""
+
+    def copy(self, **changes: Any) -> Any:
+        """A copy with changes."""
+        rollout = changes.pop("rollout_id", None)
+        return super().copy(**changes, **({} if rollout is None else {"seed": rollout}))
+
+
+def _reflection_lm(model: LanguageModel, task: PromptTask) -> Any:
+    lm = make_lm(model, temperature=1.0, kind=_SeededLM)
+    lm.callbacks = [*lm.callbacks, _Listener(task)]
+    return lm

@@ -1,0 +1,288 @@
+"""What a method of policy optimisation works with: prompts, the model, the reward within its budget, a history."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import ModelError, StageError
+from optimsyn.base.seeds import derive_seed
+from optimsyn.data.records import Passage
+from optimsyn.optimize.history import History
+from optimsyn.recipe.recipe import ModelSpec
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
+
+if TYPE_CHECKING:
+    from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.reward import InfluenceReward
+
+LoadModel = Callable[[ModelSpec], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rubric that the policy wrote.
+
+    Attributes:
+        text: As the reward reads it.
+        prompt: Tokens of the prompt.
+        completion: Tokens of the rubric, with the one that ended it.
+    """
+
+    text: str
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclass
+class PolicyTask:
+    """What a method of policy optimisation is given.
+
+    Attributes:
+        spec: The rubric model; local, a hub model or `embedded`. `load_model` loads it.
+        config: The recipe's section `optimizers.policy`.
+        reward: The one reward of the run. Use `judge`, or `trl_reward` for a trainer of TRL, which keep the budget.
+        passages: Used in this order, again from the start when there are fewer than the steps need.
+        guiding_text: Stands in every prompt.
+        shape: Says which kind of question each passage gets.
+        folder: Receives `adapter/`, `history.jsonl` and, while training, `checkpoints/`.
+        seed: Of the adapter's start, of the sampling and of the pairs. Draw from this alone.
+        load: Another way to load model and tokenizer, for models that are already in memory.
+        report: Called before and after each step with the steps done and their number.
+    """
+
+    spec: ModelSpec
+    config: PolicyOptimizer
+    reward: InfluenceReward
+    passages: Sequence[Passage]
+    guiding_text: str
+    shape: TaskShape
+    folder: Path
+    seed: int
+    load: LoadModel | None = None
+    report: Callable[[int, int], None] | None = None
+    _judged: int = field(init=False, default=0)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    @property
+    def passages_per_step(self) -> int:
+        """Groups in one step; a step never holds one passage twice."""
+        return min(self.config.passages_per_step, len(self.passages))
+
+    @property
+    def budget(self) -> int:
+        """Rubrics that may be judged: `steps` times the groups of a step times `group_size`."""
+        return self.config.steps * self.passages_per_step * self.config.group_size
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a method keeps what it needs to go on after a kill; removed once the training has ended."""
+        return self.folder / "checkpoints"
+
+    def load_model(self) -> tuple[Any, Any]:
+        """The rubric model and its tokenizer, padded on the left as for sampling."""
+        from optimsyn.llm.local.loading import load_causal_lm
+
+        model, tokenizer = (self.load or load_causal_lm)(self.spec)
+        tokenizer.padding_side = "left"
+        if tokenizer.chat_template is None:
+            _end_at_blank_line(model, tokenizer)
+        return model, tokenizer
+
+    def lora(self) -> Any:
+        """The recipe's LoRA as a `peft.LoraConfig`."""
+        from peft import LoraConfig
+
+        lora = self.config.lora
+        return LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            task_type="CAUSAL_LM",
+        )
+
+    def with_lora(self, model: Any) -> Any:
+        """The model with a new LoRA, started from the seed.
+
+        Raises:
+            ModelError: It has none of the modules that the recipe names.
+        """
+        import torch
+        from peft import get_peft_model
+
+        torch.manual_seed(self.seed)
+        try:
+            return get_peft_model(model, self.lora())
+        except ValueError as error:
+            self.refuse_modules(error)
+            raise
+
+    def refuse_modules(self, error: ValueError) -> None:
+        """Says in the recipe's words that peft has found none of the modules which LoRA is to train.
+
+        Raises:
+            ModelError: The error of peft says so.
+        """
+        if "arget modules" in str(error):
+            raise ModelError(
+                f"models.rubric {self.spec.name!r}: it has none of the modules "
+                f"{', '.join(self.config.lora.target_modules)}; set optimizers.policy.lora.target_modules to names of "
+                "its linear layers"
+            ) from error
+
+    def rows(self, tokenizer: Any) -> list[dict[str, Any]]:
+        """One row for each group of rubrics, in the order of use: `passages_per_step` for each step.
+
+        `prompt` is what the policy is asked (text, or chat messages), the rest is what the reward has to know.
+        """
+        from optimsyn.programs.rubric import rubric_prompt
+
+        rows = []
+        for index in range(self.config.steps * self.passages_per_step):
+            passage = self.passages[index % len(self.passages)]
+            # One seed for a whole group: its rubrics are compared under the same sampling noise, and equal ones earn
+            # equal rewards. Another one in each step, so that a passage that comes again gets new pairs.
+            row_seed = derive_seed(self.seed, "train_policy", index // self.passages_per_step, passage.id)
+            kind = self.shape.kind_for(row_seed)
+            rows.append(
+                {
+                    "prompt": rubric_prompt(self.guiding_text, passage, kind, tokenizer=tokenizer),
+                    "passage": passage.model_dump_json(),
+                    "kind": kind,
+                    "guiding_text": self.guiding_text,
+                    "rubric_model": self.spec.name,
+                    "seed": row_seed,
+                }
+            )
+        return rows
+
+    def prompt_ids(self, tokenizer: Any, row: dict[str, Any]) -> list[int]:
+        """The tokens of a row's prompt, as the policy will be asked when it is used."""
+        from optimsyn.llm.local.generation import prompt_ids
+
+        prompt = row["prompt"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return prompt_ids(tokenizer, messages, self.spec.template_arguments)
+
+    def sample(self, model: Any, tokenizer: Any, row: dict[str, Any]) -> list[Sampled]:
+        """`group_size` rubrics for a row, sampled as the policy will be when it is used; seed torch beforehand."""
+        import torch
+
+        from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P
+
+        prompt = self.prompt_ids(tokenizer, row)
+        ids = torch.tensor([prompt] * self.config.group_size, device=model.device)
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            written = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=self.config.temperature,
+                top_k=TOP_K,
+                top_p=TOP_P,
+                min_p=MIN_P,
+                max_new_tokens=self.config.max_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        model.train(training)
+        declared = model.generation_config.eos_token_id
+        ends = {declared} if isinstance(declared, int) else set(declared or ())
+        found = []
+        for completion in written[:, len(prompt) :].tolist():
+            stop = next((place + 1 for place, token in enumerate(completion) if token in ends), len(completion))
+            text = tokenizer.decode(completion[:stop], skip_special_tokens=True)
+            found.append(Sampled(text, prompt, completion[:stop]))
+        return found
+
+    def judge(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float | None]:
+        """The reward of each completion of the row beside it; None where nothing could be judged.
+
+        Raises:
+            ServiceError: A service failed for good; the next call of the method goes on from its checkpoints.
+            StageError: The budget does not suffice.
+        """
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        return self.trl_reward([row["prompt"] for row in rows], completions, **columns)
+
+    @functools.cached_property
+    def trl_reward(self) -> TrlReward:
+        """The reward as a trainer of TRL calls it, for its `reward_funcs`; the data set is made of `rows`."""
+        return TrlReward(self)
+
+    def count(self, judged: int) -> None:
+        """Counts rubrics that are to be judged; refuses those beyond the budget.
+
+        Raises:
+            StageError: They are more than are left.
+        """
+        with self._lock:
+            if self._judged + judged > self.budget:
+                raise StageError(
+                    f"optimizers.policy.method {self.config.method!r} asked for more than the {self.budget} judged "
+                    "rubrics of its budget (optimizers.policy: steps × passages_per_step × group_size); nothing more "
+                    "was bought. Let the method ask for less, or raise optimizers.policy.steps"
+                )
+            self._judged += judged
+
+    def history(self, keep: Callable[[dict[str, Any]], bool] = lambda row: False) -> History:
+        """Rows of `history.jsonl`, one a step: `step`, `reward` (mean), and what else there is to say.
+
+        Args:
+            keep: Rows of an earlier, killed process that will not be made again.
+        """
+        return History(self.folder / "history.jsonl", keep=keep)
+
+    def progress(self, done: int) -> None:
+        """Tells whoever watches how many steps are done."""
+        if self.report is not None:
+            self.report(done, self.config.steps)
+
+    def save(self, model: Any) -> Path:
+        """Writes the trained adapter of a peft model, so that the folder is either whole or absent."""
+        adapter = self.folder / "adapter"
+        partial = adapter.with_name("adapter.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        # The embeddings are not trained; peft's "auto" would ask the hub about them.
+        model.save_pretrained(str(partial), save_embedding_layers=False)
+        shutil.rmtree(adapter, ignore_errors=True)
+        partial.rename(adapter)
+        return adapter
+
+
+class TrlReward:
+    """The reward as TRL calls it, within the budget of a task."""
+
+    def __init__(self, task: PolicyTask) -> None:
+        self._task = task
+        # TRL names its columns and metrics after the reward function.
+        self.__name__ = task.reward.__name__
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """A reward each; None for what could not be judged, which TRL leaves out of the group."""
+        self._task.count(len(completions))
+        return self._task.reward(prompts, completions, **columns)
+
+
+def _end_at_blank_line(model: Any, tokenizer: Any) -> None:
+    """Ends a base model's rubric at a blank line, where the next demonstration would begin.
+
+    TRL ends a completion at every end token that the model's generation config declares.
+    """
+    declared = model.generation_config.eos_token_id
+    ends = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    model.generation_config.eos_token_id = [*ends, *sorted(set(blank_line_tokens(tokenizer)) - set(ends))]
+
+
+def blank_line_tokens(tokenizer: Any) -> list[int]:
+    """Ids of all tokens that contain a blank line, sorted; none where line breaks are single tokens."""
+    # In byte-level vocabularies a line break is written as the letter C with a dot.
+    likely = [token for text, token in tokenizer.get_vocab().items() if "\n\n" in text or "\u010a\u010a" in text]
+    return sorted(token for token in likely if "\n\n" in tokenizer.decode([token]))

@@ -1,0 +1,355 @@
+"""What a method of prompt optimisation works with: texts judged by the one reward, within a budget, on record.
+
+DSPy evaluates in threads and turns every exception of a program or metric into a failed example, and its optimisers
+skip a proposal that raised. Neither may hide a dead service: the first error is remembered, nothing is bought after it,
+and it is raised when the method has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from optimsyn.base.errors import ReplyError, ServiceError, StageError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.seeds import derive_seed
+from optimsyn.data.records import Passage
+from optimsyn.optimize.history import History
+from optimsyn.recipe.sections.optimizers import PromptOptimizer
+
+if TYPE_CHECKING:
+    from optimsyn.llm.language_model import LanguageModel
+    from optimsyn.programs.rubric import RubricWriter
+    from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.judgements import Judgement
+    from optimsyn.reward.reward import InfluenceReward
+
+# So many unreadable rubrics in a row stop the search; fewer when it has so few passages that it would end first.
+GARBAGE_LIMIT = 20
+# Passages judged at once.
+THREADS = 16
+
+
+class Watch:
+    """Remembers the first error of any thread.
+
+    Attributes:
+        error: That error, if there was one.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def remember(self, error: BaseException) -> None:
+        """Keeps an error, unless there was one before."""
+        with self._lock:
+            self.error = self.error or error
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Refuses to go on after an error, and remembers one that is raised inside."""
+        if self.error is not None:
+            raise ServiceError("stopped after an earlier error") from self.error
+        try:
+            yield
+        except Exception as error:
+            self.remember(error)
+            raise
+
+    def raise_first(self) -> None:
+        """Raises the remembered error, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+
+class RubricProgram(dspy.Module):
+    """The rubric writer as the student of a DSPy optimiser: an unreadable rubric is an outcome, not an exception.
+
+    The guiding text is the instruction of its one predictor. `deepcopy` gives a copy with a predictor of its own;
+    models, caches and the error memory are shared.
+    """
+
+    def __init__(
+        self, writer: RubricWriter, watch: Watch, garbage_limit: int, ask: Callable[[str, str, int], None]
+    ) -> None:
+        super().__init__()
+        self._garbage_limit = garbage_limit
+        self.writer = writer
+        self._watch = watch
+        self._ask = ask
+        self._rubric_model = writer.model.name
+        self._garbage: list[str] = []
+
+    def forward(self, passage: Passage, kind: str, seed: int) -> dspy.Prediction:
+        """`rubric`, or `error` and `unjudged` where the reply held none; `guiding_text` and `rubric_model`."""
+        with self._watch():
+            self._ask(self.guiding_text, passage.id, seed)
+            trace = dspy.settings.trace
+            before = 0 if trace is None else len(trace)
+            rubric, error, unjudged = None, None, None
+            try:
+                rubric = self.writer(passage=passage, kind=kind, seed=seed).rubric
+                self._garbage.clear()
+            except ReplyError as problem:
+                error = str(problem)
+                unjudged = problem.outcome if problem.outcome.unjudged else None
+                self._count_garbage(error)
+            prediction = dspy.Prediction(
+                rubric=rubric,
+                error=error,
+                unjudged=unjudged,
+                guiding_text=self.guiding_text,
+                rubric_model=self._rubric_model,
+            )
+            # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; DSPy's
+            # optimisers skip examples without one.
+            if trace is not None and len(trace) == before:
+                trace.append((self.writer.write, {"passage": passage.text, "kind": kind}, prediction))
+            return prediction
+
+    @property
+    def guiding_text(self) -> str:
+        """The text that it writes under."""
+        return self.writer.guiding_text
+
+    def under(self, text: str) -> RubricProgram:
+        """A copy that writes under another text."""
+        twin = self.deepcopy()
+        twin.writer.guiding_text = text
+        return twin
+
+    def _count_garbage(self, sample: str) -> None:
+        self._garbage.append(sample)
+        if len(self._garbage) >= self._garbage_limit:
+            raise ServiceError(
+                f"models.rubric {self._rubric_model!r} has returned {len(self._garbage)} replies in a row that hold no "
+                f"rubric, for example: {redact(sample)[:300]}. Is it the model that you meant, and is "
+                "models.rubric.max_tokens large enough? Everything judged so far is kept."
+            )
+
+    def deepcopy(self) -> RubricProgram:
+        """A copy with a predictor of its own; models, caches and the error memory are shared on purpose."""
+        twin = copy.copy(self)
+        twin.writer = copy.copy(self.writer)
+        twin.writer.write = copy.copy(self.writer.write)
+        return twin
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of one text on one passage.
+
+    Attributes:
+        passage: The passage.
+        score: The reward of the pair: its influence, or minus a penalty where it failed a check.
+        feedback: The verdict in a sentence or two.
+    """
+
+    passage: Passage
+    score: float
+    feedback: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A guiding text that was judged.
+
+    Attributes:
+        guiding_text: The text.
+        score: Mean reward over the passages that it was judged on.
+        passages: How many those are.
+    """
+
+    guiding_text: str
+    score: float
+    passages: int
+
+
+@dataclass(eq=False)
+class PromptTask:
+    """What a method of prompt optimisation is given.
+
+    Attributes:
+        config: The recipe's section `optimizers.prompt`; `metric_calls` is the budget of judged pairs.
+        writer: The rubric writer, with the guiding text to start from; it is not changed.
+        reward: The one reward of the run. Use `judge`, `compare` or `metric`, which keep the budget.
+        passages: The passages of the run, in the order of use.
+        shape: Says which kind of question each passage gets.
+        seed: Draw from this alone, so that a search which was killed takes the same path again.
+        folder: Receives `history.jsonl`; a method may keep files of its own there.
+        reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
+        start: The guiding text to start from.
+        comparison: The passages that every text is compared on, which decide.
+        training: Passages to learn from: others than `comparison`, as far as the run has others.
+        program: A DSPy program that writes rubrics; its one instruction is the guiding text.
+        watch: Remembers the first error of any thread.
+    """
+
+    config: PromptOptimizer
+    writer: RubricWriter
+    reward: InfluenceReward
+    passages: Sequence[Passage]
+    shape: TaskShape
+    seed: int
+    folder: Path
+    reflection: LanguageModel | None = None
+    start: str = field(init=False)
+    comparison: tuple[Passage, ...] = field(init=False)
+    training: tuple[Passage, ...] = field(init=False)
+    watch: Watch = field(init=False, default_factory=Watch)
+    _asked: set[tuple[str, str, int]] = field(init=False, default_factory=set)
+    _scores: dict[str, dict[str, float]] = field(init=False, default_factory=dict)
+    _closed: set[str] = field(init=False, default_factory=set)
+    _best: float = field(init=False, default=float("-inf"))
+
+    def __post_init__(self) -> None:
+        self.start = self.writer.guiding_text.strip()
+        size = max(1, min(self.config.passages, self.config.metric_calls // 2))
+        self.comparison = tuple(self.passages[:size])
+        self.training = tuple(self.passages[size : 2 * size]) or self.comparison
+        self._before = self.reward.different
+        self._lock = threading.RLock()
+
+    @cached_property
+    def program(self) -> RubricProgram:
+        """The rubric writer as a DSPy program, under the start text."""
+        limit = min(GARBAGE_LIMIT, 2 * len(self.comparison))
+        return RubricProgram(self.writer, self.watch, limit, self._ask).under(self.start)
+
+    @cached_property
+    def history(self) -> History:
+        """Rows of `history.jsonl`; the task writes one for every text that was compared."""
+        return History(self.folder / "history.jsonl")
+
+    @property
+    def judged(self) -> int:
+        """Different pairs judged so far, also those answered from the ledger: a replay counts as the first time did."""
+        return self.reward.different - self._before
+
+    @property
+    def left(self) -> int:
+        """How many pairs may still be judged; what was judged before costs nothing again."""
+        return self.config.metric_calls - len(self._asked)
+
+    @property
+    def judgements(self) -> list[Judgement]:
+        """Everything judged so far with its checks and influence, in an order that does not depend on timing."""
+        return self.reward.answered
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every text that was judged, the start text first, with its mean so far."""
+        with self._lock:
+            return [Candidate(text, _mean(scores.values()), len(scores)) for text, scores in self._scores.items()]
+
+    def examples(self, passages: Sequence[Passage] | None = None) -> list[dspy.Example]:
+        """Inputs of the program, with the seeds that make texts comparable; by default the comparison's."""
+        found = []
+        for passage in self.comparison if passages is None else passages:
+            seed = derive_seed(self.seed, "optimize_prompt", passage.id)
+            example = dspy.Example(passage=passage, kind=self.shape.kind_for(seed), seed=seed)
+            found.append(example.with_inputs("passage", "kind", "seed"))
+        return found
+
+    def judge(self, text: str, passages: Sequence[Passage] | None = None) -> list[Judged]:
+        """Has a pair written under the text for each passage, and judges it.
+
+        Args:
+            text: A guiding text.
+            passages: By default those of `comparison`.
+
+        Raises:
+            ServiceError: A service failed for good.
+            StageError: The budget does not suffice.
+        """
+        program, examples = self.program.under(text), self.examples(passages)
+
+        def one(example: dspy.Example) -> dspy.Prediction:
+            return self.metric(example, program(**example.inputs()))
+
+        with ThreadPoolExecutor(min(max(1, len(examples)), THREADS)) as pool:
+            rows = list(pool.map(one, examples))
+        return [
+            Judged(example.passage, float(row.score), str(row.feedback))
+            for example, row in zip(examples, rows, strict=True)
+        ]
+
+    def compare(self, text: str) -> Candidate:
+        """Judges a text on all passages of `comparison`, as `judge` does; its mean is what counts in the end."""
+        rows = self.judge(text)
+        return Candidate(self.program.under(text).guiding_text, _mean(row.score for row in rows), len(rows))
+
+    def metric(
+        self, gold: Any, pred: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
+    ) -> dspy.Prediction:
+        """A DSPy metric with feedback: the reward, within the budget and on record."""
+        with self.watch():
+            text = str(pred.guiding_text)
+            self._ask(text, gold.passage.id, gold.seed)
+            found = self.reward.metric(gold, pred, trace, pred_name, pred_trace)
+            self._record(text, gold.passage.id, float(found.score))
+            return found
+
+    def reject(self, text: str, score: float, **more: Any) -> None:
+        """Puts on record that a text was given up before it was compared on all passages.
+
+        Args:
+            text: The text.
+            score: Its mean on the passages that it was tried on.
+            more: Further facts for the row.
+        """
+        with self._lock:
+            if text not in self._closed:
+                self._close(text, "rejected", score, **more)
+
+    def close(self) -> None:
+        """Puts on record what the method has tried on some of the passages only."""
+        for candidate in self.candidates:
+            self.reject(candidate.guiding_text, candidate.score)
+
+    def _ask(self, text: str, passage: str, seed: int) -> None:
+        """Counts a pair that is asked for; refuses one beyond the budget."""
+        with self._lock:
+            if (text, passage, seed) in self._asked:
+                return
+            if self.left < 1:
+                most = self.config.metric_calls
+                raise StageError(
+                    f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
+                    "optimizers.prompt.metric_calls allows; nothing more was bought, and what was judged is kept. A "
+                    f"text is compared on {len(self.comparison)} passages: let the method look at what is left "
+                    "(task.left), or raise optimizers.prompt.metric_calls"
+                )
+            self._asked.add((text, passage, seed))
+
+    def _record(self, text: str, passage: str, score: float) -> None:
+        with self._lock:
+            scores = self._scores.setdefault(text, {})
+            scores[passage] = score
+            if text in self._closed or any(one.id not in scores for one in self.comparison):
+                return
+            mean = _mean(scores[one.id] for one in self.comparison)
+            self._best = max(self._best, mean)
+            self._close(text, "start" if text == self.start else "compared", mean)
+
+    def _close(self, text: str, status: str, score: float, **more: Any) -> None:
+        self._closed.add(text)
+        row = {"judged": self.judged, "status": status, "score": score, "best": self._best, "guiding_text": text}
+        self.history.add(row | more)
+
+
+def _mean(scores: Iterable[float]) -> float:
+    """A mean that does not depend on the order, in which threads have a say."""
+    values = list(scores)
+    return math.fsum(values) / len(values)
