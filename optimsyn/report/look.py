@@ -21,7 +21,7 @@ from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.optimize.history import read_history
 from optimsyn.reward.judgements import Judgement, content_key, latest_rows
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import WarmUpResult
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def warm_up_picture(run: Run) -> Picture:
     from optimsyn.report.stage_plots import warm_up_figure
 
     losses = _curve(run).losses
-    baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
+    baseline = WarmUpResult.load(run).zero_gradient_baseline
     return warm_up_figure(losses, _draft_influence(run), zero_gradient=baseline)
 
 
@@ -159,7 +159,7 @@ def variants_picture(run: Run) -> Picture:
         variant: [row.influence for row in _candidates(run, variant) if row.influence is not None]
         for variant in run.recipe.variants
     }
-    baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
+    baseline = WarmUpResult.load(run).zero_gradient_baseline
     return variants_figure(influence, zero_gradient=baseline)
 
 
