@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from optimsyn.runs.stage_result import StageResult
 from runs_helpers import tiny_recipe
 
 from optimsyn.base.errors import StageError
@@ -14,7 +15,6 @@ from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.report import look
 from optimsyn.reward.judgements import Judgement, Ledger
 from optimsyn.runs import Run
-from optimsyn.runs.stage_result import StageResult
 from optimsyn.target.warm_up.curve import WarmUpCurve
 
 RUBRIC = Rubric(question_type="a fact", question_quality="b", answer_quality="c", alignment="d", trainability="e")

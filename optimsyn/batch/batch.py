@@ -29,7 +29,7 @@ from optimsyn.llm.shared_budget import Caps, Purse
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.memory import main_memory
 from optimsyn.recipe.changes import word_for
-from optimsyn.runs.manifest import STAGES, installed_versions, now
+from optimsyn.runs.manifest import installed_versions, now
 
 BATCH_HTML = "batch.html"
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -42,7 +42,7 @@ def run_batch(
     jobs: int = 1,
     size: str = "full",
     changes: Mapping[str, Any] | None = None,
-    until: str = STAGES[-1],
+    until: str | None = None,
     caps: Caps | None = None,
     gpu_memory_gb: float | None = None,
     engine: Engine | None = None,
@@ -56,7 +56,7 @@ def run_batch(
         jobs: How many run at once.
         size: `full` or `tiny`, for all of them.
         changes: Recipe fields to change in all of them.
-        until: The last stage to run.
+        until: The last stage to run; None is the last one of each run.
         caps: What all runs together may buy, with what they bought in earlier starts.
         gpu_memory_gb: GPU memory that running runs may use together, in GB; None: what the machine's GPUs have.
         engine: Where the runs work; None: in processes of this machine.
@@ -67,7 +67,7 @@ def run_batch(
 
     Raises:
         RecipeError: `changes` hold a key, which would be written into `batch.json`.
-        StageError: There is no stage `until`, or another batch works in this root.
+        StageError: None of the recipes has the stage `until`, or another batch works in this root.
     """
     secret = find_secret(dict(changes or {}), word_for(changes))
     if secret is not None:

@@ -31,7 +31,7 @@ class Job:
         embedded: A role that writes text is the embedded model, for which the runs can share one server.
         gpu: A model is loaded on a GPU where there is one.
         warnings: What the check found that would not stop it.
-        until: Its last stage.
+        until: Its last stage; None is the last one of the run.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Job:
     embedded: bool = False
     gpu: bool = False
     warnings: tuple[str, ...] = ()
-    until: str = STAGES[-1]
+    until: str | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that it is to go through."""
-        names: list[str] = [*STAGES]
-        return tuple(names[: names.index(self.until) + 1])
+        names = self.run.recipe.stage_names if self.run is not None else STAGES
+        return names if self.until is None else names[: names.index(self.until) + 1]
 
     def finished(self) -> bool:
         """Whether all its stages have finished."""
@@ -63,7 +63,7 @@ def plan(
     *,
     size: str = "full",
     changes: Mapping[str, Any] | None = None,
-    until: str = STAGES[-1],
+    until: str | None = None,
     here: bool = True,
     money: bool = False,
     told: Callable[[str], None] = lambda text: None,
@@ -78,21 +78,24 @@ def plan(
         root: Folder of the run folders.
         size: `full` or `tiny`, for all of them.
         changes: Recipe fields to change in all of them.
-        until: The last stage to run.
+        until: The last stage to run; None is the last one of each run. A recipe without that stage is refused.
         here: The runs will work on this machine, so its memory counts.
         money: They share a cap on money, which needs the price of every service.
         told: Called with a line for a person before each check, which can take seconds.
 
     Raises:
-        StageError: There is no stage `until`.
+        StageError: None of the recipes has the stage `until`.
     """
-    notebook_name(until)
     jobs: list[Job] = []
     by_folder: dict[Path, Job] = {}
+    known = dict.fromkeys(STAGES)
     for number, recipe in enumerate(recipes, 1):
         told(f"Checking {recipe} ({number} of {len(recipes)}) …")
         try:
             chosen = chosen_recipe(recipe, size=size, changes=changes)
+            known.update(dict.fromkeys(chosen.stage_names))
+            if until is not None:
+                notebook_name(until, chosen.stage_names)
             folder = Run.folder_of(chosen, root)
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
@@ -105,6 +108,8 @@ def plan(
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
             job = Job(Path(given).stem, state, until=until)
         jobs.append(job)
+    if until is not None:
+        notebook_name(until, list(known))
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1:
@@ -112,7 +117,7 @@ def plan(
     return jobs
 
 
-def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, money: bool) -> Job:
+def _checked(given: str, recipe: Recipe, root: Path, until: str | None, here: bool, money: bool) -> Job:
     """A run whose recipe would not fail on this machine; one that has finished is not looked at again."""
     from optimsyn.machine.preflight import checked, price_problems
 

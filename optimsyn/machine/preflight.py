@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
@@ -58,6 +58,7 @@ def validate(
         if here:
             _check_influence(recipe, found)
         _check_checks(recipe, found)
+        _check_stages(recipe, found)
         if recipe.limits.cost_usd is not None:
             found.problems += price_problems(recipe)
         if deep:
@@ -245,6 +246,17 @@ def _check_influence(recipe: Recipe, found: Preflight) -> None:
         return  # the device is not here, which is told elsewhere
     if dtype != "float32":
         found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
+
+
+def _check_stages(recipe: Recipe, found: Preflight) -> None:
+    """Whether the functions of the recipe's own stages are there, and can be told from edited ones."""
+    from optimsyn.runs.stage_functions import digests
+
+    for stage in recipe.stages:
+        try:
+            digests(recipe, stage)
+        except RecipeError as error:
+            found.problems.append(str(error))
 
 
 def _check_checks(recipe: Recipe, found: Preflight) -> None:

@@ -20,6 +20,7 @@ from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.manifest import Manifest
+from optimsyn.runs.pairs import between
 from optimsyn.runs.results.built_in import OptimizePromptResult, PrepareResult, SynthesizeResult, WarmUpResult
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.reading import read_result
@@ -62,6 +63,7 @@ class RunFacts:
         against_no_rubric: The same, its differences to the target that learned from pairs without a rubric.
         token_shares: Of the best and worst pairs.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
+        dataset_pairs: How many pairs the dataset has; None before there is one.
         test_set: Identity of the test questions; "" before `prepare` has finished.
         validation_set: Likewise.
     """
@@ -84,6 +86,7 @@ class RunFacts:
     against_no_rubric: list[MetricRow]
     token_shares: TokenShares | None
     judged: dict[str, Judged]
+    dataset_pairs: int | None
     test_set: str
     validation_set: str
 
@@ -127,6 +130,7 @@ class RunFacts:
             against_no_rubric=files.table("evaluate", "against_no_rubric.json"),
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
             judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
+            dataset_pairs=_dataset_pairs(run, manifest, results.get("synthesize")),
             test_set=_digest(run.folder / "prepare" / "test.jsonl") if "prepare" in results else "",
             validation_set=_digest(run.folder / "prepare" / "validation.jsonl") if "prepare" in results else "",
         )
@@ -228,6 +232,18 @@ class _Files:
         if not path.is_file():
             return None
         return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
+
+
+def _dataset_pairs(run: Run, manifest: Manifest, made: StageResult | None) -> int | None:
+    """As `synthesize` says, or as many as a stage of somebody's own has left of them."""
+    if not isinstance(made, SynthesizeResult):
+        return None
+    count = made.pairs
+    for name in between(manifest):
+        record = manifest.stage(name)
+        if record.status == "finished":
+            count = record.notes.get("handed_on", {}).get(made.dataset, count)
+    return count
 
 
 def _judged(rows: Iterable[Row]) -> dict[str, Judged]:

@@ -57,8 +57,8 @@ def write_summary(run: Run) -> Summary:
         zero_gradient=warm.zero_gradient_baseline,
         losses=made.losses or {},
         optimization={
-            "prompt": OptimizePromptResult.load(run).facts(),
-            "policy": TrainPolicyResult.load(run).facts(),
+            "prompt": OptimizePromptResult.load(run).search(),
+            "policy": TrainPolicyResult.load(run).training(),
         },
         stages={"prepare": PrepareResult.load(run).facts(), "warm_up": warm.facts()},
         cost=manifest.cost.model_dump(),

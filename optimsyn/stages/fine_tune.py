@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from optimsyn.base.files import read_jsonl
-from optimsyn.data.records import Pair
 from optimsyn.runs.results.built_in import FineTuned, FineTuneResult
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ def run(run: Run) -> FineTuneResult:
     """Fine-tunes one fresh adapter a variant; a variant that is done is not repeated.
 
     Raises:
-        DataError: `synthesize` has not finished.
+        StageError: `synthesize` has not finished.
     """
     from optimsyn.training.fine_tuning import fine_tune
 
@@ -34,7 +32,7 @@ def run(run: Run) -> FineTuneResult:
             def report(step: int, _: int, before: int = position * steps, total: int = total) -> None:
                 stage.progress(before + step, total)
 
-            pairs = read_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), Pair)
+            pairs = run.pairs(variant)
             folder = run.path("fine_tune", variant)
             fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed, report=report)
             history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -144,7 +144,8 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
         for record in manifest.stages
         if record.status != "finished" and record.bought_before is not None
     }
-    draft, search = (result_of(run.folder, stage) if stage in done else None for stage in ("warm_up", "optimize_prompt"))
+    draft = result_of(run.folder, "warm_up") if "warm_up" in done else None
+    search = result_of(run.folder, "optimize_prompt") if "optimize_prompt" in done else None
     valid = changed = None
     if isinstance(draft, WarmUpResult) and draft.valid is not None and draft.first_draft:
         valid = draft.valid / draft.first_draft

@@ -188,7 +188,8 @@ def _influence(facts: RunFacts) -> Chart | None:
     influence = facts.influence
     if not influence:
         return None
-    return influence_chart(influence, zero_gradient=None if facts.warm_up is None else facts.warm_up.zero_gradient_baseline)
+    warm = facts.warm_up
+    return influence_chart(influence, zero_gradient=None if warm is None else warm.zero_gradient_baseline)
 
 
 def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:

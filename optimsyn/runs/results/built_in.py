@@ -180,6 +180,12 @@ class OptimizePromptResult(StageResult):
     judged: int | None = Field(None, description="Pairs that were judged.")
     changed: bool | None = Field(None, description="Another text than the recipe's was chosen.")
 
+    def search(self) -> dict[str, Any]:
+        """The search in numbers, for a summary."""
+        if not self.enabled:
+            return {"enabled": self.enabled}
+        return self.model_dump(mode="json", exclude={"stage", "notes", "start_text", "text"})
+
     def cells(self) -> Cells:
         """The texts before and after."""
         if not self.enabled:
@@ -213,6 +219,12 @@ class TrainPolicyResult(StageResult):
     reward_first: float | None = Field(None, description="Mean reward of the first step that has one.")
     reward_last: float | None = Field(None, description="Mean reward of the last one.")
     history: tuple[PolicyStep, ...] | None = Field(None, description="Every step.")
+
+    def training(self) -> dict[str, Any]:
+        """The training in numbers, for a summary."""
+        if not self.enabled:
+            return {"enabled": self.enabled}
+        return self.model_dump(mode="json", exclude={"stage", "notes", "history"})
 
     def cells(self) -> Cells:
         """A row a step."""
@@ -262,7 +274,14 @@ class SynthesizeResult(StageResult):
         rows = []
         for variant, lost in (self.losses or {}).items():
             mean = (self.influence or {}).get(variant)
-            row: tuple[Any, ...] = (variant, lost.candidates, lost.invalid, lost.duplicate, lost.not_selected, lost.kept)
+            row: tuple[Any, ...] = (
+                variant,
+                lost.candidates,
+                lost.invalid,
+                lost.duplicate,
+                lost.not_selected,
+                lost.kept,
+            )
             row += (None, None) if mean is None else (mean.valid, mean.kept)
             if self.foretold:
                 told = self.foretold.get(variant)
@@ -346,5 +365,3 @@ class EvaluateResult(StageResult):
             return facts
         names = list(MetricValue.model_fields)
         return {"metrics": [dict(zip(names, row, strict=False)) for row in raw["rows"]]}
-
-

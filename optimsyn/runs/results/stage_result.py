@@ -52,7 +52,7 @@ class StageResult(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    stage: str = Field(description="Name of the stage.")
+    stage: str = Field("", description="Name of the stage; of one of your own it is filled in.")
     notes: tuple[str, ...] = Field((), description="Sentences below the table.")
     _kept: Cells | None = PrivateAttr(default=None)
 
