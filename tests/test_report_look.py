@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from optimsyn.runs.stage_result import StageResult
 from runs_helpers import tiny_recipe
 
 from optimsyn.base.errors import StageError
@@ -67,11 +66,13 @@ def run(tmp_path: Path) -> Run:
     write_jsonl(run.path("warm_up", "pairs.jsonl"), [pair(i) for i in range(4)])
     write_json(run.path("warm_up", "influence.json"), [0.03, -0.02, 0.05, 0.0])
     write_json(run.path("warm_up", "checkpoints", "step-000002", "checkpoint.json"), {"losses": [4.0, 3.0]})
-    StageResult("warm_up", "", ("a",), [], {"zero_gradient_baseline": 0.0}).save(run)
+    # As versions wrote it that recorded less.
+    kept = {"stage": "warm_up", "title": "", "columns": ["a"], "rows": [], "notes": []}
+    write_json(run.path("warm_up", "result.json"), {**kept, "numbers": {"zero_gradient_baseline": 0.0}})
     for variant in ("no_rubric", "static"):
         rows = [judgement(i, variant, valid=i != 2) for i in range(4)]
         write_jsonl(run.path("synthesize", f"{variant}.candidates.jsonl"), rows)
-        write_jsonl(run.path("synthesize", f"{variant}.judged.jsonl"), rows[:2])
+        write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in rows[:2] if row.pair])
     return run
 
 
