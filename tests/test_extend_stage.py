@@ -1,4 +1,4 @@
-"""A stage of somebody's own between two others: named by a recipe, from a package outside of optimsyn, in a real run."""
+"""A stage of one's own between two others: named by a recipe, from a package outside of optimsyn, in a real run."""
 
 from __future__ import annotations
 

@@ -56,6 +56,10 @@ class StageResult(BaseModel):
     notes: tuple[str, ...] = Field((), description="Sentences below the table.")
     _kept: Cells | None = PrivateAttr(default=None)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the facts and notes are the same; one that was read from a file is what was written."""
+        return isinstance(other, StageResult) and type(self) is type(other) and self.__dict__ == other.__dict__
+
     def cells(self) -> Cells:
         """The table that is made of the facts."""
         facts = self.facts()
