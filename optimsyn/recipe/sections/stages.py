@@ -42,7 +42,7 @@ class OwnStage(Section):
         ...,
         pattern=r"^[a-z][a-z0-9_]*$",
         max_length=40,
-        description="What it is called; its folder in the run has this name.",
+        description="What it is called, in lower case; its folder in the run has this name.",
     )
     after: str = Field(..., description="The stage that it follows: a built-in one, or one of these.")
     run: Annotated[str, BeforeValidator(_reference)] = Field(
