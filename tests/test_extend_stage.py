@@ -95,7 +95,8 @@ def test_pairs_are_left_out_on_the_way_to_fine_tuning(package: Path, tmp_path: P
     facts = RunFacts.read(run)
     assert facts.dataset_pairs == len(after[chosen])
     page = write_report(run).read_text(encoding="utf-8")
-    assert "House rules" in check_page(page).words
+    assert "House rules" in page and f"left out: {', '.join(f'{k} {v}' for k, v in result.left_out.items())}" in page
+    check_page(page)
 
 
 def test_changed_pairs_lose_what_was_measured(tmp_path: Path) -> None:

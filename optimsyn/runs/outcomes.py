@@ -20,13 +20,15 @@ from optimsyn.runs.results.built_in import (
     TrainPolicyResult,
     WarmUpResult,
 )
-from optimsyn.runs.results.stage_result import NOT_RECORDED, StageResult, TableResult
+from optimsyn.runs.results.stage_result import NOT_RECORDED, StageResult, TableResult, show
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
 
 StateKind = Literal["finished", "failed", "interrupted", "running", "unfinished", "new"]
+# Facts of a stage of somebody's own that a line has room for.
+_FACTS = 4
 _STAGE_LABELS = {
     "prepare": "Prepare",
     "warm_up": "Warm up",
@@ -105,8 +107,15 @@ def stage_outcome(result: StageResult | None) -> str:
     found = next((tell(result) for kind, tell in _OUTCOMES if isinstance(result, kind)), None)
     if found is not None:
         return found
-    # A stage of somebody's own.
-    return result.title if isinstance(result, TableResult) and result.title != result.stage else ""
+    return _own(result) if isinstance(result, TableResult) else ""
+
+
+def _own(found: TableResult) -> str:
+    """What a stage of somebody's own found: its heading, else its first facts."""
+    if found.title != found.stage:
+        return found.title
+    facts = list(found.numbers.items())[:_FACTS]
+    return ", ".join(f"{name.replace('_', ' ')}: {show(value)}" for name, value in facts)
 
 
 def _prepare(found: PrepareResult) -> str:
