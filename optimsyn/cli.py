@@ -204,9 +204,14 @@ def batch(
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
     """
     from optimsyn.batch.batch import exit_code, make_engine, run_batch
+    from optimsyn.batch.plan import known_stages
     from optimsyn.llm.shared_budget import Caps
     from optimsyn.recipe.changes import SetOptions
+    from optimsyn.runs.manifest import STAGES
 
+    changed = SetOptions(changes or ())
+    if stage is not None and stage not in STAGES and stage not in (known := known_stages(recipes, size, changed)):
+        raise typer.BadParameter(f"there is no stage {stage!r}; the stages are {', '.join(known)}")
     if engine == "ray" and gpu_memory_gb is not None:
         raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
     state = run_batch(
@@ -214,7 +219,7 @@ def batch(
         root,
         jobs=jobs,
         size=size,
-        changes=SetOptions(changes or ()),
+        changes=changed,
         until=stage,
         caps=Caps(cost_usd=cost_usd, requests=requests, tokens=tokens),
         gpu_memory_gb=gpu_memory_gb,

@@ -19,7 +19,7 @@ from runs_helpers import tiny_recipe, write_notebook
 from optimsyn import register
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.base.extensions import STAGES
-from optimsyn.batch.plan import Job
+from optimsyn.batch.plan import Job, known_stages, plan
 from optimsyn.batch.progress import Watch
 from optimsyn.batch.state import RunState
 from optimsyn.execution import runner, stage_notebooks
@@ -291,3 +291,17 @@ def test_optimsyn_run_executes_it_as_a_notebook(package: Path, tmp_path: Path, m
     assert (run.folder / "notebooks" / "02_note.ipynb").is_file()
     runner.run_stages(run, Console(file=text, width=120), until="note")
     assert text.getvalue().count("finished earlier") == 2
+
+
+def test_a_batch_knows_the_stages_of_its_recipes(tmp_path: Path) -> None:
+    served = {"name": "openai/tiny", "api_base": "http://127.0.0.1:9"}
+    models = {"models": {"generator": served, "rubric": served}, "optimizers": {"policy": {"enabled": False}}}
+    own = tiny_recipe(stages=[{"name": "note", "after": "prepare", "run": "json:dump"}], **models)
+    for name, recipe in (("own", own), ("plain", tiny_recipe(**models))):
+        (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
+    recipes = [str(tmp_path / "own.yaml"), str(tmp_path / "plain.yaml")]
+    assert known_stages(recipes, "full", None)[-1] == "note"
+    with pytest.raises(StageError, match="did you mean `note`"):
+        plan(recipes, tmp_path / "runs", until="notes", here=False)
+    with pytest.raises(StageError, match="there is no stage 'note'"):
+        plan(recipes[1:], tmp_path / "runs", until="note", here=False)

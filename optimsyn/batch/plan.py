@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ class Job:
         return all(manifest.stage(stage).status == "finished" for stage in self.stages)
 
 
+def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The built-in stages, and those that any of the recipes has beside them; a recipe that is wrong has none."""
+    found = dict.fromkeys(STAGES)
+    for recipe in recipes:
+        with suppress(OptimsynError, OSError):
+            found.update(dict.fromkeys(chosen_recipe(recipe, size=size, changes=changes).stage_names))
+    return tuple(found)
+
+
 def plan(
     recipes: Sequence[str],
     root: Path,
@@ -86,14 +96,14 @@ def plan(
     Raises:
         StageError: None of the recipes has the stage `until`.
     """
+    if until is not None and until not in STAGES:
+        notebook_name(until, known_stages(recipes, size, changes))
     jobs: list[Job] = []
     by_folder: dict[Path, Job] = {}
-    known = dict.fromkeys(STAGES)
     for number, recipe in enumerate(recipes, 1):
         told(f"Checking {recipe} ({number} of {len(recipes)}) …")
         try:
             chosen = chosen_recipe(recipe, size=size, changes=changes)
-            known.update(dict.fromkeys(chosen.stage_names))
             if until is not None:
                 notebook_name(until, chosen.stage_names)
             folder = Run.folder_of(chosen, root)
@@ -108,8 +118,6 @@ def plan(
             state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
             job = Job(Path(given).stem, state, until=until)
         jobs.append(job)
-    if until is not None:
-        notebook_name(until, list(known))
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1:
