@@ -19,7 +19,7 @@ import optimsyn
 from optimsyn.base.environment import PARENT, variable
 from optimsyn.base.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
 from optimsyn.base.secrets.redaction import redact
-from optimsyn.execution.opening import load_recipe, open_checked, show_preflight
+from optimsyn.execution.opening import load_recipe, open_checked, refuse_unknown_stage, show_preflight
 from optimsyn.execution.opening import make_console as _console
 
 FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
@@ -163,16 +163,14 @@ def run(
     from optimsyn.execution.runner import run_stages
     from optimsyn.execution.status_line import Steps
     from optimsyn.report.summary import show_end
-    from optimsyn.runs.manifest import STAGES
-    from optimsyn.runs.resources import notebook_name
 
-    until = stage or STAGES[-1]
-    notebook_name(until)
     console = _console()
+    if stage is not None:
+        refuse_unknown_stage(recipe, size, changes, stage)
     run_ = open_checked(recipe, root, size, changes, console, Steps())
     console.print(f"Run [bold]{run_.name}[/]", highlight=False)
-    run_stages(run_, console, until=until)
-    if run_.done(STAGES[-1]):
+    run_stages(run_, console, until=stage)
+    if run_.done(run_.stages[-1]):
         show_end(run_, console)
     console.print(str(run_.folder), highlight=False, markup=False, soft_wrap=True)
 
@@ -207,18 +205,20 @@ def batch(  # noqa: PLR0913 - options of a command
     """
     from optimsyn.batch.batch import exit_code, make_engine, run_batch
     from optimsyn.batch.options import BatchLimits, RunOptions
+    from optimsyn.batch.plan import known_stages
     from optimsyn.llm.shared_budget import Caps
     from optimsyn.recipe.changes import SetOptions
     from optimsyn.runs.manifest import STAGES
 
-    if stage is not None and stage not in STAGES:
-        raise typer.BadParameter(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    changed = SetOptions(changes or ())
+    if stage is not None and stage not in STAGES and stage not in (known := known_stages(recipes, size, changed)):
+        raise typer.BadParameter(f"there is no stage {stage!r}; the stages are {', '.join(known)}")
     if engine == "ray" and gpu_memory_gb is not None:
         raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
     state = run_batch(
         recipes,
         root,
-        RunOptions(size, SetOptions(changes or ()), stage),
+        RunOptions(size, changed, stage),
         BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb),
         engine=make_engine(engine, jobs, ray_address),
         console=_console(),

@@ -181,6 +181,8 @@ def write_synthesis(run: Run, draw: random.Random, candidates: int, text: str) -
         rows.append(judgement(variant, candidates, None, text=text))
         kept = sorted(rows[:-1], key=lambda row: -(row.influence or 0.0))[:4]
         _write(run, f"synthesize/{variant}.candidates.jsonl", [row.model_dump(mode="json") for row in rows])
+        pairs = [row.pair.model_dump(mode="json") for row in kept if row.pair]
+        _write(run, f"synthesize/{variant}.selected.jsonl", pairs)
         _write(run, f"synthesize/{variant}.judged.jsonl", [row.model_dump(mode="json") for row in kept])
         losses[variant] = {
             "candidates": candidates + 1,

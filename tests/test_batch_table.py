@@ -43,7 +43,7 @@ RUNS = (
     ),
     RunState(recipe="humanities", folder="/r/humanities", state="finished", earlier=True),
 )
-PROGRESS = {"/r/medicine": Progress("warm_up", 2, "7 of 24 pairs", 125.0, Cost())}
+PROGRESS = {"/r/medicine": Progress("warm_up", 2, 7, "7 of 24 pairs", 125.0, Cost())}
 
 
 @pytest.mark.parametrize("width", [80, 120])

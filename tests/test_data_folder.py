@@ -235,7 +235,7 @@ def test_prepare_names_and_counts_what_was_skipped(recipe: Recipe, tmp_path: Pat
     wanted = {"documents.source": {"path": str(tmp_path / "texts")}, "documents.on_error": "skip"}
     run = Run.open(changed(recipe, wanted), tmp_path / "runs")
     result = prepare.run(run)
-    assert result.numbers["skipped"] == count
+    assert result.skipped == count
     row = next(row for row in result.rows if row[0] == "documents skipped")
     assert row[1] == count
     assert "empty.txt (no text in it)" in row[2]

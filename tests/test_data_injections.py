@@ -90,8 +90,8 @@ def test_a_run_names_such_passages_and_drops_them_where_the_recipe_says_so(
     raw["documents"]["on_injection"] = on_injection
     run = Run.open(Recipe.parse(raw), tmp_path / "runs")
     result = run_stage(run, "prepare")
-    assert result.numbers["talking"] == 2
-    assert result.numbers["passages"] == (12 if on_injection == "flag" else 10)
+    assert result.talking == 2
+    assert result.passages == (12 if on_injection == "flag" else 10)
     named = [row["id"] for row in iter_json(run.folder / "prepare" / "talking.jsonl")]
     assert run.manifest.stage("prepare").notes["passages_that_talk_to_a_model"] == named
     assert all(name in str(result.table()) for name in named)

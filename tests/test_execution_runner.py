@@ -18,7 +18,7 @@ from rich.console import Console
 from runs_helpers import tiny_recipe, write_notebook
 
 from optimsyn.base.errors import StageError
-from optimsyn.execution import runner
+from optimsyn.execution import runner, stage_notebooks
 from optimsyn.execution.reopen import lab_environment, prepare
 from optimsyn.runs import Run
 from optimsyn.runs.manifest import process_lives
@@ -48,7 +48,7 @@ def _notebooks(folder: Path, **bodies: str) -> None:
 @pytest.fixture
 def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "notebooks"
-    monkeypatch.setattr(runner, "notebook_path", lambda stage: folder / f"{stage}.ipynb")
+    monkeypatch.setattr(stage_notebooks, "notebook_path", lambda stage: folder / f"{stage}.ipynb")
     return folder
 
 
@@ -152,9 +152,9 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from optimsyn.runs import Run
-from optimsyn.execution import runner
+from optimsyn.execution import runner, stage_notebooks
 folder = Path(sys.argv[2])
-runner.notebook_path = lambda stage: folder / f"{stage}.ipynb"
+stage_notebooks.notebook_path = lambda stage: folder / f"{stage}.ipynb"
 runner.run_stages(Run.load(sys.argv[1]), Console(), until="warm_up")
 """
 

@@ -14,7 +14,6 @@ from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.report import look
 from optimsyn.reward.judgements import Judgement, Ledger
 from optimsyn.runs import Run
-from optimsyn.runs.stage_result import StageResult
 from optimsyn.target.warm_up.curve import WarmUpCurve
 
 RUBRIC = Rubric(question_type="a fact", question_quality="b", answer_quality="c", alignment="d", trainability="e")
@@ -67,11 +66,13 @@ def run(tmp_path: Path) -> Run:
     write_jsonl(run.path("warm_up", "pairs.jsonl"), [pair(i) for i in range(4)])
     write_json(run.path("warm_up", "influence.json"), [0.03, -0.02, 0.05, 0.0])
     write_json(run.path("warm_up", "checkpoints", "step-000002", "checkpoint.json"), {"losses": [4.0, 3.0]})
-    StageResult("warm_up", "", ("a",), [], {"zero_gradient_baseline": 0.0}).save(run)
+    # As versions wrote it that recorded less.
+    kept = {"stage": "warm_up", "title": "", "columns": ["a"], "rows": [], "notes": []}
+    write_json(run.path("warm_up", "result.json"), {**kept, "numbers": {"zero_gradient_baseline": 0.0}})
     for variant in ("no_rubric", "static"):
         rows = [judgement(i, variant, valid=i != 2) for i in range(4)]
         write_jsonl(run.path("synthesize", f"{variant}.candidates.jsonl"), rows)
-        write_jsonl(run.path("synthesize", f"{variant}.judged.jsonl"), rows[:2])
+        write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in rows[:2] if row.pair])
     return run
 
 

@@ -123,7 +123,7 @@ def test_a_generator_of_garbage_stops_loudly(recipe: Recipe, served: Service, tm
     with pytest.raises(ServiceError, match="none of 6 replies could be read"):
         run_stage(run, "warm_up")
     served.answer = answer
-    assert run_stage(run, "warm_up").numbers["valid"] > 0, "the garbage was remembered"
+    assert run_stage(run, "warm_up").valid > 0, "the garbage was remembered"
     assert run.replies.totals().replies > 6, "what it cost was forgotten"
 
 
@@ -161,10 +161,10 @@ def test_a_small_first_draft_with_too_few_valid_pairs_is_continued(
     served.answer = ungrounded_at_first
     run = Run.open(recipe, tmp_path / "runs")
     run_stage(run, "prepare")
-    numbers = run_stage(run, "warm_up").numbers
+    result = run_stage(run, "warm_up")
     assert recipe.warm_up.pairs == 6
-    assert (numbers["first_draft"], numbers["valid"]) == (10, 6)
-    assert sum(numbers["lost"].values()) == 4
+    assert (result.first_draft, result.valid) == (10, 6)
+    assert sum(result.lost.values()) == 4
     assert asked_twice(served) == []
 
 
@@ -174,11 +174,10 @@ def test_a_warm_up_that_finds_its_steps_tells_them(recipe: Recipe, served: Servi
     run = Run.open(Recipe.parse(raw), tmp_path / "runs")
     run_stage(run, "prepare")
     result = run_stage(run, "warm_up")
-    numbers = result.numbers
-    assert numbers["steps"][-1] == 6, "fewer would leave Adam's moments without meaning"
-    assert numbers["stopped"] in {"settled", "overfits", "most steps"}
-    assert numbers["lr"] / recipe.fine_tune.lr in {0.5, 1.0, 2.0}
-    assert (numbers["valid"], numbers["trained_on"], numbers["held_out"]) == (6, 4, 2)
+    assert result.steps[-1] == 6, "fewer would leave Adam's moments without meaning"
+    assert result.stopped in {"settled", "overfits", "most steps"}
+    assert result.lr / recipe.fine_tune.lr in {0.5, 1.0, 2.0}
+    assert (result.valid, result.trained_on, result.held_out) == (6, 4, 2)
     assert [row[0] for row in result.rows][2:6] == [
         "steps",
         "learning rate",

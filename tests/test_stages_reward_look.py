@@ -54,7 +54,7 @@ def test_noise_stops_the_run_after_the_warm_up_and_the_same_run_goes_on(
     again = Run.open(changed(recipe, on_noise="warn"), tmp_path / "runs")
     assert again.folder == run.folder, "another folder would buy everything again"
     result = run_stage(again, "warm_up")
-    assert result.numbers["reward"] == "noise" and again.manifest.stage("warm_up").notes["reward"] == "noise"
+    assert result.reward == "noise" and again.manifest.stage("warm_up").notes["reward"] == "noise"
     assert len(served.requests) == bought and asked_twice(served) == []
     assert "chosen at random" in write_report(again).read_text(encoding="utf-8")
 
@@ -64,7 +64,7 @@ def test_a_run_keeps_its_look_and_shows_it(recipe: Recipe, tmp_path: Path) -> No
     run_stage(run, "prepare")
     result = run_stage(run, "warm_up")
     found = RewardLook.load(run.path("warm_up", "reward_look.json"))
-    assert found.verdict != "noise" and result.numbers["reward_look"] == found.to_json()
+    assert found.verdict != "noise" and result.reward_look == found
     assert ("a look at the reward", found.verdict, "; ".join(found.reasons)) == result.rows[-1]
     assert look.reward(run) == found
     page = write_report(run).read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def test_a_look_can_be_left_out(recipe: Recipe, tmp_path: Path) -> None:
     assert off.folder == Run.folder_of(recipe, tmp_path / "runs"), "a look changes no result"
     run_stage(off, "prepare")
     result = run_stage(off, "warm_up")
-    assert result.numbers["reward_look"] is None and "reward.look.pairs: 0" in result.rows[-1][-1]
+    assert result.reward_look is None and "reward.look.pairs: 0" in result.rows[-1][-1]
     assert not off.path("warm_up", "reward_look.json").exists()
     assert "reward.look.pairs: 0" in look.reward(off)._repr_html_()
     page = write_report(off).read_text(encoding="utf-8")

@@ -135,8 +135,8 @@ def test_a_stage_keeps_a_set_and_tells_what_it_brings(recipe: Recipe, tmp_path: 
     assert result.columns[-2:] == ("foretold loss", "of random pairs")
     assert any("foretold is where 2 steps" in note for note in result.notes)
     for row in result.rows:
-        told = result.numbers["foretold"][row[0]]
-        assert row[-2:] == (told["kept"], told["random"])
+        told = result.foretold[row[0]]
+        assert row[-2:] == (told.kept, told.random)
         candidates = [json.loads(line)["key"] for line in run.path("synthesize", f"{row[0]}.candidates.jsonl").open()]
         kept = [json.loads(line)["key"] for line in run.path("synthesize", f"{row[0]}.judged.jsonl").open()]
         assert len(kept) == 4

@@ -35,7 +35,7 @@ def test_a_run_by_foretold_trainings(recipe: Recipe, served: Service, tmp_path: 
 
     run_stage(run, "prepare")
     result = run_stage(run, "warm_up")
-    assert result.numbers["zero_gradient_baseline"] == 0
+    assert result.zero_gradient_baseline == 0
     look = RewardLook.load(run.path("warm_up", "reward_look.json"))
     assert look.numerical_error is not None and look.numerical_error < 1e-2 and look.training is not None
     tools = Tools(run)

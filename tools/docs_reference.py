@@ -67,7 +67,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that an annotation means, if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+    if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple):
         found = [_section_of(part) for part in get_args(annotation)]
         return next((section for section in found if section is not None), None)
     return None
@@ -89,7 +89,7 @@ def _row(section: str, key: str, field: FieldInfo) -> str:
         kind, description = _type(field.annotation, field), field.description or ""
     else:
         title = _SHARED.get(inner.__name__, key if section == "recipe" else f"{section}.{key}")
-        kind = f"[{title}](#{_anchor(title)})"
+        kind = f"{'list of ' if get_origin(field.annotation) is tuple else ''}[{title}](#{_anchor(title)})"
         description = field.description or (inner.__doc__ or "").strip().split("\n")[0]
     default = _default(field) if field.is_required() else f"{_LABEL}{_default(field)}"
     return f"| {anchor}`{key}` | {kind} | {default} | {_cell(description)} |"
@@ -115,6 +115,8 @@ def _type(annotation: Any, field: FieldInfo | None = None) -> str:
         return _type(next(part for part in parts if part is not type(None)), field)
     if origin is tuple:
         return f"list of {_type(parts[0])}"
+    if origin is dict and parts[1] is Any:
+        return "mapping"
     if origin is dict:
         return "mapping of text to text"
     return f"{_WORDS.get(annotation, str(annotation))}{_range(field)}"

@@ -90,6 +90,10 @@ class Registry(Generic[P]):
         """Takes a registered part out again; nothing happens where there is none."""
         self._registered.pop(name, None)
 
+    def only_here(self, reference: str) -> bool:
+        """Whether a reference means something in this process alone: what it registered, or what a cell defines."""
+        return reference in self._registered or reference.startswith("__main__:")
+
     def names(self) -> list[str]:
         """All that a recipe may write as a plain name: built-in ones, registered ones, those of entry points."""
         return list(dict.fromkeys([*self._own, *self._registered, *self._entry_points()]))

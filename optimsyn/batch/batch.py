@@ -29,7 +29,7 @@ from optimsyn.llm.shared_budget import Caps, Purse
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.memory import main_memory
 from optimsyn.recipe.changes import word_for
-from optimsyn.runs.manifest import STAGES, installed_versions, now
+from optimsyn.runs.manifest import installed_versions, now
 
 BATCH_HTML = "batch.html"
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -59,7 +59,7 @@ def run_batch(
 
     Raises:
         RecipeError: The changes hold a key, which would be written into `batch.json`.
-        StageError: There is no such last stage, or another batch works in this root.
+        StageError: None of the recipes has the last stage, or another batch works in this root.
     """
     secret = find_secret(dict(runs.changes), word_for(runs.changes))
     if secret is not None:
@@ -73,7 +73,7 @@ def run_batch(
         engine=engine.name,
         size=runs.size,
         changes=[f"{name}={value}" for name, value in runs.changes.items()],
-        until=runs.until or STAGES[-1],
+        until=runs.until,
         cost_usd=limits.caps.cost_usd,
         requests=limits.caps.requests,
         tokens=limits.caps.tokens,

@@ -66,7 +66,7 @@ class Engine(Protocol):
 def arguments(job: Job) -> list[str]:
     """The arguments of `optimsyn` for a run: its folder, so that a later change of its recipe's file does nothing."""
     assert job.run is not None
-    return ["run", str(job.run.folder), "--stage", job.until]
+    return ["run", str(job.run.folder), "--stage", job.stages[-1]]
 
 
 class ProcessEngine:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import SHOWN_INSTEAD, find_secret, redact
@@ -31,7 +33,7 @@ class Job:
         embedded: A role that writes text is the embedded model, for which the runs can share one server.
         gpu: A model is loaded on a GPU where there is one.
         warnings: What the check found that would not stop it.
-        until: Its last stage.
+        until: Its last stage; None is the last one of the run.
     """
 
     name: str
@@ -41,13 +43,13 @@ class Job:
     embedded: bool = False
     gpu: bool = False
     warnings: tuple[str, ...] = ()
-    until: str = STAGES[-1]
+    until: str | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that it is to go through."""
-        names: list[str] = [*STAGES]
-        return tuple(names[: names.index(self.until) + 1])
+        names = self.run.recipe.stage_names if self.run is not None else STAGES
+        return names if self.until is None else names[: names.index(self.until) + 1]
 
     def finished(self) -> bool:
         """Whether all its stages have finished."""
@@ -55,6 +57,15 @@ class Job:
             return False
         manifest = self.run.manifest
         return all(manifest.stage(stage).status == "finished" for stage in self.stages)
+
+
+def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The built-in stages, and those that any of the recipes has beside them; a recipe that is wrong has none."""
+    found = dict.fromkeys(STAGES)
+    for recipe in recipes:
+        with suppress(OptimsynError, OSError):
+            found.update(dict.fromkeys(chosen_recipe(recipe, size=size, changes=changes).stage_names))
+    return tuple(found)
 
 
 def plan(
@@ -80,10 +91,11 @@ def plan(
         report: Called with a line for a person before each check, which can take seconds.
 
     Raises:
-        StageError: There is no such last stage.
+        StageError: None of the recipes has the last stage.
     """
-    until = options.until or STAGES[-1]
-    notebook_name(until)
+    until = options.until
+    if until is not None and until not in STAGES:
+        notebook_name(until, known_stages(recipes, options.size, options.changes))
     jobs: list[Job] = []
     by_folder: dict[Path, Job] = {}
     for number, recipe in enumerate(recipes, 1):
@@ -91,6 +103,8 @@ def plan(
             report(f"Checking {recipe} ({number} of {len(recipes)}) …")
         try:
             chosen = chosen_recipe(recipe, size=options.size, changes=options.changes)
+            if until is not None:
+                notebook_name(until, chosen.stage_names)
             folder = Run.folder_of(chosen, root)
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
@@ -110,7 +124,7 @@ def plan(
     return jobs
 
 
-def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, money: bool) -> Job:
+def _checked(given: str, recipe: Recipe, root: Path, until: str | None, here: bool, money: bool) -> Job:
     """A run whose recipe would not fail on this machine; one that has finished is not looked at again."""
     from optimsyn.machine.preflight import checked, price_problems
 

@@ -11,7 +11,7 @@ from optimsyn.batch.plan import Job
 from optimsyn.llm.replies import ReplyCache, Usage
 from optimsyn.runs.durations import earlier_seconds, seconds_left, since_begun
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import STAGES, Cost, Manifest
+from optimsyn.runs.manifest import Cost, Manifest
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Progress:
 
     Attributes:
         stage: The stage that runs, or that will be next.
-        number: Its place among the stages, from 1.
+        number: Its place among the stages of the run, from 1.
+        of: How many stages the run has.
         told: What the stage says about itself, such as `12 of 48 pairs`.
         left: Seconds until the run has finished; None when nothing is known.
         cost: What it has bought.
@@ -28,6 +29,7 @@ class Progress:
 
     stage: str
     number: int
+    of: int
     told: str
     left: float | None
     cost: Cost
@@ -61,7 +63,8 @@ class Watch:
         at_work = told is not None and told["stage"] == record.name
         return Progress(
             record.name,
-            [*STAGES].index(record.name) + 1,
+            manifest.names.index(record.name) + 1,
+            len(manifest.names),
             f"{told['done']} of {told['total']} {told['what']}" if told is not None and at_work else "",
             self._left(job, manifest, record.name),
             cost_of(bought_by(run), manifest.cost.unpriced) if self._live else manifest.cost,

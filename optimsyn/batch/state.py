@@ -61,7 +61,7 @@ class Options(_Part):
     engine: str
     size: str
     changes: list[str]
-    until: str
+    until: str | None = None
     cost_usd: float | None = None
     requests: int | None = None
     tokens: int | None = None

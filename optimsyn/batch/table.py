@@ -17,7 +17,7 @@ from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress
 from optimsyn.batch.state import BatchState, State
 from optimsyn.runs.durations import clock
-from optimsyn.runs.manifest import STAGES, Cost
+from optimsyn.runs.manifest import Cost
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",
@@ -85,7 +85,7 @@ class View:
         state = job.state
         if state.state == "running":
             found = self._progress.get(state.folder or "")
-            return f"{found.number}/{len(STAGES)} {found.stage}" if found is not None else "started"
+            return f"{found.number}/{found.of} {found.stage}" if found is not None else "started"
         if state.state == "waiting":
             return ""
         if state.earlier:
@@ -123,7 +123,7 @@ class View:
     def _row(self, job: Job) -> list[str]:
         state = job.state
         found = self._progress.get(state.folder or "") if state.state == "running" else None
-        stage = f"{found.number}/{len(STAGES)} {found.stage}" if found is not None else (state.stage or "")
+        stage = f"{found.number}/{found.of} {found.stage}" if found is not None else (state.stage or "")
         return [
             escape(job.name),
             stage,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from optimsyn.base.table import Table
-from optimsyn.runs.manifest import STAGES
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
 
 def run_through(run: Run, stage: str) -> Table:
     """Runs every stage up to and with `stage`; finished ones are skipped.
+
+    Stages of your own run here as well, so their functions may stand in the notebook that calls this.
 
     Args:
         run: The run.
@@ -26,9 +26,8 @@ def run_through(run: Run, stage: str) -> Table:
         >>> from optimsyn.runs import Run
         >>> run_through(Run.start("quickstart", size="tiny"), "synthesize")          # doctest: +SKIP
     """
-    last = run.manifest.stage(stage).name
-    rows = []
-    for name in STAGES[: STAGES.index(last) + 1]:
-        module = importlib.import_module(f"optimsyn.stages.{name}")
-        rows.append((name, module.run(run).title))
+    from optimsyn.stages.own import run_stage
+
+    last, names = run.manifest.stage(stage).name, run.stages
+    rows = [(name, run_stage(run, name).title) for name in names[: names.index(last) + 1]]
     return Table(f"{run.name}: finished up to {last}", ("stage", "result"), tuple(rows))

@@ -33,6 +33,20 @@ def load_recipe(name: str, size: str = "full", changes: list[str] | None = None)
     return chosen_recipe(name, size=size, changes=SetOptions(changes or ()))
 
 
+def refuse_unknown_stage(name: str, size: str, changes: list[str] | None, stage: str) -> None:
+    """Stops before anything is checked or made when a recipe, or the recipe of a run folder, has no such stage.
+
+    Raises:
+        StageError: It has none; names the nearest one.
+    """
+    from optimsyn.runs.folder import Run
+    from optimsyn.runs.resources import notebook_name
+
+    of_run = (Path(name) / "manifest.json").is_file()
+    recipe = Run.load(name).recipe if of_run else load_recipe(name, size, changes)
+    notebook_name(stage, recipe.stage_names)
+
+
 def open_checked(name: str, root: Path, size: str, changes: list[str] | None, console: Console, steps: Steps) -> Run:
     """The run of a recipe, or of its run folder, after everything about it has been checked."""
     from optimsyn.machine.forecast.requests import foresee

@@ -26,23 +26,21 @@ from optimsyn.base.environment import JUPYTER_PATH, SECRET_NAMES, variable, vari
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
 from optimsyn.execution.client import save_notebook
+from optimsyn.execution.stage_notebooks import stage_notebook
 from optimsyn.runs.durations import executed_notebook
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import Stage
-from optimsyn.runs.resources import notebook_name, notebook_path
 
 # What is worth a person's look, in this order; of several finished stages the last.
 _ORDER = ("failed", "interrupted", "finished", "pending")
 
 
-def stage_to_open(run: Run, stage: str | None = None) -> Stage:
+def stage_to_open(run: Run, stage: str | None = None) -> str:
     """The named stage, else the failed one, else an interrupted, the last finished, the first pending one.
 
     Raises:
         StageError: There is no stage of this name.
     """
     if stage is not None:
-        notebook_name(stage)
         return run.manifest.stage(stage).name
     for status in _ORDER:
         found = [record.name for record in run.manifest.stages if record.status == status]
@@ -51,7 +49,7 @@ def stage_to_open(run: Run, stage: str | None = None) -> Stage:
     raise StageError(f"{run.name}: a stage is running; wait for it or stop it")
 
 
-def prepare(run: Run, stage: str | None = None) -> tuple[Stage, Path]:
+def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
     """Chooses the stage and puts its notebook into the run, with the run as its parameter.
 
     Args:
@@ -73,8 +71,8 @@ def prepare(run: Run, stage: str | None = None) -> tuple[Stage, Path]:
         _refuse_busy(run)
         mark_killed(run)
         chosen = stage_to_open(run, stage)
-        place = executed_notebook(run, notebook_name(chosen))
-        source = place if place.is_file() else notebook_path(chosen)
+        place = executed_notebook(run, chosen)
+        source = place if place.is_file() else stage_notebook(run, chosen)
         notebook = nbformat.read(source, as_version=4)
         notebook.metadata.setdefault("papermill", {})
         for cell in notebook.cells:

@@ -12,13 +12,14 @@ from rich.markup import escape
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.execution.stage_notebooks import stage_notebook
 from optimsyn.execution.status_line import Screen
 from optimsyn.recipe.own_parts import refuse_parts_of_this_process
 from optimsyn.runs.durations import clock, described, earlier_seconds, executed_notebook, since_begun
 from optimsyn.runs.folder import INTERRUPTED, Run
-from optimsyn.runs.manifest import STAGES, Failure, process_lives
+from optimsyn.runs.manifest import Failure, process_lives
 from optimsyn.runs.outcomes import run_notes
-from optimsyn.runs.resources import notebook_name, notebook_path
+from optimsyn.runs.stage_functions import own_stage, refuse_edited, refuse_unreachable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -29,28 +30,31 @@ if TYPE_CHECKING:
 _ORPHAN_SECONDS = 60
 
 
-def run_stages(run: Run, console: Console | None = None, *, until: str = "evaluate") -> None:
+def run_stages(run: Run, console: Console | None = None, *, until: str | None = None) -> None:
     """Executes the stages of a run that have not finished, in order, and writes its report, also after a failure.
 
     Args:
         run: The run.
         console: Where the progress goes: one line a stage, updated in place in a terminal. None is the cell of the
             notebook that calls this, or standard output.
-        until: The last stage to execute.
+        until: The last stage to execute; None is the last one of the run.
 
     Raises:
-        StageError: A stage failed, or another process has the run; what was done so far is kept.
-        RecipeError: The recipe names a part of a notebook cell, which the stages' processes could not find.
+        StageError: A stage failed, another process has the run, or a finished stage of your own was edited; what was
+            done so far is kept.
+        RecipeError: The function of a stage of your own cannot be found, or the recipe names a part of a notebook
+            cell, which the stages' processes could not find.
 
     Example:
         >>> run_stages(Run.start("quickstart", size="tiny"), until="warm_up")                # doctest: +SKIP
     """
-    notebook_name(until)
     refuse_parts_of_this_process(run.recipe)
+    last = run.manifest.stage(until if until is not None else run.stages[-1]).name
     screen = Screen(console)
     with run.lock():
+        refuse_edited(run)
         try:
-            _run_open_stages(run, screen, until)
+            _run_open_stages(run, screen, last)
         except BaseException as error:
             _report_anyway(run, screen, error)
             raise
@@ -58,9 +62,14 @@ def run_stages(run: Run, console: Console | None = None, *, until: str = "evalua
 
 
 def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
-    wanted = STAGES[: [*STAGES].index(run.manifest.stage(until).name) + 1]
+    stages = run.stages
+    wanted = stages[: stages.index(until) + 1]
+    width = max(16, *map(len, stages))
     mark_killed(run, screen)
     open_stages = [stage for stage in wanted if not run.done(stage)]
+    for stage in open_stages:
+        if (own := own_stage(run.recipe, stage)) is not None:
+            refuse_unreachable(run.recipe, own)
     earlier = earlier_seconds(run)
     known = [earlier[stage] for stage in open_stages if stage in earlier]
     if open_stages and len(known) == len(open_stages):
@@ -68,7 +77,7 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
     told = set(_notes(run))
     with embedded_server(run) if open_stages else nullcontext():
         for number, stage in enumerate(wanted, 1):
-            label = f"{number}/{len(STAGES)} {stage:<16}"
+            label = f"{number}/{len(stages)} {stage:<{width}}"
             if stage in open_stages:
                 try:
                     _run_stage(run, stage, label, screen, earlier)
@@ -106,7 +115,7 @@ def mark_killed(run: Run, screen: Screen | None = None) -> None:
     """Puts on record that the process of a stage was killed, when it could not do so itself."""
     for record in run.manifest.stages:
         if record.status == "running" and not process_lives(record.pid):
-            cell, source = stopped_cell(executed_notebook(run, notebook_name(record.name)))
+            cell, source = stopped_cell(executed_notebook(run, record.name))
             failure = Failure(kind="Killed", cell=cell, source=source, reason="killed while it was running")
             run.mark_stopped(record.name, "interrupted", failure)
             if screen is not None:
@@ -171,10 +180,11 @@ def _execute(run: Run, stage: str, lock: Path) -> None:
     from optimsyn.execution.engine import NotebookError, execute
 
     minutes = run.recipe.limits.stage_minutes
-    output = executed_notebook(run, notebook_name(stage))
+    output = executed_notebook(run, stage)
+    notebook = stage_notebook(run, stage)
     try:
         execute(
-            notebook_path(stage),
+            notebook,
             output,
             {"run_folder": str(run.folder)},
             seconds=None if minutes is None else minutes * 60,

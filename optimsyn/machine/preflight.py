@@ -61,6 +61,7 @@ def validate(
             _check_influence(recipe, found)
         _check_own_parts(recipe, found)
         found.problems += method_problems(recipe)
+        _check_stages(recipe, found)
         if recipe.limits.cost_usd is not None:
             found.problems += price_problems(recipe)
         if deep:
@@ -248,6 +249,17 @@ def _check_influence(recipe: Recipe, found: Preflight) -> None:
         return  # the device is not here, which is reported elsewhere
     if dtype != "float32":
         found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
+
+
+def _check_stages(recipe: Recipe, found: Preflight) -> None:
+    """Whether the functions of the recipe's own stages are there, and can be told from edited ones."""
+    from optimsyn.runs.stage_functions import digests
+
+    for stage in recipe.stages:
+        try:
+            digests(recipe, stage)
+        except RecipeError as error:
+            found.problems.append(str(error))
 
 
 def _check_own_parts(recipe: Recipe, found: Preflight) -> None:

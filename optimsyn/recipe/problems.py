@@ -46,8 +46,15 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     for part in location[:-1]:
         if current is None or str(part) not in current.model_fields:
             continue
-        current = section_of(current.model_fields[str(part)].annotation)
+        current = _section_in(current.model_fields[str(part)].annotation)
     return list(current.model_fields) if current is not None else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation is, or is a list of."""
+    if get_origin(annotation) in (tuple, list):
+        return section_of(get_args(annotation)[0])
+    return section_of(annotation)
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

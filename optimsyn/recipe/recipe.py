@@ -36,6 +36,7 @@ from optimsyn.recipe.sections.models import (
 )
 from optimsyn.recipe.sections.optimizers import Optimizers, PolicyOptimizer, PromptOptimizer
 from optimsyn.recipe.sections.reward import Look, Reward
+from optimsyn.recipe.sections.stages import OwnStage, ordered
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
 
@@ -53,6 +54,7 @@ __all__ = [
     "ModelSpec",
     "Models",
     "Optimizers",
+    "OwnStage",
     "PolicyOptimizer",
     "Prices",
     "PromptOptimizer",
@@ -94,6 +96,7 @@ class Recipe(Shown, Section):
     checks: Checks = Checks()
     fine_tune: FineTune = FineTune()
     evaluation: Evaluation = Evaluation()
+    stages: tuple[OwnStage, ...] = Field((), description="Stages of your own between the built-in ones.")
     limits: Limits = Limits()
 
     @classmethod
@@ -211,11 +214,18 @@ class Recipe(Shown, Section):
                         spec.pop(field)
         _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], ("method",))
+        if not self.stages:
+            raw.pop("stages")
         # Before there was a choice, gradients of questions were of length 1.
         _without_what_says_nothing(self.influence, raw["influence"], ("scorer",))
         if raw["influence"]["question_gradients"] == "unit":
             raw["influence"].pop("question_gradients")
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of this recipe's run, in order: the built-in ones and those of `stages`."""
+        return ordered(self.stages)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -245,6 +255,7 @@ class Recipe(Shown, Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        ordered(self.stages)
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
             raise ValueError(
                 f"synthesis.dataset is {self.synthesis.dataset!r}, but its optimiser is disabled; "
@@ -318,6 +329,7 @@ def recipe_table(recipe: Recipe) -> Table:
             f"the dataset is that of the {variant_label(recipe.dataset_variant)}",
         ),
         ("fine-tuning", f"{recipe.fine_tune.steps:,} steps of {recipe.fine_tune.batch_size}"),
+        *([("stages", " → ".join(recipe.stage_names))] if recipe.stages else []),
         ("limits", _limits(recipe)),
         ("seed", str(recipe.seed)),
         ("guiding text", " ".join(recipe.guiding_text.split())),

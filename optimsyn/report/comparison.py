@@ -22,7 +22,6 @@ from optimsyn.report.page.report import REPORT
 from optimsyn.report.page.verdict import Verdict, verdict
 from optimsyn.report.rendering import cut, render
 from optimsyn.report.word_diff import Part, word_diff
-from optimsyn.runs.manifest import STAGES
 from optimsyn.runs.outcomes import run_state
 from optimsyn.training.intervals import UNTUNED
 
@@ -70,7 +69,7 @@ class Compared:
 
     def seconds_of(self, stage: str) -> float | None:
         """Time of a stage's last attempt."""
-        return self.facts.manifest.stage(stage).seconds
+        return next((record.seconds for record in self.facts.manifest.stages if record.name == stage), None)
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
@@ -112,7 +111,7 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
         "influence_variants": [name for name in _variants(runs, []) if any(name in run.medians for run in runs)],
         "differing": differing({run.label: run.facts.recipe for run in runs}),
         "columns": len(runs) <= _MOST_COLUMNS,
-        "stages": STAGES,
+        "stages": _stages(runs),
     }
     return render("compare.html.j2", secrets, **context)
 
@@ -125,7 +124,7 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
         state = run_state(run.manifest)
         report = run.folder / REPORT
         link = quote(Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else ""
-        variant = run.numbers("synthesize").get("dataset", run.recipe.dataset_variant)
+        variant = run.dataset_variant
         guiding = None
         if run.guiding_text is not None:
             guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
@@ -143,6 +142,18 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
                 guiding=guiding,
             )
         )
+    return found
+
+
+def _stages(runs: Sequence[Compared]) -> list[str]:
+    """The stages that any of the runs has, in the order of a run."""
+    found: list[str] = []
+    for run in runs:
+        place = 0
+        for name in run.facts.manifest.names:
+            if name not in found:
+                found.insert(place, name)
+            place = found.index(name) + 1
     return found
 
 

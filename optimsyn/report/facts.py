@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import iter_json
@@ -19,13 +19,19 @@ from optimsyn.base.secrets.redaction import redact_tree, secret_values
 from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
-from optimsyn.runs.manifest import STAGES, Manifest
+from optimsyn.runs.manifest import Manifest
+from optimsyn.runs.pairs import between
+from optimsyn.runs.results.built_in import OptimizePromptResult, PrepareResult, SynthesizeResult, WarmUpResult
+from optimsyn.runs.results.losses import Losses
+from optimsyn.runs.results.reading import read_result
+from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
     from optimsyn.training.intervals import MetricRow
 
 Row = dict[str, Any]
+ResultT = TypeVar("ResultT", bound=StageResult)
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,10 @@ class RunFacts:
         name: Name of the run folder.
         folder: The run folder.
         secrets: Values that no page may show.
-        results: For each stage that has one, its `result.json`.
+        results: For each stage that has one, what it found.
         lost: Rows of `prepare/lost.jsonl`.
         candidates: For each variant that is written, its judged candidates, those that were not kept too.
         kept: For each variant the keys of the candidates that became its pairs.
-        losses: For each variant what became of its candidates.
         first_draft: Influence of the valid first-draft pairs.
         reward_look: What the run found its reward to be; None where it has not looked.
         prompt_history: Rows of the prompt optimiser.
@@ -58,6 +63,7 @@ class RunFacts:
         against_no_rubric: The same, its differences to the target that learned from pairs without a rubric.
         token_shares: Of the best and worst pairs.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
+        dataset_pairs: How many pairs the dataset has; None before there is one.
         test_set: Identity of the test questions; "" before `prepare` has finished.
         validation_set: Likewise.
     """
@@ -67,11 +73,10 @@ class RunFacts:
     recipe: Recipe
     manifest: Manifest
     secrets: list[str] = field(repr=False)
-    results: dict[str, Row]
+    results: dict[str, StageResult]
     lost: list[Row]
     candidates: dict[str, list[Row]]
     kept: dict[str, set[str]]
-    losses: dict[str, dict[str, int]]
     first_draft: list[float]
     reward_look: RewardLook | None
     prompt_history: list[Row]
@@ -81,6 +86,7 @@ class RunFacts:
     against_no_rubric: list[MetricRow]
     token_shares: TokenShares | None
     judged: dict[str, Judged]
+    dataset_pairs: int | None
     test_set: str
     validation_set: str
 
@@ -96,15 +102,14 @@ class RunFacts:
         variants: list[str] = [
             name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
         ]
-        results: dict[str, Row] = {
-            stage: files.json(stage, "result.json") for stage in STAGES if files.has(stage, "result.json")
-        }
+        manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
+        results = {stage: found for stage in manifest.names if (found := files.result(stage)) is not None}
         shares = run.folder / "synthesize" / SHARES_FILE
         return cls(
             name=run.name,
             folder=run.folder,
             recipe=run.recipe,
-            manifest=Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets)),
+            manifest=manifest,
             secrets=secrets,
             results=results,
             lost=files.rows("prepare", "lost.jsonl"),
@@ -114,7 +119,6 @@ class RunFacts:
                 for name in variants
                 if files.has("synthesize", f"{name}.judged.jsonl")
             },
-            losses=results.get("synthesize", {}).get("numbers", {}).get("losses", {}),
             first_draft=files.json("warm_up", "influence.json") if files.has("warm_up", "influence.json") else [],
             reward_look=RewardLook.load(look)
             if (look := run.folder / "warm_up" / REWARD_LOOK_FILE).is_file()
@@ -126,14 +130,45 @@ class RunFacts:
             against_no_rubric=files.table("evaluate", "against_no_rubric.json"),
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
             judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
+            dataset_pairs=_dataset_pairs(run, manifest, results.get("synthesize")),
             test_set=_digest(run.folder / "prepare" / "test.jsonl") if "prepare" in results else "",
             validation_set=_digest(run.folder / "prepare" / "validation.jsonl") if "prepare" in results else "",
         )
 
-    def numbers(self, stage: str) -> Row:
-        """The numbers of a stage's result; empty before it has one."""
-        found: Row = self.results.get(stage, {}).get("numbers", {})
-        return found
+    @property
+    def prepare(self) -> PrepareResult | None:
+        """What `prepare` found; None before it has finished, as with the others."""
+        return self._of("prepare", PrepareResult)
+
+    @property
+    def warm_up(self) -> WarmUpResult | None:
+        """What `warm_up` found."""
+        return self._of("warm_up", WarmUpResult)
+
+    @property
+    def optimize_prompt(self) -> OptimizePromptResult | None:
+        """What `optimize_prompt` found."""
+        return self._of("optimize_prompt", OptimizePromptResult)
+
+    @property
+    def synthesize(self) -> SynthesizeResult | None:
+        """What `synthesize` found."""
+        return self._of("synthesize", SynthesizeResult)
+
+    def _of(self, stage: str, kind: type[ResultT]) -> ResultT | None:
+        found = self.results.get(stage)
+        return found if isinstance(found, kind) else None
+
+    @property
+    def losses(self) -> dict[str, Losses]:
+        """For each variant what became of its candidates."""
+        return (self.synthesize.losses if self.synthesize is not None else None) or {}
+
+    @property
+    def dataset_variant(self) -> str:
+        """The variant that is the dataset, or is going to be."""
+        made = self.synthesize
+        return self.recipe.dataset_variant if made is None or made.dataset is None else made.dataset
 
     @property
     def influence(self) -> dict[str, list[float]]:
@@ -172,9 +207,14 @@ class _Files:
         try:
             return redact_tree(json.loads(path.read_text(encoding="utf-8")), self._secrets)
         except ValueError as error:
-            # Files of the run's root are the last stage's.
-            stage = parts[0] if len(parts) > 1 else STAGES[-1]
+            # Files of the run's root are those of `evaluate`.
+            stage = parts[0] if len(parts) > 1 else "evaluate"
             raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
+
+    def result(self, stage: str) -> StageResult | None:
+        if not self.has(stage, RESULT_FILE):
+            return None
+        return read_result(self.json(stage, RESULT_FILE), self._folder / stage / RESULT_FILE)
 
     def table(self, *parts: str) -> list[MetricRow]:
         return self.json(*parts) if self.has(*parts) else []
@@ -192,6 +232,18 @@ class _Files:
         if not path.is_file():
             return None
         return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
+
+
+def _dataset_pairs(run: Run, manifest: Manifest, made: StageResult | None) -> int | None:
+    """As `synthesize` says, or as many as a stage of somebody's own has left of them."""
+    if not isinstance(made, SynthesizeResult):
+        return None
+    count = made.pairs
+    for name in between(manifest):
+        record = manifest.stage(name)
+        if record.status == "finished":
+            count = record.notes.get("handed_on", {}).get(made.dataset, count)
+    return count
 
 
 def _judged(rows: Iterable[Row]) -> dict[str, Judged]:

@@ -19,9 +19,9 @@ from optimsyn.base.labels import method_label, metric_label, variant_label
 from optimsyn.base.table import Table, number
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.optimize.history import read_history
-from optimsyn.reward.judgements import Judgement, content_key, latest_rows
+from optimsyn.reward.judgements import Judgement, LedgerRow, content_key, latest_rows
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import WarmUpResult
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def warm_up_picture(run: Run) -> Picture:
     from optimsyn.report.stage_plots import warm_up_figure
 
     losses = _curve(run).losses
-    baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
+    baseline = WarmUpResult.load(run).zero_gradient_baseline
     return warm_up_figure(losses, _draft_influence(run), zero_gradient=baseline)
 
 
@@ -160,7 +160,7 @@ def variants_picture(run: Run) -> Picture:
         variant: [row.influence for row in _candidates(run, variant) if row.influence is not None]
         for variant in run.recipe.variants
     }
-    baseline = StageResult.load(run, "warm_up").numbers["zero_gradient_baseline"]
+    baseline = WarmUpResult.load(run).zero_gradient_baseline
     return variants_figure(influence, zero_gradient=baseline)
 
 
@@ -201,7 +201,7 @@ def words(run: Run) -> Heatmap:
 
 def dataset(run: Run, count: int = 2) -> Table:
     """The first rows of the dataset as a model is trained on them, with their lineage."""
-    judged = read_jsonl(run.path("synthesize", f"{run.recipe.dataset_variant}.judged.jsonl"), Judgement)
+    judged = run.judged(run.recipe.dataset_variant)
     titles = _titles(run)
     rows = tuple(
         (
@@ -270,30 +270,23 @@ def judged_pairs(run: Run) -> list[Pair]:
     return list(found.values())
 
 
-class _Row(Judgement):
-    """A line of `rewards.jsonl`: a judgement and its place in the batch that it was scored in."""
-
-    batch_row: int
-    batch_rows: int
-
-
-def _groups(run: Run) -> dict[str, list[_Row]]:
+def _groups(run: Run) -> dict[str, list[LedgerRow]]:
     """The judgements of each group that the training compared, by the title of their passage, in order of judging."""
     titles = _titles(run)
-    groups: dict[tuple[str, int], list[_Row]] = {}
+    groups: dict[tuple[str, int], list[LedgerRow]] = {}
     for row in _ledger(run):
         if row.source == "train_policy":
             groups.setdefault((row.passage_id, row.seed), []).append(row)
-    named: dict[str, list[_Row]] = {}
+    named: dict[str, list[LedgerRow]] = {}
     for (passage_id, seed), members in groups.items():
         title = titles.get(passage_id) or passage_id
         named[title if title not in named else f"{title} ({seed})"] = members
     return named
 
 
-def _ledger(run: Run) -> Iterator[_Row]:
+def _ledger(run: Run) -> Iterator[LedgerRow]:
     """The judgements so far, all by the same scorer and checks; a run without optimisers has none before synthesis."""
-    return map(_Row.model_validate, latest_rows(run.path("rewards.jsonl")))
+    return map(LedgerRow.model_validate, latest_rows(run.path("rewards.jsonl")))
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -301,7 +294,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _candidates(run: Run, variant: str) -> list[Judgement]:
-    return read_jsonl(run.path("synthesize", f"{variant}.candidates.jsonl"), Judgement)
+    return run.candidates(variant)
 
 
 def _history(run: Run, stage: str) -> list[dict[str, Any]]:

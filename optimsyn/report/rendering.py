@@ -13,7 +13,7 @@ from markupsafe import Markup
 from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.base.secrets.redaction import redact_tree
 from optimsyn.base.table import duration, fixed, number
-from optimsyn.runs.outcomes import STAGE_LABELS, judgement
+from optimsyn.runs.outcomes import judgement, stage_label
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # A blank at which no line is broken.
@@ -62,7 +62,7 @@ def template_environment() -> Environment:
         "judgement": judgement,
         "metric": metric_label,
         "number": number,
-        "stage": lambda name: STAGE_LABELS.get(name, name),
+        "stage": stage_label,
         "variant": variant_label,
         "cut": cut,
     }

@@ -15,6 +15,7 @@ from optimsyn.base.labels import BESIDES_LABELS, UNREAD
 from optimsyn.base.table import Table, duration, number
 from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.runs.manifest import dollars
+from optimsyn.runs.results.losses import Losses
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -61,7 +62,7 @@ class Summary(BaseModel):
         confidence: Coverage of the intervals in `evaluation`.
         influence: Influence of the valid pairs, a variant each.
         zero_gradient: Influence that the estimator gives a sample without any gradient.
-        losses: A variant's candidates by what became of them (`kept`, `invalid: grounded`, `duplicate`, ...).
+        losses: What became of each variant's candidates.
         optimization: What the optimisers report (`prompt`, `policy`).
         stages: The other stages' numbers.
         cost: Replies, tokens and money.
@@ -81,7 +82,7 @@ class Summary(BaseModel):
     confidence: float = 0.95
     influence: dict[str, InfluenceSummary] = Field(default_factory=dict)
     zero_gradient: float | None = None
-    losses: dict[str, dict[str, int]] = Field(default_factory=dict)
+    losses: dict[str, Losses] = Field(default_factory=dict)
     optimization: dict[str, dict[str, Any]] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cost: dict[str, float | int] = Field(default_factory=dict)
@@ -121,11 +122,14 @@ class Summary(BaseModel):
 
         body, often = [], []
         for variant in dict.fromkeys([*self.losses, *self.influence]):
-            counts, measured = self.losses.get(variant, {}), self.influence.get(variant)
-            places = ("candidates", "invalid", "duplicate", "not selected", "kept")
-            cells = [str(counts.get(name, "–")) for name in places]
+            lost, measured = self.losses.get(variant), self.influence.get(variant)
+            counts: tuple[int | None, ...] = (None,) * 5
+            failed: list[tuple[str, int]] = []
+            if lost is not None:
+                counts = (lost.candidates, lost.invalid, lost.duplicate, lost.not_selected, lost.kept)
+                failed = [*lost.invalid_by_check.items(), *lost.not_judged_by_outcome.items()]
+            cells = ["–" if count is None else str(count) for count in counts]
             body.append((variant_label(variant), *cells, number(measured.median) if measured else "–"))
-            failed = [(name.partition(": ")[2], n) for name, n in counts.items() if ": " in name]
             worst = sorted((item for item in failed if item[1]), key=lambda item: -item[1])[:3]
             if worst:
                 often.append(f"{variant_label(variant)}: " + ", ".join(f"{name} {n}" for name, n in worst))

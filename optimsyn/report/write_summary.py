@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.base.files import iter_json
 from optimsyn.base.labels import SELECTION_LABELS
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import (
+    OptimizePromptResult,
+    PrepareResult,
+    SynthesizeResult,
+    TrainPolicyResult,
+    WarmUpResult,
+)
 
 if TYPE_CHECKING:
     from optimsyn.report.summary import Summary
@@ -26,17 +32,16 @@ def write_summary(run: Run) -> Summary:
     from optimsyn.report.summary import Summary, influence_summaries
 
     recipe, manifest = run.recipe, run.manifest
-    numbers = {name: StageResult.load(run, name).numbers for name in _STAGES}
+    warm, made = WarmUpResult.load(run), SynthesizeResult.load(run)
     evaluation = _json(run.path("evaluation.json"))
     influence: dict[str, list[float]] = {variant: _influence(run, variant) for variant in recipe.variants}
-    baseline = numbers["warm_up"]["zero_gradient_baseline"]
     confidence = recipe.evaluation.confidence
     picture = influence_and_reward_figure(
         influence,
         _history(run.path("optimize_prompt", "history.jsonl")),
         _history(run.path("train_policy", "history.jsonl")),
         evaluation,
-        zero_gradient=baseline,
+        zero_gradient=warm.zero_gradient_baseline,
         confidence=confidence,
         title=run.name,
     )
@@ -44,15 +49,18 @@ def write_summary(run: Run) -> Summary:
         run=run.name,
         recipe=recipe.name,
         fingerprint=recipe.fingerprint,
-        dataset_variant=numbers["synthesize"]["dataset"],
-        dataset_pairs=numbers["synthesize"]["pairs"],
+        dataset_variant=made.dataset or recipe.dataset_variant,
+        dataset_pairs=len(run.pairs(recipe.dataset_variant)),
         evaluation=evaluation,
         confidence=confidence,
         influence=influence_summaries(influence),
-        zero_gradient=baseline,
-        losses=numbers["synthesize"]["losses"],
-        optimization={"prompt": numbers["optimize_prompt"], "policy": numbers["train_policy"]},
-        stages={name: numbers[name] for name in ("prepare", "warm_up")},
+        zero_gradient=warm.zero_gradient_baseline,
+        losses=made.losses or {},
+        optimization={
+            "prompt": OptimizePromptResult.load(run).search(),
+            "policy": TrainPolicyResult.load(run).training(),
+        },
+        stages={"prepare": PrepareResult.load(run).facts(), "warm_up": warm.facts()},
         cost=manifest.cost.model_dump(),
         outcomes=run.outcomes(),
         seconds={record.name: record.seconds for record in manifest.stages if record.seconds is not None},
@@ -60,9 +68,6 @@ def write_summary(run: Run) -> Summary:
     )
     summary.write(run.folder, picture)
     return summary
-
-
-_STAGES = ("prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize")
 
 
 def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:

@@ -119,6 +119,28 @@ class Judgement(Record):
     feedback: str = ""
 
 
+class LedgerRow(Judgement):
+    """A line of a ledger: a judgement, and its place in the batch of rows that were written together.
+
+    Attributes:
+        batch_row: Which it is of them, from 0.
+        batch_rows: How many they are.
+    """
+
+    batch_row: int
+    batch_rows: int
+
+    @classmethod
+    def of(cls, judgement: Judgement, batch_row: int, batch_rows: int) -> LedgerRow:
+        """The line that a judgement becomes."""
+        return cls.model_construct(**dict(judgement), batch_row=batch_row, batch_rows=batch_rows)
+
+    @property
+    def judgement(self) -> Judgement:
+        """The judgement alone."""
+        return Judgement.model_construct(**{name: getattr(self, name) for name in Judgement.model_fields})
+
+
 def digest(parts: Any) -> str:
     """Thirty-two hex digits of a JSON value."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
@@ -244,7 +266,7 @@ class Ledger:
         self._contents: dict[tuple[str, str], Judgement] = {}
         self._index: LedgerIndex | None = None
         if path is not None and path.is_file():
-            self._index = LedgerIndex(path, Judgement.model_validate, _scored_content)
+            self._index = LedgerIndex(path, LedgerRow.model_validate, _scored_content)
 
     def get(self, key: str, identity: str) -> Judgement | None:
         """The judgement of a key under an identity, or None."""
@@ -296,12 +318,12 @@ class Ledger:
     def _write(self, path: Path, judgements: Sequence[Judgement], contents: list[tuple[str, str] | None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._index is None:
-            self._index = LedgerIndex(path, Judgement.model_validate, _scored_content)
+            self._index = LedgerIndex(path, LedgerRow.model_validate, _scored_content)
         self._index.catch_up()
         place = self._index.state.size
         lines, rows = [], []
         for index, row in enumerate(judgements):
-            raw = {**row.model_dump(mode="json"), "batch_row": index, "batch_rows": len(judgements)}
+            raw = LedgerRow.of(row, index, len(judgements)).model_dump(mode="json")
             line = json.dumps(raw, ensure_ascii=False).encode() + b"\n"
             rows.append(Row(place, len(line), row.key, row.identity, index, len(judgements)))
             lines.append(line)
@@ -326,16 +348,12 @@ class Ledger:
             file.seek(place[0])
             line = file.read(place[1])
         try:
-            raw = json.loads(line)
-            return Judgement.model_validate({name: raw[name] for name in raw if name not in _PLACE_FIELDS})
+            return LedgerRow.model_validate(json.loads(line)).judgement
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"{self.path}: the line at byte {place[0]} is not a judgement ({type(error).__name__}); remove the "
                 "line, its pair is then judged again"
             ) from error
-
-
-_PLACE_FIELDS = frozenset({"batch_row", "batch_rows"})
 
 
 def _scored_content(row: Mapping[str, Any]) -> tuple[str, str] | None:

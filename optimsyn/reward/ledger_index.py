@@ -273,14 +273,13 @@ class LedgerIndex:
         """A line that is not just as we write them."""
         try:
             raw = json.loads(line)
-            index, count = raw.pop("batch_row"), raw.pop("batch_rows")
             self._check(raw)
-        except (ValueError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise DataError(
                 f"{self.ledger}:{number}: not a judgement ({type(error).__name__}); remove the line, "
                 "its pair is then judged again"
             ) from error
-        return Row(place, len(line), raw["key"], raw.get("identity", ""), index, count)
+        return Row(place, len(line), raw["key"], raw.get("identity", ""), raw["batch_row"], raw["batch_rows"])
 
     def _read_contents(self) -> None:
         """Looks into the rows whose contents are not known yet, which an earlier version or a killed run wrote."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -10,8 +11,9 @@ from typing import Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.labels import OUTCOME_LABELS
-from optimsyn.runs.manifest import STAGES, ManifestFile, StageRecord
+from optimsyn.runs.manifest import ManifestFile, StageRecord
 from optimsyn.runs.protocol import RunLike
+from optimsyn.runs.resources import notebook_name
 
 # A rate measured over the first moments says nothing.
 _SOONEST = 3.0
@@ -19,7 +21,7 @@ _SOONEST = 3.0
 
 def earlier_seconds(run: RunLike) -> dict[str, float]:
     """Median time of each stage in the finished stages of other runs of this recipe's name, in seconds."""
-    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    times: defaultdict[str, list[float]] = defaultdict(list)
     for path in run.folder.parent.glob(f"{run.recipe.name}-*/manifest.json"):
         if path.parent == run.folder:
             continue
@@ -31,7 +33,7 @@ def earlier_seconds(run: RunLike) -> dict[str, float]:
         for record in manifest.stages:
             if record.status == "finished" and record.seconds is not None:
                 times[record.name].append(record.seconds)
-    return {stage: median(values) for stage, values in times.items() if values}
+    return {stage: median(times[stage]) for stage in run.manifest.names if stage in times}
 
 
 def since_begun(record: StageRecord) -> float:
@@ -107,6 +109,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def executed_notebook(run: RunLike, name: str) -> Path:
-    """Where the executed notebook of a stage lies in a run."""
-    return run.path("notebooks", f"{name}.ipynb")
+def executed_notebook(run: RunLike, stage: str) -> Path:
+    """Where the executed notebook of a stage lies in a run.
+
+    Raises:
+        StageError: The run has no such stage.
+    """
+    return run.path("notebooks", f"{notebook_name(stage, run.manifest.names)}.ipynb")

@@ -87,7 +87,7 @@ def lineage_row(judgement: Judgement) -> dict[str, Any]:
         "guiding_text": pair.guiding_text,
         "rubric": rubric.model_dump() if rubric is not None else None,
         "seed": pair.seed,
-        "valid": judgement.valid,
+        "valid": judgement.valid if _measured(judgement) else None,
         "failed_checks": list(judgement.failed),
         "influence": judgement.influence,
         "influence_by_subtask": [
@@ -95,7 +95,7 @@ def lineage_row(judgement: Judgement) -> dict[str, Any]:
         ],
         "gradient_norm": judgement.gradient_norm,
         "loss": judgement.loss,
-        "reward": judgement.reward,
+        "reward": judgement.reward if _measured(judgement) else None,
     }
 
 
@@ -166,6 +166,11 @@ def _licence(documents: Sequence[Document]) -> str:
     )
 
 
+def _measured(judgement: Judgement) -> bool:
+    """Whether the pair was judged as it is: one that a stage of somebody's own has changed was not."""
+    return judgement.influence is not None or not judgement.valid
+
+
 def _pair_of(judgement: Judgement) -> Pair:
     if judgement.pair is None:
         raise DataError(f"judgement {judgement.key}: has no pair, so it cannot be exported")
@@ -180,7 +185,7 @@ def _chat_row(judgement: Judgement) -> dict[str, Any]:
         "passage_id": pair.passage_id,
         "document_id": pair.document_id,
         "influence": judgement.influence,
-        "reward": judgement.reward,
+        "reward": judgement.reward if _measured(judgement) else None,
     }
 
 

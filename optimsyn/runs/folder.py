@@ -19,14 +19,17 @@ from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import forget_secrets, redact
 from optimsyn.base.table import Shown
 from optimsyn.recipe.recipe import Recipe
-from optimsyn.runs.manifest import STAGES, Cost, Failure, Manifest, ManifestFile, StageRecord, now
+from optimsyn.runs.manifest import Cost, Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.peak_memory import peak_bytes, reset_peak
 from optimsyn.runs.stage_end import let_arrive, told_of_disk
+from optimsyn.runs.stage_functions import refuse_edited
 from optimsyn.runs.stage_handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 
 if TYPE_CHECKING:
     from optimsyn.base.table import Table
+    from optimsyn.data.records import Pair
     from optimsyn.llm.replies import ReplyCache
+    from optimsyn.reward.judgements import Judgement
     from optimsyn.runs.dataset import Dataset
     from optimsyn.runs.forecast import Forecast
 
@@ -136,9 +139,11 @@ class Run(Shown):
         if handle.finished:
             yield handle
             return
-        missing = [stage for stage in STAGES[: STAGES.index(manifest.stage(name).name)] if not self.done(stage)]
+        names = manifest.names
+        missing = [stage for stage in names[: names.index(name)] if manifest.stage(stage).status != "finished"]
         if missing:
             raise StageError(f"{self.name}: stage {name} needs {', '.join(missing)} to finish first")
+        refuse_edited(self)
         with self._only_here(name), shown_in_notebook(self, name):
             yield from self._timed(name, handle)
 
@@ -322,8 +327,45 @@ class Run(Shown):
         (self.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """All stages of the run, in order."""
+        return self.manifest.names
+
+    def pairs(self, variant: str) -> list[Pair]:
+        """The pairs of a variant as the last finished stage left them; those that the target is fine-tuned on.
+
+        Raises:
+            StageError: `synthesize` has not written any.
+        """
+        from optimsyn.runs.pairs import pairs_of
+
+        return pairs_of(self.folder, self.manifest, variant)
+
+    def judged(self, variant: str) -> list[Judgement]:
+        """The same pairs, each with its verdict.
+
+        One that a stage of your own has changed has no influence, and its reward means nothing.
+
+        Raises:
+            StageError: `synthesize` has not written any.
+        """
+        from optimsyn.runs.pairs import judged_of
+
+        return judged_of(self.folder, variant, self.pairs(variant))
+
+    def candidates(self, variant: str) -> list[Judgement]:
+        """Every candidate of a variant that was judged: valid ones, invalid ones, and those that were not kept.
+
+        Raises:
+            StageError: `synthesize` has not written any.
+        """
+        from optimsyn.runs.pairs import candidates_of
+
+        return candidates_of(self.folder, variant)
+
+    @property
     def dataset(self) -> Dataset:
-        """The dataset that `synthesize` wrote.
+        """The dataset: as `synthesize` wrote it, or a stage of your own after it.
 
         Raises:
             DataError: It has not finished.

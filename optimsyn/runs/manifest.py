@@ -20,23 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_text
+from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.version import __version__
 from optimsyn.llm.control_tokens import RENDERED_DAY
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.stages import STAGES as STAGES
 from optimsyn.runs.forecast import Forecast
 
-Stage = Literal["prepare", "warm_up", "optimize_prompt", "train_policy", "synthesize", "fine_tune", "evaluate"]
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
-
-STAGES: tuple[Stage, ...] = (
-    "prepare",
-    "warm_up",
-    "optimize_prompt",
-    "train_policy",
-    "synthesize",
-    "fine_tune",
-    "evaluate",
-)
 
 # The packages whose version can change a result.
 _RECORDED_PACKAGES = (
@@ -142,7 +133,7 @@ class StageRecord(_Part):
         notes: Facts that the stage wants on record.
     """
 
-    name: Stage
+    name: str
     status: Status = "pending"
     attempts: int = 0
     started: str | None = None
@@ -195,8 +186,13 @@ class Manifest(_Part):
             created=now(),
             seeds={"recipe": recipe.seed},
             versions=installed_versions(),
-            stages=[StageRecord(name=name) for name in STAGES],
+            stages=[StageRecord(name=name) for name in recipe.stage_names],
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stages of this run, in order."""
+        return tuple(record.name for record in self.stages)
 
     def stage(self, name: str) -> StageRecord:
         """The record of one stage.
@@ -207,7 +203,8 @@ class Manifest(_Part):
         for record in self.stages:
             if record.name == name:
                 return record
-        raise StageError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
+        hint = did_you_mean(name, self.names, f"the stages are {', '.join(self.names)}")
+        raise StageError(f"there is no stage {name!r}; {hint}")
 
 
 class ManifestFile:

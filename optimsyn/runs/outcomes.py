@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.base.labels import LOWER_IS_BETTER, variant_label
 from optimsyn.base.table import number
-from optimsyn.runs.manifest import STAGES, Manifest, StageRecord
+from optimsyn.runs.manifest import Manifest, StageRecord
+from optimsyn.runs.results.built_in import (
+    EvaluateResult,
+    FineTuneResult,
+    OptimizePromptResult,
+    PrepareResult,
+    SynthesizeResult,
+    TrainPolicyResult,
+    WarmUpResult,
+)
+from optimsyn.runs.results.stage_result import NOT_RECORDED, StageResult, TableResult, show
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
 
 StateKind = Literal["finished", "failed", "interrupted", "running", "unfinished", "new"]
-STAGE_LABELS = {
+# Facts of a stage of somebody's own that a line has room for.
+_FACTS = 4
+_STAGE_LABELS = {
     "prepare": "Prepare",
     "warm_up": "Warm up",
     "optimize_prompt": "Optimise the guiding text",
@@ -28,6 +40,11 @@ STAGE_LABELS = {
 }
 
 
+def stage_label(stage: str) -> str:
+    """A stage as a heading; one of somebody's own by its name."""
+    return _STAGE_LABELS.get(stage, stage.replace("_", " ").capitalize())
+
+
 @dataclass(frozen=True)
 class RunState:
     """How a run stands.
@@ -36,30 +53,33 @@ class RunState:
         kind: finished; failed or interrupted in a stage; running; unfinished: stopped between two stages; new.
         record: The stage that failed, was interrupted or runs; else None.
         waiting: Stages that have not finished.
+        stages: All stages of the run, in order.
     """
 
     kind: StateKind
     record: StageRecord | None
     waiting: tuple[str, ...]
+    stages: tuple[str, ...]
 
     @property
     def place(self) -> str:
         """The stage that it stands in, such as `stage 5 of 7, synthesize`."""
         if self.record is None:
             return ""
-        return f"stage {STAGES.index(self.record.name) + 1} of {len(STAGES)}, {self.record.name}"
+        return f"stage {self.stages.index(self.record.name) + 1} of {len(self.stages)}, {self.record.name}"
 
 
 def run_state(manifest: Manifest) -> RunState:
     """How a run stands, by its manifest."""
     waiting = tuple(record.name for record in manifest.stages if record.status != "finished")
-    for kind in ("failed", "interrupted", "running"):
+    for status in ("failed", "interrupted", "running"):
         for record in manifest.stages:
-            if record.status == kind:
-                return RunState(record.status, record, waiting)
+            if record.status == status:
+                return RunState(record.status, record, waiting, manifest.names)
     if not waiting:
-        return RunState("finished", None, ())
-    return RunState("new" if len(waiting) == len(STAGES) else "unfinished", None, waiting)
+        return RunState("finished", None, (), manifest.names)
+    kind: StateKind = "new" if len(waiting) == len(manifest.names) else "unfinished"
+    return RunState(kind, None, waiting, manifest.names)
 
 
 def commands(folder: Path) -> dict[str, str]:
@@ -80,87 +100,101 @@ def judgement(row: MetricRow) -> str:
     return "better" if (row["difference"] < 0) == (row["metric"] in LOWER_IS_BETTER) else "worse"
 
 
-def stage_outcome(stage: str, numbers: Mapping[str, Any]) -> str:
-    """What a finished stage found, in a line; "" when its numbers say nothing.
-
-    Args:
-        stage: Its name.
-        numbers: `numbers` of its `result.json`.
-    """
-    if not numbers:
-        return ""
-    if numbers.get("enabled") is False:
+def stage_outcome(result: StageResult | None) -> str:
+    """What a finished stage found, in a line; "" where it has left nothing that could be told."""
+    if isinstance(result, OptimizePromptResult | TrainPolicyResult) and result.enabled is False:
         return "disabled in the recipe"
-    return _OUTCOMES[stage](numbers) if stage in _OUTCOMES else ""
+    found = next((tell(result) for kind, tell in _OUTCOMES if isinstance(result, kind)), None)
+    if found is not None:
+        return found
+    return _own(result) if isinstance(result, TableResult) else ""
 
 
-def _prepare(numbers: Mapping[str, Any]) -> str:
-    lost = f", {numbers['lost']:,} rows lost" if numbers.get("lost") else ""
-    skipped = f" ({numbers['skipped']:,} skipped)" if numbers.get("skipped") else ""
-    talking = numbers.get("talking")
-    flagged = f", {_count(talking, 'passage')} that may talk to a language model" if talking else ""
+def _own(found: TableResult) -> str:
+    """What a stage of somebody's own found: its heading, else its first facts."""
+    if found.title != found.stage:
+        return found.title
+    facts = list(found.numbers.items())[:_FACTS]
+    return ", ".join(f"{name.replace('_', ' ')}: {show(value)}" for name, value in facts)
+
+
+def _prepare(found: PrepareResult) -> str:
+    lost = f", {found.lost:,} rows lost" if found.lost else ""
+    skipped = f" ({found.skipped:,} skipped)" if found.skipped else ""
+    flagged = f", {_count(found.talking, 'passage')} that may talk to a language model" if found.talking else ""
     return (
-        f"{_count(numbers['documents'], 'document')}{skipped}, {_count(numbers['passages'], 'passage')}, "
-        f"{numbers['validation']:,} validation and {numbers['test']:,} test questions{lost}{flagged}"
+        f"{_count(found.documents, 'document')}{skipped}, {_count(found.passages, 'passage')}, "
+        f"{_said(found.validation)} validation and {_said(found.test)} test questions{lost}{flagged}"
     )
 
 
-def _warm_up(numbers: Mapping[str, Any]) -> str:
+def _warm_up(found: WarmUpResult) -> str:
     # A run of an older version does not say why its warm-up ended.
-    ended = f"{_count(numbers['steps'][-1], 'step')} ({numbers['stopped']}), " if numbers.get("stopped") else ""
+    ended = f"{_count(found.steps[-1], 'step')} ({found.stopped}), " if found.steps and found.stopped else ""
+    look = f"; the reward is {found.reward_look.verdict}" if found.reward_look is not None else ""
     return (
-        f"{numbers['valid']:,} of {numbers['first_draft']:,} first-draft pairs valid, {ended}"
-        f"mean influence {number(numbers['influence_mean'])}{_reward(numbers)}"
+        f"{_said(found.valid)} of {_said(found.first_draft)} first-draft pairs valid, {ended}"
+        f"mean influence {_said(found.influence_mean)}{look}"
     )
 
 
-def _reward(numbers: Mapping[str, Any]) -> str:
-    """What a run found of its reward, when it has looked."""
-    look = numbers.get("reward_look")
-    return f"; the reward is {look['verdict']}" if look else ""
+def _optimize_prompt(found: OptimizePromptResult) -> str:
+    tried = f"{_count(found.candidates, 'text')} tried on {_said(found.judged)} pairs"
+    if found.changed is False:
+        return f"{tried}; none beat the recipe's own ({_said(found.start_score)})"
+    return f"reward {_said(found.start_score)} → {_said(found.score)}, {tried}"
 
 
-def _optimize_prompt(numbers: Mapping[str, Any]) -> str:
-    tried = f"{_count(numbers['candidates'], 'text')} tried on {numbers['judged']:,} pairs"
-    if not numbers["changed"]:
-        return f"{tried}; none beat the recipe's own ({number(numbers['start_score'])})"
-    return f"reward {number(numbers['start_score'])} → {number(numbers['score'])}, {tried}"
-
-
-def _train_policy(numbers: Mapping[str, Any]) -> str:
-    steps = _count(numbers["steps"], "step")
-    if numbers.get("reward_first") is None:
+def _train_policy(found: TrainPolicyResult) -> str:
+    steps = _count(found.steps, "step")
+    if found.reward_first is None:
         return steps
-    return f"reward {number(numbers['reward_first'])} → {number(numbers['reward_last'])} in {steps}"
+    return f"reward {_said(found.reward_first)} → {_said(found.reward_last)} in {steps}"
 
 
-def _synthesize(numbers: Mapping[str, Any]) -> str:
-    written = sum(counts.get("candidates", 0) for counts in numbers["losses"].values())
-    return (
-        f"{_count(numbers['pairs'], 'pair')} a variant from {written:,} candidates; the dataset is that of the "
-        f"{variant_label(numbers['dataset'])}"
-    )
+def _synthesize(found: SynthesizeResult) -> str:
+    written = [lost.candidates for lost in (found.losses or {}).values()]
+    total = None if not written or None in written else sum(filter(None, written))
+    dataset = NOT_RECORDED if found.dataset is None else f"that of the {variant_label(found.dataset)}"
+    return f"{_count(found.pairs, 'pair')} a variant from {_said(total)} candidates; the dataset is {dataset}"
 
 
-def _fine_tune(numbers: Mapping[str, Any]) -> str:
-    losses = [(facts["loss_first"], facts["loss_last"]) for facts in numbers.values()]
-    first = sum(pair[0] for pair in losses) / len(losses)
-    last = sum(pair[1] for pair in losses) / len(losses)
-    return f"{_count(len(losses), 'variant')}, mean training loss {number(first)} → {number(last)}"
+def _fine_tune(found: FineTuneResult) -> str:
+    tuned = list((found.variants or {}).values())
+    first, last = (_mean([each.loss_first for each in tuned]), _mean([each.loss_last for each in tuned]))
+    return f"{_count(len(tuned), 'variant')}, mean training loss {_said(first)} → {_said(last)}"
 
 
-_OUTCOMES = {
-    "prepare": _prepare,
-    "warm_up": _warm_up,
-    "optimize_prompt": _optimize_prompt,
-    "train_policy": _train_policy,
-    "synthesize": _synthesize,
-    "fine_tune": _fine_tune,
-}
+def _evaluate(found: EvaluateResult) -> str:
+    return f"{found.targets} targets on {found.questions:,} test questions" if found.metrics else ""
 
 
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+_OUTCOMES: tuple[tuple[type[StageResult], Callable[[Any], str]], ...] = (
+    (PrepareResult, _prepare),
+    (WarmUpResult, _warm_up),
+    (OptimizePromptResult, _optimize_prompt),
+    (TrainPolicyResult, _train_policy),
+    (SynthesizeResult, _synthesize),
+    (FineTuneResult, _fine_tune),
+    (EvaluateResult, _evaluate),
+)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Their mean; None where one of them is not recorded."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _said(value: float | None) -> str:
+    """A number in words; one that an older version has not recorded says so."""
+    if value is None:
+        return NOT_RECORDED
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _count(count: int | None, what: str) -> str:
+    return f"{_said(count)} {what}{'' if count == 1 else 's'}"
 
 
 def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:

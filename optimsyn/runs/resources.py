@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from optimsyn.base.errors import RecipeError, StageError
@@ -17,21 +18,25 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
 
 
-def notebook_name(stage: str) -> str:
+def notebook_name(stage: str, stages: Sequence[str] = STAGES) -> str:
     """File name of a stage's notebook without its ending, such as `05_synthesize`.
+
+    Args:
+        stage: The stage.
+        stages: All stages of its run, in order; by default the built-in ones.
 
     Raises:
         StageError: There is no stage of this name.
     """
-    for number, name in enumerate(STAGES, 1):
+    for number, name in enumerate(stages, 1):
         if name == stage:
             return f"{number:02d}_{name}"
-    hint = did_you_mean(stage, STAGES, f"the stages are {', '.join(STAGES)}")
+    hint = did_you_mean(stage, stages, f"the stages are {', '.join(stages)}")
     raise StageError(f"there is no stage {stage!r}; {hint}")
 
 
 def notebook_path(stage: str) -> Path:
-    """The notebook that runs a stage.
+    """The notebook that runs a built-in stage.
 
     Raises:
         StageError: There is no such stage, or the installation lacks its notebook.

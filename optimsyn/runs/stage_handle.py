@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.files import write_json
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.base.labels import UNREAD
 from optimsyn.base.live_line import LiveLine, in_notebook
+from optimsyn.base.suggestions import did_you_mean
+from optimsyn.runs.pairs import FIRST, LAST, between, pairs_file
+from optimsyn.runs.stage_functions import own_stage
 
 if TYPE_CHECKING:
+    from optimsyn.data.records import Pair
     from optimsyn.runs.protocol import RunLike
 
 PROGRESS_FILE = ".progress.json"
@@ -26,14 +31,20 @@ class StageHandle:
     """What a stage holds while it runs.
 
     Attributes:
+        name: Name of the stage.
         finished: The stage had finished before; there is nothing to do.
+        options: Of a stage of your own what the recipe says under `options`, else nothing.
         notes: Facts for the manifest.
+        handed_on: How many pairs of which variant it has handed on.
     """
 
     def __init__(self, run: RunLike, name: str, *, finished: bool) -> None:
         self.name = name
         self.finished = finished
+        own = own_stage(run.recipe, name)
+        self.options: dict[str, Any] = {} if own is None else dict(own.options)
         self.notes: dict[str, Any] = {}
+        self.handed_on: dict[str, int] = {}
         self._run = run
         self._lock = threading.Lock()
         self._part = ""
@@ -46,6 +57,33 @@ class StageHandle:
     def note(self, **facts: Any) -> None:
         """Puts facts (JSON values) into the manifest beside the stage."""
         self.notes.update(facts)
+
+    def hand_on(self, variant: str, pairs: Iterable[Pair]) -> None:
+        """Gives the stages after this one other pairs of a variant than it found, once it has finished.
+
+        They lie in `<stage>/<variant>.selected.jsonl`; those that `synthesize` wrote stay as they are. When the variant
+        is the dataset, that is written anew. A pair whose text was changed is neither checked nor scored again.
+
+        Args:
+            variant: Whose pairs; those of variants that are not handed on stay as they were.
+            pairs: All of them, in order.
+
+        Raises:
+            StageError: The stage does not stand between `synthesize` and `fine_tune`, there is no such variant, no pair
+                is left, or two have one id.
+        """
+        if self.name not in between(self._run.manifest):
+            raise StageError(f"stage {self.name}: only a stage between {FIRST} and {LAST} can hand on pairs")
+        if variant not in self._run.recipe.variants:
+            hint = did_you_mean(variant, self._run.recipe.variants, f"it has {', '.join(self._run.recipe.variants)}")
+            raise StageError(f"stage {self.name}: the run has no variant {variant!r}; {hint}")
+        handed = list(pairs)
+        if not handed:
+            raise StageError(f"stage {self.name}: no pair of the variant {variant} is left to fine-tune on")
+        if len({pair.id for pair in handed}) < len(handed):
+            raise StageError(f"stage {self.name}: two pairs of the variant {variant} have one id")
+        write_jsonl(pairs_file(self._run.folder, self.name, variant), handed)
+        self.handed_on[variant] = len(handed)
 
     def progress(self, done: int, total: int, what: str = "steps", *, last: bool = True) -> None:
         """Tells whoever watches how far the stage is; cheap enough to call for every item, from any thread.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimsyn.base.table import Table
-from optimsyn.runs.outcomes import STAGE_LABELS, stage_outcome
+from optimsyn.runs.outcomes import stage_label, stage_outcome
+from optimsyn.runs.results.reading import result_of
 
 if TYPE_CHECKING:
     from optimsyn.runs.protocol import RunLike
@@ -22,20 +23,11 @@ def run_table(run: RunLike) -> Table:
     rows = []
     for number_, record in enumerate(run.manifest.stages, 1):
         mark = f"{_MARKS[record.status]} {record.status}"
-        rows.append((f"{number_}. {STAGE_LABELS[record.name]}", mark, _outcome(run, record.name, record.error)))
+        rows.append((f"{number_}. {stage_label(record.name)}", mark, _outcome(run, record.name, record.error)))
     return Table(f"Run {run.name}", ("stage", "state", "outcome"), tuple(rows))
 
 
 def _outcome(run: RunLike, stage: str, error: str | None) -> str:
-    import json
-
     if error is not None:
         return error if len(error) <= _LONGEST_ERROR else error[: _LONGEST_ERROR - 1] + "…"
-    # Not `run.path`, which makes folders: showing a run changes nothing.
-    file = run.folder / stage / "result.json"
-    if not file.is_file():
-        return ""
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if stage == "evaluate" and result["rows"]:
-        return f"{len({row[0] for row in result['rows']})} targets on {result['rows'][0][5]:,} test questions"
-    return stage_outcome(stage, result["numbers"])
+    return stage_outcome(result_of(run.folder, stage))

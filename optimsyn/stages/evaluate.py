@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.files import iter_json, write_json, write_jsonl
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import EvaluateResult, MetricValue
 from optimsyn.stages.shared import Tools
 from optimsyn.training.intervals import UNTUNED
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimsyn.training.evaluation import QuestionRow
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> EvaluateResult:
     """Evaluates every variant, then writes `evaluation.json`, `summary.json` and `summary.png`.
 
     Raises:
@@ -39,7 +39,7 @@ def run(run: Run) -> StageResult:
             _result(run).save(run)
     # Once more, with the stage's own time and the final cost in it.
     write_summary(run)
-    return StageResult.load(run, "evaluate")
+    return EvaluateResult.load(run)
 
 
 def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
@@ -94,26 +94,11 @@ def _against_no_rubric(run: Run, rows: dict[str, list[QuestionRow]]) -> None:
     write_json(run.path("evaluate", "against_no_rubric.json"), table)
 
 
-def _result(run: Run) -> StageResult:
+def _result(run: Run) -> EvaluateResult:
     table = json.loads(run.path("evaluation.json").read_text(encoding="utf-8"))
-    rows = [
-        (
-            row["variant"],
-            row["metric"],
-            row["value"],
-            row["low"],
-            row["high"],
-            row["n"],
-            row["difference"],
-            row["difference_low"],
-            row["difference_high"],
-        )
-        for row in table
-    ]
     percent = f"{run.recipe.evaluation.confidence:.0%}"
-    notes = [
+    note = (
         f"Intervals: {percent} percentile bootstrap over the test questions; differences are paired with the target as "
         "it came. One seed of training: they say nothing about the spread over seeds. Lower answer_loss is better."
-    ]
-    columns = ("variant", "metric", "value", "low", "high", "n", "difference", "from", "to")
-    return StageResult("evaluate", "On the held-back test questions", columns, rows, {}, notes)
+    )
+    return EvaluateResult(metrics=tuple(MetricValue.model_validate(row) for row in table), notes=(note,))

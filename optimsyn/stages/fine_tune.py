@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from optimsyn.base.files import read_jsonl
-from optimsyn.data.records import Pair
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import FineTuned, FineTuneResult
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> FineTuneResult:
     """Fine-tunes one fresh adapter a variant; a variant that is done is not repeated.
 
     Raises:
-        DataError: `synthesize` has not finished.
+        StageError: `synthesize` has not finished.
     """
     from optimsyn.training.fine_tuning import fine_tune
 
     recipe = run.recipe
     with run.stage("fine_tune") as stage:
         if stage.finished:
-            return StageResult.load(run, "fine_tune")
-        rows = []
-        numbers: dict[str, Any] = {}
+            return FineTuneResult.load(run)
+        tuned: dict[str, FineTuned] = {}
         for position, variant in enumerate(recipe.variants):
             steps = recipe.fine_tune.steps
             total = steps * len(recipe.variants)
@@ -35,12 +32,10 @@ def run(run: Run) -> StageResult:
             def report(step: int, _: int, before: int = position * steps, total: int = total) -> None:
                 stage.progress(before + step, total)
 
-            pairs = read_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), Pair)
+            pairs = run.pairs(variant)
             folder = run.path("fine_tune", variant)
             fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed, report=report)
             history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
             losses = [row["loss"] for row in history if row.get("loss") is not None]
-            rows.append((variant, len(pairs), steps, losses[0], losses[-1]))
-            numbers[variant] = {"pairs": len(pairs), "loss_first": losses[0], "loss_last": losses[-1]}
-        columns = ("variant", "pairs", "steps", "first training loss", "last training loss")
-        return StageResult("fine_tune", "Fine-tuning", columns, rows, numbers).save(run)
+            tuned[variant] = FineTuned(pairs=len(pairs), steps=steps, loss_first=losses[0], loss_last=losses[-1])
+        return FineTuneResult(variants=tuned).save(run)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_text
-from optimsyn.base.labels import method_label
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import OptimizePromptResult
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from optimsyn.runs.stage_handle import StageHandle
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> OptimizePromptResult:
     """Searches for a better guiding text; the recipe's own stays when nothing beats it.
 
     Raises:
@@ -24,19 +23,13 @@ def run(run: Run) -> StageResult:
     """
     with run.stage("optimize_prompt") as stage:
         if stage.finished:
-            return StageResult.load(run, "optimize_prompt")
+            return OptimizePromptResult.load(run)
         if not run.recipe.optimizers.prompt.enabled:
-            return StageResult(
-                "optimize_prompt",
-                "Disabled in the recipe",
-                ("what", "value"),
-                [("optimizers.prompt.enabled", "false")],
-                {"enabled": False},
-            ).save(run)
+            return OptimizePromptResult(enabled=False).save(run)
         return _optimize(run, Tools(run, stage), stage)
 
 
-def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
+def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResult:
     from optimsyn.llm.factory import load_language_model
     from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.prompt import optimize_guiding_text
@@ -67,26 +60,15 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         )
     )
     write_text(run.path("optimize_prompt", "guiding_text.txt"), found.guiding_text + "\n")
-    rows = [
-        ("reward of the recipe's guiding text", found.start_score, recipe.guiding_text),
-        ("reward of the chosen guiding text", found.score, found.guiding_text),
-        ("candidates tried", found.candidates, f"{found.judged} pairs judged"),
-    ]
-    numbers = {
-        "enabled": True,
-        "method": config.method,
-        "start_score": found.start_score,
-        "score": found.score,
-        "candidates": found.candidates,
-        "judged": found.judged,
-        "changed": found.guiding_text != recipe.guiding_text.strip(),
-    }
-    columns = ("what", "value", "text")
-    return StageResult(
-        "optimize_prompt",
-        f"Guiding text, before and after {method_label(config.method)}",
-        columns,
-        rows,
-        numbers,
-        passed_over(reward),
+    return OptimizePromptResult(
+        enabled=True,
+        method=config.method,
+        start_score=found.start_score,
+        score=found.score,
+        start_text=recipe.guiding_text,
+        text=found.guiding_text,
+        candidates=found.candidates,
+        judged=found.judged,
+        changed=found.guiding_text != recipe.guiding_text.strip(),
+        notes=tuple(passed_over(reward)),
     ).save(run)

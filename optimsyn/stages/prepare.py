@@ -15,22 +15,20 @@ from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_questions
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import NAMED, PrepareResult, Skipped
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage, Question, Record
     from optimsyn.runs.folder import Run
 
 RecordT = TypeVar("RecordT", bound="Record")
-# Files and passages named in a table; the folder has all of them.
-_NAMED = 8
 # Passages named in the manifest.
 _NOTED = 100
 # Records that are searched for keys together.
 _AT_ONCE = 1000
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> PrepareResult:
     """Reads the recipe's data and writes it into the run; rows lost on the way are listed with their reason.
 
     Raises:
@@ -39,7 +37,7 @@ def run(run: Run) -> StageResult:
     recipe = run.recipe
     with run.stage("prepare") as stage:
         if stage.finished:
-            return StageResult.load(run, "prepare")
+            return PrepareResult.load(run)
         found = load_document_set(recipe.documents)
         # Here, before passages are counted off in them: a key of this run in a document would go to every service.
         documents = _without_keys(sampled(found.documents, recipe.documents.source.limit, recipe.seed))
@@ -59,34 +57,26 @@ def run(run: Run) -> StageResult:
         lost = [*found.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
         write_jsonl(run.path("prepare", "lost.jsonl"), lost)
         words = sorted(len(passage.text.split()) for passage in passages)
-        result = StageResult(
-            stage="prepare",
-            title="What came in",
-            columns=("what", "count", "note"),
-            rows=[
-                ("documents", len(documents), f"{len({d.group for d in documents})} groups"),
-                ("passages", len(passages), f"{words[0]} to {words[-1]} words, median {words[len(words) // 2]}"),
-                (
-                    "passages that talk to a language model",
-                    len(flagged),
-                    _some([loss.id for loss in flagged], "dropped" if recipe.documents.on_injection == "drop" else ""),
-                ),
-                ("validation questions", len(validation), _subtasks(validation)),
-                ("test questions", len(test), _subtasks(test)),
-                *_skipped(found.skipped),
-                ("rows lost", len(lost), "; ".join(f"{n} {why}" for why, n in Counter(x.reason for x in lost).items())),
-            ],
-            numbers={
-                "documents": len(documents),
-                "passages": len(passages),
-                "validation": len(validation),
-                "test": len(test),
-                "lost": len(lost),
-                "skipped": len(found.skipped),
-                "passed_over": len(found.passed),
-                "talking": len(flagged),
-            },
-            notes=[f"{text}." for text in [*notes, *sets.astray]],
+        result = PrepareResult(
+            documents=len(documents),
+            groups=len({document.group for document in documents}),
+            passages=len(passages),
+            passage_words=(words[0], words[len(words) // 2], words[-1]),
+            validation=len(validation),
+            test=len(test),
+            validation_subtasks=_subtasks(validation),
+            test_subtasks=_subtasks(test),
+            lost=len(lost),
+            lost_by_reason=dict(Counter(loss.reason for loss in lost)),
+            skipped=len(found.skipped),
+            skipped_documents=tuple(
+                Skipped(id=loss.id, reason=loss.reason.removeprefix("skipped: ")) for loss in found.skipped[:NAMED]
+            ),
+            passed_over=len(found.passed),
+            talking=len(flagged),
+            talking_passages=tuple(loss.id for loss in flagged[:NAMED]),
+            talking_dropped=recipe.documents.on_injection == "drop",
+            notes=tuple(f"{text}." for text in [*notes, *sets.astray]),
         )
         if flagged:
             write_jsonl(run.path("prepare", "talking.jsonl"), flagged)
@@ -116,11 +106,6 @@ def _not_talking(passages: Sequence[Passage], on_injection: str) -> tuple[list[P
     if not kept:
         raise DataError(all_dropped(found))
     return kept, found
-
-
-def _some(names: Sequence[str], more: str = "") -> str:
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    return f"{more}: {shown}" if more and names else shown
 
 
 def _without_keys(records: Sequence[RecordT]) -> list[RecordT]:
@@ -161,16 +146,6 @@ def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[
     return kept, lost
 
 
-def _skipped(skipped: list[Loss]) -> list[tuple[str, int, str]]:
-    """A row for what `documents.on_error: skip` left out; none where nothing was."""
-    if not skipped:
-        return []
-    named = [f"{loss.id} ({loss.reason.removeprefix('skipped: ')})" for loss in skipped[:_NAMED]]
-    rest = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return [("documents skipped", len(skipped), f"{', '.join(named)}{rest}; prepare/lost.jsonl says more of each")]
-
-
-def _subtasks(questions: list[Question]) -> str:
-    counts = Counter(question.subtask for question in questions)
-    shown = ", ".join(f"{name} {n}" for name, n in counts.most_common(6))
-    return shown + (f" and {len(counts) - 6} more subtasks" if len(counts) > 6 else "")
+def _subtasks(questions: list[Question]) -> dict[str, int]:
+    """Questions by subtask, most first."""
+    return dict(Counter(question.subtask for question in questions).most_common())

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from optimsyn.base.errors import StageError
 from optimsyn.programs.rubric import rubric_text
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.stage_result import TableResult
 from optimsyn.stages.prepare import run as prepare
 from optimsyn.stages.shared import Tools
 
@@ -40,15 +42,11 @@ def _silent(label: str, told: Callable[[], str] = lambda: "") -> AbstractContext
     return nullcontext()
 
 
-@dataclass(frozen=True)
-class Preview(StageResult):
-    """The pairs, and below them a look at the reward.
+class Preview(TableResult):
+    """The pairs, and below them a look at the reward."""
 
-    Attributes:
-        look: What the reward was found to be; None when the recipe wants no look.
-    """
-
-    look: RewardLook | None = None
+    stage: str = "preview"
+    look: RewardLook | None = Field(description="What the reward was found to be; None when the recipe wants no look.")
 
     def _repr_html_(self) -> str:
         return super()._repr_html_() + (self.look._repr_html_() if self.look is not None else "")
@@ -117,7 +115,13 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
             )
         )
     columns = ("passage", "rubric", "pair", "checks", "influence")
-    return Preview("preview", f"Preview of {run.recipe.name}", columns, rows, {}, [note, *prepared.notes], look)
+    return Preview(
+        heading=f"Preview of {run.recipe.name}",
+        head=columns,
+        body=tuple(rows),
+        notes=(note, *prepared.notes),
+        look=look,
+    )
 
 
 def _written(tools: Tools, pairs: int, step: Step) -> list[Draft]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import StageError
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.results.built_in import REWARD_NOT_LOOKED_AT
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from optimsyn.stages.shared import Tools
 
 _log = logging.getLogger(__name__)
-
-OFF = "switched off in the recipe (reward.look.pairs: 0)"
 
 
 def look_after_warm_up(
@@ -52,7 +51,7 @@ def look_after_warm_up(
     if recipe.reward.look.pairs == 0:
         # Of an attempt before, under another recipe.
         path.unlink(missing_ok=True)
-        stage.note(reward=OFF)
+        stage.note(reward=REWARD_NOT_LOOKED_AT)
         return None
     look = look_at_reward(
         ScorerSetup(tools.scorer, tools.target, tools.validation, recipe.influence, tools.batch_training),
@@ -83,15 +82,3 @@ def _cure(look: RewardLook) -> str:
         "Set influence.method: exact or models.target.dtype: float32; where neither helps, warm up with another "
         "warm_up.lr."
     )
-
-
-def look_numbers(look: RewardLook | None) -> dict[str, Any]:
-    """For the numbers of the stage's result."""
-    return {"reward": OFF if look is None else look.verdict, "reward_look": None if look is None else look.to_json()}
-
-
-def look_row(look: RewardLook | None) -> tuple[str, str, str]:
-    """For the table of the stage's result."""
-    if look is None:
-        return ("a look at the reward", "none", OFF)
-    return ("a look at the reward", look.verdict, "; ".join(look.reasons))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from optimsyn.base.seeds import derive_seed
 from optimsyn.influence.selection import top
 from optimsyn.reward.judgements import content_key
+from optimsyn.runs.results.built_in import Foretold
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
@@ -24,23 +25,6 @@ if TYPE_CHECKING:
 
 RANDOM_SETS = 8
 """So many random sets of candidates stand beside the chosen one."""
-
-
-@dataclass(frozen=True)
-class Foretold:
-    """The validation questions' mean loss, as `SimulatedTraining` foretells it, in nats.
-
-    Attributes:
-        now: At the warm-up's last checkpoint.
-        kept: After training on the pairs that are kept.
-        random: After training on as many random candidates, the mean of some such sets.
-        steps: Of training.
-    """
-
-    now: float
-    kept: float
-    random: float
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +84,7 @@ def _by_set(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: 
         others = [sorted(generator.sample(range(len(rows)), count)) for _ in range(RANDOM_SETS)]
         now = float(simulated.start().mean())
         after = (now - simulated.decrease([kept, *others])).tolist()
-        foretold = Foretold(now, after[0], sum(after[1:]) / RANDOM_SETS, simulated.steps)
+        foretold = Foretold(now=now, kept=after[0], random=sum(after[1:]) / RANDOM_SETS, steps=simulated.steps)
         found[variant] = Selection([rows[place] for place in kept], foretold)
     return found
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import read_jsonl, write_json, write_jsonl
 from optimsyn.influence.attribution.records import SHARES_FILE
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import MeanInfluence, SynthesizeResult
+from optimsyn.runs.results.losses import Losses
 from optimsyn.stages.attribution import keep_token_shares
 from optimsyn.stages.candidates import first_round
 from optimsyn.stages.judged_by import passed_over
-from optimsyn.stages.selection import RANDOM_SETS, Selection, select
+from optimsyn.stages.selection import RANDOM_SETS, select
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FEWEST_PAIRS = 2
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> SynthesizeResult:
     """Writes all variants' pairs and the final dataset.
 
     Raises:
@@ -38,7 +38,7 @@ def run(run: Run) -> StageResult:
     """
     with run.stage("synthesize") as stage:
         if stage.finished:
-            return StageResult.load(run, "synthesize")
+            return SynthesizeResult.load(run)
         tools = Tools(run, stage)
         config = run.recipe.synthesis
         # A rubric and a verdict for each candidate; a variant that needs further rounds has more than that.
@@ -87,7 +87,7 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, w
     return judged
 
 
-def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: list[str]) -> StageResult:
+def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: list[str]) -> SynthesizeResult:
     from optimsyn.data.duplicates import unique_pairs
     from optimsyn.runs.export import export_dataset
 
@@ -104,8 +104,8 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
             f"variant {fewest}: only {len(unique[fewest])} valid, distinct pairs of {len(judged[fewest])} candidates, "
             "too few to fine-tune on. Raise `synthesis.pairs` or `synthesis.oversample`, or use a stronger generator."
         )
-    losses: dict[str, dict[str, int]] = {}
-    rows: list[tuple[Any, ...]] = []
+    losses: dict[str, Losses] = {}
+    means: dict[str, MeanInfluence] = {}
     found = select(tools, unique, count)
     for variant, judgements in judged.items():
         selected = found[variant].rows
@@ -114,19 +114,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         losses[variant] = _lost(judgements, len(unique[variant]), count)
         influence = [row.influence for row in judgements if row.influence is not None]
         kept = [row.influence for row in selected if row.influence is not None]
-        rows.append(
-            (
-                variant,
-                len(judgements),
-                losses[variant]["invalid"],
-                losses[variant]["duplicate"],
-                losses[variant]["not selected"],
-                count,
-                sum(influence) / len(influence),
-                sum(kept) / len(kept),
-                *_foretold(found[variant]),
-            )
-        )
+        means[variant] = MeanInfluence(valid=sum(influence) / len(influence), kept=sum(kept) / len(kept))
     chosen = run.recipe.dataset_variant
     keep_token_shares(tools, chosen, unique[chosen])
     export_dataset(
@@ -134,45 +122,29 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         read_jsonl(run.path("synthesize", f"{chosen}.judged.jsonl"), type(judged[chosen][0])),
         recipe=run.recipe,
         variant=chosen,
-        losses=losses[chosen],
+        losses=losses[chosen].counts(),
         documents=tools.documents,
     )
-    write_json(run.path("synthesize", "losses.json"), losses)
+    write_json(run.path("synthesize", "losses.json"), {variant: lost.counts() for variant, lost in losses.items()})
     if count < config.pairs:
         notes.append(
             f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "
             "so all variants are cut to that."
         )
-    numbers: dict[str, Any] = {"pairs": count, "dataset": chosen, "losses": losses}
-    columns: tuple[str, ...] = (
-        "variant",
-        "candidates",
-        "invalid",
-        "duplicates",
-        "not selected",
-        "pairs",
-        "mean influence",
-        "of those kept",
-    )
     foretold = {variant: selection.foretold for variant, selection in found.items() if selection.foretold is not None}
     if foretold:
-        columns = (*columns, "foretold loss", "of random pairs")
-        numbers["foretold"] = {variant: asdict(told) for variant, told in foretold.items()}
         first = next(iter(foretold.values()))
         notes.append(
             f"The validation questions' loss is {first.now:.3f} after the warm-up; foretold is where {first.steps} "
             f"steps of fine-tuning on the kept pairs would bring it, and on as many random ones (mean of "
             f"{RANDOM_SETS})."
         )
-    return StageResult("synthesize", "Pairs of every variant", columns, rows, numbers, notes).save(run)
+    return SynthesizeResult(
+        pairs=count, dataset=chosen, losses=losses, influence=means, foretold=foretold, notes=tuple(notes)
+    ).save(run)
 
 
-def _foretold(selection: Selection) -> tuple[float, ...]:
-    """Cells of the table, where there are any."""
-    return () if selection.foretold is None else (selection.foretold.kept, selection.foretold.random)
-
-
-def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> dict[str, int]:
+def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> Losses:
     """Why candidates were lost; each invalid one is counted once, under the first check that it failed.
 
     Those that could not be judged, because a reply was cut, refused or empty, are told apart from the invalid ones.
@@ -180,13 +152,12 @@ def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> dict[str,
     reasons = Counter(row.failed[0] for row in judgements if not row.valid and row.unjudged is None)
     missing = Counter(row.failed[0] for row in judgements if row.unjudged is not None)
     valid = sum(row.valid for row in judgements)
-    return {
-        "candidates": len(judgements),
-        "invalid": reasons.total(),
-        **{f"invalid: {name}": n for name, n in reasons.most_common()},
-        **({"not judged": missing.total()} if missing else {}),
-        **{f"not judged: {name}": n for name, n in missing.most_common()},
-        "duplicate": valid - unique,
-        "not selected": unique - count,
-        "kept": count,
-    }
+    return Losses(
+        candidates=len(judgements),
+        invalid=reasons.total(),
+        invalid_by_check=dict(reasons.most_common()),
+        not_judged_by_outcome=dict(missing.most_common()),
+        duplicate=valid - unique,
+        not_selected=unique - count,
+        kept=count,
+    )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
-from optimsyn.base.labels import method_label
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from optimsyn.runs.stage_handle import StageHandle
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> TrainPolicyResult:
     """Trains the rubric policy; resumes from its last step after a kill.
 
     Raises:
@@ -23,19 +22,13 @@ def run(run: Run) -> StageResult:
     """
     with run.stage("train_policy") as stage:
         if stage.finished:
-            return StageResult.load(run, "train_policy")
+            return TrainPolicyResult.load(run)
         if not run.recipe.optimizers.policy.enabled:
-            return StageResult(
-                "train_policy",
-                "Disabled in the recipe",
-                ("what", "value"),
-                [("optimizers.policy.enabled", "false")],
-                {"enabled": False},
-            ).save(run)
+            return TrainPolicyResult(enabled=False).save(run)
         return _train(run, Tools(run, stage), stage)
 
 
-def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
+def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
     from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.policy import train_policy
     from optimsyn.optimize.policy_task import PolicyTask
@@ -57,20 +50,15 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
             report=stage.progress,
         )
     )
-    # A step of which no pair could be judged has no reward.
-    shown = ("step", "reward", "reward_std", "valid", "kl", "completion_length")
-    rows = [tuple(row.get(name) for name in shown) for row in trained.history]
-    rewards = [row["reward"] for row in trained.history if row.get("reward") is not None]
-    numbers = {
-        "enabled": True,
-        "method": config.method,
-        "steps": len(rows),
-        "group_size": config.group_size,
-        "reward_first": rewards[0] if rewards else None,
-        "reward_last": rewards[-1] if rewards else None,
-    }
-    columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
-    notes = passed_over(reward)
-    return StageResult(
-        "train_policy", f"{method_label(config.method)} on the rubric model", columns, rows, numbers, notes
+    history = tuple(PolicyStep.model_validate(row) for row in trained.history)
+    rewards = [step.reward for step in history if step.reward is not None]
+    return TrainPolicyResult(
+        enabled=True,
+        method=config.method,
+        steps=len(history),
+        group_size=config.group_size,
+        reward_first=rewards[0] if rewards else None,
+        reward_last=rewards[-1] if rewards else None,
+        history=history,
+        notes=tuple(passed_over(reward)),
     ).save(run)

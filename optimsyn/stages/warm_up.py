@@ -10,15 +10,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 from optimsyn.base.errors import Outcome, ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.reward.judgements import failure
-from optimsyn.runs.stage_result import StageResult
+from optimsyn.runs.results.built_in import REWARD_NOT_LOOKED_AT, Scoring, WarmUpResult
 from optimsyn.stages.judged_by import NOTE, facts_of
-from optimsyn.stages.reward_look import look_after_warm_up, look_numbers, look_row
+from optimsyn.stages.reward_look import look_after_warm_up
 from optimsyn.stages.shared import Tools
 from optimsyn.target.warm_up.parts import FEWEST_DRAFTS, parts_of
 
@@ -36,7 +36,7 @@ _FURTHER_ROUNDS = 3
 _UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
 
 
-def run(run: Run) -> StageResult:
+def run(run: Run) -> WarmUpResult:
     """Writes the first draft, warms the target up on a share of it, computes the validation directions.
 
     Raises:
@@ -45,11 +45,11 @@ def run(run: Run) -> StageResult:
     """
     with run.stage("warm_up") as stage:
         if stage.finished:
-            return StageResult.load(run, "warm_up")
+            return WarmUpResult.load(run)
         return _warm_up(run, Tools(run, stage), stage)
 
 
-def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
+def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     from optimsyn.llm.language_model import run_sync
 
     config = run.recipe.warm_up
@@ -83,79 +83,69 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> StageResult:
         folder=run.path("warm_up", "checkpoints"),
         report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
     )
-    warm = _curve_facts(tools.target.curve)
     scorer = tools.scorer
-    stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring_facts(scorer))
+    stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring(scorer).model_dump())
     baseline = scorer.zero_gradient_baseline()
     scores = scorer.score(pairs)
     total = [float(value) for value in scores.total]
-    mean = sum(total) / len(total)
     write_json(run.path("warm_up", "influence.json"), total)
     look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in trained})
-    numbers = {
-        "first_draft": len(drafts),
-        "valid": len(pairs),
-        "trained_on": len(trained),
-        "steps": [checkpoint.step for checkpoint in checkpoints],
-        **warm.numbers,
-        "subtasks": list(scorer.subtasks),
-        "scoring": _scoring_facts(scorer),
-        "zero_gradient_baseline": baseline["total"],
-        "influence_mean": mean,
-        "lost": lost,
-        **look_numbers(look),
-    }
-    rows = [
-        ("first-draft pairs", len(drafts), ", ".join(f"{name} {n}x" for name, n in lost.items()) or "none lost"),
-        ("valid", len(pairs), f"the target was trained on {len(trained)} of them"),
-        *warm.rows,
-        ("validation directions", len(scorer.subtasks), ", ".join(scorer.subtasks)),
-        ("influence is computed by", scorer.method, scorer.choice.reason if scorer.choice is not None else ""),
-        ("mean influence of the first draft", mean, f"from {min(total):.4g} to {max(total):.4g}"),
-        ("influence of a zero gradient", baseline["total"], "what momentum alone would earn"),
-        look_row(look),
-    ]
-    return StageResult("warm_up", "The target is warm", ("what", "value", "note"), rows, numbers).save(run)
+    return WarmUpResult(
+        first_draft=len(drafts),
+        valid=len(pairs),
+        trained_on=len(trained),
+        steps=tuple(checkpoint.step for checkpoint in checkpoints),
+        **_training(tools.target.curve),
+        subtasks=tuple(scorer.subtasks),
+        scoring=_scoring(scorer),
+        zero_gradient_baseline=baseline["total"],
+        influence_mean=sum(total) / len(total),
+        influence_range=(min(total), max(total)),
+        lost=lost,
+        reward=REWARD_NOT_LOOKED_AT if look is None else look.verdict,
+        reward_look=look,
+    ).save(run)
 
 
-def _scoring_facts(scorer: MeasuredScorer) -> dict[str, Any]:
+def _scoring(scorer: MeasuredScorer) -> Scoring:
     """Which way of computing influence was taken, why, and how far off each is that was tried."""
     choice = scorer.choice
+    if choice is None:
+        return Scoring(method=scorer.method)
+    return Scoring(method=scorer.method, errors=choice.errors, reason=choice.reason)
+
+
+class _Training(TypedDict):
+    """The part of the result that tells how the training went."""
+
+    lr: float | None
+    lr_reason: str | None
+    stopped: str | None
+    stopped_reason: str | None
+    held_out: int | None
+    end_loss: tuple[float, float] | None
+    unseen_loss: tuple[float, float] | None
+    question_loss: tuple[float, float] | None
+
+
+def _training(curve: WarmUpCurve | None) -> _Training:
+    start = curve.looks[0] if curve is not None and curve.last is not None else None
+    last = curve.last if curve is not None else None
+
+    def between(loss: Literal["end_loss", "unseen_loss", "question_loss"]) -> tuple[float, float] | None:
+        before, after = getattr(start, loss, None), getattr(last, loss, None)
+        return None if before is None or after is None else (before, after)
+
     return {
-        "method": scorer.method,
-        "errors": {} if choice is None else choice.errors,
-        "reason": "" if choice is None else choice.reason,
+        "lr": None if curve is None else curve.lr,
+        "lr_reason": None if curve is None else curve.why_lr,
+        "stopped": None if curve is None else curve.stopped,
+        "stopped_reason": None if curve is None else curve.why,
+        "held_out": None if curve is None else curve.held_out,
+        "end_loss": between("end_loss"),
+        "unseen_loss": between("unseen_loss"),
+        "question_loss": between("question_loss"),
     }
-
-
-class _CurveFacts(NamedTuple):
-    """What the stage tells of the curve."""
-
-    numbers: dict[str, Any]
-    rows: list[tuple[Any, ...]]
-
-
-def _curve_facts(curve: WarmUpCurve | None) -> _CurveFacts:
-    """Numbers and rows of the result about how the warm-up went."""
-    if curve is None:
-        return _CurveFacts({}, [])
-    numbers: dict[str, Any] = {"lr": curve.lr, "stopped": curve.stopped, "held_out": curve.held_out}
-    rows: list[tuple[Any, ...]] = [
-        ("steps", curve.steps, f"{curve.stopped}: {curve.why}"),
-        ("learning rate", curve.lr, curve.why_lr),
-    ]
-    last = curve.last
-    if last is not None:
-        start = curve.looks[0]
-        for name, label, before, after in (
-            ("end_loss", "loss of what ends an answer", start.end_loss, last.end_loss),
-            ("unseen_loss", f"content loss of {curve.held_out} unseen pairs", start.unseen_loss, last.unseen_loss),
-            ("question_loss", "content loss of the questions", start.question_loss, last.question_loss),
-        ):
-            if before is not None and after is not None:
-                numbers[name] = [before, after]
-                rows.append((label, after, f"nats a token, {before:.4g} before the warm-up"))
-    return _CurveFacts(numbers, rows)
 
 
 def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:

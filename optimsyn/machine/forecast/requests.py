@@ -7,11 +7,10 @@ the length of replies, whether the guiding text changed) corrects the rest.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from optimsyn.base.files import read_jsonl
 from optimsyn.llm.hosted.capabilities import price_of
@@ -19,6 +18,8 @@ from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.machine.forecast.lengths import Lengths, measure
 from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
+from optimsyn.runs.results.built_in import OptimizePromptResult, WarmUpResult
+from optimsyn.runs.results.reading import result_of
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
@@ -148,8 +149,13 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
         for record in manifest.stages
         if record.status != "finished" and record.bought_before is not None
     }
-    draft, search = (_numbers(run, stage) for stage in ("warm_up", "optimize_prompt"))
-    valid = draft["valid"] / draft["first_draft"] if draft.get("first_draft") else None
+    draft = result_of(run.folder, "warm_up") if "warm_up" in done else None
+    search = result_of(run.folder, "optimize_prompt") if "optimize_prompt" in done else None
+    valid = changed = None
+    if isinstance(draft, WarmUpResult) and draft.valid is not None and draft.first_draft:
+        valid = draft.valid / draft.first_draft
+    if isinstance(search, OptimizePromptResult):
+        changed = search.changed
     foreseen = {stage.stage: stage for stage in forecast(run.recipe, lengths, passages).stages}
     bought = [(foreseen[name], cost) for name, cost in {**done, **under_way}.items() if name in foreseen]
     requests = sum(cost.replies for _, cost in bought)
@@ -165,20 +171,12 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
 
     return Known(
         valid=valid,
-        changed=search.get("changed") if "optimize_prompt" in done else None,
+        changed=changed,
         done=done,
         under_way=under_way,
         read=ratio("input_tokens"),
         written=ratio("output_tokens"),
     )
-
-
-def _numbers(run: Run, stage: str) -> dict[str, Any]:
-    path = run.folder / stage / "result.json"
-    if not (run.done(stage) and path.is_file()):
-        return {}
-    numbers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["numbers"]
-    return numbers
 
 
 def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[Kind, Range]]]:

@@ -61,7 +61,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "state": state,
         "verdict": verdict(facts, state),
         "tiles": _tiles(facts),
-        "came_in": facts.results.get("prepare", {}).get("rows", []),
+        "came_in": facts.prepare.rows if facts.prepare is not None else (),
         "lost": _lost(facts.lost),
         "bars": _bars(facts),
         "failed_checks": _failed_checks(facts),
@@ -102,14 +102,13 @@ def _decimals(facts: RunFacts) -> int:
 def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     """The few numbers that a person looks for first: value, what it is, more."""
     tiles = []
-    prepared, made = facts.numbers("prepare"), facts.numbers("synthesize")
-    if prepared:
-        more = f"from {prepared['documents']:,} documents"
-        tiles.append((f"{prepared['passages']:,}", "passages", more))
-    if made:
-        tiles.append((f"{made['pairs']:,}", "pairs in the dataset", variant_label(made["dataset"])))
+    prepared, variant = facts.prepare, facts.dataset_variant
+    if prepared is not None and prepared.passages is not None:
+        more = "" if prepared.documents is None else f"from {prepared.documents:,} documents"
+        tiles.append((f"{prepared.passages:,}", "passages", more))
+    if facts.dataset_pairs is not None:
+        tiles.append((f"{facts.dataset_pairs:,}", "pairs in the dataset", variant_label(variant)))
     influence, decimals = facts.influence, _decimals(facts)
-    variant = made.get("dataset", facts.recipe.dataset_variant)
     if variant in influence:
         before = ""
         if facts.first_draft:
@@ -142,13 +141,10 @@ def _lost(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
 
 def _bars(facts: RunFacts) -> list[Bar]:
     bars = []
-    draft = facts.numbers("warm_up")
-    if draft:
-        parts = [
-            ("valid", "kept", draft["valid"]),
-            ("failed a check", "invalid", draft["first_draft"] - draft["valid"]),
-        ]
-        bars.append(Bar("first_draft", draft["first_draft"], tuple(part for part in parts if part[2])))
+    draft = facts.warm_up
+    if draft is not None and draft.valid is not None and draft.first_draft is not None:
+        parts = [("valid", "kept", draft.valid), ("failed a check", "invalid", draft.first_draft - draft.valid)]
+        bars.append(Bar("first_draft", draft.first_draft, tuple(part for part in parts if part[2])))
     for variant, rows in facts.candidates.items():
         counts = facts.losses.get(variant)
         if counts is None:
@@ -161,11 +157,11 @@ def _bars(facts: RunFacts) -> list[Bar]:
             ]
         else:
             parts = [
-                ("kept", "kept", counts["kept"]),
-                ("not selected", "left", counts["not selected"]),
-                ("repeated another", "repeated", counts["duplicate"]),
-                ("failed a check", "invalid", counts["invalid"]),
-                ("not judged", "left", counts.get("not judged", 0)),
+                ("kept", "kept", counts.kept or 0),
+                ("not selected", "left", counts.not_selected or 0),
+                ("repeated another", "repeated", counts.duplicate or 0),
+                ("failed a check", "invalid", counts.invalid or 0),
+                ("not judged", "left", counts.not_judged),
             ]
         bars.append(Bar(variant, len(rows), tuple(part for part in parts if part[2])))
     return bars
@@ -177,9 +173,9 @@ def _failed_checks(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[int
         variant: Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
         for variant, rows in facts.candidates.items()
     }
-    draft = facts.numbers("warm_up").get("lost")
-    if draft:
-        found = {"first_draft": Counter(draft), **found}
+    draft = facts.warm_up
+    if draft is not None and draft.lost:
+        found = {"first_draft": Counter(draft.lost), **found}
     total: Counter[str] = sum(found.values(), Counter())
     return list(found), [(name, [counts[name] for counts in found.values()]) for name, _ in total.most_common()]
 
@@ -197,7 +193,8 @@ def _influence(facts: RunFacts) -> Chart | None:
     influence = facts.influence
     if not influence:
         return None
-    return influence_chart(influence, zero_gradient=facts.numbers("warm_up").get("zero_gradient_baseline"))
+    warm = facts.warm_up
+    return influence_chart(influence, zero_gradient=None if warm is None else warm.zero_gradient_baseline)
 
 
 def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:
@@ -216,12 +213,11 @@ def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float 
 
 def _guiding(facts: RunFacts) -> dict[str, Any] | None:
     """The guiding text before and after; None while there is no after."""
-    numbers = facts.numbers("optimize_prompt")
     if not facts.recipe.optimizers.prompt.enabled or facts.guiding_text is None:
         return None
     before = " ".join(facts.recipe.guiding_text.split())
     after = " ".join(facts.guiding_text.split())
-    return {"before": before, "after": after, "parts": word_diff(before, after), "numbers": numbers}
+    return {"before": before, "after": after, "parts": word_diff(before, after), "found": facts.optimize_prompt}
 
 
 def _metrics(facts: RunFacts) -> list[MetricTable]:
@@ -252,12 +248,12 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
         told = sum(differs(row) for row in facts.evaluation)
         questions = max(row["n"] for row in facts.evaluation)
         return f"{variants} targets on {questions:,} test questions, {told} clear differences"
-    return stage_outcome(record.name, facts.numbers(record.name))
+    return stage_outcome(facts.results.get(record.name))
 
 
 def _notes(facts: RunFacts) -> list[str]:
     """Notes of the stages, and about services; what evaluate says is said below its table."""
-    said = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.get("notes", [])]
+    said = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
     return said + [
         f"{note[:1].upper()}{note[1:]}." for note in run_notes(facts.manifest.services, facts.manifest.outcomes)
     ]

@@ -101,8 +101,8 @@ def _failure(facts: RunFacts, state: RunState) -> Failure | None:
         if record.failure.cell is not None:
             place += f", cell [{record.failure.cell}]"
         reason = f"{record.failure.kind}: {record.failure.reason}"
-    found = sorted((facts.folder / "notebooks").glob(f"*_{record.name}.ipynb"))
-    return Failure(place, reason, source, f"notebooks/{found[0].name}" if found else "")
+    notebook = f"notebooks/{state.stages.index(record.name) + 1:02d}_{record.name}.ipynb"
+    return Failure(place, reason, source, notebook if (facts.folder / notebook).is_file() else "")
 
 
 def _on_the_reward(facts: RunFacts) -> list[str]:
@@ -140,13 +140,12 @@ def _change(row: MetricRow) -> str:
 
 def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
     """Tone, headline and further sentences of a finished run."""
-    numbers = facts.numbers("synthesize")
-    variant = numbers.get("dataset", facts.recipe.dataset_variant)
+    variant = facts.dataset_variant
     rows = _of(facts.evaluation, variant)
     if not rows:
         return "open", "Every stage has finished, but there is no evaluation of the dataset.", ()
     questions = max(row["n"] for row in rows)
-    pairs = f"{numbers['pairs']:,} pairs" if "pairs" in numbers else "pairs"
+    pairs = "pairs" if facts.dataset_pairs is None else f"{facts.dataset_pairs:,} pairs"
     first, *others = rows
     told = judgement(first)
     words = {
@@ -178,7 +177,7 @@ def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
 
 
 def _cannot(facts: RunFacts) -> tuple[str, ...]:
-    variant = facts.numbers("synthesize").get("dataset", facts.recipe.dataset_variant)
+    variant = facts.dataset_variant
     found = []
     unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
     if unclear:
@@ -198,8 +197,8 @@ def _cannot(facts: RunFacts) -> tuple[str, ...]:
     if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
         limits = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
         found.append(f"Effects smaller than about {limits}: {wide[0][0]['n']} test questions cannot show them.")
-    prompt = facts.numbers("optimize_prompt")
-    if prompt.get("changed"):
+    prompt = facts.optimize_prompt
+    if prompt is not None and prompt.changed:
         found.append(
             "How much better the new guiding text is: it was chosen by its reward on "
             f"{facts.recipe.optimizers.prompt.passages} passages, and measured on the same ones."

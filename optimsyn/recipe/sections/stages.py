@@ -1,0 +1,92 @@
+"""The section `stages` of a recipe: stages of your own between the built-in ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import reference_to
+from optimsyn.base.suggestions import did_you_mean
+from optimsyn.recipe.sections.models import Section
+
+STAGES: tuple[str, ...] = (
+    "prepare",
+    "warm_up",
+    "optimize_prompt",
+    "train_policy",
+    "synthesize",
+    "fine_tune",
+    "evaluate",
+)
+"""The built-in stages, in order."""
+# Folders of a run that are no stage's.
+_TAKEN = frozenset({"dataset", "notebooks", "batches"})
+
+
+def _reference(value: Any) -> Any:
+    if not callable(value):
+        return value
+    try:
+        return reference_to(value, "stages.run")
+    except RecipeError as error:
+        raise ValueError(str(error).removeprefix("stages.run: ")) from None
+
+
+class OwnStage(Section):
+    """A stage of your own, which runs after another one."""
+
+    name: str = Field(
+        ...,
+        pattern=r"^[a-z][a-z0-9_]*$",
+        max_length=40,
+        description="What it is called, in lower case; its folder in the run has this name.",
+    )
+    after: str = Field(..., description="The stage that it follows: a built-in one, or one of these.")
+    run: Annotated[str, BeforeValidator(_reference)] = Field(
+        "",
+        description="Its function: `package.module:name`, a registered name, or an entry point of the group "
+        "`optimsyn.stages`; empty: what is registered under its `name`.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What the function finds in `stage.options`; JSON values."
+    )
+
+    @property
+    def reference(self) -> str:
+        """What leads to its function."""
+        return self.run or self.name
+
+
+def ordered(own: Sequence[OwnStage]) -> tuple[str, ...]:
+    """The names of all stages in the order in which they run; several after one stage in the order of the recipe.
+
+    Raises:
+        ValueError: A name is taken, or a stage follows one that is not there.
+    """
+    names = [*STAGES, *(stage.name for stage in own)]
+    for stage in own:
+        if names.count(stage.name) > 1:
+            what = "a built-in stage" if stage.name in STAGES else "two stages"
+            raise ValueError(f"stages: {stage.name!r} is the name of {what}; call yours something else")
+        if stage.name in _TAKEN:
+            raise ValueError(f"stages: a run has a folder {stage.name!r} already; call the stage something else")
+        if stage.after not in names:
+            hint = did_you_mean(stage.after, names, f"the stages are {', '.join(names)}")
+            raise ValueError(f"stages: {stage.name} is to run after {stage.after!r}, which is no stage; {hint}")
+    found: list[str] = []
+
+    def take(name: str) -> None:
+        found.append(name)
+        for stage in own:
+            if stage.after == name:
+                take(stage.name)
+
+    for name in STAGES:
+        take(name)
+    lost = [stage.name for stage in own if stage.name not in found]
+    if lost:
+        raise ValueError(f"stages: {', '.join(lost)} follow each other, but no built-in stage")
+    return tuple(found)

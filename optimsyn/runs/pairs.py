@@ -1,0 +1,97 @@
+"""The pairs of a run on their way from synthesis to fine-tuning, through whatever stages of your own lie between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import read_jsonl
+from optimsyn.data.records import Pair
+from optimsyn.reward.judgements import Judgement, content_key
+from optimsyn.runs.manifest import Manifest
+
+FIRST, LAST = "synthesize", "fine_tune"
+
+
+def between(manifest: Manifest) -> tuple[str, ...]:
+    """The stages that may hand on other pairs than they found."""
+    names = manifest.names
+    return names[names.index(FIRST) + 1 : names.index(LAST)]
+
+
+def pairs_file(folder: Path, stage: str, variant: str) -> Path:
+    """Where a stage leaves the pairs of a variant."""
+    return folder / stage / f"{variant}.selected.jsonl"
+
+
+def latest_pairs(folder: Path, manifest: Manifest, variant: str) -> Path:
+    """The pairs of a variant as the last finished stage left them."""
+    for name in reversed(between(manifest)):
+        file = pairs_file(folder, name, variant)
+        if manifest.stage(name).status == "finished" and file.is_file():
+            return file
+    return pairs_file(folder, FIRST, variant)
+
+
+def pairs_of(folder: Path, manifest: Manifest, variant: str) -> list[Pair]:
+    """The pairs of a variant as they stand.
+
+    Raises:
+        StageError: `synthesize` has not written any.
+    """
+    file = latest_pairs(folder, manifest, variant)
+    if not file.is_file():
+        raise StageError(f"{file}: missing; the stage synthesize writes the pairs of the variant {variant}")
+    return read_jsonl(file, Pair)
+
+
+def judged_of(folder: Path, variant: str, pairs: Sequence[Pair]) -> list[Judgement]:
+    """The verdicts on pairs of a variant.
+
+    A pair whose text a stage has changed keeps where it came from, but nothing that was measured: it has no influence,
+    and its reward means nothing.
+
+    Args:
+        folder: The run folder.
+        variant: Whose.
+        pairs: As they stand.
+    """
+    known = {row.pair.id: row for row in candidates_of(folder, variant) if row.pair is not None and row.valid}
+    found = []
+    for pair in pairs:
+        row = known.get(pair.id)
+        if row is not None and row.pair is not None and content_key(row.pair) == content_key(pair):
+            found.append(row.model_copy(update={"pair": pair}))
+        else:
+            found.append(_unmeasured(variant, pair, row))
+    return found
+
+
+def candidates_of(folder: Path, variant: str) -> list[Judgement]:
+    """Every candidate of a variant that `synthesize` judged, valid or not.
+
+    Raises:
+        StageError: It has not judged any.
+    """
+    file = folder / FIRST / f"{variant}.candidates.jsonl"
+    if not file.is_file():
+        raise StageError(f"{file}: missing; the stage synthesize writes the candidates of the variant {variant}")
+    return read_jsonl(file, Judgement)
+
+
+def _unmeasured(variant: str, pair: Pair, before: Judgement | None) -> Judgement:
+    return Judgement(
+        key=pair.id if before is None else before.key,
+        passage_id=pair.passage_id,
+        kind=pair.kind,
+        seed=pair.seed,
+        variant=variant,
+        guiding_text=pair.guiding_text,
+        rubric_model=pair.rubric_model,
+        rubric=pair.rubric,
+        pair=pair,
+        valid=True,
+        reward=0.0,
+        feedback="Changed after it was judged.",
+    )

@@ -1,0 +1,1 @@
+"""What each stage found, typed: one model a stage, with the table that people see of it."""

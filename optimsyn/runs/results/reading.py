@@ -1,0 +1,66 @@
+"""Reads what the stages of a run have left, each as its own model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optimsyn.runs.results.built_in import (
+    EvaluateResult,
+    FineTuneResult,
+    OptimizePromptResult,
+    PrepareResult,
+    SynthesizeResult,
+    TrainPolicyResult,
+    WarmUpResult,
+)
+from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult, TableResult
+
+MODELS: dict[str, type[StageResult]] = {
+    "prepare": PrepareResult,
+    "warm_up": WarmUpResult,
+    "optimize_prompt": OptimizePromptResult,
+    "train_policy": TrainPolicyResult,
+    "synthesize": SynthesizeResult,
+    "fine_tune": FineTuneResult,
+    "evaluate": EvaluateResult,
+}
+"""The model of each built-in stage; a stage of somebody's own is read as a table with numbers."""
+
+
+def read_result(raw: Mapping[str, Any], path: Path) -> StageResult | None:
+    """The result that the content of a `result.json` means.
+
+    Args:
+        raw: The content.
+        path: The file.
+
+    Returns:
+        None where the file is what an optimiser has left before its stage ended.
+
+    Raises:
+        DataError: A fact is of another type.
+    """
+    stage = raw.get("stage")
+    return None if stage is None else MODELS.get(stage, TableResult).read(raw, path)
+
+
+def result_of(folder: Path, stage: str) -> StageResult | None:
+    """The result that a stage has left in a run folder; None where there is none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    import json
+
+    from optimsyn.base.errors import DataError
+
+    path = folder / stage / RESULT_FILE
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
+    return read_result(raw, path)

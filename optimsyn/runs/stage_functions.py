@@ -1,0 +1,101 @@
+"""The functions behind the stages of your own: how they are found, and how an edited one is told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.extensions import STAGES
+from optimsyn.base.source_identity import source_identity
+
+if TYPE_CHECKING:
+    from optimsyn.recipe.recipe import OwnStage, Recipe
+    from optimsyn.runs.protocol import RunLike
+
+SOURCE = "source"
+"""Name of the fact in the manifest's stage record: digests of a stage's source, by module."""
+
+
+def _problem(part: object) -> str | None:
+    """Why an object cannot be a stage."""
+    if inspect.isclass(part) or not callable(part):
+        return "a stage is a function that is called with the run and its handle: def mine(run, stage)"
+    try:
+        inspect.signature(part).bind(None, None)
+    except TypeError:
+        return "it is called with the run and its handle, so it takes two arguments: def mine(run, stage)"
+    except ValueError:  # of something built in, which does not tell
+        return None
+    return None
+
+
+STAGES.provide({}, _problem)
+
+
+def own_stage(recipe: Recipe, name: str) -> OwnStage | None:
+    """The recipe's entry for a stage of your own; None for a built-in stage."""
+    return next((stage for stage in recipe.stages if stage.name == name), None)
+
+
+def function_of(recipe: Recipe, stage: OwnStage) -> Callable[[Any, Any], Any]:
+    """The function of a stage of your own.
+
+    Raises:
+        RecipeError: It cannot be found or is no stage; names the recipe's field.
+    """
+    found: Callable[[Any, Any], Any] = STAGES.get(stage.reference, _field(recipe, stage))
+    return found
+
+
+def digests(recipe: Recipe, stage: OwnStage) -> dict[str, str]:
+    """A digest of each module that a stage of your own is made of.
+
+    Raises:
+        RecipeError: It cannot be found, or has neither source nor a file.
+    """
+    sources = source_identity(stage.reference, function_of(recipe, stage), _field(recipe, stage))
+    return {name: hashlib.sha256(source.encode()).hexdigest()[:16] for name, source in sorted(sources.items())}
+
+
+def refuse_edited(run: RunLike) -> None:
+    """Stops a run of which a finished stage was edited since: what it and the stages after it left is not of this code.
+
+    Raises:
+        StageError: Names the stage, the modules that changed and the cure.
+        RecipeError: A finished stage's function cannot be found any more.
+    """
+    if not run.recipe.stages:
+        return
+    for record in run.manifest.stages:
+        stage, before = own_stage(run.recipe, record.name), record.notes.get(SOURCE)
+        if stage is None or record.status != "finished" or before is None:
+            continue
+        now = digests(run.recipe, stage)
+        if before != now:
+            changed = ", ".join(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+            raise StageError(
+                f"{run.name}: stage {record.name} was edited since it finished ({changed}). Put that back as it was "
+                f"and run again; or start again under another --root (or after removing {run.folder}), so that the "
+                "stages after it work with what it does now"
+            )
+
+
+def refuse_unreachable(recipe: Recipe, stage: OwnStage) -> None:
+    """Stops before the kernel of a stage is started that could not find its function.
+
+    Raises:
+        StageError: The function is known to this process alone.
+    """
+    if STAGES.only_here(stage.reference):
+        raise StageError(
+            f"{_field(recipe, stage)}: the stage {stage.name} is known to this process alone, and each stage is "
+            "executed in a process of its own. Put its function into a module and write package.module:name, or go "
+            "through the stages here: optimsyn.execution.in_process.run_through(run, stage)"
+        )
+
+
+def _field(recipe: Recipe, stage: OwnStage) -> str:
+    return f"stages.{recipe.stages.index(stage)}.run"
