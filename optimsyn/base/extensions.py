@@ -90,6 +90,10 @@ class Registry(Generic[P]):
         """Takes a registered part out again; nothing happens where there is none."""
         self._registered.pop(name, None)
 
+    def is_registered(self, name: str) -> bool:
+        """Whether this process has registered a part under a name."""
+        return name in self._registered
+
     def names(self) -> list[str]:
         """All that a recipe may write as a plain name: built-in ones, registered ones, those of entry points."""
         return list(dict.fromkeys([*self._own, *self._registered, *self._entry_points()]))

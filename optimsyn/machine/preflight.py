@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
@@ -24,6 +24,7 @@ from optimsyn.recipe.sections.influence import twin_problem
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
+    from optimsyn.programs.checks import Check
 
 # Converting PDF, office and mail files takes a second or so a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
@@ -205,6 +206,9 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
         except DataError as error:
             found.problems.append(f"questions: {error}")
             return None
+        except RecipeError as error:  # of the form, whose field the message names
+            found.problems.append(str(error))
+            return None
         found.problems += shortened(sets.problems, "questions")
         found.warnings += shortened(sets.warnings, "questions")
         return sets
@@ -216,6 +220,8 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
                 found.warnings += notes
             except DataError as error:
                 found.problems.append(f"{name}: {error}")
+            except RecipeError as error:
+                found.problems.append(str(error))
     return None
 
 
@@ -247,13 +253,31 @@ def _check_influence(recipe: Recipe, found: Preflight) -> None:
         found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
 
 
-def _check_checks(recipe: Recipe, found: Preflight) -> None:
+def _check_form(recipe: Recipe, found: Preflight) -> dict[str, Check]:
+    """Looks at the form of the questions, where the recipe names one, and returns its own checks."""
+    from optimsyn.data.forms import form_named, identity_of
+    from optimsyn.data.questions import check_columns
+    from optimsyn.programs.checks import form_checks
 
+    name = recipe.questions.form
+    if name is None:
+        return {}
+    try:
+        check_columns(recipe.questions)
+        identity_of(name, form_named(name))
+        return form_checks([name])
+    except RecipeError as error:
+        found.problems.append(str(error))
+        return {}
+
+
+def _check_checks(recipe: Recipe, found: Preflight) -> None:
     from optimsyn.programs.checks import CHECKS
 
+    known = CHECKS | _check_form(recipe, found)
     for name in recipe.checks.disabled:
-        if name not in CHECKS:
-            hint = did_you_mean(name, CHECKS, f"known: {', '.join(CHECKS)}", cutoff=0.5)
+        if name not in known:
+            hint = did_you_mean(name, known, f"known: {', '.join(known)}", cutoff=0.5)
             found.problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
     for plugin in recipe.checks.plugins:
         problem = plugin_problem(plugin)
