@@ -21,11 +21,10 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import STAGES
 from tests.docs_helpers import ROOT, blocks
 from tests.llm_helpers import Answer, Service, said
 from tests.stages_helpers import METALS, NAMES, answer, run_stage
-
-STAGES = ("prepare", "warm_up", "synthesize", "fine_tune", "evaluate")
 
 
 @pytest.fixture
@@ -166,7 +165,8 @@ def test_true_or_false_goes_through_a_whole_run(recipe: Recipe, served: Service,
     for row in rows:
         better = "true" if row["choice_scores"][0] >= row["choice_scores"][1] else "false"
         assert row["prediction"] == better
-    assert pair.details["reason"] in run.path("report.html").read_text(encoding="utf-8")
+    page = re.sub(r"<[^>]+>", "", run.path("report.html").read_text(encoding="utf-8"))
+    assert f"true. {pair.details['reason']}" in page
 
 
 def test_a_form_is_named_registered_or_given_as_it_is(recipe: Recipe, tmp_path: Path, package: str) -> None:
@@ -188,7 +188,7 @@ def test_a_form_is_named_registered_or_given_as_it_is(recipe: Recipe, tmp_path: 
     ("source", "form", "message"),
     [
         ("", "treu_false", "questions.form: there is no form 'treu_false'; did you mean `true_false`?"),
-        ("", "our_other:Form", "questions.form: module our_other has no Form"),
+        ("", "our_other:Form", "questions.form: 'our_other:Form': module our_other has no Form"),
         ("class Form:\n    pass\n", "our_other:Form", "has no `label`; inherit from"),
         ("from optimsyn.data.forms import QuestionForm\n\n\nclass Form(QuestionForm):\n    label = 'x'\n\n"
          "    def __init__(self, size):\n        pass\n", "our_other:Form", "cannot be made without arguments"),
