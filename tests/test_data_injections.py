@@ -11,11 +11,11 @@ from data_helpers import recipe_of, text_of, write_lines
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import iter_json
+from optimsyn.data.forms.free import Free
 from optimsyn.data.injections import injections
 from optimsyn.data.records import Pair, Passage
 from optimsyn.machine.preflight import validate
 from optimsyn.programs.checks import CheckContext, check_format
-from optimsyn.programs.constrained.pair_form import PairForm
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
 from optimsyn.recipe.recipe import Recipe
@@ -144,9 +144,9 @@ def test_a_passage_cannot_leave_its_line() -> None:
     assert "Rubric:" not in line
     assert "Passage:" not in line
     assert fenced("Copper was mined in 1931: much of it.") == "Copper was mined in 1931: much of it."
-    plain = base_prompt(PairForm(), passage, None)
-    assert plain.count("\nPassage:") == base_prompt(PairForm(), "Copper.", None).count("\nPassage:")
-    assert MATERIAL in chat_messages(PairForm(), passage, None)[0]["content"]
+    plain = base_prompt(Free(), passage, None)
+    assert plain.count("\nPassage:") == base_prompt(Free(), "Copper.", None).count("\nPassage:")
+    assert MATERIAL in chat_messages(Free(), passage, None)[0]["content"]
     assert MATERIAL not in plain
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.data.forms import QuestionForm
+from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.llm.reading.json_objects import mend_escapes
 from optimsyn.llm.reading.plain_text import storable
 from optimsyn.llm.reading.values import longest_text, plain_text
 from optimsyn.llm.replies import Reply
-from optimsyn.programs.constrained.pair_form import PairForm
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.rubric import complete_rubric, parse_rubric
 from tests.reply_fuzz import (
@@ -27,19 +29,19 @@ from tests.reply_fuzz import (
     wrappings,
 )
 
-FREE, YES_NO, FOUR = PairForm(), PairForm(3, ("yes", "no", "maybe")), PairForm(4)
+FREE, YES_NO, FOUR = Free(), MultipleChoice(3, ("yes", "no", "maybe")), MultipleChoice(4)
 GOOD = json.dumps({"question": QUESTION, "answer": "copper"})
 # Damaged JSON ends where its text does: these put something after it.
 NOTHING_AFTER = {"no brace", "string"}
 SOMETHING_AFTER = {"prose", "prose after", "after", "unclosed after", "end token"}
 
 
-def answer_of(value: Any, form: PairForm = FREE, **more: Any) -> str:
+def answer_of(value: Any, form: QuestionForm = FREE, **more: Any) -> str:
     """What is read as the answer where JSON holds this value."""
     return read_pair(json.dumps({"question": "Is it so?", "answer": value, **more}), form)["answer"]
 
 
-def outcome_of(reply: Reply | str, form: PairForm = FREE, max_tokens: int | None = 400) -> Outcome:
+def outcome_of(reply: Reply | str, form: QuestionForm = FREE, max_tokens: int | None = 400) -> Outcome:
     """What comes of a reply."""
     try:
         read_pair(reply, form, max_tokens=max_tokens)

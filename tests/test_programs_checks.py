@@ -10,14 +10,20 @@ import pytest
 from programs_helpers import TEXT, pair, passage
 
 from optimsyn.base.errors import RecipeError
+from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.records import Pair, Question
 from optimsyn.programs.checks import BUILT_IN, CheckContext, Checker
-from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.recipe.sections.synthesis import Checks
 
 CHOICES = {"choices": ("1904", "1931", "1940", "1950"), "answer_index": 1}
 YES_NO = {"choices": ("yes", "no", "maybe"), "answer_index": 0, "answer": "yes"}
 
+VERDICT = {
+    "form": "true_false",
+    "question": "The library of Harlow moved to a larger building in 1931.",
+    "answer": "true",
+    "details": {"reason": "The library moved to a larger building in 1931."},
+}
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("format", {"answer": "..."}),
     ("format", {"question": "When did the library move"}),
@@ -42,6 +48,13 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("choices_well_formed", {**CHOICES, "answer_index": None}),
     ("choices_well_formed", {**CHOICES, "choices": ("1904", "1931", "all of these")}),
     ("choices_well_formed", {"choices": ("1931",), "answer_index": 0}),
+    ("reason_well_formed", {**VERDICT, "details": {}}),
+    ("reason_well_formed", {**VERDICT, "details": {"reason": "It is true."}}),
+    ("reason_well_formed", {**VERDICT, "details": {"reason": "The library moved in 1931. It lends books."}}),
+    ("reason_well_formed", {**VERDICT, "details": {"reason": "The library moved in 1931 " + "to the canal " * 20}}),
+    ("reason_grounded", {**VERDICT, "details": {"reason": "It moved in 1932."}}),
+    ("reason_grounded", {**VERDICT, "details": {"reason": "Emperor Hadrian wanted cathedrals."}}),
+    ("unsafe", {**VERDICT, "details": {"reason": "The library of doom moved in 1931."}}),
     ("grounded", {"answer": "1932"}),
     ("grounded", {"answer": "beside the cathedral of Bristol"}),
     ("grounded", {"question": "When did the Roman emperor die?"}),
@@ -61,6 +74,14 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("unsafe", {"question": "When did the Library of doom move to a larger building?"}),
 ]
 GOOD: list[dict[str, Any]] = [
+    VERDICT,
+    {**VERDICT, "details": {"reason": "In 1931, it moved to a larger building beside the canal."}},
+    {
+        **VERDICT,
+        "question": "The library of Harlow moved in 1904.",
+        "answer": "false",
+        "details": {"reason": "It opened in 1904 and moved in 1931."},
+    },
     {},
     CHOICES,
     {**YES_NO, "question": "Did the library of Harlow move in 1931?"},

@@ -14,22 +14,25 @@ from hypothesis import strategies as st
 from programs_helpers import RUBRIC, TEXT, Scripted, pair, passage
 
 from optimsyn.base.errors import ReplyError
+from optimsyn.data.demonstrations import DEMOS
+from optimsyn.data.forms import QuestionForm
+from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.records import Pair, Question, Rubric
 from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
-from optimsyn.programs.constrained.pair_form import PairForm, tight_schema
+from optimsyn.programs.constrained.pair_form import tight_schema
 from optimsyn.programs.constrained.questions import question_pattern
 from optimsyn.programs.constrained.spans import answers_in, is_english, sentences
 from optimsyn.programs.constrained.steering import Steer
-from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
 from optimsyn.recipe.sections.synthesis import Checks
 
-FORMS = [PairForm(), PairForm(4), PairForm(3, ("yes", "no", "maybe"))]
-FREE, CHOICE = TaskShape(), TaskShape(multiple_choice=1.0)
-CLOSED = TaskShape(multiple_choice=1.0, fixed_choices=("yes", "no", "maybe"), open_book=True)
+FORMS = [Free(), MultipleChoice(4), MultipleChoice(3, ("yes", "no", "maybe"))]
+FREE, CHOICE = TaskShape(), TaskShape.only("multiple_choice")
+CLOSED = TaskShape.only("multiple_choice", FORMS[2], open_book=True)
 
 
 @given(st.text(max_size=600))
@@ -104,7 +107,7 @@ def _reply(schema: dict[str, Any], draw: random.Random, data: st.DataObject) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(0, 10_000), st.sampled_from(FORMS[:2]))
-def test_whatever_the_schema_allows_is_a_grounded_pair(data: st.DataObject, seed: int, form: PairForm) -> None:
+def test_whatever_the_schema_allows_is_a_grounded_pair(data: st.DataObject, seed: int, form: QuestionForm) -> None:
     reply = _reply(tight_schema(form, TEXT, seed), random.Random(seed), data)
     read = read_pair(json.dumps(reply), form)
     assert list(reply)[:3] == ["quote", "answer", "question"]
@@ -114,7 +117,7 @@ def test_whatever_the_schema_allows_is_a_grounded_pair(data: st.DataObject, seed
     assert not {"grounded", "mentions_document", "answered_by_itself", "answer_fits_question", "demo_copy"} & set(
         failed
     )
-    options = [reply["answer"], *(reply[key] for key in form.wrong_keys)]
+    options = [reply["answer"], *(reply[key] for key in reply if key.startswith("wrong_"))]
     assert len({option.casefold() for option in options}) == len(options)
 
 
@@ -131,7 +134,7 @@ def test_whatever_the_schema_allows_is_a_grounded_pair(data: st.DataObject, seed
         '"{}[]()\\',
     ],
 )
-def test_a_schema_for_any_text(form: PairForm, text: str) -> None:
+def test_a_schema_for_any_text(form: QuestionForm, text: str) -> None:
     schema = tight_schema(form, text, 1)
     for branch in schema.get("anyOf", [schema]):
         assert list(branch["properties"]) == branch["required"]
@@ -144,7 +147,7 @@ def test_a_schema_for_any_text(form: PairForm, text: str) -> None:
 
 def test_seeds_bring_in_other_sentences() -> None:
     def quotes(seed: int) -> set[str]:
-        return {branch["properties"]["quote"]["const"] for branch in tight_schema(PairForm(), TEXT, seed)["anyOf"]}
+        return {branch["properties"]["quote"]["const"] for branch in tight_schema(Free(), TEXT, seed)["anyOf"]}
 
     assert quotes(1) == quotes(1)
     assert len(set.union(*(quotes(seed) for seed in range(30)))) == 5
@@ -158,7 +161,7 @@ def test_a_rubric_steers_what_a_small_model_may_quote_and_answer() -> None:
     )
 
     def offered(rubric: Rubric | None, seed: int) -> set[tuple[str, str]]:
-        schema = tight_schema(PairForm(), text, seed, Steer.of(rubric))
+        schema = tight_schema(Free(), text, seed, Steer.of(rubric))
         parts = [branch["properties"] for branch in schema.get("anyOf", [schema])]
         return {(part["quote"]["const"], part["answer"]["const"]) for part in parts}
 
@@ -174,7 +177,7 @@ def test_a_rubric_steers_what_a_small_model_may_quote_and_answer() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rubric", [None, RUBRIC])
-def test_prompts_share_their_constant_beginning(form: PairForm, rubric: Any) -> None:
+def test_prompts_share_their_constant_beginning(form: QuestionForm, rubric: Any) -> None:
     prompt, other = base_prompt(form, TEXT, rubric), base_prompt(form, "Another text.", rubric)
     start = prompt.index(TEXT)
     assert prompt[:start] == other[:start]
@@ -291,7 +294,7 @@ async def test_unusable_replies_say_why(reply: str, reason: str) -> None:
 
 
 def test_damaged_replies_are_repaired() -> None:
-    form = PairForm()
+    form = Free()
     assert read_pair("```json\n{'question': 'Who gave?', 'answer': 'Miss Crane',}\n```", form)["answer"] == "Miss Crane"
     assert read_pair('{"quote": "q", "question": "Who gave?", "answer": "Miss Crane"', form)["answer"] == "Miss Crane"
     assert read_pair('{"question": "How many?", "answer": 600}', form)["answer"] == "600"
@@ -310,11 +313,12 @@ def _question(answer: str, choices: tuple[str, ...] | None = None, **fields: Any
 def test_shape_follows_the_questions() -> None:
     assert TaskShape.of([]) == TaskShape()
     free = TaskShape.of([_question("one two three"), _question("one"), _question("one two three four")])
-    assert (free.multiple_choice, free.answer_words, free.open_book) == (0.0, 3, False)
+    assert free == TaskShape.only("free", Free(answer_words=3))
     closed = TaskShape.of([_question(a, ("yes", "no", "maybe"), context="c") for a in ("yes", "no", "no")])
-    assert (closed.fixed_choices, closed.open_book, closed.multiple_choice) == (("yes", "no", "maybe"), True, 1.0)
+    assert closed == TaskShape.only("multiple_choice", FORMS[2], open_book=True)
     exam = TaskShape.of([_question("a", ("a", "b", "c", str(i))) for i in range(5)] + [_question("x")] * 5)
-    assert (exam.fixed_choices, exam.choices, exam.multiple_choice) == ((), 4, 0.5)
+    assert [(each.name, each.share) for each in exam.forms] == [("multiple_choice", 0.5), ("free", 0.5)]
+    assert exam.form("multiple_choice") == MultipleChoice(4, (), 1)
     kinds = [exam.kind_for(seed) for seed in range(400)]
     assert 140 < kinds.count("free") < 260
     assert kinds == [exam.kind_for(seed) for seed in range(400)]

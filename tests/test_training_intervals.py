@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimsyn.base.errors import StageError
-from optimsyn.training.answer_metrics import exact_match, normalize_answer, token_f1
+from optimsyn.data.answer_metrics import exact_match, normalize_answer, token_f1
 from optimsyn.training.evaluation import QuestionRow
 from optimsyn.training.intervals import UNTUNED, bootstrap_mean, metrics_of, summarize
 

@@ -94,6 +94,10 @@ class Registry(Generic[P]):
         """Whether a reference means something in this process alone: what it registered, or what a cell defines."""
         return reference in self._registered or reference.startswith("__main__:")
 
+    def is_registered(self, name: str) -> bool:
+        """Whether this process has registered a part under a name."""
+        return name in self._registered
+
     def names(self) -> list[str]:
         """All that a recipe may write as a plain name: built-in ones, registered ones, those of entry points."""
         return list(dict.fromkeys([*self._own, *self._registered, *self._entry_points()]))

@@ -4,37 +4,21 @@ Synthesized pairs, validation questions and test questions all become a `Sample`
 what gives the influence its direction and what is evaluated differ in content only.
 
     Passage: <context>          only when asked open book
-    Question: <question>
-    A. <choice>                 only for multiple choice
-    B. <choice>
+    Question: <question>        and what its form shows with it, such as options
     Answer: <answer>
 
-The answer of a multiple-choice question is the text of the option, never its letter: letters would give influence to
-pairs that merely share a letter.
+What stands after `Question:` and `Answer:` the question's form says (`optimsyn.data.forms`).
 """
 
 from __future__ import annotations
 
-from string import ascii_uppercase
-
-from optimsyn.base.errors import DataError
+from optimsyn.data.forms import form_of
 from optimsyn.data.records import Pair, Question, Sample
 
 CONTEXT_PREFIX = "Passage: "
 QUESTION_PREFIX = "Question: "
 ANSWER_PREFIX = "Answer:"
 _MARK = "\n" + QUESTION_PREFIX
-
-
-def lettered(choices: tuple[str, ...]) -> str:
-    """The options as lines `A. …`, `B. …`.
-
-    Raises:
-        DataError: There are more options than letters.
-    """
-    if len(choices) > len(ascii_uppercase):
-        raise DataError(f"{len(choices)} choices are more than the {len(ascii_uppercase)} letters of the format")
-    return "\n".join(f"{letter}. {_line(choice)}" for letter, choice in zip(ascii_uppercase, choices, strict=False))
 
 
 def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
@@ -54,14 +38,13 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
         Question: Which vitamin prevents scurvy?
         Answer: vitamin C
     """
-    body = QUESTION_PREFIX + item.question.strip()
-    if item.choices is not None:
-        body += "\n" + lettered(item.choices)
+    form = form_of(item)
+    body = QUESTION_PREFIX + form.prompt(item)
     if item.context is not None and item.context.strip():
         # A text that itself holds a line "Question: ..." must not look like the start of the question.
         context = item.context.strip().replace(_MARK, "\n " + QUESTION_PREFIX)
         body = f"{CONTEXT_PREFIX}{context}\n{body}"
-    gold = (item.answer if answer is None else answer).strip()
+    gold = (form.answer(item) if answer is None else answer).strip()
     return Sample(
         id=item.id,
         prompt=f"{body}\n{ANSWER_PREFIX}",
@@ -85,7 +68,3 @@ def split_context(text: str) -> tuple[str, str]:
         return "", text
     cut = text.index(_MARK) + 1
     return text[:cut], text[cut:]
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

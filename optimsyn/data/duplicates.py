@@ -9,16 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from optimsyn.data.forms import form_of
 from optimsyn.data.records import Pair, Question
-from optimsyn.data.text import normalized, words_of
+from optimsyn.data.text import STOP_WORDS, normalized, words_of
 
-# Words that carry no content of a question; what is left must agree.
-_STOP_WORDS = (
-    "a an and are as at be been being by can could did do does for from had has have how in into is it its may might "
-    "must of on or our shall should so than that the their them then there these they this those to was we were what "
-    "when where which while who whom whose why will with would you your"
-)
-_STOP = frozenset(_STOP_WORDS.split())
 _NUMBER = re.compile(r"\d")
 _MIN_CONTENT_WORDS = 4
 _ALMOST = 0.999
@@ -113,8 +107,8 @@ class NearDuplicates:
 
 
 def question_text(item: Question | Pair) -> str:
-    """What two questions are compared by: the question and, since many stems are stock phrases, its options."""
-    return "\n".join([item.question, *(item.choices or ())])
+    """What two questions are compared by: their words and, as many stems are stock phrases, options and the like."""
+    return "\n".join(form_of(item).parts(item))
 
 
 def question_scope(item: Question) -> str:
@@ -182,7 +176,7 @@ def _numbers(words: list[str]) -> Counter[str]:
 
 
 def _content(words: list[str]) -> tuple[str, ...] | None:
-    content = sorted(word for word in words if word not in _STOP)
+    content = sorted(word for word in words if word not in STOP_WORDS)
     return tuple(content) if len(content) >= _MIN_CONTENT_WORDS else None
 
 

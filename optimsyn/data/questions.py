@@ -6,16 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optimsyn.base.errors import DataError
+from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.duplicates import overlap
 from optimsyn.data.files.file_tree import Fault
-from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
+from optimsyn.data.files.rows import Row, exploded, is_own_file, raise_problems, read_rows, sampled, shortened
+from optimsyn.data.forms import form_named, form_of
 from optimsyn.data.losses import Loss
 from optimsyn.data.missing_documents import note
 from optimsyn.data.question_rows import Library, UnknownDocumentError, name_of, question_of
 from optimsyn.data.records import Document, Question
 from optimsyn.data.splits import balanced_sample, split_by_group
 from optimsyn.recipe.recipe import Questions, Source
+from optimsyn.recipe.sections.data import QUESTION_FIELDS, unknown_column
 
 _PLACE = re.compile(r".*?:(\d+)")
 _FEW = 6
@@ -55,12 +57,13 @@ def check_questions(
         complete: As for `read_questions`.
 
     Raises:
+        RecipeError: There is no form as `questions.form` names it.
         DataError: The source as a whole cannot be read.
     """
-    problems: list[str] = []
-    reading = _read(source, name, config, Library.of(documents), 0, complete, [], problems)
-    _unique_ids(config, reading, None, problems)
-    return problems, reading.astray
+    reader = _Reader(config, Library.of(documents), 0, complete)
+    reading = reader.read(source, name)
+    _unique_ids(config, reading, None, reader.problems)
+    return reader.problems, reading.astray
 
 
 @dataclass
@@ -97,6 +100,7 @@ def load_questions(
         complete: As for `read_questions`.
 
     Raises:
+        RecipeError: There is no form as `questions.form` names it.
         DataError: A source cannot be read, a row holds no usable question, ids repeat, test and validation overlap, or
             nothing is left; all problems are named.
     """
@@ -117,19 +121,17 @@ def read_questions(
         complete: All documents of the source were given, so a question whose document is missing is warned of.
 
     Raises:
+        RecipeError: There is no form as `questions.form` names it.
         DataError: A source as a whole cannot be read, or cannot be split; whatever is wrong with the other one is told
             with it.
     """
-    library = Library.of(documents)
-    losses: list[Loss] = []
-    problems: list[str] = []
-    warnings: list[str] = []
-
+    reader = _Reader(config, Library.of(documents), seed, complete)
+    losses, problems = reader.losses, reader.problems
     unreadable: list[str] = []
 
     def read(source: Source, name: str) -> _Reading:
         try:
-            return _read(source, name, config, library, seed, complete, losses, problems)
+            return reader.read(source, name)
         except DataError as error:
             unreadable.append(str(error))
             return _Reading([], [])
@@ -146,14 +148,16 @@ def read_questions(
         held_back = test.questions if test is not None else []
         if test is not None and config.test != config.validation:
             # Told now, not only when everything else is fixed; what is left out is settled then.
-            _without_overlap(config, validation, test, validation.questions, held_back, [], problems, [])
+            apart = _Apart(config, validation, test, problems)
+            apart.kept_from(validation.questions, held_back)
         problems += [] if problems else _nothing_left(validation, losses)
         return QuestionSets(validation.questions, held_back, losses, problems, warnings, astray)
     if test is None:
         kept, held_back = split_by_group(validation.questions, config.test_fraction, seed)
     else:
         kept, held_back = validation.questions, test.questions
-    held_back = _without_overlap(config, validation, test, kept, held_back, losses, problems, warnings)
+    apart = _Apart(config, validation, test, problems, losses, warnings)
+    held_back = apart.kept_from(kept, held_back)
     if not held_back and not problems:
         problems.append("questions.test: every test question is also a validation question; nothing is held back")
     return QuestionSets(
@@ -166,57 +170,101 @@ def read_questions(
     )
 
 
-def _read(
-    source: Source,
-    name: str,
-    config: Questions,
-    library: Library,
-    seed: int,
-    complete: bool,
-    losses: list[Loss],
-    problems: list[str],
-) -> _Reading:
-    own = is_own_file(source)
-    torn: list[Fault] = []
-    rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
-    # A fault outside the sample is told as well: whoever fixes the file by removing a row draws another sample.
-    drawn = set(sampled(range(len(rows)), source.limit, seed))
-    reading = _Reading([], [])
-    faults = [fault.message for fault in torn]
-    astray: dict[str, str] = {}
-    elsewhere: dict[str, str] = {}
-    for number, row in enumerate(rows):
-        if number not in drawn and not own:
-            continue
-        reading.names += [(row.where, name_of(row))] if own else []
-        try:
-            question = question_of(row, library, open_book=config.open_book, subtask=config.subtask)
-        except UnknownDocumentError as error:
-            if number in drawn:
-                losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
-                astray[row.where] = error.document_id
-        except DataError as error:
-            if own:
-                faults.append(f"{row.where}: question {error}")
-            else:
-                losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
-        else:
-            if number not in drawn:
+@dataclass
+class _Reader:
+    """Reads the sources of a recipe's questions.
+
+    Attributes:
+        config: The recipe's `questions` section.
+        library: Where documents are looked up.
+        seed: Draws samples.
+        complete: As for `read_questions`.
+        losses: Rows that went no further, of all sources so far.
+        problems: Faults of all sources so far.
+    """
+
+    config: Questions
+    library: Library
+    seed: int
+    complete: bool
+    losses: list[Loss] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_columns(self.config)
+
+    def read(self, source: Source, name: str) -> _Reading:
+        """The questions of one source.
+
+        Raises:
+            DataError: It cannot be read as a whole.
+        """
+        own = is_own_file(source)
+        torn: list[Fault] = []
+        rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
+        # A fault outside the sample is told as well: whoever fixes the file by removing a row draws another sample.
+        drawn = set(sampled(range(len(rows)), source.limit, self.seed))
+        reading = _Reading([], [])
+        faults = [fault.message for fault in torn]
+        astray: dict[str, str] = {}
+        elsewhere: dict[str, str] = {}
+        for number, row in enumerate(rows):
+            if number not in drawn and not own:
                 continue
-            reading.places.append(row.where)
-            reading.questions.append(question)
-            if question.document_id is not None and question.document_id not in library.by_id:
-                elsewhere[row.where] = question.document_id
-    if complete:
-        for wrong, used in ((astray, False), (elsewhere, True)):
-            reading.astray += [note(name, len(drawn), wrong, library.by_id, used=used)] if wrong else []
-    if not own:
-        _rename_repeats(reading)
-    faults.sort(key=_line)
-    total = len(rows) + len(torn)
-    usable = len(faults) < total or total < 3
-    problems += faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
-    return reading
+            reading.names += [(row.where, name_of(row))] if own else []
+            try:
+                question = self._question(row)
+            except UnknownDocumentError as error:
+                if number in drawn:
+                    self.losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
+                    astray[row.where] = error.document_id
+            except DataError as error:
+                if own:
+                    faults.append(f"{row.where}: question {error}")
+                else:
+                    self.losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
+            else:
+                if number not in drawn:
+                    continue
+                reading.places.append(row.where)
+                reading.questions.append(question)
+                if question.document_id is not None and question.document_id not in self.library.by_id:
+                    elsewhere[row.where] = question.document_id
+        if self.complete:
+            for wrong, used in ((astray, False), (elsewhere, True)):
+                reading.astray += [note(name, len(drawn), wrong, self.library.by_id, used=used)] if wrong else []
+        if not own:
+            _rename_repeats(reading)
+        faults.sort(key=_line)
+        total = len(rows) + len(torn)
+        usable = len(faults) < total or total < 3
+        self.problems += (
+            faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
+        )
+        return reading
+
+    def _question(self, row: Row) -> Question:
+        config = self.config
+        return question_of(row, self.library, open_book=config.open_book, subtask=config.subtask, form=config.form)
+
+
+def check_columns(config: Questions) -> None:
+    """Refuses a form that does not exist, and names in `columns` that it does not read.
+
+    A recipe that names no form was checked for its columns when it was read.
+
+    Raises:
+        RecipeError: It says which field is wrong.
+    """
+    if config.form is None:
+        return
+    further = form_named(config.form).columns
+    for name, source in (("validation", config.validation), ("test", config.test)):
+        if source is not None:
+            known = (*QUESTION_FIELDS, *further, *([config.subtask] if config.subtask else []))
+            problem = unknown_column(f"questions.{name}", source, known)
+            if problem is not None:
+                raise RecipeError(problem)
 
 
 def _line(fault: str) -> int:
@@ -258,9 +306,10 @@ def _ids(reading: _Reading) -> list[str]:
 
 
 def _warn_repeats(validation: _Reading, warnings: list[str]) -> None:
-    seen: dict[tuple[str, str, tuple[str, ...]], str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     for where, question in zip(validation.places, validation.questions, strict=True):
-        key = (question.question.casefold(), question.context or "", question.choices or ())
+        asked, *below = form_of(question).parts(question)
+        key = (asked.casefold(), question.context or "", *below)
         if key in seen:
             warnings.append(f"{where}: the same validation question as {seen[key]}; it counts twice")
         seen.setdefault(key, where)
@@ -272,35 +321,48 @@ def _nothing_left(validation: _Reading, losses: list[Loss]) -> list[str]:
     return [f"{side}: no usable question is left; {len(losses)} were lost{reason}"]
 
 
-def _without_overlap(
-    config: Questions,
-    validation: _Reading,
-    test: _Reading | None,
-    kept: list[Question],
-    held_back: list[Question],
-    losses: list[Loss],
-    problems: list[str],
-    warnings: list[str],
-) -> list[Question]:
-    """The held-back questions that no validation question gives away."""
-    dropped = set()
-    own = config.test is not None and is_own_file(config.test)
-    near = 0
-    for second, first, word_for_word in overlap(kept, held_back):
-        ours, theirs = held_back[second], kept[first]
-        dropped.add(second)
-        if own and test is not None and test.places[second] == validation.places[first]:
-            continue  # one row read twice, which is told of its id
-        if word_for_word and own and test is not None:
-            where = test.places[second]
-            problems.append(
-                f"{where}: test question {ours.id!r} is also validation question {theirs.id!r} "
-                f"({validation.places[first]}): {ours.question[:80]!r}; remove it from one of them"
+@dataclass
+class _Apart:
+    """Keeps the test questions apart from the validation questions.
+
+    Attributes:
+        config: The recipe's `questions` section.
+        validation: As read.
+        test: As read; None without a source of its own.
+        problems: Where a question of a user's own test file that is also a validation question is told.
+        losses: Where one that is left out is told.
+        warnings: Where their number is told.
+    """
+
+    config: Questions
+    validation: _Reading
+    test: _Reading | None
+    problems: list[str]
+    losses: list[Loss] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def kept_from(self, kept: list[Question], held_back: list[Question]) -> list[Question]:
+        """The held-back questions that no validation question gives away."""
+        dropped = set()
+        own = self.config.test is not None and is_own_file(self.config.test)
+        near = 0
+        for second, first, word_for_word in overlap(kept, held_back):
+            ours, theirs = held_back[second], kept[first]
+            dropped.add(second)
+            if own and self.test is not None and self.test.places[second] == self.validation.places[first]:
+                continue  # one row read twice, which is told of its id
+            if word_for_word and own and self.test is not None:
+                where = self.test.places[second]
+                self.problems.append(
+                    f"{where}: test question {ours.id!r} is also validation question {theirs.id!r} "
+                    f"({self.validation.places[first]}): {ours.question[:80]!r}; remove it from one of them"
+                )
+                continue
+            how = "the same as" if word_for_word else "nearly the same as"
+            near += 1
+            self.losses.append(Loss(id=ours.id, stage="split", reason=f"{how} validation question {theirs.id}"))
+        if near:
+            self.warnings.append(
+                f"questions: {near} test questions are (nearly) the same as validation questions and left out"
             )
-            continue
-        how = "the same as" if word_for_word else "nearly the same as"
-        near += 1
-        losses.append(Loss(id=ours.id, stage="split", reason=f"{how} validation question {theirs.id}"))
-    if near:
-        warnings.append(f"questions: {near} test questions are (nearly) the same as validation questions and left out")
-    return [question for position, question in enumerate(held_back) if position not in dropped]
+        return [question for position, question in enumerate(held_back) if position not in dropped]

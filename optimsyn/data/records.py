@@ -5,11 +5,18 @@ All are frozen pydantic models, written one JSON object a line. `Sample` is the 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
-PairKind = Literal["free", "multiple_choice"]
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class Record(BaseModel):
@@ -47,19 +54,51 @@ class Passage(Record):
     group: str = ""
 
 
-class Question(Record):
-    """An expert question with its gold answer.
-
-    Attributes:
-        answers: Every accepted answer, `answer` first.
-        choices: The options of a multiple-choice question; `choices[answer_index]` is the gold option.
-        context: The text that an open-book question is asked with; None when it is asked closed book.
-        subtask: Questions of one subtask give the influence one direction.
-    """
+class _OfForm(Record):
+    """What a question and a pair have in common: their form."""
 
     id: str
     question: str
     answer: str
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records of the forms that there have always been are written as they have always been."""
+        raw: dict[str, Any] = handler(self)
+        for name in ("form", "details"):
+            if not raw.get(name, True):
+                raw.pop(name)
+        return raw
+
+
+def _kind(item: Question | Pair) -> str:
+    return item.form or ("multiple_choice" if item.choices is not None else "free")
+
+
+def _texts(item: Question | Pair) -> tuple[str, ...]:
+    return (item.question, item.answer, *(item.choices or ()), *_texts_in(item.details))
+
+
+def _texts_in(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(part)
+
+
+class Question(_OfForm):
+    """An expert question with its gold answer.
+
+    Attributes:
+        answers: Every accepted answer, `answer` first.
+        context: The text that an open-book question is asked with; None when it is asked closed book.
+        choices: The options of a multiple-choice question; `choices[answer_index]` is the gold option.
+        subtask: Questions of one subtask give the influence one direction.
+        form: The name of its form, as the recipe has it; "" for `free` and `multiple_choice`, told apart by `choices`.
+        details: What that form keeps beside question and answer.
+    """
+
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] | None = None
     answer_index: int | None = None
@@ -67,17 +106,25 @@ class Question(Record):
     document_id: str | None = None
     group: str = ""
     subtask: str = "all"
+    form: str = ""
+    details: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _gold_is_a_choice(self) -> Question:
-        if self.choices is not None and (self.answer_index is None or not 0 <= self.answer_index < len(self.choices)):
+        count = len(self.choices) if self.choices is not None and self.kind == "multiple_choice" else None
+        if count is not None and (self.answer_index is None or not 0 <= self.answer_index < count):
             raise ValueError(f"question {self.id!r}: answer_index {self.answer_index} names none of its choices")
         return self
 
     @property
-    def kind(self) -> PairKind:
-        """`multiple_choice` when it has choices, else `free`."""
-        return "multiple_choice" if self.choices is not None else "free"
+    def kind(self) -> str:
+        """The name of its form."""
+        return _kind(self)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts of question and answer."""
+        return _texts(self)
 
 
 class Rubric(Record):
@@ -90,7 +137,7 @@ class Rubric(Record):
     trainability: str
 
 
-class Pair(Record):
+class Pair(_OfForm):
     """A synthesized question and answer with its lineage.
 
     Attributes:
@@ -101,11 +148,10 @@ class Pair(Record):
         generator: Name of the model that wrote it.
         rubric_model: Name of the model that wrote the rubric ("" without one).
         seed: Sampling seed of the request that wrote it.
+        form: The name of its form, as the recipe has it; "" for `free` and `multiple_choice`, told apart by `choices`.
+        details: What that form keeps beside question and answer.
     """
 
-    id: str
-    question: str
-    answer: str
     choices: tuple[str, ...] | None = None
     answer_index: int | None = None
     context: str | None = None
@@ -120,11 +166,18 @@ class Pair(Record):
     rubric_model: str = ""
     generator: str = ""
     seed: int = 0
+    form: str = ""
+    details: dict[str, JsonValue] = Field(default_factory=dict)
 
     @property
-    def kind(self) -> PairKind:
-        """`multiple_choice` when it has choices, else `free`."""
-        return "multiple_choice" if self.choices is not None else "free"
+    def kind(self) -> str:
+        """The name of its form."""
+        return _kind(self)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts of question and answer."""
+        return _texts(self)
 
 
 class Sample(Record):

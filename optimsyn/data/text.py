@@ -8,6 +8,14 @@ import unicodedata
 
 _SPACES = re.compile(r"\s+")
 _WORDS = re.compile(r"\w+", re.UNICODE)
+# English words that carry no content of a question.
+STOP_WORDS = frozenset(
+    (
+        "a an and are as at be been being by can could did do does for from had has have how in into is it its may "
+        "might must of on or our shall should so than that the their them then there these they this those to was we "
+        "were what when where which while who whom whose why will with would you your"
+    ).split()
+)
 # A run without spaces that is longer than this is no word of a language written with spaces: a Chinese sentence, a
 # table rule, a base64 blob. It counts as several words, so that passages stay passages.
 _LONGEST_WORD = 24

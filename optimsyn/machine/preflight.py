@@ -24,6 +24,7 @@ from optimsyn.recipe.sections.influence import twin_problem
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
+    from optimsyn.programs.checks import Check
 
 T = TypeVar("T")
 
@@ -209,6 +210,9 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
         except DataError as error:
             found.problems.append(f"questions: {error}")
             return None
+        except RecipeError as error:  # of the form, whose field the message names
+            found.problems.append(str(error))
+            return None
         found.problems += shortened(sets.problems, "questions")
         found.warnings += shortened(sets.warnings, "questions")
         return sets
@@ -220,6 +224,8 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
                 found.warnings += notes
             except DataError as error:
                 found.problems.append(f"{name}: {error}")
+            except RecipeError as error:
+                found.problems.append(str(error))
     return None
 
 
@@ -262,11 +268,29 @@ def _check_stages(recipe: Recipe, found: Preflight) -> None:
             found.problems.append(str(error))
 
 
+def _check_form(recipe: Recipe, found: Preflight) -> dict[str, Check]:
+    """Looks at the form of the questions, where the recipe names one, and returns its own checks."""
+    from optimsyn.data.forms import form_named, identity_of
+    from optimsyn.data.questions import check_columns
+    from optimsyn.programs.checks import form_checks
+
+    name = recipe.questions.form
+    if name is None:
+        return {}
+    try:
+        check_columns(recipe.questions)
+        identity_of(name, form_named(name))
+        return form_checks([name])
+    except RecipeError as error:
+        found.problems.append(str(error))
+        return {}
+
+
 def _check_own_parts(recipe: Recipe, found: Preflight) -> None:
     """What a recipe names of one's own, in so far as only this process can tell; the light parts need no torch."""
     from optimsyn.programs.checks import check_problems
 
-    found.problems += check_problems(recipe.checks)
+    found.problems += check_problems(recipe.checks, _check_form(recipe, found))
     influence = recipe.influence
     if not influence.is_influence:
         import optimsyn.influence.factory  # noqa: F401 - knows what a scorer is

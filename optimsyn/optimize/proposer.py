@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optimsyn.data.forms import form_named
 from optimsyn.reward.judgements import Judgement
 
 # Sentences in one candidate at most: the rubric model may be small and its context short.
@@ -42,6 +43,8 @@ CURES = {
     "answered_by_itself": "The question must not contain its own answer.",
     "mentions_document": "The question must make sense without the text and name its subject in full.",
     "choices_well_formed": "The choices must be distinct, alike in form, and only one of them right.",
+    "reason_well_formed": "The reason must be one short sentence that says more than the statement.",
+    "reason_grounded": "The reason must be a fact of the text, in its own words.",
     "grounded": "The answer must be stated in the text, in its own words.",
     "answer_fits_question": "The answer must be of the kind that the question asks for.",
     "near_duplicate_question": "Ask about a detail that is seldom asked about.",
@@ -225,7 +228,7 @@ def _on_length(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> li
     sized = sorted(
         (len(row.pair.answer.split()), advantage[row.key])
         for row in valid
-        if row.pair is not None and row.kind == "free"
+        if row.pair is not None and form_named(row.kind).free_length
     )
     half = len(sized) // 2
     if half < 2:

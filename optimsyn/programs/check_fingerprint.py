@@ -7,15 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimsyn.base.extensions import FORMS
 from optimsyn.base.source_identity import module_source, source_identity
+from optimsyn.data.forms import form_named
 from optimsyn.data.records import Question
 
 # The code and the word lists that the built-in checks are made of.
 BUILT_IN = (
     "optimsyn.programs.checks",
-    "optimsyn.programs.demonstrations",
+    "optimsyn.data.demonstrations",
     "optimsyn.programs.constrained.spans",
     "optimsyn.data.duplicates",
+    "optimsyn.data.forms.form",
+    "optimsyn.data.forms.free",
+    "optimsyn.data.forms.multiple_choice",
+    "optimsyn.data.forms.true_false",
     "optimsyn.data.text",
 )
 
@@ -43,6 +49,16 @@ def check_parts(
     return parts | {
         f"the plugin {name}": _digest(source_identity(name, check, "checks.plugins")) for name, check in plugins.items()
     }
+
+
+def form_parts(names: Sequence[str]) -> dict[str, str]:
+    """Digests of the forms of a user's own, whose checks run, as in `check_parts`.
+
+    Raises:
+        RecipeError: A form has no source.
+    """
+    own = [name for name in names if name not in FORMS.built_in]
+    return {f"the form {name}": _digest(source_identity(name, form_named(name), FORMS.field)) for name in own}
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:

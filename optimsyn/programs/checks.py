@@ -7,20 +7,23 @@ let pass need not be good. Word lists are English; in other languages those part
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import CHECKS
+from optimsyn.base.extensions import CHECKS, FORMS
 from optimsyn.base.suggestions import did_you_mean
+from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
+from optimsyn.data.forms import FormCheck, QuestionForm, form_named, form_of
+from optimsyn.data.forms.multiple_choice import VERDICTS
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.data.text import control_token, is_quoted, normalized, stem, word_count, words_of
-from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of
+from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of, form_parts
 from optimsyn.programs.constrained.spans import FUNCTION_WORDS
-from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.recipe.sections.synthesis import Checks
 
 _QUESTION_WORDS = frozenset(
@@ -47,7 +50,6 @@ _LONGEST_QUESTION = 60
 _LONGEST_ANSWER = 100
 _SHARE_IN_PASSAGE = 0.7
 _SHARE_OF_QUESTION = 0.5
-_VERDICTS = frozenset("yes no maybe true false unknown unclear uncertain".split())
 
 
 @dataclass
@@ -111,7 +113,7 @@ def check_format(pair: Pair, context: CheckContext) -> str | None:
             return f"the {name} holds debris of the reply's format"
         if _loops(words_of(text)):
             return f"the {name} repeats itself"
-    for text in (pair.question, pair.answer, *(pair.choices or ())):
+    for text in pair.texts:
         if (found := control_token(text)) is not None:
             return f"it holds {found}, a control token of language models"
     words = words_of(pair.question)
@@ -150,7 +152,7 @@ def check_copied_passage(pair: Pair, context: CheckContext) -> str | None:
 
 def check_answered_by_itself(pair: Pair, context: CheckContext) -> str | None:
     """The question does not hold its own answer."""
-    if _is_verdict(pair):
+    if form_of(pair).is_verdict(pair):
         return None
     answer, question = _content(pair.answer), set(map(stem, words_of(pair.question)))
     if answer and all(stem(word) in question for word in answer):
@@ -171,27 +173,6 @@ def check_mentions_document(pair: Pair, context: CheckContext) -> str | None:
     return None
 
 
-def check_choices_well_formed(pair: Pair, context: CheckContext) -> str | None:
-    """At least two distinct options, the answer among them where the index says."""
-    if pair.choices is None:
-        return None
-    index = pair.answer_index
-    if len(pair.choices) < 2:
-        return "a multiple-choice question needs at least two options"
-    if index is None or not 0 <= index < len(pair.choices):
-        return f"the index of the answer, {index}, names no option"
-    if normalized(pair.choices[index]) != normalized(pair.answer):
-        return f"option {index} is not the answer"
-    plain = [" ".join(w for w in words_of(choice) if w not in ("the", "a", "an")) for choice in pair.choices]
-    if not all(choice.strip() for choice in pair.choices):
-        return "an option is empty"
-    if len(set(plain)) < len(plain):
-        return "two options are the same"
-    if any(re.search(r"\b(?:all|none|both) of (?:the|these)\b", choice, re.IGNORECASE) for choice in pair.choices):
-        return "an option refers to the others"
-    return None
-
-
 def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     """The content words of the answer come from the passage, its figures all do, and so does half of the question.
 
@@ -200,7 +181,7 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     known = context.source_words
     if normalized(pair.quote) and not is_quoted(pair.quote, f"{context.passage.title} {context.passage.text}"):
         return "the quote is not in the passage"
-    if not _is_verdict(pair):
+    if not form_of(pair).is_verdict(pair):
         answer = _content(pair.answer) or words_of(pair.answer)
         strange = [word for word in answer if stem(word) not in known]
         figures = [word for word in strange if word[0].isdigit()]
@@ -211,7 +192,7 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
     question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
     strange = [word for word in question if stem(word) not in known]
     figures = [word for word in strange if word[0].isdigit()]
-    if figures and not _is_verdict(pair):
+    if figures and not form_of(pair).is_verdict(pair):
         return f"the passage does not give the question's figure {figures[0]}"
     if not question or len(question) == len(strange):
         return "the question shares no subject with the passage"
@@ -223,9 +204,9 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
 def check_answer_fits_question(pair: Pair, context: CheckContext) -> str | None:
     """A question for a time, a number or a person has an answer of that sort (English only)."""
     start = normalized(pair.question)
-    if _is_verdict(pair):
+    if form_of(pair).is_verdict(pair):
         return None
-    if normalized(pair.answer) in _VERDICTS:
+    if normalized(pair.answer) in VERDICTS:
         verdict_asked = re.match(r"(?:who|what|when|where|which|why|how|in (?:what|which))\b", start)
         return "yes or no does not answer an open question" if verdict_asked else None
     if re.match(r"(?:when\b|in (?:what|which) year)", start) and not _TIME_WORD.search(pair.answer):
@@ -259,8 +240,9 @@ def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
     """Nothing of the prompt's demonstrations has leaked into the pair."""
     question = words_of(pair.question)
     source = words_of(context.passage.text)
+    of_form = form_of(pair).demonstration
     for demo in DEMOS:
-        for shown in (demo.question, demo.closed_question):
+        for shown in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
             words = words_of(shown)
             if question == words:
                 return "it is a demonstration of the prompt"
@@ -274,11 +256,25 @@ def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
 
 def check_unsafe(pair: Pair, context: CheckContext) -> str | None:
     """None of the recipe's unsafe words (whole words or phrases, any case)."""
-    text = normalized(" \n ".join((pair.question, pair.answer, *(pair.choices or ()))))
+    text = normalized(" \n ".join(pair.texts))
     for word in context.unsafe_words:
         if re.search(rf"(?<!\w){re.escape(normalized(word))}(?!\w)", text):
             return f"it holds the unsafe word {word!r}"
     return None
+
+
+def _for_form(form: str, check: FormCheck) -> Check:
+    """A form's own check, which lets pairs of other forms pass."""
+
+    @functools.wraps(check)
+    def only(pair: Pair, context: CheckContext) -> str | None:
+        return check(pair, context) if pair.kind == form else None
+
+    return only
+
+
+def _checks_of(forms: Mapping[str, QuestionForm]) -> dict[str, Check]:
+    return {name: _for_form(form, check) for form, part in forms.items() for name, check in part.checks.items()}
 
 
 BUILT_IN: dict[str, Check] = {
@@ -287,7 +283,7 @@ BUILT_IN: dict[str, Check] = {
     "copied_passage": check_copied_passage,
     "answered_by_itself": check_answered_by_itself,
     "mentions_document": check_mentions_document,
-    "choices_well_formed": check_choices_well_formed,
+    **_checks_of(FORMS.built_in),
     "grounded": check_grounded,
     "answer_fits_question": check_answer_fits_question,
     "near_duplicate_question": check_near_duplicate_question,
@@ -300,12 +296,18 @@ _NO_CHECK = "it is not a function of a pair and its context, nor an object that 
 CHECKS.provide(BUILT_IN, lambda part: None if callable(part) and not isinstance(part, type) else _NO_CHECK)
 
 
-def check_problems(checks: Checks) -> list[str]:
-    """What is wrong with the names of checks in a recipe, a sentence for each that cannot be used."""
+def check_problems(checks: Checks, of_forms: Iterable[str] = ()) -> list[str]:
+    """What is wrong with the names of checks in a recipe, a sentence for each that cannot be used.
+
+    Args:
+        checks: The recipe's section.
+        of_forms: Names of the checks that the questions' forms bring along.
+    """
+    known = [*BUILT_IN, *of_forms]
     found = []
     for name in checks.disabled:
-        if name not in BUILT_IN:
-            hint = did_you_mean(name, BUILT_IN, f"known: {', '.join(BUILT_IN)}", cutoff=0.5)
+        if name not in known:
+            hint = did_you_mean(name, known, f"known: {', '.join(known)}", cutoff=0.5)
             found.append(f"checks.disabled: there is no check {name!r}; {hint}")
     for name in checks.plugins:
         if name in BUILT_IN:
@@ -318,12 +320,33 @@ def check_problems(checks: Checks) -> list[str]:
     return found
 
 
+def form_checks(names: Iterable[str]) -> dict[str, Check]:
+    """The checks that forms of a user's own bring along, by name.
+
+    Args:
+        names: Of forms, also of built-in ones, whose checks stand in `BUILT_IN`.
+
+    Raises:
+        RecipeError: There is no such form, or a check of it has the name of another one.
+    """
+    found: dict[str, Check] = {}
+    for form in dict.fromkeys(names):
+        if form in FORMS.built_in:
+            continue
+        own = _checks_of({form: form_named(form)})
+        taken = next((name for name in own if name in BUILT_IN or name in found), None)
+        if taken is not None:
+            raise RecipeError(f"{FORMS.field}: the check {taken!r} of {form!r} has the name of another one; rename it")
+        found |= own
+    return found
+
+
 class Checker:
     """Runs the checks of a recipe.
 
     Args:
         checks: Which are disabled, the unsafe words, and your own checks by name.
-        questions: Validation and test questions.
+        questions: Validation and test questions; the checks of their forms run as well.
 
     Attributes:
         fingerprint: Names everything that a verdict depends on and changes with any of it: which checks run, their
@@ -341,13 +364,15 @@ class Checker:
     """
 
     def __init__(self, checks: Checks, questions: Sequence[Question] = ()) -> None:
-        problems = check_problems(checks)
+        forms = list(dict.fromkeys(question.kind for question in questions))
+        of_forms = form_checks(forms)
+        problems = check_problems(checks, of_forms)
         if problems:
             raise RecipeError(problems[0])
-        built_in = {name: check for name, check in BUILT_IN.items() if name not in checks.disabled}
+        built_in = {name: check for name, check in (BUILT_IN | of_forms).items() if name not in checks.disabled}
         plugins: dict[str, Check] = {reference: CHECKS.get(reference) for reference in checks.plugins}
         self.checks = built_in | plugins
-        self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions)
+        self.parts = check_parts(list(built_in), plugins, checks.unsafe_words, questions) | form_parts(forms)
         self.fingerprint = fingerprint_of(self.parts)
         self._unsafe = checks.unsafe_words
         self._questions: list[Question] = []
@@ -364,11 +389,6 @@ class Checker:
         context = CheckContext(passage, self._questions, self._texts, self._unsafe)
         reasons = {name: reason for name, check in self.checks.items() if (reason := check(pair, context)) is not None}
         return Validity(not reasons, tuple(reasons), reasons)
-
-
-def _is_verdict(pair: Pair) -> bool:
-    """An option of a fixed set, such as yes, no and maybe."""
-    return pair.choices is not None and all(normalized(choice) in _VERDICTS for choice in pair.choices)
 
 
 def _content(text: str) -> list[str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from optimsyn.base.seeds import derive_seed
+from optimsyn.data.forms import Content, recorded
 from optimsyn.data.records import Pair, Passage, Rubric
-from optimsyn.programs.constrained.pair_form import PairForm, open_schema, tight_schema
+from optimsyn.llm.replies import Reply
+from optimsyn.programs.constrained.pair_form import tight_schema
 from optimsyn.programs.constrained.steering import Steer
 from optimsyn.programs.messages import Message
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
-from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages
+from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages, open_schema
 from optimsyn.programs.rubric import Shared
 from optimsyn.programs.task_shape import TaskShape
 
@@ -28,7 +28,7 @@ class WritePair(dspy.Signature):
 
     passage: str = dspy.InputField(desc="the text that the question is made from")
     rubric: Rubric | None = dspy.InputField(desc="the criteria, if any")
-    pair: dict[str, str] = dspy.OutputField(desc="quote, question, answer and wrong options")
+    pair: dict[str, Any] = dspy.OutputField(desc="quote, question, answer and what else its form holds")
 
 
 class PairWriter(dspy.Module):
@@ -61,7 +61,7 @@ class PairWriter(dspy.Module):
         facts.append(spec.api_base is None)
         if besides := self.model.asked_besides:
             facts.append(sorted(besides.items()))
-        return "pairs-" + hashlib.sha256(repr([*facts, self.spec]).encode()).hexdigest()[:16]
+        return "pairs-" + hashlib.sha256(repr([*facts, self.spec.identity]).encode()).hexdigest()[:16]
 
     async def awrite(
         self,
@@ -73,7 +73,7 @@ class PairWriter(dspy.Module):
         guiding_text: str = "",
         rubric_model: str = "",
     ) -> Pair:
-        """Writes one pair; its kind follows from the seed.
+        """Writes one pair; its form follows from the seed.
 
         Args:
             passage: The text to make it from.
@@ -87,23 +87,26 @@ class PairWriter(dspy.Module):
             ReplyError: The reply holds no usable pair.
             ServiceError: The service failed for good.
         """
-        form = self.spec.form(self.spec.kind_for(seed))
+        kind = self.spec.kind_for(seed)
+        form = self.spec.form(kind)
         chat = self.model.chat
 
         def messages(_: str, inputs: dict[str, Any]) -> list[Message]:
             if chat:
-                return chat_messages(form, inputs["passage"], inputs["rubric"])
+                return chat_messages(form, inputs["passage"], inputs["rubric"], seed)
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
+
+        def reading(reply: Reply, max_tokens: int | None) -> dict[str, Any]:
+            found = read_pair(reply, form, max_tokens=max_tokens)
+            return {"quote": found["quote"], "content": form.content(found, seed)}
 
         # A base model is held to stretches of the passage, which makes a small one right. A service's model writes
         # freely, under one schema for all passages: that is what services take, and keep compiled.
-        schema = open_schema(form) if chat else tight_schema(form, passage.text, seed, Steer.of(rubric))
+        schema = open_schema(form, seed) if chat else tight_schema(form, passage.text, seed, Steer.of(rubric))
         prediction = await ask(
             self.write,
             self.model,
-            PromptAdapter(
-                messages, lambda reply, max_tokens: read_pair(reply, form, max_tokens=max_tokens), "generator"
-            ),
+            PromptAdapter(messages, reading, "generator"),
             seed=seed,
             schema=("pair", schema),
             # A schema ends the reply by itself, and a stop text could cut white space that it allows.
@@ -111,17 +114,18 @@ class PairWriter(dspy.Module):
             passage=passage.text,
             rubric=rubric,
         )
-        reply: dict[str, str] = prediction.pair
-        choices, index = _options(reply, form, seed)
-        identity = (passage.id, variant, seed, guiding_text, rubric, reply["question"], reply["answer"])
+        content: Content = prediction.pair["content"]
+        identity: tuple[Any, ...] = (passage.id, variant, seed, guiding_text, rubric, content.question, content.answer)
+        if content.details:
+            identity = (*identity, sorted(content.details.items()))
         return Pair(
             id="pair-" + hashlib.sha256(repr(identity).encode()).hexdigest()[:16],
-            question=reply["question"],
-            answer=reply["answer"],
-            choices=choices,
-            answer_index=index,
+            question=content.question,
+            answer=content.answer,
+            choices=content.choices,
+            answer_index=content.answer_index,
             context=passage.text if self.spec.open_book else None,
-            quote=reply["quote"],
+            quote=prediction.pair["quote"],
             passage_id=passage.id,
             document_id=passage.document_id,
             char_start=passage.char_start,
@@ -132,6 +136,8 @@ class PairWriter(dspy.Module):
             rubric_model=rubric_model,
             generator=self.model.name,
             seed=seed,
+            form=recorded(kind),
+            details=content.details,
         )
 
     async def aforward(
@@ -147,15 +153,3 @@ class PairWriter(dspy.Module):
         from optimsyn.llm.language_model import run_sync
 
         return run_sync(self.aforward(passage, rubric, seed, variant))
-
-
-def _options(reply: dict[str, str], form: PairForm, seed: int) -> tuple[tuple[str, ...] | None, int | None]:
-    """The options in a seeded order and where the answer stands; (None, None) for a free answer."""
-    if form.fixed:
-        return form.fixed, form.fixed.index(reply["answer"])
-    if not form.wrong_keys:
-        return None, None
-    options = [reply["answer"], *(reply[name] for name in form.wrong_keys)]
-    order = list(range(len(options)))
-    random.Random(derive_seed(seed, "options")).shuffle(order)
-    return tuple(options[i] for i in order), order.index(0)

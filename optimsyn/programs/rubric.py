@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from optimsyn.base.errors import Outcome, ReplyError
-from optimsyn.data.records import PairKind, Passage, Rubric
+from optimsyn.data.records import Passage, Rubric
 from optimsyn.llm.reading.plain_text import beginning, one_line
 from optimsyn.llm.reading.unusable import was_cut
 from optimsyn.llm.reading.values import objects_in, read
@@ -56,7 +56,7 @@ class WriteRubric(dspy.Signature):
     """Write the criteria for one question and its answer."""
 
     passage: str = dspy.InputField(desc="the text that the question is made from")
-    kind: str = dspy.InputField(desc="free or multiple_choice")
+    kind: str = dspy.InputField(desc="the form of the question")
     rubric: Rubric = dspy.OutputField(desc="the criteria")
 
 
@@ -68,7 +68,7 @@ class RubricWriter(dspy.Module):
     Args:
         model: Writes the rubrics.
         guiding_text: The few sentences that a person wrote, or an optimiser.
-        kind_hint: Said about the form of the questions in place of the default words for the pair's kind.
+        kind_hint: Said about the form of the questions in place of the words of the pair's form.
 
     Example:
         >>> writer = RubricWriter(load_language_model(recipe.models.rubric), recipe.guiding_text)  # doctest: +SKIP
@@ -96,7 +96,7 @@ class RubricWriter(dspy.Module):
     def guiding_text(self, text: str) -> None:
         self.write.signature = self.write.signature.with_instructions(text)
 
-    async def aforward(self, passage: Passage, kind: PairKind = "free", seed: int = 0) -> dspy.Prediction:
+    async def aforward(self, passage: Passage, kind: str = "free", seed: int = 0) -> dspy.Prediction:
         """Writes one rubric.
 
         Returns:
@@ -127,7 +127,7 @@ class RubricWriter(dspy.Module):
             kind=kind,
         )
 
-    def forward(self, passage: Passage, kind: PairKind = "free", seed: int = 0) -> dspy.Prediction:
+    def forward(self, passage: Passage, kind: str = "free", seed: int = 0) -> dspy.Prediction:
         """The same, for callers without an event loop (DSPy's optimisers call programs in threads)."""
         from optimsyn.llm.language_model import run_sync
 
@@ -144,13 +144,13 @@ class Shared:
         return self
 
 
-def rubric_prompt(guiding_text: str, passage: Passage, kind: PairKind, *, tokenizer: Any = None) -> str | list[Message]:
+def rubric_prompt(guiding_text: str, passage: Passage, kind: str, *, tokenizer: Any = None) -> str | list[Message]:
     r"""The local policy's prompt for one rubric.
 
     Args:
         guiding_text: What the rubric is to follow.
         passage: The text that the pair will be made from.
-        kind: The kind of pair.
+        kind: The form of the pair.
         tokenizer: The policy's tokenizer; one with a chat template gets chat messages, any other (or none) plain text
             that ends in `Rubric:\nQuestion type:`, so that the completion starts with the question type.
 
@@ -162,7 +162,7 @@ def rubric_prompt(guiding_text: str, passage: Passage, kind: PairKind, *, tokeni
 
 
 def rubric_messages(
-    guiding_text: str, passage: Passage, kind: PairKind, *, chat: bool
+    guiding_text: str, passage: Passage, kind: str, *, chat: bool
 ) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """The policy's prompt as the messages of a `Call`, with the texts that end its reply.
 

@@ -6,15 +6,27 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
 
 from optimsyn.base.seeds import derive_seed
-from optimsyn.data.records import PairKind, Question
-from optimsyn.data.text import word_count
-from optimsyn.programs.constrained.pair_form import PairForm
+from optimsyn.data.forms import QuestionForm, form_named, identity_of
+from optimsyn.data.forms.free import Free
+from optimsyn.data.records import Question
 
-# Share of the multiple-choice questions that must have the same options for these to count as fixed.
-_FIXED_SHARE = 0.8
+
+@dataclass(frozen=True)
+class FormShare:
+    """One form among the expert questions.
+
+    Attributes:
+        name: As the recipe names it.
+        form: The form as these questions have it.
+        share: Of all questions, between 0 and 1.
+    """
+
+    name: str
+    form: QuestionForm
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -22,48 +34,59 @@ class TaskShape:
     """The form of the expert questions, which pairs imitate.
 
     Attributes:
-        multiple_choice: Share of questions with options.
-        fixed_choices: The options when nearly all such questions have the same (yes, no, maybe), else empty.
-        choices: Options of a multiple-choice question otherwise (the most frequent number).
+        forms: The forms that they have, `free` last.
         open_book: Most questions are asked with a text.
-        answer_words: Median number of words of the free answers.
     """
 
-    multiple_choice: float = 0.0
-    fixed_choices: tuple[str, ...] = ()
-    choices: int = 4
+    forms: tuple[FormShare, ...] = (FormShare("free", Free()),)
     open_book: bool = False
-    answer_words: int = 3
 
     @classmethod
     def of(cls, questions: Sequence[Question]) -> TaskShape:
-        """The shape of some questions (the validation questions of a run)."""
-        with_options = [question.choices for question in questions if question.choices is not None]
-        free = [question for question in questions if question.choices is None]
-        fixed: tuple[str, ...] = ()
-        number = 4
-        if with_options:
-            sets = Counter(tuple(sorted(choice.casefold().strip() for choice in choices)) for choices in with_options)
-            common, count = sets.most_common(1)[0]
-            if count > 1 and count >= _FIXED_SHARE * len(with_options):
-                fixed = next(c for c in with_options if tuple(sorted(x.casefold().strip() for x in c)) == common)
-            number = Counter(len(choices) for choices in with_options).most_common(1)[0][0]
+        """The shape of some questions (the validation questions of a run).
+
+        Raises:
+            RecipeError: This process does not know a question's form.
+        """
+        if not questions:
+            return cls()
+        counts = Counter(question.kind for question in questions)
+        names = sorted(counts, key=lambda name: (name == "free", name))
         return cls(
-            multiple_choice=len(with_options) / len(questions) if questions else 0.0,
-            fixed_choices=fixed,
-            choices=number,
-            open_book=2 * sum(question.context is not None for question in questions) > len(questions),
-            answer_words=max(1, round(median(word_count(q.answer) for q in free))) if free else 3,
+            tuple(FormShare(n, form_named(n).fitted(questions), counts[n] / len(questions)) for n in names),
+            2 * sum(question.context is not None for question in questions) > len(questions),
         )
 
-    def kind_for(self, seed: int) -> PairKind:
-        """The kind of the pair with this seed; over many seeds in the proportion of the questions."""
-        return "multiple_choice" if random.Random(derive_seed(seed, "kind")).random() < self.multiple_choice else "free"
+    @classmethod
+    def only(cls, name: str, form: QuestionForm | None = None, *, open_book: bool = False) -> TaskShape:
+        """The shape of questions that all have one form.
 
-    def form(self, kind: PairKind) -> PairForm:
-        """What a pair of this kind has to look like."""
-        if kind == "free":
-            return PairForm(answer_words=self.answer_words)
-        if self.fixed_choices:
-            return PairForm(len(self.fixed_choices), self.fixed_choices, self.answer_words)
-        return PairForm(self.choices, (), self.answer_words)
+        Args:
+            name: Of the form.
+            form: The form as the questions have it; None: as it is made.
+            open_book: They are asked with a text.
+        """
+        return cls((FormShare(name, form or form_named(name)),), open_book)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the pairs that imitate it depend on, as JSON values.
+
+        Raises:
+            RecipeError: A form of the user's own has no source.
+        """
+        return [self.open_book, *([identity_of(each.name, each.form), each.share] for each in self.forms)]
+
+    def kind_for(self, seed: int) -> str:
+        """The name of the form of the pair with this seed; over many seeds in the proportion of the questions."""
+        drawn = random.Random(derive_seed(seed, "kind")).random()
+        reached = 0.0
+        for each in self.forms[:-1]:
+            reached += each.share
+            if drawn < reached:
+                return each.name
+        return self.forms[-1].name
+
+    def form(self, name: str) -> QuestionForm:
+        """The form of this name, as the questions have it."""
+        return next((each.form for each in self.forms if each.name == name), None) or form_named(name)

@@ -17,6 +17,7 @@ from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
 from optimsyn.base.labels import method_label, metric_label, variant_label
 from optimsyn.base.table import Table, number
+from optimsyn.data.forms import as_text, shown
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.optimize.history import read_history
 from optimsyn.reward.judgements import Judgement, LedgerRow, content_key, latest_rows
@@ -45,7 +46,7 @@ def questions(run: Run, count: int = 3) -> Table:
     one_each = {question.subtask: question for question in reversed(found)}
     picked = [q for q in found if one_each[q.subtask] is q]
     picked = [*picked, *(q for q in found if q not in picked)][:count]
-    rows = tuple((q.subtask, q.question, q.answer) for q in picked)
+    rows = tuple((q.subtask, q.question, shown(q)[1]) for q in picked)
     return Table(_first(count, len(found), "validation question"), ("subtask", "question", "answer"), rows)
 
 
@@ -66,7 +67,7 @@ def first_draft(run: Run, count: int = 2) -> Table:
     order = sorted(range(len(pairs)), key=lambda index: -influence[index])
     picked = order if len(order) <= count else [*order[: (count + 1) // 2], *order[len(order) - count // 2 :]]
     rows = tuple(
-        (titles.get(pairs[i].passage_id, ""), _rubric(pairs[i]), _question_and_answer(pairs[i]), number(influence[i]))
+        (titles.get(pairs[i].passage_id, ""), _rubric(pairs[i]), as_text(pairs[i]), number(influence[i]))
         for i in picked
     )
     columns = ("passage", "rubric", "pair", "influence")
@@ -132,7 +133,7 @@ def policy_groups(run: Run, count: int = 1) -> Table:
         mean = sum(row.reward for row in members) / len(members)
         for row in sorted(members, key=lambda row: -row.reward):
             asked = row.rubric.question_type if row.rubric is not None else "(not readable)"
-            outcome = _question_and_answer(row.pair) if row.pair is not None else ""
+            outcome = as_text(row.pair) if row.pair is not None else ""
             failed = "" if row.valid else f"\ninvalid: {', '.join(row.failed)}"
             # Equal rewards differ from their mean by what is lost in rounding.
             above = round(row.reward - mean, 9) + 0.0
@@ -171,7 +172,7 @@ def best_and_worst(run: Run, count: int = 1) -> Table:
     order = sorted(valid.values(), key=lambda row: -(row.influence or 0.0))
     picked = order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
     body = tuple(
-        (number(row.influence), variant_label(row.variant), _rubric(row.pair), _question_and_answer(row.pair))
+        (number(row.influence), variant_label(row.variant), _rubric(row.pair), as_text(row.pair))
         for row in picked
         if row.pair is not None
     )
@@ -205,7 +206,7 @@ def dataset(run: Run, count: int = 2) -> Table:
     titles = _titles(run)
     rows = tuple(
         (
-            _question_and_answer(row.pair),
+            as_text(row.pair),
             row.pair.quote,
             f"{titles.get(row.passage_id, row.passage_id)}\ncharacters {row.pair.char_start}–{row.pair.char_end}",
             row.pair.generator,
@@ -332,11 +333,6 @@ def _rubric(pair: Pair) -> str:
     from optimsyn.programs.rubric import rubric_text
 
     return rubric_text(pair.rubric) if pair.rubric is not None else "(none)"
-
-
-def _question_and_answer(pair: Pair) -> str:
-    options = "" if pair.choices is None else f"\n({' · '.join(pair.choices)})"
-    return f"Q: {pair.question}{options}\nA: {pair.answer}"
 
 
 def _variant(run: Run) -> str:

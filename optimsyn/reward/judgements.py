@@ -20,7 +20,7 @@ from pydantic import Field
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import DataError, Outcome
 from optimsyn.base.files import iter_json
-from optimsyn.data.records import Pair, PairKind, Passage, Record, Rubric
+from optimsyn.data.records import Pair, Passage, Record, Rubric
 from optimsyn.reward.ledger_index import LedgerIndex, Row
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class RubricRequest(Record):
     """One pair to be written under a rubric and judged.
 
     Attributes:
+        kind: Name of the pair's form.
         rubric: None when the pair is written without one, or when `error` says why there is none.
         error: What was wrong with the rubric reply; such a request is judged invalid and no pair is bought.
         unjudged: What came in place of a rubric, where that is nobody's fault; such a request is not judged.
@@ -40,7 +41,7 @@ class RubricRequest(Record):
     """
 
     passage: Passage
-    kind: PairKind
+    kind: str
     rubric: Rubric | None = None
     error: str | None = None
     unjudged: Outcome | None = None
@@ -77,6 +78,7 @@ class Judgement(Record):
     Attributes:
         key: Identity of the request under `identity`.
         source: Who asked first (a stage's name).
+        kind: Name of the pair's form.
         pair: None when no pair could be read from the replies.
         failed: Names of the failed checks; `rubric_format` and `pair_format` for replies that could not be read.
         unjudged: What came in place of a pair or a rubric where that is nobody's fault: a cut reply, a refusal, a tool
@@ -96,7 +98,7 @@ class Judgement(Record):
     key: str
     source: str = ""
     passage_id: str
-    kind: PairKind
+    kind: str
     seed: int = 0
     variant: str = ""
     guiding_text: str = ""
@@ -206,7 +208,13 @@ def windows(requests: Sequence[RubricRequest], size: int, *, whole_passages: boo
 
 def content_key(pair: Pair) -> str:
     """Identity of what the target would see of a pair, whatever its lineage: equal content has equal influence."""
-    return digest([pair.question, pair.answer, pair.choices, pair.answer_index, pair.context])
+    return _content_digest(pair.model_dump(mode="json"))
+
+
+def _content_digest(pair: Mapping[str, Any]) -> str:
+    parts = [pair["question"], pair["answer"], pair.get("choices"), pair.get("answer_index"), pair.get("context")]
+    further = [pair[name] for name in ("form", "details") if pair.get(name)]
+    return digest(parts + further)
 
 
 def verdict(row: Judgement) -> str:
@@ -361,5 +369,4 @@ def _scored_content(row: Mapping[str, Any]) -> tuple[str, str] | None:
     pair = row.get("pair")
     if not row["valid"] or pair is None:
         return None
-    parts = [pair["question"], pair["answer"], pair.get("choices"), pair.get("answer_index"), pair.get("context")]
-    return row.get("scorer", ""), digest(parts)
+    return row.get("scorer", ""), _content_digest(pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.table import Shown
+from optimsyn.data.forms import shown
 from optimsyn.data.records import Pair
 from optimsyn.runs.export import CARD, PARQUET
 
@@ -82,10 +84,9 @@ class Dataset(Shown, Sequence[Pair]):
         body = []
         for place in order[:_SHOWN]:
             row = self.rows[place]
-            choices = "".join(f"\n{chr(65 + i)}. {choice}" for i, choice in enumerate(row["choices"] or ()))
-            body.append(
-                (row["question"] + choices, row["answer"], row["document_id"], fixed(row["influence"], decimals))
-            )
+            (question, *below), answer = shown(_pair(row))
+            listed = "".join(f"\n{chr(65 + i)}. {part}" for i, part in enumerate(below))
+            body.append((question + listed, answer, row["document_id"], fixed(row["influence"], decimals)))
         variants = ", ".join(variant_label(name) for name in dict.fromkeys(row["variant"] for row in self.rows))
         documents = len({row["document_id"] for row in self.rows})
         note = f"Columns: {', '.join(self.columns)}. Card: dataset/{CARD}."
@@ -101,4 +102,8 @@ class Dataset(Shown, Sequence[Pair]):
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:
-    return Pair.model_validate({name: row[name] for name in Pair.model_fields if name in row})
+    fields = {name: row[name] for name in Pair.model_fields if name in row}
+    if "details" in fields:
+        fields["details"] = json.loads(fields["details"] or "{}")
+        fields["form"] = fields["form"] or ""
+    return Pair.model_validate(fields)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_jsonl, write_text
 from optimsyn.base.secrets.redaction import kept_tree
 from optimsyn.data.chat import sample_of
+from optimsyn.data.forms import label_of
 from optimsyn.data.records import Document, Pair
 
 if TYPE_CHECKING:
@@ -87,6 +90,7 @@ def lineage_row(judgement: Judgement) -> dict[str, Any]:
         "guiding_text": pair.guiding_text,
         "rubric": rubric.model_dump() if rubric is not None else None,
         "seed": pair.seed,
+        **({"form": pair.form, "details": json.dumps(pair.details, ensure_ascii=False)} if pair.form else {}),
         "valid": judgement.valid if _measured(judgement) else None,
         "failed_checks": list(judgement.failed),
         "influence": judgement.influence,
@@ -119,10 +123,11 @@ def dataset_card(
     )
     pairs = [_pair_of(row) for row in judged]
     influence = sorted(row.influence for row in judged if row.influence is not None)
-    kinds = {kind: sum(pair.kind == kind for pair in pairs) for kind in ("free", "multiple_choice")}
+    counts = Counter(pair.kind for pair in pairs)
+    kinds = list(dict.fromkeys(("free", "multiple_choice", *sorted(counts))))
     facts = [
         ("Pairs", str(len(pairs))),
-        ("Free answers, multiple choice", f"{kinds['free']}, {kinds['multiple_choice']}"),
+        (_capital(", ".join(map(label_of, kinds))), ", ".join(str(counts[kind]) for kind in kinds)),
         ("From passages, documents", f"{len({p.passage_id for p in pairs})}, {len({p.document_id for p in pairs})}"),
         ("Variant", variant),
         ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
@@ -194,7 +199,9 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     text, number, count = pa.string(), pa.float64(), pa.int64()
-    types = dict.fromkeys(rows[0], text)
+    # `form` and `details` are there only where a form needs them.
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    types = dict.fromkeys(columns, text)
     types |= dict.fromkeys(("influence", "gradient_norm", "loss", "reward"), number)
     types |= dict.fromkeys(("answer_index", "char_start", "char_end", "seed"), count)
     types |= {
@@ -206,7 +213,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         "rubric": pa.struct([(name, text) for name in _rubric_fields()]),
     }
     # A fixed schema: a column that happens to be empty in one dataset has the same type in every other.
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema([(k, types[k]) for k in rows[0]]))
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema([(k, types[k]) for k in columns]))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pq.write_table(table, partial)
     partial.replace(path)
@@ -234,6 +241,10 @@ def _plain(text: str) -> str:
     line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
     # Without a scheme that a page could follow, such as `javascript:`.
     return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _size(count: int) -> str:

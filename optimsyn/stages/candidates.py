@@ -11,7 +11,7 @@ from optimsyn.base.errors import Outcome, ReplyError, StageError
 from optimsyn.base.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import PairKind, Passage, Rubric
+    from optimsyn.data.records import Passage, Rubric
     from optimsyn.llm.replies import Reply
     from optimsyn.reward.reward import InfluenceReward, Judgement, RubricRequest
     from optimsyn.stages.shared import Tools
@@ -81,7 +81,7 @@ async def request_rubrics(
     return list(await asyncio.gather(*(one(index) for index in indices)))
 
 
-async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind: PairKind, seed: int) -> Rubric:
+async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind: str, seed: int) -> Rubric:
     """One rubric sampled from the trained policy, with the prompt that it was trained on."""
     from optimsyn.llm.language_model import Call
     from optimsyn.llm.reading.asking import hear

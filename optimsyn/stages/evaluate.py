@@ -68,7 +68,6 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
                 target,
                 tools.test,
                 run.recipe.evaluation,
-                run.recipe.seed,
                 adapter=adapter,
                 tokens=run.recipe.influence.tokens,
                 report=report,

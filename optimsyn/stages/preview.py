@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from optimsyn.base.errors import StageError
+from optimsyn.data.forms import as_text
 from optimsyn.programs.rubric import rubric_text
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.results.stage_result import TableResult
@@ -109,7 +110,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
             (
                 draft.passage.title or draft.passage.id,
                 rubric_text(draft.rubric) if draft.rubric is not None else None,
-                f"Q: {draft.pair.question}\nA: {draft.pair.answer}" if draft.pair is not None else None,
+                as_text(draft.pair) if draft.pair is not None else None,
                 "valid" if good else "; ".join(draft.reasons),
                 next(totals) if good else None,
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import ReplyError
 from optimsyn.base.table import Table
+from optimsyn.data.forms import as_text
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
             continue
         found = tools.checker.check(pair, passage)
         checks = "valid" if found.valid else "; ".join(f"{name}: {why}" for name, why in found.reasons.items())
-        rows.append((passage.title or passage.id, f"Q: {pair.question}\nA: {pair.answer}", checks))
+        rows.append((passage.title or passage.id, as_text(pair), checks))
     # What a service refused for good must be said, not shown as an empty table.
     model.raise_failure()
     usage = cache.totals()

@@ -18,6 +18,7 @@ import torch
 from optimsyn.base.errors import DataError
 from optimsyn.base.statistics import correlation, ranks
 from optimsyn.base.table import Table, number
+from optimsyn.data.forms import shown
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.factory import build_scorer
 from optimsyn.study.baselines import BaseModelEmbedder, Embedder, text_of
@@ -167,7 +168,7 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
         ComparedSample(
             SYNTHETIC if index < len(pairs) else REAL,
             item.question,
-            item.answer,
+            shown(item)[1],
             similarity[index],
             influence[index],
             *places[index],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.base.table import Table, number
+from optimsyn.data.forms import as_text
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.llm.replies import Reply, ReplyCache
 from optimsyn.stages.shared import Tools
@@ -80,7 +81,7 @@ class Chain:
         row = self.judgement
         failed = f"{'invalid' if row.unjudged is None else 'not judged'} ({', '.join(row.failed)})"
         outcome = f"influence {number(row.influence)}" if row.valid else failed
-        pair = "–" if self.pair is None else f"Q: {self.pair.question}\nA: {self.pair.answer}"
+        pair = "–" if self.pair is None else as_text(self.pair)
         quote = "–" if self.pair is None else self.pair.quote
         rows = (
             ("guiding text", self.guiding_text),

@@ -1,8 +1,9 @@
-"""Evaluation of a target on held-back questions: answer loss, choice by likelihood, free answers by greedy decoding.
+"""Evaluation of a target on held-back questions: answer loss, and the marks that each question's form gives.
 
-What costs time is reading the prompts, so each prompt is read once: its key-value cache then serves the gold answer,
-every option of a multiple-choice question and the decoding of a free answer. Models with a recurrent state, whose
-cache cannot be shared that way, read prompt and answer together (`_is_stateful` in transformers).
+What costs time is reading the prompts, so each prompt is read once: its key-value cache then serves every candidate of
+a question's form (the gold answer, the options) and the greedy decoding of the target's own answer. Models with a
+recurrent state, whose cache cannot be shared that way, read prompt and answer together (`_is_stateful` in
+transformers).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from optimsyn.base.errors import ModelError
-from optimsyn.training.answer_metrics import exact_match, token_f1
+from optimsyn.data.forms import Heard, form_of
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import PairKind, Question
+    from optimsyn.data.records import Question
     from optimsyn.recipe.recipe import CountedTokens
     from optimsyn.recipe.sections.evaluation import Evaluation
     from optimsyn.target.target import Target
@@ -28,22 +29,23 @@ class QuestionRow(TypedDict):
 
     Attributes:
         id: Id of the question.
-        kind: `free` or `multiple_choice`.
+        kind: Name of its form.
         subtask: Subtask of the question.
         loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens count (and whether they
             are added up in another way) `optimsyn.target.encoding.counted` decides, for the evaluation as for the
             influence. By default the one that ends the text is left out: a fine-tuned target learns to stop within a
             few steps, which says nothing about what it knows.
-        correct: Multiple choice: the gold option has the highest mean log-likelihood per token (ties go to the first
-            option). Free: the decoded answer matches an accepted one exactly.
-        exact_match: The same for free answers; None for multiple choice.
-        token_f1: Token F1 of a free answer against the best accepted one; None for multiple choice.
-        prediction: The decoded answer, or the chosen option.
+        correct: As its form has it. Options: the gold one has the highest mean log-likelihood per token (ties go to the
+            first). Free answers: the decoded answer matches an accepted one exactly.
+        exact_match: The same for decoded answers; None for options.
+        token_f1: Token F1 of a decoded answer against the best accepted one; None for options.
+        prediction: The target's answer: the decoded one, or the likeliest option.
         choice_scores: Mean log-likelihood per token of each option; None for free answers.
+        metrics: Further metrics of its form, by name; left out where there are none.
     """
 
     id: str
-    kind: PairKind
+    kind: str
     subtask: str
     loss: float
     correct: bool
@@ -51,6 +53,7 @@ class QuestionRow(TypedDict):
     token_f1: float | None
     prediction: str
     choice_scores: list[float] | None
+    metrics: NotRequired[dict[str, float]]
 
 
 class _Job(NamedTuple):
@@ -62,7 +65,6 @@ def evaluate(
     target: Target,
     questions: Sequence[Question],
     config: Evaluation,
-    seed: int = 0,
     *,
     adapter: Path | None = None,
     tokens: CountedTokens | None = None,
@@ -74,7 +76,6 @@ def evaluate(
         target: The target; its own adapter and its training mode are left as they were.
         questions: The held-back questions; at least one.
         config: Batch size and longest decoded answer.
-        seed: Unused by greedy decoding and likelihoods; kept so that every stage is called alike.
         adapter: Folder of the fine-tuned adapter to evaluate; None evaluates the target as it came, with no adapter.
         tokens: Which tokens of an answer count, the recipe's `influence.tokens`; None: the default.
         report: Called after each batch with the questions done and their number.
@@ -98,11 +99,10 @@ def evaluate(
         jobs = [_Job(question, scorer.prepare(question)) for question in questions]
         for batch in _batches(jobs, config.batch_size):
             items = [jobs[index].item for index in batch]
-            decode = jobs[batch[0]].question.choices is None
+            decode = form_of(jobs[batch[0]].question).decodes
             scores, texts = scorer.score(items, max_new_tokens=config.max_new_tokens if decode else 0)
             for position, index in enumerate(batch):
-                text = texts[position] if decode else None
-                rows[index] = _row(jobs[index], scores[position], text)
+                rows[index] = _row(jobs[index], scores[position], texts[position] if decode else "")
             if report is not None:
                 report(len(rows), len(questions))
     return [rows[index] for index in range(len(questions))]
@@ -167,36 +167,30 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
-    """Indices of questions of one kind and of like prompt length, so that little is padded."""
-    for multiple_choice in (False, True):
-        indices = [i for i, job in enumerate(jobs) if (job.question.choices is not None) == multiple_choice]
+    """Indices of questions that are all decoded or none, and of like prompt length, so that little is padded."""
+    for decode in (True, False):
+        indices = [i for i, job in enumerate(jobs) if form_of(job.question).decodes == decode]
         indices.sort(key=lambda i: len(jobs[i].item.prompt))
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]
 
 
-def _row(job: _Job, scores: list[float], text: str | None) -> QuestionRow:
+def _row(job: _Job, scores: list[float], text: str) -> QuestionRow:
     question = job.question
-    accepted = question.answers or (question.answer,)
-    if question.choices is None or question.answer_index is None:
-        prediction = text or ""
-        matches = exact_match(prediction, accepted)
-        f1: float | None = token_f1(prediction, accepted)
-        gold, correct, matched, options = 0, matches, matches, None
-    else:
-        # Options are compared per token, whichever way the tokens' losses add up: a sum would prefer the shortest.
-        means = [score / sum(weights) for score, weights in zip(scores, job.item.weights, strict=True)]
-        best = max(range(len(means)), key=means.__getitem__)
-        prediction, f1, matched = question.choices[best], None, None
-        gold, correct, options = question.answer_index, best == question.answer_index, means
-    return QuestionRow(
+    # Candidates are compared per token, whichever way the tokens' losses add up.
+    means = tuple(score / sum(weights) for score, weights in zip(scores, job.item.weights, strict=True))
+    marks = form_of(question).marks(question, Heard(text, means))
+    row = QuestionRow(
         id=question.id,
         kind=question.kind,
         subtask=question.subtask,
-        loss=-scores[gold],
-        correct=correct,
-        exact_match=matched,
-        token_f1=f1,
-        prediction=prediction,
-        choice_scores=options,
+        loss=-scores[marks.loss_of],
+        correct=marks.correct,
+        exact_match=marks.exact_match,
+        token_f1=marks.token_f1,
+        prediction=marks.prediction,
+        choice_scores=list(marks.choice_scores) if marks.choice_scores is not None else None,
     )
+    if marks.further:
+        row["metrics"] = dict(marks.further)
+    return row

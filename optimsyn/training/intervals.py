@@ -94,7 +94,8 @@ def metrics_of(rows: Sequence[QuestionRow]) -> dict[str, dict[str, float]]:
     """The metrics that these rows have, each as question id to value.
 
     `answer_loss` and `accuracy` are over all questions (a free answer is correct when it matches exactly);
-    `token_f1` is over the free-answer questions only. A metric without questions is absent.
+    `token_f1` is over the questions whose answer is decoded, and a form's own metrics over those of that form. A metric
+    without questions is absent.
     """
     by_metric: dict[str, dict[str, float]] = {"answer_loss": {}, "accuracy": {}, "token_f1": {}}
     for row in rows:
@@ -102,6 +103,8 @@ def metrics_of(rows: Sequence[QuestionRow]) -> dict[str, dict[str, float]]:
         by_metric["accuracy"][row["id"]] = float(row["correct"])
         if row["token_f1"] is not None:
             by_metric["token_f1"][row["id"]] = row["token_f1"]
+        for name, value in row.get("metrics", {}).items():
+            by_metric.setdefault(name, {})[row["id"]] = value
     return {name: values for name, values in by_metric.items() if values}
 
 
@@ -133,8 +136,9 @@ def summarize(
         for metric, values in by_metric.items():
             whole = bootstrap_mean(list(values.values()), confidence=confidence, resamples=resamples, seed=seed)
             paired: Interval | None = None
-            if reference is not None and variant != baseline:
-                differences = [value - reference[metric][key] for key, value in values.items()]
+            before = reference.get(metric, {}) if reference is not None and variant != baseline else {}
+            differences = [value - before[key] for key, value in values.items() if key in before]
+            if differences:
                 paired = bootstrap_mean(differences, confidence=confidence, resamples=resamples, seed=seed)
             table.append(
                 MetricRow(

@@ -11,6 +11,7 @@ import torch
 
 from optimsyn.base.errors import ModelError
 from optimsyn.data.chat import sample_of
+from optimsyn.data.forms import form_of
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import counted
 
@@ -32,7 +33,7 @@ class Item(NamedTuple):
     Attributes:
         id: Id of the question.
         prompt: Ids up to where the answer starts.
-        options: Ids of each option (the gold answer alone for a free question), as far as they count.
+        options: Ids of each candidate of the question's form, as far as they count.
         weights: What the log-likelihood of each of these tokens is multiplied with.
     """
 
@@ -73,12 +74,12 @@ class AnswerScorer:
         self.pad_id = int(pad_id if pad_id is not None else min(self.stop_ids, default=0))
 
     def prepare(self, question: Question) -> Item:
-        """Encodes a question and its options exactly as training does, and keeps of the answers what counts.
+        """Encodes a question and its candidates exactly as training does, and keeps of the answers what counts.
 
         Raises:
             ModelError: An answer has no tokens; names the question.
         """
-        answers = question.choices if question.choices is not None else (None,)
+        answers = form_of(question).candidates(question)
         parts = [self._split(sample_of(question, answer)) for answer in answers]
         # A long context is cut to make room for the answer: all options get the shortest prompt of them.
         prompt = min((prompt for prompt, _, _ in parts), key=len)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import ModelError
+from optimsyn.data.forms import shown
 from optimsyn.influence.attribution.pieces import answer_pieces
 from optimsyn.influence.attribution.records import PairShares, TokenPiece
 
@@ -60,12 +61,13 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
             TokenPiece(text=text, shares=tuple(next(left) for _ in range(count)), end=not text) for text, count in cut
         ]
         total = float(scores.total[index])
+        (question, *below), answer = shown(pair)
         found.append(
             PairShares(
                 id=pair.id,
-                question=pair.question,
-                answer=pair.answer,
-                choices=pair.choices,
+                question=question,
+                answer=answer,
+                choices=tuple(below) or None,
                 influence=total,
                 remainder=total - math.fsum(shares),
                 pieces=tuple(pieces),

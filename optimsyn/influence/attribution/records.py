@@ -38,6 +38,7 @@ class PairShares(Record):
 
     Attributes:
         id: Id of the pair.
+        choices: What its form shows below the question, such as options.
         influence: The pair's influence.
         remainder: Influence less all shares: what momentum alone contributes, 0 (but for rounding) without momentum.
         pieces: The answer, then the end marker where the target learns one.

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.data.demonstrations import DEMOS
 from optimsyn.llm.hosted.capabilities import abilities_of
 from optimsyn.llm.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
 from optimsyn.programs.constrained.spans import sentences
-from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.programs.prompts import pair_prompts, rubric_prompts
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.runs.forecast import Range
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import PairKind, Passage
+    from optimsyn.data.records import Passage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
 
 # Passages whose prompts are counted, evenly from all.
@@ -77,28 +77,27 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     for_pairs, exact_pairs = _counter(models.generator)
     if not (exact and exact_pairs):
         notes.append(f"Tokens are estimated at {CHARACTERS_A_TOKEN:g} characters each where no tokenizer is known.")
-    kinds: list[tuple[PairKind, float]] = [("free", 1 - shape.multiple_choice)]
-    kinds.append(("multiple_choice", shape.multiple_choice))
+    kinds = [(each.name, each.share) for each in shape.forms]
     rubric = DEMOS[0].rubric
 
-    def mean(count: CountTokens, prompt: Callable[[str, PairKind], str]) -> float:
+    def mean(count: CountTokens, prompt: Callable[[str, str], str]) -> float:
         return sum(
             share * sum(count(prompt(text, kind)) for text in texts) / len(texts) for kind, share in kinds if share
         )
 
     chat_rubrics, chat_pairs = models.rubric.provider != "embedded", models.generator.provider != "embedded"
 
-    def rubric_prompt(text: str, kind: PairKind) -> str:
+    def rubric_prompt(text: str, kind: str) -> str:
         if chat_rubrics:
             return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind))
         return rubric_prompts.json_prompt(recipe.guiding_text, text, kind)
 
-    def policy_prompt(text: str, kind: PairKind) -> str:
+    def policy_prompt(text: str, kind: str) -> str:
         if chat_rubrics:
             return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind, lines=True))
         return rubric_prompts.lines_prompt(recipe.guiding_text, text, kind)
 
-    def pair_prompt(text: str, kind: PairKind, under: Any = rubric) -> str:
+    def pair_prompt(text: str, kind: str, under: Any = rubric) -> str:
         form = shape.form(kind)
         if chat_pairs:
             return _joined(pair_prompts.chat_messages(form, text, under))
@@ -107,7 +106,7 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     quotes = [sentence for text in texts for sentence in sentences(text)]
     quote = max(1.0, sum(for_pairs(sentence) for sentence in quotes) / max(1, len(quotes)))
 
-    def shown_pair(kind: PairKind) -> float:
+    def shown_pair(kind: str) -> float:
         replies = [{**pair_prompts.demo_reply(demo, shape.form(kind)), "quote": ""} for demo in DEMOS]
         return sum(for_pairs(json.dumps(reply)) for reply in replies) / len(replies)
 

@@ -1,11 +1,13 @@
-"""The form of one pair and the JSON schema that holds a reply to it."""
+"""The JSON schema that holds a small base model to a passage, for the forms of question that its grammar knows."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from optimsyn.data.forms import QuestionForm
+from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.programs.constrained.questions import question_pattern, starts_with_pronoun
 from optimsyn.programs.constrained.spans import Answer, answers_in, is_english, sentences
 from optimsyn.programs.constrained.steering import Steer
@@ -23,43 +25,16 @@ NO_STEER = Steer()
 _CLOSED_OPENERS = ("Is", "Are", "Was", "Were", "Does", "Do", "Did", "Can", "Could", "Has", "Have", "Should", "Will")
 
 
-@dataclass(frozen=True)
-class PairForm:
-    """What one pair has to look like.
-
-    Attributes:
-        choices: Options of a multiple-choice pair; 0 for a free answer.
-        fixed: The options when they are the same for every question (yes, no, maybe).
-        answer_words: Words that an answer typically has.
-    """
-
-    choices: int = 0
-    fixed: tuple[str, ...] = ()
-    answer_words: int = 3
-
-    @property
-    def wrong_keys(self) -> tuple[str, ...]:
-        """Keys of the wrong options in a reply."""
-        if self.fixed:
-            return ()
-        return tuple(f"wrong_{index}" for index in range(1, self.choices))
+# The forms that the grammar of questions knows, and no class that inherits from them: what that changes is not known.
+_KNOWN = (Free, MultipleChoice)
+_LONGEST_LINE = 300
 
 
-def open_schema(form: PairForm) -> Schema:
-    """The schema for chat models: one small one for each form of pair, whatever the passage.
-
-    Services compile a schema before they use it and keep it for the next request; one that lists a passage's sentences
-    is new each time, and too large for some. Whether the quote stands in the passage is checked afterwards
-    (`optimsyn.programs.checks.check_grounded`).
-    """
-    line: Schema = {"type": "string"}
-    if form.fixed:
-        return object_schema({"quote": line, "question": line, "answer": {"type": "string", "enum": list(form.fixed)}})
-    return object_schema({"quote": line, "answer": line, "question": line, **dict.fromkeys(form.wrong_keys, line)})
-
-
-def tight_schema(form: PairForm, passage: str, seed: int, steer: Steer = NO_STEER) -> Schema:
+def tight_schema(form: QuestionForm, passage: str, seed: int, steer: Steer = NO_STEER) -> Schema:
     """The schema for a constrained base model: a quote, a stretch of it as the answer, and a question that it answers.
+
+    For a form other than `free` and `multiple_choice` only the quote is held to the passage: beside it stand the form's
+    keys, each a line of any words or one of its options.
 
     Args:
         form: The form of the pair.
@@ -68,12 +43,17 @@ def tight_schema(form: PairForm, passage: str, seed: int, steer: Steer = NO_STEE
             options.
         steer: What the rubric asks for.
     """
+    if type(form) not in _KNOWN:
+        return _quoting_schema(form, passage, seed, steer)
+    assert isinstance(form, Free | MultipleChoice)
+    fixed = form.fixed if isinstance(form, MultipleChoice) else ()
+    wrong_keys = form.wrong_keys if isinstance(form, MultipleChoice) else ()
     english = is_english(passage)
     draw = random.Random(seed)
     parts = sentences(passage)
     longest = max(4, min(12, 2 * form.answer_words))
     drafts: dict[str, list[tuple[Answer, Schema]]] = {part: [] for part in parts}
-    if not form.fixed:
+    if not fixed:
         # Where no English sentence can be turned into a question, any question may be asked about its stretches.
         for turned in (english, False):
             found = {part: _drafts(part, english=turned, longest=longest) for part in parts}
@@ -82,33 +62,45 @@ def tight_schema(form: PairForm, passage: str, seed: int, steer: Steer = NO_STEE
                 break
     # A sentence that starts with "He" makes a question that nobody understands on its own.
     clear = [part for part in drafts if not starts_with_pronoun(part)] or list(drafts)
-    if steer.sorts and not form.fixed:
+    if steer.sorts and not fixed:
         # A rubric that asks for a year gets a sentence with one, if there is any.
         fitting = [part for part in clear if any(answer.sort in steer.sorts for answer, _ in drafts[part])]
         clear = fitting or clear
         wanted = {part: [item for item in drafts[part] if item[0].sort in steer.sorts] for part in clear}
         drafts = wanted if fitting else drafts
     quotes = steer.pick(clear, _STEERED_QUOTES if steer.words else QUOTES, draw)
-    if form.fixed:
+    if fixed:
         return object_schema(
             {
                 "quote": {"type": "string", "enum": quotes},
                 "question": _question(_CLOSED_OPENERS if english else ()),
-                "answer": {"type": "string", "enum": list(form.fixed)},
+                "answer": {"type": "string", "enum": list(fixed)},
             }
         )
     options = [(answer, part) for part in parts for answer in answers_in(part, english=english, longest=longest)]
     branches: list[Schema] = []
     for quote in quotes:
         for answer, question in drafts[quote]:
-            wrong = _wrong_options(form, answer, quote, options, draw)
+            wrong = _wrong_options(wrong_keys, answer, quote, options, draw)
             if wrong is not None:
-                fixed = {"quote": quote, "answer": answer.text}
-                properties: dict[str, Schema] = {key: {"type": "string", "const": text} for key, text in fixed.items()}
+                given = {"quote": quote, "answer": answer.text}
+                properties: dict[str, Schema] = {key: {"type": "string", "const": text} for key, text in given.items()}
                 branches.append(object_schema({**properties, "question": question, **wrong}))
     if not branches:
-        return _free(form, parts[:QUOTES])
+        return _free(wrong_keys, parts[:QUOTES])
     return {"anyOf": branches} if len(branches) > 1 else branches[0]
+
+
+def _quoting_schema(form: QuestionForm, passage: str, seed: int, steer: Steer) -> Schema:
+    """For a form that the grammar does not know: a quote of the passage, then the form's keys."""
+    parts = sentences(passage)
+    quotes = steer.pick(parts, _STEERED_QUOTES if steer.words else QUOTES, random.Random(seed))
+    line: Schema = {"type": "string", "pattern": rf'^[^ "\\\n][^"\\\n]{{0,{_LONGEST_LINE - 1}}}$'}
+    keys = {
+        key.name: {"type": "string", "enum": list(key.options)} if key.options else line
+        for key in form.reply_keys(seed)
+    }
+    return object_schema({"quote": {"type": "string", "enum": quotes}, **keys})
 
 
 def _drafts(part: str, *, english: bool, longest: int) -> list[tuple[Answer, Schema]]:
@@ -122,7 +114,7 @@ def _drafts(part: str, *, english: bool, longest: int) -> list[tuple[Answer, Sch
     return found
 
 
-def _free(form: PairForm, quotes: list[str]) -> Schema:
+def _free(wrong_keys: Sequence[str], quotes: list[str]) -> Schema:
     """For a passage in whose sentences no stretch could be told (a table, a language without spaces)."""
     line: Schema = {"type": "string", "pattern": r'^[^ "\\\n][^"\\\n]{0,79}$'}
     return object_schema(
@@ -130,7 +122,7 @@ def _free(form: PairForm, quotes: list[str]) -> Schema:
             "quote": {"type": "string", "enum": quotes},
             "answer": line,
             "question": _question(()),
-            **dict.fromkeys(form.wrong_keys, line),
+            **dict.fromkeys(wrong_keys, line),
         }
     )
 
@@ -143,7 +135,7 @@ def _question(openers: Sequence[str]) -> Schema:
 
 
 def _wrong_options(
-    form: PairForm,
+    keys: Sequence[str],
     answer: Answer,
     quote: str,
     pool: Sequence[tuple[Answer, str]],
@@ -156,7 +148,6 @@ def _wrong_options(
     Returns:
         Nothing to add for a pair without options; None when the passage has too few stretches to choose from.
     """
-    keys = form.wrong_keys
     if not keys:
         return {}
     same: dict[str, str] = {}

@@ -7,30 +7,24 @@ llama.cpp server has read of a passage serves every rubric that is tried on it.
 from __future__ import annotations
 
 import json
-import random
 
+from optimsyn.data.demonstrations import DEMOS, Demo
+from optimsyn.data.forms import QuestionForm
 from optimsyn.data.records import Rubric
-from optimsyn.programs.constrained.pair_form import PairForm
-from optimsyn.programs.demonstrations import DEMOS, Demo
-from optimsyn.programs.messages import Message, chat_turns
+from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
 
 STOP = ("\n\n",)
 
 
-def base_prompt(form: PairForm, passage: str, rubric: Rubric | None) -> str:
+def base_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
     """The plain-text prompt of a base model; it ends where the JSON object starts.
 
     The object stands on a line of its own: after a label and a space its brace would be split off from the space that
     the tokenizer joins it with, and the model then writes white space for ever.
     """
     with_rubric = rubric is not None
-    if form.fixed:
-        task = f"From each passage: a quoted sentence, a question about it and the answer ({', '.join(form.fixed)})."
-    elif form.choices:
-        task = "From each passage: a quoted sentence, an exam question about it, the right answer and wrong ones."
-    else:
-        task = "From each passage: a quoted sentence, an exam question about it and the short answer."
+    task = form.task()
     if with_rubric:
         task += " The rubric says what kind."
     demos = "".join(
@@ -40,20 +34,17 @@ def base_prompt(form: PairForm, passage: str, rubric: Rubric | None) -> str:
     return f"{task}\n\n{demos}{_ask(passage, rubric)}\n"
 
 
-def chat_messages(form: PairForm, passage: str, rubric: Rubric | None) -> list[Message]:
-    """The messages for a model with a chat template."""
+def chat_messages(form: QuestionForm, passage: str, rubric: Rubric | None, seed: int = 0) -> list[Message]:
+    """The messages for a model with a chat template.
+
+    Args:
+        form: The form of the pair.
+        passage: The text that it is made from.
+        rubric: The criteria, if any.
+        seed: Of the pair, for a form that asks for different things in turn.
+    """
     keys = ['"quote": the sentence of the passage that proves the answer, word for word']
-    if form.fixed:
-        options = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in form.fixed)
-        keys.append('"question": a question that a reader of the passage can decide')
-        keys.append(f'"answer": one of {options}')
-    else:
-        keys.append(f'"answer": the correct answer, as short as possible (about {form.answer_words} words)')
-        keys.append('"question": the exam question that it answers, clear to a reader who has not seen the passage')
-        keys += [
-            f'"{name}": an option that is wrong but tempting, of the same sort and length as the answer'
-            for name in form.wrong_keys
-        ]
+    keys += [f'"{key.name}": {key.asks}' for key in form.reply_keys(seed)]
     task = (
         "You write exam questions. Make one question and its answer from the passage"
         + (", exactly as the rubric asks" if rubric is not None else "")
@@ -68,21 +59,21 @@ def chat_messages(form: PairForm, passage: str, rubric: Rubric | None) -> list[M
     return chat_turns(task, turns, _ask(passage, rubric))
 
 
-def demo_reply(demo: Demo, form: PairForm) -> dict[str, str]:
+def demo_reply(demo: Demo, form: QuestionForm) -> dict[str, str]:
     """The reply that a demonstration shows for one form of pair."""
-    if form.fixed:
-        # Other fixed sets than yes and no (maybe; true, false) are shown by their first and second member.
-        verdicts = {"yes": form.fixed[0], "no": form.fixed[min(1, len(form.fixed) - 1)]}
-        named = {choice.casefold(): choice for choice in form.fixed}
-        answer = named.get(demo.verdict, verdicts[demo.verdict])
-        return {"quote": demo.quote, "question": demo.closed_question, "answer": answer}
-    wrong = random.Random(demo.question).sample(demo.wrong, k=min(len(demo.wrong), len(form.wrong_keys)))
-    return {
-        "quote": demo.quote,
-        "answer": demo.answer,
-        "question": demo.question,
-        **dict(zip(form.wrong_keys, wrong, strict=False)),
-    }
+    return {"quote": demo.quote, **form.demonstration(demo)}
+
+
+def open_schema(form: QuestionForm, seed: int = 0) -> Schema:
+    """The schema for chat models: one small one for each form of pair, whatever the passage.
+
+    Services compile a schema before they use it and keep it for the next request; one that lists a passage's sentences
+    is new each time, and too large for some. Whether the quote stands in the passage is checked afterwards
+    (`optimsyn.programs.checks.check_grounded`).
+    """
+    line: Schema = {"type": "string"}
+    keys = {key.name: line | ({"enum": list(key.options)} if key.options else {}) for key in form.reply_keys(seed)}
+    return object_schema({"quote": line, **keys})
 
 
 def _ask(passage: str, rubric: Rubric | None) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 
+from optimsyn.data.demonstrations import DEMOS
+from optimsyn.data.forms import form_named
 from optimsyn.data.records import Rubric
-from optimsyn.programs.demonstrations import DEMOS
 from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
 
@@ -42,8 +43,6 @@ _MEANING = {
     "alignment": "how question and answer must fit together",
     "trainability": "why a model that learns this pair becomes better at the subject",
 }
-# An open question with a short answer goes without saying: a base model takes every word here for its subject.
-_KINDS = {"free": "", "multiple_choice": "multiple choice"}
 
 
 def lines_prompt(guiding_text: str, passage: str, kind: str, kind_hint: str = "") -> str:
@@ -70,7 +69,7 @@ def chat_messages(
     Args:
         guiding_text: What the rubric is to follow.
         passage: The text that the pair will be made from.
-        kind: The kind of pair.
+        kind: The form of the pair.
         kind_hint: Said about the form of the question in place of the words for `kind`.
         lines: Ask for the five lines (the local policy) in place of a JSON object.
     """
@@ -109,7 +108,8 @@ def rubric_schema(*, compact: bool) -> Schema:
 
 
 def _ask(guiding_text: str, passage: str, kind: str, kind_hint: str) -> str:
-    form = kind_hint or _KINDS.get(kind, kind)
+    # An open question with a short answer goes without saying: a base model takes every word here for its subject.
+    form = kind_hint or form_named(kind).in_rubric
     guidance = f"Guidance: {_line(guiding_text)}"
     if form:
         guidance += f" Form of the question: {form}."

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import reference_to
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.text_files import text_encoding
 from optimsyn.recipe.sections.models import Section
@@ -67,18 +69,36 @@ def _as_path(value: Any) -> Any:
 
 SourceField = Annotated[Source, BeforeValidator(_as_path)]
 _DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
-_QUESTION_FIELDS = (
+QUESTION_FIELDS = (
     *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
     *("context", "document_id", "open_book", "group", "subtask"),
 )
+"""Fields of a row of questions, whatever its form."""
 
 
-def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
-    """Raises a ValueError for a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
+def unknown_column(name: str, source: Source, fields: tuple[str, ...]) -> str | None:
+    """What is wrong with a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
     for ours in source.columns:
         if ours not in fields:
             hint = did_you_mean(ours, fields, f"known here: {', '.join(fields)}", cutoff=0.5)
-            raise ValueError(f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)")
+            return f"{name}.columns.{ours}: unknown field; {hint} (write our field first, then your column)"
+    return None
+
+
+def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
+    problem = unknown_column(name, source, fields)
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _as_form(value: Any) -> Any:
+    """A class given in Python, as it is, is named by where it stands."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return reference_to(value, "questions.form")
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
 
 
 class FileLimits(Section):
@@ -127,11 +147,18 @@ class Questions(Section):
     )
     validation_limit: int | None = Field(None, ge=1, description="Most validation questions to use (a seeded sample).")
     test_limit: int | None = Field(None, ge=1, description="Most test questions to use (a seeded sample).")
+    form: Annotated[str | None, BeforeValidator(_as_form)] = Field(
+        None,
+        description="Form of the questions: `free`, `multiple_choice`, `true_false`, or one of your own, registered or "
+        "as `package.module:name`; null: multiple choice where a row has `choices`, else free.",
+    )
     subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
 
     @model_validator(mode="after")
     def _known_columns(self) -> Questions:
-        fields = _QUESTION_FIELDS if self.subtask is None else (*_QUESTION_FIELDS, self.subtask)
+        if self.form is not None:
+            return self  # what columns a form reads is known where its code can be
+        fields = QUESTION_FIELDS if self.subtask is None else (*QUESTION_FIELDS, self.subtask)
         for name, source in (("validation", self.validation), ("test", self.test)):
             if source is not None:
                 _check_columns(name, source, fields)

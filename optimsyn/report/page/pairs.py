@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.base.files import iter_json
+from optimsyn.data.forms import shown_row
 from optimsyn.influence.attribution.records import PairShares
 from optimsyn.report.facts import Row, RunFacts
 from optimsyn.report.heatmap import Heatmap, HeatRow
@@ -32,6 +33,8 @@ class PairCard:
     Attributes:
         place: `Best 1`, `Worst 1` …
         pair: The pair's fields.
+        below: What its form shows below the question, such as options.
+        answer: Its answer as its form shows it.
         influence: Of the pair.
         subtasks: Influence by subtask, most first; empty when there is one.
         heat: Its token shares, where they were kept.
@@ -43,6 +46,8 @@ class PairCard:
 
     place: str
     pair: Row
+    below: tuple[str, ...]
+    answer: str
     influence: float
     subtasks: tuple[tuple[str, float], ...]
     heat: HeatRow | None
@@ -140,9 +145,12 @@ def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: 
     if passage is not None:
         title = passage.get("title") or passage.get("document_id") or passage["id"]
         source = f"{title}, characters {pair.get('char_start', 0):,} to {pair.get('char_end', 0):,}"
+    (_, *below), answer = shown_row(pair)
     return PairCard(
         place=name,
         pair=pair,
+        below=tuple(below),
+        answer=answer,
         influence=row["influence"],
         subtasks=tuple(subtasks) if len(subtasks) > 1 else (),
         heat=heat,

@@ -1,0 +1,268 @@
+"""The form `multiple_choice`: a question with options, one of which is right."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any, ClassVar
+
+from optimsyn.base.errors import DataError
+from optimsyn.base.seeds import derive_seed
+from optimsyn.data.demonstrations import Demo
+from optimsyn.data.forms.cells import Faults, accepted_answers, list_cell, written
+from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks, QuestionForm
+from optimsyn.data.forms.free import FEW_WORDS, answer_words
+from optimsyn.data.records import Pair, Question
+from optimsyn.data.text import normalized, words_of
+
+VERDICTS = frozenset("yes no maybe true false unknown unclear uncertain".split())
+# Share of the questions that must have the same options for these to count as fixed.
+_FIXED_SHARE = 0.8
+_FEW_OPTIONS = 4
+_LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
+_WRONG_LISTS = ("wrong", "wrong_answers", "wrong_options", "incorrect_answers", "distractors")
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """The options as lines `A. …`, `B. …`.
+
+    Raises:
+        DataError: There are more options than letters.
+    """
+    if len(choices) > len(ascii_uppercase):
+        raise DataError(f"{len(choices)} choices are more than the {len(ascii_uppercase)} letters of the format")
+    lines = (f"{letter}. {' '.join(choice.split())}" for letter, choice in zip(ascii_uppercase, choices, strict=False))
+    return "\n".join(lines)
+
+
+def has_options(values: Mapping[str, Any]) -> bool:
+    """Whether a row of a question file is one of multiple choice."""
+    value = values.get("choices")
+    return not (value is None or value in ("", [], ()))
+
+
+def check_choices_well_formed(pair: Pair, context: Looked) -> str | None:
+    """At least two distinct options, the answer among them where the index says."""
+    choices, index = pair.choices or (), pair.answer_index
+    if len(choices) < 2:
+        return "a multiple-choice question needs at least two options"
+    if index is None or not 0 <= index < len(choices):
+        return f"the index of the answer, {index}, names no option"
+    if normalized(choices[index]) != normalized(pair.answer):
+        return f"option {index} is not the answer"
+    plain = [" ".join(w for w in words_of(choice) if w not in ("the", "a", "an")) for choice in choices]
+    if not all(choice.strip() for choice in choices):
+        return "an option is empty"
+    if len(set(plain)) < len(plain):
+        return "two options are the same"
+    if any(re.search(r"\b(?:all|none|both) of (?:the|these)\b", choice, re.IGNORECASE) for choice in choices):
+        return "an option refers to the others"
+    return None
+
+
+@dataclass(frozen=True)
+class MultipleChoice(QuestionForm):
+    """A question whose answer is one of its options.
+
+    The target sees the options with letters and learns the text of the right one, never its letter: letters would give
+    influence to pairs that merely share a letter. It is marked by which option is likeliest per token.
+
+    Attributes:
+        options: How many there are.
+        fixed: The options when they are the same for every question (yes, no, maybe), else empty.
+        answer_words: Words that an answer typically has.
+    """
+
+    label: ClassVar[str] = "multiple choice"
+    in_rubric: ClassVar[str] = "multiple choice"
+    columns: ClassVar[tuple[str, ...]] = ("choices", "answer_index", "label")
+    decodes: ClassVar[bool] = False
+    free_length: ClassVar[bool] = False
+    checks: ClassVar[Mapping[str, FormCheck]] = {"choices_well_formed": check_choices_well_formed}
+    options: int = _FEW_OPTIONS
+    fixed: tuple[str, ...] = ()
+    answer_words: int = FEW_WORDS
+
+    @property
+    def wrong_keys(self) -> tuple[str, ...]:
+        """Keys of the wrong options in a reply."""
+        return () if self.fixed else tuple(f"wrong_{index}" for index in range(1, self.options))
+
+    def fitted(self, questions: Sequence[Question]) -> MultipleChoice:
+        """With as many options as most questions have, or with those that nearly all share."""
+        words = answer_words(questions)
+        found = [q.choices for q in questions if q.kind == "multiple_choice" and q.choices is not None]
+        if not found:
+            return MultipleChoice(answer_words=words)
+        sets = Counter(_as_set(choices) for choices in found)
+        common, count = sets.most_common(1)[0]
+        if count > 1 and count >= _FIXED_SHARE * len(found):
+            fixed = next(choices for choices in found if _as_set(choices) == common)
+            return MultipleChoice(len(fixed), fixed, words)
+        return MultipleChoice(Counter(map(len, found)).most_common(1)[0][0], (), words)
+
+    def read_row(self, values: Mapping[str, Any]) -> Gold:
+        """Reads `choices` and, as the gold one, `answer_index`, `label` or `answer`."""
+        faults = Faults()
+        answers = faults.part(lambda: accepted_answers(values))
+        choices = faults.part(lambda: _choices(values.get("choices")))
+        faults.raise_all()
+        assert answers is not None
+        assert choices is not None
+        options, labels = choices
+        index = _gold_index(values, options, labels, answers)
+        return Gold(options[index], (options[index],), tuple(options), index)
+
+    def task(self) -> str:
+        """Says what the options are, where they are fixed."""
+        if self.fixed:
+            return (
+                f"From each passage: a quoted sentence, a question about it and the answer ({', '.join(self.fixed)})."
+            )
+        return "From each passage: a quoted sentence, an exam question about it, the right answer and wrong ones."
+
+    def reply_keys(self, seed: int = 0) -> tuple[Key, ...]:
+        """A question and its verdict, or an answer, its question, and wrong options."""
+        if self.fixed:
+            options = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in self.fixed)
+            question = Key("question", "a question that a reader of the passage can decide")
+            return question, Key("answer", f"one of {options}", self.fixed)
+        _, question = super().reply_keys(seed)
+        wrong = "an option that is wrong but tempting, of the same sort and length as the answer"
+        return (
+            Key("answer", f"the correct answer, as short as possible (about {self.answer_words} words)"),
+            question,
+            *(Key(name, wrong) for name in self.wrong_keys),
+        )
+
+    def demonstration(self, demo: Demo) -> dict[str, str]:
+        """The example with some of its wrong options, or asked for a verdict."""
+        if self.fixed:
+            # Other fixed sets than yes and no (maybe; true, false) are shown by their first and second member.
+            verdicts = {"yes": self.fixed[0], "no": self.fixed[min(1, len(self.fixed) - 1)]}
+            named = {choice.casefold(): choice for choice in self.fixed}
+            return {"question": demo.closed_question, "answer": named.get(demo.verdict, verdicts[demo.verdict])}
+        wrong = random.Random(demo.question).sample(demo.wrong, k=min(len(demo.wrong), len(self.wrong_keys)))
+        shown = {"answer": demo.answer, "question": demo.question}
+        return shown | dict(zip(self.wrong_keys, wrong, strict=False))
+
+    def mended(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Wrong options may come as one list."""
+        for name in _WRONG_LISTS:
+            if isinstance(values.get(name), list):
+                for key, value in zip(self.wrong_keys, values[name], strict=False):
+                    values.setdefault(key, value)
+        return values
+
+    def content(self, reply: Mapping[str, str], seed: int) -> Content:
+        """The options in an order that is drawn."""
+        if self.fixed:
+            return Content(reply["question"], reply["answer"], self.fixed, self.fixed.index(reply["answer"]))
+        options = [reply["answer"], *(reply[name] for name in self.wrong_keys)]
+        order = list(range(len(options)))
+        random.Random(derive_seed(seed, "options")).shuffle(order)
+        choices = tuple(options[place] for place in order)
+        return Content(reply["question"], reply["answer"], choices, order.index(0))
+
+    def is_verdict(self, pair: Pair) -> bool:
+        """An option of a fixed set, such as yes, no and maybe."""
+        return pair.choices is not None and all(normalized(choice) in VERDICTS for choice in pair.choices)
+
+    def prompt(self, item: Question | Pair) -> str:
+        """The question and its options with letters."""
+        return f"{item.question.strip()}\n{lettered(item.choices or ())}"
+
+    def candidates(self, question: Question) -> tuple[str | None, ...]:
+        """All options."""
+        return question.choices or (None,)
+
+    def marks(self, question: Question, heard: Heard) -> Marks:
+        """The likeliest option is the target's answer; ties go to the first one."""
+        choices, gold = question.choices or (question.answer,), question.answer_index or 0
+        # Options are compared per token: a sum would prefer the shortest.
+        best = max(range(len(heard.means)), key=heard.means.__getitem__)
+        return Marks(choices[best], best == gold, loss_of=gold, choice_scores=heard.means)
+
+
+def _as_set(choices: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(choice.casefold().strip() for choice in choices))
+
+
+def _choices(value: Any) -> tuple[list[str], list[str]]:
+    """The options and, where the row has them, their labels."""
+    labels: list[str] = []
+    if value is None or value in ("", [], ()):
+        raise DataError('has no `choices`; a list such as ["first", "second"] is needed')
+    if isinstance(value, str) and value.strip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise DataError('`choices` is not valid JSON; write a list as ["first", "second"]') from None
+    if isinstance(value, dict) and isinstance(value.get("label"), list):
+        labels = [str(label).strip() for label in value["label"]]
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "label" in item for item in value):
+        labels = [str(item["label"]).strip() for item in value]
+    options = [written(option) for option in list_cell(value, "choices")]
+    if len(options) < 2:
+        raise DataError(f'`choices` has {len(options)} option; a list such as ["first", "second"] is needed')
+    if len(options) > len(ascii_uppercase):
+        raise DataError(f"`choices` has {len(options)} options, more than the letters A to Z")
+    if not all(options):
+        raise DataError(f"option {ascii_uppercase[options.index('')]} of `choices` is empty")
+    return options, labels if len(labels) == len(options) else []
+
+
+def _gold_index(values: Mapping[str, Any], options: list[str], labels: list[str], accepted: list[str]) -> int:
+    """Which option is gold, by `answer_index`, `label` or `answer`.
+
+    Raises:
+        DataError: None of them names an option, they disagree, or the gold option is listed twice.
+    """
+    found: dict[str, int] = {}
+    if values.get("answer_index") is not None:
+        index = str(values["answer_index"]).strip().removesuffix(".0")
+        if not index.isdecimal() or int(index) >= len(options):
+            given = values["answer_index"]
+            raise DataError(f"answer_index {given!r} names none of its {len(options)} choices (counted from 0)")
+        found["answer_index"] = int(index)
+    if values.get("label") is not None:
+        found["label"] = _option(values["label"], options, labels, "label")
+    if values.get("answer") is not None and accepted:
+        if not found:
+            found["answer"] = _option(values["answer"], options, labels, "answer")
+        elif normalized(accepted[0]) in map(normalized, options):
+            found["answer"] = [normalized(option) for option in options].index(normalized(accepted[0]))
+            # The same option listed twice: the index that was given decides which one is meant.
+            if normalized(options[found["answer"]]) == normalized(options[next(iter(found.values()))]):
+                found["answer"] = next(iter(found.values()))
+    if not found:
+        raise DataError("has choices but no answer; give `answer` (text or letter) or `answer_index` (from 0)")
+    if len(set(found.values())) > 1:
+        named = ", ".join(f"{field} names {options[index]!r}" for field, index in found.items())
+        raise DataError(f"its gold answer is contradictory: {named}")
+    gold = next(iter(found.values()))
+    if [normalized(option) for option in options].count(normalized(options[gold])) > 1:
+        raise DataError(f"its gold option {options[gold]!r} is listed twice among the choices")
+    return gold
+
+
+def _option(value: Any, options: list[str], labels: list[str], field: str) -> int:
+    """The index of the option that an answer means: by its text, its label, its letter, or as a number."""
+    text = written(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
+    plain = [normalized(option) for option in options]
+    if normalized(text) in plain:
+        return plain.index(normalized(text))
+    if text in labels:
+        return labels.index(text)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options):
+        return value
+    letter = _LETTER.match(text)
+    if letter and ascii_uppercase.index(letter.group(1).upper()) < len(options):
+        return ascii_uppercase.index(letter.group(1).upper())
+    cure = "; a number is taken as index only in `answer_index` (from 0)" if text.isdecimal() else ""
+    raise DataError(f"{field} {text!r} is neither one of its {len(options)} choices nor their letter{cure}")

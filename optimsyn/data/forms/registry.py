@@ -1,0 +1,129 @@
+"""The forms by name: those that come with optimsyn, and those that a user brings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import FORMS
+from optimsyn.base.source_identity import source_identity
+from optimsyn.data.forms.form import QuestionForm
+from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.multiple_choice import MultipleChoice, has_options
+from optimsyn.data.forms.true_false import TrueFalse
+from optimsyn.data.records import Pair, Question
+
+_FIELD = FORMS.field
+_MEMBERS = tuple(name for name in vars(QuestionForm) if not name.startswith("_"))
+# Forms that entry points named: looking through all installed packages takes too long for every sample.
+_INSTALLED: dict[str, QuestionForm] = {}
+_MADE: dict[type, QuestionForm] = {}
+
+
+def _problem(part: object) -> str | None:
+    """Why something is no form of question; None when it is one."""
+    missing = [name for name in ("label", *_MEMBERS) if not hasattr(part, name)]
+    if missing:
+        return (
+            f"it has no `{missing[0]}`; inherit from optimsyn.data.forms.QuestionForm, which has all but `label`, the "
+            "name that tables call it"
+        )
+    if not isinstance(part.label, str):  # type: ignore[attr-defined]
+        return "its `label` is no text"
+    if isinstance(part, type):
+        try:
+            inspect.signature(part).bind()
+        except TypeError as error:
+            return f"it cannot be made without arguments ({error})"
+    return None
+
+
+FORMS.provide({"free": Free(), "multiple_choice": MultipleChoice(), "true_false": TrueFalse()}, _problem)
+
+
+def form_named(name: str) -> QuestionForm:
+    """The form of a name, as `questions.form` or a record has it.
+
+    Raises:
+        RecipeError: There is none, or it is no form.
+    """
+    if name in _INSTALLED:
+        return _INSTALLED[name]
+    part: Any = FORMS.get(name)
+    if isinstance(part, type):
+        form: QuestionForm = _MADE[part] if part in _MADE else _MADE.setdefault(part, part())
+    else:
+        form = part
+    if ":" not in name and name not in FORMS.built_in and not FORMS.is_registered(name):
+        _INSTALLED[name] = form
+    return form
+
+
+def form_of(item: Question | Pair) -> QuestionForm:
+    """The form of a question or pair.
+
+    Raises:
+        RecipeError: This process does not know it.
+    """
+    return form_named(item.kind)
+
+
+def name_for_row(values: Mapping[str, Any]) -> str:
+    """The form of a row of a question file when the recipe names none: with options or without."""
+    return "multiple_choice" if has_options(values) else "free"
+
+
+def recorded(name: str) -> str:
+    """What a record's `form` holds for a form of this name: "" for those that its `choices` tell apart."""
+    return "" if name in ("free", "multiple_choice") else name
+
+
+def label_of(name: str) -> str:
+    """What tables call the questions of a form; its name where this process does not know the form."""
+    try:
+        return form_named(name).label
+    except RecipeError:
+        return name.rpartition(":")[2].replace("_", " ")
+
+
+def shown(item: Question | Pair) -> tuple[tuple[str, ...], str]:
+    """A question with what is shown below it, and its answer, for tables and pages.
+
+    A form that this process does not know, as when a notebook that defined it is closed, is shown as plain question
+    and answer.
+    """
+    try:
+        form = form_of(item)
+    except RecipeError:
+        return (item.question, *(item.choices or ())), item.answer
+    return form.parts(item), form.answer(item)
+
+
+def shown_row(pair: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """The same of a pair as a ledger has it, which may be one of an older version."""
+    if not pair.get("form"):
+        return (pair["question"], *(pair.get("choices") or ())), pair["answer"]
+    return shown(Pair.model_validate({name: pair[name] for name in Pair.model_fields if name in pair}))
+
+
+def as_text(item: Question | Pair) -> str:
+    """Question, what is shown below it, and answer, on a line each."""
+    (question, *below), answer = shown(item)
+    options = f"\n({' · '.join(below)})" if below else ""
+    return f"Q: {question}{options}\nA: {answer}"
+
+
+def identity_of(name: str, form: QuestionForm) -> dict[str, Any]:
+    """What results depend on of a form: its name, what `fitted` gave it and, where it is a user's own, its source.
+
+    Raises:
+        RecipeError: It has no source, so that nobody could tell when it is edited.
+    """
+    state = repr(form) if is_dataclass(form) else repr(sorted(getattr(form, "__dict__", {}).items()))
+    facts: dict[str, Any] = {"name": name, "state": state}
+    if name not in FORMS.built_in:
+        facts["source"] = source_identity(name, form, _FIELD)
+    return facts

@@ -1,0 +1,172 @@
+"""The form `true_false`: a statement, whether it is true, and a sentence that says why."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, ClassVar
+
+from optimsyn.base.errors import DataError, ReplyError
+from optimsyn.base.seeds import derive_seed
+from optimsyn.data.demonstrations import Demo
+from optimsyn.data.forms.cells import written
+from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks, QuestionForm
+from optimsyn.data.records import Pair, Question
+from optimsyn.data.text import STOP_WORDS, stem, word_count, words_of
+
+_VERDICTS = {
+    **dict.fromkeys(("true", "t", "yes", "right", "correct", "1"), "true"),
+    **dict.fromkeys(("false", "f", "no", "wrong", "incorrect", "0"), "false"),
+}
+_OPENING = re.compile(r"^\s*true or false\s*[?:.,–-]\s*", re.IGNORECASE)
+_REASON_WORDS = 10
+_LONGEST_REASON = 40
+_SHARE_IN_PASSAGE = 0.7
+# For each worked example a statement, its verdict and the reason.
+_STATEMENTS = {
+    "When was Halley's Comet last seen?": (
+        "Halley's Comet passes the Earth about every 76 years.",
+        "true",
+        "It was last seen in 1986 and passes about every 76 years.",
+    ),
+    "What does the barn swallow build its nest from?": (
+        "The barn swallow builds its nest from twigs.",
+        "false",
+        "It builds its nest from pellets of mud.",
+    ),
+}
+
+
+def check_reason_well_formed(pair: Pair, context: Looked) -> str | None:
+    """The reason is one short sentence and more than the verdict or the statement again."""
+    reason = _reason(pair)
+    if not re.search(r"\w", reason):
+        return "there is no reason"
+    if word_count(reason) > _LONGEST_REASON:
+        return f"the reason has {word_count(reason)} words, more than {_LONGEST_REASON}"
+    if re.search(r"[.!?。][\s\"”')]+\w", re.sub(r"\b(?:\w|[Dd]r|Mrs?|Ms|St|No|vs|e\.g|i\.e)\.", "", reason)):
+        return "the reason is more than one sentence"
+    if words_of(reason) == words_of(pair.question) or set(words_of(reason)) <= {"true", "false", "it", "is"}:
+        return "the reason only says the statement or the verdict again"
+    return None
+
+
+def check_reason_grounded(pair: Pair, context: Looked) -> str | None:
+    """The content words of the reason come from the passage or the statement, some from the passage, figures all do."""
+    reason = [word for word in words_of(_reason(pair)) if word not in STOP_WORDS and word not in _VERDICTS]
+    statement = set(map(stem, words_of(pair.question)))
+    strange = [word for word in reason if stem(word) not in context.source_words and stem(word) not in statement]
+    figures = [word for word in strange if word[0].isdigit()]
+    if figures:
+        return f"the passage does not give the reason's figure {figures[0]}"
+    if reason and not any(stem(word) in context.source_words for word in reason):
+        return "the reason shares no word with the passage"
+    if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(reason):
+        return f"the reason's {', '.join(strange[:3])} does not come from the passage"
+    return None
+
+
+@dataclass(frozen=True)
+class TrueFalse(QuestionForm):
+    """A statement that the target calls true or false, with a sentence that says why.
+
+    Verdict and reason are trained on, the loss is that of both; only the verdict is marked, by which of the two is
+    likelier. A question of a file has `answer` true or false (or yes and no) and, if it likes, a `reason`.
+
+    Attributes:
+        reason_words: Words that a reason typically has.
+    """
+
+    label: ClassVar[str] = "true or false"
+    in_rubric: ClassVar[str] = "a statement that is true or false, with the reason"
+    columns: ClassVar[tuple[str, ...]] = ("reason",)
+    decodes: ClassVar[bool] = False
+    free_length: ClassVar[bool] = False
+    checks: ClassVar[Mapping[str, FormCheck]] = {
+        "reason_well_formed": check_reason_well_formed,
+        "reason_grounded": check_reason_grounded,
+    }
+    reason_words: int = _REASON_WORDS
+
+    def fitted(self, questions: Sequence[Question]) -> TrueFalse:
+        """With reasons as long as those of the questions."""
+        lengths = [word_count(reason) for question in questions if (reason := _reason(question))]
+        return TrueFalse(max(1, round(median(lengths)))) if lengths else self
+
+    def read_row(self, values: Mapping[str, Any]) -> Gold:
+        """Reads `answer` as a verdict, and `reason`."""
+        answer, reason = values.get("answer"), written(values.get("reason"))
+        verdict = _verdict(written(answer[0] if isinstance(answer, list | tuple) and len(answer) == 1 else answer))
+        if verdict is None:
+            given = "has no answer" if answer in (None, "") else f"answer {answer!r} is no verdict"
+            raise DataError(f"{given}; write true or false")
+        return Gold(verdict, details={"reason": reason} if reason else {})
+
+    def task(self) -> str:
+        """Statement, verdict and reason."""
+        return (
+            "From each passage: a quoted sentence, a statement about it, whether the statement is true or false, and "
+            "the reason."
+        )
+
+    def reply_keys(self, seed: int = 0) -> tuple[Key, ...]:
+        """A statement that is true for one half of the seeds and false for the other, its verdict and the reason."""
+        wanted = random.Random(derive_seed(seed, "verdict")).choice(("true", "false"))
+        return (
+            Key("question", f"a full statement that is {wanted}, clear to a reader who has not seen the passage"),
+            Key("answer", 'whether the statement is "true" or "false"', ("true", "false")),
+            Key("reason", f"one sentence with the fact that decides it (about {self.reason_words} words)"),
+        )
+
+    def demonstration(self, demo: Demo) -> dict[str, str]:
+        """The example as a statement."""
+        return dict(zip(("question", "answer", "reason"), _STATEMENTS[demo.question], strict=True))
+
+    def mended(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Other names of the keys, and verdicts of other words."""
+        for other, name in (("statement", "question"), ("verdict", "answer"), ("explanation", "reason")):
+            if other in values:
+                values.setdefault(name, values[other])
+        answer = values.get("answer")
+        verdict = _verdict(written(answer)) if isinstance(answer, bool | int | str) else None
+        return values if verdict is None else values | {"answer": verdict}
+
+    def content(self, reply: Mapping[str, str], seed: int) -> Content:
+        """The statement without `True or false?`, which every prompt of the target begins with."""
+        statement = _OPENING.sub("", reply["question"])
+        if not statement:
+            raise ReplyError("the pair's `question` holds no statement")
+        return Content(statement, reply["answer"], details={"reason": reply["reason"]})
+
+    def is_verdict(self, pair: Pair) -> bool:
+        """Always: what has to come from the passage is the reason."""
+        return True
+
+    def prompt(self, item: Question | Pair) -> str:
+        """`True or false?` and the statement."""
+        return f"True or false? {_OPENING.sub('', item.question).strip()}"
+
+    def answer(self, item: Question | Pair) -> str:
+        """The verdict and, where there is one, the reason."""
+        reason = _reason(item)
+        return f"{item.answer}. {reason}" if reason else item.answer
+
+    def candidates(self, question: Question) -> tuple[str | None, ...]:
+        """The gold answer with its reason, whose loss is measured, and the two verdicts alone."""
+        return None, "true", "false"
+
+    def marks(self, question: Question, heard: Heard) -> Marks:
+        """The likelier verdict is the target's answer."""
+        verdict = "true" if heard.means[1] >= heard.means[2] else "false"
+        return Marks(verdict, verdict == question.answer, choice_scores=heard.means[1:])
+
+
+def _reason(item: Question | Pair) -> str:
+    return str(item.details.get("reason", "")).strip()
+
+
+def _verdict(text: str) -> str | None:
+    return _VERDICTS.get(text.casefold().strip(" .!\"'"))
