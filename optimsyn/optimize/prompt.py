@@ -26,11 +26,12 @@ from optimsyn.base.errors import OptimsynError, ReplyError, ServiceError
 from optimsyn.base.files import write_json
 from optimsyn.base.secrets.redaction import CleanWriter, redact
 from optimsyn.base.seeds import derive_seed
-from optimsyn.data.records import Passage
+from optimsyn.data.records import PairKind, Passage
 from optimsyn.llm.dspy_bridge import make_lm
 from optimsyn.optimize.history import History
 from optimsyn.optimize.proposer import EvidenceProposer
 from optimsyn.recipe.sections.optimizers import PromptOptimizer
+from optimsyn.reward.drafting import RubricRequest
 from optimsyn.reward.judgements import digest
 
 if TYPE_CHECKING:
@@ -174,25 +175,25 @@ class _Program(dspy.Module):
         self._rubric_model = rubric_model
         self._garbage: list[str] = []
 
-    def forward(self, passage: Passage, kind: str, seed: int) -> dspy.Prediction:
+    def forward(self, passage: Passage, kind: PairKind, seed: int) -> dspy.Prediction:
         with self._watch():
             trace = dspy.settings.trace
             before = 0 if trace is None else len(trace)
-            rubric, error, unjudged = None, None, None
-            try:
-                rubric = self.writer(passage=passage, kind=kind, seed=seed).rubric
-                self._garbage.clear()
-            except ReplyError as problem:
-                error = str(problem)
-                unjudged = problem.outcome if problem.outcome.unjudged else None
-                self._count_garbage(error)
-            prediction = dspy.Prediction(
-                rubric=rubric,
-                error=error,
-                unjudged=unjudged,
+            blank = RubricRequest(
+                passage=passage,
+                kind=kind,
                 guiding_text=self.writer.guiding_text,
                 rubric_model=self._rubric_model,
+                seed=seed,
             )
+            try:
+                request = blank.under(self.writer(passage=passage, kind=kind, seed=seed).rubric)
+                self._garbage.clear()
+            except ReplyError as problem:
+                request = blank.under(problem)
+                self._count_garbage(str(problem))
+            # What GEPA shows a reflection model; the reward reads it back.
+            prediction = request.prediction
             # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; GEPA
             # skips examples without one.
             if trace is not None and len(trace) == before:

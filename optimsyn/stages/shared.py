@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.programs.task_shape import TaskShape
     from optimsyn.recipe.recipe import ModelSpec
+    from optimsyn.reward.drafting import Drafter
     from optimsyn.reward.reward import InfluenceReward
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.target.target import Target
@@ -172,6 +173,13 @@ class Tools:
         return Checker(self.recipe.checks, [*self.validation, *self.test])
 
     @cached_property
+    def drafter(self) -> Drafter:
+        """Has pairs written under rubrics and checks them."""
+        from optimsyn.reward.drafting import Drafter
+
+        return Drafter(self.pair_writer, self.checker)
+
+    @cached_property
     def target(self) -> Target:
         """The target model, with its warm-up checkpoints once the stage that makes them has finished.
 
@@ -261,7 +269,7 @@ class Tools:
         Raises:
             StageError: A finished stage of the run judged by other checks or another scorer.
         """
-        from optimsyn.reward.reward import InfluenceReward
+        from optimsyn.reward.reward import InfluenceReward, RewardOptions
         from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
 
         facts = facts_of(self.scorer, self.checker)
@@ -272,10 +280,12 @@ class Tools:
             self.checker,
             invalid_penalty=self.recipe.reward.invalid_penalty,
             ledger=self.run.path("rewards.jsonl"),
-            source=source,
-            report=report,
-            neutral=self._first_draft_influence,
-            outcomes=self.run.replies.outcomes,
+            options=RewardOptions(
+                source=source,
+                report=report,
+                neutral=self._first_draft_influence,
+                outcomes=self.run.replies.outcomes,
+            ),
         )
         if self.stage is not None:
             self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)
