@@ -210,5 +210,5 @@ def test_the_room_of_a_call_covers_prompt_and_reply(tmp_path: Path) -> None:
     model = load_language_model(ModelSpec(name="openai/gpt-4o-mini", max_tokens=50))
     with model._reserved(budget, Call.of("x" * 200)):
         held = purse.under_way()
-    assert (held.requests, held.tokens) == (1, 150)
+    assert (held.replies, held.input_tokens, held.output_tokens) == (1, 100, 50)
     assert held.cost_usd > 0

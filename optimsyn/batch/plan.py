@@ -143,7 +143,7 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str, here: bool, mon
             pinned=any(spec.device.startswith("cuda:") for spec in roles),
         ),
         embedded=any(spec.provider == "embedded" for spec in writers),
-        gpu=any(spec.provider != "litellm" and spec.device.startswith(("auto", "cuda")) for spec in roles),
+        gpu=any(spec.provider in ("embedded", "local") and spec.device.startswith(("auto", "cuda")) for spec in roles),
         warnings=tuple(found.warnings),
         until=until,
     )

@@ -179,5 +179,7 @@ def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, 
             "again; what was paid for the first time is counted, too. Check the disk"
         )
     if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
-        notes.append(f"the tokens of {estimated} replies are estimated, because their service reported none")
+        notes.append(
+            f"no tokens that can be true are reported for {estimated} replies, so theirs are estimated from the texts"
+        )
     return notes

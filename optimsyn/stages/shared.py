@@ -115,9 +115,8 @@ class Tools:
                 hours=spec.batch_hours,
                 report=lambda done, total: stage.progress(done, total, f"replies of {role} batches", last=False),
             )
-        model = load_language_model(spec, self.run.replies, budget=self.budget, batches=batches)
-        model.field = f"models.{role}"
-        return model
+        field = f"models.{role}"
+        return load_language_model(spec, self.run.replies, budget=self.budget, batches=batches, field=field)
 
     @property
     def asks_at_once(self) -> bool:

@@ -132,8 +132,9 @@ class Workbench:
         self.tools = Tools(run)
         models = run.recipe.models
         self._exchanges = RecordedReplies(run.path("workbench", "replies.sqlite"))
-        self._rubric_model = load_language_model(models.rubric, self._exchanges)
-        self._writer = PairWriter(load_language_model(models.generator, self._exchanges), self.tools.shape)
+        self._rubric_model = load_language_model(models.rubric, self._exchanges, field="models.rubric")
+        generator = load_language_model(models.generator, self._exchanges, field="models.generator")
+        self._writer = PairWriter(generator, self.tools.shape)
         self._reward = InfluenceReward(
             self.tools.scorer,
             self._writer,
