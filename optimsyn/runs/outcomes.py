@@ -180,6 +180,7 @@ def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, 
         )
     if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
         notes.append(
-            f"no tokens that can be true are reported for {estimated} replies, so theirs are estimated from the texts"
+            f"the tokens of {estimated} replies are not reported, or not as they can be, so they are estimated from "
+            "the texts"
         )
     return notes

@@ -137,7 +137,7 @@ class OwnModel(LanguageModel):
         return reply
 
     def _odd(self, what: str) -> ServiceError:
-        return ServiceError(f"{self._where}: {self.name} gave {what}; mend its method `complete`")
+        return ServiceError(f"{self._where}: {self.name} gave {what}; fix its method `complete`")
 
     def _failed(self, error: Exception, tries: int) -> ServiceError:
         often = f" ({tries} tries)" if tries > 1 else ""
@@ -146,8 +146,8 @@ class OwnModel(LanguageModel):
             what = f"no reply within {self.spec.timeout_s:g} seconds"
         return ServiceError(
             redact(
-                f"{self._where}: {self.name} failed{often}: {what}. Every reply so far is kept; run again to continue "
-                "once it is mended. If its source is changed for that, its earlier replies are not used again"
+                f"{self._where}: {self.name} failed{often}: {what}. Fix it and run again to continue; every reply so "
+                "far is kept, and is used again as long as its source stays as it is"
             )
         )
 
