@@ -49,7 +49,7 @@ def stub_reward(ledger: Path | None) -> Any:
 
     from optimsyn.data.records import Pair
     from optimsyn.influence.factory import Scores
-    from optimsyn.reward.reward import InfluenceReward
+    from optimsyn.reward.reward import InfluenceReward, RewardOptions
 
     class Writer:
         fingerprint = "writer"
@@ -87,7 +87,7 @@ def stub_reward(ledger: Path | None) -> Any:
                 label_tokens=torch.ones(len(pairs), dtype=torch.int64),
             )
 
-    return InfluenceReward(Scorer(), Writer(), Checks(), ledger=ledger, source="benchmark")
+    return InfluenceReward(Scorer(), Writer(), Checks(), ledger=ledger, options=RewardOptions(source="benchmark"))
 
 
 def requests(start: int, stop: int) -> list[Any]:

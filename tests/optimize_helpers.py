@@ -197,11 +197,13 @@ class Scorer:
 
 
 def make_reward(ledger: Path | None = None, **options: Any) -> Any:
-    from optimsyn.reward.reward import InfluenceReward
+    from optimsyn.reward.reward import InfluenceReward, RewardOptions
 
     writer = options.pop("writer", None) or PairWriter()
     scorer = options.pop("scorer", None) or Scorer()
-    return InfluenceReward(scorer, writer, options.pop("checks", None) or Checks(), ledger=ledger, **options)
+    checks, penalty = options.pop("checks", None) or Checks(), options.pop("invalid_penalty", 0.1)
+    asking = RewardOptions(**options)
+    return InfluenceReward(scorer, writer, checks, invalid_penalty=penalty, ledger=ledger, options=asking)
 
 
 def tiny_policy(path: Path, *, seed: int = 0) -> Path:

@@ -10,10 +10,11 @@ from typing import Any
 
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.influence.attribution.records import SHARES_FILE, PairShares, TokenPiece, TokenShares
+from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.judgements import Judgement
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import STAGES, Cost, Failure, ManifestFile
+from optimsyn.runs.manifest import STAGES, Failure, ManifestFile
 
 HOSTILE = '<script>alert("x")</script> <img src=https://evil.example/x.png onerror=1> & \'"\x00'
 BETTER = "Ask one short question about doses, and let the answer be a number."
@@ -167,8 +168,8 @@ def write_run(
             record = manifest.stage(name)
             record.status, record.attempts, record.seconds = "finished", 1, 60.0 + place
             record.peak_memory_bytes = 1_500_000_000
-            record.cost = Cost(replies=10, input_tokens=1000, output_tokens=200, cost_usd=0.05)
-        manifest.cost = Cost(
+            record.cost = Usage(replies=10, input_tokens=1000, output_tokens=200, cost_usd=0.05)
+        manifest.cost = Usage(
             replies=10 * stages, input_tokens=1000 * stages, output_tokens=200 * stages, cost_usd=0.05 * stages
         )
     return run

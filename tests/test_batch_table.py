@@ -12,10 +12,11 @@ from runs_helpers import tiny_recipe
 from optimsyn.base.files import write_json
 from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress, Watch
-from optimsyn.batch.state import BatchState, Options, RunState, added
+from optimsyn.batch.state import BatchState, Options, RunState
 from optimsyn.batch.table import View, spent, summary
+from optimsyn.llm.reply import Usage
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import Cost, ManifestFile
+from optimsyn.runs.manifest import ManifestFile
 
 
 def _batch(*runs: RunState) -> tuple[list[Job], BatchState]:
@@ -27,7 +28,9 @@ def _batch(*runs: RunState) -> tuple[list[Job], BatchState]:
 
 
 RUNS = (
-    RunState(recipe="medicine", folder="/r/medicine", state="running", seconds=63, cost=Cost(replies=3, cost_usd=1.25)),
+    RunState(
+        recipe="medicine", folder="/r/medicine", state="running", seconds=63, cost=Usage(replies=3, cost_usd=1.25)
+    ),
     RunState(recipe="law", state="waiting"),
     RunState(
         recipe="finance",
@@ -43,7 +46,7 @@ RUNS = (
     ),
     RunState(recipe="humanities", folder="/r/humanities", state="finished", earlier=True),
 )
-PROGRESS = {"/r/medicine": Progress("warm_up", 2, 7, "7 of 24 pairs", 125.0, Cost())}
+PROGRESS = {"/r/medicine": Progress("warm_up", 2, 7, "7 of 24 pairs", 125.0, Usage())}
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -136,8 +139,8 @@ def test_progress_comes_from_the_folder_and_time_left_from_the_other_runs(tmp_pa
 
 
 def test_money_is_shown_where_there_is_some() -> None:
-    assert spent(Cost(cost_usd=12.345)) == "$12.35"
-    assert spent(Cost(cost_usd=0.00123)) == "$0.0012"
-    assert spent(Cost(input_tokens=9000, output_tokens=200)) == "9200 tokens"
-    assert spent(Cost(input_tokens=90_000)) == "90k tokens"
-    assert added([Cost(replies=1, cost_usd=0.5), Cost(replies=2)]) == Cost(replies=3, cost_usd=0.5)
+    assert spent(Usage(cost_usd=12.345)) == "$12.35"
+    assert spent(Usage(cost_usd=0.00123)) == "$0.0012"
+    assert spent(Usage(input_tokens=9000, output_tokens=200)) == "9200 tokens"
+    assert spent(Usage(input_tokens=90_000)) == "90k tokens"
+    assert Usage(replies=1, cost_usd=0.5) + Usage(replies=2) == Usage(replies=3, cost_usd=0.5)

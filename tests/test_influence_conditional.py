@@ -289,7 +289,7 @@ def test_a_judgement_of_another_scorer_is_no_history(target: Target, tmp_path: P
     other = InfluenceReward(
         scorer_of(target, training=TRAINING.model_copy(update={"lr": 1e-4})),
         first.reward.pair_writer,
-        first.reward.checks,
+        first.reward.drafter.checks,
         ledger=ledger,
     )
     assert isinstance(other.scorer, MovedScorer)

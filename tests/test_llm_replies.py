@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimsyn.base.errors import BudgetError, DataError
-from optimsyn.llm.replies import Budget, Reply, ReplyCache
+from optimsyn.llm.replies import Budget, Reply, ReplyCache, Usage
 from optimsyn.recipe.sections.limits import Limits
 
 
@@ -79,19 +79,34 @@ def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
         ReplyCache(path)
 
 
+def most(tokens: int) -> Usage:
+    """What one request of unknown price may use."""
+    return Usage(replies=1, input_tokens=tokens, unpriced=True)
+
+
 def test_a_budget_counts_what_is_under_way() -> None:
     cache = ReplyCache(":memory:")
     budget = Budget(cache, requests=2, tokens=100)
-    with budget.reserved(60):
-        with pytest.raises(BudgetError, match=r"limits\.tokens"), budget.reserved(60):
+    with budget.reserved(most(60)):
+        with (
+            pytest.raises(BudgetError, match=r"limits\.tokens"),
+            budget.reserved(most(60)),
+        ):
             pass
-        with budget.reserved(30), pytest.raises(BudgetError, match=r"limits\.requests"), budget.reserved(1):
+        with (
+            budget.reserved(most(30)),
+            pytest.raises(BudgetError, match=r"limits\.requests"),
+            budget.reserved(most(1)),
+        ):
             pass
-    with budget.reserved(60):
+    with budget.reserved(most(60)):
         cache.put("k", reply(input_tokens=50, output_tokens=10), {})
-    with pytest.raises(BudgetError, match="60 are used"), budget.reserved(41):
+    with (
+        pytest.raises(BudgetError, match="60 are used"),
+        budget.reserved(most(41)),
+    ):
         pass
-    with budget.reserved(40):
+    with budget.reserved(most(40)):
         pass
 
 
@@ -99,9 +114,12 @@ def test_a_cap_on_money_stops_the_next_request() -> None:
     cache = ReplyCache(":memory:")
     budget = Budget.of(Limits(cost_usd=0.5), cache)
     cache.put("a", reply(), {})
-    with budget.reserved(10**9):
+    with budget.reserved(most(10**9)):
         cache.put("b", reply(), {})
-    with pytest.raises(BudgetError, match=r"limits\.cost_usd"), budget.reserved(1):
+    with (
+        pytest.raises(BudgetError, match=r"limits\.cost_usd"),
+        budget.reserved(most(1)),
+    ):
         pass
-    with Budget.of(Limits(), cache).reserved(10**9):
+    with Budget.of(Limits(), cache).reserved(most(10**9)):
         pass

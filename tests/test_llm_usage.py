@@ -112,7 +112,7 @@ async def test_usage_that_cannot_be_true_is_counted_from_the_texts(
     cache.outcomes.note(asked.key(Call.of(QUESTION, seed=0, max_tokens=60)), "generator", Outcome.READ)
     assert cache.outcomes.counts() == {"generator": {"read": 1, "estimated": 1}, "other": {"estimated": 2}}
     columns, rows = outcome_table(cache.outcomes.counts())
-    assert columns[-1] == "tokens estimated" and [counts[-1] for _, counts in rows] == [1, 2]
+    assert columns[-1] == "tokens not reported, estimated" and [counts[-1] for _, counts in rows] == [1, 2]
 
 
 PLAUSIBLE = [

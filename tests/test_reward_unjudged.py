@@ -20,7 +20,7 @@ from optimsyn.optimize.policy import train_policy
 from optimsyn.optimize.policy_task import PolicyTask
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer, PromptOptimizer
-from optimsyn.reward.judgements import Judgement, RubricRequest
+from optimsyn.reward.reward import Judgement, RubricRequest
 
 UNJUDGED = [outcome for outcome in Outcome if outcome.unjudged]
 LINES = " mechanism\nQuestion quality: a\nAnswer quality: b\nAlignment: c\nTrainability: d\n\n"

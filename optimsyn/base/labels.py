@@ -67,7 +67,7 @@ OUTCOME_LABELS = {
 }
 UNREAD = ("invalid", "cut", "refusal", "tool_call", "empty")
 # What besides befell requests, where it did.
-BESIDES_LABELS = {"damaged": "damaged when kept, bought again", "estimated": "tokens estimated"}
+BESIDES_LABELS = {"damaged": "damaged when kept, bought again", "estimated": "tokens not reported, estimated"}
 ROLE_LABELS = {
     "generator": "Generator",
     "rubric": "Rubric model",

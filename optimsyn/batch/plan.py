@@ -155,7 +155,7 @@ def _checked(given: str, recipe: Recipe, root: Path, until: str | None, here: bo
             pinned=any(spec.device.startswith("cuda:") for spec in roles),
         ),
         embedded=any(spec.provider == "embedded" for spec in writers),
-        gpu=any(spec.provider != "litellm" and spec.device.startswith(("auto", "cuda")) for spec in roles),
+        gpu=any(spec.provider in ("embedded", "local") and spec.device.startswith(("auto", "cuda")) for spec in roles),
         warnings=tuple(preflight.warnings),
         until=until,
     )

@@ -11,7 +11,7 @@ from optimsyn.batch.plan import Job
 from optimsyn.llm.replies import ReplyCache, Usage
 from optimsyn.runs.durations import earlier_seconds, seconds_left, since_begun
 from optimsyn.runs.folder import Run
-from optimsyn.runs.manifest import Cost, Manifest
+from optimsyn.runs.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Progress:
     of: int
     told: str
     left: float | None
-    cost: Cost
+    cost: Usage
 
 
 class Watch:
@@ -67,7 +67,7 @@ class Watch:
             len(manifest.names),
             f"{told['done']} of {told['total']} {told['what']}" if told is not None and at_work else "",
             self._left(job, manifest, record.name),
-            cost_of(bought_by(run), manifest.cost.unpriced) if self._live else manifest.cost,
+            _bought_so_far(run, manifest) if self._live else manifest.cost,
         )
 
     def _left(self, job: Job, manifest: Manifest, stage: str) -> float | None:
@@ -121,12 +121,6 @@ def bought_by(run: Run) -> Usage:
         cache.close()
 
 
-def cost_of(usage: Usage, unpriced: bool = False) -> Cost:
-    """The same as a manifest writes it; `unpriced` where it is known that some of it has no price."""
-    return Cost(
-        replies=usage.replies,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cost_usd=usage.cost_usd,
-        unpriced=unpriced,
-    )
+def _bought_so_far(run: Run, manifest: Manifest) -> Usage:
+    """As its file of replies says now; whether some of it has no price, as its manifest does."""
+    return bought_by(run).model_copy(update={"unpriced": manifest.cost.unpriced})

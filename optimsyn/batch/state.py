@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.base.files import write_text
-from optimsyn.runs.manifest import Cost
+from optimsyn.llm.reply import Usage
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "refused"]
 
@@ -49,7 +48,7 @@ class RunState(_Part):
     kind: str | None = None
     reason: str | None = None
     seconds: float = 0.0
-    cost: Cost = Cost()
+    cost: Usage = Usage()
     report: str | None = None
     log: str | None = None
 
@@ -79,7 +78,7 @@ class Totals(_Part):
     interrupted: int = 0
     refused: int = 0
     seconds: float = 0.0
-    cost: Cost = Cost()
+    cost: Usage = Usage()
 
 
 class BatchState(_Part):
@@ -110,7 +109,7 @@ class BatchState(_Part):
         for run in self.runs:
             setattr(totals, run.state, getattr(totals, run.state) + 1)
             totals.seconds = round(totals.seconds + run.seconds, 2)
-        totals.cost = added(run.cost for run in self.runs)
+        totals.cost = sum((run.cost for run in self.runs), Usage())
         self.totals = totals
 
     def write(self, path: Path) -> None:
@@ -122,12 +121,3 @@ class BatchState(_Part):
     def read(cls, path: Path) -> BatchState:
         """The state that a batch has left, or leaves just now."""
         return cls.model_validate_json(path.read_bytes())
-
-
-def added(costs: Iterable[Cost]) -> Cost:
-    """What several runs have bought together."""
-    total = Cost()
-    for cost in costs:
-        sums = {name: getattr(total, name) + getattr(cost, name) for name in Cost.model_fields if name != "unpriced"}
-        total = Cost(**sums, unpriced=total.unpriced or cost.unpriced)
-    return total

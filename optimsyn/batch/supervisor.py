@@ -18,7 +18,7 @@ from optimsyn.batch.engines import Engine, Started
 from optimsyn.batch.memory import Place, Room
 from optimsyn.batch.outcome import Before, conclude
 from optimsyn.batch.plan import Job
-from optimsyn.batch.progress import Progress, Watch, bought_by, cost_of
+from optimsyn.batch.progress import Progress, Watch, bought_by
 from optimsyn.batch.state import BatchState
 from optimsyn.batch.table import View
 from optimsyn.llm.shared_budget import Purse
@@ -116,7 +116,7 @@ class Supervisor:
         state = job.state
         if job.run is None:
             return
-        state.cost = cost_of(bought_by(job.run))
+        state.cost = bought_by(job.run)
         if state.state == "finished":
             state.report = _report(job.run)
             return
@@ -205,7 +205,7 @@ class Supervisor:
             except OptimsynError as error:
                 _failed(one.job, error)
             usage = bought_by(run)
-            one.job.state.cost = cost_of(usage)
+            one.job.state.cost = usage
             if self.purse is not None:
                 self.purse.count(account(run), usage)
         return bool(ended)

@@ -16,8 +16,8 @@ from rich.text import Text
 from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress
 from optimsyn.batch.state import BatchState, State
+from optimsyn.llm.reply import Usage
 from optimsyn.runs.durations import clock
-from optimsyn.runs.manifest import Cost
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",
@@ -179,7 +179,7 @@ def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) ->
     _plain(console, str(file))
 
 
-def spent(cost: Cost) -> str:
+def spent(cost: Usage) -> str:
     """Money, with a plus where some of it is unknown, or tokens where nothing had a price."""
     if cost.cost_usd > 0:
         more = "+" if cost.unpriced else ""

@@ -321,6 +321,6 @@ def _service_problems(recipe: Recipe) -> list[str]:
     roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
     problems: list[str] = []
     for role, spec in roles.items():
-        if spec is not None and spec.provider == "litellm":
+        if spec is not None and spec.provider in ("litellm", "own"):
             problems += availability(role, spec, network=False).problems
     return problems

@@ -21,6 +21,7 @@ def load_language_model(
     adapter: Path | None = None,
     budget: Budget | None = None,
     batches: Batches | None = None,
+    field: str = "",
 ) -> LanguageModel:
     """The language model that a recipe names; nothing is loaded or sent before the first call.
 
@@ -31,25 +32,40 @@ def load_language_model(
             server.
         budget: The run's cap.
         batches: Where the batches of a model with `batch: true` are kept; None: it is asked one by one.
+        field: Its place in the recipe (`models.generator`), for messages.
 
     Raises:
+        RecipeError: A generator of the user's own is not there, or cannot be made.
         ModelError: An adapter was given for a model whose weights are not here.
         ServiceError: The recipe names a variable for the key that is not set.
     """
-    if spec.provider == "litellm":
-        if adapter is not None:
-            raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
-        if spec.batch and batches is not None:
-            from optimsyn.llm.hosted.batched_model import BatchedModel
+    if spec.provider == "own":
+        from optimsyn.llm.own.model import OwnModel
 
-            return BatchedModel(spec, cache, budget, batches=batches)
-        from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-
-        return LiteLLMModel(spec, cache, budget)
-    if spec.provider == "embedded" and adapter is None:
+        model: LanguageModel = OwnModel(spec, cache, budget, field)
+    elif spec.provider == "litellm":
+        model = _hosted(spec, cache, budget, adapter, batches)
+    elif spec.provider == "embedded" and adapter is None:
         from optimsyn.llm.embedded.model import EmbeddedModel
 
-        return EmbeddedModel(spec, cache, budget)
-    from optimsyn.llm.local.model import LocalModel
+        model = EmbeddedModel(spec, cache, budget)
+    else:
+        from optimsyn.llm.local.model import LocalModel
 
-    return LocalModel(spec, cache, budget, adapter=adapter)
+        model = LocalModel(spec, cache, budget, adapter=adapter)
+    model.field = field
+    return model
+
+
+def _hosted(
+    spec: ModelSpec, cache: ReplyCache | None, budget: Budget | None, adapter: Path | None, batches: Batches | None
+) -> LanguageModel:
+    if adapter is not None:
+        raise ModelError(f"{spec.name}: an adapter needs the weights; name a hub id, a local folder or `embedded`")
+    if spec.batch and batches is not None:
+        from optimsyn.llm.hosted.batched_model import BatchedModel
+
+        return BatchedModel(spec, cache, budget, batches=batches)
+    from optimsyn.llm.hosted.litellm_model import LiteLLMModel
+
+    return LiteLLMModel(spec, cache, budget)

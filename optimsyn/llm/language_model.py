@@ -17,7 +17,7 @@ from optimsyn.base.errors import OptimsynError, Outcome, ReplyError
 from optimsyn.base.event_loops import REQUESTS, run_sync
 from optimsyn.llm.outcome_log import ESTIMATED, Lately
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
-from optimsyn.llm.reply import without_keys
+from optimsyn.llm.reply import Usage, without_keys
 from optimsyn.recipe.recipe import ModelSpec
 
 __all__ = ["Call", "LanguageModel", "run_sync"]
@@ -54,6 +54,11 @@ class Call:
     def __post_init__(self) -> None:
         if not self.messages:
             raise ValueError("a call needs at least one message")
+
+    @property
+    def prompt(self) -> str:
+        """The text of all messages, one after the other."""
+        return "\n\n".join(message["content"] for message in self.messages)
 
     @classmethod
     def of(cls, prompt: str | Sequence[Mapping[str, str]], **parameters: Any) -> Call:
@@ -318,7 +323,9 @@ class LanguageModel(ABC):
     def reserved(self, budget: Budget, call: Call) -> AbstractContextManager[None]:
         """Room in the budget for the most that a call may use and cost."""
         prompt, reply = self._most_tokens(call)
-        return budget.reserved(prompt + reply, self.highest_price(prompt, reply))
+        price = self.highest_price(prompt, reply)
+        most = Usage(replies=1, input_tokens=prompt, output_tokens=reply, cost_usd=price or 0.0, unpriced=price is None)
+        return budget.reserved(most)
 
     def _most_tokens(self, call: Call) -> tuple[int, int]:
         """The most tokens that prompt and reply of a call may have."""

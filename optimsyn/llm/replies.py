@@ -302,8 +302,7 @@ class Budget:
         self.tokens = tokens
         self.purse = purse
         self._lock = threading.Lock()
-        self._requests_under_way = 0
-        self._tokens_under_way = 0
+        self._under_way: list[Usage] = []
 
     @classmethod
     def of(cls, limits: Limits, cache: ReplyCache, *, purse: Purse | None = None) -> Budget:
@@ -311,42 +310,40 @@ class Budget:
         return cls(cache, cost_usd=limits.cost_usd, requests=limits.requests, tokens=limits.tokens, purse=purse)
 
     @contextmanager
-    def reserved(self, tokens: int, cost_usd: float | None = None) -> Iterator[None]:
+    def reserved(self, most: Usage) -> Iterator[None]:
         """Sets room aside for one request while it is under way.
 
         Args:
-            tokens: The most that prompt and reply may use.
-            cost_usd: The most that they may cost: 0 for free models, None when that is not known before.
+            most: What it may use and cost at most; `unpriced` where its price is not known before.
 
         Raises:
             BudgetError: The request could pass a cap; nothing has been sent.
         """
         with self._lock:
-            self._check(tokens)
-            self._requests_under_way += 1
-            self._tokens_under_way += tokens
+            self._check(most)
+            self._under_way.append(most)
         try:
-            with self._paid_by_the_batch(tokens, cost_usd):
+            with self._paid_by_the_batch(most):
                 yield
         finally:
             with self._lock:
-                self._requests_under_way -= 1
-                self._tokens_under_way -= tokens
+                self._under_way.remove(most)
 
-    def _paid_by_the_batch(self, tokens: int, cost_usd: float | None) -> AbstractContextManager[None]:
+    def _paid_by_the_batch(self, most: Usage) -> AbstractContextManager[None]:
         if self.purse is None:
             return nullcontext()
-        return self.purse.reserved(str(self.cache.path), tokens, cost_usd, self.cache.totals)
+        return self.purse.reserved(str(self.cache.path), most, self.cache.totals)
 
-    def _check(self, tokens: int) -> None:
+    def _check(self, most: Usage) -> None:
         if self.cost_usd is None and self.requests is None and self.tokens is None:
             return
         used = self.cache.totals()
+        then = sum(self._under_way, used) + most
         if self.cost_usd is not None and used.cost_usd >= self.cost_usd:
             raise _spent("limits.cost_usd", f"{self.cost_usd:g} US dollars", f"{used.cost_usd:.4g} are spent")
-        if self.requests is not None and used.replies + self._requests_under_way + 1 > self.requests:
+        if self.requests is not None and then.replies > self.requests:
             raise _spent("limits.requests", f"{self.requests} requests", f"{used.replies} were answered")
-        if self.tokens is not None and used.tokens + self._tokens_under_way + tokens > self.tokens:
+        if self.tokens is not None and then.tokens > self.tokens:
             raise _spent("limits.tokens", f"{self.tokens} tokens", f"{used.tokens} are used")
 
 

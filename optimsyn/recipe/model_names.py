@@ -7,7 +7,7 @@ from typing import Literal
 
 from optimsyn.base.suggestions import nearest
 
-Provider = Literal["embedded", "litellm", "local"]
+Provider = Literal["embedded", "litellm", "local", "own"]
 
 # The prefixes of LiteLLM that people use for text generation. A hub organisation of the same name is reached by
 # writing `hub:org/name`.

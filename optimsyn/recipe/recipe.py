@@ -25,6 +25,7 @@ from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
 from optimsyn.recipe.sections.influence import Influence, twin_problem
 from optimsyn.recipe.sections.limits import Limits
 from optimsyn.recipe.sections.models import (
+    OWN_ONLY,
     SERVICE_ONLY,
     CountedTokens,
     Lora,
@@ -209,7 +210,7 @@ class Recipe(Shown, Section):
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env", "prices", "batch", "batch_hours"):
                     spec.pop(field)
                 # Fields that came later, where they say nothing: a recipe without them keeps its fingerprint.
-                later = {**SERVICE_ONLY, "chat_template_kwargs": None, "max_tokens_again": None}
+                later = {**SERVICE_ONLY, **OWN_ONLY, "chat_template_kwargs": None, "max_tokens_again": None}
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
@@ -269,7 +270,7 @@ class Recipe(Shown, Section):
             )
         if self.influence.method == "twin" and self.models.target.dtype in ("bfloat16", "float16"):
             raise ValueError(twin_problem(self.models.target.dtype))
-        if self.optimizers.policy.enabled and self.models.rubric.provider == "litellm":
+        if self.optimizers.policy.enabled and self.models.rubric.provider in ("litellm", "own"):
             raise ValueError(
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from optimsyn.base.files import write_json
 from optimsyn.base.labels import BESIDES_LABELS, UNREAD
 from optimsyn.base.table import Table, duration, number
+from optimsyn.llm.reply import Usage
 from optimsyn.report.tables import evaluation_table, facts_table
-from optimsyn.runs.manifest import dollars
 from optimsyn.runs.results.losses import Losses
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Summary(BaseModel):
         paid = {"replies": "replies", "input_tokens": "input tokens", "output_tokens": "output tokens"}
         body += [(label, f"{self.cost[name]:,}") for name, label in paid.items() if name in self.cost]
         if "cost_usd" in self.cost:
-            body.append(("cost", dollars(self.cost["cost_usd"], unpriced=bool(self.cost.get("unpriced")))))
+            body.append(("cost", Usage(cost_usd=self.cost["cost_usd"], unpriced=bool(self.cost.get("unpriced"))).usd()))
         return Table("Time and cost", ("what", "amount"), tuple(body), frozenset({1}))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

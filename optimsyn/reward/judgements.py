@@ -13,63 +13,16 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import DataError, Outcome
 from optimsyn.base.files import iter_json
-from optimsyn.data.records import Pair, Passage, Record, Rubric
+from optimsyn.data.records import Pair, Record, Rubric
+from optimsyn.reward.drafting import RubricRequest
 from optimsyn.reward.ledger_index import LedgerIndex, Row
-
-if TYPE_CHECKING:
-    from optimsyn.programs.pair import PairWriter
-
-
-class RubricRequest(Record):
-    """One pair to be written under a rubric and judged.
-
-    Attributes:
-        kind: Name of the pair's form.
-        rubric: None when the pair is written without one, or when `error` says why there is none.
-        error: What was wrong with the rubric reply; such a request is judged invalid and no pair is bought.
-        unjudged: What came in place of a rubric, where that is nobody's fault; such a request is not judged.
-        guiding_text: The text that the rubric was written under ("" without one).
-        seed: Sampling seed of the pair.
-        variant: Written into the pair's lineage.
-    """
-
-    passage: Passage
-    kind: str
-    rubric: Rubric | None = None
-    error: str | None = None
-    unjudged: Outcome | None = None
-    guiding_text: str = ""
-    rubric_model: str = ""
-    seed: int = 0
-    variant: str = ""
-
-    async def written_by(self, writer: PairWriter) -> Pair:
-        """The pair that a writer makes of this request.
-
-        Raises:
-            ReplyError: The reply holds no usable pair.
-            ServiceError: The service failed for good.
-        """
-        return await writer.awrite(
-            self.passage,
-            self.rubric,
-            seed=self.seed,
-            variant=self.variant,
-            guiding_text=self.guiding_text,
-            rubric_model=self.rubric_model,
-        )
-
-
-def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
-    """The name under which a reply counts that could not be read, such as `pair_format` or `rubric_refusal`."""
-    return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
 
 
 class Judgement(Record):

@@ -16,21 +16,21 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.errors import DataError, Outcome, ReplyError, ServiceError
+from optimsyn.base.errors import DataError, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.data.records import Pair
 from optimsyn.reward.comparisons import GivenOut
+from optimsyn.reward.drafting import Draft, Drafter, RubricRequest
 from optimsyn.reward.judgements import (
     Judgement,
     Ledger,
     Moving,
-    RubricRequest,
     content_key,
     digest,
-    failure,
     stated_fingerprint,
     verdict,
     windows,
@@ -48,13 +48,36 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RubricRequest"]
+__all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RewardOptions", "RubricRequest"]
 
 # So many unreadable pair replies in a row are a broken generator, not bad pairs.
 GARBAGE_LIMIT = 20
 # Requests judged, scored and written to the ledger together. Cut before memory is consulted, so that a resumed run
 # scores the same pairs side by side as an undisturbed one.
 WINDOW = 32
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """What a reward has to know about who asks it.
+
+    Attributes:
+        source: Who asks, for the ledger.
+        garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
+        report: Called after each window with the requests in it, and how many different ones were judged so far.
+        neutral: What a request that could not be judged counts as where a number has to be given (DSPy's optimisers
+            know no missing score).
+        outcomes: Where it is kept what came of the policy's completions.
+    """
+
+    source: str = ""
+    garbage_limit: int = GARBAGE_LIMIT
+    report: Callable[[int, int], None] | None = None
+    neutral: float = 0.0
+    outcomes: OutcomeLog | None = None
+
+
+DEFAULTS = RewardOptions()
 
 
 class InfluenceReward:
@@ -67,14 +90,10 @@ class InfluenceReward:
         invalid_penalty: The reward of an invalid pair is minus this.
         ledger: File that every judgement is appended to and that answers repeated requests, also after a restart. Rows
             of another `identity` stay in it and are passed over.
-        source: Who asks, for the ledger.
-        garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
-        report: Called after each window with the requests in it, and how many different ones were judged so far.
-        neutral: What a request that could not be judged counts as where a number has to be given (DSPy's optimisers
-            know no missing score).
-        outcomes: Where it is kept what came of the policy's completions.
+        options: What else there is to say about who asks.
 
     Attributes:
+        drafter: Has the pairs written and checked.
         identity: Digest of scorer, checks, pair writer and penalty; of a scorer that moves, of where it begins.
         passed_over: Rows of the ledger that were found under another identity. They are never an answer; only the
             influence of equal content is taken over from those that the same scorer has scored.
@@ -99,21 +118,14 @@ class InfluenceReward:
         *,
         invalid_penalty: float = 0.1,
         ledger: Path | None = None,
-        source: str = "",
-        garbage_limit: int = GARBAGE_LIMIT,
-        report: Callable[[int, int], None] | None = None,
-        neutral: float = 0.0,
-        outcomes: OutcomeLog | None = None,
+        options: RewardOptions = DEFAULTS,
     ) -> None:
         self.scorer = scorer
         self.pair_writer = pair_writer
-        self.checks = checks
+        self.drafter = Drafter(pair_writer, checks)
         self.invalid_penalty = invalid_penalty
-        self.source = source
-        self.garbage_limit = garbage_limit
-        self.report = report
-        self.neutral = neutral
-        self.outcomes = outcomes
+        self.options = options
+        self.source = options.source
         self.generator = pair_writer.model.name
         self._scorer_id = stated_fingerprint(scorer, "scorer")
         self._checks_id = stated_fingerprint(checks, "checks")
@@ -204,69 +216,52 @@ class InfluenceReward:
                 if row.unjudged is None:
                     self._given.add(row)
             different = len(self._given)
-        if self.report is not None:
-            self.report(len(keys), different)
+        if self.options.report is not None:
+            self.options.report(len(keys), different)
         return answers
 
     async def _judge_new(self, requests: dict[str, RubricRequest]) -> list[Judgement]:
         """Writes, checks and scores pairs that were not judged before, in the order given."""
         failures: list[Exception] = []
 
-        async def draft(request: RubricRequest) -> Pair | ReplyError | None:
-            if request.error is not None or failures:
-                return None
-            if self._broken is not None:
+        async def write(request: RubricRequest) -> Draft:
+            if request.error is None and self._broken is not None:
                 failures.append(self._broken)
-                return None
+            if request.error is None and failures:
+                return Draft(request)
             try:
-                pair = await request.written_by(self.pair_writer)
-            except ReplyError as error:
-                try:
-                    self._count_garbage(error)
-                except ServiceError as broken:
-                    failures.append(broken)
-                return error
+                draft = await self.drafter.write(request)
             except Exception as error:  # noqa: BLE001 - raised below, when what is under way is paid for and cached
                 failures.append(error)
-                return None
-            self._garbage.clear()
-            return pair
+                return Draft(request)
+            if draft.pair is not None:
+                self._garbage.clear()
+            elif draft.unread is not None:
+                try:
+                    self._count_garbage(draft.unread)
+                except ServiceError as broken:
+                    failures.append(broken)
+            return draft
 
-        drafts = await asyncio.gather(*(draft(request) for request in requests.values()))
+        drafts = await asyncio.gather(*(write(request) for request in requests.values()))
         if failures:
             raise failures[0]
-        return await asyncio.to_thread(self._check_and_score, requests, drafts)
+        return await asyncio.to_thread(self._check_and_score, list(requests), drafts)
 
-    def _check_and_score(
-        self, requests: dict[str, RubricRequest], drafts: Sequence[Pair | ReplyError | None]
-    ) -> list[Judgement]:
-        failed: dict[str, dict[str, str]] = {}
-        unjudged: dict[str, Outcome] = {}
-        valid: dict[str, Pair] = {}
-        for (key, request), pair in zip(requests.items(), drafts, strict=True):
-            if not isinstance(pair, Pair):
-                outcome = request.unjudged if pair is None else pair.outcome
-                name = failure("rubric" if pair is None else "pair", outcome)
-                failed[key] = {name: redact(request.error or str(pair))}
-                if outcome is not None and outcome.unjudged:
-                    unjudged[key] = outcome
-                continue
-            found = self.checks.check(pair, request.passage)
-            if found.valid:
-                valid[key] = pair
-            else:
-                failed[key] = {name: found.reasons.get(name, "") for name in found.failed}
-        scores = self._score(list(valid.values()))
+    def _check_and_score(self, keys: Sequence[str], drafts: Sequence[Draft]) -> list[Judgement]:
+        drafts = [self.drafter.check(draft) for draft in drafts]
+        scores = self._score([draft.pair for draft in drafts if draft.pair is not None and draft.valid])
         rows = []
-        for (key, request), pair in zip(requests.items(), drafts, strict=True):
-            fields: dict[str, Any] = {"valid": key in valid}
-            if key in valid:
-                score = scores[content_key(valid[key])]
+        for key, draft in zip(keys, drafts, strict=True):
+            request = draft.request
+            fields: dict[str, Any] = {"valid": draft.valid}
+            if draft.pair is not None and draft.valid:
+                score = scores[content_key(draft.pair)]
                 fields |= {**score, "reward": score["influence"]}
             else:
-                reward = 0.0 if key in unjudged else -self.invalid_penalty
-                fields |= {"failed": tuple(failed[key]), "reasons": failed[key], "reward": reward}
-                fields["unjudged"] = unjudged.get(key)
+                reward = 0.0 if draft.unjudged is not None else -self.invalid_penalty
+                fields |= {"failed": draft.failed, "reasons": dict(draft.reasons), "reward": reward}
+                fields["unjudged"] = draft.unjudged
             row = Judgement(
                 key=key,
                 source=self.source,
@@ -280,7 +275,7 @@ class InfluenceReward:
                 guiding_text=request.guiding_text,
                 rubric_model=request.rubric_model,
                 rubric=request.rubric,
-                pair=pair if isinstance(pair, Pair) else None,
+                pair=draft.pair,
                 **fields,
             )
             rows.append(row.model_copy(update={"feedback": verdict(row)}))
@@ -318,7 +313,7 @@ class InfluenceReward:
         """
         from optimsyn.llm.language_model import run_sync
 
-        judgements = run_sync(self.judge(requests_of(completions, columns, self.source, self.outcomes)))
+        judgements = run_sync(self.judge(requests_of(completions, columns, self.source, self.options.outcomes)))
         log_judgements(judgements, columns)
         return [None if judgement.unjudged is not None else judgement.reward for judgement in judgements]
 
@@ -343,19 +338,9 @@ class InfluenceReward:
 
         from optimsyn.llm.language_model import run_sync
 
-        request = RubricRequest(
-            passage=gold.passage,
-            kind=gold.kind,
-            rubric=pred.get("rubric"),
-            error=pred.get("error"),
-            unjudged=pred.get("unjudged"),
-            guiding_text=pred.get("guiding_text") or "",
-            rubric_model=pred.get("rubric_model") or "",
-            seed=gold.seed,
-            variant=self.source,
-        )
+        request = RubricRequest.predicted(gold, pred, self.source)
         judgement = run_sync(self.judge([request]))[0]
-        score = judgement.reward if judgement.unjudged is None else self.neutral
+        score = judgement.reward if judgement.unjudged is None else self.options.neutral
         return dspy.Prediction(score=score, feedback=self.feedback(judgement))
 
     def feedback(self, judgement: Judgement) -> str:
@@ -389,7 +374,7 @@ class InfluenceReward:
     def _count_garbage(self, error: ReplyError) -> None:
         """Stops the run after `garbage_limit` pair replies in a row without a pair, whatever they were instead."""
         self._garbage.append(error)
-        if self.garbage_limit and len(self._garbage) >= self.garbage_limit:
+        if 0 < self.options.garbage_limit <= len(self._garbage):
             common = Counter(map(str, self._garbage)).most_common(1)[0][0]
             count = len(self._garbage)
             replies = sum(one.replies for one in self._garbage)

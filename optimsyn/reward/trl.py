@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.records import Passage
-from optimsyn.reward.judgements import Judgement, RubricRequest, digest
+from optimsyn.reward.drafting import RubricRequest
+from optimsyn.reward.judgements import Judgement, digest
 
 if TYPE_CHECKING:
     from optimsyn.llm.outcome_log import OutcomeLog
@@ -32,27 +33,17 @@ def requests_of(
     requests = []
     for index, completion in enumerate(completions):
         passage = Passage.model_validate_json(columns["passage"][index])
-        rubric, error, outcome = None, None, Outcome.READ
-        text = _text(completion)
+        named = {name: columns[name][index] for name in ("kind", "guiding_text", "rubric_model", "seed")}
+        blank = RubricRequest(passage=passage, variant=source, **named)
+        text, outcome = _text(completion), Outcome.READ
         try:
-            rubric = complete_rubric(text)
+            request = blank.under(complete_rubric(text))
         except ReplyError as problem:
-            error, outcome = str(problem), problem.outcome
-        requests.append(
-            RubricRequest(
-                passage=passage,
-                kind=columns["kind"][index],
-                rubric=rubric,
-                error=error,
-                guiding_text=columns["guiding_text"][index],
-                rubric_model=columns["rubric_model"][index],
-                seed=columns["seed"][index],
-                variant=source,
-            )
-        )
+            request, outcome = blank.under(problem).model_copy(update={"unjudged": None}), problem.outcome
+        requests.append(request)
         if outcomes is not None:
             # A training that goes on after a kill samples its last step again, and is to count it once.
-            key = digest(["policy", passage.id, columns["guiding_text"][index], columns["seed"][index], text, index])
+            key = digest(["policy", passage.id, blank.guiding_text, blank.seed, text, index])
             outcomes.note(key, "policy", outcome)
     return requests
 

@@ -18,8 +18,9 @@ from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import forget_secrets, redact
 from optimsyn.base.table import Shown
+from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
-from optimsyn.runs.manifest import Cost, Failure, Manifest, ManifestFile, StageRecord, now
+from optimsyn.runs.manifest import Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.peak_memory import peak_bytes, reset_peak
 from optimsyn.runs.stage_end import let_arrive, told_of_disk
 from optimsyn.runs.stage_functions import refuse_edited
@@ -257,18 +258,12 @@ class Run(Shown):
 
         return read_services(self.folder / SERVICES_FILE)
 
-    def bought(self) -> Cost:
+    def bought(self) -> Usage:
         """What the run has bought so far."""
         if not (self.folder / "replies.sqlite").is_file():
-            return Cost()
-        usage = self.replies.totals()
-        return Cost(
-            replies=usage.replies,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cost_usd=usage.cost_usd,
-            unpriced=any(answers.get("price_unknown") for answers in self.services.values()),
-        )
+            return Usage()
+        unpriced = any(answers.get("price_unknown") for answers in self.services.values())
+        return self.replies.totals().model_copy(update={"unpriced": unpriced})
 
     def outcomes(self) -> dict[str, dict[str, int]]:
         """What came of the run's requests so far, by role; see `Manifest.outcomes`."""

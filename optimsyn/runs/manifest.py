@@ -23,6 +23,7 @@ from optimsyn.base.files import write_text
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.version import __version__
 from optimsyn.llm.control_tokens import RENDERED_DAY
+from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.stages import STAGES as STAGES
 from optimsyn.runs.forecast import Forecast
@@ -67,41 +68,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
-class Cost(_Part):
-    """What was bought; replies that came from the cache cost nothing again.
-
-    Attributes:
-        unpriced: Nobody says what some of the replies cost, so `cost_usd` counts only the others.
-    """
-
-    replies: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-    unpriced: bool = False
-
-    def usd(self, decimals: int = 2) -> str:
-        """The money in words: `1.20 USD`, `at least 1.20 USD`, `unknown`."""
-        return dollars(self.cost_usd, unpriced=self.unpriced, decimals=decimals)
-
-    def since(self, before: Cost) -> Cost:
-        """What was bought after `before`."""
-        return Cost(
-            replies=self.replies - before.replies,
-            input_tokens=self.input_tokens - before.input_tokens,
-            output_tokens=self.output_tokens - before.output_tokens,
-            cost_usd=round(self.cost_usd - before.cost_usd, 9),
-            unpriced=self.unpriced and self.replies > before.replies,
-        )
-
-
-def dollars(cost_usd: float, *, unpriced: bool = False, decimals: int = 2) -> str:
-    """US dollars in words; a price that nobody says is unknown, not 0."""
-    if unpriced and cost_usd <= 0:
-        return "unknown"
-    return f"{'at least ' if unpriced else ''}{cost_usd:.{decimals}f} USD"
-
-
 class Failure(_Part):
     """Why and where the last attempt of a stage ended.
 
@@ -140,8 +106,8 @@ class StageRecord(_Part):
     finished: str | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
-    bought_before: Cost | None = None
-    cost: Cost = Cost()
+    bought_before: Usage | None = None
+    cost: Usage = Usage()
     pid: int | None = None
     error: str | None = None
     failure: Failure | None = None
@@ -171,7 +137,7 @@ class Manifest(_Part):
     seeds: dict[str, int]
     versions: dict[str, str]
     stages: list[StageRecord]
-    cost: Cost = Cost()
+    cost: Usage = Usage()
     outcomes: dict[str, dict[str, int]] = Field(default_factory=dict)
     forecast: Forecast | None = None
     forecast_now: Forecast | None = None

@@ -213,5 +213,8 @@ def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, 
             "again; what was paid for the first time is counted, too. Check the disk"
         )
     if estimated := sum(counts.get("estimated", 0) for counts in outcomes.values()):
-        notes.append(f"the tokens of {estimated} replies are estimated, because their service reported none")
+        notes.append(
+            f"the tokens of {estimated} replies are not reported, or not as they can be, so they are estimated from "
+            "the texts"
+        )
     return notes

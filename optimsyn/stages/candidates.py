@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
-from optimsyn.base.errors import Outcome, ReplyError, StageError
+from optimsyn.base.errors import ReplyError, StageError
 from optimsyn.base.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Passage, Rubric
+    from optimsyn.data.records import Rubric
     from optimsyn.llm.replies import Reply
-    from optimsyn.reward.reward import InfluenceReward, Judgement, RubricRequest
+    from optimsyn.reward.drafting import RubricRequest, WriteRubric
+    from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
 
 # A sampled rubric of the trained policy that does not parse is drawn again this often: the policy decodes freely,
@@ -45,43 +46,34 @@ async def request_rubrics(
     Raises:
         ServiceError: The rubric model's service failed for good.
     """
-    from optimsyn.reward.reward import RubricRequest
+    from optimsyn.reward.drafting import RubricRequest, requested, with_writer
 
     text = guiding_text_of(tools, variant)
     rubric_model = "" if variant == "no_rubric" else tools.recipe.models.rubric.name
-    writer = None if variant in ("no_rubric", "policy") else tools.rubric_writer(text)
+    write: WriteRubric | None = None
+    if variant == "policy":
+        write = partial(_policy_rubric, tools)
+    elif variant != "no_rubric":
+        write = with_writer(tools.rubric_writer(text))
 
     async def one(index: int) -> RubricRequest:
         passage, seed = tools.candidate(index)
-        kind = tools.shape.kind_for(seed)
-        rubric: Rubric | None = None
-        error: str | None = None
-        unjudged: Outcome | None = None
-        try:
-            if variant == "policy":
-                rubric = await _policy_rubric(tools, text, passage, kind, seed)
-            elif writer is not None:
-                rubric = (await writer.aforward(passage=passage, kind=kind, seed=seed)).rubric
-        except ReplyError as problem:
-            error = str(problem)
-            unjudged = problem.outcome if problem.outcome.unjudged else None
-        told()
-        return RubricRequest(
+        blank = RubricRequest(
             passage=passage,
-            kind=kind,
-            rubric=rubric,
-            error=error,
-            unjudged=unjudged,
+            kind=tools.shape.kind_for(seed),
             guiding_text=text,
             rubric_model=rubric_model,
             seed=seed,
             variant=variant,
         )
+        request = await requested(blank, write)
+        told()
+        return request
 
     return list(await asyncio.gather(*(one(index) for index in indices)))
 
 
-async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind: str, seed: int) -> Rubric:
+async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
     """One rubric sampled from the trained policy, with the prompt that it was trained on."""
     from optimsyn.llm.language_model import Call
     from optimsyn.llm.reading.asking import hear
@@ -91,13 +83,13 @@ async def _policy_rubric(tools: Tools, guiding_text: str, passage: Passage, kind
         return complete_rubric(reply, max_tokens=max_tokens)
 
     config = tools.recipe.optimizers.policy
-    messages, stop = rubric_messages(guiding_text, passage, kind, chat=tools.policy.chat)
+    messages, stop = rubric_messages(request.guiding_text, request.passage, request.kind, chat=tools.policy.chat)
     for attempt in range(POLICY_ATTEMPTS):
         call = Call(
             messages=messages,
             temperature=config.temperature,
             max_tokens=config.max_tokens,
-            seed=seed if attempt == 0 else derive_seed(seed, "attempt", attempt),
+            seed=request.seed if attempt == 0 else derive_seed(request.seed, "attempt", attempt),
             stop=stop,
         )
         try:
@@ -116,13 +108,8 @@ async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:
     Raises:
         ServiceError: The generator's service failed for good.
     """
-
-    async def write(request: RubricRequest) -> None:
-        # What cannot be read is found again, and counted, by whoever judges it.
-        with suppress(ReplyError):
-            await request.written_by(tools.pair_writer)
-
-    await asyncio.gather(*(write(request) for request in requests if request.error is None))
+    # What cannot be read is found again, and counted, by whoever judges it.
+    await asyncio.gather(*(tools.drafter.write(request) for request in requests))
 
 
 async def write_first_rounds(tools: Tools, variants: Sequence[str], wanted: int, oversample: float) -> None:

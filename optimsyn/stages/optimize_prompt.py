@@ -39,8 +39,9 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
     config = recipe.optimizers.prompt
     reflection = None
     if recipe.models.reflection is not None:
-        reflection = load_language_model(recipe.models.reflection, run.replies, budget=tools.budget)
-        reflection.field = "models.reflection"
+        reflection = load_language_model(
+            recipe.models.reflection, run.replies, budget=tools.budget, field="models.reflection"
+        )
     # The search ends before it could pass its budget, often a little earlier.
     reward = tools.reward(
         "optimize_prompt", lambda now, judged: stage.progress(judged, config.metric_calls, "judged pairs")

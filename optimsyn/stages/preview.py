@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from optimsyn.influence.factory import Scorer
     from optimsyn.influence.scores import Scores
     from optimsyn.influence.simulated.scorer import BatchTraining
+    from optimsyn.reward.drafting import Draft
     from optimsyn.runs.folder import Run
-    from optimsyn.stages.warm_up import Draft
 
 # Enough questions for a direction that is not one question's own, few enough to stay within a minute on a CPU.
 PREVIEW_QUESTIONS = 12
@@ -77,7 +77,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         tools = Tools(run)
         validation = tools.validation
     drafts = _written(tools, pairs, step)
-    valid = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
+    valid = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     if not valid:
         failed = sorted({name for draft in drafts for name in draft.failed})
         raise StageError(f"preview: none of {len(drafts)} pairs is valid (failed: {', '.join(failed)})")
@@ -101,20 +101,18 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
             questions, scorer, training = validation, tools.scorer, tools.batch_training
     with step(f"Scoring {len(valid)} pairs, and a look at the reward"):
         scores = scorer.score(valid)
-        look = _look(run, tools, scorer, valid, questions, scores, training)
+        look = _look(tools, scorer, valid, questions, _Scored(scores, training))
     totals = iter(float(value) for value in scores.total)
-    rows = []
-    for draft in drafts:
-        good = draft.pair is not None and not draft.failed
-        rows.append(
-            (
-                draft.passage.title or draft.passage.id,
-                rubric_text(draft.rubric) if draft.rubric is not None else None,
-                as_text(draft.pair) if draft.pair is not None else None,
-                "valid" if good else "; ".join(draft.reasons),
-                next(totals) if good else None,
-            )
+    rows = [
+        (
+            draft.passage.title or draft.passage.id,
+            rubric_text(draft.rubric) if draft.rubric is not None else None,
+            as_text(draft.pair) if draft.pair is not None else None,
+            "valid" if draft.valid else "; ".join(draft.remarks),
+            next(totals) if draft.valid else None,
         )
+        for draft in drafts
+    ]
     columns = ("passage", "rubric", "pair", "checks", "influence")
     return Preview(
         heading=f"Preview of {run.recipe.name}",
@@ -138,7 +136,7 @@ def _written(tools: Tools, pairs: int, step: Step) -> list[Draft]:
         count = _Count(2 * wanted)
         with step(label, count.told):
             drafts = run_sync(write_first_draft(tools, wanted, count.add))
-        valid = sum(draft.pair is not None and not draft.failed for draft in drafts)
+        valid = sum(draft.valid for draft in drafts)
         if valid >= pairs or wanted >= MOST_TRIES * pairs:
             return drafts
         wanted += pairs
@@ -158,29 +156,32 @@ class _Count:
         return f"{self._done} of {self._total} requests"
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """Influence of the pairs, and the training that the estimator `simulated` foretold for it."""
+
+    scores: Scores
+    training: BatchTraining | None
+
+
 def _look(
-    run: Run,
-    tools: Tools,
-    scorer: Scorer,
-    pairs: list[Pair],
-    questions: list[Question],
-    scores: Scores,
-    training: BatchTraining | None,
+    tools: Tools, scorer: Scorer, pairs: list[Pair], questions: list[Question], scored: _Scored
 ) -> RewardLook | None:
     """The run's own look where it has one, else a cheap one at these pairs: nothing is trained."""
     from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
     from optimsyn.reward.look.options import LookOptions
 
+    run = tools.run
     kept = run.folder / "warm_up" / REWARD_LOOK_FILE
     if run.done("warm_up") and kept.is_file():
         return RewardLook.load(kept)
     if run.recipe.reward.look.pairs == 0:
         return None
     return look_at_reward(
-        ScorerSetup(scorer, tools.target, questions, run.recipe.influence, training),
+        ScorerSetup(scorer, tools.target, questions, run.recipe.influence, scored.training),
         pairs,
         replace(LookOptions.of(run.recipe), random_subsets=0),
-        scores=scores,
+        scores=scored.scores,
         trained_on=() if run.done("warm_up") else {pair.id for pair in pairs},
     )
 

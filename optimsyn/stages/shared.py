@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.programs.task_shape import TaskShape
     from optimsyn.recipe.recipe import ModelSpec
+    from optimsyn.reward.drafting import Drafter
     from optimsyn.reward.reward import InfluenceReward
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.target.target import Target
@@ -114,9 +115,8 @@ class Tools:
                 hours=spec.batch_hours,
                 report=lambda done, total: stage.progress(done, total, f"replies of {role} batches", last=False),
             )
-        model = load_language_model(spec, self.run.replies, budget=self.budget, batches=batches)
-        model.field = f"models.{role}"
-        return model
+        field = f"models.{role}"
+        return load_language_model(spec, self.run.replies, budget=self.budget, batches=batches, field=field)
 
     @property
     def asks_at_once(self) -> bool:
@@ -170,6 +170,13 @@ class Tools:
         from optimsyn.programs.checks import Checker
 
         return Checker(self.recipe.checks, [*self.validation, *self.test])
+
+    @cached_property
+    def drafter(self) -> Drafter:
+        """Has pairs written under rubrics and checks them."""
+        from optimsyn.reward.drafting import Drafter
+
+        return Drafter(self.pair_writer, self.checker)
 
     @cached_property
     def target(self) -> Target:
@@ -261,7 +268,7 @@ class Tools:
         Raises:
             StageError: A finished stage of the run judged by other checks or another scorer.
         """
-        from optimsyn.reward.reward import InfluenceReward
+        from optimsyn.reward.reward import InfluenceReward, RewardOptions
         from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
 
         facts = facts_of(self.scorer, self.checker)
@@ -272,10 +279,12 @@ class Tools:
             self.checker,
             invalid_penalty=self.recipe.reward.invalid_penalty,
             ledger=self.run.path("rewards.jsonl"),
-            source=source,
-            report=report,
-            neutral=self._first_draft_influence,
-            outcomes=self.run.replies.outcomes,
+            options=RewardOptions(
+                source=source,
+                report=report,
+                neutral=self._first_draft_influence,
+                outcomes=self.run.replies.outcomes,
+            ),
         )
         if self.stage is not None:
             self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
+from typing import TYPE_CHECKING, NoReturn
 
-from optimsyn.base.errors import Outcome, ServiceError, StageError
+from optimsyn.base.errors import ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
-from optimsyn.base.secrets.redaction import redact
-from optimsyn.reward.judgements import failure
+from optimsyn.reward.drafting import UNREADABLE
 from optimsyn.runs.results.built_in import REWARD_NOT_LOOKED_AT, Scoring, WarmUpResult
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.reward_look import look_after_warm_up
@@ -23,17 +21,14 @@ from optimsyn.stages.shared import Tools
 from optimsyn.target.warm_up.parts import FEWEST_DRAFTS, parts_of
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Pair, Passage, Rubric
     from optimsyn.influence.factory import MeasuredScorer
-    from optimsyn.reward.reward import RubricRequest
+    from optimsyn.reward.drafting import Draft, RubricRequest
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.target.warm_up.curve import WarmUpCurve
 
 # Rounds of so many candidates more that are written when a draft has fewer valid ones.
 _FURTHER_ROUNDS = 3
-# Failures of candidates whose reply could not be read at all.
-_UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
 
 
 def run(run: Run) -> WarmUpResult:
@@ -57,7 +52,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     written = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
     written.add(0)
     drafts = run_sync(_enough_drafts(tools, config.pairs, written.add))
-    pairs = [draft.pair for draft in drafts if draft.pair is not None and not draft.failed]
+    pairs = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
     if _unreadable(drafts):
         _refuse_garbage(tools, drafts)
@@ -132,7 +127,7 @@ def _training(curve: WarmUpCurve | None) -> _Training:
     start = curve.looks[0] if curve is not None and curve.last is not None else None
     last = curve.last if curve is not None else None
 
-    def between(loss: Literal["end_loss", "unseen_loss", "question_loss"]) -> tuple[float, float] | None:
+    def between(loss: Literal[end_loss, unseen_loss, question_loss]) -> tuple[float, float] | None:
         before, after = getattr(start, loss, None), getattr(last, loss, None)
         return None if before is None or after is None else (before, after)
 
@@ -155,27 +150,16 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     model.set_aside_latest(2 * len(drafts))  # one that was cut was asked for again
     raise ServiceError(
         f"models.{role} {model.name!r}: none of {len(drafts)} replies could be read, for example: "
-        f"{redact(drafts[0].reasons[0])[:300]}. Is it the model that you meant, does its server honour a JSON schema "
+        f"{drafts[0].remarks[0][:300]}. Is it the model that you meant, does its server honour a JSON schema "
         f"(models.{role}.structured_output), and is models.{role}.max_tokens large enough?"
     )
-
-
-@dataclass(frozen=True)
-class Draft:
-    """One first-draft candidate: its pair where one could be parsed, and the checks that it failed."""
-
-    passage: Passage
-    rubric: Rubric | None
-    pair: Pair | None
-    failed: tuple[str, ...]
-    reasons: tuple[str, ...]
 
 
 async def _enough_drafts(tools: Tools, count: int, told: Callable[[], None]) -> list[Draft]:
     """The first draft, and a few candidates more while too few of a small draft are valid to train on."""
     drafts = await write_first_draft(tools, count, told)
     for _ in range(_FURTHER_ROUNDS):
-        valid = sum(draft.pair is not None and not draft.failed for draft in drafts)
+        valid = sum(draft.valid for draft in drafts)
         if valid >= min(FEWEST_DRAFTS, count) or _unreadable(drafts):
             break
         drafts += await write_first_draft(tools, FEWEST_DRAFTS, told, start=len(drafts))
@@ -184,7 +168,7 @@ async def _enough_drafts(tools: Tools, count: int, told: Callable[[], None]) -> 
 
 def _unreadable(drafts: Sequence[Draft]) -> bool:
     """Whether not one reply could be read."""
-    return all(draft.failed and draft.failed[0] in _UNREADABLE for draft in drafts)
+    return all(draft.failed and draft.failed[0] in UNREADABLE for draft in drafts)
 
 
 async def write_first_draft(
@@ -201,25 +185,13 @@ async def write_first_draft(
     Raises:
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.base.errors import ReplyError
     from optimsyn.stages.candidates import request_rubrics
 
     requests = await request_rubrics(tools, "first_draft", range(start, start + count), told)
 
-    async def write(request: RubricRequest) -> Draft:
-        draft = await draft_of(request)
+    async def draft(request: RubricRequest) -> Draft:
+        found = await tools.drafter.draft(request)
         told()
-        return draft
+        return found
 
-    async def draft_of(request: RubricRequest) -> Draft:
-        if request.error is not None:
-            return Draft(request.passage, None, None, (failure("rubric", request.unjudged),), (request.error,))
-        try:
-            pair = await request.written_by(tools.pair_writer)
-        except ReplyError as error:
-            return Draft(request.passage, request.rubric, None, (failure("pair", error.outcome),), (str(error),))
-        validity = tools.checker.check(pair, request.passage)
-        reasons = tuple(f"{name}: {why}" for name, why in validity.reasons.items())
-        return Draft(request.passage, request.rubric, pair, validity.failed, reasons)
-
-    return list(await asyncio.gather(*(write(request) for request in requests)))
+    return list(await asyncio.gather(*(draft(request) for request in requests)))

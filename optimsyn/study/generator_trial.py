@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optimsyn.base.errors import ReplyError
 from optimsyn.base.table import Table
 from optimsyn.data.forms import as_text
 from optimsyn.stages.shared import Tools
@@ -140,23 +139,20 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     from optimsyn.llm.language_model import run_sync
     from optimsyn.llm.replies import ReplyCache
     from optimsyn.programs.pair import PairWriter
+    from optimsyn.reward.drafting import Drafter
+    from optimsyn.stages.candidates import request_rubrics
 
     tools = Tools(run)
     cache = ReplyCache(run.path("trials", f"{_file_name(spec.name)}.sqlite"))
     before = cache.totals().replies
     model = load_language_model(spec, cache)
-    writer = PairWriter(model, tools.shape)
+    drafter = Drafter(PairWriter(model, tools.shape), tools.checker)
     rows = []
-    for index in range(count):
-        passage, seed = tools.candidate(index)
-        try:
-            pair = run_sync(writer.awrite(passage, None, seed=seed, variant="no_rubric"))
-        except ReplyError as error:
-            rows.append((passage.title or passage.id, "–", str(error)))
-            continue
-        found = tools.checker.check(pair, passage)
-        checks = "valid" if found.valid else "; ".join(f"{name}: {why}" for name, why in found.reasons.items())
-        rows.append((passage.title or passage.id, as_text(pair), checks))
+    for request in run_sync(request_rubrics(tools, "no_rubric", range(count))):
+        draft = run_sync(drafter.draft(request))
+        pair = "–" if draft.pair is None else as_text(draft.pair)
+        checks = "valid" if draft.valid else "; ".join(draft.remarks)
+        rows.append((draft.passage.title or draft.passage.id, pair, checks))
     # What a service refused for good must be said, not shown as an empty table.
     model.raise_failure()
     usage = cache.totals()

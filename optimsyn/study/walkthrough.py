@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.base.table import Table, number
 from optimsyn.data.forms import as_text
 from optimsyn.data.records import Pair, Passage, Rubric
@@ -129,19 +128,20 @@ class Workbench:
     def __init__(self, run: Run) -> None:
         from optimsyn.llm.factory import load_language_model
         from optimsyn.programs.pair import PairWriter
-        from optimsyn.reward.reward import InfluenceReward
+        from optimsyn.reward.reward import InfluenceReward, RewardOptions
 
         self.tools = Tools(run)
         models = run.recipe.models
         self._exchanges = RecordedReplies(run.path("workbench", "replies.sqlite"))
-        self._rubric_model = load_language_model(models.rubric, self._exchanges)
-        self._writer = PairWriter(load_language_model(models.generator, self._exchanges), self.tools.shape)
+        self._rubric_model = load_language_model(models.rubric, self._exchanges, field="models.rubric")
+        generator = load_language_model(models.generator, self._exchanges, field="models.generator")
+        self._writer = PairWriter(generator, self.tools.shape)
         self._reward = InfluenceReward(
             self.tools.scorer,
             self._writer,
             self.tools.checker,
             invalid_penalty=run.recipe.reward.invalid_penalty,
-            source="workbench",
+            options=RewardOptions(source="workbench"),
         )
 
     def passage(self, index: int = 0) -> Table:
@@ -161,37 +161,26 @@ class Workbench:
         """
         from optimsyn.llm.language_model import run_sync
         from optimsyn.programs.rubric import RubricWriter
-        from optimsyn.reward.judgements import RubricRequest
+        from optimsyn.reward.drafting import RubricRequest, requested, with_writer
 
         passage, seed = self.tools.candidate(index)
-        kind = self.tools.shape.kind_for(seed)
-        rubric: Rubric | None = None
-        error: str | None = None
-        unjudged: Outcome | None = None
-        self._exchanges.seen.clear()
-        try:
-            rubric = RubricWriter(self._rubric_model, guiding_text)(passage=passage, kind=kind, seed=seed).rubric
-        except ReplyError as problem:
-            error = str(problem)
-            unjudged = problem.outcome if problem.outcome.unjudged else None
-        # A reply that was cut was asked for twice.
-        rubrics = len(self._exchanges.seen)
-        request = RubricRequest(
+        blank = RubricRequest(
             passage=passage,
-            kind=kind,
-            rubric=rubric,
-            error=error,
-            unjudged=unjudged,
+            kind=self.tools.shape.kind_for(seed),
             guiding_text=guiding_text,
             rubric_model=self._rubric_model.name,
             seed=seed,
             variant="workbench",
         )
+        self._exchanges.seen.clear()
+        request = run_sync(requested(blank, with_writer(RubricWriter(self._rubric_model, guiding_text))))
+        # A reply that was cut was asked for twice.
+        rubrics = len(self._exchanges.seen)
         (judgement,) = run_sync(self._reward.judge([request]))
         pairs = len(self._exchanges.seen) - rubrics
         names = [("A rubric", self._rubric_model.name)] * rubrics + [("A pair", self._writer.model.name)] * pairs
         sent = [Sent(*name, *exchange) for name, exchange in zip(names, self._exchanges.seen, strict=True)]
-        return Chain(passage, guiding_text, rubric, judgement.pair, judgement, tuple(sent))
+        return Chain(passage, guiding_text, request.rubric, judgement.pair, judgement, tuple(sent))
 
     def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
         """The rewards that guiding texts lead to on the same passages, with the same seeds.

@@ -133,12 +133,11 @@ class Adaptation:
             said = f"{self.name} refuses one of several JSON schemas each time; it is not sent any more"
             self._learn(lambda known: replace(known, schemas_left_out=known.schemas_left_out | {refused}), said)
 
-    def price_is_unknown(self) -> None:
-        """Remembers that replies came whose price nobody says."""
+    def price_is_unknown(self, cure: str = "give `prices` or `base_model` in the recipe") -> None:
+        """Remembers that replies came whose price nobody says, and what could be done about it."""
         self._learn(
             lambda known: replace(known, price_unknown=True),
-            f"{self.name}: its price is not known, so its cost is not counted; give `prices` or `base_model` in "
-            "the recipe",
+            f"{self.name}: its price is not known, so its cost is not counted; {cure}",
         )
 
     def usage_is_unlikely(self, said: str) -> None:

@@ -122,9 +122,10 @@ def price_of(spec: ModelSpec) -> Price | None:
     """What a model asks for a token; None when neither the recipe nor LiteLLM says.
 
     What runs on this machine is free, and so is a server of one's own by its name (`hosted_vllm/…`, `ollama/…`). An
-    address says nothing: a proxy to a paid service may listen on this machine too.
+    address says nothing: a proxy to a paid service may listen on this machine too. Of a generator of one's own only the
+    recipe can say.
     """
-    if spec.provider != "litellm":
+    if spec.provider in ("embedded", "local"):
         return FREE
     if spec.prices is not None:
         asked, cached = spec.prices, spec.prices.cached_input
@@ -134,6 +135,8 @@ def price_of(spec: ModelSpec) -> Price | None:
             (asked.input if cached is None else cached) / _MILLION,
             "recipe",
         )
+    if spec.provider == "own":
+        return None
     entry = listed(spec)
     if entry is not None:
         read, written = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
@@ -165,9 +168,10 @@ def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> 
     """
     if price_of(spec) is not None:
         return None
+    behind = "" if spec.provider == "own" else f", or {where}.base_model (LiteLLM's name of the model behind it)"
     cure = (
         f"give {where}.prices (USD for a million tokens, such as `{{input: 0.1, output: 0.5}}`; zeros when it is "
-        f"free), or {where}.base_model (LiteLLM's name of the model behind it), or cap requests or tokens instead"
+        f"free){behind}, or cap requests or tokens instead"
     )
     if spec.base_model is not None and listed(spec) is None:
         return f"{where}.base_model: LiteLLM does not list {spec.base_model!r}; {cure}"

@@ -23,9 +23,9 @@ from optimsyn.runs.results.reading import result_of
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
+    from optimsyn.llm.reply import Usage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
     from optimsyn.runs.folder import Run
-    from optimsyn.runs.manifest import Cost
 
 Kind = Literal["rubric", "policy", "pair", "bare", "reflection"]
 
@@ -66,8 +66,8 @@ class Known:
 
     valid: float | None = None
     changed: bool | None = None
-    done: Mapping[str, Cost] = field(default_factory=dict)
-    under_way: Mapping[str, Cost] = field(default_factory=dict)
+    done: Mapping[str, Usage] = field(default_factory=dict)
+    under_way: Mapping[str, Usage] = field(default_factory=dict)
     read: float | None = None
     written: float | None = None
 
@@ -93,15 +93,25 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
         so_far = known.under_way.get(stage)
         stages.append(priced if so_far is None else _at_least(priced, so_far))
     sending = [stage for stage in stages if stage.requests.high]
-    return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=lengths.notes)
+    notes = [
+        f"What models.{role} costs is not known: {spec.name} is a generator of your own; give models.{role}.prices "
+        "(zeros when it is free)."
+        for role, spec in _writing(recipe).items()
+        if spec.provider == "own" and price_of(spec) is None
+    ]
+    return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=(*lengths.notes, *notes))
 
 
 def paid_models(recipe: Recipe) -> list[str]:
     """The roles whose model costs money, or of which nobody knows that it does not."""
+    prices = {role: price_of(spec) for role, spec in _writing(recipe).items()}
+    return [role for role, price in prices.items() if price is None or price.input or price.output]
+
+
+def _writing(recipe: Recipe) -> dict[str, ModelSpec]:
     models = recipe.models
     roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    prices = {role: price_of(spec) for role, spec in roles.items() if spec is not None}
-    return [role for role, price in prices.items() if price is None or price.input or price.output]
+    return {role: spec for role, spec in roles.items() if spec is not None}
 
 
 def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
@@ -142,9 +152,9 @@ def forecast_run(run: Run) -> Forecast:
 
 def _known(run: Run, lengths: Lengths, passages: int) -> Known:
     manifest = run.manifest
-    done: dict[str, Cost] = {record.name: record.cost for record in manifest.stages if record.status == "finished"}
+    done: dict[str, Usage] = {record.name: record.cost for record in manifest.stages if record.status == "finished"}
     now = run.bought()
-    under_way: dict[str, Cost] = {
+    under_way: dict[str, Usage] = {
         record.name: now.since(record.bought_before)
         for record in manifest.stages
         if record.status != "finished" and record.bought_before is not None
@@ -341,7 +351,7 @@ def _corrected(tokens: Range, ratio: float | None) -> Range:
     return Range(low=0.8 * middle, expected=middle, high=1.25 * middle)
 
 
-def _as_it_was(stage: str, cost: Cost) -> StageForecast:
+def _as_it_was(stage: str, cost: Usage) -> StageForecast:
     return StageForecast(
         stage=stage,
         requests=Range.exactly(cost.replies),
@@ -351,7 +361,7 @@ def _as_it_was(stage: str, cost: Cost) -> StageForecast:
     )
 
 
-def _at_least(stage: StageForecast, cost: Cost) -> StageForecast:
+def _at_least(stage: StageForecast, cost: Usage) -> StageForecast:
     return stage.model_copy(
         update={
             "requests": stage.requests.at_least(cost.replies),

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from optimsyn.base.extensions import reference_to
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider
 
 # For chat templates, which know it by one of these names and ignore the other.
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
@@ -71,12 +73,33 @@ SERVICE_ONLY: dict[str, Any] = {
     "prices": None,
     "extra": {},
 }
+# What only a generator of one's own is told, likewise; and what of a service's fields it is not told.
+OWN_ONLY: dict[str, Any] = {"plugin": None, "settings": {}}
+_NOT_OWN: dict[str, Any] = {
+    **{name: value for name, value in SERVICE_ONLY.items() if name not in ("send_seed", "prices")},
+    "api_base": None,
+    "batch": False,
+    "chat_template_kwargs": None,
+    "revision": None,
+}
 
 
 class ModelSpec(Section):
     """A language model: `embedded`, any LiteLLM name (`openai/gpt-6-luna`), a hub id or a local folder."""
 
-    name: str = Field(..., min_length=1, description="`embedded`, a LiteLLM name, a hub id or a folder.")
+    name: str = Field(
+        ...,
+        min_length=1,
+        description="`embedded`, a LiteLLM name, a hub id or a folder. Of a `plugin`, what it is called; by default as "
+        "it is written.",
+    )
+    plugin: str | None = Field(
+        None,
+        description="A generator of your own in place of a named model: `package.module:name`, or a registered name.",
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="What the class that `plugin` names is made with, by the names of arguments."
+    )
     api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
     api_key_env: str | None = Field(
         None, description="Environment variable that holds the key; null: the provider's usual one."
@@ -137,6 +160,34 @@ class ModelSpec(Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps (local models only).")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_plugin(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("plugin") is None:
+            return raw
+        plugin = raw["plugin"]
+        if not isinstance(plugin, str):  # a class, as a notebook has it
+            plugin = reference_to(plugin, "plugin")
+        return {"name": plugin, **raw, "plugin": plugin}
+
+    @model_validator(mode="after")
+    def _own_fields(self) -> ModelSpec:
+        if self.plugin is None:
+            if self.settings:
+                raise ValueError(
+                    f"settings are for a generator of your own, and {self.name!r} is none; name its plugin"
+                )
+            return self
+        if self.name == "embedded" or ("/" in self.name and self.name.split("/")[0] in LITELLM_PREFIXES):
+            raise ValueError(
+                f"name is {self.name!r}, which is another model, and {self.plugin} a generator of your own; remove one "
+                "of them, or give yours a name of its own"
+            )
+        for field, neutral in _NOT_OWN.items():
+            if getattr(self, field) != neutral:
+                raise ValueError(f"{field} is not for a generator of your own ({self.plugin}); use its settings")
+        return self
+
     @model_validator(mode="after")
     def _no_secret(self) -> ModelSpec:
         if self.api_key_env is not None and not self.api_key_env.replace("_", "").isalnum():
@@ -152,7 +203,11 @@ class ModelSpec(Section):
                 field = _SET_ELSEWHERE[key]
                 cure = f"set the field `{field}`" if field else "optimsyn sets it itself"
                 raise ValueError(f"extra.{key} cannot be passed on; {cure}")
-        for field, passed in (("extra", self.extra), ("chat_template_kwargs", self.chat_template_kwargs)):
+        for field, passed in (
+            ("extra", self.extra),
+            ("chat_template_kwargs", self.chat_template_kwargs),
+            ("settings", self.settings),
+        ):
             secret = find_secret(passed, field) if passed else None
             if secret is not None:
                 raise ValueError(f"{secret}, and a recipe is written into its run; {KEY_CURE}")
@@ -160,7 +215,7 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _service_fields(self) -> ModelSpec:
-        if self.provider == "litellm":
+        if self.provider in ("litellm", "own"):
             return self
         for field, neutral in SERVICE_ONLY.items():
             if getattr(self, field) != neutral:
@@ -196,10 +251,12 @@ class ModelSpec(Section):
         return {**NO_THINKING, **(self.chat_template_kwargs or {})}
 
     @property
-    def provider(self) -> Literal["embedded", "litellm", "local"]:
-        """Which way this model is reached, decided by its name alone."""
+    def provider(self) -> Provider:
+        """Which way this model is reached: by its plugin where it has one, else decided by its name alone."""
         from optimsyn.recipe.model_names import provider_of
 
+        if self.plugin is not None:
+            return "own"
         return provider_of(self.name, has_api_base=self.api_base is not None)
 
 
@@ -246,9 +303,15 @@ class TargetSpec(ModelSpec):
     """The model that the data is for; always local, because its gradients are the reward."""
 
     @property
-    def provider(self) -> Literal["embedded", "litellm", "local"]:
+    def provider(self) -> Provider:
         """`embedded` or `local`: a target's gradients are needed, so its name is always a hub id or a folder."""
         return "embedded" if self.name == "embedded" else "local"
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> TargetSpec:
+        if self.plugin is not None:
+            raise ValueError("plugin is for models that write; influence needs the target's gradients: give its `name`")
+        return self
 
     lora: Lora = Lora()
     full_weights: tuple[str, ...] = Field(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from optimsyn.runs.forecast import Range, StageForecast, counted, money
 
 if TYPE_CHECKING:
-    from optimsyn.runs.manifest import Cost, Manifest
+    from optimsyn.llm.reply import Usage
+    from optimsyn.runs.manifest import Manifest
 
 # A stage that has not begun has sent nothing that could be compared.
 _NOT_YET = "–"
@@ -25,7 +26,7 @@ def foreseen_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     return [*rows, _row("in all", forecast.total, manifest.cost)]
 
 
-def _row(name: str, found: StageForecast, sent: Cost | None) -> tuple[str, ...]:
+def _row(name: str, found: StageForecast, sent: Usage | None) -> tuple[str, ...]:
     tokens = found.input_tokens + found.output_tokens
     return (
         name,

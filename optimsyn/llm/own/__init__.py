@@ -1,0 +1,1 @@
+"""A generator of somebody's own: any object with one method."""

@@ -1,0 +1,217 @@
+"""Drafting: a rubric and a pair under it are written, a reply that cannot be read is caught, the pair is checked.
+
+Whoever needs candidates drafts them here: the first draft, the search for a guiding text, synthesis, the reward, a
+generator on trial. So a candidate is asked for in one way, and what is wrong with it is called by one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.data.records import Pair, Passage, Record, Rubric
+
+if TYPE_CHECKING:
+    import dspy
+
+    from optimsyn.programs.checks import Checker
+    from optimsyn.programs.pair import PairWriter
+    from optimsyn.programs.rubric import RubricWriter
+
+
+class RubricRequest(Record):
+    """One pair to be written under a rubric and judged.
+
+    Attributes:
+        kind: Name of the pair's form.
+        rubric: None when the pair is written without one, or when `error` says why there is none.
+        error: What was wrong with the rubric reply; such a request is judged invalid and no pair is bought.
+        unjudged: What came in place of a rubric, where that is nobody's fault; such a request is not judged.
+        guiding_text: The text that the rubric was written under ("" without one).
+        seed: Sampling seed of the pair.
+        variant: Written into the pair's lineage.
+    """
+
+    passage: Passage
+    kind: str
+    rubric: Rubric | None = None
+    error: str | None = None
+    unjudged: Outcome | None = None
+    guiding_text: str = ""
+    rubric_model: str = ""
+    seed: int = 0
+    variant: str = ""
+
+    def under(self, rubric: Rubric | ReplyError | None) -> RubricRequest:
+        """The same under a rubric, without one, or with the reason why none could be read."""
+        if not isinstance(rubric, ReplyError):
+            return self.model_copy(update={"rubric": rubric})
+        unjudged = rubric.outcome if rubric.outcome.unjudged else None
+        return self.model_copy(update={"rubric": None, "error": str(rubric), "unjudged": unjudged})
+
+    @property
+    def prediction(self) -> dspy.Prediction:
+        """The request as what a program of DSPy predicts: its rubric and where that comes from."""
+        import dspy
+
+        return dspy.Prediction(**{name: getattr(self, name) for name in _PREDICTED})
+
+    @classmethod
+    def predicted(cls, gold: dspy.Example, prediction: dspy.Prediction, variant: str) -> RubricRequest:
+        """The request that a prediction belongs to.
+
+        Args:
+            gold: `passage`, `kind` and `seed`.
+            prediction: `rubric`, or `error` and `unjudged` where the reply held none; `guiding_text`, `rubric_model`.
+            variant: Who asks.
+        """
+        fields = {name: value for name in _PREDICTED if (value := prediction.get(name)) is not None}
+        return cls(passage=gold.passage, kind=gold.kind, seed=gold.seed, variant=variant, **fields)
+
+
+_PREDICTED = ("rubric", "error", "unjudged", "guiding_text", "rubric_model")
+
+
+WriteRubric = Callable[[RubricRequest], Awaitable[Rubric]]
+"""Writes the rubric of a request; raises ReplyError where the reply holds none."""
+
+
+def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
+    """The name under which a reply counts that could not be read, such as `pair_format` or `rubric_refusal`."""
+    return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
+
+
+UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
+"""Failures of drafts without a pair: a reply of the rubric model or of the generator could not be read."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What was written for a request, and what is wrong with it.
+
+    Attributes:
+        request: What it was written for: its passage, rubric, seed and lineage.
+        pair: None where no rubric or no pair could be read.
+        failed: The checks that the pair failed; of a draft without a pair one of `UNREADABLE`.
+        reasons: For each of these what was wrong, without secrets.
+        unjudged: What came in place of a rubric or a pair where that is nobody's fault.
+        unread: The generator's reply that holds no pair, where that is why there is none.
+        checked: Whether the checks have seen the pair.
+    """
+
+    request: RubricRequest
+    pair: Pair | None = None
+    failed: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    unjudged: Outcome | None = None
+    unread: ReplyError | None = None
+    checked: bool = False
+
+    @property
+    def passage(self) -> Passage:
+        """The passage that it was written from."""
+        return self.request.passage
+
+    @property
+    def rubric(self) -> Rubric | None:
+        """The rubric that it was written under; None without one."""
+        return self.request.rubric
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a pair that has passed every check."""
+        return self.pair is not None and self.checked and not self.failed
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is wrong, a sentence each; of a reply that could not be read, why."""
+        if self.pair is None:
+            return tuple(self.reasons.values())
+        return tuple(f"{name}: {why}" for name, why in self.reasons.items())
+
+
+class Drafter:
+    """Writes pairs under rubrics and checks them.
+
+    Args:
+        pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
+        checks: Decides validity.
+    """
+
+    def __init__(self, pair_writer: PairWriter, checks: Checker) -> None:
+        self.pair_writer = pair_writer
+        self.checks = checks
+
+    async def draft(self, request: RubricRequest) -> Draft:
+        """Writes the pair of a request and checks it.
+
+        Raises:
+            ServiceError: The service failed for good.
+        """
+        return self.check(await self.write(request))
+
+    async def write(self, request: RubricRequest) -> Draft:
+        """Writes the pair of a request, unless its rubric could not be read: then none is bought.
+
+        Raises:
+            ServiceError: The service failed for good.
+        """
+        if request.error is not None:
+            return _unreadable(request, "rubric", request.error, request.unjudged)
+        try:
+            pair = await self.pair_writer.awrite(
+                request.passage,
+                request.rubric,
+                seed=request.seed,
+                variant=request.variant,
+                guiding_text=request.guiding_text,
+                rubric_model=request.rubric_model,
+            )
+        except ReplyError as error:
+            return replace(_unreadable(request, "pair", str(error), error.outcome), unread=error)
+        return Draft(request, pair)
+
+    def check(self, draft: Draft) -> Draft:
+        """The draft with the verdict of the checks; one without a pair stays as it is."""
+        if draft.pair is None:
+            return draft
+        found = self.checks.check(draft.pair, draft.passage)
+        reasons = {name: found.reasons.get(name, "") for name in found.failed}
+        return replace(draft, failed=tuple(found.failed), reasons=reasons, checked=True)
+
+
+async def requested(blank: RubricRequest, write: WriteRubric | None) -> RubricRequest:
+    """A request with its rubric, or with the reason why none could be read.
+
+    Args:
+        blank: The request without a rubric.
+        write: Writes it; None where the pair is written without one.
+
+    Raises:
+        ServiceError: The rubric model's service failed for good.
+    """
+    if write is None:
+        return blank
+    try:
+        return blank.under(await write(blank))
+    except ReplyError as error:
+        return blank.under(error)
+
+
+def with_writer(writer: RubricWriter) -> WriteRubric:
+    """Has a rubric writer write the rubric of a request."""
+
+    async def write(blank: RubricRequest) -> Rubric:
+        rubric: Rubric = (await writer.aforward(passage=blank.passage, kind=blank.kind, seed=blank.seed)).rubric
+        return rubric
+
+    return write
+
+
+def _unreadable(request: RubricRequest, part: Literal["rubric", "pair"], why: str, outcome: Outcome | None) -> Draft:
+    name = failure(part, outcome)
+    unjudged = outcome if outcome is not None and outcome.unjudged else None
+    return Draft(request, failed=(name,), reasons={name: redact(why)}, unjudged=unjudged)
