@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 from optimsyn.base.errors import ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
