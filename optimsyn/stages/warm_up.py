@@ -127,7 +127,7 @@ def _training(curve: WarmUpCurve | None) -> _Training:
     start = curve.looks[0] if curve is not None and curve.last is not None else None
     last = curve.last if curve is not None else None
 
-    def between(loss: Literal[end_loss, unseen_loss, question_loss]) -> tuple[float, float] | None:
+    def between(loss: Literal["end_loss", "unseen_loss", "question_loss"]) -> tuple[float, float] | None:
         before, after = getattr(start, loss, None), getattr(last, loss, None)
         return None if before is None or after is None else (before, after)
 
