@@ -22,6 +22,7 @@ from programs_helpers import RUBRIC, Scripted, passage
 
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.files import iter_json
+from optimsyn.base.source_identity import module_source, source_identity
 from optimsyn.data.records import Question
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.fingerprint import encoding_digest
@@ -233,8 +234,8 @@ def test_modules_beside_a_plugin_count_and_libraries_do_not(tmp_path: Path, plug
     (tmp_path / "our_words.py").write_text('WORDS = ("cinema",)\n')
     recipe = Checks(plugins=(plugin(text),))
     before = Checker(recipe)
-    reference, (_, sources) = next(item for item in check_identity._LOADED.items() if item[0] == recipe.plugins[0])
-    assert (reference, set(sources)) == ("our_checks:no_word", {"our_checks", "our_words"})
+    sources = source_identity(recipe.plugins[0], before.checks[recipe.plugins[0]], "checks.plugins")
+    assert set(sources) == {"our_checks", "our_words"}
     (tmp_path / "our_words.py").write_text('WORDS = ("library",)\n')
     plugin(text)
     after = Checker(recipe)
@@ -264,15 +265,15 @@ def test_a_plugin_with_neither_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_edited_built_in_check_is_another_check(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Checker(Checks())
-    read = check_identity._source_of
+    read = module_source
     for edited in check_identity.BUILT_IN:
         with monkeypatch.context() as patch:
 
-            def source(name: str, whose: str, edited: str = edited) -> Any:
-                spec, text = read(name, whose)
-                return spec, text.replace("a", "b", 1) if name == edited else text
+            def source(name: str, whose: str, edited: str = edited) -> str:
+                text = read(name, whose)
+                return text.replace("a", "b", 1) if name == edited else text
 
-            patch.setattr(check_identity, "_source_of", source)
+            patch.setattr(check_identity, "module_source", source)
             assert Checker(Checks()).fingerprint != before.fingerprint, edited
     assert Checker(Checks()).fingerprint == before.fingerprint
 
