@@ -188,7 +188,7 @@ class Recipe(Shown, Section):
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         documents, questions = raw["documents"], raw["questions"]
-        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection"))
+        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection", "readers"))
         for place, source in (
             (documents["source"], self.documents.source),
             (questions["validation"], self.questions.validation),
