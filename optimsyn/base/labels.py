@@ -26,6 +26,8 @@ _OTHER_COLORS = ("#0072B2", "#D55E00", "#8C6D1F", "#4B4B9B")
 
 SELECTION_LABELS = {"set": "what they teach together", "influence": "influence", "first": "order of writing"}
 
+METHOD_LABELS = {"gepa": "GEPA", "miprov2": "MIPROv2", "grpo": "GRPO"}
+
 METRIC_LABELS = {"answer_loss": "answer loss", "accuracy": "accuracy", "token_f1": "token F1"}
 LOWER_IS_BETTER = frozenset({"answer_loss"})
 
@@ -40,6 +42,11 @@ def variant_color(variant: str) -> str:
     if variant in VARIANT_COLORS:
         return VARIANT_COLORS[variant]
     return _OTHER_COLORS[sum(variant.encode()) % len(_OTHER_COLORS)]
+
+
+def method_label(method: str) -> str:
+    """An optimiser's method for people; one of somebody's own is called as its recipe calls it."""
+    return METHOD_LABELS.get(method, method)
 
 
 def metric_label(metric: str) -> str:

@@ -25,8 +25,8 @@ from optimsyn.runs.stage_result import StageResult
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
+    from optimsyn.report.drawing import Picture
     from optimsyn.report.heatmap import Heatmap
-    from optimsyn.report.plots import Picture
     from optimsyn.runs.folder import Run
     from optimsyn.target.warm_up.curve import WarmUpCurve
 
