@@ -133,7 +133,7 @@ def page_axes(width: float, height: float, edges: tuple[float, float, float, flo
     from matplotlib.figure import Figure
 
     left, top, right, bottom = edges
-    with mpl.rc_context({**STYLE, **_IN_PAGE}):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE | _IN_PAGE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width / _UNITS_PER_INCH, height / _UNITS_PER_INCH))
         figure.patch.set_visible(False)
         axes = figure.add_axes((left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height))
