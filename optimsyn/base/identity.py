@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_SHA256_DIGITS = 64
 _PART_DIGITS = 16
+_PARTS = "inputs_by_name"
 
 
-def digest_of(facts: Any, digits: int = _PART_DIGITS) -> str:
-    """Hex digits of a JSON value; the order of an object's keys does not count.
+def digest_of(facts: Any, digits: int = _PART_DIGITS, *, sort_keys: bool = True, ensure_ascii: bool = True) -> str:
+    """Hex digits of a JSON value.
 
     Args:
         facts: The value.
         digits: How many of the 64 digits.
+        sort_keys: The order of an object's keys does not count; False is for digests that were made so before.
+        ensure_ascii: As of `json.dumps`; False is for digests that were made so before.
     """
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:digits]
+    text = json.dumps(facts, sort_keys=sort_keys, ensure_ascii=ensure_ascii)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def whole_digest(facts: Any) -> str:
+    """All 64 digits."""
+    return digest_of(facts, 64)
 
 
 def differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -47,29 +55,34 @@ class Identity:
     inputs: Mapping[str, str]
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any], digits: int = _SHA256_DIGITS) -> Identity:
+    def of(cls, inputs: Mapping[str, Any], digest: Callable[[Any], str] = whole_digest) -> Identity:
         """The identity of a product.
 
         Args:
-            inputs: JSON values by what a person calls them. The names are no part of the digest, their order is, so
-                that an input may be renamed and another one may come last.
-            digits: How many digits the one of all has.
+            inputs: JSON values by what a person calls them. The names are no part of the digest, the order is.
+            digest: Makes one of a JSON value.
         """
-        return cls(digest_of(list(inputs.values()), digits), {name: digest_of(value) for name, value in inputs.items()})
+        return cls(digest(list(inputs.values())), {name: digest_of(value) for name, value in inputs.items()})
 
     def saved(self, field: str = "identity") -> dict[str, Any]:
         """What to write beside the product, the digest under the name `field`."""
-        return {field: self.digest, "identity_of": dict(self.inputs)}
+        return {field: self.digest, _PARTS: dict(self.inputs)}
 
     def same_as(self, saved: Mapping[str, Any], field: str = "identity") -> bool:
-        """Whether what `saved` gave came from the same inputs; also of a version that saved the digest alone."""
+        """Whether a kept product came of the same inputs; also one that an older version kept with the digest alone."""
         return saved.get(field) == self.digest
 
     def changed_since(self, saved: Mapping[str, Any], field: str = "identity") -> str:
-        """Which inputs are others than those of a saved identity, in words; empty where none is."""
+        """Which inputs are others than those of a kept product, in words; empty where none is."""
         if self.same_as(saved, field):
             return ""
-        parts = saved.get("identity_of")
-        return (
-            " and ".join(differing(parts, self.inputs)) if isinstance(parts, dict) else "something that it depends on"
-        )
+        parts = saved.get(_PARTS)
+        # An older version did not keep them.
+        names = differing(parts, self.inputs) if isinstance(parts, dict) else []
+        return " and ".join(names) or "something that it depends on"
+
+    @staticmethod
+    def parted(saved: Mapping[str, Any], field: str = "identity") -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was kept, taken apart: the identity, and the rest."""
+        mine = {name: value for name, value in saved.items() if name in (field, _PARTS)}
+        return mine, {name: value for name, value in saved.items() if name not in mine}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Question
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded, as_sample, encode
@@ -66,14 +65,10 @@ def scorer_fingerprint(
         "across_subtasks": across_subtasks,
         "options": options,
     }
-    return f"{method}-{_digest(facts)}"
+    return f"{method}-{digest_of(facts)}"
 
 
 def encoding_digest(tokenizer: Any) -> str:
     """Sixteen hex digits that change with the tokeniser, its chat template and the form that pairs are given."""
     probes = [encode(tokenizer, as_sample(probe), _NO_LIMIT) for probe in _PROBES]
-    return _digest([[item.input_ids, item.labels, item.end_tokens] for item in probes])
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of([[item.input_ids, item.labels, item.end_tokens] for item in probes])

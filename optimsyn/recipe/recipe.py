@@ -6,14 +6,13 @@ here, and `optimsyn.machine.preflight` checks what only the machine can tell (fi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.identity import digest_of
 from optimsyn.base.labels import SELECTION_LABELS, variant_label
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.base.suggestions import file_beside
@@ -208,7 +207,7 @@ class Recipe(Shown, Section):
         # Before there was a choice, gradients of questions were of length 1.
         if raw["influence"]["question_gradients"] == "unit":
             raw["influence"].pop("question_gradients")
-        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
+        return digest_of(raw, 10)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
