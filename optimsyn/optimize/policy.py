@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import DataError, ModelError
 from optimsyn.base.files import write_json, write_text
+from optimsyn.base.identity import Identity
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.history import History, read_history
@@ -105,18 +106,22 @@ def train_policy(
     """
     if not passages:
         raise DataError("policy training needs at least one passage; see documents.source and documents.passage_words")
-    identity = digest(
-        [
-            spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
-            *([] if spec.chat_template_kwargs is None else [spec.chat_template_kwargs]),
-            config.model_dump(mode="json", exclude={"save_every"}),
-            [(passage.id, passage.text) for passage in passages],
-            guiding_text,
-            seed,
+    chat = (
+        {} if spec.chat_template_kwargs is None else {"models.rubric.chat_template_kwargs": spec.chat_template_kwargs}
+    )
+    identity = Identity.of(
+        {
+            "models.rubric": spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
+            **chat,
+            "optimizers.policy": config.model_dump(mode="json", exclude={"save_every"}),
+            "the passages": [(passage.id, passage.text) for passage in passages],
+            "the guiding text": guiding_text,
+            "the seed": seed,
             # A policy that was rewarded by other checks or another scorer is not trained further.
-            reward.identity,
-            reward.scorer.fingerprint,
-        ]
+            "the checks or the reward": reward.identity,
+            "the scorer": reward.scorer.fingerprint,
+        },
+        digest,
     )
     adapter = folder / "adapter"
     _forget_other_training(folder, identity)
@@ -133,16 +138,16 @@ def train_policy(
     return PolicyResult(adapter, read_history(folder / "history.jsonl"))
 
 
-def _forget_other_training(folder: Path, identity: str) -> None:
+def _forget_other_training(folder: Path, identity: Identity) -> None:
     """Removes what a training with other settings left in the folder."""
     marker = folder / "training.json"
     known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    if known.get("identity") == identity:
+    if identity.same_as(known):
         return
     for name in ("adapter", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "history.jsonl").unlink(missing_ok=True)
-    write_json(marker, {"identity": identity})
+    write_json(marker, identity.saved())
 
 
 def _last_complete(folder: Path) -> Path | None:

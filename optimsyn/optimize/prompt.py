@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optimsyn.base.errors import OptimsynError, ReplyError, ServiceError
 from optimsyn.base.files import write_json
+from optimsyn.base.identity import Identity
 from optimsyn.base.secrets.redaction import CleanWriter, redact
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
@@ -116,24 +117,32 @@ def optimize_guiding_text(
     """
     start = rubric_writer.guiding_text.strip()
     used = list(passages)[: max(1, min(config.passages, config.metric_calls // 2))]
-    identity = digest([start, config.model_dump(mode="json"), [(p.id, p.text) for p in used], seed])
+    identity = Identity.of(
+        {
+            "the guiding text": start,
+            "optimizers.prompt": config.model_dump(mode="json"),
+            "the passages": [(passage.id, passage.text) for passage in used],
+            "the seed": seed,
+        },
+        digest,
+    )
     finished = _finished(folder, identity)
     if finished is not None:
         return finished
     search = _Search(folder, config, rubric_writer, reward, used, seed, reflection)
     result = search.run(shape)
-    write_json(folder / "result.json", {"identity": identity, **result.model_dump(mode="json")})
+    write_json(folder / "result.json", {**identity.saved(), **result.model_dump(mode="json")})
     return result
 
 
-def _finished(folder: Path, identity: str) -> PromptResult | None:
+def _finished(folder: Path, identity: Identity) -> PromptResult | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
     import json
 
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return PromptResult.model_validate(raw) if raw.pop("identity", None) == identity else None
+    before, result = Identity.parted(json.loads(path.read_text(encoding="utf-8")))
+    return PromptResult.model_validate(result) if identity.same_as(before) else None
 
 
 class _Watch:
