@@ -158,7 +158,7 @@ def draw_intervals(
     labels: Sequence[str] | None = None,
     *,
     zero: bool = False,
-    said: Callable[[Mapping[str, Any]], str] | None = None,
+    said: Callable[[Any], str] | None = None,
 ) -> None:
     """A metric of several variants with intervals, each on a line of its own.
 
