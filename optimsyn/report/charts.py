@@ -52,7 +52,7 @@ def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: 
     """
     height = INFLUENCE_ROW * len(influence)
     with page_axes(WIDTH, height + 26, (_LEFT, 2, _RIGHT, height + 2)) as axes:
-        note = draw_influence(axes, influence, zero_gradient)
+        note = draw_influence(axes, influence, zero_gradient or None)
         medians = (f"{variant_label(name)} {number(statistics.median(values))}" for name, values in influence.items())
         alt = f"Median influence of the valid pairs: {', '.join(medians)}."
         return Chart("Influence of the valid pairs", svg(axes, alt), note)

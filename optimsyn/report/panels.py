@@ -34,15 +34,16 @@ def draw_influence(
     Args:
         axes: Where.
         influence: Variant to influences; none may be empty.
-        zero_gradient: Influence of a pair without any gradient; drawn only when it is not 0.
+        zero_gradient: Influence of a pair without any gradient; None leaves it out.
         narrow: Say less at the end of a row.
     """
     every = [value for values in influence.values() for value in values]
     decimals = decimals_for(every)
     lanes = [(row * INFLUENCE_ROW + 19, row * INFLUENCE_ROW + 47) for row in range(len(influence))]
-    _rows(axes, lanes, [*every, 0.0, *([zero_gradient] if zero_gradient else [])], INFLUENCE_ROW * len(influence))
-    _upright(axes, 0.0, lanes, color=SOFT, linewidth=1)
-    if zero_gradient:
+    _rows(axes, lanes, [*every, 0.0, zero_gradient or 0.0], INFLUENCE_ROW * len(influence))
+    if zero_gradient != 0:
+        _upright(axes, 0.0, lanes, color=SOFT, linewidth=1)
+    if zero_gradient is not None:
         gid = pointed("a pair without any gradient")
         _upright(axes, zero_gradient, lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
     generator = random.Random(0)
@@ -58,7 +59,7 @@ def draw_influence(
         ends, gid = [middle - 14, middle + 14], pointed(f"median {number(median)}")
         axes.plot([median, median], ends, color=INK, linewidth=2.6, zorder=4, clip_on=False, gid=gid)
     note = "A dot is a pair, the box holds the middle half, the bar is the median."
-    if zero_gradient:
+    if zero_gradient is not None:
         note += f" Dashed: what a pair without any gradient would score ({number(zero_gradient)})."
     return note
 
@@ -89,10 +90,10 @@ def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> str:
     rejected = [point for point, rejected in zip(places, off, strict=True) if rejected]
     _frame(axes, [0.0, *(x for x, _ in places)], [y for _, y in places], 0.12)
     for place in rejected:
-        # A square within a square, without markers, which would need names of their own in a page.
+        # A dot within a dot; markers would need names of their own in a page.
         gid = pointed(f"rejected: {number(place[1])}")
-        dots(axes, [place], color=SOFT, linewidth=9.3, capstyle="projecting", zorder=2, gid=gid)
-        dots(axes, [place], color=GROUND, linewidth=6.7, capstyle="projecting", zorder=2, gid=gid)
+        dots(axes, [place], color=SOFT, linewidth=9.3, zorder=2, gid=gid)
+        dots(axes, [place], color=GROUND, linewidth=6.7, zorder=2, gid=gid)
     if compared:
         best = [max(score for _, score in compared[: place + 1]) for place in range(len(compared))]
         end = max(x for x, _ in places)
@@ -104,12 +105,12 @@ def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> str:
         )
     axes.plot([], [], linestyle="", marker="o", color=color, label="compared")
     if rejected:
-        square: dict[str, Any] = {"marker": "s", "markerfacecolor": GROUND, "markeredgecolor": SOFT}
-        axes.plot([], [], linestyle="", label="rejected", **square)
+        hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": GROUND, "markeredgecolor": SOFT}
+        axes.plot([], [], linestyle="", label="rejected", **hollow)
     axes.set_xlabel("pairs judged")
     axes.set_ylabel("reward")
     note = "Dot: compared on all passages of the search. Line: the best so far."
-    return f"{note} Square: rejected after a few passages." if rejected else note
+    return f"{note} Hollow: rejected after a few passages." if rejected else note
 
 
 def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:

@@ -83,8 +83,8 @@ def influence_panel(axes: Axes, shown: Mapping[str, Sequence[float]], zero_gradi
     """The influence of each variant's pairs, for a notebook."""
     draw_influence(axes, shown, zero_gradient, narrow=True)
     axes.set_title("Influence of the valid pairs")
-    note = "box: middle half; bar and number: median" + ("; dashed: zero gradient" if zero_gradient else "")
-    axes.set_xlabel(f"influence\n({note})")
+    dashed = "; dashed: zero gradient" if zero_gradient is not None else ""
+    axes.set_xlabel(f"influence (box: middle half;\nbar: median{dashed})")
 
 
 def prompt_panel(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> None:
