@@ -58,7 +58,7 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
     wanted = STAGES[: [*STAGES].index(run.manifest.stage(until).name) + 1]
     mark_killed(run, screen)
     if run.recipe.documents.readers:
-        from optimsyn.stages.prepare import reopen_if_readers_changed
+        from optimsyn.runs.reader_changes import reopen_if_readers_changed
 
         reopen_if_readers_changed(run)
     open_stages = [stage for stage in wanted if not run.done(stage)]

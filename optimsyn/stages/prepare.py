@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from optimsyn.base.errors import DataError, ModelError, StageError
+from optimsyn.base.errors import DataError, ModelError
 from optimsyn.base.files import write_json, write_jsonl
-from optimsyn.base.identity import differing
 from optimsyn.base.secrets.redaction import kept
 from optimsyn.data.documents import load_document_set
 from optimsyn.data.files.readers import reader_identity
@@ -17,14 +16,13 @@ from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_questions
+from optimsyn.runs.reader_changes import READERS_NOTE, reopen_if_readers_changed
 from optimsyn.runs.stage_result import StageResult
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage, Question, Record
     from optimsyn.runs.folder import Run
 
-READERS_NOTE = "readers"
-"""Name of the fact in the manifest's stage record."""
 RecordT = TypeVar("RecordT", bound="Record")
 # Files and passages named in a table; the folder has all of them.
 _NAMED = 8
@@ -107,29 +105,6 @@ def run(run: Run) -> StageResult:
             },
         )
         return result.save(run)
-
-
-def reopen_if_readers_changed(run: Run) -> None:
-    """Takes a finished prepare as not done when a reader of the user's own was edited since, so that it is made anew.
-
-    Raises:
-        StageError: A later stage has finished with what the reader gave before.
-        RecipeError: A reader of the recipe cannot be found.
-    """
-    record = run.manifest.stage("prepare")
-    if record.status != "finished" or not run.recipe.documents.readers:
-        return
-    changed = differing(record.notes.get(READERS_NOTE, {}), reader_identity(run.recipe.documents.readers))
-    if not changed:
-        return
-    later = [other.name for other in run.manifest.stages if other.status == "finished" and other.name != "prepare"]
-    if later:
-        raise StageError(
-            f"{run.name}: {' and '.join(changed)} changed since stage prepare finished, and {', '.join(later)} used "
-            "its documents. Put the reader back as it was and run again; or start again under another --root (or after "
-            f"removing {run.folder})"
-        )
-    run.reopen("prepare")
 
 
 def _not_talking(passages: Sequence[Passage], on_injection: str) -> tuple[list[Passage], list[Loss]]:
