@@ -67,13 +67,13 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
         )
 
 
-def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float) -> Picture:
+def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float | None) -> Picture:
     """Training loss of the warm-up, and where the influence of the first draft lies beside that of no gradient.
 
     Args:
         losses: Loss of each step, in nats.
         influence: Of the valid pairs of the first draft.
-        zero_gradient: What the estimator gives a sample that teaches nothing.
+        zero_gradient: What the estimator gives a sample that teaches nothing; None where that is not recorded.
     """
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2)
@@ -81,11 +81,12 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
         finish(left, "Warm-up of the target", "step (each on other pairs)", "training loss, nats", whole="x")
         influence_panel(right, {"first_draft": list(influence)}, zero_gradient)
         right.set_title("Influence of the first draft")
+        nothing = "" if zero_gradient is None else f"; a zero gradient would score {zero_gradient:.3g}"
         return picture(
             figure,
             f"Training loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last of {len(losses)}. "
             f"Influence of {len(influence)} first-draft pairs from {min(influence):.3g} to {max(influence):.3g}, "
-            f"median {statistics.median(influence):.3g}; a zero gradient would score {zero_gradient:.3g}.",
+            f"median {statistics.median(influence):.3g}{nothing}.",
         )
 
 
