@@ -285,6 +285,10 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text.append(data)
 
+    def attributes_of(self, tag: str) -> list[tuple[str, str]]:
+        """Names and values of the attributes of all elements of a kind."""
+        return [(name, value) for owner, name, value in self.attributes if owner == tag]
+
     @property
     def words(self) -> str:
         """All text outside of tags and styles, blanks squeezed."""

@@ -14,7 +14,8 @@ from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, va
 from optimsyn.base.live_line import TRANSIENT, NotebookText
 from optimsyn.base.table import Table, duration, number
 from optimsyn.recipe.recipe import VARIANTS
-from optimsyn.report.plots import Picture, influence_and_reward_figure
+from optimsyn.report.drawing import Picture
+from optimsyn.report.plots import RunNumbers, run_figure
 from optimsyn.report.summary import Summary, influence_summaries
 from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.training.intervals import UNTUNED, MetricRow, differs
@@ -135,9 +136,8 @@ def size_of(picture: Picture) -> tuple[int, int]:
 
 
 def test_picture_of_a_whole_run(tmp_path: Path) -> None:
-    picture = influence_and_reward_figure(
-        INFLUENCE, PROMPT, POLICY, EVALUATION, zero_gradient=0.04, title="quickstart-0123456789"
-    )
+    numbers = RunNumbers(INFLUENCE, PROMPT, POLICY, EVALUATION, zero_gradient=0.04)
+    picture = run_figure(numbers, "quickstart-0123456789")
     width, height = size_of(picture)
     assert width == 1365
     assert 600 < height < 1100
@@ -151,7 +151,7 @@ def test_picture_of_a_whole_run(tmp_path: Path) -> None:
 
 def test_picture_is_the_same_every_time() -> None:
     many = {"static": [index / 999 for index in range(1000)]}
-    assert influence_and_reward_figure(many).png == influence_and_reward_figure(many).png
+    assert run_figure(RunNumbers(many)).png == run_figure(RunNumbers(many)).png
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_parts_that_a_run_does_not_have_are_left_out(
     policy: list[dict[str, Any]],
     evaluation: list[MetricRow],
 ) -> None:
-    assert size_of(influence_and_reward_figure(influence, prompt, policy, evaluation))[0] == 1365
+    assert size_of(run_figure(RunNumbers(influence, prompt, policy, evaluation)))[0] == 1365
 
 
 def test_star_marks_intervals_that_leave_out_zero() -> None:

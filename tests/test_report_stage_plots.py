@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from optimsyn.report.plots import Picture
+from optimsyn.report.drawing import Picture
 from optimsyn.report.stage_plots import (
     costs_figure,
     evaluation_figure,

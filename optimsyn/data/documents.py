@@ -115,7 +115,7 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     losses: list[Loss] = []
     passed: list[Loss] = []
     faults = _Faults(skip=config.on_error == "skip")
-    place = files_of(source)
+    place = files_of(config)
     if place is not None:
         from optimsyn.data.files.folder import read_folder
 
@@ -136,16 +136,23 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     return DocumentSet(kept, repeats, lost, problems, passed, faults.skipped, hint)
 
 
-def files_of(source: Source) -> Path | None:
+def files_of(config: Documents) -> Path | None:
     """The folder, or the single file, that documents are read from as files; None for rows.
 
     Raises:
         DataError: There is nothing of that name.
     """
+    source = config.source
     if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
         return None
     place = resolve(source.path)
-    return None if place.suffix.lower() in ROW_SUFFIXES and not place.is_dir() else place
+    if place.is_dir() or place.suffix.lower() not in ROW_SUFFIXES:
+        return place
+    if config.readers:
+        from optimsyn.data.files.readers import named_readers, reader_for
+
+        return place if reader_for(place, named_readers(config.readers)) is not None else None
+    return None
 
 
 class _Faults:

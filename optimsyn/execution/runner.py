@@ -66,6 +66,10 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
     wanted = stages[: stages.index(until) + 1]
     width = max(16, *map(len, stages))
     mark_killed(run, screen)
+    if run.recipe.documents.readers:
+        from optimsyn.runs.reader_changes import reopen_if_readers_changed
+
+        reopen_if_readers_changed(run)
     open_stages = [stage for stage in wanted if not run.done(stage)]
     for stage in open_stages:
         if (own := own_stage(run.recipe, stage)) is not None:

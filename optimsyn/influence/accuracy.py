@@ -12,7 +12,6 @@ same share for two questions scored one by one instead of in a padded batch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import torch
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
+from optimsyn.base.identity import digest_of
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
 
@@ -113,7 +113,7 @@ def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: C
     # Another machine rounds in another way.
     dtypes = sorted({str(parameter.dtype) for parameter in target.model.parameters()})
     facts = [_RULE, fingerprint, target.device.type, dtypes]
-    file = folder / f"error-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    file = folder / f"error-{digest_of(facts)}.json"
     if file.is_file():
         try:
             return float(json.loads(file.read_text(encoding="utf-8"))["error"])

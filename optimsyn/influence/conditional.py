@@ -17,7 +17,6 @@ have not yet taught what two hundred will have.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -28,6 +27,7 @@ from typing import Protocol
 import torch
 
 from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.directions import Directions, question_scale
 from optimsyn.influence.estimators import Estimator, estimator_of
@@ -134,7 +134,7 @@ class MovedScorer:
             self._layout.facts(),
             None if self._layout.projection is None else self._layout.projection.facts(),
         ]
-        self.fingerprint = f"moved-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+        self.fingerprint = f"moved-{digest_of(facts, sort_keys=False)}"
 
     @property
     def method(self) -> str:

@@ -10,7 +10,6 @@ one direction per subtask is all that has to be kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 
 from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.identity import digest_of
 from optimsyn.influence.estimators import BUILT_IN, Estimator
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.moments import moments_of
@@ -131,7 +131,7 @@ def directions_fingerprint(
     ]
     model = [target.fingerprint(), checkpoint.fingerprint, str(target.dtype), is_narrow(target.model)]
     facts = [4, *model, questions, question_gradients]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return digest_of(facts)
 
 
 def compute_directions(

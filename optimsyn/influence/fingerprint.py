@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Question
 from optimsyn.influence.estimators import estimator_of
 from optimsyn.influence.options import ScoringOptions
@@ -61,14 +60,10 @@ def scorer_fingerprint(
         "across_subtasks": options.across_subtasks,
         "options": more,
     }
-    return f"{method}-{_digest(facts)}"
+    return f"{method}-{digest_of(facts)}"
 
 
 def encoding_digest(tokenizer: Any) -> str:
     """Sixteen hex digits that change with the tokeniser, its chat template and the form that pairs are given."""
     probes = [encode(tokenizer, as_sample(probe), _NO_LIMIT) for probe in _PROBES]
-    return _digest([[item.input_ids, item.labels, item.end_tokens] for item in probes])
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of([[item.input_ids, item.labels, item.end_tokens] for item in probes])

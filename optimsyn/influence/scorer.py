@@ -8,8 +8,6 @@ square of ‖Γ_i‖ over the validation questions, so that both live on one sca
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +17,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import torch
 
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
@@ -195,7 +194,7 @@ class InfluenceScorer:
     def _digest(self, samples: list[Sample], token_shares: bool) -> str:
         """Of everything that processes must agree on to share a score."""
         texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
-        return hashlib.sha256(json.dumps([self.fingerprint, token_shares, texts]).encode()).hexdigest()
+        return digest_of([self.fingerprint, token_shares, texts], 64)
 
     def _score(
         self, encoded: list[Encoded], precision: Precision | None = None

@@ -10,8 +10,6 @@ weights of its own, so that twenty short trainings cost little more than the mul
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from optimsyn.base.errors import DataError, ModelError
+from optimsyn.base.identity import Identity, digest_of
 from optimsyn.influence.derivative.twin_adapters import Twins
 from optimsyn.target.encoding import Batch, Encoded, pad
 from optimsyn.target.target import Target
@@ -117,12 +116,29 @@ class Trainings:
             self._rows = 1
 
     @property
+    def identity(self) -> Identity:
+        """Everything that changes a result."""
+        texts = [[[i.id, i.input_ids, i.labels, i.weights] for i in items] for items in (self._pool, self._questions)]
+        return Identity.of(
+            {
+                "the rule of training": 1,
+                "the target": self.target.fingerprint(),
+                "its checkpoint": self.checkpoint.fingerprint,
+                "the number format or the settings": [
+                    str(self.target.dtype),
+                    self.lr,
+                    self.decay,
+                    self.max_grad_norm,
+                ],
+                "the pool or the questions": texts,
+            },
+            digest_of,
+        )
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with everything that changes a result."""
-        texts = [[[i.id, i.input_ids, i.labels, i.weights] for i in items] for items in (self._pool, self._questions)]
-        settings = [str(self.target.dtype), self.lr, self.decay, self.max_grad_norm]
-        facts = [1, self.target.fingerprint(), self.checkpoint.fingerprint, settings, texts]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return self.identity.digest
 
     def together(self, schedules: Iterable[Schedule]) -> int:
         """How many of these trainings go through the model side by side."""

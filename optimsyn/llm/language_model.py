@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,6 +13,7 @@ from typing import Any
 
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError
 from optimsyn.base.event_loops import REQUESTS, run_sync
+from optimsyn.base.identity import digest_of
 from optimsyn.llm.outcome_log import ESTIMATED, Lately
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.llm.reply import Usage, without_keys
@@ -148,7 +147,7 @@ class LanguageModel(ABC):
 
     def key(self, call: Call) -> str:
         """The cache key of a call, in hex: equal for calls that ask this model for the same thing."""
-        return hashlib.sha256(json.dumps(self._asked(call), sort_keys=True).encode()).hexdigest()
+        return digest_of(self._asked(call), 64)
 
     async def complete(self, call: Call) -> Reply:
         """Answers a call: from the cache, or from the service within the budget, and then into the cache.

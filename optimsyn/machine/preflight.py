@@ -63,10 +63,11 @@ def validate(
         _check_own_parts(recipe, found)
         found.problems += method_problems(recipe)
         _check_stages(recipe, found)
+        readable = _check_readers(recipe, found)
         if recipe.limits.cost_usd is not None:
             found.problems += price_problems(recipe)
         if deep:
-            _check_data(recipe, found)
+            _check_data(recipe, found, readable)
         else:
             _check_files(recipe, found)
         for waiting in hubs:
@@ -146,8 +147,8 @@ def _check_files(recipe: Recipe, found: Preflight) -> None:
                 found.problems.append(f"{name}: {error}")
 
 
-def _check_data(recipe: Recipe, found: Preflight) -> None:
-    documents = _read_documents(recipe, found)
+def _check_data(recipe: Recipe, found: Preflight, readable: bool) -> None:
+    documents = _read_documents(recipe, found) if readable else None
     sets = _read_questions(recipe, documents.library if documents is not None else None, found)
     passages: list[Passage] = []
     if documents is not None and not documents.problems:
@@ -179,15 +180,21 @@ def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
         return None
     try:
         convert = True
-        place = files_of(source)
+        place = files_of(recipe.documents)
         if place is not None:
             from optimsyn.data.files.folder import document_files, is_converted
+            from optimsyn.data.files.readers import named_readers, reader_for
 
-            slow = [file for file in document_files(place, source)[0] if is_converted(file)]
-            convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE
+            readers = named_readers(recipe.documents.readers)
+            files = document_files(place, recipe.documents)[0]
+            slow = [file for file in files if is_converted(file, readers)]
+            # What reads with your keys may ask a service; a run's start is soon enough.
+            outside = [file for file in slow if getattr(reader_for(file, readers), "importable", "") is None]
+            convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE and not outside
             if not convert:
                 found.warnings.append(
-                    f"{place}: {len(slow)} files are converted from PDF and the like when the run starts"
+                    f"{place}: {len(slow)} files are converted from PDF and the like, or by a reader of your own, when "
+                    "the run starts"
                 )
         documents = read_documents(recipe.documents, convert=convert)
     except DataError as error:
@@ -266,6 +273,21 @@ def _check_stages(recipe: Recipe, found: Preflight) -> None:
             digests(recipe, stage)
         except RecipeError as error:
             found.problems.append(str(error))
+
+
+def _check_readers(recipe: Recipe, found: Preflight) -> bool:
+    """Whether all readers of the user's own can be used."""
+    if not recipe.documents.readers:
+        return True
+    from optimsyn.data.files.readers import named_readers
+
+    before = len(found.problems)
+    for pattern, reference in recipe.documents.readers.items():
+        try:
+            named_readers({pattern: reference})
+        except RecipeError as error:
+            found.problems.append(str(error))
+    return len(found.problems) == before
 
 
 def _check_form(recipe: Recipe, found: Preflight) -> dict[str, Check]:

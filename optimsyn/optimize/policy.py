@@ -11,6 +11,7 @@ from typing import Any
 from optimsyn.base.errors import DataError, ModelError
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_json
+from optimsyn.base.identity import Identity
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_identity, policy_method
 from optimsyn.optimize.policy_task import PolicyTask
@@ -67,35 +68,37 @@ def train_policy(task: PolicyTask) -> PolicyResult:
     return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"))
 
 
-def _identity(task: PolicyTask) -> str:
-    """What a training depends on; a digest."""
+def _identity(task: PolicyTask) -> Identity:
+    """What a training depends on."""
     config = task.config.model_dump(mode="json", exclude={"save_every"})
     if config["method"] == "grpo":  # a training that began before there was a choice goes on
         del config["method"]
     own = method_identity(POLICY_OPTIMIZERS, task.config.method)
-    return digest(
-        [
-            task.spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
-            *([] if task.spec.chat_template_kwargs is None else [task.spec.chat_template_kwargs]),
-            config,
-            *([own] if own else []),
-            [(passage.id, passage.text) for passage in task.passages],
-            task.guiding_text,
-            task.seed,
+    template = task.spec.chat_template_kwargs
+    return Identity.of(
+        {
+            "models.rubric": task.spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
+            **({} if template is None else {"models.rubric.chat_template_kwargs": template}),
+            "optimizers.policy": config,
+            **({"the source of optimizers.policy.method": own} if own else {}),
+            "the passages": [(passage.id, passage.text) for passage in task.passages],
+            "the guiding text": task.guiding_text,
+            "the seed": task.seed,
             # A policy that was rewarded by other checks or another scorer is not trained further.
-            task.reward.identity,
-            task.reward.scorer.fingerprint,
-        ]
+            "the checks or the reward": task.reward.identity,
+            "the scorer": task.reward.scorer.fingerprint,
+        },
+        digest,
     )
 
 
-def _forget_other_training(folder: Path, identity: str) -> None:
+def _forget_other_training(folder: Path, identity: Identity) -> None:
     """Removes what a training with other settings left in the folder."""
     marker = folder / "training.json"
     known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    if known.get("identity") == identity:
+    if identity.same_as(known):
         return
     for name in ("adapter", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "history.jsonl").unlink(missing_ok=True)
-    write_json(marker, {"identity": identity})
+    write_json(marker, identity.saved())

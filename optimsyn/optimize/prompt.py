@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from optimsyn.base.errors import ModelError
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_json
+from optimsyn.base.identity import Identity
 from optimsyn.base.secrets.redaction import CleanWriter
 from optimsyn.optimize.methods import method_identity, prompt_method
 from optimsyn.optimize.prompt_task import PromptTask
@@ -69,14 +70,17 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
     """
     name = task.config.method
     method = prompt_method(name)
-    facts: list[Any] = [
-        task.start,
-        task.config.model_dump(mode="json"),
-        [(passage.id, passage.text) for passage in task.comparison],
-        task.seed,
-    ]
     own = method_identity(PROMPT_OPTIMIZERS, name)
-    identity = digest([*facts, own, [(one.id, one.text) for one in task.training]] if own else facts)
+    inputs = {
+        "the guiding text": task.start,
+        "optimizers.prompt": task.config.model_dump(mode="json"),
+        "the passages": [(passage.id, passage.text) for passage in task.comparison],
+        "the seed": task.seed,
+    }
+    if own:
+        inputs["the source of optimizers.prompt.method"] = own
+        inputs["the passages to train on"] = [(one.id, one.text) for one in task.training]
+    identity = Identity.of(inputs, digest)
     finished = _finished(task.folder, identity)
     if finished is not None:
         return finished
@@ -104,16 +108,16 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
         judged=task.judged,
         history=task.history.rows,
     )
-    write_json(task.folder / "result.json", {"identity": identity, **result.model_dump(mode="json")})
+    write_json(task.folder / "result.json", {**identity.saved(), **result.model_dump(mode="json")})
     return result
 
 
-def _finished(folder: Path, identity: str) -> PromptResult | None:
+def _finished(folder: Path, identity: Identity) -> PromptResult | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return PromptResult.model_validate(raw) if raw.pop("identity", None) == identity else None
+    before, result = Identity.parted(json.loads(path.read_text(encoding="utf-8")))
+    return PromptResult.model_validate(result) if identity.same_as(before) else None
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from optimsyn.base.extensions import FORMS
+from optimsyn.base.identity import digest_of
 from optimsyn.base.source_identity import module_source, source_identity
 from optimsyn.data.forms import form_named
 from optimsyn.data.records import Question
@@ -41,13 +39,14 @@ def check_parts(
         RecipeError: A plugin has neither source nor a file.
     """
     parts = {
-        "the built-in checks": _digest([module_source(name, "the built-in checks") for name in BUILT_IN]),
-        "which checks run": _digest([list(built_in), list(plugins)]),
-        "checks.unsafe_words": _digest(list(unsafe_words)),
-        "the validation and test questions": _digest([question.model_dump(mode="json") for question in questions]),
+        "the built-in checks": digest_of([module_source(name, "the built-in checks") for name in BUILT_IN]),
+        "which checks run": digest_of([list(built_in), list(plugins)]),
+        "checks.unsafe_words": digest_of(list(unsafe_words)),
+        "the validation and test questions": digest_of([question.model_dump(mode="json") for question in questions]),
     }
     return parts | {
-        f"the plugin {name}": _digest(source_identity(name, check, "checks.plugins")) for name, check in plugins.items()
+        f"the plugin {name}": digest_of(source_identity(name, check, "checks.plugins"))
+        for name, check in plugins.items()
     }
 
 
@@ -58,13 +57,9 @@ def form_parts(names: Sequence[str]) -> dict[str, str]:
         RecipeError: A form has no source.
     """
     own = [name for name in names if name not in FORMS.built_in]
-    return {f"the form {name}": _digest(source_identity(name, form_named(name), FORMS.field)) for name in own}
+    return {f"the form {name}": digest_of(source_identity(name, form_named(name), FORMS.field)) for name in own}
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
     """The parts in one."""
-    return f"checks-{_digest(dict(parts))}"
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"checks-{digest_of(dict(parts))}"

@@ -6,14 +6,13 @@ here, and `optimsyn.machine.preflight` checks what only the machine can tell (fi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.identity import digest_of
 from optimsyn.base.labels import SELECTION_LABELS, method_label, variant_label
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.base.suggestions import file_beside
@@ -196,7 +195,7 @@ class Recipe(Shown, Section):
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         documents, questions = raw["documents"], raw["questions"]
-        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection"))
+        _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection", "readers"))
         _without_what_says_nothing(self.questions, questions, ("form",))
         for place, source in (
             (documents["source"], self.documents.source),
@@ -222,7 +221,7 @@ class Recipe(Shown, Section):
         _without_what_says_nothing(self.influence, raw["influence"], ("scorer",))
         if raw["influence"]["question_gradients"] == "unit":
             raw["influence"].pop("question_gradients")
-        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]
+        return digest_of(raw, 10)
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ from optimsyn.runs.results.built_in import WarmUpResult
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
+    from optimsyn.report.drawing import Picture
     from optimsyn.report.heatmap import Heatmap
-    from optimsyn.report.plots import Picture
     from optimsyn.runs.folder import Run
     from optimsyn.target.warm_up.curve import WarmUpCurve
 

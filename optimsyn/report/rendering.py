@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.base.secrets.redaction import redact_tree
 from optimsyn.base.table import duration, fixed, number
+from optimsyn.report.drawing import Drawing
 from optimsyn.runs.outcomes import judgement, stage_label
 
 _TEMPLATES = Path(__file__).parent / "templates"
+# What stands between tags or is the text alternative.
+_TEXT = re.compile(r'(?<=>)[^<>]+(?=<)|(?<=aria-label=")[^"]+(?=")')
 # A blank at which no line is broken.
 _JOINT = "\u00a0"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -38,6 +43,9 @@ def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
 
 
 def _shown(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, Drawing):
+        # Only its texts are words; the rest is numbers, which are not to be taken for a key.
+        return Markup(_TEXT.sub(lambda found: escape(redact_tree(unescape(found[0]), secrets)), value))  # noqa: S704
     # Markup was put together from values that went through here themselves.
     return redact_tree(value, secrets) if isinstance(value, str) and not isinstance(value, Markup) else value
 

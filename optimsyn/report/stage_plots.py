@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.labels import method_label, variant_color, variant_label
-from optimsyn.report.plots import (
+from optimsyn.report.drawing import (
+    BLUE,
+    BROWN,
+    DASHED,
     GRID,
+    GROUND,
     INK,
-    STYLE,
+    RED,
+    SOFT,
     Picture,
-    draw_influence,
-    draw_metric,
-    draw_policy,
-    draw_prompt,
+    drawing,
+    finish,
     picture,
     round_ticks,
+    say,
 )
-from optimsyn.training.intervals import differs
+from optimsyn.report.plots import evaluation_height, evaluation_panels, influence_panel, policy_panel, prompt_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from optimsyn.target.warm_up.curve import WarmUpCurve
     from optimsyn.training.intervals import MetricRow
 
-_WIDTH = 9.2
-_BLUE, _RED = "#2F6DA8", "#B4462F"
 # A question of influence has two sides: what helps is blue, what hurts is red, in every picture.
 DIVERGING = "RdBu"
-
-
-@contextmanager
-def drawing(height: float, *, width: float = _WIDTH) -> Iterator[Figure]:
-    """A figure of a size in inches under the style of all pictures."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are one long Literal
-        yield Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.04))
+# Of a row of a panel with a row for each variant, and of a panel's title and axis.
+_ROW_INCHES, _REST_INCHES = 0.56, 1.0
 
 
 def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: int) -> Picture:
@@ -56,18 +47,18 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
     """
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        left.hist(words, bins=min(20, max(5, len(words) // 2)), color=_BLUE, edgecolor="white", linewidth=0.8)
-        left.axvline(longest, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        left.hist(words, bins=min(20, max(5, len(words) // 2)), color=BLUE, edgecolor="white", linewidth=0.8)
+        left.axvline(longest, color=INK, linewidth=1.1, linestyle=DASHED)
         left.annotate("passage_words ", (longest, 1), xycoords=("data", "axes fraction"), va="top", ha="right")
-        _finish(left, f"{len(words)} passages", "words", "passages", integer=True)
+        finish(left, f"{len(words)} passages", "words", "passages", whole="y")
         if lost:
             names = sorted(lost, key=lambda name: lost[name])
-            right.barh(names, [lost[name] for name in names], color="#9A6A2F", height=0.6)
+            right.barh(names, [lost[name] for name in names], color=BROWN, height=0.6)
             right.tick_params(axis="y", length=0)
-            right.grid(axis="x", color=GRID, linewidth=0.7)
+            finish(right, "Rows lost, and why", "rows", "", whole="x", grid="x")
         else:
-            _say(right, "no row was lost")
-        _finish(right, "Rows lost, and why", "rows" if lost else "", "", integer=True, grid=False)
+            right.set_title("Rows lost, and why")
+            say(right, "no row was lost")
         told = ", ".join(f"{n} {name}" for name, n in lost.items()) or "none"
         return picture(
             figure,
@@ -84,14 +75,13 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
         influence: Of the valid pairs of the first draft.
         zero_gradient: What the estimator gives a sample that teaches nothing; None where that is not recorded.
     """
-    nothing = "" if zero_gradient is None else f"; a zero gradient would score {zero_gradient:.3g}"
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2)
-        left.plot(range(1, len(losses) + 1), losses, color=_BLUE, linewidth=1.8, marker="o", markersize=4)
-        left.xaxis.set_major_locator(round_ticks(integer=True))
-        _finish(left, "Warm-up of the target", "step (each on other pairs)", "training loss, nats")
-        draw_influence(right, {"first_draft": list(influence)}, zero_gradient)
+        left.plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=1.8, marker="o", markersize=4)
+        finish(left, "Warm-up of the target", "step (each on other pairs)", "training loss, nats", whole="x")
+        influence_panel(right, {"first_draft": list(influence)}, zero_gradient)
         right.set_title("Influence of the first draft")
+        nothing = "" if zero_gradient is None else f"; a zero gradient would score {zero_gradient:.3g}"
         return picture(
             figure,
             f"Training loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last of {len(losses)}. "
@@ -109,9 +99,8 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
     if not curve.looks:
         with drawing(2.9, width=7.4) as figure:
             axes = figure.subplots()
-            axes.plot(range(1, len(curve.losses) + 1), curve.losses, color=_BLUE, linewidth=1.8, marker="o")
-            axes.xaxis.set_major_locator(round_ticks(integer=True))
-            _finish(axes, f"{curve.steps} steps, as given", "step", "training loss, nats")
+            axes.plot(range(1, len(curve.losses) + 1), curve.losses, color=BLUE, linewidth=1.8, marker="o")
+            finish(axes, f"{curve.steps} steps, as given", "step", "training loss, nats", whole="x")
             return picture(figure, f"{curve.steps} steps at {curve.lr:.2g}, as given; nothing was looked at.")
     with drawing(3.3) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(2.2, 1)) if curve.rates else (figure.subplots(), None)
@@ -123,14 +112,13 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
             if points:
                 left.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", markersize=4, label=label)
                 told.append(f"{label} {points[0][1]:.2f} to {points[-1][1]:.2f}")
-        left.axvline(curve.steps, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        left.axvline(curve.steps, color=INK, linewidth=1.1, linestyle=DASHED)
         left.annotate(
             " checkpoint", (curve.steps, 1), xycoords=("data", "axes fraction"), va="top", ha="right", rotation=90
         )
         left.legend(loc="upper right" if curve.steps < 0.6 * curve.looks[-1].step else "best")
         left.set_ylim(bottom=0)
-        left.xaxis.set_major_locator(round_ticks(integer=True))
-        _finish(left, f"{curve.steps} steps: {curve.stopped}", "step", "loss, nats a token")
+        finish(left, f"{curve.steps} steps: {curve.stopped}", "step", "loss, nats a token", whole="x")
         if right is not None:
             _draw_rates(right, curve)
         return picture(
@@ -141,20 +129,20 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
 
 
 _WARM_UP_LINES = (
-    ("end_loss", "end of an answer (questions)", _BLUE),
-    ("unseen_loss", "content, unseen pairs", _RED),
-    ("question_loss", "content, questions", "#9A6A2F"),
+    ("end_loss", "end of an answer (questions)", BLUE),
+    ("unseen_loss", "content, unseen pairs", RED),
+    ("question_loss", "content, questions", BROWN),
 )
 
 
 def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
     judged = [rate for rate in curve.rates if rate.judged is not None]
     for place, rate in enumerate(judged):
-        filled = "white" if rate.dropped else (_BLUE if rate.lr == curve.lr else GRID)
-        axes.bar(place, rate.judged or 0.0, width=0.6, color=filled, edgecolor=_BLUE if not rate.dropped else "#888888")
+        filled = GROUND if rate.dropped else (BLUE if rate.lr == curve.lr else GRID)
+        axes.bar(place, rate.judged or 0.0, width=0.6, color=filled, edgecolor=BLUE if not rate.dropped else SOFT)
     axes.set_xticks(range(len(judged)), [f"{rate.lr:.2g}" for rate in judged])
     axes.tick_params(axis="x", length=0)
-    _finish(axes, "Rates tried", "learning rate\n(hollow: dropped; blue: chosen)", "loss of end and content, nats")
+    finish(axes, "Rates tried", "learning rate\n(hollow: dropped; blue: chosen)", "loss of end and content, nats")
 
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
@@ -167,9 +155,9 @@ def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
     with drawing(3.1, width=6.4) as figure:
         axes = figure.subplots()
         if not tried:
-            _say(axes, "nothing was tried")
+            say(axes, "nothing was tried")
             return picture(figure, "No guiding text was tried.")
-        draw_prompt(axes, tried)
+        prompt_panel(axes, tried)
         whole = [row["score"] for row in tried if row.get("status") != "rejected"]
         return picture(
             figure,
@@ -193,15 +181,14 @@ def policy_figure(
     trained = [row for row in history if isinstance(row.get("reward"), int | float)]
     with drawing(3.3) as figure:
         if not trained:
-            _say(figure.subplots(), "no step was made")
+            say(figure.subplots(), "no step was made")
             return picture(figure, f"No step of {method_label(method)} was made.")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
         _draw_groups(left, groups or {}, "Groups that were compared")
-        draw_policy(middle, trained)
+        policy_panel(middle, trained)
         kl = [(row["step"], row["kl"]) for row in trained if row.get("kl") is not None]
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
-        right.xaxis.set_major_locator(round_ticks(integer=True))
-        _finish(right, "Distance travelled", "step", "KL from the untrained model")
+        finish(right, "Distance travelled", "training step", "KL from the untrained model", whole="x")
         return picture(
             figure,
             f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
@@ -225,8 +212,8 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]],
                 rewards,
                 heights,
                 s=30,
-                facecolors=color if filled else "white",
-                edgecolors=color if filled else "#888888",
+                facecolors=color if filled else GROUND,
+                edgecolors=color if filled else SOFT,
                 linewidths=1.1,
                 zorder=3,
             )
@@ -236,8 +223,7 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]],
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(round_ticks())
-    _finish(axes, title, "reward\n(hollow: invalid; black bar: mean)", "", grid=False)
-    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    finish(axes, title, "reward\n(hollow: invalid; black bar: mean)", "", grid="x")
 
 
 def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
@@ -263,15 +249,14 @@ def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
     with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:
         axes = figure.subplots()
         if not ordered:
-            _say(axes, "no price is known")
+            say(axes, "no price is known")
             return picture(figure, "No price is known.")
-        bars = axes.barh([name for name, _ in ordered], [cost for _, cost in ordered], color=_BLUE, height=0.62)
-        axes.bar_label(bars, [f"{cost:.2f}" for _, cost in ordered], padding=4, color=INK, fontsize=9)
+        bars = axes.barh([name for name, _ in ordered], [cost for _, cost in ordered], color=BLUE, height=0.62)
+        axes.bar_label(bars, [f"{cost:.2f}" for _, cost in ordered], padding=4, fontsize=9)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.1)
-        _finish(axes, title, "US dollars", "", grid=False)
-        axes.grid(axis="x", color=GRID, linewidth=0.7)
+        finish(axes, title, "US dollars", "", grid="x")
         told = ", ".join(f"{name} {cost:.2f}" for name, cost in ordered)
         return picture(figure, f"Cost of {title} in US dollars: {told}.")
 
@@ -279,9 +264,12 @@ def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
 def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:
     """The influence of each variant's valid pairs."""
     shown = {variant: list(values) for variant, values in influence.items() if len(values)}
-    with drawing(max(2.4, 0.5 * len(shown) + 1.3), width=7.4) as figure:
+    with drawing(_ROW_INCHES * max(1, len(shown)) + _REST_INCHES, width=7.4) as figure:
         axes = figure.subplots()
-        draw_influence(axes, shown, zero_gradient)
+        if not shown:
+            say(axes, "no valid pair")
+            return picture(figure, "No variant has a valid pair.")
+        influence_panel(axes, shown, zero_gradient)
         medians = ", ".join(f"{variant_label(name)} {statistics.median(v):.3g}" for name, v in shown.items())
         return picture(figure, f"Median influence of the valid pairs: {medians}.")
 
@@ -308,8 +296,7 @@ def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pic
             )
             ends[variant] = (rows[0]["loss"], rows[-1]["loss"])
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        axes.xaxis.set_major_locator(round_ticks(integer=True))
-        _finish(axes, "Fine-tuning", "step", "training loss, nats")
+        finish(axes, "Fine-tuning", "step", "training loss, nats", whole="x")
         told = ", ".join(f"{variant_label(name)} {a:.2f} to {b:.2f}" for name, (a, b) in ends.items())
         return picture(figure, f"Training loss, first to last step: {told}.")
 
@@ -322,41 +309,14 @@ def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.
         confidence: Coverage of the intervals.
     """
     metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
-    variants = list(dict.fromkeys(row["variant"] for row in evaluation))
-    with drawing(0.42 * len(variants) + 1.3) as figure:
-        for place, metric in enumerate(metrics):
-            axes = figure.add_subplot(1, len(metrics), place + 1)
-            draw_metric(axes, metric, [row for row in evaluation if row["metric"] == metric], variants, place == 0)
-        note = f"bars: {confidence:.0%} bootstrap intervals over questions"
-        if any(differs(row) for row in evaluation):
-            note += ";  *: the paired difference to the target as it came excludes 0"
-        figure.supxlabel(note, fontsize=8.5, color=INK)
+    with drawing(evaluation_height(evaluation)) as figure:
+        evaluation_panels(figure, evaluation, confidence)
         told = "; ".join(
             f"{metric.replace('_', ' ')}: "
             + ", ".join(f"{variant_label(r['variant'])} {r['value']:.2f}" for r in evaluation if r["metric"] == metric)
             for metric in metrics
         )
         return picture(figure, f"Evaluation. {told}.")
-
-
-def _finish(axes: Axes, title: str, x: str, y: str, *, integer: bool = False, grid: bool = True) -> None:
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_axisbelow(True)
-    if integer:
-        (axes.yaxis if grid else axes.xaxis).set_major_locator(round_ticks(integer=True))
-    if grid:
-        axes.grid(axis="y", color=GRID, linewidth=0.7)
-
-
-def _say(axes: Axes, text: str) -> None:
-    """A sentence in place of a drawing."""
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _short(text: str, limit: int = 22) -> str:

@@ -20,7 +20,7 @@ from optimsyn.runs.results.losses import Losses
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from optimsyn.report.plots import Picture
+    from optimsyn.report.drawing import Picture
     from optimsyn.runs.folder import Run
     from optimsyn.training.intervals import MetricRow
 

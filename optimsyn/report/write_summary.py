@@ -28,7 +28,7 @@ def write_summary(run: Run) -> Summary:
     Raises:
         DataError: A stage's result is missing.
     """
-    from optimsyn.report.plots import influence_and_reward_figure
+    from optimsyn.report.plots import RunNumbers, run_figure
     from optimsyn.report.summary import Summary, influence_summaries
 
     recipe, manifest = run.recipe, run.manifest
@@ -36,15 +36,15 @@ def write_summary(run: Run) -> Summary:
     evaluation = _json(run.path("evaluation.json"))
     influence: dict[str, list[float]] = {variant: _influence(run, variant) for variant in recipe.variants}
     confidence = recipe.evaluation.confidence
-    picture = influence_and_reward_figure(
-        influence,
-        _history(run.path("optimize_prompt", "history.jsonl")),
-        _history(run.path("train_policy", "history.jsonl")),
-        evaluation,
+    drawn = RunNumbers(
+        influence=influence,
+        prompt=_history(run.path("optimize_prompt", "history.jsonl")),
+        policy=_history(run.path("train_policy", "history.jsonl")),
+        evaluation=evaluation,
         zero_gradient=warm.zero_gradient_baseline,
         confidence=confidence,
-        title=run.name,
     )
+    picture = run_figure(drawn, run.name)
     summary = Summary(
         run=run.name,
         recipe=recipe.name,

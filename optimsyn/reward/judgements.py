@@ -7,7 +7,6 @@ of a batch judges that batch again as one, with the same neighbours, and ends wi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -20,6 +19,7 @@ from pydantic import Field
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import DataError, Outcome
 from optimsyn.base.files import iter_json
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair, Record, Rubric
 from optimsyn.reward.drafting import RubricRequest
 from optimsyn.reward.ledger_index import LedgerIndex, Row
@@ -98,7 +98,7 @@ class LedgerRow(Judgement):
 
 def digest(parts: Any) -> str:
     """Thirty-two hex digits of a JSON value."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    return digest_of(parts, 32, ensure_ascii=False)
 
 
 def stated_fingerprint(part: object, role: str) -> str:

@@ -126,6 +126,11 @@ class Run(Shown):
         """
         return self.manifest.stage(stage).status == "finished"
 
+    def reopen(self, name: str) -> None:
+        """Takes a finished stage as not done, so that it is made anew: its inputs have changed."""
+        with self._manifest.change() as manifest:
+            manifest.stage(name).status = "pending"
+
     @contextmanager
     def stage(self, name: str) -> Iterator[StageHandle]:
         """Marks a stage as running, then as finished, failed or interrupted, and times it.

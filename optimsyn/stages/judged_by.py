@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
+from optimsyn.base.identity import differing
 
 if TYPE_CHECKING:
     from optimsyn.influence.factory import Scorer
@@ -67,6 +68,5 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             "the scorer (the target or its number format, the warm-up, the validation questions or `influence`)"
         )
     if "checks" in before and "checks" in now:
-        names = [*before["checks"], *(name for name in now["checks"] if name not in before["checks"])]
-        changed += [name for name in names if before["checks"].get(name) != now["checks"].get(name)]
+        changed += differing(before["checks"], now["checks"])
     return changed

@@ -10,11 +10,13 @@ from optimsyn.base.errors import DataError, ModelError
 from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.base.secrets.redaction import kept
 from optimsyn.data.documents import load_document_set
+from optimsyn.data.files.readers import reader_identity
 from optimsyn.data.files.rows import sampled
 from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_questions
+from optimsyn.runs.reader_changes import READERS_NOTE, reopen_if_readers_changed
 from optimsyn.runs.results.built_in import NAMED, PrepareResult, Skipped
 
 if TYPE_CHECKING:
@@ -35,9 +37,12 @@ def run(run: Run) -> PrepareResult:
         DataError: A row cannot be used; names file and row.
     """
     recipe = run.recipe
+    reopen_if_readers_changed(run)
     with run.stage("prepare") as stage:
         if stage.finished:
             return PrepareResult.load(run)
+        if recipe.documents.readers:
+            stage.note(**{READERS_NOTE: reader_identity(recipe.documents.readers)})
         found = load_document_set(recipe.documents)
         # Here, before passages are counted off in them: a key of this run in a document would go to every service.
         documents = _without_keys(sampled(found.documents, recipe.documents.source.limit, recipe.seed))

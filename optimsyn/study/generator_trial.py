@@ -13,7 +13,7 @@ from optimsyn.stages.shared import Tools
 if TYPE_CHECKING:
     from optimsyn.llm.replies import Usage
     from optimsyn.recipe.recipe import ModelSpec
-    from optimsyn.report.plots import Picture
+    from optimsyn.report.drawing import Picture
     from optimsyn.runs.folder import Run
 
 

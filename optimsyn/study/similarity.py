@@ -27,7 +27,7 @@ from optimsyn.study.compared import ComparedSample
 if TYPE_CHECKING:
     from optimsyn.influence.simulated.scorer import BatchTraining
     from optimsyn.recipe.sections.influence import Influence
-    from optimsyn.report.plots import Picture
+    from optimsyn.report.drawing import Picture
     from optimsyn.target.target import Target
 
 SYNTHETIC, REAL = "synthetic pair", "expert question"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.report.plots import GRID, INK, Picture, picture, round_ticks
-from optimsyn.report.stage_plots import DIVERGING, drawing
+from optimsyn.report.drawing import BLUE, SOFT, Picture, drawing, finish, picture, round_ticks
+from optimsyn.report.stage_plots import DIVERGING
 
 if TYPE_CHECKING:
     from optimsyn.study.compared import ComparedSample
 
-_KINDS = (("synthetic pair", "o", "#2F6DA8", 34), ("expert question", "^", "#D55E00", 40))
+_KINDS = (("synthetic pair", "o", BLUE, 34), ("expert question", "^", "#D55E00", 40))
 
 
 def similarity_figure(samples: Sequence[ComparedSample], *, note: str = "") -> Picture:
@@ -35,12 +35,9 @@ def similarity_figure(samples: Sequence[ComparedSample], *, note: str = "") -> P
                 linewidths=0,
                 label=f"{kind} ({len(of_kind)})",
             )
-        left.axhline(0, color="#AAAAAA", linewidth=0.8, zorder=0)
-        left.set_title("Alike is not the same as helpful")
-        left.set_xlabel("similarity to the questions (cosine of embeddings)" + (f"\n{note}" if note else ""))
-        left.set_ylabel("influence on the questions")
-        left.grid(color=GRID, linewidth=0.7)
-        left.set_axisbelow(True)
+        left.axhline(0, color=SOFT, linewidth=0.8, zorder=0)
+        below = "similarity to the questions (cosine of embeddings)" + (f"\n{note}" if note else "")
+        finish(left, "Alike is not the same as helpful", below, "influence on the questions", grid="both")
         left.xaxis.set_major_locator(round_ticks())
         left.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
         _draw_map(figure, right, samples)
@@ -61,7 +58,7 @@ def _draw_map(figure: Any, axes: Any, samples: Sequence[ComparedSample]) -> None
             vmax=most,
             s=size * 1.5,
             marker=marker,
-            edgecolors="#777777",
+            edgecolors=SOFT,
             linewidths=0.6,
         )
     axes.set_title("The embeddings, coloured by influence")
@@ -71,7 +68,7 @@ def _draw_map(figure: Any, axes: Any, samples: Sequence[ComparedSample]) -> None
     axes.set_yticks([])
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02)
-        bar.set_label("influence (blue helps)", color=INK)
+        bar.set_label("influence (blue helps)")
         bar.outline.set_visible(False)
 
 

@@ -20,7 +20,7 @@ from optimsyn.llm.replies import Reply, ReplyCache
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
-    from optimsyn.report.plots import Picture
+    from optimsyn.report.drawing import Picture
     from optimsyn.reward.judgements import Judgement
     from optimsyn.runs.folder import Run
 

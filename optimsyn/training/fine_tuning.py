@@ -8,7 +8,6 @@ and, on a CPU, computes logits at every position.
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_json, write_jsonl
+from optimsyn.base.identity import Identity
 from optimsyn.data.chat import sample_of
 from optimsyn.training.trainer import history_rows
 
@@ -92,7 +92,7 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
     with quiet():
         _train(target, encoded, config, folder, seed, report)
     save_adapter(target, folder)
-    write_json(folder / _DONE, {"inputs": inputs, "finished": True})
+    write_json(folder / _DONE, {**inputs.saved("inputs"), "finished": True})
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     # The trainer and its model refer to each other; a second model may not fit beside an uncollected one.
     del target
@@ -100,15 +100,16 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
     return folder / ADAPTER
 
 
-def _inputs(spec: TargetSpec, pairs: Sequence[Pair], config: FineTune, seed: int) -> str:
-    """Fingerprint of everything that decides the outcome."""
-    parts = [
-        spec.model_dump(mode="json", include={"name", "revision", "dtype", "lora", "max_length"}),
-        [sample_of(pair).model_dump(mode="json") for pair in pairs],
-        config.model_dump(mode="json"),
-        seed,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _inputs(spec: TargetSpec, pairs: Sequence[Pair], config: FineTune, seed: int) -> Identity:
+    """Everything that decides the outcome."""
+    return Identity.of(
+        {
+            "models.target": spec.model_dump(mode="json", include={"name", "revision", "dtype", "lora", "max_length"}),
+            "the pairs": [sample_of(pair).model_dump(mode="json") for pair in pairs],
+            "fine_tune": config.model_dump(mode="json"),
+            "the seed": seed,
+        }
+    )
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -116,16 +117,17 @@ def _state(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _finished(folder: Path, inputs: str) -> bool:
-    return _state(folder) == {"inputs": inputs, "finished": True} and (folder / ADAPTER).is_dir()
+def _finished(folder: Path, inputs: Identity) -> bool:
+    state = _state(folder)
+    return inputs.same_as(state, "inputs") and state.get("finished") is True and (folder / ADAPTER).is_dir()
 
 
-def _start(folder: Path, inputs: str) -> None:
+def _start(folder: Path, inputs: Identity) -> None:
     """Keeps the checkpoints of an interrupted training on the same inputs, drops everything else."""
-    if _state(folder).get("inputs") != inputs:
+    if not inputs.same_as(_state(folder), "inputs"):
         for leftover in (ADAPTER, _CHECKPOINTS):
             shutil.rmtree(folder / leftover, ignore_errors=True)
-        write_json(folder / _DONE, {"inputs": inputs, "finished": False})
+        write_json(folder / _DONE, {**inputs.saved("inputs"), "finished": False})
 
 
 def _train(

@@ -17,6 +17,8 @@ from typing import IO, Any
 from optimsyn.base.environment import CONVERTER, OMP_NUM_THREADS, PYTHONUTF8, variables
 from optimsyn.base.errors import DataError
 from optimsyn.data.files.converter_child import memory_spent
+from optimsyn.data.files.readers import NamedReader, read_with
+from optimsyn.data.records import Document
 from optimsyn.recipe.sections.data import FileLimits
 
 _PACKAGE_ROOT = str(Path(__file__).parents[3])
@@ -36,10 +38,12 @@ class Converted:
     Attributes:
         text: As Markdown.
         passed: Names of what lies in it and is not read (attachments).
+        documents: What a reader of the user's own gave instead of a text.
     """
 
     text: str
     passed: tuple[str, ...] = ()
+    documents: tuple[Document, ...] | None = None
 
 
 class Converter:
@@ -49,16 +53,26 @@ class Converter:
         self.limits = limits
         self.encoding = encoding
         self._child: _Child | None = None
+        self._loaded: set[str] = set()
 
-    def convert(self, path: Path) -> Converted:
+    def convert(self, path: Path, reader: NamedReader | None = None) -> Converted:
         """The text of a file.
+
+        Args:
+            path: The file.
+            reader: Of the user's own, in place of the built-in ones.
 
         Raises:
             DataError: The file cannot be converted within the limits; says why and the cure, without its path.
         """
         limits = self.limits
-        if self._child is None:
-            self._child = _Child(limits.memory_mb)
+        if reader is not None and reader.importable is None:
+            given = read_with(reader.part, reader.reference, path, limits.inflated_mb)
+            return Converted(given) if isinstance(given, str) else Converted("", (), tuple(given))
+        if reader is not None and reader.importable not in self._loaded:
+            # Importing what a reader needs is in no file's time.
+            self._answer({"load": reader.importable, "folders": reader.folders, "seconds": _START_SECONDS})
+            self._loaded.add(str(reader.importable))
         request = {
             "path": str(path),
             "seconds": limits.seconds,
@@ -68,10 +82,25 @@ class Converter:
             "pages": limits.pages,
             "encoding": self.encoding,
         }
+        if reader is not None:
+            request |= {"reader": reader.importable, "called": reader.reference}
+        answer = self._answer(request)
+        if "documents" in answer:
+            return Converted("", (), tuple(Document.model_validate(row) for row in answer["documents"]))
+        return Converted(answer["text"], tuple(answer["passed"]))
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the child answers; it is started where there is none, and ended where it fails."""
+        limits = self.limits
+        if self._child is None:
+            self._child = _Child(limits.memory_mb)
         try:
-            answer = self._child.ask(request, limits.seconds)
+            answer = self._child.ask(request, request["seconds"])
         except TimeoutError:
             self.close()
+            if "load" in request:
+                said = f"cannot be read: importing the reader {request['load']} takes longer than {_START_SECONDS} s"
+                raise DataError(said) from None
             raise DataError(
                 f"takes longer to convert than documents.limits.seconds = {limits.seconds:g}; split it or raise that"
             ) from None
@@ -85,7 +114,7 @@ class Converter:
             self.close()
         if "error" in answer:
             raise DataError(answer["error"])
-        return Converted(answer["text"], tuple(answer["passed"]))
+        return answer
 
     @property
     def process_id(self) -> int | None:
@@ -97,6 +126,7 @@ class Converter:
         if self._child is not None:
             self._child.end()
             self._child = None
+            self._loaded.clear()
 
 
 @contextmanager

@@ -23,7 +23,8 @@ def main(memory_mb: int) -> None:
     _limit_memory(memory_mb * _MB)
     _answer(answers, {"ready": True})
     for line in sys.stdin:
-        _answer(answers, _converted(json.loads(line), memory_mb))
+        request = json.loads(line)
+        _answer(answers, _loaded(request, memory_mb) if "load" in request else _converted(request, memory_mb))
 
 
 def memory_spent(memory_mb: int) -> str:
@@ -43,13 +44,43 @@ def _warm_up() -> None:
     logging.disable(logging.ERROR)
 
 
+def _loaded(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
+    """Imports a reader of the user's own; what it imports is not in the memory of a file."""
+    from optimsyn.base.errors import DataError
+    from optimsyn.data.files.readers import load
+
+    _limit_time(request["seconds"])
+    _limit_memory(None)
+    # Last, so that nothing that lies beside the reader stands in for a library.
+    sys.path += [folder for folder in request["folders"] if folder not in sys.path]
+    try:
+        load(request["load"])
+    except DataError as error:
+        return {"error": str(error)}
+    finally:
+        _limit_memory(memory_mb * _MB)
+    return {"loaded": True}
+
+
+def _read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    from optimsyn.data.files.readers import load, read_with
+
+    given = read_with(load(request["reader"]), request["called"], path, request["inflated_mb"])
+    if isinstance(given, str):
+        return {"text": given, "passed": []}
+    return {"documents": [document.model_dump(mode="json") for document in given]}
+
+
 def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     from optimsyn.base.errors import DataError
     from optimsyn.data.files.formats import Limits, convert
 
     _limit_time(request.pop("seconds"))
+    path = Path(request.pop("path"))
     try:
-        text, passed = convert(Path(request.pop("path")), Limits(**request))
+        if "reader" in request:
+            return _read(path, request)
+        text, passed = convert(path, Limits(**request))
         return {"text": text, "passed": passed}
     except DataError as error:
         return {"error": str(error)}
@@ -63,16 +94,16 @@ def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
         return {"error": f"cannot be converted ({said}); it is cut off or damaged; save it again or remove it"}
 
 
-def _limit_memory(room: int) -> None:
+def _limit_memory(room: int | None) -> None:
+    """Lets this process take so many bytes more than it has now; None: as many as the system gives."""
     try:
         import resource
     except ImportError:  # Windows
         return
     import psutil
 
-    used = psutil.Process().memory_info().vms
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = used + room
+    wanted = hard if room is None else psutil.Process().memory_info().vms + room
     try:
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
     except (ValueError, OSError):  # macOS knows the limit but takes none

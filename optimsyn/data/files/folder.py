@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
-from optimsyn.data.files.converter import Converter, converting
+from optimsyn.data.files.converter import Converted, Converter, converting
 from optimsyn.data.files.file_tree import Fault, FileTree, find_files, printable, read_file, shown, size_of
 from optimsyn.data.files.kinds import (
     CONVERTED,
@@ -21,6 +22,7 @@ from optimsyn.data.files.kinds import (
     missing_extra,
 )
 from optimsyn.data.files.leftovers import left_behind
+from optimsyn.data.files.readers import NamedReader, named_readers, reader_for
 from optimsyn.data.files.rows import ROW_SUFFIXES
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
@@ -48,11 +50,21 @@ class FolderContents:
     passed: list[Loss] = field(default_factory=list)
 
 
-def document_files(place: Path, source: Source) -> tuple[list[Path], FileTree]:
-    """The files that are documents, in a fixed order, and all that was found; a single file is a folder of one."""
-    tree = find_files(place, follow_links=source.follow_links) if place.is_dir() else FileTree([place])
-    known = DOCUMENT_SUFFIXES | _text_endings(place, source)
-    wanted = [p for p in tree.files if p.suffix.lower() in known and not missing_extra(p.suffix.lower())]
+def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree]:
+    """The files that are documents, in a fixed order, and all that was found; a single file is a folder of one.
+
+    Raises:
+        RecipeError: A reader that the recipe names cannot be found.
+    """
+    tree = find_files(place, follow_links=config.source.follow_links) if place.is_dir() else FileTree([place])
+    known = DOCUMENT_SUFFIXES | _text_endings(place, config.source)
+    readers = named_readers(config.readers)
+    wanted = [
+        path
+        for path in tree.files
+        if reader_for(path, readers) is not None
+        or (path.suffix.lower() in known and not missing_extra(path.suffix.lower()))
+    ]
     if not place.is_dir() and left_behind(place.name):
         wanted = []
     return wanted, tree
@@ -65,9 +77,9 @@ def _text_endings(place: Path, source: Source) -> frozenset[str]:
     return TEXT_SUFFIXES.union(source.text_suffixes, (ending,) if alone else ())
 
 
-def is_converted(path: Path) -> bool:
-    """True for kinds whose conversion takes its time."""
-    return path.suffix.lower() in CONVERTED
+def is_converted(path: Path, readers: Iterable[NamedReader] = ()) -> bool:
+    """True for kinds whose conversion takes its time, and for what readers of the user's own read."""
+    return path.suffix.lower() in CONVERTED or reader_for(path, readers) is not None
 
 
 def read_folder(place: Path, config: Documents, *, convert: bool = True) -> FolderContents:
@@ -83,13 +95,14 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
     Raises:
         DataError: There is no file that could be read.
     """
-    files, tree = document_files(place, config.source)
+    files, tree = document_files(place, config)
+    readers = named_readers(config.readers)
     root = place if place.is_dir() else place.parent
     endings = _text_endings(place, config.source)
     found = FolderContents(faults=list(tree.faults), passed=list(tree.passed))
     unread = sorted(set(tree.files) - set(files))
     if not files and not found.faults:
-        raise DataError(_nothing(place, unread))
+        raise DataError(_nothing(place, unread, config.readers))
     for path in unread:
         reason = _not_read(path.suffix.lower())
         found.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
@@ -99,8 +112,8 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
             if not encodable(str(path)):
                 message = f"{shown(path)}: the file's name is not UTF-8 and cannot be an id; rename the file"
                 found.faults.append(Fault(shown(Path(name)), message, "name is not UTF-8"))
-            elif convert or not is_converted(path):
-                _read(path, name, config, converter, found, endings)
+            elif convert or not is_converted(path, readers):
+                _Reading(config, converter, found, endings, readers).read(path, name)
     return found
 
 
@@ -109,7 +122,7 @@ def _not_read(suffix: str) -> str:
     return f"{suffix or 'no suffix'}: {cure(suffix)}"
 
 
-def _nothing(place: Path, unread: list[Path]) -> str:
+def _nothing(place: Path, unread: list[Path], readers: Iterable[str]) -> str:
     if not place.is_dir():
         left = left_behind(place.name)
         return f"{shown(place)}: {f'is {left}; name the file itself' if left else _not_read(place.suffix.lower())}"
@@ -120,41 +133,81 @@ def _nothing(place: Path, unread: list[Path]) -> str:
     others = [path for path in unread if path not in rows and not missing_extra(path.suffix.lower())]
     counts = Counter(_not_read(path.suffix.lower()) for path in others).most_common(_KINDS_NAMED)
     hints += [f"{count} × {reason}." for reason, count in counts]
-    return " ".join([f"{place}: holds no document file ({LISTED}).", *hints])
+    listed = ", ".join([LISTED, *([f"and by documents.readers {' '.join(readers)}"] if readers else [])])
+    return " ".join([f"{place}: holds no document file ({listed}).", *hints])
 
 
-def _read(
-    path: Path, name: str, config: Documents, converter: Converter, found: FolderContents, endings: frozenset[str]
-) -> None:
-    try:
-        text, inside = _text(path, config, converter, endings)
-    except DataError as error:
-        reason = "not UTF-8" if "UTF-" in str(error) else "cannot be read"
-        found.faults.append(Fault(name, str(error), reason))
-        return
-    found.passed += [
-        Loss(id=f"{name}: {printable(part)}", stage="documents", reason="an attachment") for part in inside
-    ]
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").replace("\0", "")
-    if not text.strip():
-        scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
-        wanted = "a scan without text? run OCR on it" if scan else "fill it"
-        found.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
-        return
-    heading = _HEADING.search(text[:2000]) if path.suffix.lower() in _WITH_HEADINGS else None
-    title = heading.group(1) if heading else path.stem.replace("_", " ")
-    found.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
+@dataclass
+class _Reading:
+    """How the files of one folder are read."""
+
+    config: Documents
+    converter: Converter
+    found: FolderContents
+    endings: frozenset[str]
+    readers: list[NamedReader]
+
+    def read(self, path: Path, name: str) -> None:
+        """Adds what a file holds, or what is wrong with it; `name` is its path in the folder."""
+        found = self.found
+        try:
+            content = self._content(path)
+        except DataError as error:
+            reason = "not UTF-8" if "UTF-" in str(error) else "cannot be read"
+            found.faults.append(Fault(name, str(error), reason))
+            return
+        found.passed += [
+            Loss(id=f"{name}: {printable(part)}", stage="documents", reason="an attachment") for part in content.passed
+        ]
+        if content.documents is not None:
+            self._add(path, name, content.documents)
+            return
+        text = _uniform(content.text)
+        if not text.strip():
+            scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
+            wanted = "a scan without text? run OCR on it" if scan else "fill it"
+            found.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
+            return
+        headed = path.suffix.lower() in _WITH_HEADINGS or reader_for(path, self.readers) is not None
+        heading = _HEADING.search(text[:2000]) if headed else None
+        title = heading.group(1) if heading else path.stem.replace("_", " ")
+        found.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
+
+    def _add(self, path: Path, name: str, documents: Iterable[Document]) -> None:
+        """The documents that a reader of the user's own gave, each with what it left open."""
+        count = 0
+        for count, document in enumerate(documents, 1):
+            where = f"{shown(path)}, document {count} ({printable(document.id)})"
+            text = _uniform(document.text)
+            if not text.strip() or not document.id.strip():
+                lacks = "no text" if document.id.strip() else "no id"
+                fault = f"{where}: has {lacks}; its reader has to give it one or leave it out"
+                self.found.faults.append(Fault(f"{name}: {printable(document.id)}", fault, f"{lacks} in it"))
+                continue
+            filled = {
+                "text": text,
+                "title": document.title or document.id,
+                "source": document.source or name,
+                "group": document.group or document.id,
+            }
+            self.found.documents.append((where, document.model_copy(update=filled)))
+        if not count:
+            fault = f"{shown(path)}: its reader gives no document; mend one of them or remove the file"
+            self.found.faults.append(Fault(name, fault, "no document in it"))
+
+    def _content(self, path: Path) -> Converted:
+        source = self.config.source
+        own = reader_for(path, self.readers)
+        if own is None and path.suffix.lower() in self.endings:
+            return Converted(decode(read_file(path, source.file_mb), shown(path), source.encoding, settable=True))
+        if size_of(path, source.file_mb) == 0 and own is None:
+            return Converted("")
+        try:
+            return self.converter.convert(path, own)
+        except DataError as error:
+            said = str(error)
+            raise DataError(f"{shown(path)}{said}" if said.startswith(":") else f"{shown(path)}: {said}") from None
 
 
-def _text(path: Path, config: Documents, converter: Converter, endings: frozenset[str]) -> tuple[str, tuple[str, ...]]:
-    source = config.source
-    if path.suffix.lower() in endings:
-        return decode(read_file(path, source.file_mb), shown(path), source.encoding, settable=True), ()
-    if size_of(path, source.file_mb) == 0:
-        return "", ()
-    try:
-        converted = converter.convert(path)
-    except DataError as error:
-        said = str(error)
-        raise DataError(f"{shown(path)}{said}" if said.startswith(":") else f"{shown(path)}: {said}") from None
-    return converted.text, converted.passed
+def _uniform(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").replace("\0", "")

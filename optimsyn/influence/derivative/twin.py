@@ -7,7 +7,6 @@ still take one backward pass a question, once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Question, Sample
 from optimsyn.influence.accuracy import MOST_ERROR, Method
 from optimsyn.influence.derivative.scorer import DerivativeScorer, TokenSums, linear_estimator
@@ -135,7 +135,7 @@ class TwinScorer(DerivativeScorer):
             question_gradients,
             tokens.model_dump(mode="json"),
         ]
-        self._steps_name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self._steps_name = digest_of(facts, sort_keys=False)
         # Steps are for pairs, so they are measured on questions of which as much counts.
         whole = [counted(target.encode(question), tokens, "pair") for question in questions]
         self.plans: list[Plan] = self._plans(whole, sides, folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 
 from optimsyn.base.errors import ModelError
+from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Sample
 from optimsyn.influence.estimators import Direction, estimator_of
 from optimsyn.influence.gradients.projection import Layout, Projection
@@ -59,13 +58,12 @@ def describe(
     record = record_type(len(target.checkpoints), layout.width, dtype)
     # Tokeniser and chat template are no part of the target's fingerprint, so a short text stands for them.
     probe = target.encode(_PROBE)
-    encoding = json.dumps([probe.input_ids, probe.labels, probe.end_tokens])
     return {
         "version": VERSION,
         "kind": kind,
         "target": target.fingerprint(),
         "precision": str(target.dtype).removeprefix("torch."),
-        "encoding": hashlib.sha256(encoding.encode()).hexdigest()[:16],
+        "encoding": digest_of([probe.input_ids, probe.labels, probe.end_tokens]),
         "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
         "estimator": known.name,
         # Of one's own the source; a built-in one is known by its name.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from optimsyn.base.identity import digest_of
 from optimsyn.llm.hosted.service_memory import (
     BY_THE_LIST,
     LIMIT_NAMES,
@@ -158,4 +157,4 @@ class Adaptation:
 
 def schema_digest(schema: Mapping[str, Any]) -> str:
     """Names a schema in a run's memory."""
-    return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:12]
+    return digest_of(schema, 12)

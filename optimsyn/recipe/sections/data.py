@@ -112,10 +112,28 @@ class FileLimits(Section):
     memory_mb: int = Field(2048, ge=64, description="Memory for one file, where the system can enforce it.")
 
 
+def _as_references(value: Any) -> Any:
+    """Readers given as functions become the names under which they are found again."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return {
+            name: reference_to(part, f"documents.readers[{name!r}]") if callable(part) else part
+            for name, part in value.items()
+        }
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+
+
 class Documents(Section):
     """The domain's texts and how they are cut into passages."""
 
     source: SourceField
+    readers: Annotated[dict[str, str], BeforeValidator(_as_references)] = Field(
+        {},
+        description="Readers of your own: the ending of a file (`.tei`) or its whole name -> a registered reader, an "
+        "entry point of `optimsyn.readers`, or `package.module:function`.",
+    )
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="Refuse unreadable, empty and repeated documents, all by name; or skip and count them."
     )
@@ -127,6 +145,16 @@ class Documents(Section):
         description="Passages that talk to a language model (`ignore previous instructions`, control tokens): flag: "
         "they are counted, named in the run, and used; drop: they are dropped (and counted as lost).",
     )
+
+    @field_validator("readers")
+    @classmethod
+    def _patterns(cls, values: dict[str, str]) -> dict[str, str]:
+        for pattern in values:
+            if not pattern.strip(".") or "/" in pattern or "\\" in pattern or "*" in pattern:
+                raise ValueError(
+                    f"{pattern!r} is neither an ending of a file's name, like '.tei', nor a whole name, like 'index.db'"
+                )
+        return values
 
     @model_validator(mode="after")
     def _known_columns(self) -> Documents:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import append_jsonl, iter_json
+from optimsyn.base.identity import digest_of
 from optimsyn.influence.trainings import Schedule, Trainings
 
 LEDGER = "trainings.jsonl"
@@ -74,16 +73,17 @@ class TrainingLedger:
             append_jsonl(self._file, [{"key": key, "losses": losses}])
 
     def _open(self, file: Path) -> None:
-        fingerprint = self._trainings.fingerprint
+        identity = self._trainings.identity
         if not file.is_file():
-            append_jsonl(file, [{"fingerprint": fingerprint}])
+            append_jsonl(file, [identity.saved("fingerprint")])
         # A line that a kill left half written is skipped, and its training done again.
         rows: list[dict[str, Any]] = list(iter_json(file, tolerate_torn=True))
-        begun = next((row["fingerprint"] for row in rows if "fingerprint" in row), None)
-        if begun != fingerprint:
+        begun = next((row for row in rows if "fingerprint" in row), {})
+        changed = identity.changed_since(begun, "fingerprint")
+        if changed:
             raise DataError(
-                f"{file}: belongs to another target, pool, question set or setting ({begun}, this is {fingerprint}); "
-                "name another folder or delete this one"
+                f"{file}: belongs to another target, pool, question set or setting ({changed} changed); name another "
+                "folder or delete this one"
             )
         for row in rows:
             if "losses" in row:
@@ -91,5 +91,4 @@ class TrainingLedger:
 
 
 def _key(schedule: Schedule) -> str:
-    facts = json.dumps([list(step) for step in schedule]).encode()
-    return hashlib.sha256(facts).hexdigest()[:20]
+    return digest_of([list(step) for step in schedule], 20)

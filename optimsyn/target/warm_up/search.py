@@ -7,7 +7,6 @@ from look to look until the form has settled, or until pairs that it does not tr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
+from optimsyn.base.identity import Identity, digest_of
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.fingerprint import adapter_digest
 from optimsyn.target.warm_up.checkpoints import Checkpoint, DivergedError, Training, checkpoint_steps, epochs, train
@@ -142,7 +142,7 @@ def warm_up(
         *([target.encode(item) for item in part] for part in (data.pairs, data.questions, data.unseen))
     )
     record = _fingerprint(target, plan, encoded)
-    if folder is not None and _recorded(folder) == record:
+    if folder is not None and record.same_as(_recorded(folder), "fingerprint"):
         return target.add_checkpoints_from(folder), target.curve
     target.model.train()
     try:
@@ -167,7 +167,7 @@ def warm_up(
         for item in kept:
             item.save(folder / f"step-{item.step:06d}")
         curve.save(folder / CURVE)
-        write_text(folder / RECORD, json.dumps({"fingerprint": record, "steps": [c.step for c in kept]}))
+        write_text(folder / RECORD, json.dumps({**record.saved("fingerprint"), "steps": [c.step for c in kept]}))
     return kept, curve
 
 
@@ -362,26 +362,31 @@ def _bench(
     return Bench(begin, look, taken)
 
 
-def _fingerprint(target: Trainee, plan: Plan, encoded: WarmUpData[Encoded]) -> str:
+def _fingerprint(target: Trainee, plan: Plan, encoded: WarmUpData[Encoded]) -> Identity:
     settings = [plan.steps, plan.batch_size, plan.lr, plan.checkpoints, plan.max_grad_norm, plan.seed]
-    start = adapter_digest(target.model, target.parameters.values())
-    facts: list[object] = [target.fingerprint(), start, settings, _ids(encoded.pairs)]
+    inputs: dict[str, object] = {
+        "the target": target.fingerprint(),
+        "the start of its trained part": adapter_digest(target.model, target.parameters.values()),
+        "the warm-up's settings": settings,
+        "the pairs": _ids(encoded.pairs),
+    }
     if plan.looks:
-        facts += [asdict(plan.search), _ids(encoded.questions), _ids(encoded.unseen)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        inputs |= {
+            "the search": asdict(plan.search),
+            "the questions": _ids(encoded.questions),
+            "the held-out pairs": _ids(encoded.unseen),
+        }
+    return Identity.of(inputs, lambda facts: digest_of(facts, 64, sort_keys=False))
 
 
 def _ids(encoded: Sequence[Encoded]) -> list[list[object]]:
     return [[item.id, item.input_ids, item.labels] for item in encoded]
 
 
-def _recorded(folder: Path) -> str | None:
-    """Fingerprint of the finished warm-up in `folder`, if there is one."""
+def _recorded(folder: Path) -> dict[str, object]:
+    """What the finished warm-up in `folder` depended on; empty where there is none."""
     file = folder / RECORD
-    if not file.is_file():
-        return None
-    fingerprint = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
-    return fingerprint if isinstance(fingerprint, str) else None
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:

@@ -1,0 +1,206 @@
+"""Readers of somebody's own: which files they read, where they run, and what they may give."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.extensions import READERS, imported, reference_to
+from optimsyn.base.identity import digest_of
+from optimsyn.base.source_identity import source_identity
+from optimsyn.base.values import kind_of
+from optimsyn.data.records import Document
+
+_MB = 1_000_000
+_WANTED = "a reader returns text, a Document or several Documents"
+
+
+class Reader(Protocol):
+    """Turns one file into documents: a function that gets the file's path.
+
+    It returns the file's text, or a `Document`, or any iterable of `Document`s (a generator too). Of plain text the id
+    is the file's path in its folder and the title its first heading or its name. Whatever it raises is that file's
+    fault: the message names the file and the reader, and `documents.on_error` decides whether the run goes on.
+
+    A reader runs in the converter's process, within `documents.limits` and without your keys, so that a broken file
+    ends neither the run nor anything else. One that needs the environment (the key of an API, a database) says so by an
+    attribute: `read.isolated = False`. It then runs in the program itself, without limits, and not before the run
+    starts. A function of a notebook cell cannot be found by another process, so it runs in the program as well.
+    """
+
+    def __call__(self, path: Path, /) -> str | Document | Iterable[Document]:
+        """The file's text, or its documents."""
+        ...
+
+
+def _problem(part: object) -> str | None:
+    if isinstance(part, type):
+        return "it is a class; name a function, or an object that can be called with a file's path"
+    return None if callable(part) else "it cannot be called; a reader is a function that gets a file's path"
+
+
+READERS.provide({}, _problem)
+
+
+@dataclass(frozen=True)
+class NamedReader:
+    """A reader as a recipe names it.
+
+    Attributes:
+        pattern: The ending (`.tei`) or name (`index.db`) of the files that it reads.
+        reference: What the recipe calls it.
+        part: The reader itself.
+        importable: `package.module:name` under which the converter's process finds it; None when it runs in this one.
+    """
+
+    pattern: str
+    reference: str
+    part: Reader
+    importable: str | None
+
+    @property
+    def field(self) -> str:
+        """The recipe's field that names it."""
+        return field_of(self.pattern)
+
+    @property
+    def folders(self) -> list[str]:
+        """Where its module was found, which may be the working directory of a notebook."""
+        top = sys.modules.get(str(self.importable).partition(":")[0].partition(".")[0])
+        file = getattr(top, "__file__", None)
+        if file is None:
+            return []
+        place = Path(file).resolve().parent
+        return [str(place.parent if hasattr(top, "__path__") else place)]
+
+    def matches(self, name: str) -> bool:
+        """Whether it reads a file of this name."""
+        if self.pattern.startswith("."):
+            return name.lower().endswith(self.pattern.lower())
+        return name == self.pattern
+
+
+def field_of(pattern: str) -> str:
+    """How messages name the field of one reader."""
+    return f"documents.readers[{pattern!r}]"
+
+
+def named_readers(readers: Mapping[str, str]) -> list[NamedReader]:
+    """The readers of a recipe, those of longer endings first.
+
+    Args:
+        readers: The recipe's `documents.readers`.
+
+    Raises:
+        RecipeError: One cannot be found or is no reader; names the field.
+    """
+    found = []
+    for pattern, reference in sorted(readers.items(), key=lambda item: (item[0].startswith("."), -len(item[0]))):
+        part: Reader = READERS.get(reference, field_of(pattern))
+        found.append(NamedReader(pattern, reference, part, _importable(reference, part, field_of(pattern))))
+    return found
+
+
+def reader_for(path: Path, readers: Iterable[NamedReader]) -> NamedReader | None:
+    """The first of these readers that reads a file of this name."""
+    return next((reader for reader in readers if reader.matches(path.name)), None)
+
+
+def reader_identity(readers: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the sources of a recipe's readers, by the field that names each: an edited reader is another one.
+
+    Args:
+        readers: The recipe's `documents.readers`.
+
+    Raises:
+        RecipeError: One cannot be found, or has no source.
+    """
+    return {
+        named.field: digest_of([named.reference, source_identity(named.reference, named.part, named.field)])
+        for named in named_readers(readers)
+    }
+
+
+def _importable(reference: str, part: Reader, field: str) -> str | None:
+    if not getattr(part, "isolated", True):
+        return None
+    if ":" in reference:
+        found = reference
+    else:
+        try:
+            found = reference_to(part, field)
+        except RecipeError:  # registered, but under no name that another process could import
+            return None
+    return None if found.startswith("__main__:") else found
+
+
+def load(importable: str) -> Reader:
+    """The reader of this name, in the converter's process.
+
+    Raises:
+        DataError: It cannot be imported there.
+    """
+    try:
+        part: Any = imported(importable, "documents.readers")
+    except RecipeError as error:
+        raise DataError(f"cannot be read: {error}") from None
+    reader: Reader = part
+    return reader
+
+
+def read_with(reader: Reader, called: str, path: Path, most_mb: int) -> str | list[Document]:
+    """What a reader makes of a file.
+
+    Args:
+        reader: The reader.
+        called: What the recipe calls it, for messages.
+        path: The file.
+        most_mb: Million characters of text that it may give, the recipe's `documents.limits.inflated_mb`.
+
+    Raises:
+        DataError: It fails, or gives no text; without the file's path.
+    """
+    try:
+        given: Any = reader(path)
+        if isinstance(given, Iterable) and not isinstance(given, str | Document | Mapping | bytes):
+            given = _within(given, called, most_mb)
+    except (DataError, MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(
+            f"the reader {called} fails on it ({said}); mend the reader, or the file, or remove it"
+        ) from error
+    if isinstance(given, Document):
+        given = [given]
+    if not isinstance(given, str | list):
+        raise DataError(f"the reader {called} gives {kind_of(given)}; {_WANTED}")
+    if isinstance(given, str):
+        _check_size(len(given), called, most_mb)
+        # Half of a surrogate pair could not be written to any file.
+        return given.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return given
+
+
+def _within(given: Iterable[Any], called: str, most_mb: int) -> list[Document]:
+    documents: list[Document] = []
+    size = 0
+    for place, document in enumerate(given, 1):
+        if not isinstance(document, Document):
+            raise DataError(f"the reader {called} gives {kind_of(document)} in place {place}; {_WANTED}")
+        size += len(document.text)
+        _check_size(size, called, most_mb)
+        documents.append(document)
+    return documents
+
+
+def _check_size(characters: int, called: str, most_mb: int) -> None:
+    if characters > most_mb * _MB:
+        raise DataError(
+            f"the reader {called} gives {characters / _MB:,.0f} million characters of text, more than "
+            f"documents.limits.inflated_mb = {most_mb}; split the file or raise that"
+        )

@@ -1,0 +1,304 @@
+"""The engine of all pictures: matplotlib under one style, as a picture in a notebook and as a drawing in a page.
+
+Drawn with matplotlib's objects and never with pyplot, so that nothing is shown twice in a notebook and no figure stays
+open in a long process.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.labels import VARIANT_COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The colours of the report's page by day, which a drawing in a page takes from the page.
+INK, SOFT, GRID, GROUND = "#1b1f24", "#56606b", "#d9dde3", "#fefefe"
+BLUE, RED, BROWN = "#2f6da8", "#b4462f", "#9a6a2f"
+_OF_PAGE = {INK: "--ink", SOFT: "--soft", GRID: "--line", GROUND: "--ground"} | {
+    color.lower(): f"--v-{variant}" for variant, color in VARIANT_COLORS.items()
+}
+DASHED = (0, (4, 3))
+_WIDTH = 9.2
+_DPI = 130
+_UNITS_PER_INCH = 72
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "text.color": INK,
+    # A dollar in a name is a dollar.
+    "text.parse_math": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": GRID,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "optimsyn",
+}
+# Letters as large as those of the page around them.
+_IN_PAGE: dict[str, Any] = {
+    "font.size": 13,
+    "axes.labelsize": 12,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "lines.solid_capstyle": "butt",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture, shown by itself at the end of a notebook cell.
+
+    Attributes:
+        png: The file's bytes.
+        alt: What it shows, for those who cannot see it.
+    """
+
+    png: bytes = field(repr=False)
+    alt: str = ""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        # The words go with the picture into the saved notebook, where pages made of it find them.
+        return {"image/png": self.png, "text/plain": self.alt}, {"alt": self.alt}
+
+    def html(self) -> str:
+        """An `img` element that holds the picture itself."""
+        data = base64.b64encode(self.png).decode()
+        return f'<img alt="{html.escape(self.alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
+
+    def save(self, path: Path) -> Path:
+        """Writes the PNG file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(self.png)
+        partial.replace(path)
+        return path
+
+
+class Drawing(str):
+    """An `svg` element for a page; `optimsyn.report.rendering` takes secrets out of its texts."""
+
+    __slots__ = ()
+
+
+@contextmanager
+def drawing(height: float, *, width: float = _WIDTH) -> Iterator[Figure]:
+    """A figure for a notebook, of a size in inches, which lays itself out."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are one long Literal
+        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.04, hspace=0.05)
+        yield Figure(figsize=(width, height), layout=layout)
+
+
+@contextmanager
+def page_axes(width: float, height: float, edges: tuple[float, float, float, float]) -> Iterator[Axes]:
+    """Axes for a page.
+
+    Args:
+        width: Of the drawing, in its own units, which are pixels when it is not scaled.
+        height: The same.
+        edges: Left, top, right and bottom of the axes, from the drawing's upper left corner.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    left, top, right, bottom = edges
+    with mpl.rc_context(STYLE | _IN_PAGE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width / _UNITS_PER_INCH, height / _UNITS_PER_INCH))
+        figure.patch.set_visible(False)
+        axes = figure.add_axes((left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height))
+        axes.patch.set_visible(False)
+        yield axes
+
+
+def picture(figure: Figure, alt: str) -> Picture:
+    """Renders a figure; equal figures give equal bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    # No software name and date inside: the same run draws the same bytes.
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    return Picture(buffer.getvalue(), alt)
+
+
+def svg(axes: Axes, alt: str) -> Drawing:
+    """The figure of these axes as an element for a page: its colours are the page's, its text is text, and it is small.
+
+    What was drawn with a `gid` of `pointed(...)` shows that text when one points at it.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return Drawing(_small(buffer.getvalue(), alt))
+
+
+_TITLE = "title:"
+# Groups in groups, as matplotlib writes them.
+_DEEPEST = 4
+_NOT_NEEDED = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
+_AS_IN_PAGE = ("text-anchor:start", f"fill:{INK}", "font-size:13px", "stroke-linejoin:miter", "stroke-linejoin:round")
+
+
+def pointed(text: str) -> str:
+    """The `gid` of something that shows a text when one points at it."""
+    return _TITLE + text
+
+
+def _small(text: str, alt: str) -> str:
+    opening, _, body = text[text.index("<svg") :].partition(">")
+    box = re.search(r'viewBox="([^"]*)"', opening)
+    assert box is not None
+    sizes = " ".join(f"{float(number):.0f}" for number in box[1].split())
+    body = _NOT_NEEDED.sub("", body)
+    body = re.sub(rf'<g id="{_TITLE}([^"]*)">', r"<g><title>\1</title>", body)
+    used = set(re.findall(r"""#([\w-]+)["')]""", body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r' (d|x|y|transform|width|height)="([^"]*)"', _rounded, body)
+    body = re.sub(r' style="([^"]*)"', _styled, body)
+    body = re.sub(r">\s+<", "><", body)
+    # Groups of nothing, and of one thing.
+    body = body.replace("<g/>", "").replace('<path d="" style="fill:none"/>', "")
+    for _ in range(_DEEPEST):
+        body = re.sub(r"<g>((?:<path [^>]*/>|<text [^>]*>[^<]*</text>)*)</g>", r"\1", body)
+    return f'<svg viewBox="{sizes}" role="img" aria-label="{html.escape(alt)}">{body.strip()}'
+
+
+def _styled(attribute: re.Match[str]) -> str:
+    """A style without what the page says itself, with the page's colours."""
+    style = re.sub(r"font: (?:bold )?([\d.]+)px [^;]*", r"font-size: \1px", attribute[1])
+    parts = [part.strip().replace(": ", ":") for part in style.split(";")]
+    kept = ";".join(part for part in parts if part and part not in _AS_IN_PAGE and not part.startswith("font-family"))
+    kept = kept.replace("font-size:12px", "font-size:var(--tick)")
+    kept = re.sub("|".join(_OF_PAGE), lambda found: f"var({_OF_PAGE[found[0]]})", kept)
+    return f' style="{kept}"' if kept else ""
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    name, value = attribute[1], attribute[2]
+    if name == "transform" and value.startswith("rotate(-0 "):
+        return ""
+    value = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), value)
+    # A line of no length, as `dots` draws them.
+    value = re.sub(r"M (\S+ \S+) ?\s*L \1(?=\s|$)", r"M\1h0", value)
+    if name == "d":
+        value = re.sub(r"\s*([MLz])\s*", r"\1", value)
+    return f' {name}="{value.strip()}"'
+
+
+def dots(axes: Axes, places: Sequence[tuple[float, float]], **how: Any) -> None:
+    """Round dots in one path, which takes a tenth of the room of as many markers.
+
+    Args:
+        axes: Where; its limits are set already.
+        places: Where each dot lies, in data coordinates.
+        how: Of the path: `color`, `linewidth` (the dots' size), `alpha`, `gid`.
+    """
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    if not places:
+        return
+    low, high = axes.get_xlim()
+    # A line of no length at all would not be painted by every engine.
+    little = 1e-6 * (high - low)
+    points = [point for x, y in places for point in ((x, y), (x + little, y))]
+    codes = [Outline.MOVETO, Outline.LINETO] * len(places)
+    style = {"fill": False, "capstyle": "round", "clip_on": False, "snap": False, "zorder": 3, **how}
+    axes.add_patch(PathPatch(Outline(points, codes), **style))
+
+
+def round_ticks(*, integer: bool = False, most: int = 5) -> Any:
+    """A few ticks at round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=most, steps=[1, 2, 5, 10], integer=integer)
+
+
+def span(values: Sequence[float], room: float = 0.05) -> tuple[float, float]:
+    """The ends of an axis that holds these values, with some room beyond them.
+
+    Args:
+        values: At least one.
+        room: At each end, as a share of the whole.
+    """
+    low, high = min(values), max(values)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+        spread = abs(high) * 0.1 or 1.0
+        low, high = low - spread, high + spread
+    pad = room * (high - low)
+    return low - pad, high + pad
+
+
+def finish(axes: Axes, title: str, x: str, y: str, *, whole: str = "", grid: str = "y") -> None:
+    """Title, labels and grid of a panel.
+
+    Args:
+        axes: The panel.
+        title: Above it.
+        x: Below it.
+        y: Beside it.
+        whole: The axes (`x`, `y` or both) that count something, so that ticks are whole numbers.
+        grid: The axis whose ticks have lines across the panel; empty for none.
+    """
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    for name in whole:
+        getattr(axes, f"{name}axis").set_major_locator(round_ticks(integer=True))
+    if grid:
+        axes.grid(axis=grid)  # type: ignore[arg-type]
+
+
+def say(axes: Axes, text: str) -> None:
+    """A sentence in place of a drawing."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def legend_below(axes: Axes) -> None:
+    """Puts the legend under the x label, where it can never hide a point."""
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.21),
+        ncols=3,
+        columnspacing=0.9,
+        handlelength=1.3,
+        handletextpad=0.4,
+        borderaxespad=0.0,
+    )

@@ -1,0 +1,266 @@
+"""What a run's pictures are made of, in the report as in notebooks: one panel for each kind of numbers.
+
+A panel draws on axes that it is given, and returns how to read it. Panels with a row for each variant say its name
+above its row, so that they are as readable on a phone as beside two others.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.labels import variant_color, variant_label
+from optimsyn.base.table import decimals_for, fixed, number
+from optimsyn.report.drawing import DASHED, GRID, GROUND, INK, SOFT, dots, pointed, round_ticks, span
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Dots drawn per variant; the numbers beside them are of all values.
+_MOST_DOTS = 180
+_MOST_MARKERS = 60
+# Heights of rows, in units of a drawing in a page.
+INFLUENCE_ROW, VALUE_ROW, GROUP_ROW, NEXT_ROW = 54.0, 40.0, 38.0, 15.0
+Lane = tuple[float, float]
+
+
+def draw_influence(
+    axes: Axes, influence: Mapping[str, Sequence[float]], zero_gradient: float | None = None, *, narrow: bool = False
+) -> str:
+    """Where the influence of each variant's valid pairs lies: a dot a pair, the middle half as a box, the median.
+
+    Args:
+        axes: Where.
+        influence: Variant to influences; none may be empty.
+        zero_gradient: Influence of a pair without any gradient; None leaves it out.
+        narrow: Say less at the end of a row.
+    """
+    every = [value for values in influence.values() for value in values]
+    decimals = decimals_for(every)
+    lanes = [(row * INFLUENCE_ROW + 19, row * INFLUENCE_ROW + 47) for row in range(len(influence))]
+    _rows(axes, lanes, [*every, 0.0, zero_gradient or 0.0], INFLUENCE_ROW * len(influence))
+    if zero_gradient != 0:
+        _upright(axes, 0.0, lanes, color=SOFT, linewidth=1)
+    if zero_gradient is not None:
+        gid = pointed("a pair without any gradient")
+        _upright(axes, zero_gradient, lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
+    generator = random.Random(0)
+    for row, (variant, values) in enumerate(influence.items()):
+        top, color = row * INFLUENCE_ROW, variant_color(variant)
+        middle, median = top + 33, statistics.median(values)
+        drawn = list(values) if len(values) <= _MOST_DOTS else generator.sample(list(values), _MOST_DOTS)
+        pairs = f"{len(values):,} pair{'' if len(values) == 1 else 's'}{',' if narrow else ', median'}"
+        _name(axes, top + 14, variant_label(variant), f"{pairs} {fixed(median, decimals)}")
+        if len(values) >= 4:
+            _box(axes, values, middle, color)
+        dots(axes, [(v, middle + generator.uniform(-9, 9)) for v in drawn], color=color, linewidth=5, alpha=0.62)
+        ends, gid = [middle - 14, middle + 14], pointed(f"median {number(median)}")
+        axes.plot([median, median], ends, color=INK, linewidth=2.6, zorder=4, clip_on=False, gid=gid)
+    note = "A dot is a pair, the box holds the middle half, the bar is the median."
+    if zero_gradient is not None:
+        note += f" Dashed: what a pair without any gradient would score ({number(zero_gradient)})."
+    return note
+
+
+def _box(axes: Axes, values: Sequence[float], middle: float, color: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    low, _, high = statistics.quantiles(sorted(values), n=4, method="inclusive")
+    gid = pointed(f"middle half: {number(low)} to {number(high)}")
+    ends = axes.get_xlim()
+    # Of equal values a hair, not nothing.
+    width = max(high - low, (ends[1] - ends[0]) / 700)
+    box = Rectangle((low, middle - 11), width, 22, facecolor=color, alpha=0.2, linewidth=0, gid=gid, clip_on=False)
+    axes.add_patch(box)
+
+
+def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> str:
+    """Reward of every guiding text that was tried, and of the best so far.
+
+    Args:
+        axes: Where.
+        tried: Rows of the prompt optimiser's history with a score.
+    """
+    color = variant_color("optimized")
+    places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(tried)]
+    off = [row.get("status") == "rejected" for row in tried]
+    compared = [point for point, rejected in zip(places, off, strict=True) if not rejected]
+    rejected = [point for point, rejected in zip(places, off, strict=True) if rejected]
+    _frame(axes, [0.0, *(x for x, _ in places)], [y for _, y in places], 0.12)
+    for place in rejected:
+        # A dot within a dot; markers would need names of their own in a page.
+        gid = pointed(f"rejected: {number(place[1])}")
+        dots(axes, [place], color=SOFT, linewidth=9.3, zorder=2, gid=gid)
+        dots(axes, [place], color=GROUND, linewidth=6.7, zorder=2, gid=gid)
+    if compared:
+        best = [max(score for _, score in compared[: place + 1]) for place in range(len(compared))]
+        end = max(x for x, _ in places)
+        x_best, y_best = [*(x for x, _ in compared), end], [*best, best[-1]]
+        axes.plot(x_best, y_best, drawstyle="steps-post", color=color, linewidth=2, label="best so far", clip_on=False)
+    for x_dot, y_dot in compared:
+        dots(
+            axes, [(x_dot, y_dot)], color=color, linewidth=9, gid=pointed(f"compared on all passages: {number(y_dot)}")
+        )
+    axes.plot([], [], linestyle="", marker="o", color=color, label="compared")
+    if rejected:
+        hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": GROUND, "markeredgecolor": SOFT}
+        axes.plot([], [], linestyle="", label="rejected", **hollow)
+    axes.set_xlabel("pairs judged")
+    axes.set_ylabel("reward")
+    note = "Dot: compared on all passages of the search. Line: the best so far."
+    return f"{note} Hollow: rejected after a few passages." if rejected else note
+
+
+def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and spread of the reward by training step, with the share of valid pairs.
+
+    Args:
+        axes: Where.
+        trained: Rows of the policy's history with a reward.
+    """
+    color = variant_color("policy")
+    steps = [float(row.get("step", place + 1)) for place, row in enumerate(trained)]
+    means = [float(row["reward"]) for row in trained]
+    spread = [float(row.get("reward_std") or 0.0) for row in trained]
+    under = [mean - std for mean, std in zip(means, spread, strict=True)]
+    over = [mean + std for mean, std in zip(means, spread, strict=True)]
+    _frame(axes, steps, [*under, *over], 0.08)
+    band = ([*steps, *reversed(steps)], [*under, *reversed(over)])
+    axes.fill(*band, color=color, alpha=0.18, linewidth=0, label="± 1 std", clip_on=False)
+    axes.plot(steps, means, color=color, linewidth=2, label="mean", clip_on=False)
+    few = len(steps) <= _MOST_MARKERS
+    if few:
+        dots(axes, list(zip(steps, means, strict=True)), color=color, linewidth=9)
+    note = "Line: mean reward of a step. Band: ± one standard deviation within it."
+    valid = [float(row["valid"]) for row in trained if isinstance(row.get("valid"), int | float)]
+    if len(valid) == len(steps):
+        style: dict[str, Any] = {"color": SOFT, "linewidth": 1.5, "linestyle": (0, (2, 2.5))}
+        other = axes.twinx()
+        other.set_ylim(0, 1.04)
+        other.set_xlim(axes.get_xlim())
+        other.plot(steps, valid, clip_on=False, **style)
+        if few:
+            dots(other, list(zip(steps, valid, strict=True)), color=SOFT, linewidth=5)
+        other.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
+        other.tick_params(axis="y", length=0)
+        other.spines[:].set_visible(False)
+        axes.plot([], [], label="valid share (right)", **style)
+        note += " Dotted, on the right: the share of pairs that passed every check."
+    axes.set_xlabel("training step")
+    axes.set_ylabel("reward")
+    return note
+
+
+def draw_intervals(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    labels: Sequence[str] | None = None,
+    *,
+    zero: bool = False,
+    said: Callable[[Any], str] | None = None,
+) -> None:
+    """A metric of several variants with intervals, each on a line of its own.
+
+    Args:
+        axes: Where.
+        rows: Rows of `evaluation.json` of this metric.
+        labels: In place of the variants' names; rows of one label in a row stand closer together.
+        zero: Draw where 0 is.
+        said: What is written at the end of a row; None: value and interval.
+    """
+    names = list(labels) if labels is not None else [variant_label(row["variant"]) for row in rows]
+    tops = _tops(names, grouped=labels is not None)
+    lanes: list[Lane] = []
+    for place, top in enumerate(tops):
+        begun = top + 17 if _fresh(names, place) else lanes.pop()[0]
+        lanes.append((begun, top + 33))
+    every = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
+    _rows(axes, lanes, [*every, 0.0] if zero or not every else every, intervals_height(rows, labels))
+    if zero:
+        _upright(axes, 0.0, lanes, color=SOFT, linewidth=1)
+    first = None if labels is not None else next((row for row in rows if row["difference"] is None), None)
+    if first is not None:
+        gid = pointed(f"{names[0]}: {first['value']:.3f}")
+        _upright(axes, first["value"], lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
+    for place, (row, top) in enumerate(zip(rows, tops, strict=True)):
+        middle, color, told = top + 25, variant_color(row["variant"]), interval_text(row)
+        who = names[place] if labels is None else f"{names[place]}, {variant_label(row['variant'])}"
+        if labels is None or _fresh(names, place):
+            _name(axes, top + 13, names[place], "" if labels is not None else (said or interval_text)(row))
+        gid = pointed(f"{who}: {told}")
+        if row["low"] is not None and row["high"] is not None:
+            ends = [row["low"], row["high"]]
+            axes.plot(ends, [middle, middle], color=color, linewidth=3, clip_on=False, zorder=2.5, gid=gid)
+        dots(axes, [(row["value"], middle)], color=color, linewidth=9, gid=gid)
+
+
+def intervals_height(rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> float:
+    """How high the rows of `draw_intervals` are."""
+    names = list(labels) if labels is not None else [str(row["variant"]) for row in rows]
+    return (_tops(names, grouped=labels is not None) or [0.0])[-1] + VALUE_ROW
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    """A value with its interval."""
+    text = f"{row['value']:.3f}"
+    if row["low"] is not None and row["high"] is not None:
+        text += f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return text.replace("-", "−")
+
+
+def _fresh(names: Sequence[str], place: int) -> bool:
+    return place == 0 or names[place] != names[place - 1]
+
+
+def _tops(names: Sequence[str], *, grouped: bool) -> list[float]:
+    tops: list[float] = []
+    for place in range(len(names)):
+        step = VALUE_ROW if not grouped else GROUP_ROW if _fresh(names, place) else NEXT_ROW
+        tops.append(tops[-1] + step if tops else 0.0)
+    return tops
+
+
+def _rows(axes: Axes, lanes: Sequence[Lane], values: Sequence[float], height: float) -> None:
+    """Rows below each other: lines at the ticks in the rows' lanes only, so that none crosses a text."""
+    low, high = span(values)
+    axes.set_xlim(low, high)
+    axes.set_ylim(height, 0)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    ticks = [tick for tick in round_ticks(most=4).tick_values(low, high) if low <= tick <= high]
+    axes.set_xticks(ticks)
+    axes.tick_params(axis="x", length=0)
+    for tick in ticks:
+        _upright(axes, tick, lanes, color=GRID, linewidth=1)
+
+
+def _frame(axes: Axes, across: Sequence[float], up: Sequence[float], room: float) -> None:
+    """Two axes with lines at the ticks of the upright one."""
+    axes.set_xlim(*span(across))
+    axes.set_ylim(*span(up, room))
+    low, high = axes.get_xlim()
+    # Also of one step, where there is no room for several.
+    whole = [tick for tick in round_ticks(integer=True).tick_values(low, high) if tick == round(tick)]
+    axes.set_xticks([tick for tick in whole if low <= tick <= high])
+    axes.yaxis.set_major_locator(round_ticks(most=4))
+    axes.tick_params(axis="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="y", clip_on=False)
+
+
+def _upright(axes: Axes, x: float, lanes: Sequence[Lane], **how: Any) -> None:
+    axes.plot(
+        [x, x, float("nan")] * len(lanes),
+        [end for low, high in lanes for end in (low, high, float("nan"))],
+        **{"zorder": 1, "clip_on": False, **how},
+    )
+
+
+def _name(axes: Axes, y: float, name: str, value: str) -> None:
+    """What a row is called, above it, and what is said of it."""
+    across = axes.get_yaxis_transform()
+    axes.text(0, y, name, transform=across, va="baseline")
+    if value:
+        axes.text(1, y, value, transform=across, va="baseline", ha="right", color=SOFT)
