@@ -21,8 +21,10 @@ from influence_helpers import byte_tokenizer, samples, tiny_target
 from programs_helpers import RUBRIC, Scripted, passage
 
 from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import FORMS
 from optimsyn.base.files import iter_json
 from optimsyn.base.source_identity import module_source, source_identity
+from optimsyn.data.forms import QuestionForm
 from optimsyn.data.records import Question
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.fingerprint import encoding_digest
@@ -287,14 +289,16 @@ def test_every_module_that_the_built_in_checks_use_counts() -> None:
             "base.errors",
             "base.extensions",
             "base.suggestions",
+            "data.forms",
             "data.records",
             "programs.check_fingerprint",
             "recipe.sections.synthesis",
         )
     }
-    assert {name for name in used if name.startswith("optimsyn.")} - without_words == set(check_identity.BUILT_IN) - {
-        "optimsyn.programs.checks"
-    }
+    forms = {QuestionForm.__module__, *(type(form).__module__ for form in FORMS.built_in.values())}
+    assert {name for name in used if name.startswith("optimsyn.")} - without_words | forms == set(
+        check_identity.BUILT_IN
+    ) - {"optimsyn.programs.checks"}
 
 
 def test_ids_and_sizes_of_batches_are_no_part_of_the_identity(target: Target) -> None:
