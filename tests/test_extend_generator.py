@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -23,6 +22,7 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import ModelSpec, Recipe
 from optimsyn.runs.folder import Run
+from optimsyn.runs.manifest import ManifestFile
 from optimsyn.runs.outcomes import run_notes
 from tests.llm_helpers import Answer, Service
 from tests.stages_helpers import answer, run_stage
@@ -99,7 +99,7 @@ def test_a_run_is_written_by_them_and_goes_on_without_asking_again(
     written = [json.loads(line) for line in run.path("warm_up", "pairs.jsonl").read_text().splitlines()]
     assert {row["generator"] for row in written} == {"colleague:Generator"}
     assert {row["rubric_model"] for row in written} == {"rule:Rule"}
-    with run._manifest.change() as manifest:
+    with ManifestFile(run.folder / "manifest.json").change() as manifest:
         manifest.stage("synthesize").status = "failed"
     for path in (run.folder / "synthesize").glob("*.candidates.jsonl"):
         path.unlink()
@@ -182,10 +182,10 @@ def test_caps_keys_and_failures_are_those_of_any_other_model(tmp_path: Path, mon
             clerk(says).complete_sync(CALL)
         assert "xk-4Vq9" not in str(failed.value)
     flaky = clerk(OSError("busy"), retries=1)
-    monkeypatch.setattr(type(flaky), "_pause", lambda self, seconds: asyncio.sleep(0))
+    monkeypatch.setattr("optimsyn.llm.own.model.backoff_s", lambda failures: 0.0)
     with pytest.raises(ServiceError, match="2 tries"):
         flaky.complete_sync(CALL)
-    assert flaky._generator.asked == 2
+    assert GENERATORS.get("clerk").asked == 2
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class OwnModel(LanguageModel):
     def _where(self) -> str:
         return self.field or "models"
 
-    def _highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
+    def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """By the recipe's prices; nobody else says."""
         price = price_of(self.spec)
         return None if price is None else price.cost(prompt_tokens, reply_tokens)
