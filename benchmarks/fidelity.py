@@ -1,4 +1,4 @@
-r"""The fidelity study: do scores foretell what training does? One command, resumable at every group of trainings.
+r"""The fidelity study: do scores predict what training does? One command, resumable at every group of trainings.
 
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --report  # only the table

@@ -1,4 +1,4 @@
-"""Foretold trainings against real ones, against autograd's kernels, and laws of the set that is chosen."""
+"""Simulated trainings against real ones, against autograd's kernels, and laws of the set that is chosen."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_small_step_is_a_real_step() -> None:
     torch.testing.assert_close(simulated.decrease(sets), expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
 
 
-def test_it_foretells_longer_trainings_better_than_chance(target: Target) -> None:
+def test_it_predicts_longer_trainings_better_than_chance(target: Target) -> None:
     pairs, questions = both(target, pairs=12, questions=8)
     checkpoint = target.checkpoints[-1]
     sets = [[i, (i * 5 + 3) % 12, (i * 7 + 1) % 12] for i in range(12)]
@@ -210,7 +210,7 @@ def test_gradients_that_do_not_fit_are_projected(target: Target) -> None:
     assert layout_for(target, 10, limit=1).projection == Projection(4, 4), "the narrowest there is"
 
 
-def test_what_cannot_be_foretold_is_refused(target: Target) -> None:
+def test_what_cannot_be_predicted_is_refused(target: Target) -> None:
     pairs, questions = both(target, pairs=2)
     with pytest.raises(DataError, match="at least one pair"):
         SimulatedTraining.of(WarmGradients.of(target, target.checkpoints[-1], [], questions), lr=1e-3, steps=1)

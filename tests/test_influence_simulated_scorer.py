@@ -1,4 +1,4 @@
-"""The scorer of foretold trainings: against autograd, the study's own and real trainings; laws, refusals, a reward."""
+"""The scorer of simulated trainings: against autograd, the study's own and real trainings; laws, refusals, a reward."""
 
 from __future__ import annotations
 
@@ -134,12 +134,12 @@ def test_it_ranks_as_real_training_does(target: Target) -> None:
 def test_what_teaches_nothing_scores_zero(scorer: SimulatedScorer) -> None:
     width = scorer.layout.width
     nothing = torch.zeros(2, width, dtype=torch.float64)
-    assert scorer.foretold(nothing, nothing, torch.tensor([2.0, 0.5]).double()).abs().max() == 0
+    assert scorer.predicted(nothing, nothing, torch.tensor([2.0, 0.5]).double()).abs().max() == 0
     assert scorer.zero_gradient_baseline() == {"total": 0.0, "by_subtask": {"a": 0.0, "b": 0.0}}
     # And what teaches next to nothing next to nothing: no jump there.
     generator = torch.Generator().manual_seed(0)
     little = 1e-9 * torch.randn(1, width, generator=generator, dtype=torch.float64)
-    assert scorer.foretold(little, little, torch.tensor([2.0]).double()).abs().max() < 1e-6
+    assert scorer.predicted(little, little, torch.tensor([2.0]).double()).abs().max() < 1e-6
 
 
 def test_other_pairs_of_a_call_do_not_count(scorer: SimulatedScorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The room that a run will take on the disk, foretold and refused."""
+"""The room that a run will take on the disk, predicted and refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["recipe", "served"]
 
 
 @pytest.mark.slow
-def test_a_whole_run_takes_no_more_than_foretold(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+def test_a_whole_run_takes_no_more_than_predicted(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     need = disk_need(recipe, Run.folder_of(recipe, root))
     run = Run.open(recipe, root)

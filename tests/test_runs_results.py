@@ -50,7 +50,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
         dataset="static",
         losses={"static": LOST},
         influence={"static": MeanInfluence(valid=0.5, kept=0.75)},
-        foretold={},
+        predicted={},
         notes=("One.",),
     ).save(run)
     found = SynthesizeResult.load(run)

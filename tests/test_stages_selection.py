@@ -1,4 +1,4 @@
-"""What a run keeps of its candidates: together, by influence, or the first; and what it foretells of them."""
+"""What a run keeps of its candidates: together, by influence, or the first; and what it predicts of them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_set_is_chosen_for_what_it_teaches_together(target: Target, monkeypatc
         simulated = simulated_of(shared, rows)
         expected = sorted(simulated.select(3))
         assert [row.key for row in found[variant].rows] == [rows[place].key for place in expected]
-        told = found[variant].foretold
+        told = found[variant].predicted
         assert told is not None
         assert told.now == pytest.approx(float(simulated.start().mean()), rel=1e-9)
         assert told.kept == pytest.approx(told.now - float(simulated.decrease([expected])), rel=1e-9)
@@ -107,9 +107,9 @@ def test_the_horizon_is_what_was_tried(target: Target) -> None:
     shared: Any = Shared(target, **{"fine_tune.steps": 500})
     told = select(shared, {"static": judged(range(4))}, 4)["static"]
     assert [row.key for row in told.rows] == ["0", "1", "2", "3"], "all of them, as they were written"
-    assert told.foretold is not None
-    assert told.foretold.steps == HORIZON == 12
-    assert told.foretold.kept == pytest.approx(told.foretold.random)
+    assert told.predicted is not None
+    assert told.predicted.steps == HORIZON == 12
+    assert told.predicted.kept == pytest.approx(told.predicted.random)
 
 
 def test_by_influence_and_the_first(target: Target) -> None:
@@ -117,7 +117,7 @@ def test_by_influence_and_the_first(target: Target) -> None:
     by_influence: Any = Shared(target, **{"synthesis.select": "influence"})
     best = sorted(sorted(rows, key=lambda row: -(row.influence or 0))[:3], key=rows.index)
     found = select(by_influence, {"static": rows}, 3)["static"]
-    assert (found.rows, found.foretold) == (best, None)
+    assert (found.rows, found.predicted) == (best, None)
     first: Any = Shared(target, **{"synthesis.select": "first"})
     assert select(first, {"static": rows}, 3)["static"].rows == rows[:3]
 
@@ -132,10 +132,10 @@ def test_a_stage_keeps_a_set_and_tells_what_it_brings(recipe: Recipe, tmp_path: 
     assert (moving.identity, moving.passed_over) == (plain.identity, 0), "a stage's views take in the rows of both"
     assert moving.scorer.fingerprint != tools.scorer.fingerprint == moving.scorer.origin
     result = run_stage(run, "synthesize")
-    assert result.columns[-2:] == ("foretold loss", "of random pairs")
-    assert any("foretold is where 2 steps" in note for note in result.notes)
+    assert result.columns[-2:] == ("predicted loss", "of random pairs")
+    assert any("predicted for it after 2 steps" in note for note in result.notes)
     for row in result.rows:
-        told = result.foretold[row[0]]
+        told = result.predicted[row[0]]
         assert row[-2:] == (told.kept, told.random)
         candidates = [json.loads(line)["key"] for line in run.path("synthesize", f"{row[0]}.candidates.jsonl").open()]
         kept = [json.loads(line)["key"] for line in run.path("synthesize", f"{row[0]}.judged.jsonl").open()]

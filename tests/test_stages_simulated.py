@@ -1,4 +1,4 @@
-"""A run that judges by foretold trainings: every stage by the same scorer, with the run's own first drafts."""
+"""A run that judges by simulated trainings: every stage by the same scorer, with the run's own first drafts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.llm_helpers import Service
 from tests.stages_helpers import asked_twice, run_stage
 
 
-def test_a_run_by_foretold_trainings(recipe: Recipe, served: Service, tmp_path: Path) -> None:
+def test_a_run_by_predicted_trainings(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     raw = recipe.model_dump(mode="json")
     raw["influence"]["estimator"] = "simulated"
     raw["optimizers"]["prompt"]["enabled"] = False

@@ -1,7 +1,7 @@
 r"""Scores that know what was judged before: the hundredth pair with the same answer earns little.
 
 A score takes each question as far from learnt as the warm-up left it. Here it is taken as a training on the pairs that
-were judged so far (the history H) would leave it, as `SimulatedTraining` foretells. With p_q the probability of the
+were judged so far (the history H) would leave it, as `SimulatedTraining` predicts. With p_q the probability of the
 answer of question q, its gradient has shrunk (or, where H teaches the contrary, grown) to
 
     ω_q = (1 − p_q(H)) / (1 − p_q(∅))          IF'(z) = Σ_q ω_q ⟨ĝ_q / s_q, D⊙g_z⟩ / (Q · reference norm)
@@ -74,7 +74,7 @@ class MovedScorer:
         target: Its target.
         questions: Its validation questions.
         config: The recipe's section `influence`, by which it was built.
-        training: The recipe's section `fine_tune`: the training that is foretold has its rate, batches and steps.
+        training: The recipe's section `fine_tune`: the simulated training has its rate, batches and steps.
         max_grad_norm: Its clipping.
 
     Attributes:
@@ -205,7 +205,7 @@ class MovedScorer:
         estimator = estimator_of(self.config.estimator)
         norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
         weights = self._shares * less / question_scale(self.config.question_gradients, norms)
-        # ⟨ĝ, D ⊙ g⟩; of Adam's D each side has the root, as in the foretold training.
+        # ⟨ĝ, D ⊙ g⟩; of Adam's D each side has the root, as in the simulated training.
         asked, factor = (scaled, scale.roots) if estimator.name == "adam_linear" else (plain, self._gains(estimator))
         directions = weights @ asked.double()
         encoded = [counted(self.target.encode(as_sample(pair)), self.config.tokens, "pair") for pair in pairs]

@@ -264,7 +264,7 @@ def estimator_of(name: str) -> Estimator:
     """
     if name == "simulated":
         raise RecipeError(
-            "influence.estimator: simulated is not the direction of a single gradient but a foretold training, which "
+            "influence.estimator: simulated is not the direction of a single gradient but a simulated training, which "
             "only `SimulatedScorer` gives; stores and twins need such a direction: set it to adam_linear"
         )
     if name in BUILT_IN:

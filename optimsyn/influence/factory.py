@@ -163,7 +163,7 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
 def _simulated(context: ScorerContext) -> SimulatedScorer:
     if context.training is None:
         raise RecipeError(
-            "influence.estimator: simulated needs to know the training that it foretells; give build_scorer its "
+            "influence.estimator: simulated needs to know the training that it simulates; give build_scorer its "
             "`training` (companions and fine_tune), or set influence.estimator to adam_linear"
         )
     config = context.config

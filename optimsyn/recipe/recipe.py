@@ -134,7 +134,7 @@ class Recipe(Shown, Section):
         if not isinstance(raw, dict):
             raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
         influence = raw.get("influence")
-        # A foretold training takes no mean of gradients, so that there was nothing to choose.
+        # A simulated training takes no mean of gradients, so that there was nothing to choose.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
             raw["influence"] = {"question_gradients": "unit", **influence}
         try:

@@ -158,7 +158,7 @@ class _Count:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Influence of the pairs, and the training that the estimator `simulated` foretold for it."""
+    """Influence of the pairs, and the training that the estimator `simulated` predicted for it."""
 
     scores: Scores
     training: BatchTraining | None

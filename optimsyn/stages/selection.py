@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from optimsyn.base.seeds import derive_seed
 from optimsyn.influence.selection import top
 from optimsyn.reward.judgements import content_key
-from optimsyn.runs.results.built_in import Foretold
+from optimsyn.runs.results.built_in import Predicted
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Pair
@@ -33,11 +33,11 @@ class Selection:
 
     Attributes:
         rows: In the order of writing.
-        foretold: Only where sets are compared.
+        predicted: Only where sets are compared.
     """
 
     rows: list[Judgement]
-    foretold: Foretold | None = None
+    predicted: Predicted | None = None
 
 
 def select(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: int) -> dict[str, Selection]:
@@ -84,8 +84,8 @@ def _by_set(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: 
         others = [sorted(generator.sample(range(len(rows)), count)) for _ in range(RANDOM_SETS)]
         now = float(simulated.start().mean())
         after = (now - simulated.decrease([kept, *others])).tolist()
-        foretold = Foretold(now=now, kept=after[0], random=sum(after[1:]) / RANDOM_SETS, steps=simulated.steps)
-        found[variant] = Selection([rows[place] for place in kept], foretold)
+        predicted = Predicted(now=now, kept=after[0], random=sum(after[1:]) / RANDOM_SETS, steps=simulated.steps)
+        found[variant] = Selection([rows[place] for place in kept], predicted)
     return found
 
 

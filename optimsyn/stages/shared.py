@@ -228,7 +228,7 @@ class Tools:
         return self.training_with(read_jsonl(path, Pair))
 
     def training_with(self, pairs: list[Pair]) -> BatchTraining:
-        """The training that is foretold, with these valid first drafts as companions."""
+        """The simulated training, with these valid first drafts as companions."""
         from optimsyn.influence.simulated.scorer import BatchTraining
         from optimsyn.target.warm_up.parts import parts_of
         from optimsyn.training.fine_tuning import MAX_GRAD_NORM

@@ -131,16 +131,18 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
             f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "
             "so all variants are cut to that."
         )
-    foretold = {variant: selection.foretold for variant, selection in found.items() if selection.foretold is not None}
-    if foretold:
-        first = next(iter(foretold.values()))
+    predicted = {
+        variant: selection.predicted for variant, selection in found.items() if selection.predicted is not None
+    }
+    if predicted:
+        first = next(iter(predicted.values()))
         notes.append(
-            f"The validation questions' loss is {first.now:.3f} after the warm-up; foretold is where {first.steps} "
-            f"steps of fine-tuning on the kept pairs would bring it, and on as many random ones (mean of "
-            f"{RANDOM_SETS})."
+            f"The validation questions' loss is {first.now:.3f} after the warm-up; the table has what is "
+            f"predicted for it after {first.steps} steps of fine-tuning on the kept pairs, and on as many random ones "
+            f"(mean of {RANDOM_SETS})."
         )
     return SynthesizeResult(
-        pairs=count, dataset=chosen, losses=losses, influence=means, foretold=foretold, notes=tuple(notes)
+        pairs=count, dataset=chosen, losses=losses, influence=means, predicted=predicted, notes=tuple(notes)
     ).save(run)
 
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[PairShares]:
     """Scores pairs and says what each piece of their answers brings; works with every scorer.
 
-    A foretold training (`influence.estimator: simulated`) is not a sum over tokens; shares and influence are then
+    A simulated training (`influence.estimator: simulated`) is not a sum over tokens; shares and influence are then
     those of `adam_linear` with `dot`.
 
     Args:
-        scorer: The exact scorer, the twin scorer or that of a foretold training.
+        scorer: The exact scorer, the twin scorer or that of a simulated training.
         target: Its target, for the tokens.
         pairs: A few pairs: this takes about four times as long as scoring them (with twins, no longer).
 

@@ -1,4 +1,4 @@
-"""Scores of foretold trainings by plain automatic differentiation; the others: `optimsyn.influence.reference.plain`.
+"""Scores of simulated trainings by plain automatic differentiation; the others: `optimsyn.influence.reference.plain`.
 
 Each sample goes through the model on its own, autograd gives its gradient, and one simulation holds all pairs beside
 each other: nothing of what makes `SimulatedScorer` fast has a part in it. Where that one projects gradients, so does

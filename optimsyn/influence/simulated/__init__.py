@@ -1,1 +1,1 @@
-"""Influence by short trainings that are foretold from gradients."""
+"""Influence by short trainings that are predicted from gradients."""

@@ -1,6 +1,6 @@
-r"""Scores by a foretold training: what a pair does in the batches of the fine-tuning that it is written for.
+r"""Scores by a simulated training: what a pair does in the batches of the fine-tuning that it is written for.
 
-`SimulatedTraining` foretells what a short training does to the validation questions. Here it is a training with a place
+`SimulatedTraining` predicts what a short training does to the validation questions. Here it is a training with a place
 in each batch for the pair z; companions, first drafts of the run, share the other places evenly. The score is
 
     IF(z) = mean_q L_q(companions, an empty pair in z's place) − mean_q L_q(companions, z in that place)
@@ -54,7 +54,7 @@ class BatchTraining:
     """The training that a pair is placed in.
 
     Attributes:
-        companions: What else is in its batches; of more than the foretold steps have places for, the first ones.
+        companions: What else is in its batches; of more than the predicted steps have places for, the first ones.
         fine_tune: The recipe's section `fine_tune`: rate, steps and batch size.
         max_grad_norm: Its clipping; None: none.
     """
@@ -65,7 +65,7 @@ class BatchTraining:
 
     @property
     def steps(self) -> int:
-        """How many steps are foretold."""
+        """How many steps are predicted."""
         return min(HORIZON, self.fine_tune.steps)
 
     @property
@@ -103,7 +103,7 @@ class _Held:
 
 
 class SimulatedScorer:
-    """Scores pairs by what a foretold training with them in its batches does to validation questions.
+    """Scores pairs by what a simulated training with them in its batches does to validation questions.
 
     Training goes on from the target's last checkpoint; earlier ones have no part in the score. Scores of the pairs of
     one call do not depend on each other, beyond how padding rounds.
@@ -285,7 +285,7 @@ class SimulatedScorer:
         """
         if token_shares:
             raise ModelError(
-                "a foretold training is not a sum over tokens, so influence.estimator: simulated has no token shares; "
+                "a simulated training is not a sum over tokens, so influence.estimator: simulated has no token shares; "
                 "take those of scorer.linear, or set influence.estimator to adam_linear"
             )
         encoded = [self.target.encode(as_sample(pair)) for pair in pairs]
@@ -329,10 +329,10 @@ class SimulatedScorer:
                     batch_tokens=budget,
                 )
             norms[places] = torch.linalg.vector_norm(plain, dim=1, dtype=torch.float64)
-            found[places] = self.foretold(scaled, plain, losses[places]) @ self._shares.t()
+            found[places] = self.predicted(scaled, plain, losses[places]) @ self._shares.t()
         return found, norms, losses
 
-    def foretold(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    def predicted(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """The questions' losses without each pair less those with it, [n, Q]."""
         held = self._held
         asked, pairs, gram = (

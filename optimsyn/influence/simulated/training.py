@@ -1,7 +1,7 @@
-r"""Short trainings foretold from gradients at the warm checkpoint: what a *set* of pairs would do.
+r"""Short trainings simulated from gradients at the warm checkpoint: what a *set* of pairs would do.
 
 A score of a single pair takes the pair as if it stood alone. A hundred pairs with the same answer each look as good as
-the first, and training on them collapses. Here a training on any set is foretold instead, without running it. The model
+the first, and training on them collapses. Here a training on any set is predicted instead, without running it. The model
 is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 2018), but not its losses:
 
 - A loss ℓ is taken as that of a logistic margin, ℓ = log(1 + e^{-μ}) with p = e^{-ℓ}, so that a step δ of the weights
@@ -32,7 +32,7 @@ from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 HORIZON = 12
-"""Steps for which real trainings bore out what is foretold; selection looks no further (docs/concepts/selection.md)."""
+"""Steps for which real trainings bore out what is predicted; selection looks no further (docs/concepts/selection.md)."""
 
 _SMALLEST_LOSS = 1e-3
 _SHORTLIST = 24
@@ -89,7 +89,7 @@ class WarmGradients:
             ModelError: A loss or gradient is not finite.
         """
         if not pairs or not questions:
-            raise DataError("a training can only be foretold for at least one pair, and of at least one question")
+            raise DataError("a training can only be predicted for at least one pair, and of at least one question")
         layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
         target.load_checkpoint(checkpoint)
         taps = GradientTaps(target)
@@ -101,7 +101,7 @@ class WarmGradients:
 
 @dataclass(frozen=True)
 class SimulatedTraining:
-    """Foretells trainings on sets of n pairs, measured on Q questions. Tensors are float64 on the CPU.
+    """Simulates trainings on sets of n pairs, measured on Q questions. Tensors are float64 on the CPU.
 
     Attributes:
         question_kernel: ⟨g_q, D g_i⟩ [Q, n].
@@ -114,7 +114,7 @@ class SimulatedTraining:
         step: Optimiser steps before.
         beta1: Decay of the momentum.
         lr: Learning rate of the first step; it falls linearly, as in fine-tuning (`Trainings`).
-        steps: How many are foretold.
+        steps: How many are predicted.
         max_grad_norm: Clipping of the batch's gradient; None: none.
     """
 
@@ -139,7 +139,7 @@ class SimulatedTraining:
 
         Args:
             gradients: Of the pairs and questions at the checkpoint.
-            lr: Learning rate of the training that is foretold.
+            lr: Learning rate of the simulated training.
             steps: Its steps.
             max_grad_norm: Its clipping.
         """

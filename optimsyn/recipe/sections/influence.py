@@ -26,7 +26,7 @@ class Influence(Section):
 
     The paper's own choice is `adam` with `cosine` and `unit` gradients. `adam_linear` with `dot` goes to 0 with a
     pair's gradient, which the paper's does not, and is linear in it, so that it costs least and can be computed in
-    several ways; with `plain` gradients it foretells the questions' mean loss. So these are the defaults;
+    several ways; with `plain` gradients it predicts the questions' mean loss. So these are the defaults;
     docs/influence.md says what has been measured of them and what has not.
     """
 
@@ -40,7 +40,7 @@ class Influence(Section):
     estimator: str = Field(
         "adam_linear",
         description="Which direction of a step counts: adam, adam_momentum_free, adam_linear, sgd or less; see "
-        "docs/influence.md. simulated: what a foretold training with the pair in its batches does, by `fine_tune` and "
+        "docs/influence.md. simulated: what a simulated training with the pair in its batches does, by `fine_tune` and "
         "at most twelve steps long, from the last checkpoint. Or your own: a registered name or `package.module:name`.",
     )
     scorer: str = Field(
@@ -91,7 +91,7 @@ class Influence(Section):
 
     @property
     def linear(self) -> Influence:
-        """The same with the linear score beside a foretold training, which shares of tokens are taken of."""
+        """The same with the linear score beside a simulated training, which shares of tokens are taken of."""
         return self.model_copy(update={"estimator": "adam_linear", "normalization": "dot"})
 
     @field_validator("estimator", "scorer", mode="before")
@@ -127,12 +127,12 @@ class Influence(Section):
     def _nothing_to_normalise(self) -> Influence:
         if self.estimator == "simulated" and self.normalization != "dot":
             raise ValueError(
-                "estimator simulated foretells a training, in nats, and has no direction to normalise; set "
+                "estimator simulated gives what a training brings, in nats, and has no direction to normalise; set "
                 "normalization to dot, or estimator to adam or adam_linear"
             )
         if self.estimator == "simulated" and self.question_gradients != "plain":
             raise ValueError(
-                "estimator simulated foretells losses of questions, and takes no mean of their gradients; set "
+                "estimator simulated predicts losses of questions, and takes no mean of their gradients; set "
                 "question_gradients to plain, or estimator to adam or adam_linear"
             )
         return self

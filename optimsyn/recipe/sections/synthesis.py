@@ -20,7 +20,7 @@ class Synthesis(Section):
     select: Literal["set", "influence", "first"] = Field(
         "set",
         description="Which valid candidates are kept. set: those that help the questions most together, by a training "
-        "foretold from gradients. influence: those of highest single influence. first: the first ones.",
+        "predicted from gradients. influence: those of highest single influence. first: the first ones.",
     )
     dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
         "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."

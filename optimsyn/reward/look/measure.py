@@ -16,7 +16,7 @@ measured on the rest (at most twelve). Of fewer than twelve questions all do bot
 questions are never looked at. What the numbers come to is in `optimsyn.reward.look.verdict`.
 
 With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, and says so: a
-foretold training is not a sum over tokens.
+simulated training is not a sum over tokens.
 
 With a scorer of your own (`influence.scorer`) there is no numerical error and no share of the end token: its numbers
 are what they are. Whether training agrees with them is measured as ever.
@@ -101,7 +101,7 @@ class ScorerSetup:
         """
         if self.training is None:
             raise RecipeError(
-                "influence.estimator: simulated needs to know the training that it foretells; give ScorerSetup its "
+                "influence.estimator: simulated needs to know the training that it simulates; give ScorerSetup its "
                 "`training`, as the scorer has it"
             )
         return self.training
@@ -152,7 +152,7 @@ def look_at_reward(
     if simulated:
         passes += len(questions) + len(chosen) + len(setup.batch_training.used)
     progress = _Progress(report, passes, options.random_subsets + 2 if train else 0)
-    # Of a foretold training nothing can be told apart but its whole: parts are those of the linear score.
+    # Of a simulated training nothing can be told apart but its whole: parts are those of the linear score.
     linear = config.linear if simulated else config
     if own:
         nothing = torch.zeros_like(mine)

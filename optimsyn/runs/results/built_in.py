@@ -242,8 +242,8 @@ def _disabled(field: str) -> Cells:
     return Cells("Disabled in the recipe", ("what", "value"), ((field, "false"),))
 
 
-class Foretold(_Part):
-    """The validation questions' mean loss, as a simulated training foretells it, in nats."""
+class Predicted(_Part):
+    """The validation questions' mean loss, as a simulated training predicts it, in nats."""
 
     now: float = Field(description="At the warm-up's last checkpoint.")
     kept: float = Field(description="After training on the pairs that are kept.")
@@ -266,14 +266,14 @@ class SynthesizeResult(StageResult):
     dataset: str | None = Field(description="Variant that became the dataset.")
     losses: dict[str, Losses] | None = Field(description="What became of each variant's candidates.")
     influence: dict[str, MeanInfluence] | None = Field(description="Mean influence of each variant.")
-    foretold: dict[str, Foretold] | None = Field(description="What training on each variant would bring.")
+    predicted: dict[str, Predicted] | None = Field(description="What training on each variant would bring.")
 
     def cells(self) -> Cells:
         """A row a variant."""
         columns: tuple[str, ...] = ("variant", "candidates", "invalid", "duplicates", "not selected", "pairs")
         columns += ("mean influence", "of those kept")
-        if self.foretold:
-            columns += ("foretold loss", "of random pairs")
+        if self.predicted:
+            columns += ("predicted loss", "of random pairs")
         rows = []
         for variant, lost in (self.losses or {}).items():
             mean = (self.influence or {}).get(variant)
@@ -286,11 +286,17 @@ class SynthesizeResult(StageResult):
                 lost.kept,
             )
             row += (None, None) if mean is None else (mean.valid, mean.kept)
-            if self.foretold:
-                told = self.foretold.get(variant)
+            if self.predicted:
+                told = self.predicted.get(variant)
                 row += (None, None) if told is None else (told.kept, told.random)
             rows.append(row)
         return Cells("Pairs of every variant", columns, tuple(rows))
+
+    @classmethod
+    def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts; an older version had another name for one of them."""
+        facts = super().recorded(raw)
+        return {"predicted": facts["foretold"], **facts} if "foretold" in facts else facts
 
 
 class FineTuned(_Part):

@@ -1,6 +1,6 @@
 """Influence fitted to real trainings: what a few dozen counterfactuals of a run's own warm checkpoint say it means.
 
-A score foretells the order of truths; calibrated it foretells them. A ridge regression on influence, loss and length
+A score predicts the order of truths; calibrated it predicts them. A ridge regression on influence, loss and length
 may also fix a leaning of the score; an isotonic fit only bends its scale. Both are judged on samples that took no part
 in the fit, a group (passage) at a time.
 """
@@ -41,7 +41,7 @@ def ridge(features: Array, truths: Array, penalty: float = 1.0) -> tuple[Array, 
 def calibrated_scores(
     scores: Mapping[str, torch.Tensor], truths: Mapping[str, torch.Tensor], groups: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """What fits to the other groups' in-batch truths foretell of each sample.
+    """What fits to the other groups' in-batch truths predict of each sample.
 
     Args:
         scores: Has the features.

@@ -107,7 +107,7 @@ class Plan:
         end_share: That part's share.
         random: Random parts of that size beside them.
         sets: Train also on a part of that size chosen as a set, and on one balanced by answer.
-        lr: Learning rate of every training: that of the fine-tuning which the scores are to foretell.
+        lr: Learning rate of every training: that of the fine-tuning which the scores are to predict.
         max_grad_norm: Gradient clipping of every step; None: none.
         measured: Which tokens the truth counts, and the cheap scores beside it (loss, gradient norm).
         seed: Of every random choice.
@@ -151,7 +151,7 @@ def fidelity(
     work: Work | None = None,
     resamples: int = 1000,
 ) -> FidelityReport:
-    """How well scores foretell what training on a sample does to questions that the scores have not seen.
+    """How well scores predict what training on a sample does to questions that the scores have not seen.
 
     Args:
         target: A warmed-up target; its last checkpoint is where everything starts.
@@ -312,7 +312,7 @@ def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
 
 
 def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
-    """What is foretold of each sample: on its own, and in a batch of companions (which stand behind the pool)."""
+    """What is predicted of each sample: on its own, and in a batch of companions (which stand behind the pool)."""
     companions = list(range(count, len(simulated)))
     found = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
     if companions:
