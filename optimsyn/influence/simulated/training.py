@@ -1,8 +1,8 @@
 r"""Short trainings simulated from gradients at the warm checkpoint: what a *set* of pairs would do.
 
 A score of a single pair takes the pair as if it stood alone. A hundred pairs with the same answer each look as good as
-the first, and training on them collapses. Here a training on any set is predicted instead, without running it. The model
-is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 2018), but not its losses:
+the first, and training on them collapses. Here a training on any set is simulated instead, without running it. The
+model is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 2018), but not its losses:
 
 - A loss ℓ is taken as that of a logistic margin, ℓ = log(1 + e^{-μ}) with p = e^{-ℓ}, so that a step δ of the weights
   moves the margin of a question by -⟨g, δ⟩ / (1-p) and the gradient of a pair shrinks by (1-p_t) / (1-p_0) as it is
@@ -32,7 +32,7 @@ from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 HORIZON = 12
-"""Steps for which real trainings bore out what is predicted; selection looks no further (docs/concepts/selection.md)."""
+"""Steps for which real trainings bore out the prediction; selection looks no further (docs/concepts/selection.md)."""
 
 _SMALLEST_LOSS = 1e-3
 _SHORTLIST = 24
