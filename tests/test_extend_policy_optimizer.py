@@ -96,7 +96,7 @@ def test_the_pages_example_trains_in_a_real_run(
         result = run_stage(run, stage)
     assert [row["step"] for row in read_history(run.path("train_policy", "history.jsonl"))] == [1, 2]
     assert result.title == "my_training:best_of_group on the rubric model"
-    assert result.numbers["steps"] == 2
+    assert result.steps == 2
     adapter = json.loads(run.path("train_policy", "adapter", "adapter_config.json").read_text("utf-8"))
     assert (adapter["peft_type"], adapter["r"]) == ("LORA", 4)
     noted = run.manifest.stage("train_policy").notes["optimizer"]

@@ -91,11 +91,11 @@ def test_the_pages_example_searches_in_a_real_run(
     assert [row["status"] for row in rows] == ["start", "compared", "compared", "compared"]
     assert all(row["guiding_text"].startswith(recipe.guiding_text.strip()) for row in rows)
     assert "Ask for a number with its unit." in " ".join(row["guiding_text"] for row in rows)
-    assert result.numbers["judged"] <= 8
+    assert result.judged <= 8
     best = max(row["score"] for row in rows)
     chosen = run.path("optimize_prompt", "guiding_text.txt").read_text("utf-8").strip()
     assert chosen == next(row["guiding_text"] for row in rows if row["score"] == best)
-    assert result.numbers["changed"] == (best > rows[0]["score"])
+    assert result.changed == (best > rows[0]["score"])
     noted = run.manifest.stage("optimize_prompt").notes["optimizer"]
     assert noted["method"] == "my_search:add_hints"
     assert len(noted["source"]) == 32

@@ -19,6 +19,7 @@ from runs_helpers import tiny_recipe, write_notebook
 from optimsyn import register
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.base.extensions import STAGES
+from optimsyn.batch.options import RunOptions
 from optimsyn.batch.plan import Job, known_stages, plan
 from optimsyn.batch.progress import Watch
 from optimsyn.batch.state import RunState
@@ -302,6 +303,6 @@ def test_a_batch_knows_the_stages_of_its_recipes(tmp_path: Path) -> None:
     recipes = [str(tmp_path / "own.yaml"), str(tmp_path / "plain.yaml")]
     assert known_stages(recipes, "full", None)[-1] == "note"
     with pytest.raises(StageError, match="did you mean `note`"):
-        plan(recipes, tmp_path / "runs", until="notes", here=False)
+        plan(recipes, tmp_path / "runs", RunOptions(until="notes"), here=False)
     with pytest.raises(StageError, match="there is no stage 'note'"):
         plan(recipes[1:], tmp_path / "runs", until="note", here=False)

@@ -19,7 +19,7 @@ from optimsyn.influence import conditional as moved
 from optimsyn.influence.conditional import MOST, MovedScorer
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.scorer import InfluenceScorer
-from optimsyn.influence.simulated.training import SimulatedTraining
+from optimsyn.influence.simulated.training import SimulatedTraining, WarmGradients
 from optimsyn.llm.language_model import Call
 from optimsyn.programs.checks import Checker
 from optimsyn.programs.pair import PairWriter, TaskShape
@@ -116,9 +116,8 @@ def test_with_a_history_it_is_the_formula(target: Target, estimator: str, method
 
     checkpoint = target.checkpoints[-1]
     asked = [counted(target.encode(item), CountedTokens(), "question") for item in QUESTIONS]
-    simulated = SimulatedTraining.of(
-        target, checkpoint, [target.encode(item) for item in history], asked, lr=TRAINING.lr, steps=3
-    )
+    gradients = WarmGradients.of(target, checkpoint, [target.encode(item) for item in history], asked)
+    simulated = SimulatedTraining.of(gradients, lr=TRAINING.lr, steps=3)
     weights = torch.full((1, 9), 0.1, dtype=torch.float64)
     weights[0, 0] = 0.2
     shares = (1 - torch.exp(-simulated.losses(weights)[0])) / (1 - torch.exp(-simulated.start()))

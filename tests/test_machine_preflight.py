@@ -87,7 +87,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     assert "set the environment variable OPENAI_API_KEY" in text
     assert "models.target: there is no folder ./nowhere" in text
     assert "checks.disabled: there is no check 'grounded_'; did you mean `grounded`?" in text
-    assert "checks.plugins: 'no.such.module:check': cannot be imported" in text
+    assert "checks.plugins: 'no.such.module:check' cannot be imported" in text
     assert "guiding_text: 'Ask a question.' says too little" in text
     assert not found.ok
     with pytest.raises(RecipeError, match="OPENAI_API_KEY"):

@@ -159,8 +159,8 @@ def test_a_run_whose_recipe_names_it_buys_each_reply_once(recipe: Recipe, served
     run = Run.open(recipe, tmp_path / "runs")
     for stage in ("prepare", "warm_up", "optimize_prompt"):
         result = run_stage(run, stage)
-    assert result.numbers["judged"] == 2 * result.numbers["candidates"] <= 8
-    assert result.numbers["candidates"] > 1
+    assert result.judged == 2 * result.candidates <= 8
+    assert result.candidates > 1
     assert result.title == "Guiding text, before and after MIPROv2"
     assert run.manifest.stage("optimize_prompt").notes["optimizer"] == {"method": "miprov2"}
     assert run.manifest.versions["optuna"] != "not installed"

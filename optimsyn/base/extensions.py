@@ -121,7 +121,7 @@ class Registry(Generic[P]):
             return self._checked(reference, imported(reference, where), where)
         entry = self._entry_points().get(reference)
         if entry is None:
-            hint = did_you_mean(reference, self.names(), f"known: {', '.join(self.names()) or 'none'}", cutoff=0.5)
+            hint = did_you_mean(reference, self.names(), f"known: {', '.join(self.names()) or 'none'}.", cutoff=0.5)
             raise RecipeError(
                 f"{where}: there is no {self.kind} {reference!r}; {hint} One of your own is written as "
                 f"package.module:name, or registered in the notebook that runs: optimsyn.register({self.kind!r}, ...)"

@@ -173,7 +173,7 @@ class OptimizePromptResult(StageResult):
 
     stage: str = "optimize_prompt"
     enabled: bool | None = Field(description="The recipe wants a search.")
-    method: str = Field("gepa", description="The prompt optimiser; a run of an older version had one.")
+    method: str | None = Field(None, description="The prompt optimiser; None in runs of a version that had only gepa.")
     start_score: float | None = Field(None, description="Mean reward of the recipe's guiding text.")
     score: float | None = Field(None, description="Mean reward of the chosen guiding text.")
     start_text: str | None = Field(None, description="The recipe's guiding text.")
@@ -197,7 +197,9 @@ class OptimizePromptResult(StageResult):
             ("reward of the chosen guiding text", self.score, self.text),
             ("candidates tried", self.candidates, f"{self.judged} pairs judged"),
         )
-        return Cells(f"Guiding text, before and after {method_label(self.method)}", ("what", "value", "text"), rows)
+        return Cells(
+            f"Guiding text, before and after {method_label(self.method or 'gepa')}", ("what", "value", "text"), rows
+        )
 
 
 class PolicyStep(_Part):
@@ -216,7 +218,7 @@ class TrainPolicyResult(StageResult):
 
     stage: str = "train_policy"
     enabled: bool | None = Field(description="The recipe wants a trained policy.")
-    method: str = Field("grpo", description="The policy optimiser; a run of an older version had one.")
+    method: str | None = Field(None, description="The policy optimiser; None in runs of a version that had only grpo.")
     steps: int | None = Field(None, description="Training steps.")
     group_size: int | None = Field(None, description="Rubrics that were compared for a passage.")
     reward_first: float | None = Field(None, description="Mean reward of the first step that has one.")
@@ -235,7 +237,7 @@ class TrainPolicyResult(StageResult):
             return _disabled("optimizers.policy.enabled")
         columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
         rows = tuple(tuple(step.model_dump().values()) for step in self.history or ())
-        return Cells(f"{method_label(self.method)} on the rubric model", columns, rows)
+        return Cells(f"{method_label(self.method or 'grpo')} on the rubric model", columns, rows)
 
 
 def _disabled(field: str) -> Cells:
