@@ -305,4 +305,4 @@ def test_a_batch_knows_the_stages_of_its_recipes(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="did you mean `note`"):
         plan(recipes, tmp_path / "runs", RunOptions(until="notes"), here=False)
     with pytest.raises(StageError, match="there is no stage 'note'"):
-        plan(recipes[1:], tmp_path / "runs", until="note", here=False)
+        plan(recipes[1:], tmp_path / "runs", RunOptions(until="note"), here=False)
