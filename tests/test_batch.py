@@ -46,6 +46,7 @@ def _by_name(state: BatchState) -> dict[str, Any]:
     return {Path(run.recipe).stem: run for run in state.runs}
 
 
+@pytest.mark.slow
 def test_failures_are_told_with_stage_cell_and_reason_and_stop_nobody(
     tmp_path: Path, fake_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_report_that_cannot_be_written_is_told_beside_the_kill(tmp_path: Path,
     assert "report.html" in mess.reason
 
 
+@pytest.mark.slow
 def test_no_more_than_so_many_run_at_once(tmp_path: Path, fake_runs: None) -> None:
     recipes = [write_recipe(tmp_path, f"slow{number}", "slow") for number in range(4)]
     most: list[int] = []
@@ -287,6 +289,7 @@ def test_an_interrupted_batch_ends_its_runs_and_says_so(tmp_path: Path, fake_run
     assert Run.load(state.runs[0].folder or "").manifest.stage("warm_up").status == "interrupted"
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_batch_ends_its_runs_and_the_next_start_goes_on(tmp_path: Path, fake_runs: None) -> None:
     process, root, recipes, pids = _hanging(tmp_path)
     os.kill(process.pid, signal.SIGKILL)

@@ -60,6 +60,7 @@ def _most(tokens: int, usd: float | None = None) -> Usage:
     return Usage(replies=1, input_tokens=tokens, cost_usd=usd or 0.0, unpriced=usd is None)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cap=st.integers(1, 400),

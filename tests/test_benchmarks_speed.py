@@ -52,6 +52,7 @@ def test_quick_run_on_a_tiny_model(benchmarks: None, tmp_path: Path) -> None:
     assert "| floor |" in table and str(tmp_path) not in table
 
 
+@pytest.mark.slow
 def test_a_loop_that_takes_too_long_is_extrapolated_and_marked(benchmarks: None, tmp_path: Path) -> None:
     words = "--model qwen3-8b-shape --scale 0.005 --threads 1 --repeats 1 --batch 3 --length 12 --samples 20"
     threads = torch.get_num_threads()

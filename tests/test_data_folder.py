@@ -23,6 +23,7 @@ from optimsyn.stages import prepare
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes as POSIX has them")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_every_kind_is_read_alone_and_in_a_folder(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"the_mill{suffix}"

@@ -37,6 +37,7 @@ def test_the_example_of_the_page_is_a_check(written: Written) -> None:
     assert verdict.reasons[REFERENCE] == "the question names no clause"
 
 
+@pytest.mark.slow
 def test_a_run_judges_by_a_check_of_a_notebook_cell(recipe: Recipe, tmp_path: Path, cell: Cell) -> None:
     here = cell(OF_HALF)
     mine = changed(recipe, {"checks.plugins": [here["no_digging"]], "optimizers.prompt.enabled": False})

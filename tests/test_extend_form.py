@@ -144,6 +144,7 @@ def test_a_form_from_outside_goes_through_a_whole_run(
     assert shown(pairs[0]) == ((pairs[0].question,), pairs[0].answer)
 
 
+@pytest.mark.slow
 def test_true_or_false_goes_through_a_whole_run(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     reason = "The city of {0} mined {1} and sold it in the harbour."
     served.answer = writes("{1} was sold in the harbour by the city of {0}.", "True", reason=reason)

@@ -74,6 +74,7 @@ def own(recipe: Recipe, state: Service, **more: Any) -> Recipe:
 FREE = {"input": 0, "output": 0}
 
 
+@pytest.mark.slow
 def test_a_run_is_written_by_them_and_goes_on_without_asking_again(
     recipe: Recipe,
     served: Service,

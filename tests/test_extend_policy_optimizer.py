@@ -76,6 +76,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_pages_example_trains_in_a_real_run(
     recipe: Recipe, policy: Path, tmp_path: Path, package: Callable[[str], None]
 ) -> None:

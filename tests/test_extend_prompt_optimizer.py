@@ -73,6 +73,7 @@ def search(folder: Path, method: str, *, calls: int = 12, reward: Any = None) ->
     )
 
 
+@pytest.mark.slow
 def test_the_pages_example_searches_in_a_real_run(
     recipe: Recipe, tmp_path: Path, package: Callable[[str, str], None]
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_package_outside_of_optimsyn_reads_a_run(
     assert list(run.manifest.stage("prepare").notes["readers"]) == ["documents.readers['.tei']"]
 
 
+@pytest.mark.slow
 def test_an_edited_reader_makes_prepare_anew_while_nothing_was_built_on_it(
     recipe: Recipe, texts: Path, tmp_path: Path, package: Callable[..., None]
 ) -> None:
@@ -171,6 +172,7 @@ FAILING = {
 }
 
 
+@pytest.mark.slow
 def test_a_reader_that_fails_is_one_files_fault(
     tmp_path: Path, package: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,7 @@ def test_the_handle_refuses_what_makes_no_sense(tmp_path: Path) -> None:
         stage.hand_on("x", [])
 
 
+@pytest.mark.slow
 def test_the_run_path_trains_on_what_was_handed_on(package: Path, recipe: Recipe, served: Any, tmp_path: Path) -> None:
     served.answer = answer
     raw = recipe.model_dump(mode="json")

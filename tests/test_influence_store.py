@@ -266,6 +266,7 @@ def child(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_kill_9_loses_and_doubles_nothing(tmp_path: Path, target: Target) -> None:
     folder = tmp_path / "pool"
     process = child(ADD, str(folder))

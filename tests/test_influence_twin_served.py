@@ -169,6 +169,7 @@ def test_stacked_twins_survive_rounding_to_sixteen_bits(tmp_path: Path) -> None:
     assert off > size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sides", "tokens"),
     [
@@ -205,6 +206,7 @@ def test_scores_through_a_server_are_those_in_process(
     assert served.zero_gradient_baseline() == scorer.zero_gradient_baseline()
 
 
+@pytest.mark.slow
 def test_a_server_that_rounds_log_probabilities_is_refused(tmp_path: Path) -> None:
     target = tiny_target("gpt2")
     scorer = TwinScorer(target, samples(6, seed=1))

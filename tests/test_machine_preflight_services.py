@@ -215,6 +215,7 @@ def test_preview_and_run_ask_before_anything_is_made(served: Service, tmp_path: 
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_asking_loads_no_model_library(served: Service, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe_at(tmp_path, served.base).to_yaml(), encoding="utf-8")

@@ -140,6 +140,7 @@ def test_without_optuna_or_a_reflection_model_it_says_what_to_do(
         search(tmp_path, Proposer())
 
 
+@pytest.mark.slow
 def test_a_run_whose_recipe_names_it_buys_each_reply_once(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     def replies(number: int, request: dict[str, Any]) -> Answer:
         asked = json.dumps(request["messages"])

@@ -70,6 +70,7 @@ def test_a_finished_training_is_not_repeated_and_other_settings_start_anew(polic
     assert weights(tmp_path) != before
 
 
+@pytest.mark.slow
 def test_a_service_failure_stops_it_and_the_next_call_ends_like_an_undisturbed_one(
     policy: Path, tmp_path: Path
 ) -> None:

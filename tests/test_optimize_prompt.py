@@ -135,6 +135,7 @@ class Reflection(RubricModel):
         return self.reply
 
 
+@pytest.mark.slow
 def test_a_reflection_model_sees_the_feedback_and_its_text_is_tried(tmp_path: Path) -> None:
     text = "Ask how things work. Question types that taught most: mechanism."
     reflection = Reflection(json.dumps({"new_instruction": text}))

@@ -225,6 +225,7 @@ def test_runs_of_before_have_a_report_too(tmp_path: Path) -> None:
     assert "Best and worst pairs" in words and "first draft:" not in words
 
 
+@pytest.mark.slow
 def test_the_report_of_a_real_run(recipe: Recipe, tmp_path: Path) -> None:
     run = Run.open(recipe, tmp_path / "runs")
     for stage in STAGES[:5]:

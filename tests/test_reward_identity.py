@@ -320,6 +320,7 @@ print(Checker(Checks(unsafe_words=("x", "y"), plugins=("our_checks:no_word",)), 
 """
 
 
+@pytest.mark.slow
 def test_equal_facts_are_equal_in_every_process(tmp_path: Path, plugin: Callable[[str], str]) -> None:
     plugin(PLUGIN)
     target = tiny_target(warm=False)

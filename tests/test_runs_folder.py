@@ -59,6 +59,7 @@ def test_stage_finishes_once(tmp_path: Path) -> None:
     assert run.manifest.stage("prepare").attempts == 1
 
 
+@pytest.mark.slow
 def test_failure_and_interruption_are_told_and_can_be_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_cause_that_echoes_a_key_is_cut_off(tmp_path: Path, monkeypatch: pytes
     assert "the service refused [redacted]" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_each_stage_has_its_own_cost_over_all_attempts(tmp_path: Path) -> None:
     run = Run.open(tiny_recipe(), tmp_path)
 
@@ -190,6 +192,7 @@ def test_stages_keep_their_order(tmp_path: Path) -> None:
         notebook_name("warmup")
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_by_name(tmp_path: Path) -> None:
     run = Run.open(tiny_recipe(), tmp_path)
     code = (

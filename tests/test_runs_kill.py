@@ -94,6 +94,7 @@ def test_kill_9_in_the_stages_that_buy_replies(recipe: Recipe, served: Service, 
     assert in_hand <= kills * recipe.models.generator.concurrency
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_warm_up_that_ended_after_its_training_is_not_trained_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool

@@ -71,6 +71,7 @@ def test_a_run_leaves_every_file_that_others_build_on(recipe: Recipe, served: Se
     assert run.manifest.cost.replies == len(served.requests), "a finished stage asked again"
 
 
+@pytest.mark.slow
 def test_selection_by_influence_keeps_the_candidates_of_highest_influence(recipe: Recipe, tmp_path: Path) -> None:
     run = Run.open(changed(recipe, {"synthesis.select": "influence"}), tmp_path / "runs")
     for stage in STAGES[:5]:
@@ -116,6 +117,7 @@ def test_a_failed_service_stops_the_run_and_the_next_start_buys_nothing_twice(
         assert run.path("dataset", name).read_bytes() == undisturbed.path("dataset", name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_generator_of_garbage_stops_loudly(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     served.answer = lambda number, request: said("certainly! <html>")
     run = Run.open(recipe, tmp_path / "runs")

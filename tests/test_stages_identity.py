@@ -48,6 +48,7 @@ def _recipe(recipe: Recipe, *, prompt: bool) -> Recipe:
     return Recipe.parse(raw)
 
 
+@pytest.mark.slow
 def test_stages_of_one_run_judge_by_the_same(
     recipe: Recipe, served: Service, tmp_path: Path, plugin: Callable[[str], None]
 ) -> None:
@@ -74,6 +75,7 @@ def test_stages_of_one_run_judge_by_the_same(
     assert run.done("synthesize") and run.manifest.stage("synthesize").notes["passed_over"] == 0
 
 
+@pytest.mark.slow
 def test_an_unfinished_stage_judges_anew_under_other_checks(
     recipe: Recipe, tmp_path: Path, plugin: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,7 @@ def test_an_unfinished_stage_judges_anew_under_other_checks(
         assert all(not row["valid"] for row in candidates if row["pair"]["answer"] == word)
 
 
+@pytest.mark.slow
 def test_looks_and_reports_do_not_mix_identities(recipe: Recipe, tmp_path: Path, plugin: Callable[[str], None]) -> None:
     run = Run.open(_recipe(recipe, prompt=False), tmp_path / "runs")
     run_stage(run, "prepare")

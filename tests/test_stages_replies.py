@@ -148,6 +148,7 @@ def test_a_run_with_poison_ends_with_exactly_the_poison_counted(
     assert run.manifest.outcomes["generator"] == expected
 
 
+@pytest.mark.slow
 def test_a_service_that_only_refuses_stops_the_run_and_is_named(
     recipe: Recipe,
     served: Service,

@@ -32,6 +32,7 @@ def changed(recipe: Recipe, **sections: Any) -> Recipe:
     return Recipe.parse(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scorer", "dtype"), [(Shuffled, "float32"), (OldDifference, "bfloat16")])
 def test_noise_stops_the_run_after_the_warm_up_and_the_same_run_goes_on(
     recipe: Recipe, served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorer: Any, dtype: str

@@ -122,6 +122,7 @@ def test_by_influence_and_the_first(target: Target) -> None:
     assert select(first, {"static": rows}, 3)["static"].rows == rows[:3]
 
 
+@pytest.mark.slow
 def test_a_stage_keeps_a_set_and_tells_what_it_brings(recipe: Recipe, tmp_path: Path) -> None:
     run = Run.open(changed(recipe, {"optimizers.prompt.enabled": False}), tmp_path / "runs")
     for stage in ("prepare", "warm_up", "optimize_prompt", "train_policy"):

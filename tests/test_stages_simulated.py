@@ -22,6 +22,7 @@ from tests.llm_helpers import Service
 from tests.stages_helpers import asked_twice, run_stage
 
 
+@pytest.mark.slow
 def test_a_run_by_predicted_trainings(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     raw = recipe.model_dump(mode="json")
     raw["influence"]["estimator"] = "simulated"

@@ -105,6 +105,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing but the operating system cleans up."""
 
 
+@pytest.mark.slow
 def test_killed_training_ends_with_the_same_adapter(tmp_path: Path) -> None:
     pairs = make_pairs(6)
     fine_tune(SPEC, pairs, CONFIG, tmp_path / "whole", 3, target=make_target(seed=3))
@@ -131,6 +132,7 @@ def test_killed_training_ends_with_the_same_adapter(tmp_path: Path) -> None:
     assert history(folder) == history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_after_the_last_step_trains_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = make_pairs(6)
     fine_tune(SPEC, pairs, CONFIG, tmp_path / "whole", 3, target=make_target(seed=3))
@@ -149,6 +151,7 @@ def test_killed_after_the_last_step_trains_no_further(tmp_path: Path, monkeypatc
     assert history(folder) == history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_same_seed_same_adapter_and_finished_training_is_not_repeated(tmp_path: Path) -> None:
     pairs = make_pairs(5)
     fine_tune(SPEC, pairs, CONFIG, tmp_path / "a", 1, target=make_target(seed=1))
