@@ -52,8 +52,8 @@ def size_text(size: int) -> str:
 def is_disk_trouble(error: BaseException) -> bool:
     """Whether an error, or one behind it, says that a disk takes nothing more."""
     return any(
-        (isinstance(one, OSError) and one.errno in _NUMBERS) or any(word in str(one).lower() for word in _WORDS)
-        for one in _chain(error)
+        (isinstance(link, OSError) and link.errno in _NUMBERS) or any(word in str(link).lower() for word in _WORDS)
+        for link in _chain(error)
     )
 
 

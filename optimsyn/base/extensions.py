@@ -175,10 +175,10 @@ def reference_to(part: object, field: str) -> str:
     """
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
     if isinstance(module, str) and isinstance(name, str) and "<" not in name:
-        found: object = sys.modules.get(module)
+        named: object = sys.modules.get(module)
         for step in name.split("."):
-            found = getattr(found, step, None)
-        if found is part:
+            named = getattr(named, step, None)
+        if named is part:
             return f"{module}:{name}"
     raise RecipeError(
         f"{field}: {part!r} has no name under which it could be found again; define it with `def` or `class` at the "

@@ -84,5 +84,5 @@ class Identity:
     @staticmethod
     def parted(saved: Mapping[str, Any], field: str = "identity") -> tuple[dict[str, Any], dict[str, Any]]:
         """What was kept, taken apart: the identity, and the rest."""
-        mine = {name: value for name, value in saved.items() if name in (field, _PARTS)}
-        return mine, {name: value for name, value in saved.items() if name not in mine}
+        identity = {name: value for name, value in saved.items() if name in (field, _PARTS)}
+        return identity, {name: value for name, value in saved.items() if name not in identity}

@@ -42,23 +42,23 @@ def source_identity(reference: str, part: object, field: str) -> dict[str, str]:
     Raises:
         RecipeError: The part has neither source nor a file, so that nobody could tell when it is edited.
     """
-    known = _LOADED.get(reference)
-    if known is not None and known[0] is part:
-        return known[1]
+    cached = _LOADED.get(reference)
+    if cached is not None and cached[0] is part:
+        return cached[1]
     inner = inspect.unwrap(part.func if isinstance(part, functools.partial) else part)  # type: ignore[arg-type]
-    own = getattr(inner, "__module__", None) or type(inner).__module__
-    found: dict[str, str] = {}
-    wanted = [own]
+    module = getattr(inner, "__module__", None) or type(inner).__module__
+    sources: dict[str, str] = {}
+    wanted = [module]
     if ":" in reference:
         wanted.insert(0, reference.partition(":")[0])
     whose = f"{field}: {reference!r}"
-    if own == _MAIN:
+    if module == _MAIN:
         # Cells are run again at any time, so these are read each time.
-        found = _notebook_source(inner, whose)
-        return found | _module_sources([name for name in _beside_notebook(found) if name != _MAIN], whose)
-    found = _module_sources([name for name in wanted if name != _MAIN], whose)
-    _LOADED[reference] = (part, found)
-    return found
+        sources = _notebook_source(inner, whose)
+        return sources | _module_sources([name for name in _beside_notebook(sources) if name != _MAIN], whose)
+    sources = _module_sources([name for name in wanted if name != _MAIN], whose)
+    _LOADED[reference] = (part, sources)
+    return sources
 
 
 def module_source(name: str, whose: str) -> str:
@@ -76,14 +76,14 @@ def module_source(name: str, whose: str) -> str:
 
 def _module_sources(names: list[str], whose: str) -> dict[str, str]:
     """Source by module, of these and of what they use from beside them."""
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     wanted = list(names)
     while wanted:
         name = wanted.pop()
-        if name not in found and name.partition(".")[0] not in sys.stdlib_module_names:
-            spec, found[name] = _found_source(name, whose)
-            wanted += _used_beside(spec, found[name])
-    return found
+        if name not in sources and name.partition(".")[0] not in sys.stdlib_module_names:
+            spec, sources[name] = _found_source(name, whose)
+            wanted += _used_beside(spec, sources[name])
+    return sources
 
 
 def _found_source(name: str, whose: str) -> tuple[ModuleSpec, str]:
@@ -156,7 +156,7 @@ def _is_module(name: str) -> bool:
 def _notebook_source(part: object, whose: str) -> dict[str, str]:
     """A function, class or object of the notebook or script that runs, and what it uses there, by name."""
     start = part if isinstance(part, type | FunctionType) else type(part)
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     wanted: list[tuple[str, object]] = [(start.__qualname__, start)]
     if start is not part:
         wanted.append(("its state", getattr(part, "__dict__", {})))
@@ -164,16 +164,16 @@ def _notebook_source(part: object, whose: str) -> dict[str, str]:
     while wanted:
         name, value = wanted.pop()
         key = f"{_MAIN}:{name}"
-        if key in found:
+        if key in sources:
             continue
         if not isinstance(value, type | FunctionType):
-            found[key] = value.__name__ if isinstance(value, ModuleType) else _value(value)
+            sources[key] = value.__name__ if isinstance(value, ModuleType) else _value(value)
         elif value.__module__ != _MAIN:
-            found[key] = f"{value.__module__}:{value.__qualname__}"
+            sources[key] = f"{value.__module__}:{value.__qualname__}"
         else:
-            found[key] = _text_of(value, whose)
-            wanted += [(used, here[used]) for used in _names(found[key]) if used in here]
-    return found
+            sources[key] = _text_of(value, whose)
+            wanted += [(used, here[used]) for used in _names(sources[key]) if used in here]
+    return sources
 
 
 def _value(value: object) -> str:
@@ -209,10 +209,10 @@ def _text_of(part: type | FunctionType, whose: str) -> str:
         ) from error
 
 
-def _beside_notebook(found: dict[str, str]) -> list[str]:
+def _beside_notebook(sources: dict[str, str]) -> list[str]:
     """Modules that lie in the folder in which the notebook runs, among those that its names come from."""
-    places = [place for text in found.values() if (place := text.partition(":")[0]).replace(".", "_").isidentifier()]
-    imports = [name for text in found.values() for name in _imports(text, None)]
+    places = [place for text in sources.values() if (place := text.partition(":")[0]).replace(".", "_").isidentifier()]
+    imports = [name for text in sources.values() for name in _imports(text, None)]
     here = Path.cwd()
     return [
         name

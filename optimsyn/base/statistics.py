@@ -24,8 +24,8 @@ def correlation(x: Array, y: Array) -> Array:
     sizes = np.sqrt(xx * yy)
     # Ranks are of the order of n; what is left below this is rounding.
     ok = (xx > 1e-9) & (yy > 1e-9)
-    found: Array = np.where(ok, (x * y).sum(-1) / np.where(ok, sizes, 1.0), np.nan)
-    return found
+    cosines: Array = np.where(ok, (x * y).sum(-1) / np.where(ok, sizes, 1.0), np.nan)
+    return cosines
 
 
 def without(x: Array, controls: Sequence[Array]) -> Array:

@@ -62,7 +62,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        shown = RichTable(
+        table = RichTable(
             title=Text(self.title, style="bold") if self.title else None,
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -74,10 +74,10 @@ class Table:
             lines = [len(line) for row in self.rows for line in row[place].split("\n")]
             least = max(lines, default=1) if right else min(max(lines, default=1), _LEAST_TEXT)
             least = max(least, *(len(word) for word in name.split()), 1)
-            shown.add_column(Text(name), justify="right" if right else "left", overflow="fold", min_width=least)
+            table.add_column(Text(name), justify="right" if right else "left", overflow="fold", min_width=least)
         for row in self.rows:
-            shown.add_row(*(Text(text) for text in row))
-        yield shown
+            table.add_row(*(Text(text) for text in row))
+        yield table
         if self.note:
             yield Text(self.note, style="dim")
 

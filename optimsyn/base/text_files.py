@@ -90,12 +90,12 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
         if encoding is not None:
             return _in_given(data, where, encoding)
         line = data.count(b"\n", 0, error.start) + 1
-        found = f"{where}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text"
+        problem = f"{where}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text"
         if is_binary(data):
             raise DataError(
-                f"{found}, and the file does not look like text at all; remove it or give it the right ending"
+                f"{problem}, and the file does not look like text at all; remove it or give it the right ending"
             ) from None
-        raise DataError(f"{found}; {conversion_advice(likely_encoding(data), settable)}") from None
+        raise DataError(f"{problem}; {conversion_advice(likely_encoding(data), settable)}") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(
@@ -135,10 +135,10 @@ def likely_encoding(data: bytes) -> str:
         foreign = b" ".join(word for word in data.split() if not word.isascii())
     else:
         foreign = data
-    found = detect(foreign, include_encodings=_COMMON, compat_names=False, empty_input_encoding="cp1252")["encoding"]
-    found = codecs.lookup(found or "cp1252").name
-    plainer = _PLAINER.get(found, found)
-    return (plainer if _reads(data, plainer) else found) if _reads(data, found) else "cp1252"
+    detected = detect(foreign, include_encodings=_COMMON, compat_names=False, empty_input_encoding="cp1252")["encoding"]
+    detected = codecs.lookup(detected or "cp1252").name
+    plainer = _PLAINER.get(detected, detected)
+    return (plainer if _reads(data, plainer) else detected) if _reads(data, detected) else "cp1252"
 
 
 def is_binary(data: bytes) -> bool:

@@ -71,10 +71,12 @@ def load_document_set(config: Documents) -> DocumentSet:
     Raises:
         DataError: As for `load_documents`.
     """
-    found = read_documents(config)
-    if found.problems:
-        raise DataError("\n".join([*shortened(found.problems), *([found.hint] if found.hint else [])]))
-    return found
+    document_set = read_documents(config)
+    if document_set.problems:
+        raise DataError(
+            "\n".join([*shortened(document_set.problems), *([document_set.hint] if document_set.hint else [])])
+        )
+    return document_set
 
 
 def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
@@ -95,10 +97,10 @@ def load_documents(config: Documents, seed: int, *, everything: bool = False) ->
     Raises:
         DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
     """
-    found = load_document_set(config)
+    document_set = load_document_set(config)
     if everything:
-        return found.library
-    return sampled(found.documents, config.source.limit, seed)
+        return document_set.library
+    return sampled(document_set.documents, config.source.limit, seed)
 
 
 def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
@@ -126,14 +128,14 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     else:
         rows = read_rows(source, torn=faults.add)
         documents = _documents_of(rows, is_own_file(source), losses, faults)
-    kept, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
+    unique, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
     problems = faults.problems
-    if not kept and not problems and convert:
+    if not unique and not problems and convert:
         problems = [_nothing_left(source, faults.skipped)]
-    hint = _SKIP_HINT if faults.curable and kept else ""
+    hint = _SKIP_HINT if faults.curable and unique else ""
     # What nobody meant as a document is not lost.
     lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *faults.skipped]
-    return DocumentSet(kept, repeats, lost, problems, passed, faults.skipped, hint)
+    return DocumentSet(unique, repeats, lost, problems, passed, faults.skipped, hint)
 
 
 def files_of(config: Documents) -> Path | None:
@@ -272,7 +274,7 @@ def _without_repeats(
     """
     by_id: dict[str, str] = {}
     by_text: dict[str, tuple[str, str]] = {}
-    kept: list[Document] = []
+    unique: list[Document] = []
     repeats: list[Document] = []
     for where, document in documents:
         key = normalized(document.text)
@@ -293,8 +295,8 @@ def _without_repeats(
                 continue
             document = document.model_copy(update={"id": _free_id(document.id, by_id)})
         by_id[document.id] = where
-        kept.append(document)
-    return kept, [document for document in repeats if document.id not in by_id]
+        unique.append(document)
+    return unique, [document for document in repeats if document.id not in by_id]
 
 
 def _free_id(name: str, taken: dict[str, str]) -> str:

@@ -129,13 +129,13 @@ def overlap(
         index, positions = by_scope.setdefault(question_scope(question), (NearDuplicates([], threshold), []))
         index.add(question_text(question))
         positions.append(position)
-    found = []
+    matches = []
     for position, question in enumerate(second):
         entry = by_scope.get(question_scope(question))
         match = entry[0].match(question_text(question)) if entry is not None else None
         if entry is not None and match is not None:
-            found.append((position, entry[1][match.index], match.similarity == 1.0))
-    return found
+            matches.append((position, entry[1][match.index], match.similarity == 1.0))
+    return matches
 
 
 def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
@@ -149,7 +149,7 @@ def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
     """
     by_scope: dict[tuple[str, str], NearDuplicates] = {}
     asked: set[tuple[str, str]] = set()
-    kept = []
+    positions = []
     for position, pair in enumerate(pairs):
         scope = normalized(pair.context) if pair.context is not None else ""
         text = question_text(pair)
@@ -159,8 +159,8 @@ def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
             continue
         asked.add(words)
         near.add(text)
-        kept.append(position)
-    return kept
+        positions.append(position)
+    return positions
 
 
 def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:

@@ -29,18 +29,18 @@ def excerpt(text: str, question: str, answers: Sequence[str], words: int = EXCER
     """
     if word_count(text) <= words:
         return text
-    spans, pieces, bags = _pieces(text, min(_PIECE_WORDS, words))
-    scores = [0.0] * len(pieces)
+    spans, texts, bags = _pieces(text, min(_PIECE_WORDS, words))
+    scores = [0.0] * len(texts)
     for word in set(words_of(question)):
         holders = [i for i, bag in enumerate(bags) if word in bag]
         for i in holders:
-            scores[i] += math.log(1 + len(pieces) / len(holders))
+            scores[i] += math.log(1 + len(texts) / len(holders))
     for answer in {normalized(answer) for answer in answers} - {""}:
-        holders = [i for i, piece in enumerate(pieces) if f" {answer}" in f" {piece}"]
+        holders = [i for i, piece in enumerate(texts) if f" {answer}" in f" {piece}"]
         for i in holders:
             # An answer such as "2" or "yes" that is everywhere says nothing about where.
-            scores[i] += _ANSWER_WEIGHT * math.log(len(pieces) / len(holders))
-    first = last = max(range(len(pieces)), key=lambda i: (scores[i], -i))
+            scores[i] += _ANSWER_WEIGHT * math.log(len(texts) / len(holders))
+    first = last = max(range(len(texts)), key=lambda i: (scores[i], -i))
     grown = True
     while grown:
         grown = False
@@ -59,5 +59,5 @@ def excerpt(text: str, question: str, answers: Sequence[str], words: int = EXCER
 def _pieces(text: str, words: int) -> tuple[list[tuple[int, int]], list[str], list[set[str]]]:
     """Spans of a document, normalised texts and word sets; kept, since questions on one document come in a row."""
     spans = passage_spans(text, words)
-    pieces = [normalized(text[start:end]) for start, end in spans]
-    return spans, pieces, [set(words_of(piece)) for piece in pieces]
+    texts = [normalized(text[start:end]) for start, end in spans]
+    return spans, texts, [set(words_of(piece)) for piece in texts]

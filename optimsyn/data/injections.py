@@ -71,41 +71,41 @@ def injections(text: str) -> tuple[str, ...]:
         >>> injections("The new system replaced the previous instructions in 1931.")
         ()
     """
-    found = [kind for kind, pattern in _KINDS.items() if pattern.search(text)]
-    return (*found, *([_CONTROL] if control_token(text) is not None else ()))
+    kinds = [kind for kind, pattern in _KINDS.items() if pattern.search(text)]
+    return (*kinds, *([_CONTROL] if control_token(text) is not None else ()))
 
 
 def talking(passages: Sequence[Passage]) -> list[Loss]:
     """The passages that talk to a language model, with what they do."""
     return [
-        Loss(id=passage.id, stage="passages", reason=f"it {', '.join(found)}")
+        Loss(id=passage.id, stage="passages", reason=f"it {', '.join(kinds)}")
         for passage in passages
-        if (found := injections(passage.text))
+        if (kinds := injections(passage.text))
     ]
 
 
-def all_dropped(found: Sequence[Loss]) -> str:
+def all_dropped(losses: Sequence[Loss]) -> str:
     """What to say where `on_injection: drop` leaves nothing."""
     return (
-        f"documents: all of {len(found)} passages talk to a language model ({found[0].id}: {found[0].reason}) and are "
-        "dropped; look at them, and set documents.on_injection: flag to use them"
+        f"documents: all of {len(losses)} passages talk to a language model ({losses[0].id}: {losses[0].reason}) and "
+        "are dropped; look at them, and set documents.on_injection: flag to use them"
     )
 
 
-def note(found: Sequence[Loss], passages: Sequence[Passage], on_injection: str, *, total: int | None = None) -> str:
+def note(losses: Sequence[Loss], passages: Sequence[Passage], on_injection: str, *, total: int | None = None) -> str:
     """A line for a person who is about to start a run: how many passages, of which documents, and where to look.
 
     Args:
-        found: What `talking` gave; at least one.
+        losses: What `talking` gave; at least one.
         passages: Those that were looked at.
         on_injection: The recipe's `documents.on_injection`.
         total: How many passages there are, where not all were looked at.
     """
     document_of = {passage.id: passage.document_id for passage in passages}
-    by_document = Counter(document_of[loss.id] for loss in found)
+    by_document = Counter(document_of[loss.id] for loss in losses)
     named = ", ".join(f"{name} ({count})" for name, count in by_document.most_common(_NAMED))
     more = f" and {len(by_document) - _NAMED} more" if len(by_document) > _NAMED else ""
-    what = Counter(part for loss in found for part in loss.reason.removeprefix("it ").split(", "))
+    kinds = Counter(part for loss in losses for part in loss.reason.removeprefix("it ").split(", "))
     looked = f"{len(passages)} passages"
     if total is not None:
         looked = f"the {len(passages)} passages that were looked at (of {total} in all)"
@@ -115,7 +115,7 @@ def note(found: Sequence[Loss], passages: Sequence[Passage], on_injection: str, 
         else "they are used; documents.on_injection: drop leaves them out"
     )
     return (
-        f"documents: {len(found)} of {looked} may talk to a language model, in {named}{more}: "
-        f"{', '.join(f'{count} {kind}' for kind, count in what.most_common())}; {used}. `prepare` names each in its "
+        f"documents: {len(losses)} of {looked} may talk to a language model, in {named}{more}: "
+        f"{', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}; {used}. `prepare` names each in its "
         "talking.jsonl; the page `What is trusted` (docs/concepts/trust.md) says what is done about it"
     )

@@ -64,7 +64,7 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
         near = names.closest(name)
         examples.append(f"{name!r} ({PurePath(where).name}{f', did you mean {near!r}?' if near is not None else ''})")
     more = len(first) - len(examples)
-    shown = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
     meaning = (
         "they are used, but no document tells which of them belong together, so questions on the same text may end up "
         "on both sides of the split"
@@ -72,6 +72,6 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
         else "they are asked with its text, so they are left out"
     )
     return (
-        f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {shown}; {meaning}; "
+        f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {listed}; {meaning}; "
         "fix their document_id or add the documents"
     )

@@ -55,8 +55,8 @@ def passage_spans(text: str, longest: int) -> list[tuple[int, int]]:
     if words <= longest:
         return _joined(text, [(0, len(text))], longest)
     # Pieces of like length: 170 words under a limit of 160 make two passages of 85, not 160 and a useless 10.
-    pieces = -(-words // longest)
-    size = min(longest, -(-words * 11 // (pieces * 10)))
+    count = -(-words // longest)
+    size = min(longest, -(-words * 11 // (count * 10)))
     # With offsets=True the second part of the result is the list of (start, end).
     offsets = cast("list[tuple[int, int]]", chunk(text, size, word_count, memoize=False, offsets=True)[1])
     return _joined(text, offsets, longest)

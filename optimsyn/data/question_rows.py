@@ -120,8 +120,8 @@ def question_of(
     context, document_id = faults.part(lambda: _context(values, library, open_book)) or (None, None)
     part = faults.part(lambda: _subtask(values, subtask)) or ""
     accepted = gold.answers or (gold.answer,)
-    kept = json.dumps(gold.details, ensure_ascii=False)
-    written = (name, text, *accepted, *(gold.choices or ()), kept, context or "", document_id or "", part)
+    details = json.dumps(gold.details, ensure_ascii=False)
+    written = (name, text, *accepted, *(gold.choices or ()), details, context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
         faults.found.append("holds half of a surrogate pair, which is not a character; fix or remove it")
     faults.raise_all()
@@ -188,28 +188,28 @@ def _subtask(values: Mapping[str, Any], column: str | None) -> str:
 
 def _context(values: Mapping[str, Any], library: Library, open_book: bool | None) -> tuple[str | None, str | None]:
     """`(context, document_id)` of a row; the context is None when the question is asked closed book."""
-    own = text_value(values.get("context"))
-    own = own if own and own.strip() else None
+    text = text_value(values.get("context"))
+    text = text if text and text.strip() else None
     document_id = label_value(values.get("document_id")) or None
-    if own is not None and document_id is None:
-        document_id = library.id_of_text.get(normalized(own))
+    if text is not None and document_id is None:
+        document_id = library.id_of_text.get(normalized(text))
     wanted = open_book
     if wanted is None and values.get("open_book") is not None:
         wanted = _WORDS_OF_TRUTH.get(str(values["open_book"]).strip().lower())
         if wanted is None:
             raise DataError(f"open_book is {values['open_book']!r}, it must be true or false")
-    given = values.get("context")
-    if wanted is None and text_value(given) is None and given not in (None, [], {}):
+    raw = values.get("context")
+    if wanted is None and text_value(raw) is None and raw not in (None, [], {}):
         raise DataError(
-            f"`context` is {kind_of(given)}, it must be text; map it with `columns: {{context: their.column}}`, or "
+            f"`context` is {kind_of(raw)}, it must be text; map it with `columns: {{context: their.column}}`, or "
             "ask without it by `open_book: false`"
         )
     if wanted is None:
-        wanted = own is not None
+        wanted = text is not None
     if not wanted:
         return None, document_id
-    if own is not None:
-        return own, document_id
+    if text is not None:
+        return text, document_id
     if document_id is None:
         raise DataError("is asked open book but has neither `document_id` nor `context`")
     document = library.by_id.get(document_id)

@@ -153,15 +153,15 @@ def read_questions(
         problems += [] if problems else _nothing_left(validation, losses)
         return QuestionSets(validation.questions, held_back, losses, problems, warnings, astray)
     if test is None:
-        kept, held_back = split_by_group(validation.questions, config.test_fraction, seed)
+        validation_questions, held_back = split_by_group(validation.questions, config.test_fraction, seed)
     else:
-        kept, held_back = validation.questions, test.questions
+        validation_questions, held_back = validation.questions, test.questions
     apart = _Apart(config, validation, test, problems, losses, warnings)
-    held_back = apart.kept_from(kept, held_back)
+    held_back = apart.kept_from(validation_questions, held_back)
     if not held_back and not problems:
         problems.append("questions.test: every test question is also a validation question; nothing is held back")
     return QuestionSets(
-        balanced_sample(kept, config.validation_limit, seed),
+        balanced_sample(validation_questions, config.validation_limit, seed),
         balanced_sample(held_back, config.test_limit, seed),
         losses,
         problems,
@@ -261,16 +261,16 @@ def check_columns(config: Questions) -> None:
     further = form_named(config.form).columns
     for name, source in (("validation", config.validation), ("test", config.test)):
         if source is not None:
-            known = (*QUESTION_FIELDS, *further, *([config.subtask] if config.subtask else []))
-            problem = unknown_column(f"questions.{name}", source, known)
+            fields = (*QUESTION_FIELDS, *further, *([config.subtask] if config.subtask else []))
+            problem = unknown_column(f"questions.{name}", source, fields)
             if problem is not None:
                 raise RecipeError(problem)
 
 
 def _line(fault: str) -> int:
     """The line of a file that a fault lies in."""
-    found = _PLACE.match(fault)
-    return int(found.group(1)) if found is not None else 0
+    match = _PLACE.match(fault)
+    return int(match.group(1)) if match is not None else 0
 
 
 def _rename_repeats(reading: _Reading) -> None:
@@ -341,13 +341,13 @@ class _Apart:
     losses: list[Loss] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def kept_from(self, kept: list[Question], held_back: list[Question]) -> list[Question]:
+    def kept_from(self, validation: list[Question], held_back: list[Question]) -> list[Question]:
         """The held-back questions that no validation question gives away."""
         dropped = set()
         own = self.config.test is not None and is_own_file(self.config.test)
         near = 0
-        for second, first, word_for_word in overlap(kept, held_back):
-            ours, theirs = held_back[second], kept[first]
+        for second, first, word_for_word in overlap(validation, held_back):
+            ours, theirs = held_back[second], validation[first]
             dropped.add(second)
             if own and self.test is not None and self.test.places[second] == self.validation.places[first]:
                 continue  # one row read twice, which is told of its id

@@ -46,8 +46,8 @@ def encodable(text: str) -> bool:
 
 def control_token(text: str) -> str | None:
     """The first string in a text that is a control token to some family of language models, or None."""
-    found = _CONTROL_TOKEN.search(text)
-    return None if found is None else found.group()
+    match = _CONTROL_TOKEN.search(text)
+    return None if match is None else match.group()
 
 
 def normalized(text: str) -> str:

@@ -114,8 +114,8 @@ def check_format(pair: Pair, context: CheckContext) -> str | None:
         if _loops(words_of(text)):
             return f"the {name} repeats itself"
     for text in pair.texts:
-        if (found := control_token(text)) is not None:
-            return f"it holds {found}, a control token of language models"
+        if (token := control_token(text)) is not None:
+            return f"it holds {token}, a control token of language models"
     words = words_of(pair.question)
     if not re.search(r"[?？؟:.。…]\W*$", pair.question):
         return "the question does not end like one"
@@ -178,19 +178,19 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
 
     A verdict (yes, no, one of a fixed set) has no content of its own: the quote and the question answer for it.
     """
-    known = context.source_words
+    source_words = context.source_words
     if normalized(pair.quote) and not is_quoted(pair.quote, f"{context.passage.title} {context.passage.text}"):
         return "the quote is not in the passage"
     if not form_of(pair).is_verdict(pair):
         answer = _content(pair.answer) or words_of(pair.answer)
-        strange = [word for word in answer if stem(word) not in known]
+        strange = [word for word in answer if stem(word) not in source_words]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:
             return f"the passage does not give the figure {figures[0]}"
         if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
             return f"the answer's {', '.join(strange[:3])} does not come from the passage"
     question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
-    strange = [word for word in question if stem(word) not in known]
+    strange = [word for word in question if stem(word) not in source_words]
     figures = [word for word in strange if word[0].isdigit()]
     if figures and not form_of(pair).is_verdict(pair):
         return f"the passage does not give the question's figure {figures[0]}"
@@ -242,8 +242,8 @@ def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
     source = words_of(context.passage.text)
     of_form = form_of(pair).demonstration
     for demo in DEMOS:
-        for shown in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
-            words = words_of(shown)
+        for demo_question in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
+            words = words_of(demo_question)
             if question == words:
                 return "it is a demonstration of the prompt"
             for start in range(len(words) - 2):
@@ -304,20 +304,20 @@ def check_problems(checks: Checks, of_forms: Iterable[str] = ()) -> list[str]:
         of_forms: Names of the checks that the questions' forms bring along.
     """
     known = [*BUILT_IN, *of_forms]
-    found = []
+    problems = []
     for name in checks.disabled:
         if name not in known:
             hint = did_you_mean(name, known, f"known: {', '.join(known)}", cutoff=0.5)
-            found.append(f"checks.disabled: there is no check {name!r}; {hint}")
+            problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
     for name in checks.plugins:
         if name in BUILT_IN:
-            found.append(f"checks.plugins: {name!r} is a built-in check, which runs by itself; take it out")
+            problems.append(f"checks.plugins: {name!r} is a built-in check, which runs by itself; take it out")
             continue
         try:
             CHECKS.get(name)
         except RecipeError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
 def form_checks(names: Iterable[str]) -> dict[str, Check]:
@@ -329,16 +329,16 @@ def form_checks(names: Iterable[str]) -> dict[str, Check]:
     Raises:
         RecipeError: There is no such form, or a check of it has the name of another one.
     """
-    found: dict[str, Check] = {}
+    checks: dict[str, Check] = {}
     for form in dict.fromkeys(names):
         if form in FORMS.built_in:
             continue
-        own = _checks_of({form: form_named(form)})
-        taken = next((name for name in own if name in BUILT_IN or name in found), None)
+        own_checks = _checks_of({form: form_named(form)})
+        taken = next((name for name in own_checks if name in BUILT_IN or name in checks), None)
         if taken is not None:
             raise RecipeError(f"{FORMS.field}: the check {taken!r} of {form!r} has the name of another one; rename it")
-        found |= own
-    return found
+        checks |= own_checks
+    return checks
 
 
 class Checker:

@@ -97,8 +97,8 @@ class PairWriter(dspy.Module):
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
 
         def reading(reply: Reply, max_tokens: int | None) -> dict[str, Any]:
-            found = read_pair(reply, form, max_tokens=max_tokens)
-            return {"quote": found["quote"], "content": form.content(found, seed)}
+            reply_fields = read_pair(reply, form, max_tokens=max_tokens)
+            return {"quote": reply_fields["quote"], "content": form.content(reply_fields, seed)}
 
         # A base model is held to stretches of the passage, which makes a small one right. A service's model writes
         # freely, under one schema for all passages: that is what services take, and keep compiled.

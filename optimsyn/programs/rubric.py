@@ -203,11 +203,11 @@ def parse_rubric(reply: Reply | str, *, max_tokens: int | None = None, cue: bool
 
 
 def _parse(text: str, repair: bool, *, cut: bool, cue: bool) -> Rubric:
-    found: dict[str, str] = {}
+    best: dict[str, str] = {}
     for raw in objects_in(text, repair) if "{" in text else ():
         fields = _fields(raw)
-        if len(fields) > len(found):
-            found = fields
+        if len(fields) > len(best):
+            best = fields
         if not _missing(fields):
             return _rubric(fields)
     lines, broken_off = _from_lines(f"{CUE} {text}" if cue and _lacks_cue(text) else text)
@@ -215,28 +215,28 @@ def _parse(text: str, repair: bool, *, cut: bool, cue: bool) -> Rubric:
         if cut and broken_off:
             raise ReplyError("the rubric's last line breaks off", Outcome.CUT)
         return _rubric(lines)
-    found = found or lines
-    raise ReplyError(f"the rubric lacks {', '.join(_missing(found))}; the reply begins {beginning(text)}")
+    best = best or lines
+    raise ReplyError(f"the rubric lacks {', '.join(_missing(best))}; the reply begins {beginning(text)}")
 
 
-def _missing(found: dict[str, str]) -> list[str]:
-    return [label for name, label in LABELS.items() if not re.search(r"\w", found.get(name, ""))]
+def _missing(fields: dict[str, str]) -> list[str]:
+    return [label for name, label in LABELS.items() if not re.search(r"\w", fields.get(name, ""))]
 
 
-def _rubric(found: dict[str, str]) -> Rubric:
-    long = [LABELS[name] for name, value in found.items() if len(value) > _LONGEST]
+def _rubric(fields: dict[str, str]) -> Rubric:
+    long = [LABELS[name] for name, value in fields.items() if len(value) > _LONGEST]
     if long:
         raise ReplyError(f"the rubric's {long[0]} runs on over {_LONGEST} characters; a criterion is one short line")
-    return Rubric(**found)
+    return Rubric(**fields)
 
 
 def _fields(raw: dict[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for key, value in raw.items():
         name = _FIELD_OF.get(re.sub(r"[\s-]+", "_", key.strip().lower()))
         if name is not None and (line := one_line(value, several=True)):
-            found.setdefault(name, line)
-    return found
+            fields.setdefault(name, line)
+    return fields
 
 
 def _lacks_cue(text: str) -> bool:
@@ -248,21 +248,21 @@ def _lacks_cue(text: str) -> bool:
 def _from_lines(text: str) -> tuple[dict[str, str], bool]:
     """The criteria of a text by lines, and whether the last of them stands in the text's last line."""
     labels = {label.lower(): name for name, label in LABELS.items()}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     lines = text.splitlines()
     last = 0
     for number, line in enumerate(lines, 1):
         match = _LINE.match(line)
         if match is None:
-            if len(found) == len(LABELS):
+            if len(fields) == len(LABELS):
                 break
             continue
         # The first of each counts: a base model that goes on writes the next rubric.
         name = labels[match["label"].lower()]
-        if name not in found:
-            found[name] = one_line(match["value"].strip(" *"))
+        if name not in fields:
+            fields[name] = one_line(match["value"].strip(" *"))
             last = number
-    return found, last == len(lines)
+    return fields, last == len(lines)
 
 
 def rubric_text(rubric: Rubric) -> str:

@@ -81,8 +81,8 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes")
         try:
             _set(raw, str(name), changes[name])
         except RecipeError as error:
-            said = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
-            problems.append(f"{_named(changes, [str(name)], called)}: {said}")
+            problem = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
+            problems.append(f"{_named(changes, [str(name)], called)}: {problem}")
     if problems:
         raise RecipeError("\n".join(problems))
     try:
@@ -101,12 +101,12 @@ def _named(changes: Mapping[str, Any], fields: Sequence[str], called: str) -> st
 def _concerned(changes: Mapping[str, Any], wrong: Sequence[Any]) -> list[str]:
     """The changed fields that problems lie in; all of them where a problem is one of several fields together."""
     places = [".".join(map(str, item["loc"])) + "." for item in wrong]
-    found = [
+    names = [
         name
         for name in changes
         if any(place.startswith(f"{name}.") or (place != "." and f"{name}.".startswith(place)) for place in places)
     ]
-    return found if found and "." not in places else list(changes)
+    return names if names and "." not in places else list(changes)
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -121,9 +121,9 @@ def parse_change(text: str) -> tuple[str, Any]:
 
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
-        known = find_secret({"--set": text}) is None
-        given = f"--set {shlex.quote(text)}" if known else "--set"
-        raise RecipeError(f"{given}: write FIELD=VALUE, such as --set synthesis.pairs=20")
+        is_clean = find_secret({"--set": text}) is None
+        option = f"--set {shlex.quote(text)}" if is_clean else "--set"
+        raise RecipeError(f"{option}: write FIELD=VALUE, such as --set synthesis.pairs=20")
     try:
         return name.strip(), parse_yaml(value)
     except yaml.YAMLError:
@@ -150,8 +150,8 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
         elif place.get(part) is None:
             place[part] = {}
         if not isinstance(place[part], dict):
-            whole = ".".join(parts[: depth + 1])
-            raise RecipeError(f"{name}: {whole} is a value without fields of its own; change {whole} itself")
+            prefix = ".".join(parts[: depth + 1])
+            raise RecipeError(f"{name}: {prefix} is a value without fields of its own; change {prefix} itself")
         place, section = place[part], inner
 
 
@@ -161,14 +161,14 @@ def _merged(old: Any, new: Any, section: type[BaseModel] | None, name: str) -> A
         return new
     # Another model or source keeps nothing of the one before.
     another = any(field in new and field in section.model_fields for field in _IDENTITY)
-    whole: dict[str, Any] = dict(old) if isinstance(old, dict) and not another else {}
+    merged: dict[str, Any] = dict(old) if isinstance(old, dict) and not another else {}
     for field, value in new.items():
         if field not in section.model_fields:
             hint = _hint(f"{name}.{field}", name.split("."), section)
             raise RecipeError(f"{name}.{field}: unknown field; {hint}")
         inner = section_of(section.model_fields[field].annotation)
-        whole[field] = _merged(whole.get(field), value, inner, f"{name}.{field}")
-    return whole
+        merged[field] = _merged(merged.get(field), value, inner, f"{name}.{field}")
+    return merged
 
 
 def _hint(name: str, before: list[str], section: type[BaseModel]) -> str:
@@ -178,13 +178,13 @@ def _hint(name: str, before: list[str], section: type[BaseModel]) -> str:
     near = nearest(wrong, section.model_fields)
     if near is not None:
         return f"did you mean `{prefix}{near}`?"
-    known = _all_fields(Recipe)
+    all_fields = _all_fields(Recipe)
     last = name.rpartition(".")[2]
-    same = [field for field in known if field.rpartition(".")[2] == last]
+    same = [field for field in all_fields if field.rpartition(".")[2] == last]
     if same:
         return f"did you mean {' or '.join(f'`{field}`' for field in same[:3])}?"
     fields = ", ".join(f"{prefix}{field}" for field in section.model_fields)
-    return did_you_mean(name, known, f"known here: {fields}")
+    return did_you_mean(name, all_fields, f"known here: {fields}")
 
 
 def _all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -45,9 +45,9 @@ def meant_service(name: str) -> str | None:
     sure = nearest_provider(name)
     for near in [sure] if sure else alike(plain, LITELLM_PREFIXES, most=2, cutoff=TYPO):
         of_it = [known.rpartition("/")[2] for known, entry in litellm_table().items() if _is_of(entry, near)]
-        found = nearest(model, of_it, cutoff=TYPO if sure else 1.0)
-        if found or sure:
-            return f"{near}/{found or model}"
+        listed = nearest(model, of_it, cutoff=TYPO if sure else 1.0)
+        if listed or sure:
+            return f"{near}/{listed or model}"
     return None
 
 

@@ -34,10 +34,10 @@ def explain(item: Any, model: type[BaseModel]) -> str:
     if item["type"] == "string_type" and isinstance(item.get("input"), int | float | date):
         return f"{where}: must be text, and YAML reads {item['input']} as something else; put it in quotes"
     message = str(item["msg"]).removeprefix("Value error, ")
-    shown = item.get("input")
-    if item["type"] == "value_error" or isinstance(shown, dict | list):
+    value = item.get("input")
+    if item["type"] == "value_error" or isinstance(value, dict | list):
         return f"{where}: {message}" if location else message
-    return f"{where}: {message} (got {shown!r})"
+    return f"{where}: {message} (got {value!r})"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -63,7 +63,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         for argument in get_args(annotation):
-            found = section_of(argument)
-            if found is not None:
-                return found
+            section = section_of(argument)
+            if section is not None:
+                return section
     return None

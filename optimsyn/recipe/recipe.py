@@ -340,8 +340,8 @@ def recipe_table(recipe: Recipe) -> Table:
 
 
 def _warm_up_steps(recipe: Recipe) -> str:
-    given = recipe.warm_up.steps
-    return f"{given:,} steps" if given is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
+    steps = recipe.warm_up.steps
+    return f"{steps:,} steps" if steps is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
 
 
 def _source(source: Source) -> str:
@@ -373,10 +373,10 @@ def _model(spec: ModelSpec) -> str:
 
 def _limits(recipe: Recipe) -> str:
     limits = recipe.limits
-    told: list[tuple[Any, str]] = [
+    caps: list[tuple[Any, str]] = [
         (limits.cost_usd, "{:g} USD"),
         (limits.requests, "{:,} requests"),
         (limits.tokens, "{:,} tokens"),
         (limits.stage_minutes, "{:g} minutes a stage"),
     ]
-    return ", ".join(text.format(value) for value, text in told if value is not None) or "none"
+    return ", ".join(text.format(value) for value, text in caps if value is not None) or "none"

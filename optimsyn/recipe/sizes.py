@@ -115,13 +115,13 @@ def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
 
 def _domain_of(recipe: Recipe, remote: str) -> str:
     name = recipe.name.removesuffix(_SUFFIX)
-    known = bundled_domains()
-    if name in known:
+    domains = bundled_domains()
+    if name in domains:
         return EMBEDDED_PREFIX + name
     raise RecipeError(
         f"size tiny: {recipe.name} reads {remote} from the hub, and no texts come with optimsyn under its name. Name "
         "some documents and questions on this machine (`path`) under documents.source, questions.validation and "
-        f"questions.test, or the bundled ones of a domain: {', '.join(EMBEDDED_PREFIX + domain for domain in known)}"
+        f"questions.test, or the bundled ones of a domain: {', '.join(EMBEDDED_PREFIX + domain for domain in domains)}"
     )
 
 

@@ -143,19 +143,19 @@ def parse_yaml(text: str) -> Any:
 
 def said_of_yaml(error: yaml.YAMLError, text: str) -> str:
     """What is wrong with a YAML text, where, and what to do about it."""
-    said = str(error).replace('in "<unicode string>", ', "in ")
+    message = str(error).replace('in "<unicode string>", ', "in ")
     if re.match(r"\s*<(?:!doctype|html|\?xml)\b", text, re.I):
-        return f"{said}\nit is a web page (HTML or XML); download the file itself"
-    cures = [cure for words, cure in _CURES if words in said][:1]
-    return "\n".join([said, *cures, *invisible(text)])
+        return f"{message}\nit is a web page (HTML or XML); download the file itself"
+    cures = [cure for words, cure in _CURES if words in message][:1]
+    return "\n".join([message, *cures, *invisible(text)])
 
 
 def invisible(text: str) -> list[str]:
     """A line about the first character that cannot be seen beside a field's name, as web pages leave them."""
-    found = _INVISIBLE.search(text)
-    if found is None:
+    match = _INVISIBLE.search(text)
+    if match is None:
         return []
-    place = found.start("before" if found["before"] is not None else "after")
+    place = match.start("before" if match["before"] is not None else "after")
     sign = text[place]
     name = unicodedata.name(sign, "an unnamed character")
     return [

@@ -29,8 +29,8 @@ class GivenOut:
         self._passages[row.key] = row.passage_id
         best, worst = self._extremes.get(row.passage_id, (row, row))
         self._extremes[row.passage_id] = (
-            max(best, row, key=lambda one: (one.reward, one.key)),
-            min(worst, row, key=lambda one: (one.reward, one.key)),
+            max(best, row, key=lambda judgement: (judgement.reward, judgement.key)),
+            min(worst, row, key=lambda judgement: (judgement.reward, judgement.key)),
         )
 
     def compared(self, row: Judgement) -> str:

@@ -178,9 +178,9 @@ class Drafter:
         """The draft with the verdict of the checks; one without a pair stays as it is."""
         if draft.pair is None:
             return draft
-        found = self.checks.check(draft.pair, draft.passage)
-        reasons = {name: found.reasons.get(name, "") for name in found.failed}
-        return replace(draft, failed=tuple(found.failed), reasons=reasons, checked=True)
+        validity = self.checks.check(draft.pair, draft.passage)
+        reasons = {name: validity.reasons.get(name, "") for name in validity.failed}
+        return replace(draft, failed=tuple(validity.failed), reasons=reasons, checked=True)
 
 
 async def requested(blank: RubricRequest, write: WriteRubric | None) -> RubricRequest:

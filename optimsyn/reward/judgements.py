@@ -249,14 +249,14 @@ class Ledger:
 
     def valid_pairs(self, identity: str, scorer: str, last: int | None = None) -> list[Pair]:
         """The valid pairs of an identity that a scorer has scored, in order of judging, all or the last ones."""
-        found: list[Pair] = []
+        pairs: list[Pair] = []
         for place in () if self._index is None else self._index.places(identity):
-            if last is not None and len(found) >= last:
+            if last is not None and len(pairs) >= last:
                 break
             row = self._row(place)
             if row is not None and row.valid and row.pair is not None and row.scorer == scorer:
-                found.append(row.pair)
-        return found[::-1]
+                pairs.append(row.pair)
+        return pairs[::-1]
 
     def append(self, judgements: Sequence[Judgement]) -> None:
         """Writes a batch of judgements durably, all or none.

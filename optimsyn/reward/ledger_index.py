@@ -111,19 +111,19 @@ class LedgerIndex:
 
     def place_of(self, key: str, identity: str) -> tuple[int, int] | None:
         """Place and length of the judgement with a key."""
-        found: tuple[int, int] | None = self._db.execute(
+        place: tuple[int, int] | None = self._db.execute(
             "SELECT place, length FROM judged WHERE key = ? AND identity = ?", (key, self._names.get(identity, -1))
         ).fetchone()
-        return found
+        return place
 
     def place_of_content(self, content: str, scorer: str) -> tuple[int, int] | None:
         """Place and length of the last valid judgement of equal content by the same scorer."""
         self._read_contents()
-        found: tuple[int, int] | None = self._db.execute(
+        place: tuple[int, int] | None = self._db.execute(
             "SELECT place, length FROM contents WHERE content = ? AND scorer = ?",
             (content, self._names.get(scorer, -1)),
         ).fetchone()
-        return found
+        return place
 
     def count(self, identity: str | None = None) -> int:
         """Rows in all, or those of one identity."""
@@ -171,12 +171,12 @@ class LedgerIndex:
         Raises:
             sqlite3.Error: The index cannot be written.
         """
-        known = self.state.contents_to == self.state.size
+        contents_read = self.state.contents_to == self.state.size
         with self._transaction():
             self._add(rows)
             self.state.crc = zlib.crc32(written, self.state.crc)
             self.state.mtime = self.ledger.stat().st_mtime_ns
-            if known:
+            if contents_read:
                 self._add_contents(zip(rows, contents, strict=True))
                 self.state.contents_to = self.state.size
 
@@ -240,21 +240,21 @@ class LedgerIndex:
         Only the last batch of a file can be torn, because a torn one is cut off before the next append; rows that a
         person removed by hand do not make the rest of their batch wrong.
         """
-        whole: list[Row] = []
+        complete: list[Row] = []
         batch: list[Row] = []
         for row in self._rows():
             if row.number == 0:
-                whole += batch
+                complete += batch
                 batch = []
             batch.append(row)
             if row.number + 1 == row.of:
-                whole += batch
+                complete += batch
                 batch = []
-            if len(whole) >= _ROWS:
-                yield whole
-                whole = []
-        if whole:
-            yield whole
+            if len(complete) >= _ROWS:
+                yield complete
+                complete = []
+        if complete:
+            yield complete
 
     def _rows(self) -> Iterator[Row]:
         place, number = self.state.size, self.state.lines
@@ -287,7 +287,7 @@ class LedgerIndex:
             return
         with self._transaction(), self.ledger.open("rb") as file:
             file.seek(self.state.contents_to)
-            found: list[tuple[Row, tuple[str, str] | None]] = []
+            rows: list[tuple[Row, tuple[str, str] | None]] = []
             while self.state.contents_to < self.state.size:
                 line = file.readline()
                 if not line:
@@ -295,18 +295,18 @@ class LedgerIndex:
                 row = Row(self.state.contents_to, len(line), "", "", 0, 1)
                 # One that is damaged inside is told when that row itself is asked for.
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    found.append((row, self._content(json.loads(line))))
+                    rows.append((row, self._content(json.loads(line))))
                 self.state.contents_to += len(line)
-                if len(found) >= _ROWS or self.state.contents_to >= self.state.size:
-                    self._add_contents(found)
-                    found = []
+                if len(rows) >= _ROWS or self.state.contents_to >= self.state.size:
+                    self._add_contents(rows)
+                    rows = []
 
-    def _add_contents(self, found: Any) -> None:
+    def _add_contents(self, rows: Any) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)",
             [
                 (content[1], self._number(content[0]), row.place, row.length)
-                for row, content in found
+                for row, content in rows
                 if content is not None
             ],
         )
@@ -355,10 +355,10 @@ def _own_line(place: int, line: bytes) -> Row | None:
 
 def _crc(path: Path, size: int) -> int:
     """Checksum of the first bytes of a file."""
-    found = 0
+    checksum = 0
     if size:
         with path.open("rb") as file:
             while size > 0 and (piece := file.read(min(_PIECE, size))):
-                found = zlib.crc32(piece, found)
+                checksum = zlib.crc32(piece, checksum)
                 size -= len(piece)
-    return found
+    return checksum

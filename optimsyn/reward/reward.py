@@ -185,24 +185,24 @@ class InfluenceReward:
 
     async def _judge_window(self, window: Sequence[RubricRequest]) -> list[Judgement]:
         keys = [self._key(request) for request in window]
-        mine: dict[str, RubricRequest] = {}
+        claimed: dict[str, RubricRequest] = {}
         elsewhere: list[Future[None]] = []
         with self._lock:
             for key, request in zip(keys, window, strict=True):
-                if key in mine or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
+                if key in claimed or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
                     continue
                 if key in self._pending:
                     elsewhere.append(self._pending[key])
                 else:
-                    mine[key] = request
+                    claimed[key] = request
                     self._pending[key] = Future()
         try:
-            fresh = await self._judge_new(mine)
+            fresh = await self._judge_new(claimed)
             with self._lock:
                 self._keep(fresh)
         except BaseException as error:
             with self._lock:
-                for key in mine:
+                for key in claimed:
                     self._pending.pop(key).set_exception(error)
             raise
         with self._lock:
@@ -283,21 +283,21 @@ class InfluenceReward:
 
     def _score(self, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
         """Influence and its companions by content; equal content is scored once."""
-        found: dict[str, dict[str, Any]] = {}
+        scores: dict[str, dict[str, Any]] = {}
         # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees; that of
         # one that moves also on when it was asked.
         if self._moving is None:
             with self._lock:
                 for key in map(content_key, pairs):
-                    if (known := self._ledger.scored(key, self._scorer_id)) is not None:
-                        found[key] = {name: getattr(known, name) for name in SCORE_FIELDS}
-        new = {key: pair for pair in pairs if (key := content_key(pair)) not in found}
+                    if (judged := self._ledger.scored(key, self._scorer_id)) is not None:
+                        scores[key] = {name: getattr(judged, name) for name in SCORE_FIELDS}
+        new = {key: pair for pair in pairs if (key := content_key(pair)) not in scores}
         if not new:
-            return found
+            return scores
         with self._scorer_lock:
             fresh = score_fields(self.scorer, list(new.values()))
-        found.update(zip(new, fresh, strict=True))
-        return found
+        scores.update(zip(new, fresh, strict=True))
+        return scores
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """The face for TRL's GRPOTrainer.
@@ -377,7 +377,7 @@ class InfluenceReward:
         if 0 < self.options.garbage_limit <= len(self._garbage):
             common = Counter(map(str, self._garbage)).most_common(1)[0][0]
             count = len(self._garbage)
-            replies = sum(one.replies for one in self._garbage)
+            replies = sum(reply.replies for reply in self._garbage)
             self._garbage.clear()
             self.pair_writer.model.set_aside_latest(replies)
             raise ServiceError(

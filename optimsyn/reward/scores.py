@@ -23,7 +23,7 @@ def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """
     scores = scorer.score(pairs)
     subtasks = tuple(scorer.subtasks)
-    found = []
+    rows = []
     for index, pair in enumerate(pairs):
         numbers = [float(scores.total[index]), *(float(value) for value in scores.by_subtask[index])]
         if not all(math.isfinite(number) for number in numbers):
@@ -33,7 +33,7 @@ def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "warm-up diverge? Try models.target.dtype: float32 or a smaller warm_up.lr."
             )
         norm = None if scores.gradient_norm is None else _rounded(float(scores.gradient_norm[index]))
-        found.append(
+        rows.append(
             {
                 "influence": _rounded(numbers[0]),
                 "by_subtask": {name: _rounded(x) for name, x in zip(subtasks, numbers[1:], strict=True)},
@@ -42,7 +42,7 @@ def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "label_tokens": int(scores.label_tokens[index]),
             }
         )
-    return found
+    return rows
 
 
 def _rounded(number: float) -> float:

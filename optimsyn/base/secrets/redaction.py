@@ -92,15 +92,15 @@ def plain_key_problem(name: str) -> str | None:
     if not value or value.casefold() in PLACEHOLDERS:
         return None
     if len(value) < _SHORTEST_SECRET:
-        what = f"has fewer than {_SHORTEST_SECRET} characters"
+        fault = f"has fewer than {_SHORTEST_SECRET} characters"
     elif _is_plain(value):
-        what = f"is a word or a number of under {_LONGEST_WORD} characters"
+        fault = f"is a word or a number of under {_LONGEST_WORD} characters"
     elif not value.isascii() or not value.isprintable():
         return f"the value of {name} holds a character that no service takes in a key; copy the key again"
     else:
         return None
     return (
-        f"the value of {name} {what}, which texts hold by chance, so it could not be kept out of files; use a key "
+        f"the value of {name} {fault}, which texts hold by chance, so it could not be kept out of files; use a key "
         "with letters and digits, or EMPTY for a server that asks for none"
     )
 
@@ -144,8 +144,8 @@ def kept(text: str, extra_values: Iterable[str] = ()) -> str:
 
 def kept_tree(value: T, extra_values: Iterable[str] = ()) -> T:
     """The same for every string of a JSON-like value."""
-    told = _told(extra_values)
-    result: T = _mapped(value, lambda text: without(text, told, SHOWN_INSTEAD)) if told else value
+    secrets = _told(extra_values)
+    result: T = _mapped(value, lambda text: without(text, secrets, SHOWN_INSTEAD)) if secrets else value
     return result
 
 
@@ -225,10 +225,10 @@ def _without(secrets: Iterable[str], text: str) -> str:
     return _cut(text, list(spans(text)))
 
 
-def _cut(text: str, found: list[tuple[int, int]]) -> str:
+def _cut(text: str, cuts: list[tuple[int, int]]) -> str:
     """`text` with these spans, which may overlap, replaced."""
     stop = len(text)
-    for start, end in sorted(found, reverse=True):
+    for start, end in sorted(cuts, reverse=True):
         if end > stop:
             end = stop
         if end <= start:
@@ -264,22 +264,22 @@ def find_secret(value: Any, where: str = "") -> str | None:
     secrets = _named_secrets()
     short = {name: (variable(name) or "").strip() for name in _named_by_recipes if name not in secrets}
     for name, text, plain in _strings(value, where):
-        what = name or "the text"
+        place = name or "the text"
         for holder, secret in secrets.items():
             if holds(text, secret):
-                return f"{what} holds the value of the environment variable {holder}"
+                return f"{place} holds the value of the environment variable {holder}"
         for holder, secret in short.items():
             if secret.casefold() not in PLACEHOLDERS and _is_word_of(secret, text):
-                return f"{what} holds the value of the environment variable {holder}"
+                return f"{place} holds the value of the environment variable {holder}"
         if not plain:
             continue
         if in_address(text):
-            return f"{what} is an address with a password or a key in it"
+            return f"{place} is an address with a password or a key in it"
         field = name.rpartition(".")[2]
         if is_shaped(text) or (field not in _RANDOM_FIELDS and is_random(text)):
-            return f"{what} looks like a key"
+            return f"{place} looks like a key"
         if is_named_key(field, text):
-            return f"{what} is named like a key"
+            return f"{place} is named like a key"
     return None
 
 

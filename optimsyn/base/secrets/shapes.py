@@ -184,9 +184,9 @@ def _named(text: str) -> Iterator[re.Match[str]]:
         at = places.find(word)
         while at >= 0:
             name = _NAME_ALONE.search(text, max(0, at - _LONGEST_NAME), at + 2 * _LONGEST_NAME)
-            found = name and _NAMED.match(text, name.start(), name.start() + _LONGEST_VALUE)
-            if found:
-                yield found
+            match = name and _NAMED.match(text, name.start(), name.start() + _LONGEST_VALUE)
+            if match:
+                yield match
             at = places.find(word, at + len(word))
 
 

@@ -55,10 +55,10 @@ def _spelled(secret: str) -> re.Pattern[str]:
 @lru_cache(maxsize=256)
 def _forms(secrets: tuple[str, ...]) -> tuple[str, ...]:
     """Of all secrets, the longest first, so that one inside another leaves no rest."""
-    found = {form for secret in secrets for form in _forms_of(secret) if len(form) >= _SHORTEST_FORM}
+    forms = {form for secret in secrets for form in _forms_of(secret) if len(form) >= _SHORTEST_FORM}
     # Whatever somebody wrote is a row of JSON lines in the end.
-    found |= {json.dumps(form, ensure_ascii=plain)[1:-1] for form in found for plain in (False, True)}
-    return tuple(sorted(found, key=lambda form: (-len(form), form)))
+    forms |= {json.dumps(form, ensure_ascii=plain)[1:-1] for form in forms for plain in (False, True)}
+    return tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
 
 def _forms_of(secret: str) -> Iterator[str]:

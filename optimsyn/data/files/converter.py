@@ -67,8 +67,8 @@ class Converter:
         """
         limits = self.limits
         if reader is not None and reader.importable is None:
-            given = read_with(reader.part, reader.reference, path, limits.inflated_mb)
-            return Converted(given) if isinstance(given, str) else Converted("", (), tuple(given))
+            content = read_with(reader.part, reader.reference, path, limits.inflated_mb)
+            return Converted(content) if isinstance(content, str) else Converted("", (), tuple(content))
         if reader is not None and reader.importable not in self._loaded:
             # Importing what a reader needs is in no file's time.
             self._answer({"load": reader.importable, "folders": reader.folders, "seconds": _START_SECONDS})
@@ -99,15 +99,15 @@ class Converter:
         except TimeoutError:
             self.close()
             if "load" in request:
-                said = f"cannot be read: importing the reader {request['load']} takes longer than {_START_SECONDS} s"
-                raise DataError(said) from None
+                slow = f"cannot be read: importing the reader {request['load']} takes longer than {_START_SECONDS} s"
+                raise DataError(slow) from None
             raise DataError(
                 f"takes longer to convert than documents.limits.seconds = {limits.seconds:g}; split it or raise that"
             ) from None
         except EOFError as error:
-            said = self._child.last_words()
+            last_words = self._child.last_words()
             self.close()
-            if "MemoryError" in said or "bad_alloc" in said:
+            if "MemoryError" in last_words or "bad_alloc" in last_words:
                 raise DataError(memory_spent(limits.memory_mb)) from None
             raise DataError(f"ended the program that converts it ({error}); save it again or remove it") from None
         if answer.get("spent"):
@@ -143,13 +143,13 @@ class _Child:
     def __init__(self, memory_mb: int) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         where = json.dumps([_PACKAGE_ROOT, *(folder for folder in sys.path if folder)])
-        kept = {name: value for name, value in variables().items() if name.upper() in CONVERTER}
+        environment = {name: value for name, value in variables().items() if name.upper() in CONVERTER}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, where, str(memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=kept | {OMP_NUM_THREADS: "1", PYTHONUTF8: "1"},
+            env=environment | {OMP_NUM_THREADS: "1", PYTHONUTF8: "1"},
             # An interrupt at the keyboard is the parent's to handle.
             start_new_session=True,
         )
@@ -159,10 +159,10 @@ class _Child:
         try:
             self._next(_START_SECONDS)
         except (TimeoutError, EOFError):
-            said = self.last_words()
+            last_words = self.last_words()
             self.end()
             raise DataError(
-                f"cannot be converted: the program for it does not start; {said or 'it says nothing'}"
+                f"cannot be converted: the program for it does not start; {last_words or 'it says nothing'}"
             ) from None
 
     @property

@@ -65,10 +65,10 @@ def _loaded(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
 def _read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     from optimsyn.data.files.readers import load, read_with
 
-    given = read_with(load(request["reader"]), request["called"], path, request["inflated_mb"])
-    if isinstance(given, str):
-        return {"text": given, "passed": []}
-    return {"documents": [document.model_dump(mode="json") for document in given]}
+    content = read_with(load(request["reader"]), request["called"], path, request["inflated_mb"])
+    if isinstance(content, str):
+        return {"text": content, "passed": []}
+    return {"documents": [document.model_dump(mode="json") for document in content]}
 
 
 def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     except RecursionError:
         return {"error": "is nested too deeply to be converted; save it again, more simply, or remove it"}
     except Exception as error:  # noqa: BLE001 - a library may raise anything about a broken file; it is that file's fault
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        said = "".join(c for c in said if c.isprintable())[-200:]
-        return {"error": f"cannot be converted ({said}); it is cut off or damaged; save it again or remove it"}
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = "".join(c for c in problem if c.isprintable())[-200:]
+        return {"error": f"cannot be converted ({problem}); it is cut off or damaged; save it again or remove it"}
 
 
 def _limit_memory(room: int | None) -> None:

@@ -132,8 +132,8 @@ class _Walk:
                 continue
             self.seen.add(real)
             try:
-                with os.scandir(folder) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
+                with os.scandir(folder) as scanned:
+                    entries = sorted(scanned, key=lambda entry: entry.name)
             except OSError as error:
                 message = f"{shown(folder)}: the folder cannot be opened ({error.strerror}); fix its permissions"
                 self.tree.faults.append(Fault(self.name(folder), message, "cannot be opened"))

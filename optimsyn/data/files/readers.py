@@ -98,11 +98,11 @@ def named_readers(readers: Mapping[str, str]) -> list[NamedReader]:
     Raises:
         RecipeError: One cannot be found or is no reader; names the field.
     """
-    found = []
+    named = []
     for pattern, reference in sorted(readers.items(), key=lambda item: (item[0].startswith("."), -len(item[0]))):
         part: Reader = READERS.get(reference, field_of(pattern))
-        found.append(NamedReader(pattern, reference, part, _importable(reference, part, field_of(pattern))))
-    return found
+        named.append(NamedReader(pattern, reference, part, _importable(reference, part, field_of(pattern))))
+    return named
 
 
 def reader_for(path: Path, readers: Iterable[NamedReader]) -> NamedReader | None:
@@ -129,13 +129,13 @@ def _importable(reference: str, part: Reader, field: str) -> str | None:
     if not getattr(part, "isolated", True):
         return None
     if ":" in reference:
-        found = reference
+        name = reference
     else:
         try:
-            found = reference_to(part, field)
+            name = reference_to(part, field)
         except RecipeError:  # registered, but under no name that another process could import
             return None
-    return None if found.startswith("__main__:") else found
+    return None if name.startswith("__main__:") else name
 
 
 def load(importable: str) -> Reader:
@@ -165,31 +165,31 @@ def read_with(reader: Reader, called: str, path: Path, most_mb: int) -> str | li
         DataError: It fails, or gives no text; without the file's path.
     """
     try:
-        given: Any = reader(path)
-        if isinstance(given, Iterable) and not isinstance(given, str | Document | Mapping | bytes):
-            given = _within(given, called, most_mb)
+        content: Any = reader(path)
+        if isinstance(content, Iterable) and not isinstance(content, str | Document | Mapping | bytes):
+            content = _within(content, called, most_mb)
     except (DataError, MemoryError, RecursionError):
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
-            f"the reader {called} fails on it ({said}); mend the reader, or the file, or remove it"
+            f"the reader {called} fails on it ({problem}); mend the reader, or the file, or remove it"
         ) from error
-    if isinstance(given, Document):
-        given = [given]
-    if not isinstance(given, str | list):
-        raise DataError(f"the reader {called} gives {kind_of(given)}; {_WANTED}")
-    if isinstance(given, str):
-        _check_size(len(given), called, most_mb)
+    if isinstance(content, Document):
+        content = [content]
+    if not isinstance(content, str | list):
+        raise DataError(f"the reader {called} gives {kind_of(content)}; {_WANTED}")
+    if isinstance(content, str):
+        _check_size(len(content), called, most_mb)
         # Half of a surrogate pair could not be written to any file.
-        return given.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return given
+        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return content
 
 
-def _within(given: Iterable[Any], called: str, most_mb: int) -> list[Document]:
+def _within(documents_in: Iterable[Any], called: str, most_mb: int) -> list[Document]:
     documents: list[Document] = []
     size = 0
-    for place, document in enumerate(given, 1):
+    for place, document in enumerate(documents_in, 1):
         if not isinstance(document, Document):
             raise DataError(f"the reader {called} gives {kind_of(document)} in place {place}; {_WANTED}")
         size += len(document.text)

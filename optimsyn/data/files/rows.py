@@ -66,8 +66,8 @@ def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PR
 
     Who has fixed the first twenty of one kind should not meet another kind only then.
     """
-    rest = len(problems) - most
-    if rest <= 0:
+    more = len(problems) - most
+    if more <= 0:
         return list(problems)
     turn: Counter[str] = Counter()
     order = []
@@ -75,8 +75,8 @@ def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PR
         kind = _DIFFERING.sub("", problem)
         order.append((turn[kind], number))
         turn[kind] += 1
-    shown = [problems[number] for number in sorted(number for _, number in sorted(order)[:most])]
-    return [*shown, f"... and {rest} more{place and f' of {place}'}"]
+    lines = [problems[number] for number in sorted(number for _, number in sorted(order)[:most])]
+    return [*lines, f"... and {more} more{place and f' of {place}'}"]
 
 
 def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
@@ -100,17 +100,17 @@ def resolve(path: str) -> Path:
     """
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
-        known = bundled_domains()
-        if name not in known:
-            near = nearest(name, known)
+        domains = bundled_domains()
+        if name not in domains:
+            near = nearest(name, domains)
             hint = f"did you mean {EMBEDDED_PREFIX}{near}? " if near is not None else ""
-            listed = ", ".join(EMBEDDED_PREFIX + domain for domain in known)
+            listed = ", ".join(EMBEDDED_PREFIX + domain for domain in domains)
             raise DataError(f"{path}: nothing of that name comes with optimsyn; {hint}known: {listed}")
         return BUNDLED / name
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise DataError(f"{path}: no such file or folder.{file_beside(found)}")
-    return found
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise DataError(f"{path}: no such file or folder.{file_beside(file)}")
+    return file
 
 
 def read_rows(
@@ -148,8 +148,8 @@ def read_rows(
     problems = [fault.message for fault in faults]
     if not raw and not problems:
         raise DataError(f"{name}: there are no rows in it")
-    known = {column for _, _, row in raw for column in row}
-    wrong = _column_problems(name, source, known) if raw else []
+    columns = {column for _, _, row in raw for column in row}
+    wrong = _column_problems(name, source, columns) if raw else []
     if wrong or not raw or torn is None:
         raise_problems([*problems, *wrong])
     for fault in faults:
@@ -158,8 +158,8 @@ def read_rows(
     rows = [Row(where, key, _mapped(row, source.columns)) for where, key, row in raw if _kept(row, source.where)]
     if not rows:
         wanted = ", ".join(f"{k} = {v!r}" for k, v in source.where.items())
-        found = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
-        raise DataError("\n".join([*shortened(problems), f"{name}: no row has {wanted}; values there: {found}"]))
+        present = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
+        raise DataError("\n".join([*shortened(problems), f"{name}: no row has {wanted}; values there: {present}"]))
     return rows
 
 
@@ -337,15 +337,15 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=header[0].count) if header else ","
 
 
-def _column_problems(name: str, source: Source, known: set[str]) -> list[str]:
+def _column_problems(name: str, source: Source, columns: set[str]) -> list[str]:
     problems = []
     for field, mapping in (("columns", source.columns), ("where", {k: k for k in source.where})):
         for ours, theirs in mapping.items():
             if field == "columns" and theirs.startswith(LITERAL_PREFIX):
                 continue
-            for column in [theirs] if theirs in known else [part.strip() for part in theirs.split(",")]:
-                if column not in known and column.split(".")[0] not in known:
-                    hint = did_you_mean(column, known, f"columns there: {', '.join(sorted(known))}", cutoff=0.5)
+            for column in [theirs] if theirs in columns else [part.strip() for part in theirs.split(",")]:
+                if column not in columns and column.split(".")[0] not in columns:
+                    hint = did_you_mean(column, columns, f"columns there: {', '.join(sorted(columns))}", cutoff=0.5)
                     problems.append(f"{name}: {field}.{ours}: there is no column `{column}`; {hint}")
     return problems
 
@@ -384,7 +384,7 @@ def _clean(value: Any) -> Any:
 
 
 def _kept(row: dict[str, Any], where: dict[str, str]) -> bool:
-    def same(found: Any, wanted: str) -> bool:
-        return str(found).lower() == wanted.lower() if isinstance(found, bool) else str(found) == wanted
+    def same(value: Any, wanted: str) -> bool:
+        return str(value).lower() == wanted.lower() if isinstance(value, bool) else str(value) == wanted
 
     return all(same(_reach(row, column), wanted) for column, wanted in where.items())

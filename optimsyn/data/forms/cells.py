@@ -65,12 +65,12 @@ def list_cell(value: Any, field: str) -> list[Any]:
 
 def accepted_answers(values: Mapping[str, Any]) -> list[str]:
     """All accepted answers of a row, the gold one first; empty when there are none."""
-    found: list[Any] = []
+    cells: list[Any] = []
     for field in ("answer", "answers"):
         value = values.get(field)
         if isinstance(value, list | tuple | dict) or (field == "answers" and isinstance(value, str)):
             plain = isinstance(value, str) and not value.strip().startswith(("[", "{"))
-            found += [value] if plain else list_cell(value, field)
+            cells += [value] if plain else list_cell(value, field)
         else:
-            found.append(value)
-    return [text for text in map(written, found) if text]
+            cells.append(value)
+    return [text for text in map(written, cells) if text]

@@ -96,15 +96,15 @@ class MultipleChoice(QuestionForm):
     def fitted(self, questions: Sequence[Question]) -> MultipleChoice:
         """With as many options as most questions have, or with those that nearly all share."""
         words = answer_words(questions)
-        found = [q.choices for q in questions if q.kind == "multiple_choice" and q.choices is not None]
-        if not found:
+        choice_lists = [q.choices for q in questions if q.kind == "multiple_choice" and q.choices is not None]
+        if not choice_lists:
             return MultipleChoice(answer_words=words)
-        sets = Counter(_as_set(choices) for choices in found)
+        sets = Counter(_as_set(choices) for choices in choice_lists)
         common, count = sets.most_common(1)[0]
-        if count > 1 and count >= _FIXED_SHARE * len(found):
-            fixed = next(choices for choices in found if _as_set(choices) == common)
+        if count > 1 and count >= _FIXED_SHARE * len(choice_lists):
+            fixed = next(choices for choices in choice_lists if _as_set(choices) == common)
             return MultipleChoice(len(fixed), fixed, words)
-        return MultipleChoice(Counter(map(len, found)).most_common(1)[0][0], (), words)
+        return MultipleChoice(Counter(map(len, choice_lists)).most_common(1)[0][0], (), words)
 
     def read_row(self, values: Mapping[str, Any]) -> Gold:
         """Reads `choices` and, as the gold one, `answer_index`, `label` or `answer`."""
@@ -148,8 +148,8 @@ class MultipleChoice(QuestionForm):
             named = {choice.casefold(): choice for choice in self.fixed}
             return {"question": demo.closed_question, "answer": named.get(demo.verdict, verdicts[demo.verdict])}
         wrong = random.Random(demo.question).sample(demo.wrong, k=min(len(demo.wrong), len(self.wrong_keys)))
-        shown = {"answer": demo.answer, "question": demo.question}
-        return shown | dict(zip(self.wrong_keys, wrong, strict=False))
+        reply = {"answer": demo.answer, "question": demo.question}
+        return reply | dict(zip(self.wrong_keys, wrong, strict=False))
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
         """Wrong options may come as one list."""
@@ -223,29 +223,29 @@ def _gold_index(values: Mapping[str, Any], options: list[str], labels: list[str]
     Raises:
         DataError: None of them names an option, they disagree, or the gold option is listed twice.
     """
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     if values.get("answer_index") is not None:
         index = str(values["answer_index"]).strip().removesuffix(".0")
         if not index.isdecimal() or int(index) >= len(options):
-            given = values["answer_index"]
-            raise DataError(f"answer_index {given!r} names none of its {len(options)} choices (counted from 0)")
-        found["answer_index"] = int(index)
+            raw = values["answer_index"]
+            raise DataError(f"answer_index {raw!r} names none of its {len(options)} choices (counted from 0)")
+        indices["answer_index"] = int(index)
     if values.get("label") is not None:
-        found["label"] = _option(values["label"], options, labels, "label")
+        indices["label"] = _option(values["label"], options, labels, "label")
     if values.get("answer") is not None and accepted:
-        if not found:
-            found["answer"] = _option(values["answer"], options, labels, "answer")
+        if not indices:
+            indices["answer"] = _option(values["answer"], options, labels, "answer")
         elif normalized(accepted[0]) in map(normalized, options):
-            found["answer"] = [normalized(option) for option in options].index(normalized(accepted[0]))
+            indices["answer"] = [normalized(option) for option in options].index(normalized(accepted[0]))
             # The same option listed twice: the index that was given decides which one is meant.
-            if normalized(options[found["answer"]]) == normalized(options[next(iter(found.values()))]):
-                found["answer"] = next(iter(found.values()))
-    if not found:
+            if normalized(options[indices["answer"]]) == normalized(options[next(iter(indices.values()))]):
+                indices["answer"] = next(iter(indices.values()))
+    if not indices:
         raise DataError("has choices but no answer; give `answer` (text or letter) or `answer_index` (from 0)")
-    if len(set(found.values())) > 1:
-        named = ", ".join(f"{field} names {options[index]!r}" for field, index in found.items())
+    if len(set(indices.values())) > 1:
+        named = ", ".join(f"{field} names {options[index]!r}" for field, index in indices.items())
         raise DataError(f"its gold answer is contradictory: {named}")
-    gold = next(iter(found.values()))
+    gold = next(iter(indices.values()))
     if [normalized(option) for option in options].count(normalized(options[gold])) > 1:
         raise DataError(f"its gold option {options[gold]!r} is listed twice among the choices")
     return gold

@@ -101,8 +101,8 @@ class TrueFalse(QuestionForm):
         answer, reason = values.get("answer"), written(values.get("reason"))
         verdict = _verdict(written(answer[0] if isinstance(answer, list | tuple) and len(answer) == 1 else answer))
         if verdict is None:
-            given = "has no answer" if answer in (None, "") else f"answer {answer!r} is no verdict"
-            raise DataError(f"{given}; write true or false")
+            problem = "has no answer" if answer in (None, "") else f"answer {answer!r} is no verdict"
+            raise DataError(f"{problem}; write true or false")
         return Gold(verdict, details={"reason": reason} if reason else {})
 
     def task(self) -> str:

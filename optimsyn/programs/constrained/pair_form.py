@@ -56,8 +56,8 @@ def tight_schema(form: QuestionForm, passage: str, seed: int, steer: Steer = NO_
     if not fixed:
         # Where no English sentence can be turned into a question, any question may be asked about its stretches.
         for turned in (english, False):
-            found = {part: _drafts(part, english=turned, longest=longest) for part in parts}
-            drafts = {part: drafted for part, drafted in found.items() if drafted}
+            by_sentence = {part: _drafts(part, english=turned, longest=longest) for part in parts}
+            drafts = {part: drafted for part, drafted in by_sentence.items() if drafted}
             if drafts:
                 break
     # A sentence that starts with "He" makes a question that nobody understands on its own.
@@ -83,8 +83,8 @@ def tight_schema(form: QuestionForm, passage: str, seed: int, steer: Steer = NO_
         for answer, question in drafts[quote]:
             wrong = _wrong_options(wrong_keys, answer, quote, options, draw)
             if wrong is not None:
-                given = {"quote": quote, "answer": answer.text}
-                properties: dict[str, Schema] = {key: {"type": "string", "const": text} for key, text in given.items()}
+                consts = {"quote": quote, "answer": answer.text}
+                properties: dict[str, Schema] = {key: {"type": "string", "const": text} for key, text in consts.items()}
                 branches.append(object_schema({**properties, "question": question, **wrong}))
     if not branches:
         return _free(wrong_keys, parts[:QUOTES])
@@ -105,13 +105,13 @@ def _quoting_schema(form: QuestionForm, passage: str, seed: int, steer: Steer) -
 
 def _drafts(part: str, *, english: bool, longest: int) -> list[tuple[Answer, Schema]]:
     """Answers that a sentence holds, each with the schema of its question."""
-    found: list[tuple[Answer, Schema]] = []
+    drafts: list[tuple[Answer, Schema]] = []
     for answer in answers_in(part, english=english, longest=longest)[:_MOST_ANSWERS]:
         if not english:
-            found.append((answer, _question(())))
+            drafts.append((answer, _question(())))
         elif (pattern := question_pattern(answer)) is not None:
-            found.append((answer, {"type": "string", "pattern": pattern}))
-    return found
+            drafts.append((answer, {"type": "string", "pattern": pattern}))
+    return drafts
 
 
 def _free(wrong_keys: Sequence[str], quotes: list[str]) -> Schema:

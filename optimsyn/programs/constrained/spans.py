@@ -54,16 +54,16 @@ def sentences(text: str, longest: int = 240) -> list[str]:
         text: The text.
         longest: Most characters of a sentence.
     """
-    found: list[str] = []
+    parts: list[str] = []
     for start, end in _sentence_ranges(text):
         piece = text[start:end].strip()
         while len(piece) > longest:
             cut = next((at for mark in ";, " if (at := piece.rfind(mark, longest // 4, longest)) > 0), longest - 1)
-            found.append(piece[: cut + 1].strip())
+            parts.append(piece[: cut + 1].strip())
             piece = piece[cut + 1 :].strip()
-        found.append(piece)
-    whole = [piece for piece in dict.fromkeys(found) if len(piece.split()) >= 5 or len(piece) >= 30]
-    return whole or [piece for piece in dict.fromkeys(found) if piece]
+        parts.append(piece)
+    complete = [piece for piece in dict.fromkeys(parts) if len(piece.split()) >= 5 or len(piece) >= 30]
+    return complete or [piece for piece in dict.fromkeys(parts) if piece]
 
 
 def _sentence_ranges(text: str) -> Iterator[tuple[int, int]]:
@@ -109,7 +109,7 @@ def answers_in(sentence: str, *, english: bool, longest: int = 6) -> list[Answer
     """
     tokens = sentence.split()
     bare = [token.strip(_EDGES) for token in tokens]
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     for start, stop in _stretches(tokens, bare, longest):
         words = bare[start:stop]
         text = " ".join(tokens[start:stop]).strip(_EDGES)
@@ -118,8 +118,8 @@ def answers_in(sentence: str, *, english: bool, longest: int = 6) -> list[Answer
             continue  # "Note 6", "January 1": a label, not a quantity.
         if sort and text:
             cut = stop < len(tokens) and _breaks(tokens[stop - 1], tokens[stop])
-            found.setdefault(text, Answer(text, sort, tuple(tokens[:start]), () if cut else tuple(tokens[stop:])))
-    return list(found.values())
+            answers.setdefault(text, Answer(text, sort, tuple(tokens[:start]), () if cut else tuple(tokens[stop:])))
+    return list(answers.values())
 
 
 def _stretches(tokens: list[str], bare: list[str], longest: int) -> Iterator[tuple[int, int]]:

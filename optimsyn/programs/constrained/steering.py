@@ -43,10 +43,10 @@ class Steer:
         """Reads a rubric; without one nothing is steered."""
         if rubric is None:
             return cls()
-        said = words_of(rubric.question_type)
+        words = words_of(rubric.question_type)
         return cls(
             words=_stems(" ".join(rubric.model_dump().values())),
-            sorts=frozenset(sort for sort, names in _SORTS.items() if names.intersection(said)),
+            sorts=frozenset(sort for sort, names in _SORTS.items() if names.intersection(words)),
         )
 
     def pick(self, sentences: Sequence[str], count: int, draw: random.Random) -> list[str]:

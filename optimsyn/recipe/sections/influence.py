@@ -103,11 +103,11 @@ class Influence(Section):
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
         if ":" not in value and value not in IS_LINEAR and value not in ESTIMATORS.names():
-            known = list(dict.fromkeys([*IS_LINEAR, *ESTIMATORS.names()]))
+            names = list(dict.fromkeys([*IS_LINEAR, *ESTIMATORS.names()]))
             # A run says by itself what it was made with, also where that is not at hand.
             if info.context is not None and info.context.get("of_run"):
                 return value
-            hint = did_you_mean(value, known, f"known: {', '.join(known)}.")
+            hint = did_you_mean(value, names, f"known: {', '.join(names)}.")
             raise ValueError(
                 f"there is no estimator {value!r}; {hint} One of your own is written as package.module:name, or "
                 "registered first: optimsyn.register('estimator', ...)"

@@ -69,24 +69,24 @@ def ordered(own: Sequence[OwnStage]) -> tuple[str, ...]:
     names = [*STAGES, *(stage.name for stage in own)]
     for stage in own:
         if names.count(stage.name) > 1:
-            what = "a built-in stage" if stage.name in STAGES else "two stages"
-            raise ValueError(f"stages: {stage.name!r} is the name of {what}; call yours something else")
+            holder = "a built-in stage" if stage.name in STAGES else "two stages"
+            raise ValueError(f"stages: {stage.name!r} is the name of {holder}; call yours something else")
         if stage.name in _TAKEN:
             raise ValueError(f"stages: a run has a folder {stage.name!r} already; call the stage something else")
         if stage.after not in names:
             hint = did_you_mean(stage.after, names, f"the stages are {', '.join(names)}")
             raise ValueError(f"stages: {stage.name} is to run after {stage.after!r}, which is no stage; {hint}")
-    found: list[str] = []
+    order: list[str] = []
 
     def take(name: str) -> None:
-        found.append(name)
+        order.append(name)
         for stage in own:
             if stage.after == name:
                 take(stage.name)
 
     for name in STAGES:
         take(name)
-    lost = [stage.name for stage in own if stage.name not in found]
+    lost = [stage.name for stage in own if stage.name not in order]
     if lost:
         raise ValueError(f"stages: {', '.join(lost)} follow each other, but no built-in stage")
-    return tuple(found)
+    return tuple(order)

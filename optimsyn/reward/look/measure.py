@@ -142,7 +142,7 @@ def look_at_reward(
     scores = scorer.score(pairs) if scores is None else scores
     chosen = pairs_to_train_on(pairs, set(trained_on), options.pairs, options.seed)
     looked = [pairs[i] for i in chosen]
-    mine = scores.total[chosen]
+    reward_scores = scores.total[chosen]
     train = options.random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
     # A scorer of one's own is made with all questions, and there is nothing that its numbers could be compared with.
     own = not config.is_influence
@@ -155,8 +155,8 @@ def look_at_reward(
     # Of a simulated training nothing can be told apart but its whole: parts are those of the linear score.
     linear = config.linear if simulated else config
     if own:
-        nothing = torch.zeros_like(mine)
-        plain = PlainScores(mine, mine, nothing, nothing, nothing, nothing)
+        nothing = torch.zeros_like(reward_scores)
+        plain = PlainScores(reward_scores, reward_scores, nothing, nothing, nothing, nothing)
     else:
         plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=progress.add)
     if simulated:
@@ -178,7 +178,7 @@ def look_at_reward(
         trained = train_on_subsets(
             trainings, plain.apart.tolist(), options, held_out=bool(held_back), report=progress.add
         )
-    absolute = float((mine - plain.total).square().mean().sqrt())
+    absolute = float((reward_scores - plain.total).square().mean().sqrt())
     size = float(plain.total.square().mean().sqrt())
     error = absolute / size if size > 0 else (0.0 if absolute == 0 else math.inf)
     stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) and not own else None
@@ -196,8 +196,10 @@ def look_at_reward(
             numerical_error=_finite(error),
             stated_error=stated,
             absolute_error=_finite(absolute),
-            agreement=None if len(chosen) < 3 or own else _finite(float(spearman(mine.numpy(), plain.total.numpy()))),
-            spread=float(mine.std(correction=1)) if len(chosen) > 1 else 0.0,
+            agreement=None
+            if len(chosen) < 3 or own
+            else _finite(float(spearman(reward_scores.numpy(), plain.total.numpy()))),
+            spread=float(reward_scores.std(correction=1)) if len(chosen) > 1 else 0.0,
             end_share=_share(plain.end, plain.content),
             end_share_if_counted=_share(plain.end_if, plain.content_if),
             length=length,
@@ -217,8 +219,8 @@ def pairs_to_train_on(pairs: Sequence[Pair], trained_on: set[str], most: int, se
     random.Random(f"look {seed}").shuffle(order)
     order.sort(key=lambda i: pairs[i].id in trained_on)
     different = {(pairs[i].question, pairs[i].answer): i for i in reversed(order)}
-    kept = set(different.values())
-    return [i for i in order if i in kept][:most]
+    unique = set(different.values())
+    return [i for i in order if i in unique][:most]
 
 
 def questions_held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
@@ -231,16 +233,16 @@ def questions_held_back(questions: Sequence[Question | Sample], seed: int) -> li
         groups.setdefault(group or question.id, []).append(place)
     names = [as_sample(question).subtask or "all" for question in questions]
     room = {name: count // 3 for name, count in Counter(names).items()}
-    left, found = _MOST_HELD_OUT, list[int]()
+    capacity, held_back = _MOST_HELD_OUT, list[int]()
     order = sorted(groups)
     random.Random(f"held out {seed}").shuffle(order)
     for group in order:
         needed = Counter(names[place] for place in groups[group])
-        if len(groups[group]) <= left and all(room[name] >= count for name, count in needed.items()):
-            found += groups[group]
-            left -= len(groups[group])
+        if len(groups[group]) <= capacity and all(room[name] >= count for name, count in needed.items()):
+            held_back += groups[group]
+            capacity -= len(groups[group])
             room = {name: count - needed[name] for name, count in room.items()}
-    return sorted(found)
+    return sorted(held_back)
 
 
 def length_agreement(pairs: Sequence[Pair], scores: Scores) -> tuple[Interval, bool]:

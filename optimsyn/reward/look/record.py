@@ -193,9 +193,9 @@ def reward_look_table(look: RewardLook) -> Table:
 
 def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
     """The rows of that table, for a page."""
-    own = ("scored by", look.method, "in the place of influence, so there is nothing to compare the scores with")
+    own_row = ("scored by", look.method, "in the place of influence, so there is nothing to compare the scores with")
     rows = [
-        own if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
+        own_row if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
         ("spread of the scores", number(look.spread), f"standard deviation over {_pairs(look.pairs)}{_known(look)}"),
         (
             "an empty gradient earns",
@@ -230,7 +230,7 @@ def _if_counted(look: RewardLook) -> str:
 
 def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, str]]:
     held_out = "without a part in the ranking" if training.held_out else otherwise
-    others = "" if training.random is None else f", random {number(training.random)}"
+    random_part = "" if training.random is None else f", random {number(training.random)}"
     return [
         (
             "real training, rank agreement",
@@ -241,19 +241,19 @@ def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, 
         (
             "loss after the worst minus after the best",
             _interval(training.difference),
-            f"nats; best {number(training.top)}, worst {number(training.bottom)}{others}, before "
+            f"nats; best {number(training.top)}, worst {number(training.bottom)}{random_part}, before "
             f"{number(training.start)}",
         ),
     ]
 
 
 def _error_note(look: RewardLook) -> str:
-    told = "of the scores' size, against plain automatic differentiation"
+    note = "of the scores' size, against plain automatic differentiation"
     if look.agreement is not None:
-        told += f"; rank agreement {number(look.agreement, 2)}"
+        note += f"; rank agreement {number(look.agreement, 2)}"
     if look.stated_error is not None:
-        told += f"; the scorer itself says {_percent(look.stated_error)}"
-    return f"{told}; {look.method}" if look.method else told
+        note += f"; the scorer itself says {_percent(look.stated_error)}"
+    return f"{note}; {look.method}" if look.method else note
 
 
 def _known(look: RewardLook) -> str:
@@ -276,10 +276,10 @@ def _percent(share: float | None) -> str:
     return f"{100 * share:.2g} %"
 
 
-def _interval(found: Interval) -> str:
-    if found.value is None:
+def _interval(interval: Interval) -> str:
+    if interval.value is None:
         return _DASH
-    value = number(found.value, 2, sign=True)
-    if found.low is None or found.high is None:
+    value = number(interval.value, 2, sign=True)
+    if interval.low is None or interval.high is None:
         return value
-    return f"{value} [{number(found.low, 2, sign=True)}, {number(found.high, 2, sign=True)}]"
+    return f"{value} [{number(interval.low, 2, sign=True)}, {number(interval.high, 2, sign=True)}]"

@@ -111,12 +111,12 @@ def train_on_subsets(
 def _random_subsets(count: int, size: int, wanted: int, seed: int) -> list[list[int]]:
     """Parts of random partitions, so that every pair is trained on about as often as every other."""
     generator = random.Random(f"look {seed}")
-    found: list[list[int]] = []
-    while len(found) < wanted:
+    subsets: list[list[int]] = []
+    while len(subsets) < wanted:
         order = list(range(count))
         generator.shuffle(order)
-        found += [sorted(order[i : i + size]) for i in range(0, count - size + 1, size)]
-    return found[:wanted]
+        subsets += [sorted(order[i : i + size]) for i in range(0, count - size + 1, size)]
+    return subsets[:wanted]
 
 
 def subset_intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[Interval, Interval]:
@@ -137,11 +137,11 @@ def subset_intervals(means: Array, start: Array, losses: Array, seed: int) -> tu
     chosen = generator.integers(count, size=(_DRAWS, count))
     agreements = spearman(means[chosen], np.take_along_axis(resampled.T, chosen, axis=1))
     value = float(spearman(means, decreases.mean(-1)))
-    known = agreements[~np.isnan(agreements)]
+    defined = agreements[~np.isnan(agreements)]
     agreement = Interval(None, None, None)
     # Of few subsets nothing but the value can be said.
-    if not np.isnan(value) and len(known) > _DRAWS // 2 and count > 3:
-        agreement = Interval(value, *_ends(known))
+    if not np.isnan(value) and len(defined) > _DRAWS // 2 and count > 3:
+        agreement = Interval(value, *_ends(defined))
     between = losses[1] - losses[0]
     difference = Interval(float(between.mean()), None, None)
     if questions > 1 and count > 3:
