@@ -24,8 +24,8 @@ class DataError(OptimsynError):
 class ServiceError(OptimsynError):
     """A language-model service failed for good (wrong key, dead port, exhausted retries).
 
-    A pair that could not be judged because of this is *not* an invalid pair: the run stops, everything paid for is kept,
-    and running again continues.
+    A pair that could not be judged because of this is *not* invalid: the run stops, everything paid for is kept, and
+    running again continues.
     """
 
 
