@@ -16,10 +16,10 @@ SCORE_FIELDS = ("influence", "by_subtask", "gradient_norm", "loss", "label_token
 
 
 def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """The influence of pairs and its companions, as fields of a judgement, in order.
+    """Influence, gradient norm and loss of pairs as fields of a judgement, in order.
 
     Raises:
-        ModelError: A score is not finite: a NaN would mean "no advantage" to TRL and infinity a zeroed gradient.
+        ModelError: A score is not finite; TRL takes a NaN as "no advantage", and infinity zeroes a gradient.
     """
     scores = scorer.score(pairs)
     subtasks = tuple(scorer.subtasks)
@@ -46,5 +46,5 @@ def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 
 def _rounded(number: float) -> float:
-    """Nine significant digits: what lies beyond depends on the order in which threads add, not on the pair."""
+    """Nine significant digits; further ones depend on the order in which threads add."""
     return float(f"{number:.9g}")

@@ -1,4 +1,4 @@
-"""What the measures of a look at the reward come to.
+"""The verdict on the measures of a look at the reward.
 
 noise (only clear evidence counts, for it stops a run):
 
@@ -15,7 +15,7 @@ doubtful:
 - real training went against the ranking: the interval of the rank agreement, or of bottom minus top, lies below 0.
 
 too few to tell: none of these, and fewer than six pairs. sound: nothing that was measured speaks against the reward.
-An interval that includes 0 is told as "not shown" and changes nothing.
+An interval that includes 0 is reported as "not shown" and changes nothing.
 """
 
 from __future__ import annotations
