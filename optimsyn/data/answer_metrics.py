@@ -13,8 +13,8 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def normalize_answer(text: str) -> str:
     """Lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016, evaluation script).
 
-    Two departures: punctuation is Unicode's rather than ASCII's, and articles stay when nothing else would be left
-    (the answer "A" names a vitamin or a choice).
+    Two differences: punctuation is Unicode's rather than ASCII's, and articles stay if nothing else is left (the answer
+    "A" names a vitamin or a choice).
     """
     folded = unicodedata.normalize("NFKC", text).lower()
     bare = "".join(char for char in folded if not unicodedata.category(char).startswith("P"))

@@ -1,4 +1,4 @@
-"""One document file, or a folder of them, as documents."""
+"""Documents from one file or a folder of files."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _HEADING = re.compile(r"^#{1,3}\s+(.+?)\s*#*$", re.MULTILINE)
 
 @dataclass
 class FolderContents:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
         documents: Each with its path, for messages.
-        faults: Files that cannot be read, with what to do about each.
-        passed: Files that are no documents, or of a kind whose extra is not installed.
+        faults: Unreadable files, with what to do about each.
+        passed: Ignored files: no documents, or of a kind whose extra is not installed.
     """
 
     documents: list[tuple[str, Document]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class FolderContents:
 
 
 def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree]:
-    """The files that are documents, in a fixed order, and all that was found; a single file is a folder of one.
+    """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one.
 
     Raises:
         RecipeError: A reader that the recipe names cannot be found.
@@ -71,14 +71,14 @@ def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree
 
 
 def _text_endings(place: Path, source: Source) -> frozenset[str]:
-    """Endings of files that are read as text; of a file that a recipe names itself also one that says nothing."""
+    """Endings of files that are read as text; for a file that the recipe names, also an unknown one."""
     ending = place.suffix.lower()
     alone = not place.is_dir() and is_unknown(ending)
     return TEXT_SUFFIXES.union(source.text_suffixes, (ending,) if alone else ())
 
 
 def is_converted(path: Path, readers: Iterable[NamedReader] = ()) -> bool:
-    """True for kinds whose conversion takes its time, and for what readers of the user's own read."""
+    """True for kinds whose conversion takes time, and for files of custom readers."""
     return path.suffix.lower() in CONVERTED or reader_for(path, readers) is not None
 
 
@@ -93,7 +93,7 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
         convert: Convert PDF, office and mail files; False skips them.
 
     Raises:
-        DataError: There is no file that could be read.
+        DataError: There is no readable file.
     """
     files, tree = document_files(place, config)
     readers = named_readers(config.readers)
@@ -118,7 +118,7 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
 
 
 def _not_read(suffix: str) -> str:
-    """Why a file is passed over, and what to do about it."""
+    """Why a file is ignored, and what to do about it."""
     return f"{suffix or 'no suffix'}: {cure(suffix)}"
 
 
@@ -141,7 +141,7 @@ def _nothing(place: Path, unread: list[Path], readers: Iterable[str]) -> str:
 
 @dataclass
 class _Reading:
-    """How the files of one folder are read."""
+    """Reads the files of one folder."""
 
     config: Documents
     converter: Converter
@@ -150,7 +150,7 @@ class _Reading:
     readers: list[NamedReader]
 
     def read(self, path: Path, name: str) -> None:
-        """Adds what a file holds, or what is wrong with it; `name` is its path in the folder."""
+        """Adds a file's documents or its fault; `name` is its path in the folder."""
         contents = self.found
         try:
             content = self._content(path)
@@ -176,7 +176,7 @@ class _Reading:
         contents.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
 
     def _add(self, path: Path, name: str, documents: Iterable[Document]) -> None:
-        """The documents that a reader of the user's own gave, each with what it left open."""
+        """Adds the documents of a custom reader, with defaults for empty fields."""
         count = 0
         for count, document in enumerate(documents, 1):
             where = f"{shown(path)}, document {count} ({printable(document.id)})"
