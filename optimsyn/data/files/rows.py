@@ -1,4 +1,4 @@
-"""Rows out of a file or a hub dataset, whatever its format, with the place of each row for error messages."""
+"""Rows of a file or a hub dataset in any format, with the place of each row for error messages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 # A mapping such as `choices: '=["yes", "no", "maybe"]'` gives every row the same value.
 LITERAL_PREFIX = "="
 _SHOWN_PROBLEMS = 20
-# Excel's way to name the separator, above the header.
+# Excel's line for the separator, above the header.
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\r?(?:\n|$)", re.I)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _HEADER_CHARACTERS = 100_000
-# What differs between problems of one kind: places, numbers, names.
+# What varies between problems of one kind: places, numbers, names.
 _DIFFERING = re.compile(r"^.*?:\d+\S*:|'[^']*'|\"[^\"]*\"|\S*\d\S*|\([^()]*\)")
 _T = TypeVar("_T")
 
@@ -42,7 +42,7 @@ class Row:
 
     Attributes:
         where: Its place, for messages: `questions.jsonl:12` or `squad_v2[validation] row 12`.
-        key: An id for rows that have none of their own.
+        key: An id for rows without one.
         values: Our field names (after the recipe's `columns`) and all further columns of the row.
     """
 
@@ -62,10 +62,7 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 
 def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PROBLEMS) -> list[str]:
-    """Twenty, some of every kind, and how many more there are (of `place`, where several lists are shown together).
-
-    Who has fixed the first twenty of one kind should not meet another kind only then.
-    """
+    """Twenty problems, some of every kind, and the number of further ones (of `place`, for one of several lists)."""
     more = len(problems) - most
     if more <= 0:
         return list(problems)
@@ -80,7 +77,7 @@ def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PR
 
 
 def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
-    """At most `limit` of the items, drawn with the seed, in their old order."""
+    """At most `limit` of the items, drawn with the seed, in the original order."""
     if limit is None or limit >= len(items):
         return list(items)
     chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
@@ -88,7 +85,7 @@ def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def is_own_file(source: Source) -> bool:
-    """True for a file or folder of the user's, whose faults the user can fix; False for a hub dataset."""
+    """Whether the source is the user's file or folder, which the user can fix, and not a hub dataset."""
     return source.hub is None
 
 
@@ -121,7 +118,7 @@ def read_rows(
     Args:
         source: A file (JSONL, JSON list, Parquet, CSV, TSV) or a hub dataset.
         embedded_file: The file that an `embedded:` source means.
-        torn: Told of each line of a file that is no row, which is left out; without it they are refused.
+        torn: Callback for each line of a file that is no row; these are skipped. Without it they are refused.
 
     Raises:
         DataError: The source cannot be read; names the file, the rows and the cure.
@@ -166,8 +163,8 @@ def read_rows(
 def exploded(rows: Sequence[Row], source: Source, field: str = "question") -> list[Row]:
     """One row for each item where a row holds several (TAT-QA: a table with a list of questions).
 
-    When the column of `field` is a list, every field that the recipe maps from the same nested column is dealt out with
-    it, item by item; all other fields are the same for each.
+    When the column of `field` is a list, every field that the recipe maps from the same nested column is split with it,
+    item by item; all other fields are repeated.
     """
     parent = source.columns.get(field, field).partition(".")[0]
     beside = [ours for ours, theirs in source.columns.items() if theirs.partition(".")[0] == parent]
@@ -232,7 +229,7 @@ def _no_object(row: Any) -> str:
 
 
 def _json_fault(error: Exception) -> str:
-    """What is wrong with a JSON text; numbers of thousands of digits and endless nesting are refused as well."""
+    """What is wrong with a JSON text, such as bad syntax, huge numbers or deep nesting."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
@@ -259,8 +256,8 @@ def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, An
     import pyarrow.parquet as pq
 
     try:
-        # A single file, also below folders named like partitions ("lang=en"); a little at a time, since a small one
-        # may unpack to more than the machine holds.
+        # A single file, also below folders named like partitions ("lang=en"), read in batches, since a small file may
+        # unpack to more than the memory.
         file = pq.ParquetFile(path)
         parts, size = [], 0
         for part in file.iter_batches(batch_size=1000):
@@ -326,9 +323,9 @@ def _read_csv(
 
 
 def _delimiter(text: str) -> str:
-    """What separates the cells: as the line `sep=;` of Excel says, else the most frequent one of the header.
+    """The separator: from Excel's line `sep=;`, else the most frequent one of the header, outside quotes.
 
-    Spreadsheets in much of Europe separate by semicolons. What stands in quotes separates nothing.
+    Spreadsheets in much of Europe use semicolons.
     """
     stated = _SEPARATOR_LINE.match(text)
     if stated is not None:
@@ -367,7 +364,7 @@ def _column(row: dict[str, Any], name: str) -> Any:
 
 
 def _reach(value: Any, name: str) -> Any:
-    """The value under a dotted name; a list on the way is walked through."""
+    """The value of a dotted name; lists on the way are mapped over."""
     if isinstance(value, list):
         return [_reach(item, name) for item in value]
     if not isinstance(value, dict):
@@ -379,7 +376,7 @@ def _reach(value: Any, name: str) -> Any:
 
 
 def _clean(value: Any) -> Any:
-    """None for the not-a-number that tables hold in empty cells."""
+    """Replaces NaN, which tables have in empty cells, by None."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

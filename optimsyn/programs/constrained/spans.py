@@ -1,7 +1,7 @@
 """Sentences of a passage and the stretches of a sentence that can be an answer.
 
-A 270M base model that is free to answer invents. Held to stretches of the sentence that it has just quoted, it is right
-far more often. English is recognised by its function words; in other languages any stretch is of the sort `any`.
+A 270M base model that answers freely invents. Constrained to stretches of its quote, it is right far more often.
+English is recognised by its function words; in other languages any stretch is of the sort `any`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DAY = re.compile(r"^(?:\d{1,2}(?:st|nd|rd|th)?|early|late)$")
 _FIGURE = re.compile(r"^[$€£¥]?\d[\d,.]*%?$")
 _SCALES = frozenset("percent million billion trillion thousand hundred".split())
 _NUMBER_WORDS = _SCALES | frozenset("two three four five six seven eight nine ten eleven twelve twenty thirty".split())
-# Function words that an answer may hold: "the fall of the Yuan dynasty", "salt and pepper".
+# Function words that an answer may contain: "the fall of the Yuan dynasty", "salt and pepper".
 _INSIDE = frozenset("of the a an and".split())
 _EDGES = " ,;:.!?\"'‘’“”()[]{}*_•|<>«»。，、；：！？"
 _CLOSERS = tuple(',;:.!?)]}"”。，、；：！？')
@@ -126,7 +126,7 @@ def _stretches(tokens: list[str], bare: list[str], longest: int) -> Iterator[tup
     """Stretches that start and end where a phrase may, beside a function word or punctuation, and cross none."""
     lower = [word.lower() for word in bare]
     weak = [not word or word in FUNCTION_WORDS or word in _WEAK or _adverb(word) for word in lower]
-    # Whether a word goes on a name that the word before it began: names are never cut in two.
+    # Whether a word continues a name: names are never split.
     run = [
         at > 0
         and _capital(bare[at - 1])

@@ -114,8 +114,8 @@ class ModelSpec(Section):
     max_tokens_again: int | None = Field(
         None,
         ge=16,
-        description="Longest reply, in tokens, for the one retry of a reply that was cut; null: twice max_tokens; equal "
-        "to max_tokens: no retry.",
+        description="Longest reply, in tokens, for the one retry of a reply that was cut; null: twice max_tokens; "
+        "equal to max_tokens: no retry.",
     )
     limit_name: Literal["max_tokens", "max_completion_tokens", "none"] | None = Field(
         None,
