@@ -244,7 +244,7 @@ def test_a_recipe_takes_the_function_itself_and_a_method_belongs_to_its_identity
     assert mine.optimizers.prompt.method == f"{__name__}:hints"
     assert mine.fingerprint != recipe.fingerprint
     assert changed(recipe, {"optimizers.prompt.method": "gepa"}).fingerprint == recipe.fingerprint
-    with pytest.raises(RecipeError, match=r"optimizers.prompt.method.*no name under which it could be found again"):
+    with pytest.raises(RecipeError, match=r"optimizers.prompt.method.*no name to import it by"):
         changed(recipe, {"optimizers.prompt.method": lambda task: task.start})
 
 

@@ -126,7 +126,7 @@ def test_a_key_in_a_recipe_file_is_refused_without_being_shown(tmp_path: Path, m
         ("limits:", "limits: is empty; give it a value or remove the line .*cost_usd"),
         ("description: 2024-01-31", "description: must be text, .* 2024-01-31 .*quotes"),
         ("description: 5", "description: must be text, .* 5 .*put it in quotes"),
-        ("synthesis: 5", "synthesis: must be a section with fields of its own: pairs, "),
+        ("synthesis: 5", "synthesis: must be a section with the fields pairs, "),
     ],
 )
 def test_what_yaml_would_let_pass_or_choke_on_is_refused_with_the_cure(tmp_path: Path, line: str, message: str) -> None:

@@ -1,1 +1,1 @@
-"""What every room may use: errors, secrets, files, tables. Knows nothing of recipes, models or runs."""
+"""Shared basics: errors, secrets, files, tables. Knows nothing of recipes, models or runs."""

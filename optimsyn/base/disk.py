@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or broken: how to tell, how much room is left, and what to say."""
+"""Full, read-only or broken disks: how to recognise them, how much space is left, and the message."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from optimsyn.base.errors import DataError
 
-# Nothing can be written, whatever is tried: no room, no quota, a file too large for its limit, read-only, broken.
+# Retrying does not help: no space, no quota, a file too large for its limit, read-only, broken.
 _NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-# Libraries that are not written in Python say it in words.
+# Libraries that are not written in Python only give a text.
 _WORDS = (
     "no space left on device",
     "(os error 28)",
@@ -23,19 +23,19 @@ _WORDS = (
     "database or disk is full",
     "disk i/o error",
     "file write failed",
-    # PyTorch, which does not pass the system's reason on.
+    # PyTorch, which hides the system's reason.
     "basic_ios::clear",
     "pytorchstreamwriter failed",
     "enforce fail at inline_container.cc",
 )
 _CURE = (
     "free space there (or move the run folder to another disk and name that with --root), then run the same command "
-    "again: it continues, and nothing that is kept is bought twice"
+    "again: it continues, and nothing is bought twice"
 )
 
 
 def free_bytes(path: Path) -> int | None:
-    """Room on the file system of a path that need not exist yet, in bytes; None where that cannot be told."""
+    """Free bytes on the file system of a path that need not exist yet; None if unknown."""
     for place in (path, *path.absolute().parents):
         try:
             return shutil.disk_usage(place).free
@@ -45,15 +45,15 @@ def free_bytes(path: Path) -> int | None:
 
 
 def size_text(size: int) -> str:
-    """Bytes as people read them: `3.2 GB`, `41 MB`, `0 MB`."""
+    """Bytes for people: `3.2 GB`, `41 MB`, `0 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def is_disk_trouble(error: BaseException) -> bool:
-    """Whether an error, or one behind it, says that a disk takes nothing more."""
+    """Whether an error or one of its causes says that a disk cannot be written."""
     return any(
-        (isinstance(one, OSError) and one.errno in _NUMBERS) or any(word in str(one).lower() for word in _WORDS)
-        for one in _chain(error)
+        (isinstance(link, OSError) and link.errno in _NUMBERS) or any(word in str(link).lower() for word in _WORDS)
+        for link in _chain(error)
     )
 
 
@@ -63,8 +63,8 @@ def cannot_write(path: Path, what: str, error: BaseException, *, more: str = "")
     Args:
         path: The file or folder.
         what: What could not be written, such as `a judgement`.
-        error: What the system said.
-        more: Sentences of its own, before what to do.
+        error: The system's error.
+        more: Further sentences, before what to do.
     """
     free = free_bytes(path)
     room = "" if free is None else f"; {size_text(free)} are free on its file system"
@@ -81,7 +81,7 @@ def _said(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those behind it."""
+    """An error and its causes."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -1,8 +1,8 @@
 """Every environment variable that optimsyn reads or sets; no other module touches `os.environ` (ruff holds that).
 
-Two things cannot be listed here: the variables that a recipe names for its keys (`api_key_env`), and those whose name
-says that they hold a secret, which `optimsyn.base.secrets.redaction` keeps out of whatever is written. Both come
-through the functions below.
+Two kinds cannot be listed here: the variables that a recipe names for its keys (`api_key_env`), and those whose name
+says that they hold a secret, which `optimsyn.base.secrets.redaction` removes from all output. Both are read through the
+functions below.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-# For people.
+# For users.
 # The folder for the assembled files of the embedded model; else the platform's usual cache folder.
 CACHE = "OPTIMSYN_CACHE"
 
-# Set by optimsyn for processes that it starts; nobody else needs to set them.
+# Set by optimsyn for its child processes.
 # Address and key of the embedded model's server, so that a run's processes share one.
 EMBEDDED_URL = "OPTIMSYN_EMBEDDED_URL"
 EMBEDDED_KEY = "OPTIMSYN_EMBEDDED_KEY"
-# The file with the caps of a batch, which all its runs pay from.
+# The file with the caps that all runs of a batch share.
 PURSE = "OPTIMSYN_PURSE"
-# The process number of the batch, whose end ends its runs.
+# The process id of the batch; its runs end with it.
 PARENT = "OPTIMSYN_PARENT"
-# The file that a notebook's kernel keeps locked while it lives.
+# The file that a notebook's kernel locks while it is alive.
 KERNEL_LOCK = "OPTIMSYN_KERNEL_LOCK"
 # Names of a run's further secrets, comma-separated, for JupyterLab.
 SECRET_NAMES = "OPTIMSYN_SECRET_NAMES"  # noqa: S105 (the name of a variable)
@@ -35,21 +35,21 @@ JUPYTER_PATH = "JUPYTER_PATH"  # also set for JupyterLab, so that its kernel is 
 KERNEL_PARENT = "JPY_PARENT_PID"  # set by jupyter_client for every kernel
 RAY_ADDRESS = "RAY_ADDRESS"
 
-# Of libraries and tools, set where nobody has set them.
+# Of libraries and tools, set unless already set.
 OMP_WAIT_POLICY = "OMP_WAIT_POLICY"  # idle OpenMP threads sleep; see `optimsyn/__init__.py`
-TIKTOKEN_CACHE_DIR = "TIKTOKEN_CACHE_DIR"  # the vocabularies that come with LiteLLM, else they are downloaded
-LITELLM_LOCAL_MODEL_COST_MAP = "LITELLM_LOCAL_MODEL_COST_MAP"  # its list of models comes with it, else likewise
-RAY_USAGE_STATS_ENABLED = "RAY_USAGE_STATS_ENABLED"  # else Ray tells its makers about every cluster
+TIKTOKEN_CACHE_DIR = "TIKTOKEN_CACHE_DIR"  # use the vocabularies that come with LiteLLM, no download
+LITELLM_LOCAL_MODEL_COST_MAP = "LITELLM_LOCAL_MODEL_COST_MAP"  # use the model list that comes with it, no download
+RAY_USAGE_STATS_ENABLED = "RAY_USAGE_STATS_ENABLED"  # no usage statistics
 
 # Set for child processes.
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 PYTHONUNBUFFERED = "PYTHONUNBUFFERED"
 PYTHONUTF8 = "PYTHONUTF8"
 
-# Extended where it does not name loopback: the embedded model's server stands there.
+# Extended by loopback, where the embedded model's server listens.
 NO_PROXY = ("NO_PROXY", "no_proxy")
 
-# Progress bars of libraries are drawn for terminals; in a cell they are pages of text, or widgets that go blank.
+# In a notebook cell the progress bars of libraries become pages of text, or widgets that go blank.
 NO_PROGRESS_BARS: Mapping[str, str] = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -57,10 +57,10 @@ NO_PROGRESS_BARS: Mapping[str, str] = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# What the first cell of a notebook sets.
+# Set by the first cell of a notebook.
 QUIET: Mapping[str, str] = {**NO_PROGRESS_BARS, "TRANSFORMERS_VERBOSITY": "error"}
 
-# All that the converter's child process gets: a file that takes it over finds no keys there.
+# All that the converter's child process gets: a malicious file finds no keys there.
 CONVERTER = frozenset(
     (
         *("PATH", "HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT"),
@@ -70,8 +70,8 @@ CONVERTER = frozenset(
 
 OPENAI_KEY = "OPENAI_API_KEY"
 HF_TOKEN = "HF_TOKEN"  # noqa: S105 (the name of a variable)
-# The variables that LiteLLM takes the key of a provider from; any one will do. Providers that are not here need no key,
-# or more than a variable can tell.
+# The variables that LiteLLM reads a provider's key from; any one will do. Other providers need no key, or more than one
+# variable.
 SERVICE_KEYS: Mapping[str, tuple[str, ...]] = {
     "openai": (OPENAI_KEY,),
     "text-completion-openai": (OPENAI_KEY,),
@@ -109,30 +109,30 @@ SERVICE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def variable(name: str) -> str | None:
-    """What a variable holds, or None when it is not set.
+    """The value of a variable, or None when it is not set.
 
     Args:
-        name: One of the names above, or what a recipe gives as `api_key_env`.
+        name: One of the names above, or a recipe's `api_key_env`.
     """
     return os.environ.get(name)
 
 
 def variables() -> dict[str, str]:
-    """A copy of all variables, for a child process or to look through."""
+    """A copy of all variables."""
     return dict(os.environ)
 
 
 def set_variables(values: Mapping[str, str]) -> None:
-    """Sets variables for this process and those that it starts."""
+    """Sets variables for this process and its children."""
     os.environ.update(values)
 
 
 def set_default(name: str, value: str) -> None:
-    """Sets a variable unless somebody has; what a person chose holds."""
+    """Sets a variable unless it is set already."""
     os.environ.setdefault(name, value)
 
 
 def unset(names: Iterable[str]) -> None:
-    """Takes variables away, as far as they are set."""
+    """Removes variables, where they are set."""
     for name in names:
         os.environ.pop(name, None)

@@ -1,6 +1,6 @@
 """The errors that optimsyn raises on purpose.
 
-Every message names the file, row or recipe field, says what was wrong and what to do about it.
+Every message names the file, row or recipe field, what was wrong and what to do about it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class OptimsynError(Exception):
 
 
 class RecipeError(OptimsynError):
-    """A recipe field is wrong, or names something that does not exist."""
+    """A recipe field is wrong or names something that does not exist."""
 
 
 class DataError(OptimsynError):
@@ -24,16 +24,16 @@ class DataError(OptimsynError):
 class ServiceError(OptimsynError):
     """A language-model service failed for good (wrong key, dead port, exhausted retries).
 
-    A pair that could not be judged because of this is *not* an invalid pair: the run stops, everything that was
-    paid for is kept, and running again continues.
+    A pair that could not be judged because of this is *not* invalid: the run stops, everything paid for is kept, and
+    running again continues.
     """
 
 
 class Outcome(StrEnum):
-    """What came of asking a model once.
+    """The outcome of one request to a model.
 
-    Only `invalid` says something about who asked and who answered. The others say that there is nothing to judge: a
-    rubric whose pair was cut, refused or never written is neither a good nor a bad one.
+    Only `invalid` says something about the models. The others say that there is nothing to judge: a rubric whose pair
+    was cut, refused or never written is neither good nor bad.
     """
 
     READ = "read"
@@ -53,8 +53,8 @@ class ReplyError(OptimsynError):
     """A reply arrived but holds no usable rubric or pair.
 
     Attributes:
-        outcome: What there is in its place. An `invalid` one is the fault of who wrote it, the others are nobody's.
-        replies: So many replies were asked for in vain.
+        outcome: What the reply was instead. Only `invalid` is the writer's fault.
+        replies: How many replies were requested in vain.
     """
 
     def __init__(self, message: str, outcome: Outcome = Outcome.INVALID, *, replies: int = 1) -> None:
@@ -72,18 +72,18 @@ class StageError(OptimsynError):
 
 
 class ParameterError(StageError):
-    """A parameter of a notebook is unknown, of a wrong type or out of range; nothing has started."""
+    """A notebook's parameter is unknown, of a wrong type or out of range; nothing has started."""
 
 
 class BudgetError(OptimsynError):
-    """The recipe's cap on money, requests or tokens was reached; everything paid for is kept."""
+    """A cap of the recipe on money, requests or tokens was reached; everything paid for is kept."""
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def disk_trouble(error: Exception) -> str | None:
-    """A line for a person when a file or folder cannot be used; None for any other error."""
+    """A message when a file or folder cannot be used; None for any other error."""
     if not isinstance(error, OSError) or (error.filename is None and error.errno not in _DISK):
         return None
     place = "" if error.filename is None else f"{error.filename}: "

@@ -1,7 +1,7 @@
 """Background event loops: one that sends requests to models, and one for calls from synchronous code.
 
-HTTP clients and semaphores belong to the loop that first used them, while callers come from notebooks (whose own loop
-is running), from DSPy's threads and from asynchronous code. So every request is sent from one loop, whoever asks.
+HTTP clients and semaphores belong to the loop that first used them, while callers come from notebooks (which have a
+running loop), from DSPy's threads and from asynchronous code. So all requests are sent from one loop.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class BackgroundLoop:
-    """An event loop in a daemon thread, started when it is first used, again after a fork."""
+    """An event loop in a daemon thread, started on first use and again after a fork."""
 
     def __init__(self, name: str) -> None:
-        """A loop whose thread is called `name`."""
+        """`name` is the thread's."""
         self._name = name
         self._lock = threading.Lock()
         self._owner = 0
@@ -31,7 +31,7 @@ class BackgroundLoop:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The running loop."""
         with self._lock:
-            # Threads do not survive a fork; a child that uses models gets a loop of its own.
+            # Threads do not survive a fork; the child starts its own loop.
             if self._loop is None or self._owner != os.getpid():
                 self._loop = asyncio.new_event_loop()
                 self._owner = os.getpid()
@@ -47,33 +47,33 @@ class BackgroundLoop:
             return False
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Awaits a coroutine on this loop from any other one (or from this one)."""
+        """Awaits a coroutine on this loop, from any loop."""
         if self.is_current():
             return await coroutine
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
     def follow(self, task: asyncio.Task[Any]) -> None:
-        """Lets `settle` wait for a task of this loop; called on it."""
+        """Lets `settle` wait for a task; call it on this loop."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def settle(self, seconds: float) -> None:
-        """Waits until the followed tasks have ended, however; new ones may begin meanwhile. Not from the loop itself.
+        """Waits until the followed tasks have ended or failed, also new ones. Never call it on the loop itself.
 
         Args:
-            seconds: No longer than this.
+            seconds: Longest wait.
         """
         end = time.monotonic() + seconds
         while self._owner == os.getpid() and self._tasks and time.monotonic() < end:
             time.sleep(0.02)
 
     def run_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on this loop and blocks the calling thread, which must not be the loop's own."""
+        """Runs a coroutine on this loop and blocks the calling thread, which must not be the loop's."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result()
         except BaseException:
-            # Ctrl-C while waiting: do not leave the work running behind the person's back.
+            # Ctrl-C while waiting: do not leave the work running.
             future.cancel()
             raise
 
@@ -83,10 +83,9 @@ _CALLS = BackgroundLoop("optimsyn-calls")
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end from synchronous code, also where an event loop is running already (as in Jupyter).
+    """Runs a coroutine to its end from synchronous code, also inside a running event loop (as in Jupyter).
 
-    Context variables, which DSPy's settings are, go along. A call from inside a coroutine that is itself run by this
-    function gets a thread and a loop of its own.
+    Context variables, such as DSPy's settings, are passed on. A nested call gets its own thread and loop.
 
     Raises:
         Exception: Whatever the coroutine raises.

@@ -1,13 +1,13 @@
-"""What a user may put in place of a part of optimsyn or beside it: one registry for each kind of part.
+"""The parts of optimsyn that a user can replace or add: one registry for each kind of part.
 
 A part is named in a recipe in one of three ways:
 
-- by its name: a built-in one, one that this process has registered (`optimsyn.register`), or one that an installed
-  package brings along as a Python entry point of the group `optimsyn.<kind>s`;
+- by its name: a built-in one, one registered in this process (`optimsyn.register`), or an entry point of an installed
+  package in the group `optimsyn.<kind>s`;
 - as `package.module:name`, which is imported;
-- as `__main__:name`, a function or class of the notebook cell or script that runs.
+- as `__main__:name`, a function or class of the running notebook or script.
 
-A room gives its own parts to the registry of their kind; nothing else in optimsyn knows them by name.
+Each package of optimsyn provides its parts to the registry of their kind; no other code knows them by name.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Registry(Generic[P]):
     """The parts of one kind, by name.
 
     Args:
-        kind: What one of them is called, as in `register(kind, part)`.
-        field: The recipe's field that names one, for messages.
+        kind: The kind's name, as in `register(kind, part)`.
+        field: The recipe field that names a part, for messages.
 
     Attributes:
-        kind: As given.
-        field: As given.
+        kind: As passed.
+        field: As passed.
         group: The group of entry points that is searched.
     """
 
@@ -46,18 +46,18 @@ class Registry(Generic[P]):
 
     @property
     def built_in(self) -> Mapping[str, P]:
-        """The parts that come with optimsyn, in their order."""
+        """The built-in parts, in order."""
         return dict(self._own)
 
     def provide(self, parts: Mapping[str, P], problem: Callable[[object], str | None]) -> None:
-        """Takes the parts that come with optimsyn, which nothing may replace; the room whose parts they are calls it.
+        """Adds the built-in parts, which nothing may replace.
 
         Args:
             parts: By name.
-            problem: Why an object cannot be such a part, or None when it can; asked of whatever a name leads to.
+            problem: Returns why an object cannot be such a part, or None when it can; checked on every look-up.
 
         Raises:
-            RecipeError: A part of somebody's own was registered under one of these names.
+            RecipeError: A user's part was registered under one of these names.
         """
         taken = next((name for name in parts if name in self._registered), None)
         if taken is not None:
@@ -66,17 +66,17 @@ class Registry(Generic[P]):
         self._problem = problem
 
     def register(self, part: P, name: str | None = None) -> P:
-        """Makes a part known to this process; again under the same name, as when a cell is run twice, renews it.
+        """Registers a part in this process; the same name again (a cell that is run twice) replaces it.
 
         Args:
             part: A function, class or object.
-            name: What a recipe calls it; by default its `__name__`.
+            name: Its name in a recipe; by default its `__name__`.
 
         Returns:
-            The part, so that this can stand above a function or class.
+            The part, so that this works as a decorator.
 
         Raises:
-            RecipeError: It has no name, or that of a built-in one.
+            RecipeError: It has no name, or the name of a built-in part.
         """
         known_as = name or getattr(part, "__name__", None) or getattr(part, "name", None)
         if not isinstance(known_as, str) or not known_as.isidentifier():
@@ -87,11 +87,11 @@ class Registry(Generic[P]):
         return part
 
     def forget(self, name: str) -> None:
-        """Takes a registered part out again; nothing happens where there is none."""
+        """Removes a registered part, if there is one."""
         self._registered.pop(name, None)
 
     def only_here(self, reference: str) -> bool:
-        """Whether a reference means something in this process alone: what it registered, or what a cell defines."""
+        """Whether a reference works in this process only: registered here, or defined in a notebook or script."""
         return reference in self._registered or reference.startswith("__main__:")
 
     def is_registered(self, name: str) -> bool:
@@ -99,7 +99,7 @@ class Registry(Generic[P]):
         return name in self._registered
 
     def names(self) -> list[str]:
-        """All that a recipe may write as a plain name: built-in ones, registered ones, those of entry points."""
+        """All plain names that a recipe may use: of built-in and registered parts and of entry points."""
         return list(dict.fromkeys([*self._own, *self._registered, *self._entry_points()]))
 
     def get(self, reference: str, field: str | None = None) -> P:
@@ -107,10 +107,10 @@ class Registry(Generic[P]):
 
         Args:
             reference: A name or `package.module:name`.
-            field: The recipe's field that holds it, when it is not the usual one.
+            field: The recipe field that holds it, if not the usual one.
 
         Raises:
-            RecipeError: There is none of that name, it cannot be imported, or it is no such part. It names the field.
+            RecipeError: The name is unknown, it cannot be imported, or it is no such part.
         """
         where = field or self.field
         if reference in self._own:
@@ -129,7 +129,7 @@ class Registry(Generic[P]):
         return self._checked(reference, _loaded(entry, where), where)
 
     def is_of_this_process(self, reference: str) -> bool:
-        """Whether another process would not find it: it was registered here, or is of a notebook cell or script."""
+        """Whether other processes cannot find it: registered here, or defined in a notebook or script."""
         return reference in self._registered or reference.startswith("__main__:")
 
     def _is_built_in(self, name: str) -> str:
@@ -146,10 +146,10 @@ class Registry(Generic[P]):
 
 
 def imported(reference: str, field: str) -> object:
-    """What `package.module:name` names; `name` may have dots.
+    """The object that `package.module:name` names; `name` may have dots.
 
     Raises:
-        RecipeError: It is not of that form or cannot be imported. It names the field.
+        RecipeError: It is not of that form or cannot be imported.
     """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
@@ -168,21 +168,21 @@ def imported(reference: str, field: str) -> object:
 
 
 def reference_to(part: object, field: str) -> str:
-    """How a recipe names a function or class that was given to it as it is: `package.module:name`.
+    """The name `package.module:name` of a function or class that was passed to a recipe directly.
 
     Raises:
-        RecipeError: It cannot be found again by such a name, as a lambda or a function inside a function cannot.
+        RecipeError: It cannot be imported by such a name (a lambda, a function inside a function).
     """
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
     if isinstance(module, str) and isinstance(name, str) and "<" not in name:
-        found: object = sys.modules.get(module)
+        named: object = sys.modules.get(module)
         for step in name.split("."):
-            found = getattr(found, step, None)
-        if found is part:
+            named = getattr(named, step, None)
+        if named is part:
             return f"{module}:{name}"
     raise RecipeError(
-        f"{field}: {part!r} has no name under which it could be found again; define it with `def` or `class` at the "
-        "top of a module or of a notebook cell"
+        f"{field}: {part!r} has no name to import it by; define it with `def` or `class` at the top level of a module "
+        "or of a notebook cell"
     )
 
 
@@ -190,8 +190,8 @@ def _missing(module_name: str, name: str) -> str:
     if module_name == "__main__":
         return (
             f"{name} is defined in a notebook or script, and this process has none of that name; run the cell that "
-            "defines it first, or put it into a module file (.py) beside the recipe, whose functions every process "
-            "finds, and write package.module:name"
+            "defines it first, or put it into a module file (.py) beside the recipe, where every process finds it, "
+            "and write package.module:name"
         )
     return f"module {module_name} has no {name}"
 
@@ -207,7 +207,7 @@ def _loaded(entry: EntryPoint, where: str) -> object:
 
 
 def methods(names: Iterable[str], what: str) -> Callable[[object], str | None]:
-    """A test for `Registry`: the part has these methods, or makes an object with them when it is a class."""
+    """A test for `Registry`: the part, an object or a class, has these methods."""
 
     def problem(part: object) -> str | None:
         missing = [name for name in names if not callable(getattr(part, name, None))]
@@ -240,7 +240,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
         READERS,
     )
 }
-"""One for each kind of part that a user may bring."""
+"""The registry of each kind of part."""
 
 
 @overload
@@ -248,16 +248,16 @@ def register(kind: str, part: P, *, name: str | None = None) -> P: ...
 @overload
 def register(kind: str, *, name: str | None = None) -> Callable[[P], P]: ...
 def register(kind: str, part: Any = None, *, name: str | None = None) -> Any:
-    """Makes a part of your own known to this process, so that a recipe can name it.
+    """Registers your own part in this process, so that a recipe can name it.
 
     Args:
         kind: One of `REGISTRIES`: check, estimator, scorer, prompt_optimizer, policy_optimizer, generator, form, stage,
             reader.
-        part: The function, class or object; left out, this is a decorator.
-        name: What a recipe calls it; by default its `__name__`.
+        part: The function, class or object; without it, this is a decorator.
+        name: Its name in a recipe; by default its `__name__`.
 
     Raises:
-        RecipeError: There is no such kind, or it cannot be such a part.
+        RecipeError: The kind or the name is wrong.
 
     Example:
         >>> @register("check")                                          # doctest: +SKIP

@@ -19,12 +19,12 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees either the old content or the new one, also after a power cut.
+    """Writes a file atomically: a reader sees the old or the new content, also after a power cut.
 
-    The values of secret variables are taken out, whoever put them in (`optimsyn.base.secrets.redaction.kept`).
+    The values of secret variables are removed (`optimsyn.base.secrets.redaction.kept`).
 
     Raises:
-        OSError: The file cannot be written, or there is a folder of that name; nothing is left beside it.
+        OSError: The file cannot be written, or is a folder; no partial file stays.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -52,9 +52,9 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
-    """Appends rows durably; a torn last line of a killed writer is closed first, so it can never eat a good row.
+    """Appends rows durably; a torn last line of a killed writer is closed first, so that it cannot damage a new row.
 
-    As in `write_text`, no value of a secret variable gets through.
+    Secrets are removed as in `write_text`.
     """
     lines = [kept(_line(row)) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +79,12 @@ def iter_json(path: Path, *, tolerate_torn: bool = False) -> Iterator[dict[str, 
 
     Args:
         path: The file.
-        tolerate_torn: Skip lines that are not JSON: the file is a ledger whose writer may have been killed.
+        tolerate_torn: Skip lines that are not JSON, in a ledger whose writer may have been killed.
 
     Raises:
         DataError: A line is not a JSON object; names file and line.
     """
-    # A torn line can end inside of a letter.
+    # A torn line can end inside a character.
     with path.open(encoding="utf-8", errors="replace" if tolerate_torn else "strict") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -101,7 +101,7 @@ def iter_json(path: Path, *, tolerate_torn: bool = False) -> Iterator[dict[str, 
 
 
 def read_jsonl(path: Path, record: type[RecordT]) -> list[RecordT]:
-    """The rows of a file that optimsyn wrote itself, as records.
+    """The rows of a file that optimsyn wrote, as records.
 
     Raises:
         DataError: The file is missing or a row does not fit; names file and row.

@@ -1,4 +1,4 @@
-"""What the variants and metrics are called and coloured in every table and picture."""
+"""Names and colours of variants and metrics in tables and pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VARIANT_LABELS = {
     "policy": "trained policy",
 }
 
-# Okabe and Ito's palette, told apart with every common colour blindness and in print.
+# Okabe and Ito's palette, distinct in print and with every common colour blindness.
 VARIANT_COLORS = {
     "target": "#555555",
     "first_draft": "#999999",
@@ -45,7 +45,7 @@ def variant_color(variant: str) -> str:
 
 
 def method_label(method: str) -> str:
-    """An optimiser's method for people; one of somebody's own is called as its recipe calls it."""
+    """An optimiser's name for people; a custom one keeps its name from the recipe."""
     return METHOD_LABELS.get(method, method)
 
 
@@ -55,7 +55,7 @@ def metric_label(metric: str) -> str:
     return f"{name} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
 
 
-# What came of a request, as `optimsyn.base.errors.Outcome` names it, and in a person's words.
+# The outcomes of a request (`optimsyn.base.errors.Outcome`) for people.
 OUTCOME_LABELS = {
     "read": "read",
     "invalid": "of a wrong form",
@@ -66,7 +66,7 @@ OUTCOME_LABELS = {
     "asked_again": "asked again with more room",
 }
 UNREAD = ("invalid", "cut", "refusal", "tool_call", "empty")
-# What besides befell requests, where it did.
+# Further counts, shown only where they are not 0.
 BESIDES_LABELS = {"damaged": "damaged when kept, bought again", "estimated": "tokens not reported, estimated"}
 ROLE_LABELS = {
     "generator": "Generator",
@@ -78,14 +78,14 @@ ROLE_LABELS = {
 
 
 def role_label(role: str) -> str:
-    """A role of a recipe's models in a person's words."""
+    """A model's role for people."""
     return ROLE_LABELS.get(role, role)
 
 
 def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Columns, and for each role its requests in these; `outcomes` as in a manifest.
+    """Columns, and for each role its number of requests in each; `outcomes` as in a manifest.
 
-    The columns of `BESIDES_LABELS` are there only where there is something to count.
+    The columns of `BESIDES_LABELS` are left out where all counts are 0.
     """
     besides = [name for name in BESIDES_LABELS if any(counts.get(name) for counts in outcomes.values())]
     labels = {**OUTCOME_LABELS, **{name: BESIDES_LABELS[name] for name in besides}}

@@ -1,8 +1,8 @@
-"""One line that tells how something long goes: drawn again every second, in a terminal, a notebook or a log file.
+"""One line of progress, redrawn every second, in a terminal, a notebook or a log file.
 
 In a notebook it is plain text and HTML under one display id, no widget, so that it is still there when the notebook is
-opened again. Its output is marked `{"optimsyn": {"transient": true}}`: it changes from run to run, and whoever keeps
-notebooks under version control leaves it out.
+reopened. Its output is marked `{"optimsyn": {"transient": true}}`: it changes from run to run and does not belong
+under version control.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class NotebookText:
         self._handle: Any = None
 
     def show(self, text: str, share: float | None = None) -> None:
-        """Shows a text in place of the one before.
+        """Replaces the text.
 
         Args:
             text: One line.
-            share: How much is done, from 0 to 1, for a bar before the text; None draws none.
+            share: The share that is done, from 0 to 1, for a progress bar; None draws none.
         """
         from IPython.display import display
 
@@ -47,14 +47,14 @@ class NotebookText:
 
 
 class LiveLine:
-    """Draws what a function says, again and again while the block runs.
+    """Draws the text that a function returns, again and again while the block runs.
 
-    In a terminal and in a notebook the line is updated in place; in a log file it is written now and then.
+    In a terminal and in a notebook the line is updated in place; in a log file it is written once a minute.
 
     Args:
-        status: Gives the line; called from a thread of this object's own.
-        share: Gives how much is done, from 0 to 1, or None; only notebooks draw it.
-        stream: Where to write outside of a notebook; None is standard error.
+        status: Returns the line; called from a background thread.
+        share: Returns the share that is done, from 0 to 1, or None; only notebooks draw it.
+        stream: Where to write outside a notebook; None is standard error.
 
     Example:
         >>> with LiveLine(lambda: f"{done} of {total} pairs") as line:     # doctest: +SKIP
@@ -85,7 +85,7 @@ class LiveLine:
         self._put(self._status(), self._share())
 
     def finish(self, text: str) -> None:
-        """Puts the last text in place of the line; nothing is drawn after it."""
+        """Draws the last text."""
         self._over.set()
         self._put(text, None, last=True)
 
@@ -97,9 +97,9 @@ class LiveLine:
             if self._notebook is not None:
                 self._notebook.show(text, share)
             elif self._in_place:
-                # A line that wraps could not be overwritten.
+                # A line that wraps cannot be overwritten.
                 text = text[: shutil.get_terminal_size().columns - 1]
-                # Blanks overwrite what a longer line before has left.
+                # Blanks overwrite the rest of a longer line.
                 self._stream.write("\r" + text.ljust(len(self._shown)) + ("\n" if last else ""))
             elif last or now - self._written >= _LOG_SECONDS:
                 self._stream.write(text + "\n")
@@ -113,7 +113,7 @@ class LiveLine:
 
     def __enter__(self) -> LiveLine:
         self.draw()
-        # The thread's outputs belong to the cell that started it, which a copy of the context tells.
+        # The context says which cell the thread's output belongs to.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="optimsyn-line", daemon=True)
         self._thread.start()

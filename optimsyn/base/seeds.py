@@ -1,4 +1,4 @@
-"""Seeds derived from what they are for, so that a resumed run draws exactly what an undisturbed one would."""
+"""Seeds derived from their purpose, so that a resumed run draws the same as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed in [0, 2**31) that depends on every part and on nothing else (no clock, no process hash seed)."""
+    """A seed in [0, 2**31) that depends on the parts alone (no clock, no process hash seed)."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 

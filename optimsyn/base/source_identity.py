@@ -1,7 +1,7 @@
-"""The source of a part that a user brought: what depends on the part is another thing when its source changes.
+"""The source code of a user's part: results that depend on the part are redone when its source changes.
 
-For a part from a module these are the sources of the module and of what it imports from beside it. For one from a
-notebook cell or a script these are the sources of the function or class and of what it uses of the same notebook.
+For a part from a module: the sources of the module and of the modules beside it that it imports. For one from a
+notebook or script: the sources of the function or class and of what it uses from the same notebook.
 """
 
 from __future__ import annotations
@@ -22,51 +22,50 @@ from types import FunctionType, ModuleType
 from optimsyn.base.errors import RecipeError
 
 _MAIN = "__main__"
-# Parts that this process has loaded, with their source as it was then: the file may be edited afterwards, but what runs
-# is what was loaded.
+# Loaded parts with their source at that time: the file may be edited later, but the loaded code runs.
 _LOADED: dict[str, tuple[object, dict[str, str]]] = {}
 
 
 def source_identity(reference: str, part: object, field: str) -> dict[str, str]:
-    """All the source that a part is made of.
+    """All the source code of a part.
 
     Args:
-        reference: What the recipe calls it: a name, `package.module:name` or `__main__:name`.
-        part: What that led to.
-        field: The recipe's field that names it, for messages.
+        reference: Its name in the recipe: a name, `package.module:name` or `__main__:name`.
+        part: The object of that name.
+        field: The recipe field that names it, for messages.
 
     Returns:
-        Source by module: of where the part stands, where it was imported from, and what they use from beside them.
-        For a part of a notebook or script the names that it uses there, each with its source or value.
+        Source by module: of the module that defines the part, the one it was imported from, and those beside them that
+        they use. For a part of a notebook or script: the names that it uses there, each with its source or value.
 
     Raises:
-        RecipeError: The part has neither source nor a file, so that nobody could tell when it is edited.
+        RecipeError: The part has neither source nor a file, so an edit could not be noticed.
     """
-    known = _LOADED.get(reference)
-    if known is not None and known[0] is part:
-        return known[1]
+    cached = _LOADED.get(reference)
+    if cached is not None and cached[0] is part:
+        return cached[1]
     inner = inspect.unwrap(part.func if isinstance(part, functools.partial) else part)  # type: ignore[arg-type]
-    own = getattr(inner, "__module__", None) or type(inner).__module__
-    found: dict[str, str] = {}
-    wanted = [own]
+    module = getattr(inner, "__module__", None) or type(inner).__module__
+    sources: dict[str, str] = {}
+    wanted = [module]
     if ":" in reference:
         wanted.insert(0, reference.partition(":")[0])
     whose = f"{field}: {reference!r}"
-    if own == _MAIN:
-        # Cells are run again at any time, so these are read each time.
-        found = _notebook_source(inner, whose)
-        return found | _module_sources([name for name in _beside_notebook(found) if name != _MAIN], whose)
-    found = _module_sources([name for name in wanted if name != _MAIN], whose)
-    _LOADED[reference] = (part, found)
-    return found
+    if module == _MAIN:
+        # Cells can be rerun at any time, so do not cache.
+        sources = _notebook_source(inner, whose)
+        return sources | _module_sources([name for name in _beside_notebook(sources) if name != _MAIN], whose)
+    sources = _module_sources([name for name in wanted if name != _MAIN], whose)
+    _LOADED[reference] = (part, sources)
+    return sources
 
 
 def module_source(name: str, whose: str) -> str:
-    """The source of a module or, where it comes without, the bytes of its file in hex.
+    """The source of a module or, for a compiled one, the bytes of its file in hex.
 
     Args:
         name: The module.
-        whose: What it is a part of, for the message.
+        whose: What needs it, for the message.
 
     Raises:
         RecipeError: It has neither.
@@ -75,15 +74,15 @@ def module_source(name: str, whose: str) -> str:
 
 
 def _module_sources(names: list[str], whose: str) -> dict[str, str]:
-    """Source by module, of these and of what they use from beside them."""
-    found: dict[str, str] = {}
+    """Source by module, of these and of the modules beside them that they use."""
+    sources: dict[str, str] = {}
     wanted = list(names)
     while wanted:
         name = wanted.pop()
-        if name not in found and name.partition(".")[0] not in sys.stdlib_module_names:
-            spec, found[name] = _found_source(name, whose)
-            wanted += _used_beside(spec, found[name])
-    return found
+        if name not in sources and name.partition(".")[0] not in sys.stdlib_module_names:
+            spec, sources[name] = _found_source(name, whose)
+            wanted += _used_beside(spec, sources[name])
+    return sources
 
 
 def _found_source(name: str, whose: str) -> tuple[ModuleSpec, str]:
@@ -95,14 +94,14 @@ def _found_source(name: str, whose: str) -> tuple[ModuleSpec, str]:
         return spec, source
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise RecipeError(
-            f"{whose}: the module {name} has neither source nor a file, so nobody could tell when it is edited, and "
-            "old results would be taken for new ones; put it into a module file (.py)"
+            f"{whose}: the module {name} has neither source nor a file, so an edit could not be noticed, and old "
+            "results would be taken for new ones; put it into a module file (.py)"
         )
     return spec, Path(spec.origin).read_bytes().hex()
 
 
 def _used_beside(spec: ModuleSpec, source: str) -> list[str]:
-    """Modules that a module imports and that come with it: from its package, or the folder that it was found in."""
+    """The imports of a module that come with it: from its package, or from its folder."""
     own = spec.name.partition(".")[0]
     return [
         name for name in _imports(source, spec.parent) if _comes_with(own, name.partition(".")[0]) and _is_module(name)
@@ -110,7 +109,7 @@ def _used_beside(spec: ModuleSpec, source: str) -> list[str]:
 
 
 def _imports(source: str, package: str | None) -> list[str]:
-    """All that might be modules in the imports of a source."""
+    """All names in the imports of a source that might be modules."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # a file without source
@@ -126,7 +125,7 @@ def _imports(source: str, package: str | None) -> list[str]:
 
 
 def _comes_with(own: str, other: str) -> bool:
-    """Whether two top-level modules lie in one folder, and not merely because everything is installed there."""
+    """Whether two top-level modules are in one folder other than site-packages."""
     if other in sys.stdlib_module_names or other == "optimsyn":
         return False
     return own == other or _is_ours(_folder_of(own), _folder_of(other))
@@ -137,7 +136,7 @@ def _is_ours(place: Path | None, other: Path | None) -> bool:
 
 
 def _folder_of(name: str) -> Path | None:
-    """The folder that a top-level module or package was found in."""
+    """The folder of a top-level module or package."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None or not spec.has_location:
         return None
@@ -154,9 +153,9 @@ def _is_module(name: str) -> bool:
 
 
 def _notebook_source(part: object, whose: str) -> dict[str, str]:
-    """A function, class or object of the notebook or script that runs, and what it uses there, by name."""
+    """A function, class or object of the running notebook or script, and what it uses there, by name."""
     start = part if isinstance(part, type | FunctionType) else type(part)
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     wanted: list[tuple[str, object]] = [(start.__qualname__, start)]
     if start is not part:
         wanted.append(("its state", getattr(part, "__dict__", {})))
@@ -164,20 +163,20 @@ def _notebook_source(part: object, whose: str) -> dict[str, str]:
     while wanted:
         name, value = wanted.pop()
         key = f"{_MAIN}:{name}"
-        if key in found:
+        if key in sources:
             continue
         if not isinstance(value, type | FunctionType):
-            found[key] = value.__name__ if isinstance(value, ModuleType) else _value(value)
+            sources[key] = value.__name__ if isinstance(value, ModuleType) else _value(value)
         elif value.__module__ != _MAIN:
-            found[key] = f"{value.__module__}:{value.__qualname__}"
+            sources[key] = f"{value.__module__}:{value.__qualname__}"
         else:
-            found[key] = _text_of(value, whose)
-            wanted += [(used, here[used]) for used in _names(found[key]) if used in here]
-    return found
+            sources[key] = _text_of(value, whose)
+            wanted += [(used, here[used]) for used in _names(sources[key]) if used in here]
+    return sources
 
 
 def _value(value: object) -> str:
-    """A value as text that is equal in every process, or the name of its type where it is no plain value."""
+    """A plain value as text, equal in every process; else the name of its type."""
     try:
         return json.dumps(value, sort_keys=True, default=lambda other: sorted(map(repr, other)))
     except (TypeError, ValueError):
@@ -191,7 +190,7 @@ def _names(source: str) -> Iterator[str]:
 
 
 def _text_of(part: type | FunctionType, whose: str) -> str:
-    """The source of one function or class. Python itself does not find that of a class in a notebook."""
+    """The source of one function or class; `inspect` does not find a notebook's classes."""
     try:
         if isinstance(part, FunctionType):
             return textwrap.dedent(inspect.getsource(part))
@@ -204,15 +203,15 @@ def _text_of(part: type | FunctionType, whose: str) -> str:
         return textwrap.dedent(inspect.getsource(part))
     except (OSError, TypeError, SyntaxError) as error:
         raise RecipeError(
-            f"{whose}: the source of {part.__qualname__} is not known ({error}), so nobody could tell when it is "
-            "edited, and old results would be taken for new ones; put it into a module file (.py)"
+            f"{whose}: the source of {part.__qualname__} is not known ({error}), so an edit could not be noticed, and "
+            "old results would be taken for new ones; put it into a module file (.py)"
         ) from error
 
 
-def _beside_notebook(found: dict[str, str]) -> list[str]:
-    """Modules that lie in the folder in which the notebook runs, among those that its names come from."""
-    places = [place for text in found.values() if (place := text.partition(":")[0]).replace(".", "_").isidentifier()]
-    imports = [name for text in found.values() for name in _imports(text, None)]
+def _beside_notebook(sources: dict[str, str]) -> list[str]:
+    """Those modules behind the notebook's names that are in its working directory."""
+    places = [place for text in sources.values() if (place := text.partition(":")[0]).replace(".", "_").isidentifier()]
+    imports = [name for text in sources.values() for name in _imports(text, None)]
     here = Path.cwd()
     return [
         name

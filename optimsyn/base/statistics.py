@@ -22,14 +22,14 @@ def correlation(x: Array, y: Array) -> Array:
     """Cosine of centred x and y [..., n] along the last axis; NaN where one of them is constant."""
     xx, yy = (x * x).sum(-1), (y * y).sum(-1)
     sizes = np.sqrt(xx * yy)
-    # Ranks are of the order of n; what is left below this is rounding.
+    # Ranks are of the order of n; below this is rounding.
     ok = (xx > 1e-9) & (yy > 1e-9)
-    found: Array = np.where(ok, (x * y).sum(-1) / np.where(ok, sizes, 1.0), np.nan)
-    return found
+    cosines: Array = np.where(ok, (x * y).sum(-1) / np.where(ok, sizes, 1.0), np.nan)
+    return cosines
 
 
 def without(x: Array, controls: Sequence[Array]) -> Array:
-    """What a linear fit on centred controls leaves of centred x; all [..., n] along the last axis."""
+    """The residual of a linear fit of centred x on centred controls; all [..., n] along the last axis."""
     basis: list[Array] = []
     for control in controls:
         rest = control

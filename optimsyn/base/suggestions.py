@@ -1,4 +1,4 @@
-"""What a misspelled name was probably meant to be."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 
 
 def alike(name: str, known: Iterable[str], *, most: int, cutoff: float = 0.6) -> list[str]:
-    """The known names that are like another, the likest first.
+    """The known names that are similar to another, the most similar first.
 
     Args:
-        name: What somebody wrote.
-        known: What there is.
-        most: How many to give at most.
-        cutoff: How like they must be, from 0 (anything) to 1 (the same).
+        name: The name as written.
+        known: The existing names.
+        most: Return at most so many.
+        cutoff: Least similarity, from 0 (anything) to 1 (the same).
     """
     return difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The known name that is most like another, or None when none is like it; arguments as for `alike`."""
+    """The most similar known name, or None; arguments as for `alike`."""
     return next(iter(alike(name, known, most=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
-    """The end of a message about an unknown name: what was probably meant, else what there is.
+    """The end of a message about an unknown name: a suggestion, else `otherwise`.
 
     Args:
-        name: What somebody wrote.
-        known: What there is.
-        otherwise: What to say when nothing is like it.
+        name: The name as written.
+        known: The existing names.
+        otherwise: The text when no name is similar.
         cutoff: As for `alike`.
 
     Example:
@@ -44,11 +44,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, cutoff: flo
 
 
 def file_beside(path: Path, pattern: str = "*") -> str:
-    """The same for a file that is not there: ` Did you mean folder/name?` after a whole sentence, or nothing.
+    """For a missing file: ` Did you mean folder/name?`, to append to a sentence, or nothing.
 
     Args:
-        path: Where it was looked for.
-        pattern: Which files of that folder may have been meant.
+        path: The missing file.
+        pattern: The files of its folder to suggest from.
     """
     near = nearest(path.name, (file.name for file in path.parent.glob(pattern)))
     return f" Did you mean {path.parent / near}?" if near is not None else ""

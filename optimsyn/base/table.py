@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 DASH = "–"
-# A column of text keeps at least so many characters.
+# Least width of a column of text.
 _LEAST_TEXT = 14
-# More zeros than this behind the point cannot be counted at a glance.
+# More decimals than this are hard to read.
 _MOST_DECIMALS = 7
 
 
@@ -27,8 +27,8 @@ class Table:
     Attributes:
         title: One line above it.
         columns: Headings.
-        rows: Cells, as many a row as there are headings; a line break in a cell stays one.
-        right: Places of the columns that are aligned to the right: numbers.
+        rows: Cells, one for each heading; line breaks in a cell are kept.
+        right: Indices of the columns that are aligned to the right: numbers.
         note: One or two sentences below it.
     """
 
@@ -62,27 +62,27 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        shown = RichTable(
+        table = RichTable(
             title=Text(self.title, style="bold") if self.title else None,
             title_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
         for place, name in enumerate(self.columns):
-            # In a narrow terminal headings and long texts are folded, numbers never.
+            # In a narrow terminal headings and long texts wrap, numbers never.
             right = place in self.right
             lines = [len(line) for row in self.rows for line in row[place].split("\n")]
             least = max(lines, default=1) if right else min(max(lines, default=1), _LEAST_TEXT)
             least = max(least, *(len(word) for word in name.split()), 1)
-            shown.add_column(Text(name), justify="right" if right else "left", overflow="fold", min_width=least)
+            table.add_column(Text(name), justify="right" if right else "left", overflow="fold", min_width=least)
         for row in self.rows:
-            shown.add_row(*(Text(text) for text in row))
-        yield shown
+            table.add_row(*(Text(text) for text in row))
+        yield table
         if self.note:
             yield Text(self.note, style="dim")
 
     def __str__(self) -> str:
-        """The table as plain text, as for a log."""
+        """The table as plain text."""
         from rich.console import Console
 
         console = Console(width=120, no_color=True, force_terminal=False, highlight=False)
@@ -92,7 +92,7 @@ class Table:
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """A number with so many significant digits and no exponent where it can be helped; a dash for None."""
+    """A number with so many significant digits; a dash for None."""
     if value is None:
         return DASH
     text = f"{value:{'+' if sign else ''}.{digits}g}"
@@ -101,13 +101,13 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def decimals_for(values: Iterable[float], digits: int = 3) -> int:
-    """Decimals that give the largest of these numbers so many significant digits, so that all line up."""
+    """The number of decimals that gives the largest of these numbers so many significant digits."""
     largest = max((abs(value) for value in values), default=0.0)
     return min(max(0, digits - 1 - math.floor(math.log10(largest))), 99) if largest > 0 else digits
 
 
 def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
-    """A number with so many decimals, or with an exponent where they would be too many to read; a dash for None."""
+    """A number with so many decimals, or with an exponent if these are too many to read; a dash for None."""
     if value is None:
         return DASH
     form = f".{decimals}f" if decimals <= _MOST_DECIMALS else ".2e"
@@ -115,7 +115,7 @@ def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
 
 
 class Shown(ABC):
-    """Base of such classes: give `_table`, import what it needs inside."""
+    """Base of classes that display as a table: implement `_table`, with lazy imports."""
 
     @abstractmethod
     def _table(self) -> Table:

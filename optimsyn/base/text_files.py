@@ -1,4 +1,4 @@
-"""Text files as people save them."""
+"""Decoding text files in any encoding."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from optimsyn.base.errors import DataError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What text in one of these would pass for UTF-8: their bytes are all below 128.
+# Bytes of encodings that look like valid UTF-8 because all bytes are below 128.
 _SEVEN_BITS = re.compile(rb"[\0\x1b]")
-# What people's files are really saved in; a detector that tries a hundred takes a dash for an old Macintosh's letter.
+# The encodings in use; a detector that tries a hundred takes a dash for a letter of an old Macintosh.
 _COMMON = (
     *("cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "koi8-r", "koi8-u"),
     *("iso8859-2", "iso8859-5", "iso8859-7", "cp866", "cp874"),
     *("shift_jis", "cp932", "euc-jp", "gb18030", "big5", "euc_kr", "cp949"),
 )
-# The plainer name, where it reads the same bytes.
+# A more common encoding, used if it reads the same bytes.
 _PLAINER = {"cp932": "shift_jis", "cp949": "euc_kr", "gb2312": "gb18030", "gbk": "gb18030", "euc_jis_2004": "euc_jp"}
-# Files of these kinds, whatever their name says.
+# Binary kinds of files, whatever their name.
 _SIGNATURES = (
     (b"%PDF-", "a PDF"),
     (b"PK\x03\x04", "a zip archive, as .docx, .xlsx and .epub files are"),
@@ -52,19 +52,19 @@ _CODECS_THAT_ARE_NONE = ("idna", "punycode", "undefined", "unicode_escape", "raw
 
 
 def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bool = False) -> str:
-    """The text of a file's bytes: by its byte order mark, else UTF-8, else in the encoding given.
+    """The text of a file's bytes: by its byte order mark, else UTF-8, else in `encoding`.
 
-    Text that is UTF-8 is read as such even where an encoding is given: in a folder only some files are old, and other
-    text with letters beyond ASCII is practically never valid UTF-8 by chance.
+    Valid UTF-8 is read as such even with an `encoding`: in a folder only some files are old, and other text with
+    letters beyond ASCII is practically never valid UTF-8 by chance.
 
     Args:
         data: The whole file.
         where: The file's name for messages.
-        encoding: That of files which are not UTF-8, from the recipe.
+        encoding: Of files that are not UTF-8, from the recipe.
         settable: The recipe can name an encoding for this file, so the message says how.
 
     Raises:
-        DataError: The bytes are not text in these encodings; names the line and, where it can be told, the likely one.
+        DataError: The bytes are not text in these encodings; names the line and the likely encoding.
     """
     for mark, name in _MARKS:
         if data.startswith(mark):
@@ -90,12 +90,12 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
         if encoding is not None:
             return _in_given(data, where, encoding)
         line = data.count(b"\n", 0, error.start) + 1
-        found = f"{where}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text"
+        problem = f"{where}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text"
         if is_binary(data):
             raise DataError(
-                f"{found}, and the file does not look like text at all; remove it or give it the right ending"
+                f"{problem}, and the file does not look like text at all; remove it or give it the right ending"
             ) from None
-        raise DataError(f"{found}; {conversion_advice(likely_encoding(data), settable)}") from None
+        raise DataError(f"{problem}; {conversion_advice(likely_encoding(data), settable)}") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(
@@ -105,7 +105,7 @@ def decode(data: bytes, where: str, encoding: str | None = None, *, settable: bo
 
 
 def text_encoding(name: str) -> str:
-    """The name of an encoding, checked.
+    """Checks the name of an encoding and returns it.
 
     Raises:
         ValueError: Python knows no text encoding of that name.
@@ -121,28 +121,28 @@ def text_encoding(name: str) -> str:
 
 
 def likely_encoding(data: bytes) -> str:
-    """The encoding that text which is not UTF-8 is most likely in, by the name that Python and iconv know."""
+    """The most likely encoding of text that is not UTF-8, by a name that Python and iconv know."""
     data = data[:_LOOKED_AT]
     runs = [sum(1 for _ in run) for high, run in groupby(data, key=lambda byte: byte > 127) if high]
-    # A dash, a quote or an accent here and there says nothing about the language; English text with them is the rule.
+    # Single dashes, quotes and accents say nothing about the language; mostly it is English.
     alone = runs and sum(runs) < 2 * len(runs)
     if alone and (sum(runs) <= _FEW_BYTES or sum(runs) < _FEW_SHARE * len(data)) and _reads(data, "cp1252"):
         return "cp1252"
     from chardet import detect
 
     if not alone and sum(runs) < _SOME_SHARE * len(data):
-        # A few words of another script, which the English around them would hide.
+        # A few words of another script; the English around them misleads the detector.
         foreign = b" ".join(word for word in data.split() if not word.isascii())
     else:
         foreign = data
-    found = detect(foreign, include_encodings=_COMMON, compat_names=False, empty_input_encoding="cp1252")["encoding"]
-    found = codecs.lookup(found or "cp1252").name
-    plainer = _PLAINER.get(found, found)
-    return (plainer if _reads(data, plainer) else found) if _reads(data, found) else "cp1252"
+    detected = detect(foreign, include_encodings=_COMMON, compat_names=False, empty_input_encoding="cp1252")["encoding"]
+    detected = codecs.lookup(detected or "cp1252").name
+    plainer = _PLAINER.get(detected, detected)
+    return (plainer if _reads(data, plainer) else detected) if _reads(data, detected) else "cp1252"
 
 
 def is_binary(data: bytes) -> bool:
-    """True for bytes that are no text in any encoding: many control characters."""
+    """Whether many control characters show that bytes are no text."""
     head = data[:_LOOKED_AT]
     controls = sum(head.count(bytes([byte])) for byte in (*range(9), *range(14, 27), *range(28, 32)))
     return controls > 0.02 * len(head)

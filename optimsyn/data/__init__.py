@@ -1,1 +1,1 @@
-"""What is read: documents, passages, questions and their splits; the records that everything is kept in."""
+"""The data: documents, passages, questions and their splits, and the records."""

@@ -13,8 +13,8 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def normalize_answer(text: str) -> str:
     """Lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016, evaluation script).
 
-    Two departures: punctuation is Unicode's rather than ASCII's, and articles stay when nothing else would be left
-    (the answer "A" names a vitamin or a choice).
+    Two differences: punctuation is Unicode's rather than ASCII's, and articles stay if nothing else is left (the answer
+    "A" names a vitamin or a choice).
     """
     folded = unicodedata.normalize("NFKC", text).lower()
     bare = "".join(char for char in folded if not unicodedata.category(char).startswith("P"))
@@ -23,8 +23,8 @@ def normalize_answer(text: str) -> str:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     """Whether the prediction equals one of the accepted answers after normalisation."""
-    given = normalize_answer(prediction)
-    return any(given == normalize_answer(answer) for answer in answers)
+    predicted = normalize_answer(prediction)
+    return any(predicted == normalize_answer(answer) for answer in answers)
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -33,8 +33,8 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _token_f1(prediction: str, answer: str) -> float:
-    given, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
-    if not given or not wanted:
-        return float(given == wanted)
-    common = (Counter(given) & Counter(wanted)).total()
-    return 2 * common / (len(given) + len(wanted))
+    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    common = (Counter(predicted) & Counter(wanted)).total()
+    return 2 * common / (len(predicted) + len(wanted))

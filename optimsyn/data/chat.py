@@ -1,13 +1,13 @@
 """The one format in which a target model sees pairs and questions.
 
-Synthesized pairs, validation questions and test questions all become a `Sample` here, so that what is trained on,
-what gives the influence its direction and what is evaluated differ in content only.
+Synthesized pairs, validation questions and test questions all become a `Sample` here, so that they differ in content
+only.
 
     Passage: <context>          only when asked open book
     Question: <question>        and what its form shows with it, such as options
     Answer: <answer>
 
-What stands after `Question:` and `Answer:` the question's form says (`optimsyn.data.forms`).
+The question's form decides what follows `Question:` and `Answer:` (`optimsyn.data.forms`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
 
     Args:
         item: A synthesized pair or an expert question.
-        answer: Put this answer in place of the item's own, e.g. another option whose likelihood is wanted.
+        answer: Replaces the item's answer, e.g. by another option to get its likelihood.
 
     Returns:
         A sample whose `prompt + completion` is the plain text, and whose `messages` say the same as a chat.
@@ -41,7 +41,7 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
     form = form_of(item)
     body = QUESTION_PREFIX + form.prompt(item)
     if item.context is not None and item.context.strip():
-        # A text that itself holds a line "Question: ..." must not look like the start of the question.
+        # A line "Question: ..." in the text must not look like the start of the question.
         context = item.context.strip().replace(_MARK, "\n " + QUESTION_PREFIX)
         body = f"{CONTEXT_PREFIX}{context}\n{body}"
     gold = (form.answer(item) if answer is None else answer).strip()
@@ -55,14 +55,14 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
 
 
 def split_context(text: str) -> tuple[str, str]:
-    """Cuts a sample's prompt (or its user message) into what may be shortened and what must stay.
+    """Splits a sample's prompt (or its user message) into the part that may be shortened and the rest.
 
     Args:
         text: `Sample.prompt` or the content of its user message.
 
     Returns:
-        `(context, rest)` with `context + rest == text`; the context is "" when the sample is closed book. Whoever has
-        to shorten a prompt cuts the left end of `context` and never touches `rest`.
+        `(context, rest)` with `context + rest == text`; the context is "" for a closed-book sample. To shorten a
+        prompt, cut the left end of `context`, never `rest`.
     """
     if not text.startswith(CONTEXT_PREFIX) or _MARK not in text:
         return "", text

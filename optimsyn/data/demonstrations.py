@@ -1,8 +1,7 @@
 """The demonstrations of the prompts: two passages, each with a rubric and the pair that follows from it.
 
-A base model without a chat template learns the form of a reply from these alone, so they are few, short and in a
-domain (comets and birds) that is hardly anybody's. What they say must never turn up in a dataset; the check `demo_copy`
-sees to it.
+A base model without a chat template learns the form of a reply from these alone, so they are few, short and in a rare
+domain (comets and birds). Their content must never appear in a dataset; the check `demo_copy` refuses it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ class Demo:
 
     Attributes:
         passage: The text that everything else follows from.
-        guiding_text: A guiding text under which somebody would write this rubric.
+        guiding_text: A guiding text that fits this rubric.
         rubric: The criteria.
         quote: The sentence of the passage that the pair is made of, word for word.
         question: A question that meets the rubric.
         answer: Its answer, words of the passage.
         wrong: Wrong options of the same sort, for the multiple-choice form.
-        closed_question: The same fact asked for a verdict (yes or no).
-        verdict: The answer to that, "yes" or "no".
+        closed_question: The same fact as a yes-or-no question.
+        verdict: Its answer, "yes" or "no".
     """
 
     passage: str

@@ -1,4 +1,4 @@
-"""Documents from JSONL, Parquet, CSV, a folder of files, a hub dataset, or the ones that come with optimsyn."""
+"""Documents from JSONL, Parquet, CSV, a folder of files, a hub dataset, or the bundled ones."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _FIELDS = ("text", "id", "title", "source", "license", "group")
 
 @dataclass(frozen=True)
 class DocumentSet:
-    """What a documents source holds.
+    """The content of a documents source.
 
     Attributes:
         documents: The usable documents, in the order of the source, `limit` not yet applied.
         repeats: Documents with the text of an earlier one; questions may still name them.
-        losses: Rows of a hub dataset that were empty or repeated, and all of `passed` and `skipped` but for what is
-            hidden or was left behind by programs.
-        problems: Faults in the user's own files, which `load_documents` refuses.
-        passed: Files of a folder that are no documents, or of a kind whose extra is not installed.
+        losses: Empty and repeated rows of a hub dataset, and all of `passed` and `skipped` except hidden files and
+            leftovers of programs.
+        problems: Faults in the user's files, which `load_documents` refuses.
+        passed: Ignored files of a folder: no documents, or of a kind whose extra is not installed.
         skipped: Unreadable, empty and repeated documents under `on_error: skip`, with the whole message.
-        hint: What else could be done about `problems`.
+        hint: Another way to deal with `problems`.
     """
 
     documents: list[Document]
@@ -47,12 +47,12 @@ class DocumentSet:
 
     @property
     def library(self) -> list[Document]:
-        """All documents that open-book questions may name, whether or not pairs are made from them."""
+        """All documents that open-book questions may name, also those without pairs."""
         return [*self.documents, *self.repeats]
 
     @property
     def remarks(self) -> list[str]:
-        """What was skipped and passed over, by number and name, for a person who is about to start a run."""
+        """Notes on skipped and ignored files, with numbers and names."""
         lines = []
         if self.skipped:
             total = len(self.skipped) + len(self.documents)
@@ -66,28 +66,30 @@ class DocumentSet:
 
 
 def load_document_set(config: Documents) -> DocumentSet:
-    """All documents of a recipe with what was lost on the way; `load_documents` for who only wants the documents.
+    """All documents of a recipe, with losses; `load_documents` returns the documents alone.
 
     Raises:
         DataError: As for `load_documents`.
     """
-    found = read_documents(config)
-    if found.problems:
-        raise DataError("\n".join([*shortened(found.problems), *([found.hint] if found.hint else [])]))
-    return found
+    document_set = read_documents(config)
+    if document_set.problems:
+        raise DataError(
+            "\n".join([*shortened(document_set.problems), *([document_set.hint] if document_set.hint else [])])
+        )
+    return document_set
 
 
 def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
     """The documents of a recipe.
 
-    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends are made uniform;
-    otherwise the text is kept as it is, and character offsets of passages point into it.
+    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become uniform; otherwise
+    the text is unchanged, and character offsets of passages point into it.
 
     Args:
         config: The recipe's `documents` section.
         seed: Draws the sample when `source.limit` is set.
-        everything: Ignore `source.limit`, and keep repeated texts of a hub dataset: what open-book questions are looked
-            up in, which may be about documents that no pair is made from.
+        everything: Ignore `source.limit`, and keep repeated texts of a hub dataset, for open-book questions, which may
+            be about documents without pairs.
 
     Returns:
         Documents with unique ids, in the order of the source; `group` is the id where the row names none.
@@ -95,10 +97,10 @@ def load_documents(config: Documents, seed: int, *, everything: bool = False) ->
     Raises:
         DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
     """
-    found = load_document_set(config)
+    document_set = load_document_set(config)
     if everything:
-        return found.library
-    return sampled(found.documents, config.source.limit, seed)
+        return document_set.library
+    return sampled(document_set.documents, config.source.limit, seed)
 
 
 def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
@@ -126,21 +128,21 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     else:
         rows = read_rows(source, torn=faults.add)
         documents = _documents_of(rows, is_own_file(source), losses, faults)
-    kept, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
+    unique, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
     problems = faults.problems
-    if not kept and not problems and convert:
+    if not unique and not problems and convert:
         problems = [_nothing_left(source, faults.skipped)]
-    hint = _SKIP_HINT if faults.curable and kept else ""
-    # What nobody meant as a document is not lost.
+    hint = _SKIP_HINT if faults.curable and unique else ""
+    # Files that were never meant as documents are no losses.
     lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *faults.skipped]
-    return DocumentSet(kept, repeats, lost, problems, passed, faults.skipped, hint)
+    return DocumentSet(unique, repeats, lost, problems, passed, faults.skipped, hint)
 
 
 def files_of(config: Documents) -> Path | None:
-    """The folder, or the single file, that documents are read from as files; None for rows.
+    """The folder or single document file of the source; None for rows.
 
     Raises:
-        DataError: There is nothing of that name.
+        DataError: It does not exist.
     """
     source = config.source
     if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
@@ -156,7 +158,7 @@ def files_of(config: Documents) -> Path | None:
 
 
 class _Faults:
-    """Unreadable documents, which stop the run or are skipped, as the recipe's `on_error` says."""
+    """Unreadable documents, which stop the run or are skipped, by `on_error`."""
 
     def __init__(self, skip: bool) -> None:
         self.skip = skip
@@ -165,7 +167,7 @@ class _Faults:
         self.curable = 0
 
     def add(self, fault: Fault) -> None:
-        """Takes one document's fault."""
+        """Adds one document's fault."""
         if self.skip:
             self.skipped.append(
                 Loss(id=fault.name, stage="documents", reason=f"skipped: {fault.reason}", detail=fault.message)
@@ -186,8 +188,8 @@ def _nothing_left(source: Source, skipped: list[Loss]) -> str:
 def text_value(value: Any) -> str | None:
     """The text of a cell, with uniform line ends.
 
-    A string stays as it is, a list of texts is joined by blank lines, and a table (a list of rows of cells) is written
-    as lines of cells between bars. None for anything else.
+    A list of texts is joined by blank lines; a table (a list of rows of cells) becomes lines of cells between bars.
+    None for anything but these and strings.
     """
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n")
@@ -207,7 +209,7 @@ def _is_table(value: list[Any]) -> bool:
 
 
 def label_value(value: Any) -> str:
-    """A short field such as an id, title or group as text; numbers are written out."""
+    """A short field such as an id, title or group as text."""
     if value is None or isinstance(value, bool | dict | list):
         return ""
     return str(value).strip()
@@ -216,7 +218,7 @@ def label_value(value: Any) -> str:
 def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Faults) -> list[tuple[str, Document]]:
     documents = []
     if all("text" not in row.values for row in rows):
-        # One sentence with the cure instead of the same complaint for every row.
+        # One message instead of the same one for every row.
         columns = sorted({column for row in rows for column in row.values})
         likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
         faults.problems.append(
@@ -266,13 +268,13 @@ def _broken_field(values: dict[str, Any]) -> str | None:
 def _without_repeats(
     documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: _Faults
 ) -> tuple[list[Document], list[Document]]:
-    """Repeated ids and texts: refused in files that the user can fix, merged and counted for hub datasets.
+    """Finds repeated ids and texts: faults in the user's files, merged and counted in hub datasets.
 
-    Hub datasets of questions repeat a text for every question on it (SQuAD and its kin), often under one id.
+    Hub datasets of questions, such as SQuAD, repeat a text for every question on it, often with one id.
     """
     by_id: dict[str, str] = {}
     by_text: dict[str, tuple[str, str]] = {}
-    kept: list[Document] = []
+    unique: list[Document] = []
     repeats: list[Document] = []
     for where, document in documents:
         key = normalized(document.text)
@@ -293,8 +295,8 @@ def _without_repeats(
                 continue
             document = document.model_copy(update={"id": _free_id(document.id, by_id)})
         by_id[document.id] = where
-        kept.append(document)
-    return kept, [document for document in repeats if document.id not in by_id]
+        unique.append(document)
+    return unique, [document for document in repeats if document.id not in by_id]
 
 
 def _free_id(name: str, taken: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Near-duplicate questions, so that nothing held back is taught and nothing is asked twice."""
+"""Near-duplicate questions: keeps test questions out of the pairs, and pairs unique."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ _ALMOST = 0.999
 
 @dataclass(frozen=True)
 class Match:
-    """The most alike text of an index: its position and the similarity in [0, 1], 1 for equal texts."""
+    """The most similar text of an index: its position and the similarity in [0, 1], 1 for equal texts."""
 
     index: int
     similarity: float
 
 
 class NearDuplicates:
-    """Finds texts that say almost the same as a given one, exactly (an inverted index, no hashing).
+    """Finds near-duplicates of a text exactly (an inverted index, no hashing).
 
-    Similarity is the Jaccard index of the sets of words and of neighbouring word pairs. It is 1 only when the two texts
-    are equal but for case, white space and punctuation, and it is raised to the threshold when both have the same four
-    or more content words. Texts whose numbers differ are never duplicates: "sales in 2018" and "sales in 2019" are two
-    questions.
+    Similarity is the Jaccard index of the sets of words and of neighbouring word pairs. It is 1 only if the texts are
+    equal except for case, white space and punctuation, and at least the threshold if both have the same four or more
+    content words. Texts with different numbers are never duplicates ("sales in 2018", "sales in 2019").
 
     Args:
         texts: The texts to search in.
@@ -72,7 +71,7 @@ class NearDuplicates:
             self._postings[feature].append(index)
 
     def match(self, text: str) -> Match | None:
-        """The most alike text of the index at or above the threshold, the earliest among equals; None without one."""
+        """The most similar text at or above the threshold, the earliest among equals; None without one."""
         words = words_of(text)
         equal = self._exact.get(_plain(text, words))
         if equal is not None:
@@ -87,7 +86,7 @@ class NearDuplicates:
         for index in sorted(self.candidates(features)):
             if numbers != self._numbers[index]:
                 continue
-            # Equal sets of words in another order are alike, not equal: that answer was given above.
+            # Equal sets of words in another order are similar, not equal.
             similarity = min(_ALMOST, _jaccard(features, self._features[index]))
             if similarity < self.threshold:
                 continue
@@ -96,10 +95,10 @@ class NearDuplicates:
         return best
 
     def candidates(self, features: frozenset[str]) -> set[int]:
-        """All texts that can be alike: who shares a share of these features shares one of the rarest of them.
+        """All texts that can be similar, found by the rarest features.
 
-        Of n features an alike text has at least threshold * n, so it lacks too few to lack all of the others. Stock
-        phrases, which most texts share, are then never looked at.
+        A similar text has at least threshold * n of the n features, so it has at least one of the rarest
+        n - threshold * n + 1. Common phrases are then never looked up.
         """
         needed = max(1, math.ceil(self.threshold * len(features) - 1e-9))
         rarest = sorted(features, key=lambda feature: (len(self._postings.get(feature, ())), feature))
@@ -107,19 +106,19 @@ class NearDuplicates:
 
 
 def question_text(item: Question | Pair) -> str:
-    """What two questions are compared by: their words and, as many stems are stock phrases, options and the like."""
+    """The text to compare questions by: question and, since many stems are stock phrases, options and the like."""
     return "\n".join(form_of(item).parts(item))
 
 
 def question_scope(item: Question) -> str:
-    """Questions can only be the same within one scope: asked about the same text, or both asked closed book."""
+    """Only questions of one scope can be the same: on the same text, or both closed book."""
     return normalized(item.context) if item.context is not None else ""
 
 
 def overlap(
     first: Sequence[Question], second: Sequence[Question], threshold: float = 0.8
 ) -> list[tuple[int, int, bool]]:
-    """Which questions of `second` are already in `first`, word for word or nearly.
+    """The questions of `second` that are also in `first`, word for word or nearly.
 
     Returns:
         Triples `(index in second, index in first, word for word)`, in the order of `second`.
@@ -129,27 +128,27 @@ def overlap(
         index, positions = by_scope.setdefault(question_scope(question), (NearDuplicates([], threshold), []))
         index.add(question_text(question))
         positions.append(position)
-    found = []
+    matches = []
     for position, question in enumerate(second):
         entry = by_scope.get(question_scope(question))
         match = entry[0].match(question_text(question)) if entry is not None else None
         if entry is not None and match is not None:
-            found.append((position, entry[1][match.index], match.similarity == 1.0))
-    return found
+            matches.append((position, entry[1][match.index], match.similarity == 1.0))
+    return matches
 
 
 def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
-    """The pairs that are left when repeated ones are taken out, the earliest of each kind kept.
+    """The pairs without repeated ones; the earliest is kept.
 
-    A pair is repeated when an earlier one asks the same question of the same text word for word, or nearly the same
-    question with the same answer; near questions with different answers are different facts.
+    A pair is repeated if an earlier one asks the same question on the same text word for word, or nearly the same
+    question with the same answer; similar questions with different answers are different facts.
 
     Returns:
         Indices into `pairs`, ascending.
     """
     by_scope: dict[tuple[str, str], NearDuplicates] = {}
     asked: set[tuple[str, str]] = set()
-    kept = []
+    positions = []
     for position, pair in enumerate(pairs):
         scope = normalized(pair.context) if pair.context is not None else ""
         text = question_text(pair)
@@ -159,8 +158,8 @@ def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
             continue
         asked.add(words)
         near.add(text)
-        kept.append(position)
-    return kept
+        positions.append(position)
+    return positions
 
 
 def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
@@ -181,5 +180,5 @@ def _content(words: list[str]) -> tuple[str, ...] | None:
 
 
 def _plain(text: str, words: list[str]) -> str:
-    # Texts of symbols only have no words; they are compared as they are.
+    # Texts of symbols only have no words.
     return " ".join(words) or normalized(text)

@@ -15,11 +15,11 @@ _ANSWER_WEIGHT = 3.0
 
 
 def excerpt(text: str, question: str, answers: Sequence[str], words: int = EXCERPT_WORDS) -> str:
-    """A stretch of at most `words` words around what the question is about; a shorter text comes back whole.
+    """A stretch of at most `words` words around what the question is about; a shorter text is returned whole.
 
-    An open-book question about a contract of fifty pages cannot be asked with all of it. The stretch is chosen like the
-    page that an examiner would open: by the rare words of the question, and by the gold answer where the text holds it.
-    The model is then asked to find the answer on the right page, not to find the page.
+    An open-book question about a contract of fifty pages cannot be asked with all of it. The stretch is chosen by the
+    rare words of the question, and by the gold answer if the text has it. So the model has to find the answer on the
+    right page, not the page.
 
     Args:
         text: The document.
@@ -29,18 +29,18 @@ def excerpt(text: str, question: str, answers: Sequence[str], words: int = EXCER
     """
     if word_count(text) <= words:
         return text
-    spans, pieces, bags = _pieces(text, min(_PIECE_WORDS, words))
-    scores = [0.0] * len(pieces)
+    spans, texts, bags = _pieces(text, min(_PIECE_WORDS, words))
+    scores = [0.0] * len(texts)
     for word in set(words_of(question)):
         holders = [i for i, bag in enumerate(bags) if word in bag]
         for i in holders:
-            scores[i] += math.log(1 + len(pieces) / len(holders))
+            scores[i] += math.log(1 + len(texts) / len(holders))
     for answer in {normalized(answer) for answer in answers} - {""}:
-        holders = [i for i, piece in enumerate(pieces) if f" {answer}" in f" {piece}"]
+        holders = [i for i, piece in enumerate(texts) if f" {answer}" in f" {piece}"]
         for i in holders:
-            # An answer such as "2" or "yes" that is everywhere says nothing about where.
-            scores[i] += _ANSWER_WEIGHT * math.log(len(pieces) / len(holders))
-    first = last = max(range(len(pieces)), key=lambda i: (scores[i], -i))
+            # An answer such as "2" or "yes" that is everywhere says nothing about the place.
+            scores[i] += _ANSWER_WEIGHT * math.log(len(texts) / len(holders))
+    first = last = max(range(len(texts)), key=lambda i: (scores[i], -i))
     grown = True
     while grown:
         grown = False
@@ -57,7 +57,7 @@ def excerpt(text: str, question: str, answers: Sequence[str], words: int = EXCER
 
 @lru_cache(maxsize=64)
 def _pieces(text: str, words: int) -> tuple[list[tuple[int, int]], list[str], list[set[str]]]:
-    """Spans of a document, normalised texts and word sets; kept, since questions on one document come in a row."""
+    """Spans of a document, normalised texts and word sets; cached, since a document has several questions."""
     spans = passage_spans(text, words)
-    pieces = [normalized(text[start:end]) for start, end in spans]
-    return spans, pieces, [set(words_of(piece)) for piece in pieces]
+    texts = [normalized(text[start:end]) for start, end in spans]
+    return spans, texts, [set(words_of(piece)) for piece in texts]

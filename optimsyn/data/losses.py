@@ -6,13 +6,13 @@ from optimsyn.data.records import Record
 
 
 class Loss(Record):
-    """One row that went no further.
+    """One lost row.
 
     Attributes:
         id: Id of the document, passage, question or pair that was lost.
         stage: Where it was lost: `documents`, `passages`, `questions`, `split`, `checks`, ...
         reason: Why, in a few words for a person.
-        detail: The whole message, where the few words of `reason`, by which losses are counted, do not say it all.
+        detail: The whole message, if `reason`, by which losses are counted, is only a summary.
     """
 
     id: str

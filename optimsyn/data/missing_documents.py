@@ -1,4 +1,4 @@
-"""Questions that name a document which is not there: how many, which, and what was probably meant."""
+"""Questions that name a missing document: how many, which, and suggestions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import PurePath
 from optimsyn.base.suggestions import nearest
 
 _EXAMPLES = 3
-# Comparing letter by letter takes its time.
+# Fuzzy matching is slow.
 _COMPARED = 2000
 _ENDING = re.compile(r"\.[a-z]{1,8}$")
 
 
 class Names:
-    """The ids of documents, in which the one closest to a wrong id is looked for.
+    """The ids of documents, to find the one closest to a wrong id.
 
     Example:
         >>> Names(["texts/scurvy.md", "rickets.md"]).closest("Scurvy")
@@ -30,7 +30,7 @@ class Names:
                 self._plain.setdefault(form, name)
 
     def closest(self, wrong: str) -> str | None:
-        """The id that was probably meant: the same but for case, folder, ending, signs and leading zeros, or alike."""
+        """The closest id: equal except for case, folder, ending, signs and leading zeros, else similar; or None."""
         for form in (_plain(wrong), _plain(PurePath(wrong).name)):
             if form and form in self._plain:
                 return self._plain[form]
@@ -46,14 +46,14 @@ def _plain(name: str) -> str:
 
 
 def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], *, used: bool) -> str:
-    """What to say of questions whose document is not there.
+    """A note on questions whose document is missing.
 
     Args:
         source: The recipe field that they come from.
-        total: Questions there in all.
+        total: The number of all questions there.
         wrong: Place of each such question to the id that it names.
         ids: Of all documents.
-        used: They need no text of it and are used all the same; else they are left out.
+        used: The questions need no text and are used; else they are left out.
     """
     names = Names(ids)
     first: dict[str, str] = {}
@@ -64,7 +64,7 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
         near = names.closest(name)
         examples.append(f"{name!r} ({PurePath(where).name}{f', did you mean {near!r}?' if near is not None else ''})")
     more = len(first) - len(examples)
-    shown = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(examples) + (f" and {more} more" if more > 0 else "")
     meaning = (
         "they are used, but no document tells which of them belong together, so questions on the same text may end up "
         "on both sides of the split"
@@ -72,6 +72,6 @@ def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], 
         else "they are asked with its text, so they are left out"
     )
     return (
-        f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {shown}; {meaning}; "
+        f"{source}: {len(wrong)} of {total} questions name a document_id that no document has: {listed}; {meaning}; "
         "fix their document_id or add the documents"
     )

@@ -12,11 +12,11 @@ from optimsyn.recipe.recipe import Documents
 
 
 def split_passages(documents: Sequence[Document], config: Documents) -> tuple[list[Passage], list[Loss]]:
-    """Cuts every document at paragraphs and sentences into passages of like length.
+    """Cuts every document at paragraphs and sentences into passages of similar length.
 
     Args:
         documents: With unique ids.
-        config: `passage_words` is the longest passage; shorter ones than `min_words` are lost.
+        config: `passage_words` is the longest passage; passages shorter than `min_words` are lost.
 
     Returns:
         Passages in the order of the documents, with `text == document.text[char_start:char_end]` exactly, and one loss
@@ -54,9 +54,9 @@ def passage_spans(text: str, longest: int) -> list[tuple[int, int]]:
     words = word_count(text)
     if words <= longest:
         return _joined(text, [(0, len(text))], longest)
-    # Pieces of like length: 170 words under a limit of 160 make two passages of 85, not 160 and a useless 10.
-    pieces = -(-words // longest)
-    size = min(longest, -(-words * 11 // (pieces * 10)))
+    # Similar lengths: 170 words under a limit of 160 make two passages of 85, not 160 and a useless 10.
+    count = -(-words // longest)
+    size = min(longest, -(-words * 11 // (count * 10)))
     # With offsets=True the second part of the result is the list of (start, end).
     offsets = cast("list[tuple[int, int]]", chunk(text, size, word_count, memoize=False, offsets=True)[1])
     return _joined(text, offsets, longest)

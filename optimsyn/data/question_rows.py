@@ -1,4 +1,4 @@
-"""One row of a question file, whatever its habits, as a typed question."""
+"""Converts one row of a question file to a typed question."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Library(BaseModel):
     Attributes:
         by_id: All documents.
         id_of_text: Id of the first document with this normalised text.
-        complete: False when the documents could not be read yet; then any document_id is believed.
+        complete: False if the documents could not be read yet; then any document_id is accepted.
     """
 
     by_id: dict[str, Document]
@@ -46,7 +46,7 @@ class Library(BaseModel):
 
 
 class UnknownDocumentError(DataError):
-    """An open-book question names a document that is not there.
+    """An open-book question names a missing document.
 
     Attributes:
         document_id: The document.
@@ -58,14 +58,14 @@ class UnknownDocumentError(DataError):
 
 
 class _Faults(Faults):
-    """What is wrong with one row; an unknown document counts only where nothing else is wrong."""
+    """Collects all faults of one row; an unknown document counts only if nothing else is wrong."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unknown: UnknownDocumentError | None = None
 
     def part(self, read: Callable[[], _T]) -> _T | None:
-        """What is read; None where that is a fault."""
+        """Calls `read`; None if it raises a DataError, which is collected."""
 
         def read_known() -> _T | None:
             try:
@@ -77,7 +77,7 @@ class _Faults(Faults):
         return super().part(read_known)
 
     def raise_all(self) -> None:
-        """Raises what was found, if anything was."""
+        """Raises all collected faults, if any."""
         super().raise_all()
         if self.unknown is not None:
             raise self.unknown
@@ -86,7 +86,7 @@ class _Faults(Faults):
 def question_of(
     row: Row, library: Library, *, open_book: bool | None, subtask: str | None, form: str | None = None
 ) -> Question:
-    """The question of one row; what stands in it beside the fields below its form reads.
+    """The question of one row; its form may read further fields.
 
     Fields of a row:
         question: Text.
@@ -108,7 +108,7 @@ def question_of(
     Raises:
         RecipeError: There is no such form.
         UnknownDocumentError: It is asked open book, and its document is not in the library.
-        DataError: The row holds no usable question. The message says everything that is wrong, without the place.
+        DataError: The row has no usable question; the message has all faults, without the place.
     """
     values = row.values
     name = name_of(row)
@@ -120,8 +120,8 @@ def question_of(
     context, document_id = faults.part(lambda: _context(values, library, open_book)) or (None, None)
     part = faults.part(lambda: _subtask(values, subtask)) or ""
     accepted = gold.answers or (gold.answer,)
-    kept = json.dumps(gold.details, ensure_ascii=False)
-    written = (name, text, *accepted, *(gold.choices or ()), kept, context or "", document_id or "", part)
+    details = json.dumps(gold.details, ensure_ascii=False)
+    written = (name, text, *accepted, *(gold.choices or ()), details, context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
         faults.found.append("holds half of a surrogate pair, which is not a character; fix or remove it")
     faults.raise_all()
@@ -131,7 +131,7 @@ def question_of(
         label_value(values.get("group"))
         or (document.group if document is not None else "")
         or (document_id or "")
-        # Questions on the same text stay together although nobody gave the text an id.
+        # Questions on the same text stay together, even if the text has no id.
         or (normalized(own_context)[:200] if own_context else "")
         or name
     )
@@ -152,12 +152,12 @@ def question_of(
 
 
 def name_of(row: Row) -> str:
-    """The id of a row's question, whether or not the rest of it can be used."""
+    """The id of a row's question, also of an unusable one."""
     return label_value(row.values.get("id")) or row.key
 
 
 def _gold(kind: str, form: QuestionForm, values: Mapping[str, Any]) -> Gold:
-    """What a form reads of a row; what trips a form of a user's own is a fault of the row, told with all others."""
+    """The gold answer, read by the form; an exception in a custom form counts as a fault of the row."""
     try:
         gold = form.read_row(values)
         json.dumps(gold.details)
@@ -188,28 +188,28 @@ def _subtask(values: Mapping[str, Any], column: str | None) -> str:
 
 def _context(values: Mapping[str, Any], library: Library, open_book: bool | None) -> tuple[str | None, str | None]:
     """`(context, document_id)` of a row; the context is None when the question is asked closed book."""
-    own = text_value(values.get("context"))
-    own = own if own and own.strip() else None
+    text = text_value(values.get("context"))
+    text = text if text and text.strip() else None
     document_id = label_value(values.get("document_id")) or None
-    if own is not None and document_id is None:
-        document_id = library.id_of_text.get(normalized(own))
+    if text is not None and document_id is None:
+        document_id = library.id_of_text.get(normalized(text))
     wanted = open_book
     if wanted is None and values.get("open_book") is not None:
         wanted = _WORDS_OF_TRUTH.get(str(values["open_book"]).strip().lower())
         if wanted is None:
             raise DataError(f"open_book is {values['open_book']!r}, it must be true or false")
-    given = values.get("context")
-    if wanted is None and text_value(given) is None and given not in (None, [], {}):
+    raw = values.get("context")
+    if wanted is None and text_value(raw) is None and raw not in (None, [], {}):
         raise DataError(
-            f"`context` is {kind_of(given)}, it must be text; map it with `columns: {{context: their.column}}`, or "
+            f"`context` is {kind_of(raw)}, it must be text; map it with `columns: {{context: their.column}}`, or "
             "ask without it by `open_book: false`"
         )
     if wanted is None:
-        wanted = own is not None
+        wanted = text is not None
     if not wanted:
         return None, document_id
-    if own is not None:
-        return own, document_id
+    if text is not None:
+        return text, document_id
     if document_id is None:
         raise DataError("is asked open book but has neither `document_id` nor `context`")
     document = library.by_id.get(document_id)

@@ -1,4 +1,4 @@
-"""Expert questions as validation and test sets that share nothing."""
+"""Expert questions as disjoint validation and test sets."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class QuestionSets:
     Attributes:
         validation: Give the influence its direction.
         test: Held back until evaluation.
-        losses: Rows that went no further, with the reason.
-        problems: Faults in the user's own files, which `load_questions` refuses.
-        warnings: What a person may want to know.
-        astray: Those of them that tell of documents which are not there.
+        losses: Lost rows, with the reason.
+        problems: Faults in the user's files, which `load_questions` refuses.
+        warnings: Notes for the user.
+        astray: The warnings about missing documents.
     """
 
     validation: list[Question]
@@ -47,7 +47,7 @@ class QuestionSets:
 def check_questions(
     config: Questions, source: Source, name: str, documents: Sequence[Document] | None, *, complete: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Faults in the rows of one source alone, and notes on them, when the other one cannot be read yet.
+    """Faults and notes on the rows of one source, when the other one cannot be read yet.
 
     Args:
         config: The recipe's `questions` section.
@@ -72,9 +72,9 @@ class _Reading:
 
     Attributes:
         places: Of each question.
-        questions: Those that can be used.
-        names: Place and id of every row that a person may fix, also of those that cannot be used as they are.
-        astray: What to say of documents that are named and not there.
+        questions: The usable ones.
+        names: Place and id of every row in the user's files, also of unusable ones.
+        astray: Notes on missing documents.
     """
 
     places: list[str]
@@ -88,21 +88,21 @@ def load_questions(
 ) -> QuestionSets:
     """The validation and test questions of a recipe.
 
-    Without a `test` source, whole groups (documents and their kin) are held back until about `test_fraction` of the
-    questions are. A test question that is also a validation question, word for word or nearly, is never kept: in a
-    user's own files the former is refused, everything else is dropped and listed as a loss.
+    Without a `test` source, whole groups (related documents) are held back until about `test_fraction` of the questions
+    are. A test question that is also a validation question, word for word or nearly, is never kept: an exact repetition
+    in the user's files is refused, everything else is dropped and listed as a loss.
 
     Args:
         config: The recipe's `questions` section.
-        documents: Looked up for open-book questions. Pass `load_documents(..., everything=True)` so that questions
-            about documents outside the sample keep their text; else they are lost (and listed).
-        seed: Draws splits and samples; the same seed gives the same sets whatever the order of the groups.
+        documents: For open-book questions. Pass `load_documents(..., everything=True)`, since questions on documents
+            outside the sample are lost (and listed).
+        seed: Draws splits and samples; the order of the groups does not matter.
         complete: As for `read_questions`.
 
     Raises:
         RecipeError: There is no form as `questions.form` names it.
-        DataError: A source cannot be read, a row holds no usable question, ids repeat, test and validation overlap, or
-            nothing is left; all problems are named.
+        DataError: A source cannot be read, a row has no usable question, ids repeat, test and validation overlap, or
+            nothing is left; names all problems.
     """
     sets = read_questions(config, documents, seed, complete=complete)
     raise_problems(sets.problems)
@@ -116,14 +116,13 @@ def read_questions(
 
     Args:
         config: The recipe's `questions` section.
-        documents: Looked up for open-book questions; None: not readable yet, any document_id is believed.
+        documents: For open-book questions; None: not readable yet, any document_id is accepted.
         seed: Draws splits and samples.
-        complete: All documents of the source were given, so a question whose document is missing is warned of.
+        complete: `documents` has all documents of the source, so warn of missing ones.
 
     Raises:
         RecipeError: There is no form as `questions.form` names it.
-        DataError: A source as a whole cannot be read, or cannot be split; whatever is wrong with the other one is told
-            with it.
+        DataError: A source as a whole cannot be read or split; includes the problems of the other one.
     """
     reader = _Reader(config, Library.of(documents), seed, complete)
     losses, problems = reader.losses, reader.problems
@@ -147,21 +146,21 @@ def read_questions(
     if problems or not validation.questions or (test is not None and not test.questions):
         held_back = test.questions if test is not None else []
         if test is not None and config.test != config.validation:
-            # Told now, not only when everything else is fixed; what is left out is settled then.
+            # Report overlaps now, together with the other problems.
             apart = _Apart(config, validation, test, problems)
             apart.kept_from(validation.questions, held_back)
         problems += [] if problems else _nothing_left(validation, losses)
         return QuestionSets(validation.questions, held_back, losses, problems, warnings, astray)
     if test is None:
-        kept, held_back = split_by_group(validation.questions, config.test_fraction, seed)
+        validation_questions, held_back = split_by_group(validation.questions, config.test_fraction, seed)
     else:
-        kept, held_back = validation.questions, test.questions
+        validation_questions, held_back = validation.questions, test.questions
     apart = _Apart(config, validation, test, problems, losses, warnings)
-    held_back = apart.kept_from(kept, held_back)
+    held_back = apart.kept_from(validation_questions, held_back)
     if not held_back and not problems:
         problems.append("questions.test: every test question is also a validation question; nothing is held back")
     return QuestionSets(
-        balanced_sample(kept, config.validation_limit, seed),
+        balanced_sample(validation_questions, config.validation_limit, seed),
         balanced_sample(held_back, config.test_limit, seed),
         losses,
         problems,
@@ -179,7 +178,7 @@ class _Reader:
         library: Where documents are looked up.
         seed: Draws samples.
         complete: As for `read_questions`.
-        losses: Rows that went no further, of all sources so far.
+        losses: Lost rows of all sources so far.
         problems: Faults of all sources so far.
     """
 
@@ -202,7 +201,7 @@ class _Reader:
         own = is_own_file(source)
         torn: list[Fault] = []
         rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
-        # A fault outside the sample is told as well: whoever fixes the file by removing a row draws another sample.
+        # Report faults outside the sample too: removing a row draws another sample.
         drawn = set(sampled(range(len(rows)), source.limit, self.seed))
         reading = _Reading([], [])
         faults = [fault.message for fault in torn]
@@ -249,32 +248,30 @@ class _Reader:
 
 
 def check_columns(config: Questions) -> None:
-    """Refuses a form that does not exist, and names in `columns` that it does not read.
-
-    A recipe that names no form was checked for its columns when it was read.
+    """Refuses an unknown form, and `columns` that it does not read; without a form the recipe has checked them.
 
     Raises:
-        RecipeError: It says which field is wrong.
+        RecipeError: Names the field.
     """
     if config.form is None:
         return
     further = form_named(config.form).columns
     for name, source in (("validation", config.validation), ("test", config.test)):
         if source is not None:
-            known = (*QUESTION_FIELDS, *further, *([config.subtask] if config.subtask else []))
-            problem = unknown_column(f"questions.{name}", source, known)
+            fields = (*QUESTION_FIELDS, *further, *([config.subtask] if config.subtask else []))
+            problem = unknown_column(f"questions.{name}", source, fields)
             if problem is not None:
                 raise RecipeError(problem)
 
 
 def _line(fault: str) -> int:
-    """The line of a file that a fault lies in."""
-    found = _PLACE.match(fault)
-    return int(found.group(1)) if found is not None else 0
+    """The line number of a fault."""
+    match = _PLACE.match(fault)
+    return int(match.group(1)) if match is not None else 0
 
 
 def _rename_repeats(reading: _Reading) -> None:
-    """Repeated ids of a hub dataset get a number; nobody can fix them there."""
+    """Numbers repeated ids of a hub dataset, which the user cannot fix."""
     seen: dict[str, int] = {}
     for position, question in enumerate(reading.questions):
         seen[question.id] = seen.get(question.id, 0) + 1
@@ -296,7 +293,7 @@ def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, 
                     "each takes its own rows, or leave questions.test out to hold back a part"
                 )
             first.setdefault(name, where)
-    # One source read twice without a filter says the same for every row.
+    # One source read twice without a filter has the same problem in every row.
     if config.test is not None and config.test == config.validation and len(problems) > 3:
         del problems[3:]
 
@@ -328,10 +325,10 @@ class _Apart:
     Attributes:
         config: The recipe's `questions` section.
         validation: As read.
-        test: As read; None without a source of its own.
-        problems: Where a question of a user's own test file that is also a validation question is told.
-        losses: Where one that is left out is told.
-        warnings: Where their number is told.
+        test: As read; None without a `test` source.
+        problems: Gets each question of the user's test file that is also a validation question.
+        losses: Gets each question that is left out.
+        warnings: Gets their number.
     """
 
     config: Questions
@@ -341,16 +338,16 @@ class _Apart:
     losses: list[Loss] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def kept_from(self, kept: list[Question], held_back: list[Question]) -> list[Question]:
-        """The held-back questions that no validation question gives away."""
+    def kept_from(self, validation: list[Question], held_back: list[Question]) -> list[Question]:
+        """The held-back questions without those that are (nearly) validation questions."""
         dropped = set()
         own = self.config.test is not None and is_own_file(self.config.test)
         near = 0
-        for second, first, word_for_word in overlap(kept, held_back):
-            ours, theirs = held_back[second], kept[first]
+        for second, first, word_for_word in overlap(validation, held_back):
+            ours, theirs = held_back[second], validation[first]
             dropped.add(second)
             if own and self.test is not None and self.test.places[second] == self.validation.places[first]:
-                continue  # one row read twice, which is told of its id
+                continue  # one row read twice, reported for its id
             if word_for_word and own and self.test is not None:
                 where = self.test.places[second]
                 self.problems.append(

@@ -1,6 +1,6 @@
-"""The records that travel through a run: document, passage, question, rubric, pair, sample.
+"""The records of a run: document, passage, question, rubric, pair, sample.
 
-All are frozen pydantic models, written one JSON object a line. `Sample` is the only form that a target model sees.
+All are frozen pydantic models, written one JSON object a line. A target model sees `Sample` only.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _OfForm(Record):
 
     @model_serializer(mode="wrap")
     def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records of the forms that there have always been are written as they have always been."""
+        """Records of the original forms are written without the newer fields."""
         raw: dict[str, Any] = handler(self)
         for name in ("form", "details"):
             if not raw.get(name, True):
@@ -94,7 +94,7 @@ class Question(_OfForm):
         answers: Every accepted answer, `answer` first.
         context: The text that an open-book question is asked with; None when it is asked closed book.
         choices: The options of a multiple-choice question; `choices[answer_index]` is the gold option.
-        subtask: Questions of one subtask give the influence one direction.
+        subtask: Questions of one subtask give one validation direction.
         form: The name of its form, as the recipe has it; "" for `free` and `multiple_choice`, told apart by `choices`.
         details: What that form keeps beside question and answer.
     """

@@ -15,9 +15,8 @@ def split_by_group(
 ) -> tuple[list[Question], list[Question]]:
     """Holds back whole groups until about `test_fraction` of the questions are test questions.
 
-    Where all questions are of one group, whole documents are held back instead.
-
-    The split depends on the groups and the seed only, not on the order of the rows.
+    If all questions are of one group, whole documents are held back instead. The split depends on the groups and the
+    seed only, not on the order of the rows.
 
     Returns:
         `(validation, test)`, both in the order of the input, neither empty.
@@ -27,7 +26,7 @@ def split_by_group(
     """
     group_of = {question.id: question.group for question in questions}
     if len(set(group_of.values())) < 2:
-        # One group for everything says nothing about kinship; the documents still do.
+        # A single group says nothing about related questions; the documents do.
         group_of = {question.id: question.document_id or question.group for question in questions}
     sizes: defaultdict[str, int] = defaultdict(int)
     for question in questions:
@@ -46,7 +45,7 @@ def split_by_group(
     for name in names:
         if len(held_back) == len(names) - 1:
             break
-        # Take the group if that brings the count closer to the wanted one.
+        # Take the group if that brings the count closer to the target.
         if abs(count + sizes[name] - wanted) < abs(count - wanted):
             held_back.add(name)
             count += sizes[name]
@@ -57,7 +56,7 @@ def split_by_group(
 
 
 def balanced_sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """At most `limit` questions, drawn with the seed in turn from each subtask, in their old order.
+    """At most `limit` questions, drawn with the seed in turn from each subtask, in the original order.
 
     Small subtasks are kept whole before large ones get more than their share.
     """

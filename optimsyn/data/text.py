@@ -1,4 +1,4 @@
-"""Small helpers on text that the readers, the splits and the duplicate search share."""
+"""Shared text helpers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ STOP_WORDS = frozenset(
         "were what when where which while who whom whose why will with would you your"
     ).split()
 )
-# A run without spaces that is longer than this is no word of a language written with spaces: a Chinese sentence, a
-# table rule, a base64 blob. It counts as several words, so that passages stay passages.
+# A longer run without spaces is no single word (a Chinese sentence, a table rule, a base64 blob) and counts as several,
+# so that passages stay short.
 _LONGEST_WORD = 24
 _CHARS_A_WORD = 6
-# The control tokens of chat models and of older ones, whoever's they are: no person writes them into an answer.
+# Control tokens of language models, which no person writes into an answer.
 _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:pad|eos|bos|unk|mask)>|<(?:start|end)_of_(?:turn|image|text)>"
     r"|<unused\d+>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
     r"|</?(?:think|tool_call|tool_response)>|\[(?:CLS|SEP|PAD|MASK|UNK)\]"
 )
-# Marks that no eye sees and that turn the direction of writing, or only pin it.
+# Invisible marks for the direction of writing.
 BIDI_CONTROLS = tuple(map(ord, "\u061c\u200e\u200f")) + tuple(range(0x202A, 0x202F)) + tuple(range(0x2066, 0x206A))
 _UNMARKED = dict.fromkeys(BIDI_CONTROLS)
 _LEFT_OUT = re.compile(r"\[?(?:\.\s?\.\s?\.|…)\]?")
@@ -36,7 +36,7 @@ _SHORTEST_WITH_SLIP = 4
 
 
 def encodable(text: str) -> bool:
-    """False for a text with half of a surrogate pair (a cut emoji), which cannot be written to any file."""
+    """False for a text with half of a surrogate pair (a cut emoji), which cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -45,13 +45,13 @@ def encodable(text: str) -> bool:
 
 
 def control_token(text: str) -> str | None:
-    """The first string in a text that is a control token to some family of language models, or None."""
-    found = _CONTROL_TOKEN.search(text)
-    return None if found is None else found.group()
+    """The first control token of any family of language models in a text, or None."""
+    match = _CONTROL_TOKEN.search(text)
+    return None if match is None else match.group()
 
 
 def normalized(text: str) -> str:
-    """`text` as it is compared: Unicode NFKC, case folded, no marks of direction, runs of white space as one."""
+    """`text` for comparisons: Unicode NFKC, case folded, no direction marks, white space collapsed."""
     return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).translate(_UNMARKED).casefold()).strip()
 
 
@@ -61,10 +61,10 @@ def words_of(text: str) -> list[str]:
 
 
 def is_quoted(quote: str, text: str) -> bool:
-    """Whether a quote stands in a text, as people and models quote.
+    """Whether a text contains a quote, with the usual deviations.
 
-    Case, white space, punctuation and typographic signs may differ, stretches may be left out with an ellipsis, and
-    one word in ten may be another. Words that merely occur somewhere in the text make no quote.
+    Case, white space, punctuation and typographic signs may differ, an ellipsis may replace stretches, and one word in
+    ten may differ. Words scattered over the text make no quote.
 
     Example:
         >>> text = 'He wrote: "Copper conducts heat well, and iron less so."'
@@ -99,7 +99,7 @@ def word_count(text: str) -> int:
 
 
 def stem(word: str) -> str:
-    """A rough English stem: enough to know "flies" from "fly" as one word and "war" from "warm" as two."""
+    """A rough English stem: "flies" and "fly" are one word, "war" and "warm" two."""
     for ending, put in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
         if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.isdigit():
             return word[: -len(ending)] + put

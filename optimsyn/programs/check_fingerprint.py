@@ -1,4 +1,4 @@
-"""What the verdict of a set of checks depends on: a reward that was given under other checks is not their reward."""
+"""The fingerprint of a set of checks; rewards are only comparable under the same checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optimsyn.base.source_identity import module_source, source_identity
 from optimsyn.data.forms import form_named
 from optimsyn.data.records import Question
 
-# The code and the word lists that the built-in checks are made of.
+# The modules of the built-in checks.
 BUILT_IN = (
     "optimsyn.programs.checks",
     "optimsyn.data.demonstrations",
@@ -27,13 +27,13 @@ BUILT_IN = (
 def check_parts(
     built_in: Sequence[str], plugins: Mapping[str, object], unsafe_words: Sequence[str], questions: Sequence[Question]
 ) -> dict[str, str]:
-    """Digests of all that a verdict depends on, by what they are digests of, so that a change can be named.
+    """Digests of all that a verdict depends on, by a readable name, so that a message can name a change.
 
     Args:
         built_in: Names of the built-in checks that run, in order.
         plugins: The plugins by reference, in order.
         unsafe_words: The recipe's.
-        questions: Those that no pair may repeat.
+        questions: The questions that no pair may repeat.
 
     Raises:
         RecipeError: A plugin has neither source nor a file.
@@ -51,7 +51,7 @@ def check_parts(
 
 
 def form_parts(names: Sequence[str]) -> dict[str, str]:
-    """Digests of the forms of a user's own, whose checks run, as in `check_parts`.
+    """Digests of custom forms, whose checks run, as in `check_parts`.
 
     Raises:
         RecipeError: A form has no source.
@@ -61,5 +61,5 @@ def form_parts(names: Sequence[str]) -> dict[str, str]:
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """The parts in one."""
+    """The fingerprint of all parts."""
     return f"checks-{digest_of(dict(parts))}"

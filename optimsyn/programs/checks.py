@@ -1,8 +1,8 @@
 """Validity checks: small named functions whose conjunction makes a pair valid.
 
-A check gets a pair and its context and returns None, or the reason why the pair fails. All of them run, so that a pair
-names everything that is wrong with it. They are light and deliberately one-sided: what they refuse is bad, what they
-let pass need not be good. Word lists are English; in other languages those parts of a check find nothing to refuse.
+A check gets a pair and its context and returns None, or the reason why the pair fails. All of them run, so that all
+faults of a pair are known. They are cheap and deliberately one-sided: what they refuse is bad, what passes need not be
+good. Word lists are English; for other languages those parts of a check refuse nothing.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _SHARE_OF_QUESTION = 0.5
 
 @dataclass
 class CheckContext:
-    """What a check may look at beside the pair.
+    """The context of a check.
 
     Attributes:
-        passage: The passage that the pair was made from.
+        passage: The passage of the pair.
         held_questions: Validation and test questions, which a pair must not repeat.
         held_texts: Search index over `held_questions`, in the same order.
         unsafe_words: Words of the recipe that no pair may hold.
@@ -78,14 +78,14 @@ class CheckContext:
 
 
 class Check(Protocol):
-    """What a check is: a function, or an object that is called like one (docs/extend/check.md)."""
+    """A check: a function or a callable object (docs/extend/check.md)."""
 
     def __call__(self, pair: Pair, context: CheckContext, /) -> str | None:
-        """Why the pair fails, in words that the model that writes rubrics can act on; None when it passes.
+        """Why the pair fails, in words that help the model that writes rubrics; None when it passes.
 
         Args:
-            pair: The pair that was written.
-            context: The passage that it was made from, the validation and test questions, the unsafe words.
+            pair: The pair.
+            context: Its passage, the validation and test questions, the unsafe words.
         """
 
 
@@ -114,8 +114,8 @@ def check_format(pair: Pair, context: CheckContext) -> str | None:
         if _loops(words_of(text)):
             return f"the {name} repeats itself"
     for text in pair.texts:
-        if (found := control_token(text)) is not None:
-            return f"it holds {found}, a control token of language models"
+        if (token := control_token(text)) is not None:
+            return f"it holds {token}, a control token of language models"
     words = words_of(pair.question)
     if not re.search(r"[?？؟:.。…]\W*$", pair.question):
         return "the question does not end like one"
@@ -142,7 +142,7 @@ def check_copied_passage(pair: Pair, context: CheckContext) -> str | None:
     """The question is not a stretch of the passage with a question mark, the answer not most of the passage."""
     source = words_of(context.passage.text)
     question, answer = words_of(pair.question), words_of(pair.answer)
-    # A sentence turned into a question starts with a question word of its own, so only a shared start is a copy.
+    # A sentence turned into a question starts with a question word, so only a shared start is a copy.
     if len(question) >= 4 and _shared_start(question, source) >= 0.8 * len(question):
         return "the question is copied from the passage"
     if len(answer) > 20 and len(answer) >= 0.5 * len(source):
@@ -178,19 +178,19 @@ def check_grounded(pair: Pair, context: CheckContext) -> str | None:
 
     A verdict (yes, no, one of a fixed set) has no content of its own: the quote and the question answer for it.
     """
-    known = context.source_words
+    source_words = context.source_words
     if normalized(pair.quote) and not is_quoted(pair.quote, f"{context.passage.title} {context.passage.text}"):
         return "the quote is not in the passage"
     if not form_of(pair).is_verdict(pair):
         answer = _content(pair.answer) or words_of(pair.answer)
-        strange = [word for word in answer if stem(word) not in known]
+        strange = [word for word in answer if stem(word) not in source_words]
         figures = [word for word in strange if word[0].isdigit()]
         if figures:
             return f"the passage does not give the figure {figures[0]}"
         if len(strange) > (1 - _SHARE_IN_PASSAGE) * len(answer):
             return f"the answer's {', '.join(strange[:3])} does not come from the passage"
     question = [word for word in _content(pair.question) if word not in _QUESTION_WORDS]
-    strange = [word for word in question if stem(word) not in known]
+    strange = [word for word in question if stem(word) not in source_words]
     figures = [word for word in strange if word[0].isdigit()]
     if figures and not form_of(pair).is_verdict(pair):
         return f"the passage does not give the question's figure {figures[0]}"
@@ -242,8 +242,8 @@ def check_demo_copy(pair: Pair, context: CheckContext) -> str | None:
     source = words_of(context.passage.text)
     of_form = form_of(pair).demonstration
     for demo in DEMOS:
-        for shown in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
-            words = words_of(shown)
+        for demo_question in dict.fromkeys((demo.question, demo.closed_question, of_form(demo)["question"])):
+            words = words_of(demo_question)
             if question == words:
                 return "it is a demonstration of the prompt"
             for start in range(len(words) - 2):
@@ -264,7 +264,7 @@ def check_unsafe(pair: Pair, context: CheckContext) -> str | None:
 
 
 def _for_form(form: str, check: FormCheck) -> Check:
-    """A form's own check, which lets pairs of other forms pass."""
+    """A form's check, which passes pairs of other forms."""
 
     @functools.wraps(check)
     def only(pair: Pair, context: CheckContext) -> str | None:
@@ -297,48 +297,48 @@ CHECKS.provide(BUILT_IN, lambda part: None if callable(part) and not isinstance(
 
 
 def check_problems(checks: Checks, of_forms: Iterable[str] = ()) -> list[str]:
-    """What is wrong with the names of checks in a recipe, a sentence for each that cannot be used.
+    """Problems with the names of checks in a recipe, one sentence each.
 
     Args:
         checks: The recipe's section.
-        of_forms: Names of the checks that the questions' forms bring along.
+        of_forms: Names of the checks of the questions' forms.
     """
     known = [*BUILT_IN, *of_forms]
-    found = []
+    problems = []
     for name in checks.disabled:
         if name not in known:
             hint = did_you_mean(name, known, f"known: {', '.join(known)}", cutoff=0.5)
-            found.append(f"checks.disabled: there is no check {name!r}; {hint}")
+            problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
     for name in checks.plugins:
         if name in BUILT_IN:
-            found.append(f"checks.plugins: {name!r} is a built-in check, which runs by itself; take it out")
+            problems.append(f"checks.plugins: {name!r} is a built-in check, which runs by itself; take it out")
             continue
         try:
             CHECKS.get(name)
         except RecipeError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
 def form_checks(names: Iterable[str]) -> dict[str, Check]:
-    """The checks that forms of a user's own bring along, by name.
+    """The checks of custom forms, by name.
 
     Args:
-        names: Of forms, also of built-in ones, whose checks stand in `BUILT_IN`.
+        names: Of forms, also built-in ones, whose checks are in `BUILT_IN`.
 
     Raises:
-        RecipeError: There is no such form, or a check of it has the name of another one.
+        RecipeError: There is no such form, or two checks have the same name.
     """
-    found: dict[str, Check] = {}
+    checks: dict[str, Check] = {}
     for form in dict.fromkeys(names):
         if form in FORMS.built_in:
             continue
-        own = _checks_of({form: form_named(form)})
-        taken = next((name for name in own if name in BUILT_IN or name in found), None)
+        own_checks = _checks_of({form: form_named(form)})
+        taken = next((name for name in own_checks if name in BUILT_IN or name in checks), None)
         if taken is not None:
             raise RecipeError(f"{FORMS.field}: the check {taken!r} of {form!r} has the name of another one; rename it")
-        found |= own
-    return found
+        checks |= own_checks
+    return checks
 
 
 class Checker:
@@ -349,9 +349,8 @@ class Checker:
         questions: Validation and test questions; the checks of their forms run as well.
 
     Attributes:
-        fingerprint: Names everything that a verdict depends on and changes with any of it: which checks run, their
-            source (a plugin's whole module and what it imports from beside it; not the files that it reads), the unsafe
-            words, the questions. Rewards are kept under it.
+        fingerprint: Changes with everything that a verdict depends on: the checks that run, their source (a plugin's
+            whole module and its imports from beside it; not the files that it reads), the unsafe words, the questions.
         parts: Digests of these, by name.
 
     Raises:
@@ -378,7 +377,7 @@ class Checker:
         self._questions: list[Question] = []
         texts: list[str] = []
         for question in questions:
-            # Once by its words alone, once with its options, as a pair of either kind would repeat it.
+            # With and without its options, since a pair may repeat it either way.
             for text in dict.fromkeys((question.question, question_text(question))):
                 self._questions.append(question)
                 texts.append(text)
@@ -404,7 +403,7 @@ def _loops(words: Sequence[str]) -> bool:
 
 
 def _shared_start(words: Sequence[str], source: Sequence[str]) -> int:
-    """How many of the first words stand in the source in the same order, one after the other."""
+    """How many of the first words occur in the source as one run."""
     best = 0
     for start in range(len(source)):
         length = 0

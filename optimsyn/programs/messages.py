@@ -1,4 +1,4 @@
-"""What prompts are made of: chat messages and JSON schemas. Imports nothing heavy, so that prompts can be measured."""
+"""Chat messages and JSON schemas of prompts. Without heavy imports, so that prompts can be measured."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Schema = dict[str, Any]
 def chat_turns(task: str, turns: Sequence[tuple[str, str]], request: str) -> list[Message]:
     """Chat messages of a task, worked examples and a request.
 
-    The task stands at the head of the first user message: not every chat template knows a system role.
+    The task begins the first user message: not every chat template knows a system role.
 
     Args:
         task: What to do.
         turns: Request and reply of each worked example.
-        request: What is asked now.
+        request: The current request.
     """
     messages: list[Message] = []
     for user, assistant in turns:

@@ -1,4 +1,4 @@
-"""Pairs: the writer, and the form that it imitates."""
+"""The writer of pairs."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class PairWriter(dspy.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Names what the pairs depend on beside the request: weights, sampling, the form that is asked for.
+        """Changes with what the pairs depend on beside the request: weights, sampling, form.
 
-        As in the reply cache, the address where the model is served is not part of it; having one is.
+        As in the reply cache, whether the model has an address counts, the address itself does not.
         """
         spec = self.model.spec
         facts: list[Any] = [self.model.identity, spec.temperature, spec.max_tokens, spec.structured_output]
@@ -79,12 +79,12 @@ class PairWriter(dspy.Module):
             passage: The text to make it from.
             rubric: The criteria; None to write without.
             seed: Sampling seed; also picks the sentences that may be quoted and the order of options.
-            variant: Kept in the pair's lineage.
-            guiding_text: Kept in the pair's lineage.
-            rubric_model: Kept in the pair's lineage.
+            variant: For the pair's lineage.
+            guiding_text: For the pair's lineage.
+            rubric_model: For the pair's lineage.
 
         Raises:
-            ReplyError: The reply holds no usable pair.
+            ReplyError: The reply has no usable pair.
             ServiceError: The service failed for good.
         """
         kind = self.spec.kind_for(seed)
@@ -97,11 +97,11 @@ class PairWriter(dspy.Module):
             return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
 
         def reading(reply: Reply, max_tokens: int | None) -> dict[str, Any]:
-            found = read_pair(reply, form, max_tokens=max_tokens)
-            return {"quote": found["quote"], "content": form.content(found, seed)}
+            reply_fields = read_pair(reply, form, max_tokens=max_tokens)
+            return {"quote": reply_fields["quote"], "content": form.content(reply_fields, seed)}
 
-        # A base model is held to stretches of the passage, which makes a small one right. A service's model writes
-        # freely, under one schema for all passages: that is what services take, and keep compiled.
+        # A base model is constrained to stretches of the passage, which makes a small one right. A service's model
+        # writes freely, under one schema for all passages, which services compile once.
         schema = open_schema(form, seed) if chat else tight_schema(form, passage.text, seed, Steer.of(rubric))
         prediction = await ask(
             self.write,
@@ -109,7 +109,7 @@ class PairWriter(dspy.Module):
             PromptAdapter(messages, reading, "generator"),
             seed=seed,
             schema=("pair", schema),
-            # A schema ends the reply by itself, and a stop text could cut white space that it allows.
+            # A schema ends the reply by itself, and a stop text may cut white space that it allows.
             stop=() if chat or self.model.structured else STOP,
             passage=passage.text,
             rubric=rubric,

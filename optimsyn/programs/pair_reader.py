@@ -1,4 +1,4 @@
-"""From a reply to the parts of a pair."""
+"""Reads the parts of a pair from a reply."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 _WHAT = "question and answer"
 _OTHER_NAMES = {"q": "question", "a": "answer", "correct_answer": "answer", "evidence": "quote"}
-# Objects of a reply that are no pair, after which it is not searched on.
+# Stop after so many objects that are no pair.
 _MOST = 50
 _EXCUSES = ("error", "refusal", "message", "reason")
 
 
 def read_pair(reply: Reply | str, form: QuestionForm, *, max_tokens: int | None = None) -> dict[str, str]:
-    """Reads the quote and what its form asks for (question, answer, wrong options ...) out of a reply.
+    """Reads the quote and the form's keys (question, answer, wrong options ...) from a reply.
 
-    The first complete pair counts, in a list, in a wrapper, in one object after the other or in JSON lines.
+    The first complete pair counts, in a list, a wrapper, consecutive objects or JSON lines.
 
     Args:
         reply: A reply, or its text.
-        form: What a pair has to look like.
-        max_tokens: The cap under which the reply was asked for.
+        form: The form of the pair.
+        max_tokens: The limit of the reply.
 
     Raises:
-        ReplyError: Something is missing, or is none of the options of its key; the message says which. Or there is no
-            pair to be judged: the outcome says what there is.
+        ReplyError: A key is missing, or its value is none of the options; the message says which. Or there is no pair
+            to judge; see the outcome.
     """
     return read(reply, partial(_parse, form=form), _WHAT, max_tokens=max_tokens)
 
@@ -60,7 +60,7 @@ def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, st
         if other in values:
             values.setdefault(name, values[other])
     keys = {key.name: key for key in form.reply_keys()}
-    # Several texts are one free answer; which of them an option would be, nobody knows.
+    # Several texts can be joined to one free answer, but not to one option.
     reply = {
         name: one_line(value, several=name in keys and keys[name].several)
         for name, value in form.mended(values).items()

@@ -1,7 +1,7 @@
-"""Rubrics: the writer, the policy's prompt, and the one reader of both.
+"""Rubrics: the writer, the policy's prompt, and the reader of both.
 
-A rubric is written in one of two forms. Where a server holds the model to a JSON schema, and for chat models, it is a
-JSON object. The local policy, which reinforcement learning trains and which decodes freely, writes five lines:
+A rubric has one of two forms. With constrained decoding and for chat models it is a JSON object. The local policy,
+which reinforcement learning trains and which decodes freely, writes five lines:
 
     Question type: …
     Question quality: …
@@ -39,7 +39,7 @@ from optimsyn.programs.prompts.rubric_prompts import (
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
 
-# Short keys of the compact form beside the full names and the labels of the five lines.
+# Short keys of the compact form, accepted beside the full names and the labels of the five lines.
 _SHORT = {"type": "question_type", "question": "question_quality", "answer": "answer_quality"}
 _FIELD_OF = {
     **{name: name for name in LABELS},
@@ -67,8 +67,8 @@ class RubricWriter(dspy.Module):
 
     Args:
         model: Writes the rubrics.
-        guiding_text: The few sentences that a person wrote, or an optimiser.
-        kind_hint: Said about the form of the questions in place of the words of the pair's form.
+        guiding_text: A few sentences by a person or an optimiser.
+        kind_hint: Describes the form of the questions, instead of the form's own words.
 
     Example:
         >>> writer = RubricWriter(load_language_model(recipe.models.rubric), recipe.guiding_text)  # doctest: +SKIP
@@ -89,7 +89,7 @@ class RubricWriter(dspy.Module):
 
     @property
     def guiding_text(self) -> str:
-        """The guiding text that the next rubric is written under."""
+        """The guiding text of the next rubric."""
         return str(self.write.signature.instructions)
 
     @guiding_text.setter
@@ -103,7 +103,7 @@ class RubricWriter(dspy.Module):
             A prediction whose `rubric` is a Rubric.
 
         Raises:
-            ReplyError: The reply holds no complete rubric.
+            ReplyError: The reply has no complete rubric.
             ServiceError: The service failed for good.
         """
         chat, structured = self.model.chat, self.model.structured
@@ -135,7 +135,7 @@ class RubricWriter(dspy.Module):
 
 
 class Shared:
-    """Holds a language model, which copies of a program share instead of copying it."""
+    """A language model that deep copies of a program share."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
@@ -148,14 +148,14 @@ def rubric_prompt(guiding_text: str, passage: Passage, kind: str, *, tokenizer: 
     r"""The local policy's prompt for one rubric.
 
     Args:
-        guiding_text: What the rubric is to follow.
-        passage: The text that the pair will be made from.
+        guiding_text: The guiding text.
+        passage: The text for the pair.
         kind: The form of the pair.
-        tokenizer: The policy's tokenizer; one with a chat template gets chat messages, any other (or none) plain text
-            that ends in `Rubric:\nQuestion type:`, so that the completion starts with the question type.
+        tokenizer: The policy's tokenizer; with a chat template the prompt is chat messages, else plain text that ends
+            in `Rubric:\nQuestion type:`, so that the completion starts with the question type.
 
     Returns:
-        Plain text or chat messages; the completion is read by `complete_rubric` or `parse_rubric` respectively.
+        Plain text or chat messages; read the completion with `complete_rubric` or `parse_rubric` respectively.
     """
     messages, _ = rubric_messages(guiding_text, passage, kind, chat=bool(getattr(tokenizer, "chat_template", None)))
     return list(messages) if len(messages) > 1 else messages[0]["content"]
@@ -174,7 +174,7 @@ def rubric_messages(
 
 
 def complete_rubric(completion: Reply | str, *, max_tokens: int | None = None) -> Rubric:
-    """Reads the policy's completion, with the cue that its prompt ended in put back where it is missing.
+    """Reads the policy's completion; adds the cue at the end of the prompt if it is missing.
 
     Raises:
         ReplyError: A criterion is missing; the message names it.
@@ -183,19 +183,19 @@ def complete_rubric(completion: Reply | str, *, max_tokens: int | None = None) -
 
 
 def parse_rubric(reply: Reply | str, *, max_tokens: int | None = None, cue: bool = False) -> Rubric:
-    """Reads a rubric out of a reply: five lines, or a JSON object with long or short keys.
+    """Reads a rubric from a reply: five lines, or a JSON object with long or short keys.
 
-    What follows the rubric (a base model goes on with the next passage) is ignored. Of several objects, the first
+    Text after the rubric (a base model continues with the next passage) is ignored. Of several objects, the first
     complete one counts.
 
     Args:
         reply: A reply, or its text.
-        max_tokens: The cap under which the reply was asked for.
+        max_tokens: The limit of the reply.
         cue: Whether the prompt ended in the label of the first line.
 
     Raises:
-        ReplyError: A criterion is missing, empty or says nothing; the message names it. Or there is no rubric to be
-            judged: the outcome says what there is.
+        ReplyError: A criterion is missing or empty; the message names it. Or there is no rubric to judge; see the
+            outcome.
     """
     # A last line that ends in the middle is no criterion.
     cut = isinstance(reply, Reply) and was_cut(reply) and not reply.text.rstrip(" ").endswith("\n")
@@ -203,11 +203,11 @@ def parse_rubric(reply: Reply | str, *, max_tokens: int | None = None, cue: bool
 
 
 def _parse(text: str, repair: bool, *, cut: bool, cue: bool) -> Rubric:
-    found: dict[str, str] = {}
+    best: dict[str, str] = {}
     for raw in objects_in(text, repair) if "{" in text else ():
         fields = _fields(raw)
-        if len(fields) > len(found):
-            found = fields
+        if len(fields) > len(best):
+            best = fields
         if not _missing(fields):
             return _rubric(fields)
     lines, broken_off = _from_lines(f"{CUE} {text}" if cue and _lacks_cue(text) else text)
@@ -215,54 +215,54 @@ def _parse(text: str, repair: bool, *, cut: bool, cue: bool) -> Rubric:
         if cut and broken_off:
             raise ReplyError("the rubric's last line breaks off", Outcome.CUT)
         return _rubric(lines)
-    found = found or lines
-    raise ReplyError(f"the rubric lacks {', '.join(_missing(found))}; the reply begins {beginning(text)}")
+    best = best or lines
+    raise ReplyError(f"the rubric lacks {', '.join(_missing(best))}; the reply begins {beginning(text)}")
 
 
-def _missing(found: dict[str, str]) -> list[str]:
-    return [label for name, label in LABELS.items() if not re.search(r"\w", found.get(name, ""))]
+def _missing(fields: dict[str, str]) -> list[str]:
+    return [label for name, label in LABELS.items() if not re.search(r"\w", fields.get(name, ""))]
 
 
-def _rubric(found: dict[str, str]) -> Rubric:
-    long = [LABELS[name] for name, value in found.items() if len(value) > _LONGEST]
+def _rubric(fields: dict[str, str]) -> Rubric:
+    long = [LABELS[name] for name, value in fields.items() if len(value) > _LONGEST]
     if long:
         raise ReplyError(f"the rubric's {long[0]} runs on over {_LONGEST} characters; a criterion is one short line")
-    return Rubric(**found)
+    return Rubric(**fields)
 
 
 def _fields(raw: dict[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for key, value in raw.items():
         name = _FIELD_OF.get(re.sub(r"[\s-]+", "_", key.strip().lower()))
         if name is not None and (line := one_line(value, several=True)):
-            found.setdefault(name, line)
-    return found
+            fields.setdefault(name, line)
+    return fields
 
 
 def _lacks_cue(text: str) -> bool:
-    """Whether the first criterion goes without its label, because the prompt ended in it."""
+    """Whether the first criterion lacks its label, because the prompt ended in it."""
     first = next((match for line in text.splitlines() if (match := _LINE.match(line))), None)
     return first is None or first["label"].lower() != LABELS["question_type"].lower()
 
 
 def _from_lines(text: str) -> tuple[dict[str, str], bool]:
-    """The criteria of a text by lines, and whether the last of them stands in the text's last line."""
+    """The criteria in the lines of a text, and whether the last of them is in the last line."""
     labels = {label.lower(): name for name, label in LABELS.items()}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     lines = text.splitlines()
     last = 0
     for number, line in enumerate(lines, 1):
         match = _LINE.match(line)
         if match is None:
-            if len(found) == len(LABELS):
+            if len(fields) == len(LABELS):
                 break
             continue
-        # The first of each counts: a base model that goes on writes the next rubric.
+        # The first of each counts: a base model may continue with the next rubric.
         name = labels[match["label"].lower()]
-        if name not in found:
-            found[name] = one_line(match["value"].strip(" *"))
+        if name not in fields:
+            fields[name] = one_line(match["value"].strip(" *"))
             last = number
-    return found, last == len(lines)
+    return fields, last == len(lines)
 
 
 def rubric_text(rubric: Rubric) -> str:

@@ -19,9 +19,9 @@ class FormShare:
     """One form among the expert questions.
 
     Attributes:
-        name: As the recipe names it.
-        form: The form as these questions have it.
-        share: Of all questions, between 0 and 1.
+        name: Its name in a recipe.
+        form: The form, fitted to these questions.
+        share: Its share of all questions, between 0 and 1.
     """
 
     name: str
@@ -34,7 +34,7 @@ class TaskShape:
     """The form of the expert questions, which pairs imitate.
 
     Attributes:
-        forms: The forms that they have, `free` last.
+        forms: The forms of the questions, `free` last.
         open_book: Most questions are asked with a text.
     """
 
@@ -63,22 +63,22 @@ class TaskShape:
 
         Args:
             name: Of the form.
-            form: The form as the questions have it; None: as it is made.
-            open_book: They are asked with a text.
+            form: The fitted form; None: its defaults.
+            open_book: The questions are asked with a text.
         """
         return cls((FormShare(name, form or form_named(name)),), open_book)
 
     @property
     def identity(self) -> list[Any]:
-        """What the pairs that imitate it depend on, as JSON values.
+        """What the pairs depend on in this shape, as JSON values.
 
         Raises:
-            RecipeError: A form of the user's own has no source.
+            RecipeError: A custom form has no source.
         """
         return [self.open_book, *([identity_of(each.name, each.form), each.share] for each in self.forms)]
 
     def kind_for(self, seed: int) -> str:
-        """The name of the form of the pair with this seed; over many seeds in the proportion of the questions."""
+        """The form's name for the pair with this seed, drawn in the proportion of the questions."""
         drawn = random.Random(derive_seed(seed, "kind")).random()
         reached = 0.0
         for each in self.forms[:-1]:
@@ -88,5 +88,5 @@ class TaskShape:
         return self.forms[-1].name
 
     def form(self, name: str) -> QuestionForm:
-        """The form of this name, as the questions have it."""
+        """The form of this name, fitted to the questions."""
         return next((each.form for each in self.forms if each.name == name), None) or form_named(name)

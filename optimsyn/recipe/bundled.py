@@ -1,4 +1,4 @@
-"""The documents and questions that come with optimsyn, as a recipe names them."""
+"""The bundled documents and questions, as a recipe names them."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ BUNDLED = Path(__file__).parents[1] / "data" / "bundled"
 
 
 def bundled_domains() -> tuple[str, ...]:
-    """Names of the domains whose documents and questions come with optimsyn: what may follow `embedded:`."""
+    """The domains with bundled documents and questions: what may follow `embedded:`."""
     return tuple(sorted(folder.parent.name for folder in BUNDLED.glob("*/documents.jsonl")))

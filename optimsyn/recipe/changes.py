@@ -1,4 +1,4 @@
-"""Changes to a recipe from outside of its file: `--set synthesis.pairs=20`, or a notebook's `changes`."""
+"""Overrides of recipe fields: `--set synthesis.pairs=20`, or a notebook's `changes`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from optimsyn.base.suggestions import did_you_mean, nearest
 from optimsyn.recipe.problems import explain, section_of
 from optimsyn.recipe.recipe import Recipe
 
-# What a bare string stands for where a section is expected: a model's name, a source's path.
+# The field that a bare string sets where a section is expected: a model's name, a source's path.
 _SHORT_FORMS = ("name", "path")
-# A mapping with one of these names another model or source.
+# A mapping with one of these fields replaces the model or source.
 _IDENTITY = ("name", "plugin", "path", "hub")
 _SHOWN_OPTION = 100
 
 
 class SetOptions(dict[str, Any]):
-    """Field to value of `--set` options; what is wrong with one is told with the option as it was typed.
+    """Field to value of `--set` options; messages quote the option as it was typed.
 
     Attributes:
         typed: Field to option, such as `--set synthesis.pairs=20`.
@@ -43,25 +43,23 @@ class SetOptions(dict[str, Any]):
 
 
 def word_for(changes: Mapping[str, Any] | None, otherwise: str = "changes") -> str:
-    """What the caller calls changes, for messages: the option, or the parameter."""
+    """The caller's name for changes, for messages: the option, or the parameter."""
     return "--set" if isinstance(changes, SetOptions) else otherwise
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes") -> Recipe:
-    """The recipe with some fields set to other values; everything is checked as if it stood in the file.
+    """The recipe with some fields overridden; all checks of a recipe file apply.
 
     A mapping as value changes only the fields that it names. A bare string for a model or a source, or a mapping with
-    its name, path or hub id, puts another one in its place, with defaults, as in a recipe. Relative paths are meant
-    from the working directory.
+    its name, path or hub id, replaces it, with defaults, as in a recipe. Relative paths start at the working directory.
 
     Args:
-        recipe: The recipe to start from; it stays as it is.
+        recipe: The recipe to start from; not modified.
         changes: Dotted field (`synthesis.pairs`, `models.generator`) to value.
-        called: What the caller calls them, for messages; `--set` options are named as they were typed.
+        called: The caller's name for them, for messages; `--set` options are quoted as typed.
 
     Raises:
-        RecipeError: A field is unknown (with a suggestion), or a value is of a wrong type or out of range; all of them
-            are named.
+        RecipeError: A field is unknown (with a suggestion), or a value is of a wrong type or out of range; names all.
 
     Example:
         >>> raw = {"documents": {"source": "embedded:quickstart"}, "questions": {"validation": "embedded:quickstart"}}
@@ -76,13 +74,13 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes")
         raise RecipeError(f"{word_for(changes, called)}: {secret}, and would be written into the run; {KEY_CURE}")
     raw = recipe.model_dump(mode="json")
     problems = []
-    # A section before its fields, and a plugin before its name, so that a model can be named and adjusted in any order.
+    # A section before its fields, and a plugin before its name, so that the order of changes does not matter.
     for name in sorted(changes, key=lambda name: (str(name).count("."), not str(name).endswith(".plugin"))):
         try:
             _set(raw, str(name), changes[name])
         except RecipeError as error:
-            said = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
-            problems.append(f"{_named(changes, [str(name)], called)}: {said}")
+            problem = str(error).removeprefix(f"{name}: ") if isinstance(changes, SetOptions) else str(error)
+            problems.append(f"{_named(changes, [str(name)], called)}: {problem}")
     if problems:
         raise RecipeError("\n".join(problems))
     try:
@@ -94,19 +92,19 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], called: str = "changes")
 
 
 def _named(changes: Mapping[str, Any], fields: Sequence[str], called: str) -> str:
-    """What the caller calls the changes of these fields."""
+    """The caller's name for the changes of these fields."""
     return redact(" ".join(changes.typed[name] for name in fields)) if isinstance(changes, SetOptions) else called
 
 
 def _concerned(changes: Mapping[str, Any], wrong: Sequence[Any]) -> list[str]:
-    """The changed fields that problems lie in; all of them where a problem is one of several fields together."""
+    """The changed fields that have problems; all fields if a problem concerns several together."""
     places = [".".join(map(str, item["loc"])) + "." for item in wrong]
-    found = [
+    names = [
         name
         for name in changes
         if any(place.startswith(f"{name}.") or (place != "." and f"{name}.".startswith(place)) for place in places)
     ]
-    return found if found and "." not in places else list(changes)
+    return names if names and "." not in places else list(changes)
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -121,9 +119,9 @@ def parse_change(text: str) -> tuple[str, Any]:
 
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
-        known = find_secret({"--set": text}) is None
-        given = f"--set {shlex.quote(text)}" if known else "--set"
-        raise RecipeError(f"{given}: write FIELD=VALUE, such as --set synthesis.pairs=20")
+        is_clean = find_secret({"--set": text}) is None
+        option = f"--set {shlex.quote(text)}" if is_clean else "--set"
+        raise RecipeError(f"{option}: write FIELD=VALUE, such as --set synthesis.pairs=20")
     try:
         return name.strip(), parse_yaml(value)
     except yaml.YAMLError:
@@ -140,7 +138,7 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
             raise RecipeError(f"{name}: unknown field; {_hint(name, parts[:depth], section)}")
         inner = section_of(section.model_fields[part].annotation) if section is not None else None
         if depth + 1 == len(parts):
-            if part == "plugin":  # it is not called what the model before it was
+            if part == "plugin":  # the old model's name does not fit it
                 place.pop("name", None)
             place[part] = _merged(place.get(part), value, inner, name)
             return
@@ -150,41 +148,41 @@ def _set(raw: dict[str, Any], name: str, value: Any) -> None:
         elif place.get(part) is None:
             place[part] = {}
         if not isinstance(place[part], dict):
-            whole = ".".join(parts[: depth + 1])
-            raise RecipeError(f"{name}: {whole} is a value without fields of its own; change {whole} itself")
+            prefix = ".".join(parts[: depth + 1])
+            raise RecipeError(f"{name}: {prefix} is a value without fields; change {prefix} itself")
         place, section = place[part], inner
 
 
 def _merged(old: Any, new: Any, section: type[BaseModel] | None, name: str) -> Any:
-    """What a field holds after it was set: a mapping for a section changes only the fields that it names."""
+    """The new value of a field: a mapping for a section changes only the fields that it names."""
     if section is None or not isinstance(new, Mapping):
         return new
-    # Another model or source keeps nothing of the one before.
+    # Another model or source keeps nothing of the old one.
     another = any(field in new and field in section.model_fields for field in _IDENTITY)
-    whole: dict[str, Any] = dict(old) if isinstance(old, dict) and not another else {}
+    merged: dict[str, Any] = dict(old) if isinstance(old, dict) and not another else {}
     for field, value in new.items():
         if field not in section.model_fields:
             hint = _hint(f"{name}.{field}", name.split("."), section)
             raise RecipeError(f"{name}.{field}: unknown field; {hint}")
         inner = section_of(section.model_fields[field].annotation)
-        whole[field] = _merged(whole.get(field), value, inner, f"{name}.{field}")
-    return whole
+        merged[field] = _merged(merged.get(field), value, inner, f"{name}.{field}")
+    return merged
 
 
 def _hint(name: str, before: list[str], section: type[BaseModel]) -> str:
-    """What may have been meant: a field of the same section, else one of that name or spelling anywhere."""
+    """A suggestion: a field of the same section, else one of the same or a similar name anywhere."""
     prefix = "".join(f"{part}." for part in before)
     wrong = name.removeprefix(prefix).split(".")[0]
     near = nearest(wrong, section.model_fields)
     if near is not None:
         return f"did you mean `{prefix}{near}`?"
-    known = _all_fields(Recipe)
+    all_fields = _all_fields(Recipe)
     last = name.rpartition(".")[2]
-    same = [field for field in known if field.rpartition(".")[2] == last]
+    same = [field for field in all_fields if field.rpartition(".")[2] == last]
     if same:
         return f"did you mean {' or '.join(f'`{field}`' for field in same[:3])}?"
     fields = ", ".join(f"{prefix}{field}" for field in section.model_fields)
-    return did_you_mean(name, known, f"known here: {fields}")
+    return did_you_mean(name, all_fields, f"known here: {fields}")
 
 
 def _all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The models that LiteLLM lists, without importing it (that takes seconds), and which of them a name may mean."""
+"""The models that LiteLLM lists, without importing it (that takes seconds), and suggestions from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimsyn.recipe.model_names import LITELLM_PREFIXES, TYPO, nearest_provider
 
 @cache
 def litellm_table() -> dict[str, dict[str, Any]]:
-    """The list of models that comes with LiteLLM, read without importing it."""
+    """The list of models that comes with LiteLLM."""
     spec = importlib.util.find_spec("litellm")
     if spec is None or spec.origin is None:
         return {}
@@ -25,7 +25,7 @@ def litellm_table() -> dict[str, dict[str, Any]]:
 
 
 def nearest_model(name: str) -> str | None:
-    """The LiteLLM name that a bare name was meant to be, with its provider; None when none is near."""
+    """The LiteLLM name closest to a bare name, with its provider; None when none is close."""
     near = nearest(name, litellm_table(), cutoff=TYPO)
     if near is None or "/" in near:
         return near
@@ -33,10 +33,10 @@ def nearest_model(name: str) -> str | None:
 
 
 def meant_service(name: str) -> str | None:
-    """The hosted model that a name which reads like a hub id was meant to be, or None.
+    """The hosted model that was probably meant by a name that reads like a hub id, or None.
 
-    A prefix that is nearly a provider's name is one; one that is an organisation's on the hub as well (`OpenAI`,
-    `mistralai`) only when LiteLLM lists such a model of the provider.
+    A prefix that is nearly a provider's name counts as one; a prefix that is also an organisation on the hub (`OpenAI`,
+    `mistralai`) only if LiteLLM lists such a model of the provider.
     """
     prefix, slash, model = name.partition("/")
     if not slash or provider_of(name) != "local" or name.startswith(("hub:", ".", "/", "~")):
@@ -45,14 +45,14 @@ def meant_service(name: str) -> str | None:
     sure = nearest_provider(name)
     for near in [sure] if sure else alike(plain, LITELLM_PREFIXES, most=2, cutoff=TYPO):
         of_it = [known.rpartition("/")[2] for known, entry in litellm_table().items() if _is_of(entry, near)]
-        found = nearest(model, of_it, cutoff=TYPO if sure else 1.0)
-        if found or sure:
-            return f"{near}/{found or model}"
+        listed = nearest(model, of_it, cutoff=TYPO if sure else 1.0)
+        if listed or sure:
+            return f"{near}/{listed or model}"
     return None
 
 
 def misspelled(name: str) -> str | None:
-    """That the provider of a name is misspelled, for a person; None when it is not."""
+    """A message if a name's provider is misspelled, else None."""
     meant = None if Path(name).is_dir() else meant_service(name)
     return None if meant is None else no_provider(name, meant)
 

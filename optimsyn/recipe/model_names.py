@@ -1,4 +1,4 @@
-"""Which way a model is reached, told by its name alone (no import of LiteLLM, no network)."""
+"""A model's provider from its name alone (no import of LiteLLM, no network)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from optimsyn.base.suggestions import nearest
 
 Provider = Literal["embedded", "litellm", "local", "own"]
 
-# The prefixes of LiteLLM that people use for text generation. A hub organisation of the same name is reached by
-# writing `hub:org/name`.
+# LiteLLM's prefixes for text generation. A hub organisation of the same name is written `hub:org/name`.
 LITELLM_PREFIXES = frozenset(
     "openai azure azure_ai anthropic bedrock vertex_ai gemini mistral cohere cohere_chat groq together_ai "
     "fireworks_ai deepinfra deepseek openrouter perplexity xai replicate sagemaker sambanova cerebras nvidia_nim "
@@ -19,19 +18,19 @@ LITELLM_PREFIXES = frozenset(
     "volcengine hyperbolic lambda_ai meta_llama featherless_ai friendliai baseten codestral xinference".split()
 )
 
-# Names as near as this are thought to be misspelled ones.
+# Names at least this similar count as misspelled.
 TYPO = 0.82
-# Servers that people run themselves: nobody sends a bill.
+# Self-hosted servers: free.
 SELF_HOSTED = frozenset("hosted_vllm vllm ollama ollama_chat lm_studio llamafile oobabooga xinference".split())
 
 
 def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
-    """How the model called `name` is reached.
+    """The provider of the model called `name`.
 
     Args:
         name: `embedded`, a LiteLLM name (`openai/gpt-6-luna`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
             `hub:org/name` for a hub id whose organisation is also a LiteLLM provider.
-        has_api_base: An address was given, so a server is meant whatever the name is.
+        has_api_base: The recipe names an address, so it is a server, whatever the name.
     """
     if name == "embedded":
         return "embedded"
@@ -48,10 +47,10 @@ def hub_id(name: str) -> str:
 
 
 def nearest_provider(name: str) -> str | None:
-    """The provider that the misspelled prefix of a name was meant to be, or None.
+    """The provider that a misspelled prefix was probably meant to be, or None.
 
-    Organisations of the hub are called after their products (mistralai, deepseek-ai, meta-llama), so a prefix that
-    only goes on where a provider's name ends is none of these.
+    Hub organisations are named after their products (mistralai, deepseek-ai, meta-llama), so a prefix that continues a
+    provider's name is not misspelled.
     """
     prefix, slash, _ = name.partition("/")
     if not slash or provider_of(name) != "local" or name.startswith(("hub:", ".", "/", "~")) or Path(name).is_dir():
@@ -62,7 +61,7 @@ def nearest_provider(name: str) -> str | None:
 
 
 def no_provider(name: str, meant: str) -> str:
-    """That the provider of a name is none, for a person, with the name that was probably meant."""
+    """The message for an unknown provider, with a suggestion."""
     return (
         f"{name!r}: {name.partition('/')[0]} is not a provider; did you mean `{meant}`? (a hub model of that "
         f"organisation is `hub:{name}`)"

@@ -1,4 +1,4 @@
-"""Parts that a recipe names and that only the process at hand knows: of a notebook cell, or registered in it."""
+"""Parts that a recipe names and that exist in this process only: from a notebook cell, or registered."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from optimsyn.recipe.recipe import Recipe
 
 
 def refuse_parts_of_this_process(recipe: Recipe) -> None:
-    """Refuses a recipe whose stages could not run in processes of their own, as `optimsyn run` has them do.
+    """Refuses a recipe whose stages cannot run in other processes, as `optimsyn run` does.
 
     Raises:
-        RecipeError: It names a part of a notebook cell, or one that was registered in this process. It names the field.
+        RecipeError: It names a part of a notebook cell, or one registered in this process.
     """
     raw = recipe.model_dump(mode="json")
     for registry in REGISTRIES.values():

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, a sentence a field."""
+"""Validation problems of a recipe as sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optimsyn.base.suggestions import did_you_mean
 
 
 def explain(item: Any, model: type[BaseModel]) -> str:
-    """One validation problem as a sentence that names the field and the cure.
+    """One validation problem as a sentence with the field and what to do.
 
     Args:
         item: An entry of pydantic's `ValidationError.errors()`.
@@ -30,14 +30,14 @@ def explain(item: Any, model: type[BaseModel]) -> str:
         names = _fields_at(model, (*location, ""))
         if item.get("input") is None:
             return f"{where}: is empty; give it a value or remove the line (fields: {', '.join(names)})"
-        return f"{where}: must be a section with fields of its own: {', '.join(names)}"
+        return f"{where}: must be a section with the fields {', '.join(names)}"
     if item["type"] == "string_type" and isinstance(item.get("input"), int | float | date):
         return f"{where}: must be text, and YAML reads {item['input']} as something else; put it in quotes"
     message = str(item["msg"]).removeprefix("Value error, ")
-    shown = item.get("input")
-    if item["type"] == "value_error" or isinstance(shown, dict | list):
+    value = item.get("input")
+    if item["type"] == "value_error" or isinstance(value, dict | list):
         return f"{where}: {message}" if location else message
-    return f"{where}: {message} (got {shown!r})"
+    return f"{where}: {message} (got {value!r})"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -51,7 +51,7 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation is, or is a list of."""
+    """The section class of an annotation, or of its list items."""
     if get_origin(annotation) in (tuple, list):
         return section_of(get_args(annotation)[0])
     return section_of(annotation)
@@ -63,7 +63,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         for argument in get_args(annotation):
-            found = section_of(argument)
-            if found is not None:
-                return found
+            section = section_of(argument)
+            if section is not None:
+                return section
     return None

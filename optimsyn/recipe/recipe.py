@@ -1,7 +1,7 @@
 """The typed recipe: the one contract of the command line, the notebooks and the library.
 
-A recipe is one YAML file. Unknown keys are refused with "did you mean", every field is checked for type and range
-here, and `optimsyn.machine.preflight` checks what only the machine can tell (files, keys, models, memory).
+A recipe is one YAML file. Unknown keys are refused with "did you mean" and every field is checked for type and range
+here; `optimsyn.machine.preflight` checks what depends on the machine (files, keys, models, memory).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
 
 
 def _without_what_says_nothing(section: Section, raw: dict[str, Any], later: tuple[str, ...]) -> None:
-    """Takes fields that came later out of a dump where they have their defaults: old fingerprints stay."""
+    """Removes newer fields with default values from a dump, so that old fingerprints stay valid."""
     for field in later:
         if getattr(section, field) == type(section).model_fields[field].default:
             raw.pop(field)
@@ -105,8 +105,8 @@ class Recipe(Shown, Section):
 
         Args:
             path: The file.
-            of_run: It is the file that a run wrote of itself, with every field of its time. One that it lacks came
-                later, and means what was done before there was a choice.
+            of_run: The file is a run's own recipe, with every field of its version. A missing field is newer and gets
+                the behaviour from before it existed.
 
         Raises:
             RecipeError: The file is missing, is not YAML, or a field is unknown, of a wrong type or out of range.
@@ -124,7 +124,7 @@ class Recipe(Shown, Section):
             raise RecipeError(f"{file}: has {file.stat().st_size:,} bytes and is not a recipe; name the recipe file")
         try:
             text = decode(file.read_bytes(), str(file))
-            # A text that cannot be parsed is shown in part, and may hold what it names as secret.
+            # The message quotes text that cannot be parsed, which may contain a secret.
             remember_variables_of(text)
             raw = parse_yaml(text)
         except yaml.YAMLError as error:
@@ -134,7 +134,7 @@ class Recipe(Shown, Section):
         if not isinstance(raw, dict):
             raise RecipeError(f"{file}: a recipe is a mapping of fields (`name: mine` ...), {no_mapping(raw, text)}")
         influence = raw.get("influence")
-        # A simulated training takes no mean of gradients, so that there was nothing to choose.
+        # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
             raw["influence"] = {"question_gradients": "unit", **influence}
         try:
@@ -149,8 +149,8 @@ class Recipe(Shown, Section):
 
         Args:
             raw: Field to value.
-            name: What it is called in messages.
-            of_run: It is what a run wrote of itself, and may name parts of one's own that are not at hand.
+            name: Its name in messages.
+            of_run: It is a run's own recipe, and may name custom parts that are not available now.
 
         Raises:
             RecipeError: With one line per wrong field.
@@ -162,7 +162,7 @@ class Recipe(Shown, Section):
             raise RecipeError(f"{name}:\n  " + "\n  ".join(lines)) from None
 
     def with_paths_from(self, folder: Path, *, of_run: bool = False) -> Recipe:
-        """The recipe with every relative path of data and models made absolute, as seen from `folder`."""
+        """The recipe with all relative paths of data and models resolved against `folder`."""
         raw = self.model_dump(mode="json")
         for source in (raw["documents"]["source"], raw["questions"]["validation"], raw["questions"]["test"]):
             if source and source["path"] and not source["path"].startswith("embedded:"):
@@ -188,9 +188,9 @@ class Recipe(Shown, Section):
 
     @property
     def fingerprint(self) -> str:
-        """Ten hex digits that change when anything that changes results changes.
+        """Ten hex digits that change with every field that changes results.
 
-        Limits, concurrency, batches and a look at the reward do not.
+        Limits, concurrency, batches and the look at the reward do not count.
         """
         looks = {"look", "on_noise"}
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
@@ -208,7 +208,7 @@ class Recipe(Shown, Section):
             if spec:
                 for field in ("concurrency", "timeout_s", "retries", "api_key_env", "prices", "batch", "batch_hours"):
                     spec.pop(field)
-                # Fields that came later, where they say nothing: a recipe without them keeps its fingerprint.
+                # Newer fields with neutral values: a recipe without them keeps its fingerprint.
                 later = {**SERVICE_ONLY, **OWN_ONLY, "chat_template_kwargs": None, "max_tokens_again": None}
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
@@ -217,7 +217,7 @@ class Recipe(Shown, Section):
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], ("method",))
         if not self.stages:
             raw.pop("stages")
-        # Before there was a choice, gradients of questions were of length 1.
+        # Before the field existed, gradients of questions had length 1.
         _without_what_says_nothing(self.influence, raw["influence"], ("scorer",))
         if raw["influence"]["question_gradients"] == "unit":
             raw["influence"].pop("question_gradients")
@@ -225,12 +225,12 @@ class Recipe(Shown, Section):
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The stages of this recipe's run, in order: the built-in ones and those of `stages`."""
+        """The stages of a run in order: the built-in ones and those of `stages`."""
         return ordered(self.stages)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The variants that this recipe synthesizes, in order; a disabled optimiser has none."""
+        """The variants that this recipe synthesizes, in order, without those of disabled optimisers."""
         on = {"optimized": self.optimizers.prompt.enabled, "policy": self.optimizers.policy.enabled}
         return tuple(v for v in VARIANTS if on.get(v, True))
 
@@ -241,14 +241,14 @@ class Recipe(Shown, Section):
 
     @property
     def key_variables(self) -> tuple[str, ...]:
-        """The environment variables that the models take their keys from, as far as the recipe names them."""
+        """The environment variables for keys that the recipe names."""
         specs = (self.models.generator, self.models.rubric, self.models.reflection)
         return tuple(spec.api_key_env for spec in specs if spec is not None and spec.api_key_env is not None)
 
     @model_validator(mode="before")
     @classmethod
     def _no_keys(cls, raw: Any) -> Any:
-        # Before the fields are looked at: what is wrong with one is told together with its value.
+        # Before the fields are validated, since those messages quote values.
         secret = find_secret(raw)
         if secret is not None:
             raise ValueError(f"{secret}, and a recipe is written into its run; {KEY_CURE}")
@@ -279,7 +279,7 @@ class Recipe(Shown, Section):
                 f"reward.given: judged moves the direction that influence is taken along, and scorer "
                 f"{self.influence.scorer} has none; set reward.given to nothing, or influence.scorer to influence"
             )
-        # Of one's own estimator it is known when it is imported.
+        # Whether a custom estimator is linear is known after its import.
         linear = self.influence.has_own_estimator or self.influence.is_derivative
         if self.reward.given == "judged" and (not linear or self.warm_up.checkpoints > 1):
             raise ValueError(
@@ -297,7 +297,7 @@ class Recipe(Shown, Section):
 
 
 def recipe_table(recipe: Recipe) -> Table:
-    """What a recipe does: its data, models, sizes and guiding text. Of keys it knows only the variable's name."""
+    """A recipe's data, models, sizes and guiding text. For keys it shows the variable's name only."""
     models = recipe.models
     prompt, policy = recipe.optimizers.prompt, recipe.optimizers.policy
     rows = [
@@ -340,8 +340,8 @@ def recipe_table(recipe: Recipe) -> Table:
 
 
 def _warm_up_steps(recipe: Recipe) -> str:
-    given = recipe.warm_up.steps
-    return f"{given:,} steps" if given is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
+    steps = recipe.warm_up.steps
+    return f"{steps:,} steps" if steps is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
 
 
 def _source(source: Source) -> str:
@@ -373,10 +373,10 @@ def _model(spec: ModelSpec) -> str:
 
 def _limits(recipe: Recipe) -> str:
     limits = recipe.limits
-    told: list[tuple[Any, str]] = [
+    caps: list[tuple[Any, str]] = [
         (limits.cost_usd, "{:g} USD"),
         (limits.requests, "{:,} requests"),
         (limits.tokens, "{:,} tokens"),
         (limits.stage_minutes, "{:g} minutes a stage"),
     ]
-    return ", ".join(text.format(value) for value, text in told if value is not None) or "none"
+    return ", ".join(text.format(value) for value, text in caps if value is not None) or "none"

@@ -18,15 +18,15 @@ _SUFFIX = "_tiny"
 
 _DOCUMENTS = 8
 _QUESTIONS = 6
-# What a tiny run has at most; a recipe that asks for less keeps its own. On a CPU it is tokens that cost time, and most
-# tokens are those of the passage that an open-book pair is asked with, so passages are short.
+# Upper bounds of a tiny run. On a CPU tokens cost time, and most tokens are in the passages of open-book pairs, so
+# passages are short.
 _AT_MOST: dict[str, dict[str, int | float]] = {
     "documents": {"passage_words": 80, "min_words": 20},
     "warm_up": {"pairs": 6, "steps": 3, "max_steps": 4, "every": 2, "batch_size": 2, "checkpoints": 1},
     "influence": {"batch_tokens": 1024},
     "reward.look": {"pairs": 6, "subsets": 2, "steps": 4},
     "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
-    # Hotter, the embedded base model writes rubrics that cannot be read.
+    # At a higher temperature the embedded model writes unreadable rubrics.
     "optimizers.policy": {
         "steps": 1,
         "group_size": 4,
@@ -50,16 +50,15 @@ _MODELS: dict[str, Any] = {
 def resized(recipe: Recipe, size: str) -> Recipe:
     """The recipe at a size.
 
-    At size `tiny` its name ends in `_tiny`, all its models are the embedded one, and every count is small. Guiding
-    text, seed, choice of influence, reward, checks, learning rates and limits stay. What it reads follows one rule:
+    At size `tiny` its name ends in `_tiny`, all models are the embedded one, and every count is small. Guiding text,
+    seed, choice of influence, reward, checks, learning rates and limits stay. The data:
 
-    - documents and questions that all lie on this machine stay, and a seeded handful of them is used;
-    - where any of them is on the hub, both become the texts that come with optimsyn for the domain of the recipe's
-      name (`law`: `embedded:law`).
+    - documents and questions on this machine stay, and a seeded handful of them is used;
+    - if any of them is on the hub, both become the bundled texts of the recipe's name (`law`: `embedded:law`).
 
     Args:
         recipe: From `Recipe.load`.
-        size: `full` gives the recipe itself, `tiny` the small one.
+        size: `full` returns the recipe itself, `tiny` the small one.
 
     Raises:
         RecipeError: There is no such size, or the recipe reads from the hub and no bundled domain has its name.
@@ -79,13 +78,13 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     raw = recipe.model_dump(mode="json")
     raw["name"] = recipe.name.removesuffix(_SUFFIX) + _SUFFIX
     raw["models"] = _MODELS
-    # A share of so few pairs would be too few.
+    # A share of so few pairs is too few.
     raw["warm_up"]["fraction"] = 1.0
     for path, sizes in _AT_MOST.items():
         section = raw
         for part in path.split("."):
             section = section[part]
-        # What is to be found stays so.
+        # Null stays null.
         section |= {field: min(section[field], most) for field, most in sizes.items() if section[field] is not None}
     if raw["influence"]["method"] == "auto":
         # Finding the step of twins takes longer than the backward passes of so few pairs.
@@ -97,7 +96,7 @@ def resized(recipe: Recipe, size: str) -> Recipe:
 
 
 def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
-    """Puts the bundled texts of the recipe's domain in place of hub datasets, and limits what is read."""
+    """Replaces hub datasets by the bundled texts of the domain, and limits the number of rows."""
     documents, questions = raw["documents"], raw["questions"]
     sources = [documents["source"], questions["validation"], questions["test"]]
     remote = next((source["hub"] for source in sources if source is not None and source["hub"] is not None), None)
@@ -106,7 +105,7 @@ def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
         documents["source"] = {"path": domain}
         questions["validation"] = {"path": domain, "where": {"split": "validation"}}
         questions["test"] = {"path": domain, "where": {"split": "test"}}
-        # It may name a column of the dataset that is not read now.
+        # It may name a column of the replaced dataset.
         questions["subtask"] = None
     documents["source"]["limit"] = _at_most(documents["source"].get("limit"), _DOCUMENTS)
     for field in ("validation_limit", "test_limit"):
@@ -115,13 +114,13 @@ def _shrink_data(recipe: Recipe, raw: dict[str, Any]) -> None:
 
 def _domain_of(recipe: Recipe, remote: str) -> str:
     name = recipe.name.removesuffix(_SUFFIX)
-    known = bundled_domains()
-    if name in known:
+    domains = bundled_domains()
+    if name in domains:
         return EMBEDDED_PREFIX + name
     raise RecipeError(
         f"size tiny: {recipe.name} reads {remote} from the hub, and no texts come with optimsyn under its name. Name "
         "some documents and questions on this machine (`path`) under documents.source, questions.validation and "
-        f"questions.test, or the bundled ones of a domain: {', '.join(EMBEDDED_PREFIX + domain for domain in known)}"
+        f"questions.test, or the bundled ones of a domain: {', '.join(EMBEDDED_PREFIX + domain for domain in domains)}"
     )
 
 

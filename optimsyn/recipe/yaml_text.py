@@ -1,4 +1,4 @@
-"""YAML text as plain values, read so that nothing in it is lost or repeated without a word, and nothing blows up."""
+"""Parses YAML strictly: no duplicate fields, no huge or self-referencing values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.values import kind_of
 
-# Far more than any recipe needs; what is beyond was made to fill a machine, or is no recipe.
+# Far more than any recipe needs.
 LARGEST_FILE = 2_000_000
 _CHARACTERS = 500_000
 _VALUES = 20_000
@@ -19,7 +19,7 @@ _DEPTH = 40
 _DIGITS = 100
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
-# Where a field's name stands, or the blanks around it, what cannot be seen is never meant.
+# Invisible characters in or around a field's name are always a mistake.
 _INVISIBLE = re.compile(
     r"^(?:[ \t]|- )*(?:[\w.-]*(?P<before>[\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff])"
     r"|[\w.-]+:(?P<after>[\u00a0\u2000-\u200f\u202f\u3000\ufeff]))",
@@ -39,24 +39,24 @@ _CURES = (
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with two more refusals.
+    """PyYAML's safe loader that also refuses duplicate fields and too many values.
 
-    A field given twice: YAML forbids it, PyYAML keeps the last one. And more values than a person writes, where what an
-    alias (`*name`) stands for counts each time: nine lines of nine aliases are a billion values.
+    YAML forbids duplicate fields, PyYAML keeps the last one. An alias (`*name`) counts with all its values each time:
+    nine lines of nine aliases are a billion values.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
-        # How many values a node holds with everything below it.
+        # The number of values in a node and below it.
         self._sizes: dict[int, int] = {}
         self._written = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A value as it is written.
+        """Composes a node.
 
         Raises:
-            yaml.YAMLError: There are too many of them, or they are nested too deeply.
+            yaml.YAMLError: There are too many values, or they are nested too deeply.
         """
         self._depth += 1
         if self._depth > _DEPTH:
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
         raise yaml.composer.ComposerError(None, None, message, place)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it is written, before what `<<` brings in.
+        """Composes a mapping, before `<<` is merged.
 
         Raises:
             yaml.YAMLError: A field is given twice.
@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _own_size(node: Any) -> int:
-    """One value; a long text counts as several, so that aliases cannot repeat it without end."""
+    """One value; a long text counts as several, so that aliases cannot multiply it."""
     return 1 + len(node.value) // 1000 if isinstance(node, yaml.ScalarNode) else 1
 
 
@@ -127,7 +127,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: It is not valid YAML, gives a field twice, is nested without end (an anchor inside itself), or
-            holds more than a person writes into a recipe.
+            is larger than any recipe.
     """
     if len(text) > _CHARACTERS:
         raise yaml.YAMLError(
@@ -142,20 +142,20 @@ def parse_yaml(text: str) -> Any:
 
 
 def said_of_yaml(error: yaml.YAMLError, text: str) -> str:
-    """What is wrong with a YAML text, where, and what to do about it."""
-    said = str(error).replace('in "<unicode string>", ', "in ")
+    """A message about a YAML error: what is wrong, where, and what to do."""
+    message = str(error).replace('in "<unicode string>", ', "in ")
     if re.match(r"\s*<(?:!doctype|html|\?xml)\b", text, re.I):
-        return f"{said}\nit is a web page (HTML or XML); download the file itself"
-    cures = [cure for words, cure in _CURES if words in said][:1]
-    return "\n".join([said, *cures, *invisible(text)])
+        return f"{message}\nit is a web page (HTML or XML); download the file itself"
+    cures = [cure for words, cure in _CURES if words in message][:1]
+    return "\n".join([message, *cures, *invisible(text)])
 
 
 def invisible(text: str) -> list[str]:
-    """A line about the first character that cannot be seen beside a field's name, as web pages leave them."""
-    found = _INVISIBLE.search(text)
-    if found is None:
+    """A message about the first invisible character beside a field's name, as in text from web pages."""
+    match = _INVISIBLE.search(text)
+    if match is None:
         return []
-    place = found.start("before" if found["before"] is not None else "after")
+    place = match.start("before" if match["before"] is not None else "after")
     sign = text[place]
     name = unicodedata.name(sign, "an unnamed character")
     return [
@@ -165,7 +165,7 @@ def invisible(text: str) -> list[str]:
 
 
 def no_mapping(value: Any, text: str) -> str:
-    """What a YAML text is in place of fields with values, and what to do about it."""
+    """The message for YAML that is no mapping."""
     if value is None:
         return "this is empty; `optimsyn new quickstart` copies one that you can change"
     if isinstance(value, list):
@@ -177,12 +177,12 @@ def no_mapping(value: Any, text: str) -> str:
 
 
 def _walk(value: Any, inside: set[int], done: set[int]) -> None:
-    """Goes through a whole tree once.
+    """Checks a whole tree once.
 
     Args:
         value: The tree.
-        inside: What `value` is part of.
-        done: What has been gone through, which anchors may repeat.
+        inside: Ids of the values that contain `value`.
+        done: Ids of the checked values, which aliases may repeat.
 
     Raises:
         yaml.YAMLError: Something is part of itself, or a text holds half of a surrogate pair.

@@ -1,4 +1,4 @@
-"""Which judgements a reward has given out, and how each compares with the others of its passage."""
+"""The judgements that a reward has returned, and how each compares with the others of its passage."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from optimsyn.reward.judgements import Judgement, describe
 
 
 class GivenOut:
-    """The keys of what was given out, and by passage the best and the worst pair: all that feedback compares.
+    """The keys of returned judgements, and the best and the worst pair of each passage, for feedback.
 
-    Neither adding nor comparing gets slower with their number. Not safe in several threads at once.
+    Adding and comparing take constant time. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -23,20 +23,20 @@ class GivenOut:
         return sorted(self._passages, key=lambda key: (self._passages[key], key))
 
     def add(self, row: Judgement) -> None:
-        """Counts a judgement; one that was given out before changes nothing."""
+        """Adds a judgement, once."""
         if row.key in self._passages:
             return
         self._passages[row.key] = row.passage_id
         best, worst = self._extremes.get(row.passage_id, (row, row))
         self._extremes[row.passage_id] = (
-            max(best, row, key=lambda one: (one.reward, one.key)),
-            min(worst, row, key=lambda one: (one.reward, one.key)),
+            max(best, row, key=lambda judgement: (judgement.reward, judgement.key)),
+            min(worst, row, key=lambda judgement: (judgement.reward, judgement.key)),
         )
 
     def compared(self, row: Judgement) -> str:
-        """The verdict on a judgement, and what the best and the worst other pair of the same passage had as rubric."""
+        """The feedback on a judgement, with the best and the worst other pair of the passage and their rubrics."""
         parts = [row.feedback]
-        # Where the pair itself is one of them, no other is better (or worse).
+        # If the pair itself is one of them, no other is better (or worse).
         best, worst = self._extremes.get(row.passage_id, (row, row))
         if best.reward > row.reward:
             parts.append(f"Better for the same passage: {describe(best)}")

@@ -1,7 +1,6 @@
-"""Drafting: a rubric and a pair under it are written, a reply that cannot be read is caught, the pair is checked.
+"""Drafting: writes a rubric and a pair under it, catches unreadable replies and checks the pair.
 
-Whoever needs candidates drafts them here: the first draft, the search for a guiding text, synthesis, the reward, a
-generator on trial. So a candidate is asked for in one way, and what is wrong with it is called by one name.
+All stages that need candidates use it, so that requests and the names of failures are the same everywhere.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class RubricRequest(Record):
         kind: Name of the pair's form.
         rubric: None when the pair is written without one, or when `error` says why there is none.
         error: What was wrong with the rubric reply; such a request is judged invalid and no pair is bought.
-        unjudged: What came in place of a rubric, where that is nobody's fault; such a request is not judged.
+        unjudged: The outcome of the rubric reply if it is no fault of the rubric; such a request is not judged.
         guiding_text: The text that the rubric was written under ("" without one).
         seed: Sampling seed of the pair.
         variant: Written into the pair's lineage.
@@ -46,7 +45,7 @@ class RubricRequest(Record):
     variant: str = ""
 
     def under(self, rubric: Rubric | ReplyError | None) -> RubricRequest:
-        """The same under a rubric, without one, or with the reason why none could be read."""
+        """A copy with a rubric, without one, or with the reason why none could be read."""
         if not isinstance(rubric, ReplyError):
             return self.model_copy(update={"rubric": rubric})
         unjudged = rubric.outcome if rubric.outcome.unjudged else None
@@ -54,7 +53,7 @@ class RubricRequest(Record):
 
     @property
     def prediction(self) -> dspy.Prediction:
-        """The request as what a program of DSPy predicts: its rubric and where that comes from."""
+        """The request as a DSPy prediction: its rubric and where that comes from."""
         import dspy
 
         return dspy.Prediction(**{name: getattr(self, name) for name in _PREDICTED})
@@ -80,26 +79,26 @@ WriteRubric = Callable[[RubricRequest], Awaitable[Rubric]]
 
 
 def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
-    """The name under which a reply counts that could not be read, such as `pair_format` or `rubric_refusal`."""
+    """The failure name of an unreadable reply, such as `pair_format` or `rubric_refusal`."""
     return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
 
 
 UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
-"""Failures of drafts without a pair: a reply of the rubric model or of the generator could not be read."""
+"""Failures of drafts without a pair: unreadable replies of the rubric model or the generator."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What was written for a request, and what is wrong with it.
+    """The pair written for a request, and what is wrong with it.
 
     Attributes:
-        request: What it was written for: its passage, rubric, seed and lineage.
-        pair: None where no rubric or no pair could be read.
-        failed: The checks that the pair failed; of a draft without a pair one of `UNREADABLE`.
-        reasons: For each of these what was wrong, without secrets.
-        unjudged: What came in place of a rubric or a pair where that is nobody's fault.
-        unread: The generator's reply that holds no pair, where that is why there is none.
-        checked: Whether the checks have seen the pair.
+        request: Passage, rubric, seed and lineage.
+        pair: None if no rubric or no pair could be read.
+        failed: The checks that the pair failed; without a pair one of `UNREADABLE`.
+        reasons: What was wrong, for each of these, without secrets.
+        unjudged: The outcome of a reply without rubric or pair if it is no fault of the models.
+        unread: The generator's reply that contains no pair.
+        checked: Whether the checks have run.
     """
 
     request: RubricRequest
@@ -112,22 +111,22 @@ class Draft:
 
     @property
     def passage(self) -> Passage:
-        """The passage that it was written from."""
+        """The passage of the request."""
         return self.request.passage
 
     @property
     def rubric(self) -> Rubric | None:
-        """The rubric that it was written under; None without one."""
+        """The rubric of the request; None without one."""
         return self.request.rubric
 
     @property
     def valid(self) -> bool:
-        """Whether there is a pair that has passed every check."""
+        """Whether there is a pair that passed every check."""
         return self.pair is not None and self.checked and not self.failed
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is wrong, a sentence each; of a reply that could not be read, why."""
+        """What is wrong, one sentence each."""
         if self.pair is None:
             return tuple(self.reasons.values())
         return tuple(f"{name}: {why}" for name, why in self.reasons.items())
@@ -154,7 +153,7 @@ class Drafter:
         return self.check(await self.write(request))
 
     async def write(self, request: RubricRequest) -> Draft:
-        """Writes the pair of a request, unless its rubric could not be read: then none is bought.
+        """Writes the pair of a request, unless its rubric could not be read.
 
         Raises:
             ServiceError: The service failed for good.
@@ -175,20 +174,20 @@ class Drafter:
         return Draft(request, pair)
 
     def check(self, draft: Draft) -> Draft:
-        """The draft with the verdict of the checks; one without a pair stays as it is."""
+        """The draft with the checks' verdict; unchanged without a pair."""
         if draft.pair is None:
             return draft
-        found = self.checks.check(draft.pair, draft.passage)
-        reasons = {name: found.reasons.get(name, "") for name in found.failed}
-        return replace(draft, failed=tuple(found.failed), reasons=reasons, checked=True)
+        validity = self.checks.check(draft.pair, draft.passage)
+        reasons = {name: validity.reasons.get(name, "") for name in validity.failed}
+        return replace(draft, failed=tuple(validity.failed), reasons=reasons, checked=True)
 
 
 async def requested(blank: RubricRequest, write: WriteRubric | None) -> RubricRequest:
-    """A request with its rubric, or with the reason why none could be read.
+    """Adds the rubric to a request, or the reason why none could be read.
 
     Args:
         blank: The request without a rubric.
-        write: Writes it; None where the pair is written without one.
+        write: Writes the rubric; None for a pair without one.
 
     Raises:
         ServiceError: The rubric model's service failed for good.
@@ -202,7 +201,7 @@ async def requested(blank: RubricRequest, write: WriteRubric | None) -> RubricRe
 
 
 def with_writer(writer: RubricWriter) -> WriteRubric:
-    """Has a rubric writer write the rubric of a request."""
+    """Adapts a rubric writer to `WriteRubric`."""
 
     async def write(blank: RubricRequest) -> Rubric:
         rubric: Rubric = (await writer.aforward(passage=blank.passage, kind=blank.kind, seed=blank.seed)).rubric

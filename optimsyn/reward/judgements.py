@@ -1,8 +1,8 @@
-"""What is judged and what came out of it, and the ledger that keeps every judgement of a run.
+"""Judgements, and the ledger of all judgements of a run.
 
-A ledger (`rewards.jsonl`, one JSON object a line) is appended to in whole batches: the rows of pairs that were scored
-together are written by one call and read back only when all of them are there. So a run that was killed in the middle
-of a batch judges that batch again as one, with the same neighbours, and ends with bit-identical numbers.
+A ledger (`rewards.jsonl`, one JSON object a line) grows by whole batches: the rows of pairs that were scored together
+are written by one call and are valid only when all of them are there. So a run that was killed within a batch judges
+the whole batch again and ends with bit-identical numbers.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Judgement(Record):
         kind: Name of the pair's form.
         pair: None when no pair could be read from the replies.
         failed: Names of the failed checks; `rubric_format` and `pair_format` for replies that could not be read.
-        unjudged: What came in place of a pair or a rubric where that is nobody's fault: a cut reply, a refusal, a tool
-            call, nothing. Such a row has no verdict: it is in no ledger, and its reward counts nowhere.
-        reasons: For each failed check what was wrong.
+        unjudged: The outcome of a reply that cannot be judged: cut, refused, a tool call, empty. Such a row has no
+            verdict and no reward, and is in no ledger.
+        reasons: What was wrong, for each failed check.
         influence: IF of the pair, un-normalised; None for an invalid pair, which is never scored.
         by_subtask: The influence on each validation subtask.
         gradient_norm: L2 norm of the pair's gradient; watch its correlation with the influence.
         loss: Loss of the target over the pair's tokens that count (`influence.tokens`), in nats.
         scorer: Fingerprint of the scorer that gave the influence.
         checks: Fingerprint of the checks that decided validity.
-        identity: Digest of generator, scorer, checks and penalty; rewards of another one are not compared with this.
-        reward: Valid * IF - penalty * (1 - Valid); always finite. 0, and without meaning, in a row that is unjudged.
+        identity: Digest of generator, scorer, checks and penalty; only rewards with the same one are comparable.
+        reward: Valid * IF - penalty * (1 - Valid); always finite. 0, without meaning, in an unjudged row.
         feedback: The verdict as a sentence.
     """
 
@@ -75,11 +75,11 @@ class Judgement(Record):
 
 
 class LedgerRow(Judgement):
-    """A line of a ledger: a judgement, and its place in the batch of rows that were written together.
+    """A line of a ledger: a judgement with its position in the batch.
 
     Attributes:
-        batch_row: Which it is of them, from 0.
-        batch_rows: How many they are.
+        batch_row: Its index in the batch, from 0.
+        batch_rows: The size of the batch.
     """
 
     batch_row: int
@@ -87,7 +87,7 @@ class LedgerRow(Judgement):
 
     @classmethod
     def of(cls, judgement: Judgement, batch_row: int, batch_rows: int) -> LedgerRow:
-        """The line that a judgement becomes."""
+        """The line of a judgement."""
         return cls.model_construct(**dict(judgement), batch_row=batch_row, batch_rows=batch_rows)
 
     @property
@@ -102,14 +102,14 @@ def digest(parts: Any) -> str:
 
 
 def stated_fingerprint(part: object, role: str) -> str:
-    """What a scorer, a checker or a pair writer says that its results depend on.
+    """The fingerprint of a scorer, a checker or a pair writer.
 
     Args:
         part: Has an attribute `fingerprint`.
-        role: What it is to the reward, for the message.
+        role: Its role, for the message.
 
     Raises:
-        TypeError: It has none, or one that says nothing.
+        TypeError: The fingerprint is missing or empty.
     """
     try:
         value: object = part.fingerprint  # type: ignore[attr-defined]
@@ -125,16 +125,16 @@ def stated_fingerprint(part: object, role: str) -> str:
 
 @runtime_checkable
 class Moving(Protocol):
-    """A scorer whose scores depend on what was judged before (see `optimsyn.influence.conditional`).
+    """A scorer whose scores depend on earlier judgements (see `optimsyn.influence.conditional`).
 
     Attributes:
-        origin: Fingerprint of what it is while nothing has been judged.
+        origin: Its fingerprint before the first judgement.
     """
 
     origin: str
 
     def judged(self, pairs: Sequence[Pair]) -> None:
-        """These have been judged and found valid."""
+        """Takes note of pairs that were judged valid."""
 
 
 def windows(requests: Sequence[RubricRequest], size: int, *, whole_passages: bool) -> Iterator[Sequence[RubricRequest]]:
@@ -143,7 +143,7 @@ def windows(requests: Sequence[RubricRequest], size: int, *, whole_passages: boo
     Args:
         requests: All of them.
         size: Most in a window.
-        whole_passages: Requests for one passage that stand together are not parted, however many they are.
+        whole_passages: Never split neighbouring requests for one passage.
     """
     start = 0
     while start < len(requests):
@@ -160,7 +160,7 @@ def windows(requests: Sequence[RubricRequest], size: int, *, whole_passages: boo
 
 
 def content_key(pair: Pair) -> str:
-    """Identity of what the target would see of a pair, whatever its lineage: equal content has equal influence."""
+    """Identity of what the target sees of a pair, without its lineage: equal content has equal influence."""
     return _content_digest(pair.model_dump(mode="json"))
 
 
@@ -197,9 +197,9 @@ def describe(row: Judgement) -> str:
 
 
 def latest_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a ledger that were judged as its last one was: others cannot be compared with them.
+    """The rows of a ledger with the identity of its last row: only they are comparable.
 
-    Read twice, line by line, and also while it is being written; nothing where there is no ledger.
+    Reads the file twice, line by line, also while it grows; yields nothing without a ledger.
     """
     if not path.is_file():
         return
@@ -210,12 +210,12 @@ def latest_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Ledger:
-    """The judgements of a run on disk. Not safe in several threads at once; its owner holds a lock.
+    """The judgements of a run on disk. Not thread-safe; its owner holds a lock.
 
-    Memory does not grow with the file: rows are found by an index beside it and read when they are asked for.
+    Rows are looked up in an index beside the file and read on demand, so memory does not grow with it.
 
     Args:
-        path: `rewards.jsonl`; None keeps nothing on disk, and all in memory.
+        path: `rewards.jsonl`; None keeps all in memory.
 
     Raises:
         DataError: A line is no judgement.
@@ -230,7 +230,7 @@ class Ledger:
             self._index = LedgerIndex(path, LedgerRow.model_validate, _scored_content)
 
     def get(self, key: str, identity: str) -> Judgement | None:
-        """The judgement of a key under an identity, or None."""
+        """The judgement with a key and an identity, or None."""
         if self.path is None:
             return self._held.get(key)
         return None if self._index is None else self._row(self._index.place_of(key, identity))
@@ -242,27 +242,27 @@ class Ledger:
         return None if self._index is None else self._row(self._index.place_of_content(content, scorer))
 
     def count(self, identity: str | None = None) -> int:
-        """Judgements in all, or those of one identity."""
+        """The number of judgements, of all or of one identity."""
         if self._index is None:
             return sum(identity in (None, row.identity) for row in self._held.values())
         return self._index.count(identity)
 
     def valid_pairs(self, identity: str, scorer: str, last: int | None = None) -> list[Pair]:
-        """The valid pairs of an identity that a scorer has scored, in order of judging, all or the last ones."""
-        found: list[Pair] = []
+        """The valid pairs of an identity and a scorer, in order of judging; all, or the last ones."""
+        pairs: list[Pair] = []
         for place in () if self._index is None else self._index.places(identity):
-            if last is not None and len(found) >= last:
+            if last is not None and len(pairs) >= last:
                 break
             row = self._row(place)
             if row is not None and row.valid and row.pair is not None and row.scorer == scorer:
-                found.append(row.pair)
-        return found[::-1]
+                pairs.append(row.pair)
+        return pairs[::-1]
 
     def append(self, judgements: Sequence[Judgement]) -> None:
         """Writes a batch of judgements durably, all or none.
 
         Raises:
-            DataError: The file cannot be written (a full disk, for example); nothing of the batch is in it then.
+            DataError: The file cannot be written (a full disk, for example); then it has no row of the batch.
         """
         if not judgements:
             return
@@ -291,7 +291,7 @@ class Ledger:
             place += len(line)
         written = b"".join(lines)
         with path.open("ab") as file:
-            # What a killed writer left behind the last complete batch.
+            # Remove the incomplete batch of a killed writer.
             file.truncate(self._index.state.size)
             try:
                 file.write(written)
@@ -318,7 +318,7 @@ class Ledger:
 
 
 def _scored_content(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Scorer and content of a judgement that answers for equal content; a row as JSON values."""
+    """Scorer and content of a row whose score can be reused for equal content, else None."""
     pair = row.get("pair")
     if not row["valid"] or pair is None:
         return None

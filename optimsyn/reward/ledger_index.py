@@ -1,9 +1,9 @@
-"""Where in a ledger which judgement stands, so that nobody has to read the whole file or hold it in memory.
+"""The index of a ledger: finds a judgement without reading the whole file.
 
-The ledger stays the one truth, a file of JSON lines for people and programs. The index lies beside it in an SQLite file
-(`rewards.index`), knows the place of every row by its key and by its content, and can be thrown away at any time: it is
-made again from the ledger, in one pass and in flat memory. So it is with a ledger that an earlier version wrote. What
-it has read is remembered with its checksum, so that a ledger that somebody edited is read again from the start.
+The ledger is the source of truth, a file of JSON lines. The index beside it is an SQLite file (`rewards.index`) with
+the position of every row by key and by content. It can be deleted at any time, and is rebuilt from the ledger in one
+pass and in flat memory, also for a ledger of an older version. It stores a checksum of what it has read, so that an
+edited ledger is read again from the start.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER, lines
     contents_to INTEGER);
 INSERT INTO state VALUES (1, 0, 0, 0, 0, 0);
 """
-# How our own lines begin and end. A quotation mark inside a text is escaped, so none of these stands in one.
+# How our lines begin and end. Quotation marks inside texts are escaped, so these cannot occur in one.
 _KEY = b'{"key": "'
 _IDENTITY = b'"identity": "'
 _END = re.compile(rb', "batch_row": (\d+), "batch_rows": (\d+)\}\n\Z')
@@ -48,10 +48,10 @@ class Row(NamedTuple):
     """One line of a ledger.
 
     Attributes:
-        place: Its first byte.
+        place: Offset of its first byte.
         length: Its bytes, with the line's end.
-        number: Which it is in the batch that was written together, from 0.
-        of: Rows of that batch.
+        number: Its index in the batch, from 0.
+        of: The size of the batch.
     """
 
     place: int
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 
 @dataclass
 class State:
-    """How far a ledger was read: bytes of complete batches, their lines and checksum, and the file's time then."""
+    """How far a ledger was read: bytes of complete batches, their lines and checksum, and the file's mtime."""
 
     size: int
     lines: int
@@ -74,15 +74,15 @@ class State:
 
 
 class LedgerIndex:
-    """The index of one ledger. Not safe in several threads at once; its owner holds a lock.
+    """The index of one ledger. Not thread-safe; its owner holds a lock.
 
     Args:
         ledger: `rewards.jsonl`.
         check: Raises ValueError for a line's JSON value that is no judgement.
-        content: The scorer and the content key of a row that can answer for equal content, else None.
+        content: Returns scorer and content key of a row whose score can be reused for equal content, else None.
 
     Attributes:
-        torn: The ledger goes on behind its last complete batch; a killed writer left that.
+        torn: The ledger ends with an incomplete batch of a killed writer.
 
     Raises:
         DataError: A line of the ledger is no judgement, or the index cannot be written.
@@ -111,22 +111,22 @@ class LedgerIndex:
 
     def place_of(self, key: str, identity: str) -> tuple[int, int] | None:
         """Place and length of the judgement with a key."""
-        found: tuple[int, int] | None = self._db.execute(
+        place: tuple[int, int] | None = self._db.execute(
             "SELECT place, length FROM judged WHERE key = ? AND identity = ?", (key, self._names.get(identity, -1))
         ).fetchone()
-        return found
+        return place
 
     def place_of_content(self, content: str, scorer: str) -> tuple[int, int] | None:
         """Place and length of the last valid judgement of equal content by the same scorer."""
         self._read_contents()
-        found: tuple[int, int] | None = self._db.execute(
+        place: tuple[int, int] | None = self._db.execute(
             "SELECT place, length FROM contents WHERE content = ? AND scorer = ?",
             (content, self._names.get(scorer, -1)),
         ).fetchone()
-        return found
+        return place
 
     def count(self, identity: str | None = None) -> int:
-        """Rows in all, or those of one identity."""
+        """The number of rows, of all or of one identity."""
         if identity is None:
             return int(self._db.execute("SELECT TOTAL(rows) FROM names").fetchone()[0])
         row = self._db.execute("SELECT rows FROM names WHERE name = ?", (identity,)).fetchone()
@@ -139,7 +139,7 @@ class LedgerIndex:
         )
 
     def catch_up(self) -> None:
-        """Takes in what the ledger holds beyond the index.
+        """Indexes new rows of the ledger.
 
         Raises:
             DataError: A line is no judgement.
@@ -157,26 +157,26 @@ class LedgerIndex:
                 self._add(batch)
             self.state.crc = _crc(self.ledger, self.state.size) if size else 0
             self.torn = self.state.size < size
-            # A torn end will be looked at again.
+            # Look at a torn end again next time.
             self.state.mtime = 0 if self.torn else mtime
 
     def added(self, rows: list[Row], written: bytes, contents: list[tuple[str, str] | None]) -> None:
-        """Notes rows that were just appended as one batch.
+        """Indexes rows that were just appended as one batch.
 
         Args:
             rows: With their places.
             written: The bytes of all of them.
-            contents: Scorer and content of each that can answer for equal content.
+            contents: Scorer and content of each row whose score can be reused, else None.
 
         Raises:
             sqlite3.Error: The index cannot be written.
         """
-        known = self.state.contents_to == self.state.size
+        contents_read = self.state.contents_to == self.state.size
         with self._transaction():
             self._add(rows)
             self.state.crc = zlib.crc32(written, self.state.crc)
             self.state.mtime = self.ledger.stat().st_mtime_ns
-            if known:
+            if contents_read:
                 self._add_contents(zip(rows, contents, strict=True))
                 self.state.contents_to = self.state.size
 
@@ -189,7 +189,7 @@ class LedgerIndex:
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            pass  # torn or something else; it can be made again
+            pass  # damaged; rebuild it
         for file in (self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))):
             file.unlink(missing_ok=True)
         db = self._connect()
@@ -199,7 +199,7 @@ class LedgerIndex:
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
         db.execute("PRAGMA journal_mode=WAL")
-        # What a power cut takes from it is read again from the ledger.
+        # After a power cut, lost entries are read again from the ledger.
         db.execute("PRAGMA synchronous=NORMAL")
         return db
 
@@ -235,26 +235,26 @@ class LedgerIndex:
         self.state.lines += len(rows)
 
     def _batches(self) -> Iterator[list[Row]]:
-        """The rows of complete batches behind what was read, some hundred at once.
+        """The unread rows of complete batches, about a thousand at once.
 
-        Only the last batch of a file can be torn, because a torn one is cut off before the next append; rows that a
-        person removed by hand do not make the rest of their batch wrong.
+        Only the last batch can be torn, since it is cut off before the next append; a batch is still valid when a
+        person removes some of its rows by hand.
         """
-        whole: list[Row] = []
+        complete: list[Row] = []
         batch: list[Row] = []
         for row in self._rows():
             if row.number == 0:
-                whole += batch
+                complete += batch
                 batch = []
             batch.append(row)
             if row.number + 1 == row.of:
-                whole += batch
+                complete += batch
                 batch = []
-            if len(whole) >= _ROWS:
-                yield whole
-                whole = []
-        if whole:
-            yield whole
+            if len(complete) >= _ROWS:
+                yield complete
+                complete = []
+        if complete:
+            yield complete
 
     def _rows(self) -> Iterator[Row]:
         place, number = self.state.size, self.state.lines
@@ -270,7 +270,7 @@ class LedgerIndex:
                 place += len(line)
 
     def _other_line(self, place: int, line: bytes, number: int) -> Row:
-        """A line that is not just as we write them."""
+        """Parses a line that is not exactly as we write them."""
         try:
             raw = json.loads(line)
             self._check(raw)
@@ -282,38 +282,38 @@ class LedgerIndex:
         return Row(place, len(line), raw["key"], raw.get("identity", ""), raw["batch_row"], raw["batch_rows"])
 
     def _read_contents(self) -> None:
-        """Looks into the rows whose contents are not known yet, which an earlier version or a killed run wrote."""
+        """Indexes the contents of rows that an older version or a killed run wrote."""
         if self.state.contents_to >= self.state.size:
             return
         with self._transaction(), self.ledger.open("rb") as file:
             file.seek(self.state.contents_to)
-            found: list[tuple[Row, tuple[str, str] | None]] = []
+            rows: list[tuple[Row, tuple[str, str] | None]] = []
             while self.state.contents_to < self.state.size:
                 line = file.readline()
                 if not line:
                     break
                 row = Row(self.state.contents_to, len(line), "", "", 0, 1)
-                # One that is damaged inside is told when that row itself is asked for.
+                # A damaged row is reported when it is looked up.
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    found.append((row, self._content(json.loads(line))))
+                    rows.append((row, self._content(json.loads(line))))
                 self.state.contents_to += len(line)
-                if len(found) >= _ROWS or self.state.contents_to >= self.state.size:
-                    self._add_contents(found)
-                    found = []
+                if len(rows) >= _ROWS or self.state.contents_to >= self.state.size:
+                    self._add_contents(rows)
+                    rows = []
 
-    def _add_contents(self, found: Any) -> None:
+    def _add_contents(self, rows: Any) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)",
             [
                 (content[1], self._number(content[0]), row.place, row.length)
-                for row, content in found
+                for row, content in rows
                 if content is not None
             ],
         )
 
 
 class _Transaction:
-    """One transaction of an index; its state goes with it, or stays as it was."""
+    """One transaction of an index; a failure also restores the index's state."""
 
     def __init__(self, index: LedgerIndex) -> None:
         self._index = index
@@ -340,7 +340,7 @@ class _Transaction:
 
 
 def _own_line(place: int, line: bytes) -> Row | None:
-    """A line as this program writes them, told by its first and last fields alone; None for any other."""
+    """Reads a line as we write them by its first and last fields alone; None for any other."""
     end = _END.search(line, max(0, len(line) - 80))
     at = line.rfind(_IDENTITY)
     if end is None or at < 0 or not line.startswith(_KEY):
@@ -355,10 +355,10 @@ def _own_line(place: int, line: bytes) -> Row | None:
 
 def _crc(path: Path, size: int) -> int:
     """Checksum of the first bytes of a file."""
-    found = 0
+    checksum = 0
     if size:
         with path.open("rb") as file:
             while size > 0 and (piece := file.read(min(_PIECE, size))):
-                found = zlib.crc32(piece, found)
+                checksum = zlib.crc32(piece, checksum)
                 size -= len(piece)
-    return found
+    return checksum

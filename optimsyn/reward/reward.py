@@ -1,11 +1,10 @@
-"""The reward: one object with two faces, a TRL reward function and a DSPy metric with feedback.
+"""The reward: one object with two interfaces, a TRL reward function and a DSPy metric with feedback.
 
     R = Valid * IF - penalty * (1 - Valid)
 
-IF is un-normalised: GRPO normalises within its group, and an invalid pair takes part in nobody's normalisation because
-it is never scored. A pair that could not be judged because a service failed is not an invalid pair: the error travels
-on, nothing is written, and running again continues. Nor is one whose reply was cut, refused, a tool call or empty: it
-is not judged, and takes part in no group, no mean and no ledger.
+IF is un-normalised: GRPO normalises within its group. An invalid pair is never scored. A pair that could not be judged
+because a service failed is not invalid: the error is raised, nothing is written, and running again continues. A pair
+whose reply was cut, refused, a tool call or empty is not judged, and is in no group, no mean and no ledger.
 """
 
 from __future__ import annotations
@@ -50,24 +49,23 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RewardOptions", "RubricRequest"]
 
-# So many unreadable pair replies in a row are a broken generator, not bad pairs.
+# So many unreadable pair replies in a row mean a broken generator.
 GARBAGE_LIMIT = 20
-# Requests judged, scored and written to the ledger together. Cut before memory is consulted, so that a resumed run
-# scores the same pairs side by side as an undisturbed one.
+# Requests judged, scored and written to the ledger together. Split before looking into the ledger, so that a resumed
+# run scores the same pairs in one batch as an uninterrupted one.
 WINDOW = 32
 
 
 @dataclass(frozen=True)
 class RewardOptions:
-    """What a reward has to know about who asks it.
+    """Options of a reward that depend on the caller.
 
     Attributes:
-        source: Who asks, for the ledger.
-        garbage_limit: So many unreadable replies in a row stop the run; 0 never does.
-        report: Called after each window with the requests in it, and how many different ones were judged so far.
-        neutral: What a request that could not be judged counts as where a number has to be given (DSPy's optimisers
-            know no missing score).
-        outcomes: Where it is kept what came of the policy's completions.
+        source: The caller's name, for the ledger.
+        garbage_limit: So many unreadable replies in a row stop the run; 0: no limit.
+        report: Callback after each window with its requests, and the different ones judged so far.
+        neutral: Score of an unjudged request for callers that need a number (DSPy's optimisers).
+        outcomes: Log for the outcomes of the policy's completions.
     """
 
     source: str = ""
@@ -81,25 +79,25 @@ DEFAULTS = RewardOptions()
 
 
 class InfluenceReward:
-    """Has pairs written under rubrics, checks them and scores their influence on the validation questions.
+    """Writes pairs under rubrics, checks them and scores their influence on the validation questions.
 
     Args:
-        scorer: Gives the influence; called with all new valid pairs of a window at once.
-        pair_writer: Writes a pair under a rubric; raises ReplyError for a reply that holds none.
-        checks: Decides validity. Each of these three names by its `fingerprint` what its results depend on.
+        scorer: Computes the influence; called with all new valid pairs of a window at once.
+        pair_writer: Writes a pair under a rubric; raises ReplyError for a reply without one.
+        checks: Decides validity. Each of these three has a `fingerprint` of what its results depend on.
         invalid_penalty: The reward of an invalid pair is minus this.
         ledger: File that every judgement is appended to and that answers repeated requests, also after a restart. Rows
-            of another `identity` stay in it and are passed over.
-        options: What else there is to say about who asks.
+            of another `identity` stay in it and are ignored.
+        options: Options that depend on the caller.
 
     Attributes:
-        drafter: Has the pairs written and checked.
-        identity: Digest of scorer, checks, pair writer and penalty; of a scorer that moves, of where it begins.
-        passed_over: Rows of the ledger that were found under another identity. They are never an answer; only the
-            influence of equal content is taken over from those that the same scorer has scored.
+        drafter: Writes and checks the pairs.
+        identity: Digest of scorer, checks, pair writer and penalty; for a moving scorer, of its origin.
+        passed_over: Rows of the ledger with another identity. They are not used, except the influence of equal content
+            by the same scorer.
 
     Raises:
-        TypeError: A scorer, pair writer or checker does not say what its results depend on.
+        TypeError: A scorer, pair writer or checker has no fingerprint.
 
     Example:
         >>> reward = InfluenceReward(scorer, pair_writer, checks)                    # doctest: +SKIP
@@ -157,26 +155,23 @@ class InfluenceReward:
 
     @property
     def answered(self) -> list[Judgement]:
-        """Every different judgement given out by this object, in an order that does not depend on timing.
-
-        What could not be judged is not among them.
-        """
+        """All different judgements of this object, without unjudged ones, in an order independent of timing."""
         with self._lock:
             return [self._known(key) for key in self._given.in_order()]
 
     @property
     def different(self) -> int:
-        """How many different judgements were given out."""
+        """The number of different judgements."""
         return len(self._given)
 
     async def judge(self, requests: Sequence[RubricRequest]) -> list[Judgement]:
-        """Judges requests, in order; what the ledger knows is answered from memory.
+        """Judges requests, in order; repeated ones are answered from the ledger.
 
         Raises:
-            ServiceError: A service failed for good, or the generator has returned nothing but garbage for a while.
+            ServiceError: A service failed for good, or the generator returns nothing but unreadable replies.
             BudgetError: The recipe's cap was reached.
             ModelError: A pair cannot be scored, or its influence is not a finite number.
-            DataError: A reply or a judgement cannot be written down (a full disk, for example).
+            DataError: A reply or a judgement cannot be saved (a full disk, for example).
         """
         judgements: list[Judgement] = []
         for window in windows(requests, WINDOW, whole_passages=self._moving is not None):
@@ -185,24 +180,24 @@ class InfluenceReward:
 
     async def _judge_window(self, window: Sequence[RubricRequest]) -> list[Judgement]:
         keys = [self._key(request) for request in window]
-        mine: dict[str, RubricRequest] = {}
+        claimed: dict[str, RubricRequest] = {}
         elsewhere: list[Future[None]] = []
         with self._lock:
             for key, request in zip(keys, window, strict=True):
-                if key in mine or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
+                if key in claimed or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
                     continue
                 if key in self._pending:
                     elsewhere.append(self._pending[key])
                 else:
-                    mine[key] = request
+                    claimed[key] = request
                     self._pending[key] = Future()
         try:
-            fresh = await self._judge_new(mine)
+            fresh = await self._judge_new(claimed)
             with self._lock:
                 self._keep(fresh)
         except BaseException as error:
             with self._lock:
-                for key in mine:
+                for key in claimed:
                     self._pending.pop(key).set_exception(error)
             raise
         with self._lock:
@@ -221,7 +216,7 @@ class InfluenceReward:
         return answers
 
     async def _judge_new(self, requests: dict[str, RubricRequest]) -> list[Judgement]:
-        """Writes, checks and scores pairs that were not judged before, in the order given."""
+        """Writes, checks and scores new pairs, in order."""
         failures: list[Exception] = []
 
         async def write(request: RubricRequest) -> Draft:
@@ -231,7 +226,7 @@ class InfluenceReward:
                 return Draft(request)
             try:
                 draft = await self.drafter.write(request)
-            except Exception as error:  # noqa: BLE001 - raised below, when what is under way is paid for and cached
+            except Exception as error:  # noqa: BLE001 - raised below, when pending requests are paid for and cached
                 failures.append(error)
                 return Draft(request)
             if draft.pair is not None:
@@ -282,34 +277,33 @@ class InfluenceReward:
         return rows
 
     def _score(self, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-        """Influence and its companions by content; equal content is scored once."""
-        found: dict[str, dict[str, Any]] = {}
-        # A score does not depend on checks, penalty or who wrote the pair, only on the scorer and what it sees; that of
-        # one that moves also on when it was asked.
+        """Score fields by content; equal content is scored once."""
+        scores: dict[str, dict[str, Any]] = {}
+        # A score depends only on the scorer and the content, for a moving scorer also on the time.
         if self._moving is None:
             with self._lock:
                 for key in map(content_key, pairs):
-                    if (known := self._ledger.scored(key, self._scorer_id)) is not None:
-                        found[key] = {name: getattr(known, name) for name in SCORE_FIELDS}
-        new = {key: pair for pair in pairs if (key := content_key(pair)) not in found}
+                    if (judged := self._ledger.scored(key, self._scorer_id)) is not None:
+                        scores[key] = {name: getattr(judged, name) for name in SCORE_FIELDS}
+        new = {key: pair for pair in pairs if (key := content_key(pair)) not in scores}
         if not new:
-            return found
+            return scores
         with self._scorer_lock:
             fresh = score_fields(self.scorer, list(new.values()))
-        found.update(zip(new, fresh, strict=True))
-        return found
+        scores.update(zip(new, fresh, strict=True))
+        return scores
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """The face for TRL's GRPOTrainer.
+        """The reward function for TRL's GRPOTrainer.
 
         The columns `passage` (a Passage as JSON), `kind`, `guiding_text`, `rubric_model` and `seed` are those of
         `optimsyn.optimize.policy`, which gives all rubrics of a group one seed.
 
         Returns:
-            A reward each; None for what could not be judged, which TRL leaves out of the group.
+            The rewards; None for an unjudged completion, which TRL leaves out of the group.
 
         Raises:
-            ServiceError: Not swallowed by TRL; training stops and resumes from its last step.
+            ServiceError: TRL passes it on; training stops and resumes from its last step.
         """
         from optimsyn.llm.language_model import run_sync
 
@@ -325,11 +319,11 @@ class InfluenceReward:
         pred_name: str | None = None,
         pred_trace: Any = None,
     ) -> dspy.Prediction:
-        """The face for DSPy: a score and a sentence of feedback, the same for the same rubric however often it asks.
+        """The metric for DSPy: a score and a sentence of feedback, always the same for the same rubric.
 
         Args:
             gold: `passage`, `kind` and `seed`.
-            pred: `rubric`, or `error` and `unjudged` where the reply held none; `guiding_text` and `rubric_model`.
+            pred: `rubric`, or `error` and `unjudged` for a reply without one; `guiding_text` and `rubric_model`.
             trace: Not used; DSPy passes it.
             pred_name: Not used; DSPy passes it.
             pred_trace: Not used; DSPy passes it.
@@ -344,7 +338,7 @@ class InfluenceReward:
         return dspy.Prediction(score=score, feedback=self.feedback(judgement))
 
     def feedback(self, judgement: Judgement) -> str:
-        """The verdict, and what the best and the worst other pair of the same passage had as rubric."""
+        """The verdict, with the best and the worst other pair of the passage and their rubrics."""
         if judgement.unjudged is not None:
             return judgement.feedback
         with self._lock:
@@ -360,7 +354,7 @@ class InfluenceReward:
         return row
 
     def _keep(self, fresh: Sequence[Judgement]) -> None:
-        """Writes new judgements down; where that fails, no more pairs are bought by this reward."""
+        """Saves new judgements; if that fails, this reward buys no more pairs."""
         self._unjudged |= {row.key: row for row in fresh if row.unjudged is not None}
         fresh = [row for row in fresh if row.unjudged is None]
         try:
@@ -372,12 +366,12 @@ class InfluenceReward:
             self._moving.judged([row.pair for row in fresh if row.pair is not None and row.valid])
 
     def _count_garbage(self, error: ReplyError) -> None:
-        """Stops the run after `garbage_limit` pair replies in a row without a pair, whatever they were instead."""
+        """Stops the run after `garbage_limit` replies in a row without a pair."""
         self._garbage.append(error)
         if 0 < self.options.garbage_limit <= len(self._garbage):
             common = Counter(map(str, self._garbage)).most_common(1)[0][0]
             count = len(self._garbage)
-            replies = sum(one.replies for one in self._garbage)
+            replies = sum(reply.replies for reply in self._garbage)
             self._garbage.clear()
             self.pair_writer.model.set_aside_latest(replies)
             raise ServiceError(

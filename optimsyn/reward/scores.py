@@ -16,14 +16,14 @@ SCORE_FIELDS = ("influence", "by_subtask", "gradient_norm", "loss", "label_token
 
 
 def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """The influence of pairs and its companions, as fields of a judgement, in order.
+    """Influence, gradient norm and loss of pairs as fields of a judgement, in order.
 
     Raises:
-        ModelError: A score is not finite: a NaN would mean "no advantage" to TRL and infinity a zeroed gradient.
+        ModelError: A score is not finite; TRL takes a NaN as "no advantage", and infinity zeroes a gradient.
     """
     scores = scorer.score(pairs)
     subtasks = tuple(scorer.subtasks)
-    found = []
+    rows = []
     for index, pair in enumerate(pairs):
         numbers = [float(scores.total[index]), *(float(value) for value in scores.by_subtask[index])]
         if not all(math.isfinite(number) for number in numbers):
@@ -33,7 +33,7 @@ def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "warm-up diverge? Try models.target.dtype: float32 or a smaller warm_up.lr."
             )
         norm = None if scores.gradient_norm is None else _rounded(float(scores.gradient_norm[index]))
-        found.append(
+        rows.append(
             {
                 "influence": _rounded(numbers[0]),
                 "by_subtask": {name: _rounded(x) for name, x in zip(subtasks, numbers[1:], strict=True)},
@@ -42,9 +42,9 @@ def score_fields(scorer: Scorer, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "label_tokens": int(scores.label_tokens[index]),
             }
         )
-    return found
+    return rows
 
 
 def _rounded(number: float) -> float:
-    """Nine significant digits: what lies beyond depends on the order in which threads add, not on the pair."""
+    """Nine significant digits; further ones depend on the order in which threads add."""
     return float(f"{number:.9g}")

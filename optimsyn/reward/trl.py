@@ -1,4 +1,4 @@
-"""The reward's face for TRL: completions become requests, judgements become columns of its log."""
+"""The reward's interface to TRL: completions become requests, judgements become columns of its log."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ def requests_of(
 ) -> list[RubricRequest]:
     """One request a completion.
 
-    A completion that holds no rubric is an invalid one, whatever else it is: how long it becomes and what it says is
-    what the policy is trained for.
+    A completion without a rubric is always invalid: its length and content are what the policy is trained for.
 
     Args:
         completions: Plain or conversational.
         columns: The other columns of the rows, as lists.
-        source: Who asks.
-        outcomes: Where it is kept what came of each; None: nowhere.
+        source: The caller's name.
+        outcomes: Log for the outcomes; None: no log.
     """
     from optimsyn.programs.rubric import complete_rubric
 
@@ -42,14 +41,14 @@ def requests_of(
             request, outcome = blank.under(problem).model_copy(update={"unjudged": None}), problem.outcome
         requests.append(request)
         if outcomes is not None:
-            # A training that goes on after a kill samples its last step again, and is to count it once.
+            # A training that resumes after a kill samples its last step again; count it once.
             key = digest(["policy", passage.id, blank.guiding_text, blank.seed, text, index])
             outcomes.note(key, "policy", outcome)
     return requests
 
 
 def log_judgements(judgements: Sequence[Judgement], columns: dict[str, Any]) -> None:
-    """Puts what was judged into TRL's log."""
+    """Adds judgements to TRL's log."""
     judged = [row for row in judgements if row.unjudged is None]
     if (log_metric := columns.get("log_metric")) is not None and judged:
         log_metric("valid", sum(row.valid for row in judged) / len(judged))

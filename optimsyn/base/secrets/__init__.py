@@ -1,1 +1,1 @@
-"""Secrets: how they are found, and taken out of whatever is shown or written."""
+"""Secrets: detected, and removed from all output."""

@@ -1,8 +1,8 @@
-"""Takes secrets out of whatever is about to be shown or written, and finds them where none may stand.
+"""Removes secrets from all output, and refuses them where none are allowed.
 
-Two doors lead to a disk or a person. What is *said* (messages, logs, notebooks, reports) goes through `redact`, which
-takes out values of variables and whatever is a key by its shape. What is *data* (documents, pairs, replies, ledgers)
-goes through `kept`, which takes out values of variables only: a document that tells how keys look stays as it is.
+*Messages* (also logs, notebooks, reports) go through `redact`, which removes the values of secret variables and
+whatever has the shape of a key. *Data* (documents, pairs, replies, ledgers) goes through `kept`, which removes the
+values only: a document that explains what keys look like stays as it is.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from optimsyn.base.secrets.spellings import holds, without
 
 T = TypeVar("T")
 
-# Names that hold a secret by custom: OPENAI_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, DB_PASSWORD, PGPASSWORD ...
+# Usual names of secrets: OPENAI_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, DB_PASSWORD, PGPASSWORD ...
 _SECRET_NAME = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)"
     r"($|_(?!(?:FILE|PATH|DIR|ENV|URL|URI|HOST|PORT|TYPE)$))|PASSWORD$|_(?:PASS|PWD|PAT|AUTH)$",
     re.I,
 )
-# Shorter values are placeholders such as `EMPTY` or `none`; taking them out would make messages unreadable.
+# Shorter values are placeholders such as `EMPTY` or `none`; redacting them makes messages unreadable.
 _SHORTEST_SECRET = 8
-# A key of letters alone that is shorter than this may be a word of the texts.
+# A shorter key of letters alone may be an ordinary word.
 _LONGEST_WORD = 16
 SHOWN_INSTEAD = "[redacted]"
 KEY_CURE = "put the key in the environment and name its variable by `api_key_env`"
 
-# Fields whose value is a long random number by nature.
+# Fields whose value is random and no secret.
 _RANDOM_FIELDS = frozenset({"revision"})
-# Fields that name a variable: `api_key_env`, and whatever else ends like it.
+# Fields that name a variable, such as `api_key_env`.
 _NAMES_VARIABLE = re.compile(r"(?:^|_)env$")
 _VARIABLE_IN_TEXT = re.compile(r"_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
-# The variables that recipes of this process name.
+# The variables that recipes in this process name.
 _named_by_recipes: set[str] = set()
 
 
 def remember_variables(names: Iterable[str]) -> None:
-    """From now on the values of these variables are secrets to every function here, whatever they are called."""
+    """Treats the values of these variables as secrets from now on, in every function here."""
     _named_by_recipes.update(name for name in names if name)
 
 
 def remember_variables_of(text: str) -> None:
-    """The same for whatever the text of a recipe names, before anybody knows whether it can be read."""
+    """The same for all variables that a recipe's text names, before it is parsed."""
     remember_variables(_VARIABLE_IN_TEXT.findall(text))
 
 
 def secret_values(extra_names: Iterable[str] = ()) -> list[str]:
-    """The secrets in the environment, longest first, so that one inside another leaves no rest.
+    """The secrets in the environment, longest first, since one may contain another.
 
     Args:
         extra_names: Further variables that hold secrets, such as a recipe's `api_key_env`.
@@ -80,27 +80,27 @@ def _is_place(value: str) -> bool:
 
 
 def plain_key_problem(name: str) -> str | None:
-    """Why a variable's value is refused as a key: texts hold it by chance, and taking it out would tear them.
+    """Why a variable's value is refused as a key: it occurs in ordinary text, which redaction would damage.
 
     Args:
         name: A variable that a recipe names.
 
     Returns:
-        None for a value that can be told from text, a placeholder (`EMPTY`, `none`), or a variable that is not set.
+        None for a good key, a placeholder (`EMPTY`, `none`), or a variable that is not set.
     """
     value = (variable(name) or "").strip()
     if not value or value.casefold() in PLACEHOLDERS:
         return None
     if len(value) < _SHORTEST_SECRET:
-        what = f"has fewer than {_SHORTEST_SECRET} characters"
+        fault = f"has fewer than {_SHORTEST_SECRET} characters"
     elif _is_plain(value):
-        what = f"is a word or a number of under {_LONGEST_WORD} characters"
+        fault = f"is a word or a number of under {_LONGEST_WORD} characters"
     elif not value.isascii() or not value.isprintable():
-        return f"the value of {name} holds a character that no service takes in a key; copy the key again"
+        return f"the value of {name} has a character that no service takes in a key; copy the key again"
     else:
         return None
     return (
-        f"the value of {name} {what}, which texts hold by chance, so it could not be kept out of files; use a key "
+        f"the value of {name} {fault}, which texts hold by chance, so it could not be kept out of files; use a key "
         "with letters and digits, or EMPTY for a server that asks for none"
     )
 
@@ -111,29 +111,29 @@ def _is_plain(value: str) -> bool:
 
 
 def redact(text: str, extra_names: Iterable[str] = (), extra_values: Iterable[str] = ()) -> str:
-    """`text` with every secret of the environment, and whatever is a key by its shape, replaced by `[redacted]`.
+    """`text` with every secret of the environment, and whatever has the shape of a key, replaced by `[redacted]`.
 
-    Secrets are found as they are, and as an address, JSON, HTML, base64 or hex writes them.
+    Secrets are recognised as they are, and encoded as in an address, JSON, HTML, base64 or hex.
 
     Args:
-        text: What is about to be shown.
+        text: The text to show.
         extra_names: Further environment variables that hold secrets.
-        extra_values: Further secrets, such as a key that is in use but not in the environment.
+        extra_values: Further secrets, such as a key that is not in the environment.
     """
     return _without([*secret_values(extra_names), *filter(_is_secret, extra_values)], text)
 
 
 def redact_tree(value: Any, secrets: list[str]) -> Any:
-    """A JSON-like value with every secret taken out of its strings, also out of those in lists and mappings."""
+    """A JSON-like value with the secrets removed from all its strings."""
     return _mapped(value, lambda text: _without(secrets, text))
 
 
 def kept(text: str, extra_values: Iterable[str] = ()) -> str:
-    """`text` as it may lie on a disk: without the values of secret variables, in whatever form.
+    """`text` as it may be saved: without the values of secret variables, in any encoding.
 
-    Everything that this package writes goes through here or through `redact`. Keys of unknown origin stay: in data
-    they are data. A value that is a plain word stays too, for names of fields and words of documents would go with it;
-    a recipe that names a variable with such a value is refused (`plain_key_problem`).
+    Everything that this package writes goes through this function or `redact`. Keys of unknown origin stay: in data
+    they are data. Plain words stay too, since they also occur in field names and documents; a recipe that names a
+    variable with such a value is refused (`plain_key_problem`).
 
     Args:
         text: A line of a ledger, a reply, a whole file.
@@ -144,8 +144,8 @@ def kept(text: str, extra_values: Iterable[str] = ()) -> str:
 
 def kept_tree(value: T, extra_values: Iterable[str] = ()) -> T:
     """The same for every string of a JSON-like value."""
-    told = _told(extra_values)
-    result: T = _mapped(value, lambda text: without(text, told, SHOWN_INSTEAD)) if told else value
+    secrets = _told(extra_values)
+    result: T = _mapped(value, lambda text: without(text, secrets, SHOWN_INSTEAD)) if secrets else value
     return result
 
 
@@ -154,7 +154,7 @@ def _told(extra_values: Iterable[str]) -> list[str]:
 
 
 def unasked(text: str, asked: str) -> str:
-    """A reply without what is a key by its shape, unless the request held it: then it is data that is quoted.
+    """A reply without anything shaped like a key, unless the request contains it: then it is quoted data.
 
     Args:
         text: The reply.
@@ -176,7 +176,7 @@ def _mapped(value: Any, clean: Callable[[str], str]) -> Any:
 
 
 class CleanWriter(io.TextIOBase):
-    """A text stream that passes on what is written to it without secrets: for logs that libraries write.
+    """A text stream that removes secrets, for the logs of libraries.
 
     Args:
         stream: Where the text goes.
@@ -186,7 +186,7 @@ class CleanWriter(io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes a text, which a library prints in one piece with the key in it."""
+        """Writes a text; libraries print a key in one piece."""
         self._stream.write(redact(text))
         return len(text)
 
@@ -200,13 +200,13 @@ class CleanWriter(io.TextIOBase):
 
 
 def forget_secrets(error: BaseException, extra_names: Iterable[str] = ()) -> None:
-    """Takes secrets out of an exception that is about to be shown by somebody else, a notebook for example.
+    """Removes secrets from an exception that other code is about to show, such as a notebook.
 
-    Its own text is cleaned; a cause whose text holds a secret (a service that echoes the key) is cut off, for its
-    class may build the text from anywhere.
+    Its own text is cleaned; a cause whose text has a secret (a service that echoes the key) is cut off, since its class
+    may build the text in any way.
 
     Args:
-        error: The exception; it is changed.
+        error: The exception; changed in place.
         extra_names: Further environment variables that hold secrets.
     """
     names = tuple(extra_names)
@@ -225,10 +225,10 @@ def _without(secrets: Iterable[str], text: str) -> str:
     return _cut(text, list(spans(text)))
 
 
-def _cut(text: str, found: list[tuple[int, int]]) -> str:
-    """`text` with these spans, which may overlap, replaced."""
+def _cut(text: str, cuts: list[tuple[int, int]]) -> str:
+    """`text` with these spans, which may overlap, redacted."""
     stop = len(text)
-    for start, end in sorted(found, reverse=True):
+    for start, end in sorted(cuts, reverse=True):
         if end > stop:
             end = stop
         if end <= start:
@@ -239,7 +239,7 @@ def _cut(text: str, found: list[tuple[int, int]]) -> str:
 
 
 def looks_like_key(text: str) -> bool:
-    """Whether a text holds what is a key by its shape: `sk-…`, `hf_…`, `ghp_…`, a token of random letters and digits.
+    """Whether a text has something shaped like a key: `sk-…`, `hf_…`, `ghp_…`, a token of random letters and digits.
 
     Example:
         >>> looks_like_key("openai/gpt-6-luna"), looks_like_key("sk-proj-4f9a8b7c6d5e4f3a2b1c")
@@ -249,37 +249,37 @@ def looks_like_key(text: str) -> bool:
 
 
 def find_secret(value: Any, where: str = "") -> str | None:
-    """Where in a tree of mappings, lists and strings a secret stands, and why it is one; without the secret itself.
+    """Where a tree of mappings, lists and strings has a secret, and why it is one; without the secret itself.
 
-    The variables that the tree itself names (`api_key_env: TEAM_PASS`) hold secrets from then on.
+    The variables that the tree names (`api_key_env: TEAM_PASS`) count as secrets from then on.
 
     Args:
-        value: What somebody is about to write into a file of a run: a recipe, the parameters of a notebook.
+        value: What is about to be written into a run: a recipe, the parameters of a notebook.
         where: Dotted name of `value`, for the message.
 
     Returns:
-        Such as `models.generator.name looks like a key`, or None when there is none.
+        Such as `models.generator.name looks like a key`; None without a secret.
     """
     remember_variables(_variables_in(value))
     secrets = _named_secrets()
     short = {name: (variable(name) or "").strip() for name in _named_by_recipes if name not in secrets}
     for name, text, plain in _strings(value, where):
-        what = name or "the text"
+        place = name or "the text"
         for holder, secret in secrets.items():
             if holds(text, secret):
-                return f"{what} holds the value of the environment variable {holder}"
+                return f"{place} holds the value of the environment variable {holder}"
         for holder, secret in short.items():
             if secret.casefold() not in PLACEHOLDERS and _is_word_of(secret, text):
-                return f"{what} holds the value of the environment variable {holder}"
+                return f"{place} holds the value of the environment variable {holder}"
         if not plain:
             continue
         if in_address(text):
-            return f"{what} is an address with a password or a key in it"
+            return f"{place} is an address with a password or a key in it"
         field = name.rpartition(".")[2]
         if is_shaped(text) or (field not in _RANDOM_FIELDS and is_random(text)):
-            return f"{what} looks like a key"
+            return f"{place} looks like a key"
         if is_named_key(field, text):
-            return f"{what} is named like a key"
+            return f"{place} is named like a key"
     return None
 
 
@@ -288,7 +288,7 @@ def _is_word_of(secret: str, text: str) -> bool:
 
 
 def _variables_in(value: Any) -> Iterable[str]:
-    """What the fields of a tree name as variables."""
+    """The variables that the fields of a tree name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(item, str) and _NAMES_VARIABLE.search(str(key).rpartition(".")[2]):
@@ -301,9 +301,9 @@ def _variables_in(value: Any) -> Iterable[str]:
 
 
 def _strings(value: Any, where: str) -> Iterable[tuple[str, str, bool]]:
-    """Every text in a tree with its dotted name, and whether it was one: YAML reads some keys as numbers or dates.
+    """Every text in a tree with its dotted name, and whether it is a string: YAML reads some keys as numbers or dates.
 
-    Names of fields are texts themselves.
+    Field names that look like secrets are included.
     """
     if isinstance(value, str):
         yield where, value, True

@@ -1,13 +1,13 @@
-"""How keys look, for those whose value nobody knows: by a service's own prefix, by what stands before, by chance.
+"""Recognises keys whose value is unknown: by a service's prefix, by their place, by randomness.
 
-Three kinds are told apart, from certain to likely:
+From certain to likely:
 
 - a *shape* that a service gives its keys (`sk-…`, `ghp_…`, a PEM header);
-- a *place* where a key stands: an address with a password, `Bearer …`, `password=…`;
-- letters and digits in no order that words have.
+- a *place* where keys stand: an address with a password, `Bearer …`, `password=…`;
+- random letters and digits.
 
-What is certain by shape or place is taken out of every message. What only looks random is refused in recipes and
-parameters and left alone in texts, where it may be a formula or the number of a document.
+Shapes and places are removed from every message. What only looks random is refused in recipes and parameters, and left
+alone in texts, where it may be a formula or a document's number.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 _B64 = r"[A-Za-z0-9+/]"
-# Prefixes that services give their keys; none of them fits into the base64 text of a picture.
+# Prefixes of services' keys; none of them occurs in the base64 text of a picture.
 _SHAPE = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    # OpenAI, Anthropic, OpenRouter, DeepSeek, Langfuse, Cerebras and whoever took after them.
+    # OpenAI, Anthropic, OpenRouter, DeepSeek, Langfuse, Cerebras and others.
     r"(?P<dashed>[a-z]?sk-[A-Za-z0-9_-]{12,})"
     # Hugging Face, GitHub, GitLab, Docker, npm, PyPI.
     r"|(?:hf|api_org)_[A-Za-z0-9]{16,}|gh[oprsu]_[A-Za-z0-9]{16,}|github_pat_\w{20,}"
@@ -46,13 +46,13 @@ _SHAPE = re.compile(
     r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
     r")"
 )
-# A key in PEM form, whole where its foot is there, else its head and what follows of it.
+# A key in PEM form: up to its footer, else its header and the lines after it.
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?:\\[rn]|[\sA-Za-z0-9+/=:,.-])*?-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
     r"|(?:(?:\\[rn]|\s)*[A-Za-z0-9+/=]{16,})*)"
 )
-# `user:password@host`; what looks like a port and a path (`host.org:443/@name`) is none.
+# `user:password@host`, but not a port and a path (`host.org:443/@name`).
 _PASSWORD_IN_ADDRESS = re.compile(
     r"(?<=://)(?P<user>[^\s/:@\"'<>]*):(?P<secret>(?:(?!\d{1,5}/\S*/@|\d{1,5}/@)[^\s@\"'<>]+))@(?=[\w\[.-])"
 )
@@ -85,7 +85,7 @@ _NAMED = re.compile(
 _WORDS_OF_NAMES = ("key", "token", "secret", "auth", "pass", "pwd", "contrase", "credential")
 _LONGEST_NAME = 24
 _LONGEST_VALUE = 4096
-# What begins the base64 text of a picture, a PDF, an archive or a font, or follows the name of a digest.
+# The base64 text of a picture, PDF, archive or font, and named digests.
 _NO_KEY = re.compile(
     rf"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|PHN2Z|PD94bWw|JVBERi0|AAABAA|SUkq|UEsDB|H4sIA|Qk[0-3]|d09G|AAEAAAA|T2dnUw|SUQz)"
     rf"{_B64}*=*|data:[\w/+.-]+;base64,{_B64}*=*|\bsha(?:1|256|384|512)[-:]{_B64}+=*"
@@ -94,14 +94,13 @@ _NO_KEY = re.compile(
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.I)
 _HEX = re.compile(r"[0-9a-f]{24,}|[0-9A-F]{24,}")
 _TOKEN = re.compile(r"[A-Za-z0-9]{24,}")
-# A secret key of Amazon, or 30 random bytes of anybody, in base64.
+# A secret key of Amazon, or any 30 random bytes, in base64.
 _FORTY = re.compile(r"(?<![A-Za-z0-9+/=_.-])(?=[A-Za-z0-9]*[+/])[A-Za-z0-9+/]{40,88}={0,2}(?![A-Za-z0-9+/=_.-])")
-# Random letters and digits change their kind in 6 of 10 places; words and CamelCase do so in 1 to 4.
+# Random letters and digits change their kind in 6 of 10 places, words and CamelCase in 1 to 4.
 _CHANGES = 0.45
 _SOME_CHANGES = 0.3
 _FEW_CHANGES = 0.2
-# Pairs of letters that are common in the words of European languages; eight in ten of a word's are among them, two in
-# ten of chance's.
+# Letter pairs that are common in European languages: eight in ten of a word's pairs, two in ten of random ones.
 _COMMON = frozenset(
     "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic "
     "ne ea ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec pr no ct us ac ot il tr ly nc et ut ss so rs un "
@@ -116,7 +115,7 @@ _FEW_PAIRS = 6
 
 
 def spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where a key stands in a text, by its shape or by its place; spans may overlap."""
+    """The spans of keys in a text, by shape or place; they may overlap."""
     for match in _SHAPE.finditer(text):
         if _is_key(match):
             yield match.span()
@@ -139,7 +138,7 @@ def is_shaped(text: str) -> bool:
 
 
 def is_random(text: str) -> bool:
-    """Whether a text holds letters and digits that only chance puts together."""
+    """Whether a text has random letters and digits."""
     stripped = text.strip()
     # A commit and a SHA-256 have 40 and 64 digits.
     if re.fullmatch(r"[0-9a-f]{32}|[0-9A-F]{32}", stripped):
@@ -151,7 +150,7 @@ def is_random(text: str) -> bool:
 
 
 def is_odd(value: str) -> bool:
-    """Whether a short value is no word, name, path or plain number: what stands behind `token=` is then a key."""
+    """Whether a short value is no word, name, path or plain number; after `token=` it is then a key."""
     value = value.rstrip(".,;:!?")
     if _UUID.fullmatch(value) or (_HEX.fullmatch(value) and not value.isdigit()):
         return True
@@ -165,8 +164,8 @@ def is_named_key(name: str, value: str) -> bool:
     """Whether a field's name says that its value is a key, and the value may be one.
 
     Args:
-        name: Of the field alone, such as `api_key` or `Authorization`.
-        value: What stands there.
+        name: The field's last name, such as `api_key` or `Authorization`.
+        value: Its value.
     """
     if re.search(r"env$|file$|path$|name$|\bmax|tokens$", name, re.I) or _is_placeholder(value):
         return False
@@ -176,17 +175,17 @@ def is_named_key(name: str, value: str) -> bool:
 
 
 def _named(text: str) -> Iterator[re.Match[str]]:
-    """`name=value` with a telling name; only looked for where such a name stands, for texts are long and names rare."""
+    """`name=value` with a name for keys; searched around such names only, which is faster in long texts."""
     lowered = text.lower()
-    # A few letters are longer in lower case, and places would no longer be the same.
+    # A few letters are longer in lower case, which shifts positions.
     places = lowered if len(lowered) == len(text) else text
     for word in _WORDS_OF_NAMES:
         at = places.find(word)
         while at >= 0:
             name = _NAME_ALONE.search(text, max(0, at - _LONGEST_NAME), at + 2 * _LONGEST_NAME)
-            found = name and _NAMED.match(text, name.start(), name.start() + _LONGEST_VALUE)
-            if found:
-                yield found
+            match = name and _NAMED.match(text, name.start(), name.start() + _LONGEST_VALUE)
+            if match:
+                yield match
             at = places.find(word, at + len(word))
 
 
@@ -205,7 +204,7 @@ def _address_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_key(match: re.Match[str]) -> bool:
-    """Whether what has the shape of a key is one: `sk-learn-tutorial` is not, for all its parts are words."""
+    """Whether a match is a key: `sk-learn-tutorial` is not, since all its parts are words."""
     text = match.groupdict().get("dashed")
     if text is None:
         return True
@@ -218,7 +217,7 @@ def _is_key(match: re.Match[str]) -> bool:
 
 
 def _in_place(match: re.Match[str]) -> bool:
-    """Whether what stands in a key's place is one and no word of a sentence or piece of a program."""
+    """Whether the value in a key's place is a key, and not a word or code."""
     groups, value = match.groupdict(), match["secret"]
     if _is_placeholder(value):
         return False
@@ -232,7 +231,7 @@ def _in_place(match: re.Match[str]) -> bool:
 
 
 def _is_secretive(value: str) -> bool:
-    """Whether a value may be a password: digits or signs among its letters, and no date, number or version."""
+    """Whether a value may be a password: letters with digits or signs, and no date, number or version."""
     value = value.rstrip(".,;:!?")
     letters, digits = sum(c.isalpha() for c in value), sum(c.isdigit() for c in value)
     if len(value) < 8 or not letters:
@@ -242,12 +241,12 @@ def _is_secretive(value: str) -> bool:
 
 
 def _is_code(value: str) -> bool:
-    """`os.environ`, `self._key2`, `config.keys.team1`: names of a program, not values."""
+    """`os.environ`, `self._key2`, `config.keys.team1`: code, not a value."""
     return bool(re.fullmatch(r"(?:[A-Za-z_]+\w*\.)+[A-Za-z_]\w*|\$\{?\w+\}?|%\w+%|--?[\w-]+", value))
 
 
 def _is_placeholder(value: str) -> bool:
-    """`EMPTY`, `$KEY`, `<your key>`, `…`, `xxxx`, `[redacted]`: what stands where a key would."""
+    """`EMPTY`, `$KEY`, `<your key>`, `…`, `xxxx`, `[redacted]`."""
     plain = value.strip().strip("[]<>{}\"'").casefold()
     return (
         len(plain) < 3
@@ -262,7 +261,7 @@ PLACEHOLDERS = frozenset(
     "not-needed no-key not-used notneeded unset undefined true false todo key token secret redacted "
     "no-key-required sk-no-key-required not-required localhost anonymous disabled token-abc123 ollama lm-studio".split()
 )
-"""What people put where a server asks for a key and needs none; nobody is harmed when these are seen."""
+"""Usual values for a server that asks for a key and needs none; they are no secrets."""
 
 
 def _by_chance(token: str) -> bool:
@@ -272,7 +271,7 @@ def _by_chance(token: str) -> bool:
     changes, share = _kind_changes(token), _share(token)
     if len(kinds) == 3:
         return share < (_COMMON_SHARE if changes < _CHANGES else _MOST_COMMON_SHARE) and changes >= _SOME_CHANGES
-    # Upper-case letters and digits alone are part numbers, formulas and sequences.
+    # Upper-case letters and digits alone are part numbers, formulas or sequences.
     return "upper" not in kinds and len(token) >= 28 and changes >= _FEW_CHANGES and share < _COMMON_SHARE
 
 
@@ -286,6 +285,6 @@ def _kind_changes(token: str) -> float:
 
 
 def _share(token: str) -> float:
-    """The share of its neighbouring letters that words have side by side; 0 where it has too few to tell."""
+    """The share of common letter pairs among all; 0 if there are too few to tell."""
     pairs = [a + b for a, b in pairwise(token.casefold()) if a.isalpha() and b.isalpha()]
     return sum(pair in _COMMON for pair in pairs) / len(pairs) if len(pairs) >= _FEW_PAIRS else 0.0

@@ -1,7 +1,7 @@
-"""How a secret looks after somebody has escaped or encoded it: in an address, in JSON, in HTML, in base64, in hex.
+"""The escaped and encoded forms of a secret: in an address, in JSON, in HTML, in base64, in hex.
 
-A service echoes a key the way it got it, and it got it in a header, an address or a JSON body; a library prints an
-environment with `repr`; basic authentication is base64 of `user:key`, where the key stands at one of three alignments.
+A service echoes a key as it received it, in a header, an address or a JSON body; a library prints an environment with
+`repr`; basic authentication is base64 of `user:key`, where the key has one of three alignments.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
 
-# Fewer characters of base64 than these are found in ordinary text.
+# Shorter strings of base64 occur in ordinary text.
 _SHORTEST_FORM = 8
-# Characters that no eye sees, between which a secret is still read as one.
+# Invisible characters, which do not hide a secret from a reader.
 _UNSEEN = "\x00-\x08\x0b\x0c\x0e-\x1f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 _DISGUISED = re.compile(f"&#|[{_UNSEEN}]")
 
@@ -33,7 +33,7 @@ def without(text: str, secrets: Sequence[str], instead: str) -> str:
 
 
 def holds(text: str, secret: str) -> bool:
-    """Whether any form of a secret stands in a text."""
+    """Whether a text contains any form of a secret."""
     if any(form in text for form in _forms((secret,))):
         return True
     return _DISGUISED.search(text) is not None and _spelled(secret).search(text) is not None
@@ -41,7 +41,7 @@ def holds(text: str, secret: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _spelled(secret: str) -> re.Pattern[str]:
-    """A secret whose letters stand as numbers of HTML, all or some, or with unseen characters between them."""
+    """A secret with some or all letters as HTML character codes, or with invisible characters in between."""
     letters = [
         f"(?:{re.escape(letter)}|&#0*{ord(letter)};|&#[xX]0*(?i:{ord(letter):x});)"
         for letter in secret
@@ -54,18 +54,18 @@ def _spelled(secret: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=256)
 def _forms(secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """Of all secrets, the longest first, so that one inside another leaves no rest."""
-    found = {form for secret in secrets for form in _forms_of(secret) if len(form) >= _SHORTEST_FORM}
-    # Whatever somebody wrote is a row of JSON lines in the end.
-    found |= {json.dumps(form, ensure_ascii=plain)[1:-1] for form in found for plain in (False, True)}
-    return tuple(sorted(found, key=lambda form: (-len(form), form)))
+    """The forms of all secrets, longest first, since one may contain another."""
+    forms = {form for secret in secrets for form in _forms_of(secret) if len(form) >= _SHORTEST_FORM}
+    # All of them may end up in a row of JSON lines.
+    forms |= {json.dumps(form, ensure_ascii=plain)[1:-1] for form in forms for plain in (False, True)}
+    return tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
 
 def _forms_of(secret: str) -> Iterator[str]:
     yield secret
     lines = secret.splitlines()
     if len(lines) > 1:
-        # A key file kept in a variable; its lines are printed one by one, its head and foot are no secret.
+        # A key file in a variable: lines are printed one by one; header and footer are no secret.
         for line in lines:
             if len(line.strip()) >= 2 * _SHORTEST_FORM and not line.startswith("-----"):
                 yield from _forms_of(line.strip())
@@ -83,9 +83,9 @@ def _escaped(secret: str) -> Iterator[str]:
         yield from (address, re.sub("%[0-9A-F]{2}", lambda found: found.group().lower(), address))
     for plain in (False, True):
         once = json.dumps(secret, ensure_ascii=plain)[1:-1]
-        # JSON inside of JSON: a reply that holds an object, kept as a row.
+        # JSON inside JSON: a reply with an object, saved as a row.
         twice = json.dumps(once, ensure_ascii=plain)[1:-1]
-        # As services in Go write it, for pages.
+        # As Go escapes JSON for HTML.
         paged = once
         for sign in "<>&'":
             paged = paged.replace(sign, f"\\u{ord(sign):04x}")
@@ -93,7 +93,7 @@ def _escaped(secret: str) -> Iterator[str]:
             yield from (written, written.replace("/", "\\/"), written.replace("/", "\\\\/"))
     yield repr(secret)[1:-1]
     yield from (html.escape(secret), html.escape(secret, quote=False))
-    # What Jinja writes for quotes.
+    # Jinja's quotes.
     yield html.escape(secret).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
     data = secret.encode("utf-8", "surrogatepass")
     units = secret.encode("utf-16-be", "surrogatepass").hex()
@@ -105,12 +105,12 @@ def _escaped(secret: str) -> Iterator[str]:
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Base64 of the bytes on their own and inside a longer text, without the letters that their neighbours share."""
+    """Base64 of the bytes alone and inside a longer text, without the characters that depend on neighbours."""
     for before in range(3):
         text = base64.b64encode(bytes(before) + data).decode("ascii")
         start = -(-before * 8 // 6)
         stop = (before + len(data)) * 8 // 6
         core = text[start:stop]
         yield from (core, core.replace("+", "-").replace("/", "_"))
-        # As it stands in JSON and in an address.
+        # Escaped in JSON and in an address.
         yield from (core.replace("/", "\\/"), quote(core, safe=""))

@@ -1,1 +1,1 @@
-"""Rows and texts out of files, folders, archives and hub datasets."""
+"""Reads rows and texts from files, folders, archives and hub datasets."""

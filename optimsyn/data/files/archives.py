@@ -1,4 +1,4 @@
-"""Zip archives, which .docx, .pptx, .xlsx, .epub and .odt files are, looked through before anything unpacks them."""
+"""Checks zip archives (.docx, .pptx, .xlsx, .epub, .odt) before they are unpacked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ZIP = b"PK\x03\x04"
 _OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _LOCKED = 0x1
 _ENTRIES = 100_000
-# Without it a file is an archive of something else.
+# The entry that shows the kind of archive.
 _NEEDED = {
     ".docx": "[Content_Types].xml",
     ".pptx": "[Content_Types].xml",
@@ -28,16 +28,16 @@ _NEEDED = {
 }
 
 
-# What zipfile lets through of torn files.
+# Exceptions of zipfile for damaged files.
 _PYTHON = (EOFError, OSError, ValueError, NotImplementedError, IndexError, KeyError, RuntimeError)
 
 
 class _TornError(DataError):
-    """No whole archive."""
+    """The archive is not complete."""
 
 
 class Sizes:
-    """How much of the recipe's `documents.limits` an archive and those inside it have taken."""
+    """The use of the recipe's `documents.limits` by an archive and those inside it."""
 
     def __init__(self, inflated_mb: int, ratio: int, nesting: int, packed: int) -> None:
         self.inflated_mb, self.ratio, self.nesting, self.packed = inflated_mb, ratio, nesting, packed
@@ -48,26 +48,26 @@ class Sizes:
         size = self.inflated + more
         if size > self.inflated_mb * _MB:
             raise DataError(
-                f"inflates to more than documents.limits.inflated_mb = {self.inflated_mb}; if the file is to be "
-                "trusted, raise it"
+                f"inflates to more than documents.limits.inflated_mb = {self.inflated_mb}; if you trust the file, "
+                "raise it"
             )
         if size > _RATIO_FROM and size > self.ratio * self.packed:
             raise DataError(
-                f"inflates to more than {self.ratio} times its size, documents.limits.inflated_ratio, as archives do "
-                "that are made to fill a machine; if you trust the file, raise it"
+                f"inflates to more than {self.ratio} times its size, documents.limits.inflated_ratio, like a zip bomb; "
+                "if you trust the file, raise it"
             )
 
     def add(self, more: int) -> None:
-        """Counts bytes that were really unpacked."""
+        """Counts unpacked bytes."""
         self.check(more)
         self.inflated += more
 
 
 def check_archive(file: IO[bytes], suffix: str, sizes: Sizes) -> None:
-    """Unpacks everything into nothing, counting.
+    """Unpacks everything to count the bytes, and discards it.
 
     Raises:
-        DataError: It is not a complete archive, is locked, or goes beyond a limit.
+        DataError: It is not a complete archive, is locked, or exceeds a limit.
     """
     head = file.read(len(_OLD_OFFICE))
     file.seek(0)
@@ -87,7 +87,7 @@ def _check(file: IO[bytes], suffix: str, sizes: Sizes, depth: int) -> set[str]:
                 raise DataError(f"holds {len(entries):,} entries; no {suffix} file needs more than {_ENTRIES:,}")
             if any(entry.flag_bits & _LOCKED for entry in entries):
                 raise DataError("is locked by a password; save it again without one")
-            # What it says itself is refused at once; what it really holds is counted, since it may lie.
+            # Check the stated sizes at once, and count while unpacking, since they may be wrong.
             sizes.check(sum(entry.file_size for entry in entries))
             for entry in entries:
                 _unpack(archive, entry, suffix, sizes, depth)
@@ -118,5 +118,5 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix: str, sizes
             try:
                 _check(inner, suffix, sizes, depth + 1)
             except _TornError:
-                # An embedded file that is damaged is not read, so it does not matter.
+                # A damaged embedded file is not read, so it does not matter.
                 return

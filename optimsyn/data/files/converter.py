@@ -1,4 +1,4 @@
-"""Converts files in a child process that can be ended: a bomb, a hang or a crash is one file's fault, not the run's."""
+"""Converts files in a child process that can be killed: a zip bomb, a hang or a crash affects one file only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from optimsyn.recipe.sections.data import FileLimits
 _PACKAGE_ROOT = str(Path(__file__).parents[3])
 # On a busy machine the libraries take a while to import.
 _START_SECONDS = 300
-# Not `python -m`: the parent's own path is used, wherever its packages lie, and never the working directory.
+# Not `python -m`: use the parent's sys.path, and never the working directory.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from optimsyn.data.files.converter_child import main; main(int(sys.argv[2]))"
@@ -33,12 +33,12 @@ _START = (
 
 @dataclass(frozen=True)
 class Converted:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         text: As Markdown.
-        passed: Names of what lies in it and is not read (attachments).
-        documents: What a reader of the user's own gave instead of a text.
+        passed: Names of ignored parts (attachments).
+        documents: Documents from a custom reader, instead of a text.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Converted:
 
 
 class Converter:
-    """One child for many files, started with the first and again after one that ended it."""
+    """One child process for many files, started with the first and restarted when a file ends it."""
 
     def __init__(self, limits: FileLimits, encoding: str | None = None) -> None:
         self.limits = limits
@@ -60,17 +60,17 @@ class Converter:
 
         Args:
             path: The file.
-            reader: Of the user's own, in place of the built-in ones.
+            reader: A custom reader; None: a built-in one.
 
         Raises:
-            DataError: The file cannot be converted within the limits; says why and the cure, without its path.
+            DataError: The file cannot be converted within the limits; the message lacks its path.
         """
         limits = self.limits
         if reader is not None and reader.importable is None:
-            given = read_with(reader.part, reader.reference, path, limits.inflated_mb)
-            return Converted(given) if isinstance(given, str) else Converted("", (), tuple(given))
+            content = read_with(reader.part, reader.reference, path, limits.inflated_mb)
+            return Converted(content) if isinstance(content, str) else Converted("", (), tuple(content))
         if reader is not None and reader.importable not in self._loaded:
-            # Importing what a reader needs is in no file's time.
+            # The time of imports does not count for a file.
             self._answer({"load": reader.importable, "folders": reader.folders, "seconds": _START_SECONDS})
             self._loaded.add(str(reader.importable))
         request = {
@@ -90,7 +90,7 @@ class Converter:
         return Converted(answer["text"], tuple(answer["passed"]))
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the child answers; it is started where there is none, and ended where it fails."""
+        """The child's answer; starts a missing child, and ends one that fails."""
         limits = self.limits
         if self._child is None:
             self._child = _Child(limits.memory_mb)
@@ -99,15 +99,15 @@ class Converter:
         except TimeoutError:
             self.close()
             if "load" in request:
-                said = f"cannot be read: importing the reader {request['load']} takes longer than {_START_SECONDS} s"
-                raise DataError(said) from None
+                slow = f"cannot be read: importing the reader {request['load']} takes longer than {_START_SECONDS} s"
+                raise DataError(slow) from None
             raise DataError(
                 f"takes longer to convert than documents.limits.seconds = {limits.seconds:g}; split it or raise that"
             ) from None
         except EOFError as error:
-            said = self._child.last_words()
+            last_words = self._child.last_words()
             self.close()
-            if "MemoryError" in said or "bad_alloc" in said:
+            if "MemoryError" in last_words or "bad_alloc" in last_words:
                 raise DataError(memory_spent(limits.memory_mb)) from None
             raise DataError(f"ended the program that converts it ({error}); save it again or remove it") from None
         if answer.get("spent"):
@@ -118,7 +118,7 @@ class Converter:
 
     @property
     def process_id(self) -> int | None:
-        """Of the child, while there is one."""
+        """The child's process id, if there is one."""
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class Converter:
 
 @contextmanager
 def converting(limits: FileLimits, encoding: str | None = None) -> Iterator[Converter]:
-    """A converter whose child is ended with the block, however it is left."""
+    """A converter whose child ends with the block."""
     converter = Converter(limits, encoding)
     try:
         yield converter
@@ -143,14 +143,14 @@ class _Child:
     def __init__(self, memory_mb: int) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         where = json.dumps([_PACKAGE_ROOT, *(folder for folder in sys.path if folder)])
-        kept = {name: value for name, value in variables().items() if name.upper() in CONVERTER}
+        environment = {name: value for name, value in variables().items() if name.upper() in CONVERTER}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, where, str(memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=kept | {OMP_NUM_THREADS: "1", PYTHONUTF8: "1"},
-            # An interrupt at the keyboard is the parent's to handle.
+            env=environment | {OMP_NUM_THREADS: "1", PYTHONUTF8: "1"},
+            # The parent handles Ctrl-C.
             start_new_session=True,
         )
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -159,30 +159,30 @@ class _Child:
         try:
             self._next(_START_SECONDS)
         except (TimeoutError, EOFError):
-            said = self.last_words()
+            last_words = self.last_words()
             self.end()
             raise DataError(
-                f"cannot be converted: the program for it does not start; {said or 'it says nothing'}"
+                f"cannot be converted: the program for it does not start; {last_words or 'it says nothing'}"
             ) from None
 
     @property
     def process_id(self) -> int:
-        """Of this process."""
+        """The process id."""
         return self._process.pid
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to a request.
 
         Raises:
-            TimeoutError: There is none in time.
-            EOFError: The child has ended; says how.
+            TimeoutError: No answer in time.
+            EOFError: The child has ended; with the exit status or signal.
         """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it has ended, which the next line tells
+            pass  # it has ended, which `_next` reports
         return self._next(seconds)
 
     def _next(self, seconds: float) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class _Child:
         return answer
 
     def last_words(self) -> str:
-        """The last line that it or a library wrote as an error."""
+        """The last line of its standard error."""
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else ""

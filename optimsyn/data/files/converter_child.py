@@ -1,6 +1,6 @@
-"""The converter's child process: converts one file after another, so that none of them can hang or end a run.
+"""The converter's child process: converts files, so that none of them can hang or end a run.
 
-A request is a line of JSON on the standard input, an answer one on the standard output.
+Requests are lines of JSON on standard input, answers on standard output.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MB = 1_000_000
 
 
 def main(memory_mb: int) -> None:
-    """Answers requests until the input ends; `memory_mb` is what a conversion may take beyond the libraries."""
+    """Answers requests until the input ends; `memory_mb` is the limit of a conversion beyond the libraries."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    # What a library prints is no answer.
+    # Keep what libraries print out of the answers.
     os.dup2(2, 1)
     _warm_up()
     _limit_memory(memory_mb * _MB)
@@ -28,12 +28,12 @@ def main(memory_mb: int) -> None:
 
 
 def memory_spent(memory_mb: int) -> str:
-    """What to say of a file that takes too much memory."""
+    """The message for a file that takes too much memory."""
     return f"takes more than documents.limits.memory_mb = {memory_mb} to convert; split it or raise that"
 
 
 def _warm_up() -> None:
-    """Imports what most files need, so that this is in no file's time."""
+    """Imports the usual libraries, so that this does not count as a file's time."""
     import logging
 
     import markitdown.converters  # noqa: F401
@@ -45,13 +45,13 @@ def _warm_up() -> None:
 
 
 def _loaded(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
-    """Imports a reader of the user's own; what it imports is not in the memory of a file."""
+    """Imports a custom reader; its imports do not count as a file's memory."""
     from optimsyn.base.errors import DataError
     from optimsyn.data.files.readers import load
 
     _limit_time(request["seconds"])
     _limit_memory(None)
-    # Last, so that nothing that lies beside the reader stands in for a library.
+    # Last, so that no file beside the reader shadows a library.
     sys.path += [folder for folder in request["folders"] if folder not in sys.path]
     try:
         load(request["load"])
@@ -65,10 +65,10 @@ def _loaded(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
 def _read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     from optimsyn.data.files.readers import load, read_with
 
-    given = read_with(load(request["reader"]), request["called"], path, request["inflated_mb"])
-    if isinstance(given, str):
-        return {"text": given, "passed": []}
-    return {"documents": [document.model_dump(mode="json") for document in given]}
+    content = read_with(load(request["reader"]), request["called"], path, request["inflated_mb"])
+    if isinstance(content, str):
+        return {"text": content, "passed": []}
+    return {"documents": [document.model_dump(mode="json") for document in content]}
 
 
 def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
@@ -88,14 +88,14 @@ def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
         return {"error": memory_spent(memory_mb), "spent": True}
     except RecursionError:
         return {"error": "is nested too deeply to be converted; save it again, more simply, or remove it"}
-    except Exception as error:  # noqa: BLE001 - a library may raise anything about a broken file; it is that file's fault
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        said = "".join(c for c in said if c.isprintable())[-200:]
-        return {"error": f"cannot be converted ({said}); it is cut off or damaged; save it again or remove it"}
+    except Exception as error:  # noqa: BLE001 - libraries raise anything for a broken file
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = "".join(c for c in problem if c.isprintable())[-200:]
+        return {"error": f"cannot be converted ({problem}); it is cut off or damaged; save it again or remove it"}
 
 
 def _limit_memory(room: int | None) -> None:
-    """Lets this process take so many bytes more than it has now; None: as many as the system gives."""
+    """Limits this process to so many bytes more than it uses now; None: no limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -111,7 +111,7 @@ def _limit_memory(room: int | None) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """For a child whose parent was killed amid a conversion; a living parent ends it sooner."""
+    """For a child whose parent was killed; a running parent ends it sooner."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""The files below a folder: links that leave it, pipes and what may not be opened are told, not followed."""
+"""The files below a folder; links that leave it, pipes and unreadable files are reported, not opened."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Fault:
     """Something unreadable.
 
     Attributes:
-        name: The document's id or file, for lists of what was skipped.
-        message: With file, what is wrong, and the cure.
-        reason: The same in a few words, by which faults are counted.
+        name: The document's id or file, for lists of skipped documents.
+        message: The file, what is wrong, and what to do.
+        reason: The same in a few words, to count faults by.
     """
 
     name: str
@@ -32,13 +32,12 @@ class Fault:
 
 @dataclass
 class FileTree:
-    """What was found below a folder.
+    """The files below a folder.
 
     Attributes:
-        files: Regular files in a fixed order; hidden ones are left out.
+        files: Regular files in a fixed order, without hidden ones.
         faults: Links and folders that cannot be used.
-        passed: What is no file (pipes, devices), links to what is read anyway, what programs left behind, and what is
-            hidden.
+        passed: Ignored: pipes and devices, links to files that are read anyway, leftovers of programs, hidden files.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -49,8 +48,8 @@ class FileTree:
 def find_files(folder: Path, *, follow_links: bool = False) -> FileTree:
     """All files below a folder and its subfolders.
 
-    A link to a file or folder inside is followed, and read once; one that leaves the folder is a fault unless
-    `follow_links`, since whatever it points at would become a document and be sent to a service.
+    A link to a file or folder inside is followed once; one that leaves the folder is a fault unless `follow_links`,
+    since its target becomes a document that is sent to a service.
     """
     walk = _Walk(folder, follow_links)
     walk.folder(folder)
@@ -62,12 +61,12 @@ def find_files(folder: Path, *, follow_links: bool = False) -> FileTree:
 
 
 def shown(path: Path) -> str:
-    """A path as it can be printed: bytes that are no UTF-8 and control characters are replaced."""
+    """A printable path: bytes that are no UTF-8 and control characters are replaced."""
     return printable(os.fsencode(path).decode(errors="replace"))
 
 
 def printable(text: str) -> str:
-    """A name without control characters, which could make a terminal do things, and without halves of characters."""
+    """A name without control characters, which a terminal may interpret, and without half surrogates."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -82,10 +81,10 @@ def read_file(path: Path, limit_mb: int) -> bytes:
 
 
 def size_of(path: Path, limit_mb: int) -> int:
-    """Bytes of a regular file that can be opened.
+    """The size of a regular file that can be opened.
 
     Raises:
-        DataError: It is a pipe or device (which might never end), may not be read, or is larger than the limit.
+        DataError: It is a pipe or device (which may never end), cannot be read, or is larger than the limit.
     """
     try:
         about = path.stat()
@@ -102,7 +101,7 @@ def size_of(path: Path, limit_mb: int) -> int:
 
 
 def check_size(path: Path, size: int, limit_mb: int) -> None:
-    """Raises a DataError for a file beyond the recipe's limit."""
+    """Raises a DataError for a file larger than the recipe's limit."""
     if size > limit_mb * 1_000_000:
         raise DataError(
             f"{shown(path)}: has {size / 1e6:,.0f} MB, more than `file_mb: {limit_mb}` of its source; split it or "
@@ -123,7 +122,7 @@ class _Walk:
         return shown(path.relative_to(self.root))
 
     def folder(self, start: Path) -> None:
-        """Everything below a folder; links are kept for later, when what is really there is known."""
+        """Walks a folder; links come later, when all real files are known."""
         todo = [start]
         while todo:
             folder = todo.pop()
@@ -132,8 +131,8 @@ class _Walk:
                 continue
             self.seen.add(real)
             try:
-                with os.scandir(folder) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
+                with os.scandir(folder) as scanned:
+                    entries = sorted(scanned, key=lambda entry: entry.name)
             except OSError as error:
                 message = f"{shown(folder)}: the folder cannot be opened ({error.strerror}); fix its permissions"
                 self.tree.faults.append(Fault(self.name(folder), message, "cannot be opened"))

@@ -1,4 +1,4 @@
-"""One document file, or a folder of them, as documents."""
+"""Documents from one file or a folder of files."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _HEADING = re.compile(r"^#{1,3}\s+(.+?)\s*#*$", re.MULTILINE)
 
 @dataclass
 class FolderContents:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
         documents: Each with its path, for messages.
-        faults: Files that cannot be read, with what to do about each.
-        passed: Files that are no documents, or of a kind whose extra is not installed.
+        faults: Unreadable files, with what to do about each.
+        passed: Ignored files: no documents, or of a kind whose extra is not installed.
     """
 
     documents: list[tuple[str, Document]] = field(default_factory=list)
@@ -51,19 +51,19 @@ class FolderContents:
 
 
 def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree]:
-    """The files that are documents, in a fixed order, and all that was found; a single file is a folder of one.
+    """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one.
 
     Raises:
         RecipeError: A reader that the recipe names cannot be found.
     """
     tree = find_files(place, follow_links=config.source.follow_links) if place.is_dir() else FileTree([place])
-    known = DOCUMENT_SUFFIXES | _text_endings(place, config.source)
+    suffixes = DOCUMENT_SUFFIXES | _text_endings(place, config.source)
     readers = named_readers(config.readers)
     wanted = [
         path
         for path in tree.files
         if reader_for(path, readers) is not None
-        or (path.suffix.lower() in known and not missing_extra(path.suffix.lower()))
+        or (path.suffix.lower() in suffixes and not missing_extra(path.suffix.lower()))
     ]
     if not place.is_dir() and left_behind(place.name):
         wanted = []
@@ -71,14 +71,14 @@ def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree
 
 
 def _text_endings(place: Path, source: Source) -> frozenset[str]:
-    """Endings of files that are read as text; of a file that a recipe names itself also one that says nothing."""
+    """Endings of files that are read as text; for a file that the recipe names, also an unknown one."""
     ending = place.suffix.lower()
     alone = not place.is_dir() and is_unknown(ending)
     return TEXT_SUFFIXES.union(source.text_suffixes, (ending,) if alone else ())
 
 
 def is_converted(path: Path, readers: Iterable[NamedReader] = ()) -> bool:
-    """True for kinds whose conversion takes its time, and for what readers of the user's own read."""
+    """True for kinds whose conversion takes time, and for files of custom readers."""
     return path.suffix.lower() in CONVERTED or reader_for(path, readers) is not None
 
 
@@ -93,39 +93,41 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
         convert: Convert PDF, office and mail files; False skips them.
 
     Raises:
-        DataError: There is no file that could be read.
+        DataError: There is no readable file.
     """
     files, tree = document_files(place, config)
     readers = named_readers(config.readers)
     root = place if place.is_dir() else place.parent
     endings = _text_endings(place, config.source)
-    found = FolderContents(faults=list(tree.faults), passed=list(tree.passed))
+    contents = FolderContents(faults=list(tree.faults), passed=list(tree.passed))
     unread = sorted(set(tree.files) - set(files))
-    if not files and not found.faults:
+    if not files and not contents.faults:
         raise DataError(_nothing(place, unread, config.readers))
     for path in unread:
         reason = _not_read(path.suffix.lower())
-        found.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
+        contents.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
     with converting(config.limits, config.source.encoding) as converter:
         for path in files:
             name = path.relative_to(root).as_posix()
             if not encodable(str(path)):
                 message = f"{shown(path)}: the file's name is not UTF-8 and cannot be an id; rename the file"
-                found.faults.append(Fault(shown(Path(name)), message, "name is not UTF-8"))
+                contents.faults.append(Fault(shown(Path(name)), message, "name is not UTF-8"))
             elif convert or not is_converted(path, readers):
-                _Reading(config, converter, found, endings, readers).read(path, name)
-    return found
+                _Reading(config, converter, contents, endings, readers).read(path, name)
+    return contents
 
 
 def _not_read(suffix: str) -> str:
-    """Why a file is passed over, and what to do about it."""
+    """Why a file is ignored, and what to do about it."""
     return f"{suffix or 'no suffix'}: {cure(suffix)}"
 
 
 def _nothing(place: Path, unread: list[Path], readers: Iterable[str]) -> str:
     if not place.is_dir():
-        left = left_behind(place.name)
-        return f"{shown(place)}: {f'is {left}; name the file itself' if left else _not_read(place.suffix.lower())}"
+        leftover = left_behind(place.name)
+        return f"{shown(place)}: " + (
+            f"is {leftover}; name the file itself" if leftover else _not_read(place.suffix.lower())
+        )
     rows = [path for path in unread if path.suffix.lower() in ROW_SUFFIXES]
     hints = [f"Name the file itself: {shown(rows[0])}"] if rows else []
     extras = sorted({extra for path in unread if (extra := missing_extra(path.suffix.lower()))})
@@ -139,7 +141,7 @@ def _nothing(place: Path, unread: list[Path], readers: Iterable[str]) -> str:
 
 @dataclass
 class _Reading:
-    """How the files of one folder are read."""
+    """Reads the files of one folder."""
 
     config: Documents
     converter: Converter
@@ -148,15 +150,15 @@ class _Reading:
     readers: list[NamedReader]
 
     def read(self, path: Path, name: str) -> None:
-        """Adds what a file holds, or what is wrong with it; `name` is its path in the folder."""
-        found = self.found
+        """Adds a file's documents or its fault; `name` is its path in the folder."""
+        contents = self.found
         try:
             content = self._content(path)
         except DataError as error:
             reason = "not UTF-8" if "UTF-" in str(error) else "cannot be read"
-            found.faults.append(Fault(name, str(error), reason))
+            contents.faults.append(Fault(name, str(error), reason))
             return
-        found.passed += [
+        contents.passed += [
             Loss(id=f"{name}: {printable(part)}", stage="documents", reason="an attachment") for part in content.passed
         ]
         if content.documents is not None:
@@ -166,15 +168,15 @@ class _Reading:
         if not text.strip():
             scan = path.suffix.lower() == ".pdf" and path.stat().st_size > 0
             wanted = "a scan without text? run OCR on it" if scan else "fill it"
-            found.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
+            contents.faults.append(Fault(name, f"{shown(path)}: no text in it; {wanted} or remove it", "no text in it"))
             return
         headed = path.suffix.lower() in _WITH_HEADINGS or reader_for(path, self.readers) is not None
         heading = _HEADING.search(text[:2000]) if headed else None
         title = heading.group(1) if heading else path.stem.replace("_", " ")
-        found.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
+        contents.documents.append((shown(path), Document(id=name, title=title, text=text, source=name, group=name)))
 
     def _add(self, path: Path, name: str, documents: Iterable[Document]) -> None:
-        """The documents that a reader of the user's own gave, each with what it left open."""
+        """Adds the documents of a custom reader, with defaults for empty fields."""
         count = 0
         for count, document in enumerate(documents, 1):
             where = f"{shown(path)}, document {count} ({printable(document.id)})"
@@ -197,16 +199,18 @@ class _Reading:
 
     def _content(self, path: Path) -> Converted:
         source = self.config.source
-        own = reader_for(path, self.readers)
-        if own is None and path.suffix.lower() in self.endings:
+        reader = reader_for(path, self.readers)
+        if reader is None and path.suffix.lower() in self.endings:
             return Converted(decode(read_file(path, source.file_mb), shown(path), source.encoding, settable=True))
-        if size_of(path, source.file_mb) == 0 and own is None:
+        if size_of(path, source.file_mb) == 0 and reader is None:
             return Converted("")
         try:
-            return self.converter.convert(path, own)
+            return self.converter.convert(path, reader)
         except DataError as error:
-            said = str(error)
-            raise DataError(f"{shown(path)}{said}" if said.startswith(":") else f"{shown(path)}: {said}") from None
+            problem = str(error)
+            raise DataError(
+                f"{shown(path)}{problem}" if problem.startswith(":") else f"{shown(path)}: {problem}"
+            ) from None
 
 
 def _uniform(text: str) -> str:

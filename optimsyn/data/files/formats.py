@@ -1,4 +1,4 @@
-"""PDF, office, e-book, web and mail files as text, each by a library that knows it; run in the converter's child."""
+"""Converts PDF, office, e-book, web and mail files to text, by a library each; runs in the converter's child."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MB = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """The recipe's `documents.limits`, and the encoding of its source, as the child gets them."""
+    """The recipe's `documents.limits` and the encoding of its source, as passed to the child."""
 
     inflated_mb: int
     inflated_ratio: int
@@ -36,10 +36,10 @@ class Limits:
 
 
 def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
-    """The text of a file, and what in it is not read (attachments of a letter).
+    """The text of a file, and the names of ignored parts (attachments of a mail).
 
     Raises:
-        DataError: It is beyond a limit, locked, torn or of another kind than its name says; without its path.
+        DataError: It exceeds a limit, or is locked, damaged or of another kind than its name says; without its path.
     """
     suffix = path.suffix.lower()
     data = path.read_bytes()
@@ -69,7 +69,7 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
             f"{limits.inflated_mb}; split it or raise that"
         )
     text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-    # RTF writes rare characters as two halves, which are joined; a single one could not be written to any file.
+    # Join the surrogate pairs that RTF writes; half of one cannot be encoded.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _BLANK_LINES.sub("\n\n", text).strip("\n"), passed
 
@@ -125,18 +125,18 @@ def _book(data: bytes, _limits: Limits) -> str:
         if "META-INF/rights.xml" in archive.namelist():
             raise DataError("is protected by DRM; get a copy without it")
     text = str(EpubConverter().convert(io.BytesIO(data), StreamInfo(extension=".epub")).markdown)
-    # Title, author and the like come first; alone they are no document.
+    # Metadata comes first; alone it is no document.
     return text if text.partition("\n\n")[2].strip() else ""
 
 
 def _sheets(data: bytes, _limits: Limits) -> str:
-    """Every sheet as a heading and a table, without empty rows and columns at the end; formulas are their values."""
+    """Every sheet as a heading and a table, without trailing empty rows and columns; formulas as values."""
     from openpyxl import load_workbook
 
     parts: list[str] = []
     book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     for sheet in book.worksheets:
-        # What a file says of its size may be a million rows.
+        # The stated size may be a million rows.
         sheet.reset_dimensions()
         rows = [_cells(row) for row in sheet.iter_rows(values_only=True)]
         rows = [row for row in rows if row]
@@ -190,7 +190,7 @@ def _page(data: bytes, encoding: str | None) -> str:
 
 
 def _known(encoding: str | None) -> str | None:
-    """A declared encoding that Python has; a web page's latin-1 is, as browsers read it, the Windows one."""
+    """A declared encoding that Python knows; latin-1 means cp1252, as in browsers."""
     import codecs
 
     try:
@@ -201,7 +201,7 @@ def _known(encoding: str | None) -> str | None:
 
 
 def _letter(data: bytes, encoding: str | None) -> tuple[str, list[str]]:
-    """Subject, sender and date, then the plain body, or the page where there is none; attachments are not read."""
+    """Subject, sender and date, then the plain body, else the HTML one; attachments are not read."""
     from email import message_from_bytes, policy
 
     letter = message_from_bytes(data, policy=policy.default)

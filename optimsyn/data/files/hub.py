@@ -10,7 +10,7 @@ from optimsyn.recipe.recipe import Source
 
 
 def read_hub(source: Source) -> Iterator[dict[str, Any]]:
-    """The rows of one split; downloaded once, then from the local cache, also offline.
+    """The rows of one split, downloaded once and then read from the local cache.
 
     Raises:
         DataError: The dataset, its configuration or split does not exist, is gated, or cannot be reached.

@@ -1,4 +1,4 @@
-"""Which kinds of files are documents, what reads them, and what to do about the others."""
+"""The kinds of document files, and advice for other kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Kind:
     """A kind of file that is converted.
 
     Attributes:
-        module: What has to be importable for it; None for what comes with optimsyn.
+        module: The module that it needs; None if optimsyn always installs it.
         extra: The extra of optimsyn that installs it.
         packed: It is a zip archive inside.
     """
@@ -34,7 +34,7 @@ CONVERTED: dict[str, Kind] = {
     ".rtf": Kind("striprtf", "rtf"),
 }
 DOCUMENT_SUFFIXES = TEXT_SUFFIXES | PAGE_SUFFIXES | CONVERTED.keys()
-# The kinds that need nothing further, for messages.
+# The readable kinds, for messages.
 LISTED = ".md .txt .rst .html .pdf .docx .epub .eml, and with extras .xlsx .pptx .odt .rtf"
 _CURES = {
     **dict.fromkeys((".doc", ".dot", ".wpd", ".pages", ".wps"), "save it as .docx"),
@@ -65,7 +65,7 @@ def missing_extra(suffix: str) -> str | None:
 
 
 def is_unknown(suffix: str) -> bool:
-    """True where the ending says nothing about the kind: it may be text."""
+    """Whether the ending is unknown, so that the file may be text."""
     return suffix not in DOCUMENT_SUFFIXES and suffix not in _CURES
 
 
@@ -73,7 +73,7 @@ def cure(suffix: str) -> str:
     """What to do about a file that is no document, in a few words.
 
     Args:
-        suffix: In small letters; empty for a file without one.
+        suffix: In lower case; empty for a file without one.
     """
     extra = missing_extra(suffix)
     if extra is not None:

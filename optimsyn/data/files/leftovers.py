@@ -1,10 +1,10 @@
-"""Files that programs leave beside people's own: locks, caches of a file manager, backups. They are never documents."""
+"""Leftovers of programs: locks, caches of a file manager, backups. They are never documents."""
 
 from __future__ import annotations
 
 import re
 
-# What to call it, and how such names look.
+# Patterns of their names.
 _OF_SYSTEMS = (
     r"\.DS_Store|\.AppleDouble|\.LSOverride|\.Spotlight-V100|\.Trashes|\.TemporaryItems|\.fseventsd|\.localized"
     r"|\._.+|__MACOSX|Icon\r|(?:eh)?thumbs(?:_vista)?\.db|desktop\.ini|folder\.ini|autorun\.inf|\$RECYCLE\.BIN"
@@ -23,11 +23,11 @@ _PATTERNS = (
 
 
 def left_behind(name: str, *, folder: bool = False) -> str | None:
-    """What a program left under this name; None for what may be a person's own.
+    """What kind of leftover a file is; None if it may be a user's file.
 
     Args:
         name: Of the file, without its folders.
-        folder: It is a folder, which only systems leave behind.
+        folder: It is a folder; only system folders are leftovers.
 
     Example:
         >>> left_behind("~$report.docx"), left_behind("Thumbs.db"), left_behind("report.docx")

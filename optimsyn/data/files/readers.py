@@ -1,4 +1,4 @@
-"""Readers of somebody's own: which files they read, where they run, and what they may give."""
+"""Custom readers: which files they read, where they run, and what they may return."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _WANTED = "a reader returns text, a Document or several Documents"
 class Reader(Protocol):
     """Turns one file into documents: a function that gets the file's path.
 
-    It returns the file's text, or a `Document`, or any iterable of `Document`s (a generator too). Of plain text the id
-    is the file's path in its folder and the title its first heading or its name. Whatever it raises is that file's
-    fault: the message names the file and the reader, and `documents.on_error` decides whether the run goes on.
+    It returns the file's text, a `Document`, or any iterable of `Document`s (also a generator). For plain text the id
+    is the file's path in its folder and the title its first heading or its name. Any exception counts as the file's
+    fault: the message names the file and the reader, and `documents.on_error` decides whether the run continues.
 
     A reader runs in the converter's process, within `documents.limits` and without your keys, so that a broken file
-    ends neither the run nor anything else. One that needs the environment (the key of an API, a database) says so by an
-    attribute: `read.isolated = False`. It then runs in the program itself, without limits, and not before the run
-    starts. A function of a notebook cell cannot be found by another process, so it runs in the program as well.
+    cannot end the run. One that needs the environment (the key of an API, a database) sets the attribute
+    `read.isolated = False`. It then runs in the main process, without limits, and not before the run starts. So does a
+    function of a notebook cell, which other processes cannot import.
     """
 
     def __call__(self, path: Path, /) -> str | Document | Iterable[Document]:
@@ -52,9 +52,9 @@ class NamedReader:
 
     Attributes:
         pattern: The ending (`.tei`) or name (`index.db`) of the files that it reads.
-        reference: What the recipe calls it.
-        part: The reader itself.
-        importable: `package.module:name` under which the converter's process finds it; None when it runs in this one.
+        reference: Its name in the recipe.
+        part: The reader.
+        importable: `package.module:name` for the converter's process; None if it runs in this process.
     """
 
     pattern: str
@@ -64,12 +64,12 @@ class NamedReader:
 
     @property
     def field(self) -> str:
-        """The recipe's field that names it."""
+        """The recipe field that names it."""
         return field_of(self.pattern)
 
     @property
     def folders(self) -> list[str]:
-        """Where its module was found, which may be the working directory of a notebook."""
+        """The folder of its module, which may be a notebook's working directory."""
         top = sys.modules.get(str(self.importable).partition(":")[0].partition(".")[0])
         file = getattr(top, "__file__", None)
         if file is None:
@@ -85,24 +85,24 @@ class NamedReader:
 
 
 def field_of(pattern: str) -> str:
-    """How messages name the field of one reader."""
+    """The recipe field of one reader, for messages."""
     return f"documents.readers[{pattern!r}]"
 
 
 def named_readers(readers: Mapping[str, str]) -> list[NamedReader]:
-    """The readers of a recipe, those of longer endings first.
+    """The readers of a recipe, longer endings first.
 
     Args:
         readers: The recipe's `documents.readers`.
 
     Raises:
-        RecipeError: One cannot be found or is no reader; names the field.
+        RecipeError: One does not exist or is no reader.
     """
-    found = []
+    named = []
     for pattern, reference in sorted(readers.items(), key=lambda item: (item[0].startswith("."), -len(item[0]))):
         part: Reader = READERS.get(reference, field_of(pattern))
-        found.append(NamedReader(pattern, reference, part, _importable(reference, part, field_of(pattern))))
-    return found
+        named.append(NamedReader(pattern, reference, part, _importable(reference, part, field_of(pattern))))
+    return named
 
 
 def reader_for(path: Path, readers: Iterable[NamedReader]) -> NamedReader | None:
@@ -111,13 +111,13 @@ def reader_for(path: Path, readers: Iterable[NamedReader]) -> NamedReader | None
 
 
 def reader_identity(readers: Mapping[str, str]) -> dict[str, str]:
-    """Digests of the sources of a recipe's readers, by the field that names each: an edited reader is another one.
+    """Digests of the sources of a recipe's readers, by field, to notice an edited reader.
 
     Args:
         readers: The recipe's `documents.readers`.
 
     Raises:
-        RecipeError: One cannot be found, or has no source.
+        RecipeError: One does not exist, or has no source.
     """
     return {
         named.field: digest_of([named.reference, source_identity(named.reference, named.part, named.field)])
@@ -129,17 +129,17 @@ def _importable(reference: str, part: Reader, field: str) -> str | None:
     if not getattr(part, "isolated", True):
         return None
     if ":" in reference:
-        found = reference
+        name = reference
     else:
         try:
-            found = reference_to(part, field)
-        except RecipeError:  # registered, but under no name that another process could import
+            name = reference_to(part, field)
+        except RecipeError:  # registered, but not importable in another process
             return None
-    return None if found.startswith("__main__:") else found
+    return None if name.startswith("__main__:") else name
 
 
 def load(importable: str) -> Reader:
-    """The reader of this name, in the converter's process.
+    """Imports a reader in the converter's process.
 
     Raises:
         DataError: It cannot be imported there.
@@ -153,43 +153,43 @@ def load(importable: str) -> Reader:
 
 
 def read_with(reader: Reader, called: str, path: Path, most_mb: int) -> str | list[Document]:
-    """What a reader makes of a file.
+    """Reads a file with a reader.
 
     Args:
         reader: The reader.
-        called: What the recipe calls it, for messages.
+        called: Its name in the recipe, for messages.
         path: The file.
-        most_mb: Million characters of text that it may give, the recipe's `documents.limits.inflated_mb`.
+        most_mb: Most text in million characters, the recipe's `documents.limits.inflated_mb`.
 
     Raises:
-        DataError: It fails, or gives no text; without the file's path.
+        DataError: It fails, or returns no text; without the file's path.
     """
     try:
-        given: Any = reader(path)
-        if isinstance(given, Iterable) and not isinstance(given, str | Document | Mapping | bytes):
-            given = _within(given, called, most_mb)
+        content: Any = reader(path)
+        if isinstance(content, Iterable) and not isinstance(content, str | Document | Mapping | bytes):
+            content = _within(content, called, most_mb)
     except (DataError, MemoryError, RecursionError):
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
-            f"the reader {called} fails on it ({said}); mend the reader, or the file, or remove it"
+            f"the reader {called} fails on it ({problem}); mend the reader, or the file, or remove it"
         ) from error
-    if isinstance(given, Document):
-        given = [given]
-    if not isinstance(given, str | list):
-        raise DataError(f"the reader {called} gives {kind_of(given)}; {_WANTED}")
-    if isinstance(given, str):
-        _check_size(len(given), called, most_mb)
-        # Half of a surrogate pair could not be written to any file.
-        return given.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return given
+    if isinstance(content, Document):
+        content = [content]
+    if not isinstance(content, str | list):
+        raise DataError(f"the reader {called} gives {kind_of(content)}; {_WANTED}")
+    if isinstance(content, str):
+        _check_size(len(content), called, most_mb)
+        # Half of a surrogate pair cannot be encoded.
+        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return content
 
 
-def _within(given: Iterable[Any], called: str, most_mb: int) -> list[Document]:
+def _within(documents_in: Iterable[Any], called: str, most_mb: int) -> list[Document]:
     documents: list[Document] = []
     size = 0
-    for place, document in enumerate(given, 1):
+    for place, document in enumerate(documents_in, 1):
         if not isinstance(document, Document):
             raise DataError(f"the reader {called} gives {kind_of(document)} in place {place}; {_WANTED}")
         size += len(document.text)

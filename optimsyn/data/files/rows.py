@@ -1,4 +1,4 @@
-"""Rows out of a file or a hub dataset, whatever its format, with the place of each row for error messages."""
+"""Rows of a file or a hub dataset in any format, with the place of each row for error messages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 # A mapping such as `choices: '=["yes", "no", "maybe"]'` gives every row the same value.
 LITERAL_PREFIX = "="
 _SHOWN_PROBLEMS = 20
-# Excel's way to name the separator, above the header.
+# Excel's line for the separator, above the header.
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\r?(?:\n|$)", re.I)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _HEADER_CHARACTERS = 100_000
-# What differs between problems of one kind: places, numbers, names.
+# What varies between problems of one kind: places, numbers, names.
 _DIFFERING = re.compile(r"^.*?:\d+\S*:|'[^']*'|\"[^\"]*\"|\S*\d\S*|\([^()]*\)")
 _T = TypeVar("_T")
 
@@ -42,7 +42,7 @@ class Row:
 
     Attributes:
         where: Its place, for messages: `questions.jsonl:12` or `squad_v2[validation] row 12`.
-        key: An id for rows that have none of their own.
+        key: An id for rows without one.
         values: Our field names (after the recipe's `columns`) and all further columns of the row.
     """
 
@@ -62,12 +62,9 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 
 def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PROBLEMS) -> list[str]:
-    """Twenty, some of every kind, and how many more there are (of `place`, where several lists are shown together).
-
-    Who has fixed the first twenty of one kind should not meet another kind only then.
-    """
-    rest = len(problems) - most
-    if rest <= 0:
+    """Twenty problems, some of every kind, and the number of further ones (of `place`, for one of several lists)."""
+    more = len(problems) - most
+    if more <= 0:
         return list(problems)
     turn: Counter[str] = Counter()
     order = []
@@ -75,12 +72,12 @@ def shortened(problems: Sequence[str], place: str = "", *, most: int = _SHOWN_PR
         kind = _DIFFERING.sub("", problem)
         order.append((turn[kind], number))
         turn[kind] += 1
-    shown = [problems[number] for number in sorted(number for _, number in sorted(order)[:most])]
-    return [*shown, f"... and {rest} more{place and f' of {place}'}"]
+    lines = [problems[number] for number in sorted(number for _, number in sorted(order)[:most])]
+    return [*lines, f"... and {more} more{place and f' of {place}'}"]
 
 
 def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
-    """At most `limit` of the items, drawn with the seed, in their old order."""
+    """At most `limit` of the items, drawn with the seed, in the original order."""
     if limit is None or limit >= len(items):
         return list(items)
     chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
@@ -88,7 +85,7 @@ def sampled(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def is_own_file(source: Source) -> bool:
-    """True for a file or folder of the user's, whose faults the user can fix; False for a hub dataset."""
+    """Whether the source is the user's file or folder, which the user can fix, and not a hub dataset."""
     return source.hub is None
 
 
@@ -100,17 +97,17 @@ def resolve(path: str) -> Path:
     """
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
-        known = bundled_domains()
-        if name not in known:
-            near = nearest(name, known)
+        domains = bundled_domains()
+        if name not in domains:
+            near = nearest(name, domains)
             hint = f"did you mean {EMBEDDED_PREFIX}{near}? " if near is not None else ""
-            listed = ", ".join(EMBEDDED_PREFIX + domain for domain in known)
+            listed = ", ".join(EMBEDDED_PREFIX + domain for domain in domains)
             raise DataError(f"{path}: nothing of that name comes with optimsyn; {hint}known: {listed}")
         return BUNDLED / name
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise DataError(f"{path}: no such file or folder.{file_beside(found)}")
-    return found
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise DataError(f"{path}: no such file or folder.{file_beside(file)}")
+    return file
 
 
 def read_rows(
@@ -121,7 +118,7 @@ def read_rows(
     Args:
         source: A file (JSONL, JSON list, Parquet, CSV, TSV) or a hub dataset.
         embedded_file: The file that an `embedded:` source means.
-        torn: Told of each line of a file that is no row, which is left out; without it they are refused.
+        torn: Callback for each line of a file that is no row; these are skipped. Without it they are refused.
 
     Raises:
         DataError: The source cannot be read; names the file, the rows and the cure.
@@ -148,8 +145,8 @@ def read_rows(
     problems = [fault.message for fault in faults]
     if not raw and not problems:
         raise DataError(f"{name}: there are no rows in it")
-    known = {column for _, _, row in raw for column in row}
-    wrong = _column_problems(name, source, known) if raw else []
+    columns = {column for _, _, row in raw for column in row}
+    wrong = _column_problems(name, source, columns) if raw else []
     if wrong or not raw or torn is None:
         raise_problems([*problems, *wrong])
     for fault in faults:
@@ -158,16 +155,16 @@ def read_rows(
     rows = [Row(where, key, _mapped(row, source.columns)) for where, key, row in raw if _kept(row, source.where)]
     if not rows:
         wanted = ", ".join(f"{k} = {v!r}" for k, v in source.where.items())
-        found = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
-        raise DataError("\n".join([*shortened(problems), f"{name}: no row has {wanted}; values there: {found}"]))
+        present = {k: sorted({str(_reach(row, k)) for _, _, row in raw})[:8] for k in source.where}
+        raise DataError("\n".join([*shortened(problems), f"{name}: no row has {wanted}; values there: {present}"]))
     return rows
 
 
 def exploded(rows: Sequence[Row], source: Source, field: str = "question") -> list[Row]:
     """One row for each item where a row holds several (TAT-QA: a table with a list of questions).
 
-    When the column of `field` is a list, every field that the recipe maps from the same nested column is dealt out with
-    it, item by item; all other fields are the same for each.
+    When the column of `field` is a list, every field that the recipe maps from the same nested column is split with it,
+    item by item; all other fields are repeated.
     """
     parent = source.columns.get(field, field).partition(".")[0]
     beside = [ours for ours, theirs in source.columns.items() if theirs.partition(".")[0] == parent]
@@ -232,7 +229,7 @@ def _no_object(row: Any) -> str:
 
 
 def _json_fault(error: Exception) -> str:
-    """What is wrong with a JSON text; numbers of thousands of digits and endless nesting are refused as well."""
+    """What is wrong with a JSON text, such as bad syntax, huge numbers or deep nesting."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
@@ -259,8 +256,8 @@ def _read_parquet(path: Path, limit_mb: int) -> Iterator[tuple[int, dict[str, An
     import pyarrow.parquet as pq
 
     try:
-        # A single file, also below folders named like partitions ("lang=en"); a little at a time, since a small one
-        # may unpack to more than the machine holds.
+        # A single file, also below folders named like partitions ("lang=en"), read in batches, since a small file may
+        # unpack to more than the memory.
         file = pq.ParquetFile(path)
         parts, size = [], 0
         for part in file.iter_batches(batch_size=1000):
@@ -326,9 +323,9 @@ def _read_csv(
 
 
 def _delimiter(text: str) -> str:
-    """What separates the cells: as the line `sep=;` of Excel says, else the most frequent one of the header.
+    """The separator: from Excel's line `sep=;`, else the most frequent one of the header, outside quotes.
 
-    Spreadsheets in much of Europe separate by semicolons. What stands in quotes separates nothing.
+    Spreadsheets in much of Europe use semicolons.
     """
     stated = _SEPARATOR_LINE.match(text)
     if stated is not None:
@@ -337,15 +334,15 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=header[0].count) if header else ","
 
 
-def _column_problems(name: str, source: Source, known: set[str]) -> list[str]:
+def _column_problems(name: str, source: Source, columns: set[str]) -> list[str]:
     problems = []
     for field, mapping in (("columns", source.columns), ("where", {k: k for k in source.where})):
         for ours, theirs in mapping.items():
             if field == "columns" and theirs.startswith(LITERAL_PREFIX):
                 continue
-            for column in [theirs] if theirs in known else [part.strip() for part in theirs.split(",")]:
-                if column not in known and column.split(".")[0] not in known:
-                    hint = did_you_mean(column, known, f"columns there: {', '.join(sorted(known))}", cutoff=0.5)
+            for column in [theirs] if theirs in columns else [part.strip() for part in theirs.split(",")]:
+                if column not in columns and column.split(".")[0] not in columns:
+                    hint = did_you_mean(column, columns, f"columns there: {', '.join(sorted(columns))}", cutoff=0.5)
                     problems.append(f"{name}: {field}.{ours}: there is no column `{column}`; {hint}")
     return problems
 
@@ -367,7 +364,7 @@ def _column(row: dict[str, Any], name: str) -> Any:
 
 
 def _reach(value: Any, name: str) -> Any:
-    """The value under a dotted name; a list on the way is walked through."""
+    """The value of a dotted name; lists on the way are mapped over."""
     if isinstance(value, list):
         return [_reach(item, name) for item in value]
     if not isinstance(value, dict):
@@ -379,12 +376,12 @@ def _reach(value: Any, name: str) -> Any:
 
 
 def _clean(value: Any) -> Any:
-    """None for the not-a-number that tables hold in empty cells."""
+    """Replaces NaN, which tables have in empty cells, by None."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _kept(row: dict[str, Any], where: dict[str, str]) -> bool:
-    def same(found: Any, wanted: str) -> bool:
-        return str(found).lower() == wanted.lower() if isinstance(found, bool) else str(found) == wanted
+    def same(value: Any, wanted: str) -> bool:
+        return str(value).lower() == wanted.lower() if isinstance(value, bool) else str(value) == wanted
 
     return all(same(_reach(row, column), wanted) for column, wanted in where.items())

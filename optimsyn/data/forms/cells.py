@@ -1,4 +1,4 @@
-"""Cells of a question file in which an answer or a list of answers stands."""
+"""Reads cells of a question file: an answer or a list of answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _T = TypeVar("_T")
 
 
 class Faults:
-    """What is wrong with one row, all of it: who fixes one fault should not meet the next one afterwards."""
+    """Collects all faults of one row."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
     def part(self, read: Callable[[], _T]) -> _T | None:
-        """What is read; None where that is a fault."""
+        """Calls `read`; None if it raises a DataError, which is collected."""
         try:
             return read()
         except DataError as error:
@@ -28,7 +28,7 @@ class Faults:
         return None
 
     def raise_all(self) -> None:
-        """Raises what was found, if anything was."""
+        """Raises all collected faults, if any."""
         if self.found:
             raise DataError("; and ".join(dict.fromkeys(self.found)))
 
@@ -64,13 +64,13 @@ def list_cell(value: Any, field: str) -> list[Any]:
 
 
 def accepted_answers(values: Mapping[str, Any]) -> list[str]:
-    """All accepted answers of a row, the gold one first; empty when there are none."""
-    found: list[Any] = []
+    """All accepted answers of a row, the gold one first."""
+    cells: list[Any] = []
     for field in ("answer", "answers"):
         value = values.get(field)
         if isinstance(value, list | tuple | dict) or (field == "answers" and isinstance(value, str)):
             plain = isinstance(value, str) and not value.strip().startswith(("[", "{"))
-            found += [value] if plain else list_cell(value, field)
+            cells += [value] if plain else list_cell(value, field)
         else:
-            found.append(value)
-    return [text for text in map(written, found) if text]
+            cells.append(value)
+    return [text for text in map(written, cells) if text]

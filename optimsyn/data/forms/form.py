@@ -1,4 +1,4 @@
-"""What a form of question says of itself: one object that holds everything that depends on the form."""
+"""The protocol of a form of question: one object with everything that depends on the form."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from optimsyn.data.records import Pair, Passage, Question
 
 @dataclass(frozen=True)
 class Gold:
-    """What a row of a question file says about the answer.
+    """The gold answer of a row of a question file.
 
     Attributes:
         answer: The gold answer.
-        answers: All accepted ones, `answer` first; left out: `answer` alone.
+        answers: All accepted ones, `answer` first; empty: `answer` alone.
         choices: Options, for a form that has them.
-        answer_index: Which option is gold.
-        details: Whatever else the form keeps of a question, as JSON values by name.
+        answer_index: The index of the gold option.
+        details: Further data of the form, as JSON values by name.
     """
 
     answer: str
@@ -34,7 +34,7 @@ class Gold:
 
 @dataclass(frozen=True)
 class Content:
-    """What a pair says, without its lineage; fields as in `Gold`."""
+    """The content of a pair, without its lineage; fields as in `Gold`."""
 
     question: str
     answer: str
@@ -45,13 +45,13 @@ class Content:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the JSON object that a generator is asked for.
+    """One key of the JSON object that a generator writes.
 
     Attributes:
         name: The key.
-        asks: What the prompt says that it holds.
-        options: The texts that it may hold; empty: any.
-        several: Whether a list of texts is taken, joined by commas.
+        asks: Its description in the prompt.
+        options: The allowed texts; empty: any.
+        several: Whether a list of texts is accepted, and joined by commas.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the target said to a test question.
+    """The target's response to a test question.
 
     Attributes:
         text: Its answer, decoded greedily up to the end of the line; "" for a form that decodes nothing.
@@ -75,17 +75,17 @@ class Heard:
 
 @dataclass(frozen=True)
 class Marks:
-    """How one answer of the target is marked.
+    """The marks of one answer of the target.
 
     Attributes:
-        prediction: What it answered, for people.
+        prediction: The answer, for people.
         correct: Counts for the accuracy.
-        loss_of: Which candidate's negative log-likelihood is the answer loss.
-        exact_match: For a decoded answer: it is an accepted one, word for word.
+        loss_of: The index of the candidate whose negative log-likelihood is the answer loss.
+        exact_match: For a decoded answer: it equals an accepted one.
         token_f1: For a decoded answer: token F1 against the best accepted one.
         choice_scores: For options: `Heard.means`.
-        further: Metrics of the form's own, by name; more is better. The report shows each as its mean over the
-            questions that have it, so whether a question has one must not depend on the answer.
+        further: Custom metrics by name; more is better. The report shows the mean over the questions that have one, so
+            whether a question has it must not depend on the answer.
     """
 
     prediction: str
@@ -113,18 +113,17 @@ FormCheck = Callable[[Pair, Looked], str | None]
 class QuestionForm(Protocol):
     """A form of question: free answers, multiple choice, true or false, or one of your own.
 
-    Every room of optimsyn asks the form where forms differ. Inherit from this class: what you leave out then behaves
-    as for a free answer. A form is made without arguments, keeps no state but what `fitted` gives it, and needs neither
-    torch nor dspy.
+    Inherit from this class: what you do not override behaves as for a free answer. A form is constructed without
+    arguments, has no state except from `fitted`, and imports neither torch nor dspy.
 
     Attributes:
-        label: What tables call questions of this form, such as `free answers`.
-        in_rubric: What whoever writes a rubric is told about the form, such as `multiple choice`; "" for nothing.
-        columns: Columns of a question file that it reads beside those that all questions have.
-        decodes: Whether the target's own answer is wanted in the evaluation, which takes time.
-        free_length: Whether an answer may be longer or shorter at will, so that advice about it makes sense.
-        checks: The form's own validity checks, by name: a function of a pair of this form and a `Looked` that returns
-            None, or the reason why the pair fails. Its docstring goes into tables.
+        label: The name in tables, such as `free answers`.
+        in_rubric: The form's description in rubric prompts, such as `multiple choice`; "" for none.
+        columns: Columns of a question file that it reads beside those of all questions.
+        decodes: Whether the evaluation decodes an answer of the target, which takes time.
+        free_length: Whether the length of an answer is free, so that advice about it makes sense.
+        checks: The form's validity checks, by name: a function of a pair of this form and a `Looked` that returns None,
+            or the reason why the pair fails. Its docstring appears in tables.
 
     Example:
         >>> class Numbers(QuestionForm):
@@ -142,21 +141,21 @@ class QuestionForm(Protocol):
     checks: ClassVar[Mapping[str, FormCheck]] = {}
 
     def fitted(self, questions: Sequence[Question]) -> QuestionForm:
-        """The form as the validation questions have it: how many options, how long an answer.
+        """The form fitted to the validation questions: number of options, length of answers.
 
         Args:
-            questions: All of them, also those of other forms.
+            questions: All of them, also of other forms.
         """
         return self
 
     def read_row(self, values: Mapping[str, Any]) -> Gold:
-        """Reads the answer of a row of a question file; `question`, `context` and the like are read for you.
+        """Reads the answer of a row of a question file; optimsyn reads `question`, `context` and the like.
 
         Args:
             values: The row by field name, after the recipe's `columns`.
 
         Raises:
-            DataError: The row holds no usable answer. Says why, without the place.
+            DataError: The row has no usable answer; the message says why, without the place.
         """
         answers = accepted_answers(values)
         if not answers:
@@ -164,14 +163,14 @@ class QuestionForm(Protocol):
         return Gold(answers[0], tuple(dict.fromkeys(answers)))
 
     def task(self) -> str:
-        """One sentence that tells a base model what the examples after it show."""
+        """One sentence that tells a base model what the following examples show."""
         return "From each passage: a quoted sentence, an exam question about it and the short answer."
 
     def reply_keys(self, seed: int = 0) -> tuple[Key, ...]:
-        """What a generator is asked for after the `quote`; `question` and `answer` must be among it.
+        """The keys of a generator's reply after the `quote`; `question` and `answer` are required.
 
         Args:
-            seed: Of the pair, for a form that asks for different things in turn.
+            seed: Of the pair, for a form whose keys vary.
         """
         return (
             Key("answer", "the correct answer, as short as possible", several=True),
@@ -179,52 +178,49 @@ class QuestionForm(Protocol):
         )
 
     def demonstration(self, demo: Demo) -> dict[str, str]:
-        """The reply that a worked example shows: a value for each of the `reply_keys`."""
+        """The reply of a worked example: a value for each of the `reply_keys`."""
         return {"answer": demo.answer, "question": demo.question}
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A generator's reply with other spellings brought to those of the keys; values as they stood in its JSON."""
+        """Maps other spellings in a generator's reply to the keys; values as in its JSON."""
         return values
 
     def content(self, reply: Mapping[str, str], seed: int) -> Content:
-        """The pair that a reply says.
+        """The pair in a reply.
 
         Args:
             reply: A text of one line for each of the `reply_keys`, none of them empty.
-            seed: Of the pair, for whatever is drawn.
+            seed: Of the pair, for random choices.
 
         Raises:
-            ReplyError: It holds no pair of this form.
+            ReplyError: The reply has no pair of this form.
         """
         asked = {key.name for key in self.reply_keys(seed)} - {"question", "answer"}
         return Content(reply["question"], reply["answer"], details={name: reply[name] for name in sorted(asked)})
 
     def is_verdict(self, pair: Pair) -> bool:
-        """Whether the answer is one such as yes or no, which has no words that could come from the passage."""
+        """Whether the answer is a verdict such as yes or no, without words from the passage."""
         return False
 
     def parts(self, item: Question | Pair) -> tuple[str, ...]:
-        """The question, then what is shown with it one below the other, such as options.
-
-        Tables show it, and two questions are the same where it is.
-        """
+        """The question, then the lines shown below it, such as options; for tables and to compare questions."""
         return (item.question, *(item.choices or ()))
 
     def prompt(self, item: Question | Pair) -> str:
-        """What the target is asked, after `Question: ` and before `Answer:`."""
+        """The target's prompt between `Question: ` and `Answer:`."""
         first, *rest = self.parts(item)
         return "\n".join([first.strip(), *(f"- {' '.join(part.split())}" for part in rest)])
 
     def answer(self, item: Question | Pair) -> str:
-        """What the target learns to answer, after `Answer: `."""
+        """The target's completion after `Answer: `."""
         return item.answer
 
     def candidates(self, question: Question) -> tuple[str | None, ...]:
-        """Answers whose likelihood is wanted in the evaluation; None is the question's own `answer`."""
+        """Answers to evaluate the likelihood of; None is the question's `answer`."""
         return (None,)
 
     def marks(self, question: Question, heard: Heard) -> Marks:
-        """Marks what the target said to a test question."""
+        """Marks the target's response to a test question."""
         accepted = question.answers or (question.answer,)
         matched = exact_match(heard.text, accepted)
         return Marks(heard.text, matched, exact_match=matched, token_f1=token_f1(heard.text, accepted))

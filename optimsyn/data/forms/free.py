@@ -12,7 +12,7 @@ from optimsyn.data.records import Question
 from optimsyn.data.text import word_count
 
 FEW_WORDS = 3
-"""Words of an answer where no question says otherwise."""
+"""Default number of words of an answer."""
 
 
 def answer_words(questions: Sequence[Question]) -> int:
@@ -33,7 +33,7 @@ class Free(QuestionForm):
     answer_words: int = FEW_WORDS
 
     def fitted(self, questions: Sequence[Question]) -> Free:
-        """With answers as long as those of the questions."""
+        """With the questions' length of answers."""
         return Free(answer_words(questions))
 
     def reply_keys(self, seed: int = 0) -> tuple[Key, ...]:

@@ -21,7 +21,7 @@ from optimsyn.data.records import Pair, Question
 from optimsyn.data.text import normalized, words_of
 
 VERDICTS = frozenset("yes no maybe true false unknown unclear uncertain".split())
-# Share of the questions that must have the same options for these to count as fixed.
+# Options count as fixed if at least this share of the questions has the same ones.
 _FIXED_SHARE = 0.8
 _FEW_OPTIONS = 4
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
@@ -47,7 +47,7 @@ def has_options(values: Mapping[str, Any]) -> bool:
 
 
 def check_choices_well_formed(pair: Pair, context: Looked) -> str | None:
-    """At least two distinct options, the answer among them where the index says."""
+    """At least two distinct options, the answer at its index."""
     choices, index = pair.choices or (), pair.answer_index
     if len(choices) < 2:
         return "a multiple-choice question needs at least two options"
@@ -69,12 +69,12 @@ def check_choices_well_formed(pair: Pair, context: Looked) -> str | None:
 class MultipleChoice(QuestionForm):
     """A question whose answer is one of its options.
 
-    The target sees the options with letters and learns the text of the right one, never its letter: letters would give
-    influence to pairs that merely share a letter. It is marked by which option is likeliest per token.
+    The target sees the options with letters and learns the text of the right one, never its letter, since then pairs
+    would get influence for sharing a letter. The target's answer is the likeliest option per token.
 
     Attributes:
-        options: How many there are.
-        fixed: The options when they are the same for every question (yes, no, maybe), else empty.
+        options: The number of options.
+        fixed: The options if they are the same for every question (yes, no, maybe), else empty.
         answer_words: Words that an answer typically has.
     """
 
@@ -94,20 +94,20 @@ class MultipleChoice(QuestionForm):
         return () if self.fixed else tuple(f"wrong_{index}" for index in range(1, self.options))
 
     def fitted(self, questions: Sequence[Question]) -> MultipleChoice:
-        """With as many options as most questions have, or with those that nearly all share."""
+        """With the most frequent number of options, or with the options that nearly all questions share."""
         words = answer_words(questions)
-        found = [q.choices for q in questions if q.kind == "multiple_choice" and q.choices is not None]
-        if not found:
+        choice_lists = [q.choices for q in questions if q.kind == "multiple_choice" and q.choices is not None]
+        if not choice_lists:
             return MultipleChoice(answer_words=words)
-        sets = Counter(_as_set(choices) for choices in found)
+        sets = Counter(_as_set(choices) for choices in choice_lists)
         common, count = sets.most_common(1)[0]
-        if count > 1 and count >= _FIXED_SHARE * len(found):
-            fixed = next(choices for choices in found if _as_set(choices) == common)
+        if count > 1 and count >= _FIXED_SHARE * len(choice_lists):
+            fixed = next(choices for choices in choice_lists if _as_set(choices) == common)
             return MultipleChoice(len(fixed), fixed, words)
-        return MultipleChoice(Counter(map(len, found)).most_common(1)[0][0], (), words)
+        return MultipleChoice(Counter(map(len, choice_lists)).most_common(1)[0][0], (), words)
 
     def read_row(self, values: Mapping[str, Any]) -> Gold:
-        """Reads `choices` and, as the gold one, `answer_index`, `label` or `answer`."""
+        """Reads `choices` and the gold option from `answer_index`, `label` or `answer`."""
         faults = Faults()
         answers = faults.part(lambda: accepted_answers(values))
         choices = faults.part(lambda: _choices(values.get("choices")))
@@ -119,7 +119,7 @@ class MultipleChoice(QuestionForm):
         return Gold(options[index], (options[index],), tuple(options), index)
 
     def task(self) -> str:
-        """Says what the options are, where they are fixed."""
+        """Names the options if they are fixed."""
         if self.fixed:
             return (
                 f"From each passage: a quoted sentence, a question about it and the answer ({', '.join(self.fixed)})."
@@ -143,13 +143,13 @@ class MultipleChoice(QuestionForm):
     def demonstration(self, demo: Demo) -> dict[str, str]:
         """The example with some of its wrong options, or asked for a verdict."""
         if self.fixed:
-            # Other fixed sets than yes and no (maybe; true, false) are shown by their first and second member.
+            # For fixed sets other than yes and no, the first and second member stand for them.
             verdicts = {"yes": self.fixed[0], "no": self.fixed[min(1, len(self.fixed) - 1)]}
             named = {choice.casefold(): choice for choice in self.fixed}
             return {"question": demo.closed_question, "answer": named.get(demo.verdict, verdicts[demo.verdict])}
         wrong = random.Random(demo.question).sample(demo.wrong, k=min(len(demo.wrong), len(self.wrong_keys)))
-        shown = {"answer": demo.answer, "question": demo.question}
-        return shown | dict(zip(self.wrong_keys, wrong, strict=False))
+        reply = {"answer": demo.answer, "question": demo.question}
+        return reply | dict(zip(self.wrong_keys, wrong, strict=False))
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
         """Wrong options may come as one list."""
@@ -160,7 +160,7 @@ class MultipleChoice(QuestionForm):
         return values
 
     def content(self, reply: Mapping[str, str], seed: int) -> Content:
-        """The options in an order that is drawn."""
+        """The options in random order."""
         if self.fixed:
             return Content(reply["question"], reply["answer"], self.fixed, self.fixed.index(reply["answer"]))
         options = [reply["answer"], *(reply[name] for name in self.wrong_keys)]
@@ -194,7 +194,7 @@ def _as_set(choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:
-    """The options and, where the row has them, their labels."""
+    """The options and, if the row has them, their labels."""
     labels: list[str] = []
     if value is None or value in ("", [], ()):
         raise DataError('has no `choices`; a list such as ["first", "second"] is needed')
@@ -223,36 +223,36 @@ def _gold_index(values: Mapping[str, Any], options: list[str], labels: list[str]
     Raises:
         DataError: None of them names an option, they disagree, or the gold option is listed twice.
     """
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     if values.get("answer_index") is not None:
         index = str(values["answer_index"]).strip().removesuffix(".0")
         if not index.isdecimal() or int(index) >= len(options):
-            given = values["answer_index"]
-            raise DataError(f"answer_index {given!r} names none of its {len(options)} choices (counted from 0)")
-        found["answer_index"] = int(index)
+            raw = values["answer_index"]
+            raise DataError(f"answer_index {raw!r} names none of its {len(options)} choices (counted from 0)")
+        indices["answer_index"] = int(index)
     if values.get("label") is not None:
-        found["label"] = _option(values["label"], options, labels, "label")
+        indices["label"] = _option(values["label"], options, labels, "label")
     if values.get("answer") is not None and accepted:
-        if not found:
-            found["answer"] = _option(values["answer"], options, labels, "answer")
+        if not indices:
+            indices["answer"] = _option(values["answer"], options, labels, "answer")
         elif normalized(accepted[0]) in map(normalized, options):
-            found["answer"] = [normalized(option) for option in options].index(normalized(accepted[0]))
-            # The same option listed twice: the index that was given decides which one is meant.
-            if normalized(options[found["answer"]]) == normalized(options[next(iter(found.values()))]):
-                found["answer"] = next(iter(found.values()))
-    if not found:
+            indices["answer"] = [normalized(option) for option in options].index(normalized(accepted[0]))
+            # The same option listed twice: the index decides.
+            if normalized(options[indices["answer"]]) == normalized(options[next(iter(indices.values()))]):
+                indices["answer"] = next(iter(indices.values()))
+    if not indices:
         raise DataError("has choices but no answer; give `answer` (text or letter) or `answer_index` (from 0)")
-    if len(set(found.values())) > 1:
-        named = ", ".join(f"{field} names {options[index]!r}" for field, index in found.items())
+    if len(set(indices.values())) > 1:
+        named = ", ".join(f"{field} names {options[index]!r}" for field, index in indices.items())
         raise DataError(f"its gold answer is contradictory: {named}")
-    gold = next(iter(found.values()))
+    gold = next(iter(indices.values()))
     if [normalized(option) for option in options].count(normalized(options[gold])) > 1:
         raise DataError(f"its gold option {options[gold]!r} is listed twice among the choices")
     return gold
 
 
 def _option(value: Any, options: list[str], labels: list[str], field: str) -> int:
-    """The index of the option that an answer means: by its text, its label, its letter, or as a number."""
+    """The index of an answer's option: by its text, its label, its letter, or as a number."""
     text = written(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
     plain = [normalized(option) for option in options]
     if normalized(text) in plain:

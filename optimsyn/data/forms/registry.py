@@ -1,4 +1,4 @@
-"""The forms by name: those that come with optimsyn, and those that a user brings."""
+"""The forms by name, built-in and custom."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from optimsyn.data.records import Pair, Question
 
 _FIELD = FORMS.field
 _MEMBERS = tuple(name for name in vars(QuestionForm) if not name.startswith("_"))
-# Forms that entry points named: looking through all installed packages takes too long for every sample.
+# Cache of forms from entry points; searching all installed packages is too slow for every sample.
 _INSTALLED: dict[str, QuestionForm] = {}
 _MADE: dict[type, QuestionForm] = {}
 
 
 def _problem(part: object) -> str | None:
-    """Why something is no form of question; None when it is one."""
+    """Why an object is no form of question, or None."""
     missing = [name for name in ("label", *_MEMBERS) if not hasattr(part, name)]
     if missing:
         return (
@@ -45,10 +45,10 @@ FORMS.provide({"free": Free(), "multiple_choice": MultipleChoice(), "true_false"
 
 
 def form_named(name: str) -> QuestionForm:
-    """The form of a name, as `questions.form` or a record has it.
+    """The form of a name from `questions.form` or a record.
 
     Raises:
-        RecipeError: There is none, or it is no form.
+        RecipeError: There is no such form.
     """
     if name in _INSTALLED:
         return _INSTALLED[name]
@@ -77,12 +77,12 @@ def name_for_row(values: Mapping[str, Any]) -> str:
 
 
 def recorded(name: str) -> str:
-    """What a record's `form` holds for a form of this name: "" for those that its `choices` tell apart."""
+    """The value of a record's `form`: the name, or "" for forms that `choices` distinguishes."""
     return "" if name in ("free", "multiple_choice") else name
 
 
 def label_of(name: str) -> str:
-    """What tables call the questions of a form; its name where this process does not know the form."""
+    """A form's label for tables; its name if this process does not know the form."""
     try:
         return form_named(name).label
     except RecipeError:
@@ -90,10 +90,9 @@ def label_of(name: str) -> str:
 
 
 def shown(item: Question | Pair) -> tuple[tuple[str, ...], str]:
-    """A question with what is shown below it, and its answer, for tables and pages.
+    """A question with the lines below it, and its answer, for tables and pages.
 
-    A form that this process does not know, as when a notebook that defined it is closed, is shown as plain question
-    and answer.
+    An unknown form (the notebook that defined it is closed) is shown as plain question and answer.
     """
     try:
         form = form_of(item)
@@ -103,24 +102,24 @@ def shown(item: Question | Pair) -> tuple[tuple[str, ...], str]:
 
 
 def shown_row(pair: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    """The same of a pair as a ledger has it, which may be one of an older version."""
+    """The same for a pair from a ledger, maybe of an older version."""
     if not pair.get("form"):
         return (pair["question"], *(pair.get("choices") or ())), pair["answer"]
     return shown(Pair.model_validate({name: pair[name] for name in Pair.model_fields if name in pair}))
 
 
 def as_text(item: Question | Pair) -> str:
-    """Question, what is shown below it, and answer, on a line each."""
+    """Question, the lines below it, and answer."""
     (question, *below), answer = shown(item)
     options = f"\n({' · '.join(below)})" if below else ""
     return f"Q: {question}{options}\nA: {answer}"
 
 
 def identity_of(name: str, form: QuestionForm) -> dict[str, Any]:
-    """What results depend on of a form: its name, what `fitted` gave it and, where it is a user's own, its source.
+    """What results depend on in a form: its name, its state from `fitted` and, for a custom one, its source.
 
     Raises:
-        RecipeError: It has no source, so that nobody could tell when it is edited.
+        RecipeError: It has no source, so an edit could not be noticed.
     """
     state = repr(form) if is_dataclass(form) else repr(sorted(getattr(form, "__dict__", {}).items()))
     facts: dict[str, Any] = {"name": name, "state": state}

@@ -73,8 +73,8 @@ def check_reason_grounded(pair: Pair, context: Looked) -> str | None:
 class TrueFalse(QuestionForm):
     """A statement that the target calls true or false, with a sentence that says why.
 
-    Verdict and reason are trained on, the loss is that of both; only the verdict is marked, by which of the two is
-    likelier. A question of a file has `answer` true or false (or yes and no) and, if it likes, a `reason`.
+    Training and loss use verdict and reason; only the verdict is marked, by which of the two is likelier. A row of a
+    question file has `answer` true or false (or yes and no) and optionally a `reason`.
 
     Attributes:
         reason_words: Words that a reason typically has.
@@ -92,7 +92,7 @@ class TrueFalse(QuestionForm):
     reason_words: int = _REASON_WORDS
 
     def fitted(self, questions: Sequence[Question]) -> TrueFalse:
-        """With reasons as long as those of the questions."""
+        """With the questions' length of reasons."""
         lengths = [word_count(reason) for question in questions if (reason := _reason(question))]
         return TrueFalse(max(1, round(median(lengths)))) if lengths else self
 
@@ -101,8 +101,8 @@ class TrueFalse(QuestionForm):
         answer, reason = values.get("answer"), written(values.get("reason"))
         verdict = _verdict(written(answer[0] if isinstance(answer, list | tuple) and len(answer) == 1 else answer))
         if verdict is None:
-            given = "has no answer" if answer in (None, "") else f"answer {answer!r} is no verdict"
-            raise DataError(f"{given}; write true or false")
+            problem = "has no answer" if answer in (None, "") else f"answer {answer!r} is no verdict"
+            raise DataError(f"{problem}; write true or false")
         return Gold(verdict, details={"reason": reason} if reason else {})
 
     def task(self) -> str:
@@ -113,7 +113,7 @@ class TrueFalse(QuestionForm):
         )
 
     def reply_keys(self, seed: int = 0) -> tuple[Key, ...]:
-        """A statement that is true for one half of the seeds and false for the other, its verdict and the reason."""
+        """A statement, true for half of the seeds, its verdict and the reason."""
         wanted = random.Random(derive_seed(seed, "verdict")).choice(("true", "false"))
         return (
             Key("question", f"a full statement that is {wanted}, clear to a reader who has not seen the passage"),
@@ -126,7 +126,7 @@ class TrueFalse(QuestionForm):
         return dict(zip(("question", "answer", "reason"), _STATEMENTS[demo.question], strict=True))
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Other names of the keys, and verdicts of other words."""
+        """Accepts other names of the keys and other words for verdicts."""
         for other, name in (("statement", "question"), ("verdict", "answer"), ("explanation", "reason")):
             if other in values:
                 values.setdefault(name, values[other])
@@ -135,14 +135,14 @@ class TrueFalse(QuestionForm):
         return values if verdict is None else values | {"answer": verdict}
 
     def content(self, reply: Mapping[str, str], seed: int) -> Content:
-        """The statement without `True or false?`, which every prompt of the target begins with."""
+        """The statement without `True or false?`, which the target's prompt adds."""
         statement = _OPENING.sub("", reply["question"])
         if not statement:
             raise ReplyError("the pair's `question` holds no statement")
         return Content(statement, reply["answer"], details={"reason": reply["reason"]})
 
     def is_verdict(self, pair: Pair) -> bool:
-        """Always: what has to come from the passage is the reason."""
+        """Always; the reason has to come from the passage."""
         return True
 
     def prompt(self, item: Question | Pair) -> str:
@@ -150,7 +150,7 @@ class TrueFalse(QuestionForm):
         return f"True or false? {_OPENING.sub('', item.question).strip()}"
 
     def answer(self, item: Question | Pair) -> str:
-        """The verdict and, where there is one, the reason."""
+        """The verdict and, if there is one, the reason."""
         reason = _reason(item)
         return f"{item.answer}. {reason}" if reason else item.answer
 

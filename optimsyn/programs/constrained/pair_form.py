@@ -1,4 +1,4 @@
-"""The JSON schema that holds a small base model to a passage, for the forms of question that its grammar knows."""
+"""The JSON schema that constrains a small base model to a passage, for the forms of question that its grammar knows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from optimsyn.programs.constrained.spans import Answer, answers_in, is_english, 
 from optimsyn.programs.constrained.steering import Steer
 from optimsyn.programs.messages import Schema, object_schema
 
-# Characters of the longest question that a constrained model may write. One that fills it was cut off.
+# The longest question of a constrained model, in characters. One of this length was cut off.
 LONGEST_QUESTION = 130
-# Sentences that one request may quote. Fewer than the passage has: a small model at a low temperature would quote the
-# first one for ever; the rubric and the seed, which pick them, bring in the others.
+# Sentences that one request may quote, picked by rubric and seed: among all of them, a small model at a low temperature
+# always quotes the first.
 QUOTES = 3
-# Under a rubric, only the sentences nearest to it.
+# The same under a rubric: only the sentences nearest to it.
 _STEERED_QUOTES = 2
 _MOST_ANSWERS = 40
 NO_STEER = Steer()
 _CLOSED_OPENERS = ("Is", "Are", "Was", "Were", "Does", "Do", "Did", "Can", "Could", "Has", "Have", "Should", "Will")
 
 
-# The forms that the grammar of questions knows, and no class that inherits from them: what that changes is not known.
+# The forms that the grammar knows, without subclasses, which may change anything.
 _KNOWN = (Free, MultipleChoice)
 _LONGEST_LINE = 300
 
@@ -33,14 +33,13 @@ _LONGEST_LINE = 300
 def tight_schema(form: QuestionForm, passage: str, seed: int, steer: Steer = NO_STEER) -> Schema:
     """The schema for a constrained base model: a quote, a stretch of it as the answer, and a question that it answers.
 
-    For a form other than `free` and `multiple_choice` only the quote is held to the passage: beside it stand the form's
-    keys, each a line of any words or one of its options.
+    For a form other than `free` and `multiple_choice` only the quote is constrained to the passage; each of the form's
+    keys is a free line or one of its options.
 
     Args:
         form: The form of the pair.
-        passage: The text that it is made from.
-        seed: Picks the sentences that may be quoted, among those equally near to the rubric, and deals out the wrong
-            options.
+        passage: The text for the pair.
+        seed: Picks the sentences that may be quoted, among those equally near to the rubric, and the wrong options.
         steer: What the rubric asks for.
     """
     if type(form) not in _KNOWN:
@@ -54,13 +53,13 @@ def tight_schema(form: QuestionForm, passage: str, seed: int, steer: Steer = NO_
     longest = max(4, min(12, 2 * form.answer_words))
     drafts: dict[str, list[tuple[Answer, Schema]]] = {part: [] for part in parts}
     if not fixed:
-        # Where no English sentence can be turned into a question, any question may be asked about its stretches.
+        # If no English sentence can be turned into a question, allow any question about its stretches.
         for turned in (english, False):
-            found = {part: _drafts(part, english=turned, longest=longest) for part in parts}
-            drafts = {part: drafted for part, drafted in found.items() if drafted}
+            by_sentence = {part: _drafts(part, english=turned, longest=longest) for part in parts}
+            drafts = {part: drafted for part, drafted in by_sentence.items() if drafted}
             if drafts:
                 break
-    # A sentence that starts with "He" makes a question that nobody understands on its own.
+    # A sentence that starts with "He" makes a question that is unclear on its own.
     clear = [part for part in drafts if not starts_with_pronoun(part)] or list(drafts)
     if steer.sorts and not fixed:
         # A rubric that asks for a year gets a sentence with one, if there is any.
@@ -83,8 +82,8 @@ def tight_schema(form: QuestionForm, passage: str, seed: int, steer: Steer = NO_
         for answer, question in drafts[quote]:
             wrong = _wrong_options(wrong_keys, answer, quote, options, draw)
             if wrong is not None:
-                given = {"quote": quote, "answer": answer.text}
-                properties: dict[str, Schema] = {key: {"type": "string", "const": text} for key, text in given.items()}
+                consts = {"quote": quote, "answer": answer.text}
+                properties: dict[str, Schema] = {key: {"type": "string", "const": text} for key, text in consts.items()}
                 branches.append(object_schema({**properties, "question": question, **wrong}))
     if not branches:
         return _free(wrong_keys, parts[:QUOTES])
@@ -104,18 +103,18 @@ def _quoting_schema(form: QuestionForm, passage: str, seed: int, steer: Steer) -
 
 
 def _drafts(part: str, *, english: bool, longest: int) -> list[tuple[Answer, Schema]]:
-    """Answers that a sentence holds, each with the schema of its question."""
-    found: list[tuple[Answer, Schema]] = []
+    """Possible answers in a sentence, each with the schema of its question."""
+    drafts: list[tuple[Answer, Schema]] = []
     for answer in answers_in(part, english=english, longest=longest)[:_MOST_ANSWERS]:
         if not english:
-            found.append((answer, _question(())))
+            drafts.append((answer, _question(())))
         elif (pattern := question_pattern(answer)) is not None:
-            found.append((answer, {"type": "string", "pattern": pattern}))
-    return found
+            drafts.append((answer, {"type": "string", "pattern": pattern}))
+    return drafts
 
 
 def _free(wrong_keys: Sequence[str], quotes: list[str]) -> Schema:
-    """For a passage in whose sentences no stretch could be told (a table, a language without spaces)."""
+    """The schema for a passage without recognisable stretches (a table, a language without spaces)."""
     line: Schema = {"type": "string", "pattern": r'^[^ "\\\n][^"\\\n]{0,79}$'}
     return object_schema(
         {
@@ -143,10 +142,10 @@ def _wrong_options(
 ) -> dict[str, Schema] | None:
     """One enumeration for each wrong option, disjoint, so that options are distinct by construction.
 
-    The options are stretches of other sentences, of the answer's own sort where there are enough of those.
+    The options are stretches of other sentences, of the answer's sort if there are enough.
 
     Returns:
-        Nothing to add for a pair without options; None when the passage has too few stretches to choose from.
+        Empty for a pair without options; None if the passage has too few stretches.
     """
     if not keys:
         return {}

@@ -229,14 +229,14 @@ def _closed(last: Sequence[str]) -> bool:
 
 def _until_break(words: Sequence[str]) -> list[str]:
     """The words up to the first bracket, quotation mark, semicolon or end of a sentence."""
-    found: list[str] = []
+    kept: list[str] = []
     for word in words:
         if re.search(r"[(\[{\"“|—–]", word) or not _bare(word):
             break
-        found.append(word)
+        kept.append(word)
         if word[-1] in '.;:)]"”!?':
             break
-    return found
+    return kept
 
 
 def _may_end(before: str, word: str) -> bool:

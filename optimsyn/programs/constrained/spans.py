@@ -1,7 +1,7 @@
 """Sentences of a passage and the stretches of a sentence that can be an answer.
 
-A 270M base model that is free to answer invents. Held to stretches of the sentence that it has just quoted, it is right
-far more often. English is recognised by its function words; in other languages any stretch is of the sort `any`.
+A 270M base model that answers freely invents. Constrained to stretches of its quote, it is right far more often.
+English is recognised by its function words; in other languages any stretch is of the sort `any`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DAY = re.compile(r"^(?:\d{1,2}(?:st|nd|rd|th)?|early|late)$")
 _FIGURE = re.compile(r"^[$€£¥]?\d[\d,.]*%?$")
 _SCALES = frozenset("percent million billion trillion thousand hundred".split())
 _NUMBER_WORDS = _SCALES | frozenset("two three four five six seven eight nine ten eleven twelve twenty thirty".split())
-# Function words that an answer may hold: "the fall of the Yuan dynasty", "salt and pepper".
+# Function words that an answer may contain: "the fall of the Yuan dynasty", "salt and pepper".
 _INSIDE = frozenset("of the a an and".split())
 _EDGES = " ,;:.!?\"'‘’“”()[]{}*_•|<>«»。，、；：！？"
 _CLOSERS = tuple(',;:.!?)]}"”。，、；：！？')
@@ -54,16 +54,16 @@ def sentences(text: str, longest: int = 240) -> list[str]:
         text: The text.
         longest: Most characters of a sentence.
     """
-    found: list[str] = []
+    parts: list[str] = []
     for start, end in _sentence_ranges(text):
         piece = text[start:end].strip()
         while len(piece) > longest:
             cut = next((at for mark in ";, " if (at := piece.rfind(mark, longest // 4, longest)) > 0), longest - 1)
-            found.append(piece[: cut + 1].strip())
+            parts.append(piece[: cut + 1].strip())
             piece = piece[cut + 1 :].strip()
-        found.append(piece)
-    whole = [piece for piece in dict.fromkeys(found) if len(piece.split()) >= 5 or len(piece) >= 30]
-    return whole or [piece for piece in dict.fromkeys(found) if piece]
+        parts.append(piece)
+    complete = [piece for piece in dict.fromkeys(parts) if len(piece.split()) >= 5 or len(piece) >= 30]
+    return complete or [piece for piece in dict.fromkeys(parts) if piece]
 
 
 def _sentence_ranges(text: str) -> Iterator[tuple[int, int]]:
@@ -109,7 +109,7 @@ def answers_in(sentence: str, *, english: bool, longest: int = 6) -> list[Answer
     """
     tokens = sentence.split()
     bare = [token.strip(_EDGES) for token in tokens]
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     for start, stop in _stretches(tokens, bare, longest):
         words = bare[start:stop]
         text = " ".join(tokens[start:stop]).strip(_EDGES)
@@ -118,15 +118,15 @@ def answers_in(sentence: str, *, english: bool, longest: int = 6) -> list[Answer
             continue  # "Note 6", "January 1": a label, not a quantity.
         if sort and text:
             cut = stop < len(tokens) and _breaks(tokens[stop - 1], tokens[stop])
-            found.setdefault(text, Answer(text, sort, tuple(tokens[:start]), () if cut else tuple(tokens[stop:])))
-    return list(found.values())
+            answers.setdefault(text, Answer(text, sort, tuple(tokens[:start]), () if cut else tuple(tokens[stop:])))
+    return list(answers.values())
 
 
 def _stretches(tokens: list[str], bare: list[str], longest: int) -> Iterator[tuple[int, int]]:
     """Stretches that start and end where a phrase may, beside a function word or punctuation, and cross none."""
     lower = [word.lower() for word in bare]
     weak = [not word or word in FUNCTION_WORDS or word in _WEAK or _adverb(word) for word in lower]
-    # Whether a word goes on a name that the word before it began: names are never cut in two.
+    # Whether a word continues a name: names are never split.
     run = [
         at > 0
         and _capital(bare[at - 1])

@@ -1,8 +1,7 @@
-"""How a rubric steers a constrained generator: which sentences it may quote and what sort of answer it may give.
+"""How a rubric steers a constrained generator: the sentences that it may quote and the sort of answer.
 
-A 270M base model hardly follows criteria that stand in its prompt: under most rubrics the same seed gives the same
-pair, and then no reward can tell one rubric from another. So the form that holds its replies follows the rubric too.
-Strong models read the rubric for themselves and need none of this.
+A 270M base model hardly follows criteria in its prompt: under most rubrics the same seed gives the same pair, and then
+no reward can distinguish rubrics. So the schema of its replies follows the rubric too. Strong models do not need this.
 """
 
 from __future__ import annotations
@@ -43,18 +42,18 @@ class Steer:
         """Reads a rubric; without one nothing is steered."""
         if rubric is None:
             return cls()
-        said = words_of(rubric.question_type)
+        words = words_of(rubric.question_type)
         return cls(
             words=_stems(" ".join(rubric.model_dump().values())),
-            sorts=frozenset(sort for sort, names in _SORTS.items() if names.intersection(said)),
+            sorts=frozenset(sort for sort, names in _SORTS.items() if names.intersection(words)),
         )
 
     def pick(self, sentences: Sequence[str], count: int, draw: random.Random) -> list[str]:
         """The sentences nearest to the rubric, in the order of the text.
 
         Nearness is the sum, over the stems that rubric and sentence share, of log((1 + n) / (1 + sentences with the
-        stem)) + 1 (a smoothed inverse document frequency), so that words of every sentence count least. `draw` decides
-        between equals, and alone where there is no rubric.
+        stem)) + 1 (a smoothed inverse document frequency), so that common words count least. `draw` breaks ties, and
+        decides alone without a rubric.
         """
         stems = [_stems(sentence) for sentence in sentences]
         spread = Counter(word for words in stems for word in words)

@@ -1,4 +1,4 @@
-"""The part of a recipe that says where documents and questions come from."""
+"""The sections `documents` and `questions` of a recipe."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ QUESTION_FIELDS = (
 
 
 def unknown_column(name: str, source: Source, fields: tuple[str, ...]) -> str | None:
-    """What is wrong with a field of `columns` that nobody reads: a misspelled `group` would be lost silently."""
+    """A message for a field of `columns` that is not read, such as a misspelled `group`; None without one."""
     for ours in source.columns:
         if ours not in fields:
             hint = did_you_mean(ours, fields, f"known here: {', '.join(fields)}", cutoff=0.5)
@@ -92,7 +92,7 @@ def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
 
 
 def _as_form(value: Any) -> Any:
-    """A class given in Python, as it is, is named by where it stands."""
+    """Replaces a class that Python code passes by its `package.module:name`."""
     if value is None or isinstance(value, str):
         return value
     try:
@@ -102,7 +102,7 @@ def _as_form(value: Any) -> Any:
 
 
 class FileLimits(Section):
-    """What converting one document file may take; a file beyond it is unreadable, as `on_error` says."""
+    """Limits for converting one document file; `on_error` decides about a file beyond them."""
 
     inflated_mb: int = Field(200, ge=1, description="Size of a packed file (.docx, .epub ...) unpacked.")
     inflated_ratio: int = Field(200, ge=10, description="How many times larger unpacked, from 10 MB on.")
@@ -113,7 +113,7 @@ class FileLimits(Section):
 
 
 def _as_references(value: Any) -> Any:
-    """Readers given as functions become the names under which they are found again."""
+    """Replaces functions that Python code passes by their `package.module:name`."""
     if not isinstance(value, dict):
         return value
     try:
@@ -185,7 +185,7 @@ class Questions(Section):
     @model_validator(mode="after")
     def _known_columns(self) -> Questions:
         if self.form is not None:
-            return self  # what columns a form reads is known where its code can be
+            return self  # a form's columns are known after its import
         fields = QUESTION_FIELDS if self.subtask is None else (*QUESTION_FIELDS, self.subtask)
         for name, source in (("validation", self.validation), ("test", self.test)):
             if source is not None:

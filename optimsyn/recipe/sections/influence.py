@@ -24,10 +24,9 @@ BUILT_IN_SCORER = "influence"
 class Influence(Section):
     """How a pair's influence on the validation loss is computed.
 
-    The paper's own choice is `adam` with `cosine` and `unit` gradients. `adam_linear` with `dot` goes to 0 with a
-    pair's gradient, which the paper's does not, and is linear in it, so that it costs least and can be computed in
-    several ways; with `plain` gradients it predicts the questions' mean loss. So these are the defaults;
-    docs/influence.md says what has been measured of them and what has not.
+    The paper uses `adam` with `cosine` and `unit` gradients. The defaults are `adam_linear` with `dot`, which is linear
+    in a pair's gradient and 0 without one, so that it costs least and can be computed in several ways, and `plain`
+    gradients, with which it predicts the questions' mean loss; docs/influence.md has the measurements.
     """
 
     method: Literal["auto", "exact", "twin", "forward"] = Field(
@@ -65,13 +64,13 @@ class Influence(Section):
         """Whether the score is a directional derivative of the pair's loss, which twin and forward can read off.
 
         Raises:
-            RecipeError: The estimator is one's own and cannot be imported.
+            RecipeError: A custom estimator cannot be imported.
         """
         return self.is_influence and self.normalization == "dot" and self._is_linear()
 
     @property
     def is_influence(self) -> bool:
-        """Whether pairs are scored by what this section describes, and not by a scorer of one's own."""
+        """Whether pairs are scored as this section describes, and not by a custom scorer."""
         return self.scorer == BUILT_IN_SCORER
 
     @property
@@ -81,7 +80,7 @@ class Influence(Section):
 
     @property
     def label(self) -> str:
-        """How pairs are scored, for people: such as `adam_linear, dot`."""
+        """How pairs are scored, for people, such as `adam_linear, dot`."""
         return f"{self.estimator}, {self.normalization}" if self.is_influence else f"scorer {self.scorer}"
 
     def _is_linear(self) -> bool:
@@ -91,7 +90,7 @@ class Influence(Section):
 
     @property
     def linear(self) -> Influence:
-        """The same with the linear score beside a simulated training, which shares of tokens are taken of."""
+        """The same with the linear score, which a simulated training uses for shares of tokens."""
         return self.model_copy(update={"estimator": "adam_linear", "normalization": "dot"})
 
     @field_validator("estimator", "scorer", mode="before")
@@ -103,11 +102,11 @@ class Influence(Section):
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
         if ":" not in value and value not in IS_LINEAR and value not in ESTIMATORS.names():
-            known = list(dict.fromkeys([*IS_LINEAR, *ESTIMATORS.names()]))
-            # A run says by itself what it was made with, also where that is not at hand.
+            names = list(dict.fromkeys([*IS_LINEAR, *ESTIMATORS.names()]))
+            # A finished run may name a custom estimator that is not available now.
             if info.context is not None and info.context.get("of_run"):
                 return value
-            hint = did_you_mean(value, known, f"known: {', '.join(known)}.")
+            hint = did_you_mean(value, names, f"known: {', '.join(names)}.")
             raise ValueError(
                 f"there is no estimator {value!r}; {hint} One of your own is written as package.module:name, or "
                 "registered first: optimsyn.register('estimator', ...)"
@@ -139,7 +138,7 @@ class Influence(Section):
 
     @model_validator(mode="after")
     def _derivative_is_linear(self) -> Influence:
-        # Of one's own estimator it is known when it is imported: before a run, and when its scorer is made.
+        # A custom estimator is checked after its import: before a run, and when its scorer is made.
         if self.has_own_estimator and self.normalization == "dot":
             return self
         if self.method in ("twin", "forward") and not self.is_derivative:
@@ -152,7 +151,7 @@ class Influence(Section):
 
 
 def twin_problem(dtype: str) -> str:
-    """Why twins are refused on a 16-bit target, and the cure."""
+    """The message that refuses twins on a 16-bit target."""
     return (
         f"influence.method: twin is a small difference of losses, which {dtype} rounds away; set influence.method to "
         "auto, forward or exact, or models.target.dtype to float32"

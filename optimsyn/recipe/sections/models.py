@@ -1,4 +1,4 @@
-"""The models of a recipe: which they are, how they are reached, what is trained of them."""
+"""The section `models` of a recipe: names, services, adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optimsyn.base.extensions import reference_to
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider
 
-# For chat templates, which know it by one of these names and ignore the other.
+# Chat templates know one of these names and ignore the other.
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 
 
@@ -28,16 +28,16 @@ def _as_name(value: Any) -> Any:
 
 
 class Prices(Section):
-    """What a service asks for a million tokens, in US dollars."""
+    """A service's prices for a million tokens, in US dollars."""
 
-    input: float = Field(..., ge=0, description="Of the prompt.")
+    input: float = Field(..., ge=0, description="Price of the prompt.")
     output: float = Field(..., ge=0, description="Price of the reply, reasoning included.")
     cached_input: float | None = Field(
-        None, ge=0, description="Of the part of a prompt that the service still remembers; null: as `input`."
+        None, ge=0, description="Price of the part of a prompt that the service has cached; null: as `input`."
     )
 
 
-# Keys of a request that come from elsewhere, and from where.
+# Keys of a request that `extra` may not set, and the recipe field that sets them.
 _SET_ELSEWHERE = {
     "model": "name",
     "messages": "guiding_text",
@@ -63,7 +63,7 @@ _SET_ELSEWHERE = {
     "tools": None,
     "functions": None,
 }
-# What only a service can be asked for, with the value that leaves it alone.
+# Fields for services only, with the neutral value.
 SERVICE_ONLY: dict[str, Any] = {
     "top_p": None,
     "send_seed": True,
@@ -73,7 +73,7 @@ SERVICE_ONLY: dict[str, Any] = {
     "prices": None,
     "extra": {},
 }
-# What only a generator of one's own is told, likewise; and what of a service's fields it is not told.
+# Fields for custom generators only, with the neutral value; and those that custom generators do not get.
 OWN_ONLY: dict[str, Any] = {"plugin": None, "settings": {}}
 _NOT_OWN: dict[str, Any] = {
     **{name: value for name, value in SERVICE_ONLY.items() if name not in ("send_seed", "prices")},
@@ -90,32 +90,32 @@ class ModelSpec(Section):
     name: str = Field(
         ...,
         min_length=1,
-        description="`embedded`, a LiteLLM name, a hub id or a folder. Of a `plugin`, what it is called; by default as "
-        "it is written.",
+        description="`embedded`, a LiteLLM name, a hub id or a folder. With a `plugin`: its display name; by default "
+        "the plugin's reference.",
     )
     plugin: str | None = Field(
         None,
         description="A generator of your own in place of a named model: `package.module:name`, or a registered name.",
     )
     settings: dict[str, Any] = Field(
-        default_factory=dict, description="What the class that `plugin` names is made with, by the names of arguments."
+        default_factory=dict, description="Keyword arguments for the class that `plugin` names."
     )
     api_base: str | None = Field(None, description="Address of an OpenAI-compatible server.")
     api_key_env: str | None = Field(
         None, description="Environment variable that holds the key; null: the provider's usual one."
     )
     temperature: float | None = Field(
-        0.8, ge=0, le=2, description="Of the sampling; 0 is greedy. null: not sent, the service's default."
+        0.8, ge=0, le=2, description="Sampling temperature; 0 is greedy. null: not sent, the service's default."
     )
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Sample from the likeliest tokens that have this share together; null: not sent."
+        None, gt=0, le=1, description="Sample from the likeliest tokens of this total probability; null: not sent."
     )
     max_tokens: int = Field(400, ge=16, description="Longest reply in tokens, reasoning included.")
     max_tokens_again: int | None = Field(
         None,
         ge=16,
-        description="Longest reply, in tokens, when one that was cut is asked for again, once; null: twice max_tokens; "
-        "as many as max_tokens: it is not asked for again.",
+        description="Longest reply, in tokens, for the one retry of a reply that was cut; null: twice max_tokens; "
+        "equal to max_tokens: no retry.",
     )
     limit_name: Literal["max_tokens", "max_completion_tokens", "none"] | None = Field(
         None,
@@ -127,20 +127,20 @@ class ModelSpec(Section):
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None,
-        description="Passed to the model's chat template, such as `{enable_thinking: true}`; null: a local model does "
-        "not think aloud.",
+        description="Passed to the model's chat template, such as `{enable_thinking: true}`; null: thinking is off for "
+        "a local model.",
     )
     send_seed: bool = Field(True, description="Send a sampling seed with each request, where the service takes one.")
-    concurrency: int = Field(4, ge=1, le=512, description="Requests under way at once.")
+    concurrency: int = Field(4, ge=1, le=512, description="Concurrent requests.")
     timeout_s: float = Field(120, gt=0, description="Seconds to wait for one reply.")
-    retries: int = Field(4, ge=0, description="Further tries after a rate limit, a time-out or a server error.")
+    retries: int = Field(4, ge=0, description="Retries after a rate limit, a time-out or a server error.")
     batch: bool = Field(
         False,
-        description="Send what a stage can ask for at once (first drafts, synthesis) through the provider's batch API, "
-        "at half the price and within a day; OpenAI and Anthropic.",
+        description="Send first drafts and synthesis through the provider's batch API, at half the price and within a "
+        "day; OpenAI and Anthropic.",
     )
     batch_hours: float = Field(
-        25, gt=0, description="Longest wait for one batch, in hours; running again goes on waiting."
+        25, gt=0, description="Longest wait for one batch, in hours; running again continues waiting."
     )
     structured_output: bool | None = Field(
         None, description="Send a JSON schema with each request; null: yes where the model is known to honour it."
@@ -152,7 +152,7 @@ class ModelSpec(Section):
         None, description="USD for a million tokens, `{input: 0.1, output: 0.5}`; null: as LiteLLM lists them."
     )
     extra: dict[str, Any] = Field(
-        default_factory=dict, description="Further fields of each request, passed on as they are (extra_body)."
+        default_factory=dict, description="Further fields of each request, passed on unchanged (extra_body)."
     )
     revision: str | None = Field(None, description="Commit or tag of a hub model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -166,7 +166,7 @@ class ModelSpec(Section):
         if not isinstance(raw, dict) or raw.get("plugin") is None:
             return raw
         plugin = raw["plugin"]
-        if not isinstance(plugin, str):  # a class, as a notebook has it
+        if not isinstance(plugin, str):  # a class from a notebook
             plugin = reference_to(plugin, "plugin")
         return {"name": plugin, **raw, "plugin": plugin}
 
@@ -227,11 +227,7 @@ class ModelSpec(Section):
         return self
 
     def _refuse_misspelled(self) -> None:
-        """Tells a provider that is misspelled, which is why a service was taken for a model of this machine.
-
-        Raises:
-            ValueError: It is so.
-        """
+        """Raises a ValueError if a misspelled provider made a service look like a local model."""
         if self.provider != "local":
             return
         from optimsyn.recipe.known_models import misspelled
@@ -247,12 +243,12 @@ class ModelSpec(Section):
 
     @property
     def template_arguments(self) -> dict[str, Any]:
-        """What a local model's chat template is given: thinking is off unless the recipe turns it on."""
+        """Arguments for a local model's chat template; thinking is off unless the recipe turns it on."""
         return {**NO_THINKING, **(self.chat_template_kwargs or {})}
 
     @property
     def provider(self) -> Provider:
-        """Which way this model is reached: by its plugin where it has one, else decided by its name alone."""
+        """The model's provider: `own` with a plugin, else decided by the name."""
         from optimsyn.recipe.model_names import provider_of
 
         if self.plugin is not None:
@@ -261,13 +257,13 @@ class ModelSpec(Section):
 
 
 class Lora(Section):
-    """Low-rank adapter of the target or the policy (peft)."""
+    """The low-rank adapter (peft) of the target or the policy."""
 
     r: int = Field(8, ge=1, description="Rank.")
     alpha: int = Field(16, ge=1, description="The adapter is scaled by alpha / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="In training only; scoring switches it off.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in training; off in scoring.")
     target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers that get one."
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Names of the linear layers with an adapter."
     )
 
 
@@ -275,27 +271,26 @@ QuestionGradients = Literal["plain", "unit"]
 
 
 class CountedTokens(Section):
-    """Which tokens of an answer count when its loss is measured, and how they add up.
+    """Which tokens of an answer count in its loss, and how they are reduced.
 
-    Warm-up and fine-tuning learn every token, also the one that ends the text, so it counts in a pair. They learn that
-    one within a few steps, from any pair, and it says nothing about what the target knows, so it does not count in a
-    question (docs/influence.md says more).
+    Training learns every token, also the one that ends the text. The target learns that one within a few steps, from
+    any pair, and it says nothing about what the target knows (see docs/influence.md).
     """
 
     end_of_questions: float = Field(
-        0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the answer's own have 1."
+        0.0, ge=0, le=1, description="Weight of the token that ends an expert's answer; the others have 1."
     )
     end_of_pairs: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="The same for the pairs that are judged. 1: as training takes them, which ranks a little better "
-        "where the warm-up has learned the form well, and makes the reward mostly that token where it has not.",
+        description="The same for judged pairs. 1: as in training, which ranks a little better if the warm-up has "
+        "learned the form well; if not, the reward is mostly about that token.",
     )
     reduction: Literal["mean", "root", "sum"] = Field(
         "mean",
-        description="mean: a long answer counts as much as a short one. sum: each token counts as much. root: the sum "
-        "over the root of their number, between the two.",
+        description="mean: a long answer counts as much as a short one. sum: every token counts the same. root: the "
+        "sum divided by the root of their number, between the two.",
     )
 
 
@@ -304,7 +299,7 @@ class TargetSpec(ModelSpec):
 
     @property
     def provider(self) -> Provider:
-        """`embedded` or `local`: a target's gradients are needed, so its name is always a hub id or a folder."""
+        """`embedded` or `local`: influence needs the target's gradients."""
         return "embedded" if self.name == "embedded" else "local"
 
     @model_validator(mode="after")
@@ -316,8 +311,8 @@ class TargetSpec(ModelSpec):
     lora: Lora = Lora()
     full_weights: tuple[str, ...] = Field(
         (),
-        description="Train the whole weights of these linear layers in place of a LoRA: regular expressions of module "
-        "names, matched to the whole name or the end of it after a dot (`down_proj`).",
+        description="Train the full weights of these linear layers instead of a LoRA: regular expressions for the "
+        "whole module name or its end after a dot (`down_proj`).",
     )
     max_length: int = Field(640, ge=32, description="Longest prompt plus answer, in tokens; contexts are cut to fit.")
 

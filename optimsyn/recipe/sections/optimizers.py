@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, Field
 from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS, reference_to
 from optimsyn.recipe.sections.models import Lora, Section
 
-# The most texts that miprov2 tries: dspy's own heaviest setting.
+# The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
 
 
 def _named(field: str) -> BeforeValidator:
-    """Lets a field that names a function take the function itself, as a notebook has it at hand."""
+    """Lets a field that names a function take the function itself."""
 
     def name(value: Any) -> Any:
         return reference_to(value, field) if callable(value) else value
@@ -47,7 +47,7 @@ class PolicyOptimizer(Section):
     steps: int = Field(4, ge=1, description="Steps of the training.")
     group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
     passages_per_step: int = Field(2, ge=1, description="Groups in one step.")
-    temperature: float = Field(0.9, gt=0, le=2, description="Of the sampled rubrics.")
+    temperature: float = Field(0.9, gt=0, le=2, description="Sampling temperature of the rubrics.")
     lr: float = Field(1e-5, gt=0, description="Learning rate.")
     kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
     max_tokens: int = Field(110, ge=16, description="Longest sampled rubric, in tokens.")

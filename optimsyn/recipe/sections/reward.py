@@ -10,7 +10,7 @@ from optimsyn.recipe.sections.models import Section
 
 
 class Look(Section):
-    """How closely a run looks at its own reward after the warm-up; changes nothing that comes of it."""
+    """How closely a run looks at its own reward after the warm-up; does not change results."""
 
     pairs: int = Field(12, ge=0, description="First-draft pairs to look at; 0: no look.")
     subsets: int = Field(
@@ -26,12 +26,12 @@ class Reward(Section):
     invalid_penalty: float = Field(0.1, ge=0, description="Penalty: the reward of an invalid pair is minus this (λ).")
     given: Literal["nothing", "judged"] = Field(
         "nothing",
-        description="What a pair of GRPO is measured on top of. nothing: the questions as the warm-up left them. "
-        "judged: as training on the pairs that GRPO has judged so far would leave them, so that the hundredth pair "
-        "with the same answer earns little; for linear estimators with dot.",
+        description="What the target has learned when a pair of GRPO is scored. nothing: the warm-up alone. judged: "
+        "also the pairs that GRPO has judged so far, so that the hundredth pair with the same answer earns little; for "
+        "linear estimators with dot.",
     )
     look: Look = Look()
     on_noise: Literal["stop", "warn"] = Field(
         "stop",
-        description="What a run does that finds its reward to be noise: stop after the warm-up, or go on and say so.",
+        description="What to do if the reward is noise: stop after the warm-up, or continue with a warning.",
     )

@@ -40,7 +40,7 @@ class Checks(Section):
     @field_validator("plugins", mode="before")
     @classmethod
     def _by_reference(cls, value: Any) -> Any:
-        """A function of a module or of a notebook cell stands for the name under which it is found again."""
+        """Replaces functions that Python code passes by their `package.module:name`."""
         if not isinstance(value, list | tuple):
             return value
         return [reference_to(part, "checks.plugins") if callable(part) else part for part in value]

@@ -17,18 +17,18 @@ class WarmUp(Section):
     steps: int | None = Field(
         None,
         ge=1,
-        description="AdamW steps. null: until the form of an answer is learned, which the loss of its end on the "
-        "validation questions tells, and no longer than pairs that are not trained on get better.",
+        description="AdamW steps. null: until the form of an answer is learned, by the loss of its end on the "
+        "validation questions, and only while held-out pairs improve.",
     )
-    max_steps: int = Field(24, ge=1, description="Most steps where their number is found.")
+    max_steps: int = Field(24, ge=1, description="Most steps if `steps` is null.")
     every: int = Field(
-        4, ge=1, description="Steps between two looks at held-out losses, and steps that a learning rate is tried for."
+        4, ge=1, description="Steps between two looks at held-out losses, and steps to try a learning rate for."
     )
     held_out: float = Field(
         0.2,
         ge=0,
         le=0.5,
-        description="Share of the first-draft pairs that is looked at and not trained on, where steps or lr are found.",
+        description="Share of the first-draft pairs that is held out of training, if steps or lr is null.",
     )
     batch_size: int = Field(4, ge=1, description="Pairs a step.")
     lr: float | None = Field(
@@ -44,14 +44,13 @@ class WarmUp(Section):
 
     @property
     def most_checkpoints(self) -> int:
-        """How many checkpoints that one can leave: one a step, or one a look."""
+        """The most checkpoints of that warm-up: one a step, or one a look."""
         return self.steps if self.steps is not None else -(-self.fewest_steps // self.every)
 
 
 def least_warm_up_steps(max_steps: int, every: int) -> int:
-    """Fewest steps of a warm-up that ends by evidence: the first look after ten steps.
+    """Fewest steps of a warm-up that stops by itself: the first look after ten steps.
 
-    Adam's first moment remembers 1 / (1 - 0.9) = 10 steps. Before, both moments are means of fewer batches than they
-    would be in training.
+    Adam's first moment averages over 1 / (1 - 0.9) = 10 steps; earlier, both moments average over too few batches.
     """
     return min(max_steps, every * -(-10 // every))

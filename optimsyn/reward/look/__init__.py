@@ -1,1 +1,1 @@
-"""A look at the reward: measured on a few pairs of a run before anything is spent on it."""
+"""A look at the reward: measured on a few pairs before the run spends anything on it."""

@@ -1,4 +1,4 @@
-"""A look at the reward: before a run spends anything on its reward, it measures it on a few of its own pairs.
+"""A look at the reward: measured on a few pairs of the run before anything is spent on it.
 
 Five questions, each with a number:
 
@@ -11,15 +11,15 @@ Five questions, each with a number:
 | a small real counterfactual | training on the best, the worst and random thirds of the pairs; loss on questions    |
 |                             | that had no part in the ranking                                                      |
 
-For the last one the validation questions are parted: two thirds give the direction that ranks the pairs, the loss is
-measured on the rest (at most twelve). Of fewer than twelve questions all do both, and the table says so. Test
-questions are never looked at. What the numbers come to is in `optimsyn.reward.look.verdict`.
+For the last one the validation questions are split: two thirds give the direction that ranks the pairs, the loss is
+measured on the rest (at most twelve). Fewer than twelve questions are used for both, and the table says so. Test
+questions are never used. `optimsyn.reward.look.verdict` turns the numbers into a verdict.
 
-With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, and says so: a
-simulated training is not a sum over tokens.
+With `influence.estimator: simulated` the share of the end token is that of `adam_linear` with `dot`, since a simulated
+training is not a sum over tokens; the table says so.
 
-With a scorer of your own (`influence.scorer`) there is no numerical error and no share of the end token: its numbers
-are what they are. Whether training agrees with them is measured as ever.
+With a custom scorer (`influence.scorer`) there is no numerical error and no share of the end token; the training is
+the same.
 
 It costs one backward pass a question, two a pair, and steps × batch_size passes a subset.
 """
@@ -53,37 +53,37 @@ from optimsyn.target.target import Target
 
 __all__ = ["MeasuresItself", "RewardLook", "SaysHow", "ScorerSetup", "look_at_reward"]
 
-# Fewer questions than this are not parted.
+# Fewer questions than this are not split.
 _FEWEST_TO_PART = 12
 _MOST_HELD_OUT = 12
-# A correlation of fewer pairs within passages has an interval that says nothing.
+# With fewer pairs within passages, the correlation's interval says nothing.
 _FEWEST_WITHIN = 8
 
 
 @runtime_checkable
 class MeasuresItself(Protocol):
-    """A scorer that knows how far it is off, as a share of its scores' size."""
+    """A scorer that measures its own error, as a share of its scores' size."""
 
     numerical_error: float
 
 
 @runtime_checkable
 class SaysHow(Protocol):
-    """A scorer that names its way of computing."""
+    """A scorer that names its method."""
 
     method: str
 
 
 @dataclass(frozen=True)
 class ScorerSetup:
-    """A scorer, and what it was made with.
+    """A scorer, and what it was built from.
 
     Attributes:
-        scorer: What gives the reward.
+        scorer: Gives the reward.
         target: Its target, warmed up.
-        questions: The validation questions that it was made with.
-        config: The options that it was made with.
-        training: What the estimator `simulated` places pairs in; the others have no use for it.
+        questions: Its validation questions.
+        config: Its options.
+        training: The training that the estimator `simulated` simulates; others ignore it.
     """
 
     scorer: Scorer
@@ -94,15 +94,15 @@ class ScorerSetup:
 
     @property
     def batch_training(self) -> BatchTraining:
-        """What the estimator `simulated` places pairs in.
+        """The training that the estimator `simulated` simulates.
 
         Raises:
-            RecipeError: It was not given.
+            RecipeError: It is missing.
         """
         if self.training is None:
             raise RecipeError(
-                "influence.estimator: simulated needs to know the training that it simulates; give ScorerSetup its "
-                "`training`, as the scorer has it"
+                "influence.estimator: simulated needs the training that it simulates; pass the scorer's `training` to "
+                "ScorerSetup"
             )
         return self.training
 
@@ -116,17 +116,17 @@ def look_at_reward(
     trained_on: Collection[str] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> RewardLook:
-    """Measures a reward on some pairs, and says whether it is sound, doubtful or noise.
+    """Measures a reward on some pairs, and judges it sound, doubtful or noise.
 
-    The adapter is left at the last checkpoint.
+    The adapter ends at the last checkpoint.
 
     Args:
         setup: The scorer that gives the reward.
         pairs: Valid pairs to choose from.
         options: How many pairs, and the training on subsets of them.
-        scores: Of all `pairs`, where they are known already.
+        scores: Of all `pairs`, if already computed.
         trained_on: Ids of pairs that the warm-up has trained on; others are preferred.
-        report: Told the passes done and their number.
+        report: Callback with the passes done and their total.
 
     Raises:
         DataError: There are no pairs or questions.
@@ -142,9 +142,9 @@ def look_at_reward(
     scores = scorer.score(pairs) if scores is None else scores
     chosen = pairs_to_train_on(pairs, set(trained_on), options.pairs, options.seed)
     looked = [pairs[i] for i in chosen]
-    mine = scores.total[chosen]
+    reward_scores = scores.total[chosen]
     train = options.random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
-    # A scorer of one's own is made with all questions, and there is nothing that its numbers could be compared with.
+    # A custom scorer uses all questions, and there is no reference for its scores.
     own = not config.is_influence
     held_back = questions_held_back(questions, options.seed) if train and not own else []
     simulated = config.estimator == "simulated" and not own
@@ -152,11 +152,11 @@ def look_at_reward(
     if simulated:
         passes += len(questions) + len(chosen) + len(setup.batch_training.used)
     progress = _Progress(report, passes, options.random_subsets + 2 if train else 0)
-    # Of a simulated training nothing can be told apart but its whole: parts are those of the linear score.
+    # A simulated training cannot be split into parts; the parts are those of the linear score.
     linear = config.linear if simulated else config
     if own:
-        nothing = torch.zeros_like(mine)
-        plain = PlainScores(mine, mine, nothing, nothing, nothing, nothing)
+        nothing = torch.zeros_like(reward_scores)
+        plain = PlainScores(reward_scores, reward_scores, nothing, nothing, nothing, nothing)
     else:
         plain = plain_scores(target, looked, questions, linear, held_back=held_back, report=progress.add)
     if simulated:
@@ -178,7 +178,7 @@ def look_at_reward(
         trained = train_on_subsets(
             trainings, plain.apart.tolist(), options, held_out=bool(held_back), report=progress.add
         )
-    absolute = float((mine - plain.total).square().mean().sqrt())
+    absolute = float((reward_scores - plain.total).square().mean().sqrt())
     size = float(plain.total.square().mean().sqrt())
     error = absolute / size if size > 0 else (0.0 if absolute == 0 else math.inf)
     stated = scorer.numerical_error if isinstance(scorer, MeasuresItself) and not own else None
@@ -196,8 +196,10 @@ def look_at_reward(
             numerical_error=_finite(error),
             stated_error=stated,
             absolute_error=_finite(absolute),
-            agreement=None if len(chosen) < 3 or own else _finite(float(spearman(mine.numpy(), plain.total.numpy()))),
-            spread=float(mine.std(correction=1)) if len(chosen) > 1 else 0.0,
+            agreement=None
+            if len(chosen) < 3 or own
+            else _finite(float(spearman(reward_scores.numpy(), plain.total.numpy()))),
+            spread=float(reward_scores.std(correction=1)) if len(chosen) > 1 else 0.0,
             end_share=_share(plain.end, plain.content),
             end_share_if_counted=_share(plain.end_if, plain.content_if),
             length=length,
@@ -212,17 +214,17 @@ def look_at_reward(
 
 
 def pairs_to_train_on(pairs: Sequence[Pair], trained_on: set[str], most: int, seed: int) -> list[int]:
-    """Places of up to `most` different pairs, those first that the warm-up has not seen."""
+    """Indices of up to `most` different pairs, first those that the warm-up has not seen."""
     order = list(range(len(pairs)))
     random.Random(f"look {seed}").shuffle(order)
     order.sort(key=lambda i: pairs[i].id in trained_on)
     different = {(pairs[i].question, pairs[i].answer): i for i in reversed(order)}
-    kept = set(different.values())
-    return [i for i in order if i in kept][:most]
+    unique = set(different.values())
+    return [i for i in order if i in unique][:most]
 
 
 def questions_held_back(questions: Sequence[Question | Sample], seed: int) -> list[int]:
-    """Places of the questions whose loss is measured: whole groups, up to a third of each subtask, at most twelve."""
+    """Indices of the questions to measure the loss on: whole groups, up to a third of each subtask, at most twelve."""
     if len(questions) < _FEWEST_TO_PART:
         return []
     groups: dict[str, list[int]] = {}
@@ -231,16 +233,16 @@ def questions_held_back(questions: Sequence[Question | Sample], seed: int) -> li
         groups.setdefault(group or question.id, []).append(place)
     names = [as_sample(question).subtask or "all" for question in questions]
     room = {name: count // 3 for name, count in Counter(names).items()}
-    left, found = _MOST_HELD_OUT, list[int]()
+    capacity, held_back = _MOST_HELD_OUT, list[int]()
     order = sorted(groups)
     random.Random(f"held out {seed}").shuffle(order)
     for group in order:
         needed = Counter(names[place] for place in groups[group])
-        if len(groups[group]) <= left and all(room[name] >= count for name, count in needed.items()):
-            found += groups[group]
-            left -= len(groups[group])
+        if len(groups[group]) <= capacity and all(room[name] >= count for name, count in needed.items()):
+            held_back += groups[group]
+            capacity -= len(groups[group])
             room = {name: count - needed[name] for name, count in room.items()}
-    return sorted(found)
+    return sorted(held_back)
 
 
 def length_agreement(pairs: Sequence[Pair], scores: Scores) -> tuple[Interval, bool]:
@@ -283,7 +285,7 @@ def _finite(value: float) -> float | None:
 
 
 class _Progress:
-    """Counts passes; a training weighs as much as all it takes."""
+    """Counts passes and trainings."""
 
     def __init__(self, report: Callable[[int, int], None] | None, passes: int, trainings: int) -> None:
         self._report = report

@@ -31,6 +31,6 @@ class LookOptions:
 
     @classmethod
     def of(cls, recipe: Recipe) -> LookOptions:
-        """As the recipe says in `reward.look`, with the rate of its fine-tuning."""
+        """From the recipe's `reward.look`, with the learning rate of its fine-tuning."""
         look = recipe.reward.look
         return cls(look.pairs, look.subsets, look.steps, look.batch_size, recipe.fine_tune.lr, recipe.seed)

@@ -1,4 +1,4 @@
-"""What a look at a run's own reward found; plain numbers, so that a report reads them without a model library."""
+"""The result of a look at the reward; plain numbers, so that a report reads them without a model library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What training from the warm checkpoint on some of the pairs really did.
+    """The result of training on some of the pairs, from the warm checkpoint.
 
     Attributes:
         subsets: How many subsets were trained on, the best and the worst by reward among them.
@@ -46,11 +46,11 @@ class TrainedOn:
         batch_size: Pairs a step.
         lr: Learning rate.
         questions: How many questions the loss was measured on.
-        held_out: These had no part in the direction that the pairs were ranked by.
+        held_out: Whether these had no part in the direction that ranked the pairs.
         start: Mean loss before, in nats.
         top: After the pairs of highest reward.
         bottom: After those of lowest.
-        random: Mean over the random subsets; None: there were none.
+        random: Mean over the random subsets; None without them.
         agreement: Spearman of the subsets' mean reward with the decrease of the loss, its interval by bootstrap over
             subsets and questions.
         difference: Bottom minus top (above 0: the reward ranked rightly). Its interval joins a bootstrap over questions
@@ -84,7 +84,7 @@ class TrainedOn:
 
 @dataclass(frozen=True)
 class RewardLook(Shown):
-    """The measures of a reward, and what they come to.
+    """The measures of a reward, and its verdict.
 
     Attributes:
         verdict: sound, doubtful, noise, or too few to tell; the rules are those of
@@ -95,8 +95,8 @@ class RewardLook(Shown):
         method: How the scores were computed, in the scorer's own words; "" where it does not say.
         numerical_error: Root mean square distance of the scores from plain automatic differentiation, as a share of
             the latter's root mean square; None: not a finite number.
-        stated_error: What the scorer itself has measured, likewise; None where it does not say.
-        absolute_error: The same root mean square distance in the scores' own units; None: not a finite number.
+        stated_error: The scorer's own measurement of that share; None if it has none.
+        absolute_error: The root mean square distance in the scores' units; None: not a finite number.
         agreement: Spearman of the scores with those of plain automatic differentiation; None: not defined.
         spread: Standard deviation of the scores.
         end_share: The end-of-text token's share of the mean |influence|, as the recipe counts it.
@@ -105,9 +105,9 @@ class RewardLook(Shown):
         length_within: Taken within passages; else over the pool.
         length_pairs: Of how many pairs.
         empty: Score of an empty gradient.
-        training: The counterfactual; None where there was none.
-        end_of: The score that `end_share` is a part of, where that is not the reward's own.
-        own_scorer: The scores are those of a scorer of one's own, which `method` names, and no influence.
+        training: The counterfactual; None if there was none.
+        end_of: The score that `end_share` refers to, if not the reward's.
+        own_scorer: The scores are those of a custom scorer, which `method` names, and no influence.
     """
 
     verdict: Soundness
@@ -136,7 +136,7 @@ class RewardLook(Shown):
         return f"The reward is {self.verdict}: {'; '.join(self.reasons)}."
 
     def to_json(self) -> dict[str, Any]:
-        """For a file: what JSON gives back as it was."""
+        """The look as JSON values."""
         return {**asdict(self), "reasons": list(self.reasons)}
 
     @classmethod
@@ -192,10 +192,10 @@ def reward_look_table(look: RewardLook) -> Table:
 
 
 def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
-    """The rows of that table, for a page."""
-    own = ("scored by", look.method, "in the place of influence, so there is nothing to compare the scores with")
+    """The rows of that table."""
+    own_row = ("scored by", look.method, "in the place of influence, so there is nothing to compare the scores with")
     rows = [
-        own if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
+        own_row if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
         ("spread of the scores", number(look.spread), f"standard deviation over {_pairs(look.pairs)}{_known(look)}"),
         (
             "an empty gradient earns",
@@ -230,7 +230,7 @@ def _if_counted(look: RewardLook) -> str:
 
 def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, str]]:
     held_out = "without a part in the ranking" if training.held_out else otherwise
-    others = "" if training.random is None else f", random {number(training.random)}"
+    random_part = "" if training.random is None else f", random {number(training.random)}"
     return [
         (
             "real training, rank agreement",
@@ -241,23 +241,23 @@ def _training_rows(training: TrainedOn, otherwise: str) -> list[tuple[str, str, 
         (
             "loss after the worst minus after the best",
             _interval(training.difference),
-            f"nats; best {number(training.top)}, worst {number(training.bottom)}{others}, before "
+            f"nats; best {number(training.top)}, worst {number(training.bottom)}{random_part}, before "
             f"{number(training.start)}",
         ),
     ]
 
 
 def _error_note(look: RewardLook) -> str:
-    told = "of the scores' size, against plain automatic differentiation"
+    note = "of the scores' size, against plain automatic differentiation"
     if look.agreement is not None:
-        told += f"; rank agreement {number(look.agreement, 2)}"
+        note += f"; rank agreement {number(look.agreement, 2)}"
     if look.stated_error is not None:
-        told += f"; the scorer itself says {_percent(look.stated_error)}"
-    return f"{told}; {look.method}" if look.method else told
+        note += f"; the scorer itself says {_percent(look.stated_error)}"
+    return f"{note}; {look.method}" if look.method else note
 
 
 def _known(look: RewardLook) -> str:
-    """Whether the target had been trained on them, which makes their gradients smaller."""
+    """How many pairs the target was trained on, which makes their gradients smaller."""
     if not look.trained_on:
         return ", none of them seen in the warm-up"
     return f", {'all' if look.trained_on == look.pairs else look.trained_on} of them seen in the warm-up"
@@ -276,10 +276,10 @@ def _percent(share: float | None) -> str:
     return f"{100 * share:.2g} %"
 
 
-def _interval(found: Interval) -> str:
-    if found.value is None:
+def _interval(interval: Interval) -> str:
+    if interval.value is None:
         return _DASH
-    value = number(found.value, 2, sign=True)
-    if found.low is None or found.high is None:
+    value = number(interval.value, 2, sign=True)
+    if interval.low is None or interval.high is None:
         return value
-    return f"{value} [{number(found.low, 2, sign=True)}, {number(found.high, 2, sign=True)}]"
+    return f"{value} [{number(interval.low, 2, sign=True)}, {number(interval.high, 2, sign=True)}]"

@@ -1,4 +1,4 @@
-"""A small real counterfactual for a look at the reward: training on some pairs, and what the loss says afterwards.
+"""A small real counterfactual for a look at the reward: train on some pairs and measure the loss.
 
 Subsets of the pairs (the best and the worst by reward, and random ones) are each trained on from the warm checkpoint,
 with its moments, as fine-tuning does (`optimsyn.influence.trainings`).
@@ -37,9 +37,9 @@ def trainings_of(
 
     Args:
         target: A warmed-up target.
-        pairs: What is trained on, every token of it, also the one that ends the text.
-        questions: Whose loss is measured.
-        config: Says which tokens of the questions count, and how many tokens go through the model at once.
+        pairs: To train on, with every token, also the one that ends the text.
+        questions: To measure the loss on.
+        config: Which tokens of the questions count, and the tokens in one batch.
         lr: Learning rate.
     """
     encoded = [target.encode(pair) for pair in pairs]
@@ -65,7 +65,7 @@ def train_on_subsets(
 ) -> TrainedOn:
     """Trains on the best third, the worst third and random thirds of the pairs.
 
-    The adapter is left at the checkpoint of the trainings.
+    The adapter ends at the checkpoint of the trainings.
 
     Args:
         trainings: Of the pairs, four or more, and of the questions whose loss is measured (`trainings_of`).
@@ -111,12 +111,12 @@ def train_on_subsets(
 def _random_subsets(count: int, size: int, wanted: int, seed: int) -> list[list[int]]:
     """Parts of random partitions, so that every pair is trained on about as often as every other."""
     generator = random.Random(f"look {seed}")
-    found: list[list[int]] = []
-    while len(found) < wanted:
+    subsets: list[list[int]] = []
+    while len(subsets) < wanted:
         order = list(range(count))
         generator.shuffle(order)
-        found += [sorted(order[i : i + size]) for i in range(0, count - size + 1, size)]
-    return found[:wanted]
+        subsets += [sorted(order[i : i + size]) for i in range(0, count - size + 1, size)]
+    return subsets[:wanted]
 
 
 def subset_intervals(means: Array, start: Array, losses: Array, seed: int) -> tuple[Interval, Interval]:
@@ -137,15 +137,15 @@ def subset_intervals(means: Array, start: Array, losses: Array, seed: int) -> tu
     chosen = generator.integers(count, size=(_DRAWS, count))
     agreements = spearman(means[chosen], np.take_along_axis(resampled.T, chosen, axis=1))
     value = float(spearman(means, decreases.mean(-1)))
-    known = agreements[~np.isnan(agreements)]
+    defined = agreements[~np.isnan(agreements)]
     agreement = Interval(None, None, None)
-    # Of few subsets nothing but the value can be said.
-    if not np.isnan(value) and len(known) > _DRAWS // 2 and count > 3:
-        agreement = Interval(value, *_ends(known))
+    # Few subsets give no interval.
+    if not np.isnan(value) and len(defined) > _DRAWS // 2 and count > 3:
+        agreement = Interval(value, *_ends(defined))
     between = losses[1] - losses[0]
     difference = Interval(float(between.mean()), None, None)
     if questions > 1 and count > 3:
-        # Other pairs of the same worth would have ended elsewhere: random subsets tell how far apart two ends lie then.
+        # Other pairs of the same score lead to other losses; random subsets show how far apart.
         by_pairs = math.sqrt(2) * float(losses[2:].mean(-1).std(ddof=1)) * float(t.ppf(0.975, count - 3))
         low, high = _ends(between[asked].mean(-1))
         middle = float(between.mean())

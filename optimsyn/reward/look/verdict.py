@@ -1,4 +1,4 @@
-"""What the measures of a look at the reward come to.
+"""The verdict on the measures of a look at the reward.
 
 noise (only clear evidence counts, for it stops a run):
 
@@ -15,7 +15,7 @@ doubtful:
 - real training went against the ranking: the interval of the rank agreement, or of bottom minus top, lies below 0.
 
 too few to tell: none of these, and fewer than six pairs. sound: nothing that was measured speaks against the reward.
-An interval that includes 0 is told as "not shown" and changes nothing.
+An interval that includes 0 is reported as "not shown" and changes nothing.
 """
 
 from __future__ import annotations
@@ -55,38 +55,38 @@ def _with(look: RewardLook, verdict: Soundness, reasons: list[str]) -> RewardLoo
 def _noise(look: RewardLook) -> list[str]:
     if look.pairs < _FEWEST_FOR_ERRORS:
         return []
-    found = []
+    reasons = []
     if not look.spread > 0:
-        found.append("all pairs have the same score")
+        reasons.append("all pairs have the same score")
     error = _error(look)
     if error is None:
-        found.append("scores, or the gradients that they are compared with, are not finite numbers")
+        reasons.append("scores, or the gradients that they are compared with, are not finite numbers")
     elif error >= NOISE_ERROR:
-        found.append(
+        reasons.append(
             f"the scores are off by {error:.0%} of their size, measured against plain automatic differentiation"
         )
     elif look.absolute_error is not None and look.absolute_error >= look.spread > 0:
-        found.append("the scores are off by as much as they differ from each other")
+        reasons.append("the scores are off by as much as they differ from each other")
     if look.agreement is not None and look.pairs >= FEWEST_PAIRS and look.agreement < NOISE_AGREEMENT:
-        found.append(f"their rank agreement with plain automatic differentiation is {look.agreement:.2f}")
-    return found
+        reasons.append(f"their rank agreement with plain automatic differentiation is {look.agreement:.2f}")
+    return reasons
 
 
 def _doubts(look: RewardLook) -> list[str]:
-    found = []
+    reasons = []
     error = _error(look)
     if error is not None and error >= DOUBTFUL_ERROR and look.pairs >= _FEWEST_FOR_ERRORS:
-        found.append(f"the scores are off by {error:.0%} of their size")
+        reasons.append(f"the scores are off by {error:.0%} of their size")
     if look.end_share is not None and look.end_share > DOUBTFUL_END:
-        found.append(f"{look.end_share:.0%} of the influence comes from the token that ends the text")
+        reasons.append(f"{look.end_share:.0%} of the influence comes from the token that ends the text")
     r = look.length.value
     if r is not None and abs(r) > DOUBTFUL_LENGTH and (look.length.above_zero or look.length.below_zero):
-        found.append(f"{'short' if r > 0 else 'long'} answers earn more (r = {r:.2f} with 1/answer tokens)")
+        reasons.append(f"{'short' if r > 0 else 'long'} answers earn more (r = {r:.2f} with 1/answer tokens)")
     if look.pairs >= _FEWEST_FOR_ERRORS and abs(look.empty) > DOUBTFUL_EMPTY * look.spread > 0:
-        found.append("momentum alone earns more than half of what tells pairs apart")
+        reasons.append("momentum alone earns more than half of what tells pairs apart")
     if look.training is not None and look.training.backwards:
-        found.append("real training went against the ranking")
-    return found
+        reasons.append("real training went against the ranking")
+    return reasons
 
 
 def _in_favour(look: RewardLook) -> str:
