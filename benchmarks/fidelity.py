@@ -202,26 +202,26 @@ class Bench:
     def questions(self, domain: str, seed: int, source: str) -> tuple[list[Question], list[Question]]:
         """Those that give the directions, and those that give the truth."""
         asked, truth = self.sizes(source)
-        found = self._shuffled(domain, seed)
+        questions = self._shuffled(domain, seed)
         # A small set of questions leaves room for warm-up and pool first.
-        left = len(found) - (self.args.warm_up_pairs + self.args.human if source == "human" else 0)
+        left = len(questions) - (self.args.warm_up_pairs + self.args.human if source == "human" else 0)
         if asked + truth > left:
             asked = truth = left // 2
         if asked < 8:
-            raise SystemExit(f"{domain}: {len(found)} short questions are too few")
-        return found[:asked], found[asked : asked + truth]
+            raise SystemExit(f"{domain}: {len(questions)} short questions are too few")
+        return questions[:asked], questions[asked : asked + truth]
 
     def _shuffled(self, domain: str, seed: int) -> list[Question]:
         args = self.args
-        found = []
+        questions = []
         for file in sorted((args.data / domain).glob("validation.jsonl")):
             for row in iter_json(file):
                 question = _question(row)
                 words = len(question.answer.split()), len(question.question.split())
                 if 0 < words[0] <= args.answer_words and 0 < words[1] <= args.question_words:
-                    found.append(question)
-        random.Random(f"{domain} questions {seed}").shuffle(found)
-        return found
+                    questions.append(question)
+        random.Random(f"{domain} questions {seed}").shuffle(questions)
+        return questions
 
     def told(self, count: int, seconds: float) -> None:
         """Prints a line a group of trainings."""
@@ -240,18 +240,18 @@ def report(bench: Bench) -> None:
     cells = [FidelityCell.load(file) for file in files if file.is_file()]
     if not cells:
         raise SystemExit("no cell is finished yet")
-    made = FidelityReport.of(cells, resamples=bench.args.resamples)
+    fidelity = FidelityReport.of(cells, resamples=bench.args.resamples)
     settings = {
         **{k: v for k, v in vars(bench.args).items() if not isinstance(v, Path) and k != "report"},
         "python": platform.python_version(),
         **{name: version(name) for name in ("optimsyn", "torch", "transformers", "peft", "bm25s")},
     }
     output: Path = bench.args.output / bench.args.name
-    write_json(output.with_suffix(".json"), {"settings": settings, **made.as_json()})
-    write_text(output.with_suffix(".md"), made.markdown())
-    if made.truths:
-        made.plot(output.with_suffix(".png"))
-    print(made.markdown())
+    write_json(output.with_suffix(".json"), {"settings": settings, **fidelity.as_json()})
+    write_text(output.with_suffix(".md"), fidelity.markdown())
+    if fidelity.truths:
+        fidelity.plot(output.with_suffix(".png"))
+    print(fidelity.markdown())
 
 
 def main() -> None:

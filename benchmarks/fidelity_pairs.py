@@ -79,7 +79,7 @@ async def write(tools: Tools, args: argparse.Namespace) -> list[Pair]:
     """All valid pairs of one domain."""
     writer = tools.rubric_writer(tools.recipe.guiding_text)
 
-    async def one(place: int, rubric_number: int, pair_number: int) -> Pair | None:
+    async def write_pair(place: int, rubric_number: int, pair_number: int) -> Pair | None:
         passage = tools.passage_order[place % len(tools.passage_order)]
         seed = 7000 + place
         kind = tools.shape.kind_for(seed)
@@ -92,8 +92,8 @@ async def write(tools: Tools, args: argparse.Namespace) -> list[Pair]:
         return pair if tools.checker.check(pair, passage).valid else None
 
     several = range(args.single, args.single + args.passages)
-    asked = [one(place, 0, 0) for place in range(args.single)]
-    asked += [one(place, r, p) for p in range(args.pairs) for place in several for r in range(args.rubrics)]
+    asked = [write_pair(place, 0, 0) for place in range(args.single)]
+    asked += [write_pair(place, r, p) for p in range(args.pairs) for place in several for r in range(args.rubrics)]
     return [pair for pair in await asyncio.gather(*asked) if pair is not None]
 
 

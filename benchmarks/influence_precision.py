@@ -73,8 +73,8 @@ def samples_of(args: argparse.Namespace) -> tuple[list[Sample], list[Sample], li
 def _pool(args: argparse.Namespace) -> list[Sample]:
     if args.pool is None:
         source = Source(path="embedded:quickstart")
-        found = read_questions(Questions(validation=source), None, args.seed, complete=False)
-        return [sample_of(question) for question in [*found.validation, *found.test]]
+        questions = read_questions(Questions(validation=source), None, args.seed, complete=False)
+        return [sample_of(question) for question in [*questions.validation, *questions.test]]
     return _read(args.pool)
 
 
@@ -156,8 +156,8 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["ways"].items():
-        shown = [name, row["method"], percent(row["measured_error"]), percent(row["error"]), f"{row['spearman']:.3f}"]
-        lines.append(f"| {' | '.join(shown)} | {row['setup_seconds']:.1f} | {row['score_seconds']:.1f} |")
+        columns = [name, row["method"], percent(row["measured_error"]), percent(row["error"]), f"{row['spearman']:.3f}"]
+        lines.append(f"| {' | '.join(columns)} | {row['setup_seconds']:.1f} | {row['score_seconds']:.1f} |")
     if "default" in result["ways"]:
         row = result["ways"]["default"]
         verdict = "pass" if row["spearman"] >= LEAST else "MISS"

@@ -155,9 +155,9 @@ def timed(modes: Sequence[Mode], samples: Sequence[Sample], repeats: int) -> tup
     for repeat in range(repeats):
         for i in range(len(modes)):
             mode = modes[(i + repeat) % len(modes)]
-            last[mode.name], one = mode.run(samples)
-            taken[mode.name].append(one)
-            print(f"  repeat {repeat + 1}: {mode.name} {one.seconds:.2f} s", flush=True)
+            last[mode.name], measured = mode.run(samples)
+            taken[mode.name].append(measured)
+            print(f"  repeat {repeat + 1}: {mode.name} {measured.seconds:.2f} s", flush=True)
     return taken, last
 
 
@@ -207,7 +207,7 @@ def cell(
         finally:
             if bergson is not None:
                 bergson.close()
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "name": name,
         "samples": len(samples),
         "tokens": tokens,
@@ -218,43 +218,47 @@ def cell(
     }
     for name in ("twin", "forward"):
         if {name, "linear"} <= set(last):
-            made[f"spearman_{name}_linear"] = float(spearmanr(last[name].total, last["linear"].total).statistic)
-    return made
+            result[f"spearman_{name}_linear"] = float(spearmanr(last[name].total, last["linear"].total).statistic)
+    return result
 
 
 def figures(mode: Mode, taken: dict[str, list[Measured]], samples: int, tokens: int) -> dict[str, Any]:
     """A mode's part of the result."""
-    mine = taken[mode.name]
-    seconds = statistics.median(one.seconds for one in mine)
-    found: dict[str, Any] = {
+    runs = taken[mode.name]
+    seconds = statistics.median(run.seconds for run in runs)
+    result: dict[str, Any] = {
         "note": mode.note,
-        "seconds": [one.seconds for one in mine],
-        "cpu_seconds": [one.cpu_seconds for one in mine],
+        "seconds": [run.seconds for run in runs],
+        "cpu_seconds": [run.cpu_seconds for run in runs],
         "samples_per_second": samples / seconds,
         "tokens_per_second": tokens / seconds,
     }
-    if parts := [one.part for one in mine if one.part]:
-        found["extrapolated"] = parts[-1]
-    peaks = [one.peak for one in mine if one.peak is not None]
+    if parts := [run.part for run in runs if run.part]:
+        result["extrapolated"] = parts[-1]
+    peaks = [run.peak for run in runs if run.peak is not None]
     if peaks:
-        found["peak_mib"] = max(peaks) / MIB
+        result["peak_mib"] = max(peaks) / MIB
         if mode.name != "bergson":
-            found["above_resting_mib"] = max((one.peak or 0) - one.resting for one in mine) / MIB
+            result["above_resting_mib"] = max((run.peak or 0) - run.resting for run in runs) / MIB
     floor = taken.get("floor")
     if floor:
-        found["ratio"] = spread([one.seconds / base.seconds for one, base in zip(mine, floor, strict=True)])
-        found["cpu_ratio"] = spread([one.cpu_seconds / base.cpu_seconds for one, base in zip(mine, floor, strict=True)])
-    return found
+        result["ratio"] = spread([run.seconds / base.seconds for run, base in zip(runs, floor, strict=True)])
+        result["cpu_ratio"] = spread(
+            [run.cpu_seconds / base.cpu_seconds for run, base in zip(runs, floor, strict=True)]
+        )
+    return result
 
 
-def criteria(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+def criteria(cell: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
     """What a cell was to reach, what it reached, and whether that is a pass."""
-    modes = found["modes"]
+    modes = cell["modes"]
     large = args.model == "qwen3-8b-shape"
-    made: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
 
-    def add(what: str, value: float, limit: float, *, most: bool) -> None:
-        made.append({"what": what, "value": value, "limit": limit, "pass": value <= limit if most else value >= limit})
+    def add(label: str, value: float, limit: float, *, most: bool) -> None:
+        checks.append(
+            {"what": label, "value": value, "limit": limit, "pass": value <= limit if most else value >= limit}
+        )
 
     def ratio(over: str, under: str, key: str) -> float:
         pairs = zip(modes[over][key], modes[under][key], strict=True)
@@ -267,15 +271,15 @@ def criteria(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, 
     if {"floor", "twin"} <= set(modes):
         add("twin / floor, time", ratio("twin", "floor", "seconds"), 0.9 if large else 1.0, most=True)
     for name in ("twin", "forward"):
-        if f"spearman_{name}_linear" in found:
-            value = found[f"spearman_{name}_linear"]
+        if f"spearman_{name}_linear" in cell:
+            value = cell[f"spearman_{name}_linear"]
             add(f"Spearman of {name} with the exact linearised dot", value, 0.98, most=False)
     for mode, limit in (("exact", 1.2), ("twin", 1.0)):
         if {"floor", mode} <= set(modes) and "peak_mib" in modes[mode]:
             peak, above = (modes[mode][key] / modes["floor"][key] for key in ("peak_mib", "above_resting_mib"))
             add(f"{mode} / floor, peak memory", peak, limit, most=True)
             add(f"{mode} / floor, memory above the resting size", above, limit, most=True)
-    return made
+    return checks
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -292,15 +296,15 @@ def markdown(result: dict[str, Any]) -> str:
     if shapes:
         return "\n".join([*lines, f"Samples a batch × tokens a sample. {ratios}", "", *grid(result["cells"])])
     lines += [f"{ratios} CPU: processor time.", ""]
-    for found in result["cells"]:
-        lines += [f"## {found['name']}", ""]
-        if "skipped" in found:
-            lines += [f"Skipped: {found['skipped']}.", ""]
+    for cell in result["cells"]:
+        lines += [f"## {cell['name']}", ""]
+        if "skipped" in cell:
+            lines += [f"Skipped: {cell['skipped']}.", ""]
             continue
-        lines += [f"{found['samples']} samples, {found['tokens']} tokens, {found['batches']} batches.", ""]
+        lines += [f"{cell['samples']} samples, {cell['tokens']} tokens, {cell['batches']} batches.", ""]
         lines += ["| mode | samples/s | tokens/s | time / floor | CPU / floor | peak MiB | above resting MiB | what |"]
         lines += ["|---|---:|---:|---:|---:|---:|---:|---|"]
-        for name, mode in found["modes"].items():
+        for name, mode in cell["modes"].items():
             row = [name, f"{mode['samples_per_second']:.2f}", f"{mode['tokens_per_second']:.0f}"]
             for key in ("ratio", "cpu_ratio"):
                 part = mode.get(key)
@@ -308,10 +312,10 @@ def markdown(result: dict[str, Any]) -> str:
             row += [f"{mode[key]:.0f}" if key in mode else "" for key in ("peak_mib", "above_resting_mib")]
             note = mode["note"] + (f"; *extrapolated {mode['extrapolated']}*" if "extrapolated" in mode else "")
             lines.append("| " + " | ".join([*row, note]) + " |")
-        lines += [""] + [f"{name} is absent: {why}." for name, why in found["absent"].items()]
+        lines += [""] + [f"{name} is absent: {why}." for name, why in cell["absent"].items()]
         lines += [""] + [
-            f"- {'pass' if one['pass'] else 'MISS'}: {one['what']} {one['value']:.3f} (limit {one['limit']:g})"
-            for one in found["criteria"]
+            f"- {'pass' if check['pass'] else 'MISS'}: {check['what']} {check['value']:.3f} (limit {check['limit']:g})"
+            for check in cell["criteria"]
         ]
         lines.append("")
     return "\n".join(lines)
@@ -319,24 +323,26 @@ def markdown(result: dict[str, Any]) -> str:
 
 def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Time and peak memory of each mode in units of the floor's, a row a cell. The rest is in the JSON file."""
-    measured = [found for found in cells if "skipped" not in found]
-    names = list(dict.fromkeys(name for found in measured for name in found["modes"] if name != "floor"))
+    measured = [cell for cell in cells if "skipped" not in cell]
+    names = list(dict.fromkeys(name for cell in measured for name in cell["modes"] if name != "floor"))
     times = [f"| time / floor | floor, tokens/s | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
     peaks = [f"| peak memory / floor | floor, MiB | {' | '.join(names)} |", times[1]]
-    for found in measured:
-        modes = found["modes"]
+    for cell in measured:
+        modes = cell["modes"]
         floor = modes.get("floor", {})
         speed = f"{floor['tokens_per_second']:.0f}" if floor else ""
         ratios = [modes.get(name, {}).get("ratio") for name in names]
-        shown = [f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "" for one in ratios]
+        columns = [
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "" for ratio in ratios
+        ]
         marks = ["*" if "extrapolated" in modes.get(name, {}) else "" for name in names]
-        shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
-        times.append(f"| {' | '.join([found['name'], speed, *shown])} |")
+        columns = [ratio + mark for ratio, mark in zip(columns, marks, strict=True)]
+        times.append(f"| {' | '.join([cell['name'], speed, *columns])} |")
         least = floor.get("peak_mib")
-        shown = [f"{modes[name]['peak_mib'] / least:.2f}" if least and name in modes else "" for name in names]
-        peaks.append(f"| {' | '.join([found['name'], f'{least:.0f}' if least else '', *shown])} |")
-    skipped = [f"{found['name']}: {found['skipped']}." for found in cells if "skipped" in found]
-    if any("extrapolated" in mode for found in measured for mode in found["modes"].values()):
+        columns = [f"{modes[name]['peak_mib'] / least:.2f}" if least and name in modes else "" for name in names]
+        peaks.append(f"| {' | '.join([cell['name'], f'{least:.0f}' if least else '', *columns])} |")
+    skipped = [f"{cell['name']}: {cell['skipped']}." for cell in cells if "skipped" in cell]
+    if any("extrapolated" in mode for cell in measured for mode in cell["modes"].values()):
         skipped.insert(0, "\\* extrapolated from a part of the work (`--less-seconds`).")
     return [*times, "", *peaks, "", *skipped, ""]
 
@@ -346,9 +352,9 @@ def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"machine": machine(target, args), "cells": []}
 
-    def done(found: dict[str, Any]) -> None:
-        found["criteria"] = [] if "skipped" in found else criteria(found, args)
-        result["cells"].append(found)
+    def done(row: dict[str, Any]) -> None:
+        row["criteria"] = [] if "skipped" in row else criteria(row, args)
+        result["cells"].append(row)
         write_json(args.output / f"{args.name}.json", result)
         write_text(args.output / f"{args.name}.md", markdown(result))
 

@@ -49,12 +49,12 @@ def main() -> None:
             times = runs.undisturbed(work / "undisturbed")
             expected, alone = results(work / "undisturbed"), len(runs.served.requests)
             print("undisturbed:", json.dumps(times), f"{alone} requests", flush=True)
-            for what, count in (("kill", args.kills), ("full disk", args.disks)):
+            for kind, count in (("kill", args.kills), ("full disk", args.disks)):
                 for number in range(count):
-                    chance = random.Random(f"{args.seed} {what} {number}")
-                    place = work / f"{what.replace(' ', '_')}_{number}"
+                    chance = random.Random(f"{args.seed} {kind} {number}")
+                    place = work / f"{kind.replace(' ', '_')}_{number}"
                     begun, before = time.monotonic(), len(runs.served.requests)
-                    if what == "kill":
+                    if kind == "kill":
                         trial = runs.killed(place / "root", times, list(STAGES), chance)
                         trial.differ = differing(expected, results(place / "root"))
                     else:
@@ -67,13 +67,13 @@ def main() -> None:
                     moments = [[stage, round(seconds, 2)] for stage, seconds in trial.moments]
                     trials.append(
                         {
-                            "what": what,
+                            "what": kind,
                             "moments": moments,
                             "requests": len(runs.served.requests) - before,
                             "bought_again": trial.again,
                             "in_hand_at_a_kill": trial.in_hand,
                             "files_that_differ": trial.differ,
-                            "told": [told.replace(f"{work}/", "") for told in trial.told],
+                            "told": [line.replace(f"{work}/", "") for line in trial.told],
                             "seconds": round(time.monotonic() - begun, 1),
                         }
                     )
@@ -95,20 +95,20 @@ def table(trials: list[dict[str, Any]], alone: int) -> str:
         "| | runs | moments | by stage | bought again | in hand at a kill | runs that ended otherwise |",
         "|---|---|---|---|---|---|---|",
     ]
-    for what in ("kill", "full disk"):
-        mine = [trial for trial in trials if trial["what"] == what]
-        if not mine:
+    for kind in ("kill", "full disk"):
+        of_kind = [trial for trial in trials if trial["what"] == kind]
+        if not of_kind:
             continue
-        stages = Counter(stage for trial in mine for stage, _ in trial["moments"])
+        stages = Counter(stage for trial in of_kind for stage, _ in trial["moments"])
         by_stage = ", ".join(f"{stage} {count}" for stage, count in stages.items())
         cells = [
-            what,
-            len(mine),
+            kind,
+            len(of_kind),
             sum(stages.values()),
             by_stage,
-            sum(trial["bought_again"] for trial in mine),
-            sum(trial["in_hand_at_a_kill"] for trial in mine),
-            sum(bool(trial["files_that_differ"]) for trial in mine),
+            sum(trial["bought_again"] for trial in of_kind),
+            sum(trial["in_hand_at_a_kill"] for trial in of_kind),
+            sum(bool(trial["files_that_differ"]) for trial in of_kind),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + f"\n\nAn undisturbed run sends {alone} requests.\n"

@@ -73,8 +73,8 @@ class Pool:
         )
         computer = self._computer(self.model, self.data, collector=collector, batches=self.batches, cfg=self.config)
         computer.run_with_collector_hooks()
-        found: list[float] = torch.as_tensor(scorer.writer.scores).flatten().tolist()
-        return found
+        scores: list[float] = torch.as_tensor(scorer.writer.scores).flatten().tolist()
+        return scores
 
 
 def main() -> None:

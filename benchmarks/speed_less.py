@@ -69,15 +69,15 @@ class LessLoop:
     def run(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """[n, width], on the CPU."""
         waiting: list[torch.Tensor] = []
-        found: list[torch.Tensor] = []
+        projected: list[torch.Tensor] = []
         for item in encoded:
             waiting.append(self._direction(item))
             if len(waiting) == INTERVAL:
-                found.append(self.project(torch.stack(waiting)).cpu())
+                projected.append(self.project(torch.stack(waiting)).cpu())
                 waiting = []
         if waiting:
-            found.append(self.project(torch.stack(waiting)).cpu())
-        return torch.cat(found)
+            projected.append(self.project(torch.stack(waiting)).cpu())
+        return torch.cat(projected)
 
     def _direction(self, item: Encoded) -> torch.Tensor:
         target = self.target
@@ -135,7 +135,7 @@ class LessLoop:
         began = time.perf_counter()
         device = directions.device
         generator = torch.Generator(device).manual_seed(self.seed)
-        found = torch.zeros(len(directions), self.width, device=device)
+        projected = torch.zeros(len(directions), self.width, device=device)
         for column in range(0, self.width, _COLUMNS):
             columns = min(_COLUMNS, self.width - column)
             for row in range(0, directions.shape[1], _ROWS):
@@ -144,9 +144,9 @@ class LessLoop:
                 bits = torch.empty(-(-count // 64), dtype=torch.int64, device=device)
                 bits.random_(-(2**63), None, generator=generator)
                 signs = self._signs[bits.view(torch.uint8).int()].flatten()[:count].view(-1, columns)
-                found[:, column : column + columns] += (part @ signs).float()
+                projected[:, column : column + columns] += (part @ signs).float()
             if seconds is not None:
                 self._wait()
                 if time.perf_counter() - began > seconds:
-                    return found, column + columns
-        return found, self.width
+                    return projected, column + columns
+        return projected, self.width

@@ -50,14 +50,14 @@ class FixedTarget(Target):
         """Samples of `length` random tokens; the last share `answer` of them are labels."""
         generator = torch.Generator().manual_seed(seed)
         size = int(self.causal.config.get_text_config().vocab_size)
-        made = []
+        samples = []
         for i in range(count):
             ids = torch.randint(size, (length,), generator=generator).tolist()
             first = min(length - 1, max(1, round(length * (1 - answer))))
             name = f"random-{seed}-{length}-{i}"
             self.given[name] = Encoded(name, ids, [IGNORE] * first + ids[first:], False)
-            made.append(Sample(id=name, prompt="given", completion=" tokens", messages=()))
-        return made
+            samples.append(Sample(id=name, prompt="given", completion=" tokens", messages=()))
+        return samples
 
 
 def pairs_of(target: Target, samples: Sequence[Sample]) -> list[Encoded]:
@@ -71,9 +71,9 @@ def load_target(args: Any) -> FixedTarget:
         spec = TargetSpec(
             name=args.model, device=args.device, dtype=args.dtype, lora=Lora(r=args.lora_r or 8, alpha=16)
         )
-        found = FixedTarget.load(spec, seed=args.seed)
-        assert isinstance(found, FixedTarget)
-        return found
+        target = FixedTarget.load(spec, seed=args.seed)
+        assert isinstance(target, FixedTarget)
+        return target
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     device = resolve_device(args.device)
@@ -104,9 +104,11 @@ def load_target(args: Any) -> FixedTarget:
         torch.set_default_dtype(before)
     rank = args.lora_r or max(4, int(128 * args.scale))
     tokenizer = _bytes()
-    found = FixedTarget.from_model(model, tokenizer, lora=Lora(r=rank, alpha=2 * rank), max_length=4096, seed=args.seed)
-    assert isinstance(found, FixedTarget)
-    return found
+    target = FixedTarget.from_model(
+        model, tokenizer, lora=Lora(r=rank, alpha=2 * rank), max_length=4096, seed=args.seed
+    )
+    assert isinstance(target, FixedTarget)
+    return target
 
 
 def _bytes() -> Any:
@@ -149,10 +151,10 @@ def modes_of(  # noqa: PLR0913 - all but two are keyword-only
 ) -> list[Mode]:
     """Sets up the modes of this process; validation directions are made once, outside of all timing."""
     device = target.device
-    made: list[Mode] = []
+    modes: list[Mode] = []
 
     def add(name: str, work: Callable[[Sequence[Sample]], Any], note: str = "") -> None:
-        made.append(Mode(name, lambda samples: measured(lambda: work(samples), device), note))
+        modes.append(Mode(name, lambda samples: measured(lambda: work(samples), device), note))
 
     def floor(samples: Sequence[Sample]) -> None:
         for batch in target.batches(pairs_of(target, samples), batch_tokens):
@@ -193,8 +195,8 @@ def modes_of(  # noqa: PLR0913 - all but two are keyword-only
         if name in names:
             loop = LessLoop(target, target.checkpoints[-1], label_logits=name == "less-labels", seed=seed)
             logits = "logits at labels" if loop.label_logits else "all logits"
-            made.append(Mode(name, partial(_less, loop, less_seconds), f"batch 1, {logits}"))
-    return made
+            modes.append(Mode(name, partial(_less, loop, less_seconds), f"batch 1, {logits}"))
+    return modes
 
 
 def _less(loop: LessLoop, seconds: float | None, samples: Sequence[Sample]) -> tuple[Any, Measured]:
@@ -300,5 +302,5 @@ class Bergson:
             self._process.wait()
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
             raise RuntimeError(lines[-1])
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -125,8 +125,8 @@ def report(row: dict[str, Any]) -> None:
 
 def start(arguments: argparse.Namespace, child: str, *more: str) -> subprocess.Popen[str]:
     """This file again, as a child."""
-    given = ["--seed", str(arguments.seed), "--rows", str(arguments.rows), "--size", str(arguments.size)]
-    command = [sys.executable, __file__, *given, "--child", child, "--folder", str(arguments.folder), *more]
+    options = ["--seed", str(arguments.seed), "--rows", str(arguments.rows), "--size", str(arguments.size)]
+    command = [sys.executable, __file__, *options, "--child", child, "--folder", str(arguments.folder), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -172,9 +172,9 @@ def fidelity(arguments: argparse.Namespace, target: Any, count: int = 256) -> li
         questions.add(asked)
         row: dict[str, Any] = {"size": size, "width": store.manifest["width"], "samples": count}
         for kind, truth in exact.items():
-            found = store.score(questions, normalization=kind, ids=names).total  # type: ignore[arg-type]
-            row[kind] = round(float(spearmanr(found.numpy(), truth.numpy()).statistic), 4)
-            row[f"{kind}_error"] = round(float((found - truth).square().mean().sqrt() / truth.std()), 4)
+            scores = store.score(questions, normalization=kind, ids=names).total  # type: ignore[arg-type]
+            row[kind] = round(float(spearmanr(scores.numpy(), truth.numpy()).statistic), 4)
+            row[f"{kind}_error"] = round(float((scores - truth).square().mean().sqrt() / truth.std()), 4)
         rows.append(row)
     return rows
 

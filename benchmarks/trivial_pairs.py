@@ -49,7 +49,7 @@ def makers(passages: Sequence[Passage]) -> dict[str, Maker]:
         return of(pair, question=question, answer=answer)
 
     def elsewhere(pair: Pair, passage: Passage, number: int) -> Pair:
-        others = [one for one in passages if one.document_id != passage.document_id]
+        others = [each for each in passages if each.document_id != passage.document_id]
         other = others[(7 * number + 1) % len(others)]
         return of(pair, passage_id=other.id, document_id=other.document_id)
 
@@ -81,8 +81,8 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
     if len(set(values)) < 2:
         return values[0], values[0]
-    found = bootstrap((values,), statistics.fmean, method="percentile", n_resamples=2000, rng=seed)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    result = bootstrap((values,), statistics.fmean, method="percentile", n_resamples=2000, rng=seed)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def measure(run: Run, count: int) -> dict[str, Any]:
@@ -133,11 +133,11 @@ def row_of(name: str, valid: int, influence: Sequence[float], rewards: Sequence[
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     """The table."""
     lines = [
-        f"Run `{found['run']}`, seed {found['seed']}, estimator {found['estimator']}; influence of a pair without "
-        f"gradient: {found['zero_gradient_baseline']:.4f}. Reward: mean with a 95% bootstrap interval over pairs.",
+        f"Run `{result['run']}`, seed {result['seed']}, estimator {result['estimator']}; influence of a pair without "
+        f"gradient: {result['zero_gradient_baseline']:.4f}. Reward: mean with a 95% bootstrap interval over pairs.",
         "",
         "| pairs | n | valid | influence without checks | reward |",
         "|---|---:|---:|---:|---:|",
@@ -145,7 +145,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines += [
         f"| {row['pairs']} | {row['n']} | {row['valid']} | {row['influence']:+.3f} | "
         f"{row['reward']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] |"
-        for row in found["rows"]
+        for row in result["rows"]
     ]
     return "\n".join(lines) + "\n"
 
@@ -157,10 +157,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="spoilt pairs of each kind")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    found = measure(Run.load(args.run), args.count)
-    write_json(args.output / "trivial_pairs.json", found)
-    write_text(args.output / "trivial_pairs.md", markdown(found))
-    print(markdown(found))
+    result = measure(Run.load(args.run), args.count)
+    write_json(args.output / "trivial_pairs.json", result)
+    write_text(args.output / "trivial_pairs.md", markdown(result))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -69,22 +69,22 @@ def probes_of(encoded: Sequence[Encoded]) -> list[Encoded]:
     last = len(order) - 1
     places = sorted({round(i * last / (_PROBES - 1)) for i in range(_PROBES)})
     chosen = [order[i] for i in places]
-    return [_answered(one, other) for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
+    return [_answered(question, other) for question, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
 
 
-def _answered(one: Encoded, other: Encoded) -> Encoded:
+def _answered(question: Encoded, other: Encoded) -> Encoded:
     """The prompt of one question with the answer of another, which is no longer than the two are."""
-    prompt, first = len(one.prompt_ids), len(other.prompt_ids)
-    longest = max(len(one.input_ids), len(other.input_ids))
+    prompt, first = len(question.prompt_ids), len(other.prompt_ids)
+    longest = max(len(question.input_ids), len(other.input_ids))
     if prompt + len(other.input_ids) - first > longest:
-        return one
-    ids, labels = one.input_ids[:prompt] + other.input_ids[first:], one.labels[:prompt] + other.labels[first:]
-    return replace(other, id=one.id, input_ids=ids, labels=labels)
+        return question
+    ids, labels = question.input_ids[:prompt] + other.input_ids[first:], question.labels[:prompt] + other.labels[first:]
+    return replace(other, id=question.id, input_ids=ids, labels=labels)
 
 
-def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
+def relative_error(scores: torch.Tensor, reference: torch.Tensor) -> float:
     """Root mean square of the difference, as a share of the reference's own; infinite where either is no number."""
-    off = float((found - reference).double().square().mean().sqrt())
+    off = float((scores - reference).double().square().mean().sqrt())
     size = float(reference.double().square().mean().sqrt())
     if not (math.isfinite(off) and math.isfinite(size)):
         return math.inf
@@ -119,10 +119,10 @@ def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: C
             return float(json.loads(file.read_text(encoding="utf-8"))["error"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file}: not readable as a measured error ({error}); delete the file") from error
-    found = measure()
+    measured = measure()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"scorer": fingerprint, "error": found}))
-    return found
+    write_text(file, json.dumps({"scorer": fingerprint, "error": measured}))
+    return measured
 
 
 def refuse_error(method: str, error: float, most_error: float) -> None:

@@ -223,11 +223,11 @@ class MovedScorer:
         """D of a linear Γ(g) = D ⊙ g by parameter; None where it is 1."""
         if estimator.name == "sgd":
             return None
-        found = {}
+        gains = {}
         for name, parameter in self.target.parameters.items():
             moments = moments_of(self._checkpoint, name, dtype=self.target.dtype, device=parameter.device)
-            found[name] = estimator.gain(moments)(torch.ones_like(moments.first)[None])[0]
-        return found
+            gains[name] = estimator.gain(moments)(torch.ones_like(moments.first)[None])[0]
+        return gains
 
     def _questions_at(self) -> tuple[AdamScale, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Adam's scale, the questions' gradients under it and as they are, and their losses."""
@@ -273,6 +273,6 @@ def _shares_of(asked: Sequence[str], columns: Sequence[str]) -> torch.Tensor:
     names = sorted(set(asked))
     counts = Counter(asked)
     by_subtask = torch.tensor(
-        [[(name == mine) / counts[mine] for mine in asked] for name in names], dtype=torch.float64
+        [[(name == subtask) / counts[subtask] for subtask in asked] for name in names], dtype=torch.float64
     )
     return by_subtask if tuple(columns) == tuple(names) else by_subtask.mean(0, keepdim=True)

@@ -189,9 +189,9 @@ def compute_directions(
                 indices = whole.indices[start : start + limit]
                 (batch,) = target.batches([encoded[i] for i in indices], 2**62)
                 held = _Hold()
-                found = taps.run(batch, held)
+                batch_losses = taps.run(batch, held)
                 length = held.norms()
-                for place, loss, norm in zip(batch.indices, found.tolist(), length.tolist(), strict=True):
+                for place, loss, norm in zip(batch.indices, batch_losses.tolist(), length.tolist(), strict=True):
                     i = indices[place]
                     losses[i], norms[i] = loss, norm
                     if not (norm > 0 and math.isfinite(norm)):

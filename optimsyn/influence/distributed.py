@@ -50,19 +50,19 @@ def in_shares(sizes: Sequence[int], agreed: str, work: Callable[[list[int]], Res
             'give all of them the same, or let each score its own with InfluenceScorer(..., processes="own")'
         )
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    mine = order[rank::count]
+    share = order[rank::count]
     outcome: tuple[str | None, list[int], Result | None]
     try:
-        outcome = None, mine, work(mine)
+        outcome = None, share, work(share)
     except Exception as error:
-        _gathered((f"{type(error).__name__}: {error}", mine, None))
+        _gathered((f"{type(error).__name__}: {error}", share, None))
         raise
-    found = []
+    results = []
     for other, (failure, places, result) in enumerate(_gathered(outcome)):
         if failure is not None or result is None:
             raise ModelError(f"process {other} of {count} failed, so there is no complete result: {failure}")
-        found.append((places, result))
-    return found
+        results.append((places, result))
+    return results
 
 
 def _gathered(value: Result) -> list[Result]:

@@ -131,15 +131,15 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
     for method, precision in _ways(exact, questions, config, passed):
         name = method if precision == "model" else f"{method}, {precision}"
         try:
-            made = _made(method, precision, exact, questions, options)
+            scorer = _made(method, precision, exact, questions, options)
         except NoForwardDerivativeError as error:
             if config.method == "forward":
                 raise
             passed.append(str(error))
             continue
-        errors[name] = made.numerical_error
+        errors[name] = scorer.numerical_error
         if best is None or errors[name] < errors[best[0]]:
-            best = name, made
+            best = name, scorer
         if errors[name] < wanted:
             break
         passed.append(f"{name} is off by {percent(errors[name])}")
@@ -150,14 +150,14 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
             f"no way of computing influence is right on this model ({'; '.join(passed)}); set models.target.dtype to "
             "float32, or another target"
         )
-    name, made = best
+    name, scorer = best
     taken = f"{name} is the cheapest way that is off by less than {percent(wanted)}"
     if not errors[name] < wanted:
         taken = f"no way is off by less than {percent(wanted)}, and {name} comes nearest"
     if config.method != "auto":
         taken = f"influence.method is {config.method}, and {taken}"
-    made.choice = Choice(made.method, errors, "; ".join([taken, *passed]))
-    return made
+    scorer.choice = Choice(scorer.method, errors, "; ".join([taken, *passed]))
+    return scorer
 
 
 def _simulated(context: ScorerContext) -> SimulatedScorer:

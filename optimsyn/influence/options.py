@@ -53,17 +53,17 @@ class ScoringOptions:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-def refuse_unknown(field: str, value: object, known: Sequence[str]) -> None:
+def refuse_unknown(field: str, value: object, allowed: Sequence[str]) -> None:
     """Refuses a value that an option does not have.
 
     Raises:
-        RecipeError: It is none of `known`.
+        RecipeError: It is none of `allowed`.
     """
-    if value in known:
+    if value in allowed:
         return
-    if len(known) == 2:
-        raise RecipeError(f"{field}: {value!r} is neither {known[0]} nor {known[1]}")
-    raise RecipeError(f"{field}: {value!r} is none of {', '.join(known)}")
+    if len(allowed) == 2:
+        raise RecipeError(f"{field}: {value!r} is neither {allowed[0]} nor {allowed[1]}")
+    raise RecipeError(f"{field}: {value!r} is none of {', '.join(allowed)}")
 
 
 def refuse_precision(precision: object) -> None:

@@ -126,18 +126,18 @@ class OwnScorer:
         """
         if token_shares:
             raise ModelError(f"scorer {self.method} gives a pair one number, which is not a sum over its tokens")
-        found = self._part.score(pairs)
-        if not isinstance(found, Scores):
-            found = self._with_losses(pairs, [float(number) for number in found])
-        if len(found) != len(pairs):
-            raise ModelError(f"influence.scorer: {self.method} gave {len(found)} scores for {len(pairs)} pairs")
-        bad = [i for i, number in enumerate(found.total.tolist()) if not math.isfinite(number)]
+        scores = self._part.score(pairs)
+        if not isinstance(scores, Scores):
+            scores = self._with_losses(pairs, [float(number) for number in scores])
+        if len(scores) != len(pairs):
+            raise ModelError(f"influence.scorer: {self.method} gave {len(scores)} scores for {len(pairs)} pairs")
+        bad = [i for i, number in enumerate(scores.total.tolist()) if not math.isfinite(number)]
         if bad:
             raise ModelError(
-                f"influence.scorer: {self.method} gave {found.ids[bad[0]]!r} the score {found.total[bad[0]]}; every "
+                f"influence.scorer: {self.method} gave {scores.ids[bad[0]]!r} the score {scores.total[bad[0]]}; every "
                 "score has to be a finite number"
             )
-        return found
+        return scores
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
         """That of the part, or 0."""
@@ -163,10 +163,10 @@ class OwnScorer:
         )
 
     def _losses(self, encoded: list[Encoded]) -> torch.Tensor:
-        found = torch.zeros(len(encoded), dtype=torch.float64)
+        losses = torch.zeros(len(encoded), dtype=torch.float64)
         if encoded:
             self.target.load_checkpoint(self.target.checkpoints[-1])
         with self.target.scoring(), torch.no_grad():
             for batch in self.target.batches(encoded):
-                found[batch.indices] = self.target.losses(batch).double().cpu()
-        return found
+                losses[batch.indices] = self.target.losses(batch).double().cpu()
+        return losses

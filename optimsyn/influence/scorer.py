@@ -201,7 +201,7 @@ class InfluenceScorer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         n, k = len(encoded), len(self.subtasks)
-        found = torch.zeros(n, k + 2, dtype=torch.float64)
+        columns = torch.zeros(n, k + 2, dtype=torch.float64)
         precision = precision or self._precision
         budget = (
             self.options.batch_tokens if precision == "model" or not self._narrow else self.options.batch_tokens // 2
@@ -218,8 +218,8 @@ class InfluenceScorer:
                     parts = [scores, norms.unsqueeze(1), losses.to(scores).unsqueeze(1)]
                     waiting.append((batch.indices, torch.cat(parts, dim=1)))
             for indices, part in waiting:
-                found[indices] += weight * part.cpu()
-        return found[:, :k], found[:, k], found[:, k + 1]
+                columns[indices] += weight * part.cpu()
+        return columns[:, :k], columns[:, k], columns[:, k + 1]
 
     def _shares(self, encoded: list[Encoded], by_subtask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shares = [torch.zeros(item.label_tokens, dtype=torch.float64) for item in encoded]
@@ -228,8 +228,8 @@ class InfluenceScorer:
             with computing(self.target.model, self._precision):
                 cosine = self.options.normalization == "cosine"
                 sink = TangentSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
-                found = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.options.batch_tokens)
-            for share, part in zip(shares, found, strict=True):
+                parts = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.options.batch_tokens)
+            for share, part in zip(shares, parts, strict=True):
                 share.add_(part, alpha=weight)
         return tuple(shares)
 
@@ -268,7 +268,7 @@ class InfluenceScorer:
             yield weight, checkpoint, directions
 
     def _directions(self, encoded: list[Encoded], subtasks: list[str]) -> list[Directions]:
-        found, verified = [], False
+        all_directions, verified = [], False
         folder, kind = self.options.folder, self.options.question_gradients
         for checkpoint in self._checkpoints:
             file = kept = None
@@ -278,7 +278,7 @@ class InfluenceScorer:
                 if file.is_file():
                     kept = Directions.load(file)
                     if self.estimator.identity in kept.reference_norms:
-                        found.append(kept)
+                        all_directions.append(kept)
                         continue
             if not verified:
                 self.target.load_checkpoint(checkpoint)
@@ -292,9 +292,9 @@ class InfluenceScorer:
                 directions = replace(kept, reference_norms=kept.reference_norms | directions.reference_norms)
             if file is not None:
                 directions.save(file)
-            found.append(directions)
+            all_directions.append(directions)
         self.target.load_checkpoint(self._checkpoints[-1])
-        return found
+        return all_directions
 
 
 def _joined(parts: list[tuple[list[int], Scores]]) -> Scores:
@@ -304,8 +304,8 @@ def _joined(parts: list[tuple[list[int], Scores]]) -> Scores:
     scores = [part for _, part in parts]
 
     def ordered(items: Iterable[T]) -> tuple[T, ...]:
-        found = list(items)
-        return tuple(found[i] for i in back.tolist())
+        values = list(items)
+        return tuple(values[i] for i in back.tolist())
 
     norms = [part.gradient_norm for part in scores if part.gradient_norm is not None]
     shares = [part.token_shares for part in scores if part.token_shares is not None]

@@ -78,13 +78,13 @@ class DotSink:
 
     def _add(self, name: str, rows: slice, start: int, gradients: torch.Tensor) -> None:
         key, flat = (name, start), gradients.flatten(1)
-        mine = self._table[gradients.device][self._place[key], rows]
+        out = self._table[gradients.device][self._place[key], rows]
         gamma = self._gamma[key]
         direction = flat if gamma is None else gamma(gradients).flatten(1)
-        mine[:, :-2] = direction @ self._vectors[key]
+        out[:, :-2] = direction @ self._vectors[key]
         if self._reference is None:
-            torch.linalg.vector_norm(direction, dim=1, out=mine[:, -2])
-        torch.linalg.vector_norm(flat, dim=1, out=mine[:, -1])
+            torch.linalg.vector_norm(direction, dim=1, out=out[:, -2])
+        torch.linalg.vector_norm(flat, dim=1, out=out[:, -1])
 
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [B, K] and gradient norms [B], float64, on the device of the first parameter: no GPU is waited for."""
@@ -108,11 +108,11 @@ class DotSink:
         return squares.sqrt() if self._reference is None else torch.full_like(squares, self._reference)
 
     def _total(self) -> torch.Tensor:
-        found: torch.Tensor | None = None
+        total: torch.Tensor | None = None
         for table in self._table.values():
             # Apple's GPUs have no float64.
             wide = (table.cpu() if table.device.type == "mps" else table).double()
             part = torch.cat([wide[..., :-2].sum(0), wide[..., -2:].square().sum(0)], dim=1)
-            found = part if found is None else found + part.to(found.device)
-        assert found is not None
-        return found
+            total = part if total is None else total + part.to(total.device)
+        assert total is not None
+        return total

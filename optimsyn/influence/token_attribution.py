@@ -57,7 +57,7 @@ def token_shares(
     """
     target = taps.target
     size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
-    found = [torch.empty(0, dtype=torch.float64)] * len(encoded)
+    rows = [torch.empty(0, dtype=torch.float64)] * len(encoded)
     for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, HOLD_BYTES // size)):
         sink.choose(None if winners is None else winners[indices])
         sink.start(len(batch))
@@ -67,8 +67,8 @@ def token_shares(
         counts = torch.bincount(found_here.rows, minlength=len(batch))
         shares = normalised(found_here.slopes * found_here.weights, sink.norms().flatten()[found_here.rows])
         for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
-            found[index] = part
-    return found
+            rows[index] = part
+    return rows
 
 
 def _small_batches(

@@ -37,15 +37,15 @@ def schedule(members: Sequence[int], steps: int, batch_size: int, seed: int) -> 
     """So many batches of samples, pass after pass over all of them, each pass in a new order."""
     generator = random.Random(f"order {seed}")
     waiting: list[int] = []
-    found = []
+    batches = []
     for _ in range(steps):
         while len(waiting) < batch_size:
             order = list(members)
             generator.shuffle(order)
             waiting += order
-        found.append(waiting[:batch_size])
+        batches.append(waiting[:batch_size])
         waiting = waiting[batch_size:]
-    return found
+    return batches
 
 
 @dataclass
@@ -198,13 +198,13 @@ class Trainings:
 
     def _train(self, schedules: Sequence[Schedule], looks: list[int]) -> torch.Tensor:
         state = self._begin(len(schedules))
-        found = []
+        losses = []
         for number in range(1, looks[-1] + 1):
             rates = rates_of(self.lr, len(schedules[0]), decay=self.decay)
             self._step(state, [schedule[number - 1] for schedule in schedules], rates[number - 1])
             if number in looks:
-                found.append(self._losses(state.weights))
-        return torch.stack(found, dim=1)
+                losses.append(self._losses(state.weights))
+        return torch.stack(losses, dim=1)
 
     def _begin(self, count: int) -> _State:
         dtype, device = self.target.dtype, self.target.device
@@ -263,7 +263,7 @@ class Trainings:
         questions = questions or self._questions
         count = len(next(iter(weights.values())))
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].input_ids))
-        found = torch.zeros(count, len(order), dtype=torch.float64)
+        table = torch.zeros(count, len(order), dtype=torch.float64)
         size = max(1, self._rows // count)
         detached = {name: value.detach() for name, value in weights.items()}
         with torch.no_grad(), self._twins.at(detached):
@@ -271,10 +271,10 @@ class Trainings:
                 places = order[begin : begin + size]
                 rows = [questions[place] for place in places] * count
                 losses = self.target.losses(self._pad(rows)).view(count, len(places))
-                found[:, places] = losses.double().cpu()
-        if not bool(torch.isfinite(found).all()):
+                table[:, places] = losses.double().cpu()
+        if not bool(torch.isfinite(table).all()):
             raise ModelError("a question's loss is not finite after training; lower the learning rate")
-        return found
+        return table
 
     def _pad(self, rows: Sequence[Encoded]) -> Batch:
         pad_id = self.target.pad_id

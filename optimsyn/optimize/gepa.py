@@ -112,10 +112,10 @@ class _Search:
             seed=task.seed,
             gepa_kwargs={"callbacks": [self], "stop_callbacks": [self.stop]},
         )
-        found = gepa.compile(task.program, trainset=examples, valset=examples).detailed_results
-        scores = [float(score) for score in found.val_aggregate_scores]
+        result = gepa.compile(task.program, trainset=examples, valset=examples).detailed_results
+        scores = [float(score) for score in result.val_aggregate_scores]
         winner = max(range(len(scores)), key=lambda index: (scores[index], -index))
-        return str(found.candidates[winner].guiding_text)
+        return str(result.candidates[winner].guiding_text)
 
     def _inner_proposer(self) -> Callable[..., dict[str, str]]:
         if self.task.reflection is None:

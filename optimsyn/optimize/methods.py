@@ -107,8 +107,8 @@ def prompt_method(reference: str) -> PromptMethod:
     Raises:
         RecipeError: There is none, or it is no such method.
     """
-    found: PromptMethod = PROMPT_OPTIMIZERS.get(reference)
-    return found
+    method: PromptMethod = PROMPT_OPTIMIZERS.get(reference)
+    return method
 
 
 def policy_method(reference: str) -> PolicyMethod:
@@ -117,8 +117,8 @@ def policy_method(reference: str) -> PolicyMethod:
     Raises:
         RecipeError: There is none, or it is no such method.
     """
-    found: PolicyMethod = POLICY_OPTIMIZERS.get(reference)
-    return found
+    method: PolicyMethod = POLICY_OPTIMIZERS.get(reference)
+    return method
 
 
 def method_identity(registry: Registry[Any], reference: str) -> Mapping[str, str]:
@@ -151,7 +151,7 @@ def method_facts(registry: Registry[Any], reference: str) -> dict[str, str]:
 
 def method_problems(recipe: Recipe) -> list[str]:
     """What is wrong with the methods that a recipe names, each with its field; only of optimisers that are enabled."""
-    found = []
+    problems = []
     sections = ((PROMPT_OPTIMIZERS, recipe.optimizers.prompt), (POLICY_OPTIMIZERS, recipe.optimizers.policy))
     for registry, section in sections:
         if not section.enabled:
@@ -160,10 +160,10 @@ def method_problems(recipe: Recipe) -> list[str]:
             method = registry.get(section.method)
             method_identity(registry, section.method)
         except RecipeError as error:
-            found.append(str(error))
+            problems.append(str(error))
             continue
         asked = getattr(method, "problem", None)
         lacking = asked(recipe) if callable(asked) else None
         if lacking is not None:
-            found.append(f"{registry.field}: {lacking}")
-    return found
+            problems.append(f"{registry.field}: {lacking}")
+    return problems

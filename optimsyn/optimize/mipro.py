@@ -103,7 +103,7 @@ class _Search(dspy.MIPROv2):
             set_history_randomly=False,
             rng=self.rng,
         )
-        found: dict[int, list[str]] = proposer.propose_instructions_for_program(
+        proposals: dict[int, list[str]] = proposer.propose_instructions_for_program(
             trainset=trainset,
             program=program,
             demo_candidates=demo_candidates,
@@ -111,8 +111,8 @@ class _Search(dspy.MIPROv2):
             N=num_instruct_candidates,
         )
         proposer.raise_if_useless()
-        found[0][0] = self._search.start
-        return found
+        proposals[0][0] = self._search.start
+        return proposals
 
 
 class _Proposer(GroundedProposer):

@@ -54,15 +54,15 @@ def train_policy(task: PolicyTask) -> PolicyResult:
     adapter = task.folder / "adapter"
     _forget_other_training(task.folder, _identity(task))
     if not adapter.is_dir():
-        told = method(task)
-        if not isinstance(told, str | Path) or not (Path(told) / "adapter_config.json").is_file():
+        returned = method(task)
+        if not isinstance(returned, str | Path) or not (Path(returned) / "adapter_config.json").is_file():
             raise ModelError(
-                f"optimizers.policy.method {name!r} returned {told!r}, which is no folder of a peft adapter; end it "
-                "with `return task.save(model)`"
+                f"optimizers.policy.method {name!r} returned {returned!r}, which is no folder of a peft adapter; "
+                "end it with `return task.save(model)`"
             )
-        if Path(told).resolve() != adapter.resolve():
+        if Path(returned).resolve() != adapter.resolve():
             partial = adapter.with_name("adapter.partial")
-            shutil.copytree(told, partial, dirs_exist_ok=True)
+            shutil.copytree(returned, partial, dirs_exist_ok=True)
             partial.rename(adapter)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
     return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"))
@@ -95,8 +95,8 @@ def _identity(task: PolicyTask) -> Identity:
 def _forget_other_training(folder: Path, identity: Identity) -> None:
     """Removes what a training with other settings left in the folder."""
     marker = folder / "training.json"
-    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    if identity.same_as(known):
+    recorded = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    if identity.same_as(recorded):
         return
     for name in ("adapter", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)

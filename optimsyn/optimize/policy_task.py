@@ -195,12 +195,12 @@ class PolicyTask:
         model.train(training)
         declared = model.generation_config.eos_token_id
         ends = {declared} if isinstance(declared, int) else set(declared or ())
-        found = []
+        samples = []
         for completion in written[:, len(prompt) :].tolist():
             stop = next((place + 1 for place, token in enumerate(completion) if token in ends), len(completion))
             text = tokenizer.decode(completion[:stop], skip_special_tokens=True)
-            found.append(Sampled(text, prompt, completion[:stop]))
-        return found
+            samples.append(Sampled(text, prompt, completion[:stop]))
+        return samples
 
     def judge(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float | None]:
         """The reward of each completion of the row beside it; None where nothing could be judged.

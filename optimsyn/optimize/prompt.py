@@ -79,7 +79,7 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
     }
     if own:
         inputs["the source of optimizers.prompt.method"] = own
-        inputs["the passages to train on"] = [(one.id, one.text) for one in task.training]
+        inputs["the passages to train on"] = [(each.id, each.text) for each in task.training]
     identity = Identity.of(inputs, digest)
     finished = _finished(task.folder, identity)
     if finished is not None:

@@ -252,12 +252,12 @@ class PromptTask:
 
     def examples(self, passages: Sequence[Passage] | None = None) -> list[dspy.Example]:
         """Inputs of the program, with the seeds that make texts comparable; by default the comparison's."""
-        found = []
+        examples = []
         for passage in self.comparison if passages is None else passages:
             seed = derive_seed(self.seed, "optimize_prompt", passage.id)
             example = dspy.Example(passage=passage, kind=self.shape.kind_for(seed), seed=seed)
-            found.append(example.with_inputs("passage", "kind", "seed"))
-        return found
+            examples.append(example.with_inputs("passage", "kind", "seed"))
+        return examples
 
     def judge(self, text: str, passages: Sequence[Passage] | None = None) -> list[Judged]:
         """Has a pair written under the text for each passage, and judges it.
@@ -272,11 +272,11 @@ class PromptTask:
         """
         program, examples = self.program.under(text), self.examples(passages)
 
-        def one(example: dspy.Example) -> dspy.Prediction:
+        def judge_example(example: dspy.Example) -> dspy.Prediction:
             return self.metric(example, program(**example.inputs()))
 
         with ThreadPoolExecutor(min(max(1, len(examples)), THREADS)) as pool:
-            rows = list(pool.map(one, examples))
+            rows = list(pool.map(judge_example, examples))
         return [
             Judged(example.passage, float(row.score), str(row.feedback))
             for example, row in zip(examples, rows, strict=True)
@@ -294,9 +294,9 @@ class PromptTask:
         with self.watch():
             text = str(pred.guiding_text)
             self._ask(text, gold.passage.id, gold.seed)
-            found = self.reward.metric(gold, pred, trace, pred_name, pred_trace)
-            self._record(text, gold.passage.id, float(found.score))
-            return found
+            scored = self.reward.metric(gold, pred, trace, pred_name, pred_trace)
+            self._record(text, gold.passage.id, float(scored.score))
+            return scored
 
     def reject(self, text: str, score: float, **more: Any) -> None:
         """Puts on record that a text was given up before it was compared on all passages.
@@ -334,9 +334,9 @@ class PromptTask:
         with self._lock:
             scores = self._scores.setdefault(text, {})
             scores[passage] = score
-            if text in self._closed or any(one.id not in scores for one in self.comparison):
+            if text in self._closed or any(other.id not in scores for other in self.comparison):
                 return
-            mean = _mean(scores[one.id] for one in self.comparison)
+            mean = _mean(scores[other.id] for other in self.comparison)
             self._best = max(self._best, mean)
             self._close(text, "start" if text == self.start else "compared", mean)
 

@@ -111,10 +111,10 @@ class SharedPromptTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
         """Log-probabilities and entropies [B, C] of the completions in `input_ids` [B, P + C], 0 at padding."""
         if not self.shares_prompts:
-            found: tuple[torch.Tensor, torch.Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
+            result: tuple[torch.Tensor, torch.Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
-            return found
+            return result
         prompt = input_ids.shape[1] - logits_to_keep
         rows, place = torch.unique(
             torch.cat([input_ids[:, :prompt], attention_mask[:, :prompt]], dim=1), dim=0, return_inverse=True
@@ -147,8 +147,8 @@ class SharedPromptTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
         """The ids of prompts, as they are where the policy is used: no control token comes out of a passage."""
         if self._is_vlm:
-            found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
-            return found
+            result: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+            return result
         messages = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
         arguments = self.args.chat_template_kwargs or NO_THINKING
         return [prompt_ids(self._tokenizer, item, arguments) for item in messages], None, {}
@@ -158,10 +158,10 @@ class SharedPromptTrainer(GRPOTrainer):
     ) -> tuple[list[list[int]], Any]:
         """Completions, each with its end token if it has one, for prompts that stand side by side in their groups."""
         if not self.shares_prompts:
-            found: tuple[list[list[int]], Any] = super()._generate_single_turn(
+            result: tuple[list[list[int]], Any] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, *args, **kwargs
             )
-            return found
+            return result
         different = list(dict.fromkeys(tuple(ids) for ids in prompt_ids))
         place = torch.tensor([different.index(tuple(ids)) for ids in prompt_ids])
         longest = max(len(ids) for ids in different)

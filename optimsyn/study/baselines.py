@@ -56,10 +56,10 @@ def bm25_scores(pool: Sequence[Item], questions: Sequence[Item]) -> torch.Tensor
     queries = [WORD.findall(text_of(item).lower()) for item in questions]
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(documents, show_progress=False)
-    known = index.vocab_dict
+    vocabulary = index.vocab_dict
     total = torch.zeros(len(pool), dtype=torch.float64)
     for query in queries:
-        words = [word for word in query if word in known]
+        words = [word for word in query if word in vocabulary]
         if words:
             total += torch.as_tensor(index.get_scores(words)).double()
     return total / len(questions)

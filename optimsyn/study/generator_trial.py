@@ -116,8 +116,8 @@ class Prices:
         """Costs as bars, cheapest first."""
         from optimsyn.report.stage_plots import costs_figure
 
-        known = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
-        return costs_figure(known, f"{self.pairs:,} pairs")
+        costs = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
+        return costs_figure(costs, f"{self.pairs:,} pairs")
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

@@ -77,11 +77,11 @@ class SimilarityComparison:
     def table(self) -> Table:
         """Means of both kinds, and the rank correlation."""
         rows = []
-        for kind, found in self.correlations.items():
+        for kind, estimate in self.correlations.items():
             of_kind = [sample for sample in self.samples if kind in ("all", sample.kind)]
             similarity = sum(sample.similarity for sample in of_kind) / max(1, len(of_kind))
             influence = sum(sample.influence for sample in of_kind) / max(1, len(of_kind))
-            rows.append((kind, str(len(of_kind)), number(similarity), number(influence), found.text()))
+            rows.append((kind, str(len(of_kind)), number(similarity), number(influence), estimate.text()))
         return Table(
             "Similarity and influence",
             ("samples", "n", "mean similarity", "mean influence", "Spearman of the two"),
@@ -148,16 +148,16 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
         DataError: There are too few questions or pairs.
         ModelError: A sample cannot be scored.
     """
-    given, real = halves(validation)
-    if not given or not real or not pairs:
+    validation_half, real = halves(validation)
+    if not validation_half or not real or not pairs:
         raise DataError(
             f"{len(validation)} validation questions and {len(pairs)} pairs: at least two questions of one subtask and "
             "one pair are needed"
         )
     items: list[Pair | Question] = [*pairs, *real]
-    influence = build_scorer(target, given, config, training=training).score(items).total.tolist()
+    influence = build_scorer(target, validation_half, config, training=training).score(items).total.tolist()
     embed = embedder if embedder is not None else BaseModelEmbedder(target)
-    vectors = embed([text_of(item) for item in [*items, *given]]).double()
+    vectors = embed([text_of(item) for item in [*items, *validation_half]]).double()
     # The hidden states of a language model share one large direction, which would make every cosine nearly 1.
     vectors = vectors - vectors.mean(0)
     unit = torch.nn.functional.normalize
@@ -185,7 +185,7 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
             resamples=resamples,
             seed=seed,
         )
-    return SimilarityComparison(samples, len(given), correlations, confidence)
+    return SimilarityComparison(samples, len(validation_half), correlations, confidence)
 
 
 def halves(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
@@ -217,11 +217,11 @@ def spearman(
     count = len(x)
     if count < _FEWEST:
         return RankCorrelation(None, None, None, count)
-    one, two = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    value = float(correlation(ranks(one), ranks(two)))
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    value = float(correlation(ranks(first), ranks(second)))
     if math.isnan(value):
         return RankCorrelation(None, None, None, count)
     drawn = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
-    draws = correlation(ranks(one[drawn]), ranks(two[drawn]))
+    draws = correlation(ranks(first[drawn]), ranks(second[drawn]))
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return RankCorrelation(value, float(low), float(high), count)

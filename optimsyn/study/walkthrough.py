@@ -191,10 +191,10 @@ class Workbench:
         """
         from optimsyn.report.stage_plots import rewards_figure
 
-        found = {
+        judgements = {
             name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
         }
-        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in found.items()}
+        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in judgements.items()}
         return rewards_figure(
             {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
         )

@@ -101,8 +101,8 @@ class AnswerScorer:
         scores: list[list[float]] = [[] for _ in items]
         for chunk in _chunks(flat, prefix.ids.shape[1], prefix.logits.shape[-1]):
             rows, options = [row for row, _ in chunk], [option for _, option in chunk]
-            mine = [next(weights) for _ in chunk]
-            for row, score in zip(rows, self._likelihoods(prefix, rows, options, mine), strict=True):
+            own = [next(weights) for _ in chunk]
+            for row, score in zip(rows, self._likelihoods(prefix, rows, options, own), strict=True):
                 scores[row].append(score)
         for item, option_scores in zip(items, scores, strict=True):
             if not all(math.isfinite(score) for score in option_scores):
@@ -130,15 +130,15 @@ class AnswerScorer:
         tokens, mask = self._pad(options, left=False)
         logits = prefix.logits[index][:, None]
         if tokens.shape[1] > 1:
-            given, given_mask = tokens[:, :-1], mask[:, :-1]
+            inputs, given_mask = tokens[:, :-1], mask[:, :-1]
             whole = torch.cat([prefix.mask[index], given_mask], dim=1)
-            keep = given.shape[1]
+            keep = inputs.shape[1]
             if prefix.cache is not None:
                 cache = _rows_of(prefix.cache, index)
                 positions = _positions(whole)[:, -keep:]
-                later = self._forward(given, whole, positions, keep=keep, cache=cache).logits
+                later = self._forward(inputs, whole, positions, keep=keep, cache=cache).logits
             else:
-                ids = torch.cat([prefix.ids[index], given], dim=1)
+                ids = torch.cat([prefix.ids[index], inputs], dim=1)
                 later = self._forward(ids, whole, _positions(whole), keep=keep).logits
             logits = torch.cat([logits, later.float()], dim=1)
         chosen = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)

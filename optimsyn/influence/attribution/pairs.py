@@ -43,7 +43,7 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
     if isinstance(scorer, SimulatedScorer):
         scorer = scorer.linear
     scores = scorer.score(pairs, token_shares=True)
-    found = []
+    rows = []
     for index, pair in enumerate(pairs):
         shares = [] if scores.token_shares is None else [float(share) for share in scores.token_shares[index]]
         cut = answer_pieces(target.tokenizer, pair, target.max_length)
@@ -62,7 +62,7 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         ]
         total = float(scores.total[index])
         (question, *below), answer = shown(pair)
-        found.append(
+        rows.append(
             PairShares(
                 id=pair.id,
                 question=question,
@@ -73,4 +73,4 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
                 pieces=tuple(pieces),
             )
         )
-    return found
+    return rows

@@ -109,11 +109,11 @@ class ForwardScorer(DerivativeScorer):
             columns = []
             for k in range(len(self.subtasks)):
                 direction = {name: value[k] for name, value in step.items()}
-                found = token_slopes(
+                slopes = token_slopes(
                     self.target, self._taps, batch, direction, cure="set influence.method to exact or auto"
                 )
-                columns.append(found.slopes)
-            losses, rows = found.losses, found.rows
-            weighted = torch.zeros(len(batch), dtype=losses.dtype).index_add(0, rows, losses * found.weights)
+                columns.append(slopes.slopes)
+            losses, rows = slopes.losses, slopes.rows
+            weighted = torch.zeros(len(batch), dtype=losses.dtype).index_add(0, rows, losses * slopes.weights)
             refuse_infinite(weighted, batch.ids, self.target.model)
             sums.add(self._weights[place], norm, batch.indices, torch.stack(columns, dim=1), losses, rows)

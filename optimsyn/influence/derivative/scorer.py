@@ -175,18 +175,18 @@ class TokenSums:
             rows: [N].
         """
         for row, index in enumerate(indices):
-            mine = rows == row
+            own = rows == row
             weights = torch.tensor(self._encoded[index].token_weights, dtype=torch.float64)
             if reference_norm > 0:
-                self._shares[index] += weight / reference_norm * weights.unsqueeze(1) * derivatives[mine]
-            self._loss[index] += weight * (weights * losses[mine]).sum()
+                self._shares[index] += weight / reference_norm * weights.unsqueeze(1) * derivatives[own]
+            self._loss[index] += weight * (weights * losses[own]).sum()
 
     def by_subtask(self) -> torch.Tensor:
         """[n, K]."""
-        found = torch.zeros(len(self._encoded), len(self._subtasks), dtype=torch.float64)
+        scores = torch.zeros(len(self._encoded), len(self._subtasks), dtype=torch.float64)
         for i, share in enumerate(self._shares):
-            found[i] = share.sum(0)
-        return found
+            scores[i] = share.sum(0)
+        return scores
 
     def scores(self, across: str, *, token_shares: bool) -> Scores:
         """All of it.
@@ -219,14 +219,14 @@ def linear_estimator(name: str, method: str) -> Estimator:
     Raises:
         RecipeError: There is none, or it is not linear.
     """
-    found = estimator_of(name)
-    if not found.linear:
+    estimator = estimator_of(name)
+    if not estimator.linear:
         linear = " or ".join(e.name for e in BUILT_IN.values() if e.linear)
         raise RecipeError(
             f"influence.estimator: {name} is not linear in the gradient, so its score is not a derivative of the loss; "
             f"method {method} takes {linear}; set influence.method to exact to keep {name}"
         )
-    return found
+    return estimator
 
 
 def _mean(directions: Directions) -> Directions:

@@ -155,9 +155,9 @@ class Plan:
 
 
 def _rms(values: torch.Tensor) -> float:
-    found = float(values.double().square().mean().sqrt())
+    rms = float(values.double().square().mean().sqrt())
     # A step so long that the loss overflows is no candidate.
-    return found if math.isfinite(found) else math.inf
+    return rms if math.isfinite(rms) else math.inf
 
 
 def _share(error: float, size: float) -> float:

@@ -221,8 +221,8 @@ class TwinScorer(DerivativeScorer):
             size = length({name: value[k] for name, value in step.items()})
 
             def both(epsilon: float, k: int = k) -> tuple[torch.Tensor, torch.Tensor]:
-                found = losses([_scaled(step, k, epsilon), _scaled(step, k, -epsilon)])
-                return found[0], found[1]
+                pair = losses([_scaled(step, k, epsilon), _scaled(step, k, -epsilon)])
+                return pair[0], pair[1]
 
             start = relative ** (1 / 3) * origin / (size or 1.0)
             steps.append(measure_step(both, here, start=start, length=size))

@@ -38,12 +38,12 @@ def step_directions(
     Returns:
         Parameter name -> [K, *parameter.shape], float32 (float64 of a float64 model), on the parameter's device.
     """
-    found = {}
+    steps = {}
     for name, parameter in target.parameters.items():
         moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
         # D is diagonal, so applying it to V in place of g gives the same dot product.
-        found[name] = estimator.bind(moments)(directions.vectors[name].to(parameter.device, target.dtype))
-    return found
+        steps[name] = estimator.bind(moments)(directions.vectors[name].to(parameter.device, target.dtype))
+    return steps
 
 
 def length(tensors: Mapping[str, torch.Tensor]) -> float:
@@ -67,14 +67,14 @@ class Twins:
         self._target = target
         names = {id(parameter): name for name, parameter in target.parameters.items()}
         self._layers: list[tuple[nn.Linear, str | None, str | None]] = []
-        found = set()
+        covered = set()
         for module in target.model.modules():
             if isinstance(module, nn.Linear):
                 weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
                 if weight is not None or bias is not None:
                     self._layers.append((module, weight, bias))
-                    found |= {weight, bias}
-        missing = sorted(set(target.parameters) - found)
+                    covered |= {weight, bias}
+        missing = sorted(set(target.parameters) - covered)
         if missing:
             raise ModelError(
                 f"{missing[0]} is trained, but it is not part of a linear layer; twins are made of linear layers "
@@ -128,8 +128,8 @@ class Twins:
             with self.at(group):
                 tokens, rows, _ = self._target.token_losses(batch)
             losses.append(tokens.double().cpu())
-        found = torch.cat(losses).view(count, -1)
-        return found, rows[: found.shape[1]].cpu()
+        joined = torch.cat(losses).view(count, -1)
+        return joined, rows[: joined.shape[1]].cpu()
 
     @contextmanager
     def at(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:

@@ -147,20 +147,20 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
     if stacked:
         config = _widened(config)
     folder.mkdir(parents=True, exist_ok=True)
-    found: list[Path] = []
+    folders: list[Path] = []
     names: list[tuple[str, ...]] = []
     for checkpoint, directions, plan in zip(scorer.checkpoints, scorer.directions, scorer.plans, strict=True):
         target.load_checkpoint(checkpoint)
         step = step_directions(target, checkpoint, directions, scorer.estimator)
-        mine = []
+        pair = []
         for k, epsilon in plan.points:
             move = {name: (value[k or 0] * epsilon) for name, value in step.items()}
             tensors = _tensors(target, move, stacked=stacked)
             name = f"twin-{_digest(tensors, config)}"
             _write(target, adapter, config, tensors, folder / name)
-            mine.append(name)
-            found.append(folder / name)
-        names.append(tuple(mine))
+            pair.append(name)
+            folders.append(folder / name)
+        names.append(tuple(pair))
     target.load_checkpoint(scorer.checkpoints[-1])
     TwinRecord(
         fingerprint=scorer.fingerprint,
@@ -179,7 +179,7 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
         plans=tuple(scorer.plans),
         adapters=tuple(names),
     ).save(folder)
-    return found
+    return folders
 
 
 def probe_ids(tokenizer: Any) -> list[int]:
@@ -213,18 +213,18 @@ def _widened(config: Any) -> Any:
 
 def _tensors(target: Target, move: dict[str, torch.Tensor], *, stacked: bool) -> dict[str, torch.Tensor]:
     """The weights of one twin by parameter name, on the CPU."""
-    found = {}
+    tensors = {}
     for name, parameter in target.parameters.items():
         here = parameter.detach().to(target.dtype)
         if not stacked:
-            found[name] = here + move[name]
+            tensors[name] = here + move[name]
         elif ".lora_A." in name:
             # The step stands in B's columns alone, so that A's rows are of one size: ε·(B + εb)·a.
-            found[name] = torch.cat([here, here, move[name] / _size(move[name])])
+            tensors[name] = torch.cat([here, here, move[name] / _size(move[name])])
         else:
             other = move[name.replace(".lora_B.", ".lora_A.")]
-            found[name] = torch.cat([here, move[name], (here + move[name]) * _size(other)], dim=1)
-    return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
+            tensors[name] = torch.cat([here, move[name], (here + move[name]) * _size(other)], dim=1)
+    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def _size(tensor: torch.Tensor) -> float:

@@ -103,8 +103,8 @@ def _rows(
     losses = torch.empty(len(encoded), dtype=torch.float64)
     with taps.attached():
         for batch in target.batches(list(encoded), batch_tokens):
-            found = taps.run(batch, _Rows(rows, places, batch.indices))
-            losses[batch.indices] = found.double().cpu()
+            batch_losses = taps.run(batch, _Rows(rows, places, batch.indices))
+            losses[batch.indices] = batch_losses.double().cpu()
     if not bool(torch.isfinite(rows).all()):
         bad = [encoded[i].id for i in (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()]
         raise ModelError(f"the gradients of samples {', '.join(map(repr, bad))} are not finite; look at their text")

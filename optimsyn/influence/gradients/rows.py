@@ -41,9 +41,9 @@ def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projectio
     """
     shapes = {name: tuple(p.shape) for name, p in target.parameters.items()}
     choices = [None, *(Projection(size, size) for size in _SIZES)] if projection is None else [projection]
-    found = [Layout(shapes, choice) for choice in choices]
-    fitting = [layout for layout in found if rows * layout.width * target.dtype.itemsize <= limit]
-    return (fitting or found[-1:])[0]
+    layouts = [Layout(shapes, choice) for choice in choices]
+    fitting = [layout for layout in layouts if rows * layout.width * target.dtype.itemsize <= limit]
+    return (fitting or layouts[-1:])[0]
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def gradient_rows(
         offset += width
     with taps.attached():
         for batch in target.batches(list(encoded), batch_tokens):
-            found = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
-            losses[batch.indices] = found.double().cpu()
+            batch_losses = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
+            losses[batch.indices] = batch_losses.double().cpu()
             if report is not None:
                 report(len(batch))
     return rows, losses

@@ -190,8 +190,8 @@ class GradientTaps:
         scale = max(float(e.norm()) for _, e in pairs.values())
         # Autograd rounds the gradient of a 16-bit weight to 16 bits.
         tolerance = 1e-2 if any(p.dtype in NARROW for p in parameters.values()) else 1e-3
-        for name, (found, wanted) in pairs.items():
-            if not float((found - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-3 * scale):
+        for name, (computed, wanted) in pairs.items():
+            if not float((computed - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-3 * scale):
                 raise ModelError(
                     f"the gradient of {name} is not the sum of its layer's per-sample gradients: this model uses the "
                     "weight outside of its linear layer; leave that module out of lora.target_modules"
@@ -300,15 +300,15 @@ class _Pass:
     ) -> None:
         """Forms Σ_t b_t a_tᵀ (plus what earlier uses gave) a slice at a time and hands it on."""
         b, sink = b.transpose(1, 2), self._sink
-        pieces = output_slices(parameter, self._dtype) if isinstance(sink, SlicedSink) else [slice(0, b.shape[1])]
+        slices = output_slices(parameter, self._dtype) if isinstance(sink, SlicedSink) else [slice(0, b.shape[1])]
         step = max(1, SLICE_BYTES // (parameter.numel() * self._dtype.itemsize))
         for start in range(0, self._samples, step):
             rows = slice(start, min(start + step, self._samples))
-            for piece in pieces:
+            for piece in slices:
                 gradients = torch.bmm(b[rows, piece], a[rows])
                 if total is not None:
                     gradients += total[rows, piece]
-                if len(pieces) > 1 and isinstance(sink, SlicedSink):
+                if len(slices) > 1 and isinstance(sink, SlicedSink):
                     sink.take_slice(name, rows, piece, gradients)
                 else:
                     sink.take(name, rows, gradients)

@@ -68,24 +68,24 @@ def plain_scores(
     Raises:
         ModelError: The target has not been warmed up with this adapter, or a sample cannot be encoded.
     """
-    told = report or (lambda count: None)
+    on_progress = report or (lambda count: None)
     total_lr = sum(checkpoint.lr for checkpoint in target.checkpoints)
     # By subtask until all checkpoints are summed, as the scorers do.
     sums = [torch.zeros(1, dtype=torch.float64)] * len(pairs)
     for checkpoint in target.checkpoints:
         target.load_checkpoint(checkpoint)
         bound = _Bound(target, checkpoint, config)
-        vectors = _vectors(target, questions, set(held_back), config, bound, told)
+        vectors = _vectors(target, questions, set(held_back), config, bound, on_progress)
         for i, pair in enumerate(pairs):
             sums[i] = sums[i] + checkpoint.lr / total_lr * _score(target, pair, config, bound, vectors)
-            told(1)
+            on_progress(1)
     target.load_checkpoint(target.checkpoints[-1])
     # [6, n, K]
-    found = torch.stack(sums, dim=1)
+    scores = torch.stack(sums, dim=1)
     if config.across_subtasks == "mean":
-        return PlainScores(*found.mean(-1))
+        return PlainScores(*scores.mean(-1))
     # Parts are those of the subtask that the total is.
-    whole, apart, *parts = found
+    whole, apart, *parts = scores
     winner = whole.argmax(-1, keepdim=True)
     chosen = [part.gather(-1, winner).squeeze(-1) for part in parts]
     return PlainScores(whole.max(-1).values, apart.max(-1).values, *chosen)
@@ -116,7 +116,7 @@ def _vectors(
     held_back: set[int],
     config: Influence,
     bound: _Bound,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> _Vectors:
     samples = [as_sample(question) for question in questions]
     names = sorted({sample.subtask or "all" for sample in samples})
@@ -126,7 +126,7 @@ def _vectors(
     for place, sample in enumerate(samples):
         encoded = counted(target.encode(sample), config.tokens, "question")
         (gradient,) = _gradients(target, encoded.input_ids, encoded.labels, [encoded.token_weights])
-        told(1)
+        on_progress(1)
         squares += float(bound.gamma(gradient).double().square().sum())
         length = float(gradient.double().norm())
         lengths += length**2
@@ -180,13 +180,13 @@ def _gradients(
     """The gradient [P], on the CPU, of each weighted sum of one sample's label losses."""
     parameters = list(target.parameters.values())
     (batch,) = target.batches([Encoded("", input_ids, labels, truncated=False)], 2**62)
-    found = []
+    gradients = []
     with target.scoring():
         losses, _, _ = target.token_losses(batch)
         for place, weights in enumerate(weightings):
             loss = (losses * torch.tensor(weights, dtype=torch.float64).to(losses)).sum()
             again = place < len(weightings) - 1
             parts = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=again)
-            known = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
-            found.append(torch.cat([part.detach().flatten().to("cpu", target.dtype) for part in known]))
-    return found
+            dense = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
+            gradients.append(torch.cat([part.detach().flatten().to("cpu", target.dtype) for part in dense]))
+    return gradients

@@ -111,11 +111,11 @@ def _gradient(target: Target, encoded: Encoded) -> tuple[dict[str, torch.Tensor]
     with target.scoring():
         loss = target.losses(batch)[0]
         parts = torch.autograd.grad(loss, list(target.parameters.values()), allow_unused=True)
-    found = {
+    gradient = {
         name: (torch.zeros_like(parameter) if part is None else part).detach().to(target.dtype)
         for (name, parameter), part in zip(target.parameters.items(), parts, strict=True)
     }
-    return found, float(loss.detach())
+    return gradient, float(loss.detach())
 
 
 def _row(layout: Layout, gradient: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -171,7 +171,7 @@ class SimulatedScorer:
         self._asked = [sample.subtask or "all" for sample in self._given]
         self.subtasks: tuple[str, ...] = tuple(sorted(set(self._asked)))
         self._shares = torch.tensor(
-            [[(name == mine) / self._asked.count(mine) for mine in self._asked] for name in self.subtasks],
+            [[(name == subtask) / self._asked.count(subtask) for subtask in self._asked] for name in self.subtasks],
             dtype=torch.float64,
         )
         self._companions = [target.encode(as_sample(item)) for item in training.used]
@@ -311,7 +311,7 @@ class SimulatedScorer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         held = self._held
-        found = torch.zeros(len(encoded), len(self.subtasks), dtype=torch.float64)
+        scores = torch.zeros(len(encoded), len(self.subtasks), dtype=torch.float64)
         norms, losses = torch.zeros(2, len(encoded), dtype=torch.float64)
         if encoded:
             self.target.load_checkpoint(self._checkpoint)
@@ -329,8 +329,8 @@ class SimulatedScorer:
                     batch_tokens=budget,
                 )
             norms[places] = torch.linalg.vector_norm(plain, dim=1, dtype=torch.float64)
-            found[places] = self.predicted(scaled, plain, losses[places]) @ self._shares.t()
-        return found, norms, losses
+            scores[places] = self.predicted(scaled, plain, losses[places]) @ self._shares.t()
+        return scores, norms, losses
 
     def predicted(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """The questions' losses without each pair less those with it, [n, Q]."""
@@ -339,7 +339,7 @@ class SimulatedScorer:
             products(left, right) for left, right in ((held.asked, scaled), (held.scaled, scaled), (held.plain, plain))
         )
         momentum = products(scaled, held.scale.drift[None])[:, 0]
-        found = []
+        decreases = []
         for i in range(len(losses)):
             own = float(products(scaled[i : i + 1], scaled[i : i + 1]))
             length = float(products(plain[i : i + 1], plain[i : i + 1]))
@@ -355,12 +355,12 @@ class SimulatedScorer:
             weights[1, -1] = 1 / self.training.fine_tune.batch_size
             empty, trained = with_it.losses(weights)
             # Rounding must not make a pair without a gradient one that teaches.
-            found.append(empty - trained if length > 0 else torch.zeros_like(empty))
-        return torch.stack(found)
+            decreases.append(empty - trained if length > 0 else torch.zeros_like(empty))
+        return torch.stack(decreases)
 
 
 def _bordered(matrix: torch.Tensor, side: torch.Tensor, corner: float) -> torch.Tensor:
     """A symmetric matrix [n, n] with a row and a column more."""
-    found = torch.empty(len(matrix) + 1, len(matrix) + 1, dtype=matrix.dtype)
-    found[:-1, :-1], found[:-1, -1], found[-1, :-1], found[-1, -1] = matrix, side, side, corner
-    return found
+    bordered = torch.empty(len(matrix) + 1, len(matrix) + 1, dtype=matrix.dtype)
+    bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, side, side, corner
+    return bordered

@@ -189,9 +189,11 @@ class SimulatedTraining:
         Returns:
             [C, Q], in nats.
         """
-        known, learnt = (torch.exp(-x.clamp_min(_SMALLEST_LOSS)) for x in (self.question_losses, self.pair_losses))
+        probability, learnt = (
+            torch.exp(-x.clamp_min(_SMALLEST_LOSS)) for x in (self.question_losses, self.pair_losses)
+        )
         count = len(weights)
-        question = torch.logit(known).expand(count, -1)
+        question = torch.logit(probability).expand(count, -1)
         pair = torch.logit(learnt).expand(count, -1)
         question_drift = self.question_momentum.expand(count, -1)
         pair_drift = self.pair_momentum.expand(count, -1)
@@ -203,7 +205,7 @@ class SimulatedTraining:
             question_drift = self.beta1 * question_drift + (1 - self.beta1) * (now @ self.question_kernel.t())
             pair_drift = self.beta1 * pair_drift + (1 - self.beta1) * (now @ self.pair_kernel)
             fix = rate / (1 - self.beta1 ** (self.step + number))
-            question = question + fix * question_drift / (1 - known)
+            question = question + fix * question_drift / (1 - probability)
             pair = pair + fix * pair_drift / (1 - learnt)
         return torch.nn.functional.softplus(-question)
 
@@ -215,14 +217,14 @@ class SimulatedTraining:
                 weights[row, place] += 1 / len(members)
         return self.start().mean() - self.losses(weights).mean(1)
 
-    def marginal(self, given: Sequence[int]) -> torch.Tensor:
+    def marginal(self, history: Sequence[int]) -> torch.Tensor:
         """What each pair adds to a set that has been chosen, [n]: the slope of `decrease` as its share grows from 0.
 
         The share of the others shrinks as that of the new one grows, so a pair that is no better than what is there
         already adds 0. Of an empty set: of all pairs together.
         """
         weights = torch.zeros(1, len(self), dtype=torch.float64)
-        weights[0, list(given) or slice(None)] = 1 / (len(given) or len(self))
+        weights[0, list(history) or slice(None)] = 1 / (len(history) or len(self))
         weights.requires_grad_()
         with torch.enable_grad():
             loss = self.losses(weights).mean()

@@ -111,14 +111,14 @@ class Rows:
 
     def read(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """A copy of these records, in this order; maps the files only while it reads."""
-        found = np.empty(len(rows), dtype=self.record)
+        records = np.empty(len(rows), dtype=self.record)
         shards = rows // self._per_shard
         for shard in np.unique(shards).tolist():
             here = np.flatnonzero(shards == shard)
             local = rows[here] - shard * self._per_shard
             mapped = np.memmap(self._shard(shard), dtype=self.record, mode="r", shape=(int(local.max()) + 1,))
-            found[here] = mapped[local]
-        return found
+            records[here] = mapped[local]
+        return records
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -189,12 +189,12 @@ def record_type(checkpoints: int, width: int, dtype: str) -> np.dtype[Any]:
     return np.dtype([("label_tokens", "<i8"), *exact, ("values", kinds[dtype], (checkpoints, width))])
 
 
-def differences(wanted: dict[str, Any], found: dict[str, Any], fields: Sequence[str]) -> list[str]:
+def differences(wanted: dict[str, Any], stored: dict[str, Any], fields: Sequence[str]) -> list[str]:
     """A sentence part for each field in which two manifests differ."""
     return [
-        f"{field} (there: {_short(found.get(field))}, here: {_short(wanted.get(field))})"
+        f"{field} (there: {_short(stored.get(field))}, here: {_short(wanted.get(field))})"
         for field in fields
-        if found.get(field) != wanted.get(field)
+        if stored.get(field) != wanted.get(field)
     ]
 
 

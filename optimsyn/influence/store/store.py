@@ -164,7 +164,7 @@ class _Store:
 
     def _fresh(self, window: Sequence[Sample | Pair | Question]) -> dict[str, tuple[Sample, int]]:
         """By id: samples that are not in the store, once each, and the digest of their text."""
-        found: dict[str, tuple[Sample, int]] = {}
+        fresh: dict[str, tuple[Sample, int]] = {}
         for item in window:
             sample = as_sample(item)
             facts = [sample.prompt, sample.completion, sample.messages]
@@ -172,15 +172,15 @@ class _Store:
                 facts.append(sample.subtask or "all")
             text = int.from_bytes(hashlib.sha256(json.dumps(facts).encode()).digest()[:8], "big")
             there = self._rows.ids.get(sample.id)
-            known = self._rows.text_of(there) if there is not None else found.get(sample.id, (sample, text))[1]
-            if known != text:
+            stored = self._rows.text_of(there) if there is not None else fresh.get(sample.id, (sample, text))[1]
+            if stored != text:
                 raise DataError(
                     f"{self.folder}: {sample.id!r} is already there with another text; give the changed "
                     f"{self.kind[:-1]} an id of its own, or delete the folder and fill the store again"
                 )
             if there is None:
-                found[sample.id] = sample, text
-        return found
+                fresh[sample.id] = sample, text
+        return fresh
 
     def _chunks(self, rows: np.ndarray[Any, Any]) -> Iterator[tuple[slice, np.ndarray[Any, Any]]]:
         step = max(1, _CHUNK_BYTES // self._rows.record.itemsize)

@@ -53,7 +53,7 @@ def describe(
     if not target.checkpoints:
         raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
     checkpoint_weights([checkpoint.lr for checkpoint in target.checkpoints])
-    known = estimator_of(estimator)
+    chosen = estimator_of(estimator)
     layout = _layout(target, projection)
     record = record_type(len(target.checkpoints), layout.width, dtype)
     # Tokeniser and chat template are no part of the target's fingerprint, so a short text stands for them.
@@ -65,9 +65,9 @@ def describe(
         "precision": str(target.dtype).removeprefix("torch."),
         "encoding": digest_of([probe.input_ids, probe.labels, probe.end_tokens]),
         "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
-        "estimator": known.name,
+        "estimator": chosen.name,
         # Of one's own the source; a built-in one is known by its name.
-        **({} if known.identity == known.name else {"estimator_source": known.identity}),
+        **({} if chosen.identity == chosen.name else {"estimator_source": chosen.identity}),
         "tokens": tokens.model_dump(),
         "projection": None if projection is None else projection.facts(),
         "parameters": layout.facts(),

@@ -54,18 +54,18 @@ def calibrated_scores(
     """
     from scipy.optimize import isotonic_regression
 
-    known = [name for name in truths if name.startswith("in batch")]
+    in_batch = [name for name in truths if name.startswith("in batch")]
     names = sorted(set(groups))
-    if not known or len(names) < 2:
+    if not in_batch or len(names) < 2:
         return {}
-    truth = truths[known[-1]].numpy()
+    truth = truths[in_batch[-1]].numpy()
     table = np.stack([scores[name].double().numpy() for name in FEATURES], axis=1)
     bent, fitted = np.zeros(len(truth)), np.zeros(len(truth))
     for name in names:
-        mine = np.array([group == name for group in groups])
-        slope, intercept = ridge(table[~mine], truth[~mine])
-        fitted[mine] = table[mine] @ slope + intercept
-        order = np.argsort(table[~mine, 0], kind="stable")
-        rising = isotonic_regression(truth[~mine][order]).x
-        bent[mine] = np.interp(table[mine, 0], table[~mine, 0][order], rising)
+        held_out = np.array([group == name for group in groups])
+        slope, intercept = ridge(table[~held_out], truth[~held_out])
+        fitted[held_out] = table[held_out] @ slope + intercept
+        order = np.argsort(table[~held_out, 0], kind="stable")
+        rising = isotonic_regression(truth[~held_out][order]).x
+        bent[held_out] = np.interp(table[held_out, 0], table[~held_out, 0][order], rising)
     return {"calibrated (ridge)": torch.from_numpy(fitted), "calibrated (isotonic)": torch.from_numpy(bent)}

@@ -248,8 +248,8 @@ def measure(
         training = BatchTraining(data.drafts, tuning, plan.max_grad_norm)
         # As above every question counts the same, whatever its subtask.
         alike = [as_sample(item).model_copy(update={"subtask": ""}) for item in questions]
-        made = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=work.batch_tokens)
-        scores["simulated, in batch (drafts)"] = made.score(pool).total
+        scorer = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=work.batch_tokens)
+        scores["simulated, in batch (drafts)"] = scorer.score(pool).total
     scores |= calibrated_scores(scores, truths, data.groups or [item.id for item in encoded])
     answers = [as_sample(item).completion for item in pool]
     return FidelityCell(
@@ -286,18 +286,18 @@ def _refuse(data: FidelityData, plan: Plan) -> None:
 def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int) -> dict[str, torch.Tensor]:
     """Truth name -> [n]."""
     steps, looks = plan.horizons[-1], plan.horizons
-    found: dict[str, torch.Tensor] = {}
+    by_truth: dict[str, torch.Tensor] = {}
     if plan.alone:
         after = ledger.run([[[i]] * steps for i in range(count)], looks).mean(2)
         for place, look in enumerate(looks):
-            found[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
+            by_truth[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
     if plan.in_batch:
         fixed = schedule(range(count, count + companions), steps, plan.batch_size, plan.seed)
         without = ledger.run([fixed], looks).mean(2)[0]
         after = ledger.run([[[i, *step[1:]] for step in fixed] for i in range(count)], looks).mean(2)
         for place, look in enumerate(looks):
-            found[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
-    return found
+            by_truth[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
+    return by_truth
 
 
 def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
@@ -314,14 +314,14 @@ def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
 def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
     """What is predicted of each sample: on its own, and in a batch of companions (which stand behind the pool)."""
     companions = list(range(count, len(simulated)))
-    found = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
+    scores = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
     if companions:
         # z has one place in each batch, the companions share the others.
         weights = torch.zeros(count, len(simulated), dtype=torch.float64)
         weights[:, companions] = (batch_size - 1) / batch_size / len(companions)
         weights[:, :count] += torch.eye(count, dtype=torch.float64) / batch_size
-        found["simulated, in batch"] = -simulated.losses(weights).mean(1)
-    return found
+        scores["simulated, in batch"] = -simulated.losses(weights).mean(1)
+    return scores
 
 
 def _chosen(

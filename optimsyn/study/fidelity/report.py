@@ -171,8 +171,8 @@ class FidelityReport:
             lines = [f"{label}, {truth}, domain by domain:", "", *_head(["score", *self.domains])]
             by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
             for row in self._shown():
-                found = [by_name[name].get(row.score) for name in self.domains]
-                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in found]
+                in_domains = [by_name[name].get(row.score) for name in self.domains]
+                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in in_domains]
                 lines.append(_line([_named(row.score), *values]))
             yield "\n".join(lines) + "\n"
 
@@ -189,8 +189,8 @@ class FidelityReport:
             *_head(["chosen", *groups]),
         ]
         for how in ways:
-            found = [by_place.get((how, group)) for group in groups]
-            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in found)]))
+            choices = [by_place.get((how, group)) for group in groups]
+            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in choices)]))
         return "\n".join(lines) + "\n"
 
     def _shown(self) -> list[FidelityRow]:
@@ -213,9 +213,9 @@ class FidelityReport:
 
 def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> str | None:
     """The last in-batch truth that has figures of this kind, else the last truth that has."""
-    known = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
-    in_batch = [truth for truth in known if truth.startswith("in batch")]
-    ranked = in_batch or known
+    measured = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
+    in_batch = [truth for truth in measured if truth.startswith("in batch")]
+    ranked = in_batch or measured
     return ranked[-1] if ranked else None
 
 
@@ -253,8 +253,8 @@ def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
                 for mean, cell in zip(means, having, strict=True)
                 if "random" in cell.chosen
             ]
-            shown = means if how == "random" else beyond
-            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shown))
+            shares = means if how == "random" else beyond
+            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shares))
 
 
 def _choice_text(choice: Choice) -> str:
@@ -309,14 +309,14 @@ def draw(report: FidelityReport, file: Path) -> None:
     names = [row.score for row in report.rows]
     for axis, truth in zip(axes, report.truths, strict=False):
         for place, row in enumerate(report.rows):
-            found = row.spearman[truth]
-            if found.value is None or found.low is None or found.high is None:
+            estimate = row.spearman[truth]
+            if estimate.value is None or estimate.low is None or estimate.high is None:
                 continue
             # "adam cosine", "adam_linear dot, end of both": an estimator and how its products are divided.
             is_influence = row.score.split(",")[0].split(" ")[1:2] in (["cosine"], ["dot"])
             color = _INFLUENCE if is_influence else _BASELINE
-            axis.plot([found.low, found.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
-            axis.plot(found.value, place, "o", color=color, markersize=4.5)
+            axis.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
+            axis.plot(estimate.value, place, "o", color=color, markersize=4.5)
         axis.axvline(0, color=_INK, linewidth=0.8)
         axis.grid(axis="x", color=_GRID, linewidth=0.6)
         axis.set_axisbelow(True)

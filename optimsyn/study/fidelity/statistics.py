@@ -131,9 +131,9 @@ def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
     drawn = np.random.default_rng(seed).integers(0, len(stacked), (len(stacked), stacked.shape[1]))
     drawn[:, 0] = np.arange(len(stacked))
     stacked = np.take_along_axis(stacked, drawn, axis=0)
-    known = ~np.isnan(stacked)
-    counts = known.sum(0)
-    means = np.where(known, stacked, 0.0).sum(0)[counts > 0] / counts[counts > 0]
+    valid = ~np.isnan(stacked)
+    counts = valid.sum(0)
+    means = np.where(valid, stacked, 0.0).sum(0)[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means[1:], [0.025, 0.975]) if len(means) > 1 else (means[0], means[0])
     return Estimate(float(means[0]), float(low), float(high), len(defined))
 
@@ -185,8 +185,8 @@ class CellStatistics:
             sums.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
         xy, xx, yy = np.moveaxis(np.array(sums)[self._drawn_groups].sum(1), 1, 0)
         ok = (xx > 1e-9) & (yy > 1e-9)
-        found: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
-        return found
+        correlations: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
+        return correlations
 
     def partial(self, score: str, truth: str) -> Array:
         """The same with length and gradient norm taken out."""
