@@ -1,4 +1,4 @@
-"""An answer cut up as its tokens do: pieces that joined are its text, whatever a tokenizer does to it inside."""
+"""Cuts an answer at its token boundaries, into pieces that join to its exact text."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from optimsyn.target.encoding import Tokens, as_sample, fitted
 
 
 def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: int) -> list[tuple[str, int]]:
-    """The text of an answer as its label tokens cut it up.
+    """The text of an answer, cut at its label tokens.
 
-    Pieces end where tokens end in the text, so blanks that a tokenizer drops go to the piece behind them, and tokens
-    that share one letter of several bytes are one piece.
+    Pieces end where tokens end in the text, so blanks that a tokenizer drops go to the next piece, and tokens that
+    share one letter of several bytes are one piece.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        item: What is encoded.
+        item: The sample to encode.
         max_length: As for `optimsyn.target.encoding.encode`.
 
     Returns:
-        For each piece its text and how many tokens it is made of, in order. A last piece without text is made of the
-        tokens that mark the end, where the target learns such. Together these are the label tokens of `encode`.
+        For each piece its text and its number of tokens, in order. A last piece without text holds the tokens that
+        mark the end, where the target learns them. Together these are the label tokens of `encode`.
 
     Raises:
         ModelError: As `encode`.
