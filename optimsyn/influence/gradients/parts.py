@@ -1,7 +1,7 @@
-"""Gradients of many samples in the two parts of which every definition of what counts is made: answer and end.
+"""Gradients of many samples in two parts, answer and end, from which every definition of what counts follows.
 
 Under `optimsyn.target.encoding.counted` a sample's loss is Σ w_t ℓ_t with one weight for all tokens of the answer and
-one for those that end it. So with the gradients of both sums at hand, the gradient under any definition is at hand too.
+one for those that end it. So the gradients of both sums give the gradient under any definition.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class GradientParts:
         """Two backward passes of every sample.
 
         Args:
-            target: Its adapter is set to the checkpoint, and left there.
+            target: Its adapter is set to the checkpoint and left there.
             checkpoint: Where gradients are taken.
-            encoded: As `encode` gave them, with every label.
-            batch_tokens: Tokens a batch.
+            encoded: From `encode`, with every label.
+            batch_tokens: Tokens per batch.
 
         Raises:
             ModelError: A gradient is not finite.

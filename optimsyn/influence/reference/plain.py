@@ -1,8 +1,8 @@
-"""Scores by plain automatic differentiation: a sample, a backward pass, a flat vector, as a textbook would.
+"""Scores by plain automatic differentiation, as in a textbook: a sample, a backward pass, a flat vector.
 
-Slow, and independent of everything that makes the scorers fast (taps on layers, directions kept in files, twins): what
-they are compared with. Also it keeps apart what the scorers add up: the questions of the two parts that a look at the
-reward makes of them, and an answer and the token that ends it.
+Slow, and independent of everything that makes the scorers fast (taps on layers, cached directions, twins), so they are
+compared with it. It also separates what the scorers sum: the two halves of the questions, and an answer and the token
+that ends it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class PlainScores:
     """Scores of n pairs, each tensor [n] float64.
 
     Attributes:
-        total: By all questions, as the scorer of the same options would give them.
+        total: By all questions, as from a scorer with the same options.
         apart: By the questions that are not held back.
         content: What the answer's own tokens bring to the linear score, as the recipe counts them.
         end: What the tokens that end it bring, as the recipe counts them.
-        content_if: The first if the end counted like every other token.
-        end_if: The second in that case.
+        content_if: `content` if the end counted like every other token.
+        end_if: `end` in that case.
     """
 
     total: torch.Tensor
@@ -53,7 +53,7 @@ def plain_scores(
     held_back: Sequence[int] = (),
     report: Callable[[int], None] | None = None,
 ) -> PlainScores:
-    """Scores pairs, one backward pass a question and two a pair for each warm-up checkpoint.
+    """Scores pairs with one backward pass per question and two per pair at each warm-up checkpoint.
 
     The adapter is left at the last checkpoint.
 
@@ -62,7 +62,7 @@ def plain_scores(
         pairs: What to score.
         questions: The validation questions.
         config: The recipe's `influence`.
-        held_back: Places of the questions that `PlainScores.apart` leaves out; the others must hold every subtask.
+        held_back: Indices of the questions that `PlainScores.apart` omits; the others must cover every subtask.
         report: Called with 1 after each backward pass.
 
     Raises:
@@ -84,7 +84,7 @@ def plain_scores(
     scores = torch.stack(sums, dim=1)
     if config.across_subtasks == "mean":
         return PlainScores(*scores.mean(-1))
-    # Parts are those of the subtask that the total is.
+    # The parts belong to the subtask of the total.
     whole, apart, *parts = scores
     winner = whole.argmax(-1, keepdim=True)
     chosen = [part.gather(-1, winner).squeeze(-1) for part in parts]
@@ -158,7 +158,7 @@ def _score(target: Target, pair: Item, config: Influence, bound: _Bound, vectors
     parts = _gradients(target, every.input_ids, every.labels, [content, ending] if ends else [content])
     of_content = parts[0]
     of_end = parts[1] if ends else torch.zeros_like(of_content)
-    # Every token of the content has one weight, and every one of the end has one.
+    # All tokens of the content share one weight, and so do those of the end.
     end_share = as_told[-1] / if_counted[-1] if ends else 0.0
     more = if_counted[0] / as_told[0]
 
@@ -170,7 +170,7 @@ def _score(target: Target, pair: Item, config: Influence, bound: _Bound, vectors
 
 
 def _dots(directions: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """[K], one after the other: all directions in float64 may be too large."""
+    """[K], one by one, since all directions in float64 may be too large."""
     return torch.stack([torch.dot(direction.double(), gradient) for direction in directions])
 
 
