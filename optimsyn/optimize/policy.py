@@ -1,4 +1,4 @@
-"""Policy optimisation: the method that the recipe names trains the rubric model with the influence reward."""
+"""Policy optimisation: the recipe's method trains the rubric model with the influence reward."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PolicyResult:
     """A trained rubric policy.
 
     Attributes:
-        method: What trained it, as the recipe names it.
+        method: The name of the method in the recipe.
         adapter: Folder of the peft adapter.
-        history: The rows of `history.jsonl`, one a step: step, reward (mean), and what else the method says; those of
-            grpo are in `optimsyn.optimize.grpo.train`.
+        history: The rows of `history.jsonl`, one per step: step, reward (mean), and further fields of the method;
+            `optimsyn.optimize.grpo.train` lists those of grpo.
     """
 
     method: str
@@ -35,16 +35,15 @@ class PolicyResult:
 
 
 def train_policy(task: PolicyTask) -> PolicyResult:
-    """Trains the rubric model to write rubrics that lead to pairs of higher reward, by the method that is named.
+    """Trains the rubric model to write rubrics that lead to pairs of higher reward, by the recipe's method.
 
     Args:
         task: Its folder receives `adapter/`, `history.jsonl` and, while training, `checkpoints/`.
 
     Raises:
-        RecipeError: The recipe names no such method.
-        ServiceError: A service failed for good; the next call goes on where the method can.
-        ModelError: The model has none of the modules that LoRA is to train, training diverged, or the method left no
-            adapter.
+        RecipeError: There is no such method.
+        ServiceError: A service failed for good; the next call resumes if the method can.
+        ModelError: The model has none of LoRA's target modules, training diverged, or the method saved no adapter.
         DataError: There are no passages.
     """
     if not task.passages:
@@ -69,9 +68,9 @@ def train_policy(task: PolicyTask) -> PolicyResult:
 
 
 def _identity(task: PolicyTask) -> Identity:
-    """What a training depends on."""
+    """Everything that a training depends on."""
     config = task.config.model_dump(mode="json", exclude={"save_every"})
-    if config["method"] == "grpo":  # a training that began before there was a choice goes on
+    if config["method"] == "grpo":  # so that trainings from before there was a choice can resume
         del config["method"]
     own = method_identity(POLICY_OPTIMIZERS, task.config.method)
     template = task.spec.chat_template_kwargs
@@ -84,7 +83,7 @@ def _identity(task: PolicyTask) -> Identity:
             "the passages": [(passage.id, passage.text) for passage in task.passages],
             "the guiding text": task.guiding_text,
             "the seed": task.seed,
-            # A policy that was rewarded by other checks or another scorer is not trained further.
+            # A policy trained with other checks or another scorer is not trained further.
             "the checks or the reward": task.reward.identity,
             "the scorer": task.reward.scorer.fingerprint,
         },
@@ -93,7 +92,7 @@ def _identity(task: PolicyTask) -> Identity:
 
 
 def _forget_other_training(folder: Path, identity: Identity) -> None:
-    """Removes what a training with other settings left in the folder."""
+    """Removes the files of a training with other settings from the folder."""
     marker = folder / "training.json"
     recorded = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
     if identity.same_as(recorded):

@@ -128,8 +128,8 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
         scorer: Its target holds plain LoRA adapters.
         folder: The output folder; created if needed.
         stacked: Write (B + εb)(A + εa) as `[B, εb, ε(B + εb)] [A; A; a]`, an adapter of three times the rank. The
-            product is the same, but it keeps εb and εa when the server rounds adapters to 16 bits, as vLLM does by default
-            (`--lora-dtype auto`); A + εa loses most of ε. Without it, serve with float32 adapters.
+            product is the same, but it keeps εb and εa when the server rounds adapters to 16 bits, as vLLM
+            does by default (`--lora-dtype auto`); A + εa loses most of ε. Without it, serve with float32 adapters.
 
     Returns:
         The peft folders, checkpoint by checkpoint, in the order of `Plan.points`.

@@ -11,8 +11,8 @@ model is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 
   of the checkpoint (over a dozen steps it hardly changes).
 
 It needs inner products: of questions and pairs under Adam's preconditioner D = 1 / (√v̂ + ε), ⟨g_q, D g_i⟩, of
-pairs with each other, ⟨g_j, D g_i⟩ and ⟨g_j, g_i⟩ (for the clipping), and of all with m. There is no free constant. Batches
-are replaced by their mean over the set.
+pairs with each other, ⟨g_j, D g_i⟩ and ⟨g_j, g_i⟩ (for the clipping), and of all with m. There is no free constant.
+Batches are replaced by their mean over the set.
 """
 
 from __future__ import annotations

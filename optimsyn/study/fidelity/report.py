@@ -15,16 +15,16 @@ from optimsyn.study.fidelity.statistics import LDS, CellStatistics, Estimate, Fi
 PAPER = "adam cosine"
 """The score of the OptimSyn paper."""
 DEFAULT = "adam_linear dot, plain mean"
-"""The score of a recipe that says nothing of it."""
+"""The default score of a recipe."""
 
 TITLES = {LDS: "LDS"}
-# So many rows are shown whatever they are called.
+# Number of best rows that are always shown.
 _BEST = 8
 
 
 @dataclass(frozen=True)
 class FidelityRow:
-    """What one score is worth, averaged over cells.
+    """The correlations of one score, averaged over cells.
 
     Attributes:
         score: Its name.
@@ -33,7 +33,7 @@ class FidelityRow:
             decrease.
         partial: Truth name -> the same with the ranks of answer length and gradient norm taken out.
         with_length: Rank correlation of the score with answer length.
-        with_gradient_norm: And with the gradient norm.
+        with_gradient_norm: Rank correlation of the score with the gradient norm.
     """
 
     score: str
@@ -46,14 +46,14 @@ class FidelityRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """What training on a part of the pool brings beyond training on random parts, in one group of cells.
+    """The gain of training on a chosen part of the pool over random parts, in one group of cells.
 
     Attributes:
-        cells: Which cells: a domain and a source.
+        cells: The cells' domain and source.
         how: How the part was chosen.
         decrease: Of the truth questions' loss, in nats, mean over cells.
-        beyond_random: Minus that of the cell's random parts, mean over cells.
-        by_cell: The same of each cell.
+        beyond_random: The decrease minus that of the cell's random parts, mean over cells.
+        by_cell: The same for each cell.
     """
 
     cells: str
@@ -68,14 +68,14 @@ class FidelityReport:
     """The fidelity tables.
 
     Attributes:
-        rows: One a score, best first: by its ranking within passages of the last truth that has one, else of the pool.
-        domains: Domain -> the same of its cells alone.
+        rows: One per score, best first: by ranking within passages of the last truth that has one, else of the pool.
+        domains: Domain -> the same for its cells alone.
         truths: Columns.
         choices: Parts of pools that were trained on.
-        cells: Names of the cells whose samples were trained on one by one; of all, where none were.
-        samples: Samples in each of them.
-        questions: Questions that gave each cell's directions.
-        truth_questions: And its truth.
+        cells: Names of the cells with trainings on single samples; all cells if there are none.
+        samples: Number of samples in each of them.
+        questions: Number of questions behind each cell's directions.
+        truth_questions: Number of questions behind its truth.
         resamples: Of the bootstrap.
     """
 
@@ -93,9 +93,9 @@ class FidelityReport:
     def of(cls, cells: Sequence[FidelityCell], *, resamples: int = 1000, seed: int = 0) -> FidelityReport:
         """The tables of some cells.
 
-        Cells are drawn again, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
+        Cells are resampled, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
         statistic is averaged over cells for each draw, and an interval holds the middle 95 % of these averages. A cell
-        that lacks a truth or score is left out of its average.
+        without a truth or score is left out of its average.
 
         Raises:
             DataError: There are no cells.
@@ -130,7 +130,7 @@ class FidelityReport:
         self.plot(folder / "fidelity.png")
 
     def markdown(self) -> str:
-        """The tables, each with its legend above it."""
+        """The tables, each below its legend."""
         parts = [self._main_table(), *self._domain_tables(), self._choice_table()]
         return "\n".join(part for part in parts if part)
 
@@ -194,7 +194,7 @@ class FidelityReport:
         return "\n".join(lines) + "\n"
 
     def _shown(self) -> list[FidelityRow]:
-        """The best rows, and of the others those that are no definition of what counts beside another one."""
+        """The best rows, and the others except alternative definitions of what counts."""
         return [
             row
             for place, row in enumerate(self.rows)
@@ -212,7 +212,7 @@ class FidelityReport:
 
 
 def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> str | None:
-    """The last in-batch truth that has figures of this kind, else the last truth that has."""
+    """The last in-batch truth with figures of this kind, else the last truth with any."""
     measured = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
     in_batch = [truth for truth in measured if truth.startswith("in batch")]
     ranked = in_batch or measured
@@ -291,10 +291,10 @@ _INFLUENCE, _BASELINE, _INK, _GRID = "#2F6DA8", "#9A6A2F", "#333333", "#DDDDDD"
 
 
 def draw(report: FidelityReport, file: Path) -> None:
-    """A forest plot: a panel a truth, a line a score, dots with their 95 % intervals; scores in the report's order.
+    """A forest plot: a panel per truth, a line per score, dots with 95 % intervals; scores in the report's order.
 
     Args:
-        report: What to draw.
+        report: The report to draw.
         file: PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
