@@ -1,11 +1,11 @@
-"""Pairs of the loop's own generator for the fidelity study: several for each of some passages, one for others.
+"""Pairs of the loop's own generator for the fidelity study: several each for some passages, one each for others.
 
     python benchmarks/fidelity_pairs.py --data DATA --output PAIRS --folder RUNS
 
-DATA holds a folder a domain with `documents.jsonl` (id, title, text) and `validation.jsonl` (question, answer, and
-choices with answer_index where they apply). Rubrics and pairs are written as a run's first draft writes them, under the
+DATA holds a folder per domain with `documents.jsonl` (id, title, text) and `validation.jsonl` (question, answer, and
+choices with answer_index where they apply). Rubrics and pairs are generated as in a run's first draft, under the
 guiding text of the domain's recipe; the rubrics of a passage differ in their seed, and so do the pairs of a rubric.
-Only valid pairs are kept. Replies stay in the run folder, so that a killed script goes on.
+Only valid pairs are kept. Replies are cached in the run folder, so that a killed script can resume.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How right are the scores of a 16-bit target? Every way of computing them against float32, on the same checkpoint.
+"""How accurate are the scores of a 16-bit target? Every method against float32, on the same checkpoint.
 
     python benchmarks/influence_precision.py --dtype bfloat16                        # the embedded model, quickstart
     python benchmarks/influence_precision.py --dtype bfloat16 --device cuda --pool DATA/medicine/validation.jsonl
     python benchmarks/influence_precision.py --dtype bfloat16 --pairs 8 --questions 6 --warm-up 4     # in small
 
-The target is warmed up once, in float32; what it has learnt is put into a target of `--dtype`. Scores are those of the
-recipe's defaults (adam_linear, dot). Reference: `InfluenceScorer` on the float32 target, its own validation directions
-included. The default is what `influence.method: auto` takes; done-when: Spearman of it with the reference at least .98.
+The target is warmed up once, in float32; its adapter is copied into a target of `--dtype`. Scores use the recipe's
+defaults (adam_linear, dot). Reference: `InfluenceScorer` on the float32 target, with its own validation directions. The
+default is the method of `influence.method: auto`; it passes with a Spearman correlation of at least .98.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def samples_of(args: argparse.Namespace) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    """Pairs, questions and what the warm-up trains on, drawn at random."""
+    """Pairs, questions and warm-up samples, drawn at random."""
     asked = [] if args.asked is None else _drawn(_read(args.asked), args.questions, args.seed, args.asked)
     pooled = args.pairs + args.warm_up + (0 if asked else args.questions)
     drawn = _drawn(_pool(args), pooled, args.seed, args.pool)
@@ -97,11 +97,11 @@ def _drawn(samples: list[Sample], needed: int, seed: int, file: Path | None) -> 
 
 
 def run(args: argparse.Namespace, load: Callable[[str], Target]) -> dict[str, Any]:
-    """All ways.
+    """Measures all methods.
 
     Args:
         args: The command line.
-        load: From a dtype to a target.
+        load: Loads a target in a dtype.
     """
     torch.set_num_threads(args.threads)
     pairs, questions, first = samples_of(args)

@@ -1,4 +1,4 @@
-"""How fast is influence? Every mode in one run, in turns, on the same model, samples and machine.
+"""How fast is influence? All modes in one run, in turns, on the same model, samples and machine.
 
     python benchmarks/influence_speed.py --pool DATA/medicine/validation.jsonl         # lengths as in a pool
     python benchmarks/influence_speed.py --batch 1 8 32 --length 64 256 1024           # a grid
@@ -7,11 +7,11 @@
 
 Modes: floor (plain forward and backward of the same batches, logits at label positions), exact (`InfluenceScorer`),
 exact-cosine, twin (`TwinScorer`), forward (`ForwardScorer`), linear (the exact scores that these two approximate), less
-(a per-sample loop with an 8,192-wide projection as LESS does it; where it takes longer than --less-seconds, times are
-extrapolated from a part of it and marked), less-labels (the same with logits at label positions), and bergson, where
+(a per-sample loop with an 8,192-wide projection as in LESS; if it takes longer than --less-seconds, times are
+extrapolated from a part of it and marked), less-labels (the same with logits at label positions), and bergson, if
 --bergson names an interpreter that has it (`python -m venv B && B/bin/pip install bergson`). Ratios are to the floor of
-the same repeat; the order of the modes is rotated from repeat to repeat. Memory is the process's peak resident size, on
-CUDA the most that tensors took.
+the same repeat; the order of the modes rotates between repeats. Memory is the process's peak resident size, on CUDA the
+peak of allocated tensors.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="embedded", help="embedded, qwen3-8b-shape (random weights), or a name")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks qwen3-8b-shape, to try it")
     parser.add_argument("--lora-r", type=int, default=None, help="8; of qwen3-8b-shape 128")
-    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, and of qwen3-8b-shape everywhere")
-    parser.add_argument("--less-seconds", type=float, default=60, help="longest time for the LESS loop, a repeat")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, and always for qwen3-8b-shape")
+    parser.add_argument("--less-seconds", type=float, default=60, help="longest time for the LESS loop, per repeat")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pool", type=Path, default=None, help="JSON lines of questions; in place of the grid")
+    parser.add_argument("--pool", type=Path, default=None, help="JSON lines of questions; replaces the grid")
     parser.add_argument("--max-tokens", type=int, default=256, help="longer questions of the pool are left out")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of a pool's batches")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="samples a batch, of the grid")
-    parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="tokens a sample, of the grid")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="samples per batch of the grid")
+    parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="tokens per sample of the grid")
     parser.add_argument("--answer", type=float, default=0.25, help="share of a sample's tokens that are labels")
-    parser.add_argument("--samples", type=int, default=None, help="a cell; 32 of a pool, of the grid 16, or one batch")
+    parser.add_argument("--samples", type=int, default=None, help="per cell; default 32, in a grid 16 or one batch")
     parser.add_argument("--questions", type=int, default=8, help="validation questions")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--bergson", default=None, metavar="PYTHON", help="an interpreter that has bergson")
     parser.add_argument(
-        "--bergson-batch-tokens", type=int, default=None, help="smaller batches for it: it holds the logits of them all"
+        "--bergson-batch-tokens", type=int, default=None, help="smaller batches for bergson, which holds all logits"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory-gb", type=float, default=None, help="skip cells that would take more")
+    parser.add_argument("--memory-gb", type=float, default=None, help="skip cells that need more")
     parser.add_argument("--quick", action="store_true", help="one small cell, two repeats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -79,7 +79,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def machine(target: FixedTarget, args: argparse.Namespace) -> dict[str, Any]:
-    """What it ran on."""
+    """The machine and the settings."""
     cuda = target.device.type == "cuda"
     trained = sum(p.numel() for p in target.parameters.values())
     return {
@@ -109,7 +109,7 @@ def pool_of(args: argparse.Namespace, target: FixedTarget) -> dict[str, list[Sam
             if len(target.encode(sample).input_ids) <= args.max_tokens:
                 kept.append(sample)
         except ModelError:
-            continue  # longer than the target takes at all
+            continue  # longer than the target's limit
     count = args.samples or 32
     needed = count + args.questions + 16
     if len(kept) < needed:
@@ -125,13 +125,13 @@ def pool_of(args: argparse.Namespace, target: FixedTarget) -> dict[str, list[Sam
 
 
 def too_large(target: FixedTarget, batch: int, length: int, args: argparse.Namespace) -> str | None:
-    """Why a cell would not fit, by a rough count; None where it would."""
+    """Why a cell does not fit, by a rough count; None if it does."""
     if args.memory_gb is None:
         return None
     config = target.causal.config.get_text_config()
     size = next(target.causal.base_model.parameters()).dtype.itemsize
     weights = sum(p.numel() * p.element_size() for p in target.model.parameters())
-    # Some 34 numbers of the hidden size stay a token and layer, and of the intermediate size 4.
+    # Per token and layer, some 34 numbers of the hidden size and 4 of the intermediate size stay in memory.
     layer = 34 * config.hidden_size + 4 * config.intermediate_size
     activations = batch * length * config.num_hidden_layers * layer * size
     logits = 3 * 4 * length * config.vocab_size if {"less"} & set(args.modes) else 0
@@ -144,10 +144,10 @@ def too_large(target: FixedTarget, batch: int, length: int, args: argparse.Names
 
 
 def timed(modes: Sequence[Mode], samples: Sequence[Sample], repeats: int) -> tuple[dict[str, list[Measured]], Any]:
-    """Every mode once a repeat, in rotated order; and what each returned last."""
+    """Runs every mode once per repeat, in rotated order; also returns each mode's last result."""
     for mode in modes:
-        # bergson has warmed up by itself. The projection costs the same for one sample as for sixteen, and nothing in
-        # it needs a first run on a processor.
+        # bergson has its own warm-up. The projection costs the same for one sample as for sixteen, and needs no first
+        # run on a processor.
         if mode.name != "bergson" and (torch.cuda.is_available() or not mode.name.startswith("less")):
             mode.run(samples[:2])
     taken: dict[str, list[Measured]] = {mode.name: [] for mode in modes}
@@ -250,7 +250,7 @@ def figures(mode: Mode, taken: dict[str, list[Measured]], samples: int, tokens: 
 
 
 def criteria(cell: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a cell was to reach, what it reached, and whether that is a pass."""
+    """The limits of a cell, its values, and whether they pass."""
     modes = cell["modes"]
     large = args.model == "qwen3-8b-shape"
     checks: list[dict[str, Any]] = []
@@ -322,7 +322,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Time and peak memory of each mode in units of the floor's, a row a cell. The rest is in the JSON file."""
+    """Time and peak memory of each mode in units of the floor's, a row per cell. The rest is in the JSON file."""
     measured = [cell for cell in cells if "skipped" not in cell]
     names = list(dict.fromkeys(name for cell in measured for name in cell["modes"] if name != "floor"))
     times = [f"| time / floor | floor, tokens/s | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
@@ -348,7 +348,7 @@ def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
-    """All cells; the tables are written again after each, since a grid takes an hour."""
+    """Runs all cells; rewrites the tables after each, since a grid takes an hour."""
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"machine": machine(target, args), "cells": []}
 

@@ -1,13 +1,13 @@
-"""kill -9 and full disks at random moments of every stage: what a run loses, buys again, or ends with.
+"""kill -9 and full disks at random moments of every stage: what a run loses, pays for twice, or ends with.
 
     python benchmarks/kills.py                     # 56 kills and 21 full disks; some twenty minutes on two cores
-    python benchmarks/kills.py --kills 2 --disks 1 # so many runs of each, with one moment in each of the seven stages
+    python benchmarks/kills.py --kills 2 --disks 1 # the number of runs, with one moment in each of the seven stages
 
-A small run with everything on (GRPO too) against a stub service that counts its requests. One run is left alone; its
-stages' times say how to spread the moments. Each other run is disturbed once in each stage and started again each time,
-and has to end with the same files, byte for byte: dataset, pairs, judgements kept, adapters, histories, evaluation.
-A request may be sent twice only when a kill fell between its sending and a moment after its reply was there. The full
-disk is a file system in memory that is filled up (root may mount one). Writes benchmarks/results/kills.json and .md.
+A small run with everything on (GRPO too) against a stub service that counts its requests. One run is undisturbed; the
+moments are spread over its stages' times. Each other run is disturbed once in each stage and restarted each time, and
+must end with the same files, byte for byte: dataset, pairs, judgements, adapters, histories, evaluation. A request may
+be sent twice only if a kill came between its sending and shortly after its reply. The full disk is a full file system
+in memory (root may mount one). Writes benchmarks/results/kills.json and .md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEFT = 300_000
 
 
 def main() -> None:
-    """Disturbs runs, prints what came of each, and writes the table."""
+    """Disturbs runs, prints each result, and writes the table."""
     from tests.kill_helpers import STAGES, differing, disk, machine, results
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def table(trials: list[dict[str, Any]], alone: int) -> str:
-    """The sums for people."""
+    """The table of sums."""
     lines = [
         "| | runs | moments | by stage | bought again | in hand at a kill | runs that ended otherwise |",
         "|---|---|---|---|---|---|---|",

@@ -4,8 +4,8 @@
     python benchmarks/ledger.py --before FOLDER          # and a checkout of an earlier commit, in turns
 
 Judges stub pairs (scorer, writer and checks are stubs, so only the records are measured), then reads the files in fresh
-processes. Memory is the peak of the resident size above what the process took before it opened anything. Prints a
-table and writes benchmarks/results/ledger.json and ledger.md.
+processes. Memory is the peak resident size above that before anything was opened. Prints a table and writes
+benchmarks/results/ledger.json and ledger.md.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def requests(start: int, stop: int) -> list[Any]:
 
 
 def build(folder: Path, size: int) -> None:
-    """A ledger and a reply cache with `size` rows each; the sums and the index come with this code's own writing."""
+    """Writes a ledger (with sums and index) and a reply cache of `size` rows each."""
     import asyncio
     import sqlite3
 
@@ -137,7 +137,7 @@ def measure(folder: Path, size: int, task: str) -> None:
     import optimsyn.reward.reward  # noqa: F401
     from optimsyn.runs.peak_memory import peak_bytes, reset_peak
 
-    # What any process of a run has loaded and done before.
+    # Every process of a run has loaded these modules before.
     asyncio.run(stub_reward(None).judge(requests(0, 64)))
     figures: dict[str, float] = {}
     reset_peak()
@@ -211,7 +211,7 @@ def compare(trees: dict[str, Path], sizes: list[int], repeats: int) -> dict[str,
 
 
 def markdown(table: dict[str, Any], names: list[str]) -> str:
-    """The table for people."""
+    """The table."""
     heads = [f"{int(size):,} rows, {name}" for size in table for name in names]
     lines = ["| figure | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for key, label in MEASURED.items():

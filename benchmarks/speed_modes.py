@@ -1,4 +1,4 @@
-"""The modes that `influence_speed.py` runs in turns: models, samples, and one call a mode."""
+"""The modes that `influence_speed.py` runs in turns: models, samples, and one call per mode."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _QWEN3_8B = {
 
 
 class FixedTarget(Target):
-    """A target that also takes samples whose tokens are given, so that lengths are exact."""
+    """A target that also takes samples with given tokens, so that lengths are exact."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.given: dict[str, Encoded] = {}
 
     def encode(self, sample: Any) -> Encoded:
-        """The given tokens of the sample's id, else what the tokenizer makes of it."""
+        """The given tokens of the sample's id, else those of the tokenizer."""
         return self.given.get(sample.id) or super().encode(sample)
 
     def random_samples(self, count: int, length: int, *, answer: float, seed: int) -> list[Sample]:
@@ -61,7 +61,7 @@ class FixedTarget(Target):
 
 
 def pairs_of(target: Target, samples: Sequence[Sample]) -> list[Encoded]:
-    """Samples in tokens, with the labels that a scorer looks at, so that every mode has the same work."""
+    """Tokenised samples with the labels that a scorer uses, so that every mode has the same work."""
     return [counted(target.encode(sample), CountedTokens(), "pair") for sample in samples]
 
 
@@ -112,7 +112,7 @@ def load_target(args: Any) -> FixedTarget:
 
 
 def _bytes() -> Any:
-    """A tokenizer of single bytes: samples come as tokens, but a scorer's identity asks what a text would be."""
+    """A tokenizer of single bytes: samples are already tokens, but a scorer's identity needs a tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -130,8 +130,8 @@ class Mode:
 
     Attributes:
         name: In the table.
-        run: Does the samples once and says what it took.
-        note: What is particular about it.
+        run: Processes the samples once and measures it.
+        note: Its particular settings.
     """
 
     name: str
@@ -149,7 +149,7 @@ def modes_of(  # noqa: PLR0913 - all but two are keyword-only
     folder: Path,
     less_seconds: float | None = None,
 ) -> list[Mode]:
-    """Sets up the modes of this process; validation directions are made once, outside of all timing."""
+    """Sets up the modes of this process; validation directions are computed once, outside of all timing."""
     device = target.device
     modes: list[Mode] = []
 
@@ -200,7 +200,7 @@ def modes_of(  # noqa: PLR0913 - all but two are keyword-only
 
 
 def _less(loop: LessLoop, seconds: float | None, samples: Sequence[Sample]) -> tuple[Any, Measured]:
-    """The whole loop, or where that takes longer than `seconds` what a part of it says of the whole."""
+    """The whole loop, or an estimate from a part of it if it takes longer than `seconds`."""
     encoded, device = pairs_of(loop.target, samples), loop.target.device
     if seconds is not None:
         probe, taken = measured(lambda: loop.within(encoded, seconds), device)
@@ -212,13 +212,13 @@ def _less(loop: LessLoop, seconds: float | None, samples: Sequence[Sample]) -> t
 
 
 class Bergson:
-    """bergson in a process of its own, with its own copy of the model; answers are asked for one at a time.
+    """bergson in a separate process, with its own copy of the model; answers are requested one at a time.
 
     Args:
         python: An interpreter that has bergson.
-        target: Whose base model and adapter it loads.
+        target: The base model and adapter to load.
         samples: The pool.
-        batch_tokens: As the other modes have it.
+        batch_tokens: As for the other modes.
         model: The benchmark's `--model`.
         threads: For torch.
         folder: For files that both read.
@@ -278,7 +278,7 @@ class Bergson:
         self.version: str = self._answer()["bergson"]
 
     def mode(self) -> Mode:
-        """Its mode; it scores the pool that it was given, whatever samples it is called with."""
+        """Its mode; it always scores its own pool and ignores the samples of a call."""
         batches = f"{self._batches} batches, all logits, own process"
         return Mode("bergson", self._run, f"bergson {self.version}, dot, no projection, {batches}")
 

@@ -1,9 +1,9 @@
-"""What the reward gives to pairs that teach nothing: trivial, self-answering, copied, malformed and mismatched ones.
+"""Rewards of pairs that teach nothing: trivial, self-answering, copied, malformed and mismatched ones.
 
     python benchmarks/trivial_pairs.py runs/quickstart-95a3001574
 
-Takes a run whose synthesis has finished, makes bad pairs out of its own passages and pairs, and has them checked and
-scored as any pair is. `influence` is that without the checks: what an optimiser would earn if they were not there.
+Takes a run whose synthesis has finished, builds bad pairs from its own passages and pairs, and checks and scores them
+like any pair. `influence` is the reward without the checks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Maker = Callable[[Pair, Passage, int], Pair]
 
 
 def makers(passages: Sequence[Passage]) -> dict[str, Maker]:
-    """A way to spoil a pair, by name; each gets a good pair, its passage and a number."""
+    """Functions that spoil a pair, by name; each gets a good pair, its passage and a number."""
 
     def of(pair: Pair, **changes: Any) -> Pair:
         plain = {"choices": None, "answer_index": None, "quote": ""}
@@ -86,7 +86,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 
 def measure(run: Run, count: int) -> dict[str, Any]:
-    """Rewards of the run's own candidates and of spoilt ones."""
+    """Rewards of the run's own candidates and of spoilt pairs."""
     tools = Tools(run)
     passages = {passage.id: passage for passage in tools.passages}
     penalty = run.recipe.reward.invalid_penalty
