@@ -88,7 +88,7 @@ def test_an_answer_without_tokens_is_refused_by_name(chat: bool) -> None:
     blank = sample.model_copy(
         update={"completion": "答え", "messages": (question, {"role": "assistant", "content": "答え"})}
     )
-    with pytest.raises(ModelError, match=r"'s0-0': the tokenizer makes no token of the answer '答え'.*vocabulary"):
+    with pytest.raises(ModelError, match=r"'s0-0': the tokenizer produces no token for the answer '答え'.*vocabulary"):
         encode(_letters(chat), blank, 100)
     known = encode(_letters(chat), sample, 100)
     assert known.label_tokens == len(sample.completion.strip() if chat else sample.completion) + 1

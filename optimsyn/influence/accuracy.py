@@ -136,7 +136,7 @@ def refuse_error(method: str, error: float, most_error: float) -> None:
     cure = "models.target.dtype to float32" if method == "exact" else "influence.method to exact or auto"
     raise ModelError(
         f"influence.method: {method} is off by {percent(error)} of the scores' size on this model's own validation "
-        f"questions, where less than {percent(most_error)} is wanted, so its scores would be noise; set {cure}"
+        f"questions, where less than {percent(most_error)} is allowed, so its scores are noise; set {cure}"
         + ("" if method == "exact" else ", or models.target.dtype to float32")
     )
 

@@ -158,7 +158,7 @@ class MovedScorer:
                 gradient is not finite.
         """
         if token_shares:
-            raise ModelError("token shares are split by a direction that stays; ask the scorer without a history")
+            raise ModelError("token shares exist only for a fixed direction; call the scorer without a history")
         scores = self.base.score(pairs)
         if not self.history or not pairs:
             return scores

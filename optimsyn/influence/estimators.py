@@ -157,7 +157,7 @@ class AdamLinear(Estimator):
     @staticmethod
     def _scale(moments: Moments) -> torch.Tensor:
         if moments.step < 1:
-            raise ValueError("adam_linear needs at least one optimiser step, before that v says nothing")
+            raise ValueError("adam_linear needs at least one optimiser step; before that v is empty")
         return 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
 
 
@@ -239,8 +239,8 @@ class OwnEstimator(Estimator):
             return lambda gradient: gamma(torch.ones_like(gradient))
         if bool(gamma(torch.zeros_like(moments.first)[None]).any()):
             raise ModelError(
-                f"influence.estimator: {self.name} gives a direction to a gradient of 0, so its score has no shares of "
-                "tokens until it has a method gain(moments), which says what a sample's own gradient is multiplied with"
+                f"influence.estimator: {self.name} gives a direction to a gradient of 0, so its score has no token "
+                "shares; add a method gain(moments) that returns the factor of a sample's own gradient"
             )
         return lambda gradient: torch.where(gradient == 0, 0.0, gamma(gradient) / gradient)
 

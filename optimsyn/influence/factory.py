@@ -128,10 +128,10 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
     passed: list[str] = []
     best: tuple[str, MeasuredScorer] | None = None
     wanted = WANTED_ERROR if config.method == "auto" else MOST_ERROR
-    for method, precision in _ways(exact, questions, config, passed):
+    for method, precision in _methods(exact, questions, config, passed):
         name = method if precision == "model" else f"{method}, {precision}"
         try:
-            scorer = _made(method, precision, exact, questions, options)
+            scorer = _scorer_of(method, precision, exact, questions, options)
         except NoForwardDerivativeError as error:
             if config.method == "forward":
                 raise
@@ -147,8 +147,8 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
         if config.method != "auto":
             refuse_error(config.method, min(errors.values()), MOST_ERROR)
         raise ModelError(
-            f"no way of computing influence is right on this model ({'; '.join(passed)}); set models.target.dtype to "
-            "float32, or another target"
+            f"no method computes influence accurately on this model ({'; '.join(passed)}); set models.target.dtype to "
+            "float32, or name another target"
         )
     name, scorer = best
     taken = f"{name} is the cheapest way that is off by less than {percent(wanted)}"
@@ -163,8 +163,8 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
 def _simulated(context: ScorerContext) -> SimulatedScorer:
     if context.training is None:
         raise RecipeError(
-            "influence.estimator: simulated needs to know the training that it simulates; give build_scorer its "
-            "`training` (companions and fine_tune), or set influence.estimator to adam_linear"
+            "influence.estimator: simulated needs the training that it simulates; pass build_scorer its `training` "
+            "(companions and fine_tune), or set influence.estimator to adam_linear"
         )
     config = context.config
     return SimulatedScorer(
@@ -179,7 +179,7 @@ def _simulated(context: ScorerContext) -> SimulatedScorer:
     )
 
 
-def _made(
+def _scorer_of(
     method: str,
     precision: Precision,
     exact: InfluenceScorer | SimulatedScorer,
@@ -199,7 +199,7 @@ def _made(
     return ForwardScorer(exact.target, questions, **common, exact=exact, precision=precision, most_error=math.inf)
 
 
-def _ways(
+def _methods(
     exact: InfluenceScorer | SimulatedScorer,
     questions: Sequence[Question | Sample],
     config: Influence,

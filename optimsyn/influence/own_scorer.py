@@ -135,7 +135,7 @@ class OwnScorer:
         if bad:
             raise ModelError(
                 f"influence.scorer: {self.method} gave {scores.ids[bad[0]]!r} the score {scores.total[bad[0]]}; every "
-                "score has to be a finite number"
+                "score must be a finite number"
             )
         return scores
 

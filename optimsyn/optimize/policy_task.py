@@ -227,8 +227,8 @@ class PolicyTask:
             if self._judged + judged > self.budget:
                 raise StageError(
                     f"optimizers.policy.method {self.config.method!r} asked for more than the {self.budget} judged "
-                    "rubrics of its budget (optimizers.policy: steps × passages_per_step × group_size); nothing more "
-                    "was bought. Let the method ask for less, or raise optimizers.policy.steps"
+                    "rubrics of its budget (optimizers.policy: steps × passages_per_step × group_size); no further "
+                    "requests were sent. Let the method ask for less, or raise optimizers.policy.steps"
                 )
             self._judged += judged
 

@@ -88,9 +88,7 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
             start = best = task.compare(task.start)
             text = method(task)
             if not isinstance(text, str) or not text.strip():
-                raise ModelError(
-                    f"optimizers.prompt.method {name!r} returned {text!r}; it has to return a guiding text"
-                )
+                raise ModelError(f"optimizers.prompt.method {name!r} returned {text!r}; it must return a guiding text")
             if task.program.under(text).guiding_text != start.guiding_text:
                 chosen = task.compare(text)
                 best = chosen if chosen.score > start.score else start

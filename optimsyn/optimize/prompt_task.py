@@ -324,7 +324,7 @@ class PromptTask:
                 most = self.config.metric_calls
                 raise StageError(
                     f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
-                    "optimizers.prompt.metric_calls allows; nothing more was bought, and what was judged is kept. A "
+                    "optimizers.prompt.metric_calls allows; nothing more was bought, and all judgements are kept. A "
                     f"text is compared on {len(self.comparison)} passages: let the method look at what is left "
                     "(task.left), or raise optimizers.prompt.metric_calls"
                 )

@@ -280,7 +280,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
         messages[-1]["content"] = _ANSWER
         before, marker, after = rendered(tokenizer, messages).rpartition(_ANSWER)
         if not marker:
-            raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")
+            raise ModelError("the tokenizer's chat template omits the assistant's message; name another target")
         # The end-of-turn marker is learned, the line break after it is not.
         after = after.rstrip()
         ended, special = bool(after), False
@@ -305,8 +305,8 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     # A token that begins after the answer ends the turn: nothing of the answer itself is learned.
     if first == len(ids) or (offsets is not None and offsets[first][0] >= len(before) + len(answer)):
         raise ModelError(
-            f"sample {sample.id!r}: the tokenizer makes no token of the answer {answer!r}; remove the sample, or name "
-            "a target whose vocabulary knows its letters"
+            f"sample {sample.id!r}: the tokenizer produces no token for the answer {answer!r}; remove the sample, or "
+            "name a target whose vocabulary covers its letters"
         )
     end_id = tokenizer.eos_token_id
     if not ended and end_id is not None and ids[-1] != end_id:

@@ -139,7 +139,7 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        raise ModelError(f"{adapter}: the target was loaded without LoRA, so no adapter can be put in")
+        raise ModelError(f"{adapter}: the target was loaded without LoRA, so no adapter can be loaded into it")
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter}: no adapter here (adapter_config.json is missing); run the stage fine_tune first")
     own, name = model.active_adapter, "evaluated"
@@ -153,7 +153,7 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
     try:
         if loaded is not None and loaded.unexpected_keys:
             raise ModelError(
-                f"{adapter}: the target has no place for {loaded.unexpected_keys[0]}; it was trained on another model"
+                f"{adapter}: the target has no parameter for {loaded.unexpected_keys[0]}; it belongs to another model"
             )
         model.set_adapter(name)
         yield

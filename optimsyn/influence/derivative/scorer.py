@@ -51,10 +51,10 @@ class DerivativeScorer(ABC):
         if options.normalization != "dot":
             raise RecipeError(
                 f"influence.normalization: {options.normalization!r} needs the norm of each sample's own direction, "
-                f"which method {self.method} never forms; set it to dot, or influence.method to exact"
+                f"which method {self.method} never computes; set it to dot, or influence.method to exact"
             )
         if not by_subtask and options.across_subtasks == "max":
-            raise RecipeError("influence.across_subtasks: max needs every subtask's score; leave by_subtask on")
+            raise RecipeError("influence.across_subtasks: max needs every subtask's score; set by_subtask to True")
         self._exact = exact or InfluenceScorer(target, questions, **options.keywords())
         self.target = target
         self.across_subtasks = options.across_subtasks

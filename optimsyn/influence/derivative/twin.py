@@ -112,9 +112,8 @@ class TwinScorer(DerivativeScorer):
         linear_estimator(estimator, self.method)
         if target.checkpoints and questions and (choice := choice_of(target, questions)) is not None:
             raise ModelError(
-                f"the target chooses among its layers as it goes ({choice}, as a mixture of experts does), so its loss "
-                "jumps where the choice changes, and twins would take the jump for influence; set influence.method to "
-                "exact"
+                f"the target chooses among its layers ({choice}, as in a mixture of experts), so its loss jumps where "
+                "the choice changes, and twins mistake the jump for influence; set influence.method to exact"
             )
         super().__init__(
             target, questions, options, by_subtask=by_subtask, exact=exact, steps=[_RULE, sides, by_subtask]

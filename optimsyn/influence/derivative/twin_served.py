@@ -75,8 +75,8 @@ class ServedTwinScorer:
         self.record = TwinRecord.load(folder)
         if tuple(probe_ids(tokenizer)) != self.record.probe_ids:
             raise ModelError(
-                f"{folder}: its twins belong to {self.record.model}, whose tokenizer makes other tokens than the given "
-                "one; load the tokenizer of the model that the server serves"
+                f"{folder}: its twins belong to {self.record.model}, whose tokenizer differs from the given one; load "
+                "the tokenizer of the model that the server serves"
             )
         self.tokenizer = tokenizer
         self._folder = server_folder if server_folder is not None else str(folder.resolve())
@@ -126,9 +126,9 @@ class ServedTwinScorer:
         if self.numerical_error >= self._most_error:
             raise ModelError(
                 f"the server's scores are off by {percent(self.numerical_error)} of their size on the target's own "
-                f"validation questions, where less than {percent(self._most_error)} is wanted: it rounds small "
+                f"validation questions, where less than {percent(self._most_error)} is allowed: it rounds small "
                 "differences of losses away; serve the model with --dtype float32, export the twins stacked "
-                "(export_twins(..., stacked=True)) or with longer steps, or score in process, by influence.method: auto"
+                "(export_twins(..., stacked=True)) or with longer steps, or use influence.method: auto"
             )
 
     async def _add(self, encoded: list[Encoded], sums: TokenSums) -> None:

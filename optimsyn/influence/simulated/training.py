@@ -89,7 +89,7 @@ class WarmGradients:
             ModelError: A loss or gradient is not finite.
         """
         if not pairs or not questions:
-            raise DataError("a training can only be predicted for at least one pair, and of at least one question")
+            raise DataError("predicting a training needs at least one pair and one question")
         layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
         target.load_checkpoint(checkpoint)
         taps = GradientTaps(target)

@@ -165,7 +165,7 @@ class Rows:
     def _note(self, line: dict[str, Any]) -> None:
         name, row, text = str(line["id"]), int(line["row"]), int(line["text"], 16)
         if name in self.ids or row < len(self._texts):
-            raise ValueError("an id or a row that is there already")
+            raise ValueError("a duplicate id or row")
         self._texts.extend([0] * (row - len(self._texts)))
         self._texts.append(text)
         self.ids[name] = row

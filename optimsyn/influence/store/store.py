@@ -95,8 +95,8 @@ class _Store:
         unlike = differences(manifest, rows.manifest, ("kind", *_IDENTITY, "dtype"))
         if unlike:
             raise ModelError(
-                f"{folder}: this store was made with another {', another '.join(unlike)}; go back to what it was made "
-                "with, name another folder, or delete this one and fill it again"
+                f"{folder}: this store was made with another {', another '.join(unlike)}; use the original "
+                "settings, name another folder, or delete this one and fill it again"
             )
         return cls(rows, target)
 
@@ -145,7 +145,7 @@ class _Store:
                 answer, a loss or direction that is not finite or, of a question, a gradient of 0.
         """
         if self._target is None:
-            raise ModelError(f"{self.folder}: was opened to be read; use open_or_create with its target to add")
+            raise ModelError(f"{self.folder}: was opened for reading; use open_or_create with its target to add")
         if self._writer is None:
             self._writer = Writer(self._target, self.manifest, self._rows.record, questions=self.kind == "questions")
         source = iter(samples)
@@ -176,7 +176,7 @@ class _Store:
             if stored != text:
                 raise DataError(
                     f"{self.folder}: {sample.id!r} is already there with another text; give the changed "
-                    f"{self.kind[:-1]} an id of its own, or delete the folder and fill the store again"
+                    f"{self.kind[:-1]} a new id, or delete the folder and fill the store again"
                 )
             if there is None:
                 fresh[sample.id] = sample, text

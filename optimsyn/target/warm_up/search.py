@@ -134,7 +134,7 @@ def warm_up(
         if plan.steps is None and plan.checkpoints > looks:
             raise ModelError(
                 f"{plan.checkpoints} warm-up checkpoints cannot be spread over the {looks} looks of "
-                f"the shortest warm-up ({plan.search.least_steps} steps); use fewer of them, or look more often"
+                f"the shortest warm-up ({plan.search.least_steps} steps); use fewer of them, or lower warm_up.every"
             )
     else:
         data = WarmUpData(data.pairs)
