@@ -63,9 +63,9 @@ def token_shares(
         sink.start(len(batch))
         with taps.attached():
             taps.run(batch, sink)
-        found_here = token_slopes(target, taps, batch, sink.tangents, cure="score without token shares")
-        counts = torch.bincount(found_here.rows, minlength=len(batch))
-        shares = normalised(found_here.slopes * found_here.weights, sink.norms().flatten()[found_here.rows])
+        slopes = token_slopes(target, taps, batch, sink.tangents, cure="score without token shares")
+        counts = torch.bincount(slopes.rows, minlength=len(batch))
+        shares = normalised(slopes.slopes * slopes.weights, sink.norms().flatten()[slopes.rows])
         for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
             rows[index] = part
     return rows

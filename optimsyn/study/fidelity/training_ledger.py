@@ -59,8 +59,8 @@ class TrainingLedger:
         for begin in range(0, len(items), size):
             group = items[begin : begin + size]
             began = time.monotonic()
-            found = self._trainings.run([schedule for _, schedule in group], wanted)
-            for (key, _), losses in zip(group, found.tolist(), strict=True):
+            results = self._trainings.run([schedule for _, schedule in group], wanted)
+            for (key, _), losses in zip(group, results.tolist(), strict=True):
                 self._keep(key, {str(look): row for look, row in zip(wanted, losses, strict=True)})
             if self._report is not None:
                 self._report(len(group), time.monotonic() - began)
