@@ -5,15 +5,14 @@ r"""The fidelity study: do scores predict what training does? One command, resum
     python benchmarks/fidelity.py --data DATA --pairs PAIRS --folder WORK --name fidelity_50 \
         --horizons 1 12 50 --domains social_sciences --sources generated --seeds 0  # a longer training, one domain
 
-DATA holds a folder a domain with `*validation.jsonl`, a question a line: id, question, answer, and choices with
+DATA holds a folder per domain with `*validation.jsonl`, one question per line: id, question, answer, and choices with
 answer_index where they apply. Questions are asked without a passage; those with long answers are left out. PAIRS holds
-what `benchmarks/fidelity_pairs.py` wrote: for each domain the pairs of the loop's own generator, several for a passage.
+the output of `benchmarks/fidelity_pairs.py`: for each domain pairs of the loop's own generator, several per passage.
 
-Each cell is a domain, a source of pairs and a seed. Sets that share no question are drawn again for each seed:
-questions that give the directions, questions that give the truth and, of human pairs, warm-up and pool. Of generated
-pairs the pool are those of some passages, the warm-up those of others. The truth is real training, see
-`optimsyn.study.fidelity.fidelity`. The figures of a cell are kept in --output, so that a study goes on where its work
-folder is gone.
+Each cell is a domain, a source of pairs and a seed. Each seed draws disjoint sets of questions: for the directions, for
+the truth and, of human pairs, for warm-up and pool. Generated pairs of some passages are the pool, those of others the
+warm-up. The truth is real training, see `optimsyn.study.fidelity.fidelity`. The figures of finished cells are in
+--output, so that a study can resume without its work folder.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ Source = Literal["generated", "human"]
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder a domain with *validation.jsonl")
-    parser.add_argument("--pairs", type=Path, required=True, help="a file a domain with generated pairs")
+    parser.add_argument("--data", type=Path, required=True, help="a folder per domain with *validation.jsonl")
+    parser.add_argument("--pairs", type=Path, required=True, help="a file per domain with generated pairs")
     parser.add_argument("--folder", type=Path, required=True, help="warm-ups and trainings; kept between runs")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where cells, table, figures and picture go")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for cells, table, figures and picture")
     parser.add_argument("--target", default="embedded", help="the model")
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS))
     parser.add_argument("--sources", nargs="+", choices=["generated", "human"], default=["generated", "human"])
@@ -57,10 +56,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=6, help="of a generated pool")
     parser.add_argument("--per-passage", type=int, default=4, help="pairs of each")
     parser.add_argument("--human", type=int, default=44, help="pool of human pairs")
-    parser.add_argument("--questions", type=int, default=48, help="that give the directions for a generated pool")
-    parser.add_argument("--truth", type=int, default=24, help="questions that give its truth")
-    parser.add_argument("--human-questions", type=int, default=96, help="that give the directions for a human pool")
-    parser.add_argument("--human-truth", type=int, default=96, help="questions that give its truth")
+    parser.add_argument("--questions", type=int, default=48, help="for the directions of a generated pool")
+    parser.add_argument("--truth", type=int, default=24, help="questions for its truth")
+    parser.add_argument("--human-questions", type=int, default=96, help="for the directions of a human pool")
+    parser.add_argument("--human-truth", type=int, default=96, help="questions for its truth")
     parser.add_argument("--answer-words", type=int, default=8, help="questions with longer answers are left out")
     parser.add_argument("--question-words", type=int, default=40, help="and longer questions")
     parser.add_argument("--warm-up-steps", type=int, default=24)
@@ -71,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--random", type=int, default=4, help="random quarters")
     parser.add_argument("--rows", type=int, default=32, help="samples of trainings side by side")
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch decides")
     parser.add_argument("--name", default="fidelity", help="of the table, figures and picture in --output")
     parser.add_argument("--report", action="store_true", help="compute nothing; make the table of the finished cells")
     return parser.parse_args()
@@ -79,7 +78,7 @@ def arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Sets:
-    """What a cell is made of; no question stands in two of the lists."""
+    """The samples of a cell; no question is in two of the lists."""
 
     warm_up: list[Any]
     pool: list[Any]
@@ -105,22 +104,22 @@ class Bench:
                     yield domain, source, seed
 
     def file(self, domain: str, source: str, seed: int) -> Path:
-        """Where a cell's figures are kept."""
+        """The file of a cell's figures."""
         args = self.args
         horizons, (asked, truth) = "-".join(map(str, args.horizons)), self.sizes(source)
         name = f"{domain}-{source}-{seed}-{asked}-{truth}-{args.warm_up_steps}-{args.lr:g}-{horizons}"
         return Path(args.output) / "fidelity_cells" / f"{name}.json"
 
     def sizes(self, source: str) -> tuple[int, int]:
-        """Questions that give the directions, and questions that give the truth.
+        """Number of questions for the directions, and for the truth.
 
-        Parts of a pool differ by less than single pairs do, and fewer of them are trained on.
+        Parts of a pool differ less than single pairs, and fewer of them are trained on.
         """
         args = self.args
         return (args.questions, args.truth) if source == "generated" else (args.human_questions, args.human_truth)
 
     def run(self) -> None:
-        """All cells that are not there yet."""
+        """Computes all missing cells."""
         for domain, source, seed in self.cells():
             file = self.file(domain, source, seed)
             if not file.is_file():
@@ -160,7 +159,7 @@ class Bench:
                 domain=domain,
             ),
             plan,
-            work=Work(rows=args.rows, folder=folder, report=self.told),
+            work=Work(rows=args.rows, folder=folder, report=self.on_progress),
         )
 
     def generated(self, domain: str, seed: int) -> Sets:
@@ -192,7 +191,7 @@ class Bench:
         )
 
     def human(self, domain: str, seed: int) -> Sets:
-        """Pool and warm-up: expert questions that give neither directions nor truth."""
+        """Pool and warm-up: expert questions outside directions and truth."""
         args = self.args
         questions, truth = self.questions(domain, seed, "human")
         rest = self._shuffled(domain, seed)[len(questions) + len(truth) :]
@@ -200,31 +199,31 @@ class Bench:
         return Sets(warm_up, pool, [], [], questions, truth)
 
     def questions(self, domain: str, seed: int, source: str) -> tuple[list[Question], list[Question]]:
-        """Those that give the directions, and those that give the truth."""
+        """Questions for the directions, and for the truth."""
         asked, truth = self.sizes(source)
-        found = self._shuffled(domain, seed)
+        questions = self._shuffled(domain, seed)
         # A small set of questions leaves room for warm-up and pool first.
-        left = len(found) - (self.args.warm_up_pairs + self.args.human if source == "human" else 0)
+        left = len(questions) - (self.args.warm_up_pairs + self.args.human if source == "human" else 0)
         if asked + truth > left:
             asked = truth = left // 2
         if asked < 8:
-            raise SystemExit(f"{domain}: {len(found)} short questions are too few")
-        return found[:asked], found[asked : asked + truth]
+            raise SystemExit(f"{domain}: {len(questions)} short questions are too few")
+        return questions[:asked], questions[asked : asked + truth]
 
     def _shuffled(self, domain: str, seed: int) -> list[Question]:
         args = self.args
-        found = []
+        questions = []
         for file in sorted((args.data / domain).glob("validation.jsonl")):
             for row in iter_json(file):
                 question = _question(row)
                 words = len(question.answer.split()), len(question.question.split())
                 if 0 < words[0] <= args.answer_words and 0 < words[1] <= args.question_words:
-                    found.append(question)
-        random.Random(f"{domain} questions {seed}").shuffle(found)
-        return found
+                    questions.append(question)
+        random.Random(f"{domain} questions {seed}").shuffle(questions)
+        return questions
 
-    def told(self, count: int, seconds: float) -> None:
-        """Prints a line a group of trainings."""
+    def on_progress(self, count: int, seconds: float) -> None:
+        """Prints a line per group of trainings."""
         minutes = (time.monotonic() - self._began) / 60
         print(f"  {minutes:6.1f} min  {count} trainings in {seconds:.1f} s", flush=True)
 
@@ -240,18 +239,18 @@ def report(bench: Bench) -> None:
     cells = [FidelityCell.load(file) for file in files if file.is_file()]
     if not cells:
         raise SystemExit("no cell is finished yet")
-    made = FidelityReport.of(cells, resamples=bench.args.resamples)
+    fidelity = FidelityReport.of(cells, resamples=bench.args.resamples)
     settings = {
         **{k: v for k, v in vars(bench.args).items() if not isinstance(v, Path) and k != "report"},
         "python": platform.python_version(),
         **{name: version(name) for name in ("optimsyn", "torch", "transformers", "peft", "bm25s")},
     }
     output: Path = bench.args.output / bench.args.name
-    write_json(output.with_suffix(".json"), {"settings": settings, **made.as_json()})
-    write_text(output.with_suffix(".md"), made.markdown())
-    if made.truths:
-        made.plot(output.with_suffix(".png"))
-    print(made.markdown())
+    write_json(output.with_suffix(".json"), {"settings": settings, **fidelity.as_json()})
+    write_text(output.with_suffix(".md"), fidelity.markdown())
+    if fidelity.truths:
+        fidelity.plot(output.with_suffix(".png"))
+    print(fidelity.markdown())
 
 
 def main() -> None:

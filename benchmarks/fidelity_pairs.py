@@ -1,11 +1,11 @@
-"""Pairs of the loop's own generator for the fidelity study: several for each of some passages, one for others.
+"""Pairs of the loop's own generator for the fidelity study: several each for some passages, one each for others.
 
     python benchmarks/fidelity_pairs.py --data DATA --output PAIRS --folder RUNS
 
-DATA holds a folder a domain with `documents.jsonl` (id, title, text) and `validation.jsonl` (question, answer, and
-choices with answer_index where they apply). Rubrics and pairs are written as a run's first draft writes them, under the
+DATA holds a folder per domain with `documents.jsonl` (id, title, text) and `validation.jsonl` (question, answer, and
+choices with answer_index where they apply). Rubrics and pairs are generated as in a run's first draft, under the
 guiding text of the domain's recipe; the rubrics of a passage differ in their seed, and so do the pairs of a rubric.
-Only valid pairs are kept. Replies stay in the run folder, so that a killed script goes on.
+Only valid pairs are kept. Replies are cached in the run folder, so that a killed script can resume.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ async def write(tools: Tools, args: argparse.Namespace) -> list[Pair]:
     """All valid pairs of one domain."""
     writer = tools.rubric_writer(tools.recipe.guiding_text)
 
-    async def one(place: int, rubric_number: int, pair_number: int) -> Pair | None:
+    async def write_pair(place: int, rubric_number: int, pair_number: int) -> Pair | None:
         passage = tools.passage_order[place % len(tools.passage_order)]
         seed = 7000 + place
         kind = tools.shape.kind_for(seed)
@@ -92,8 +92,8 @@ async def write(tools: Tools, args: argparse.Namespace) -> list[Pair]:
         return pair if tools.checker.check(pair, passage).valid else None
 
     several = range(args.single, args.single + args.passages)
-    asked = [one(place, 0, 0) for place in range(args.single)]
-    asked += [one(place, r, p) for p in range(args.pairs) for place in several for r in range(args.rubrics)]
+    asked = [write_pair(place, 0, 0) for place in range(args.single)]
+    asked += [write_pair(place, r, p) for p in range(args.pairs) for place in several for r in range(args.rubrics)]
     return [pair for pair in await asyncio.gather(*asked) if pair is not None]
 
 

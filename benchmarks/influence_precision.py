@@ -1,12 +1,12 @@
-"""How right are the scores of a 16-bit target? Every way of computing them against float32, on the same checkpoint.
+"""How accurate are the scores of a 16-bit target? Every method against float32, on the same checkpoint.
 
     python benchmarks/influence_precision.py --dtype bfloat16                        # the embedded model, quickstart
     python benchmarks/influence_precision.py --dtype bfloat16 --device cuda --pool DATA/medicine/validation.jsonl
     python benchmarks/influence_precision.py --dtype bfloat16 --pairs 8 --questions 6 --warm-up 4     # in small
 
-The target is warmed up once, in float32; what it has learnt is put into a target of `--dtype`. Scores are those of the
-recipe's defaults (adam_linear, dot). Reference: `InfluenceScorer` on the float32 target, its own validation directions
-included. The default is what `influence.method: auto` takes; done-when: Spearman of it with the reference at least .98.
+The target is warmed up once, in float32; its adapter is copied into a target of `--dtype`. Scores use the recipe's
+defaults (adam_linear, dot). Reference: `InfluenceScorer` on the float32 target, with its own validation directions. The
+default is the method of `influence.method: auto`; it passes with a Spearman correlation of at least .98.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def samples_of(args: argparse.Namespace) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    """Pairs, questions and what the warm-up trains on, drawn at random."""
+    """Pairs, questions and warm-up samples, drawn at random."""
     asked = [] if args.asked is None else _drawn(_read(args.asked), args.questions, args.seed, args.asked)
     pooled = args.pairs + args.warm_up + (0 if asked else args.questions)
     drawn = _drawn(_pool(args), pooled, args.seed, args.pool)
@@ -73,8 +73,8 @@ def samples_of(args: argparse.Namespace) -> tuple[list[Sample], list[Sample], li
 def _pool(args: argparse.Namespace) -> list[Sample]:
     if args.pool is None:
         source = Source(path="embedded:quickstart")
-        found = read_questions(Questions(validation=source), None, args.seed, complete=False)
-        return [sample_of(question) for question in [*found.validation, *found.test]]
+        questions = read_questions(Questions(validation=source), None, args.seed, complete=False)
+        return [sample_of(question) for question in [*questions.validation, *questions.test]]
     return _read(args.pool)
 
 
@@ -97,11 +97,11 @@ def _drawn(samples: list[Sample], needed: int, seed: int, file: Path | None) -> 
 
 
 def run(args: argparse.Namespace, load: Callable[[str], Target]) -> dict[str, Any]:
-    """All ways.
+    """Measures all methods.
 
     Args:
         args: The command line.
-        load: From a dtype to a target.
+        load: Loads a target in a dtype.
     """
     torch.set_num_threads(args.threads)
     pairs, questions, first = samples_of(args)
@@ -156,8 +156,8 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["ways"].items():
-        shown = [name, row["method"], percent(row["measured_error"]), percent(row["error"]), f"{row['spearman']:.3f}"]
-        lines.append(f"| {' | '.join(shown)} | {row['setup_seconds']:.1f} | {row['score_seconds']:.1f} |")
+        columns = [name, row["method"], percent(row["measured_error"]), percent(row["error"]), f"{row['spearman']:.3f}"]
+        lines.append(f"| {' | '.join(columns)} | {row['setup_seconds']:.1f} | {row['score_seconds']:.1f} |")
     if "default" in result["ways"]:
         row = result["ways"]["default"]
         verdict = "pass" if row["spearman"] >= LEAST else "MISS"

@@ -1,4 +1,4 @@
-"""How fast is influence? Every mode in one run, in turns, on the same model, samples and machine.
+"""How fast is influence? All modes in one run, in turns, on the same model, samples and machine.
 
     python benchmarks/influence_speed.py --pool DATA/medicine/validation.jsonl         # lengths as in a pool
     python benchmarks/influence_speed.py --batch 1 8 32 --length 64 256 1024           # a grid
@@ -7,11 +7,11 @@
 
 Modes: floor (plain forward and backward of the same batches, logits at label positions), exact (`InfluenceScorer`),
 exact-cosine, twin (`TwinScorer`), forward (`ForwardScorer`), linear (the exact scores that these two approximate), less
-(a per-sample loop with an 8,192-wide projection as LESS does it; where it takes longer than --less-seconds, times are
-extrapolated from a part of it and marked), less-labels (the same with logits at label positions), and bergson, where
+(a per-sample loop with an 8,192-wide projection as in LESS; if it takes longer than --less-seconds, times are
+extrapolated from a part of it and marked), less-labels (the same with logits at label positions), and bergson, if
 --bergson names an interpreter that has it (`python -m venv B && B/bin/pip install bergson`). Ratios are to the floor of
-the same repeat; the order of the modes is rotated from repeat to repeat. Memory is the process's peak resident size, on
-CUDA the most that tensors took.
+the same repeat; the order of the modes rotates between repeats. Memory is the process's peak resident size, on CUDA the
+peak of allocated tensors.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="embedded", help="embedded, qwen3-8b-shape (random weights), or a name")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks qwen3-8b-shape, to try it")
     parser.add_argument("--lora-r", type=int, default=None, help="8; of qwen3-8b-shape 128")
-    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, and of qwen3-8b-shape everywhere")
-    parser.add_argument("--less-seconds", type=float, default=60, help="longest time for the LESS loop, a repeat")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, and always for qwen3-8b-shape")
+    parser.add_argument("--less-seconds", type=float, default=60, help="longest time for the LESS loop, per repeat")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pool", type=Path, default=None, help="JSON lines of questions; in place of the grid")
+    parser.add_argument("--pool", type=Path, default=None, help="JSON lines of questions; replaces the grid")
     parser.add_argument("--max-tokens", type=int, default=256, help="longer questions of the pool are left out")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="of a pool's batches")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="samples a batch, of the grid")
-    parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="tokens a sample, of the grid")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="samples per batch of the grid")
+    parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="tokens per sample of the grid")
     parser.add_argument("--answer", type=float, default=0.25, help="share of a sample's tokens that are labels")
-    parser.add_argument("--samples", type=int, default=None, help="a cell; 32 of a pool, of the grid 16, or one batch")
+    parser.add_argument("--samples", type=int, default=None, help="per cell; default 32, in a grid 16 or one batch")
     parser.add_argument("--questions", type=int, default=8, help="validation questions")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--bergson", default=None, metavar="PYTHON", help="an interpreter that has bergson")
     parser.add_argument(
-        "--bergson-batch-tokens", type=int, default=None, help="smaller batches for it: it holds the logits of them all"
+        "--bergson-batch-tokens", type=int, default=None, help="smaller batches for bergson, which holds all logits"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory-gb", type=float, default=None, help="skip cells that would take more")
+    parser.add_argument("--memory-gb", type=float, default=None, help="skip cells that need more")
     parser.add_argument("--quick", action="store_true", help="one small cell, two repeats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -79,7 +79,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def machine(target: FixedTarget, args: argparse.Namespace) -> dict[str, Any]:
-    """What it ran on."""
+    """The machine and the settings."""
     cuda = target.device.type == "cuda"
     trained = sum(p.numel() for p in target.parameters.values())
     return {
@@ -109,7 +109,7 @@ def pool_of(args: argparse.Namespace, target: FixedTarget) -> dict[str, list[Sam
             if len(target.encode(sample).input_ids) <= args.max_tokens:
                 kept.append(sample)
         except ModelError:
-            continue  # longer than the target takes at all
+            continue  # longer than the target's limit
     count = args.samples or 32
     needed = count + args.questions + 16
     if len(kept) < needed:
@@ -125,13 +125,13 @@ def pool_of(args: argparse.Namespace, target: FixedTarget) -> dict[str, list[Sam
 
 
 def too_large(target: FixedTarget, batch: int, length: int, args: argparse.Namespace) -> str | None:
-    """Why a cell would not fit, by a rough count; None where it would."""
+    """Why a cell does not fit, by a rough count; None if it does."""
     if args.memory_gb is None:
         return None
     config = target.causal.config.get_text_config()
     size = next(target.causal.base_model.parameters()).dtype.itemsize
     weights = sum(p.numel() * p.element_size() for p in target.model.parameters())
-    # Some 34 numbers of the hidden size stay a token and layer, and of the intermediate size 4.
+    # Per token and layer, some 34 numbers of the hidden size and 4 of the intermediate size stay in memory.
     layer = 34 * config.hidden_size + 4 * config.intermediate_size
     activations = batch * length * config.num_hidden_layers * layer * size
     logits = 3 * 4 * length * config.vocab_size if {"less"} & set(args.modes) else 0
@@ -144,10 +144,10 @@ def too_large(target: FixedTarget, batch: int, length: int, args: argparse.Names
 
 
 def timed(modes: Sequence[Mode], samples: Sequence[Sample], repeats: int) -> tuple[dict[str, list[Measured]], Any]:
-    """Every mode once a repeat, in rotated order; and what each returned last."""
+    """Runs every mode once per repeat, in rotated order; also returns each mode's last result."""
     for mode in modes:
-        # bergson has warmed up by itself. The projection costs the same for one sample as for sixteen, and nothing in
-        # it needs a first run on a processor.
+        # bergson has its own warm-up. The projection costs the same for one sample as for sixteen, and needs no first
+        # run on a processor.
         if mode.name != "bergson" and (torch.cuda.is_available() or not mode.name.startswith("less")):
             mode.run(samples[:2])
     taken: dict[str, list[Measured]] = {mode.name: [] for mode in modes}
@@ -155,9 +155,9 @@ def timed(modes: Sequence[Mode], samples: Sequence[Sample], repeats: int) -> tup
     for repeat in range(repeats):
         for i in range(len(modes)):
             mode = modes[(i + repeat) % len(modes)]
-            last[mode.name], one = mode.run(samples)
-            taken[mode.name].append(one)
-            print(f"  repeat {repeat + 1}: {mode.name} {one.seconds:.2f} s", flush=True)
+            last[mode.name], measured = mode.run(samples)
+            taken[mode.name].append(measured)
+            print(f"  repeat {repeat + 1}: {mode.name} {measured.seconds:.2f} s", flush=True)
     return taken, last
 
 
@@ -207,7 +207,7 @@ def cell(
         finally:
             if bergson is not None:
                 bergson.close()
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "name": name,
         "samples": len(samples),
         "tokens": tokens,
@@ -218,43 +218,47 @@ def cell(
     }
     for name in ("twin", "forward"):
         if {name, "linear"} <= set(last):
-            made[f"spearman_{name}_linear"] = float(spearmanr(last[name].total, last["linear"].total).statistic)
-    return made
+            result[f"spearman_{name}_linear"] = float(spearmanr(last[name].total, last["linear"].total).statistic)
+    return result
 
 
 def figures(mode: Mode, taken: dict[str, list[Measured]], samples: int, tokens: int) -> dict[str, Any]:
     """A mode's part of the result."""
-    mine = taken[mode.name]
-    seconds = statistics.median(one.seconds for one in mine)
-    found: dict[str, Any] = {
+    runs = taken[mode.name]
+    seconds = statistics.median(run.seconds for run in runs)
+    result: dict[str, Any] = {
         "note": mode.note,
-        "seconds": [one.seconds for one in mine],
-        "cpu_seconds": [one.cpu_seconds for one in mine],
+        "seconds": [run.seconds for run in runs],
+        "cpu_seconds": [run.cpu_seconds for run in runs],
         "samples_per_second": samples / seconds,
         "tokens_per_second": tokens / seconds,
     }
-    if parts := [one.part for one in mine if one.part]:
-        found["extrapolated"] = parts[-1]
-    peaks = [one.peak for one in mine if one.peak is not None]
+    if parts := [run.part for run in runs if run.part]:
+        result["extrapolated"] = parts[-1]
+    peaks = [run.peak for run in runs if run.peak is not None]
     if peaks:
-        found["peak_mib"] = max(peaks) / MIB
+        result["peak_mib"] = max(peaks) / MIB
         if mode.name != "bergson":
-            found["above_resting_mib"] = max((one.peak or 0) - one.resting for one in mine) / MIB
+            result["above_resting_mib"] = max((run.peak or 0) - run.resting for run in runs) / MIB
     floor = taken.get("floor")
     if floor:
-        found["ratio"] = spread([one.seconds / base.seconds for one, base in zip(mine, floor, strict=True)])
-        found["cpu_ratio"] = spread([one.cpu_seconds / base.cpu_seconds for one, base in zip(mine, floor, strict=True)])
-    return found
+        result["ratio"] = spread([run.seconds / base.seconds for run, base in zip(runs, floor, strict=True)])
+        result["cpu_ratio"] = spread(
+            [run.cpu_seconds / base.cpu_seconds for run, base in zip(runs, floor, strict=True)]
+        )
+    return result
 
 
-def criteria(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a cell was to reach, what it reached, and whether that is a pass."""
-    modes = found["modes"]
+def criteria(cell: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The limits of a cell, its values, and whether they pass."""
+    modes = cell["modes"]
     large = args.model == "qwen3-8b-shape"
-    made: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
 
-    def add(what: str, value: float, limit: float, *, most: bool) -> None:
-        made.append({"what": what, "value": value, "limit": limit, "pass": value <= limit if most else value >= limit})
+    def add(label: str, value: float, limit: float, *, most: bool) -> None:
+        checks.append(
+            {"what": label, "value": value, "limit": limit, "pass": value <= limit if most else value >= limit}
+        )
 
     def ratio(over: str, under: str, key: str) -> float:
         pairs = zip(modes[over][key], modes[under][key], strict=True)
@@ -267,15 +271,15 @@ def criteria(found: dict[str, Any], args: argparse.Namespace) -> list[dict[str, 
     if {"floor", "twin"} <= set(modes):
         add("twin / floor, time", ratio("twin", "floor", "seconds"), 0.9 if large else 1.0, most=True)
     for name in ("twin", "forward"):
-        if f"spearman_{name}_linear" in found:
-            value = found[f"spearman_{name}_linear"]
+        if f"spearman_{name}_linear" in cell:
+            value = cell[f"spearman_{name}_linear"]
             add(f"Spearman of {name} with the exact linearised dot", value, 0.98, most=False)
     for mode, limit in (("exact", 1.2), ("twin", 1.0)):
         if {"floor", mode} <= set(modes) and "peak_mib" in modes[mode]:
             peak, above = (modes[mode][key] / modes["floor"][key] for key in ("peak_mib", "above_resting_mib"))
             add(f"{mode} / floor, peak memory", peak, limit, most=True)
             add(f"{mode} / floor, memory above the resting size", above, limit, most=True)
-    return made
+    return checks
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -292,15 +296,15 @@ def markdown(result: dict[str, Any]) -> str:
     if shapes:
         return "\n".join([*lines, f"Samples a batch × tokens a sample. {ratios}", "", *grid(result["cells"])])
     lines += [f"{ratios} CPU: processor time.", ""]
-    for found in result["cells"]:
-        lines += [f"## {found['name']}", ""]
-        if "skipped" in found:
-            lines += [f"Skipped: {found['skipped']}.", ""]
+    for cell in result["cells"]:
+        lines += [f"## {cell['name']}", ""]
+        if "skipped" in cell:
+            lines += [f"Skipped: {cell['skipped']}.", ""]
             continue
-        lines += [f"{found['samples']} samples, {found['tokens']} tokens, {found['batches']} batches.", ""]
+        lines += [f"{cell['samples']} samples, {cell['tokens']} tokens, {cell['batches']} batches.", ""]
         lines += ["| mode | samples/s | tokens/s | time / floor | CPU / floor | peak MiB | above resting MiB | what |"]
         lines += ["|---|---:|---:|---:|---:|---:|---:|---|"]
-        for name, mode in found["modes"].items():
+        for name, mode in cell["modes"].items():
             row = [name, f"{mode['samples_per_second']:.2f}", f"{mode['tokens_per_second']:.0f}"]
             for key in ("ratio", "cpu_ratio"):
                 part = mode.get(key)
@@ -308,47 +312,49 @@ def markdown(result: dict[str, Any]) -> str:
             row += [f"{mode[key]:.0f}" if key in mode else "" for key in ("peak_mib", "above_resting_mib")]
             note = mode["note"] + (f"; *extrapolated {mode['extrapolated']}*" if "extrapolated" in mode else "")
             lines.append("| " + " | ".join([*row, note]) + " |")
-        lines += [""] + [f"{name} is absent: {why}." for name, why in found["absent"].items()]
+        lines += [""] + [f"{name} is absent: {why}." for name, why in cell["absent"].items()]
         lines += [""] + [
-            f"- {'pass' if one['pass'] else 'MISS'}: {one['what']} {one['value']:.3f} (limit {one['limit']:g})"
-            for one in found["criteria"]
+            f"- {'pass' if check['pass'] else 'MISS'}: {check['what']} {check['value']:.3f} (limit {check['limit']:g})"
+            for check in cell["criteria"]
         ]
         lines.append("")
     return "\n".join(lines)
 
 
 def grid(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Time and peak memory of each mode in units of the floor's, a row a cell. The rest is in the JSON file."""
-    measured = [found for found in cells if "skipped" not in found]
-    names = list(dict.fromkeys(name for found in measured for name in found["modes"] if name != "floor"))
+    """Time and peak memory of each mode in units of the floor's, a row per cell. The rest is in the JSON file."""
+    measured = [cell for cell in cells if "skipped" not in cell]
+    names = list(dict.fromkeys(name for cell in measured for name in cell["modes"] if name != "floor"))
     times = [f"| time / floor | floor, tokens/s | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
     peaks = [f"| peak memory / floor | floor, MiB | {' | '.join(names)} |", times[1]]
-    for found in measured:
-        modes = found["modes"]
+    for cell in measured:
+        modes = cell["modes"]
         floor = modes.get("floor", {})
         speed = f"{floor['tokens_per_second']:.0f}" if floor else ""
         ratios = [modes.get(name, {}).get("ratio") for name in names]
-        shown = [f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "" for one in ratios]
+        columns = [
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "" for ratio in ratios
+        ]
         marks = ["*" if "extrapolated" in modes.get(name, {}) else "" for name in names]
-        shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
-        times.append(f"| {' | '.join([found['name'], speed, *shown])} |")
+        columns = [ratio + mark for ratio, mark in zip(columns, marks, strict=True)]
+        times.append(f"| {' | '.join([cell['name'], speed, *columns])} |")
         least = floor.get("peak_mib")
-        shown = [f"{modes[name]['peak_mib'] / least:.2f}" if least and name in modes else "" for name in names]
-        peaks.append(f"| {' | '.join([found['name'], f'{least:.0f}' if least else '', *shown])} |")
-    skipped = [f"{found['name']}: {found['skipped']}." for found in cells if "skipped" in found]
-    if any("extrapolated" in mode for found in measured for mode in found["modes"].values()):
+        columns = [f"{modes[name]['peak_mib'] / least:.2f}" if least and name in modes else "" for name in names]
+        peaks.append(f"| {' | '.join([cell['name'], f'{least:.0f}' if least else '', *columns])} |")
+    skipped = [f"{cell['name']}: {cell['skipped']}." for cell in cells if "skipped" in cell]
+    if any("extrapolated" in mode for cell in measured for mode in cell["modes"].values()):
         skipped.insert(0, "\\* extrapolated from a part of the work (`--less-seconds`).")
     return [*times, "", *peaks, "", *skipped, ""]
 
 
 def run(args: argparse.Namespace, target: FixedTarget) -> dict[str, Any]:
-    """All cells; the tables are written again after each, since a grid takes an hour."""
+    """Runs all cells; rewrites the tables after each, since a grid takes an hour."""
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"machine": machine(target, args), "cells": []}
 
-    def done(found: dict[str, Any]) -> None:
-        found["criteria"] = [] if "skipped" in found else criteria(found, args)
-        result["cells"].append(found)
+    def done(row: dict[str, Any]) -> None:
+        row["criteria"] = [] if "skipped" in row else criteria(row, args)
+        result["cells"].append(row)
         write_json(args.output / f"{args.name}.json", result)
         write_text(args.output / f"{args.name}.md", markdown(result))
 

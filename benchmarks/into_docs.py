@@ -3,7 +3,7 @@
     python benchmarks/into_docs.py            # write
     python benchmarks/into_docs.py --check    # exit 1 when a page shows other figures than benchmarks/results
 
-A page holds `<!-- results: NAME -->` … `<!-- end -->`; what stands between is benchmarks/results/NAME.md.
+A page holds `<!-- results: NAME -->` … `<!-- end -->`, with the content of benchmarks/results/NAME.md in between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", 
 
 
 def filled(page: str) -> str:
-    """The page with the present results in its blocks."""
+    """The page with the current results in its blocks."""
 
     def block(match: re.Match[str]) -> str:
         text = (RESULTS / f"{match['name']}.md").read_text(encoding="utf-8").strip()

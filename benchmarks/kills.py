@@ -1,13 +1,13 @@
-"""kill -9 and full disks at random moments of every stage: what a run loses, buys again, or ends with.
+"""kill -9 and full disks at random moments of every stage: what a run loses, pays for twice, or ends with.
 
     python benchmarks/kills.py                     # 56 kills and 21 full disks; some twenty minutes on two cores
-    python benchmarks/kills.py --kills 2 --disks 1 # so many runs of each, with one moment in each of the seven stages
+    python benchmarks/kills.py --kills 2 --disks 1 # the number of runs, with one moment in each of the seven stages
 
-A small run with everything on (GRPO too) against a stub service that counts its requests. One run is left alone; its
-stages' times say how to spread the moments. Each other run is disturbed once in each stage and started again each time,
-and has to end with the same files, byte for byte: dataset, pairs, judgements kept, adapters, histories, evaluation.
-A request may be sent twice only when a kill fell between its sending and a moment after its reply was there. The full
-disk is a file system in memory that is filled up (root may mount one). Writes benchmarks/results/kills.json and .md.
+A small run with everything on (GRPO too) against a stub service that counts its requests. One run is undisturbed; the
+moments are spread over its stages' times. Each other run is disturbed once in each stage and restarted each time, and
+must end with the same files, byte for byte: dataset, pairs, judgements, adapters, histories, evaluation. A request may
+be sent twice only if a kill came between its sending and shortly after its reply. The full disk is a full file system
+in memory (root may mount one). Writes benchmarks/results/kills.json and .md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEFT = 300_000
 
 
 def main() -> None:
-    """Disturbs runs, prints what came of each, and writes the table."""
+    """Disturbs runs, prints each result, and writes the table."""
     from tests.kill_helpers import STAGES, differing, disk, machine, results
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,12 +49,12 @@ def main() -> None:
             times = runs.undisturbed(work / "undisturbed")
             expected, alone = results(work / "undisturbed"), len(runs.served.requests)
             print("undisturbed:", json.dumps(times), f"{alone} requests", flush=True)
-            for what, count in (("kill", args.kills), ("full disk", args.disks)):
+            for kind, count in (("kill", args.kills), ("full disk", args.disks)):
                 for number in range(count):
-                    chance = random.Random(f"{args.seed} {what} {number}")
-                    place = work / f"{what.replace(' ', '_')}_{number}"
+                    chance = random.Random(f"{args.seed} {kind} {number}")
+                    place = work / f"{kind.replace(' ', '_')}_{number}"
                     begun, before = time.monotonic(), len(runs.served.requests)
-                    if what == "kill":
+                    if kind == "kill":
                         trial = runs.killed(place / "root", times, list(STAGES), chance)
                         trial.differ = differing(expected, results(place / "root"))
                     else:
@@ -67,13 +67,13 @@ def main() -> None:
                     moments = [[stage, round(seconds, 2)] for stage, seconds in trial.moments]
                     trials.append(
                         {
-                            "what": what,
+                            "what": kind,
                             "moments": moments,
                             "requests": len(runs.served.requests) - before,
                             "bought_again": trial.again,
                             "in_hand_at_a_kill": trial.in_hand,
                             "files_that_differ": trial.differ,
-                            "told": [told.replace(f"{work}/", "") for told in trial.told],
+                            "told": [line.replace(f"{work}/", "") for line in trial.told],
                             "seconds": round(time.monotonic() - begun, 1),
                         }
                     )
@@ -90,25 +90,25 @@ def main() -> None:
 
 
 def table(trials: list[dict[str, Any]], alone: int) -> str:
-    """The sums for people."""
+    """The table of sums."""
     lines = [
         "| | runs | moments | by stage | bought again | in hand at a kill | runs that ended otherwise |",
         "|---|---|---|---|---|---|---|",
     ]
-    for what in ("kill", "full disk"):
-        mine = [trial for trial in trials if trial["what"] == what]
-        if not mine:
+    for kind in ("kill", "full disk"):
+        of_kind = [trial for trial in trials if trial["what"] == kind]
+        if not of_kind:
             continue
-        stages = Counter(stage for trial in mine for stage, _ in trial["moments"])
+        stages = Counter(stage for trial in of_kind for stage, _ in trial["moments"])
         by_stage = ", ".join(f"{stage} {count}" for stage, count in stages.items())
         cells = [
-            what,
-            len(mine),
+            kind,
+            len(of_kind),
             sum(stages.values()),
             by_stage,
-            sum(trial["bought_again"] for trial in mine),
-            sum(trial["in_hand_at_a_kill"] for trial in mine),
-            sum(bool(trial["files_that_differ"]) for trial in mine),
+            sum(trial["bought_again"] for trial in of_kind),
+            sum(trial["in_hand_at_a_kill"] for trial in of_kind),
+            sum(bool(trial["files_that_differ"]) for trial in of_kind),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + f"\n\nAn undisturbed run sends {alone} requests.\n"

@@ -4,8 +4,8 @@
     python benchmarks/ledger.py --before FOLDER          # and a checkout of an earlier commit, in turns
 
 Judges stub pairs (scorer, writer and checks are stubs, so only the records are measured), then reads the files in fresh
-processes. Memory is the peak of the resident size above what the process took before it opened anything. Prints a
-table and writes benchmarks/results/ledger.json and ledger.md.
+processes. Memory is the peak resident size above that before anything was opened. Prints a table and writes
+benchmarks/results/ledger.json and ledger.md.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def requests(start: int, stop: int) -> list[Any]:
 
 
 def build(folder: Path, size: int) -> None:
-    """A ledger and a reply cache with `size` rows each; the sums and the index come with this code's own writing."""
+    """Writes a ledger (with sums and index) and a reply cache of `size` rows each."""
     import asyncio
     import sqlite3
 
@@ -129,7 +129,7 @@ def build(folder: Path, size: int) -> None:
         db.executemany("INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def measure(folder: Path, size: int, what: str) -> None:
+def measure(folder: Path, size: int, task: str) -> None:
     """One process's measurements, as JSON on standard output."""
     import asyncio
 
@@ -137,27 +137,27 @@ def measure(folder: Path, size: int, what: str) -> None:
     import optimsyn.reward.reward  # noqa: F401
     from optimsyn.runs.peak_memory import peak_bytes, reset_peak
 
-    # What any process of a run has loaded and done before.
+    # Every process of a run has loaded these modules before.
     asyncio.run(stub_reward(None).judge(requests(0, 64)))
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     reset_peak()
     rest = peak_bytes()
     begun, busy = time.perf_counter(), time.process_time()
     reward = stub_reward(folder / "rewards.jsonl")
-    found |= {"open_s": time.perf_counter() - begun, "open_cpu_s": time.process_time() - busy}
-    if what == "open":
+    figures |= {"open_s": time.perf_counter() - begun, "open_cpu_s": time.process_time() - busy}
+    if task == "open":
         begun = time.perf_counter()
         asyncio.run(reward.judge(requests(size, size + 32)))
-        found["judge_s"] = time.perf_counter() - begun
-    found["open_mb"] = (peak_bytes() - rest) / 1e6
-    if what == "feedback":
+        figures["judge_s"] = time.perf_counter() - begun
+    figures["open_mb"] = (peak_bytes() - rest) / 1e6
+    if task == "feedback":
         judged = asyncio.run(reward.judge(requests(0, size)))
         times = []
         for row in judged[:: max(1, size // 20)]:
             begun = time.perf_counter()
             reward.feedback(row)
             times.append(1e3 * (time.perf_counter() - begun))
-        found = {"feedback_ms": statistics.median(times)}
+        figures = {"feedback_ms": statistics.median(times)}
         from optimsyn.llm.replies import ReplyCache
 
         cache = ReplyCache(folder / "replies.sqlite")
@@ -166,19 +166,19 @@ def measure(folder: Path, size: int, what: str) -> None:
             begun = time.perf_counter()
             assert cache.totals().replies == size
             times.append(1e6 * (time.perf_counter() - begun))
-        found["totals_us"] = statistics.median(times)
-    sys.stdout.write(json.dumps(found) + "\n")
+        figures["totals_us"] = statistics.median(times)
+    sys.stdout.write(json.dumps(figures) + "\n")
 
 
-def child(tree: Path, folder: Path, size: int, what: str) -> dict[str, float]:
+def child(tree: Path, folder: Path, size: int, task: str) -> dict[str, float]:
     """`measure` with the code of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--child", what, "--folder", str(folder), "--rows", str(size)]
+    command = [sys.executable, __file__, "--child", task, "--folder", str(folder), "--rows", str(size)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def compare(trees: dict[str, Path], sizes: list[int], repeats: int) -> dict[str, Any]:
@@ -186,32 +186,32 @@ def compare(trees: dict[str, Path], sizes: list[int], repeats: int) -> dict[str,
     table: dict[str, Any] = {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            child(trees["now"], made, size, "build")
+            built = Path(scratch) / "made"
+            built.mkdir()
+            child(trees["now"], built, size, "build")
             rows: dict[str, dict[str, list[float]]] = {name: {} for name in trees}
             for _ in range(repeats):
                 for name, tree in trees.items():
                     copy = Path(scratch) / "copy"
-                    shutil.copytree(made, copy)
+                    shutil.copytree(built, copy)
                     for file in copy.glob("rewards.index*"):
                         file.unlink()
                     first = child(tree, copy, size, "first")
-                    found = child(tree, copy, size, "open") | child(tree, copy, size, "feedback")
-                    found |= {f"index_{key.removeprefix('open_')}": value for key, value in first.items()}
-                    for key, value in found.items():
+                    figures = child(tree, copy, size, "open") | child(tree, copy, size, "feedback")
+                    figures |= {f"index_{key.removeprefix('open_')}": value for key, value in first.items()}
+                    for key, value in figures.items():
                         rows[name].setdefault(key, []).append(value)
                     shutil.rmtree(copy)
             table[str(size)] = {
-                name: {key: round(statistics.median(values), 3) for key, values in sorted(one.items())}
-                for name, one in rows.items()
-            } | {"ledger_mb": round((made / "rewards.jsonl").stat().st_size / 1e6, 1)}
+                name: {key: round(statistics.median(values), 3) for key, values in sorted(figures_of_tree.items())}
+                for name, figures_of_tree in rows.items()
+            } | {"ledger_mb": round((built / "rewards.jsonl").stat().st_size / 1e6, 1)}
             print(size, json.dumps(table[str(size)]), flush=True)
     return table
 
 
 def markdown(table: dict[str, Any], names: list[str]) -> str:
-    """The table for people."""
+    """The table."""
     heads = [f"{int(size):,} rows, {name}" for size in table for name in names]
     lines = ["| figure | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for key, label in MEASURED.items():

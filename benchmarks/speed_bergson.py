@@ -1,8 +1,8 @@
 """bergson on the benchmark's own token ids: run by `influence_speed.py --bergson PYTHON` with that interpreter.
 
-It needs nothing of optimsyn. For every line on the standard input it scores the whole pool once and prints a line of
+It imports nothing of optimsyn. For every line of standard input it scores the whole pool once and prints a line of
 JSON. Scores are dot products of unprojected per-sample gradients of the adapter with one query vector, computed as the
-gradients come, which is the work most like optimsyn's; bergson takes the logits of every position.
+gradients arrive, which is closest to optimsyn's work; bergson computes the logits of every position.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load(facts: dict[str, Any]) -> Any:
 
 
 class Pool:
-    """What is scored, again and again."""
+    """The samples to score repeatedly."""
 
     def __init__(self, facts: dict[str, Any], folder: Path) -> None:
         from bergson import GradientProcessor, IndexConfig, InMemoryCollector, Scorer
@@ -73,15 +73,15 @@ class Pool:
         )
         computer = self._computer(self.model, self.data, collector=collector, batches=self.batches, cfg=self.config)
         computer.run_with_collector_hooks()
-        found: list[float] = torch.as_tensor(scorer.writer.scores).flatten().tolist()
-        return found
+        scores: list[float] = torch.as_tensor(scorer.writer.scores).flatten().tolist()
+        return scores
 
 
 def main() -> None:
     """Reads the pool's file, then answers line by line until the input ends."""
     from importlib.metadata import version
 
-    # bergson prints progress to the standard output; answers must not be mixed with it.
+    # bergson prints progress to standard output, which must not mix with the answers.
     answers = sys.stdout
     sys.stdout = sys.stderr
     facts = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""A per-sample autograd loop with random projection, in the way of LESS (Xia et al. 2024), to compare with.
+"""A per-sample autograd loop with random projection, as in LESS (Xia et al. 2024), for comparison.
 
-Follows what the published `collect_grad_reps.py` does: batch size 1, the model's own loss with the logits of every
-position, the flattened gradient, Adam's direction with ε inside the root, and every 16 samples a Rademacher projection
-to 8,192 numbers whose matrix is made again from its seed, block by block. Signs are drawn 64 from one random number,
-which is cheaper than drawing each of them.
+Follows the published `collect_grad_reps.py`: batch size 1, the model's own loss with the logits of every position, the
+flattened gradient, Adam's direction with ε inside the root, and every 16 samples a Rademacher projection to 8,192
+numbers whose matrix is recomputed from its seed, block by block. 64 signs come from one random number, which is cheaper
+than drawing each of them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Probe:
     """A part of the loop's work.
 
     Attributes:
-        spent: Seconds that it took.
-        whole: Seconds that all of it would take.
-        samples: How many samples were gone through.
+        spent: Its seconds.
+        whole: Estimated seconds of the whole work.
+        samples: Number of processed samples.
         columns: Share of the projection's columns that were done.
     """
 
@@ -45,8 +45,8 @@ class LessLoop:
 
     Args:
         target: The model, at `checkpoint`.
-        checkpoint: Gives Adam's moments.
-        width: Numbers that are left of a direction.
+        checkpoint: With Adam's moments.
+        width: Size of a projected direction.
         label_logits: Take logits at label positions only, which the published loop does not.
         seed: Of the projection.
     """
@@ -61,7 +61,7 @@ class LessLoop:
         names = list(target.parameters)
         self._first = torch.cat([checkpoint.exp_avg[name].flatten().float() for name in names]).to(target.device)
         self._second = torch.cat([checkpoint.exp_avg_sq[name].flatten().float() for name in names]).to(target.device)
-        # Half precision as published on a GPU; on a processor it would only be slower.
+        # Half precision on a GPU, as published; on a processor it is only slower.
         self._dtype = torch.float16 if target.device.type == "cuda" else torch.float32
         places = torch.arange(256, device=target.device).unsqueeze(1) >> torch.arange(8, device=target.device)
         self._signs = ((places & 1) * 2 - 1).to(self._dtype)
@@ -69,15 +69,15 @@ class LessLoop:
     def run(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """[n, width], on the CPU."""
         waiting: list[torch.Tensor] = []
-        found: list[torch.Tensor] = []
+        projected: list[torch.Tensor] = []
         for item in encoded:
             waiting.append(self._direction(item))
             if len(waiting) == INTERVAL:
-                found.append(self.project(torch.stack(waiting)).cpu())
+                projected.append(self.project(torch.stack(waiting)).cpu())
                 waiting = []
         if waiting:
-            found.append(self.project(torch.stack(waiting)).cpu())
-        return torch.cat(found)
+            projected.append(self.project(torch.stack(waiting)).cpu())
+        return torch.cat(projected)
 
     def _direction(self, item: Encoded) -> torch.Tensor:
         target = self.target
@@ -103,7 +103,7 @@ class LessLoop:
         return (first / torch.sqrt(second + 1e-8)).to(self._dtype)
 
     def within(self, encoded: Sequence[Encoded], seconds: float) -> Probe:
-        """Does as much of the work as fits in a time, and says what the whole would take.
+        """Does as much of the work as fits in a time, and estimates the time of the whole.
 
         Half of the time goes to samples one by one, sixteen at most, half to blocks of the projection's columns. All
         samples cost as much as these on average, and every sixteen of them a projection.
@@ -135,7 +135,7 @@ class LessLoop:
         began = time.perf_counter()
         device = directions.device
         generator = torch.Generator(device).manual_seed(self.seed)
-        found = torch.zeros(len(directions), self.width, device=device)
+        projected = torch.zeros(len(directions), self.width, device=device)
         for column in range(0, self.width, _COLUMNS):
             columns = min(_COLUMNS, self.width - column)
             for row in range(0, directions.shape[1], _ROWS):
@@ -144,9 +144,9 @@ class LessLoop:
                 bits = torch.empty(-(-count // 64), dtype=torch.int64, device=device)
                 bits.random_(-(2**63), None, generator=generator)
                 signs = self._signs[bits.view(torch.uint8).int()].flatten()[:count].view(-1, columns)
-                found[:, column : column + columns] += (part @ signs).float()
+                projected[:, column : column + columns] += (part @ signs).float()
             if seconds is not None:
                 self._wait()
                 if time.perf_counter() - began > seconds:
-                    return found, column + columns
-        return found, self.width
+                    return projected, column + columns
+        return projected, self.width

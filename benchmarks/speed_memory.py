@@ -1,4 +1,4 @@
-"""Peak memory of one call, as the machine itself counts it."""
+"""Peak memory of one call, as counted by the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one call took.
+    """Time and memory of one call.
 
     Attributes:
         seconds: Wall clock.
@@ -26,7 +26,7 @@ class Measured:
         resting: Bytes held before.
         peak: Most bytes held in between: resident pages of the whole process on Linux, allocated tensors on CUDA;
             None where neither can be had.
-        part: What share of the work was done, where times are extrapolated from it; else "".
+        part: The share of the work that was done, if times are extrapolated from it; else "".
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Measured:
 
 
 def measured(call: Callable[[], T], device: torch.device) -> tuple[T, Measured]:
-    """Runs `call` and says what it took; waits for the GPU before and after."""
+    """Runs `call` and measures it; waits for the GPU before and after."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The modes that `influence_speed.py` runs in turns: models, samples, and one call a mode."""
+"""The modes that `influence_speed.py` runs in turns: models, samples, and one call per mode."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ _QWEN3_8B = {
 
 
 class FixedTarget(Target):
-    """A target that also takes samples whose tokens are given, so that lengths are exact."""
+    """A target that also takes samples with given tokens, so that lengths are exact."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.given: dict[str, Encoded] = {}
 
     def encode(self, sample: Any) -> Encoded:
-        """The given tokens of the sample's id, else what the tokenizer makes of it."""
+        """The given tokens of the sample's id, else those of the tokenizer."""
         return self.given.get(sample.id) or super().encode(sample)
 
     def random_samples(self, count: int, length: int, *, answer: float, seed: int) -> list[Sample]:
         """Samples of `length` random tokens; the last share `answer` of them are labels."""
         generator = torch.Generator().manual_seed(seed)
         size = int(self.causal.config.get_text_config().vocab_size)
-        made = []
+        samples = []
         for i in range(count):
             ids = torch.randint(size, (length,), generator=generator).tolist()
             first = min(length - 1, max(1, round(length * (1 - answer))))
             name = f"random-{seed}-{length}-{i}"
             self.given[name] = Encoded(name, ids, [IGNORE] * first + ids[first:], False)
-            made.append(Sample(id=name, prompt="given", completion=" tokens", messages=()))
-        return made
+            samples.append(Sample(id=name, prompt="given", completion=" tokens", messages=()))
+        return samples
 
 
 def pairs_of(target: Target, samples: Sequence[Sample]) -> list[Encoded]:
-    """Samples in tokens, with the labels that a scorer looks at, so that every mode has the same work."""
+    """Tokenised samples with the labels that a scorer uses, so that every mode has the same work."""
     return [counted(target.encode(sample), CountedTokens(), "pair") for sample in samples]
 
 
@@ -71,9 +71,9 @@ def load_target(args: Any) -> FixedTarget:
         spec = TargetSpec(
             name=args.model, device=args.device, dtype=args.dtype, lora=Lora(r=args.lora_r or 8, alpha=16)
         )
-        found = FixedTarget.load(spec, seed=args.seed)
-        assert isinstance(found, FixedTarget)
-        return found
+        target = FixedTarget.load(spec, seed=args.seed)
+        assert isinstance(target, FixedTarget)
+        return target
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     device = resolve_device(args.device)
@@ -104,13 +104,15 @@ def load_target(args: Any) -> FixedTarget:
         torch.set_default_dtype(before)
     rank = args.lora_r or max(4, int(128 * args.scale))
     tokenizer = _bytes()
-    found = FixedTarget.from_model(model, tokenizer, lora=Lora(r=rank, alpha=2 * rank), max_length=4096, seed=args.seed)
-    assert isinstance(found, FixedTarget)
-    return found
+    target = FixedTarget.from_model(
+        model, tokenizer, lora=Lora(r=rank, alpha=2 * rank), max_length=4096, seed=args.seed
+    )
+    assert isinstance(target, FixedTarget)
+    return target
 
 
 def _bytes() -> Any:
-    """A tokenizer of single bytes: samples come as tokens, but a scorer's identity asks what a text would be."""
+    """A tokenizer of single bytes: samples are already tokens, but a scorer's identity needs a tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -128,8 +130,8 @@ class Mode:
 
     Attributes:
         name: In the table.
-        run: Does the samples once and says what it took.
-        note: What is particular about it.
+        run: Processes the samples once and measures it.
+        note: Its particular settings.
     """
 
     name: str
@@ -147,12 +149,12 @@ def modes_of(  # noqa: PLR0913 - all but two are keyword-only
     folder: Path,
     less_seconds: float | None = None,
 ) -> list[Mode]:
-    """Sets up the modes of this process; validation directions are made once, outside of all timing."""
+    """Sets up the modes of this process; validation directions are computed once, outside of all timing."""
     device = target.device
-    made: list[Mode] = []
+    modes: list[Mode] = []
 
     def add(name: str, work: Callable[[Sequence[Sample]], Any], note: str = "") -> None:
-        made.append(Mode(name, lambda samples: measured(lambda: work(samples), device), note))
+        modes.append(Mode(name, lambda samples: measured(lambda: work(samples), device), note))
 
     def floor(samples: Sequence[Sample]) -> None:
         for batch in target.batches(pairs_of(target, samples), batch_tokens):
@@ -193,12 +195,12 @@ def modes_of(  # noqa: PLR0913 - all but two are keyword-only
         if name in names:
             loop = LessLoop(target, target.checkpoints[-1], label_logits=name == "less-labels", seed=seed)
             logits = "logits at labels" if loop.label_logits else "all logits"
-            made.append(Mode(name, partial(_less, loop, less_seconds), f"batch 1, {logits}"))
-    return made
+            modes.append(Mode(name, partial(_less, loop, less_seconds), f"batch 1, {logits}"))
+    return modes
 
 
 def _less(loop: LessLoop, seconds: float | None, samples: Sequence[Sample]) -> tuple[Any, Measured]:
-    """The whole loop, or where that takes longer than `seconds` what a part of it says of the whole."""
+    """The whole loop, or an estimate from a part of it if it takes longer than `seconds`."""
     encoded, device = pairs_of(loop.target, samples), loop.target.device
     if seconds is not None:
         probe, taken = measured(lambda: loop.within(encoded, seconds), device)
@@ -210,13 +212,13 @@ def _less(loop: LessLoop, seconds: float | None, samples: Sequence[Sample]) -> t
 
 
 class Bergson:
-    """bergson in a process of its own, with its own copy of the model; answers are asked for one at a time.
+    """bergson in a separate process, with its own copy of the model; answers are requested one at a time.
 
     Args:
         python: An interpreter that has bergson.
-        target: Whose base model and adapter it loads.
+        target: The base model and adapter to load.
         samples: The pool.
-        batch_tokens: As the other modes have it.
+        batch_tokens: As for the other modes.
         model: The benchmark's `--model`.
         threads: For torch.
         folder: For files that both read.
@@ -276,7 +278,7 @@ class Bergson:
         self.version: str = self._answer()["bergson"]
 
     def mode(self) -> Mode:
-        """Its mode; it scores the pool that it was given, whatever samples it is called with."""
+        """Its mode; it always scores its own pool and ignores the samples of a call."""
         batches = f"{self._batches} batches, all logits, own process"
         return Mode("bergson", self._run, f"bergson {self.version}, dot, no projection, {batches}")
 
@@ -300,5 +302,5 @@ class Bergson:
             self._process.wait()
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
             raise RuntimeError(lines[-1])
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -27,7 +27,7 @@ WORDS = "river stone copper battle senate comet enzyme harvest treaty violin gla
 
 
 def text_samples(count: int, seed: int, subtasks: tuple[str, ...] = ("",)) -> Iterator[Any]:
-    """Short made-up questions, one at a time: the pool never exists as a whole."""
+    """Short invented questions, one at a time, so that the pool never exists as a whole."""
     from optimsyn.data.records import Sample
 
     for i in range(count):
@@ -124,9 +124,9 @@ def report(row: dict[str, Any]) -> None:
 
 
 def start(arguments: argparse.Namespace, child: str, *more: str) -> subprocess.Popen[str]:
-    """This file again, as a child."""
-    given = ["--seed", str(arguments.seed), "--rows", str(arguments.rows), "--size", str(arguments.size)]
-    command = [sys.executable, __file__, *given, "--child", child, "--folder", str(arguments.folder), *more]
+    """Starts this file as a child process."""
+    options = ["--seed", str(arguments.seed), "--rows", str(arguments.rows), "--size", str(arguments.size)]
+    command = [sys.executable, __file__, *options, "--child", child, "--folder", str(arguments.folder), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -172,15 +172,15 @@ def fidelity(arguments: argparse.Namespace, target: Any, count: int = 256) -> li
         questions.add(asked)
         row: dict[str, Any] = {"size": size, "width": store.manifest["width"], "samples": count}
         for kind, truth in exact.items():
-            found = store.score(questions, normalization=kind, ids=names).total  # type: ignore[arg-type]
-            row[kind] = round(float(spearmanr(found.numpy(), truth.numpy()).statistic), 4)
-            row[f"{kind}_error"] = round(float((found - truth).square().mean().sqrt() / truth.std()), 4)
+            scores = store.score(questions, normalization=kind, ids=names).total  # type: ignore[arg-type]
+            row[kind] = round(float(spearmanr(scores.numpy(), truth.numpy()).statistic), 4)
+            row[f"{kind}_error"] = round(float((scores - truth).square().mean().sqrt() / truth.std()), 4)
         rows.append(row)
     return rows
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as the docs show it."""
+    """The result as Markdown for the docs."""
     steps = [*result.get("killed", {}).get("memory", []), *result["resumed"]["memory"]]
     sizes = "; ".join(
         f"{row['width']:,} of {result['parameters']:,} values: {row['cosine']:.2f} cosine, {row['dot']:.2f} dot"
@@ -202,7 +202,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000, help="samples in the pool")
     parser.add_argument("--size", type=int, default=32, help="values kept of each side of a gradient")
@@ -216,7 +216,7 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Everything, in order."""
+    """Runs all parts in order."""
     import torch
 
     from optimsyn.influence.gradients.projection import Projection
@@ -277,7 +277,7 @@ def main() -> None:
 
 
 def write(result: dict[str, Any]) -> None:
-    """Keeps the figures, with the versions and the machine that they come from."""
+    """Writes the figures, with the versions and the machine."""
     result["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
     result["versions"]["python"] = platform.python_version()
     result["hardware"] = f"{os.cpu_count()} CPU cores, one thread"

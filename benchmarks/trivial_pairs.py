@@ -1,9 +1,9 @@
-"""What the reward gives to pairs that teach nothing: trivial, self-answering, copied, malformed and mismatched ones.
+"""Rewards of pairs that teach nothing: trivial, self-answering, copied, malformed and mismatched ones.
 
     python benchmarks/trivial_pairs.py runs/quickstart-95a3001574
 
-Takes a run whose synthesis has finished, makes bad pairs out of its own passages and pairs, and has them checked and
-scored as any pair is. `influence` is that without the checks: what an optimiser would earn if they were not there.
+Takes a run whose synthesis has finished, builds bad pairs from its own passages and pairs, and checks and scores them
+like any pair. `influence` is the reward without the checks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Maker = Callable[[Pair, Passage, int], Pair]
 
 
 def makers(passages: Sequence[Passage]) -> dict[str, Maker]:
-    """A way to spoil a pair, by name; each gets a good pair, its passage and a number."""
+    """Functions that spoil a pair, by name; each gets a good pair, its passage and a number."""
 
     def of(pair: Pair, **changes: Any) -> Pair:
         plain = {"choices": None, "answer_index": None, "quote": ""}
@@ -49,7 +49,7 @@ def makers(passages: Sequence[Passage]) -> dict[str, Maker]:
         return of(pair, question=question, answer=answer)
 
     def elsewhere(pair: Pair, passage: Passage, number: int) -> Pair:
-        others = [one for one in passages if one.document_id != passage.document_id]
+        others = [each for each in passages if each.document_id != passage.document_id]
         other = others[(7 * number + 1) % len(others)]
         return of(pair, passage_id=other.id, document_id=other.document_id)
 
@@ -81,12 +81,12 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
     if len(set(values)) < 2:
         return values[0], values[0]
-    found = bootstrap((values,), statistics.fmean, method="percentile", n_resamples=2000, rng=seed)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    result = bootstrap((values,), statistics.fmean, method="percentile", n_resamples=2000, rng=seed)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def measure(run: Run, count: int) -> dict[str, Any]:
-    """Rewards of the run's own candidates and of spoilt ones."""
+    """Rewards of the run's own candidates and of spoilt pairs."""
     tools = Tools(run)
     passages = {passage.id: passage for passage in tools.passages}
     penalty = run.recipe.reward.invalid_penalty
@@ -133,11 +133,11 @@ def row_of(name: str, valid: int, influence: Sequence[float], rewards: Sequence[
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     """The table."""
     lines = [
-        f"Run `{found['run']}`, seed {found['seed']}, estimator {found['estimator']}; influence of a pair without "
-        f"gradient: {found['zero_gradient_baseline']:.4f}. Reward: mean with a 95% bootstrap interval over pairs.",
+        f"Run `{result['run']}`, seed {result['seed']}, estimator {result['estimator']}; influence of a pair without "
+        f"gradient: {result['zero_gradient_baseline']:.4f}. Reward: mean with a 95% bootstrap interval over pairs.",
         "",
         "| pairs | n | valid | influence without checks | reward |",
         "|---|---:|---:|---:|---:|",
@@ -145,7 +145,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines += [
         f"| {row['pairs']} | {row['n']} | {row['valid']} | {row['influence']:+.3f} | "
         f"{row['reward']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] |"
-        for row in found["rows"]
+        for row in result["rows"]
     ]
     return "\n".join(lines) + "\n"
 
@@ -157,10 +157,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="spoilt pairs of each kind")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    found = measure(Run.load(args.run), args.count)
-    write_json(args.output / "trivial_pairs.json", found)
-    write_text(args.output / "trivial_pairs.md", markdown(found))
-    print(markdown(found))
+    result = measure(Run.load(args.run), args.count)
+    write_json(args.output / "trivial_pairs.json", result)
+    write_text(args.output / "trivial_pairs.md", markdown(result))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

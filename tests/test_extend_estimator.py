@@ -114,7 +114,7 @@ def test_one_with_momentum_says_what_shares_need() -> None:
     from optimsyn.influence.estimators import OwnEstimator
 
     estimator = OwnEstimator(HALF, Pushed)
-    with pytest.raises(ModelError, match=r"gives a direction to a gradient of 0, .* a method gain"):
+    with pytest.raises(ModelError, match=r"gives a direction to a gradient of 0, .* add a method gain"):
         estimator.gain(Moments(torch.zeros(2), torch.ones(2), 1, (0.9, 0.99), 1e-8))
 
 

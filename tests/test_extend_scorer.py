@@ -74,7 +74,7 @@ def test_its_identity_is_its_source_its_word_and_its_questions(target: Target, w
     ("score", "message"),
     [
         ("return [1.0]", "gave 1 scores for 3 pairs"),
-        ("return [float('nan') for pair in pairs]", "every score has to be a finite number"),
+        ("return [float('nan') for pair in pairs]", "every score must be a finite number"),
     ],
 )
 def test_wrong_numbers_stop_the_run(target: Target, written: Written, score: str, message: str) -> None:

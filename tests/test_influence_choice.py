@@ -70,7 +70,7 @@ def test_a_mixture_of_experts_is_scored_from_gradients() -> None:
     found = scorer.score(samples(3, seed=2)).by_subtask
     _, expected = reference_scores(target, questions, samples(3, seed=2), "adam_linear", cosine=False)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ModelError, match=r"topk, as a mixture of experts.* set influence\.method to exact"):
+    with pytest.raises(ModelError, match=r"topk, as in a mixture of experts.* set influence\.method to exact"):
         build_scorer(target, questions, Influence(method="twin"))
 
 

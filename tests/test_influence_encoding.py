@@ -88,7 +88,7 @@ def test_an_answer_without_tokens_is_refused_by_name(chat: bool) -> None:
     blank = sample.model_copy(
         update={"completion": "答え", "messages": (question, {"role": "assistant", "content": "答え"})}
     )
-    with pytest.raises(ModelError, match=r"'s0-0': the tokenizer makes no token of the answer '答え'.*vocabulary"):
+    with pytest.raises(ModelError, match=r"'s0-0': the tokenizer produces no token for the answer '答え'.*vocabulary"):
         encode(_letters(chat), blank, 100)
     known = encode(_letters(chat), sample, 100)
     assert known.label_tokens == len(sample.completion.strip() if chat else sample.completion) + 1
@@ -191,7 +191,7 @@ def test_a_model_that_sees_later_tokens_is_refused_by_name(dtype: torch.dtype) -
         lora = tiny_lora(target_modules=("query", "value"))
         return Target.from_model(model.to(dtype), byte_tokenizer(), lora=lora, max_length=200)
 
-    with pytest.raises(ModelError, match="depends on later tokens.*is_decoder"):
+    with pytest.raises(ModelError, match="depend on later tokens.*is_decoder"):
         target(causal=False).warm_up(samples(2), steps=1)
     fine = target(causal=True)
     long, short = sorted(samples(6), key=lambda s: -len(s.prompt + s.completion))[::5]

@@ -67,7 +67,7 @@ def test_a_broken_weight_is_named_and_not_the_samples() -> None:
     target = _target()
     name, weight = next((name, p) for name, p in target.causal.named_parameters() if name.endswith("norm.weight"))
     weight.data[0] = torch.nan
-    with pytest.raises(ModelError, match=rf"the weight {name} holds numbers that are not finite; get the model's"):
+    with pytest.raises(ModelError, match=rf"the weight {name} contains NaN or infinite values; download the model's"):
         target.warm_up(samples(4), steps=2)
 
 

@@ -118,7 +118,7 @@ def test_a_finite_difference_in_bfloat16_is_noise_and_refused(monkeypatch: pytes
     step = Step(epsilon=1e-7, error=1.08, forward_epsilon=1e-7, forward_error=1.08, length=1.0)
     monkeypatch.setattr("optimsyn.influence.derivative.twin.measure_step", lambda *_, **__: step)
     questions, pairs = samples(6, seed=1), samples(12, seed=2)
-    with pytest.raises(ModelError, match=r"twin is off by .* would be noise; set influence\.method to exact or auto"):
+    with pytest.raises(ModelError, match=r"twin is off by .* are noise; set influence\.method to exact or auto"):
         TwinScorer(narrow, questions)
     noise = TwinScorer(narrow, questions, most_error=1e9)
     reference = InfluenceScorer(wide, questions).score(pairs).total

@@ -186,9 +186,7 @@ def test_the_same_text_twice_is_one_row_and_another_text_is_refused(tmp_path: Pa
     assert store.add(iter(some)) == 0
     assert len(store) == 5 and set(store.ids) == {sample.id for sample in some}
     changed = some[2].model_copy(update={"completion": " other"})
-    with pytest.raises(
-        DataError, match=r"'s0-2' is already there with another text; give the changed sample an id of its own"
-    ):
+    with pytest.raises(DataError, match=r"'s0-2' is already there with another text; give the changed sample a new id"):
         store.add([changed])
     twice = samples(1, seed=4)[0]
     with pytest.raises(DataError, match="another text"):

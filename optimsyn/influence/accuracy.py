@@ -1,13 +1,13 @@
-"""How far a way of computing scores is from the right ones: measured on real questions, never believed.
+"""The numerical error of a scoring method, measured on real questions.
 
 The reference is the backward pass with every operation in float32 (`optimsyn.target.upcast`) where the model has 16-bit
-weights, and in the model's own dtype where that is float32 or float64. Eight validation questions, short to long, each
-with the answer of another one, are scored by the way in question and by the reference; the error is
+weights, and in the model's own dtype where that is float32 or float64. The method and the reference score eight
+validation questions, short to long, each with the answer of another one; the error is
 
     rms(scores - reference) / rms(reference)
 
-over questions and subtasks. The reference itself has an error of another kind, that of its own arithmetic: it is the
-same share for two questions scored one by one instead of in a padded batch.
+over questions and subtasks. The error of the reference's own arithmetic is measured as the same share for two questions
+scored one by one instead of in a padded batch.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from optimsyn.target.target import Target
 Method = Literal["exact", "twin", "forward"]
 
 MOST_ERROR = 0.05
-"""Scores that are further off than this share of their size are refused."""
+"""Scores with a larger error, as a share of their size, are refused."""
 
 WANTED_ERROR = 0.005
-"""A way that is less off than this is taken by itself; one that a recipe names may be off by `MOST_ERROR`.
+"""A method with a smaller error is chosen automatically; one that a recipe names may have an error of `MOST_ERROR`.
 
-Generated pairs are much alike, and their order suffers early: in bfloat16, at measured errors of 1 to 3 per cent, it
+Generated pairs are similar, so small errors change their order: in bfloat16, at measured errors of 1 to 3 per cent, it
 had a Spearman correlation with float32 of .970 to .996 in three domains, and at less than .1 per cent of .995 to .999.
 """
 
@@ -45,13 +45,13 @@ _PROBES = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """How a scorer came to be the one.
+    """Which method a scorer uses, and why.
 
     Attributes:
-        method: What was taken: exact, twin or forward.
-        errors: The measured error of each way that was tried, in the order of trying; "exact, mixed" and "exact,
-            float32" are the backward pass of a 16-bit model at higher precision (`optimsyn.target.upcast.Precision`).
-        reason: One sentence for people.
+        method: The chosen method: exact, twin or forward.
+        errors: The measured error of each tried method, in order; "exact, mixed" and "exact, float32" are the backward
+            pass of a 16-bit model at higher precision (`optimsyn.target.upcast.Precision`).
+        reason: A sentence that explains the choice.
     """
 
     method: str
@@ -60,31 +60,31 @@ class Choice:
 
 
 def probes_of(encoded: Sequence[Encoded]) -> list[Encoded]:
-    """What errors are measured on: eight questions, short to long, each with the answer of the next.
+    """The samples that errors are measured on: eight questions, short to long, each with the answer of the next.
 
-    A question is itself a part of the direction that it would be scored along, and so looks more certain than any pair.
-    With another's answer it is as new as a pair. The questions are encoded as pairs are scored, end and all.
+    A question is part of the direction that scores it, so its score looks more certain than a pair's. With another
+    question's answer it is as new as a pair. The questions are encoded like pairs, with the end of text.
     """
     order = sorted(encoded, key=lambda item: (len(item.input_ids), item.id))
     last = len(order) - 1
     places = sorted({round(i * last / (_PROBES - 1)) for i in range(_PROBES)})
     chosen = [order[i] for i in places]
-    return [_answered(one, other) for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
+    return [_answered(question, other) for question, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
 
 
-def _answered(one: Encoded, other: Encoded) -> Encoded:
-    """The prompt of one question with the answer of another, which is no longer than the two are."""
-    prompt, first = len(one.prompt_ids), len(other.prompt_ids)
-    longest = max(len(one.input_ids), len(other.input_ids))
+def _answered(question: Encoded, other: Encoded) -> Encoded:
+    """The prompt of one question with the answer of another, unless that is longer than both questions."""
+    prompt, first = len(question.prompt_ids), len(other.prompt_ids)
+    longest = max(len(question.input_ids), len(other.input_ids))
     if prompt + len(other.input_ids) - first > longest:
-        return one
-    ids, labels = one.input_ids[:prompt] + other.input_ids[first:], one.labels[:prompt] + other.labels[first:]
-    return replace(other, id=one.id, input_ids=ids, labels=labels)
+        return question
+    ids, labels = question.input_ids[:prompt] + other.input_ids[first:], question.labels[:prompt] + other.labels[first:]
+    return replace(other, id=question.id, input_ids=ids, labels=labels)
 
 
-def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """Root mean square of the difference, as a share of the reference's own; infinite where either is no number."""
-    off = float((found - reference).double().square().mean().sqrt())
+def relative_error(scores: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of the reference's; infinite where either is not finite."""
+    off = float((scores - reference).double().square().mean().sqrt())
     size = float(reference.double().square().mean().sqrt())
     if not (math.isfinite(off) and math.isfinite(size)):
         return math.inf
@@ -96,21 +96,21 @@ def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
 def batching_error(score: Callable[[list[Encoded]], torch.Tensor], probes: list[Encoded]) -> float:
     """The error of float32's own arithmetic: how far scores move when they are computed one by one.
 
-    Nobody doubts float32, so two short questions must do.
+    Two short questions are enough, since float32 is accurate.
     """
     few = probes[:2]
     return relative_error(score(few), torch.cat([score([probe]) for probe in few]))
 
 
 def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: Callable[[], float]) -> float:
-    """The error of the scorer with this fingerprint: from the folder, or measured and written there.
+    """The error of the scorer with this fingerprint: read from the folder, or measured and written there.
 
     Raises:
         ModelError: The file is damaged.
     """
     if folder is None:
         return measure()
-    # Another machine rounds in another way.
+    # Another machine rounds differently.
     dtypes = sorted({str(parameter.dtype) for parameter in target.model.parameters()})
     facts = [_RULE, fingerprint, target.device.type, dtypes]
     file = folder / f"error-{digest_of(facts)}.json"
@@ -119,10 +119,10 @@ def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: C
             return float(json.loads(file.read_text(encoding="utf-8"))["error"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file}: not readable as a measured error ({error}); delete the file") from error
-    found = measure()
+    measured = measure()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"scorer": fingerprint, "error": found}))
-    return found
+    write_text(file, json.dumps({"scorer": fingerprint, "error": measured}))
+    return measured
 
 
 def refuse_error(method: str, error: float, most_error: float) -> None:
@@ -136,13 +136,13 @@ def refuse_error(method: str, error: float, most_error: float) -> None:
     cure = "models.target.dtype to float32" if method == "exact" else "influence.method to exact or auto"
     raise ModelError(
         f"influence.method: {method} is off by {percent(error)} of the scores' size on this model's own validation "
-        f"questions, where less than {percent(most_error)} is wanted, so its scores would be noise; set {cure}"
+        f"questions, where less than {percent(most_error)} is allowed, so its scores are noise; set {cure}"
         + ("" if method == "exact" else ", or models.target.dtype to float32")
     )
 
 
 def percent(share: float) -> str:
-    """For people."""
+    """The share as readable text."""
     if not math.isfinite(share):
         return "an unknown part"
     if 0 < share < 1e-5:

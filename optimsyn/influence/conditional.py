@@ -1,18 +1,18 @@
-r"""Scores that know what was judged before: the hundredth pair with the same answer earns little.
+r"""Scores that depend on what was judged before: the hundredth pair with the same answer earns little.
 
-A score takes each question as far from learnt as the warm-up left it. Here it is taken as a training on the pairs that
-were judged so far (the history H) would leave it, as `SimulatedTraining` predicts. With p_q the probability of the
-answer of question q, its gradient has shrunk (or, where H teaches the contrary, grown) to
+A score takes each question as the warm-up left it. Here a question is taken as a training on the pairs judged so far
+(the history H) leaves it, as `SimulatedTraining` predicts. With p_q the probability of the answer of question q, its
+gradient has shrunk (or, where H teaches the contrary, grown) to
 
     ω_q = (1 − p_q(H)) / (1 − p_q(∅))          IF'(z) = Σ_q ω_q ⟨ĝ_q / s_q, D⊙g_z⟩ / (Q · reference norm)
 
-of what it was: the direction has moved. Without a history ω = 1 and IF' = IF, to the last bit, because only the change
-is computed here, Σ_q (ω_q − 1) ⟨…⟩, and added to what the scorer says. All pairs of one call are scored under one
-history; s_q is that of `optimsyn.influence.directions`. ω is at most 4, so that a question which was known well and is
-forgotten does not count for more than four times what it did.
+of its earlier size, so the direction has moved. Without a history ω = 1 and IF' = IF, to the last bit, because only the
+change, Σ_q (ω_q − 1) ⟨…⟩, is computed here and added to the scorer's score. All pairs of one call are scored under one
+history; s_q is that of `optimsyn.influence.directions`. ω is at most 4, so that a question that was known well and is
+forgotten counts at most four times as much as before.
 
-The training on H takes one pass over it, at most the horizon of `optimsyn.influence.simulated.training`: four pairs
-have not yet taught what two hundred will have.
+The training on H takes one pass over it, at most the horizon of `optimsyn.influence.simulated.training`, so a short
+history teaches less than a long one.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 
 HISTORY = 256
-"""So many of the latest pairs are the history: what is older has been taught, or was left."""
+"""How many of the latest pairs are the history; older pairs are ignored."""
 
 MOST = 4.0
-"""ω is at most so much."""
+"""Upper limit of ω."""
 
-# Raised when the same facts come to give other scores.
+# Increased when the same facts give other scores.
 _RULE = 1
-# Of gradients that are held; less than elsewhere, since all products are formed again for each call.
+# Limit of held gradients; lower than elsewhere, since every call recomputes all products.
 _HELD_BYTES = 2**28
-# Pairs of one call that are held beside the history; more of them are held too, whatever it takes.
+# Expected number of pairs per call to hold beside the history.
 _CALL = 32
 
 
@@ -67,24 +67,24 @@ class DirectedScorer(MeasuredScorer, Protocol):
 
 
 class MovedScorer:
-    """A linear scorer whose directions move with what was judged.
+    """A linear scorer whose directions move with the judged pairs.
 
     Args:
-        base: The scorer as it stands without a history.
+        base: The scorer without a history.
         target: Its target.
         questions: Its validation questions.
-        config: The recipe's section `influence`, by which it was built.
-        training: The recipe's section `fine_tune`: the simulated training has its rate, batches and steps.
-        max_grad_norm: Its clipping.
+        config: The recipe's section `influence` of the base.
+        training: The recipe's section `fine_tune`, with rate, batch size and steps of the simulated training.
+        max_grad_norm: Gradient clipping of the simulated training.
 
     Attributes:
         subtasks: Names of the columns of `Scores.by_subtask`.
-        fingerprint: Changes with everything that changes scores, the history left out.
+        fingerprint: Changes with everything that changes scores, except the history.
         origin: Fingerprint of the base.
         history: The pairs that count as judged, the latest last.
 
     Raises:
-        RecipeError: The scores are no linear function of the pair's gradient, or there are several checkpoints.
+        RecipeError: The scores are not linear in a pair's gradient, or there are several checkpoints.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class MovedScorer:
         self.subtasks = base.subtasks
         self.origin = base.fingerprint
         self.history: tuple[Pair | Question | Sample, ...] = ()
-        # A reward need not read more of a long ledger than this.
+        # A reward reads no more than this of a long ledger.
         self.remembers = HISTORY
         self._checkpoint = target.checkpoints[-1]
         samples = [as_sample(question) for question in questions]
@@ -143,22 +143,22 @@ class MovedScorer:
 
     @property
     def numerical_error(self) -> float:
-        """The share of the base's scores that they are off by."""
+        """The numerical error of the base, as a share of its scores' size."""
         return self.base.numerical_error
 
     def judged(self, pairs: Sequence[Pair | Question | Sample]) -> None:
-        """These have been judged and found valid; from now on scores take them as learnt."""
+        """Adds valid, judged pairs to the history."""
         self.history = (*self.history, *pairs)[-HISTORY:]
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs under the history, in the caller's order. The adapter is left at the checkpoint.
 
         Raises:
-            ModelError: Token shares are asked for, which are those of a direction that does not move; or a pair's loss
-                or gradient is not finite.
+            ModelError: Token shares are requested, which exist only for a fixed direction; or a pair's loss or
+                gradient is not finite.
         """
         if token_shares:
-            raise ModelError("token shares are split by a direction that stays; ask the scorer without a history")
+            raise ModelError("token shares exist only for a fixed direction; call the scorer without a history")
         scores = self.base.score(pairs)
         if not self.history or not pairs:
             return scores
@@ -167,11 +167,11 @@ class MovedScorer:
         return replace(scores, by_subtask=moved, total=total)
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
-        """The score of a sample that teaches nothing, which no history changes."""
+        """The score of a sample that teaches nothing; independent of the history."""
         return self.base.zero_gradient_baseline()
 
     def question_shares(self) -> torch.Tensor:
-        """What is left of each question's gradient, ω [Q]; all 1 without a history."""
+        """The remaining share ω [Q] of each question's gradient; all 1 without a history."""
         if not self.history:
             return torch.ones(len(self._questions), dtype=torch.float64)
         scale, asked, _, losses = self._questions_at()
@@ -205,7 +205,7 @@ class MovedScorer:
         estimator = estimator_of(self.config.estimator)
         norms = torch.tensor(self._directions.gradient_norms, dtype=torch.float64)
         weights = self._shares * less / question_scale(self.config.question_gradients, norms)
-        # ⟨ĝ, D ⊙ g⟩; of Adam's D each side has the root, as in the simulated training.
+        # ⟨ĝ, D ⊙ g⟩; each side takes the root of Adam's D, as in the simulated training.
         asked, factor = (scaled, scale.roots) if estimator.name == "adam_linear" else (plain, self._gains(estimator))
         directions = weights @ asked.double()
         encoded = [counted(self.target.encode(as_sample(pair)), self.config.tokens, "pair") for pair in pairs]
@@ -223,14 +223,14 @@ class MovedScorer:
         """D of a linear Γ(g) = D ⊙ g by parameter; None where it is 1."""
         if estimator.name == "sgd":
             return None
-        found = {}
+        gains = {}
         for name, parameter in self.target.parameters.items():
             moments = moments_of(self._checkpoint, name, dtype=self.target.dtype, device=parameter.device)
-            found[name] = estimator.gain(moments)(torch.ones_like(moments.first)[None])[0]
-        return found
+            gains[name] = estimator.gain(moments)(torch.ones_like(moments.first)[None])[0]
+        return gains
 
     def _questions_at(self) -> tuple[AdamScale, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Adam's scale, the questions' gradients under it and as they are, and their losses."""
+        """Adam's scale, the questions' scaled and plain gradients, and their losses."""
         if self._asked is None:
             scale = AdamScale.of(self.target, self._checkpoint, self._layout)
             self.target.load_checkpoint(self._checkpoint)
@@ -245,10 +245,9 @@ class MovedScorer:
         return self._asked
 
     def _rows_of(self, scale: AdamScale, encoded: dict[str, Encoded]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-        """Gradients and losses of the history's pairs as they are trained on, each in a batch of its own.
+        """Gradients and losses of the history's pairs with all labels, each pair in a separate batch.
 
-        So they are the same, to the last bit, whether taken one by one as a run went on or all at once by a run that
-        continues.
+        So a run that continues and computes them all at once gets the same values, to the last bit.
         """
         self._held = {key: self._held[key] for key in encoded if key in self._held}
         new = [key for key in encoded if key not in self._held]
@@ -266,13 +265,13 @@ class MovedScorer:
 
 
 def _shares_of(asked: Sequence[str], columns: Sequence[str]) -> torch.Tensor:
-    """What each question counts in each column of the scores, [k, Q].
+    """The weight of each question in each column of the scores, [k, Q].
 
-    A column is a subtask, or, where a scorer keeps only their mean, all of them alike.
+    A column is a subtask, or the mean of all subtasks where a scorer keeps only that.
     """
     names = sorted(set(asked))
     counts = Counter(asked)
     by_subtask = torch.tensor(
-        [[(name == mine) / counts[mine] for mine in asked] for name in names], dtype=torch.float64
+        [[(name == subtask) / counts[subtask] for subtask in asked] for name in names], dtype=torch.float64
     )
     return by_subtask if tuple(columns) == tuple(names) else by_subtask.mean(0, keepdim=True)

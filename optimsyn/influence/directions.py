@@ -4,8 +4,8 @@
 
 `plain`: s is one number, the root mean square of ‖ĝ_j‖ over all questions. V is then the gradient of the mean loss of
 the subtask, brought to the scale of a unit vector. `unit`: s_j = ‖ĝ_j‖, so that each question has one vote, as in the
-paper; the mean of cosines with several vectors is one dot product with the mean of these vectors normalised. Either way
-one direction per subtask is all that has to be kept.
+paper; the mean of cosines with several vectors is one dot product with the mean of the normalised vectors. Either way
+only one direction per subtask is stored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Directions:
         subtasks: Their names, sorted; rows of every vector.
         vectors: Parameter name -> [K, *parameter.shape], on the CPU.
         reference_norms: `Estimator.identity` -> root mean square of ‖Γ(ĝ_j)‖ over the questions. Dot-product scores
-            are divided by it, which puts them on the scale of a cosine while keeping long directions long.
+            are divided by it, which gives them the scale of a cosine but still rewards long directions.
         losses: Loss of each question, in the caller's order.
         gradient_norms: ‖ĝ_j‖ of each question, in the caller's order.
     """
@@ -57,7 +57,7 @@ class Directions:
     gradient_norms: tuple[float, ...]
 
     def save(self, file: Path) -> None:
-        """Writes one safetensors file, all at once."""
+        """Writes one safetensors file atomically."""
         from safetensors.torch import save_file
 
         facts = {
@@ -98,7 +98,7 @@ class Directions:
 
 
 def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor:
-    """What each question's gradient is divided by before the mean is taken, s of the module's formula.
+    """The divisor of each question's gradient before the mean, s of the module's formula.
 
     Args:
         kind: plain or unit.
@@ -144,16 +144,16 @@ def compute_directions(
 ) -> Directions:
     """One pass over the validation questions at one checkpoint.
 
-    A question's norm is known only when its backward pass is over, so the gradients of one batch are held; batches are
-    cut so that this takes at most half a gigabyte (or one question's gradient).
+    A question's norm is known only after its backward pass, so the gradients of one batch are held; batches are cut so
+    that this takes at most half a gigabyte (or one question's gradient).
 
     Args:
-        taps: Of the target, whose adapter is set to the checkpoint.
-        checkpoint: Where gradients are taken.
+        taps: Of the target.
+        checkpoint: Where gradients are computed.
         encoded: The questions.
-        subtasks: The subtask of each.
-        options: Gives batch_tokens, report and question_gradients.
-        estimator: Has its reference norm beside those of the built-in ones.
+        subtasks: The subtask of each question.
+        options: batch_tokens, report and question_gradients are used.
+        estimator: Its reference norm is computed beside those of the built-in estimators.
 
     Raises:
         ModelError: A question's gradient is zero or not finite.
@@ -181,7 +181,7 @@ def compute_directions(
     limit = max(1, HOLD_BYTES // size)
     losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
     squares = dict.fromkeys(estimators, 0.0)
-    # Made once and used for every score, so of a 16-bit model too they are made in float32, which takes twice the room.
+    # Computed once and used for every score, so a 16-bit model computes them in float32, with twice the memory.
     narrow = is_narrow(target.model)
     with taps.attached(), in_float32() if narrow else nullcontext():
         for whole in target.batches(list(encoded), batch_tokens // 2 if narrow else batch_tokens):
@@ -189,9 +189,9 @@ def compute_directions(
                 indices = whole.indices[start : start + limit]
                 (batch,) = target.batches([encoded[i] for i in indices], 2**62)
                 held = _Hold()
-                found = taps.run(batch, held)
+                batch_losses = taps.run(batch, held)
                 length = held.norms()
-                for place, loss, norm in zip(batch.indices, found.tolist(), length.tolist(), strict=True):
+                for place, loss, norm in zip(batch.indices, batch_losses.tolist(), length.tolist(), strict=True):
                     i = indices[place]
                     losses[i], norms[i] = loss, norm
                     if not (norm > 0 and math.isfinite(norm)):
@@ -200,7 +200,7 @@ def compute_directions(
                             "direction; remove it"
                         )
                 rows = torch.tensor([row[subtasks[indices[place]]] for place in batch.indices])
-                # The root mean square is known at the end; until then plain gradients are added up as they are.
+                # The root mean square is known only at the end; until then plain gradients are summed unscaled.
                 shares = question_scale("unit", length).reciprocal() if question_gradients == "unit" else None
                 for name, gradients in held.gradients.items():
                     part = gradients

@@ -1,6 +1,6 @@
-"""Work shared by several processes, as `accelerate launch` or `torchrun` start them.
+"""Work shared by the processes of `accelerate launch` or `torchrun`.
 
-Every process holds the same model and is given the same samples; each scores its share, and all get the whole result.
+Every process has the same model and the same samples; each scores its share, and all get the whole result.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def process_count() -> int:
 
 
 def in_shares(sizes: Sequence[int], agreed: str, work: Callable[[list[int]], Result]) -> list[tuple[list[int], Result]]:
-    """Deals items out, lets each process work on its own, and gives every process the results of all.
+    """Distributes items over the processes and gives every process all results.
 
-    Must be called by all processes. Whatever goes wrong in one of them is raised in each, so that none waits for ever.
+    All processes must call it. An error in one of them is raised in each, so that none waits forever.
 
     Args:
-        sizes: About how much work each item is; items of like size are dealt out in turn.
-        agreed: What the processes must have in common, such as a digest of the items.
-        work: From the places of some items (perhaps none) to their result, which must pickle.
+        sizes: The approximate work of each item; items of similar size are dealt out in turn.
+        agreed: A text that must be equal in all processes, such as a digest of the items.
+        work: Maps the indices of some items (perhaps none) to their result, which must pickle.
 
     Returns:
-        For each process the places that it worked on, and its result.
+        For each process the indices of its items, and its result.
 
     Raises:
-        ModelError: The processes do not hold the same items, or the work failed in another process. What fails in this
-            process is raised as it is.
+        ModelError: The processes do not have the same items, or the work failed in another process. An error of this
+            process is raised unchanged.
     """
     count = process_count()
     if count == 1:
@@ -50,23 +50,23 @@ def in_shares(sizes: Sequence[int], agreed: str, work: Callable[[list[int]], Res
             'give all of them the same, or let each score its own with InfluenceScorer(..., processes="own")'
         )
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    mine = order[rank::count]
+    share = order[rank::count]
     outcome: tuple[str | None, list[int], Result | None]
     try:
-        outcome = None, mine, work(mine)
+        outcome = None, share, work(share)
     except Exception as error:
-        _gathered((f"{type(error).__name__}: {error}", mine, None))
+        _gathered((f"{type(error).__name__}: {error}", share, None))
         raise
-    found = []
+    results = []
     for other, (failure, places, result) in enumerate(_gathered(outcome)):
         if failure is not None or result is None:
             raise ModelError(f"process {other} of {count} failed, so there is no complete result: {failure}")
-        found.append((places, result))
-    return found
+        results.append((places, result))
+    return results
 
 
 def _gathered(value: Result) -> list[Result]:
-    """What each process passed, by rank."""
+    """The value of each process, by rank."""
     values: list[Result] = [value] * process_count()
     torch.distributed.all_gather_object(values, value)
     return values

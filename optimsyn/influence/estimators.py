@@ -1,19 +1,19 @@
-r"""Estimators: from one sample's gradient g to the direction Γ in which it would move the weights.
+r"""Estimators: they map one sample's gradient g to the direction Γ in which it moves the weights.
 
-With Adam's moments m, v after t steps, the direction that a step t+1 on g would take (weight decay apart) is
+With Adam's moments m, v after t steps, the direction of step t+1 on g (without weight decay) is
 
     m' = β1 m + (1-β1) g      v' = β2 v + (1-β2) g²      Γ(g) = (m'/(1-β1^{t+1})) / (√(v'/(1-β2^{t+1})) + ε)
 
 | name               | Γ                                                                                    |
 |--------------------|--------------------------------------------------------------------------------------|
 | adam               | as above, exactly Δθ/(-lr) of `torch.optim.AdamW` without weight decay               |
-| adam_momentum_free | as above with m := 0, so that nothing but the sample speaks                          |
+| adam_momentum_free | as above with m := 0, so that only the sample counts                                 |
 | adam_linear        | g / (√(v/(1-β2^t)) + ε), linear in g                                                 |
 | sgd                | g                                                                                    |
 | less               | m' / √(v' + ε), no bias correction: the variant of LESS (Xia et al. 2024), to compare |
 
-Every estimator works elementwise, so it can be applied layer by layer. One of your own is named in a recipe like a
-built-in one (`EstimatorPart`; docs/extend/estimator.md).
+Every estimator works elementwise, so it can be applied layer by layer. A recipe names a custom one like a built-in one
+(`EstimatorPart`; docs/extend/estimator.md).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Direction = Callable[[torch.Tensor], torch.Tensor]
 
 
 class EstimatorPart(Protocol):
-    """What an estimator of your own has to be: an object like this, or a class that makes one without arguments.
+    """The interface of a custom estimator: an object like this, or a class that makes one without arguments.
 
     Attributes:
-        linear: Whether Γ(g) is D ⊙ g with a D that does not depend on g. Then methods twin and forward may compute
-            its scores (with `normalization: dot`). May be left out, and is then False.
+        linear: Whether Γ(g) is D ⊙ g with a D that does not depend on g. Then methods twin and forward can compute
+            its scores (with `normalization: dot`). Optional; False by default.
     """
 
     linear: bool
@@ -49,25 +49,24 @@ class EstimatorPart(Protocol):
     def bind(self, moments: Moments) -> Direction:
         """Γ for one parameter at one warm-up checkpoint.
 
-        Called once for each trained parameter, or for some of its rows; what does not depend on the sample is done
-        here.
+        Called once for each trained parameter, or for some of its rows; do here what does not depend on the sample.
 
         Args:
             moments: Adam's `first` and `second` [*shape], `step`, `betas` and `eps` at the checkpoint.
 
         Returns:
             A function from gradients [B, *shape] of B samples to directions of the same shape and dtype. It treats
-            each sample and each element by itself, and does not change its argument. The score is the dot product of
-            the direction with the gradient of the validation questions, so a direction is one in which weights are
-            moved *against*: `sgd` gives the gradient itself.
+            each sample and each element separately, and does not change its argument. The score is the dot product of
+            the direction with the gradient of the validation questions, so weights move *against* the direction: `sgd`
+            returns the gradient itself.
         """
 
-    # A method `gain(moments) -> Direction` may say how Γ(g) parts into c + D(g) ⊙ g, where momentum puts in c; shares
-    # of tokens need it from estimators with Γ(0) ≠ 0.
+    # An optional method `gain(moments) -> Direction` gives D(g) of Γ(g) = c + D(g) ⊙ g, where c comes from momentum;
+    # token shares need it for estimators with Γ(0) ≠ 0.
 
 
 class Estimator(ABC):
-    """One way to turn gradients into directions.
+    """Turns gradients into directions.
 
     Attributes:
         name: As in a recipe.
@@ -79,16 +78,16 @@ class Estimator(ABC):
 
     @property
     def identity(self) -> str:
-        """What names it among others; that of your own changes with its source."""
+        """Its unique name; that of a custom estimator changes with its source."""
         return self.name
 
     @abstractmethod
     def bind(self, moments: Moments) -> Direction:
-        """Γ for one parameter at one checkpoint, with everything that does not depend on the sample done beforehand."""
+        """Γ for one parameter at one checkpoint; computes beforehand what does not depend on the sample."""
 
     @abstractmethod
     def gain(self, moments: Moments) -> Direction:
-        """D(g) of Γ(g) = c(g) + D(g) ⊙ g, where c is what momentum puts in: what the sample's own gradient is times.
+        """D(g) of Γ(g) = c(g) + D(g) ⊙ g, the factor of the sample's own gradient; c comes from momentum.
 
         Both parts see the same gradient in their denominator. c is 0 for estimators without momentum.
         """
@@ -133,7 +132,7 @@ class AdamMomentumFree(Adam):
     def bind(self, moments: Moments) -> Direction:
         """See the module's formula."""
         beta2, share = moments.betas[1], self._share(moments)
-        # The share is folded into the root: four passes over the gradients in place of six.
+        # The share is folded into the root: four passes over the gradients instead of six.
         fix = (1 - beta2 ** (moments.step + 1)) * share**2
         second, rise, eps = moments.second * (beta2 / fix), (1 - beta2) / fix, moments.eps / share
         return lambda gradient: gradient / torch.addcmul(second, gradient, gradient, value=rise).sqrt_().add_(eps)
@@ -158,7 +157,7 @@ class AdamLinear(Estimator):
     @staticmethod
     def _scale(moments: Moments) -> torch.Tensor:
         if moments.step < 1:
-            raise ValueError("adam_linear needs at least one optimiser step, before that v says nothing")
+            raise ValueError("adam_linear needs at least one optimiser step; before that v is empty")
         return 1 / ((moments.second / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps)
 
 
@@ -201,11 +200,11 @@ class Less(Estimator):
 
 
 class OwnEstimator(Estimator):
-    """An estimator that a user brought.
+    """A custom estimator.
 
     Args:
-        name: What the recipe calls it.
-        part: What that led to: an `EstimatorPart` or a class of one.
+        name: Its name in the recipe.
+        part: The `EstimatorPart` of that name, or its class.
 
     Raises:
         RecipeError: Its source is not known.
@@ -224,11 +223,11 @@ class OwnEstimator(Estimator):
         return self._identity
 
     def bind(self, moments: Moments) -> Direction:
-        """That of the part."""
+        """Γ of the part."""
         return self._part.bind(moments)  # type: ignore[no-any-return]
 
     def gain(self, moments: Moments) -> Direction:
-        """That of the part; without one, what follows from Γ where there is no momentum.
+        """The part's `gain`; without one, derived from Γ where there is no momentum.
 
         Raises:
             ModelError: There is momentum, Γ(0) ≠ 0.
@@ -240,8 +239,8 @@ class OwnEstimator(Estimator):
             return lambda gradient: gamma(torch.ones_like(gradient))
         if bool(gamma(torch.zeros_like(moments.first)[None]).any()):
             raise ModelError(
-                f"influence.estimator: {self.name} gives a direction to a gradient of 0, so its score has no shares of "
-                "tokens until it has a method gain(moments), which says what a sample's own gradient is multiplied with"
+                f"influence.estimator: {self.name} gives a direction to a gradient of 0, so its score has no token "
+                "shares; add a method gain(moments) that returns the factor of a sample's own gradient"
             )
         return lambda gradient: torch.where(gradient == 0, 0.0, gamma(gradient) / gradient)
 
@@ -257,7 +256,7 @@ def estimator_of(name: str) -> Estimator:
     """The estimator of this name.
 
     Args:
-        name: As in a recipe: that of a built-in or registered one, or `package.module:name`.
+        name: As in a recipe: a built-in or registered name, or `package.module:name`.
 
     Raises:
         RecipeError: There is none.

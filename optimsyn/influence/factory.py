@@ -1,4 +1,4 @@
-"""The scorer that a recipe asks for."""
+"""Builds the scorer of a recipe."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from optimsyn.target.upcast import Precision, is_narrow
 
 
 class Scorer(Protocol):
-    """What every scorer does, however it comes by its numbers.
+    """The interface of every scorer.
 
     Attributes:
         subtasks: Names of the columns of `Scores.by_subtask`.
-        fingerprint: Names everything that its scores depend on, and changes with any of it: target, warm-up, questions,
-            which tokens count, estimator, normalization, method. Equal in every process for equal facts (see
-            `optimsyn.influence.fingerprint.scorer_fingerprint`). Rewards are kept under it.
+        fingerprint: Changes with everything that its scores depend on: target, warm-up, questions, which tokens count,
+            estimator, normalization, method. Equal in every process for equal facts (see
+            `optimsyn.influence.fingerprint.scorer_fingerprint`). Rewards are cached under it.
     """
 
     subtasks: tuple[str, ...]
@@ -48,21 +48,21 @@ class Scorer(Protocol):
 
 
 class MeasuredScorer(Scorer, Protocol):
-    """A scorer that knows how far off it is.
+    """A scorer with a measured numerical error.
 
     Attributes:
-        choice: How it came to be the one, with the measured error of each way that was tried.
+        choice: Why its method was chosen, with the measured error of each tried method.
     """
 
     choice: Choice | None
 
     @property
     def method(self) -> str:
-        """How scores are computed: exact, twin or forward; of a scorer of one's own its name in the recipe."""
+        """How scores are computed: exact, twin or forward; for a custom scorer its name in the recipe."""
 
     @property
     def numerical_error(self) -> float:
-        """The share of the scores' size that they are off by (see `optimsyn.influence.accuracy`)."""
+        """The numerical error as a share of the scores' size (see `optimsyn.influence.accuracy`)."""
 
 
 def build_scorer(
@@ -74,21 +74,21 @@ def build_scorer(
     training: BatchTraining | None = None,
     report: Callable[[int], None] | None = None,
 ) -> MeasuredScorer:
-    """The scorer of a recipe's section `influence`; `scorer.choice` says which way was taken and why.
+    """The scorer of a recipe's section `influence`; `scorer.choice` says which method it uses and why.
 
     Args:
         target: A warmed-up target.
         questions: The validation questions.
         config: The section.
-        folder: Where validation directions, steps and measured errors are kept; None: nowhere.
-        training: What the estimator `simulated` places pairs in; the others have no use for it.
+        folder: Cache validation directions, steps and measured errors here; None does not cache.
+        training: The training that the estimator `simulated` places pairs in; others ignore it.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
         DataError: There are no questions, or no companions for `simulated`.
-        ModelError: The target has not been warmed up, its trained parameters cannot be scored, or the way that the
-            recipe names is off by 5 per cent or more.
-        RecipeError: An option has no such value, or a part of one's own cannot be used.
+        ModelError: The target has not been warmed up, its trained parameters cannot be scored, or the method that the
+            recipe names has an error of 5 per cent or more.
+        RecipeError: An option has no such value, or a custom part cannot be used.
     """
     context = ScorerContext(questions, target, config, folder, training, report)
     make = SCORERS.get(config.scorer)
@@ -98,13 +98,13 @@ def build_scorer(
 def influence_scorer(context: ScorerContext) -> MeasuredScorer:
     """The built-in scorer.
 
-    With `method: auto` the ways that are possible are tried from the cheapest to the dearest, and the first whose
-    measured error is below half a per cent is taken; where there is none, the best one if it is below 5. Of a 16-bit
-    target the same ways are tried with float32 between its products, and gradients with every operation in float32 at
-    last. A method that the recipe names is tried so too, and may be off by 5 per cent: it is faster.
+    With `method: auto` the possible methods are tried from the cheapest to the most expensive, and the first with a
+    measured error below half a per cent is used; if there is none, the best one if its error is below 5 per cent. For a
+    16-bit target the same methods are then tried with float32 between its products, and last gradients with every
+    operation in float32. A method that the recipe names is tried likewise, but its error may be up to 5 per cent.
 
     Args:
-        context: As of `build_scorer`, which also says what is raised.
+        context: The arguments of `build_scorer`, which also lists the exceptions.
     """
     target, questions, config = context.target, context.questions, context.config
     options = ScoringOptions(
@@ -120,7 +120,7 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
     if config.estimator == "simulated":
         exact = _simulated(context)
     else:
-        # Under torchrun every process of GRPO rewards completions of its own.
+        # Under torchrun every process of GRPO rewards its own completions.
         exact = InfluenceScorer(
             target, questions, **replace(options, report=context.report).keywords(), processes="own"
         )
@@ -128,18 +128,18 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
     passed: list[str] = []
     best: tuple[str, MeasuredScorer] | None = None
     wanted = WANTED_ERROR if config.method == "auto" else MOST_ERROR
-    for method, precision in _ways(exact, questions, config, passed):
+    for method, precision in _methods(exact, questions, config, passed):
         name = method if precision == "model" else f"{method}, {precision}"
         try:
-            made = _made(method, precision, exact, questions, options)
+            scorer = _scorer_of(method, precision, exact, questions, options)
         except NoForwardDerivativeError as error:
             if config.method == "forward":
                 raise
             passed.append(str(error))
             continue
-        errors[name] = made.numerical_error
+        errors[name] = scorer.numerical_error
         if best is None or errors[name] < errors[best[0]]:
-            best = name, made
+            best = name, scorer
         if errors[name] < wanted:
             break
         passed.append(f"{name} is off by {percent(errors[name])}")
@@ -147,24 +147,24 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
         if config.method != "auto":
             refuse_error(config.method, min(errors.values()), MOST_ERROR)
         raise ModelError(
-            f"no way of computing influence is right on this model ({'; '.join(passed)}); set models.target.dtype to "
-            "float32, or another target"
+            f"no method computes influence accurately on this model ({'; '.join(passed)}); set models.target.dtype to "
+            "float32, or name another target"
         )
-    name, made = best
+    name, scorer = best
     taken = f"{name} is the cheapest way that is off by less than {percent(wanted)}"
     if not errors[name] < wanted:
         taken = f"no way is off by less than {percent(wanted)}, and {name} comes nearest"
     if config.method != "auto":
         taken = f"influence.method is {config.method}, and {taken}"
-    made.choice = Choice(made.method, errors, "; ".join([taken, *passed]))
-    return made
+    scorer.choice = Choice(scorer.method, errors, "; ".join([taken, *passed]))
+    return scorer
 
 
 def _simulated(context: ScorerContext) -> SimulatedScorer:
     if context.training is None:
         raise RecipeError(
-            "influence.estimator: simulated needs to know the training that it simulates; give build_scorer its "
-            "`training` (companions and fine_tune), or set influence.estimator to adam_linear"
+            "influence.estimator: simulated needs the training that it simulates; pass build_scorer its `training` "
+            "(companions and fine_tune), or set influence.estimator to adam_linear"
         )
     config = context.config
     return SimulatedScorer(
@@ -179,14 +179,14 @@ def _simulated(context: ScorerContext) -> SimulatedScorer:
     )
 
 
-def _made(
+def _scorer_of(
     method: str,
     precision: Precision,
     exact: InfluenceScorer | SimulatedScorer,
     questions: Sequence[Question | Sample],
     options: ScoringOptions,
 ) -> MeasuredScorer:
-    """One way; what is too far off is passed over by the caller, and not refused here."""
+    """A scorer of one method; the caller checks its error."""
     if isinstance(exact, SimulatedScorer):
         return exact if precision == "model" else exact.at(precision)
     common = options.keywords()
@@ -199,14 +199,14 @@ def _made(
     return ForwardScorer(exact.target, questions, **common, exact=exact, precision=precision, most_error=math.inf)
 
 
-def _ways(
+def _methods(
     exact: InfluenceScorer | SimulatedScorer,
     questions: Sequence[Question | Sample],
     config: Influence,
     passed: list[str],
 ) -> Iterator[tuple[str, Precision]]:
-    """What is possible, from the cheapest to the dearest; why something is not is added to `passed`."""
-    # Of an estimator of one's own it is known only now.
+    """The possible methods, from the cheapest to the most expensive; adds reasons for skipped ones to `passed`."""
+    # Whether a custom estimator is linear is known only now.
     if config.method in ("twin", "forward"):
         linear_estimator(config.estimator, config.method)
     narrow, single = is_narrow(exact.target.model), len(exact.subtasks) == 1

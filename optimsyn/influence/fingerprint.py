@@ -1,4 +1,4 @@
-"""What a scorer's numbers depend on, as one digest: a score that another one gave is no score of this scorer."""
+"""A digest of everything that a scorer's numbers depend on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from optimsyn.influence.options import ScoringOptions
 from optimsyn.target.encoding import Encoded, as_sample, encode
 from optimsyn.target.target import Target
 
-# Raised when the same facts come to give other scores, so that the old ones are not taken for them.
+# Increased when the same facts give other scores, so that cached ones are not reused.
 _RULE = 1
-# Tokeniser and chat template are no part of the target's fingerprint; what they make of a plain question, one with
-# options and one with a text stands for them. Pairs are encoded in these three forms.
+# Tokeniser and chat template are no part of the target's fingerprint. Their encoding of these three forms of a pair
+# represents them.
 _PROBES = (
     Question(id="probe", question="Which 1?", answer="naïve 2"),
     Question(id="probe", question="Which 1?", answer="2", choices=("1", "2"), answer_index=1),
@@ -32,16 +32,15 @@ def scorer_fingerprint(
     options: ScoringOptions,
     **more: Any,
 ) -> str:
-    """The identity of a scorer: equal in every process for equal facts, another one when any of them differs.
+    """The identity of a scorer: equal in every process for equal facts, different when any of them differs.
 
     Args:
         method: How the scores are computed, such as exact or twin; the fingerprint begins with it.
         target: A warmed-up target. Its weights, adapter, precision, tokeniser, chat template and checkpoints count.
-        questions: The validation questions as they are measured; their ids do not count.
-        subtasks: The subtask of each.
-        options: Estimator, normalization, across_subtasks and tokens of them count; of an estimator of one's own also
-            its source.
-        more: What else changes the scores of this method (JSON values).
+        questions: The validation questions with the labels that count; their ids do not count.
+        subtasks: The subtask of each question.
+        options: Estimator (with the source of a custom one), normalization, across_subtasks and tokens count.
+        more: Other settings that change the scores of this method (JSON values).
     """
     facts = {
         "rule": _RULE,
@@ -64,6 +63,6 @@ def scorer_fingerprint(
 
 
 def encoding_digest(tokenizer: Any) -> str:
-    """Sixteen hex digits that change with the tokeniser, its chat template and the form that pairs are given."""
+    """Sixteen hex digits that change with the tokeniser, its chat template and the format of pairs."""
     probes = [encode(tokenizer, as_sample(probe), _NO_LIMIT) for probe in _PROBES]
     return digest_of([[item.input_ids, item.labels, item.end_tokens] for item in probes])

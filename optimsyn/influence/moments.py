@@ -1,4 +1,4 @@
-"""Adam's moments of one parameter at one checkpoint, as the estimators want them."""
+"""Adam's moments of one parameter at one checkpoint, for the estimators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 @dataclass(frozen=True)
 class Moments:
-    """What AdamW knows about one parameter after `step` steps.
+    """AdamW's state of one parameter after `step` steps.
 
     Attributes:
         first: m, an exponential mean of clipped batch gradients; the parameter's shape.
@@ -30,7 +30,7 @@ class Moments:
     eps: float
 
     def part(self, rows: slice) -> Moments:
-        """Those of some rows of the parameter."""
+        """The moments of some rows of the parameter."""
         return replace(self, first=self.first[rows], second=self.second[rows])
 
 
@@ -38,7 +38,7 @@ def moments_of(checkpoint: Checkpoint, name: str, *, dtype: torch.dtype, device:
     """The moments of the parameter called `name`.
 
     Raises:
-        ModelError: The checkpoint has none for it, or they are not finite or negative where they must not be.
+        ModelError: The checkpoint lacks them, or they are not finite, or the second is negative.
     """
     if name not in checkpoint.exp_avg or name not in checkpoint.exp_avg_sq:
         raise ModelError(

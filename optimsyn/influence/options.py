@@ -1,4 +1,4 @@
-"""The options that every scorer has, checked once."""
+"""The options of every scorer, with their checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Across = Literal["mean", "max"]
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What the scorers of one recipe have in common.
+    """The options that the scorers of one recipe share.
 
     Attributes:
         estimator: As in a recipe: a name or `package.module:name`.
@@ -27,7 +27,7 @@ class ScoringOptions:
         question_gradients: plain or unit (see `optimsyn.influence.directions`).
         tokens: Which tokens of questions and pairs count.
         batch_tokens: Tokens scored in one batch.
-        folder: Where validation directions, steps and measured errors are kept; None: nowhere.
+        folder: Cache validation directions, steps and measured errors here; None does not cache.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Raises:
@@ -49,25 +49,25 @@ class ScoringOptions:
         refuse_unknown("influence.question_gradients", self.question_gradients, get_args(QuestionGradients))
 
     def keywords(self) -> dict[str, Any]:
-        """As the scorers take them."""
+        """The options as keyword arguments of a scorer."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-def refuse_unknown(field: str, value: object, known: Sequence[str]) -> None:
+def refuse_unknown(field: str, value: object, allowed: Sequence[str]) -> None:
     """Refuses a value that an option does not have.
 
     Raises:
-        RecipeError: It is none of `known`.
+        RecipeError: It is none of `allowed`.
     """
-    if value in known:
+    if value in allowed:
         return
-    if len(known) == 2:
-        raise RecipeError(f"{field}: {value!r} is neither {known[0]} nor {known[1]}")
-    raise RecipeError(f"{field}: {value!r} is none of {', '.join(known)}")
+    if len(allowed) == 2:
+        raise RecipeError(f"{field}: {value!r} is neither {allowed[0]} nor {allowed[1]}")
+    raise RecipeError(f"{field}: {value!r} is none of {', '.join(allowed)}")
 
 
 def refuse_precision(precision: object) -> None:
-    """Refuses what a 16-bit model cannot compute in.
+    """Refuses an unknown precision.
 
     Raises:
         RecipeError: There is no such precision.
@@ -89,7 +89,7 @@ def refuse_nothing_to_score_by(target: Target, questions: Sequence[object]) -> N
 
 
 def checkpoint_weights(rates: Sequence[float]) -> list[float]:
-    """What each checkpoint counts: its learning rate over their sum.
+    """The weight of each checkpoint: its learning rate over their sum.
 
     Raises:
         ModelError: They sum to 0.

@@ -1,4 +1,4 @@
-"""A scorer of your own in the place of influence: by a reward model, by similarity, by anything that gives a number."""
+"""A custom scorer instead of influence: a reward model, a similarity, anything that returns a number."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from optimsyn.target.target import Target
 
 Item = Pair | Question | Sample
 
-# Raised when the same facts come to give other scores.
+# Increased when the same facts give other scores.
 _RULE = 1
 
 
 @dataclass(frozen=True)
 class ScorerContext:
-    """What a scorer is made from.
+    """The inputs of a scorer.
 
     Attributes:
-        questions: The validation questions. Test questions are nobody's to see before the evaluation.
+        questions: The validation questions. Test questions stay hidden until the evaluation.
         target: The warmed-up target, with `model`, `tokenizer` and `checkpoints`.
         config: The recipe's section `influence`.
-        folder: Where something may be kept from one stage to the next; None: nowhere.
-        training: What the estimator `simulated` places pairs in; None for the others.
-        report: May be called with the number of questions that have been worked through, to show how far it is.
+        folder: A cache folder that lasts from one stage to the next; None for no cache.
+        training: The training that the estimator `simulated` places pairs in; None for others.
+        report: Optional progress callback; call it with the number of questions done.
     """
 
     questions: Sequence[Question | Sample]
@@ -51,44 +51,44 @@ class ScorerContext:
 
 
 class ScorerPart(Protocol):
-    """What a scorer of your own has to be: an object with this method.
+    """The interface of a custom scorer: an object with this method.
 
-    A recipe names what makes it, `influence.scorer: package.module:name`: a class or function that is called with the
-    run's `ScorerContext` and returns the object.
+    A recipe names its factory, `influence.scorer: package.module:name`: a class or function that takes the run's
+    `ScorerContext` and returns the object.
 
-    It may also have:
+    Optional attributes:
 
-    - `fingerprint`, a text: what its scores depend on beside its own source, the target and the questions, such as the
-      name and revision of a reward model. Rewards are kept under it;
-    - `zero_gradient_baseline()`: the score of a pair that teaches nothing, as `{"total": ..., "by_subtask": {...}}`.
-      Without one, 0.
+    - `fingerprint`, a text that identifies what its scores depend on besides its source, the target and the questions,
+      such as the name and revision of a reward model. Rewards are cached under it;
+    - `zero_gradient_baseline()`, the score of a pair that teaches nothing, as `{"total": ..., "by_subtask": {...}}`;
+      0 by default.
     """
 
     def score(self, pairs: Sequence[Item]) -> Scores | Sequence[float]:
-        """One number a pair, in the caller's order; higher is better, and every number is finite.
+        """One finite number per pair, in the caller's order; higher is better.
 
-        The same pair gets the same number, whatever it is scored beside: pairs are scored once and kept.
+        A pair's number must not depend on the other pairs of the call: pairs are scored once and cached.
 
         Returns:
-            The numbers, or `Scores` where there is more to tell, such as scores by subtask.
+            The numbers, or `Scores` with more detail, such as scores by subtask.
         """
 
 
 class OwnScorer:
-    """A scorer of a user's as the run takes it.
+    """Wraps a custom scorer for a run.
 
     Args:
-        context: What it is made from.
-        make: What `context.config.scorer` names.
+        context: Its inputs.
+        make: The factory that `context.config.scorer` names.
 
     Attributes:
-        method: What the recipe calls it.
-        choice: None; nothing was tried.
-        subtasks: Names of the columns of `Scores.by_subtask`; only `all` where the part gives numbers.
+        method: Its name in the recipe.
+        choice: None, since no other method is tried.
+        subtasks: Names of the columns of `Scores.by_subtask`; only `all` where the part returns numbers.
         fingerprint: Changes with its source, its own `fingerprint`, the target, the warm-up and the questions.
 
     Raises:
-        RecipeError: What was made cannot score, or its source is not known.
+        RecipeError: The object cannot score, or its source is not known.
     """
 
     numerical_error: ClassVar[float] = 0.0
@@ -121,33 +121,33 @@ class OwnScorer:
         """Scores of pairs, in the caller's order.
 
         Raises:
-            ModelError: Token shares are asked for, or the part gave too few or too many numbers, or one that is not
-                finite.
+            ModelError: Token shares are requested, or the part returned too few or too many numbers, or one that is
+                not finite.
         """
         if token_shares:
             raise ModelError(f"scorer {self.method} gives a pair one number, which is not a sum over its tokens")
-        found = self._part.score(pairs)
-        if not isinstance(found, Scores):
-            found = self._with_losses(pairs, [float(number) for number in found])
-        if len(found) != len(pairs):
-            raise ModelError(f"influence.scorer: {self.method} gave {len(found)} scores for {len(pairs)} pairs")
-        bad = [i for i, number in enumerate(found.total.tolist()) if not math.isfinite(number)]
+        scores = self._part.score(pairs)
+        if not isinstance(scores, Scores):
+            scores = self._with_losses(pairs, [float(number) for number in scores])
+        if len(scores) != len(pairs):
+            raise ModelError(f"influence.scorer: {self.method} gave {len(scores)} scores for {len(pairs)} pairs")
+        bad = [i for i, number in enumerate(scores.total.tolist()) if not math.isfinite(number)]
         if bad:
             raise ModelError(
-                f"influence.scorer: {self.method} gave {found.ids[bad[0]]!r} the score {found.total[bad[0]]}; every "
-                "score has to be a finite number"
+                f"influence.scorer: {self.method} gave {scores.ids[bad[0]]!r} the score {scores.total[bad[0]]}; every "
+                "score must be a finite number"
             )
-        return found
+        return scores
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
-        """That of the part, or 0."""
+        """The part's baseline, or 0."""
         own = getattr(self._part, "zero_gradient_baseline", None)
         if own is not None:
             return cast("dict[str, float | dict[str, float]]", own())
         return {"total": 0.0, "by_subtask": dict.fromkeys(self.subtasks, 0.0)}
 
     def _with_losses(self, pairs: Sequence[Item], numbers: list[float]) -> Scores:
-        """The numbers with what the report shows beside a score: the target's loss on each pair, one forward pass."""
+        """The numbers together with the target's loss on each pair (one forward pass), for the report."""
         if len(numbers) != len(pairs):
             raise ModelError(f"influence.scorer: {self.method} gave {len(numbers)} scores for {len(pairs)} pairs")
         encoded = [counted(self.target.encode(as_sample(pair)), self._tokens, "pair") for pair in pairs]
@@ -163,10 +163,10 @@ class OwnScorer:
         )
 
     def _losses(self, encoded: list[Encoded]) -> torch.Tensor:
-        found = torch.zeros(len(encoded), dtype=torch.float64)
+        losses = torch.zeros(len(encoded), dtype=torch.float64)
         if encoded:
             self.target.load_checkpoint(self.target.checkpoints[-1])
         with self.target.scoring(), torch.no_grad():
             for batch in self.target.batches(encoded):
-                found[batch.indices] = self.target.losses(batch).double().cpu()
-        return found
+                losses[batch.indices] = self.target.losses(batch).double().cpu()
+        return losses

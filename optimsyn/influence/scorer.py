@@ -3,7 +3,7 @@
     IF_k(z) = Σ_i w_i · ⟨ V_{k,i} , Γ_i(z) ⟩ / ‖Γ_i(z)‖            w_i = η̄_i / Σ η̄
 
 over warm-up checkpoints i with mean learning rates η̄_i. `dot` divides by a constant instead of ‖Γ_i(z)‖: the root mean
-square of ‖Γ_i‖ over the validation questions, so that both live on one scale.
+square of ‖Γ_i‖ over the validation questions, so that both have the same scale.
 """
 
 from __future__ import annotations
@@ -53,30 +53,29 @@ class InfluenceScorer:
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: As in a recipe: a built-in one (see `optimsyn.influence.estimators`) or your own.
+        estimator: As in a recipe: a built-in one (see `optimsyn.influence.estimators`) or a custom one.
         normalization: cosine (the paper's), or dot: longer directions count for more.
         across_subtasks: mean, or max as in LESS.
         question_gradients: plain: the direction is that of the questions' mean loss. unit: each question's gradient
             is scaled to length 1 first, so that each has one vote.
         tokens: Which tokens of questions and pairs count; see `optimsyn.target.encoding.counted`.
         batch_tokens: Tokens scored in one batch.
-        folder: Keep validation directions here, one file per checkpoint; a file of the same model, checkpoint and
-            questions is used instead of being computed again.
-        processes: Where several work together (`accelerate`, `torchrun`): share, so that each scores a part of the same
-            samples and all get the whole result, for which all must call `score`; or own, so that each scores what it
-            is given, as rewards inside a trainer need it.
-        precision: What a 16-bit model computes in. mixed multiplies in its dtype and has the rest in float32: less
-            rounding, in more time; float32 has it all in float32, with its own weights and without a copy of them,
-            at float32's speed. Validation directions are made so in any case.
-        like: A scorer of the same target, questions and options, whose directions are used.
+        folder: Cache validation directions here, one file per checkpoint, model and set of questions.
+        processes: With several processes (`accelerate`, `torchrun`): share, where all call `score`, each scores a part
+            of the same samples and all get the whole result; or own, where each scores its own samples, as rewards
+            inside a trainer need it.
+        precision: The precision of a 16-bit model. mixed multiplies in its dtype and does the rest in float32: less
+            rounding, but slower; float32 does everything in float32, without a copy of the weights, at float32's
+            speed. Validation directions always use float32.
+        like: A scorer of the same target, questions and options, whose directions to reuse.
         report: Called with the number of questions of each batch whose directions have been computed.
 
     Attributes:
         method: exact.
-        options: As given.
-        choice: How `build_scorer` came to take it; None where it was made directly.
-        numerical_error: The share of the scores' size that they are off by; measured when first asked for, as
-            `optimsyn.influence.accuracy` says.
+        options: The options above.
+        choice: Why `build_scorer` chose it; None where it was made directly.
+        numerical_error: The numerical error as a share of the scores' size, measured on first access (see
+            `optimsyn.influence.accuracy`).
         subtasks: Names of the columns of `Scores.by_subtask`.
         fingerprint: Changes with everything that changes scores (see `optimsyn.influence.fingerprint`).
 
@@ -139,7 +138,7 @@ class InfluenceScorer:
 
     @cached_property
     def reference(self) -> torch.Tensor:
-        """The scores of `probes` by subtask, [n, k], from a backward pass in float32 at least."""
+        """The scores of `probes` by subtask, [n, k], from a backward pass in at least float32."""
         return self._score(self.probes, "float32")[0]
 
     @cached_property
@@ -159,7 +158,7 @@ class InfluenceScorer:
 
         Args:
             pairs: What to score.
-            token_shares: Also split each total into the shares of its label tokens, at about twice the cost more.
+            token_shares: Also split each total into the shares of its label tokens, which adds about twice the cost.
 
         Raises:
             ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite; or the
@@ -178,7 +177,7 @@ class InfluenceScorer:
 
     def _measure(self, encoded: list[Encoded], token_shares: bool) -> Scores:
         by_subtask, gradient_norm, loss = self._score(encoded)
-        # Before token shares are taken, which cost more.
+        # Before token shares, which cost more.
         refuse_not_finite([item.id for item in encoded], torch.isfinite(by_subtask).all(dim=1))
         return Scores.finished(
             [item.id for item in encoded],
@@ -192,7 +191,7 @@ class InfluenceScorer:
         )
 
     def _digest(self, samples: list[Sample], token_shares: bool) -> str:
-        """Of everything that processes must agree on to share a score."""
+        """Digest of everything that processes must agree on to share a score."""
         texts = [[sample.id, sample.prompt, sample.completion] for sample in [*self._questions, *samples]]
         return digest_of([self.fingerprint, token_shares, texts], 64)
 
@@ -201,7 +200,7 @@ class InfluenceScorer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         n, k = len(encoded), len(self.subtasks)
-        found = torch.zeros(n, k + 2, dtype=torch.float64)
+        columns = torch.zeros(n, k + 2, dtype=torch.float64)
         precision = precision or self._precision
         budget = (
             self.options.batch_tokens if precision == "model" or not self._narrow else self.options.batch_tokens // 2
@@ -214,12 +213,12 @@ class InfluenceScorer:
                     sink.start(len(batch))
                     losses = self._taps.run(batch, sink)
                     scores, norms = sink.results()
-                    # Copied to the CPU when the last batch is under way, and not one by one.
+                    # Copied to the CPU after the last batch is launched, not one by one.
                     parts = [scores, norms.unsqueeze(1), losses.to(scores).unsqueeze(1)]
                     waiting.append((batch.indices, torch.cat(parts, dim=1)))
             for indices, part in waiting:
-                found[indices] += weight * part.cpu()
-        return found[:, :k], found[:, k], found[:, k + 1]
+                columns[indices] += weight * part.cpu()
+        return columns[:, :k], columns[:, k], columns[:, k + 1]
 
     def _shares(self, encoded: list[Encoded], by_subtask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shares = [torch.zeros(item.label_tokens, dtype=torch.float64) for item in encoded]
@@ -228,8 +227,8 @@ class InfluenceScorer:
             with computing(self.target.model, self._precision):
                 cosine = self.options.normalization == "cosine"
                 sink = TangentSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
-                found = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.options.batch_tokens)
-            for share, part in zip(shares, found, strict=True):
+                parts = shares_of(self._taps, sink, encoded, winners, batch_tokens=self.options.batch_tokens)
+            for share, part in zip(shares, parts, strict=True):
                 share.add_(part, alpha=weight)
         return tuple(shares)
 
@@ -238,7 +237,7 @@ class InfluenceScorer:
             return self._kept[1]
         cosine = self.options.normalization == "cosine"
         sink = DotSink(self.target, self.estimator, checkpoint, directions, cosine=cosine)
-        # What it holds on a GPU takes seconds to get there. Of several checkpoints, none would be asked for twice.
+        # Copying its content to a GPU takes seconds. With several checkpoints none is used twice in a row.
         self._kept = (directions, sink) if len(self._checkpoints) == 1 else None
         return sink
 
@@ -268,7 +267,7 @@ class InfluenceScorer:
             yield weight, checkpoint, directions
 
     def _directions(self, encoded: list[Encoded], subtasks: list[str]) -> list[Directions]:
-        found, verified = [], False
+        all_directions, verified = [], False
         folder, kind = self.options.folder, self.options.question_gradients
         for checkpoint in self._checkpoints:
             file = kept = None
@@ -278,7 +277,7 @@ class InfluenceScorer:
                 if file.is_file():
                     kept = Directions.load(file)
                     if self.estimator.identity in kept.reference_norms:
-                        found.append(kept)
+                        all_directions.append(kept)
                         continue
             if not verified:
                 self.target.load_checkpoint(checkpoint)
@@ -288,13 +287,13 @@ class InfluenceScorer:
                 verified = True
             directions = compute_directions(self._taps, checkpoint, encoded, subtasks, self.options, self.estimator)
             if kept is not None:
-                # The same directions, which an estimator that came later lacks its norm of.
+                # The cached directions lack only the reference norm of this estimator.
                 directions = replace(kept, reference_norms=kept.reference_norms | directions.reference_norms)
             if file is not None:
                 directions.save(file)
-            found.append(directions)
+            all_directions.append(directions)
         self.target.load_checkpoint(self._checkpoints[-1])
-        return found
+        return all_directions
 
 
 def _joined(parts: list[tuple[list[int], Scores]]) -> Scores:
@@ -304,8 +303,8 @@ def _joined(parts: list[tuple[list[int], Scores]]) -> Scores:
     scores = [part for _, part in parts]
 
     def ordered(items: Iterable[T]) -> tuple[T, ...]:
-        found = list(items)
-        return tuple(found[i] for i in back.tolist())
+        values = list(items)
+        return tuple(values[i] for i in back.tolist())
 
     norms = [part.gradient_norm for part in scores if part.gradient_norm is not None]
     shares = [part.token_shares for part in scores if part.token_shares is not None]

@@ -1,4 +1,4 @@
-"""The scores of samples: what every scorer gives."""
+"""The scores of samples, the result of every scorer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optimsyn.base.table import Shown, Table, decimals_for, fixed
 
 
 def scores_table(scores: Scores) -> Table:
-    """Quantiles of the scores, in all and by subtask."""
+    """Quantiles of the scores, overall and by subtask."""
     columns: list[tuple[str, Sequence[float]]] = [("influence", scores.total.tolist())]
     if len(scores.subtasks) > 1:
         columns += [(name, scores.by_subtask[:, place].tolist()) for place, name in enumerate(scores.subtasks)]
@@ -43,21 +43,21 @@ def _quantiles(values: Sequence[float]) -> list[str]:
 
 
 def across_subtasks(by_subtask: torch.Tensor, across: str) -> torch.Tensor:
-    """Scores by subtask [n, k] -> [n], by their mean or their max."""
+    """Scores by subtask [n, k] -> [n], their mean or max."""
     if not len(by_subtask):
         return torch.zeros(0, dtype=torch.float64)
     return by_subtask.mean(dim=1) if across == "mean" else by_subtask.max(dim=1).values
 
 
 def refuse_not_finite(ids: Sequence[str], finite: torch.Tensor) -> None:
-    """Refuses samples whose score is no number.
+    """Refuses samples whose score is not finite.
 
     Args:
-        ids: The samples'.
-        finite: [n], whether it is one.
+        ids: The samples' ids.
+        finite: [n], whether each score is finite.
 
     Raises:
-        ModelError: One is not; the message names them.
+        ModelError: Names the samples whose score is not finite.
     """
     bad = [repr(ids[i]) for i in (~finite).nonzero().flatten().tolist()]
     if bad:
@@ -73,11 +73,11 @@ class Scores(Shown):
         subtasks: Names of the columns of `by_subtask`.
         total: [n], mean or max of `by_subtask`.
         by_subtask: [n, k].
-        gradient_norm: [n], ‖g‖, weighted over checkpoints; None where no gradient was formed.
+        gradient_norm: [n], ‖g‖, weighted over checkpoints; None where no gradient was computed.
         loss: [n], over the tokens that count, in nats, weighted over checkpoints.
         label_tokens: [n] int64, the tokens that count.
-        token_shares: For each sample the share [label tokens] of its total that each label token brings, None where
-            not asked for. They sum to the total, less what momentum alone contributes to it (see
+        token_shares: For each sample the share [label tokens] of its total that each label token brings; None unless
+            requested. They sum to the total minus the contribution of momentum alone (see
             `optimsyn.influence.token_attribution`); with the max across subtasks they split the winning subtask's
             score.
     """
@@ -93,13 +93,13 @@ class Scores(Shown):
 
     @classmethod
     def finished(cls, ids: Sequence[str], subtasks: Sequence[str], across: str, **columns: Any) -> Scores:
-        """Scores by subtask, checked and made one total each.
+        """Checks scores by subtask and adds the total of each sample.
 
         Args:
             ids: As above.
             subtasks: As above.
             across: mean or max.
-            columns: The other attributes, `total` apart.
+            columns: The other attributes, except `total`.
 
         Raises:
             ModelError: A score is not finite.

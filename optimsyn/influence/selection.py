@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def top(scores: Sequence[float], count: int) -> list[int]:
-    """The places of the highest scores, in the pool's order; of equal ones the first."""
+    """The indices of the highest scores, in the pool's order; the first of equal ones."""
     order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
     return sorted(order[:count])
 

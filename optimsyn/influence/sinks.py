@@ -1,4 +1,4 @@
-"""What the scorer does with each parameter's per-sample gradients before they are dropped."""
+"""Sinks: they reduce each parameter's per-sample gradients before these are dropped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 
 def pieces_of(target: Target, checkpoint: Checkpoint) -> Iterator[tuple[str, slice, Moments]]:
-    """Each trained parameter in the slices of rows in which its gradient comes, with the moments of the slice."""
+    """Each trained parameter in the row slices of its gradient, with the moments of the slice."""
     for name, parameter in target.parameters.items():
         moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
         for piece in output_slices(parameter, target.dtype):
@@ -23,16 +23,16 @@ def pieces_of(target: Target, checkpoint: Checkpoint) -> Iterator[tuple[str, sli
 
 
 class DotSink:
-    """Adds up, parameter by parameter, ⟨V_k, Γ⟩, ‖Γ‖² and ‖g‖² of the rows of a batch.
+    """Sums ⟨V_k, Γ⟩, ‖Γ‖² and ‖g‖² of the rows of a batch, parameter by parameter.
 
-    Whatever does not depend on samples is on the parameters' devices beforehand, so a sink is worth keeping. Nothing in
-    it waits for a GPU before results are asked for. A linear Γ(g) = D ⊙ g is never formed unless its norm is wanted:
+    Everything that does not depend on samples is copied to the parameters' devices once, so reuse a sink. It never
+    waits for a GPU before `results`. A linear Γ(g) = D ⊙ g is computed only if its norm is needed:
     ⟨V, D ⊙ g⟩ = ⟨V ⊙ D, g⟩.
 
     Args:
-        target: Whose parameters.
-        estimator: Gives Γ.
-        checkpoint: Gives the moments.
+        target: The model.
+        estimator: Γ.
+        checkpoint: With the moments.
         directions: V_k at this checkpoint.
         cosine: Divide by ‖Γ‖; else by the directions' constant reference norm.
     """
@@ -43,7 +43,7 @@ class DotSink:
         self._reference = None if cosine else directions.reference_norms[estimator.identity]
         self._gamma: dict[tuple[str, int], Direction | None] = {}
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
-        # Where each piece's sums stand in the table of its device.
+        # The row of each piece's sums in the table of its device.
         self._place: dict[tuple[str, int], int] = {}
         self._count: dict[torch.device, int] = {}
         folded = estimator.linear and not cosine
@@ -61,8 +61,8 @@ class DotSink:
     def start(self, rows: int) -> None:
         """Begins a batch."""
         self._rows = rows
-        # One row a parameter: ⟨V_k, Γ⟩ of every subtask, ‖Γ‖ where it is wanted, ‖g‖. Within a layer float32 is
-        # enough; across layers sums are float64 (a float32 cosine came out as 1.0001).
+        # One row per parameter: ⟨V_k, Γ⟩ of every subtask, ‖Γ‖ where needed, ‖g‖. Within a layer float32 is enough;
+        # across layers sums are float64 (a float32 cosine came out as 1.0001).
         self._table = {
             device: torch.zeros(count, rows, self._subtasks + 2, dtype=self._dtype, device=device)
             for device, count in self._count.items()
@@ -78,16 +78,16 @@ class DotSink:
 
     def _add(self, name: str, rows: slice, start: int, gradients: torch.Tensor) -> None:
         key, flat = (name, start), gradients.flatten(1)
-        mine = self._table[gradients.device][self._place[key], rows]
+        out = self._table[gradients.device][self._place[key], rows]
         gamma = self._gamma[key]
         direction = flat if gamma is None else gamma(gradients).flatten(1)
-        mine[:, :-2] = direction @ self._vectors[key]
+        out[:, :-2] = direction @ self._vectors[key]
         if self._reference is None:
-            torch.linalg.vector_norm(direction, dim=1, out=mine[:, -2])
-        torch.linalg.vector_norm(flat, dim=1, out=mine[:, -1])
+            torch.linalg.vector_norm(direction, dim=1, out=out[:, -2])
+        torch.linalg.vector_norm(flat, dim=1, out=out[:, -1])
 
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores [B, K] and gradient norms [B], float64, on the device of the first parameter: no GPU is waited for."""
+        """Scores [B, K] and gradient norms [B], float64, on the first parameter's device, without synchronisation."""
         total = self._total()
         return normalised(total[:, :-2], self._norms(total)), total[:, -1].sqrt()
 
@@ -96,7 +96,7 @@ class DotSink:
         return self.results()[0].cpu()
 
     def norms(self) -> torch.Tensor:
-        """What the dot products are divided by, [B, 1]."""
+        """The divisors of the dot products, [B, 1]."""
         return self._norms(self._total()).cpu()
 
     def gradient_norms(self) -> torch.Tensor:
@@ -108,11 +108,11 @@ class DotSink:
         return squares.sqrt() if self._reference is None else torch.full_like(squares, self._reference)
 
     def _total(self) -> torch.Tensor:
-        found: torch.Tensor | None = None
+        total: torch.Tensor | None = None
         for table in self._table.values():
             # Apple's GPUs have no float64.
             wide = (table.cpu() if table.device.type == "mps" else table).double()
             part = torch.cat([wide[..., :-2].sum(0), wide[..., -2:].square().sum(0)], dim=1)
-            found = part if found is None else found + part.to(found.device)
-        assert found is not None
-        return found
+            total = part if total is None else total + part.to(total.device)
+        assert total is not None
+        return total

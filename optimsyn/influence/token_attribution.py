@@ -1,14 +1,14 @@
-r"""How much of a sample's score each of its label tokens brings: one backward pass and one forward-mode pass a batch.
+r"""The share of each label token in a sample's score: one backward pass and one forward-mode pass per batch.
 
-A direction is Γ(g) = c(g) + D(g) ⊙ g, where c is what momentum puts in (see `Estimator.gain`). A sample's gradient is
-the mean of its T label tokens' gradients g_t, so its score is
+A direction is Γ(g) = c(g) + D(g) ⊙ g, where c comes from momentum (see `Estimator.gain`). A sample's gradient is the
+mean of its T label tokens' gradients g_t, so its score is
 
     ⟨V, Γ(g)⟩ / n = ⟨V, c⟩ / n + Σ_t share_t            share_t = ⟨V ⊙ D(g), g_t⟩ / (n T)
 
-with n the norm that the score is divided by. The shares sum to the score apart from the first term, what momentum alone
-contributes; without momentum they sum to the score. ⟨w, g_t⟩ with w = V ⊙ D(g) is the directional derivative of token
-t's loss along w. Forward-mode differentiation gives those of all tokens at once, and since a sample's tokens do not
-see another sample, each row of a batch can have a direction of its own.
+with n the norm that the score is divided by. The shares sum to the score minus the first term, the contribution of
+momentum alone; without momentum they sum to the score. ⟨w, g_t⟩ with w = V ⊙ D(g) is the directional derivative of
+token t's loss along w. Forward-mode differentiation gives those of all tokens at once, and since a sample's tokens do
+not see another sample, each row of a batch can have its own direction.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def token_shares(
 ) -> list[torch.Tensor]:
     """The shares of every label token of every sample at one checkpoint, which must be loaded.
 
-    A direction for each sample is held while its batch is worked on; batches are cut so that this takes at most half a
-    gigabyte (or one sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
+    A direction for each sample of a batch is held; batches are cut so that this takes at most half a gigabyte (or one
+    sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
 
     Args:
         taps: Of the target.
-        sink: Made for this checkpoint, as the scores' own sink was.
+        sink: For this checkpoint, with the settings of the scores' sink.
         encoded: The samples.
-        winners: [n] int64, the subtask whose score is split up; None for the mean over subtasks.
-        batch_tokens: Tokens a batch.
+        winners: [n] int64, the subtask whose score is split; None for the mean over subtasks.
+        batch_tokens: Tokens per batch.
 
     Returns:
         For each sample a float64 tensor [label tokens].
@@ -57,24 +57,24 @@ def token_shares(
     """
     target = taps.target
     size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
-    found = [torch.empty(0, dtype=torch.float64)] * len(encoded)
+    rows = [torch.empty(0, dtype=torch.float64)] * len(encoded)
     for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, HOLD_BYTES // size)):
         sink.choose(None if winners is None else winners[indices])
         sink.start(len(batch))
         with taps.attached():
             taps.run(batch, sink)
-        found_here = token_slopes(target, taps, batch, sink.tangents, cure="score without token shares")
-        counts = torch.bincount(found_here.rows, minlength=len(batch))
-        shares = normalised(found_here.slopes * found_here.weights, sink.norms().flatten()[found_here.rows])
+        slopes = token_slopes(target, taps, batch, sink.tangents, cure="score without token shares")
+        counts = torch.bincount(slopes.rows, minlength=len(batch))
+        shares = normalised(slopes.slopes * slopes.weights, sink.norms().flatten()[slopes.rows])
         for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
-            found[index] = part
-    return found
+            rows[index] = part
+    return rows
 
 
 def _small_batches(
     target: Target, encoded: Sequence[Encoded], batch_tokens: int, limit: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of at most `limit` rows, with the place of each row in the caller's order."""
+    """Batches of at most `limit` rows, with the index of each row in the caller's order."""
     for whole in target.batches(list(encoded), batch_tokens):
         for start in range(0, len(whole), limit):
             indices = whole.indices[start : start + limit]
@@ -102,7 +102,7 @@ class TangentSink(DotSink):
         self._chosen = subtasks
 
     def start(self, rows: int) -> None:
-        """Begins a batch; what the last one left is dropped."""
+        """Begins a batch and drops the previous one's tangents."""
         super().start(rows)
         self.tangents = {}
 

@@ -1,11 +1,11 @@
-"""Real trainings from one warm-up checkpoint, many side by side: the truth that scores are judged by.
+"""Real trainings from one warm-up checkpoint, many side by side: the ground truth for scores.
 
-Each training goes on from the checkpoint's weights θ, moments m, v and step count t with AdamW as fine-tuning does (no
-weight decay, gradients clipped, a rate that falls linearly), on batches that its schedule names. It trains on every
-token, as fine-tuning does; what is measured is the loss of questions, of the tokens that count.
+Each training continues from the checkpoint's weights θ, moments m, v and step count t with AdamW as in fine-tuning (no
+weight decay, clipped gradients, a linearly decaying rate), on the batches of its schedule. It trains on every token, as
+fine-tuning does, and measures the loss of questions over the tokens that count.
 
-The trainings share the frozen model and nothing else. Their batches go through it together, each group of rows with
-weights of its own, so that twenty short trainings cost little more than the multiplication of their tokens.
+The trainings share only the frozen model. Their batches go through it together, each group of rows with its own
+weights, so that twenty short trainings cost little more than the forward passes of their tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 Schedule = Sequence[Sequence[int]]
-"""For each step the places in the pool that make its batch; a place may stand there more than once."""
+"""For each step the indices of its batch in the pool; an index may occur more than once."""
 
 
 def rates_of(lr: float, steps: int, *, decay: bool) -> list[float]:
@@ -34,18 +34,18 @@ def rates_of(lr: float, steps: int, *, decay: bool) -> list[float]:
 
 
 def schedule(members: Sequence[int], steps: int, batch_size: int, seed: int) -> Schedule:
-    """So many batches of samples, pass after pass over all of them, each pass in a new order."""
+    """Batches for `steps` steps: pass after pass over all members, each in a new order."""
     generator = random.Random(f"order {seed}")
     waiting: list[int] = []
-    found = []
+    batches = []
     for _ in range(steps):
         while len(waiting) < batch_size:
             order = list(members)
             generator.shuffle(order)
             waiting += order
-        found.append(waiting[:batch_size])
+        batches.append(waiting[:batch_size])
         waiting = waiting[batch_size:]
-    return found
+    return batches
 
 
 @dataclass
@@ -60,12 +60,12 @@ class _State:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a short training goes.
+    """The settings of a short training.
 
     Attributes:
         lr: Learning rate of the first step; None: the checkpoint's.
-        decay: The rate falls linearly over a schedule, to 0 after its last step, as fine-tuning's does; else it stays.
-        max_grad_norm: Gradient clipping; None: none.
+        decay: The rate falls linearly over a schedule, to 0 after its last step, as in fine-tuning; else constant.
+        max_grad_norm: Gradient clipping; None does not clip.
     """
 
     lr: float | None = None
@@ -79,10 +79,10 @@ class Trainings:
     Args:
         target: Its trained parameters are weights or biases of `nn.Linear` modules, as LoRA's are.
         checkpoint: Where every training starts.
-        pool: What is trained on.
-        questions: Whose losses are measured; encoded as what counts of them (`optimsyn.target.encoding.counted`).
+        pool: The samples to train on.
+        questions: The questions to measure, with the labels that count (`optimsyn.target.encoding.counted`).
         settings: Rate and clipping.
-        rows: Most samples of all trainings that go through the model at once.
+        rows: Most samples of all trainings per forward pass.
 
     Raises:
         DataError: There is no question.
@@ -141,7 +141,7 @@ class Trainings:
         return self.identity.digest
 
     def together(self, schedules: Iterable[Schedule]) -> int:
-        """How many of these trainings go through the model side by side."""
+        """How many of these trainings run side by side."""
         return max(1, self._rows // max((len(step) for schedule in schedules for step in schedule), default=1))
 
     def start(self) -> torch.Tensor:
@@ -154,15 +154,15 @@ class Trainings:
         """Trains by each schedule and measures the questions' losses on the way.
 
         Args:
-            schedules: As long as each other; all batches are of one size.
-            looks: After which steps losses are measured; 1 is the first step.
-            report: Called with the number of trainings of each group when it is done.
+            schedules: All of one length and one batch size.
+            looks: Steps after which to measure losses; 1 is the first step.
+            report: Called with the number of trainings of each finished group.
 
         Returns:
-            [schedules, looks, Q] float64, looks in rising order.
+            [schedules, looks, Q] float64, looks in ascending order.
 
         Raises:
-            DataError: Schedules differ in length or batch size, or a look lies outside.
+            DataError: Schedules differ in length or batch size, or a look is out of range.
             ModelError: A loss is not finite.
         """
         if not schedules:
@@ -186,10 +186,10 @@ class Trainings:
         return torch.cat(parts)
 
     def _groups_stay_apart(self) -> bool:
-        """Whether a group's losses are its own, whatever the weights of the group beside it.
+        """Whether a group's losses are independent of the other groups' weights.
 
-        Where a layer's inputs are sorted again on their way (routed experts), groups of rows cannot have weights of
-        their own; trainings then run one after the other.
+        Where a layer reorders its inputs (routed experts), groups of rows cannot have separate weights; trainings then
+        run one after the other.
         """
         alone = self._begin(1).weights
         other = {name: torch.cat([value, torch.zeros_like(value)]) for name, value in alone.items()}
@@ -198,13 +198,13 @@ class Trainings:
 
     def _train(self, schedules: Sequence[Schedule], looks: list[int]) -> torch.Tensor:
         state = self._begin(len(schedules))
-        found = []
+        losses = []
         for number in range(1, looks[-1] + 1):
             rates = rates_of(self.lr, len(schedules[0]), decay=self.decay)
             self._step(state, [schedule[number - 1] for schedule in schedules], rates[number - 1])
             if number in looks:
-                found.append(self._losses(state.weights))
-        return torch.stack(found, dim=1)
+                losses.append(self._losses(state.weights))
+        return torch.stack(losses, dim=1)
 
     def _begin(self, count: int) -> _State:
         dtype, device = self.target.dtype, self.target.device
@@ -239,7 +239,7 @@ class Trainings:
             self._adamw(state, gradients, lr)
 
     def _clip(self, gradients: dict[str, torch.Tensor]) -> None:
-        """As `clip_grad_norm_`, for each training on its own."""
+        """As `clip_grad_norm_`, for each training separately."""
         if self.max_grad_norm is None:
             return
         squares = torch.stack([part.flatten(1).double().square().sum(1).cpu() for part in gradients.values()])
@@ -248,7 +248,7 @@ class Trainings:
             part.mul_(share.to(part).view(-1, *[1] * (part.dim() - 1)))
 
     def _adamw(self, state: _State, gradients: dict[str, torch.Tensor], lr: float) -> None:
-        """One step of `torch.optim.AdamW` without weight decay, written elementwise over all trainings."""
+        """One step of `torch.optim.AdamW` without weight decay, elementwise over all trainings."""
         state.step += 1
         beta1, beta2 = self.checkpoint.betas
         for name, gradient in gradients.items():
@@ -259,11 +259,11 @@ class Trainings:
             state.weights[name] = moved
 
     def _losses(self, weights: dict[str, torch.Tensor], questions: Sequence[Encoded] = ()) -> torch.Tensor:
-        """[M, Q] float64 on the CPU; of all questions unless others are given."""
+        """[M, Q] float64 on the CPU; of all questions by default."""
         questions = questions or self._questions
         count = len(next(iter(weights.values())))
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].input_ids))
-        found = torch.zeros(count, len(order), dtype=torch.float64)
+        table = torch.zeros(count, len(order), dtype=torch.float64)
         size = max(1, self._rows // count)
         detached = {name: value.detach() for name, value in weights.items()}
         with torch.no_grad(), self._twins.at(detached):
@@ -271,10 +271,10 @@ class Trainings:
                 places = order[begin : begin + size]
                 rows = [questions[place] for place in places] * count
                 losses = self.target.losses(self._pad(rows)).view(count, len(places))
-                found[:, places] = losses.double().cpu()
-        if not bool(torch.isfinite(found).all()):
+                table[:, places] = losses.double().cpu()
+        if not bool(torch.isfinite(table).all()):
             raise ModelError("a question's loss is not finite after training; lower the learning rate")
-        return found
+        return table
 
     def _pad(self, rows: Sequence[Encoded]) -> Batch:
         pad_id = self.target.pad_id

@@ -1,4 +1,4 @@
-"""`dspy.GEPA` as a method of prompt optimisation: proposals out of feedback, each tried on a few passages first."""
+"""`dspy.GEPA` as a method of prompt optimisation: proposals from feedback, each tried on a few passages first."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from optimsyn.optimize.proposer import EvidenceProposer
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
 
-# Below every reward that a pair can earn. DSPy gives it to an example that raised, which here ends the search anyway.
+# Below every possible reward. DSPy gives it to an example that raised, which ends the search anyway.
 FAILURE_SCORE = -1e6
-# So many unusable proposals of a reflection model in a row end the search.
+# Number of consecutive unusable proposals of a reflection model that ends the search.
 PROPOSAL_FAILURES = 3
-# Characters of a text that a reflection model may propose.
+# Maximum characters of a text from a reflection model.
 LONGEST_PROPOSAL = 1500
-# GEPA counts every evaluation, also those answered from memory; the real budget is counted in judged pairs.
+# GEPA counts every evaluation, even cached ones; the real budget is counted in judged pairs.
 _GEPA_CALLS_PER_PAIR = 10
 
 _REFLECTION_TASK = (
@@ -35,7 +35,7 @@ _REFLECTION_TASK = (
 
 
 def search(task: PromptTask) -> str:
-    """The best text that GEPA compared on all passages; the first of equals, so the start text unless one is better.
+    """The best text that GEPA compared on all passages; so the start text unless another is better.
 
     GEPA tries a proposal on `task.config.minibatch` passages and, when it is better there, on the rest.
     """
@@ -65,7 +65,7 @@ class _Proposer:
         return {name: text.strip() for name, text in proposed.items()}
 
     def _failed(self, error: Exception) -> None:
-        """Notes an unusable reply of the reflection model; anything else, and a third one in a row, ends the search."""
+        """Records an unusable reply of the reflection model; any other error, or a third in a row, ends the search."""
         reflection = self._task.reflection
         service = getattr(reflection, "failure", None)
         ended = isinstance(error, OptimsynError) and not isinstance(error, ReplyError)
@@ -80,7 +80,7 @@ class _Proposer:
 
 
 def junk(reflection: LanguageModel, failures: int, reason: str) -> ServiceError:
-    """Says that a reflection model has proposed nothing usable."""
+    """The error of a reflection model that proposes nothing usable."""
     return ServiceError(
         f"models.reflection {reflection.name!r}: {failures} proposals in a row were unusable "
         f"({reason}). Name a stronger model, or remove models.reflection to have gepa build proposals from evidence."
@@ -112,10 +112,10 @@ class _Search:
             seed=task.seed,
             gepa_kwargs={"callbacks": [self], "stop_callbacks": [self.stop]},
         )
-        found = gepa.compile(task.program, trainset=examples, valset=examples).detailed_results
-        scores = [float(score) for score in found.val_aggregate_scores]
+        result = gepa.compile(task.program, trainset=examples, valset=examples).detailed_results
+        scores = [float(score) for score in result.val_aggregate_scores]
         winner = max(range(len(scores)), key=lambda index: (scores[index], -index))
-        return str(found.candidates[winner].guiding_text)
+        return str(result.candidates[winner].guiding_text)
 
     def _inner_proposer(self) -> Callable[..., dict[str, str]]:
         if self.task.reflection is None:
@@ -132,7 +132,7 @@ class _Search:
         spent = self.task.left < len(self.task.comparison)
         return self.task.watch.error is not None or spent or (self.task.reflection is None and self.evidence.exhausted)
 
-    # GEPA calls these by name and only logs what they raise, so each is watched.
+    # GEPA calls these by name and only logs their exceptions, so each is watched.
 
     def on_proposal_end(self, event: Mapping[str, Any]) -> None:
         """A text was proposed."""

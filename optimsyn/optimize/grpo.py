@@ -1,9 +1,8 @@
 """GRPO as a method of policy optimisation: TRL's GRPOTrainer trains a LoRA of the rubric model.
 
-What makes a killed training end like an undisturbed one: the rows are laid out once in the order in which they are
-used (one epoch, no sampler state), the random generator is seeded again from the recipe's seed and the step before
-every generation, a checkpoint counts only after its last file was written, and the reward answers what it judged from
-its ledger.
+A killed training ends like an undisturbed one because the rows are fixed in the order of use (one epoch, no sampler
+state), the random generator is reseeded from the recipe's seed and the step before every generation, a checkpoint
+counts only after its last file was written, and the reward answers repeated requests from its ledger.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from optimsyn.base.seeds import derive_seed
 from optimsyn.optimize.history import History
 from optimsyn.optimize.policy_task import PolicyTask
 
-# Rubrics in one forward and backward pass; a step with more of them accumulates gradients.
+# Rubrics per forward and backward pass; a step with more rubrics accumulates gradients.
 _MICRO_BATCH = 16
-# The newest checkpoint may be torn by a kill, so the one before it is kept.
+# A kill may tear the newest checkpoint, so the previous one is kept.
 _CHECKPOINTS_KEPT = 2
 _COMPLETE = "complete"
 # Name in TRL's log -> name in the history.
@@ -46,9 +45,9 @@ _LOGGED = {
 
 
 def train(task: PolicyTask) -> Path:
-    """Trains, or goes on after the last complete checkpoint; the adapter's folder.
+    """Trains, or resumes from the last complete checkpoint, and returns the adapter's folder.
 
-    The history has one row a step: step, reward (mean), reward_std, valid (share), influence (mean of the valid), kl
+    The history has one row per step: step, reward (mean), reward_std, valid (share), influence (mean of the valid), kl
     and entropy (nats per token), completion_length (tokens), unfinished (share cut at max_tokens),
     groups_without_signal (share of groups whose rewards were all equal), loss, gradient_norm, seconds.
     """
@@ -62,7 +61,7 @@ def train(task: PolicyTask) -> Path:
 
 
 def _last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; torn ones are removed."""
+    """The newest complete checkpoint; torn ones are removed."""
     complete = []
     for checkpoint in folder.glob("checkpoint-*"):
         if (checkpoint / _COMPLETE).is_file():
@@ -143,14 +142,14 @@ def _arguments(task: PolicyTask, model: Any) -> Any:
         disable_tqdm=True,
     )
     if arguments.n_gpu > 1:
-        # One process drives one GPU; Trainer would wrap the model in DataParallel, which TRL refuses.
+        # One process drives one GPU; otherwise Trainer wraps the model in DataParallel, which TRL refuses.
         arguments._n_gpu = 1
     return arguments
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what TRL and transformers say to each other (deprecated names, file systems) out of the notebook."""
+    """Keeps the warnings of TRL and transformers to each other (deprecated names, file systems) out of notebooks."""
     loggers = [logging.getLogger(name) for name in ("accelerate", "transformers", "trl")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -172,7 +171,7 @@ def _make_callback(task: PolicyTask, history: History) -> Any:
         """Seeds every step, writes the history and marks finished checkpoints."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # The step alone decides what is sampled, not what ran before it in this process.
+            # Sampling depends on the step alone, not on what ran earlier in this process.
             torch.manual_seed(derive_seed(task.seed, "grpo", state.global_step))
             task.progress(state.global_step)
 

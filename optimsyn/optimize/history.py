@@ -13,8 +13,8 @@ class History:
     """Rows of an optimiser's progress, kept in memory and on disk.
 
     Args:
-        path: The file; its folder is made when needed.
-        keep: Rows of an earlier, killed process to keep; the others are dropped, because they will be made again.
+        path: The file; its folder is created if needed.
+        keep: Rows of an earlier, killed process to keep; the others are dropped, because their work is repeated.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: False) -> None:
@@ -30,5 +30,5 @@ class History:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a history, also while it is being written; empty when there is none yet."""
+    """The rows of a history, even while it is being written; empty if there is none yet."""
     return list(iter_json(path, tolerate_torn=True)) if path.is_file() else []

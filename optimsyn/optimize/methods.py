@@ -1,4 +1,4 @@
-"""The methods of both optimisers: what one has to be, and those that come with optimsyn.
+"""The methods of both optimisers: their interfaces, and the built-in ones.
 
 Nothing heavy is imported before a method runs, so that `optimsyn validate` can look one up.
 """
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
 
 
 class PromptMethod(Protocol):
-    """Searches for a better guiding text: a function of one `PromptTask`, or an object that can be called so.
+    """Searches for a better guiding text: a function of one `PromptTask`, or such a callable object.
 
-    The task judges texts by the one reward of the run, holds the method to the budget of judged pairs, keeps the
-    history, and compares the text that the method returns with the one that it started from: one that gained nothing
-    is not taken. A search that was killed is started again from its beginning; it then gets what it had asked for out
-    of memory, so a method that draws only from `task.seed` takes the same path and buys nothing twice.
+    The task judges texts by the reward of the run, enforces the budget of judged pairs, keeps the history, and compares
+    the returned text with the start text: one that gains nothing is dropped. A killed search restarts from the
+    beginning and gets its earlier answers from the cache, so a method that draws only from `task.seed` takes the same
+    path and pays for nothing twice.
 
-    An object may also have a method `problem(recipe) -> str | None`. It says, before anything is bought, what this
+    An object may also have a method `problem(recipe) -> str | None`. It says, before anything is paid for, what this
     recipe lacks for the method.
     """
 
     def __call__(self, task: PromptTask) -> str:
-        """The guiding text to keep; `task.start` where nothing better was found."""
+        """The guiding text to keep; `task.start` if none is better."""
 
 
 class PolicyMethod(Protocol):
-    """Trains the rubric model: a function of one `PolicyTask`, or an object that can be called so.
+    """Trains the rubric model: a function of one `PolicyTask`, or such a callable object.
 
-    The task lays out the prompts, loads the model, calls the reward, holds the method to the budget of judged pairs
-    and keeps the history. What the method leaves in `task.checkpoints` is there again after a kill, until it returns;
-    a training with other settings, other passages or another version of the method starts anew.
+    The task builds the prompts, loads the model, calls the reward, enforces the budget of judged pairs and keeps the
+    history. Files in `task.checkpoints` survive a kill, until the method returns; a training with other settings, other
+    passages or another version of the method starts from the beginning.
 
     An object may also have a method `problem(recipe) -> str | None`, as a `PromptMethod`.
     """
 
     def __call__(self, task: PolicyTask) -> Path:
-        """The folder of the trained adapter, as `task.save(model)` gives it."""
+        """The folder of the trained adapter, from `task.save(model)`."""
 
 
 def gepa(task: PromptTask) -> str:
-    """`dspy.GEPA`: tries a proposal on a few passages first, and rewrites the text out of the feedback."""
+    """`dspy.GEPA`: tries a proposal on a few passages first, and rewrites the text from the feedback."""
     from optimsyn.optimize.gepa import search
 
     return search(task)
 
 
 class _MIPROv2:
-    """`dspy.MIPROv2`: a reflection model proposes texts out of examples, and Optuna chooses which to try."""
+    """`dspy.MIPROv2`: a reflection model proposes texts from examples, and Optuna chooses which to try."""
 
     def __call__(self, task: PromptTask) -> str:
         from optimsyn.optimize.mipro import search
@@ -76,7 +76,7 @@ class _MIPROv2:
 
 
 def grpo(task: PolicyTask) -> Path:
-    """TRL's `GRPOTrainer`: of several rubrics for one passage, those that earned more become more likely."""
+    """TRL's `GRPOTrainer`: of several rubrics for one passage, those with a higher reward become more likely."""
     from optimsyn.optimize.grpo import train
 
     return train(task)
@@ -92,7 +92,7 @@ def _problem(part: object) -> str | None:
         inspect.signature(part).bind(None)
     except TypeError:
         return f"it cannot be called with one argument; {wanted}"
-    except ValueError:  # one that does not say what it takes
+    except ValueError:  # a callable without a signature
         return None
     return None
 
@@ -107,8 +107,8 @@ def prompt_method(reference: str) -> PromptMethod:
     Raises:
         RecipeError: There is none, or it is no such method.
     """
-    found: PromptMethod = PROMPT_OPTIMIZERS.get(reference)
-    return found
+    method: PromptMethod = PROMPT_OPTIMIZERS.get(reference)
+    return method
 
 
 def policy_method(reference: str) -> PolicyMethod:
@@ -117,12 +117,12 @@ def policy_method(reference: str) -> PolicyMethod:
     Raises:
         RecipeError: There is none, or it is no such method.
     """
-    found: PolicyMethod = POLICY_OPTIMIZERS.get(reference)
-    return found
+    method: PolicyMethod = POLICY_OPTIMIZERS.get(reference)
+    return method
 
 
 def method_identity(registry: Registry[Any], reference: str) -> Mapping[str, str]:
-    """The source of a method of somebody's own, by module; nothing of one that comes with optimsyn.
+    """The source of a custom method, by module; empty for a built-in one.
 
     Args:
         registry: `PROMPT_OPTIMIZERS` or `POLICY_OPTIMIZERS`.
@@ -137,7 +137,7 @@ def method_identity(registry: Registry[Any], reference: str) -> Mapping[str, str
 
 
 def method_facts(registry: Registry[Any], reference: str) -> dict[str, str]:
-    """What the manifest says of a method: its name, and of one of somebody's own a digest of its source.
+    """A method in the manifest: its name, and for a custom one a digest of its source.
 
     Args:
         registry: `PROMPT_OPTIMIZERS` or `POLICY_OPTIMIZERS`.
@@ -150,8 +150,8 @@ def method_facts(registry: Registry[Any], reference: str) -> dict[str, str]:
 
 
 def method_problems(recipe: Recipe) -> list[str]:
-    """What is wrong with the methods that a recipe names, each with its field; only of optimisers that are enabled."""
-    found = []
+    """The problems of a recipe's methods, each with its field; only for enabled optimisers."""
+    problems = []
     sections = ((PROMPT_OPTIMIZERS, recipe.optimizers.prompt), (POLICY_OPTIMIZERS, recipe.optimizers.policy))
     for registry, section in sections:
         if not section.enabled:
@@ -160,10 +160,10 @@ def method_problems(recipe: Recipe) -> list[str]:
             method = registry.get(section.method)
             method_identity(registry, section.method)
         except RecipeError as error:
-            found.append(str(error))
+            problems.append(str(error))
             continue
         asked = getattr(method, "problem", None)
         lacking = asked(recipe) if callable(asked) else None
         if lacking is not None:
-            found.append(f"{registry.field}: {lacking}")
-    return found
+            problems.append(f"{registry.field}: {lacking}")
+    return problems

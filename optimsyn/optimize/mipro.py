@@ -1,9 +1,8 @@
-"""`dspy.MIPROv2` as a method of prompt optimisation: texts that a model proposes, chosen among by Optuna.
+"""`dspy.MIPROv2` as a method of prompt optimisation: a model proposes texts, and Optuna chooses among them.
 
 The reflection model sees a summary of the passages, the start text, a tip, and rubrics that earned at least the mean
-under the start text. Every text is compared on all passages, so that n texts cost n times as many judged pairs; trials
-of a text that was compared before are answered from memory. Demonstrations serve the proposals only: what comes out is
-a guiding text and nothing else.
+under the start text. Every text is compared on all passages, so that n texts cost n times as many judged pairs;
+repeated trials of a text are cached. Demonstrations only serve the proposals: the result is a guiding text.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
 
-# Passages that the model which summarises them sees at once; dspy's own.
+# Passages that the summarising model sees at once; dspy's default.
 _VIEWED = 10
 # DSPy rounds a mean to four decimals, and influence can be smaller.
 _SCALE = 1e6
@@ -54,14 +53,14 @@ def search(task: PromptTask) -> str:
         task,
         metric=lambda gold, pred, trace=None: float(task.metric(gold, pred, trace).score) * _SCALE,
         prompt_model=lm,
-        # Never asked: the program brings its own model.
+        # Never called: the program brings its own model.
         task_model=lm,
         auto=None,
         num_candidates=texts,
         max_bootstrapped_demos=0,
         max_labeled_demos=0,
         num_threads=min(len(examples), THREADS),
-        # The first error ends the search; until DSPy comes to that, each further one is raised at once.
+        # The first error ends the search; until DSPy stops, each further call raises at once.
         max_errors=10**9,
         metric_threshold=task.compare(task.start).score * _SCALE,
         track_stats=False,
@@ -70,7 +69,7 @@ def search(task: PromptTask) -> str:
         task.program,
         trainset=examples,
         valset=examples,
-        # DSPy's own rule for so many texts of one predictor.
+        # DSPy's own rule for this number of texts of one predictor.
         num_trials=int(max(2 * math.log2(texts), 1.5 * texts)),
         # To dspy, 0 is no seed.
         seed=task.seed + 1,
@@ -81,7 +80,7 @@ def search(task: PromptTask) -> str:
 
 
 class _Search(dspy.MIPROv2):
-    """MIPROv2 with proposals that may fail one by one."""
+    """MIPROv2 in which single proposals may fail."""
 
     def __init__(self, task: PromptTask, **settings: Any) -> None:
         super().__init__(**settings)
@@ -90,7 +89,7 @@ class _Search(dspy.MIPROv2):
     def _propose_instructions(
         self, program: Any, trainset: list[Any], demo_candidates: Any, *others: Any, num_instruct_candidates: int
     ) -> dict[int, list[str]]:
-        """The start text and up to `num_instruct_candidates - 1` others, of which some may be equal to it."""
+        """The start text and up to `num_instruct_candidates - 1` others, some of which may equal it."""
         proposer = _Proposer(
             self._search,
             program=program,
@@ -103,7 +102,7 @@ class _Search(dspy.MIPROv2):
             set_history_randomly=False,
             rng=self.rng,
         )
-        found: dict[int, list[str]] = proposer.propose_instructions_for_program(
+        proposals: dict[int, list[str]] = proposer.propose_instructions_for_program(
             trainset=trainset,
             program=program,
             demo_candidates=demo_candidates,
@@ -111,12 +110,12 @@ class _Search(dspy.MIPROv2):
             N=num_instruct_candidates,
         )
         proposer.raise_if_useless()
-        found[0][0] = self._search.start
-        return found
+        proposals[0][0] = self._search.start
+        return proposals
 
 
 class _Proposer(GroundedProposer):
-    """The proposer of dspy; the start text, which costs nothing, stands in for a reply that holds no usable text."""
+    """The proposer of dspy; the start text, which costs nothing, replaces a reply without a usable text."""
 
     def __init__(self, task: PromptTask, **settings: Any) -> None:
         self._search = task
@@ -128,7 +127,7 @@ class _Proposer(GroundedProposer):
     def propose_instruction_for_predictor(self, **about: Any) -> str:
         """One proposal."""
         if about["demo_set_i"] == 0:
-            return self._search.start  # dspy's first text is the start text, whatever is proposed
+            return self._search.start  # dspy's first text is always the start text
         self._made += 1
         reason = ""
         try:
@@ -146,13 +145,13 @@ class _Proposer(GroundedProposer):
         return self._search.start
 
     def raise_if_useless(self) -> None:
-        """Ends a search in which there is nothing to try."""
+        """Ends a search without any proposal to try."""
         if self._reasons and len(self._reasons) == self._made and self._search.reflection is not None:
             raise junk(self._search.reflection, len(self._reasons), self._reasons[0])
 
 
 class _Listener(BaseCallback):
-    """Remembers a service that failed, which dspy would pass over where it can go on without the reply."""
+    """Remembers a failed service, which dspy ignores where it can continue without the reply."""
 
     def __init__(self, task: PromptTask) -> None:
         self._search = task
@@ -164,7 +163,7 @@ class _Listener(BaseCallback):
 
 
 class _SeededLM(dspy.LM):
-    """Tells proposals apart by a seed, where dspy gives each a number for its own cache only."""
+    """Gives each proposal a seed; dspy only numbers them for its own cache."""
 
     def copy(self, **changes: Any) -> Any:
         """A copy with changes."""

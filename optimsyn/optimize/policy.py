@@ -1,4 +1,4 @@
-"""Policy optimisation: the method that the recipe names trains the rubric model with the influence reward."""
+"""Policy optimisation: the recipe's method trains the rubric model with the influence reward."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PolicyResult:
     """A trained rubric policy.
 
     Attributes:
-        method: What trained it, as the recipe names it.
+        method: The name of the method in the recipe.
         adapter: Folder of the peft adapter.
-        history: The rows of `history.jsonl`, one a step: step, reward (mean), and what else the method says; those of
-            grpo are in `optimsyn.optimize.grpo.train`.
+        history: The rows of `history.jsonl`, one per step: step, reward (mean), and further fields of the method;
+            `optimsyn.optimize.grpo.train` lists those of grpo.
     """
 
     method: str
@@ -35,16 +35,15 @@ class PolicyResult:
 
 
 def train_policy(task: PolicyTask) -> PolicyResult:
-    """Trains the rubric model to write rubrics that lead to pairs of higher reward, by the method that is named.
+    """Trains the rubric model to write rubrics that lead to pairs of higher reward, by the recipe's method.
 
     Args:
         task: Its folder receives `adapter/`, `history.jsonl` and, while training, `checkpoints/`.
 
     Raises:
-        RecipeError: The recipe names no such method.
-        ServiceError: A service failed for good; the next call goes on where the method can.
-        ModelError: The model has none of the modules that LoRA is to train, training diverged, or the method left no
-            adapter.
+        RecipeError: There is no such method.
+        ServiceError: A service failed for good; the next call resumes if the method can.
+        ModelError: The model has none of LoRA's target modules, training diverged, or the method saved no adapter.
         DataError: There are no passages.
     """
     if not task.passages:
@@ -54,24 +53,24 @@ def train_policy(task: PolicyTask) -> PolicyResult:
     adapter = task.folder / "adapter"
     _forget_other_training(task.folder, _identity(task))
     if not adapter.is_dir():
-        told = method(task)
-        if not isinstance(told, str | Path) or not (Path(told) / "adapter_config.json").is_file():
+        returned = method(task)
+        if not isinstance(returned, str | Path) or not (Path(returned) / "adapter_config.json").is_file():
             raise ModelError(
-                f"optimizers.policy.method {name!r} returned {told!r}, which is no folder of a peft adapter; end it "
-                "with `return task.save(model)`"
+                f"optimizers.policy.method {name!r} returned {returned!r}, which is no folder of a peft adapter; "
+                "end it with `return task.save(model)`"
             )
-        if Path(told).resolve() != adapter.resolve():
+        if Path(returned).resolve() != adapter.resolve():
             partial = adapter.with_name("adapter.partial")
-            shutil.copytree(told, partial, dirs_exist_ok=True)
+            shutil.copytree(returned, partial, dirs_exist_ok=True)
             partial.rename(adapter)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
     return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"))
 
 
 def _identity(task: PolicyTask) -> Identity:
-    """What a training depends on."""
+    """Everything that a training depends on."""
     config = task.config.model_dump(mode="json", exclude={"save_every"})
-    if config["method"] == "grpo":  # a training that began before there was a choice goes on
+    if config["method"] == "grpo":  # so that trainings from before there was a choice can resume
         del config["method"]
     own = method_identity(POLICY_OPTIMIZERS, task.config.method)
     template = task.spec.chat_template_kwargs
@@ -84,7 +83,7 @@ def _identity(task: PolicyTask) -> Identity:
             "the passages": [(passage.id, passage.text) for passage in task.passages],
             "the guiding text": task.guiding_text,
             "the seed": task.seed,
-            # A policy that was rewarded by other checks or another scorer is not trained further.
+            # A policy trained with other checks or another scorer is not trained further.
             "the checks or the reward": task.reward.identity,
             "the scorer": task.reward.scorer.fingerprint,
         },
@@ -93,10 +92,10 @@ def _identity(task: PolicyTask) -> Identity:
 
 
 def _forget_other_training(folder: Path, identity: Identity) -> None:
-    """Removes what a training with other settings left in the folder."""
+    """Removes the files of a training with other settings from the folder."""
     marker = folder / "training.json"
-    known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    if identity.same_as(known):
+    recorded = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    if identity.same_as(recorded):
         return
     for name in ("adapter", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a method of policy optimisation works with: prompts, the model, the reward within its budget, a history."""
+"""The task of a method of policy optimisation: prompts, the model, the reward within its budget, a history."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LoadModel = Callable[[ModelSpec], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Sampled:
-    """A rubric that the policy wrote.
+    """A rubric from the policy.
 
     Attributes:
         text: As the reward reads it.
         prompt: Tokens of the prompt.
-        completion: Tokens of the rubric, with the one that ended it.
+        completion: Tokens of the rubric with its end token.
     """
 
     text: str
@@ -41,19 +41,19 @@ class Sampled:
 
 @dataclass
 class PolicyTask:
-    """What a method of policy optimisation is given.
+    """The task of a method of policy optimisation.
 
     Attributes:
         spec: The rubric model; local, a hub model or `embedded`. `load_model` loads it.
         config: The recipe's section `optimizers.policy`.
-        reward: The one reward of the run. Use `judge`, or `trl_reward` for a trainer of TRL, which keep the budget.
-        passages: Used in this order, again from the start when there are fewer than the steps need.
-        guiding_text: Stands in every prompt.
-        shape: Says which kind of question each passage gets.
+        reward: The reward of the run. Use `judge`, or `trl_reward` for a trainer of TRL, which enforce the budget.
+        passages: Used in this order, and from the start again when there are fewer than the steps need.
+        guiding_text: Part of every prompt.
+        shape: Decides which kind of question each passage gets.
         folder: Receives `adapter/`, `history.jsonl` and, while training, `checkpoints/`.
-        seed: Of the adapter's start, of the sampling and of the pairs. Draw from this alone.
-        load: Another way to load model and tokenizer, for models that are already in memory.
-        report: Called before and after each step with the steps done and their number.
+        seed: Of the adapter's start, the sampling and the pairs. Draw only from this seed.
+        load: Overrides the loading of model and tokenizer, for models that are already in memory.
+        report: Called before and after each step with the steps done and their total.
     """
 
     spec: ModelSpec
@@ -71,17 +71,17 @@ class PolicyTask:
 
     @property
     def passages_per_step(self) -> int:
-        """Groups in one step; a step never holds one passage twice."""
+        """Groups per step; a step never has a passage twice."""
         return min(self.config.passages_per_step, len(self.passages))
 
     @property
     def budget(self) -> int:
-        """Rubrics that may be judged: `steps` times the groups of a step times `group_size`."""
+        """Maximum number of judged rubrics: `steps` times the groups of a step times `group_size`."""
         return self.config.steps * self.passages_per_step * self.config.group_size
 
     @property
     def checkpoints(self) -> Path:
-        """Where a method keeps what it needs to go on after a kill; removed once the training has ended."""
+        """The folder for files that a method needs to resume after a kill; removed after the training."""
         return self.folder / "checkpoints"
 
     def load_model(self) -> tuple[Any, Any]:
@@ -108,10 +108,10 @@ class PolicyTask:
         )
 
     def with_lora(self, model: Any) -> Any:
-        """The model with a new LoRA, started from the seed.
+        """The model with a new LoRA, initialised from the seed.
 
         Raises:
-            ModelError: It has none of the modules that the recipe names.
+            ModelError: It has none of the recipe's modules.
         """
         import torch
         from peft import get_peft_model
@@ -124,10 +124,10 @@ class PolicyTask:
             raise
 
     def refuse_modules(self, error: ValueError) -> None:
-        """Says in the recipe's words that peft has found none of the modules which LoRA is to train.
+        """Translates peft's error about missing LoRA modules into the recipe's terms.
 
         Raises:
-            ModelError: The error of peft says so.
+            ModelError: The error is of this kind.
         """
         if "arget modules" in str(error):
             raise ModelError(
@@ -139,7 +139,7 @@ class PolicyTask:
     def rows(self, tokenizer: Any) -> list[dict[str, Any]]:
         """One row for each group of rubrics, in the order of use: `passages_per_step` for each step.
 
-        `prompt` is what the policy is asked (text, or chat messages), the rest is what the reward has to know.
+        `prompt` is the policy's prompt (text, or chat messages); the other columns are for the reward.
         """
         from optimsyn.programs.rubric import rubric_prompt
 
@@ -147,7 +147,7 @@ class PolicyTask:
         for index in range(self.config.steps * self.passages_per_step):
             passage = self.passages[index % len(self.passages)]
             # One seed for a whole group: its rubrics are compared under the same sampling noise, and equal ones earn
-            # equal rewards. Another one in each step, so that a passage that comes again gets new pairs.
+            # equal rewards. Each step has another seed, so that a repeated passage gets new pairs.
             row_seed = derive_seed(self.seed, "train_policy", index // self.passages_per_step, passage.id)
             kind = self.shape.kind_for(row_seed)
             rows.append(
@@ -163,7 +163,7 @@ class PolicyTask:
         return rows
 
     def prompt_ids(self, tokenizer: Any, row: dict[str, Any]) -> list[int]:
-        """The tokens of a row's prompt, as the policy will be asked when it is used."""
+        """The tokens of a row's prompt, as when the policy is used."""
         from optimsyn.llm.local.generation import prompt_ids
 
         prompt = row["prompt"]
@@ -171,7 +171,7 @@ class PolicyTask:
         return prompt_ids(tokenizer, messages, self.spec.template_arguments)
 
     def sample(self, model: Any, tokenizer: Any, row: dict[str, Any]) -> list[Sampled]:
-        """`group_size` rubrics for a row, sampled as the policy will be when it is used; seed torch beforehand."""
+        """`group_size` rubrics for a row, sampled as when the policy is used; seed torch beforehand."""
         import torch
 
         from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P
@@ -195,62 +195,62 @@ class PolicyTask:
         model.train(training)
         declared = model.generation_config.eos_token_id
         ends = {declared} if isinstance(declared, int) else set(declared or ())
-        found = []
+        samples = []
         for completion in written[:, len(prompt) :].tolist():
             stop = next((place + 1 for place, token in enumerate(completion) if token in ends), len(completion))
             text = tokenizer.decode(completion[:stop], skip_special_tokens=True)
-            found.append(Sampled(text, prompt, completion[:stop]))
-        return found
+            samples.append(Sampled(text, prompt, completion[:stop]))
+        return samples
 
     def judge(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float | None]:
-        """The reward of each completion of the row beside it; None where nothing could be judged.
+        """The reward of each completion for the row at the same index; None where it could not be judged.
 
         Raises:
-            ServiceError: A service failed for good; the next call of the method goes on from its checkpoints.
-            StageError: The budget does not suffice.
+            ServiceError: A service failed for good; the next call of the method resumes from its checkpoints.
+            StageError: The budget is exceeded.
         """
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         return self.trl_reward([row["prompt"] for row in rows], completions, **columns)
 
     @functools.cached_property
     def trl_reward(self) -> TrlReward:
-        """The reward as a trainer of TRL calls it, for its `reward_funcs`; the data set is made of `rows`."""
+        """The reward for the `reward_funcs` of a TRL trainer whose data set is `rows`."""
         return TrlReward(self)
 
     def count(self, judged: int) -> None:
-        """Counts rubrics that are to be judged; refuses those beyond the budget.
+        """Counts rubrics before they are judged; refuses those beyond the budget.
 
         Raises:
-            StageError: They are more than are left.
+            StageError: The budget is exceeded.
         """
         with self._lock:
             if self._judged + judged > self.budget:
                 raise StageError(
                     f"optimizers.policy.method {self.config.method!r} asked for more than the {self.budget} judged "
-                    "rubrics of its budget (optimizers.policy: steps × passages_per_step × group_size); nothing more "
-                    "was bought. Let the method ask for less, or raise optimizers.policy.steps"
+                    "rubrics of its budget (optimizers.policy: steps × passages_per_step × group_size); no further "
+                    "requests were sent. Let the method ask for less, or raise optimizers.policy.steps"
                 )
             self._judged += judged
 
     def history(self, keep: Callable[[dict[str, Any]], bool] = lambda row: False) -> History:
-        """Rows of `history.jsonl`, one a step: `step`, `reward` (mean), and what else there is to say.
+        """Rows of `history.jsonl`, one per step: `step`, `reward` (mean), and further fields of the method.
 
         Args:
-            keep: Rows of an earlier, killed process that will not be made again.
+            keep: Rows of an earlier, killed process whose work is not repeated.
         """
         return History(self.folder / "history.jsonl", keep=keep)
 
     def progress(self, done: int) -> None:
-        """Tells whoever watches how many steps are done."""
+        """Reports how many steps are done."""
         if self.report is not None:
             self.report(done, self.config.steps)
 
     def save(self, model: Any) -> Path:
-        """Writes the trained adapter of a peft model, so that the folder is either whole or absent."""
+        """Writes the trained adapter of a peft model atomically."""
         adapter = self.folder / "adapter"
         partial = adapter.with_name("adapter.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        # The embeddings are not trained; peft's "auto" would ask the hub about them.
+        # The embeddings are not trained; peft's "auto" asks the hub about them.
         model.save_pretrained(str(partial), save_embedding_layers=False)
         shutil.rmtree(adapter, ignore_errors=True)
         partial.rename(adapter)
@@ -266,13 +266,13 @@ class TrlReward:
         self.__name__ = task.reward.__name__
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """A reward each; None for what could not be judged, which TRL leaves out of the group."""
+        """One reward per completion; None, which TRL leaves out of the group, where it could not be judged."""
         self._task.count(len(completions))
         return self._task.reward(prompts, completions, **columns)
 
 
 def _end_at_blank_line(model: Any, tokenizer: Any) -> None:
-    """Ends a base model's rubric at a blank line, where the next demonstration would begin.
+    """Ends a base model's rubric at a blank line, where the next demonstration begins.
 
     TRL ends a completion at every end token that the model's generation config declares.
     """
@@ -282,7 +282,7 @@ def _end_at_blank_line(model: Any, tokenizer: Any) -> None:
 
 
 def blank_line_tokens(tokenizer: Any) -> list[int]:
-    """Ids of all tokens that contain a blank line, sorted; none where line breaks are single tokens."""
+    """Sorted ids of all tokens that contain a blank line; empty where line breaks are single tokens."""
     # In byte-level vocabularies a line break is written as the letter C with a dot.
     likely = [token for text, token in tokenizer.get_vocab().items() if "\n\n" in text or "\u010a\u010a" in text]
     return sorted(token for token in likely if "\n\n" in tokenizer.decode([token]))

@@ -1,9 +1,8 @@
-"""Prompt optimisation: the method that the recipe names searches for a better guiding text, driven by the reward.
+"""Prompt optimisation: the recipe's method searches for a better guiding text, driven by the reward.
 
 Resuming is replaying. Rubric replies come from the run's reply cache and judgements from its ledger, so a killed search
-starts again from the first candidate, answers everything that it knows from memory in a moment, and goes on exactly
-where it was: an optimiser's own saved state would lose its random generators and take another path than an undisturbed
-run.
+restarts from the first candidate, quickly gets all earlier answers from the caches, and continues exactly where it was.
+An optimiser's own saved state loses its random generators and takes another path than an undisturbed run.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from optimsyn.reward.judgements import digest
 
 
 class PromptResult(BaseModel):
-    """What the search found.
+    """The result of a search.
 
     Attributes:
-        method: What searched, as the recipe names it.
-        guiding_text: The best text; the start text when nothing beat it.
+        method: The name of the method in the recipe.
+        guiding_text: The best text; the start text if none is better.
         start_score: Mean reward of the start text over the compared passages.
         score: Mean reward of the best text over the same passages. It is the best of several noisy means, so expect
             somewhat less on other passages.
-        candidates: Texts that were tried, the start text included.
-        judged: Different pairs judged.
+        candidates: Number of texts tried, including the start text.
+        judged: Number of distinct pairs judged.
         history: The rows of `history.jsonl`.
     """
 
@@ -53,17 +52,17 @@ class PromptResult(BaseModel):
 
 
 def optimize_guiding_text(task: PromptTask) -> PromptResult:
-    """Searches for a guiding text whose rubrics lead to pairs of higher reward, by the method that the recipe names.
+    """Searches for a guiding text whose rubrics lead to pairs of higher reward, by the recipe's method.
 
-    Every candidate is compared on the same passages with the same sampling seeds. The start text is judged first; what
-    the method returns is taken when its mean is strictly better.
+    Every candidate is compared on the same passages with the same sampling seeds. The start text is judged first; the
+    method's text replaces it only if its mean is strictly better.
 
     Args:
-        task: Its folder receives `history.jsonl` (a row for each candidate), `search.log` (what the method said) and
+        task: Its folder receives `history.jsonl` (a row for each candidate), `search.log` (the method's output) and
             `result.json`.
 
     Raises:
-        RecipeError: The recipe names no such method.
+        RecipeError: There is no such method.
         ServiceError: A service failed for good, also inside a thread of DSPy.
         OptimsynError: Another error of a request (a reached budget, a pair that cannot be scored), or the method asked
             for more than its budget.
@@ -79,7 +78,7 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
     }
     if own:
         inputs["the source of optimizers.prompt.method"] = own
-        inputs["the passages to train on"] = [(one.id, one.text) for one in task.training]
+        inputs["the passages to train on"] = [(each.id, each.text) for each in task.training]
     identity = Identity.of(inputs, digest)
     finished = _finished(task.folder, identity)
     if finished is not None:
@@ -89,13 +88,11 @@ def optimize_guiding_text(task: PromptTask) -> PromptResult:
             start = best = task.compare(task.start)
             text = method(task)
             if not isinstance(text, str) or not text.strip():
-                raise ModelError(
-                    f"optimizers.prompt.method {name!r} returned {text!r}; it has to return a guiding text"
-                )
+                raise ModelError(f"optimizers.prompt.method {name!r} returned {text!r}; it must return a guiding text")
             if task.program.under(text).guiding_text != start.guiding_text:
                 chosen = task.compare(text)
                 best = chosen if chosen.score > start.score else start
-        except Exception as error:  # noqa: BLE001 - raised below, unless it only follows from an earlier one
+        except Exception as error:  # noqa: BLE001 - raised below, unless an earlier error caused it
             task.watch.remember(error)
     task.watch.raise_first()
     task.close()

@@ -1,8 +1,8 @@
-"""What a method of prompt optimisation works with: texts judged by the one reward, within a budget, on record.
+"""The task of a method of prompt optimisation: it judges texts by the reward, within a budget, and records them.
 
 DSPy evaluates in threads and turns every exception of a program or metric into a failed example, and its optimisers
-skip a proposal that raised. Neither may hide a dead service: the first error is remembered, nothing is bought after it,
-and it is raised when the method has ended.
+skip a proposal that raised. Neither may hide a dead service: the first error is remembered, stops all further requests,
+and is raised when the method has ended.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from optimsyn.reward.judgements import Judgement
     from optimsyn.reward.reward import InfluenceReward
 
-# So many unreadable rubrics in a row stop the search; fewer when it has so few passages that it would end first.
+# Consecutive unreadable rubrics that stop the search; fewer when the search has fewer passages.
 GARBAGE_LIMIT = 20
 # Passages judged at once.
 THREADS = 16
@@ -53,13 +53,13 @@ class Watch:
         self._lock = threading.Lock()
 
     def remember(self, error: BaseException) -> None:
-        """Keeps an error, unless there was one before."""
+        """Keeps the first error."""
         with self._lock:
             self.error = self.error or error
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Refuses to go on after an error, and remembers one that is raised inside."""
+        """Refuses to continue after an error, and remembers an error from inside."""
         if self.error is not None:
             raise ServiceError("stopped after an earlier error") from self.error
         try:
@@ -77,8 +77,8 @@ class Watch:
 class RubricProgram(dspy.Module):
     """The rubric writer as the student of a DSPy optimiser: an unreadable rubric is an outcome, not an exception.
 
-    The guiding text is the instruction of its one predictor. `deepcopy` gives a copy with a predictor of its own;
-    models, caches and the error memory are shared.
+    The guiding text is the instruction of its one predictor. `deepcopy` copies the predictor; models, caches and the
+    error memory are shared.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RubricProgram(dspy.Module):
         self._garbage: list[str] = []
 
     def forward(self, passage: Passage, kind: str, seed: int) -> dspy.Prediction:
-        """`rubric`, or `error` and `unjudged` where the reply held none; `guiding_text` and `rubric_model`."""
+        """`rubric`, or `error` and `unjudged` where the reply has none; `guiding_text` and `rubric_model`."""
         with self._watch():
             self._ask(self.guiding_text, passage.id, seed)
             trace = dspy.settings.trace
@@ -107,7 +107,7 @@ class RubricProgram(dspy.Module):
             except ReplyError as problem:
                 request = blank.under(problem)
                 self._count_garbage(str(problem))
-            # What a method shows a reflection model; the reward reads it back.
+            # A method shows this to a reflection model; the reward reads it back.
             prediction = request.prediction
             # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; DSPy's
             # optimisers skip examples without one.
@@ -117,11 +117,11 @@ class RubricProgram(dspy.Module):
 
     @property
     def guiding_text(self) -> str:
-        """The text that it writes under."""
+        """Its current guiding text."""
         return self.writer.guiding_text
 
     def under(self, text: str) -> RubricProgram:
-        """A copy that writes under another text."""
+        """A copy with another guiding text."""
         twin = self.deepcopy()
         twin.writer.guiding_text = text
         return twin
@@ -136,7 +136,7 @@ class RubricProgram(dspy.Module):
             )
 
     def deepcopy(self) -> RubricProgram:
-        """A copy with a predictor of its own; models, caches and the error memory are shared on purpose."""
+        """Copies the predictor; models, caches and the error memory are shared on purpose."""
         twin = copy.copy(self)
         twin.writer = copy.copy(self.writer)
         twin.writer.write = copy.copy(self.writer.write)
@@ -145,12 +145,12 @@ class RubricProgram(dspy.Module):
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of one text on one passage.
+    """The result of one text on one passage.
 
     Attributes:
         passage: The passage.
-        score: The reward of the pair: its influence, or minus a penalty where it failed a check.
-        feedback: The verdict in a sentence or two.
+        score: The reward of the pair: its influence, or minus a penalty if it failed a check.
+        feedback: A sentence or two about the judgement.
     """
 
     passage: Passage
@@ -160,12 +160,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A guiding text that was judged.
+    """A judged guiding text.
 
     Attributes:
         guiding_text: The text.
-        score: Mean reward over the passages that it was judged on.
-        passages: How many those are.
+        score: Mean reward over its judged passages.
+        passages: Number of these passages.
     """
 
     guiding_text: str
@@ -175,20 +175,20 @@ class Candidate:
 
 @dataclass(eq=False)
 class PromptTask:
-    """What a method of prompt optimisation is given.
+    """The task of a method of prompt optimisation.
 
     Attributes:
         config: The recipe's section `optimizers.prompt`; `metric_calls` is the budget of judged pairs.
-        writer: The rubric writer, with the guiding text to start from; it is not changed.
-        reward: The one reward of the run. Use `judge`, `compare` or `metric`, which keep the budget.
+        writer: The rubric writer with the start text; it is not changed.
+        reward: The reward of the run. Use `judge`, `compare` or `metric`, which enforce the budget.
         passages: The passages of the run, in the order of use.
-        shape: Says which kind of question each passage gets.
-        seed: Draw from this alone, so that a search which was killed takes the same path again.
-        folder: Receives `history.jsonl`; a method may keep files of its own there.
+        shape: Decides which kind of question each passage gets.
+        seed: Draw only from this seed, so that a restarted search takes the same path.
+        folder: Receives `history.jsonl`; a method may keep other files there.
         reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
         start: The guiding text to start from.
-        comparison: The passages that every text is compared on, which decide.
-        training: Passages to learn from: others than `comparison`, as far as the run has others.
+        comparison: The passages that every text is compared on.
+        training: Passages to learn from: those outside `comparison`, if the run has others.
         program: A DSPy program that writes rubrics; its one instruction is the guiding text.
         watch: Remembers the first error of any thread.
     """
@@ -226,41 +226,41 @@ class PromptTask:
 
     @cached_property
     def history(self) -> History:
-        """Rows of `history.jsonl`; the task writes one for every text that was compared."""
+        """Rows of `history.jsonl`; the task writes one for every compared text."""
         return History(self.folder / "history.jsonl")
 
     @property
     def judged(self) -> int:
-        """Different pairs judged so far, also those answered from the ledger: a replay counts as the first time did."""
+        """Distinct pairs judged so far, including those from the ledger, so that a replay counts the same."""
         return self.reward.different - self._before
 
     @property
     def left(self) -> int:
-        """How many pairs may still be judged; what was judged before costs nothing again."""
+        """How many pairs may still be judged; repeated pairs are free."""
         return self.config.metric_calls - len(self._asked)
 
     @property
     def judgements(self) -> list[Judgement]:
-        """Everything judged so far with its checks and influence, in an order that does not depend on timing."""
+        """All judgements so far with checks and influence, in an order that does not depend on timing."""
         return self.reward.answered
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Every text that was judged, the start text first, with its mean so far."""
+        """Every judged text with its mean so far, the start text first."""
         with self._lock:
             return [Candidate(text, _mean(scores.values()), len(scores)) for text, scores in self._scores.items()]
 
     def examples(self, passages: Sequence[Passage] | None = None) -> list[dspy.Example]:
         """Inputs of the program, with the seeds that make texts comparable; by default the comparison's."""
-        found = []
+        examples = []
         for passage in self.comparison if passages is None else passages:
             seed = derive_seed(self.seed, "optimize_prompt", passage.id)
             example = dspy.Example(passage=passage, kind=self.shape.kind_for(seed), seed=seed)
-            found.append(example.with_inputs("passage", "kind", "seed"))
-        return found
+            examples.append(example.with_inputs("passage", "kind", "seed"))
+        return examples
 
     def judge(self, text: str, passages: Sequence[Passage] | None = None) -> list[Judged]:
-        """Has a pair written under the text for each passage, and judges it.
+        """Generates a pair under the text for each passage, and judges it.
 
         Args:
             text: A guiding text.
@@ -268,55 +268,55 @@ class PromptTask:
 
         Raises:
             ServiceError: A service failed for good.
-            StageError: The budget does not suffice.
+            StageError: The budget is exceeded.
         """
         program, examples = self.program.under(text), self.examples(passages)
 
-        def one(example: dspy.Example) -> dspy.Prediction:
+        def judge_example(example: dspy.Example) -> dspy.Prediction:
             return self.metric(example, program(**example.inputs()))
 
         with ThreadPoolExecutor(min(max(1, len(examples)), THREADS)) as pool:
-            rows = list(pool.map(one, examples))
+            rows = list(pool.map(judge_example, examples))
         return [
             Judged(example.passage, float(row.score), str(row.feedback))
             for example, row in zip(examples, rows, strict=True)
         ]
 
     def compare(self, text: str) -> Candidate:
-        """Judges a text on all passages of `comparison`, as `judge` does; its mean is what counts in the end."""
+        """Judges a text on all passages of `comparison`; this mean decides in the end."""
         rows = self.judge(text)
         return Candidate(self.program.under(text).guiding_text, _mean(row.score for row in rows), len(rows))
 
     def metric(
         self, gold: Any, pred: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
     ) -> dspy.Prediction:
-        """A DSPy metric with feedback: the reward, within the budget and on record."""
+        """A DSPy metric with feedback: the reward, within the budget and recorded."""
         with self.watch():
             text = str(pred.guiding_text)
             self._ask(text, gold.passage.id, gold.seed)
-            found = self.reward.metric(gold, pred, trace, pred_name, pred_trace)
-            self._record(text, gold.passage.id, float(found.score))
-            return found
+            scored = self.reward.metric(gold, pred, trace, pred_name, pred_trace)
+            self._record(text, gold.passage.id, float(scored.score))
+            return scored
 
     def reject(self, text: str, score: float, **more: Any) -> None:
-        """Puts on record that a text was given up before it was compared on all passages.
+        """Records a text that was dropped before it was compared on all passages.
 
         Args:
             text: The text.
-            score: Its mean on the passages that it was tried on.
-            more: Further facts for the row.
+            score: Its mean on the passages it was tried on.
+            more: Further fields of the row.
         """
         with self._lock:
             if text not in self._closed:
                 self._close(text, "rejected", score, **more)
 
     def close(self) -> None:
-        """Puts on record what the method has tried on some of the passages only."""
+        """Records the texts that the method tried on only some of the passages."""
         for candidate in self.candidates:
             self.reject(candidate.guiding_text, candidate.score)
 
     def _ask(self, text: str, passage: str, seed: int) -> None:
-        """Counts a pair that is asked for; refuses one beyond the budget."""
+        """Counts a requested pair; refuses one beyond the budget."""
         with self._lock:
             if (text, passage, seed) in self._asked:
                 return
@@ -324,7 +324,7 @@ class PromptTask:
                 most = self.config.metric_calls
                 raise StageError(
                     f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
-                    "optimizers.prompt.metric_calls allows; nothing more was bought, and what was judged is kept. A "
+                    "optimizers.prompt.metric_calls allows; nothing more was bought, and all judgements are kept. A "
                     f"text is compared on {len(self.comparison)} passages: let the method look at what is left "
                     "(task.left), or raise optimizers.prompt.metric_calls"
                 )
@@ -334,9 +334,9 @@ class PromptTask:
         with self._lock:
             scores = self._scores.setdefault(text, {})
             scores[passage] = score
-            if text in self._closed or any(one.id not in scores for one in self.comparison):
+            if text in self._closed or any(other.id not in scores for other in self.comparison):
                 return
-            mean = _mean(scores[one.id] for one in self.comparison)
+            mean = _mean(scores[other.id] for other in self.comparison)
             self._best = max(self._best, mean)
             self._close(text, "start" if text == self.start else "compared", mean)
 
@@ -347,6 +347,6 @@ class PromptTask:
 
 
 def _mean(scores: Iterable[float]) -> float:
-    """A mean that does not depend on the order, in which threads have a say."""
+    """A mean that does not depend on the order of threads."""
     values = list(scores)
     return math.fsum(values) / len(values)

@@ -1,10 +1,10 @@
 """Proposes guiding texts from measured evidence, without any language model.
 
-A small base model reflects only junk, and not everybody has a strong one at hand. But what a reflection model would
-read out of the feedback is mostly countable: which question types earned more than others on the same passages, which
-check failed most, how long the good answers were, which subtask was helped least. Each of these becomes one sentence
-with an estimate of what following it could gain, in units of reward. A proposal is the person's own text plus the
-sentences that promise most, so that every candidate stays readable and says only what was measured.
+A small base model reflects only junk, and not everybody has a strong one. But what a reflection model reads out of the
+feedback is mostly countable: which question types earned more than others on the same passages, which check failed
+most, how long the good answers were, which subtask was helped least. Each of these becomes one sentence with an
+estimate of its gain in units of reward. A proposal is the person's own text plus the most promising sentences, so that
+every candidate stays readable and says only what was measured.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from optimsyn.reward.judgements import Judgement
 
 # Sentences in one candidate at most: the rubric model may be small and its context short.
 MOST_ADVICE = 4
-# Added sentences in one proposal: two, so that a search of few proposals gets somewhere.
+# Added sentences in one proposal: two, so that a search with few proposals makes progress.
 ADDED = 2
 # Weight of the common mean when few pairs were seen: estimates from n pairs are shrunk by n / (n + PRIOR).
 PRIOR = 2.0
-# The same for a passage's own mean: passages differ much, so it is trusted sooner.
+# The same for a passage's own mean: passages differ much, so it needs fewer pairs.
 PASSAGE_PRIOR = 1.0
-# A group of pairs is compared with others from this size on; a weak model's question types are mostly unique.
+# Smallest group of pairs to compare with others; a weak model's question types are mostly unique.
 SMALLEST_GROUP = 2
 # Longest quotation from a rubric, in characters.
 LONGEST_QUOTE = 90
@@ -71,11 +71,11 @@ class Advice:
 class EvidenceProposer:
     """An instruction proposer for `dspy.GEPA` that reads the judgements instead of asking a model.
 
-    Deterministic: the same judgements give the same proposals, so that a resumed search repeats itself from memory.
+    Deterministic: the same judgements give the same proposals, so that a resumed search is answered from the cache.
 
     Args:
         base: The person's guiding text; every candidate begins with it.
-        evidence: Gives the judgements so far, in an order that does not depend on timing.
+        evidence: Returns the judgements so far, in an order that does not depend on timing.
     """
 
     def __init__(self, base: str, evidence: Callable[[], Sequence[Judgement]]) -> None:
@@ -100,9 +100,9 @@ class EvidenceProposer:
         return proposals
 
     def propose(self, parent: str) -> str | None:
-        """The next text from a parent: its advice brought up to date, plus the strongest that it lacks.
+        """The next text from a parent: its updated advice plus the strongest advice that it lacks.
 
-        Falls back to adding one sentence instead of two, then to leaving one out, and never repeats a text.
+        Falls back to adding one sentence instead of two, then to dropping one, and never repeats a text.
         """
         advice = gather_advice(self._evidence())
         newest = {item.topic: item for item in advice}
@@ -124,10 +124,10 @@ class EvidenceProposer:
 
 
 def gather_advice(rows: Sequence[Judgement]) -> list[Advice]:
-    """Everything that judgements suggest, the most promising first.
+    """All advice from the judgements, the most promising first.
 
-    Rewards of valid pairs are compared after subtracting their passage's (shrunk) mean: some passages teach more than
-    others whatever is asked about them.
+    Rewards of valid pairs are compared after subtracting their passage's (shrunk) mean, since some passages teach more
+    than others with any question.
     """
     valid = [row for row in rows if row.valid]
     advice = [*_on_checks(rows)]
@@ -153,7 +153,7 @@ def _shrunk_mean(values: Sequence[float]) -> float:
 
 
 def _on_checks(rows: Sequence[Judgement]) -> list[Advice]:
-    """The cure for the check that fails most; gain: the reward that its failures lose against a valid pair."""
+    """The advice for the check that fails most; its gain is the reward that failures lose against a valid pair."""
     failed = Counter(name for row in rows if not row.valid for name in row.failed[:1])
     if not failed:
         return []
@@ -195,7 +195,7 @@ def _on_types(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> lis
 
 
 def _on_openings(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> list[Advice]:
-    """The word that the questions which earned most begin with; unlike types, it is never a model's own wording."""
+    """The first word of the questions that earned most; unlike types, it is never a model's own wording."""
     by_word: dict[str, list[float]] = defaultdict(list)
     for row in valid:
         if row.pair is not None and (words := _phrase(row.pair.question).split()):
@@ -244,7 +244,7 @@ def _on_length(valid: Sequence[Judgement], advantage: Mapping[str, float]) -> li
 
 
 def _on_subtasks(valid: Sequence[Judgement]) -> list[Advice]:
-    """The subtask that was helped least; gain: what the mean would rise by if it caught up with the others."""
+    """The subtask that was helped least; its gain is the rise of the mean if it catches up with the others."""
     totals: dict[str, list[float]] = defaultdict(list)
     for row in valid:
         for name, value in row.by_subtask.items():
@@ -261,12 +261,12 @@ def _on_subtasks(valid: Sequence[Judgement]) -> list[Advice]:
 
 
 def _phrase(text: str) -> str:
-    """A question type as written by a model, brought to one form."""
+    """A model's question type in normalised form."""
     return re.sub(r"\s+", " ", text).strip(" .;:,'\"").lower()[:LONGEST_QUOTE]
 
 
 def _quote(text: str) -> str:
-    """A quotation that fits into a sentence: one line, no final stop, cut at a word, no word left hanging."""
+    """A quotation that fits into a sentence: one line, no final stop, cut after a complete phrase."""
     line = re.sub(r"\s+", " ", text).strip(" .;:,'\"")
     if len(line) > LONGEST_QUOTE:
         line = line[:LONGEST_QUOTE].rsplit(" ", 1)[0].rstrip(" ,;:")

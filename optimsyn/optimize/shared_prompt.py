@@ -1,14 +1,14 @@
-"""TRL's GRPOTrainer, made cheap enough for a CPU without changing a number.
+"""TRL's GRPOTrainer, cheap enough for a CPU, with unchanged numbers.
 
 On devices without Triton, TRL runs every prompt once for each rubric of its group, in generation, in the reference pass
 and in training, and puts every position through the output layer. A rubric prompt is six times as long as the rubric,
 and a vocabulary of 262,144 makes one position in the output layer cost more than in the rest of a small model. Here
 
-- a prompt is run once and its keys and values are shared by its group, with gradients, so that the result is the same,
+- a prompt is run once and its group shares its keys and values, with gradients, so that the result is the same,
 - the candidates of a token are cut among the most likely ones instead of by sorting the whole vocabulary,
 - only positions that predict a completion token reach the output layer, in chunks (`optimsyn.target.output_layer`).
 
-Where a model or a machine is not of the kind that this knows, TRL's own way is taken.
+Other models and machines fall back to TRL's own implementation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from optimsyn.llm.local.generation import prompt_ids
 from optimsyn.recipe.sections.models import NO_THINKING
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
-# Configurations that scale logits in ways of their own; TRL knows them.
+# Configurations with special scaling of logits, which TRL handles.
 _SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
@@ -36,10 +36,10 @@ class Candidates(LogitsProcessor):
     """Cuts a whole batch's candidates as `optimsyn.llm.local.generation.truncated` does, then applies temperature.
 
     Args:
-        top_k: At most so many candidates.
-        top_p: The fewest of them whose probability sums to at least this.
-        min_p: None less likely than this share of the most likely one.
-        temperature: Of the sampling among them.
+        top_k: Most candidates.
+        top_p: Keep the fewest candidates whose probabilities sum to at least this.
+        min_p: Drop candidates less likely than this share of the most likely one.
+        temperature: Sampling temperature.
     """
 
     def __init__(self, top_k: int, top_p: float, min_p: float, temperature: float) -> None:
@@ -49,7 +49,7 @@ class Candidates(LogitsProcessor):
         self.temperature = temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [B, vocabulary], minus infinity where no candidate is."""
+        """Scores [B, vocabulary], minus infinity except at candidates."""
         values, places = scores.float().topk(min(self.top_k, scores.shape[-1]), dim=-1)
         probabilities = values.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
@@ -69,7 +69,7 @@ class SharedPromptTrainer(GRPOTrainer):
         self.shares_prompts = self.can_share()
 
     def can_share(self) -> bool:
-        """Whether the model and the machine are of the kind that the short way is written for."""
+        """Whether this model and this machine support shared prompts."""
         config = self._causal.config.get_text_config()
         head = self._causal.get_output_embeddings()
         cache = DynamicCache(config=self._causal.config)
@@ -82,7 +82,7 @@ class SharedPromptTrainer(GRPOTrainer):
             and type(head) is nn.Linear
             and not head.weight.requires_grad
             and all(getattr(config, name, None) is None for name in _SCALES)
-            # State-space and hybrid layers keep something else than keys and values.
+            # State-space and hybrid layers cache other things than keys and values.
             and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
         )
 
@@ -111,10 +111,10 @@ class SharedPromptTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
         """Log-probabilities and entropies [B, C] of the completions in `input_ids` [B, P + C], 0 at padding."""
         if not self.shares_prompts:
-            found: tuple[torch.Tensor, torch.Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
+            result: tuple[torch.Tensor, torch.Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
-            return found
+            return result
         prompt = input_ids.shape[1] - logits_to_keep
         rows, place = torch.unique(
             torch.cat([input_ids[:, :prompt], attention_mask[:, :prompt]], dim=1), dim=0, return_inverse=True
@@ -145,10 +145,10 @@ class SharedPromptTrainer(GRPOTrainer):
         return spread, empty.masked_scatter(real, entropies) if compute_entropy else None, None
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """The ids of prompts, as they are where the policy is used: no control token comes out of a passage."""
+        """The ids of prompts, as when the policy is used: passages never produce control tokens."""
         if self._is_vlm:
-            found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
-            return found
+            result: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+            return result
         messages = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
         arguments = self.args.chat_template_kwargs or NO_THINKING
         return [prompt_ids(self._tokenizer, item, arguments) for item in messages], None, {}
@@ -156,12 +156,12 @@ class SharedPromptTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Sequence[Sequence[int]], images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
-        """Completions, each with its end token if it has one, for prompts that stand side by side in their groups."""
+        """Completions, each with its end token if it has one, for prompts ordered by group."""
         if not self.shares_prompts:
-            found: tuple[list[list[int]], Any] = super()._generate_single_turn(
+            result: tuple[list[list[int]], Any] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, *args, **kwargs
             )
-            return found
+            return result
         different = list(dict.fromkeys(tuple(ids) for ids in prompt_ids))
         place = torch.tensor([different.index(tuple(ids)) for ids in prompt_ids])
         longest = max(len(ids) for ids in different)
@@ -180,7 +180,7 @@ class SharedPromptTrainer(GRPOTrainer):
         return [_until_end(row, ends) for row in sampled[:, longest:].tolist()], None
 
     def _sampling(self) -> dict[str, Any]:
-        """How `generate` samples: TRL's settings, with the cut of candidates done by `Candidates`."""
+        """The sampling settings of `generate`: TRL's, with `Candidates` for the cut."""
         config = self.generation_config
         if not config.top_k:
             return {"generation_config": config}

@@ -1,7 +1,7 @@
-"""Scores that know nothing of the training step: what an influence has to beat.
+"""Baseline scores that do not model the training step.
 
-random, loss, gradient norm and answer length need no model of relevance at all; BM25 and embedding similarity know how
-alike a sample and the validation questions are, which is how retrieval would choose data.
+random, loss, gradient norm and answer length ignore relevance; BM25 and embedding similarity measure how similar a
+sample is to the validation questions, as retrieval does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORD = re.compile(r"\w+")
 
 
 def text_of(item: Item) -> str:
-    """Question and answer as one text, as the target reads them."""
+    """Question and answer as one text, in the target's format."""
     sample = as_sample(item)
     return sample.prompt + sample.completion
 
@@ -56,10 +56,10 @@ def bm25_scores(pool: Sequence[Item], questions: Sequence[Item]) -> torch.Tensor
     queries = [WORD.findall(text_of(item).lower()) for item in questions]
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(documents, show_progress=False)
-    known = index.vocab_dict
+    vocabulary = index.vocab_dict
     total = torch.zeros(len(pool), dtype=torch.float64)
     for query in queries:
-        words = [word for word in query if word in known]
+        words = [word for word in query if word in vocabulary]
         if words:
             total += torch.as_tensor(index.get_scores(words)).double()
     return total / len(questions)
@@ -80,7 +80,7 @@ def embedding_scores(pool: Sequence[Item], questions: Sequence[Item], embedder: 
 class BaseModelEmbedder:
     """Mean of the last hidden states of the target's own base model, with its adapter switched off.
 
-    Not an embedding model: it stands in for one where none can be downloaded. Give `fidelity` an own `Embedder` for a
+    Not an embedding model: it replaces one where none can be downloaded. Pass `fidelity` a custom `Embedder` for a
     stronger baseline.
 
     Args:

@@ -1,4 +1,4 @@
-"""A sample by what an embedding and what the target sees of it."""
+"""A sample with its similarity and its influence."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ComparedSample:
-    """One sample under both eyes.
+    """A sample compared by embedding and by influence.
 
     Attributes:
         kind: `synthetic pair` or `expert question`.
         question: Its question.
         answer: Its answer.
-        similarity: Cosine of its centred embedding with the mean of those of the direction-giving questions.
-        influence: On the direction-giving questions.
+        similarity: Cosine of its centred embedding with the mean embedding of the direction's questions.
+        influence: On the direction's questions.
         x: First principal component of the embeddings.
         y: Second.
     """

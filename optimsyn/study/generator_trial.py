@@ -1,4 +1,4 @@
-"""A generator on trial: a few pairs from a run's passages, with what they used and would cost elsewhere."""
+"""A trial of a generator: a few pairs from a run's passages, with their usage and their cost with other models."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a generator wrote, shown as a table in a notebook.
+    """Pairs from a generator, shown as a table in a notebook.
 
-    The table says nothing about where a reply came from, so that it is the same when it is shown again.
+    The table does not say whether a reply was cached, so that it looks the same when it is shown again.
 
     Attributes:
         model: Its name.
         rows: Passage, pair, verdict of the validity checks.
-        fresh: Replies that were asked for now; the others came from the file.
-        usage: What all replies of this trial have used, whenever they were bought.
-        unpriced: Neither the recipe nor LiteLLM says what the model costs.
+        fresh: Number of new replies; the others came from the cache.
+        usage: Usage of all replies of this trial, including cached ones.
+        unpriced: Neither the recipe nor LiteLLM knows the model's price.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Trial:
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
     def prices(self, names: Sequence[str], pairs: int = 1000) -> Prices:
-        """What so many pairs of this length would cost from hosted models, at the list prices LiteLLM knows.
+        """The cost of pairs of this length from hosted models, at LiteLLM's list prices.
 
         Args:
             names: LiteLLM names.
@@ -67,7 +67,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Price:
-    """A hosted model's list price, in US dollars a token; None where LiteLLM knows none."""
+    """A hosted model's list price, in US dollars per token; None where LiteLLM has none."""
 
     model: str
     token_in: float | None
@@ -76,13 +76,13 @@ class Price:
 
 @dataclass(frozen=True)
 class Prices:
-    """What pairs would cost from hosted models, shown as a table in a notebook.
+    """The cost of pairs from hosted models, shown as a table in a notebook.
 
     Attributes:
-        rows: One a model.
-        pairs: How many pairs.
-        tokens_in: Tokens that a pair takes in.
-        tokens_out: And out.
+        rows: One per model.
+        pairs: Number of pairs.
+        tokens_in: Input tokens per pair.
+        tokens_out: Output tokens per pair.
     """
 
     rows: tuple[Price, ...]
@@ -91,7 +91,7 @@ class Prices:
     tokens_out: float
 
     def cost(self, price: Price) -> float | None:
-        """US dollars for all pairs; None where the price is not known."""
+        """US dollars for all pairs; None where the price is unknown."""
         if price.token_in is None or price.token_out is None:
             return None
         return self.pairs * (self.tokens_in * price.token_in + self.tokens_out * price.token_out)
@@ -116,15 +116,15 @@ class Prices:
         """Costs as bars, cheapest first."""
         from optimsyn.report.stage_plots import costs_figure
 
-        known = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
-        return costs_figure(known, f"{self.pairs:,} pairs")
+        costs = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
+        return costs_figure(costs, f"{self.pairs:,} pairs")
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
 
 def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
-    """Has a model write pairs, without rubrics, from the run's first passages; replies are kept beside the run.
+    """Generates pairs without rubrics from the run's first passages; replies are cached beside the run.
 
     Args:
         run: Its stage `prepare` must have finished.
@@ -153,7 +153,7 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
         pair = "–" if draft.pair is None else as_text(draft.pair)
         checks = "valid" if draft.valid else "; ".join(draft.remarks)
         rows.append((draft.passage.title or draft.passage.id, pair, checks))
-    # What a service refused for good must be said, not shown as an empty table.
+    # Raise a final refusal of the service instead of showing an empty table.
     model.raise_failure()
     usage = cache.totals()
     cache.close()
@@ -161,10 +161,10 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
 
 
 def ask_once(spec: ModelSpec, text: str) -> str:
-    """Sends one short request past every cache, to see whether a service answers; gives what it said.
+    """Sends one short request without any cache, to test a service; returns the reply.
 
     Raises:
-        ServiceError: It does not, for good; the message says why and what to do.
+        ServiceError: The service failed for good; the message says why and what to do.
     """
     from optimsyn.llm.factory import load_language_model
     from optimsyn.llm.language_model import Call

@@ -1,7 +1,7 @@
 """Does influence see more than similarity? Samples compared by both, with a 2-D map of their embeddings.
 
-Half of the validation questions give the influence its direction, and the centre that similarity is measured to. The
-other half stand for real data: they are scored like the synthetic pairs, and no question meets itself.
+Half of the validation questions define the direction of influence and the centre for similarity. The other half
+represent real data: they are scored like the synthetic pairs, and no question is scored against itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optimsyn.target.target import Target
 
 SYNTHETIC, REAL = "synthetic pair", "expert question"
-# Fewer give a rank correlation that means nothing, whatever its interval says.
+# With fewer samples a rank correlation means nothing, despite its interval.
 _FEWEST = 4
 
 
@@ -64,7 +64,7 @@ class SimilarityComparison:
 
     Attributes:
         samples: Synthetic pairs and real questions.
-        questions: How many questions gave the direction.
+        questions: Number of questions behind the direction.
         correlations: Of similarity with influence: over all samples, and over each kind.
         confidence: Coverage of the intervals.
     """
@@ -77,11 +77,11 @@ class SimilarityComparison:
     def table(self) -> Table:
         """Means of both kinds, and the rank correlation."""
         rows = []
-        for kind, found in self.correlations.items():
+        for kind, estimate in self.correlations.items():
             of_kind = [sample for sample in self.samples if kind in ("all", sample.kind)]
             similarity = sum(sample.similarity for sample in of_kind) / max(1, len(of_kind))
             influence = sum(sample.influence for sample in of_kind) / max(1, len(of_kind))
-            rows.append((kind, str(len(of_kind)), number(similarity), number(influence), found.text()))
+            rows.append((kind, str(len(of_kind)), number(similarity), number(influence), estimate.text()))
         return Table(
             "Similarity and influence",
             ("samples", "n", "mean similarity", "mean influence", "Spearman of the two"),
@@ -92,7 +92,7 @@ class SimilarityComparison:
         )
 
     def apart(self) -> Table:
-        """The two synthetic pairs that are most alike in similarity and furthest apart in influence."""
+        """The two synthetic pairs closest in similarity and furthest apart in influence."""
         pairs = [sample for sample in self.samples if sample.kind == SYNTHETIC]
         if len(pairs) < 2:
             raise DataError("fewer than two synthetic pairs were compared; synthesize more")
@@ -131,15 +131,15 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
     resamples: int = 2000,
     seed: int = 0,
 ) -> SimilarityComparison:
-    """Scores pairs and half of the validation questions by their influence on, and likeness to, the other half.
+    """Scores pairs and half of the validation questions by influence on, and similarity to, the other half.
 
     Args:
         target: Warmed up.
         config: The recipe's section `influence`.
-        validation: Every second question of each subtask gives the direction.
+        validation: Every second question of each subtask defines the direction.
         pairs: Synthetic pairs.
-        training: As of `build_scorer`: what the estimator `simulated` places pairs in.
-        embedder: From texts to vectors; None: the target's own base model, which is no embedding model.
+        training: As for `build_scorer`: the training that the estimator `simulated` places pairs in.
+        embedder: Maps texts to vectors; None uses the target's own base model, which is no embedding model.
         confidence: Coverage of the intervals.
         resamples: Bootstrap draws.
         seed: Of the draws.
@@ -148,17 +148,17 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
         DataError: There are too few questions or pairs.
         ModelError: A sample cannot be scored.
     """
-    given, real = halves(validation)
-    if not given or not real or not pairs:
+    validation_half, real = halves(validation)
+    if not validation_half or not real or not pairs:
         raise DataError(
             f"{len(validation)} validation questions and {len(pairs)} pairs: at least two questions of one subtask and "
             "one pair are needed"
         )
     items: list[Pair | Question] = [*pairs, *real]
-    influence = build_scorer(target, given, config, training=training).score(items).total.tolist()
+    influence = build_scorer(target, validation_half, config, training=training).score(items).total.tolist()
     embed = embedder if embedder is not None else BaseModelEmbedder(target)
-    vectors = embed([text_of(item) for item in [*items, *given]]).double()
-    # The hidden states of a language model share one large direction, which would make every cosine nearly 1.
+    vectors = embed([text_of(item) for item in [*items, *validation_half]]).double()
+    # The hidden states of a language model share one large direction, which makes every cosine nearly 1.
     vectors = vectors - vectors.mean(0)
     unit = torch.nn.functional.normalize
     centre = unit(unit(vectors[len(items) :], dim=1).mean(0), dim=0)
@@ -185,7 +185,7 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
             resamples=resamples,
             seed=seed,
         )
-    return SimilarityComparison(samples, len(given), correlations, confidence)
+    return SimilarityComparison(samples, len(validation_half), correlations, confidence)
 
 
 def halves(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
@@ -217,11 +217,11 @@ def spearman(
     count = len(x)
     if count < _FEWEST:
         return RankCorrelation(None, None, None, count)
-    one, two = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    value = float(correlation(ranks(one), ranks(two)))
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    value = float(correlation(ranks(first), ranks(second)))
     if math.isnan(value):
         return RankCorrelation(None, None, None, count)
     drawn = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
-    draws = correlation(ranks(one[drawn]), ranks(two[drawn]))
+    draws = correlation(ranks(first[drawn]), ranks(second[drawn]))
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return RankCorrelation(value, float(low), float(high), count)

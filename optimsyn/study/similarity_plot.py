@@ -1,4 +1,4 @@
-"""What the target sees and an embedding does not: similarity against influence, and a map of both kinds of samples."""
+"""Plots similarity against influence, and a map of both kinds of samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def similarity_figure(samples: Sequence[ComparedSample], *, note: str = "") -> P
 
     Args:
         samples: Synthetic pairs and real questions.
-        note: Said below the left part, such as the rank correlation.
+        note: Text below the left part, such as the rank correlation.
     """
     with drawing(4.1, width=10.2) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.12))

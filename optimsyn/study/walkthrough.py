@@ -1,7 +1,7 @@
-"""One passage followed from guiding text to reward: what is sent, what comes back, what it is worth.
+"""Follows one passage from guiding text to reward: requests, replies and scores.
 
-For a person who wants to understand or to change a guiding text. Replies are kept beside the run, in a file of their
-own, and the run's own ledger is left alone.
+For a person who wants to understand or to change a guiding text. Replies are cached beside the run in a separate file,
+and the run's own ledger is not touched.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sent:
-    """A request as it left for a model, shown as text in a notebook.
+    """A request to a model, shown as text in a notebook.
 
     Attributes:
-        what: What was asked for.
-        model: Who was asked.
-        request: Messages, schema and sampling, as the reply cache keeps them.
-        reply: What came back.
+        what: The requested thing, such as a rubric.
+        model: The model's name.
+        request: Messages, schema and sampling, as in the reply cache.
+        reply: The model's reply.
     """
 
     what: str
@@ -44,7 +44,7 @@ class Sent:
     def _repr_html_(self) -> str:
         messages = "\n\n".join(message["content"] for message in self.request["messages"])
         schema = self.request.get("schema")
-        # A reply cache sorts properties by name; the list keeps the order in which they are asked for.
+        # A reply cache sorts properties by name; this list keeps the requested order.
         keys = ", ".join((schema or {}).get("required", []))
         held = "in free form" if schema is None else f"held to a JSON schema{f' with {keys}' if keys else ''}"
         # Not `pre`, which JupyterLab breaks in the middle of words.
@@ -62,7 +62,7 @@ class Chain:
     """Guiding text, rubric, pair and reward for one passage.
 
     Attributes:
-        rubric: None where the reply held none; `judgement.reasons` then says why.
+        rubric: None where the reply has none; `judgement.reasons` then says why.
         sent: The requests behind it, in order.
     """
 
@@ -74,7 +74,7 @@ class Chain:
     sent: tuple[Sent, ...]
 
     def table(self) -> Table:
-        """The links of the chain, one a row."""
+        """The links of the chain, one per row."""
         from optimsyn.programs.rubric import rubric_text
 
         row = self.judgement
@@ -97,14 +97,14 @@ class Chain:
 
 
 class RecordedReplies(ReplyCache):
-    """A reply cache that remembers which requests were answered since `seen` was cleared, from wherever."""
+    """A reply cache that remembers which requests were answered since `seen` was cleared."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.seen: list[tuple[dict[str, Any], str]] = []
 
     def get(self, key: str) -> Reply | None:
-        """As in ReplyCache; a reply that is found is remembered with its request."""
+        """As in ReplyCache; also remembers a cached reply with its request."""
         reply = super().get(key)
         if reply is not None:
             row = self._one("SELECT request FROM replies WHERE key = ?", (key,))
@@ -113,7 +113,7 @@ class RecordedReplies(ReplyCache):
         return reply
 
     def put(self, key: str, reply: Reply, request: dict[str, Any]) -> None:
-        """As in ReplyCache; remembered too."""
+        """As in ReplyCache; also remembers the reply."""
         super().put(key, reply, request)
         self.seen.append((request, reply.text))
 
@@ -145,7 +145,7 @@ class Workbench:
         )
 
     def passage(self, index: int = 0) -> Table:
-        """The passage that is followed under this number."""
+        """The passage with this number."""
         passage, _ = self.tools.candidate(index)
         return Table(passage.title or passage.id, ("passage",), ((passage.text,),))
 
@@ -153,7 +153,7 @@ class Workbench:
         """Writes a rubric under a guiding text, a pair under the rubric, and judges it.
 
         Args:
-            guiding_text: The few sentences that the rubric is to follow.
+            guiding_text: The guiding text of the rubric.
             index: Number of the passage in the run's seeded order; equal numbers give equal seeds.
 
         Raises:
@@ -174,7 +174,7 @@ class Workbench:
         )
         self._exchanges.seen.clear()
         request = run_sync(requested(blank, with_writer(RubricWriter(self._rubric_model, guiding_text))))
-        # A reply that was cut was asked for twice.
+        # A truncated reply was requested twice.
         rubrics = len(self._exchanges.seen)
         (judgement,) = run_sync(self._reward.judge([request]))
         pairs = len(self._exchanges.seen) - rubrics
@@ -183,7 +183,7 @@ class Workbench:
         return Chain(passage, guiding_text, request.rubric, judgement.pair, judgement, tuple(sent))
 
     def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
-        """The rewards that guiding texts lead to on the same passages, with the same seeds.
+        """The rewards under several guiding texts on the same passages, with the same seeds.
 
         Args:
             guiding_texts: Name -> text.
@@ -191,10 +191,10 @@ class Workbench:
         """
         from optimsyn.report.stage_plots import rewards_figure
 
-        found = {
+        judgements = {
             name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
         }
-        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in found.items()}
+        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in judgements.items()}
         return rewards_figure(
             {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
         )

@@ -1,1 +1,1 @@
-"""The target: the model that the data is for, its encoding, its loss and its warm-up."""
+"""The target: the model that learns from the data, its encoding, its loss and its warm-up."""

@@ -1,7 +1,7 @@
-"""From a `Sample` to token ids and labels, and from many of these to right-padded batches.
+"""Encodes a `Sample` as token ids and labels, and many of them as right-padded batches.
 
-Training, influence and evaluation all encode here, so that they see the same tokens. What training learns is every
-label: the answer and what ends it. What influence and evaluation measure is what `counted` leaves of these.
+Training, influence and evaluation all encode here, so that they see the same tokens. Training learns every label: the
+answer and the tokens that end it. Influence and evaluation measure the labels that `counted` keeps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from optimsyn.llm.control_tokens import controls_of, rendered
 from optimsyn.recipe.sections.models import CountedTokens
 
 IGNORE = -100
-"""Label of a position whose token is not to be predicted (prompt and padding), as in PyTorch's cross entropy."""
+"""Label of a position that has no loss (prompt and padding), as in PyTorch's cross entropy."""
 
 # Stands for the answer while the chat template is rendered. Searching for the answer itself would find it inside the
 # template's own markers when it is a word such as "end".
@@ -35,9 +35,9 @@ class Encoded:
         input_ids: Prompt, answer and end-of-text token.
         labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token.
         truncated: The context was cut to fit.
-        end_tokens: How many of the last labels are no part of the answer but end it: the end-of-text token, or what a
-            chat template closes a turn with.
-        weights: What each label's loss is multiplied with in the sample's loss; none: their mean is taken.
+        end_tokens: How many of the last labels end the answer without being part of it: the end-of-text token, or the
+            end of a turn in a chat template.
+        weights: The factor of each label's loss in the sample's loss; empty takes their mean.
     """
 
     id: str
@@ -54,28 +54,28 @@ class Encoded:
 
     @property
     def token_weights(self) -> tuple[float, ...]:
-        """The weight of each label's loss, also where it is that of a mean."""
+        """The weight of each label's loss, also where the sample's loss is a mean."""
         count = self.label_tokens
         return self.weights or tuple(1 / count for _ in range(count))
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The tokens before the first predicted one: what a generation starts from."""
+        """The tokens before the first predicted one, from which a generation starts."""
         first = next(i for i, label in enumerate(self.labels) if label != IGNORE)
         return self.input_ids[:first]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of like length, right-padded.
+    """Samples of similar length, right-padded.
 
     Attributes:
-        indices: Place of each row in the caller's order.
-        ids: Sample ids, a row each.
+        indices: Index of each row in the caller's order.
+        ids: Sample id of each row.
         input_ids: [B, T] int64.
         labels: [B, T] int64, -100 on prompts and padding.
-        weights: [B, T], what the loss of each label is multiplied with in its row's loss, 0 elsewhere; None: each row's
-            loss is the mean over its labels.
+        weights: [B, T], the factor of each label's loss in its row's loss, 0 elsewhere; None takes the mean over a
+            row's labels.
     """
 
     indices: list[int]
@@ -92,7 +92,7 @@ class Batch:
 
         Args:
             rows: On any device; of all labels of the batch, in any order.
-            columns: Likewise.
+            columns: Of the same labels.
         """
         rows, columns = rows.to(self.labels.device), columns.to(self.labels.device)
         if self.weights is not None:
@@ -105,18 +105,18 @@ Role = Literal["question", "pair"]
 
 
 def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
-    """What counts of a sample when its loss is measured; the one place where that is decided.
+    """Keeps the labels of a sample that count when its loss is measured. Nothing else decides this.
 
-    Validation directions, pair scores, token shares, counterfactuals, served scores and the evaluation measure the loss
-    that this gives. Training (warm-up and fine-tuning) goes on learning every label.
+    Validation directions, pair scores, token shares, counterfactuals, served scores and the evaluation measure this
+    loss. Training (warm-up and fine-tuning) learns every label.
 
     Args:
-        encoded: As `encode` gave it. One without labels stays as it is, for whoever measures it to refuse.
+        encoded: As `encode` returns it. A sample without labels is returned as it is; the measurement refuses it.
         tokens: The recipe's `influence.tokens`.
-        role: An expert's question, or a pair that is to be judged.
+        role: An expert's question, or a pair to judge.
 
     Returns:
-        The same tokens, fewer labels, and the weight of each. Among the labels are all tokens of the answer.
+        The same tokens with fewer labels, and a weight for each label. All tokens of the answer keep their labels.
     """
     end = tokens.end_of_questions if role == "question" else tokens.end_of_pairs
     count = encoded.label_tokens
@@ -135,16 +135,16 @@ def counted(encoded: Encoded, tokens: CountedTokens, role: Role) -> Encoded:
 
 
 def as_sample(item: Sample | Pair | Question) -> Sample:
-    """The sample of a pair or a question; a sample stays itself."""
+    """The sample of a pair or a question; a sample is returned as it is."""
     return item if isinstance(item, Sample) else sample_of(item)
 
 
 def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
-    """Tokenises a sample: chat template where the tokenizer has one, else the plain format.
+    """Tokenises a sample with the tokenizer's chat template, or in the plain format where it has none.
 
-    Prompt and answer are tokenised together, so that the ids are those of the text as one would write it. A control
-    token's string in a sample is text (`optimsyn.llm.control_tokens`). A sample that is too long loses the left end
-    of its context, never a word of the question or the answer.
+    Prompt and answer are tokenised together, so that the ids are those of the whole text. A control token's string in a
+    sample is text (`optimsyn.llm.control_tokens`). A sample that is too long loses the left end of its context, never a
+    word of the question or the answer.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -162,24 +162,24 @@ def encode(tokenizer: Any, sample: Sample, max_length: int) -> Encoded:
     tokens, truncated = fitted(tokenizer, sample, max_length)
     if tokens.first == 0:
         raise ModelError(
-            f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first one; give it "
-            "a prompt, or a tokenizer that puts a beginning-of-text token in front"
+            f"sample {sample.id!r} has no token before its answer, so nothing predicts the answer's first token; give "
+            "it a prompt, or a tokenizer that puts a beginning-of-text token in front"
         )
     labels = [IGNORE] * tokens.first + tokens.ids[tokens.first :]
     return Encoded(sample.id, tokens.ids, labels, truncated, end_tokens=tokens.end_tokens)
 
 
 class Tokens(NamedTuple):
-    """A sample's tokens and where its answer stands.
+    """A sample's tokens and the position of its answer.
 
     Attributes:
         ids: Prompt, answer, end of text.
-        first: Place of the first token that is to be predicted.
-        text: What was tokenised.
+        first: Index of the first predicted token.
+        text: The tokenised text.
         start: Where the answer begins in `text`.
         stop: Where it ends.
-        offsets: For each token of `text` its begin and end there; None where the tokenizer does not say.
-        end_tokens: How many of the last tokens stand behind the answer.
+        offsets: Start and end of each token in `text`; None where the tokenizer does not report them.
+        end_tokens: How many of the last tokens come after the answer.
     """
 
     ids: list[int]
@@ -192,7 +192,7 @@ class Tokens(NamedTuple):
 
 
 def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
-    """The tokens of a sample, its context cut from the left to fit; and whether it was cut.
+    """The tokens of a sample, with its context cut from the left to fit, and whether it was cut.
 
     Raises:
         ModelError: Question and answer alone are longer than `max_length`.
@@ -215,10 +215,10 @@ def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, boo
 def make_batches(
     encoded: Sequence[Encoded], batch_tokens: int, *, pad_id: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Groups samples of like length so that rows times longest row stays within `batch_tokens`.
+    """Groups samples of similar length so that rows times longest row stays within `batch_tokens`.
 
-    The longest batch comes first, so that too little memory shows at once. A sample longer than the budget is a batch
-    of its own.
+    The longest batch comes first, so that a lack of memory shows at once. A sample longer than the budget is a batch
+    by itself.
     """
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].input_ids), i))
     start = 0
@@ -232,7 +232,7 @@ def make_batches(
 def pad(
     encoded: Sequence[Encoded], indices: Sequence[int], *, pad_id: int, device: torch.device | str = "cpu"
 ) -> Batch:
-    """One right-padded batch of these samples, in this order."""
+    """Right-pads these samples to a batch, in this order."""
     width = max(len(item.input_ids) for item in encoded)
     tokens = [item.input_ids + [pad_id] * (width - len(item.input_ids)) for item in encoded]
     labels = torch.tensor([item.labels + [IGNORE] * (width - len(item.labels)) for item in encoded], device=device)
@@ -280,7 +280,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
         messages[-1]["content"] = _ANSWER
         before, marker, after = rendered(tokenizer, messages).rpartition(_ANSWER)
         if not marker:
-            raise ModelError("the tokenizer's chat template leaves out the assistant's message; name another target")
+            raise ModelError("the tokenizer's chat template omits the assistant's message; name another target")
         # The end-of-turn marker is learned, the line break after it is not.
         after = after.rstrip()
         ended, special = bool(after), False
@@ -295,18 +295,18 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
     if offsets is not None:
         first = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
     else:
-        # Without offsets the border is only known when both sides are tokenised on their own.
+        # Without offsets the border is known only when both sides are tokenised separately.
         ids = controls.encode(before, add_special_tokens=special).ids
         if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            # The end that the tokenizer gives every text; it belongs behind the answer.
+            # The end token that the tokenizer adds to every text; it belongs after the answer.
             ids.pop()
         first = len(ids)
         ids += controls.encode(text[len(before) :], add_special_tokens=False).ids
-    # A token that begins behind the answer is the end of the turn: nothing of the answer itself would be learned.
+    # A token that begins after the answer ends the turn: nothing of the answer itself is learned.
     if first == len(ids) or (offsets is not None and offsets[first][0] >= len(before) + len(answer)):
         raise ModelError(
-            f"sample {sample.id!r}: the tokenizer makes no token of the answer {answer!r}; remove the sample, or name "
-            "a target whose vocabulary knows its letters"
+            f"sample {sample.id!r}: the tokenizer produces no token for the answer {answer!r}; remove the sample, or "
+            "name a target whose vocabulary covers its letters"
         )
     end_id = tokenizer.eos_token_id
     if not ended and end_id is not None and ids[-1] != end_id:
@@ -317,20 +317,20 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
 
 
 def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:
-    """How many of an answer's last tokens stand behind its text, which always keeps one.
+    """How many of an answer's last tokens come after its text, which always keeps one token.
 
     Args:
         tokenizer: Knows its special tokens.
         ids: From the answer's first token on.
-        offsets: Begin and end of these in the text, as far as they were made of it; None where that is unknown.
+        offsets: Start and end of these in the text, as far as they come from it; None where that is unknown.
         stop: Where the answer ends in the text.
-        after: What the chat template puts behind the answer.
+        after: The chat template's text after the answer.
     """
 
     def letters(some: list[int]) -> str:
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())
 
-    # What is left of it in plain letters: special tokens are recognised by their ids.
+    # Only its plain letters: special tokens are recognised by their ids.
     if offsets is None and after:
         for written in filter(None, (tokenizer.decode([token]) for token in set(tokenizer.all_special_ids))):
             after = after.replace(written, "")

@@ -11,7 +11,7 @@ import torch
 
 from optimsyn.base.errors import ModelError
 
-# Of a model's configuration: what does not change what the model computes, or is read from the weights themselves.
+# Fields of a model's configuration that do not change its results, or that are read from the weights themselves.
 _SILENT = frozenset(
     {"architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "eos_token_id"}
     | {"pad_token_id", "output_attentions", "output_hidden_states", "return_dict"}
@@ -33,14 +33,13 @@ def model_digest(
 ) -> str:
     """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
-    Of each frozen weight only some hundred values are read, which is quick and tells models and revisions apart. The
-    model's configuration and the adapter's scale (alpha / r) are no weights, but the same weights compute something
-    else under others.
+    It reads a few hundred values of each frozen weight, which is quick and tells models and revisions apart. The
+    model's configuration and the adapter's scale (alpha / r) count too: they change what the same weights compute.
 
     Args:
         model: The model, in its peft wrapper if it has one.
         causal: The causal language model inside.
-        parameters: The trained parameters by name; of them only names and shapes count.
+        parameters: The trained parameters by name; only names and shapes count.
         frozen: Names of the parameters whose values count.
         adapters: Names of the adapters that are part of the target.
         max_length: Longest sample, in tokens.
@@ -60,7 +59,7 @@ def model_digest(
 
 
 def adapter_digest(model: Any, parameters: Iterable[torch.nn.Parameter]) -> str:
-    """Of what else a warm-up starts from: the trained parameters' values, and how much its layers drop out."""
+    """Digest of a warm-up's start: the values of the trained parameters and the dropout of its layers."""
     digest = hashlib.sha256()
     for parameter in parameters:
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -70,7 +69,7 @@ def adapter_digest(model: Any, parameters: Iterable[torch.nn.Parameter]) -> str:
 
 
 def _settings(config: Any) -> Any:
-    """A configuration, or a part of it, without what is silent or private (names, attention kernels)."""
+    """A configuration, or a part of it, without silent or private fields (names, attention kernels)."""
     if not isinstance(config, dict):
         return config
     kept = {str(key): value for key, value in config.items() if key not in _SILENT}
@@ -78,7 +77,7 @@ def _settings(config: Any) -> Any:
 
 
 def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
-    """The factor of each adapter in each layer; rank-stabilised and per-layer alphas end up here as well."""
+    """The factor of each adapter in each layer; it reflects rank-stabilised and per-layer alphas too."""
     scales: list[list[Any]] = []
     for name, layer in model.named_modules():
         scaling = getattr(layer, "scaling", None)
@@ -88,10 +87,10 @@ def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
 
 
 def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
-    """An adapter that the forward pass leaves out has no gradient, and moving it changes nothing.
+    """Refuses an adapter that the forward pass leaves out: it has no gradient, and training it changes nothing.
 
     Raises:
-        ModelError: An adapter is switched off, merged into its layer, or another one is active in its place.
+        ModelError: An adapter is switched off, merged into its layer, or another one is active instead.
     """
     if not adapters:
         return

@@ -18,11 +18,11 @@ from optimsyn.target.output_layer import OutputLayer, TokenLosses
 
 
 class LabelLoss:
-    """Weighted loss over label tokens, a number per sample, for any Hugging Face causal language model.
+    """Weighted loss of each sample over its label tokens, for any Hugging Face causal language model.
 
-    Two exact ways. The first knows the model's output layer: a frozen `nn.Linear`, followed by at most a scale and a
-    soft cap. It is tried against the model's own logits once before it is used. The second asks the model itself, with
-    a hook that hands its output layer the hidden states of label positions only; it serves every other model.
+    There are two exact methods. The first computes the output layer itself: a frozen `nn.Linear`, followed by at most a
+    scale and a soft cap. It is checked against the model's own logits once before it is used. The second calls the
+    model, with a hook that passes its output layer the hidden states of label positions only; it works for every model.
 
     Args:
         causal: The causal language model, without any peft wrapper (adapters inside its layers are fine).
@@ -40,9 +40,9 @@ class LabelLoss:
         self.fused: bool | None = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Losses [B] (float32, or float64 of a float64 model) of a right-padded batch [B, T], as its weights say."""
+        """Weighted losses [B] (float32, or float64 of a float64 model) of a right-padded batch [B, T]."""
         tokens, rows, columns = self.tokens(batch.input_ids, batch.labels)
-        # Of a model on several GPUs, losses are where its output layer is.
+        # With a model on several GPUs, losses are on the device of its output layer.
         weighted = tokens * batch.token_weights(rows, columns).to(tokens)
         sums = torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device)
         return sums.index_add(0, rows.to(tokens.device), weighted)
@@ -52,7 +52,7 @@ class LabelLoss:
 
         Args:
             input_ids: [B, T].
-            labels: [B, T], -100 where nothing is predicted.
+            labels: [B, T], -100 where no token is predicted.
 
         Returns:
             Losses [N] in nats, and the row [N] and the column [N] of each label, in row-major order.
@@ -76,13 +76,13 @@ class LabelLoss:
 
     @torch.no_grad()
     def try_out(self, input_ids: torch.Tensor) -> None:
-        """Tries the model on the first tokens of a batch [B, T]; does nothing from the second call on.
+        """Tests the model on the first tokens of a batch [B, T]; later calls do nothing.
 
-        Dropout is off meanwhile: two passes of the same tokens must give the same.
+        Dropout is off during the test: two passes over the same tokens must agree.
 
         Raises:
-            ModelError: What the model predicts depends on later tokens, so that padding would change losses; or a
-                weight is not finite.
+            ModelError: The model's predictions depend on later tokens, so that padding changes losses; or a weight is
+                not finite.
         """
         if self.fused is not None:
             return
@@ -96,9 +96,9 @@ class LabelLoss:
                 module.training = training
 
     def _refuse_foresight(self, input_ids: torch.Tensor) -> None:
-        """The logits of the first half of the tokens must stay when other tokens follow."""
+        """The logits of the first half of the tokens must not change when other tokens follow."""
         half = max(1, input_ids.shape[1] // 2)
-        # As many of them, so that the same kernels add in the same order.
+        # The same number of tokens, so that the same kernels add in the same order.
         other = torch.cat([input_ids[:, :half], input_ids[:, :half], input_ids], dim=1)[:, : input_ids.shape[1]]
         columns = torch.arange(half, device=input_ids.device)
         rows = torch.zeros_like(columns)
@@ -106,23 +106,23 @@ class LabelLoss:
         again = self._logits_at(other, rows, columns).float()
         exact = all(p.dtype in (torch.float32, torch.float64) for p in self._causal.parameters())
         self._refuse_broken_weights(logits)
-        # What is left is rounding in a mixture of experts.
+        # The tolerance allows for rounding in a mixture of experts.
         moved = float((logits - again).square().mean().sqrt()) / max(float(logits.std()), 1e-30)
         if moved > (1e-3 if exact else 0.02):
             raise ModelError(
-                f"{type(self._causal).__name__}: what it predicts depends on later tokens, so it is not a causal "
-                "language model, and the answer would stand in its own prompt; name another target, or make it "
-                "causal in its configuration (is_decoder, where a model has it)"
+                f"{type(self._causal).__name__}: its predictions depend on later tokens, so it is not a causal "
+                "language model and sees the answer that it predicts; name another target, or make it causal in its "
+                "configuration (is_decoder, where a model has it)"
             )
 
     def _refuse_broken_weights(self, logits: torch.Tensor) -> None:
-        """Names the weight that makes logits NaN or infinite; where none does, the losses name the sample."""
+        """Names the weight that makes logits NaN or infinite; if there is none, the losses name the sample."""
         if bool(torch.isfinite(logits).all()):
             return
         for name, parameter in self._causal.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(
-                    f"{type(self._causal).__name__}: the weight {name} holds numbers that are not finite; get the "
+                    f"{type(self._causal).__name__}: the weight {name} contains NaN or infinite values; download the "
                     "model's files again, or name another model"
                 )
 
@@ -143,12 +143,12 @@ class LabelLoss:
         return losses
 
     def _logits_at(self, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The model's own logits [N, vocabulary] at these positions, all its post-processing included."""
+        """The model's own logits [N, vocabulary] at these positions, with all its post-processing."""
         counts = torch.bincount(rows, minlength=len(input_ids))
         places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
 
         def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            # Padded to [B, most labels, hidden] and not joined: a trained output layer needs to see each sample apart.
+            # Padded to [B, most labels, hidden], not joined: a trained output layer must see each sample separately.
             hidden = arguments[0]
             picked = hidden.new_zeros(len(hidden), int(counts.max()), hidden.shape[-1])
             return picked.index_put((rows, places), hidden[rows, columns]), *arguments[1:]
@@ -161,10 +161,10 @@ class LabelLoss:
         return logits[rows, places]
 
     def _try_fused(self, input_ids: torch.Tensor) -> bool:
-        """Whether the first way gives this model's own losses; a scale or a cap it does not know shows here."""
+        """Whether the first method gives this model's own losses; an unknown scale or soft cap shows here."""
         head = self._head
-        known = type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters())
-        if not known or self._causal.base_model is self._causal:
+        plain_head = type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters())
+        if not plain_head or self._causal.base_model is self._causal:
             return False
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         targets = torch.roll(input_ids[0], -1)

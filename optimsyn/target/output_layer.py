@@ -1,8 +1,7 @@
-"""Log-probabilities of tokens behind a frozen output layer, a chunk of positions at a time.
+"""Log-probabilities of tokens after a frozen output layer, a chunk of positions at a time.
 
-With a vocabulary of 262,144 the logits of every position are most of the cost and of the memory of a small model. Here
-the gradient to the hidden states is formed in the visit that computes a chunk's logits, so that no [positions,
-vocabulary] matrix outlives its chunk.
+With a vocabulary of 262,144 the logits take most of a small model's time and memory. Here the gradient of the hidden
+states is computed together with a chunk's logits, so that no [positions, vocabulary] matrix outlives its chunk.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ CHUNK_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """A frozen output layer, and what is done to its logits, in this order.
+    """A frozen output layer and the post-processing of its logits, in this order.
 
     Attributes:
         weight: [vocabulary, H].
         bias: [vocabulary], or None.
         scale: Logits are multiplied by this,
-        softcap: bent into (-softcap, softcap) where there is one,
+        softcap: bent into (-softcap, softcap) unless this is None,
         temperature: and divided by this.
     """
 
@@ -45,8 +44,8 @@ def _log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities [N] of targets [N], their gradients [N, H] to hidden [N, H]; fills entropies [N] if given."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    found = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
-    # Kept in float32, which is rounded once, when the model takes it back, and not before that as well.
+    log_probs = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
+    # Kept in float32, so that it is rounded only once, when the model takes it back.
     gradient = torch.empty_like(hidden, dtype=dtype) if with_gradient else None
     chunk = max(1, CHUNK_BYTES // (len(layer.weight) * dtype.itemsize))
     for start in range(0, len(hidden), chunk):
@@ -62,7 +61,7 @@ def _log_probs(
             logits.div_(layer.temperature)
         total = torch.logsumexp(logits, dim=-1, keepdim=True)
         wanted = targets[part].unsqueeze(-1)
-        found[part] = (logits.gather(-1, wanted) - total).squeeze(-1)
+        log_probs[part] = (logits.gather(-1, wanted) - total).squeeze(-1)
         probabilities = None
         if entropies is not None:
             probabilities = (logits - total).exp_()
@@ -78,31 +77,31 @@ def _log_probs(
         if layer.temperature != 1.0:
             slope.div_(layer.temperature)
         gradient[part] = slope.to(layer.weight.dtype) @ layer.weight
-    return found, gradient
+    return log_probs, gradient
 
 
 def _to_hidden(ctx: Any, moved: torch.Tensor) -> torch.Tensor:
-    """The gradient to the hidden states [N, H] for that to the log-probabilities [N]."""
+    """The gradient of the hidden states [N, H], from that of the log-probabilities [N]."""
     (gradient,) = ctx.saved_tensors
     slope: torch.Tensor = moved.unsqueeze(-1) * gradient
     return slope.to(ctx.hidden_dtype)
 
 
 class TokenLosses(torch.autograd.Function):
-    """Cross entropies [N] of targets [N] behind a frozen output layer, also in forward mode."""
+    """Cross entropies [N] of targets [N] after a frozen output layer, also in forward mode."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, layer: OutputLayer, targets: torch.Tensor, with_gradient: bool
     ) -> torch.Tensor:
         """In nats, for hidden states [N, H]."""
-        found, gradient = _log_probs(hidden, layer, targets, with_gradient)
+        log_probs, gradient = _log_probs(hidden, layer, targets, with_gradient)
         ctx.hidden_dtype = hidden.dtype
         if gradient is not None:
             gradient.neg_()
             ctx.save_for_backward(gradient)
             ctx.save_for_forward(gradient)
-        return found.neg_()
+        return log_probs.neg_()
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
@@ -121,7 +120,7 @@ class TokenLosses(torch.autograd.Function):
 
 
 class TokenLogProbs(torch.autograd.Function):
-    """Log-probabilities of tokens and entropies of their distributions behind a frozen output layer."""
+    """Log-probabilities of tokens and entropies of their distributions after a frozen output layer."""
 
     @staticmethod
     def forward(
@@ -129,12 +128,12 @@ class TokenLogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both [N], in nats, for hidden states [N, H] and targets [N]; only the first is differentiable."""
         entropies = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        found, gradient = _log_probs(hidden, layer, targets, with_gradient, entropies)
+        log_probs, gradient = _log_probs(hidden, layer, targets, with_gradient, entropies)
         ctx.hidden_dtype = hidden.dtype
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropies)
-        return found, entropies
+        return log_probs, entropies
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

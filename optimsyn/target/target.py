@@ -1,4 +1,4 @@
-"""The target: the model that the data is for, with the LoRA adapter whose gradients give the influence."""
+"""The target: the model that learns from the data, with the LoRA adapter whose gradients give the influence."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _SEARCH = Search()
 class Target:
     """A causal language model with a trainable adapter, its tokenizer and its warm-up checkpoints.
 
-    Build it with `Target.load` (by name) or `Target.from_model` (an own model).
+    Build it with `Target.load` (by name) or `Target.from_model` (a model in memory).
 
     Attributes:
-        model: The peft model, or the model as it was given.
+        model: The peft model, or the model that was passed.
         tokenizer: Its tokenizer.
-        device: Where inputs go.
+        device: The device of inputs.
         max_length: Longest prompt plus answer, in tokens.
-        checkpoints: What `warm_up` kept, oldest first.
-        curve: How the warm-up went; None before it, and of one that an older version left.
+        checkpoints: The checkpoints of `warm_up`, oldest first.
+        curve: How the warm-up went; None before it, and for a warm-up of an older version.
 
     Example:
         >>> target = Target.load("embedded")                                         # doctest: +SKIP
@@ -59,7 +59,7 @@ class Target:
         }
         if not self.parameters:
             raise ModelError(f"target {name!r} has no trainable parameter; give it a LoRA or unfreeze a linear layer")
-        # By name and as of now: adapters that somebody adds later are no part of the target's identity.
+        # The names at this moment: adapters that are added later are no part of the target's identity.
         self._frozen = [key for key, _ in model.named_parameters() if key not in self.parameters]
         self._adapters = adapters_of(model)
         self.device = next(iter(model.parameters())).device
@@ -70,14 +70,14 @@ class Target:
 
     @classmethod
     def load(cls, spec: TargetSpec | ModelSpec | str, *, seed: int = 0) -> Target:
-        """Loads a target by name and puts a fresh LoRA adapter inside, or trains `spec.full_weights` in its place.
+        """Loads a target by name and adds a fresh LoRA adapter, or trains `spec.full_weights` instead.
 
         Args:
             spec: The recipe's `models.target`, or a name: "embedded", a hub id or a local folder.
             seed: Of the adapter's initial values.
 
         Raises:
-            ModelError: The model cannot be loaded, or has none of the layers that are to be trained.
+            ModelError: The model cannot be loaded, or has none of the layers to train.
         """
         from optimsyn.llm.local.loading import load_causal_lm
 
@@ -97,13 +97,13 @@ class Target:
     def from_model(
         cls, model: Any, tokenizer: Any, *, lora: Lora | None, max_length: int = 640, seed: int = 0
     ) -> Target:
-        """Makes a target of a model in memory.
+        """Makes a target from a model in memory.
 
         Args:
             model: A Hugging Face causal language model; changed in place when `lora` is given.
             tokenizer: Its tokenizer.
-            lora: The adapter to put inside; None trains what already has `requires_grad` (an own peft model, or
-                linear layers that `train_full_weights` chose). A LoRA in 16 bits is made float32.
+            lora: The adapter to add; None trains what already has `requires_grad` (a peft model, or linear layers that
+                `train_full_weights` chose). A LoRA in 16 bits is converted to float32.
             max_length: Longest prompt plus answer, in tokens.
             seed: Of the adapter's initial values.
 
@@ -121,7 +121,7 @@ class Target:
                 task_type=TaskType.CAUSAL_LM,
             )
             with torch.random.fork_rng(), warnings.catch_warnings():
-                # peft asks transformers under a name that is going away; it is theirs to fix, and says nothing to us.
+                # peft uses a deprecated name of transformers; only peft can fix that.
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
                 torch.manual_seed(seed)
                 try:
@@ -132,7 +132,7 @@ class Target:
                         "models.target.lora.target_modules"
                     ) from error
         for key, parameter in model.named_parameters():
-            # As peft does it by itself: in 16 bits a step of the optimiser would be rounded away.
+            # As peft does by default: in 16 bits an optimiser step is rounded away.
             if parameter.requires_grad and ".lora_" in key and parameter.dtype in NARROW:
                 parameter.data = parameter.data.float()
         model.eval()
@@ -145,11 +145,11 @@ class Target:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What gradients and scores are computed in: float32, or float64 for float64 weights."""
+        """The dtype of gradients and scores: float32, or float64 for float64 weights."""
         return torch.promote_types(next(iter(self.parameters.values())).dtype, torch.float32)
 
     def encode(self, sample: Sample | Pair | Question) -> Encoded:
-        """Tokens and labels of a sample, its context cut from the left to fit `max_length`.
+        """Tokens and labels of a sample, with its context cut from the left to fit `max_length`.
 
         Raises:
             ModelError: The answer is empty, or question and answer alone are too long.
@@ -159,7 +159,7 @@ class Target:
     def batches(
         self, samples: Sequence[Sample | Pair | Question | Encoded], batch_tokens: int = 2048
     ) -> Iterator[Batch]:
-        """Right-padded batches of like length; `Batch.indices` point into the caller's order.
+        """Right-padded batches of similar length; `Batch.indices` point into the caller's order.
 
         Raises:
             ModelError: As `encode`.
@@ -175,7 +175,7 @@ class Target:
         Logits are computed at label positions only. Gradients are kept when gradients are enabled.
 
         Raises:
-            ModelError: A row has no label at all, which would make its loss NaN.
+            ModelError: A row has no label, so its loss is undefined.
         """
         _refuse_empty(batch)
         return self.label_loss(batch)
@@ -190,18 +190,18 @@ class Target:
         return self.label_loss.tokens(batch.input_ids, batch.labels)
 
     def try_out(self, batch: Batch) -> None:
-        """Decides once how this model's losses are computed; not to be called while its layers are replaced.
+        """Decides once how this model's losses are computed. Do not call it while layers are replaced.
 
         Raises:
-            ModelError: What the model predicts depends on later tokens.
+            ModelError: The model's predictions depend on later tokens.
         """
         self.label_loss.try_out(batch.input_ids)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Evaluation mode (dropout off) with gradients enabled; the modes from before come back afterwards.
+        """Evaluation mode (dropout off) with gradients enabled; restores the earlier modes afterwards.
 
-        Hugging Face recomputes activations in training mode only. Layers that were asked to do so also do it here.
+        Hugging Face recomputes activations in training mode only. Layers with gradient checkpointing do it here too.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -241,9 +241,9 @@ class Target:
     ) -> list[Checkpoint]:
         """Trains the adapter with AdamW and keeps weights and moments by parameter name.
 
-        With `questions` it finds its learning rate and ends when the form of an answer is learned and before pairs that
-        it does not train on get worse (`optimsyn.target.warm_up.curve` has the rules); `self.curve` says how it went.
-        Without, it takes 12 steps at 2e-4. A number that is given is taken as it is.
+        With `questions` it searches its learning rate and ends when the form of an answer is learned and before pairs
+        that it does not train on get worse (`optimsyn.target.warm_up.curve` has the rules); `self.curve` says how it
+        went. Without them it takes 12 steps at 2e-4. `steps` and `lr` override this.
 
         The loss is the mean over samples of their mean token loss, as the influence assumes; moments come from the
         clipped gradient of the batch.
@@ -251,19 +251,19 @@ class Target:
         Args:
             pairs: What to train on.
             questions: Validation questions to look at.
-            unseen: Pairs to look at, not among `pairs`; none: a share of `pairs` is held out (`search.held_out`).
-            steps: Optimiser steps.
-            lr: Learning rate, constant.
-            search: How steps and learning rate are found.
-            batch_size: Samples a step.
-            checkpoints: Checkpoints spread over the steps, the last step always among them; over the looks at them
-                where the steps are found.
+            unseen: Pairs to look at, not among `pairs`; empty holds out a share of `pairs` (`search.held_out`).
+            steps: Optimiser steps; None searches them.
+            lr: Constant learning rate; None searches it.
+            search: How to search steps and learning rate.
+            batch_size: Samples per step.
+            checkpoints: How many checkpoints to spread over the steps (over the looks where steps are searched); the
+                last step always has one.
             max_grad_norm: Gradient clipping.
-            seed: Of the order of samples (and of dropout).
-            folder: Keep checkpoints and curve here. A warm-up of the same model, pairs and settings found here is
-                loaded instead of repeated.
-            batch_tokens: Tokens that go through the model at once; does not change the result.
-            report: Called after each step with the steps done and their greatest number.
+            seed: Of the order of samples and of dropout.
+            folder: Keep checkpoints and curve here. A folder with a warm-up of the same model, pairs and settings is
+                loaded instead.
+            batch_tokens: Tokens per forward pass; does not change the result.
+            report: Called after each step with the steps done and the maximum number of steps.
 
         Returns:
             The checkpoints, also in `self.checkpoints`; the model is left at the last one.
@@ -289,7 +289,7 @@ class Target:
                 f"({len(odd)} such names); use the same lora settings or warm up again"
             )
         if self.device.type != "cpu" and (self._near is None or self._near[0] is not checkpoint):
-            # Every score starts here, and the way from main memory to a GPU is long.
+            # Every score loads it, and copying from main memory to a GPU is slow.
             near = {name: checkpoint.state[name].to(parameter.device) for name, parameter in self.parameters.items()}
             self._near = checkpoint, near
         state = checkpoint.state if self._near is None or self._near[0] is not checkpoint else self._near[1]
@@ -303,10 +303,10 @@ class Target:
                 parameter.copy_(state[name])
 
     def add_checkpoints_from(self, folder: Path) -> list[Checkpoint]:
-        """Takes over the checkpoints that a finished `warm_up` left in `folder`, and loads the last one.
+        """Reads the checkpoints of a finished `warm_up` in `folder` and loads the last one.
 
         Raises:
-            ModelError: The warm-up did not finish, or a file is damaged, or the adapter is another one.
+            ModelError: The warm-up did not finish, a file is damaged, or the adapter differs.
         """
         try:
             steps = json.loads((folder / RECORD).read_text(encoding="utf-8"))["steps"]
@@ -321,7 +321,7 @@ class Target:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the frozen model, the shape and the scale of the adapter and `max_length`.
 
-        Of each frozen weight only some hundred values are read, which is quick and tells models and revisions apart.
+        It reads a few hundred values of each frozen weight, which is quick and tells models and revisions apart.
         """
         if self._base is None:
             self._base = model_digest(
@@ -331,7 +331,7 @@ class Target:
 
 
 def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
-    r"""Freezes a model but for the linear layers (weight and bias) that the patterns name.
+    r"""Freezes a model except for the linear layers (weight and bias) that the patterns name.
 
     Args:
         model: Changed in place.
@@ -354,8 +354,8 @@ def train_full_weights(model: Any, patterns: Sequence[str]) -> list[str]:
             raise ModelError(problem) from error
         matching = [name for name in linear if expression.fullmatch(name)]
         if not matching:
-            known = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)
-            near = nearest(pattern, known, cutoff=0.0)
+            layers = sorted({name.rpartition(".")[2] for name in linear}) + list(linear)
+            near = nearest(pattern, layers, cutoff=0.0)
             raise ModelError(
                 f"models.target.full_weights: {pattern!r} matches no linear layer of the model"
                 + (f"; the nearest is {near!r}" if near else ", which has none")

@@ -1,9 +1,8 @@
 """Runs a 16-bit model in float32, without a second copy of its weights.
 
-While it lasts, every operation that is given bfloat16 or float16 numbers is given them in float32, and what it returns
-stays float32. A weight is widened when an operation asks for it and dropped again, also where a backward pass will want
-it once more; so the largest single weight is all that memory holds twice. The result is that of the same weights in a
-float32 model, at the speed of float32.
+Inside the context, every operation receives its bfloat16 or float16 inputs in float32, and its result stays float32. A
+weight is widened when an operation needs it and then dropped, even if a backward pass needs it again; so at most one
+weight is in memory twice. The result is that of the same weights in a float32 model, at the speed of float32.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 Precision = Literal["model", "mixed", "float32"]
-"""What a 16-bit model computes in: its own dtype; its own in large products and float32 between them; float32."""
+"""The dtype a 16-bit model computes in: its own; its own in large products and float32 between them; float32."""
 
 NARROW = (torch.bfloat16, torch.float16)
 _CASTS = frozenset({"to", "type", "type_as", "bfloat16", "half"})
@@ -32,7 +31,7 @@ def is_narrow(model: torch.nn.Module) -> bool:
 
 
 def computing(model: torch.nn.Module, precision: Precision) -> AbstractContextManager[None]:
-    """Inside, a 16-bit model computes as `precision` says; a wider one as always."""
+    """A context in which a 16-bit model computes at this precision; a wider model is unaffected."""
     if precision == "model" or not is_narrow(model):
         return nullcontext()
     if precision == "float32":
@@ -42,11 +41,11 @@ def computing(model: torch.nn.Module, precision: Precision) -> AbstractContextMa
 
 @contextmanager
 def in_float32(products: torch.dtype | None = None) -> Iterator[None]:
-    """Inside, what is computed with 16-bit tensors is computed in float32; wider ones are left as they are.
+    """A context in which operations on 16-bit tensors compute in float32; wider tensors are unaffected.
 
     Args:
-        products: Frozen linear layers and attention go on multiplying in this 16-bit dtype, at its speed, and hand on
-            float32: sums, norms and what flows from layer to layer are not rounded.
+        products: Frozen linear layers and attention keep multiplying in this 16-bit dtype, at its speed, and return
+            float32: sums, norms and activations between layers are not rounded.
     """
     mode = _Wide(products)
     with mode, saved_tensors_hooks(mode.pack, mode.unpack):
@@ -61,19 +60,18 @@ class _Wide(TorchFunctionMode):
         self._casts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Is called in place of each operation."""
+        """Called instead of each operation."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        # Reading an attribute is no computation, and a copy can neither be written nor differentiated in the place of
-        # the original.
+        # Reading an attribute is no computation, and a copy can be neither written nor differentiated for the original.
         if name in _ACCESS or (name.endswith("_") and not name.endswith("__")):
             return func(*args, **kwargs)
         if name in _CASTS or name == "embedding":
-            # Whoever narrows to the dtype of a weight wants it in the model's own, which is float32 here. Of an
-            # embedding, rows are widened rather than the table.
-            found = func(*args, **kwargs)
-            if not (isinstance(found, torch.Tensor) and found.dtype in NARROW):
-                return found
-            return (found if name == "embedding" else args[0].to(found.device)).float()
+            # Code that casts to a weight's dtype wants the model's, which is float32 here. An embedding's rows are
+            # widened, not its table.
+            result = func(*args, **kwargs)
+            if not (isinstance(result, torch.Tensor) and result.dtype in NARROW):
+                return result
+            return (result if name == "embedding" else args[0].to(result.device)).float()
         if self._narrow_products and name in _PRODUCTS:
             return self._product(func, name, args, kwargs)
         casts: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -108,7 +106,7 @@ class _Wide(TorchFunctionMode):
         return product.float()
 
     def pack(self, tensor: torch.Tensor) -> Any:
-        """What a backward pass keeps of a tensor: of a widened weight, the weight itself."""
+        """What a backward pass keeps: for a widened weight the weight itself, else the tensor."""
         for wide, source in self._casts:
             if tensor.data_ptr() == wide.data_ptr() and tensor.dtype == torch.float32:
                 if tensor.shape == wide.shape and tensor.stride() == wide.stride():
@@ -119,7 +117,7 @@ class _Wide(TorchFunctionMode):
 
     @staticmethod
     def unpack(kept: Any) -> torch.Tensor:
-        """The tensor again."""
+        """Restores the tensor."""
         if isinstance(kept, torch.Tensor):
             return kept
         source, turned = kept

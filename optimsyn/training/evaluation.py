@@ -1,9 +1,8 @@
-"""Evaluation of a target on held-back questions: answer loss, and the marks that each question's form gives.
+"""Evaluation of a target on held-back questions: answer loss, and the metrics of each question's form.
 
-What costs time is reading the prompts, so each prompt is read once: its key-value cache then serves every candidate of
-a question's form (the gold answer, the options) and the greedy decoding of the target's own answer. Models with a
-recurrent state, whose cache cannot be shared that way, read prompt and answer together (`_is_stateful` in
-transformers).
+Reading the prompts takes most of the time, so each prompt is read once: its key-value cache then serves every candidate
+of a question's form (the gold answer, the options) and the greedy decoding of the target's own answer. Models with a
+recurrent state, whose cache cannot be shared, read prompt and answer together (`_is_stateful` in transformers).
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ if TYPE_CHECKING:
 
 
 class QuestionRow(TypedDict):
-    """How one question went.
+    """The result of one question.
 
     Attributes:
         id: Id of the question.
         kind: Name of its form.
         subtask: Subtask of the question.
-        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. Which tokens count (and whether they
-            are added up in another way) `optimsyn.target.encoding.counted` decides, for the evaluation as for the
-            influence. By default the one that ends the text is left out: a fine-tuned target learns to stop within a
-            few steps, which says nothing about what it knows.
-        correct: As its form has it. Options: the gold one has the highest mean log-likelihood per token (ties go to the
-            first). Free answers: the decoded answer matches an accepted one exactly.
+        loss: Mean negative log-likelihood of the gold answer's tokens, in nats. `optimsyn.target.encoding.counted`
+            decides which tokens count and how they are summed, as for the influence. By default the token that ends
+            the text does not count: a fine-tuned target learns to stop within a few steps, which says nothing about
+            its knowledge.
+        correct: Defined by its form. Options: the gold one has the highest mean log-likelihood per token (ties go to
+            the first). Free answers: the decoded answer matches an accepted one exactly.
         exact_match: The same for decoded answers; None for options.
         token_f1: Token F1 of a decoded answer against the best accepted one; None for options.
         prediction: The target's answer: the decoded one, or the likeliest option.
         choice_scores: Mean log-likelihood per token of each option; None for free answers.
-        metrics: Further metrics of its form, by name; left out where there are none.
+        metrics: Further metrics of its form, by name; omitted if there are none.
     """
 
     id: str
@@ -70,18 +69,18 @@ def evaluate(
     tokens: CountedTokens | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> list[QuestionRow]:
-    """Asks a target every question, closed or open book as the question says.
+    """Asks a target every question, closed or open book as the question requires.
 
     Args:
-        target: The target; its own adapter and its training mode are left as they were.
+        target: The target; its own adapter and training mode stay unchanged.
         questions: The held-back questions; at least one.
         config: Batch size and longest decoded answer.
-        adapter: Folder of the fine-tuned adapter to evaluate; None evaluates the target as it came, with no adapter.
-        tokens: Which tokens of an answer count, the recipe's `influence.tokens`; None: the default.
-        report: Called after each batch with the questions done and their number.
+        adapter: Folder of the fine-tuned adapter to evaluate; None evaluates the base target, without adapter.
+        tokens: Which tokens of an answer count, the recipe's `influence.tokens`; None uses the default.
+        report: Called after each batch with the questions done and their total.
 
     Returns:
-        One row a question, in the order of `questions`.
+        One row per question, in the order of `questions`.
 
     Raises:
         ModelError: The adapter does not fit the target, or a question cannot be scored; names it.
@@ -110,11 +109,11 @@ def evaluate(
 
 @contextlib.contextmanager
 def use_adapter(target: Target, adapter: Path | None) -> Iterator[None]:
-    """Puts a saved adapter (or none at all) into the target for a while, in evaluation mode.
+    """Temporarily puts a saved adapter (or none) into the target, in evaluation mode.
 
     Args:
-        target: The target whose own adapter comes back afterwards, unchanged.
-        adapter: Folder that peft saved; None switches all adapters off.
+        target: The target; its own adapter is restored afterwards.
+        adapter: Folder saved by peft; None switches all adapters off.
 
     Raises:
         ModelError: The folder holds no adapter, or one that does not fit the target.
@@ -140,7 +139,7 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        raise ModelError(f"{adapter}: the target was loaded without LoRA, so no adapter can be put in")
+        raise ModelError(f"{adapter}: the target was loaded without LoRA, so no adapter can be loaded into it")
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter}: no adapter here (adapter_config.json is missing); run the stage fine_tune first")
     own, name = model.active_adapter, "evaluated"
@@ -154,7 +153,7 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
     try:
         if loaded is not None and loaded.unexpected_keys:
             raise ModelError(
-                f"{adapter}: the target has no place for {loaded.unexpected_keys[0]}; it was trained on another model"
+                f"{adapter}: the target has no parameter for {loaded.unexpected_keys[0]}; it belongs to another model"
             )
         model.set_adapter(name)
         yield
@@ -167,7 +166,7 @@ def _loaded(model: object, adapter: Path) -> Iterator[None]:
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
-    """Indices of questions that are all decoded or none, and of like prompt length, so that little is padded."""
+    """Batches of indices: all or none decoded, and of similar prompt length, so that there is little padding."""
     for decode in (True, False):
         indices = [i for i, job in enumerate(jobs) if form_of(job.question).decodes == decode]
         indices.sort(key=lambda i: len(jobs[i].item.prompt))
@@ -177,7 +176,7 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> Iterator[list[int]]:
 
 def _row(job: _Job, scores: list[float], text: str) -> QuestionRow:
     question = job.question
-    # Candidates are compared per token, whichever way the tokens' losses add up.
+    # Candidates are compared per token, independent of the reduction of the loss.
     means = tuple(score / sum(weights) for score, weights in zip(scores, job.item.weights, strict=True))
     marks = form_of(question).marks(question, Heard(text, means))
     row = QuestionRow(

@@ -1,8 +1,8 @@
 """Supervised fine-tuning of the target on pairs, with TRL.
 
-The samples are tokenised by `Target.encode` and their loss is `Target.losses`: exactly the quantity whose gradients
-give the influence (the mean over samples of the mean over answer tokens). TRL's own loss weights long answers more
-and, on a CPU, computes logits at every position.
+The samples are tokenised by `Target.encode` and their loss is `Target.losses`, the same loss that influence
+differentiates (the mean over samples of the mean over answer tokens). TRL's own loss weights long answers more and, on
+a CPU, computes logits at every position.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
 ) -> Path:
     """Trains a fresh LoRA adapter of the target on pairs: AdamW without weight decay, linear warm-up and decay.
 
-    Killed and called again it continues at its last checkpoint and ends with the same adapter; finished and called
-    again with the same pairs, settings and seed it returns at once.
+    A killed call continues at its last checkpoint and ends with the same adapter; a finished one with the same pairs,
+    settings and seed returns at once.
 
     Args:
         spec: The target model.
@@ -64,14 +64,14 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
         folder: Receives `adapter/`, `history.jsonl` (step, loss, learning rate, gradient norm) and, while it runs,
             `checkpoints/`.
         seed: Seed of the adapter's start and of the order of the pairs.
-        target: A freshly loaded target whose untrained adapter is to be trained; None loads one.
+        target: A freshly loaded target with an untrained adapter; None loads one.
         report: Called after each step with the step and the number of steps.
 
     Returns:
         The folder of the adapter, as peft saves it.
 
     Raises:
-        ModelError: There are no pairs, a pair cannot be trained on, or the loss is not finite; names it.
+        ModelError: There are no pairs, a named pair cannot be trained on, or the loss is not finite.
     """
     if not pairs:
         raise ModelError(f"{folder}: there are no pairs to fine-tune on")
@@ -101,7 +101,7 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
 
 
 def _inputs(spec: TargetSpec, pairs: Sequence[Pair], config: FineTune, seed: int) -> Identity:
-    """Everything that decides the outcome."""
+    """Everything that determines the result."""
     return Identity.of(
         {
             "models.target": spec.model_dump(mode="json", include={"name", "revision", "dtype", "lora", "max_length"}),
@@ -158,7 +158,7 @@ def _train(
         optim="adamw_torch",
         weight_decay=0.0,
         max_grad_norm=MAX_GRAD_NORM,
-        # The target's own dtype decides; LoRA weights and losses are float32 in any case.
+        # The target's own dtype decides; LoRA weights and losses are always float32.
         bf16=False,
         fp16=False,
         gradient_checkpointing=False,
@@ -197,9 +197,9 @@ def rows_per_pass(batch_size: int, longest: int) -> int:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a torn one of a killed process is skipped.
+    """The newest complete checkpoint; a torn one of a killed process is skipped.
 
-    The trainer's state is what `Trainer` writes last, so a checkpoint with a readable one is whole.
+    `Trainer` writes its state last, so a checkpoint with a readable state is complete.
     """
     steps = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*") if path.is_dir()}
     for step in sorted(steps, reverse=True):
@@ -213,7 +213,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def save_adapter(target: Target, folder: Path) -> None:
-    """Saves the adapter beside its final place and renames it, so that `adapter/` is whole or absent."""
+    """Saves the adapter atomically: writes it beside its final place and renames it."""
     partial = folder / f".{ADAPTER}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     target.model.save_pretrained(str(partial), save_embedding_layers=False)

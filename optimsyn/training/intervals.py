@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from optimsyn.training.evaluation import QuestionRow
 
 UNTUNED = "target"
-"""Name of the target as it came, the variant that every other one is compared with."""
+"""Name of the untuned target, the variant that the others are compared with."""
 
 # Resampled indices held in memory at once; 32 MB of int64.
 _INDICES_AT_ONCE = 4_000_000
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
     Attributes:
         value: The mean.
         low: Lower end; None with fewer than two values, which have no spread.
-        high: Upper end, or None likewise.
+        high: Upper end, or None as above.
         n: How many values.
     """
 
@@ -38,8 +38,8 @@ class MetricRow(TypedDict):
     """One row of `evaluation.json`: a metric of a variant.
 
     `difference` is the mean over questions of this variant's value minus the untuned target's on the same question,
-    with its own interval; it is None for the untuned target itself. The questions' difficulty cancels in it, so its
-    interval is the one to read when asking whether training helped.
+    with its own interval; it is None for the untuned target itself. The questions' difficulty cancels in it, so read
+    its interval to see whether training helped.
     """
 
     variant: str
@@ -59,10 +59,10 @@ def bootstrap_mean(
     """Mean of `values` with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        values: One number a question; at least one.
+        values: One number per question; at least one.
         confidence: Coverage of the interval, for example 0.95.
         resamples: Resampled means to draw.
-        seed: Seed of the resampling; equal seeds draw equal questions, so that variants stay comparable.
+        seed: Seed of the resampling; equal seeds draw the same questions, so that variants are comparable.
 
     Raises:
         ValueError: `values` is empty or holds a number that is not finite.
@@ -91,7 +91,7 @@ def bootstrap_mean(
 
 
 def metrics_of(rows: Sequence[QuestionRow]) -> dict[str, dict[str, float]]:
-    """The metrics that these rows have, each as question id to value.
+    """The metrics of these rows, each as question id -> value.
 
     `answer_loss` and `accuracy` are over all questions (a free answer is correct when it matches exactly);
     `token_f1` is over the questions whose answer is decoded, and a form's own metrics over those of that form. A metric
@@ -119,11 +119,11 @@ def summarize(
     """A row per variant and metric, with intervals over questions and the paired difference to `baseline`.
 
     Args:
-        rows_by_variant: What `evaluate` returned for each variant, in the order of the table.
+        rows_by_variant: The result of `evaluate` for each variant, in the order of the table.
         confidence: Coverage of the intervals.
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
-        baseline: Variant that the others are compared with; without it no differences are given.
+        baseline: Variant to compare the others with; without it there are no differences.
 
     Raises:
         StageError: Two variants were evaluated on different questions, or a question appears twice.
@@ -173,6 +173,6 @@ def _check_same_questions(rows_by_variant: Mapping[str, Sequence[QuestionRow]]) 
 
 
 def differs(row: MetricRow) -> bool:
-    """Whether the interval of the paired difference to the target as it came leaves out zero."""
+    """Whether the interval of the paired difference to the untuned target excludes zero."""
     low, high = row["difference_low"], row["difference_high"]
     return low is not None and high is not None and (low > 0 or high < 0)

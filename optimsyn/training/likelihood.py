@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Question, Sample
     from optimsyn.target.target import Target
 
-# Logits held at once, in numbers: with a vocabulary of 262,144 these are 256 positions and 256 MB in float32.
+# Number of logits held at once: with a vocabulary of 262,144 these are 256 positions and 256 MB in float32.
 LOGITS_AT_ONCE = 2**26
 # Tokens whose keys and values are held at once for the options of multiple-choice questions.
 TOKENS_AT_ONCE = 2**14
@@ -33,8 +33,8 @@ class Item(NamedTuple):
     Attributes:
         id: Id of the question.
         prompt: Ids up to where the answer starts.
-        options: Ids of each candidate of the question's form, as far as they count.
-        weights: What the log-likelihood of each of these tokens is multiplied with.
+        options: Ids of each candidate of the question's form that count.
+        weights: The factor of each token's log-likelihood.
     """
 
     id: str
@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
 
 class _Prefix(NamedTuple):
-    """Prompts that were read: left-padded ids and mask [B, P], logits after them [B, V], and the cache."""
+    """Processed prompts: left-padded ids and mask [B, P], logits after them [B, V], and the cache."""
 
     ids: Tensor
     mask: Tensor
@@ -53,10 +53,10 @@ class _Prefix(NamedTuple):
 
 
 class AnswerScorer:
-    """Scores answers with a target in its present state (adapter and mode are the caller's business).
+    """Scores answers with a target in its current state (the caller sets adapter and mode).
 
     Args:
-        target: Gives model, tokenizer, device and the one encoding of samples.
+        target: With model, tokenizer, device and encoding.
         tokens: Which tokens of an answer count; the recipe's `influence.tokens`.
     """
 
@@ -70,11 +70,11 @@ class AnswerScorer:
         self.shares_prefix = not getattr(base, "_is_stateful", False)
         self.stop_ids = _stop_ids(base, self.tokenizer)
         pad_id = self.tokenizer.pad_token_id
-        # Padding is masked, so any id will do where the tokenizer names none.
+        # Padding is masked, so any id works where the tokenizer has none.
         self.pad_id = int(pad_id if pad_id is not None else min(self.stop_ids, default=0))
 
     def prepare(self, question: Question) -> Item:
-        """Encodes a question and its candidates exactly as training does, and keeps of the answers what counts.
+        """Encodes a question and its candidates exactly as training does, and keeps the answer tokens that count.
 
         Raises:
             ModelError: An answer has no tokens; names the question.
@@ -86,14 +86,14 @@ class AnswerScorer:
         return Item(question.id, prompt, [option for _, option, _ in parts], [weights for _, _, weights in parts])
 
     def score(self, items: Sequence[Item], *, max_new_tokens: int = 0) -> tuple[list[list[float]], list[str]]:
-        """Log-likelihood of every option (the mean per token, unless `tokens` says otherwise), and greedy answers.
+        """Log-likelihood of every option (the mean per token, unless `tokens` overrides it), and greedy answers.
 
         Args:
             items: The questions of one batch.
             max_new_tokens: Longest greedy answer; 0 decodes none.
 
         Returns:
-            A list of option scores for each item, in nats, and the decoded answers ("" when none were asked for).
+            A list of option scores for each item, in nats, and the decoded answers ("" where none are decoded).
         """
         prefix = self._read([item.prompt for item in items], cached=self.shares_prefix)
         flat = [(row, option) for row, item in enumerate(items) for option in item.options]
@@ -101,8 +101,8 @@ class AnswerScorer:
         scores: list[list[float]] = [[] for _ in items]
         for chunk in _chunks(flat, prefix.ids.shape[1], prefix.logits.shape[-1]):
             rows, options = [row for row, _ in chunk], [option for _, option in chunk]
-            mine = [next(weights) for _ in chunk]
-            for row, score in zip(rows, self._likelihoods(prefix, rows, options, mine), strict=True):
+            own = [next(weights) for _ in chunk]
+            for row, score in zip(rows, self._likelihoods(prefix, rows, options, own), strict=True):
                 scores[row].append(score)
         for item, option_scores in zip(items, scores, strict=True):
             if not all(math.isfinite(score) for score in option_scores):
@@ -130,27 +130,27 @@ class AnswerScorer:
         tokens, mask = self._pad(options, left=False)
         logits = prefix.logits[index][:, None]
         if tokens.shape[1] > 1:
-            given, given_mask = tokens[:, :-1], mask[:, :-1]
+            inputs, given_mask = tokens[:, :-1], mask[:, :-1]
             whole = torch.cat([prefix.mask[index], given_mask], dim=1)
-            keep = given.shape[1]
+            keep = inputs.shape[1]
             if prefix.cache is not None:
                 cache = _rows_of(prefix.cache, index)
                 positions = _positions(whole)[:, -keep:]
-                later = self._forward(given, whole, positions, keep=keep, cache=cache).logits
+                later = self._forward(inputs, whole, positions, keep=keep, cache=cache).logits
             else:
-                ids = torch.cat([prefix.ids[index], given], dim=1)
+                ids = torch.cat([prefix.ids[index], inputs], dim=1)
                 later = self._forward(ids, whole, _positions(whole), keep=keep).logits
             logits = torch.cat([logits, later.float()], dim=1)
         chosen = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
         share = torch.zeros(mask.shape, dtype=chosen.dtype)
         for row, values in enumerate(weights):
             share[row, : len(values)] = torch.tensor(values)
-        # Where nothing counts a logit may be -inf, and 0 * inf is NaN.
+        # A token without weight may have a logit of -inf, and 0 * inf is NaN.
         likelihoods = (chosen.masked_fill(mask == 0, 0.0) * share.to(chosen.device)).sum(dim=1)
         return [float(value) for value in likelihoods]
 
     def _decode(self, prefix: _Prefix, max_new_tokens: int) -> list[str]:
-        """Greedy answers, each up to its first line break; rows that are done leave the batch."""
+        """Greedy answers, each up to its first line break; finished rows leave the batch."""
         if prefix.cache is None:
             return self._generate(prefix, max_new_tokens)
         cache, mask, logits = prefix.cache, prefix.mask, prefix.logits
@@ -238,9 +238,9 @@ def _chunks(flat: list[tuple[int, list[int]]], prefix: int, vocabulary: int) -> 
 
 
 def _rows_of(cache: Any, index: Tensor) -> Any:
-    """A cache of the prompts `index`, leaving the given one as it was.
+    """A cache of the prompts `index`; the given cache is unchanged.
 
-    Selecting rows and appending tokens make new tensors in each layer, so the layers are copied and not their tensors.
+    Selecting rows and appending tokens create new tensors, so the layers are copied but not their tensors.
     """
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
@@ -254,7 +254,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end an answer: the tokenizer's and every one that the model's generation settings name."""
+    """Ids that end an answer: the tokenizer's and those of the model's generation settings."""
     ids = {tokenizer.eos_token_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids.update(configured if isinstance(configured, list | tuple) else [configured])

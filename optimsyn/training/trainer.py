@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries' advice to their own developers and their progress bars out of notebooks."""
+    """Keeps the libraries' developer warnings and progress bars out of notebooks."""
     import datasets
     from transformers.utils import logging
 
@@ -49,7 +49,7 @@ class TargetTrainer(SFTTrainer):
     """Fine-tunes a target's adapter on tokenised samples.
 
     Args:
-        target: Gives the model, the tokenizer and the loss.
+        target: With the model, the tokenizer and the loss.
         args: Settings of the trainer.
         train_dataset: Columns `input_ids` and `labels` (-100 where nothing is learned).
         callbacks: Called by the trainer.
@@ -58,7 +58,7 @@ class TargetTrainer(SFTTrainer):
     def __init__(
         self, *, target: Target, args: SFTConfig, train_dataset: Dataset, callbacks: list[TrainerCallback]
     ) -> None:
-        # Several visible GPUs would make Trainer copy the model to all of them (DataParallel), which TRL refuses.
+        # With several visible GPUs, Trainer copies the model to all of them (DataParallel), which TRL refuses.
         # Reading `device` first makes the arguments count the GPUs, so that the count can be set.
         if args.device.type == "cuda":
             args._n_gpu = 1
@@ -70,7 +70,7 @@ class TargetTrainer(SFTTrainer):
             callbacks=callbacks,
         )
         self.target = target
-        # SFTTrainer puts its own forward on the model; the target's loss needs the model's own, as before.
+        # SFTTrainer replaces the model's forward; the target's loss needs the original.
         target.model.get_base_model().__dict__.pop("forward", None)
         # Losses are means over samples: accumulated passes are averaged rather than weighted by their tokens.
         self.model_accepts_loss_kwargs = False
@@ -82,7 +82,7 @@ class TargetTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Mean over samples of the mean over their answer tokens, as `Target.losses` gives it.
+        """Mean over samples of the mean over their answer tokens, from `Target.losses`.
 
         Raises:
             ModelError: The loss is not finite; names the step.
@@ -100,9 +100,9 @@ class TargetTrainer(SFTTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Linear warm-up, then linear decay, both without a step of zero.
+        """Linear warm-up, then linear decay, without a step of rate 0.
 
-        The usual schedule starts at a learning rate of 0, which throws away one step of a short training.
+        The usual schedule starts at a learning rate of 0, which wastes one step of a short training.
         """
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = getattr(self, "lr_scheduler", None)
         if scheduler is None:
@@ -119,23 +119,23 @@ class TargetTrainer(SFTTrainer):
         return scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs without SFTTrainer's token metrics, which its own loss would have collected."""
+        """Logs without SFTTrainer's token metrics, which only its own loss collects."""
         Trainer.log(self, logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # Only the adapter: no tokenizer, and no question to the hub whether the vocabulary was resized.
+        # Only the adapter: no tokenizer, and no request to the hub whether the vocabulary was resized.
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
         torch.save(self.args, folder / "training_args.bin")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Past SFTTrainer's, which writes a model card beside every checkpoint.
+        # Skips SFTTrainer's method, which writes a model card beside every checkpoint.
         Trainer._save_checkpoint(self, model, trial)
 
 
 class HistoryCallback(TrainerCallback):
-    """Keeps `history.jsonl` up to date while training, and reports how far it is.
+    """Keeps `history.jsonl` up to date during training, and reports progress.
 
     Args:
         path: The history file; rewritten whole, so that a resumed training never repeats a row.

@@ -1,4 +1,4 @@
-"""The influence of some pairs, shared out among the words of their answers."""
+"""The influence of pairs, split over the words of their answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[PairShares]:
-    """Scores pairs and says what each piece of their answers brings; works with every scorer.
+    """Scores pairs and splits each score over the pieces of the answer; works with every scorer.
 
     A simulated training (`influence.estimator: simulated`) is not a sum over tokens; shares and influence are then
     those of `adam_linear` with `dot`.
@@ -26,7 +26,7 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
     Args:
         scorer: The exact scorer, the twin scorer or that of a simulated training.
         target: Its target, for the tokens.
-        pairs: A few pairs: this takes about four times as long as scoring them (with twins, no longer).
+        pairs: A few pairs; this takes about four times as long as scoring them (with twins, no longer).
 
     Returns:
         In the caller's order. Shares and remainder of a pair sum to its influence.
@@ -43,13 +43,13 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
     if isinstance(scorer, SimulatedScorer):
         scorer = scorer.linear
     scores = scorer.score(pairs, token_shares=True)
-    found = []
+    rows = []
     for index, pair in enumerate(pairs):
         shares = [] if scores.token_shares is None else [float(share) for share in scores.token_shares[index]]
         cut = answer_pieces(target.tokenizer, pair, target.max_length)
         encoded = target.encode(pair)
         if len(shares) == encoded.label_tokens - encoded.end_tokens:
-            # With end_of_pairs 0 the end of the text does not count, and has no share.
+            # With end_of_pairs 0 the end of the text does not count and has no share.
             shares += [0.0] * encoded.end_tokens
         if sum(count for _, count in cut) != len(shares):
             raise ModelError(
@@ -62,7 +62,7 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
         ]
         total = float(scores.total[index])
         (question, *below), answer = shown(pair)
-        found.append(
+        rows.append(
             PairShares(
                 id=pair.id,
                 question=question,
@@ -73,4 +73,4 @@ def pair_shares(scorer: Scorer, target: Target, pairs: Sequence[Pair]) -> list[P
                 pieces=tuple(pieces),
             )
         )
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""An answer cut up as its tokens do: pieces that joined are its text, whatever a tokenizer does to it inside."""
+"""Cuts an answer at its token boundaries, into pieces that join to its exact text."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from optimsyn.target.encoding import Tokens, as_sample, fitted
 
 
 def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: int) -> list[tuple[str, int]]:
-    """The text of an answer as its label tokens cut it up.
+    """The text of an answer, cut at its label tokens.
 
-    Pieces end where tokens end in the text, so blanks that a tokenizer drops go to the piece behind them, and tokens
-    that share one letter of several bytes are one piece.
+    Pieces end where tokens end in the text, so blanks that a tokenizer drops go to the next piece, and tokens that
+    share one letter of several bytes are one piece.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        item: What is encoded.
+        item: The sample to encode.
         max_length: As for `optimsyn.target.encoding.encode`.
 
     Returns:
-        For each piece its text and how many tokens it is made of, in order. A last piece without text is made of the
-        tokens that mark the end, where the target learns such. Together these are the label tokens of `encode`.
+        For each piece its text and its number of tokens, in order. A last piece without text holds the tokens that
+        mark the end, where the target learns them. Together these are the label tokens of `encode`.
 
     Raises:
         ModelError: As `encode`.
     """
-    found, _ = fitted(tokenizer, as_sample(item), max_length)
+    tokens, _ = fitted(tokenizer, as_sample(item), max_length)
     pieces: list[tuple[str, int]] = []
-    cut, waiting, ending = found.start, 0, 0
-    for begin, end in _label_offsets(tokenizer, found):
-        if begin >= found.stop:
+    cut, waiting, ending = tokens.start, 0, 0
+    for begin, end in _label_offsets(tokenizer, tokens):
+        if begin >= tokens.stop:
             ending += 1
         elif end > cut:
-            end = min(end, found.stop)
-            pieces.append((found.text[cut:end], waiting + 1))
+            end = min(end, tokens.stop)
+            pieces.append((tokens.text[cut:end], waiting + 1))
             cut, waiting = end, 0
         elif pieces and begin < cut:
             # A further token of the letter before.
@@ -43,28 +43,28 @@ def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: in
             # A token without text: the first bytes of the letter that follows, or a mark in front of a word.
             waiting += 1
     text, count = pieces[-1]
-    pieces[-1] = (text + found.text[cut : found.stop], count + waiting)
+    pieces[-1] = (text + tokens.text[cut : tokens.stop], count + waiting)
     return [*pieces, ("", ending)] if ending else pieces
 
 
-def _label_offsets(tokenizer: Any, found: Tokens) -> list[tuple[int, int]]:
+def _label_offsets(tokenizer: Any, tokens: Tokens) -> list[tuple[int, int]]:
     """Begin and end of each label token in the text; the end marker lies behind the answer."""
-    behind = (found.stop, found.stop)
-    if found.offsets is None:
-        return _decoded_offsets(tokenizer, found)
+    behind = (tokens.stop, tokens.stop)
+    if tokens.offsets is None:
+        return _decoded_offsets(tokenizer, tokens)
     # A marker that the tokenizer adds itself has no place in the text and says (0, 0).
-    labels = [behind if tuple(span) == (0, 0) else span for span in found.offsets[found.first :]]
-    return labels + [behind] * (len(found.ids) - len(found.offsets))
+    labels = [behind if tuple(span) == (0, 0) else span for span in tokens.offsets[tokens.first :]]
+    return labels + [behind] * (len(tokens.ids) - len(tokens.offsets))
 
 
-def _decoded_offsets(tokenizer: Any, found: Tokens) -> list[tuple[int, int]]:
+def _decoded_offsets(tokenizer: Any, tokens: Tokens) -> list[tuple[int, int]]:
     """The same for a tokenizer without offsets: the text is walked along with what ever more tokens decode to."""
-    places = [place for place in range(found.start, found.stop) if not found.text[place].isspace()]
-    labels = found.ids[found.first :]
-    offsets, cut = [], found.start
+    places = [place for place in range(tokens.start, tokens.stop) if not tokens.text[place].isspace()]
+    labels = tokens.ids[tokens.first :]
+    offsets, cut = [], tokens.start
     for count, token in enumerate(labels, 1):
         if token in tokenizer.all_special_ids:
-            offsets.append((found.stop, found.stop))
+            offsets.append((tokens.stop, tokens.stop))
             continue
         # A letter whose bytes are not all there yet decodes to a replacement character.
         decoded = tokenizer.decode(labels[:count], skip_special_tokens=True).rstrip("\ufffd")

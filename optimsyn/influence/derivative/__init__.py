@@ -1,1 +1,1 @@
-"""Influence read off as a derivative of a sample's own loss: forward mode and twin adapters."""
+"""Influence as a derivative of a sample's own loss: forward mode and twin adapters."""

@@ -1,8 +1,8 @@
 """Scoring in forward mode: influence without a backward pass and without a difference of losses.
 
-The derivative of a sample's loss along d = D ⊙ V goes through the model beside its values (`forward_mode`), so nothing
-small is subtracted from anything large: it works in 16 bits, where twins do not. One pass a subtask gives it, for each
-label token if wanted, with no activation kept.
+The derivative of a sample's loss along d = D ⊙ V goes through the model beside its values (`forward_mode`), so no small
+difference of large numbers is needed: it works in 16 bits, where twins do not. It takes one pass per subtask, also for
+each label token, and keeps no activations.
 """
 
 from __future__ import annotations
@@ -29,38 +29,37 @@ from optimsyn.target.upcast import Precision
 class ForwardScorer(DerivativeScorer):
     """Scores pairs by their influence, from one forward-mode pass; a drop-in for `TwinScorer` and `InfluenceScorer`.
 
-    Its numbers are those of `InfluenceScorer` with the same linear estimator and `normalization="dot"`, up to the error
-    in `numerical_error`: rounding, hence nothing in float32 and a few per cent in bfloat16.
+    It gives the scores of `InfluenceScorer` with the same linear estimator and `normalization="dot"`, up to the error
+    in `numerical_error`, which is rounding: none in float32 and a few per cent in bfloat16.
 
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: adam_linear, sgd, or a linear one of your own.
+        estimator: adam_linear, sgd, or a custom linear one.
         normalization: dot; nothing else is a derivative of the loss.
         across_subtasks: mean, or max as in LESS.
-        by_subtask: Score every subtask, a pass each. Without, the mean over subtasks is one direction, hence one pass,
-            and `Scores.by_subtask` has the one column "mean".
+        by_subtask: Score every subtask, with a pass for each. Otherwise the mean over subtasks is one direction, so
+            there is one pass, and `Scores.by_subtask` has the single column "mean".
         question_gradients: As for `InfluenceScorer`.
         tokens: Which tokens of questions and pairs count; see `optimsyn.target.encoding.counted`.
-        batch_tokens: Tokens that go through the model at once.
-        folder: Keep validation directions and the measured error here.
+        batch_tokens: Tokens per forward pass.
+        folder: Cache validation directions and the measured error here.
         report: As for `InfluenceScorer`.
         precision: As for `InfluenceScorer`.
-        most_error: Scores that are measured to be off by this share of their size or more are refused.
-        exact: A scorer of the same target, questions and options, whose directions are used.
+        most_error: Refuse scores whose measured error is at least this share of their size.
+        exact: A scorer of the same target, questions and options, whose directions to reuse.
 
     Attributes:
         method: forward.
-        numerical_error: The share of the scores' size that they are off by, against gradients
-            (`optimsyn.influence.accuracy`).
-        choice: How `build_scorer` came to take it; None where it was made directly.
+        numerical_error: The error against gradients, as a share of the scores' size (`optimsyn.influence.accuracy`).
+        choice: Why `build_scorer` chose it; None where it was made directly.
         subtasks: Names of the columns of `Scores.by_subtask`.
         fingerprint: Changes with everything that changes scores (see `optimsyn.influence.fingerprint`).
 
     Raises:
         DataError: There are no questions.
         ModelError: The target has not been warmed up, its trained parameters cannot be scored, an operation of the
-            model has no derivative in forward mode, or the scores would be too far off.
+            model has no derivative in forward mode, or the error is too large.
         RecipeError: The estimator is not linear, or an option has no such value.
 
     Example:
@@ -109,11 +108,11 @@ class ForwardScorer(DerivativeScorer):
             columns = []
             for k in range(len(self.subtasks)):
                 direction = {name: value[k] for name, value in step.items()}
-                found = token_slopes(
+                slopes = token_slopes(
                     self.target, self._taps, batch, direction, cure="set influence.method to exact or auto"
                 )
-                columns.append(found.slopes)
-            losses, rows = found.losses, found.rows
-            weighted = torch.zeros(len(batch), dtype=losses.dtype).index_add(0, rows, losses * found.weights)
+                columns.append(slopes.slopes)
+            losses, rows = slopes.losses, slopes.rows
+            weighted = torch.zeros(len(batch), dtype=losses.dtype).index_add(0, rows, losses * slopes.weights)
             refuse_infinite(weighted, batch.ids, self.target.model)
             sums.add(self._weights[place], norm, batch.indices, torch.stack(columns, dim=1), losses, rows)

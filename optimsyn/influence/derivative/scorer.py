@@ -1,8 +1,8 @@
-"""What scorers share that read a score off as a derivative of the sample's own loss, token by token, without gradients.
+"""The base of scorers that compute a score as a derivative of the sample's own loss, token by token, without gradients.
 
 For a linear estimator Γ(g) = D ⊙ g with `dot`, ⟨V_k, Γ(g(z))⟩ is the derivative of ℓ(z) along d_k = D ⊙ V_k. Twins take
-it from losses at two places (`optimsyn.influence.derivative.twin`), forward mode from one pass
-(`optimsyn.influence.derivative.forward`). Validation directions still take one backward pass a question, once.
+it from losses at two points (`optimsyn.influence.derivative.twin`), forward mode from one pass
+(`optimsyn.influence.derivative.forward`). Validation directions still need one backward pass per question.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 
 class DerivativeScorer(ABC):
-    """Scores of a linear estimator with `dot`; see its subclasses for how, and for the arguments."""
+    """Scores of a linear estimator with `dot`; the subclasses document the method and the arguments."""
 
     method: ClassVar[Method]
 
@@ -51,10 +51,10 @@ class DerivativeScorer(ABC):
         if options.normalization != "dot":
             raise RecipeError(
                 f"influence.normalization: {options.normalization!r} needs the norm of each sample's own direction, "
-                f"which method {self.method} never forms; set it to dot, or influence.method to exact"
+                f"which method {self.method} never computes; set it to dot, or influence.method to exact"
             )
         if not by_subtask and options.across_subtasks == "max":
-            raise RecipeError("influence.across_subtasks: max needs every subtask's score; leave by_subtask on")
+            raise RecipeError("influence.across_subtasks: max needs every subtask's score; set by_subtask to True")
         self._exact = exact or InfluenceScorer(target, questions, **options.keywords())
         self.target = target
         self.across_subtasks = options.across_subtasks
@@ -85,11 +85,11 @@ class DerivativeScorer(ABC):
 
     @cached_property
     def numerical_error(self) -> float:
-        """The share of the scores' size that they are off by; measured as `optimsyn.influence.accuracy` says."""
+        """The numerical error as a share of the scores' size (see `optimsyn.influence.accuracy`)."""
         return kept_error(self._folder, self.target, self.fingerprint, self._error)
 
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
-        """Scores of pairs, in the caller's order; `gradient_norm` is None, since no gradient is formed.
+        """Scores of pairs, in the caller's order; `gradient_norm` is None, since no gradient is computed.
 
         The adapter is left at the last checkpoint.
 
@@ -104,7 +104,7 @@ class DerivativeScorer(ABC):
         return self._sums(encoded).scores(self.across_subtasks, token_shares=token_shares)
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
-        """The score of a sample that teaches nothing: 0, a linear estimator has no momentum."""
+        """The score of a sample that teaches nothing: 0, since a linear estimator has no momentum."""
         return {"total": 0.0, "by_subtask": dict.fromkeys(self.subtasks, 0.0)}
 
     def probe_scores(self) -> tuple[list[Encoded], torch.Tensor]:
@@ -123,7 +123,7 @@ class DerivativeScorer(ABC):
 
     @abstractmethod
     def _add(self, place: int, encoded: list[Encoded], sums: TokenSums) -> None:
-        """Adds what the samples' tokens have at one checkpoint, which is loaded."""
+        """Adds the token derivatives of the samples at one loaded checkpoint."""
 
     def _sums(self, encoded: list[Encoded]) -> TokenSums:
         sums = TokenSums(encoded, self.subtasks)
@@ -168,28 +168,28 @@ class TokenSums:
 
         Args:
             weight: The checkpoint's.
-            reference_norm: What derivatives are divided by.
-            indices: Which sample each row is.
+            reference_norm: The divisor of the derivatives.
+            indices: The sample of each row.
             derivatives: [N, K] float64, of the batch's label tokens in row-major order.
             losses: [N] float64.
             rows: [N].
         """
         for row, index in enumerate(indices):
-            mine = rows == row
+            own = rows == row
             weights = torch.tensor(self._encoded[index].token_weights, dtype=torch.float64)
             if reference_norm > 0:
-                self._shares[index] += weight / reference_norm * weights.unsqueeze(1) * derivatives[mine]
-            self._loss[index] += weight * (weights * losses[mine]).sum()
+                self._shares[index] += weight / reference_norm * weights.unsqueeze(1) * derivatives[own]
+            self._loss[index] += weight * (weights * losses[own]).sum()
 
     def by_subtask(self) -> torch.Tensor:
         """[n, K]."""
-        found = torch.zeros(len(self._encoded), len(self._subtasks), dtype=torch.float64)
+        scores = torch.zeros(len(self._encoded), len(self._subtasks), dtype=torch.float64)
         for i, share in enumerate(self._shares):
-            found[i] = share.sum(0)
-        return found
+            scores[i] = share.sum(0)
+        return scores
 
     def scores(self, across: str, *, token_shares: bool) -> Scores:
-        """All of it.
+        """The finished scores.
 
         Raises:
             ModelError: A score is not finite.
@@ -199,7 +199,7 @@ class TokenSums:
         if token_shares and across == "mean":
             shares = tuple(share.mean(dim=1) for share in self._shares)
         elif token_shares:
-            # The shares of the subtask that the total is.
+            # The shares of the winning subtask.
             shares = tuple(s[:, int(by_subtask[i].argmax())] for i, s in enumerate(self._shares))
         return Scores.finished(
             [item.id for item in self._encoded],
@@ -214,19 +214,19 @@ class TokenSums:
 
 
 def linear_estimator(name: str, method: str) -> Estimator:
-    """The estimator of this name, which has to be linear.
+    """The estimator of this name, which must be linear.
 
     Raises:
         RecipeError: There is none, or it is not linear.
     """
-    found = estimator_of(name)
-    if not found.linear:
+    estimator = estimator_of(name)
+    if not estimator.linear:
         linear = " or ".join(e.name for e in BUILT_IN.values() if e.linear)
         raise RecipeError(
             f"influence.estimator: {name} is not linear in the gradient, so its score is not a derivative of the loss; "
             f"method {method} takes {linear}; set influence.method to exact to keep {name}"
         )
-    return found
+    return estimator
 
 
 def _mean(directions: Directions) -> Directions:

@@ -1,4 +1,4 @@
-"""Whether a target's loss is smooth enough for twins: a difference of losses is a derivative only where it is."""
+"""Checks that a target's loss is smooth, since only then twins measure a derivative."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CHOICES = frozenset({"topk", "argmax", "argmin", "sort", "argsort", "kthvalue"}
 
 
 def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encoded]) -> str | None:
-    """The operation by which the model chooses among its layers, as the router of a mixture of experts does.
+    """The operation with which the model chooses among its layers, such as the router of a mixture of experts.
 
-    A step however small can swap a token's experts, and the loss jumps; the gradient knows nothing of the jump.
+    Even a tiny step can swap a token's experts, and the loss jumps; the gradient does not contain the jump.
 
     Args:
         target: The model.
-        samples: One forward pass over the shortest of them is watched.
+        samples: The shortest of them goes through one watched forward pass.
 
     Returns:
         Its name, such as "topk"; None where the model makes no choice.
@@ -36,14 +36,14 @@ def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encod
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the first choice that is made by the size of real numbers (token ids are whole ones)."""
+    """Notes the first choice by the size of floating-point numbers (token ids are integers)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Is called in place of each operation."""
+        """Called instead of each operation."""
         name = getattr(func, "__name__", "")
         first = args[0] if args else (kwargs or {}).get("input")
         if self.found is None and name in _CHOICES and isinstance(first, torch.Tensor) and first.is_floating_point():

@@ -1,9 +1,9 @@
-"""How far apart twins stand: ε chosen by measurement, and the derivative that two or more losses give.
+"""The step ε of twins, chosen by measurement, and the derivative from their losses.
 
 A central difference (ℓ(θ+εd) − ℓ(θ−εd)) / 2ε is wrong by c·ε² (curvature) and by δ/ε (rounding, δ about the
 machine precision times ℓ). Neither constant is known beforehand, and in 16-bit models δ is thousands of times larger
-than in float32; so both are measured. On a few questions the difference D(h) is formed for steps h in ratio ρ = 4.
-Between neighbours it changes by Δ_j = rms |D(h_j) − D(h_{j+1})|, which is (ρ² − 1)·c·h_j² where curvature rules and
+than in float32, so both are measured. On a few questions the difference D(h) is computed for steps h in ratio ρ = 4.
+Between neighbours it changes by Δ_j = rms |D(h_j) − D(h_{j+1})|, which is (ρ² − 1)·c·h_j² where curvature dominates and
 about δ/h_j where rounding does. So
 
     e_j = hypot(Δ_j / (ρ² − 1), Δ_{j−1} / ρ)
@@ -28,7 +28,7 @@ _MOST = 6
 
 @dataclass(frozen=True)
 class Step:
-    """The step of one direction, and how well it does on the questions it was measured on.
+    """The step of one direction, and its error on the measured questions.
 
     Attributes:
         epsilon: ε of the central difference, in units of d.
@@ -57,9 +57,9 @@ def measure_step(
     """The best step along one direction.
 
     Args:
-        losses: Takes ε; gives the losses [P] of the measured questions at θ + εd and at θ − εd, float64.
+        losses: Maps ε to the losses [P] of the measured questions at θ + εd and at θ − εd, float64.
         here: Their losses [P] at θ.
-        start: Where to look first, as ε. Two steps to either side are tried, and more where the best lies at the rim.
+        start: The first ε to try. Two steps to either side are tried, and more while the best is at the edge.
         length: ‖d‖, for the record.
     """
     central: dict[int, torch.Tensor] = {}
@@ -100,14 +100,14 @@ def measure_step(
 
 @dataclass(frozen=True)
 class Plan:
-    """Which twins one checkpoint has, and what their losses mean.
+    """The twins of one checkpoint, and how to read their losses.
 
     Attributes:
         checkpoint: Optimiser steps of the warm-up checkpoint.
         weight: Its share among the checkpoints.
         reference_norm: Scores are divided by it (see `Directions.reference_norms`).
-        sides: central has two twins a subtask, one-sided one more than there are subtasks.
-        steps: One a subtask.
+        sides: central has two twins per subtask, one-sided one twin more than there are subtasks.
+        steps: One per subtask.
     """
 
     checkpoint: int
@@ -118,13 +118,13 @@ class Plan:
 
     @property
     def points(self) -> tuple[tuple[int | None, float], ...]:
-        """Where losses are wanted: subtask and signed ε; (None, 0.0) is θ itself."""
+        """The points at which losses are needed: subtask and signed ε; (None, 0.0) is θ itself."""
         if self.sides == "central":
             return tuple((k, sign * step.epsilon) for k, step in enumerate(self.steps) for sign in (1.0, -1.0))
         return ((None, 0.0), *((k, step.forward_epsilon) for k, step in enumerate(self.steps)))
 
     def read(self, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What losses at `points` say.
+        """Derivatives from the losses at `points`.
 
         Args:
             losses: [points, N], float64.
@@ -140,12 +140,12 @@ class Plan:
         return (losses[1:] - losses[0]).t() / epsilon, losses[0]
 
     def to_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The plan as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> Plan:
-        """What `to_json` gave.
+        """The plan from the values of `to_json`.
 
         Raises:
             KeyError: A field is missing.
@@ -155,9 +155,9 @@ class Plan:
 
 
 def _rms(values: torch.Tensor) -> float:
-    found = float(values.double().square().mean().sqrt())
-    # A step so long that the loss overflows is no candidate.
-    return found if math.isfinite(found) else math.inf
+    rms = float(values.double().square().mean().sqrt())
+    # A step that makes the loss overflow is no candidate.
+    return rms if math.isfinite(rms) else math.inf
 
 
 def _share(error: float, size: float) -> float:

@@ -1,8 +1,8 @@
 """Twin-adapter scoring: influence without a backward pass.
 
-A linear estimator's dot product is a directional derivative of the sample's own loss (see `twin_adapters`). It is read
-off the losses at θ + εd and θ − εd, a label token at a time if wanted, with no activation kept. Validation directions
-still take one backward pass a question, once.
+A linear estimator's dot product is a directional derivative of the sample's own loss (see `twin_adapters`). It is
+computed from the losses at θ + εd and θ − εd, also for single label tokens, without stored activations. Validation
+directions still need one backward pass per question.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 Sides = Literal["auto", "central", "one-sided"]
 _PROBES = 4
-# The one-sided form is taken by itself where it is measured to be off by at most this share.
+# auto uses the one-sided form where its measured error is at most this share.
 _FORWARD_LIMIT = 0.01
 _RULE = 2
 
@@ -41,43 +41,42 @@ _RULE = 2
 class TwinScorer(DerivativeScorer):
     """Scores pairs by their influence, from the losses of slightly moved adapters; a drop-in for `InfluenceScorer`.
 
-    Its numbers are those of `InfluenceScorer` with the same linear estimator and `normalization="dot"`, up to the error
-    in `numerical_error`: in float32 about 1e-4 of the scores' size. In 16 bits a step changes a layer's output by
-    less than rounding does, and what comes out is noise: the constructor refuses. `ForwardScorer` works there.
+    It gives the scores of `InfluenceScorer` with the same linear estimator and `normalization="dot"`, up to the error
+    in `numerical_error`: in float32 about 1e-4 of the scores' size. In 16 bits a step changes a layer's output by less
+    than rounding does, so scores are noise and the constructor refuses. `ForwardScorer` works there.
 
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        estimator: adam_linear, sgd, or a linear one of your own.
+        estimator: adam_linear, sgd, or a custom linear one.
         normalization: dot; nothing else is a derivative of the loss.
         across_subtasks: mean, or max as in LESS.
-        by_subtask: Score every subtask. Without, the mean over subtasks is one direction, hence two passes however
-            many subtasks there are, and `Scores.by_subtask` has the one column "mean".
-        sides: central takes two passes a subtask. one-sided takes one pass more than there are subtasks, and is wrong
-            by ε·ℓ''/2. auto: one-sided for two subtasks or more where its measured error is at most 1 per cent in each
-            of them, else central.
+        by_subtask: Score every subtask. Otherwise the mean over subtasks is one direction, so there are two passes for
+            any number of subtasks, and `Scores.by_subtask` has the single column "mean".
+        sides: central takes two passes per subtask. one-sided takes one pass more than there are subtasks, with an
+            error of ε·ℓ''/2. auto: one-sided for two subtasks or more where its measured error is at most 1 per cent
+            in each of them, else central.
         question_gradients: As for `InfluenceScorer`.
         tokens: Which tokens of questions and pairs count; see `optimsyn.target.encoding.counted`.
-        batch_tokens: Tokens that go through the model at once, all twins together.
+        batch_tokens: Tokens per forward pass, all twins together.
         together: Run two twins as one batch of twice the rows (half the samples at once), else one after the other.
-        folder: Keep validation directions and steps here, as `InfluenceScorer` does.
+        folder: Cache validation directions and steps here, as `InfluenceScorer` does.
         report: As for `InfluenceScorer`.
-        most_error: Scores that are measured to be off by this share of their size or more are refused.
-        exact: A scorer of the same target, questions and options, whose directions are used.
+        most_error: Refuse scores whose measured error is at least this share of their size.
+        exact: A scorer of the same target, questions and options, whose directions to reuse.
 
     Attributes:
         method: twin.
-        numerical_error: The share of the scores' size that they are off by, against gradients
-            (`optimsyn.influence.accuracy`).
-        choice: How `build_scorer` came to take it; None where it was made directly.
+        numerical_error: The error against gradients, as a share of the scores' size (`optimsyn.influence.accuracy`).
+        choice: Why `build_scorer` chose it; None where it was made directly.
         subtasks: Names of the columns of `Scores.by_subtask`.
-        plans: One a checkpoint: the steps with their measured errors, the form of the difference.
+        plans: One per checkpoint: the steps with their measured errors, and the form of the difference.
         fingerprint: Changes with everything that changes scores (see `optimsyn.influence.fingerprint`).
 
     Raises:
         DataError: There are no questions.
         ModelError: The target has not been warmed up, its trained parameters cannot be scored, it is a mixture of
-            experts, or the scores would be too far off.
+            experts, or the error is too large.
         RecipeError: The estimator is not linear, or an option has no such value.
 
     Example:
@@ -113,9 +112,8 @@ class TwinScorer(DerivativeScorer):
         linear_estimator(estimator, self.method)
         if target.checkpoints and questions and (choice := choice_of(target, questions)) is not None:
             raise ModelError(
-                f"the target chooses among its layers as it goes ({choice}, as a mixture of experts does), so its loss "
-                "jumps where the choice changes, and twins would take the jump for influence; set influence.method to "
-                "exact"
+                f"the target chooses among its layers ({choice}, as in a mixture of experts), so its loss jumps where "
+                "the choice changes, and twins mistake the jump for influence; set influence.method to exact"
             )
         super().__init__(
             target, questions, options, by_subtask=by_subtask, exact=exact, steps=[_RULE, sides, by_subtask]
@@ -136,14 +134,14 @@ class TwinScorer(DerivativeScorer):
             tokens.model_dump(mode="json"),
         ]
         self._steps_name = digest_of(facts, sort_keys=False)
-        # Steps are for pairs, so they are measured on questions of which as much counts.
+        # Steps are for pairs, so the questions they are measured on count the same tokens as pairs.
         whole = [counted(target.encode(question), tokens, "pair") for question in questions]
         self.plans: list[Plan] = self._plans(whole, sides, folder)
         self._judge(most_error)
 
     @property
     def epsilon(self) -> dict[str, list[float]]:
-        """ε of each checkpoint by subtask, in units of d = D ⊙ V; what it was chosen from is in `plans`."""
+        """ε of each checkpoint by subtask, in units of d = D ⊙ V; `plans` holds the measurements."""
         return {
             name: [p.steps[k].epsilon if p.sides == "central" else p.steps[k].forward_epsilon for p in self.plans]
             for k, name in enumerate(self.subtasks)
@@ -165,7 +163,7 @@ class TwinScorer(DerivativeScorer):
             sums.add(plan.weight, plan.reference_norm, batch.indices, *plan.read(losses), rows)
 
     def _losses(self, batch: Batch, values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """[points, N] and [N], two points a pass or one."""
+        """[points, N] and [N], with one or two points per pass."""
         count = len(next(iter(values.values())))
         size = 2 if self.together else 1
         parts = []
@@ -201,7 +199,7 @@ class TwinScorer(DerivativeScorer):
         return plans
 
     def _measure(self, checkpoint: Checkpoint, directions: Directions, encoded: list[Encoded]) -> tuple[Step, ...]:
-        """The step of each subtask's direction, measured on a few questions of short to long."""
+        """The step of each subtask's direction, measured on a few short to long questions."""
         self.target.load_checkpoint(checkpoint)
         step = step_directions(self.target, checkpoint, directions, self.estimator)
         order = sorted(encoded, key=lambda item: len(item.input_ids))
@@ -221,8 +219,8 @@ class TwinScorer(DerivativeScorer):
             size = length({name: value[k] for name, value in step.items()})
 
             def both(epsilon: float, k: int = k) -> tuple[torch.Tensor, torch.Tensor]:
-                found = losses([_scaled(step, k, epsilon), _scaled(step, k, -epsilon)])
-                return found[0], found[1]
+                pair = losses([_scaled(step, k, epsilon), _scaled(step, k, -epsilon)])
+                return pair[0], pair[1]
 
             start = relative ** (1 / 3) * origin / (size or 1.0)
             steps.append(measure_step(both, here, start=start, length=size))

@@ -1,7 +1,7 @@
 """Twins as ordinary peft folders, for any engine that serves LoRA adapters and log-probabilities of prompts.
 
-A folder of twins holds one peft folder for each point at which losses are wanted, and `twins.json`, which says what the
-differences of their losses mean: steps, weights, subtasks and the target's fingerprint.
+A folder of twins holds one peft folder for each point at which losses are needed, and `twins.json` with the facts that
+turn losses into scores: steps, weights, subtasks and the target's fingerprint.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _PARTS = 3
 
 @dataclass(frozen=True)
 class ScoredProbe:
-    """A text in tokens and what its score is.
+    """A tokenised text and its score.
 
     Attributes:
         input_ids: Its tokens.
-        labels: -100 where nothing is predicted.
-        weights: What each label's loss counts.
-        scores: One a subtask.
+        labels: -100 where no token is predicted.
+        weights: The weight of each label's loss.
+        scores: One per subtask.
     """
 
     input_ids: list[int]
@@ -49,27 +49,27 @@ class ScoredProbe:
     scores: list[float]
 
     def encoded(self) -> Encoded:
-        """As a scorer takes it."""
+        """The probe as input of a scorer."""
         return Encoded("probe", self.input_ids, self.labels, False, weights=tuple(self.weights))
 
 
 @dataclass(frozen=True)
 class TwinRecord:
-    """What stands beside exported twins.
+    """The record of exported twins.
 
     Attributes:
         fingerprint: The scorer's.
         target: The target's fingerprint.
         model: The target's name.
-        estimator: Whose direction the twins are moved along.
+        estimator: The estimator of the twins' direction.
         subtasks: Columns of the scores.
         across_subtasks: mean or max.
         tokens: Which tokens count.
         max_length: Longest sample, in tokens.
-        probe_ids: What the target's tokenizer makes of `PROBE_TEXT`.
-        probes: A few validation questions with their scores by gradients in float32. A server that finds other scores
-            rounds too much.
-        plans: One a checkpoint.
+        probe_ids: `PROBE_TEXT` as tokens of the target's tokenizer.
+        probes: A few validation questions with their scores by gradients in float32. A server with other scores rounds
+            too much.
+        plans: One per checkpoint.
         adapters: For each checkpoint the names of its adapters, in the order of `Plan.points`; each is also the name
             of its folder, and holds a digest of the weights.
     """
@@ -88,7 +88,7 @@ class TwinRecord:
     adapters: tuple[tuple[str, ...], ...]
 
     def save(self, folder: Path) -> None:
-        """Writes `twins.json`, all at once."""
+        """Writes `twins.json` atomically."""
         facts = {**vars(self), "tokens": self.tokens.model_dump(), "format": _FORMAT}
         facts["plans"] = [plan.to_json() for plan in self.plans]
         facts["probes"] = [vars(probe) for probe in self.probes]
@@ -103,7 +103,7 @@ class TwinRecord:
         """Reads what `save` wrote.
 
         Raises:
-            ModelError: There is none, or it is damaged or of another format.
+            ModelError: It is missing, damaged or of another format.
         """
         file = folder / RECORD
         try:
@@ -126,10 +126,10 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
 
     Args:
         scorer: Its target holds plain LoRA adapters.
-        folder: Where to; made if need be.
-        stacked: Write (B + εb)(A + εa) as `[B, εb, ε(B + εb)] [A; A; a]`, an adapter of three times the rank. It is the
-            same product, but one that keeps εb and εa when the server rounds adapters to 16 bits, as vLLM does by
-            default (`--lora-dtype auto`); A + εa itself would lose most of ε. Without it, serve with float32 adapters.
+        folder: The output folder; created if needed.
+        stacked: Write (B + εb)(A + εa) as `[B, εb, ε(B + εb)] [A; A; a]`, an adapter of three times the rank. The
+            product is the same, but it keeps εb and εa when the server rounds adapters to 16 bits, as vLLM
+            does by default (`--lora-dtype auto`); A + εa loses most of ε. Without it, serve with float32 adapters.
 
     Returns:
         The peft folders, checkpoint by checkpoint, in the order of `Plan.points`.
@@ -147,20 +147,20 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
     if stacked:
         config = _widened(config)
     folder.mkdir(parents=True, exist_ok=True)
-    found: list[Path] = []
+    folders: list[Path] = []
     names: list[tuple[str, ...]] = []
     for checkpoint, directions, plan in zip(scorer.checkpoints, scorer.directions, scorer.plans, strict=True):
         target.load_checkpoint(checkpoint)
         step = step_directions(target, checkpoint, directions, scorer.estimator)
-        mine = []
+        pair = []
         for k, epsilon in plan.points:
             move = {name: (value[k or 0] * epsilon) for name, value in step.items()}
             tensors = _tensors(target, move, stacked=stacked)
             name = f"twin-{_digest(tensors, config)}"
             _write(target, adapter, config, tensors, folder / name)
-            mine.append(name)
-            found.append(folder / name)
-        names.append(tuple(mine))
+            pair.append(name)
+            folders.append(folder / name)
+        names.append(tuple(pair))
     target.load_checkpoint(scorer.checkpoints[-1])
     TwinRecord(
         fingerprint=scorer.fingerprint,
@@ -179,16 +179,16 @@ def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> l
         plans=tuple(scorer.plans),
         adapters=tuple(names),
     ).save(folder)
-    return found
+    return folders
 
 
 def probe_ids(tokenizer: Any) -> list[int]:
-    """What a tokenizer makes of `PROBE_TEXT`."""
+    """`PROBE_TEXT` as tokens of a tokenizer."""
     return [int(token) for token in tokenizer(PROBE_TEXT)["input_ids"]]
 
 
 def _plain_lora(target: Target) -> tuple[str, Any]:
-    """Name and config of the adapter that is trained."""
+    """Name and config of the trained adapter."""
     configs = getattr(target.model, "peft_config", None) or {}
     for adapter, config in configs.items():
         ends = (f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight")
@@ -213,18 +213,18 @@ def _widened(config: Any) -> Any:
 
 def _tensors(target: Target, move: dict[str, torch.Tensor], *, stacked: bool) -> dict[str, torch.Tensor]:
     """The weights of one twin by parameter name, on the CPU."""
-    found = {}
+    tensors = {}
     for name, parameter in target.parameters.items():
         here = parameter.detach().to(target.dtype)
         if not stacked:
-            found[name] = here + move[name]
+            tensors[name] = here + move[name]
         elif ".lora_A." in name:
-            # The step stands in B's columns alone, so that A's rows are of one size: ε·(B + εb)·a.
-            found[name] = torch.cat([here, here, move[name] / _size(move[name])])
+            # The step is in B's columns only, so that A's rows have one size: ε·(B + εb)·a.
+            tensors[name] = torch.cat([here, here, move[name] / _size(move[name])])
         else:
             other = move[name.replace(".lora_B.", ".lora_A.")]
-            found[name] = torch.cat([here, move[name], (here + move[name]) * _size(other)], dim=1)
-    return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
+            tensors[name] = torch.cat([here, move[name], (here + move[name]) * _size(other)], dim=1)
+    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def _size(tensor: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Twin-adapter scoring by a server: no weights of the target are needed here, its tokenizer only."""
+"""Twin-adapter scoring by a server: needs the target's tokenizer but not its weights."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from optimsyn.target.encoding import IGNORE, Encoded, as_sample, counted, encode
 class ServedTwinScorer:
     """Scores pairs through a vLLM server that holds exported twins; a drop-in for `TwinScorer`.
 
-    Its steps are those that were measured in the process that exported them. A server that computes in 16 bits may
-    round differences of losses away, so before the first score a few validation questions are scored, whose scores by
-    gradients in float32 the export holds; a server that is too far off is refused.
+    Its steps were measured in the process that exported them. A server that computes in 16 bits may round differences
+    of losses away, so before the first score it scores a few validation questions whose scores by gradients in float32
+    are in the export; a server with too large an error is refused.
 
     Args:
-        folder: What `export_twins` wrote.
+        folder: The folder of `export_twins`.
         tokenizer: The target's.
         api_base: Address of the server's API, which usually ends in /v1.
-        api_key_env: Environment variable that holds the key; None for a server that asks for none.
-        server_folder: `folder` as the server sees it, where that is another path.
-        concurrency: Requests under way at once.
-        retries: Further tries of a request that failed.
-        timeout_s: For one try.
-        most_error: Scores that are measured to be off by this share of their size or more are refused.
+        api_key_env: Environment variable with the key; None for a server without a key.
+        server_folder: The path of `folder` on the server, where it differs.
+        concurrency: Concurrent requests.
+        retries: Retries of a failed request.
+        timeout_s: Timeout of one request.
+        most_error: Refuse scores whose measured error is at least this share of their size.
 
     Attributes:
         method: twin.
-        numerical_error: The share of the scores' size that they are off by on this server; asks it when read first.
+        numerical_error: The error on this server, as a share of the scores' size; measured on first access.
         choice: None.
         subtasks: Names of the columns of `Scores.by_subtask`.
-        fingerprint: That of the scorer whose twins they are, and the tokenizer; another than that scorer's own, because
-            a server computes in its own precision.
+        fingerprint: Changes with the exporting scorer and the tokenizer; it differs from that scorer's fingerprint,
+            because a server computes in its own precision.
 
     Raises:
-        ModelError: The folder holds no twins, or the tokenizer is another one.
+        ModelError: The folder holds no twins, or the tokenizer differs.
         ServiceError: `api_key_env` names a variable that is not set.
 
     Example:
@@ -75,8 +75,8 @@ class ServedTwinScorer:
         self.record = TwinRecord.load(folder)
         if tuple(probe_ids(tokenizer)) != self.record.probe_ids:
             raise ModelError(
-                f"{folder}: its twins belong to {self.record.model}, whose tokenizer makes other tokens than the given "
-                "one; load the tokenizer of the model that the server serves"
+                f"{folder}: its twins belong to {self.record.model}, whose tokenizer differs from the given one; load "
+                "the tokenizer of the model that the server serves"
             )
         self.tokenizer = tokenizer
         self._folder = server_folder if server_folder is not None else str(folder.resolve())
@@ -107,7 +107,7 @@ class ServedTwinScorer:
 
         Raises:
             ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite; or the
-                server's scores are too far off.
+                server's error is too large.
             ServiceError: The server refused or failed for good.
         """
         whole = [encode(self.tokenizer, as_sample(pair), self.record.max_length) for pair in pairs]
@@ -119,16 +119,16 @@ class ServedTwinScorer:
         return sums.scores(self.record.across_subtasks, token_shares=token_shares)
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
-        """The score of a sample that teaches nothing: 0, a linear estimator has no momentum."""
+        """The score of a sample that teaches nothing: 0, since a linear estimator has no momentum."""
         return {"total": 0.0, "by_subtask": dict.fromkeys(self.subtasks, 0.0)}
 
     def _refuse_noise(self) -> None:
         if self.numerical_error >= self._most_error:
             raise ModelError(
                 f"the server's scores are off by {percent(self.numerical_error)} of their size on the target's own "
-                f"validation questions, where less than {percent(self._most_error)} is wanted: it rounds small "
+                f"validation questions, where less than {percent(self._most_error)} is allowed: it rounds small "
                 "differences of losses away; serve the model with --dtype float32, export the twins stacked "
-                "(export_twins(..., stacked=True)) or with longer steps, or score in process, by influence.method: auto"
+                "(export_twins(..., stacked=True)) or with longer steps, or use influence.method: auto"
             )
 
     async def _add(self, encoded: list[Encoded], sums: TokenSums) -> None:
@@ -154,12 +154,12 @@ def _label_losses(item: Encoded, logprobs: list[float]) -> torch.Tensor:
 
 
 async def _all(coroutines: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Results in order; the first failure ends the others."""
+    """Results in order; the first failure cancels the others."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
         for task in tasks:
             task.cancel()
-        # Nobody else will ask a cancelled task what became of it.
+        # Retrieve the outcomes of cancelled tasks, which nobody else awaits.
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,1 +1,1 @@
-"""Exact per-sample gradients, streamed layer by layer, and what is made of them."""
+"""Exact per-sample gradients, streamed layer by layer, and their products."""

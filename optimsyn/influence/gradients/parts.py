@@ -1,7 +1,7 @@
-"""Gradients of many samples in the two parts of which every definition of what counts is made: answer and end.
+"""Gradients of many samples in two parts, answer and end, from which every definition of what counts follows.
 
 Under `optimsyn.target.encoding.counted` a sample's loss is Σ w_t ℓ_t with one weight for all tokens of the answer and
-one for those that end it. So with the gradients of both sums at hand, the gradient under any definition is at hand too.
+one for those that end it. So the gradients of both sums give the gradient under any definition.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class GradientParts:
         """Two backward passes of every sample.
 
         Args:
-            target: Its adapter is set to the checkpoint, and left there.
+            target: Its adapter is set to the checkpoint and left there.
             checkpoint: Where gradients are taken.
-            encoded: As `encode` gave them, with every label.
-            batch_tokens: Tokens a batch.
+            encoded: From `encode`, with every label.
+            batch_tokens: Tokens per batch.
 
         Raises:
             ModelError: A gradient is not finite.
@@ -103,8 +103,8 @@ def _rows(
     losses = torch.empty(len(encoded), dtype=torch.float64)
     with taps.attached():
         for batch in target.batches(list(encoded), batch_tokens):
-            found = taps.run(batch, _Rows(rows, places, batch.indices))
-            losses[batch.indices] = found.double().cpu()
+            batch_losses = taps.run(batch, _Rows(rows, places, batch.indices))
+            losses[batch.indices] = batch_losses.double().cpu()
     if not bool(torch.isfinite(rows).all()):
         bad = [encoded[i].id for i in (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()]
         raise ModelError(f"the gradients of samples {', '.join(map(repr, bad))} are not finite; look at their text")

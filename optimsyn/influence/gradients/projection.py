@@ -9,13 +9,13 @@ and spread by no more than (Hutchinson's trace estimator once for each side; P_o
 
     Var ≤ (2/p_o + 2/p_i + 4/(p_o p_i)) ‖G‖² ‖V‖²
 
-with the terms of a side that is not projected dropped: 2/p for LoRA, whose other side is the rank. Layers have matrices
-of their own, so their errors are independent and add as variances. Where L layers carry equal shares of both vectors,
+with the terms of a side that is not projected dropped: 2/p for LoRA, whose other side is the rank. Each layer has its
+own matrices, so their errors are independent and add as variances. Where L layers carry equal shares of both vectors,
 the error of a cosine therefore has a standard deviation of at most √(2/(p L)): 0.03 for p = 16 and 144 LoRA matrices.
 That is an upper bound on the noise of one score; ranks suffer as far as it is large beside the spread of true scores.
 
 Signs come from the raw bits of a counter-based generator (Philox), whose stream NumPy guarantees, so that matrices are
-made again from the seed and never stored. Rademacher signs spread less than Gaussian entries (the diagonal terms of the
+recomputed from the seed and never stored. Rademacher signs spread less than Gaussian entries (the diagonal terms of the
 variance vanish). Factored projections of per-layer gradients: LoGra (Choe et al. 2024, arXiv:2405.13954); unbiased
 inner products: Johnson and Lindenstrauss, with signs as in Achlioptas (2003).
 """
@@ -39,7 +39,7 @@ from optimsyn.base.errors import RecipeError
 class Projection:
     """Sizes and seed of a factored projection.
 
-    A side of a layer that is no larger than its size stays as it is, exactly: the rank of a LoRA, mostly.
+    A side of a layer that is no larger than its size is kept exactly: usually the rank of a LoRA.
 
     Attributes:
         out_size: p_o, rows kept of a gradient [out, in].
@@ -60,7 +60,7 @@ class Projection:
                 raise RecipeError(f"projection.{field}: {size} keeps nothing; use a positive number, such as 32")
 
     def matrix(self, name: str, side: Literal["out", "in"], size: int) -> torch.Tensor | None:
-        """P [p, size] of one side of one parameter, float32; None where the side stays as it is."""
+        """P [p, size] of one side of one parameter, float32; None where the side is kept exactly."""
         kept = self.out_size if side == "out" else self.in_size
         if size <= kept:
             return None
@@ -71,12 +71,12 @@ class Projection:
         return torch.from_numpy((bits.astype(np.float32) * 2 - 1) / math.sqrt(kept))
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says about it."""
+        """The projection in a manifest."""
         return {"kind": "rademacher", "out_size": self.out_size, "in_size": self.in_size, "seed": self.seed}
 
 
 class Layout:
-    """Where each parameter's projected gradient stands in one flat row, and how it gets there.
+    """The place of each parameter's projected gradient in one flat row.
 
     Args:
         shapes: Parameter name -> shape; their order is the order in the row. A bias [out] counts as [out, 1].
@@ -105,7 +105,7 @@ class Layout:
         return sum(self.widths.values())
 
     def facts(self) -> list[list[Any]]:
-        """What a manifest says about it: name, shape and width of each parameter."""
+        """The layout in a manifest: name, shape and width of each parameter."""
         return [[name, list(shape), self.widths[name]] for name, shape in self.shapes.items()]
 
     def project(self, name: str, gradients: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Layout:
         if gradients.dim() == 2:
             gradients = gradients.unsqueeze(2)
         left, right = self._sides(name, gradients)
-        # The side that shrinks by more goes first: what remains for the other is smaller.
+        # The side that shrinks more goes first: the second product is then smaller.
         out_first = left is not None and (
             right is None or left.shape[1] * right.shape[0] >= right.shape[1] * left.shape[0]
         )

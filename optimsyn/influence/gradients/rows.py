@@ -1,7 +1,7 @@
 """Per-sample gradients held as rows: of questions, of pairs, plain and under Adam's preconditioner.
 
-Simulated trainings and rewards that know what was judged before need inner products of single samples with each other,
-where a score needs only those with one direction. So the gradients are kept, whole where they fit, else projected.
+Simulated trainings and rewards with a history need inner products of single samples with each other, where a score
+needs only those with one direction. So the gradients are kept, whole where they fit, else projected.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 WHOLE_BYTES = 2**30
-"""So many bytes of gradients are held; where whole ones take more, projected ones take their place."""
+"""Most bytes of held gradients; larger ones are projected."""
 
-# Each projection that is tried is half as wide as the one before; of a narrower one noise is all that is left.
+# Each projection to try is half as wide as the previous one; a narrower one leaves only noise.
 _SIZES = (32, 16, 8, 4)
 # Of one operand of a product, in float64.
 _PRODUCT_VALUES = 2**24
 
 Scale = Mapping[str, torch.Tensor] | None
-"""What gradients are multiplied with, parameter name -> the parameter's shape; None: they stay as they are."""
+"""The factor of gradients, parameter name -> the parameter's shape; None does not scale."""
 
 
 def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projection: Projection | None = None) -> Layout:
-    """How so many gradients are held within a limit: whole, or under the widest projection that fits.
+    """The layout that holds this many gradients within a limit: whole, or the widest projection that fits.
 
     Args:
-        target: Whose trained parameters.
-        rows: Gradients that are held at once.
+        target: The model with the trained parameters.
+        rows: Number of gradients held at once.
         limit: In bytes.
-        projection: This one, whatever it takes.
+        projection: Use this one regardless of the limit.
     """
     shapes = {name: tuple(p.shape) for name, p in target.parameters.items()}
     choices = [None, *(Projection(size, size) for size in _SIZES)] if projection is None else [projection]
-    found = [Layout(shapes, choice) for choice in choices]
-    fitting = [layout for layout in found if rows * layout.width * target.dtype.itemsize <= limit]
-    return (fitting or found[-1:])[0]
+    layouts = [Layout(shapes, choice) for choice in choices]
+    fitting = [layout for layout in layouts if rows * layout.width * target.dtype.itemsize <= limit]
+    return (fitting or layouts[-1:])[0]
 
 
 @dataclass(frozen=True)
 class AdamScale:
-    """What Adam at a checkpoint makes of gradients.
+    """Adam's preconditioner at a checkpoint.
 
     Attributes:
         roots: Parameter name -> √D, with D = 1 / (√v̂ + ε).
@@ -83,16 +83,16 @@ def gradient_rows(
     batch_tokens: int = 1024,
     report: Callable[[int], None] | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The gradients of samples at the weights that the target has.
+    """The gradients of samples at the target's current weights.
 
     Args:
         taps: Of the target.
         layout: How gradients are held.
         encoded: The samples.
-        scales: The gradients are returned once for each of these, multiplied with it.
-        batch_tokens: Tokens a batch; 1 takes each sample alone, so that its row does not depend on its neighbours'
-            lengths, to the last bit.
-        report: Called with the number of samples of each batch when it is done.
+        scales: The gradients are returned once for each of these factors.
+        batch_tokens: Tokens per batch; 1 puts each sample in its own batch, so that its row does not depend on its
+            neighbours' lengths, to the last bit.
+        report: Called with the number of samples of each finished batch.
 
     Returns:
         For each scale [n, width], and the losses [n] float64.
@@ -109,8 +109,8 @@ def gradient_rows(
         offset += width
     with taps.attached():
         for batch in target.batches(list(encoded), batch_tokens):
-            found = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
-            losses[batch.indices] = found.double().cpu()
+            batch_losses = taps.run(batch, _Sink(layout, places, batch.indices, rows, scales))
+            losses[batch.indices] = batch_losses.double().cpu()
             if report is not None:
                 report(len(batch))
     return rows, losses

@@ -1,8 +1,8 @@
-"""Directional derivatives of label tokens' losses by forward-mode differentiation: one pass, nothing kept.
+"""Directional derivatives of label tokens' losses by forward-mode differentiation, in one pass.
 
 Values and tangents (how a value changes when the trained parameters move along a direction) go through the model
-together. A tangent is a number of its own, so a small one is not rounded away beside a large value, as the difference
-of two losses is in 16 bits; it loses the two or three digits that every product of the model loses.
+together. A tangent is a separate number, so a small one is not rounded away beside a large value, as the difference of
+two losses is in 16 bits; it loses only the two or three digits that every product of the model loses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Slopes(NamedTuple):
         slopes: [N] float64, the derivative of each token's loss along its row's direction.
         losses: [N] float64.
         rows: [N], the row of each.
-        weights: [N] float64, what each token counts in its row's loss.
+        weights: [N] float64, the weight of each token in its row's loss.
     """
 
     slopes: torch.Tensor
@@ -47,14 +47,14 @@ def token_slopes(
 ) -> Slopes:
     """The derivatives of a batch's label tokens.
 
-    Between the two halves of a LoRA values and tangents are float32 also where the model is not.
+    Between the two halves of a LoRA values and tangents are float32 even where the model is not.
 
     Args:
         target: The model.
         taps: Of the same target.
         batch: The samples.
         tangents: The direction by parameter name: [*shape] for all rows, or [B, *shape], a direction for each row.
-        cure: What to do when the model has no such derivative.
+        cure: The remedy to name when the model has no such derivative.
 
     Raises:
         NoForwardDerivativeError: An operation of the model has none.
@@ -83,7 +83,7 @@ def token_slopes(
 
     target.try_out(batch)
     scale = _scale(target, tangents)
-    # The fused attention kernels have no forward-mode derivative, the plain one has.
+    # The fused attention kernels have no forward-mode derivative; the plain one does.
     with target.scoring(), torch.no_grad(), taps.replaced(forward_of), sdpa_kernel(SDPBackend.MATH):
         try:
             with forward_ad.dual_level():
@@ -102,7 +102,7 @@ def token_slopes(
 
 
 def _scale(target: Target, tangents: dict[str, torch.Tensor]) -> float:
-    """What float16's narrow range wants directions multiplied with: they become as long as the parameters, or 1."""
+    """The factor of directions for float16's narrow range: it makes them as long as the parameters; else 1."""
     if not any(parameter.dtype == torch.float16 for parameter in target.model.parameters()):
         return 1.0
     size = torch.stack([tangent.float().abs().amax() for tangent in tangents.values()]).amax()

@@ -1,11 +1,11 @@
 """Exact per-sample gradients from one backward pass of a batch, streamed layer by layer.
 
 For a linear layer with inputs a [B, T, in] and output gradients b [B, T, out] the gradient of sample i is
-G_i = Σ_t b_it a_itᵀ. A layer's G exists only while it is handed on; then it is dropped.
+G_i = Σ_t b_it a_itᵀ. A layer's G exists only until the sink has taken it.
 
-The layers are tapped where their gradient is born: for the time of scoring the forward of each trained `nn.Linear` is
-an autograd function whose backward sees a and b together. This stays right under activation recomputation (the backward
-of a layer runs once, whatever its forward does), and no `.grad` is ever filled.
+The layers are tapped where their gradient arises: during scoring the forward of each trained `nn.Linear` is an autograd
+function whose backward sees a and b together. This stays correct under activation recomputation (the backward of a
+layer runs once, whatever its forward does), and no `.grad` is ever filled.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ class Sink(Protocol):
     """Takes the per-sample gradients of one parameter at a time."""
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Is called once for each parameter and row of the batch.
+        """Called once for each parameter and row of the batch.
 
         Args:
             name: The parameter's name.
             rows: Rows of the batch.
-            gradients: [rows, *parameter.shape], float32 (float64 for float64 weights). May be kept, not changed.
+            gradients: [rows, *parameter.shape], float32 (float64 for float64 weights). Do not change them.
         """
 
 
 @runtime_checkable
 class SlicedSink(Sink, Protocol):
-    """A sink that also takes a large weight a few of its output rows at a time, so that no whole G has to exist."""
+    """A sink that also takes a large weight a few output rows at a time, so that no whole G has to exist."""
 
     def take_slice(self, name: str, rows: slice, outputs: slice, gradients: torch.Tensor) -> None:
-        """Is called in place of `take` for a weight of which one sample's gradient is larger than a slice.
+        """Called instead of `take` for a weight whose gradient of one sample is larger than a slice.
 
         Args:
             name: The parameter's name.
@@ -55,7 +55,7 @@ class SlicedSink(Sink, Protocol):
 
 
 def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
-    """The pieces in which a parameter's gradient is formed: one, unless a single sample's takes more than 256 MiB."""
+    """The slices in which a parameter's gradient is computed: one, unless one sample takes more than 256 MiB."""
     outputs, size = parameter.shape[0], parameter.numel() * dtype.itemsize
     if parameter.dim() < 2 or size <= SLICE_BYTES:
         return [slice(0, outputs)]
@@ -64,10 +64,10 @@ def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
 
 
 def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) -> None:
-    """Names the samples whose loss is no number.
+    """Refuses losses that are not finite.
 
     Raises:
-        ModelError: There are such.
+        ModelError: Names the samples with such a loss.
     """
     finite = torch.isfinite(losses)
     if bool(finite.all()):
@@ -92,7 +92,7 @@ class GradientTaps:
         target: The same.
 
     Raises:
-        ModelError: A trained parameter is something else, whose gradient would silently be missing.
+        ModelError: A trained parameter belongs to another module, so its gradient would be missing.
     """
 
     def __init__(self, target: Target) -> None:
@@ -103,7 +103,7 @@ class GradientTaps:
             for kind, parameter in module._parameters.items():
                 if parameter is None or id(parameter) not in names:
                     continue
-                # A subclass with a forward of its own may use the weight in ways that the formula does not know.
+                # A subclass with another forward may use the weight in ways that the formula does not cover.
                 if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
                     raise ModelError(
                         f"{path}.{kind} is trained, but it belongs to a {type(module).__name__}; influence is exact "
@@ -116,7 +116,7 @@ class GradientTaps:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Taps the layers; inside, `run` may be called. Scoring mode of the target is switched on as well."""
+        """Taps the layers and switches on the target's scoring mode; `run` needs this context."""
         with self.target.scoring(), self.replaced(self._tapped):
             yield
 
@@ -147,7 +147,7 @@ class GradientTaps:
 
         Args:
             batch: The samples.
-            sink: Where gradients go. A parameter that the loss does not reach gives zeros.
+            sink: Takes the gradients. A parameter that the loss does not reach gives zeros.
 
         Returns:
             The losses [B], detached.
@@ -164,18 +164,18 @@ class GradientTaps:
             current.finish(self.target.parameters)
         finally:
             self._pass = None
-        # Looked at last, so that a GPU has the backward pass before anybody waits for the losses.
+        # Checked last, so that a GPU has its backward pass queued before the losses are awaited.
         refuse_infinite(losses, batch.ids, self.target.model)
         return losses.detach()
 
     def verify(self, batch: Batch) -> None:
-        """Compares Σ_i G_i with what autograd itself says for this batch.
+        """Compares Σ_i G_i with autograd's own gradient of this batch.
 
         Raises:
             ModelError: They differ, because the model uses a trained weight outside of its layer.
         """
         total = _Total()
-        # In 16 bits no two passes are alike.
+        # In 16 bits two passes differ.
         wide = in_float32 if is_narrow(self.target.model) else nullcontext
         with self.attached(), wide():
             self.run(batch, total)
@@ -190,8 +190,8 @@ class GradientTaps:
         scale = max(float(e.norm()) for _, e in pairs.values())
         # Autograd rounds the gradient of a 16-bit weight to 16 bits.
         tolerance = 1e-2 if any(p.dtype in NARROW for p in parameters.values()) else 1e-3
-        for name, (found, wanted) in pairs.items():
-            if not float((found - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-3 * scale):
+        for name, (computed, wanted) in pairs.items():
+            if not float((computed - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-3 * scale):
                 raise ModelError(
                     f"the gradient of {name} is not the sum of its layer's per-sample gradients: this model uses the "
                     "weight outside of its linear layer; leave that module out of lora.target_modules"
@@ -213,7 +213,7 @@ class GradientTaps:
 
 
 class _Tap(torch.autograd.Function):
-    """A linear layer whose backward hands (a, b) on instead of forming the batch's weight gradient."""
+    """A linear layer whose backward passes (a, b) on instead of computing the batch's weight gradient."""
 
     @staticmethod
     def forward(
@@ -278,8 +278,8 @@ class _Pass:
                 self._sums[bias] = total
 
     def _weight(self, name: str, parameter: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        # A reused weight has one gradient, the sum over its uses; Γ is not linear, so it must wait for the last one.
-        # What waits is the smaller of two: the activations of its uses, joined in time, or the gradient itself.
+        # A reused weight has one gradient, the sum over its uses; Γ is not linear, so it must wait for the last use.
+        # Until then it keeps the smaller of two: the activations of its uses, joined in time, or the gradient itself.
         before, total = self._waiting.pop(name, None), self._sums.pop(name, None)
         if before is not None:
             a, b = torch.cat([before[0], a], dim=1), torch.cat([before[1], b], dim=1)
@@ -298,17 +298,17 @@ class _Pass:
     def _stream(
         self, name: str, parameter: torch.Tensor, a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None
     ) -> None:
-        """Forms Σ_t b_t a_tᵀ (plus what earlier uses gave) a slice at a time and hands it on."""
+        """Computes Σ_t b_t a_tᵀ (plus the sum of earlier uses) slice by slice for the sink."""
         b, sink = b.transpose(1, 2), self._sink
-        pieces = output_slices(parameter, self._dtype) if isinstance(sink, SlicedSink) else [slice(0, b.shape[1])]
+        slices = output_slices(parameter, self._dtype) if isinstance(sink, SlicedSink) else [slice(0, b.shape[1])]
         step = max(1, SLICE_BYTES // (parameter.numel() * self._dtype.itemsize))
         for start in range(0, self._samples, step):
             rows = slice(start, min(start + step, self._samples))
-            for piece in pieces:
+            for piece in slices:
                 gradients = torch.bmm(b[rows, piece], a[rows])
                 if total is not None:
                     gradients += total[rows, piece]
-                if len(pieces) > 1 and isinstance(sink, SlicedSink):
+                if len(slices) > 1 and isinstance(sink, SlicedSink):
                     sink.take_slice(name, rows, piece, gradients)
                 else:
                     sink.take(name, rows, gradients)
@@ -320,7 +320,7 @@ class _Pass:
 
     @torch.no_grad()
     def finish(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Hands on what still waits for a use that the loss never reached, and zeros for what it reached nowhere."""
+        """Passes on gradients that still wait for an unreached use, and zeros for parameters without any."""
         for name, parameter in parameters.items():
             if name in self._done:
                 continue

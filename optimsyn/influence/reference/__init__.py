@@ -1,1 +1,1 @@
-"""The same scores by plain automatic differentiation, as a textbook would write them."""
+"""The same scores by plain automatic differentiation, as in a textbook."""

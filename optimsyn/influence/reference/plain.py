@@ -1,8 +1,8 @@
-"""Scores by plain automatic differentiation: a sample, a backward pass, a flat vector, as a textbook would.
+"""Scores by plain automatic differentiation, as in a textbook: a sample, a backward pass, a flat vector.
 
-Slow, and independent of everything that makes the scorers fast (taps on layers, directions kept in files, twins): what
-they are compared with. Also it keeps apart what the scorers add up: the questions of the two parts that a look at the
-reward makes of them, and an answer and the token that ends it.
+Slow, and independent of everything that makes the scorers fast (taps on layers, cached directions, twins), so they are
+compared with it. It also separates what the scorers sum: the two halves of the questions, and an answer and the token
+that ends it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class PlainScores:
     """Scores of n pairs, each tensor [n] float64.
 
     Attributes:
-        total: By all questions, as the scorer of the same options would give them.
+        total: By all questions, as from a scorer with the same options.
         apart: By the questions that are not held back.
         content: What the answer's own tokens bring to the linear score, as the recipe counts them.
         end: What the tokens that end it bring, as the recipe counts them.
-        content_if: The first if the end counted like every other token.
-        end_if: The second in that case.
+        content_if: `content` if the end counted like every other token.
+        end_if: `end` in that case.
     """
 
     total: torch.Tensor
@@ -53,7 +53,7 @@ def plain_scores(
     held_back: Sequence[int] = (),
     report: Callable[[int], None] | None = None,
 ) -> PlainScores:
-    """Scores pairs, one backward pass a question and two a pair for each warm-up checkpoint.
+    """Scores pairs with one backward pass per question and two per pair at each warm-up checkpoint.
 
     The adapter is left at the last checkpoint.
 
@@ -62,30 +62,30 @@ def plain_scores(
         pairs: What to score.
         questions: The validation questions.
         config: The recipe's `influence`.
-        held_back: Places of the questions that `PlainScores.apart` leaves out; the others must hold every subtask.
+        held_back: Indices of the questions that `PlainScores.apart` omits; the others must cover every subtask.
         report: Called with 1 after each backward pass.
 
     Raises:
         ModelError: The target has not been warmed up with this adapter, or a sample cannot be encoded.
     """
-    told = report or (lambda count: None)
+    on_progress = report or (lambda count: None)
     total_lr = sum(checkpoint.lr for checkpoint in target.checkpoints)
     # By subtask until all checkpoints are summed, as the scorers do.
     sums = [torch.zeros(1, dtype=torch.float64)] * len(pairs)
     for checkpoint in target.checkpoints:
         target.load_checkpoint(checkpoint)
         bound = _Bound(target, checkpoint, config)
-        vectors = _vectors(target, questions, set(held_back), config, bound, told)
+        vectors = _vectors(target, questions, set(held_back), config, bound, on_progress)
         for i, pair in enumerate(pairs):
             sums[i] = sums[i] + checkpoint.lr / total_lr * _score(target, pair, config, bound, vectors)
-            told(1)
+            on_progress(1)
     target.load_checkpoint(target.checkpoints[-1])
     # [6, n, K]
-    found = torch.stack(sums, dim=1)
+    scores = torch.stack(sums, dim=1)
     if config.across_subtasks == "mean":
-        return PlainScores(*found.mean(-1))
-    # Parts are those of the subtask that the total is.
-    whole, apart, *parts = found
+        return PlainScores(*scores.mean(-1))
+    # The parts belong to the subtask of the total.
+    whole, apart, *parts = scores
     winner = whole.argmax(-1, keepdim=True)
     chosen = [part.gather(-1, winner).squeeze(-1) for part in parts]
     return PlainScores(whole.max(-1).values, apart.max(-1).values, *chosen)
@@ -116,7 +116,7 @@ def _vectors(
     held_back: set[int],
     config: Influence,
     bound: _Bound,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> _Vectors:
     samples = [as_sample(question) for question in questions]
     names = sorted({sample.subtask or "all" for sample in samples})
@@ -126,7 +126,7 @@ def _vectors(
     for place, sample in enumerate(samples):
         encoded = counted(target.encode(sample), config.tokens, "question")
         (gradient,) = _gradients(target, encoded.input_ids, encoded.labels, [encoded.token_weights])
-        told(1)
+        on_progress(1)
         squares += float(bound.gamma(gradient).double().square().sum())
         length = float(gradient.double().norm())
         lengths += length**2
@@ -158,7 +158,7 @@ def _score(target: Target, pair: Item, config: Influence, bound: _Bound, vectors
     parts = _gradients(target, every.input_ids, every.labels, [content, ending] if ends else [content])
     of_content = parts[0]
     of_end = parts[1] if ends else torch.zeros_like(of_content)
-    # Every token of the content has one weight, and every one of the end has one.
+    # All tokens of the content share one weight, and so do those of the end.
     end_share = as_told[-1] / if_counted[-1] if ends else 0.0
     more = if_counted[0] / as_told[0]
 
@@ -170,7 +170,7 @@ def _score(target: Target, pair: Item, config: Influence, bound: _Bound, vectors
 
 
 def _dots(directions: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """[K], one after the other: all directions in float64 may be too large."""
+    """[K], one by one, since all directions in float64 may be too large."""
     return torch.stack([torch.dot(direction.double(), gradient) for direction in directions])
 
 
@@ -180,13 +180,13 @@ def _gradients(
     """The gradient [P], on the CPU, of each weighted sum of one sample's label losses."""
     parameters = list(target.parameters.values())
     (batch,) = target.batches([Encoded("", input_ids, labels, truncated=False)], 2**62)
-    found = []
+    gradients = []
     with target.scoring():
         losses, _, _ = target.token_losses(batch)
         for place, weights in enumerate(weightings):
             loss = (losses * torch.tensor(weights, dtype=torch.float64).to(losses)).sum()
             again = place < len(weightings) - 1
             parts = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=again)
-            known = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
-            found.append(torch.cat([part.detach().flatten().to("cpu", target.dtype) for part in known]))
-    return found
+            dense = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
+            gradients.append(torch.cat([part.detach().flatten().to("cpu", target.dtype) for part in dense]))
+    return gradients

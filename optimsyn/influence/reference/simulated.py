@@ -1,8 +1,8 @@
 """Scores of simulated trainings by plain automatic differentiation; the others: `optimsyn.influence.reference.plain`.
 
-Each sample goes through the model on its own, autograd gives its gradient, and one simulation holds all pairs beside
-each other: nothing of what makes `SimulatedScorer` fast has a part in it. Where that one projects gradients, so does
-this: what is compared is the computation, not the projection.
+Each sample goes through the model separately, autograd gives its gradient, and one simulation holds all pairs together,
+without the optimisations of `SimulatedScorer`. Where that one projects gradients, so does this, so that the computation
+is compared and not the projection.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def plain_gains(
     layout: Layout | None = None,
     report: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """By how much each pair lowers the loss of each question, [n, Q] float64; `plain_total` makes scores of it.
+    """The decrease of each question's loss by each pair, [n, Q] float64; `plain_total` turns it into scores.
 
     The adapter is left at the last checkpoint.
 
     Args:
         target: A warmed-up target.
         pairs: What to score.
-        questions: The validation questions, encoded as what counts of them.
-        training: What pairs are placed in.
-        layout: How gradients are held; None: as fits.
+        questions: The validation questions, encoded with the labels that count.
+        training: The training to place pairs in.
+        layout: The layout of gradients; None chooses one that fits.
         report: Called with 1 after each backward pass.
 
     Raises:
@@ -78,7 +78,7 @@ def plain_gains(
     weights[:, count:] = training.weights(len(fill))
     weights[:count, :count] = torch.eye(count, dtype=torch.float64) / size
     losses = simulated.losses(weights)
-    # Without less with it.
+    # Loss without the pair minus loss with it.
     return losses[count] - losses[:count]
 
 
@@ -94,8 +94,8 @@ def plain_total(
     Args:
         gains: [n, Q], of `plain_gains`.
         questions: The same questions.
-        across: How scores by subtask are joined.
-        held_back: Places of the questions to leave out; the others must hold every subtask.
+        across: mean or max over subtasks.
+        held_back: Indices of the questions to leave out; the others must cover every subtask.
     """
     names = [as_sample(question).subtask or "all" for question in questions]
     places = [place for place in range(len(names)) if place not in set(held_back)]
@@ -106,16 +106,16 @@ def plain_total(
 
 
 def _gradient(target: Target, encoded: Encoded) -> tuple[dict[str, torch.Tensor], float]:
-    """Of one sample's loss by parameter name, and the loss."""
+    """The gradient of one sample's loss by parameter name, and the loss."""
     (batch,) = target.batches([encoded], 2**62)
     with target.scoring():
         loss = target.losses(batch)[0]
         parts = torch.autograd.grad(loss, list(target.parameters.values()), allow_unused=True)
-    found = {
+    gradient = {
         name: (torch.zeros_like(parameter) if part is None else part).detach().to(target.dtype)
         for (name, parameter), part in zip(target.parameters.items(), parts, strict=True)
     }
-    return found, float(loss.detach())
+    return gradient, float(loss.detach())
 
 
 def _row(layout: Layout, gradient: dict[str, torch.Tensor]) -> torch.Tensor:

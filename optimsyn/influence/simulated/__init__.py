@@ -1,1 +1,1 @@
-"""Influence by short trainings that are predicted from gradients."""
+"""Influence by short trainings, predicted from gradients."""

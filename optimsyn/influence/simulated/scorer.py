@@ -1,15 +1,15 @@
-r"""Scores by a simulated training: what a pair does in the batches of the fine-tuning that it is written for.
+r"""Scores by a simulated training: the effect of a pair in the batches of the fine-tuning that it is written for.
 
-`SimulatedTraining` predicts what a short training does to the validation questions. Here it is a training with a place
-in each batch for the pair z; companions, first drafts of the run, share the other places evenly. The score is
+`SimulatedTraining` predicts the effect of a short training on the validation questions. Here each batch has a place for
+the pair z; companions, first drafts of the run, share the other places evenly. The score is
 
     IF(z) = mean_q L_q(companions, an empty pair in z's place) − mean_q L_q(companions, z in that place)
 
-in nats, over the questions of each subtask. An empty pair has no gradient: what teaches nothing scores 0. z is trained
-on with every label, as fine-tuning does; of the questions counts what `influence.tokens` says.
+in nats, over the questions of each subtask. An empty pair has no gradient, so a pair that teaches nothing scores 0. z
+is trained on with every label, as in fine-tuning; the questions count the tokens of `influence.tokens`.
 
-Unlike the other estimators this one knows of the batch: its gradient is clipped together with those of the companions,
-what these teach anyway earns little, and a pair that is learnt after two steps teaches nothing in the third.
+Unlike the other estimators this one models the batch: the gradient is clipped together with the companions', a pair
+that repeats them earns little, and a pair that is learnt after two steps teaches nothing in the third.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from optimsyn.target.upcast import Precision, computing, is_narrow
 
 Item = Pair | Question | Sample
 
-# Raised when the same facts come to give other scores.
+# Increased when the same facts give other scores.
 _RULE = 1
-# Gradients of so many pairs are held at once, beside those of questions and companions.
+# Number of pairs whose gradients are held at once, beside those of questions and companions.
 CHUNK = 32
 
 
@@ -54,9 +54,9 @@ class BatchTraining:
     """The training that a pair is placed in.
 
     Attributes:
-        companions: What else is in its batches; of more than the predicted steps have places for, the first ones.
+        companions: The other pairs of its batches; the first ones if the predicted steps have fewer places.
         fine_tune: The recipe's section `fine_tune`: rate, steps and batch size.
-        max_grad_norm: Its clipping; None: none.
+        max_grad_norm: Gradient clipping; None does not clip.
     """
 
     companions: Sequence[Item]
@@ -73,7 +73,7 @@ class BatchTraining:
         """The companions that have a place.
 
         Raises:
-            DataError: There is none, and the batches have places for them.
+            DataError: There are none, and the batches have places for them.
         """
         places = self.steps * (self.fine_tune.batch_size - 1)
         if places and not self.companions:
@@ -85,14 +85,14 @@ class BatchTraining:
         return self.companions[:places]
 
     def weights(self, companions: int) -> torch.Tensor:
-        """The share in a batch's mean of each of so many companions, the rest being the pair's own, [companions]."""
+        """The share of each companion in a batch's mean, [companions]; the rest is the pair's."""
         size = self.fine_tune.batch_size
         return torch.full((companions,), (size - 1) / size / max(1, companions), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """What all scores share: gradients of questions and companions, and the training of the companions alone."""
+    """Shared by all scores: gradients of questions and companions, and the training of companions alone."""
 
     layout: Layout
     scale: AdamScale
@@ -103,26 +103,26 @@ class _Held:
 
 
 class SimulatedScorer:
-    """Scores pairs by what a simulated training with them in its batches does to validation questions.
+    """Scores pairs by the effect of a simulated training, with the pair in its batches, on validation questions.
 
-    Training goes on from the target's last checkpoint; earlier ones have no part in the score. Scores of the pairs of
-    one call do not depend on each other, beyond how padding rounds.
+    Training continues from the target's last checkpoint; earlier ones do not affect the score. The pairs of one call do
+    not affect each other's scores, except for rounding through padding.
 
     Args:
         target: A warmed-up target.
         questions: The validation questions; their `subtask` groups them.
-        training: What pairs are placed in.
+        training: The training to place pairs in.
         across_subtasks: mean, or max.
         tokens: Which tokens of the questions count, and, for `Scores.label_tokens` alone, of pairs.
-        batch_tokens: Tokens that go through the model at once.
-        folder: Keep measured errors here.
-        precision: What a 16-bit model computes pairs' gradients in, as of `InfluenceScorer`; those of questions and
+        batch_tokens: Tokens per forward pass.
+        folder: Cache measured errors here.
+        precision: The precision of pairs' gradients in a 16-bit model, as for `InfluenceScorer`; those of questions and
             companions are computed in float32.
         report: Called with the number of questions and companions of each batch whose gradients have been computed.
 
     Attributes:
         method: exact.
-        choice: How `build_scorer` came to take it; None where it was made directly.
+        choice: Why `build_scorer` chose it; None where it was made directly.
         subtasks: Names of the columns of `Scores.by_subtask`.
         fingerprint: Changes with everything that changes scores.
 
@@ -171,18 +171,18 @@ class SimulatedScorer:
         self._asked = [sample.subtask or "all" for sample in self._given]
         self.subtasks: tuple[str, ...] = tuple(sorted(set(self._asked)))
         self._shares = torch.tensor(
-            [[(name == mine) / self._asked.count(mine) for mine in self._asked] for name in self.subtasks],
+            [[(name == subtask) / self._asked.count(subtask) for subtask in self._asked] for name in self.subtasks],
             dtype=torch.float64,
         )
         self._companions = [target.encode(as_sample(item)) for item in training.used]
-        # As they would be trained on. With the answer of another, a question is as new as a pair.
+        # With all labels, as in training. With the answer of another question, a question is as new as a pair.
         self.probes: list[Encoded] = probes_of([target.encode(sample) for sample in self._given])
         self._held = self._hold()
         self._weights = training.weights(len(self._companions))
         self._take(precision)
 
     def at(self, precision: Precision) -> SimulatedScorer:
-        """The same scorer with another precision of a 16-bit model; what both need is shared."""
+        """The same scorer at another precision of a 16-bit model; both share their gradients."""
         other = copy.copy(self)
         for name in ("reference", "numerical_error", "linear"):
             other.__dict__.pop(name, None)
@@ -192,7 +192,7 @@ class SimulatedScorer:
 
     @property
     def layout(self) -> Layout:
-        """How gradients are held: whole, or projected."""
+        """The layout of held gradients: whole or projected."""
         return self._held.layout
 
     def _take(self, precision: Precision) -> None:
@@ -240,19 +240,19 @@ class SimulatedScorer:
 
     @contextmanager
     def _computing(self, precision: Precision) -> Iterator[int]:
-        """Inside, a 16-bit model computes so; gives the tokens of a batch, which take twice the room when widened."""
+        """Sets a 16-bit model's precision; yields the tokens of a batch, which need twice the memory when widened."""
         wide = self._narrow and precision != "model"
         with computing(self.target.model, precision):
             yield max(1, self.options.batch_tokens // 2) if wide else self.options.batch_tokens
 
     @cached_property
     def reference(self) -> torch.Tensor:
-        """The scores of `probes` by subtask, [n, k], from gradients in float32 at least."""
+        """The scores of `probes` by subtask, [n, k], from gradients in at least float32."""
         return self._score(self.probes, "float32")[0]
 
     @cached_property
     def numerical_error(self) -> float:
-        """The share of the scores' size that they are off by, as `optimsyn.influence.accuracy` says."""
+        """The numerical error as a share of the scores' size (see `optimsyn.influence.accuracy`)."""
         return kept_error(self.options.folder, self.target, self.fingerprint, self._error)
 
     def _error(self) -> float:
@@ -262,7 +262,7 @@ class SimulatedScorer:
 
     @cached_property
     def linear(self) -> InfluenceScorer:
-        """`adam_linear` with `dot` on the same questions: the score that is shared out among tokens."""
+        """`adam_linear` with `dot` on the same questions, whose score can be split over tokens."""
         return InfluenceScorer(
             self.target,
             self._given,
@@ -280,7 +280,7 @@ class SimulatedScorer:
         Losses and gradient norms are those of a pair as it is trained on, with every label.
 
         Raises:
-            ModelError: Token shares are asked for, of which this score has none; a pair has an empty answer, is too
+            ModelError: Token shares are requested, which this score does not have; a pair has an empty answer, is too
                 long without its context, or its loss or influence is not finite.
         """
         if token_shares:
@@ -311,11 +311,11 @@ class SimulatedScorer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         held = self._held
-        found = torch.zeros(len(encoded), len(self.subtasks), dtype=torch.float64)
+        scores = torch.zeros(len(encoded), len(self.subtasks), dtype=torch.float64)
         norms, losses = torch.zeros(2, len(encoded), dtype=torch.float64)
         if encoded:
             self.target.load_checkpoint(self._checkpoint)
-        # Of like length together, so that little is padded.
+        # Sorted by length, so that there is little padding.
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
         for start in range(0, len(order), CHUNK):
             places = order[start : start + CHUNK]
@@ -329,17 +329,17 @@ class SimulatedScorer:
                     batch_tokens=budget,
                 )
             norms[places] = torch.linalg.vector_norm(plain, dim=1, dtype=torch.float64)
-            found[places] = self.predicted(scaled, plain, losses[places]) @ self._shares.t()
-        return found, norms, losses
+            scores[places] = self.predicted(scaled, plain, losses[places]) @ self._shares.t()
+        return scores, norms, losses
 
     def predicted(self, scaled: torch.Tensor, plain: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """The questions' losses without each pair less those with it, [n, Q]."""
+        """The questions' losses without each pair minus those with it, [n, Q]."""
         held = self._held
         asked, pairs, gram = (
             products(left, right) for left, right in ((held.asked, scaled), (held.scaled, scaled), (held.plain, plain))
         )
         momentum = products(scaled, held.scale.drift[None])[:, 0]
-        found = []
+        decreases = []
         for i in range(len(losses)):
             own = float(products(scaled[i : i + 1], scaled[i : i + 1]))
             length = float(products(plain[i : i + 1], plain[i : i + 1]))
@@ -354,13 +354,13 @@ class SimulatedScorer:
             weights = torch.cat([self._weights, torch.zeros(1, dtype=torch.float64)]).repeat(2, 1)
             weights[1, -1] = 1 / self.training.fine_tune.batch_size
             empty, trained = with_it.losses(weights)
-            # Rounding must not make a pair without a gradient one that teaches.
-            found.append(empty - trained if length > 0 else torch.zeros_like(empty))
-        return torch.stack(found)
+            # Rounding must not give a pair without gradient an effect.
+            decreases.append(empty - trained if length > 0 else torch.zeros_like(empty))
+        return torch.stack(decreases)
 
 
 def _bordered(matrix: torch.Tensor, side: torch.Tensor, corner: float) -> torch.Tensor:
-    """A symmetric matrix [n, n] with a row and a column more."""
-    found = torch.empty(len(matrix) + 1, len(matrix) + 1, dtype=matrix.dtype)
-    found[:-1, :-1], found[:-1, -1], found[-1, :-1], found[-1, -1] = matrix, side, side, corner
-    return found
+    """A symmetric matrix [n, n] with an added row and column."""
+    bordered = torch.empty(len(matrix) + 1, len(matrix) + 1, dtype=matrix.dtype)
+    bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, side, side, corner
+    return bordered

@@ -1,7 +1,7 @@
-r"""Short trainings simulated from gradients at the warm checkpoint: what a *set* of pairs would do.
+r"""Short trainings simulated from gradients at the warm checkpoint: the effect of a *set* of pairs.
 
-A score of a single pair takes the pair as if it stood alone. A hundred pairs with the same answer each look as good as
-the first, and training on them collapses. Here a training on any set is simulated instead, without running it. The
+The score of a single pair ignores the others. A hundred pairs with the same answer each look as good as the first, and
+training on them collapses. Here a training on any set is simulated instead, without running it. The
 model is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 2018), but not its losses:
 
 - A loss ℓ is taken as that of a logistic margin, ℓ = log(1 + e^{-μ}) with p = e^{-ℓ}, so that a step δ of the weights
@@ -10,9 +10,9 @@ model is taken as linear in its weights (its tangent kernel at θ, Jacot et al. 
 - The steps are AdamW's: the gradient of the batch is clipped, momentum goes on from the checkpoint's m, and √v̂ is that
   of the checkpoint (over a dozen steps it hardly changes).
 
-Everything it needs are inner products: of questions and pairs under Adam's preconditioner D = 1 / (√v̂ + ε),
-⟨g_q, D g_i⟩, of pairs with each other, ⟨g_j, D g_i⟩ and ⟨g_j, g_i⟩ (for the clipping), and of all with m. There is no
-free constant. Batches are replaced by their mean over the set.
+It needs inner products: of questions and pairs under Adam's preconditioner D = 1 / (√v̂ + ε), ⟨g_q, D g_i⟩, of
+pairs with each other, ⟨g_j, D g_i⟩ and ⟨g_j, g_i⟩ (for the clipping), and of all with m. There is no free constant.
+Batches are replaced by their mean over the set.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 HORIZON = 12
-"""Steps for which real trainings bore out the prediction; selection looks no further (docs/concepts/selection.md)."""
+"""Steps for which real trainings confirm the prediction; selection looks no further (docs/concepts/selection.md)."""
 
 _SMALLEST_LOSS = 1e-3
 _SHORTLIST = 24
-# A round of `select` adds no more than this share to what is chosen: one by one up to twice its inverse.
+# A round of `select` adds at most this share to the chosen pairs: one by one up to twice its inverse.
 _GROWTH = 16
 
 
@@ -45,12 +45,12 @@ class WarmGradients:
     """Gradients and losses of pairs and questions at a warm-up checkpoint (see `optimsyn.influence.gradients.rows`).
 
     Attributes:
-        checkpoint: Where they were taken.
+        checkpoint: The checkpoint.
         scale: Its preconditioner, under the layout of the gradients.
         questions: Gradients of the questions times `scale.roots` [Q, width].
         question_losses: [Q].
         scaled: Gradients of the pairs times `scale.roots` [n, width].
-        plain: Gradients of the pairs as they are [n, width].
+        plain: Unscaled gradients of the pairs [n, width].
         losses: Of the pairs [n].
     """
 
@@ -76,20 +76,20 @@ class WarmGradients:
         """One backward pass of every pair and question.
 
         Args:
-            target: Its adapter is set to the checkpoint, and left there.
-            checkpoint: Where training would go on from.
-            pairs: Encoded as they would be trained on, with every label.
-            questions: Encoded as what counts of them.
-            batch_tokens: Tokens a batch.
-            projection: Of the gradients; None: whole ones where those of all pairs and questions fit into a gigabyte,
-                else the default `Projection`.
+            target: Its adapter is set to the checkpoint and left there.
+            checkpoint: The start of the training.
+            pairs: Encoded for training, with every label.
+            questions: Encoded with the labels that count.
+            batch_tokens: Tokens per batch.
+            projection: Of the gradients; None keeps them whole where those of all pairs and questions fit into a
+                gigabyte, else uses the default `Projection`.
 
         Raises:
             DataError: There is no pair or no question.
             ModelError: A loss or gradient is not finite.
         """
         if not pairs or not questions:
-            raise DataError("a training can only be predicted for at least one pair, and of at least one question")
+            raise DataError("predicting a training needs at least one pair and one question")
         layout = layout_for(target, 2 * len(pairs) + len(questions), projection=projection)
         target.load_checkpoint(checkpoint)
         taps = GradientTaps(target)
@@ -111,11 +111,11 @@ class SimulatedTraining:
         pair_momentum: ⟨g_i, D m⟩ [n].
         question_losses: [Q], in nats.
         pair_losses: [n].
-        step: Optimiser steps before.
+        step: Earlier optimiser steps.
         beta1: Decay of the momentum.
         lr: Learning rate of the first step; it falls linearly, as in fine-tuning (`Trainings`).
-        steps: How many are predicted.
-        max_grad_norm: Clipping of the batch's gradient; None: none.
+        steps: How many steps are predicted.
+        max_grad_norm: Clipping of the batch's gradient; None does not clip.
     """
 
     question_kernel: torch.Tensor
@@ -135,7 +135,7 @@ class SimulatedTraining:
     def of(
         cls, gradients: WarmGradients, *, lr: float, steps: int, max_grad_norm: float | None = 1.0
     ) -> SimulatedTraining:
-        """A training that goes on from where the gradients were taken.
+        """A training that continues from the checkpoint of the gradients.
 
         Args:
             gradients: Of the pairs and questions at the checkpoint.
@@ -161,7 +161,7 @@ class SimulatedTraining:
         )
 
     def of_places(self, places: Sequence[int]) -> SimulatedTraining:
-        """The same of some of the pairs only, which are then numbered from 0."""
+        """The same for some of the pairs, renumbered from 0."""
         kept = torch.tensor(list(places), dtype=torch.int64)
         return replace(
             self,
@@ -176,7 +176,7 @@ class SimulatedTraining:
         return len(self.pair_losses)
 
     def start(self) -> torch.Tensor:
-        """The questions' losses before training, as all others here at least .001, [Q]."""
+        """The questions' losses before training, [Q]; like all losses here at least .001."""
         return self.question_losses.clamp_min(_SMALLEST_LOSS)
 
     def losses(self, weights: torch.Tensor) -> torch.Tensor:
@@ -189,9 +189,11 @@ class SimulatedTraining:
         Returns:
             [C, Q], in nats.
         """
-        known, learnt = (torch.exp(-x.clamp_min(_SMALLEST_LOSS)) for x in (self.question_losses, self.pair_losses))
+        probability, learnt = (
+            torch.exp(-x.clamp_min(_SMALLEST_LOSS)) for x in (self.question_losses, self.pair_losses)
+        )
         count = len(weights)
-        question = torch.logit(known).expand(count, -1)
+        question = torch.logit(probability).expand(count, -1)
         pair = torch.logit(learnt).expand(count, -1)
         question_drift = self.question_momentum.expand(count, -1)
         pair_drift = self.pair_momentum.expand(count, -1)
@@ -203,26 +205,26 @@ class SimulatedTraining:
             question_drift = self.beta1 * question_drift + (1 - self.beta1) * (now @ self.question_kernel.t())
             pair_drift = self.beta1 * pair_drift + (1 - self.beta1) * (now @ self.pair_kernel)
             fix = rate / (1 - self.beta1 ** (self.step + number))
-            question = question + fix * question_drift / (1 - known)
+            question = question + fix * question_drift / (1 - probability)
             pair = pair + fix * pair_drift / (1 - learnt)
         return torch.nn.functional.softplus(-question)
 
     def decrease(self, sets: Sequence[Sequence[int]]) -> torch.Tensor:
-        """How much training on each of some sets lowers the questions' mean loss, [C]; a set's pairs weigh the same."""
+        """The decrease of the questions' mean loss by training on each set, [C]; a set's pairs weigh the same."""
         weights = torch.zeros(len(sets), len(self), dtype=torch.float64)
         for row, members in enumerate(sets):
             for place in members:
                 weights[row, place] += 1 / len(members)
         return self.start().mean() - self.losses(weights).mean(1)
 
-    def marginal(self, given: Sequence[int]) -> torch.Tensor:
-        """What each pair adds to a set that has been chosen, [n]: the slope of `decrease` as its share grows from 0.
+    def marginal(self, history: Sequence[int]) -> torch.Tensor:
+        """What each pair adds to a chosen set, [n]: the slope of `decrease` as its share grows from 0.
 
-        The share of the others shrinks as that of the new one grows, so a pair that is no better than what is there
-        already adds 0. Of an empty set: of all pairs together.
+        The share of the others shrinks as that of the new one grows, so a pair that is no better than the chosen ones
+        adds 0. An empty set stands for all pairs together.
         """
         weights = torch.zeros(1, len(self), dtype=torch.float64)
-        weights[0, list(given) or slice(None)] = 1 / (len(given) or len(self))
+        weights[0, list(history) or slice(None)] = 1 / (len(history) or len(self))
         weights.requires_grad_()
         with torch.enable_grad():
             loss = self.losses(weights).mean()
@@ -230,19 +232,18 @@ class SimulatedTraining:
         return (slope * weights.detach()).sum() - slope[0]
 
     def select(self, count: int, among: Sequence[int] | None = None) -> list[int]:
-        """Pairs of which training helps most, chosen in rounds, each for what it adds to those before.
+        """The pairs that help most in training, chosen in rounds, each for what it adds to the earlier ones.
 
-        The first 32 are taken one by one: of a round's pairs those with the largest slope are tried in full, and the
-        best of them is taken. A larger set grows by a sixteenth a round, by the pairs of largest slope: what so few of
-        them change is nearly their slope. So a thousand pairs take some ninety rounds, and nearly all simulated
-        trainings are those of the first 32.
+        The first 32 are chosen one by one: the pairs with the largest slope are simulated in full, and the best of them
+        is chosen. A larger set grows by a sixteenth per round, by the pairs of largest slope, which nearly equals their
+        effect. So a thousand pairs take some ninety rounds, and nearly all simulated trainings belong to the first 32.
 
         Args:
             count: How many.
-            among: Only these pairs may be chosen; None: all.
+            among: Choose only among these pairs; None allows all.
 
         Returns:
-            Places of the pairs, in the order in which they were chosen; of equal ones the first.
+            Indices of the pairs in the order of choice; the first of equal ones.
 
         Raises:
             DataError: There are fewer pairs.
@@ -261,7 +262,7 @@ class SimulatedTraining:
             taken = order[: min(len(chosen) // _GROWTH, count - len(chosen))]
             if len(taken) < 2:
                 short = order[:_SHORTLIST]
-                # Only these weigh anything, so only they have to be trained.
+                # Only these have weight, so only they are trained.
                 part = self.of_places([*chosen, *short])
                 held = list(range(len(chosen)))
                 gains = part.decrease([[*held, len(chosen) + i] for i in range(len(short))])

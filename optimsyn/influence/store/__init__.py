@@ -1,1 +1,1 @@
-"""A store of compressed directions: score a pool once, ask it about many question sets."""
+"""A store of compressed directions: process a pool once, score it for many question sets."""

@@ -1,11 +1,11 @@
-"""Rows of fixed size on disk: memory-mapped shards, an index of ids and a manifest. Knows nothing of models.
+"""Rows of fixed size on disk: memory-mapped shards, an index of ids and a manifest. Independent of models.
 
     manifest.json         what the rows are; see `Rows.create`
-    index.jsonl           one line a row: {"id", "row", "text", "subtask"}
+    index.jsonl           one line per row: {"id", "row", "text", "subtask"}
     rows-00000.bin …      `rows_per_shard` records each, the last one fewer
 
-A row counts when its line stands in the index. Records are written and flushed to disk first, then their lines are
-appended; a writer that is killed in between leaves records that no line names, and the next writer overwrites them.
+A row counts once its line is in the index. Records are written and flushed to disk before their lines are appended; a
+writer that is killed in between leaves records without a line, and the next writer overwrites them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from optimsyn.base.files import append_jsonl, iter_json, write_json
 
 MANIFEST = "manifest.json"
 VERSION = 2
-"""Of the files' layout and of what is inside a record."""
+"""Version of the files' layout and of a record's content."""
 
 
 class Rows:
     """The rows of one folder.
 
-    In memory it keeps some 200 bytes a row (id, place and a digest of the text); records stay on disk.
+    In memory it keeps some 200 bytes per row (id, position and a digest of the text); records stay on disk.
 
     Args:
-        folder: One that `create` made.
+        folder: A folder from `create`.
 
     Attributes:
-        manifest: What `create` was given.
+        manifest: The manifest of `create`.
         ids: Id -> row, in the order of rows.
-        subtasks: Row -> subtask, of rows that have one.
+        subtasks: Row -> subtask, for rows that have one.
 
     Raises:
         ModelError: The folder holds no store, or a damaged one.
@@ -60,11 +60,11 @@ class Rows:
 
     @staticmethod
     def create(folder: Path, manifest: dict[str, Any]) -> None:
-        """Makes an empty store.
+        """Creates an empty store.
 
         Args:
             folder: May exist.
-            manifest: Must name `checkpoints` (a list), `width` (values a checkpoint), `dtype` (of the values) and
+            manifest: Must name `checkpoints` (a list), `width` (values per checkpoint), `dtype` (of the values) and
                 `rows_per_shard`.
         """
         write_json(folder / MANIFEST, manifest)
@@ -76,7 +76,7 @@ class Rows:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps other writers out, and takes over what they wrote before.
+        """Locks the store against other writers and reads what they wrote.
 
         Raises:
             ModelError: Another process is writing.
@@ -91,12 +91,12 @@ class Rows:
             ) from error
 
     def append(self, ids: Sequence[str], texts: Sequence[int], subtasks: Sequence[str], records: Any) -> None:
-        """Adds rows: durable when it returns, and none of them counts when it does not. Only inside `writing`.
+        """Adds rows, all of them durably or none. Only inside `writing`.
 
         Args:
             ids: New ids.
             texts: 64-bit digests of the texts.
-            subtasks: "" where there is none.
+            subtasks: "" for a row without one.
             records: [n] of dtype `record`.
         """
         first = len(self._texts)
@@ -110,15 +110,15 @@ class Rows:
             self._note(line)
 
     def read(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """A copy of these records, in this order; maps the files only while it reads."""
-        found = np.empty(len(rows), dtype=self.record)
+        """A copy of these records, in this order; the files are mapped only while reading."""
+        records = np.empty(len(rows), dtype=self.record)
         shards = rows // self._per_shard
         for shard in np.unique(shards).tolist():
             here = np.flatnonzero(shards == shard)
             local = rows[here] - shard * self._per_shard
             mapped = np.memmap(self._shard(shard), dtype=self.record, mode="r", shape=(int(local.max()) + 1,))
-            found[here] = mapped[local]
-        return found
+            records[here] = mapped[local]
+        return records
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -149,7 +149,7 @@ class Rows:
         del self._texts[:]
         if not self._index.is_file():
             return
-        # Only the end of the last append can be torn or missing, and a line that is gone takes its row with it.
+        # Only the end of the last append can be torn or missing; a row without a line does not count.
         for line in iter_json(self._index, tolerate_torn=True):
             try:
                 self._note(line)
@@ -165,7 +165,7 @@ class Rows:
     def _note(self, line: dict[str, Any]) -> None:
         name, row, text = str(line["id"]), int(line["row"]), int(line["text"], 16)
         if name in self.ids or row < len(self._texts):
-            raise ValueError("an id or a row that is there already")
+            raise ValueError("a duplicate id or row")
         self._texts.extend([0] * (row - len(self._texts)))
         self._texts.append(text)
         self.ids[name] = row
@@ -177,7 +177,7 @@ _AGAIN = "delete the folder and fill the store again"
 
 
 def record_type(checkpoints: int, width: int, dtype: str) -> np.dtype[Any]:
-    """One row: values times scale are the projected direction, all else is exact.
+    """One row: values times scale give the projected direction; all other fields are exact.
 
     Fields, C checkpoints: `label_tokens`; [C] each: `scale`, `direction_norm` ‖Γ‖, `gradient_norm` ‖g‖, `loss` in nats;
     `values` [C, width].
@@ -189,12 +189,12 @@ def record_type(checkpoints: int, width: int, dtype: str) -> np.dtype[Any]:
     return np.dtype([("label_tokens", "<i8"), *exact, ("values", kinds[dtype], (checkpoints, width))])
 
 
-def differences(wanted: dict[str, Any], found: dict[str, Any], fields: Sequence[str]) -> list[str]:
-    """A sentence part for each field in which two manifests differ."""
+def differences(wanted: dict[str, Any], stored: dict[str, Any], fields: Sequence[str]) -> list[str]:
+    """A phrase for each field in which two manifests differ."""
     return [
-        f"{field} (there: {_short(found.get(field))}, here: {_short(wanted.get(field))})"
+        f"{field} (there: {_short(stored.get(field))}, here: {_short(wanted.get(field))})"
         for field in fields
-        if found.get(field) != wanted.get(field)
+        if stored.get(field) != wanted.get(field)
     ]
 
 
@@ -219,7 +219,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes new names in a folder durable, where the system can."""
+    """Makes new names in a folder durable, where the system supports it."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""A store of compressed per-sample directions: score a pool once, ask it about many question sets.
+"""A store of compressed per-sample directions: process a pool once, score it for many question sets.
 
     store = GradientStore.open_or_create(folder / "pool", target)
     store.add(pairs)                                              # the model's work, once
@@ -7,10 +7,10 @@
 
     scores = GradientStore.open(folder / "pool").score(QuestionStore.open(folder / "law"))
 
-The last line needs no model. What is kept of a sample at each checkpoint is Γ(g), projected (`optimsyn.influence.
-projection`), and exactly, beside it, ‖Γ‖, ‖g‖ and the loss; of a question g/‖g‖ by the same projection, and ‖Γ(g)‖,
-which the reference norm of dot-product scores is made of. Γ is applied before the projection, since most estimators are
-not linear. The only approximation is in ⟨V, Γ⟩.
+The last line needs no model. A sample's row holds for each checkpoint the projected Γ(g) and the exact ‖Γ‖, ‖g‖ and
+loss; a question's row holds g/‖g‖ under the same projection (`optimsyn.influence.gradients.projection`), and ‖Γ(g)‖ for
+the reference norm of dot-product scores. Γ is applied before the projection, since most estimators are not linear. Only
+⟨V, Γ⟩ is an approximation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from optimsyn.target.target import Target
 
 _WINDOW = 1024  # Samples that are sorted by length together.
 _CHUNK_BYTES = 64 * 2**20
-# Fields in which a store and the target in hand, or a pool and its questions, must agree.
+# Fields in which a store and its target, or a pool and its questions, must agree.
 _IDENTITY = (
     "target",
     "checkpoints",
@@ -54,7 +54,7 @@ _IDENTITY = (
 
 
 class _Store:
-    """What pools and question sets have in common."""
+    """The base of pools and question sets."""
 
     kind: ClassVar[str]
 
@@ -69,7 +69,7 @@ class _Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Opens a store to read it; needs no model.
+        """Opens a store for reading; needs no model.
 
         Raises:
             ModelError: The folder holds no store of this kind, or a damaged one.
@@ -95,8 +95,8 @@ class _Store:
         unlike = differences(manifest, rows.manifest, ("kind", *_IDENTITY, "dtype"))
         if unlike:
             raise ModelError(
-                f"{folder}: this store was made with another {', another '.join(unlike)}; go back to what it was made "
-                "with, name another folder, or delete this one and fill it again"
+                f"{folder}: this store was made with another {', another '.join(unlike)}; use the original "
+                "settings, name another folder, or delete this one and fill it again"
             )
         return cls(rows, target)
 
@@ -113,7 +113,7 @@ class _Store:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The store's folder."""
         return self._rows.folder
 
     @property
@@ -126,26 +126,26 @@ class _Store:
         return self._rows.size()
 
     def add(self, samples: Iterable[Sample | Pair | Question], batch_tokens: int = 2048) -> int:
-        """Adds what is not there yet; every batch is durable once it is written.
+        """Adds new samples; every batch is durable once it is written.
 
         The iterable is read in windows of 1,024, so that a pool of any size takes the memory of a window, a batch and
-        the index. Killed at any moment, it loses the batch in hand; call it again with the same samples to continue.
-        The adapter is left at the last checkpoint.
+        the index. A killed call loses only its current batch; call it again with the same samples to continue. The
+        adapter is left at the last checkpoint.
 
         Args:
-            samples: In any order; the same id with the same text again is skipped.
-            batch_tokens: Tokens that go through the model at once.
+            samples: In any order; a repeated id with the same text is skipped.
+            batch_tokens: Tokens per forward pass.
 
         Returns:
             How many rows are new.
 
         Raises:
-            DataError: An id is already there with another text (or, of a question, another subtask).
+            DataError: An id exists with another text (or a question with another subtask).
             ModelError: The store was opened without a target, another process is adding, or a sample has an empty
                 answer, a loss or direction that is not finite or, of a question, a gradient of 0.
         """
         if self._target is None:
-            raise ModelError(f"{self.folder}: was opened to be read; use open_or_create with its target to add")
+            raise ModelError(f"{self.folder}: was opened for reading; use open_or_create with its target to add")
         if self._writer is None:
             self._writer = Writer(self._target, self.manifest, self._rows.record, questions=self.kind == "questions")
         source = iter(samples)
@@ -163,8 +163,8 @@ class _Store:
         return len(self) - before
 
     def _fresh(self, window: Sequence[Sample | Pair | Question]) -> dict[str, tuple[Sample, int]]:
-        """By id: samples that are not in the store, once each, and the digest of their text."""
-        found: dict[str, tuple[Sample, int]] = {}
+        """Samples that are not in the store and the digest of their text, by id."""
+        fresh: dict[str, tuple[Sample, int]] = {}
         for item in window:
             sample = as_sample(item)
             facts = [sample.prompt, sample.completion, sample.messages]
@@ -172,15 +172,15 @@ class _Store:
                 facts.append(sample.subtask or "all")
             text = int.from_bytes(hashlib.sha256(json.dumps(facts).encode()).digest()[:8], "big")
             there = self._rows.ids.get(sample.id)
-            known = self._rows.text_of(there) if there is not None else found.get(sample.id, (sample, text))[1]
-            if known != text:
+            stored = self._rows.text_of(there) if there is not None else fresh.get(sample.id, (sample, text))[1]
+            if stored != text:
                 raise DataError(
                     f"{self.folder}: {sample.id!r} is already there with another text; give the changed "
-                    f"{self.kind[:-1]} an id of its own, or delete the folder and fill the store again"
+                    f"{self.kind[:-1]} a new id, or delete the folder and fill the store again"
                 )
             if there is None:
-                found[sample.id] = sample, text
-        return found
+                fresh[sample.id] = sample, text
+        return fresh
 
     def _chunks(self, rows: np.ndarray[Any, Any]) -> Iterator[tuple[slice, np.ndarray[Any, Any]]]:
         step = max(1, _CHUNK_BYTES // self._rows.record.itemsize)
@@ -205,7 +205,7 @@ class QuestionStore(_Store):
         projection: Projection | None = Projection(),  # noqa: B008 - frozen
         dtype: Literal["float16", "float32"] = "float32",
     ) -> Self:
-        """As `GradientStore.open_or_create`; the estimator is the pool's, for the reference norm of its dot products.
+        """As `GradientStore.open_or_create`; name the pool's estimator, for the reference norm of its dot products.
 
         Raises:
             ModelError: As `GradientStore.open_or_create`.
@@ -236,7 +236,7 @@ class QuestionStore(_Store):
         checkpoints = len(self.manifest["checkpoints"])
         total = torch.zeros(len(names), checkpoints, int(self.manifest["width"]), dtype=torch.float64)
         squares = torch.zeros(checkpoints, dtype=torch.float64)
-        # Rows are of length 1, before they are projected.
+        # Rows have length 1 before the projection.
         norms = torch.cat([torch.from_numpy(records["gradient_norm"].copy()) for _, records in self._chunks(rows)])
         votes = norms / question_scale(question_gradients, norms)
         for part, records in self._chunks(rows):
@@ -269,15 +269,15 @@ class GradientStore(_Store):
         projection: Projection | None = Projection(),  # noqa: B008 - frozen
         dtype: Literal["float16", "float32"] = "float16",
     ) -> Self:
-        """Opens the store in `folder`, or begins one there.
+        """Opens the store in `folder`, or creates it.
 
         Args:
-            folder: One store each.
+            folder: One store per folder.
             target: A warmed-up target; all of its checkpoints are stored.
             estimator: See `optimsyn.influence.estimators`.
             tokens: Which tokens of pairs and questions count.
             projection: None keeps every direction whole: exact, and as large as the trained parameters.
-            dtype: Of the stored values, each row scaled by a power of two; norms and losses are float64 anyway.
+            dtype: Of the stored values, each row scaled by a power of two; norms and losses are float64.
 
         Raises:
             ModelError: The folder's store was made with another target, checkpoint, estimator, projection, tokeniser
@@ -303,18 +303,18 @@ class GradientStore(_Store):
         Reads the store once, 64 MiB at a time.
 
         Args:
-            questions: Made with the same target, checkpoints, estimator and projection.
+            questions: Stored with the same target, checkpoints, estimator and projection.
             normalization: As `InfluenceScorer`. Projection errors can put a cosine slightly outside of [-1, 1].
             across_subtasks: As `InfluenceScorer`.
             question_gradients: As `InfluenceScorer`.
             ids: Score these, in this order; None scores all, in the order of `ids`.
 
         Raises:
-            ModelError: The questions were made with other settings; names which.
+            ModelError: The questions were stored with other settings; names which.
             DataError: An id is not in the store, or there is no question.
             RecipeError: An option has no such value.
         """
-        # Whatever is wrong with an option is said before anything is read.
+        # Options are checked before anything is read.
         ScoringOptions(
             normalization=normalization, across_subtasks=across_subtasks, question_gradients=question_gradients
         )

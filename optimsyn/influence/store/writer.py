@@ -1,4 +1,4 @@
-"""From samples to records of a gradient store: the part that needs the model."""
+"""Turns samples into records of a gradient store: the part that needs the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PROBE = Sample(
 def describe(
     target: Target, kind: str, estimator: str, tokens: CountedTokens, projection: Projection | None, dtype: str
 ) -> dict[str, Any]:
-    """The manifest of a store that is filled with these settings.
+    """The manifest of a store with these settings.
 
     Args:
         target: A warmed-up target.
@@ -53,10 +53,10 @@ def describe(
     if not target.checkpoints:
         raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
     checkpoint_weights([checkpoint.lr for checkpoint in target.checkpoints])
-    known = estimator_of(estimator)
+    chosen = estimator_of(estimator)
     layout = _layout(target, projection)
     record = record_type(len(target.checkpoints), layout.width, dtype)
-    # Tokeniser and chat template are no part of the target's fingerprint, so a short text stands for them.
+    # Tokeniser and chat template are no part of the target's fingerprint, so a short text represents them.
     probe = target.encode(_PROBE)
     return {
         "version": VERSION,
@@ -65,9 +65,9 @@ def describe(
         "precision": str(target.dtype).removeprefix("torch."),
         "encoding": digest_of([probe.input_ids, probe.labels, probe.end_tokens]),
         "checkpoints": [{"step": c.step, "lr": c.lr, "fingerprint": c.fingerprint} for c in target.checkpoints],
-        "estimator": known.name,
-        # Of one's own the source; a built-in one is known by its name.
-        **({} if known.identity == known.name else {"estimator_source": known.identity}),
+        "estimator": chosen.name,
+        # The source of a custom estimator; a built-in one is identified by its name.
+        **({} if chosen.identity == chosen.name else {"estimator_source": chosen.identity}),
         "tokens": tokens.model_dump(),
         "projection": None if projection is None else projection.facts(),
         "parameters": layout.facts(),
@@ -78,13 +78,13 @@ def describe(
 
 
 class Writer:
-    """Runs samples through the model and makes their records.
+    """Runs samples through the model and computes their records.
 
-    Γ of every checkpoint is kept at hand: twice to three times the trained parameters for each checkpoint.
+    Γ of every checkpoint stays in memory: two to three times the trained parameters per checkpoint.
 
     Args:
         target: A warmed-up target.
-        manifest: What `describe` says of it.
+        manifest: The manifest from `describe`.
         record: dtype of a record.
         questions: Keep g/‖g‖ instead of Γ(g).
 
@@ -113,7 +113,7 @@ class Writer:
         ]
 
     def records(self, samples: Sequence[Sample], batch_tokens: int) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
-        """Batch by batch the ids and the records [B].
+        """The ids and the records [B], batch by batch.
 
         Raises:
             ModelError: See `_Store.add`.
@@ -128,7 +128,7 @@ class Writer:
             (first,) = self._target.batches(shortest, 2**62)
             self._taps.verify(first)
             self._verified = True
-        # A row is held as float32 until its batch is written, which must not take more memory than the model does.
+        # Rows are float32 until their batch is written, which must not take more memory than the model.
         limit = max(1, _BATCH_BYTES // (4 * len(self._checkpoints) * self._layout.width))
         for whole in self._target.batches(encoded, batch_tokens):
             for start in range(0, len(whole), limit):
@@ -164,9 +164,9 @@ class Writer:
 
 
 def scaled_to_one(values: torch.Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Scales [B] and values / scale [B, width] within ±1; scales are powers of two, so that nothing is rounded here.
+    """Scales [B] and values / scale [B, width] within ±1; scales are powers of two, so that nothing is rounded.
 
-    Plain gradients can be smaller than float16 reaches.
+    Plain gradients can be below float16's range.
     """
     peaks = values.abs().amax(dim=1).double().numpy()
     scales = np.where(peaks > 0, np.exp2(np.ceil(np.log2(np.maximum(peaks, 1e-300)))), 1.0)
@@ -178,7 +178,7 @@ def _layout(target: Target, projection: Projection | None) -> Layout:
 
 
 class _RowSink:
-    """Projects the rows of a batch, parameter by parameter, and adds up ‖Γ‖² and ‖g‖² of the whole gradient."""
+    """Projects the rows of a batch, parameter by parameter, and sums ‖Γ‖² and ‖g‖² of the whole gradient."""
 
     def __init__(self, layout: Layout, gammas: dict[str, Direction], samples: int, *, plain: bool) -> None:
         self._layout = layout
@@ -191,7 +191,7 @@ class _RowSink:
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
         """Adds one parameter's part."""
         gamma = self._gammas[name](gradients)
-        # One sum per device, as in the scorer: nothing waits for a copy in the middle of the backward pass.
+        # One sum per device, as in the scorer, so that the backward pass never waits for a copy.
         device = gradients.device
         if device not in self._squares:
             self._squares[device] = torch.zeros(self._samples, 2, dtype=torch.float64, device=device)

@@ -1,1 +1,1 @@
-"""Is the influence true? Scores against real training."""
+"""Does influence predict training? Scores against real training."""

@@ -1,8 +1,8 @@
-"""Influence fitted to real trainings: what a few dozen counterfactuals of a run's own warm checkpoint say it means.
+"""Influence calibrated on a few dozen real trainings from a run's own warm checkpoint.
 
-A score predicts the order of truths; calibrated it predicts them. A ridge regression on influence, loss and length
-may also fix a leaning of the score; an isotonic fit only bends its scale. Both are judged on samples that took no part
-in the fit, a group (passage) at a time.
+A score predicts the order of truths; a calibrated one predicts their values. A ridge regression on influence, loss and
+length can also remove a bias of the score; an isotonic fit only bends its scale. Both are judged on held-out samples, a
+group (passage) at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 FEATURES = ("adam_linear dot", "loss", "answer length", "1 / answer length")
-"""What the ridge regression sees of a sample."""
+"""The features of the ridge regression."""
 
 
 def ridge(features: Array, truths: Array, penalty: float = 1.0) -> tuple[Array, float]:
@@ -28,7 +28,7 @@ def ridge(features: Array, truths: Array, penalty: float = 1.0) -> tuple[Array, 
         penalty: Added to the diagonal of the standardised features' Gram matrix.
 
     Returns:
-        Coefficients [F] and the intercept, both for features as they are given.
+        Coefficients [F] and the intercept, both for unstandardised features.
     """
     mean, scale = features.mean(0), features.std(0)
     scale = np.where(scale > 0, scale, 1.0)
@@ -41,11 +41,11 @@ def ridge(features: Array, truths: Array, penalty: float = 1.0) -> tuple[Array, 
 def calibrated_scores(
     scores: Mapping[str, torch.Tensor], truths: Mapping[str, torch.Tensor], groups: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """What fits to the other groups' in-batch truths predict of each sample.
+    """Predictions for each sample from fits to the other groups' in-batch truths.
 
     Args:
-        scores: Has the features.
-        truths: Has the in-batch truth; of several horizons the last is fitted to.
+        scores: With the features.
+        truths: With the in-batch truth; the last of several horizons is fitted.
         groups: The passage of each of the n samples; samples of one passage are never on both sides.
 
     Returns:
@@ -54,18 +54,18 @@ def calibrated_scores(
     """
     from scipy.optimize import isotonic_regression
 
-    known = [name for name in truths if name.startswith("in batch")]
+    in_batch = [name for name in truths if name.startswith("in batch")]
     names = sorted(set(groups))
-    if not known or len(names) < 2:
+    if not in_batch or len(names) < 2:
         return {}
-    truth = truths[known[-1]].numpy()
+    truth = truths[in_batch[-1]].numpy()
     table = np.stack([scores[name].double().numpy() for name in FEATURES], axis=1)
     bent, fitted = np.zeros(len(truth)), np.zeros(len(truth))
     for name in names:
-        mine = np.array([group == name for group in groups])
-        slope, intercept = ridge(table[~mine], truth[~mine])
-        fitted[mine] = table[mine] @ slope + intercept
-        order = np.argsort(table[~mine, 0], kind="stable")
-        rising = isotonic_regression(truth[~mine][order]).x
-        bent[mine] = np.interp(table[mine, 0], table[~mine, 0][order], rising)
+        held_out = np.array([group == name for group in groups])
+        slope, intercept = ridge(table[~held_out], truth[~held_out])
+        fitted[held_out] = table[held_out] @ slope + intercept
+        order = np.argsort(table[~held_out, 0], kind="stable")
+        rising = isotonic_regression(truth[~held_out][order]).x
+        bent[held_out] = np.interp(table[held_out, 0], table[~held_out, 0][order], rising)
     return {"calibrated (ridge)": torch.from_numpy(fitted), "calibrated (isotonic)": torch.from_numpy(bent)}

@@ -1,18 +1,18 @@
-"""Is the influence true? Every estimator, every definition of what counts and every baseline against real training.
+"""Compares every estimator, every definition of what counts and every baseline with real training.
 
-The truth is what the loop is for: real trainings that go on from the warm checkpoint, on every token, as fine-tuning
-does, and what they do to the loss of questions that had no part in the scores' directions, of the tokens that the
-evaluation counts. `fidelity` measures one target; `measure` and `FidelityReport` are its two halves, for several
-targets, seeds or domains in one table (`benchmarks/fidelity.py`).
+The truth comes from real trainings that continue from the warm checkpoint on every token, as fine-tuning does: the
+change in the loss of questions outside the scores' directions, over the tokens that the evaluation counts. `fidelity`
+measures one target; `measure` and `FidelityReport` are its two halves, for several targets, seeds or domains in one
+table (`benchmarks/fidelity.py`).
 
 | truth             | definition                                                                               |
 |-------------------|------------------------------------------------------------------------------------------|
-| in batch, k steps | L(k steps on batches of companions) - L(k steps on them with z in the place of one)      |
+| in batch, k steps | L(k steps on batches of companions) - L(k steps on them with z replacing one)            |
 | alone, k steps    | L(θ) - L(k steps on z alone)                                                             |
 | LDS, k steps      | L(θ) - L(k steps on a random part of the pool), correlated with the part's mean score    |
 |                   | (Ilyas et al. 2022, "Datamodels"; Park et al. 2023, "TRAK")                              |
 
-L is the mean loss of the truth questions. A positive truth means: it helped.
+L is the mean loss of the truth questions. A positive truth means that the sample helped.
 """
 
 from __future__ import annotations
@@ -55,14 +55,13 @@ class FidelityData:
 
     Attributes:
         pool: The samples to judge scores by.
-        questions: They give the scores their directions.
+        questions: They define the scores' directions.
         truth: Other questions, whose loss is the truth.
-        companions: What the batches of the in-batch truth are filled with; one batch at least.
+        companions: The other samples in batches of the in-batch truth; at least one batch.
         groups: The passage of each sample of the pool, for the ranking within a passage, which is all that GRPO sees.
-        drafts: What a run has of its own to place a pair in a batch with (the warm-up's pairs); with some there is one
-            score more.
-        name: What the figures are called; tells them from others.
-        domain: The domain that they belong to.
+        drafts: Companions that a run has itself (the warm-up's pairs); they add one score.
+        name: A unique name of the figures.
+        domain: Their domain.
     """
 
     pool: Sequence[Item]
@@ -77,13 +76,13 @@ class FidelityData:
 
 @dataclass(frozen=True)
 class Work:
-    """How the work is done; changes no result.
+    """Settings of the computation that do not change results.
 
     Attributes:
-        batch_tokens: Tokens that go through the model at once for gradients.
-        rows: Samples of trainings that go through the model side by side.
-        folder: Where finished trainings are kept, so that a run that was killed continues; None: nowhere.
-        report: Called with the number and the seconds of every group of trainings that had to be computed.
+        batch_tokens: Tokens per forward pass for gradients.
+        rows: Samples of trainings per forward pass.
+        folder: Cache finished trainings here, so that a killed study can resume; None does not cache.
+        report: Called with the number and the seconds of every newly computed group of trainings.
     """
 
     batch_tokens: int = 1024
@@ -94,22 +93,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-        horizons: Steps after which truths are taken.
-        in_batch: Single samples, each in a batch of companions.
-        alone: Single samples on their own.
-        batch_size: Samples a step.
-        subsets: Random parts of the pool for the LDS.
+        horizons: Steps after which truths are measured.
+        in_batch: Train on single samples, each in a batch of companions.
+        alone: Train on single samples alone.
+        batch_size: Samples per step.
+        subsets: Number of random parts of the pool for the LDS.
         subset_share: Their share of the pool.
         ends: Train on the best and the worst part of the pool by some scores.
         end_share: That part's share.
-        random: Random parts of that size beside them.
-        sets: Train also on a part of that size chosen as a set, and on one balanced by answer.
-        lr: Learning rate of every training: that of the fine-tuning which the scores are to predict.
-        max_grad_norm: Gradient clipping of every step; None: none.
-        measured: Which tokens the truth counts, and the cheap scores beside it (loss, gradient norm).
+        random: Number of random parts of that size to compare with.
+        sets: Also train on a part of that size chosen as a set, and on one balanced by answer.
+        lr: Learning rate of every training: that of the fine-tuning to predict.
+        max_grad_norm: Gradient clipping of every step; None does not clip.
+        measured: Which tokens count for the truth and the cheap scores (loss, gradient norm).
         seed: Of every random choice.
     """
 
@@ -131,11 +130,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Extra:
-    """What a user may add.
+    """Optional additions.
 
     Attributes:
-        scores: Further scores by name, [n] each: twin adapters, say.
-        embedder: Of the similarity baseline; None: the target's own base model.
+        scores: Further scores by name, [n] each, such as twin adapters.
+        embedder: Of the similarity baseline; None uses the target's own base model.
     """
 
     scores: Mapping[str, Sequence[float] | torch.Tensor] = field(default_factory=dict)
@@ -151,19 +150,19 @@ def fidelity(
     work: Work | None = None,
     resamples: int = 1000,
 ) -> FidelityReport:
-    """How well scores predict what training on a sample does to questions that the scores have not seen.
+    """Measures how well scores predict the effect of training on a sample on questions that the scores have not seen.
 
     Args:
-        target: A warmed-up target; its last checkpoint is where everything starts.
+        target: A warmed-up target; all trainings start at its last checkpoint.
         data: Samples and questions.
         plan: Sizes, settings and seed.
         extra: Further scores, another embedder.
-        work: Where finished trainings are kept, and how much goes through the model at once.
+        work: Cache folder and batch sizes.
         resamples: Of the bootstrap.
 
     Raises:
-        DataError: A list is empty or too short, a score has another length, a question stands on both sides, or the
-            folder holds something else.
+        DataError: A list is empty or too short, a score has another length, a question is on both sides, or the folder
+            belongs to another study.
         ModelError: The target has not been warmed up, or a sample cannot be encoded.
 
     Example:
@@ -246,10 +245,10 @@ def measure(
     if data.drafts:
         tuning = FineTune(steps=plan.horizons[-1], batch_size=plan.batch_size, lr=plan.lr)
         training = BatchTraining(data.drafts, tuning, plan.max_grad_norm)
-        # As above every question counts the same, whatever its subtask.
+        # As above, all questions count equally across subtasks.
         alike = [as_sample(item).model_copy(update={"subtask": ""}) for item in questions]
-        made = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=work.batch_tokens)
-        scores["simulated, in batch (drafts)"] = made.score(pool).total
+        scorer = SimulatedScorer(target, alike, training, tokens=plan.measured, batch_tokens=work.batch_tokens)
+        scores["simulated, in batch (drafts)"] = scorer.score(pool).total
     scores |= calibrated_scores(scores, truths, data.groups or [item.id for item in encoded])
     answers = [as_sample(item).completion for item in pool]
     return FidelityCell(
@@ -286,18 +285,18 @@ def _refuse(data: FidelityData, plan: Plan) -> None:
 def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int) -> dict[str, torch.Tensor]:
     """Truth name -> [n]."""
     steps, looks = plan.horizons[-1], plan.horizons
-    found: dict[str, torch.Tensor] = {}
+    by_truth: dict[str, torch.Tensor] = {}
     if plan.alone:
         after = ledger.run([[[i]] * steps for i in range(count)], looks).mean(2)
         for place, look in enumerate(looks):
-            found[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
+            by_truth[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
     if plan.in_batch:
         fixed = schedule(range(count, count + companions), steps, plan.batch_size, plan.seed)
         without = ledger.run([fixed], looks).mean(2)[0]
         after = ledger.run([[[i, *step[1:]] for step in fixed] for i in range(count)], looks).mean(2)
         for place, look in enumerate(looks):
-            found[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
-    return found
+            by_truth[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
+    return by_truth
 
 
 def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
@@ -312,16 +311,16 @@ def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
 
 
 def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
-    """What is predicted of each sample: on its own, and in a batch of companions (which stand behind the pool)."""
+    """The predicted effect of each sample, alone and in a batch of companions (which follow the pool)."""
     companions = list(range(count, len(simulated)))
-    found = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
+    scores = {"simulated, alone": simulated.decrease([[i] for i in range(count)])}
     if companions:
         # z has one place in each batch, the companions share the others.
         weights = torch.zeros(count, len(simulated), dtype=torch.float64)
         weights[:, companions] = (batch_size - 1) / batch_size / len(companions)
         weights[:, :count] += torch.eye(count, dtype=torch.float64) / batch_size
-        found["simulated, in batch"] = -simulated.losses(weights).mean(1)
-    return found
+        scores["simulated, in batch"] = -simulated.losses(weights).mean(1)
+    return scores
 
 
 def _chosen(
@@ -331,7 +330,7 @@ def _chosen(
     simulated: SimulatedTraining,
     answers: Sequence[str],
 ) -> dict[str, list[float]]:
-    """Decrease of the truth questions' loss after training on a part of the pool, by how it was chosen."""
+    """Decrease of the truth questions' loss after training on a part of the pool, by way of choice."""
     count, steps = len(answers), plan.horizons[-1]
     size = max(1, round(count * plan.end_share))
     generator = random.Random(f"parts {plan.seed}")

@@ -15,16 +15,16 @@ from optimsyn.study.fidelity.statistics import LDS, CellStatistics, Estimate, Fi
 PAPER = "adam cosine"
 """The score of the OptimSyn paper."""
 DEFAULT = "adam_linear dot, plain mean"
-"""The score of a recipe that says nothing of it."""
+"""The default score of a recipe."""
 
 TITLES = {LDS: "LDS"}
-# So many rows are shown whatever they are called.
+# Number of best rows that are always shown.
 _BEST = 8
 
 
 @dataclass(frozen=True)
 class FidelityRow:
-    """What one score is worth, averaged over cells.
+    """The correlations of one score, averaged over cells.
 
     Attributes:
         score: Its name.
@@ -33,7 +33,7 @@ class FidelityRow:
             decrease.
         partial: Truth name -> the same with the ranks of answer length and gradient norm taken out.
         with_length: Rank correlation of the score with answer length.
-        with_gradient_norm: And with the gradient norm.
+        with_gradient_norm: Rank correlation of the score with the gradient norm.
     """
 
     score: str
@@ -46,14 +46,14 @@ class FidelityRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """What training on a part of the pool brings beyond training on random parts, in one group of cells.
+    """The gain of training on a chosen part of the pool over random parts, in one group of cells.
 
     Attributes:
-        cells: Which cells: a domain and a source.
+        cells: The cells' domain and source.
         how: How the part was chosen.
         decrease: Of the truth questions' loss, in nats, mean over cells.
-        beyond_random: Minus that of the cell's random parts, mean over cells.
-        by_cell: The same of each cell.
+        beyond_random: The decrease minus that of the cell's random parts, mean over cells.
+        by_cell: The same for each cell.
     """
 
     cells: str
@@ -68,14 +68,14 @@ class FidelityReport:
     """The fidelity tables.
 
     Attributes:
-        rows: One a score, best first: by its ranking within passages of the last truth that has one, else of the pool.
-        domains: Domain -> the same of its cells alone.
+        rows: One per score, best first: by ranking within passages of the last truth that has one, else of the pool.
+        domains: Domain -> the same for its cells alone.
         truths: Columns.
         choices: Parts of pools that were trained on.
-        cells: Names of the cells whose samples were trained on one by one; of all, where none were.
-        samples: Samples in each of them.
-        questions: Questions that gave each cell's directions.
-        truth_questions: And its truth.
+        cells: Names of the cells with trainings on single samples; all cells if there are none.
+        samples: Number of samples in each of them.
+        questions: Number of questions behind each cell's directions.
+        truth_questions: Number of questions behind its truth.
         resamples: Of the bootstrap.
     """
 
@@ -93,9 +93,9 @@ class FidelityReport:
     def of(cls, cells: Sequence[FidelityCell], *, resamples: int = 1000, seed: int = 0) -> FidelityReport:
         """The tables of some cells.
 
-        Cells are drawn again, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
+        Cells are resampled, and within each cell its samples (within passages: its passages; for the LDS: subsets). A
         statistic is averaged over cells for each draw, and an interval holds the middle 95 % of these averages. A cell
-        that lacks a truth or score is left out of its average.
+        without a truth or score is left out of its average.
 
         Raises:
             DataError: There are no cells.
@@ -130,7 +130,7 @@ class FidelityReport:
         self.plot(folder / "fidelity.png")
 
     def markdown(self) -> str:
-        """The tables, each with its legend above it."""
+        """The tables, each below its legend."""
         parts = [self._main_table(), *self._domain_tables(), self._choice_table()]
         return "\n".join(part for part in parts if part)
 
@@ -171,8 +171,8 @@ class FidelityReport:
             lines = [f"{label}, {truth}, domain by domain:", "", *_head(["score", *self.domains])]
             by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
             for row in self._shown():
-                found = [by_name[name].get(row.score) for name in self.domains]
-                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in found]
+                in_domains = [by_name[name].get(row.score) for name in self.domains]
+                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in in_domains]
                 lines.append(_line([_named(row.score), *values]))
             yield "\n".join(lines) + "\n"
 
@@ -189,12 +189,12 @@ class FidelityReport:
             *_head(["chosen", *groups]),
         ]
         for how in ways:
-            found = [by_place.get((how, group)) for group in groups]
-            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in found)]))
+            choices = [by_place.get((how, group)) for group in groups]
+            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in choices)]))
         return "\n".join(lines) + "\n"
 
     def _shown(self) -> list[FidelityRow]:
-        """The best rows, and of the others those that are no definition of what counts beside another one."""
+        """The best rows, and the others except alternative definitions of what counts."""
         return [
             row
             for place, row in enumerate(self.rows)
@@ -212,10 +212,10 @@ class FidelityReport:
 
 
 def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> str | None:
-    """The last in-batch truth that has figures of this kind, else the last truth that has."""
-    known = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
-    in_batch = [truth for truth in known if truth.startswith("in batch")]
-    ranked = in_batch or known
+    """The last in-batch truth with figures of this kind, else the last truth with any."""
+    measured = [t for t in truths if any(t in getattr(r, kind) and getattr(r, kind)[t].value is not None for r in rows)]
+    in_batch = [truth for truth in measured if truth.startswith("in batch")]
+    ranked = in_batch or measured
     return ranked[-1] if ranked else None
 
 
@@ -253,8 +253,8 @@ def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
                 for mean, cell in zip(means, having, strict=True)
                 if "random" in cell.chosen
             ]
-            shown = means if how == "random" else beyond
-            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shown))
+            shares = means if how == "random" else beyond
+            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shares))
 
 
 def _choice_text(choice: Choice) -> str:
@@ -291,10 +291,10 @@ _INFLUENCE, _BASELINE, _INK, _GRID = "#2F6DA8", "#9A6A2F", "#333333", "#DDDDDD"
 
 
 def draw(report: FidelityReport, file: Path) -> None:
-    """A forest plot: a panel a truth, a line a score, dots with their 95 % intervals; scores in the report's order.
+    """A forest plot: a panel per truth, a line per score, dots with 95 % intervals; scores in the report's order.
 
     Args:
-        report: What to draw.
+        report: The report to draw.
         file: PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -309,14 +309,14 @@ def draw(report: FidelityReport, file: Path) -> None:
     names = [row.score for row in report.rows]
     for axis, truth in zip(axes, report.truths, strict=False):
         for place, row in enumerate(report.rows):
-            found = row.spearman[truth]
-            if found.value is None or found.low is None or found.high is None:
+            estimate = row.spearman[truth]
+            if estimate.value is None or estimate.low is None or estimate.high is None:
                 continue
             # "adam cosine", "adam_linear dot, end of both": an estimator and how its products are divided.
             is_influence = row.score.split(",")[0].split(" ")[1:2] in (["cosine"], ["dot"])
             color = _INFLUENCE if is_influence else _BASELINE
-            axis.plot([found.low, found.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
-            axis.plot(found.value, place, "o", color=color, markersize=4.5)
+            axis.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
+            axis.plot(estimate.value, place, "o", color=color, markersize=4.5)
         axis.axvline(0, color=_INK, linewidth=0.8)
         axis.grid(axis="x", color=_GRID, linewidth=0.6)
         axis.set_axisbelow(True)

@@ -23,9 +23,9 @@ COUNTED: dict[str, CountedTokens] = {
     "root, end of pairs": CountedTokens(reduction="root", end_of_pairs=1),
     "sum, end of pairs": CountedTokens(reduction="sum", end_of_pairs=1),
 }
-"""Definitions of what counts, tried with the default estimator; the others are tried with the first of these.
+"""Definitions of what counts, tried with the default estimator; other estimators use the first of these.
 
-A label means the same whatever a recipe's default is; `end of pairs` is the default one.
+A label's meaning does not depend on the recipe's default; `end of pairs` is the default one.
 """
 
 _ROWS = 8
@@ -46,10 +46,10 @@ def influence_scores(
     no constant that is the same for all.
 
     Args:
-        target: Names the parameters' order.
-        checkpoint: Whose moments make Γ.
+        target: Defines the parameters' order.
+        checkpoint: With the moments of Γ.
         pool: Gradients of n samples.
-        questions: And of the questions.
+        questions: Gradients of the questions.
         estimators: Names as in a recipe.
 
     Returns:

@@ -17,7 +17,7 @@ from optimsyn.base.files import write_json
 from optimsyn.base.statistics import Array, ranks, spearman
 
 LDS = "LDS"
-"""Stands among the truths for the linear datamodeling score."""
+"""Name of the linear datamodeling score among the truths."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Subsets:
     """Random subsets of a pool, each trained on.
 
     Attributes:
-        members: Places in the pool, a tuple a subset.
+        members: Indices in the pool, a tuple per subset.
         decreases: How much each lowered the validation loss, in nats.
     """
 
@@ -38,10 +38,10 @@ class FidelityCell:
     """Scores and truths of one pool at one checkpoint (one domain, one source of pairs, one seed).
 
     Attributes:
-        name: Tells it from others.
+        name: A unique name.
         domain: Its domain.
         ids: Of the n samples.
-        groups: The passage of each sample; none: there are no passages.
+        groups: The passage of each sample; empty without passages.
         scores: Score name -> [n].
         truths: Truth name -> [n], decrease of the truth questions' loss in nats.
         length: Label tokens [n].
@@ -49,8 +49,8 @@ class FidelityCell:
         subsets: For the LDS, or None.
         chosen: How a part of the pool was chosen -> decrease after training on it; "random" has one for each repeat.
         start_loss: Loss of the truth questions before, in nats.
-        questions: How many gave the directions.
-        truth_questions: How many gave the truth.
+        questions: Number of questions behind the directions.
+        truth_questions: Number of questions behind the truth.
         steps: Of the warm-up.
     """
 
@@ -93,10 +93,10 @@ class Estimate:
     """A statistic with its bootstrap interval.
 
     Attributes:
-        value: Mean over cells; None: undefined in each of them.
+        value: Mean over cells; None if undefined in all of them.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        cells: Cells that it is defined in.
+        cells: Number of cells in which it is defined.
     """
 
     value: float | None
@@ -105,7 +105,7 @@ class Estimate:
     cells: int
 
     def text(self, *, interval: bool = True, signed: bool = False) -> str:
-        """For a table: .93 [.90, .95]."""
+        """The text in a table: .93 [.90, .95]."""
         if self.value is None or self.low is None or self.high is None:
             return "–"
         form = "+.2f" if signed else ".2f"
@@ -117,12 +117,12 @@ class Estimate:
 
 
 def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
-    """Averages over cells, which are drawn again for each resample as well.
+    """Averages over cells, which are also resampled.
 
     Args:
-        draws: For each cell [1 + R]: the statistic itself, then each resample's; NaN where undefined. Cells whose
-            statistic is undefined are left out, and of the others those draws that are undefined.
-        seed: Of the drawing of cells.
+        draws: For each cell [1 + R]: the statistic itself, then each resample's; NaN where undefined. Cells with an
+            undefined statistic and undefined draws are left out.
+        seed: Of the resampling of cells.
     """
     defined = [values for values in draws if not math.isnan(values[0])]
     if not defined:
@@ -131,9 +131,9 @@ def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
     drawn = np.random.default_rng(seed).integers(0, len(stacked), (len(stacked), stacked.shape[1]))
     drawn[:, 0] = np.arange(len(stacked))
     stacked = np.take_along_axis(stacked, drawn, axis=0)
-    known = ~np.isnan(stacked)
-    counts = known.sum(0)
-    means = np.where(known, stacked, 0.0).sum(0)[counts > 0] / counts[counts > 0]
+    valid = ~np.isnan(stacked)
+    counts = valid.sum(0)
+    means = np.where(valid, stacked, 0.0).sum(0)[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means[1:], [0.025, 0.975]) if len(means) > 1 else (means[0], means[0])
     return Estimate(float(means[0]), float(low), float(high), len(defined))
 
@@ -161,20 +161,20 @@ class CellStatistics:
 
     @property
     def truths(self) -> list[str]:
-        """What this cell knows."""
+        """The names of this cell's truths."""
         return [*self.cell.truths, *([LDS] if self._subsets is not None else [])]
 
     def spearman(self, score: str, truth: str) -> Array:
-        """Rank correlation of a score with a truth; NaN where the cell has not both."""
+        """Rank correlation of a score with a truth; NaN where the cell lacks one."""
         if truth == LDS:
             return self._lds(score)
         pair = self._pair(score, truth)
         return self._nothing if pair is None else spearman(*pair)
 
     def within(self, score: str, truth: str) -> Array:
-        """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are drawn again.
+        """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are resampled.
 
-        This is what GRPO sees of a reward. NaN where the cell has no groups, or has not both.
+        This is what GRPO sees of a reward. NaN where the cell lacks groups, score or truth.
         """
         if self._drawn_groups is None or score not in self.cell.scores or truth not in self.cell.truths:
             return self._nothing
@@ -185,11 +185,11 @@ class CellStatistics:
             sums.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
         xy, xx, yy = np.moveaxis(np.array(sums)[self._drawn_groups].sum(1), 1, 0)
         ok = (xx > 1e-9) & (yy > 1e-9)
-        found: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
-        return found
+        correlations: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
+        return correlations
 
     def partial(self, score: str, truth: str) -> Array:
-        """The same with length and gradient norm taken out."""
+        """The partial rank correlation, without length and gradient norm."""
         pair = self._pair(score, truth)
         return self._nothing if pair is None else spearman(*pair, self._controls)
 
@@ -217,6 +217,6 @@ class CellStatistics:
 
 
 def _draws(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.int64]:
-    """[1 + R, count]: everything once, then R draws with replacement."""
+    """[1 + R, count]: all indices once, then R draws with replacement."""
     drawn = generator.integers(0, count, (resamples, count))
     return np.concatenate([np.arange(count)[None], drawn])

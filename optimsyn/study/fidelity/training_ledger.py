@@ -1,4 +1,4 @@
-"""Trainings that are kept: what a ledger holds is never computed again."""
+"""A cache of trainings: finished ones are never recomputed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LEDGER = "trainings.jsonl"
 
 
 class TrainingLedger:
-    """Trainings and what became of the questions' losses, kept in a folder.
+    """Trainings and the questions' losses after them, cached in a folder.
 
     Args:
-        trainings: Does the work.
-        folder: Where `trainings.jsonl` is kept; None: in memory.
-        report: Called with the number of trainings and the seconds of each group that had to be computed.
+        trainings: Runs them.
+        folder: The folder of `trainings.jsonl`; None caches in memory.
+        report: Called with the number of trainings and the seconds of each newly computed group.
 
     Raises:
         DataError: The ledger belongs to another target, pool, question set or setting.
@@ -46,7 +46,7 @@ class TrainingLedger:
         return torch.tensor(self._known["start"]["0"], dtype=torch.float64)
 
     def run(self, schedules: Sequence[Schedule], looks: Sequence[int]) -> torch.Tensor:
-        """As `Trainings.run`: [schedules, looks, Q]; what is known is read."""
+        """As `Trainings.run`: [schedules, looks, Q]; cached trainings are read."""
         wanted = sorted(set(looks))
         keys = [_key(schedule) for schedule in schedules]
 
@@ -59,8 +59,8 @@ class TrainingLedger:
         for begin in range(0, len(items), size):
             group = items[begin : begin + size]
             began = time.monotonic()
-            found = self._trainings.run([schedule for _, schedule in group], wanted)
-            for (key, _), losses in zip(group, found.tolist(), strict=True):
+            results = self._trainings.run([schedule for _, schedule in group], wanted)
+            for (key, _), losses in zip(group, results.tolist(), strict=True):
                 self._keep(key, {str(look): row for look, row in zip(wanted, losses, strict=True)})
             if self._report is not None:
                 self._report(len(group), time.monotonic() - began)
@@ -76,7 +76,7 @@ class TrainingLedger:
         identity = self._trainings.identity
         if not file.is_file():
             append_jsonl(file, [identity.saved("fingerprint")])
-        # A line that a kill left half written is skipped, and its training done again.
+        # A half-written line of a killed process is skipped, and its training is redone.
         rows: list[dict[str, Any]] = list(iter_json(file, tolerate_torn=True))
         begun = next((row for row in rows if "fingerprint" in row), {})
         changed = identity.changed_since(begun, "fingerprint")

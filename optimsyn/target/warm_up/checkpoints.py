@@ -26,17 +26,17 @@ _WEIGHTS, _FIRST, _SECOND, _FACTS = "adapter", "exp_avg", "exp_avg_sq", "checkpo
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The target at one moment of its warm-up.
+    """The target after some step of its warm-up.
 
     Attributes:
         step: Optimiser steps taken so far (the t of Adam's bias correction).
-        lr: Mean learning rate over the steps since the checkpoint before, its weight in the influence.
+        lr: Mean learning rate over the steps since the previous checkpoint, its weight in the influence.
         state: Trained parameters by name.
         exp_avg: First moments m by parameter name.
         exp_avg_sq: Second moments v by parameter name.
         betas: Adam's decay rates.
         eps: Adam's epsilon.
-        losses: Training loss of each step since the checkpoint before.
+        losses: Training loss of each step since the previous checkpoint.
     """
 
     step: int
@@ -49,7 +49,7 @@ class Checkpoint:
     losses: tuple[float, ...] = field(default=())
 
     def save(self, folder: Path) -> None:
-        """Writes the checkpoint as three safetensors files and a JSON file, all at once (rename of a whole folder)."""
+        """Writes three safetensors files and a JSON file atomically, by renaming the whole folder."""
         from safetensors.torch import save_file
 
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of everything in it."""
+        """Sixteen hex digits of all its content."""
         digest = hashlib.sha256(json.dumps([self.step, self.lr, self.betas, self.eps]).encode())
         for tensors in (self.state, self.exp_avg, self.exp_avg_sq):
             for name in sorted(tensors):
@@ -114,14 +114,14 @@ def named_moments(
         state = optimizer.state.get(parameter)
         if not state:
             raise ModelError(f"parameter {name!r} received no optimiser step in the warm-up; leave it frozen")
-        # `clone`: on a CPU `.cpu()` is the optimiser's own tensor, which later steps would change.
+        # `clone`: on a CPU, `.cpu()` returns the optimiser's own tensor, which later steps change.
         first[name] = state["exp_avg"].detach().cpu().clone()
         second[name] = state["exp_avg_sq"].detach().cpu().clone()
     return first, second
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """The steps after which a checkpoint is kept: spread evenly, the last step always among them.
+    """The steps after which a checkpoint is kept: spread evenly, and always the last step.
 
     Raises:
         ModelError: There are more checkpoints than steps.
@@ -153,7 +153,7 @@ class Training:
         encoded: The samples.
         parameters: The trained parameters by name.
         backward: Adds the gradient of a batch's mean loss to `.grad` and returns the loss.
-        order: The places in `encoded` of the samples of each step, without end (see `epochs`).
+        order: The indices in `encoded` of the samples of each step, endless (see `epochs`).
         lr: Learning rate.
         max_grad_norm: The batch's gradient is scaled down to this norm, as fine-tuning does.
 
@@ -188,7 +188,7 @@ class Training:
         self._masters = _masters(parameters)
         self._optimizer = torch.optim.AdamW(self._masters.values(), lr=lr, weight_decay=0.0)
         self._order = order
-        self._told = 0
+        self._reported = 0
 
     def step(self) -> None:
         """Takes one step.
@@ -213,10 +213,10 @@ class Training:
         self.losses.append(loss)
 
     def checkpoint(self) -> Checkpoint:
-        """A copy on the CPU of weights and moments as they are now, with the losses since the checkpoint before."""
+        """A copy on the CPU of the current weights and moments, with the losses since the previous checkpoint."""
         first, second = named_moments(self._optimizer, self._masters)
         state = {name: parameter.detach().cpu().clone() for name, parameter in self._parameters.items()}
-        since, self._told = tuple(self.losses[self._told :]), self.steps
+        since, self._reported = tuple(self.losses[self._reported :]), self.steps
         # The learning rate is constant, so its mean since the last checkpoint is itself.
         return Checkpoint(self.steps, self.lr, state, first, second, losses=since)
 
@@ -224,13 +224,13 @@ class Training:
 def train(
     training: Training, *, steps: int, checkpoints: int, report: Callable[[int, int], None] | None = None
 ) -> list[Checkpoint]:
-    """Takes so many steps and keeps checkpoints spread over them.
+    """Takes `steps` steps and keeps checkpoints spread over them.
 
     Args:
         training: At its start.
         steps: Optimiser steps.
-        checkpoints: How many checkpoints, the last step always among them.
-        report: Called after each step with the steps done and their number.
+        checkpoints: How many checkpoints; the last step always has one.
+        report: Called after each step with the steps done and their total.
 
     Raises:
         ModelError: There are more checkpoints than steps, or the loss is not finite.
@@ -247,9 +247,9 @@ def train(
 
 
 def _masters(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
-    """What the optimiser moves: the parameters, and of those narrower than float32 a copy in float32.
+    """The optimiser's parameters: float32 copies of those narrower than float32, else the parameters themselves.
 
-    In bfloat16 Adam's v would never decay (0.999 v rounds to v), and most steps would be rounded away.
+    In bfloat16 Adam's v never decays (0.999 v rounds to v), and most steps are rounded away.
     """
     return {
         name: p if p.dtype.itemsize >= 4 else torch.nn.Parameter(p.detach().float()) for name, p in parameters.items()

@@ -1,12 +1,12 @@
-"""By what evidence a warm-up ends: what is measured at each look, the rules, and the record that they leave.
+"""When a warm-up ends: the losses measured at each look, the stopping rules, and their record.
 
-Two things are learned in a warm-up, at unlike speed. The **form**: that an answer ends, and where. It is the same for
-every pair, and until it is learned, it is most of what a further step would change, so most of what a pair would be
-rewarded for. And the **content**: what the pairs say. Long after the form has settled the loss of the pairs trained on
-goes on falling, that of others does not: the warm-up overfits. It ends between the two.
+A warm-up learns two things, at different speeds. The **form**: that an answer ends, and where. It is the same for every
+pair, and until it is learned, it dominates the effect of a further step and so the reward of a pair. And the
+**content**: what the pairs say. Long after the form has settled, the training pairs keep improving while the
+others do not: the warm-up overfits. It ends between the two.
 
-Every comparison is between two looks at the same samples, sample by sample, so that the noise of a difference is that
-of its mean over the samples and not that of their unlike difficulty.
+Looks are compared sample by sample, so that the noise of a difference comes from its mean over the samples and not from
+how much the samples differ in difficulty.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Stopped = Literal["settled", "overfits", "most steps", "given"]
 
 # Fewer pairs than this are all trained on.
 _FEWEST_TRAINED = 4
-# Of the loss of the end, in nats: below this it counts as learned, and this little as no movement.
+# Of the loss of the end, in nats: below the first it counts as learned; a change below the second is no movement.
 _LEARNED = 0.5
 _SMALL = 0.05
 _SHARE = 0.1
 _LEFT = 0.05
-# Looks over which the form must have stood still.
+# Looks over which the form must not have moved.
 _PATIENCE = 2
 # One-sided. A warm-up that ends a look early is none the worse, so a rise need not be certain.
 _RISE_CONFIDENCE = 0.95
@@ -40,16 +40,16 @@ _RISE_CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Search:
-    """How the steps and the learning rate of a warm-up are found.
+    """How to search the steps and the learning rate of a warm-up.
 
     Attributes:
         max_steps: Most steps.
-        every: Steps between two looks; a learning rate is tried for as many.
-        held_out: Share of the pairs that is not trained on but looked at.
-        around: The learning rate of the fine-tuning that the influence is to predict; candidates lie around it.
-        factors: The candidates, as multiples of it.
-        most_questions: Questions looked at, spread evenly over those there are.
-        most_unseen: Pairs held out at most.
+        every: Steps between two looks, and steps for which each learning rate is tried.
+        held_out: Share of the pairs to hold out and look at.
+        around: The learning rate of the fine-tuning that the influence predicts; candidates lie around it.
+        factors: The candidates, as multiples of `around`.
+        most_questions: Most questions to look at, spread evenly over all of them.
+        most_unseen: Most pairs to hold out.
     """
 
     max_steps: int = 24
@@ -67,7 +67,7 @@ class Search:
 
     @property
     def fewest_looks(self) -> int:
-        """How many looks there are by then; each of them can become a checkpoint."""
+        """How many looks there are within `least_steps`; each of them can become a checkpoint."""
         return math.ceil(self.least_steps / self.every)
 
     def next_look(self, step: int) -> int:
@@ -75,11 +75,11 @@ class Search:
         return min(self.max_steps, (step // self.every + 1) * self.every)
 
     def split(self, pairs: Sequence[ItemT], train: int | None = None) -> tuple[Sequence[ItemT], Sequence[ItemT]]:
-        """The pairs to train on, and those to look at in their place; none of these where four would not be left.
+        """The pairs to train on and the held-out ones; holds out none if that leaves fewer than four to train on.
 
         Args:
-            pairs: All of them. The last ones are held out.
-            train: Train on so many at most; pairs that are left over anyway are held out before others.
+            pairs: All pairs. The last ones are held out.
+            train: Train on at most this many.
         """
         held = min(self.most_unseen, max(2, round(self.held_out * len(pairs)))) if self.held_out else 0
         if len(pairs) - held < _FEWEST_TRAINED:
@@ -89,14 +89,14 @@ class Search:
 
 
 class Losses(NamedTuple):
-    """What one look measures, a number a sample, in nats a token.
+    """The losses of one look, one per sample, in nats per token.
 
     Attributes:
-        end: Of the validation questions, what stands behind the answer: the end of the text, or of a chat's turn.
-            Empty where the tokenizer has nothing that ends a text.
-        first: Of the validation questions, the first token of the answer.
-        content: Of the validation questions, the answer's own tokens.
-        unseen: Of pairs that are not trained on, the answer's own tokens.
+        end: Of the tokens that end an answer (the text or a chat's turn), over the validation questions. Empty where
+            the tokenizer has none.
+        first: Of the answer's first token, over the validation questions.
+        content: Of the answer's own tokens, over the validation questions.
+        unseen: Of the answer's own tokens, over pairs that are not trained on.
     """
 
     end: tuple[float, ...]
@@ -116,21 +116,21 @@ class Losses(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether every number is one."""
+        """Whether all losses are finite."""
         return all(math.isfinite(value) for values in self for value in values)
 
 
 @dataclass(frozen=True)
 class Look:
-    """One point of the curve: means over the samples, in nats a token.
+    """One point of the curve: mean losses over the samples, in nats per token.
 
     Attributes:
         step: Steps taken before it.
-        end_loss: Of what ends an answer, over the validation questions; None where nothing does.
+        end_loss: Of the tokens that end an answer, over the validation questions; None where there are none.
         first_loss: Of an answer's first token, over the validation questions.
         question_loss: Of an answer's own tokens, over the validation questions.
         unseen_loss: Of an answer's own tokens, over pairs that are not trained on; None where none were held out.
-        training_loss: Mean over the steps since the look before; None at the start.
+        training_loss: Mean over the steps since the previous look; None at the start.
     """
 
     step: int
@@ -142,7 +142,7 @@ class Look:
 
     @classmethod
     def of(cls, step: int, losses: Losses, training: Sequence[float]) -> Look:
-        """The means of what was measured."""
+        """The means of the measured losses."""
         end, first, content, unseen = (_mean(values) for values in losses)
         assert first is not None
         assert content is not None
@@ -155,9 +155,9 @@ class TriedRate:
 
     Attributes:
         lr: The rate.
-        look: Where it led; None where a loss was not finite.
-        judged: Loss of the form plus loss of the held-out content, by which rates are compared, in nats a token.
-        dropped: Why it was not considered; empty: it was.
+        look: The losses it led to; None where a loss was not finite.
+        judged: Loss of the form plus loss of the held-out content, by which rates are compared, in nats per token.
+        dropped: Why it was not considered; empty if it was.
     """
 
     lr: float
@@ -174,16 +174,15 @@ class WarmUpCurve:
         lr: Learning rate.
         steps: Step of the last checkpoint.
         stopped: `settled`: the form is learned. `overfits`: pairs that were not trained on got worse, and the
-            checkpoint is the look before. `most steps`: neither by then. `given`: the number was given.
+            checkpoint is the previous look. `most steps`: neither. `given`: the number of steps was given.
         why: The same with its figures, in a sentence.
         why_lr: Why this rate, in a sentence.
         losses: Training loss of each step up to the last checkpoint.
-        looks: Every look at the rate that was chosen, also those after the checkpoint; none where nothing was looked
-            for.
-        rates: The rates that were tried; none where the rate was given.
-        trained_on: Pairs trained on.
-        held_out: Pairs looked at in their place.
-        questions: Validation questions looked at.
+        looks: Every look at the chosen rate, also those after the checkpoint; empty without a search.
+        rates: The rates that were tried; empty where the rate was given.
+        trained_on: Number of training pairs.
+        held_out: Number of held-out pairs.
+        questions: Number of validation questions looked at.
     """
 
     lr: float
@@ -238,7 +237,7 @@ class Change(NamedTuple):
 
 
 def change(before: Sequence[float], after: Sequence[float]) -> Change:
-    """How much higher the losses of the same samples are `after` than `before`."""
+    """How much the losses of the same samples rose from `before` to `after`."""
     differences = [b - a for a, b in zip(before, after, strict=True)]
     count = len(differences)
     mean = sum(differences) / count
@@ -249,16 +248,15 @@ def change(before: Sequence[float], after: Sequence[float]) -> Change:
 
 
 def settled(history: Sequence[Losses]) -> str:
-    """Whether the form has settled: why, or an empty string.
+    """Why the form has settled, or an empty string if it has not.
 
-    It has, when what is left of its loss is no more than a twentieth of what it fell by: no further step can change
-    more. Or when over the last two looks it moved by no more than a tenth of all that it moved since the start.
-    A form that was learned before (a loss of at most half a nat, at which the token has three chances in five) need not
-    have moved at all: there it is enough that it stands still, within 0.05 nats or its own noise (a standard error of
-    the mean difference). A loss that is high and stands still has not settled: the rate is too low.
+    It has settled when its remaining loss is at most a twentieth of its decrease, or when over the last two looks it
+    moved by at most a tenth of its whole movement. A form that was known from the start (a loss of at most half a nat,
+    a probability of three in five) need not move: it is enough that it stays within 0.05 nats or its own noise (a
+    standard error of the mean difference). A loss that is high and does not move has not settled: the rate is too low.
 
     Args:
-        history: The start and every look since.
+        history: The start and every later look.
     """
     levels = [sum(losses.form) / len(losses.form) for losses in history]
     total = max(levels) - min(levels)
@@ -277,21 +275,21 @@ def settled(history: Sequence[Losses]) -> str:
 
 
 def overfits(history: Sequence[Losses]) -> str:
-    """Whether samples that are not trained on got worse: why, or an empty string.
+    """Why the warm-up overfits, or an empty string if it does not.
 
-    They did, when the loss of their content is above its lowest look by more than noise: the mean difference is above
-    0 by a one-sided t-test at 95 %. Two samples seldom show it, twenty soon do.
+    It overfits when the content loss of samples that it does not train on is above its lowest look by more than noise:
+    a one-sided t-test of the mean difference at 95 %. Two samples seldom show it, twenty soon do.
 
     Args:
-        history: The start and every look since.
+        history: The start and every later look.
     """
     lowest = min(history, key=lambda losses: sum(losses.held_out))
     rise = change(lowest.held_out, history[-1].held_out)
     if not is_rise(rise):
         return ""
-    what = "unseen pairs" if history[-1].unseen else "questions"
+    noun = "unseen pairs" if history[-1].unseen else "questions"
     return (
-        f"the content loss of {rise.samples} {what} rose by {rise.mean:.2g} above its lowest look "
+        f"the content loss of {rise.samples} {noun} rose by {rise.mean:.2g} above its lowest look "
         f"(standard error {rise.error:.2g})"
     )
 
@@ -306,9 +304,9 @@ def is_rise(difference: Change) -> bool:
 
 
 def compared(before: Losses, after: Losses) -> Change:
-    """How much higher form and held-out content together are `after` than `before`, by which rates are compared."""
+    """How much form plus held-out content rose from `before` to `after`, by which rates are compared."""
     form, content = change(before.form, after.form), change(before.held_out, after.held_out)
-    # The noise of a single sample is unknown, so none is added.
+    # The noise of a single sample is unknown and left out.
     errors = [part.error for part in (form, content) if math.isfinite(part.error)]
     return Change(form.mean + content.mean, math.hypot(*errors), min(form.samples, content.samples))
 
@@ -316,15 +314,15 @@ def compared(before: Losses, after: Losses) -> Change:
 def choose_rate(
     start: Losses, tried: dict[float, Losses | None], around: float
 ) -> tuple[float | None, dict[float, str]]:
-    """The best of the learning rates that were tried: the lowest loss, and of those within its noise the nearest.
+    """The best of the tried learning rates: of those within noise of the lowest loss, the one nearest to `around`.
 
     Args:
-        start: Before the first step.
-        tried: Rate -> where it led from the start; None where a loss was not finite.
-        around: Of rates that do not differ beyond their noise the nearest to this one is taken.
+        start: Losses before the first step.
+        tried: Rate -> losses that it led to; None where a loss was not finite.
+        around: The preferred rate.
 
     Returns:
-        The rate, or None where every one was dropped; and why each dropped one was.
+        The rate, or None if all were dropped; and the reason for each dropped rate.
     """
     dropped: dict[float, str] = {}
     for lr, losses in tried.items():

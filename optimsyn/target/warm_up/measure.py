@@ -1,4 +1,4 @@
-"""What a look at a warm-up measures: the losses of form and content, of questions and of pairs not trained on."""
+"""A look at a warm-up: the losses of form and content, of questions and of pairs not trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optimsyn.target.warm_up.curve import Losses
 if TYPE_CHECKING:
     from optimsyn.target.warm_up.protocol import Trainee
 
-# Whatever the reward counts.
+# Independent of what the reward counts.
 _CONTENT = CountedTokens(end_of_questions=0, end_of_pairs=0)
 
 
@@ -22,13 +22,13 @@ _CONTENT = CountedTokens(end_of_questions=0, end_of_pairs=0)
 def measure(
     target: Trainee, questions: Sequence[Encoded], unseen: Sequence[Encoded], batch_tokens: int = 2048
 ) -> Losses:
-    """Losses of form and content of the target as it is.
+    """Losses of form and content of the target in its current state.
 
     Args:
         target: In evaluation mode.
         questions: The validation questions.
         unseen: Pairs that are not trained on.
-        batch_tokens: Tokens that go through the model at once.
+        batch_tokens: Tokens per forward pass.
     """
     asked = _tokens(target, questions, "question", batch_tokens)
     pairs = _tokens(target, unseen, "pair", batch_tokens)
@@ -45,7 +45,7 @@ def measure(
 def _tokens(
     target: Trainee, encoded: Sequence[Encoded], role: Role, batch_tokens: int
 ) -> list[tuple[list[float], list[float]]]:
-    """Of each sample the losses of the tokens that count, and of those behind them."""
+    """For each sample the losses of the tokens that count, and of those after them."""
     by_sample: list[tuple[list[float], list[float]]] = [([], []) for _ in encoded]
     content = [counted(item, _CONTENT, role).label_tokens for item in encoded]
     for batch in target.batches(encoded, batch_tokens):

@@ -16,7 +16,7 @@ FEWEST_DRAFTS = 4
 
 
 def parts_of(recipe: Recipe, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair], Search]:
-    """The pairs to train on, those to look at in their place, and how steps and learning rate are found."""
+    """The pairs to train on, the held-out pairs, and how to search steps and learning rate."""
     from optimsyn.target.warm_up.curve import Search
 
     config = recipe.warm_up

@@ -1,4 +1,4 @@
-"""What a warm-up asks of the target that it trains, so that it need not know its class."""
+"""The interface of a target that a warm-up trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimsyn.target.warm_up.curve import WarmUpCurve
 
 
 class Trainee(Protocol):
-    """A model with trained parameters; `optimsyn.target.target.Target` is one, and says what each of these does."""
+    """A model with trained parameters, such as `optimsyn.target.target.Target`, which documents each member."""
 
     model: Any
     parameters: dict[str, torch.nn.Parameter]
@@ -31,7 +31,7 @@ class Trainee(Protocol):
     def batches(
         self, samples: Sequence[Sample | Pair | Question | Encoded], batch_tokens: int = 2048
     ) -> Iterator[Batch]:
-        """Right-padded batches of like length."""
+        """Right-padded batches of similar length."""
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Loss of each sample, [B]."""
@@ -43,7 +43,7 @@ class Trainee(Protocol):
         """Puts the checkpoint's weights into the model."""
 
     def add_checkpoints_from(self, folder: Path) -> list[Checkpoint]:
-        """Takes over the checkpoints of a finished warm-up."""
+        """Reads the checkpoints of a finished warm-up."""
 
     def fingerprint(self) -> str:
         """Changes with the frozen model and the adapter's shape."""

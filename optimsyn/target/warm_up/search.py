@@ -1,7 +1,7 @@
-"""A warm-up that finds its learning rate and its number of steps; `optimsyn.target.warm_up.curve` has the rules.
+"""A warm-up that searches its learning rate and its number of steps; `optimsyn.target.warm_up.curve` has the rules.
 
-Rates are tried one after another from the same start, each for the few steps between two looks. The warm-up then begins
-again with the best one, so that its checkpoints are those of a plain warm-up of as many steps at that rate. It goes on
+Rates are tried one after another from the same start, each for the few steps between two looks. The warm-up then
+restarts with the best one, so that its checkpoints equal those of a plain warm-up with these settings. It continues
 from look to look until the form has settled, or until pairs that it does not train on get worse.
 """
 
@@ -41,28 +41,28 @@ if TYPE_CHECKING:
     from optimsyn.target.warm_up.protocol import Trainee
 
 RECORD = "warm_up.json"
-"""Written last: a folder without it is a warm-up that was interrupted, and is done again."""
+"""Written last: a folder without it holds an interrupted warm-up, which is redone."""
 CURVE = "curve.json"
 
-# Where nothing can be looked at: the steps and the rate of a short fine-tuning.
+# Defaults without validation questions: the steps and the rate of a short fine-tuning.
 _STEPS, _LR = 12, 2e-4
-# How often the lowest rate is halved when every one made things worse.
+# How often the lowest rate is halved when every rate raised the loss.
 _HALVINGS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a warm-up is to do.
+    """The settings of a warm-up.
 
     Attributes:
-        steps: Optimiser steps; None: found.
-        lr: Learning rate; None: found.
-        search: How they are found.
-        batch_size: Samples a step.
-        checkpoints: How many checkpoints, spread over the steps, the last step always among them.
+        steps: Optimiser steps; None searches them.
+        lr: Learning rate; None searches it.
+        search: How to search.
+        batch_size: Samples per step.
+        checkpoints: How many checkpoints, spread over the steps; the last step always has one.
         max_grad_norm: Gradient clipping.
-        seed: Of the order of samples, and of dropout.
-        batch_tokens: Tokens that go through the model at once; does not change the result.
+        seed: Of the order of samples and of dropout.
+        batch_tokens: Tokens per forward pass; does not change the result.
     """
 
     steps: int | None
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def looks(self) -> bool:
-        """Whether anything is to be found."""
+        """Whether there is anything to search."""
         return self.steps is None or self.lr is None
 
 
@@ -85,12 +85,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WarmUpData(Generic[T]):
-    """What a warm-up trains on and looks at.
+    """The data of a warm-up.
 
     Attributes:
-        pairs: Trained on.
+        pairs: To train on.
         questions: Validation questions to look at.
-        unseen: Pairs to look at that it does not train on.
+        unseen: Other pairs to look at.
     """
 
     pairs: Sequence[T]
@@ -100,12 +100,12 @@ class WarmUpData(Generic[T]):
 
 @dataclass(frozen=True)
 class Bench:
-    """What the search works with.
+    """The operations that the search needs.
 
     Attributes:
-        begin: Puts the model back to its start and gives a training at this rate.
-        look: Measures the model as it is, without gradients or dropout.
-        taken: Told of every step that was taken.
+        begin: Resets the model to its start and returns a training at this rate.
+        look: Measures the current model, without gradients or dropout.
+        taken: Called after every step.
     """
 
     begin: Callable[[float], Training]
@@ -120,7 +120,7 @@ def warm_up(
     folder: Path | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Checkpoint], WarmUpCurve | None]:
-    """Does what `Target.warm_up` promises; leaves the model at the last checkpoint.
+    """Implements `Target.warm_up`; leaves the model at the last checkpoint.
 
     Raises:
         ModelError: As `Target.warm_up`.
@@ -134,7 +134,7 @@ def warm_up(
         if plan.steps is None and plan.checkpoints > looks:
             raise ModelError(
                 f"{plan.checkpoints} warm-up checkpoints cannot be spread over the {looks} looks of "
-                f"the shortest warm-up ({plan.search.least_steps} steps); use fewer of them, or look more often"
+                f"the shortest warm-up ({plan.search.least_steps} steps); use fewer of them, or lower warm_up.every"
             )
     else:
         data = WarmUpData(data.pairs)
@@ -162,7 +162,7 @@ def warm_up(
     if folder is not None:
         (folder / RECORD).unlink(missing_ok=True)
         for leftover in folder.glob(".step-*"):
-            # Of a process that was killed while it wrote one.
+            # Left by a process that was killed while writing.
             shutil.rmtree(leftover)
         for item in kept:
             item.save(folder / f"step-{item.step:06d}")
@@ -172,13 +172,13 @@ def warm_up(
 
 
 def run(bench: Bench, plan: Plan) -> tuple[list[Checkpoint], WarmUpCurve]:
-    """Finds what the plan leaves open and trains.
+    """Searches what the plan leaves open and trains.
 
     Returns:
-        The checkpoints, oldest first, and how they came about. The model may have gone past the last one.
+        The checkpoints, oldest first, and the curve. The model may be past the last checkpoint.
 
     Raises:
-        ModelError: Every rate, or the one given, leads to a loss that is not finite.
+        ModelError: Every rate, or the given one, leads to a loss that is not finite.
     """
     search = plan.search
     start: Losses | None = None
@@ -210,7 +210,7 @@ class _Rate:
     Attributes:
         lr: The rate.
         why: Why this one.
-        after: The losses after the few steps for which it was tried; None where it was given.
+        after: The losses after the steps for which it was tried; None where it was given.
         tried: All rates that were tried.
     """
 
@@ -260,7 +260,7 @@ def _try(bench: Bench, lr: float, steps: int) -> tuple[Losses | None, Sequence[f
 
 
 def _by_evidence(bench: Bench, plan: Plan, start: Losses, rate: _Rate) -> tuple[list[Checkpoint], WarmUpCurve]:
-    """From look to look until the form has settled or the warm-up overfits."""
+    """Trains from look to look until the form has settled or the warm-up overfits."""
     search, training = plan.search, bench.begin(rate.lr)
     history, looks = [start], [Look.of(0, start, ())]
     kept: list[Checkpoint] = []
@@ -271,7 +271,7 @@ def _by_evidence(bench: Bench, plan: Plan, start: Losses, rate: _Rate) -> tuple[
         while training.steps < search.next_look(before):
             training.step()
             bench.taken()
-        # The trial of this rate went the same way.
+        # The trial of this rate took the same steps.
         losses = rate.after if rate.after is not None and not before else bench.look()
         if not losses.finite:
             raise DivergedError(f"warm-up step {training.steps}: a held-out loss is not finite; lower warm_up.lr")
@@ -305,7 +305,7 @@ def _by_evidence(bench: Bench, plan: Plan, start: Losses, rate: _Rate) -> tuple[
 
 
 def _spread_over(kept: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
-    """Some of the checkpoints, evenly, the last always; each takes over the losses of those left out before it."""
+    """Evenly spread checkpoints with the last one; each takes the losses of the omitted ones before it."""
     spread, begun = [], 0
     for place in checkpoint_steps(len(kept), count):
         losses = tuple(loss for item in kept[begun:place] for loss in item.losses)
@@ -384,13 +384,13 @@ def _ids(encoded: Sequence[Encoded]) -> list[list[object]]:
 
 
 def _recorded(folder: Path) -> dict[str, object]:
-    """What the finished warm-up in `folder` depended on; empty where there is none."""
+    """The record of the finished warm-up in `folder`; empty where there is none."""
     file = folder / RECORD
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:
-    """Up to `count` of them, evenly from the whole list, so that every subtask has a say."""
+    """Up to `count` items, evenly from the whole list, so that every subtask is represented."""
     if len(items) <= count:
         return items
     return [items[index * len(items) // count] for index in range(count)]
