@@ -148,7 +148,7 @@ class BatchedModel(LiteLLMModel):
         return None if price is None else price * BATCH_PRICE
 
     @asynccontextmanager
-    async def _room(self, call: Call) -> AsyncIterator[None]:
+    async def _reserve_budget(self, call: Call) -> AsyncIterator[None]:
         """Room in the budget; where there is none beside the calls under way, after enough of them have ended."""
         if self._budget is None:
             yield
