@@ -84,9 +84,9 @@ ODD = [
     (said("   "), "with an empty text", "turn thinking off"),
     (Answer(200, json.dumps(THOUGHT)), "with an empty text: the reply is empty, but its reasoning is not", "thinking"),
     (Answer(200, json.dumps(TOOL)), "with a tool call", "Turn tools off"),
-    (said("asdf " * 5, finish="length"), "with what was cut before it answered", "max_tokens"),
-    (said("", finish="length"), "with what was cut before it answered", "reasoning_effort"),
-    (said("yes"), "in plain text: it seems to pass schemas over", "structured_output: false"),
+    (said("asdf " * 5, finish="length"), "with a reply that was cut before it answered", "max_tokens"),
+    (said("", finish="length"), "with a reply that was cut before it answered", "reasoning_effort"),
+    (said("yes"), "in plain text: it seems to ignore schemas", "structured_output: false"),
 ]
 
 
