@@ -144,7 +144,7 @@ class LanguageModel(ABC):
 
     def key(self, call: Call) -> str:
         """The cache key of a call, in hex."""
-        return digest_of(self._parameters(call), 64)
+        return digest_of(self._key_parameters(call), 64)
 
     async def complete(self, call: Call) -> Reply:
         """Answers a call from the cache, or from the service within the budget; new replies are cached.
@@ -274,7 +274,7 @@ class LanguageModel(ABC):
                     # Written before the reservation ends, so that the budget always counts it.
                     if self._cache is not None:
                         # In a thread: a slow disk must not block the other replies.
-                        await asyncio.to_thread(self._cache.put, key, reply, self._parameters(call))
+                        await asyncio.to_thread(self._cache.put, key, reply, self._key_parameters(call))
                         if reply.estimated:
                             self._cache.outcomes.count(key, ESTIMATED)
                     return reply
@@ -304,7 +304,7 @@ class LanguageModel(ABC):
             update["max_tokens"] = self.spec.max_tokens
         return replace(call, **update) if update else call
 
-    def _parameters(self, call: Call) -> dict[str, Any]:
+    def _key_parameters(self, call: Call) -> dict[str, Any]:
         filled = self._with_defaults(call)
         parameters: dict[str, Any] = {
             "model": self.identity,
