@@ -199,7 +199,7 @@ def test_the_first_lines_of_a_command_say_what_it_does(served: Service, tmp_path
     done = CliRunner().invoke(app, [command, str(file), "--root", str(tmp_path / "runs")])
     lines = done.stderr.splitlines()
     assert any("… Checking files, questions and models" in line for line in lines)
-    assert any("✗ Asking each service one tiny question" in line for line in lines)
+    assert any("✗ Sending each service one tiny request" in line for line in lines)
     assert "Checking" not in done.stdout
 
 
