@@ -137,7 +137,7 @@ def _ask_service(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budg
         model = load_language_model(quick, cache, budget=budget)
         model.field = where
         if isinstance(model, LiteLLMModel):
-            model.tell_to(notes.append)
+            model.report_to(notes.append)
         problem = _ask(model, notes)
     except ServiceError as error:
         problem = f"a first tiny request failed: {error}"
