@@ -5,7 +5,7 @@ tokenizer turns such a string into the control token. Here
 
 - `masked` replaces such strings in data with placeholders of the same length, before the data is joined with a chat
   template or other text;
-- `encode` then tells the control strings of the template from those of the data: the template's become control tokens,
+- `encode` then distinguishes the template's control strings from the data's: the template's become control tokens,
   the data's are tokenized as ordinary text.
 
 A text without such strings goes through the tokenizer unchanged.
