@@ -63,8 +63,8 @@ class _TakesPairs(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"optimsyn {optimsyn.__version__}")
         raise typer.Exit
 
@@ -78,7 +78,7 @@ def _options(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine can do, and what it lacks."""
+    """Check this machine, and say what it lacks."""
     from optimsyn.machine.doctor import diagnose, report
 
     console = _console()
@@ -106,13 +106,14 @@ def validate(
     console = _console()
     loaded = load_recipe(recipe, size, changes)
     with Steps().step("Checking files, questions, models" + ("" if offline else " and services")):
-        found = checked(loaded, root, offline=offline)
-    show_preflight(found, console)
-    found.raise_if_refused()
-    console.print(found.forecast)
-    console.print(f"It will take {found.disk.text() if found.disk else 'some room'}", highlight=False, soft_wrap=True)
-    counts = ", ".join(f"{number} {what}" for what, number in found.counts.items())
-    verdict = "nothing that was checked would stop it" if offline and found.unchecked else "nothing would stop it"
+        preflight = checked(loaded, root, offline=offline)
+    show_preflight(preflight, console)
+    preflight.raise_if_refused()
+    console.print(preflight.forecast)
+    if preflight.disk is not None:
+        console.print(f"It will take {preflight.disk.text()}", highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{number} {name}" for name, number in preflight.counts.items())
+    verdict = "nothing that was checked would stop it" if offline and preflight.unchecked else "nothing would stop it"
     console.print(f"{loaded.name}: {verdict}" + (f" ({counts})" if counts else ""), highlight=False)
 
 
@@ -132,18 +133,18 @@ def preview(
 
     console, steps = _console(), Steps()
     steps.say(
-        f"A preview checks everything, has {pairs} pairs written and scores them by gradients of the target, which "
-        "take longest: seconds on a GPU, up to some minutes on a CPU."
+        f"A preview checks everything, writes {pairs} pairs and scores them by gradients of the target, which take "
+        "longest: seconds on a GPU, up to some minutes on a CPU."
     )
     run_ = open_checked(recipe, root, size, changes, console, steps)
-    with run_.lock(), ExitStack() as held:
-        with steps.step("Loading what writes and scores"):
+    with run_.lock(), ExitStack() as stack:
+        with steps.step("Loading the models"):
             from optimsyn.stages.preview import preview as make
 
-            held.enter_context(embedded_server(run_))
+            stack.enter_context(embedded_server(run_))
         result = make(run_, pairs, step=steps.step)
     console.print(result)
-    console.print("The replies are kept: `optimsyn run` with the same recipe and options begins with them.")
+    console.print("The replies are kept: `optimsyn run` with the same recipe and options uses them.")
 
 
 @app.command()
@@ -211,8 +212,8 @@ def batch(  # noqa: PLR0913 - options of a command
     from optimsyn.runs.manifest import STAGES
 
     changed = SetOptions(changes or ())
-    if stage is not None and stage not in STAGES and stage not in (known := known_stages(recipes, size, changed)):
-        raise typer.BadParameter(f"there is no stage {stage!r}; the stages are {', '.join(known)}")
+    if stage is not None and stage not in STAGES and stage not in (names := known_stages(recipes, size, changed)):
+        raise typer.BadParameter(f"there is no stage {stage!r}; the stages are {', '.join(names)}")
     if engine == "ray" and gpu_memory_gb is not None:
         raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
     state = run_batch(
@@ -238,12 +239,12 @@ def execute(
         list[Path] | None, typer.Option("-f", "--parameters-file", metavar="FILE", help="Parameters in a YAML file.")
     ] = None,
 ) -> None:
-    """Execute one notebook, once its parameters are checked."""
+    """Execute one notebook after checking its parameters."""
     from optimsyn.execution.parameters import given_parameters, load_notebook, pair_of
 
     pairs = [pair_of(text) for text in parameters or ()]
     values = given_parameters(load_notebook(notebook), pairs, files or (), notebook.name)
-    # Only now what takes seconds to load.
+    # Imported late, because it takes seconds to load.
     from optimsyn.execution.engine import execute as run_notebook
 
     run_notebook(notebook, output, values, progress=True)
@@ -266,7 +267,7 @@ def open_(
     run_ = find_run(run_folder)
     chosen, notebook = prepare(run_, stage)
     console = _console()
-    console.print(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` goes on.", highlight=False)
+    console.print(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` continues.", highlight=False)
     if open_run(run_, notebook, browser=browser, port=port):
         raise typer.Exit(FAILED)
 
@@ -316,14 +317,14 @@ def new(
 
 
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    """Lets a terminated run end like an interrupted one: the server is closed, the manifest says why."""
+    """Ends a terminated run like an interrupted one: the server is closed, the manifest says why."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Runs the command line and turns errors into messages and exit codes."""
     for name in ("SIGTERM", "SIGHUP"):
-        # What `nohup` has turned off stays off.
+        # A signal that `nohup` ignores stays ignored.
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _on_signal)
     if variable(PARENT) is not None:
@@ -340,7 +341,7 @@ def main() -> None:
         if leave.code == INTERRUPTED:
             sys.stderr.write("\nInterrupted; everything so far is kept, the same command continues.\n")
         raise
-    except Exception as error:  # noqa: BLE001 (shown whole, only without secrets: even a bug must not print a key)
+    except Exception as error:  # noqa: BLE001 (printed without secrets: even a bug must not print a key)
         sys.stderr.write(redact(disk_trouble(error) or traceback.format_exc()))
         sys.exit(FAILED)
 

@@ -82,7 +82,7 @@ def test_failures_are_told_with_stage_cell_and_reason_and_stop_nobody(
     assert "did you mean" in found["wrong"].reason
     assert "did you mean `law`" in found["law_"].reason
     assert found["good"].also == [recipes[0]]
-    assert "mean the same run, which is run once" in text
+    assert "are the same run, which is run once" in text
     assert starts(root, "good") == 1
     assert state.state == "failed"
     assert exit_code(state) == 1

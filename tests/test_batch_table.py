@@ -125,7 +125,7 @@ def test_progress_comes_from_the_folder_and_time_left_from_the_other_runs(tmp_pa
         )
         found = watch.look(jobs[1])
         assert found is not None
-        assert (found.stage, found.number, found.told) == ("prepare", 1, "5 of 10 documents")
+        assert (found.stage, found.number, found.detail) == ("prepare", 1, "5 of 10 documents")
         assert found.left is None, "nobody knows how long warm_up takes"
         for stage in ("prepare", "warm_up"):
             with runs[0].stage(stage):

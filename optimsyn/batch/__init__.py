@@ -1,1 +1,1 @@
-"""Many recipes at once, on this machine or on a Ray cluster."""
+"""Runs many recipes at once, on this machine or on a Ray cluster."""

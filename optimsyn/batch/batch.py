@@ -1,8 +1,7 @@
-"""Runs many recipes, several at a time, each in processes of its own, and records how each of them ended.
+"""Runs many recipes, several at a time, each in its own process, and records how each of them ended.
 
-`run_batch` is what `optimsyn batch` calls. Everything that it knows about a run it reads from the run's own folder, so
-a batch that was stopped, also with kill -9, goes on with the same call: finished runs are not started again, and the
-others continue where they were.
+`optimsyn batch` calls `run_batch`. It reads the state of each run from the run's folder, so a batch that was stopped,
+even with kill -9, continues with the same call: finished runs are skipped, and the others continue where they stopped.
 """
 
 from __future__ import annotations
@@ -44,18 +43,18 @@ def run_batch(
     engine: Engine | None = None,
     console: Console | None = None,
 ) -> BatchState:
-    """Runs recipes to their end, so many at a time; one failure never stops the others.
+    """Runs recipes, several at a time; one failure never stops the others.
 
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
-        root: Folder of the run folders; `batch.json`, `batch.html` and the logs lie there as well.
-        runs: Size, changes and last stage of all of them.
+        root: Folder of the run folders; `batch.json`, `batch.html` and the logs are written there too.
+        runs: Size, changes and last stage of all runs.
         limits: How many run at once, and what they may use together.
-        engine: Where the runs work; None: in processes of this machine.
+        engine: Where the runs work; None: processes on this machine.
         console: Where to show progress; None: the terminal.
 
     Returns:
-        What `batch.json` holds at the end.
+        The content of `batch.json` at the end.
 
     Raises:
         RecipeError: The changes hold a key, which would be written into `batch.json`.
@@ -80,7 +79,7 @@ def run_batch(
         gpu_memory_gb=limits.gpu_memory_gb,
     )
     place.mkdir(parents=True, exist_ok=True)
-    with _only_here(place):
+    with _exclusive(place):
         with console.status("Checking the recipes …") if console.is_terminal else nullcontext() as status:
             planned = plan(
                 recipes,
@@ -100,7 +99,7 @@ def run_batch(
         view = View(console, planned, state)
         for job in planned:
             for recipe in job.state.also:
-                view.say(f"{recipe} and {job.state.recipe} mean the same run, which is run once.")
+                view.say(f"{recipe} and {job.state.recipe} are the same run, which is run once.")
             for warning in job.warnings:
                 view.say(redact(f"note: {job.name}: {warning}"))
         purse = _purse(place, limits.caps, planned)
@@ -115,7 +114,7 @@ def make_engine(name: str, jobs: int, ray_address: str | None = None) -> Engine:
     """The engine of this name: `processes` or `ray`.
 
     Raises:
-        OptimsynError: Ray is wanted, but it is not installed or its cluster cannot be used.
+        OptimsynError: Ray is not installed, or its cluster cannot be used.
     """
     if name != "ray":
         return ProcessEngine(jobs)
@@ -140,22 +139,22 @@ def _room(engine: Engine, gpu_memory_gb: float | None) -> Room:
 
 
 def _compare(jobs: Sequence[Job], state: BatchState, root: Path, view: View) -> None:
-    """One page that shows all runs side by side, also those that did not finish."""
+    """Writes a page with all runs side by side, finished or not."""
     from optimsyn.report.comparison import write_comparison
 
     try:
-        begun = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
-        # One run alone has its report.
-        if len(begun) > 1:
-            state.comparison = str(write_comparison(begun, root / BATCH_HTML))
+        started = [job.run for job in jobs if job.run is not None and job.run.manifest.stages[0].attempts]
+        # A single run has its report.
+        if len(started) > 1:
+            state.comparison = str(write_comparison(started, root / BATCH_HTML))
             state.write(root / BATCH_JSON)
     except OptimsynError as error:
         view.say(f"note: {BATCH_HTML} was not written: {redact(str(error))}")
 
 
 @contextmanager
-def _only_here(root: Path) -> Iterator[None]:
-    """Keeps two batches from writing one `batch.json`; the lock goes with the process, also after kill -9."""
+def _exclusive(root: Path) -> Iterator[None]:
+    """Keeps two batches from writing one `batch.json`; the lock ends with the process, even after kill -9."""
     lock = FileLock(str(root / ".batch.lock"), timeout=0)
     try:
         lock.acquire()

@@ -1,4 +1,4 @@
-"""One `optimsyn run` in a process group of its own, whose output goes to a log without secrets."""
+"""One `optimsyn run` in its own process group, with its output logged without secrets."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from optimsyn.base.secrets.redaction import redact
 from optimsyn.runs.manifest import now
 
 _READ_BYTES = 1 << 16
-# A line is written when it ends; one that never ends is cut into parts, so that memory stays small.
+# A line is written when it ends; longer ones are split, to bound memory.
 _LONGEST_LINE = 1 << 20
 
 
 def run_command(arguments: Sequence[str]) -> list[str]:
-    """The command line of `optimsyn` with this very interpreter."""
+    """The command line of `optimsyn` with this interpreter."""
     return [sys.executable, "-m", "optimsyn", *arguments]
 
 
 class ChildProcess:
     """A child that this process started and watches.
 
-    What it prints arrives through a pipe and is written to the log without secrets, so that none ever lies on the
-    disk. The child ends when this process does (`optimsyn.batch.lifeline`).
+    Its output comes through a pipe and is redacted before it is logged, so that no secret reaches the disk. The child
+    ends when this process does (`optimsyn.batch.lifeline`).
 
     Attributes:
-        output: The pipe that the child prints into.
-        reading: The child still has its end of the pipe.
+        output: The pipe with the child's output.
+        reading: The child still has its end of the pipe open.
 
     Args:
         command: Program and arguments.
         log: The file that its output is appended to.
-        variables: Environment variables beside those of this process.
-        secret_names: Variables that hold secrets beside those whose name says so.
-        folder: Working directory; None is this process's own.
+        variables: Environment variables in addition to this process's.
+        secret_names: Further variables that hold secrets, beyond those recognised by name.
+        folder: Working directory; None: this process's.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class ChildProcess:
         folder: str | None = None,
     ) -> None:
         self._secret_names = tuple(secret_names)
-        self._rest = b""
+        self._partial = b""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8")
         self._write(f"== {now()}  {' '.join(command)}\n")
-        ours = {PYTHONUNBUFFERED: "1", PARENT: str(os.getpid())}
+        required = {PYTHONUNBUFFERED: "1", PARENT: str(os.getpid())}
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**all_variables(), **ours, **(variables or {})},
+            env={**all_variables(), **required, **(variables or {})},
             cwd=folder,
-            # A Ctrl-C in the terminal is for the batch, which ends its runs in order.
+            # Ctrl-C in the terminal goes to the batch, which ends its runs in order.
             start_new_session=True,
         )
         assert self._process.stdout is not None
@@ -75,28 +75,28 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Its process number, and that of its process group."""
+        """Its process id, which is also that of its process group."""
         return self._process.pid
 
     def pump(self) -> None:
         """Writes what the child has printed since the last call."""
         while self.reading:
             try:
-                piece = os.read(self.output.fileno(), _READ_BYTES)
+                chunk = os.read(self.output.fileno(), _READ_BYTES)
             except BlockingIOError:
                 return
-            if not piece:
+            if not chunk:
                 self.reading = False
                 return
-            lines = (self._rest + piece).splitlines(keepends=True)
-            self._rest = b""
+            lines = (self._partial + chunk).splitlines(keepends=True)
+            self._partial = b""
             if not lines[-1].endswith(b"\n"):
-                self._rest = lines.pop()
-                if len(self._rest) >= _LONGEST_LINE:
-                    # Between words: a key that is cut in two would not be known in either half.
-                    cut = self._rest.rfind(b" ") + 1 or len(self._rest)
-                    lines.append(self._rest[:cut])
-                    self._rest = self._rest[cut:]
+                self._partial = lines.pop()
+                if len(self._partial) >= _LONGEST_LINE:
+                    # Cut between words: half a key would not be recognised.
+                    cut = self._partial.rfind(b" ") + 1 or len(self._partial)
+                    lines.append(self._partial[:cut])
+                    self._partial = self._partial[cut:]
             if lines:
                 self._write(b"".join(lines).decode("utf-8", "replace"))
 
@@ -108,13 +108,13 @@ class ChildProcess:
         if code is not None:
             self.pump()
             self.reading = False
-            self._write(self._rest.decode("utf-8", "replace"))
+            self._write(self._partial.decode("utf-8", "replace"))
             self.output.close()
             self._log.close()
         return code
 
     def stop(self) -> None:
-        """Asks the child to end like an interrupted run: kernel and server are closed, the manifest says why."""
+        """Asks the child to end like an interrupted run: it closes kernel and server and updates the manifest."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 

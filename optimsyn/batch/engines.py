@@ -1,4 +1,4 @@
-"""Where the runs of a batch work: in processes of this machine, each `optimsyn run` in a process group of its own."""
+"""Where the runs of a batch work: the engine protocol, and the engine that uses processes on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optimsyn.llm.embedded.server import EmbeddedServer
 
 _log = logging.getLogger(__name__)
-# How often a run that has closed its output is asked whether it has ended.
+# How often to check whether a run that has closed its output has ended.
 _LOOK_S = 0.1
 
 
@@ -40,7 +40,7 @@ class Engine(Protocol):
     """Starts runs and waits for them.
 
     Attributes:
-        name: What it is called in messages.
+        name: Its name in messages.
         here: Its runs work on this machine.
     """
 
@@ -51,26 +51,26 @@ class Engine(Protocol):
         """Starts a run.
 
         Args:
-            job: What to run.
+            job: The run.
             log: The file that its output is appended to.
             variables: Environment variables for it.
         """
 
     def wait(self, seconds: float) -> None:
-        """Gives the runs so much time; returns earlier when one of them may have ended."""
+        """Waits; returns early when a run may have ended."""
 
     def close(self) -> None:
-        """Lets go of what the runs shared; none of them runs any more."""
+        """Releases what the runs shared; none of them may be running."""
 
 
 def arguments(job: Job) -> list[str]:
-    """The arguments of `optimsyn` for a run: its folder, so that a later change of its recipe's file does nothing."""
+    """The arguments of `optimsyn` for a run: its folder, so that later changes to the recipe file have no effect."""
     assert job.run is not None
     return ["run", str(job.run.folder), "--stage", job.stages[-1]]
 
 
 class ProcessEngine:
-    """Runs in processes of this machine, which share one server of the embedded model.
+    """Runs in processes on this machine, which share one server of the embedded model.
 
     Args:
         most: How many run at once.
@@ -85,28 +85,28 @@ class ProcessEngine:
         self._server: EmbeddedServer | None = None
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
-        """Starts a run; the first that needs the embedded model's server starts that as well."""
+        """Starts a run, and the embedded model's server with the first run that needs it."""
         assert job.run is not None
-        shared = self._embedded() if job.embedded else {}
+        server = self._embedded() if job.embedded else {}
         child = ChildProcess(
             run_command(arguments(job)),
             log,
-            variables={**variables, **shared},
+            variables={**variables, **server},
             secret_names=job.run.secret_names,
         )
         self._children.append(child)
         return child
 
     def wait(self, seconds: float) -> None:
-        """Copies what the runs print into their logs."""
+        """Copies the runs' output into their logs."""
         end = time.monotonic() + seconds
         self._children = [child for child in self._children if child.ended() is None]
-        while (left := end - time.monotonic()) > 0:
+        while (remaining := end - time.monotonic()) > 0:
             reading = [child for child in self._children if child.reading]
             if not reading:
-                time.sleep(min(left, _LOOK_S))
+                time.sleep(min(remaining, _LOOK_S))
             else:
-                select.select([child.output for child in reading], [], [], left)
+                select.select([child.output for child in reading], [], [], remaining)
             for child in reading:
                 child.pump()
             if any(child.ended() is not None for child in self._children):
@@ -119,17 +119,17 @@ class ProcessEngine:
             self._server = None
 
     def _embedded(self) -> dict[str, str]:
-        """Address and key of the shared server, for the environment of a run."""
+        """Environment variables with the shared server's address and key."""
         from optimsyn.llm.embedded.server import EmbeddedServer
 
         if self._server is None or not self._server.alive:
             self.close()
-            # A slot for each of four requests of a run, but not more than the cores can serve.
+            # Four slots for each run, but no more than there are cores.
             server = EmbeddedServer(slots=max(4, min(4 * self._most, os.cpu_count() or 1)), publish=False)
             try:
                 self._server = server.start()
             except ModelError as error:
-                # The run starts one of its own, and if that fails too, the run fails and reports why.
+                # The run then starts its own server; if that fails too, it reports why.
                 _log.warning("no shared server of the embedded model: %s", error)
                 return {}
         return {EMBEDDED_URL: self._server.url, EMBEDDED_KEY: self._server.key}

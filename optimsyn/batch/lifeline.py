@@ -1,4 +1,4 @@
-"""Ends a run of a batch when the batch is gone, also after kill -9, so that nothing works on unseen."""
+"""Ends a run when its batch has ended, even by kill -9, so that no run goes on unattended."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _PATIENCE_S = 60.0
 
 
 def end_with_parent() -> None:
-    """Watches the process that `OPTIMSYN_PARENT` names, and ends this one like an interrupted one when it has gone.
+    """Watches the process that `OPTIMSYN_PARENT` names, and interrupts this process when that one has ended.
 
-    Does nothing where no parent is named. The variable is taken away, so that what this process starts is not watched.
+    Does nothing if the variable is not set. It is removed, so that child processes are not watched.
     """
-    named = variable(PARENT) or ""
+    parent = variable(PARENT) or ""
     unset((PARENT,))
-    if named.isdecimal():
-        threading.Thread(target=_watch, args=(int(named),), daemon=True, name="lifeline").start()
+    if parent.isdecimal():
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True, name="lifeline").start()
 
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_S)
-    # Nobody reads the pipe any more, and a print that fails must not disturb an orderly end.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # Nobody reads the pipe any more, and a failing print must not disturb the shutdown.
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        os.dup2(nowhere, stream)
+        os.dup2(null, stream)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE_S)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Memory that the running runs of a batch share: a run is started only where its models fit beside the others'."""
+"""The memory that the running runs of a batch share: a run only starts if its models fit beside the others'."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from optimsyn.machine.gpus import Gpu
 
 @dataclass(frozen=True)
 class Need:
-    """What the models of one run are estimated to need, in bytes.
+    """Estimated memory of one run's models, in bytes.
 
     Attributes:
         gpu: GPU memory.
         main: Main memory.
-        pinned: Its recipe names a GPU of its own (`device: cuda:1`), so it is not moved to another one.
+        pinned: Its recipe names a GPU (`device: cuda:1`), so it is not assigned to another one.
     """
 
     gpu: int = 0
@@ -25,11 +25,11 @@ class Need:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run was put.
+    """The memory and GPU assigned to a run.
 
     Attributes:
-        need: What was set aside for it.
-        gpu: The GPU that it has to use; None leaves that to the run.
+        need: The reserved memory.
+        gpu: The GPU that it must use; None leaves the choice to the run.
     """
 
     need: Need
@@ -40,8 +40,8 @@ class Room:
     """GPU and main memory of a batch.
 
     Args:
-        gpus: The machine's GPUs. With several of them, each run is put on the one with most room.
-        gpu_bytes: Cap on the GPU memory of all running runs together; None is no cap beside the GPUs' own memory.
+        gpus: The machine's GPUs. With several of them, each run gets the one with most free memory.
+        gpu_bytes: Cap on the GPU memory of all running runs together; None: only the GPUs' own memory limits it.
         main_bytes: Cap on their main memory; None is no cap.
     """
 
@@ -49,7 +49,7 @@ class Room:
         self.gpus = tuple(gpus)
         self.gpu_bytes = gpu_bytes
         self.main_bytes = main_bytes
-        self._placed: list[Place] = []
+        self._places: list[Place] = []
 
     def refusal(self, need: Need) -> str | None:
         """Why a run can never be started here, or None."""
@@ -67,35 +67,35 @@ class Room:
         return None
 
     def place(self, need: Need) -> Place | None:
-        """Sets room aside, or None while there is none; a run that is alone always gets its main memory."""
+        """Reserves memory, or returns None while there is too little; a single run always gets its main memory."""
         if self.gpu_bytes is not None and need.gpu + self._used_gpu() > self.gpu_bytes:
             return None
-        used_main = sum(place.need.main for place in self._placed)
+        used_main = sum(place.need.main for place in self._places)
         if self.main_bytes is not None and used_main and need.main and need.main + used_main > self.main_bytes:
             return None
         gpu: Gpu | None = None
         if need.gpu and self.gpus:
             if need.pinned or len(self.gpus) == 1:
-                # One GPU, or one that only the recipe knows: the sum has to fit what there is.
+                # One GPU, or one that the recipe chose: only the total can be checked.
                 if need.gpu + self._used_gpu() > sum(card.total for card in self.gpus):
                     return None
             else:
-                gpu = max(self.gpus, key=self._left)
-                if need.gpu > self._left(gpu):
+                gpu = max(self.gpus, key=self._free)
+                if need.gpu > self._free(gpu):
                     return None
-        placed = Place(need, gpu)
-        self._placed.append(placed)
-        return placed
+        place = Place(need, gpu)
+        self._places.append(place)
+        return place
 
     def leave(self, placed: Place) -> None:
-        """Gives the room of an ended run back."""
-        self._placed.remove(placed)
+        """Releases the memory of an ended run."""
+        self._places.remove(placed)
 
     def _used_gpu(self) -> int:
-        return sum(place.need.gpu for place in self._placed)
+        return sum(place.need.gpu for place in self._places)
 
-    def _left(self, gpu: Gpu) -> int:
-        return gpu.total - sum(place.need.gpu for place in self._placed if place.gpu == gpu)
+    def _free(self, gpu: Gpu) -> int:
+        return gpu.total - sum(place.need.gpu for place in self._places if place.gpu == gpu)
 
 
 def _gb(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What a batch is asked to do: the options of every run, and what all runs together may use."""
+"""Options of a batch: those of every run, and the limits of all runs together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from optimsyn.llm.shared_budget import Caps
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What holds for every run of a batch.
+    """Options of every run of a batch.
 
     Attributes:
         size: `full` or `tiny`.
         changes: Recipe fields to change.
-        until: The last stage to run; None: the last one of a run.
+        until: The last stage to run; None: the run's last stage.
     """
 
     size: str = "full"
@@ -26,12 +26,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What the runs of a batch may use together.
+    """Limits of all runs of a batch together.
 
     Attributes:
         jobs: How many run at once.
-        caps: What they may buy, with what they bought in earlier starts.
-        gpu_memory_gb: GPU memory of the runs that run at the same time, in GB; None: what the machine's GPUs have.
+        caps: What they may buy, including what they bought in earlier starts.
+        gpu_memory_gb: GPU memory of the concurrent runs, in GB; None: all that the machine's GPUs have.
     """
 
     jobs: int = 1

@@ -1,4 +1,4 @@
-"""How a run of a batch ended, by its manifest, its exit code and its log."""
+"""How a run of a batch ended, from its manifest, exit code and log."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _ERROR = re.compile(r"^(\w+(?:Error|Exception|Interrupt)): ", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Before:
-    """What the manifest and the log held before a start, so that an old failure is not taken for a new one."""
+    """Manifest and log before a start, so that an old failure is not taken for a new one."""
 
     records: dict[str, StageRecord]
     log_size: int
 
     @classmethod
     def of(cls, run: Run, log: Path) -> Before:
-        """As it is now."""
+        """The current state."""
         return cls({record.name: record for record in run.manifest.stages}, log.stat().st_size if log.is_file() else 0)
 
 
 def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -> None:
-    """Writes into the job's state how its run ended.
+    """Records in the job's state how its run ended.
 
     Args:
         job: The run, whose process has ended.
-        code: Its exit code; negative is the signal that killed it.
+        code: Its exit code; negative: the signal that killed it.
         log: Its output.
-        before: As it was before the start.
-        stopped: The batch itself had asked it to end.
+        before: The state before the start.
+        stopped: The batch asked it to end.
     """
     run, state = job.run, job.state
     assert run is not None
@@ -53,7 +53,7 @@ def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -
     if job.finished():
         state.state = "finished"
         if code != 0:
-            # Its results are whole; what failed came after them (the report, say).
+            # Its results are complete; something after them failed (the report, say).
             state.kind, state.reason = _from_log(log, before, code)
     else:
         _conclude_unfinished(job, code, log, before, stopped)
@@ -64,7 +64,7 @@ def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -
 def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped: bool) -> None:
     run, state = job.run, job.state
     assert run is not None
-    trouble = _record_kill(run) if any(record.status == "running" for record in run.manifest.stages) else ""
+    report_problem = _record_kill(run) if any(record.status == "running" for record in run.manifest.stages) else ""
     record = next(run.manifest.stage(stage) for stage in job.stages if not run.done(stage))
     state.stage = record.name
     failure = record.failure if record != before.records[record.name] else None
@@ -75,29 +75,29 @@ def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped
             state.reason = f"the process of the run {_ended(code)} while this stage ran"
     else:
         state.kind, state.reason = _from_log(log, before, code)
-    asked = stopped or code == _INTERRUPTED or (failure is not None and code >= 0)
-    if asked and not (failure is not None and record.status == "failed"):
+    interrupted = stopped or code == _INTERRUPTED or (failure is not None and code >= 0)
+    if interrupted and not (failure is not None and record.status == "failed"):
         state.state = "interrupted"
         if failure is None:
             state.kind, state.reason = "Interrupted", INTERRUPTED
     else:
         state.state = "refused" if code == _REFUSED and failure is None else "failed"
-    if trouble:
-        state.reason = f"{state.reason}; {trouble}"
+    if report_problem:
+        state.reason = f"{state.reason}; {report_problem}"
 
 
 def _record_kill(run: Run) -> str:
-    """Puts into the manifest and the report what a killed process could not: its stage does not run any more.
+    """Records in manifest and report that the stage of a killed process has ended.
 
     Returns:
-        Why the report could not be written, or nothing: a run without a report is still a run that was killed.
+        Why the report could not be written, or "".
     """
     from optimsyn.report.page.report import write_report
 
-    # The kernel dies with its runner, but it may need a moment.
-    patience = time.monotonic() + _KERNEL_S
+    # The kernel dies with its runner, but may need a moment.
+    deadline = time.monotonic() + _KERNEL_S
     while any(r.status == "running" and process_lives(r.pid) for r in run.manifest.stages):
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             return ""
         time.sleep(0.1)
     mark_killed(run)
@@ -113,7 +113,7 @@ def _ended(code: int) -> str:
 
 
 def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
-    """Kind and reason by the last error that the run printed, else by its last lines."""
+    """Kind and reason from the last error that the run printed, else from its last lines."""
     if not log.is_file():
         return "Killed" if code < 0 else "ExitCode", f"the process of the run {_ended(code)}"
     with log.open("rb") as file:

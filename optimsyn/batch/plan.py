@@ -1,4 +1,4 @@
-"""What a batch will do: its recipes are read and checked, all of them, before anything starts or is bought."""
+"""Plans a batch: reads and checks all recipes before anything starts or is bought."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Job:
     """One run of a batch.
 
     Attributes:
-        name: What it is called in tables: the name of its recipe; of its run, where several recipes have that name.
-        state: What `batch.json` says about it.
+        name: Its name in tables: the recipe's name, or the run's where several recipes have the same name.
+        state: Its entry in `batch.json`.
         run: Its run folder; None when the recipe was refused.
-        need: The memory that it will take.
-        embedded: A role that writes text is the embedded model, for which the runs can share one server.
-        gpu: A model is loaded on a GPU where there is one.
-        warnings: What the check found that would not stop it.
-        until: Its last stage; None is the last one of the run.
+        need: The memory that it needs.
+        embedded: It writes text with the embedded model, whose server the runs can share.
+        gpu: It loads a model on a GPU if there is one.
+        warnings: Warnings of the checks.
+        until: Its last stage; None: the run's last stage.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that it is to go through."""
+        """Its stages, up to the last one to run."""
         names = self.run.recipe.stage_names if self.run is not None else STAGES
         return names if self.until is None else names[: names.index(self.until) + 1]
 
@@ -60,12 +60,12 @@ class Job:
 
 
 def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The built-in stages, and those that any of the recipes has beside them; a recipe that is wrong has none."""
-    found = dict.fromkeys(STAGES)
+    """The built-in stages, and the custom stages of all valid recipes."""
+    stages = dict.fromkeys(STAGES)
     for recipe in recipes:
         with suppress(OptimsynError, OSError):
-            found.update(dict.fromkeys(chosen_recipe(recipe, size=size, changes=changes).stage_names))
-    return tuple(found)
+            stages.update(dict.fromkeys(chosen_recipe(recipe, size=size, changes=changes).stage_names))
+    return tuple(stages)
 
 
 def plan(
@@ -79,16 +79,16 @@ def plan(
 ) -> list[Job]:
     """The runs of a batch, in the order of their recipes.
 
-    A recipe that is wrong or lacks something on this machine, or whose run folder cannot be used, becomes a refused
-    run with its reason. Recipes that mean the same run folder become one run.
+    A recipe that is invalid, cannot run on this machine, or whose run folder cannot be used, becomes a refused run with
+    its reason. Recipes with the same run folder become one run.
 
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
         root: Folder of the run folders.
-        options: Size, changes and last stage of all of them.
+        options: Size, changes and last stage of all runs.
         here: The runs will work on this machine, so its memory counts.
         money: They share a cap on money, which needs the price of every service.
-        report: Called with a line for a person before each check, which can take seconds.
+        report: Called with a line of text before each check, which can take seconds.
 
     Raises:
         StageError: None of the recipes has the last stage.
@@ -112,10 +112,10 @@ def plan(
             job = _checked(recipe, chosen, root, until, here, money)
             by_folder[folder] = job
         except (OptimsynError, OSError) as error:
-            # A run folder that cannot be read or written refuses that recipe alone.
-            given = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
-            state = RunState(recipe=given, state="refused", kind=type(error).__name__, reason=redact(str(error)))
-            job = Job(Path(given).stem, state, until=until)
+            # An unusable run folder refuses only its own recipe.
+            label = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
+            state = RunState(recipe=label, state="refused", kind=type(error).__name__, reason=redact(str(error)))
+            job = Job(Path(label).stem, state, until=until)
         jobs.append(job)
     counts = Counter(job.name for job in jobs)
     for job in jobs:
@@ -124,21 +124,20 @@ def plan(
     return jobs
 
 
-def _checked(given: str, recipe: Recipe, root: Path, until: str | None, here: bool, money: bool) -> Job:
-    """A run whose recipe would not fail on this machine; one that has finished is not looked at again."""
+def _checked(label: str, recipe: Recipe, root: Path, until: str | None, here: bool, money: bool) -> Job:
+    """A run whose recipe has passed the checks; a finished run is not checked again."""
     from optimsyn.machine.preflight import checked, price_problems
 
     folder = Run.folder_of(recipe, root)
-    state = RunState(recipe=given, folder=str(folder))
-    known = (folder / "manifest.json").is_file()
-    if known:
+    state = RunState(recipe=label, folder=str(folder))
+    exists = (folder / "manifest.json").is_file()
+    if exists:
         job = Job(recipe.name, state, Run.load(folder), until=until)
         if job.finished():
             state.state, state.earlier = "finished", True
             return job
-    # A run that has read its data needs no second look at every row of it.
-    # Each run asks its services itself, where the answers are counted.
-    preflight = checked(recipe, root, deep=not (known and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    # A run that has read its data need not check every row again. Each run asks its services itself and pays for that.
+    preflight = checked(recipe, root, deep=not (exists and Run.load(folder).done(STAGES[0])), here=here, ask=False)
     if money:
         preflight.problems += price_problems(recipe, "--cost-usd")
     preflight.raise_if_refused()

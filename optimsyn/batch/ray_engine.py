@@ -1,8 +1,8 @@
 """Runs of a batch as tasks of a Ray cluster: `optimsyn batch … --engine ray` (extra `ray`).
 
 Each task starts `optimsyn run` on its node and waits for it. The nodes share a file system: the root of the runs, the
-recipes' files and the working directory have the same paths everywhere. optimsyn is installed on each of them, and
-each has the services' keys in its own environment, for keys are not sent over the network.
+recipes' files and the working directory have the same paths everywhere. Each node has optimsyn installed and the
+services' keys in its environment, because keys are not sent over the network.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class RayEngine:
 
     Args:
         most: How many run at once, on all nodes together.
-        address: The cluster (`auto`, `ray://host:10001`, `host:6379`); None: what `RAY_ADDRESS` names, else a local
-            one that ends with the batch.
+        address: The cluster (`auto`, `ray://host:10001`, `host:6379`); None: `RAY_ADDRESS`, else a local cluster that
+            ends with the batch.
 
     Raises:
         OptimsynError: Ray is not installed, or the cluster cannot be reached.
@@ -43,7 +43,7 @@ class RayEngine:
     here = False
 
     def __init__(self, most: int, address: str | None = None) -> None:
-        # Ray reports every cluster to its makers unless that is switched off.
+        # Ray sends usage statistics unless that is switched off.
         set_default(RAY_USAGE_STATS_ENABLED, "0")
         try:
             import ray
@@ -56,8 +56,8 @@ class RayEngine:
             ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise OptimsynError(
-                f"--ray-address {chosen}: the Ray cluster cannot be used ({error}); start it, or leave the address "
-                "away for a local one"
+                f"--ray-address {chosen}: the Ray cluster cannot be used ({error}); start it, or leave out "
+                "--ray-address to start a local one"
             ) from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._cpus = cpus_of_a_run([int(node.get("CPU", 0)) for node in nodes], most)
@@ -65,7 +65,7 @@ class RayEngine:
         self._refs: list[Any] = []
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
-        """Submits a run; one that loads a model itself gets a GPU where the cluster has one."""
+        """Submits a run; a run that loads a model gets a GPU if the cluster has one."""
         assert job.run is not None
         task = self._ray.remote(_work).options(
             num_cpus=self._cpus,
@@ -113,7 +113,7 @@ class _Task:
         return self._code
 
     def stop(self) -> None:
-        """Interrupts the task, which ends its run in order."""
+        """Interrupts the task, which ends its run cleanly."""
         self._ray.cancel(self._ref, force=False)
 
     def kill(self) -> None:
@@ -122,7 +122,7 @@ class _Task:
 
 
 def cpus_of_a_run(cpus: Sequence[int], most: int) -> int:
-    """CPUs for each run, so that `most` runs fill the nodes; Ray also takes it for the number of threads."""
+    """CPUs for each run, so that `most` runs fill the nodes; Ray also sets the number of threads by it."""
     cpus = [count for count in cpus if count > 0]
     if not cpus:
         return 1
@@ -130,24 +130,24 @@ def cpus_of_a_run(cpus: Sequence[int], most: int) -> int:
 
 
 def _work(arguments: list[str], log: str, variables: dict[str, str], secret_names: Sequence[str], folder: str) -> int:
-    """Runs on a node: starts `optimsyn` there and waits for it."""
+    """The task on a node: starts `optimsyn` and waits for it."""
     child = ChildProcess(
         run_command(arguments), Path(log), variables=variables, secret_names=secret_names, folder=folder
     )
     try:
-        return _watched(child, math.inf)
+        return _wait(child, math.inf)
     except BaseException:
-        # Ray interrupts a task that is cancelled.
+        # Ray interrupts a cancelled task.
         child.stop()
         try:
-            _watched(child, _STOP_S)
+            _wait(child, _STOP_S)
         finally:
             child.kill()
         raise
 
 
-def _watched(child: ChildProcess, seconds: float) -> int:
-    """The exit code of a child that ended within so many seconds."""
+def _wait(child: ChildProcess, seconds: float) -> int:
+    """Waits for a child and returns its exit code."""
     end = time.monotonic() + seconds
     while (code := child.ended()) is None and time.monotonic() < end:
         if child.reading:

@@ -1,4 +1,4 @@
-"""`batch.json`: what became of every run of a batch, whole and true at any moment."""
+"""`batch.json`: the state of every run of a batch, up to date at any moment."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class RunState(_Part):
     """One run of a batch.
 
     Attributes:
-        recipe: The recipe as it was given.
-        also: Further recipes that were given and mean the same run.
-        folder: The run folder; None when the recipe was refused before there was one.
+        recipe: The recipe as named on the command line.
+        also: Further recipes that are the same run.
+        folder: The run folder; None when the recipe was refused before it was made.
         state: `waiting`, `running`, `finished`, `failed`, `interrupted`, or `refused`: it could not be started.
         earlier: It had finished before this start of the batch, so nothing was done.
-        stage: The stage that runs, or that did not finish.
+        stage: The stage that is running or did not finish.
         cell: Number of the notebook's code cell in which it failed (1 is the first).
         source: First line of that cell.
         kind: Name of the error, or `KernelDied`, `TimeLimit`, `Interrupted`, `Killed` and the like.
         reason: What went wrong, without secrets.
         seconds: Time that this start of the batch spent on it.
-        cost: What the run has bought, in this start and before.
+        cost: What the run has bought, in this start and earlier ones.
         report: Its report page.
-        log: What it printed.
+        log: Its log.
     """
 
     recipe: str
@@ -68,7 +68,7 @@ class Options(_Part):
 
 
 class Totals(_Part):
-    """Counts of runs by state, and what they took together."""
+    """Counts of runs by state, and their total time and cost."""
 
     runs: int = 0
     waiting: int = 0
@@ -85,8 +85,8 @@ class BatchState(_Part):
     """The content of `batch.json`.
 
     Attributes:
-        state: `running`, then `finished` (all runs are), `failed` (some are not) or `interrupted`. A batch that was
-            killed with -9 leaves `running`; look whether process `pid` lives.
+        state: `running`, then `finished` (all runs are), `failed` (some are not) or `interrupted`. After kill -9 it
+            stays `running`; check whether process `pid` lives.
         seconds: Wall-clock time of the batch.
         comparison: A page that shows the runs side by side.
     """
@@ -104,7 +104,7 @@ class BatchState(_Part):
     runs: list[RunState]
 
     def add_up(self) -> None:
-        """Brings the totals up to date."""
+        """Updates the totals."""
         totals = Totals(runs=len(self.runs))
         for run in self.runs:
             setattr(totals, run.state, getattr(totals, run.state) + 1)
@@ -119,5 +119,5 @@ class BatchState(_Part):
 
     @classmethod
     def read(cls, path: Path) -> BatchState:
-        """The state that a batch has left, or leaves just now."""
+        """The state of a finished or running batch."""
         return cls.model_validate_json(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The one loop of a batch: starts runs where there is room, watches them, and writes `batch.json` at every change."""
+"""The main loop of a batch: starts runs when resources are free, watches them, and keeps `batch.json` up to date."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import now
 
 BATCH_JSON, LOGS = "batch.json", "batch-logs"
-# How often runs are asked whether they have ended, and how often their folders are read.
+# How often to check whether runs have ended, and how often to read their folders.
 _TICK_S = 0.25
 _LOOK_S = 1.0
-# How long a run may take to close kernel and server, and how long one of a killed batch may hold its folder.
+# How long a run may take to close kernel and server, and how long a run of a killed batch may hold its folder.
 _STOP_S = 60.0
 HELD_S = 90.0
 
@@ -45,21 +45,21 @@ class _Running:
 
 
 @dataclass
-class _Asked:
-    """What signals have asked for: the first one to stop, a second one to stop at once."""
+class _Signals:
+    """Signals received: the first asks to stop, the second to stop at once."""
 
-    times: int = 0
+    count: int = 0
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the runs work with.
+    """What the runs share.
 
     Attributes:
         engine: Where they work.
-        room: The memory that they share.
+        room: Their memory.
         jobs: How many run at once.
-        purse: The caps that they share; None: there are none.
+        purse: Their caps; None: no caps.
     """
 
     engine: Engine
@@ -73,10 +73,10 @@ class Supervisor:
 
     Args:
         jobs: The runs.
-        state: What `batch.json` says; it is kept true.
-        root: Where `batch.json` and the logs lie.
-        resources: What they work with.
-        view: Shows them to a person.
+        state: The content of `batch.json`, which is kept up to date.
+        root: The folder of `batch.json` and the logs.
+        resources: What the runs share.
+        view: Shows progress to the user.
     """
 
     def __init__(self, jobs: list[Job], state: BatchState, root: Path, resources: Resources, view: View) -> None:
@@ -89,30 +89,30 @@ class Supervisor:
         self.purse = resources.purse
         self.view = view
         self._running: list[_Running] = []
-        self._held: dict[str, float] = {}
-        self._said: set[str] = set()
+        self._blocked_since: dict[str, float] = {}
+        self._messages: set[str] = set()
         self._watch = Watch(live=self.engine.here)
         self._begun = time.monotonic()
 
     def run(self) -> None:
-        """Runs everything that waits; returns when nothing runs any more."""
+        """Runs all waiting jobs; returns when none is running."""
         for job in self.jobs:
             self._prepare(job)
         self._write()
         self.view.show({})
-        with _signals() as asked:
+        with _handled_signals() as signals:
             try:
                 with self.view:
                     try:
-                        self._until_done(asked)
+                        self._until_done(signals)
                     finally:
-                        self._end_all(asked)
+                        self._end_all(signals)
             finally:
                 self.engine.close()
-                self._finish(interrupted=asked.times > 0)
+                self._finish(interrupted=signals.count > 0)
 
     def _prepare(self, job: Job) -> None:
-        """What is known of a run before anything starts: what it has bought, and whether it ever fits."""
+        """Records what a run has already bought, and refuses it if it can never fit into memory."""
         state = job.state
         if job.run is None:
             return
@@ -124,23 +124,23 @@ class Supervisor:
         if refusal is not None:
             state.state, state.kind, state.reason = "refused", "GpuMemory", refusal
 
-    def _until_done(self, asked: _Asked) -> None:
-        looked = float("-inf")
+    def _until_done(self, signals: _Signals) -> None:
+        last_look = float("-inf")
         while self._waiting() or self._running:
-            if asked.times:
+            if signals.count:
                 return
             changed = self._start()
             self.engine.wait(_TICK_S)
             changed = self._reap(stopped=False) or changed
-            if changed or time.monotonic() - looked >= _LOOK_S:
-                looked = time.monotonic()
+            if changed or time.monotonic() - last_look >= _LOOK_S:
+                last_look = time.monotonic()
                 self._look(changed)
 
     def _waiting(self) -> list[Job]:
         return [job for job in self.jobs if job.state.state == "waiting"]
 
     def _start(self) -> bool:
-        """Starts what there is a free place and memory for; a large run lets smaller ones pass."""
+        """Starts the runs that fit; a large run that must wait lets smaller ones pass."""
         changed = False
         for job in self._waiting():
             if len(self._running) >= self.most:
@@ -163,17 +163,17 @@ class Supervisor:
         return changed
 
     def _hold(self, job: Job, busy: str) -> bool:
-        """A folder that another process has: one of a killed batch will let it go soon, a person's may not."""
+        """Waits for a folder in use, since a run of a killed batch ends soon; fails the job after a while."""
         self._say_once(f"{busy}; the batch waits {HELD_S:.0f} seconds for that to end.")
-        since = self._held.setdefault(job.name, time.monotonic())
+        since = self._blocked_since.setdefault(job.name, time.monotonic())
         if time.monotonic() - since < HELD_S:
             return False
         _failed(job, StageError(f"{busy}; wait for it or stop it"))
         return True
 
     def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._messages:
+            self._messages.add(text)
             self.view.say(text)
 
     def _start_one(self, job: Job, place: Place) -> None:
@@ -184,7 +184,7 @@ class Supervisor:
             variables[CUDA_VISIBLE_DEVICES] = place.gpu.uuid
         if self.purse is not None:
             variables[PURSE] = str(self.purse.path)
-            # It may have bought something since the batch began: a process of a killed batch ended just now.
+            # A process of a killed batch may have bought something since this batch began.
             self.purse.count(account(job.run), bought_by(job.run))
         before = Before.of(job.run, log)
         started = self.engine.start(job, log, variables)
@@ -192,31 +192,31 @@ class Supervisor:
         self._running.append(_Running(job, started, place, before, log, time.monotonic()))
 
     def _reap(self, *, stopped: bool) -> bool:
-        """Takes the ended runs out and writes down how each ended."""
-        ended = [(one, code) for one in self._running if (code := one.started.ended()) is not None]
-        for one, code in ended:
-            self._running.remove(one)
-            self.room.leave(one.place)
-            run = one.job.run
+        """Removes the ended runs and records how each ended."""
+        ended = [(item, code) for item in self._running if (code := item.started.ended()) is not None]
+        for item, code in ended:
+            self._running.remove(item)
+            self.room.leave(item.place)
+            run = item.job.run
             assert run is not None
-            one.job.state.seconds = round(time.monotonic() - one.since, 2)
+            item.job.state.seconds = round(time.monotonic() - item.since, 2)
             try:
-                conclude(one.job, code, one.log, one.before, stopped=stopped)
+                conclude(item.job, code, item.log, item.before, stopped=stopped)
             except OptimsynError as error:
-                _failed(one.job, error)
+                _failed(item.job, error)
             usage = bought_by(run)
-            one.job.state.cost = usage
+            item.job.state.cost = usage
             if self.purse is not None:
                 self.purse.count(account(run), usage)
         return bool(ended)
 
     def _look(self, changed: bool) -> None:
-        """Reads how far the running runs are, shows it, and writes `batch.json` when a state or a stage has changed."""
+        """Reads and shows the progress of the runs, and writes `batch.json` when a state or a stage has changed."""
         progress: dict[str, Progress] = {}
-        for one in self._running:
-            progress_of_run = self._watch.look(one.job)
-            state = one.job.state
-            state.seconds = round(time.monotonic() - one.since, 2)
+        for item in self._running:
+            progress_of_run = self._watch.look(item.job)
+            state = item.job.state
+            state.seconds = round(time.monotonic() - item.since, 2)
             if progress_of_run is None or state.folder is None:
                 continue
             progress[state.folder] = progress_of_run
@@ -228,19 +228,19 @@ class Supervisor:
         self.state.seconds = round(time.monotonic() - self._begun, 2)
         self.view.show(progress)
 
-    def _end_all(self, asked: _Asked) -> None:
-        """Ends what still runs: asks, waits, and kills what does not end or when a second signal comes."""
+    def _end_all(self, signals: _Signals) -> None:
+        """Ends the running runs: asks, waits, and kills them after a while or at a second signal."""
         if not self._running:
             return
         self.view.say(f"Stopping {len(self._running)} runs; everything so far is kept …")
-        for one in self._running:
-            one.started.stop()
-        patience = time.monotonic() + _STOP_S
+        for item in self._running:
+            item.started.stop()
+        deadline = time.monotonic() + _STOP_S
         while self._running:
             self.engine.wait(_TICK_S)
-            if asked.times > 1 or time.monotonic() > patience:
-                for one in self._running:
-                    one.started.kill()
+            if signals.count > 1 or time.monotonic() > deadline:
+                for item in self._running:
+                    item.started.kill()
             if self._reap(stopped=True):
                 self._look(changed=True)
 
@@ -261,34 +261,34 @@ class Supervisor:
 
 
 @contextmanager
-def _signals() -> Iterator[_Asked]:
-    """Lets Ctrl-C and SIGTERM end the batch in order, rather than in the middle of whatever it does."""
-    asked = _Asked()
+def _handled_signals() -> Iterator[_Signals]:
+    """Counts Ctrl-C and SIGTERM, so that the loop can end the batch in order."""
+    signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield signals
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.times += 1
+        signals.count += 1
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # What `nohup` or a shell has turned off stays off.
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heard}
+    # A signal that `nohup` or a shell ignores stays ignored.
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in handled}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def account(run: Run) -> str:
-    """What a run is called in the purse: the path of its reply cache, which its processes know as well."""
+    """A run's name in the purse: the path of its reply cache, which its processes know too."""
     return str(run.folder / "replies.sqlite")
 
 
 def _failed(job: Job, error: OptimsynError | OSError) -> None:
-    """A run that the batch itself could not start or read."""
+    """Records that the batch could not start or read a run."""
     job.state.state, job.state.kind, job.state.reason = "failed", type(error).__name__, redact(str(error))
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a batch: a live table in a terminal, a line for each change elsewhere, a summary at the end."""
+"""Shows a batch: a live table in a terminal, a line for each change elsewhere, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STYLES: dict[State, str] = {
     "refused": "red",
 }
 _LONGEST_REASON = 160
-# Lines of the terminal that the table's rows leave to others.
+# Lines of the terminal that the table's rows leave free.
 _OTHER_LINES = 5
 
 
@@ -36,9 +36,9 @@ class View:
     """Shows a batch while it runs.
 
     Args:
-        console: Where; a table is drawn in a terminal, and lines are printed elsewhere.
+        console: Where to show it: a table in a terminal, lines elsewhere.
         jobs: The runs.
-        state: What `batch.json` says.
+        state: The content of `batch.json`.
     """
 
     def __init__(self, console: Console, jobs: list[Job], state: BatchState) -> None:
@@ -46,7 +46,7 @@ class View:
         self._jobs = jobs
         self._state = state
         self._progress: Mapping[str, Progress] = {}
-        self._told: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> View:
@@ -61,14 +61,14 @@ class View:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line for a person, above the table where there is one."""
+        """Prints a line, above the table if there is one."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, progress: Mapping[str, Progress]) -> None:
-        """Draws the table again, or prints what has changed since the last call.
+        """Redraws the table, or prints what has changed since the last call.
 
         Args:
-            progress: How far the running runs are, by run folder.
+            progress: Progress of the running runs, by run folder.
         """
         self._progress = progress
         if self._live is not None:
@@ -76,16 +76,16 @@ class View:
             return
         for job in self._jobs:
             line = self._line(job)
-            if line and self._told.get(job.name) != line:
-                self._told[job.name] = line
+            if line and self._printed.get(job.name) != line:
+                self._printed[job.name] = line
                 self.say(f"{datetime.now().astimezone():%H:%M:%S}  {job.name:<24} {line}")
 
     def _line(self, job: Job) -> str:
-        """The state of a run in words, without what changes from second to second."""
+        """The state of a run in words, without details that change every second."""
         state = job.state
         if state.state == "running":
-            found = self._progress.get(state.folder or "")
-            return f"{found.number}/{found.of} {found.stage}" if found is not None else "started"
+            progress = self._progress.get(state.folder or "")
+            return f"{progress.number}/{progress.of} {progress.stage}" if progress is not None else "started"
         if state.state == "waiting":
             return ""
         if state.earlier:
@@ -105,15 +105,15 @@ class View:
         for name, right in (("run", 0), ("stage", 0), ("progress", 0), ("time", 1), ("to go", 1), ("bought", 1)):
             table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
         table.add_column("state", no_wrap=True)
-        shown = self._shown()
-        for job in shown:
+        visible = self._visible()
+        for job in visible:
             table.add_row(*self._row(job))
-        hidden = len(self._jobs) - len(shown)
-        rest = [Text(f"and {hidden} more", style="dim")] if hidden else []
-        return Group(Text(title, style="bold", no_wrap=True, overflow="ellipsis"), table, *rest)
+        hidden = len(self._jobs) - len(visible)
+        footer = [Text(f"and {hidden} more", style="dim")] if hidden else []
+        return Group(Text(title, style="bold", no_wrap=True, overflow="ellipsis"), table, *footer)
 
-    def _shown(self) -> list[Job]:
-        """The runs that fit into the terminal: what runs and what went wrong before what waits and what is well."""
+    def _visible(self) -> list[Job]:
+        """The runs that fit into the terminal: running and failed ones before waiting and finished ones."""
         room = max(4, self._console.height - _OTHER_LINES)
         if len(self._jobs) <= room:
             return self._jobs
@@ -122,26 +122,26 @@ class View:
 
     def _row(self, job: Job) -> list[str]:
         state = job.state
-        found = self._progress.get(state.folder or "") if state.state == "running" else None
-        stage = f"{found.number}/{found.of} {found.stage}" if found is not None else (state.stage or "")
+        progress = self._progress.get(state.folder or "") if state.state == "running" else None
+        stage = f"{progress.number}/{progress.of} {progress.stage}" if progress is not None else (state.stage or "")
         return [
             escape(job.name),
             stage,
-            found.told if found is not None else "",
+            progress.detail if progress is not None else "",
             clock(state.seconds) if state.seconds else "",
-            "" if found is None or found.left is None else f"~{clock(found.left)}",
+            "" if progress is None or progress.left is None else f"~{clock(progress.left)}",
             spent(state.cost) if state.cost.replies else "",
             f"[{_STYLES[state.state]}]{_word(job)}[/]",
         ]
 
 
 def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) -> None:
-    """The last words of a batch: every run with how it ended, the reports, and where all of it is written.
+    """Prints how every run of a batch ended, the reports, and the path of `batch.json`.
 
     Args:
         console: Where to print.
         jobs: The runs.
-        state: What `batch.json` says.
+        state: The content of `batch.json`.
         file: `batch.json`.
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -180,7 +180,7 @@ def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) ->
 
 
 def spent(cost: Usage) -> str:
-    """Money, with a plus where some of it is unknown, or tokens where nothing had a price."""
+    """The cost, with a plus where some prices are unknown, or tokens where nothing had a price."""
     if cost.cost_usd > 0:
         more = "+" if cost.unpriced else ""
         return f"${cost.cost_usd:.2f}{more}" if cost.cost_usd >= 0.01 else f"${cost.cost_usd:.4f}{more}"
@@ -197,7 +197,7 @@ def _word(job: Job) -> str:
 
 
 def _where(job: Job) -> str:
-    """Stage and cell of a failure, as far as they are known."""
+    """Stage and cell of a failure, as far as known."""
     run = job.state
     text = "" if run.stage is None else f" in {run.stage}"
     if run.cell is not None:

@@ -1,1 +1,1 @@
-"""Executes stage notebooks: parameters, kernel, engine, runner, and opening what failed."""
+"""Executes stage notebooks: parameters, kernel, engine, runner, and opening failed ones."""

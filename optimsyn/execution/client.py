@@ -1,7 +1,7 @@
-"""Runs the cells of a notebook in a kernel of this very interpreter, and tells how each really ended.
+"""Runs the cells of a notebook in a kernel of this interpreter, and reports how each really ended.
 
-papermill's own client lets a killed kernel or a time-out pass with every cell marked "completed". This one marks the
-cell that was running as failed, with the reason as its last output, and leaves the cells after it pending.
+papermill's own client marks every cell "completed" after a killed kernel or a time-out. This one marks the running cell
+as failed, with the reason as its last output, and leaves the cells after it pending.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from optimsyn.base.disk import is_disk_trouble
 from optimsyn.base.files import write_text
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
 
-# On a machine that is busy training, a kernel may take long to answer although nothing is wrong.
+# On a busy machine, a healthy kernel may take long to answer.
 START_SECONDS = 180
 _OUTPUT_SECONDS = 120
-# Time that an interrupted cell has to end in order: the stage notes in the manifest that it was interrupted.
+# Time for an interrupted cell to record the interrupt in the manifest.
 _INTERRUPT_SECONDS = 10
 INTERRUPTED = "interrupted by a person or by a signal"
 
-# What nbclient logs is said again, better, by the NotebookError.
+# The NotebookError repeats what nbclient logs, in better words.
 _QUIET = logging.getLogger("optimsyn.execution.client.nbclient")
 _QUIET.setLevel(logging.CRITICAL)
 _SHOWN = logging.getLogger("papermill")
 
 
 class Stopped(Exception):  # noqa: N818 (a signal between the client and the engine, not an error that others see)
-    """A cell ended in a way that the kernel could not report itself.
+    """A cell ended in a way that the kernel could not report.
 
     Attributes:
-        index: Position of the cell, or None when none was running.
+        index: Position of the cell; None when none was running.
         kind: `KernelDied` or `TimeLimit`.
         reason: What happened, in a sentence.
     """
@@ -62,7 +62,7 @@ class KernelManager(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The one kernel; nbclient keeps its command history in memory."""
+        """The kernel; nbclient keeps its command history in memory."""
         argv = [sys.executable, "-m", "optimsyn.execution.kernel", "-f", "{connection_file}"]
         return KernelSpec(
             argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": ["curve"]}
@@ -74,27 +74,27 @@ class CellStates(NotebookExecutionManager):
 
     Args:
         nb: The notebook.
-        secret_names: Environment variables that hold secrets beside those whose name says so.
-        options: Those of papermill's manager.
+        secret_names: Further variables that hold secrets, beyond those recognised by name.
+        options: Options of papermill's manager.
     """
 
     def __init__(self, nb: Any, *, secret_names: Iterable[str], **options: Any) -> None:
         super().__init__(nb, **options)
         self._secret_names = tuple(secret_names)
-        # Why the notebook could not be saved, when that was so last.
+        # Why the last save failed.
         self.unsaved: OSError | None = None
-        # What the line of progress shows.
+        # For the progress line.
         self.running: int | None = None
-        self.told = ""
+        self.progress = ""
 
     def clean(self, part: Any) -> Any:
-        """A notebook, or a part of one, without secrets; the original stays as it is."""
+        """A copy of a notebook, or of a part of one, without secrets."""
         return redact_tree(part, secret_values(self._secret_names))
 
     def save(self, **_: Any) -> None:
-        """Writes the notebook as it stands, atomically, secrets taken out of sources, outputs and parameters.
+        """Writes the current notebook atomically, without secrets in sources, outputs and parameters.
 
-        A full disk must not end a kernel whose requests are under way: once cells run, it is remembered only.
+        A full disk must not end a kernel with requests under way: once cells run, the error is only remembered.
         """
         try:
             if self.output_path:
@@ -107,13 +107,13 @@ class CellStates(NotebookExecutionManager):
         self.last_save_time = self.now()
 
     def notebook_start(self, **options: Any) -> None:
-        """Clears what an earlier execution left."""
+        """Removes the metadata of an earlier execution."""
         self.nb.metadata.pop("optimsyn", None)
         super().notebook_start(**options)
 
     def cell_start(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
         """Marks a cell as running."""
-        self.running, self.told = cell_index, ""
+        self.running, self.progress = cell_index, ""
         super().cell_start(cell, cell_index, **options)
 
     def cell_stopped(self, index: int, kind: str, reason: str) -> None:
@@ -125,12 +125,12 @@ class CellStates(NotebookExecutionManager):
             cell.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=reason, traceback=[text]))
 
     def stopped(self, kind: str, reason: str) -> None:
-        """Says in the notebook's metadata that and why it was not run to its end, also when no cell was running."""
+        """Records in the notebook's metadata why it did not run to its end."""
         self.nb.metadata.papermill["exception"] = True
         self.nb.metadata["optimsyn"] = {"stopped": {"kind": kind, "reason": reason}}
 
     def notebook_complete(self, **_: Any) -> None:
-        """Writes the times; cells that never ran stay pending."""
+        """Records the times; cells that never ran stay pending."""
         self.end_time = self.now()
         state = self.nb.metadata.papermill
         state["end_time"] = self.end_time.isoformat()
@@ -139,7 +139,7 @@ class CellStates(NotebookExecutionManager):
 
 
 def save_notebook(notebook: Any, place: str) -> None:
-    """Writes a notebook: atomically on this machine's disk, through papermill's handlers anywhere else (`s3://…`)."""
+    """Writes a notebook: atomically to this machine's disk, through papermill's handlers elsewhere (`s3://…`)."""
     if "://" in place:
         from papermill.iorw import write_ipynb
 
@@ -149,7 +149,7 @@ def save_notebook(notebook: Any, place: str) -> None:
 
 
 class Client(PapermillNotebookClient):
-    """Runs the cells one after the other and stops at the first that fails, whatever the way.
+    """Runs the cells in order and stops at the first that fails in any way.
 
     Args:
         states: Keeps the state of the cells.
@@ -157,7 +157,7 @@ class Client(PapermillNotebookClient):
         seconds: Time limit for the whole notebook.
         cell_seconds: Time limit for each cell.
         start_seconds: How long a kernel may take to answer.
-        options: Those of papermill's client.
+        options: Options of papermill's client.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ class Client(PapermillNotebookClient):
         **options: Any,
     ) -> None:
         deadline = math.inf if seconds is None else time.monotonic() + seconds
-        self._whole = seconds
+        self._notebook_limit = seconds
 
         def limit(_: Any) -> int | None:
-            left = min(deadline - time.monotonic(), math.inf if cell_seconds is None else cell_seconds)
-            return None if left == math.inf else max(1, math.ceil(left))
+            remaining = min(deadline - time.monotonic(), math.inf if cell_seconds is None else cell_seconds)
+            return None if remaining == math.inf else max(1, math.ceil(remaining))
 
         super().__init__(
             states,
@@ -223,7 +223,7 @@ class Client(PapermillNotebookClient):
                 raise self._stopped(index, "KernelDied", self._cause_of_death()) from error
             except CellTimeoutError as error:
                 self.shutdown_kernel = "immediate"
-                limit = "the notebook" if self._whole is not None else "the cell"
+                limit = "the notebook" if self._notebook_limit is not None else "the cell"
                 raise self._stopped(index, "TimeLimit", f"{limit} took longer than its time limit") from error
             except KeyboardInterrupt:
                 self.shutdown_kernel = "immediate"
@@ -239,7 +239,7 @@ class Client(PapermillNotebookClient):
         return Stopped(index, kind, reason)
 
     def _interrupt(self) -> None:
-        """Interrupts the running cell and gives it a moment to end in order; a second interrupt ends the waiting."""
+        """Interrupts the running cell and gives it a moment to end; a second interrupt ends the wait."""
         reply = self.task_poll_for_reply
         if self.km is None or reply is None or reply.done():
             return
@@ -249,24 +249,24 @@ class Client(PapermillNotebookClient):
             await asyncio.wait([reply], timeout=_INTERRUPT_SECONDS)
 
         loop = reply.get_loop()
-        # Inside of a notebook the loop runs in a thread of its own, where this one cannot wait for it.
+        # Inside a notebook the loop runs in another thread, and this one cannot wait for it.
         if loop.is_running():
             return
-        # What the interrupted cell raises is told by `Interrupted`; nobody asks for it a second time.
+        # `Interrupted` reports the interrupt; the exception of the cell is not needed.
         loop.set_exception_handler(lambda _, context: None)
         run_sync(wait)()
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
-        """Takes a message of the kernel; lines that tell how far a stage is are shown outside of the notebook too."""
+        """Handles a message of the kernel; a stage's progress is also kept for the progress line."""
         content = msg["content"]
         if msg["msg_type"] in ("display_data", "update_display_data"):
             mark = content.get("metadata", {}).get("optimsyn")
             if isinstance(mark, dict) and mark.get("transient"):
-                self.nb_man.told = str(content["data"].get("text/plain", ""))
+                self.nb_man.progress = str(content["data"].get("text/plain", ""))
         return super().process_message(msg, cell, cell_index)
 
     def log_output_message(self, output: Any) -> None:
-        """Passes an output on to papermill's log and files (`--log-output`, `--stdout-file`), without secrets."""
+        """Passes an output without secrets to papermill's log and files (`--log-output`, `--stdout-file`)."""
         clean = self.nb_man.clean(output)
         if clean.output_type != "stream":
             if self.log_output and "text/plain" in clean.get("data", {}):
@@ -298,17 +298,17 @@ class Client(PapermillNotebookClient):
 
 
 def on_terminate(handler: Callable[..., Any]) -> dict[int, Any]:
-    """Sets `handler` for the signals that would end this process without a word, and returns what was there before."""
-    found: dict[int, Any] = {}
+    """Sets `handler` for signals that would end this process silently, and returns the previous handlers."""
+    previous: dict[int, Any] = {}
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            found[number] = signal.signal(number, handler)
-    return found
+            previous[number] = signal.signal(number, handler)
+    return previous
 
 
 def _memory_kills() -> int:
-    """How many processes of this control group the kernel has killed for want of memory (Linux; else 0)."""
+    """How many processes of this control group were killed for lack of memory (Linux; else 0)."""
     file = Path("/sys/fs/cgroup/memory.events")
     if not file.is_file():
         return 0

@@ -1,9 +1,9 @@
-"""Executes a notebook with papermill, and tells the truth about how it ended.
+"""Executes a notebook with papermill, and reports correctly how it ended.
 
-Three doors lead here: the runner and `optimsyn execute` call `execute`, and `papermill --engine optimsyn` finds the
-engine through an entry point (`optimsyn.execution.entry_point`). Behind each of them the parameters are checked before
-a kernel starts, the cell that was running is marked as failed with the real reason, the notebook is saved atomically as
-it grows, and secrets stay out of it. The kernel is started from this very interpreter, whatever kernels are installed.
+The runner and `optimsyn execute` call `execute`; `papermill --engine optimsyn` finds the engine through an entry point
+(`optimsyn.execution.entry_point`). In each case the parameters are checked before a kernel starts, a failed cell is
+marked with the real reason, the notebook is saved atomically while it runs, and secrets stay out of it. The kernel uses
+this interpreter, whatever kernels are installed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NotebookError(StageError):
 
     Attributes:
         notebook: The executed notebook, with the outputs up to the failure.
-        cell: Number of the code cell that was running (1 is the first), or None when none was.
+        cell: Number of the code cell that was running (1 is the first); None when none was.
         source: That cell's code.
         kind: Name of the exception in the cell, or `KernelDied`, `TimeLimit`, `Interrupted`.
         reason: What went wrong, in a sentence, without secrets.
@@ -66,7 +66,7 @@ class TruthfulEngine(NBClientEngine):
 
     @classmethod
     def nb_kernel_name(cls, nb: Any, name: str | None = None) -> str:
-        """The kernel is this interpreter, whatever the notebook calls its own."""
+        """The kernel is this interpreter, whatever kernel the notebook names."""
         return name or "python3"
 
     @classmethod
@@ -85,25 +85,24 @@ class TruthfulEngine(NBClientEngine):
         autosave_cell_every: int = _AUTOSAVE_SECONDS,
         **options: Any,
     ) -> Any:
-        """Executes a notebook into which the parameters were put; called by papermill.
+        """Executes a notebook with injected parameters; called by papermill.
 
         Args:
             nb: The notebook.
             kernel_name: For papermill's metadata.
             output_path: Where it is saved while it runs; None saves it only at the end.
-            progress_bar: Show one line of progress.
+            progress_bar: Show a progress line.
             log_output: Pass outputs on to papermill's log.
             autosave_cell_every: Seconds between saves while a cell prints.
-            options: papermill's others (`execution_timeout`, `start_timeout`, `stdout_file`, `stderr_file`), and those
-                of `execute`.
+            options: Further options of papermill (`execution_timeout`, `start_timeout`, `stdout_file`, `stderr_file`)
+                and of `execute`.
 
         Returns:
             The executed notebook, without secrets.
 
         Raises:
-            NotebookError: The kernel died, did not start, or ran out of time. An exception in a cell is told by
-                papermill.
-            ParameterError: A parameter does not fit; nothing was started or written.
+            NotebookError: The kernel died, did not start, or ran out of time. papermill reports exceptions in cells.
+            ParameterError: A parameter is wrong; nothing was started or written.
         """
         name = Path(str(options.get("input_path") or output_path or "notebook")).name
         secret_names = (
@@ -120,8 +119,8 @@ class TruthfulEngine(NBClientEngine):
             autosave_cell_every=autosave_cell_every,
         )
         states.notebook_start()
-        here = output_path is not None and "://" not in str(output_path)
-        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if here else None, secret_names)
+        local = output_path is not None and "://" not in str(output_path)
+        log = _KernelLog(Path(str(output_path)).with_suffix(".log") if local else None, secret_names)
         try:
             client = Client(
                 states,
@@ -133,7 +132,7 @@ class TruthfulEngine(NBClientEngine):
                 stdout_file=options.get("stdout_file"),
                 stderr_file=options.get("stderr_file"),
             )
-            with _ends_like_an_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
+            with _terminate_as_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
                 client.execute(
                     env={**NO_PROGRESS_BARS, **all_variables(), **options.get("environment", {})},
                     stdout=log.file,
@@ -150,7 +149,7 @@ class TruthfulEngine(NBClientEngine):
             log.end()
             states.notebook_complete()
         if states.unsaved is not None:
-            # papermill would fail to write it once more, and hide what a cell has told.
+            # papermill would fail to write it again, and hide a cell's error.
             raise _unsaved(states, states.unsaved, Path(output_path or name))
         return states.clean(states.nb)
 
@@ -169,18 +168,18 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
     environment: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> None:
-    """Executes a notebook in a kernel of its own.
+    """Executes a notebook in its own kernel.
 
     Args:
         notebook: The notebook to run; it is not changed.
-        output: Where the executed notebook goes. It is saved after every cell and while a long one prints. What the
-            kernel writes past Jupyter (crash reports of libraries) goes to a `.log` beside it.
+        output: Where the executed notebook goes. It is saved after every cell and while a long one prints. Output that
+            bypasses Jupyter (crash reports of libraries) goes to a `.log` beside it.
         parameters: Values for its parameters cell.
         seconds: Time limit for the whole notebook.
         lock: A file that the kernel keeps locked while it lives.
-        secret_names: Environment variables that hold secrets beside those whose name says so or the recipe names.
-        environment: Variables of the kernel beside those of this process.
-        progress: Show one line that tells how far the notebook is.
+        secret_names: Further variables that hold secrets, beyond those recognised by name or named by the recipe.
+        environment: Environment variables of the kernel in addition to this process's.
+        progress: Show a progress line.
 
     Raises:
         NotebookError: A cell raised, the kernel died or the time ran out.
@@ -193,15 +192,15 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         raise StageError(f"{notebook}: there is no such notebook")
     if output.exists() and output.samefile(notebook):
         raise ParameterError(f"{output}: the notebook itself stays as it is; give another file for the output")
-    known = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    recipe_keys = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
     output.parent.mkdir(parents=True, exist_ok=True)
-    names = (*secret_names, *known)
+    names = (*secret_names, *recipe_keys)
     variables = dict(environment or {})
     if lock is not None:
         variables[KERNEL_LOCK] = str(lock)
     try:
         execute_notebook(
-            # papermill fills in braces of a path as a template.
+            # papermill treats braces in a path as a template.
             _literal(notebook),
             _literal(output),
             parameters=dict(parameters),
@@ -215,7 +214,7 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
             environment=variables,
         )
     except PapermillExecutionError as error:
-        # papermill put a heading and an anchor cell in, so the number is taken from the error, not from the file.
+        # papermill inserted a heading and an anchor cell, so the number comes from the error, not from the file.
         number = error.exec_count if isinstance(error.exec_count, int) else None
         reason = redact(str(error.evalue), names)
         raise NotebookError(output, number, str(error.source), str(error.ename), reason) from None
@@ -226,10 +225,10 @@ def _literal(path: Path) -> str:
 
 
 def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Checks the parameters; a notebook of somebody's own may do without any.
+    """Checks the parameters; a user's notebook may have none.
 
     Returns:
-        The environment variables of the recipe that they mean which hold keys.
+        The environment variables that hold the keys of the chosen recipe.
     """
     if not parameters and not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         return ()
@@ -248,7 +247,7 @@ def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> Noteb
 
 
 def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookError:
-    """What a cell failed of, or that the notebook of an unharmed run could not be written."""
+    """The error of the cell that failed, or else that the notebook could not be written."""
     cells = [cell for cell in states.clean(states.nb).cells if cell.cell_type == "code"]
     for number, cell in enumerate(cells, 1):
         for output in cell.outputs:
@@ -258,8 +257,8 @@ def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookErro
 
 
 @contextlib.contextmanager
-def _ends_like_an_interrupt() -> Iterator[None]:
-    """Lets SIGTERM end the notebook like Ctrl-C does: the kernel is stopped and the notebook says why."""
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Handles SIGTERM like Ctrl-C: the kernel is stopped and the notebook records why."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt
@@ -276,8 +275,8 @@ def _ends_like_an_interrupt() -> Iterator[None]:
 
 
 def _line(states: CellStates, name: str) -> LiveLine:
-    """One line for the notebook: which cell runs, for how long, and what the stage in it says about itself."""
-    begun = time.monotonic()
+    """The progress line: the running cell, the elapsed time, and the stage's own progress."""
+    start = time.monotonic()
     code = [index for index, cell in enumerate(states.nb.cells) if cell.cell_type == "code"]
 
     def done() -> int:
@@ -287,18 +286,18 @@ def _line(states: CellStates, name: str) -> LiveLine:
         from optimsyn.runs.durations import clock
 
         where = "starting" if states.running is None else f"cell {min(done() + 1, len(code))} of {len(code)}"
-        told = f", {states.told}" if states.told else ""
-        return f"{name}: {where}, {clock(time.monotonic() - begun)}{told}"
+        progress = f", {states.progress}" if states.progress else ""
+        return f"{name}: {where}, {clock(time.monotonic() - start)}{progress}"
 
     return LiveLine(status, share=lambda: done() / len(code) if code else None)
 
 
 class _KernelLog:
-    """What a kernel writes past Jupyter: it comes through a pipe and reaches the disk without secrets.
+    """Kernel output that bypasses Jupyter; it comes through a pipe and is redacted before it is written.
 
     Args:
-        path: The log; it is made when there is something to write. None writes to standard error.
-        secret_names: Environment variables that hold secrets beside those whose name says so.
+        path: The log, created on first use. None writes to standard error.
+        secret_names: Further variables that hold secrets, beyond those recognised by name.
     """
 
     def __init__(self, path: Path | None, secret_names: Iterable[str]) -> None:
@@ -326,7 +325,7 @@ class _KernelLog:
     def end(self) -> str:
         """The last lines, once the kernel is gone."""
         self.file.close()
-        # Something that the kernel started may outlive it and hold the pipe.
+        # A child of the kernel may outlive it and hold the pipe.
         self._thread.join(timeout=_LOG_SECONDS)
         return "\n".join(self._last).strip()
 

@@ -1,7 +1,6 @@
-"""What papermill finds through its entry point: `papermill --engine optimsyn in.ipynb out.ipynb`.
+"""The entry point for papermill: `papermill --engine optimsyn in.ipynb out.ipynb`.
 
-papermill loads every engine that is installed while it is itself being imported, so this module imports nothing; the
-engine is loaded when it is used.
+papermill loads every installed engine at import, so this module imports nothing until the engine is used.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """Passes everything on to `optimsyn.execution.engine.TruthfulEngine`."""
+    """Delegates to `optimsyn.execution.engine.TruthfulEngine`."""
 
     @staticmethod
     def nb_kernel_name(nb: Any, name: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Runs the stages of a run up to one of them, in this process: for notebooks that start from a warm or finished run."""
+"""Runs the stages of a run in this process, for notebooks that start from a partly finished run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def run_through(run: Run, stage: str) -> Table:
     """Runs every stage up to and with `stage`; finished ones are skipped.
 
-    Stages of your own run here as well, so their functions may stand in the notebook that calls this.
+    Custom stages run here too, so the calling notebook may define their functions.
 
     Args:
         run: The run.

@@ -1,7 +1,7 @@
 """Starts the Python kernel of a run's notebook: `python -m optimsyn.execution.kernel -f CONNECTION_FILE`.
 
-It is an ordinary ipykernel with two differences. It dies with the process that started it, also when that one was
-killed with -9, and it holds a lock for as long as it lives, so that a resumed run never works beside an orphan.
+It is an ordinary ipykernel with two differences: it dies with the process that started it, even after kill -9, and it
+holds a lock while it lives, so that a resumed run never works beside an orphan.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main() -> None:
     lock = FileLock(path, timeout=60) if path else None
     if lock is not None:
         lock.acquire()
-    # `python -m` puts the working directory first, where a file of the user's could shadow a library.
-    if sys.path and sys.path[0] in {"", os.getcwd()}:  # noqa: PTH109 (compared with what Python put there)
+    # `python -m` puts the working directory first, where a user's file could shadow a library.
+    if sys.path and sys.path[0] in {"", os.getcwd()}:  # noqa: PTH109 (compared with Python's own entry)
         sys.path.append(sys.path.pop(0))
     from ipykernel.kernelapp import IPKernelApp
 

@@ -1,4 +1,4 @@
-"""The first cell of every notebook: what this kernel runs on, and libraries that keep their chatter out of the cells.
+"""The first cell of every notebook: checks the environment and silences libraries' messages.
 
 from optimsyn.execution.notebook import check_environment
 
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 
 
 def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
-    """Looks at Python, packages, processors, memory and accelerator, in about as long as PyTorch takes to load.
+    """Checks Python, packages, processors, memory and accelerator; takes about as long as PyTorch takes to load.
 
-    Libraries' progress bars and advice are switched off for this kernel, and what optimsyn itself has to say while it
-    works is shown in the cell as a line of text.
+    Switches off libraries' progress bars and warnings in this kernel, and shows optimsyn's own messages in the cell.
 
     Args:
-        needs: Further packages that the notebook uses, by the name that pip knows.
+        needs: Further packages that the notebook uses, by their name on PyPI.
 
     Returns:
         A table to show as the value of the cell.
 
     Raises:
-        StageError: Something is missing that the notebook needs; the message holds the cure.
+        StageError: The notebook needs something that is missing; the message holds the cure.
     """
     set_variables(QUIET)
     show_messages()
@@ -64,22 +63,22 @@ def examples_folder() -> Path:
 
 
 class _ShowMessage(logging.Handler):
-    """Shows a message of optimsyn's in the cell; it is gone from the notebook when that is saved as an example."""
+    """Shows optimsyn's messages in the cell; they are removed when the notebook is saved as an example."""
 
     def emit(self, record: logging.LogRecord) -> None:
         NotebookText().show(redact(record.getMessage()))
 
 
 def show_messages() -> None:
-    """Sends optimsyn's own messages to the cell, and hides what libraries warn each other about."""
+    """Sends optimsyn's own messages to the cell, and hides libraries' deprecation warnings."""
     if not in_notebook():
         return
     log = logging.getLogger("optimsyn")
     if not any(isinstance(handler, _ShowMessage) for handler in log.handlers):
         log.addHandler(_ShowMessage())
         log.propagate = False
-    # Deprecations between libraries are for those who maintain them; optimsyn's tests show them all.
+    # Deprecations between libraries do not concern users; optimsyn's tests show them.
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
-    # tqdm misses its widgets, which would go blank in a saved notebook.
+    # tqdm's widgets would be blank in a saved notebook.
     warnings.filterwarnings("ignore", message="IProgress not found")

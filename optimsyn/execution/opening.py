@@ -1,4 +1,4 @@
-"""What the commands share: their console, their recipe, and a run that is opened once all of it was checked."""
+"""What the commands share: their console, loading the recipe, and opening a checked run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def make_console() -> Console:
-    """Where a command writes."""
+    """The console for a command's output."""
     from rich.console import Console
 
     return Console()
@@ -34,21 +34,21 @@ def load_recipe(name: str, size: str = "full", changes: list[str] | None = None)
 
 
 def refuse_unknown_stage(name: str, size: str, changes: list[str] | None, stage: str) -> None:
-    """Stops before anything is checked or made when a recipe, or the recipe of a run folder, has no such stage.
+    """Refuses a stage that the recipe (or that of the run folder) does not have, before any other check.
 
     Raises:
-        StageError: It has none; names the nearest one.
+        StageError: There is no such stage; names the nearest one.
     """
     from optimsyn.runs.folder import Run
     from optimsyn.runs.resources import notebook_name
 
-    of_run = (Path(name) / "manifest.json").is_file()
-    recipe = Run.load(name).recipe if of_run else load_recipe(name, size, changes)
+    is_run = (Path(name) / "manifest.json").is_file()
+    recipe = Run.load(name).recipe if is_run else load_recipe(name, size, changes)
     notebook_name(stage, recipe.stage_names)
 
 
 def open_checked(name: str, root: Path, size: str, changes: list[str] | None, console: Console, steps: Steps) -> Run:
-    """The run of a recipe, or of its run folder, after everything about it has been checked."""
+    """Checks a recipe, or that of a run folder, and opens its run."""
     from optimsyn.machine.forecast.requests import foresee
     from optimsyn.machine.preflight import checked
     from optimsyn.machine.preflight_services import names_services, open_asked
@@ -62,15 +62,15 @@ def open_checked(name: str, root: Path, size: str, changes: list[str] | None, co
     else:
         recipe = load_recipe(name, size, changes)
     with steps.step("Checking files, questions and models"):
-        found = checked(recipe, root, ask=False)
-    show_preflight(found, console)
-    found.raise_if_refused()
-    # Before anything is loaded: what a service refuses should not cost minutes of local work.
-    asked = "Asking each service one tiny question" if names_services(recipe) else "Opening the run"
-    with steps.step(asked):
+        preflight = checked(recipe, root, ask=False)
+    show_preflight(preflight, console)
+    preflight.raise_if_refused()
+    # Before anything is loaded, so that a refusal does not cost minutes of local work.
+    label = "Sending each service one tiny request" if names_services(recipe) else "Opening the run"
+    with steps.step(label):
         run_ = open_asked(recipe, root)
     _show_notes(run_.warnings, console)
-    console.print(foresee(run_, found.forecast))
+    console.print(foresee(run_, preflight.forecast))
     return run_
 
 
@@ -79,10 +79,10 @@ def _show_notes(notes: Sequence[str], console: Console) -> None:
         console.print(f"[yellow]note:[/] {_escaped(note)}", highlight=False)
 
 
-def show_preflight(found: Preflight, console: Console) -> None:
-    """Shows what a person should know before a run, and what was not looked at."""
-    _show_notes(found.warnings, console)
-    for text in found.unchecked:
+def show_preflight(preflight: Preflight, console: Console) -> None:
+    """Shows warnings and skipped checks."""
+    _show_notes(preflight.warnings, console)
+    for text in preflight.unchecked:
         console.print(f"not checked: {_escaped(text)}", highlight=False)
 
 

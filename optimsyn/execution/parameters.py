@@ -1,8 +1,8 @@
-"""The parameters of a notebook: names, types and values are checked before any kernel starts.
+"""Checks names, types and values of a notebook's parameters before any kernel starts.
 
-The notebooks of the stages share one cell (`recipe`, `size`, `generator`, `changes`, `run_folder`), and its values are
-checked against the recipe that they mean. Other notebooks may have other parameters; of those only name and type are
-known. Nothing here imports papermill or torch, so that a refusal takes well under a second.
+The stage notebooks share one cell (`recipe`, `size`, `generator`, `changes`, `run_folder`), whose values are checked
+against the chosen recipe. Of other parameters only name and type are checked. Nothing here imports papermill or torch,
+so that a refusal takes well under a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TYPES: dict[str, type] = {
     "list": list,
     "None": type(None),
 }
-# papermill adds these when it is asked to (--inject-paths).
+# papermill adds these with --inject-paths.
 _OF_PAPERMILL = frozenset({"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"})
 
 
@@ -46,13 +46,13 @@ class Parameter:
     def accepts(self, value: Any) -> bool:
         """Whether a value has the annotated type; an int is a float, but a bool is no int."""
         for part in self.annotation.split("|"):
-            wanted = _TYPES[part.strip()]
-            if type(value) is wanted or (wanted is float and type(value) is int):
+            expected = _TYPES[part.strip()]
+            if type(value) is expected or (expected is float and type(value) is int):
                 return True
         return False
 
     def parse(self, text: str) -> Any:
-        """A value from the command line: text for a text parameter, else read as YAML."""
+        """Parses a value from the command line: text for a text parameter, else YAML."""
         import yaml
 
         from optimsyn.recipe.yaml_text import parse_yaml
@@ -62,7 +62,7 @@ class Parameter:
         try:
             return parse_yaml(text)
         except yaml.YAMLError:
-            # It will not have the type, which is told with the name of the notebook.
+            # The check of its type fails later, with the name of the notebook.
             return text
 
 
@@ -79,7 +79,7 @@ def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
     cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(f"{name}: {len(cells)} cells are tagged `parameters`; there must be exactly one")
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     try:
         body = ast.parse("".join(cells[0]["source"])).body
     except SyntaxError as error:
@@ -105,12 +105,12 @@ def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
         parameter = Parameter(statement.target.id, annotation, default)
         if not parameter.accepts(default):
             raise ParameterError(f"{name}: parameters cell: `{line}`: the default is not of that type")
-        found[parameter.name] = parameter
-    return found
+        parameters[parameter.name] = parameter
+    return parameters
 
 
 def load_notebook(path: Path) -> dict[str, Any]:
-    """A notebook file as plain JSON, for a look at its parameters.
+    """A notebook file as plain JSON, to read its parameters.
 
     Raises:
         ParameterError: The file is missing or is no notebook.
@@ -141,70 +141,69 @@ def pair_of(text: str) -> tuple[str, str]:
 def given_parameters(
     notebook: Any, pairs: Iterable[tuple[str, str]], files: Iterable[Path], name: str
 ) -> dict[str, Any]:
-    """Values from the command line, read by the types of the notebook's parameters and checked.
+    """Values from the command line, parsed by the types of the notebook's parameters and checked.
 
     Args:
         notebook: The notebook.
-        pairs: Name and text of single parameters; they win over those of files.
+        pairs: Name and text of single parameters; they override those of files.
         files: YAML files that map names to values.
         name: Name of the notebook, for messages.
 
     Raises:
-        ParameterError: A file is no mapping, or a parameter does not fit.
+        ParameterError: A file is no mapping, or a parameter is wrong.
     """
     import yaml
 
     from optimsyn.recipe.yaml_text import parse_yaml
 
-    known = read_parameters(notebook, name)
+    parameters = read_parameters(notebook, name)
     values: dict[str, Any] = {}
     for file in files:
         try:
             text = decode(file.read_bytes(), str(file))
-            found = parse_yaml(text)
+            content = parse_yaml(text)
         except FileNotFoundError:
             raise ParameterError(f"{file}: there is no such file of parameters") from None
         except DataError as error:
             raise ParameterError(str(error)) from None
         except yaml.YAMLError:
             raise ParameterError(f"{file}: not valid YAML; write a line `name: value` for each parameter") from None
-        if not isinstance(found, dict | None):
+        if not isinstance(content, dict | None):
             raise ParameterError(f"{file}: parameters are a mapping of names to values")
-        values |= {str(key): value for key, value in (found or {}).items()}
+        values |= {str(key): value for key, value in (content or {}).items()}
     for key, text in pairs:
-        values[key] = known[key].parse(text) if key in known else text
+        values[key] = parameters[key].parse(text) if key in parameters else text
     check_parameters(notebook, values, name)
     return values
 
 
 def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> None:
-    """Refuses values that the notebook does not know or that do not fit the recipe.
+    """Refuses unknown parameters, and values that do not fit the recipe.
 
     Args:
         notebook: The notebook (nbformat node or the same as a mapping).
-        values: What its parameters are to be; those left out keep their default.
+        values: Values of its parameters; the others keep their defaults.
         name: Its name, for messages.
 
     Raises:
-        ParameterError: Names the notebook, the parameter, what is wrong with it and what was meant.
+        ParameterError: Names the notebook, the parameter, the problem and a suggestion.
     """
-    known = read_parameters(notebook, name)
+    parameters = read_parameters(notebook, name)
     _refuse_secret(values, name)
     for key, value in values.items():
         if key in _OF_PAPERMILL:
             continue
-        if key not in known:
-            hint = did_you_mean(key, known, f"it has {', '.join(known) or 'none'}")
+        if key not in parameters:
+            hint = did_you_mean(key, parameters, f"it has {', '.join(parameters) or 'none'}")
             raise ParameterError(f"{name}: no parameter {key!r}; {hint}")
-        if not known[key].accepts(value):
-            raise ParameterError(f"{name}: parameter {key} is {known[key].annotation}, not {value!r}")
-    if "run_folder" in known or "recipe" in known:
-        meant = {key: parameter.default for key, parameter in known.items()} | dict(values)
+        if not parameters[key].accepts(value):
+            raise ParameterError(f"{name}: parameter {key} is {parameters[key].annotation}, not {value!r}")
+    if "run_folder" in parameters or "recipe" in parameters:
         try:
-            _check_meaning(meant)
+            _check_recipe({key: parameter.default for key, parameter in parameters.items()} | dict(values))
         except OptimsynError as error:
             raise ParameterError(f"{name}: parameter {error}") from error
-        # Once more: only now is it known which variables hold the keys of the recipe.
+        # Again, because only the loaded recipe says which variables hold its keys.
         _refuse_secret(values, name)
 
 
@@ -215,35 +214,35 @@ def _refuse_secret(values: Mapping[str, Any], name: str) -> None:
 
 
 def key_variables(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The environment variables that hold the keys of the recipe which checked parameters mean.
+    """The environment variables that hold the keys of the recipe that the parameters choose.
 
     Args:
         notebook: The notebook.
         values: Its parameters, from `check_parameters`.
         name: Its name, for messages.
     """
-    meant = {key: parameter.default for key, parameter in read_parameters(notebook, name).items()} | dict(values)
-    recipe = _recipe_meant(meant)
+    defaults = {key: parameter.default for key, parameter in read_parameters(notebook, name).items()}
+    recipe = _recipe_of(defaults | dict(values))
     return () if recipe is None else recipe.key_variables
 
 
-def _recipe_meant(meant: Mapping[str, Any]) -> Recipe | None:
-    """The recipe that the values of the common cell mean; None where a notebook has no such cell."""
-    if meant.get("run_folder"):
-        return Recipe.load(Path(meant["run_folder"]).expanduser() / "recipe.yaml", of_run=True)
-    if not isinstance(meant.get("recipe"), str):
+def _recipe_of(values: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that the values of the common cell choose; None where a notebook has no such cell."""
+    if values.get("run_folder"):
+        return Recipe.load(Path(values["run_folder"]).expanduser() / "recipe.yaml", of_run=True)
+    if not isinstance(values.get("recipe"), str):
         return None
     return chosen_recipe(
-        meant["recipe"],
-        size=meant.get("size") or "full",
-        generator=meant.get("generator") or "",
-        changes=meant.get("changes") or {},
+        values["recipe"],
+        size=values.get("size") or "full",
+        generator=values.get("generator") or "",
+        changes=values.get("changes") or {},
     )
 
 
-def _check_meaning(meant: Mapping[str, Any]) -> None:
+def _check_recipe(values: Mapping[str, Any]) -> None:
     """Checks the values of the cell that the stage notebooks share, as far as a notebook has it."""
-    folder = meant.get("run_folder") or ""
+    folder = values.get("run_folder") or ""
     if folder:
         path = Path(folder).expanduser()
         if not (path / "manifest.json").is_file():
@@ -251,59 +250,59 @@ def _check_meaning(meant: Mapping[str, Any]) -> None:
                 f"run_folder: {path} is not a run folder (no manifest.json in it); leave it empty to make one"
             )
         return
-    chosen = _recipe_meant(meant)
+    chosen = _recipe_of(values)
     problems = [] if chosen is None else _service_problems(chosen)
     if problems:
-        raise RecipeError(f"{'generator' if meant.get('generator') else 'recipe'}: {'; '.join(problems)}")
+        raise RecipeError(f"{'generator' if values.get('generator') else 'recipe'}: {'; '.join(problems)}")
 
 
 def chosen_recipe(
     recipe: str, *, size: str = "full", generator: str = "", changes: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """The recipe that the parameters of a stage notebook, or the options of a command, mean.
+    """The recipe that the parameters of a stage notebook, or the options of a command, choose.
 
     Args:
         recipe: A recipe file, or the name of a recipe that comes with optimsyn.
         size: `full` or `tiny`.
         generator: Another model that writes the pairs; empty keeps the recipe's.
-        changes: Further recipe fields; `SetOptions` are spoken of as options of a command.
+        changes: Further recipe fields; messages about `SetOptions` call them command-line options.
 
     Raises:
-        RecipeError: Begins with the parameter that does not fit.
+        RecipeError: Begins with the name of the wrong parameter.
     """
     from optimsyn.recipe.changes import SetOptions, changed, word_for
     from optimsyn.recipe.sizes import resized
     from optimsyn.runs.resources import find_recipe
 
-    given: Mapping[str, Any] = {} if changes is None else changes
-    secret = find_secret({"recipe": recipe, "size": size, "generator": generator, word_for(given): dict(given)})
+    changes = {} if changes is None else changes
+    secret = find_secret({"recipe": recipe, "size": size, "generator": generator, word_for(changes): dict(changes)})
     if secret is not None:
         raise RecipeError(f"{secret.replace('--set.', '--set ', 1)}, and would be written into the run; {KEY_CURE}")
     with _about("recipe"):
         chosen = Recipe.load(find_recipe(recipe))
-    with _about("--size" if isinstance(given, SetOptions) else "size"):
+    with _about("--size" if isinstance(changes, SetOptions) else "size"):
         chosen = resized(chosen, size)
     if generator:
         with _about("generator"):
             _check_name(generator)
             chosen = changed(chosen, {"models.generator": generator}, "generator")
-    return changed(chosen, given)
+    return changed(chosen, changes)
 
 
 @contextmanager
 def _about(parameter: str) -> Iterator[None]:
-    """Puts the name of the parameter, or the option, before what is wrong with it."""
+    """Prefixes errors with the name of the parameter or option."""
     try:
         yield
     except RecipeError as error:
         plain = parameter.removeprefix("--")
-        said = str(error)
-        said = said.removeprefix(plain) if said.startswith(f"{plain}:") else f": {said}"
-        raise RecipeError(f"{parameter}{said}") from error
+        message = str(error)
+        message = message.removeprefix(plain) if message.startswith(f"{plain}:") else f": {message}"
+        raise RecipeError(f"{parameter}{message}") from error
 
 
 def _check_name(generator: str) -> None:
-    """Refuses a model name that cannot be one, or whose provider is misspelled."""
+    """Refuses an impossible model name or a misspelled provider."""
     if any(character.isspace() for character in generator):
         raise RecipeError(
             f"{generator!r} is not a model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
@@ -314,7 +313,7 @@ def _check_name(generator: str) -> None:
 
 
 def _service_problems(recipe: Recipe) -> list[str]:
-    """What is missing for the services that a recipe names: providers and keys, as this machine alone can tell."""
+    """Missing providers and keys of a recipe's services, without using the network."""
     from optimsyn.machine.availability import availability
 
     models = recipe.models

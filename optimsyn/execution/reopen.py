@@ -1,8 +1,7 @@
-"""Opens a stage of a run in JupyterLab, so that a person finishes by hand what failed at night.
+"""Opens a stage of a run in JupyterLab, so that a user can finish a failed stage by hand.
 
-The notebook that opens is the executed one of the run: its parameters are in it, the outputs of the failed attempt are
-still there, and its cells find everything that the stage has bought. When the stage has finished there, `optimsyn run`
-goes on with the next one.
+It opens the run's executed notebook, with its parameters and the outputs of the failed attempt; its cells find
+everything that the stage has bought. When the stage has finished there, `optimsyn run` continues with the next one.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from optimsyn.execution.stage_notebooks import stage_notebook
 from optimsyn.runs.durations import executed_notebook
 from optimsyn.runs.folder import Run
 
-# What is worth a person's look, in this order; of several finished stages the last.
+# Which stage to open: the first of these states; of several finished stages the last.
 _ORDER = ("failed", "interrupted", "finished", "pending")
 
 
@@ -43,18 +42,18 @@ def stage_to_open(run: Run, stage: str | None = None) -> str:
     if stage is not None:
         return run.manifest.stage(stage).name
     for status in _ORDER:
-        found = [record.name for record in run.manifest.stages if record.status == status]
-        if found:
-            return found[-1] if status == "finished" else found[0]
+        names = [record.name for record in run.manifest.stages if record.status == status]
+        if names:
+            return names[-1] if status == "finished" else names[0]
     raise StageError(f"{run.name}: a stage is running; wait for it or stop it")
 
 
 def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
-    """Chooses the stage and puts its notebook into the run, with the run as its parameter.
+    """Chooses the stage and puts its notebook into the run folder, with the run as its parameter.
 
     Args:
-        run: The run; nothing may work on it.
-        stage: A stage of its own choice.
+        run: The run; no process may be working on it.
+        stage: The stage; None: see `stage_to_open`.
 
     Returns:
         The stage and its notebook. An executed one keeps its cells and outputs.
@@ -78,7 +77,7 @@ def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
         for cell in notebook.cells:
             cell.metadata.setdefault("tags", [])
             if source != place and cell.cell_type == "code":
-                # A notebook that comes with optimsyn shows another run's results.
+                # The shipped notebooks show another run's results.
                 cell.outputs, cell.execution_count = [], None
         filled = parameterize_notebook(notebook, {"run_folder": str(run.folder)}, engine_name=ENGINE)
         filled.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -87,23 +86,23 @@ def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
 
 
 def _refuse_busy(run: Run) -> None:
-    """Refuses a run in which a kernel or somebody's notebook is working."""
+    """Refuses a run that a kernel or a notebook is working on."""
     for name, who in ((".stage.lock", "a notebook"), (".kernel.lock", "a kernel of an earlier start")):
         lock = FileLock(str(run.folder / name), timeout=0)
         try:
             lock.acquire()
         except Timeout:
             pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
-            named = "" if pid is None else f" (process {pid})"
-            raise StageError(f"{run.name}: {who} works on this run{named}; wait for it or stop it") from None
+            process = "" if pid is None else f" (process {pid})"
+            raise StageError(f"{run.name}: {who} works on this run{process}; wait for it or stop it") from None
         lock.release()
 
 
 def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int | None = None) -> list[str]:
-    """The command that starts JupyterLab with a notebook; a token stays on, as Jupyter's defaults have it.
+    """The command that starts JupyterLab with a notebook; Jupyter's default token stays on.
 
     Args:
-        folder: What JupyterLab shows as its root.
+        folder: The root folder in JupyterLab.
         notebook: The notebook to open, inside the folder.
         browser: Open a browser window.
         port: The port to listen on; None lets Jupyter choose one.
@@ -117,7 +116,7 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
     command = [sys.executable, "-m", "jupyter", "lab", str(place)]
     command += [
         f"--ServerApp.root_dir={folder}",
-        # The address that JupyterLab prints opens the notebook as well, for people who open the window themselves.
+        # So that the address that JupyterLab prints opens the notebook too.
         f"--LabApp.default_url=/lab/tree/{quote(place.as_posix())}",
         "--ContentsManager.pre_save_hook=optimsyn.execution.reopen.prune_before_saving",
     ]
@@ -126,7 +125,7 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
     if port is not None:
         command.append(f"--ServerApp.port={port}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        # Jupyter asks root for this word; in a container everybody is root.
+        # Jupyter requires this for root, which is the usual user in a container.
         command.append("--allow-root")
     return command
 
@@ -135,8 +134,8 @@ def lab_environment(kernels: Path, secret_names: Iterable[str] = ()) -> dict[str
     """Environment in which the kernel `python3` is this interpreter, whatever kernels the user has installed.
 
     Args:
-        kernels: An empty folder that stays while JupyterLab runs; the kernel is described in it.
-        secret_names: Variables that hold secrets beside those whose name says so.
+        kernels: An empty folder for the kernel spec, which must exist while JupyterLab runs.
+        secret_names: Further variables that hold secrets, beyond those recognised by name.
     """
     place = kernels / "kernels" / "python3"
     place.mkdir(parents=True)
@@ -152,7 +151,7 @@ def lab_environment(kernels: Path, secret_names: Iterable[str] = ()) -> dict[str
 
 
 def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None = None) -> int:
-    """Runs JupyterLab until the person ends it.
+    """Runs JupyterLab until the user ends it.
 
     Returns:
         Its exit code.
@@ -163,7 +162,7 @@ def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None
     command = lab_command(run.folder, notebook, browser=browser, port=port)
     with tempfile.TemporaryDirectory(prefix="optimsyn-kernel-") as kernels:
         server = subprocess.Popen(command, cwd=run.folder, env=lab_environment(Path(kernels), run.secret_names))
-        # Ctrl-C reaches JupyterLab too, which asks whether it is meant.
+        # Ctrl-C reaches JupyterLab too, which asks for confirmation.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             return server.wait()
@@ -175,7 +174,7 @@ def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None
 
 
 def prune_before_saving(model: dict[str, Any], **_: Any) -> None:
-    """Takes secrets out of a notebook that JupyterLab is about to save; called by it for every file.
+    """Removes secrets from a notebook before JupyterLab saves it; JupyterLab calls this for every file.
 
     Args:
         model: The file as Jupyter's contents manager describes it; changed in place.

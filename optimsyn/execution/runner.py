@@ -1,4 +1,4 @@
-"""Runs a recipe: its stage notebooks one after the other, each in a kernel of its own, finished ones skipped."""
+"""Runs a recipe: executes its stage notebooks in order, each in its own kernel, and skips finished ones."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-# A kernel whose runner was killed is gone within a second or two; a machine that swaps needs longer.
+# A kernel whose runner was killed ends within a second or two; longer on a machine that swaps.
 _ORPHAN_SECONDS = 60
 
 
 def run_stages(run: Run, console: Console | None = None, *, until: str | None = None) -> None:
-    """Executes the stages of a run that have not finished, in order, and writes its report, also after a failure.
+    """Executes the unfinished stages of a run in order, and writes its report, even after a failure.
 
     Args:
         run: The run.
-        console: Where the progress goes: one line a stage, updated in place in a terminal. None is the cell of the
-            notebook that calls this, or standard output.
-        until: The last stage to execute; None is the last one of the run.
+        console: Where to show progress: one line a stage, updated in place in a terminal. None: the calling notebook's
+            cell, or standard output.
+        until: The last stage to execute; None: the run's last stage.
 
     Raises:
-        StageError: A stage failed, another process has the run, or a finished stage of your own was edited; what was
-            done so far is kept.
-        RecipeError: The function of a stage of your own cannot be found, or the recipe names a part of a notebook
-            cell, which the stages' processes could not find.
+        StageError: A stage failed, another process has the run, or a finished custom stage was edited; all results so
+            far are kept.
+        RecipeError: The function of a custom stage cannot be found, or the recipe names a part from a notebook cell,
+            which the stages' processes cannot load.
 
     Example:
         >>> run_stages(Run.start("quickstart", size="tiny"), until="warm_up")                # doctest: +SKIP
@@ -63,60 +63,60 @@ def run_stages(run: Run, console: Console | None = None, *, until: str | None = 
 
 def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
     stages = run.stages
-    wanted = stages[: stages.index(until) + 1]
+    selected = stages[: stages.index(until) + 1]
     width = max(16, *map(len, stages))
     mark_killed(run, screen)
     if run.recipe.documents.readers:
         from optimsyn.runs.reader_changes import reopen_if_readers_changed
 
         reopen_if_readers_changed(run)
-    open_stages = [stage for stage in wanted if not run.done(stage)]
+    open_stages = [stage for stage in selected if not run.done(stage)]
     for stage in open_stages:
         if (own := own_stage(run.recipe, stage)) is not None:
             refuse_unreachable(run.recipe, own)
     earlier = earlier_seconds(run)
-    known = [earlier[stage] for stage in open_stages if stage in earlier]
-    if open_stages and len(known) == len(open_stages):
-        screen.say(f"Earlier runs of {run.recipe.name} took {clock(sum(known))} for this.")
-    told = set(_notes(run))
+    durations = [earlier[stage] for stage in open_stages if stage in earlier]
+    if open_stages and len(durations) == len(open_stages):
+        screen.say(f"Earlier runs of {run.recipe.name} took {clock(sum(durations))} for this.")
+    shown_notes = set(_notes(run))
     with embedded_server(run) if open_stages else nullcontext():
-        for number, stage in enumerate(wanted, 1):
+        for number, stage in enumerate(selected, 1):
             label = f"{number}/{len(stages)} {stage:<{width}}"
             if stage in open_stages:
                 try:
                     _run_stage(run, stage, label, screen, earlier)
                 finally:
-                    tell_notes(run, screen, told)
-                _foresee(run, stage, screen)
+                    tell_notes(run, screen, shown_notes)
+                _update_forecast(run, screen)
             else:
-                screen.say(f"[dim]✓ {label} {_taken(run, stage):>7}  finished earlier[/]")
+                screen.say(f"[dim]✓ {label} {_duration(run, stage):>7}  finished earlier[/]")
 
 
 def _notes(run: Run) -> list[str]:
     return run_notes(run.services, run.outcomes())
 
 
-def tell_notes(run: Run, screen: Screen, told: set[str]) -> None:
-    """Tells what a stage has learned about services and kept replies, once: its own log is in its notebook."""
+def tell_notes(run: Run, screen: Screen, shown_notes: set[str]) -> None:
+    """Shows once what a stage has learned about services and cached replies; its own log is in its notebook."""
     for note in _notes(run):
-        if note not in told:
-            told.add(note)
+        if note not in shown_notes:
+            shown_notes.add(note)
             screen.say(f"  [yellow]note:[/] {escape(redact(note, run.secret_names))}")
 
 
-def _foresee(run: Run, stage: str, screen: Screen) -> None:
-    """Corrects the forecast by what a stage has sent, and says what is still to come where that may cost money."""
+def _update_forecast(run: Run, screen: Screen) -> None:
+    """Updates the forecast after a stage, and shows it if the rest may cost money."""
     from optimsyn.machine.forecast.requests import foresee
 
-    found = foresee(run)
-    if not found.paid or not any(not run.done(later.stage) for later in found.stages):
+    forecast = foresee(run)
+    if not forecast.paid or not any(not run.done(later.stage) for later in forecast.stages):
         return
     cost = run.manifest.cost
-    screen.say(f"  sent so far {cost.replies:,} requests, {cost.cost_usd:.2f} US dollars; in the end {found.sentence}")
+    screen.say(f"  sent so far {cost.replies:,} requests, {cost.cost_usd:.2f} US dollars; in total {forecast.sentence}")
 
 
 def mark_killed(run: Run, screen: Screen | None = None) -> None:
-    """Puts on record that the process of a stage was killed, when it could not do so itself."""
+    """Records that the process of a stage was killed, which it could not do itself."""
     for record in run.manifest.stages:
         if record.status == "running" and not process_lives(record.pid):
             cell, source = stopped_cell(executed_notebook(run, record.name))
@@ -127,13 +127,13 @@ def mark_killed(run: Run, screen: Screen | None = None) -> None:
 
 
 def stopped_cell(notebook: Path) -> tuple[int | None, str]:
-    """Number (among the code cells) and source of the cell in which an executed notebook failed or was left."""
+    """Number (among the code cells) and source of the cell at which an executed notebook failed or stopped."""
     if not notebook.is_file():
         return None, ""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (json.JSONDecodeError, KeyError):
-        # Torn by the kill; that the stage was killed is true in any case.
+        # The kill may have damaged the file.
         return None, ""
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     for number, cell in enumerate(code, 1):
@@ -143,17 +143,17 @@ def stopped_cell(notebook: Path) -> tuple[int | None, str]:
 
 
 def _report(run: Run) -> None:
-    # Not at the top: the report reads runs, and this package must not import what imports it.
+    # Not at the top, because the report takes time to load.
     from optimsyn.report.page.report import write_report
 
     write_report(run)
 
 
 def _report_anyway(run: Run, screen: Screen, error: BaseException) -> None:
-    """Writes the report of a run that failed; whatever is wrong with the report, the run's own error is what counts."""
+    """Writes the report of a failed run; an error in the report must not hide the run's own."""
     try:
         _report(run)
-    except Exception as problem:  # noqa: BLE001 (told beside the error of the run, which must not be hidden)
+    except Exception as problem:  # noqa: BLE001 (added to the run's error, which must not be hidden)
         text = redact(f"{type(problem).__name__}: {problem}", run.secret_names)
         error.add_note(f"  The report could not be written either: {text}")
         screen.say("[yellow]The report could not be written.[/]")
@@ -170,13 +170,13 @@ def _run_stage(run: Run, stage: str, label: str, screen: Screen, earlier: dict[s
         try:
             _execute(run, stage, lock)
         except StageError:
-            end(f"[red]✗[/] {label} {_taken(run, stage):>7}")
+            end(f"[red]✗[/] {label} {_duration(run, stage):>7}")
             raise
-        end(f"[green]✓[/] {label} {_taken(run, stage):>7}")
+        end(f"[green]✓[/] {label} {_duration(run, stage):>7}")
 
 
-def _taken(run: Run, stage: str) -> str:
-    """Time of a stage's last attempt, by the manifest: what is shown is what is on record, here and in the report."""
+def _duration(run: Run, stage: str) -> str:
+    """Time of a stage's last attempt from the manifest, as in the report."""
     return clock(run.manifest.stage(stage).seconds or 0.0)
 
 
@@ -200,7 +200,7 @@ def _execute(run: Run, stage: str, lock: Path) -> None:
         if error.kind == "TimeLimit":
             reason = f"it took longer than limits.stage_minutes ({minutes:g}); raise the limit to let it continue"
         failure = Failure(kind=error.kind, cell=error.cell, source=error.source, reason=reason)
-        # On a full disk the manifest is as it was; the error is told all the same.
+        # On a full disk the manifest cannot be updated; the error is still raised.
         with suppress(OSError):
             run.mark_stopped(stage, "failed", failure, seconds=_until_now(run, stage))
         raise StageError(
@@ -222,13 +222,13 @@ def _execute(run: Run, stage: str, lock: Path) -> None:
 
 
 def _until_now(run: Run, stage: str) -> float | None:
-    """Seconds of a stage that was stopped just now; None for one that said itself how long it took, or never began."""
+    """Seconds of a stage that was stopped just now; None if it recorded its time itself, or never began."""
     record = run.manifest.stage(stage)
     return since_begun(record) if record.status == "running" else None
 
 
 def _wait_for_orphan(run: Run, path: Path, screen: Screen) -> None:
-    """Waits until no kernel of this run lives; one whose runner was killed may need a moment to notice."""
+    """Waits until no kernel of this run lives; a kernel whose runner was killed may need a moment to end."""
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0.2)
@@ -238,15 +238,15 @@ def _wait_for_orphan(run: Run, path: Path, screen: Screen) -> None:
             lock.acquire(timeout=_ORPHAN_SECONDS)
         except Timeout:
             pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
-            named = "" if pid is None else f" (process {pid})"
-            raise StageError(f"{run.name}: a kernel of an earlier start still works on it{named}; stop it") from None
+            process = "" if pid is None else f" (process {pid})"
+            raise StageError(f"{run.name}: a kernel of an earlier start still works on it{process}; stop it") from None
     lock.release()
 
 
 def embedded_server(run: Run) -> AbstractContextManager[Any]:
-    """The server that all stages share when a role that writes text is `embedded`, else nothing.
+    """The server that all stages share when a model that writes text is `embedded`.
 
-    In a batch there may be one already, which all runs share.
+    In a batch, all runs may already share one.
     """
     models = run.recipe.models
     specs = (models.generator, models.rubric, models.reflection)

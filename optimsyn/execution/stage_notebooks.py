@@ -1,4 +1,4 @@
-"""The notebook that a stage of a run is executed by: the one that comes along, or a small one made for your own."""
+"""The notebook that executes a stage: the shipped one, or a generated one for a custom stage."""
 
 from __future__ import annotations
 
@@ -25,40 +25,37 @@ def stage_notebook(run: Run, stage: str) -> Path:
     """The notebook that executes a stage of a run.
 
     Raises:
-        StageError: There is no such stage, its notebook is missing, or its function is known to this process alone.
-        RecipeError: The function of a stage of your own cannot be found.
+        StageError: There is no such stage, its notebook is missing, or its function exists only in this process.
+        RecipeError: The function of a custom stage cannot be found.
     """
-    own = own_stage(run.recipe, stage)
-    if own is None:
+    custom = own_stage(run.recipe, stage)
+    if custom is None:
         return notebook_path(stage)
-    refuse_unreachable(run.recipe, own)
+    refuse_unreachable(run.recipe, custom)
     file = run.path(stage, "notebook.ipynb")
-    write_text(file, _written(run, own))
+    write_text(file, _notebook_text(run, custom))
     return file
 
 
-def _written(run: Run, own: OwnStage) -> str:
+def _notebook_text(run: Run, stage: OwnStage) -> str:
     import nbformat
 
-    function = function_of(run.recipe, own)
-    said = inspect.getdoc(function) or ""
-    number = run.stages.index(own.name) + 1
-    head = (
-        f"# {number}. {stage_label(own.name)}\n\nA stage of this recipe's own, after `{own.after}`: `{own.reference}`."
-    )
+    docstring = inspect.getdoc(function_of(run.recipe, stage)) or ""
+    number = run.stages.index(stage.name) + 1
+    head = f"# {number}. {stage_label(stage.name)}\n\nA custom stage, after `{stage.after}`: `{stage.reference}`."
     cells = [
-        nbformat.v4.new_markdown_cell(f"{head}\n\n{said}".strip()),
+        nbformat.v4.new_markdown_cell(f"{head}\n\n{docstring}".strip()),
         nbformat.v4.new_code_cell(_PARAMETERS, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(_KERNEL),
         nbformat.v4.new_code_cell(_RUN),
-        nbformat.v4.new_code_cell(f"run_stage(run, {own.name!r})"),
+        nbformat.v4.new_code_cell(f"run_stage(run, {stage.name!r})"),
     ]
-    if own.name in between(run.manifest):
+    if stage.name in between(run.manifest):
         cells.append(nbformat.v4.new_markdown_cell("The dataset as it is now:"))
         cells.append(nbformat.v4.new_code_cell("run.dataset"))
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     for place, cell in enumerate(notebook.cells):
-        # The same notebook each time, so that nothing seems to have changed.
-        cell["id"] = f"{own.name[:40]}-{place}"
+        # Fixed ids, so that the notebook is the same each time.
+        cell["id"] = f"{stage.name[:40]}-{place}"
     return str(nbformat.writes(notebook)) + "\n"

@@ -1,4 +1,4 @@
-"""A run, and how one is started from what a notebook's parameters mean."""
+"""Starts a run from a notebook's parameters."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Run(RunFolder):
         run_folder: Path | str = "",
         root: Path | str | None = None,
     ) -> RunFolder:
-        """The run that a notebook's parameters mean; everything about it is checked before anything is bought.
+        """The run that a notebook's parameters choose, checked before anything is bought.
 
         Args:
             recipe: A recipe file, or the name of a recipe that comes with optimsyn.
             size: `full`, or `tiny` for the embedded model and a handful of documents.
             generator: Another model that writes the pairs, such as `openai/gpt-6-luna`.
             changes: Further recipe fields, such as `{"synthesis.pairs": 20}`.
-            run_folder: An existing run; all before it is then ignored.
+            run_folder: An existing run; the parameters above are then ignored.
             root: Folder of the run folders; None means `runs` in the working directory.
 
         Raises:
-            RecipeError: A parameter does not fit, or something that the recipe needs is missing on this machine.
+            RecipeError: A parameter is wrong, or this machine lacks something that the recipe needs.
             StageError: `run_folder` is not a run folder.
 
         Example:
@@ -50,12 +50,12 @@ class Run(RunFolder):
 
         chosen = chosen_recipe(recipe, size=size, generator=generator, changes=changes)
         place = Path(root) if root is not None else default_root()
-        # A run that has read its data needs no second look at every row of it.
-        known = cls.folder_of(chosen, place)
-        read = (known / "manifest.json").is_file() and cls(known, chosen).done(STAGES[0])
-        found = checked(chosen, place, deep=not read, ask=False)
-        found.raise_if_refused()
+        # A run that has read its data need not check every row again.
+        folder = cls.folder_of(chosen, place)
+        prepared = (folder / "manifest.json").is_file() and cls(folder, chosen).done(STAGES[0])
+        preflight = checked(chosen, place, deep=not prepared, ask=False)
+        preflight.raise_if_refused()
         run = open_asked(chosen, place)
-        run.foresee(found.forecast)
-        run.warnings = (*found.warnings, *run.warnings)
+        run.foresee(preflight.forecast)
+        run.warnings = (*preflight.warnings, *run.warnings)
         return run

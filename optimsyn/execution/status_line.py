@@ -1,7 +1,4 @@
-"""Where the runner tells how it goes: one line a stage, updated in place, in a terminal or in a notebook's cell.
-
-Commands that take minutes before they show anything tell their steps in the same way.
-"""
+"""Progress of a run or of a slow command: one line a step, updated in place, in a terminal or a notebook's cell."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class Screen:
     """Shows lines in a console, or as outputs of the running cell.
 
     Args:
-        console: Where to write; None is the cell of a notebook, and standard output outside of one.
+        console: Where to write; None: the notebook's cell, or standard output outside a notebook.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -33,7 +30,7 @@ class Screen:
         self._console = console if console is not None else Console()
 
     def say(self, markup: str) -> None:
-        """Shows one line that stays.
+        """Shows a permanent line.
 
         Args:
             markup: The line, in rich's markup.
@@ -45,14 +42,14 @@ class Screen:
 
     @contextmanager
     def line(self, label: str, status: Callable[[], str]) -> Iterator[Callable[[str], None]]:
-        """A line that is drawn again and again while the block runs.
+        """A line that is redrawn while the block runs.
 
         Args:
             label: Its beginning.
-            status: The rest of it, asked for whenever it is drawn.
+            status: Returns the rest of it whenever it is drawn.
 
         Yields:
-            A function that takes the line, in markup, which is to stay when the block has ended.
+            A function that takes the final line, in markup, which stays when the block has ended.
         """
         last: list[str] = []
         if self._in_cell:
@@ -83,38 +80,38 @@ class Screen:
 
 
 class Steps:
-    """Tells what a command does: each step as it begins, and how long it took.
+    """Shows the steps of a command, and how long each took.
 
     Args:
-        screen: Where to tell it; None is standard error, which leaves a command's output alone.
+        screen: Where to show them; None: standard error, which leaves a command's output alone.
     """
 
     def __init__(self, screen: Screen | None = None) -> None:
         self._screen = screen if screen is not None else Screen(Console(stderr=True))
 
     def say(self, text: str) -> None:
-        """Tells one line that stays."""
+        """Shows a permanent line."""
         self._screen.say(escape(text))
 
     @contextmanager
-    def step(self, label: str, told: Callable[[], str] = lambda: "") -> Iterator[None]:
-        """Tells that a step begins, and when it has ended.
+    def step(self, label: str, progress: Callable[[], str] = lambda: "") -> Iterator[None]:
+        """Shows a step while the block runs, and its duration.
 
         Args:
             label: What it does.
-            told: How far it is, asked for whenever its line is drawn.
+            progress: Returns its progress whenever the line is drawn.
         """
         from optimsyn.runs.durations import clock
 
-        begun = time.monotonic()
+        start = time.monotonic()
 
-        def taken() -> str:
-            return clock(time.monotonic() - begun)
+        def elapsed() -> str:
+            return clock(time.monotonic() - start)
 
-        with self._screen.line(label, lambda: " ".join(filter(None, (told(), taken())))) as end:
+        with self._screen.line(label, lambda: " ".join(filter(None, (progress(), elapsed())))) as end:
             try:
                 yield
             except BaseException:
-                end(f"[red]✗[/] {escape(label)} {taken()}")
+                end(f"[red]✗[/] {escape(label)} {elapsed()}")
                 raise
-            end(f"[green]✓[/] {escape(label)} {taken()}")
+            end(f"[green]✓[/] {escape(label)} {elapsed()}")

@@ -1,1 +1,1 @@
-"""Language models that are asked: a call, a reply, and who answers."""
+"""Language models: calls, replies, the reply cache and the budget."""

@@ -1,9 +1,9 @@
-"""Disk space that is reserved before anything is bought, so that a reply that was paid for can be written.
+"""Disk space reserved before anything is bought, so that a paid reply can always be written.
 
-Replies go into an SQLite file, which needs fresh room for every write. When there is none left, requests are still
-under way, and what they bring has been paid for. So a file of some megabytes whose blocks are already the run's own
-lies beside the cache: replies that the cache cannot take are written over its zeros, one JSON line each. While it holds
-any, no process of the run buys; the next one that opens the cache reads them back.
+Replies go into an SQLite file, which needs free space for every write. When the disk is full, requests under way have
+already been paid for. So a preallocated file of some megabytes lies beside the cache: replies that the cache cannot
+take overwrite its zeros, one JSON line each. While it holds any, no process of the run buys; the next process that
+opens the cache reads them back.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pathlib import Path
 
 from optimsyn.base.disk import free_bytes
 
-# Some hundred replies with what was asked: several times what is under way at once in any sensible recipe.
+# Some hundred replies with their requests: several times what any sensible recipe has under way at once.
 RESERVE_BYTES = 8_000_000
-# On a nearly full disk it is a quarter of what is left, and this at least.
+# On a nearly full disk the reserve is a quarter of the free space, but at least this.
 LEAST_BYTES = 1_000_000
-_PIECE = 1_000_000
+_CHUNK = 1_000_000
 
 
 class Reserve:
-    """A file of zeros, written over from its start when nothing else can be written. Safe across processes.
+    """A file of zeros, overwritten from its start when nothing else can be written. Safe across processes.
 
     Args:
         path: The file.
 
     Attributes:
-        ours: Something was bought with it at the back, so it is ours to give back; others only look at the replies.
+        ours: This process bought something under its protection, so it may release it; others only read replies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class Reserve:
         self.ours = False
 
     def waits(self) -> bool:
-        """Whether it is there and nothing was written into it; asked before every request, so it is cheap."""
+        """Whether the file exists and is still empty; cheap, because it is checked before every request."""
         try:
             with self.path.open("rb") as file:
                 return file.read(1) == b"\0" and os.fstat(file.fileno()).st_size >= LEAST_BYTES
@@ -47,10 +47,10 @@ class Reserve:
             return False
 
     def prepare(self) -> None:
-        """Takes the room, where that has not been done; what was written into it stays.
+        """Allocates the file unless that is done; lines already in it stay.
 
         Raises:
-            OSError: There is not so much room.
+            OSError: The disk has too little space.
         """
         with self._locked(create=True) as descriptor:
             status = os.fstat(descriptor)
@@ -65,10 +65,10 @@ class Reserve:
                 raise
 
     def keep(self, line: bytes) -> bool:
-        """Writes a line (without its end, and without zero bytes) durably; False when it cannot."""
+        """Writes a line (without newline or zero bytes) durably; False when that fails."""
         try:
             with self._locked() as descriptor:
-                begin = len(_written(descriptor))
+                begin = len(_content(descriptor))
                 if begin + len(line) + 1 > os.fstat(descriptor).st_size:
                     return False
                 _write_all(descriptor, line + b"\n", begin)
@@ -78,37 +78,37 @@ class Reserve:
         return True
 
     def lines(self) -> list[bytes]:
-        """What was written and not taken out yet; a line that a kill tore is left out."""
+        """The lines in the file; a line that a kill cut off is left out."""
         try:
             with self._locked() as descriptor:
-                whole = _written(descriptor)
+                content = _content(descriptor)
         except FileNotFoundError:
             return []
-        return whole[: whole.rfind(b"\n") + 1].splitlines()
+        return content[: content.rfind(b"\n") + 1].splitlines()
 
     @contextmanager
     def taken(self) -> Iterator[list[bytes]]:
-        """What was written; when the block ends without an exception it is taken out. Others wait meanwhile."""
+        """The lines in the file, which are removed when the block ends without an exception. Holds the lock."""
         try:
             with self._locked() as descriptor:
-                whole = _written(descriptor)
-                yield whole[: whole.rfind(b"\n") + 1].splitlines()
-                # From the end, so that a kill in between leaves a beginning, which is read back once more.
-                for begin in reversed(range(0, len(whole), _PIECE)):
-                    _write_all(descriptor, bytes(min(_PIECE, len(whole) - begin)), begin)
+                content = _content(descriptor)
+                yield content[: content.rfind(b"\n") + 1].splitlines()
+                # From the end, so that after a kill the first lines remain and are read back once more.
+                for begin in reversed(range(0, len(content), _CHUNK)):
+                    _write_all(descriptor, bytes(min(_CHUNK, len(content) - begin)), begin)
                 os.fsync(descriptor)
         except FileNotFoundError:
             yield []
 
     def release(self) -> None:
-        """Gives the room back, but for what was written into it: what else has to be written down may need it."""
+        """Frees the space except for the lines in it: other files of the run may need it."""
         if not self.ours:
             return
         try:
             with self._locked() as descriptor:
-                written = len(_written(descriptor))
-                if written:
-                    os.ftruncate(descriptor, written)
+                length = len(_content(descriptor))
+                if length:
+                    os.ftruncate(descriptor, length)
                 else:
                     self.path.unlink(missing_ok=True)
         except OSError:
@@ -116,12 +116,12 @@ class Reserve:
 
     @contextmanager
     def _locked(self, *, create: bool = False) -> Iterator[int]:
-        """The open file, held against other processes."""
+        """The open file, locked against other processes."""
         while True:
             descriptor = os.open(self.path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Whoever held it may have removed it meanwhile.
+                # The previous holder of the lock may have removed the file.
                 if os.fstat(descriptor).st_nlink:
                     yield descriptor
                     return
@@ -129,15 +129,15 @@ class Reserve:
                 os.close(descriptor)
 
 
-def _written(descriptor: int) -> bytes:
+def _content(descriptor: int) -> bytes:
     """The bytes before the first zero."""
-    written = bytearray()
-    while piece := os.pread(descriptor, _PIECE, len(written)):
-        text, zero, _ = piece.partition(b"\0")
-        written += text
+    content = bytearray()
+    while chunk := os.pread(descriptor, _CHUNK, len(content)):
+        text, zero, _ = chunk.partition(b"\0")
+        content += text
         if zero:
             break
-    return bytes(written)
+    return bytes(content)
 
 
 def _write_all(descriptor: int, content: bytes, begin: int) -> None:
@@ -147,7 +147,7 @@ def _write_all(descriptor: int, content: bytes, begin: int) -> None:
 
 
 def allocate(descriptor: int, begin: int, size: int) -> None:
-    """Makes a file so long that later writes into it need no more room."""
+    """Extends a file so that later writes into it need no more disk space."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
@@ -157,6 +157,6 @@ def allocate(descriptor: int, begin: int, size: int) -> None:
         else:
             os.fsync(descriptor)
             return
-    for start in range(begin, size, _PIECE):
-        _write_all(descriptor, bytes(min(_PIECE, size - start)), start)
+    for start in range(begin, size, _CHUNK):
+        _write_all(descriptor, bytes(min(_CHUNK, size - start)), start)
     os.fsync(descriptor)

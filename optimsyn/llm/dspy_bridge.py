@@ -1,4 +1,4 @@
-"""Gives a `LanguageModel` to DSPy: two engines that translate requests and let our errors through."""
+"""Connects a `LanguageModel` to DSPy: two engines that translate requests and pass our errors through."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from optimsyn.llm.replies import Reply
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import LanguageModel
 
-# DSPy takes an empty text for a failure of its own, and warns of each cut reply on the terminal; whoever reads a reply
-# here has distinguished both before DSPy sees it.
+# DSPy treats an empty text as its own failure and warns of each cut reply on the terminal; both are handled here before
+# DSPy sees the reply.
 _NOTHING = "-"
 
 
 class _Through:
-    """Makes an error of ours one of DSPy's too: those it hands on unchanged, all others it wraps in its own."""
+    """Makes our error a DSPy error too: DSPy passes its own errors on unchanged and wraps all others."""
 
     def __init__(self, message: str) -> None:
         LMError.__init__(self, message)
@@ -51,7 +51,7 @@ class DspyDataError(_Through, DataError, LMError):
     """A `DataError` (a reply that could not be kept) on its way through DSPy."""
 
 
-# What a person sees is the error that went through.
+# A traceback shows the name of the original error.
 for _class in (DspyServiceError, DspyBudgetError, DspyModelError, DspyReplyError, DspyDataError):
     _class.__name__ = _class.__name__.removeprefix("Dspy")
 
@@ -72,7 +72,7 @@ class AsyncEngine:
 
         Args:
             model: The model.
-            hear: Asks it and reads what it says; None: DSPy gets the text, without thinking, and reads it itself.
+            hear: Asks the model and reads its reply; None: DSPy gets the text without thinking and parses it itself.
         """
         self.model = model
         self._hear = hear or self._plain
@@ -85,7 +85,7 @@ class AsyncEngine:
 
         Raises:
             ServiceError, BudgetError, ModelError, DataError: As `LanguageModel.complete`.
-            ReplyError: The reply holds no text; only where DSPy reads the replies.
+            ReplyError: The reply holds no text; only where DSPy parses the replies.
         """
         call = to_call(request)
         problem: OptimsynError
@@ -102,7 +102,7 @@ class AsyncEngine:
         raise problem
 
     async def _plain(self, call: Call) -> Reply:
-        """The reply to a program of DSPy's own (a reflection, say): its text without thinking, whole or an error."""
+        """The reply to one of DSPy's own programs (a reflection, say): its text without thinking."""
         from optimsyn.llm.reading.asking import hear
         from optimsyn.llm.reading.values import plain_text
 
@@ -138,7 +138,7 @@ def make_lm(
 ) -> dspy.LM:
     """A `dspy.LM` (or a subclass, `kind`) that asks `model`, with DSPy's own cache and retries off."""
     return kind(
-        # DSPy guesses a model's abilities and limits from its name, which is none of its business here.
+        # The prefix keeps DSPy from guessing the model's abilities and limits from its name.
         "optimsyn/" + model.name.replace("/", ":"),
         engine=SyncEngine(model, hear),
         async_engine=AsyncEngine(model, hear),
@@ -153,7 +153,7 @@ def to_call(request: Request) -> Call:
     """DSPy's request as a call of ours.
 
     Raises:
-        ModelError: The request holds something else than text, or tools.
+        ModelError: The request holds tools, or anything but text.
     """
     messages = []
     if request.system:
@@ -177,7 +177,7 @@ def to_call(request: Request) -> Call:
 
 
 def to_response(reply: Reply | None, model: str) -> Response:
-    """Our reply as a response of DSPy; None, where nothing could be read, as one that says nothing."""
+    """Our reply as a DSPy response; None (an unreadable reply) becomes an empty response."""
     reply = reply or Reply(text="")
     return Response(
         id=None,

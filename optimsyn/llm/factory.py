@@ -1,4 +1,4 @@
-"""The language model that a recipe names."""
+"""Builds the language model that a recipe names."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def load_language_model(
 
     Args:
         spec: The model.
-        cache: Where replies are kept; None: nowhere.
+        cache: The reply cache; None: replies are not kept.
         adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
             server.
         budget: The run's cap.
-        batches: Where the batches of a model with `batch: true` are kept; None: it is asked one by one.
-        field: Its place in the recipe (`models.generator`), for messages.
+        batches: The batches of a model with `batch: true`; None: requests are sent one by one.
+        field: The model's field in the recipe (`models.generator`), for messages.
 
     Raises:
-        RecipeError: A generator of the user's own is not there, or cannot be made.
-        ModelError: An adapter was given for a model whose weights are not here.
-        ServiceError: The recipe names a variable for the key that is not set.
+        RecipeError: A custom generator does not exist or cannot be created.
+        ModelError: An adapter was given for a model without local weights.
+        ServiceError: The environment variable that the recipe names for the key is not set.
     """
     if spec.provider == "own":
         from optimsyn.llm.own.model import OwnModel

@@ -1,4 +1,4 @@
-"""What came of every request of a run, by role: counted once a request, however often and by whom it is read."""
+"""Outcomes of all requests of a run, by role; each request counts once, however often its reply is read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CREATE TABLE IF NOT EXISTS outcomes (
     asked_again INTEGER NOT NULL
 )
 """
-# An outcome that is known already writes nothing.
+# Writes only when the outcome changes.
 _NOTE = """
 INSERT INTO outcomes VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     outcome = excluded.outcome, asked_again = excluded.asked_again
     WHERE outcome <> excluded.outcome OR asked_again <> excluded.asked_again
 """
-# What besides may befall a request, however often: by kind, with the number of times.
+# Further events of a request: how often each kind happened.
 _BESIDES = """
 CREATE TABLE IF NOT EXISTS besides (key TEXT, kind TEXT, times INTEGER NOT NULL, PRIMARY KEY (key, kind))
 """
@@ -36,37 +36,34 @@ SELECT COALESCE(outcomes.role, ?), besides.kind, SUM(besides.times)
     FROM besides LEFT JOIN outcomes ON outcomes.key = besides.key GROUP BY 1, 2
 """
 ASKED_AGAIN = "asked_again"
-# Its kept reply could not be read any more, so that it was bought again; its tokens were counted from the texts.
+# The cached reply was damaged and bought again; the tokens were counted from the texts.
 DAMAGED, ESTIMATED = "damaged", "estimated"
-# A request of nobody's in particular: a first look at a service, a second try with more room.
+# A request without a role: a probe of a service, a retry with a larger cap.
 OTHER = "other"
 _BUSY_S = 60.0
-# A model is given up when this share of so many requests in a row could not be judged.
+# A model is given up when this share of its latest requests could not be judged.
 _LATEST = 24
 _ENOUGH = 20
 _HOPELESS = 0.75
 
 
 class OutcomeLog:
-    """The outcomes of a run, in the file of its replies.
-
-    Safe to use from several threads and processes.
-    """
+    """The outcomes of a run, in the file of its replies. Safe across threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        """A log in this file; it is opened when it is first needed."""
+        """A log in this file, which is opened on first use."""
         self.path = path
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
 
     def note(self, key: str, role: str, outcome: Outcome, *, asked_again: bool = False) -> None:
-        """Keeps what came of a request; the last word on it counts.
+        """Records the outcome of a request; the last record counts.
 
         Args:
-            key: Of the request.
+            key: The request's key.
             role: Who was asked: `generator`, `rubric`, `policy`, `reflection`.
-            outcome: What came of it.
-            asked_again: Its first reply was cut, and it was sent once more with more room.
+            outcome: The outcome.
+            asked_again: Its first reply was cut, and it was sent again with a larger cap.
 
         Raises:
             DataError: The file cannot be written.
@@ -78,10 +75,10 @@ class OutcomeLog:
             raise cannot_write(self.path, "what came of a reply", error) from error
 
     def count(self, key: str, kind: str) -> None:
-        """Counts what besides befell a request.
+        """Counts a further event of a request.
 
         Args:
-            key: Of the request.
+            key: The request's key.
             kind: `DAMAGED` or `ESTIMATED`.
 
         Raises:
@@ -96,7 +93,7 @@ class OutcomeLog:
     def counts(self) -> dict[str, dict[str, int]]:
         """For each role its requests by outcome, and how many were `asked_again`, `damaged` or `estimated`.
 
-        What befell requests of no role in particular is under `other`.
+        Events of requests without a role are under `other`.
         """
         if not self.path.is_file():
             return {}
@@ -131,7 +128,7 @@ class OutcomeLog:
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
             self._db = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
-            # A count that a power cut takes is found again when its reply is read again, so nothing waits for the disk.
+            # A count lost in a power cut returns when its reply is read again, so nothing waits for the disk.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
             self._db.execute(_BESIDES)
@@ -143,10 +140,10 @@ class Hopeless:
     """Why a model is given up.
 
     Attributes:
-        asked: Requests that were looked at.
-        unjudged: Those of them that brought nothing that could be judged.
-        counts: The same by outcome, the most frequent first.
-        keys: Of their replies.
+        asked: The latest requests.
+        unjudged: Those without anything to judge.
+        counts: `unjudged` by outcome, the most frequent first.
+        keys: The keys of their replies.
     """
 
     asked: int
@@ -168,7 +165,7 @@ class Lately:
         self._latest: deque[tuple[Outcome, tuple[str, ...]]] = deque(maxlen=_LATEST)
 
     def add(self, outcome: Outcome, keys: Sequence[str]) -> Hopeless | None:
-        """Adds an outcome; says when hardly any of the latest could be judged, and begins again then."""
+        """Adds an outcome; when hardly any of the latest could be judged, returns why and starts over."""
         with self._lock:
             self._latest.append((outcome, tuple(keys)))
             bad = [(kind, of) for kind, of in self._latest if kind.unjudged]

@@ -1,4 +1,4 @@
-"""Replies of language models: what one is, the cache that keeps every one of a run, and the cap on what they cost."""
+"""The cache of a run's replies, and the budget that caps their cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Budget", "Reply", "ReplyCache", "Usage"]
 
 _log = logging.getLogger(__name__)
 
-# How long a reply that found no place at all is tried again before it is given up.
+# How long writing a reply is retried when neither file takes it.
 PATIENCE_S = 20.0
 
 _STOPPED = "Nothing more is bought; replies to requests under way are still kept while there is space."
@@ -40,18 +40,18 @@ _STOPPED = "Nothing more is bought; replies to requests under way are still kept
 class ReplyCache:
     """Every reply of a run in one SQLite file, so that none is bought twice.
 
-    Safe to use from several threads and processes. A reply is on the disk when `put` returns; the first reply to a
-    request is the one that stays. Once one could not be written, nothing more is bought (`ready` raises), here and in
-    every other process that shares the file; what still arrives goes into room that was set aside beside the file
-    (see `optimsyn.llm.disk_reserve`) and is read back when the cache is opened again.
+    Safe across threads and processes. A reply is on disk when `put` returns; the first reply to a request stays. Once a
+    reply could not be written, nothing more is bought (`ready` raises), in any process that shares the file; replies
+    that still arrive go into a reserve beside the file (see `optimsyn.llm.disk_reserve`) and are read back when the
+    cache is opened again.
 
     Attributes:
         path: The file.
-        outcomes: What came of the requests, in the same file.
+        outcomes: Outcomes of the requests, in the same file.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Opens the file, and makes it and its folder when absent.
+        """Opens the file; creates it and its folder if absent.
 
         Raises:
             DataError: The file is no reply cache or cannot be opened.
@@ -70,7 +70,7 @@ class ReplyCache:
         try:
             self.db = connect(self.path)
             prepare(self.db)
-            # Reads never wait for a write, which can take a minute when another program holds the file.
+            # A reader of its own, so that reads never wait for a write.
             self._reader = connect(self.path) if on_disk else self.db
         except sqlite3.Error as error:
             if is_disk_trouble(error) or "unable to open" in str(error) or "locked" in str(error):
@@ -83,15 +83,15 @@ class ReplyCache:
             weakref.finalize(self, self._reserve.release)
 
     def get(self, key: str) -> Reply | None:
-        """The reply kept under `key`, or None.
+        """The cached reply, or None.
 
-        A row that cannot be read any more is counted, reported and set aside: its reply is then bought again.
+        A damaged row is counted, reported and set aside, so that its reply is bought again.
 
         Raises:
             DataError: The file cannot be read.
         """
-        # As bytes: what is not text would otherwise fail without naming the row.
-        row = self._one("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
+        # As bytes, so that invalid text does not fail before the key can be reported.
+        row = self._fetch_row("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", (key,))
         if row is None:
             return self._aside.get(key)
         try:
@@ -103,10 +103,10 @@ class ReplyCache:
             return None
 
     def ready(self) -> None:
-        """Makes sure that a reply which is bought now finds a place; asked before every request.
+        """Makes sure that the next reply can be written; called before every request.
 
         Raises:
-            DataError: A reply could not be written before, here or by another process, or there is no room for one.
+            DataError: An earlier reply could not be written, here or by another process, or the disk is full.
         """
         if (stopped := self._trouble or self._halted) is not None:
             raise stopped
@@ -129,16 +129,16 @@ class ReplyCache:
             )
 
     def put(self, key: str, reply: Reply, request: dict[str, Any]) -> None:
-        """Keeps a reply; when another process kept one under the same key first, that one stays.
+        """Writes a reply, unless another process has written one under the same key.
 
         Args:
             key: Key of the call.
-            reply: The reply to keep.
-            request: Prompt, model and parameters, for a person who wants to know; never secrets.
+            reply: The reply.
+            request: Prompt, model and parameters, for inspection; never secrets.
 
         Raises:
-            DataError: The file cannot be written (a full disk, for example). The message says whether the reply was
-                kept beside it.
+            DataError: The file cannot be written (a full disk, for example). The message says whether the reply is
+                lost.
         """
         values: Row = (
             key,
@@ -151,14 +151,14 @@ class ReplyCache:
             time.time(),
         )
         if self._trouble is not None and self._put_aside(values):
-            # The file takes nothing and may make each try wait for a minute.
+            # The file has failed before, and a retry may wait for a minute.
             self._aside[key] = reply
             raise self._trouble
         try:
             self._insert(values)
         except sqlite3.Error as error:
             failure = self._stop(cannot_write(self.path, "a reply that was bought", error, more=_STOPPED))
-            if self._put_aside(values) or self._insisted(values):
+            if self._put_aside(values) or self._retry_insert(values):
                 self._aside[key] = reply
                 raise failure from error
             self._trouble = cannot_write(
@@ -172,21 +172,21 @@ class ReplyCache:
             raise self._trouble
 
     def halt(self, why: str | None) -> None:
-        """Lets nothing more be bought, for a reason, until it is called with None; what is under way is kept."""
+        """Stops buying for a reason, until it is called with None; replies under way are kept."""
         self._halted = None if why is None else DataError(f"{self.path}: nothing more is bought, because {why}")
 
     def mended(self) -> None:
-        """Begins again after trouble or a halt: what was put aside is brought back, and buying may go on."""
+        """Resumes after an error or a halt: reads back the reserve and allows buying."""
         self._trouble = self._halted = None
         self._bring_back()
 
     def release(self) -> None:
-        """Gives the room that was set aside back, where nothing waits in it."""
+        """Frees the reserve, except for replies in it."""
         if self._reserve is not None:
             self._reserve.release()
 
     def set_aside(self, keys: Sequence[str]) -> None:
-        """Keeps replies from being found again; they stay on record with what they cost.
+        """Keeps replies from being used again; they stay in the file with their cost.
 
         Raises:
             DataError: The file cannot be written.
@@ -200,8 +200,8 @@ class ReplyCache:
             raise cannot_write(self.path, "which replies are set aside", error) from error
 
     def totals(self) -> Usage:
-        """What all kept replies used, by every process that shares the file."""
-        row = self._one("SELECT replies, input_tokens, output_tokens, cost_usd FROM totals", ())
+        """Usage of all replies, by every process that shares the file."""
+        row = self._fetch_row("SELECT replies, input_tokens, output_tokens, cost_usd FROM totals", ())
         assert row is not None
         aside = list(self._aside.values())
         return Usage(
@@ -223,7 +223,7 @@ class ReplyCache:
             self.db.execute(INSERT, values)
 
     def _stop(self, trouble: DataError) -> DataError:
-        """Lets nothing more be bought; the first reason is the one that is reported."""
+        """Stops buying; the first reason is the one reported."""
         if self._trouble is None:
             self._trouble = trouble
             self._patient_until = time.monotonic() + PATIENCE_S
@@ -232,8 +232,8 @@ class ReplyCache:
     def _put_aside(self, values: Row) -> bool:
         return self._reserve is not None and self._reserve.keep(json.dumps(values).encode())
 
-    def _insisted(self, values: Row) -> bool:
-        """Tries again for a while: somebody may be freeing room just now."""
+    def _retry_insert(self, values: Row) -> bool:
+        """Retries for a while: somebody may be freeing space just now."""
         while time.monotonic() < self._patient_until:
             time.sleep(min(1.0, PATIENCE_S / 4))
             try:
@@ -244,7 +244,7 @@ class ReplyCache:
         return False
 
     def _bring_back(self) -> None:
-        """Takes into the file what lies beside it; while that is impossible, it is found all the same."""
+        """Moves replies from the reserve into the file; if that fails, they are served from memory."""
         if self._reserve is None or not self._reserve.path.is_file() or self._reserve.waits():
             return
         rows: list[Row] = []
@@ -265,7 +265,7 @@ class ReplyCache:
         else:
             self._aside = {}
 
-    def _one(self, query: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _fetch_row(self, query: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
         try:
             with self._reading:
                 row: tuple[Any, ...] | None = self._reader.execute(query, values).fetchone()
@@ -278,12 +278,12 @@ class ReplyCache:
 
 
 class Budget:
-    """A cap on what a whole run buys, over all its models and processes; replies from the cache cost nothing.
+    """A cap on what a run buys, over all its models and processes; cached replies cost nothing.
 
-    The caps on requests and tokens hold exactly: what requests under way may still use is counted as used. A price is
-    only known afterwards, so spending can pass `cost_usd` by what was under way when it was reached.
+    The caps on requests and tokens are exact: what requests under way may still use counts as used. Prices are only
+    known afterwards, so spending can exceed `cost_usd` by the requests under way when it is reached.
 
-    In a batch, the caps that all its runs share hold beside these: see `optimsyn.llm.shared_budget`.
+    In a batch, the shared caps hold as well: see `optimsyn.llm.shared_budget`.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class Budget:
         tokens: int | None = None,
         purse: Purse | None = None,
     ) -> None:
-        """A cap of None is no cap, a purse of None no batch."""
+        """A cap of None is no cap; a purse of None means no batch."""
         self.cache = cache
         self.cost_usd = cost_usd
         self.requests = requests
@@ -311,10 +311,10 @@ class Budget:
 
     @contextmanager
     def reserved(self, most: Usage) -> Iterator[None]:
-        """Sets room aside for one request while it is under way.
+        """Reserves budget for one request while it is under way.
 
         Args:
-            most: What it may use and cost at most; `unpriced` where its price is not known before.
+            most: The most it may use and cost; `unpriced` where its price is unknown.
 
         Raises:
             BudgetError: The request could pass a cap; nothing has been sent.
@@ -323,13 +323,13 @@ class Budget:
             self._check(most)
             self._under_way.append(most)
         try:
-            with self._paid_by_the_batch(most):
+            with self._reserved_in_batch(most):
                 yield
         finally:
             with self._lock:
                 self._under_way.remove(most)
 
-    def _paid_by_the_batch(self, most: Usage) -> AbstractContextManager[None]:
+    def _reserved_in_batch(self, most: Usage) -> AbstractContextManager[None]:
         if self.purse is None:
             return nullcontext()
         return self.purse.reserved(str(self.cache.path), most, self.cache.totals)
@@ -338,12 +338,12 @@ class Budget:
         if self.cost_usd is None and self.requests is None and self.tokens is None:
             return
         used = self.cache.totals()
-        then = sum(self._under_way, used) + most
+        worst = sum(self._under_way, used) + most
         if self.cost_usd is not None and used.cost_usd >= self.cost_usd:
             raise _spent("limits.cost_usd", f"{self.cost_usd:g} US dollars", f"{used.cost_usd:.4g} are spent")
-        if self.requests is not None and then.replies > self.requests:
+        if self.requests is not None and worst.replies > self.requests:
             raise _spent("limits.requests", f"{self.requests} requests", f"{used.replies} were answered")
-        if self.tokens is not None and then.tokens > self.tokens:
+        if self.tokens is not None and worst.tokens > self.tokens:
             raise _spent("limits.tokens", f"{self.tokens} tokens", f"{used.tokens} are used")
 
 

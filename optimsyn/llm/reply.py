@@ -1,4 +1,4 @@
-"""What one reply of a language model is, and what all of a run used."""
+"""A reply of a language model, and the usage of a run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from optimsyn.data.records import Record
 
 
 class Reply(Record):
-    """What a language model answered to one call.
+    """A language model's reply to one call.
 
     Attributes:
-        text: The reply, as it came; nothing is repaired here.
+        text: The raw reply.
         input_tokens: Tokens of the prompt, as the service counts them.
-        output_tokens: Tokens of the reply, with those that were thought before it.
-        reasoning_tokens: Those that were thought, among them, where the service says.
-        cost_usd: Price in US dollars, 0 for local models; None where nobody says what the model costs.
+        output_tokens: Tokens of the reply, with its reasoning.
+        reasoning_tokens: The reasoning's share of `output_tokens`, where the service reports it.
+        cost_usd: Price in US dollars, 0 for local models; None where the price is unknown.
         model: The model as the service names it.
         finish_reason: `stop`, `length` (cut at `max_tokens`), `content_filter` or `tool_calls`.
-        seconds: Time from request to reply, without waiting for a free place.
-        reasoning: What the model thought, where the service returns that separately and the text is empty.
-        refusal: What the service says when it refuses.
-        tool_call: Arguments of the tool that the model called in place of an answer.
-        estimated: The service says nothing about its tokens that can be true, so they are counted from the texts.
+        seconds: Time from request to reply, without time in the queue.
+        reasoning: The reasoning, where the service returns it separately and the text is empty.
+        refusal: The service's text when it refuses.
+        tool_call: Arguments of the tool that the model called instead of answering.
+        estimated: The service reports no plausible token counts, so they are counted from the texts.
     """
 
     text: str
@@ -41,10 +41,10 @@ class Reply(Record):
 
 
 class Usage(Record):
-    """What was bought, or may be: requests, tokens and money; replies that came from the cache cost nothing again.
+    """Requests, tokens and money, spent or reserved; cached replies cost nothing.
 
     Attributes:
-        unpriced: Nobody says what some of it costs, so `cost_usd` counts only the rest.
+        unpriced: Some prices are unknown; `cost_usd` leaves them out.
     """
 
     replies: int = 0
@@ -68,7 +68,7 @@ class Usage(Record):
         )
 
     def since(self, before: Usage) -> Usage:
-        """What was bought after `before`."""
+        """Usage since `before`."""
         return Usage(
             replies=self.replies - before.replies,
             input_tokens=self.input_tokens - before.input_tokens,
@@ -78,17 +78,17 @@ class Usage(Record):
         )
 
     def usd(self, decimals: int = 2) -> str:
-        """The money in words: `1.20 USD`, `at least 1.20 USD`, `unknown`; a price that nobody says is not 0."""
+        """The cost in words: `1.20 USD`, `at least 1.20 USD` or `unknown`; an unknown price is not 0."""
         if self.unpriced and self.cost_usd <= 0:
             return "unknown"
         return f"{'at least ' if self.unpriced else ''}{self.cost_usd:.{decimals}f} USD"
 
 
 def without_keys(reply: Reply, asked: Sequence[str]) -> Reply:
-    """A reply without keys, before anybody reads or keeps it, so that a kept one reads like the one that came.
+    """Removes API keys from a reply before it is read or cached, so that both see the same text.
 
-    A service may repeat its key anywhere, in any form. What only looks like a key stays where the request held it: a
-    passage about the form of keys is quoted by its pair.
+    A service may repeat its key anywhere, in any form. What only looks like a key stays if the request held it: a pair
+    may quote a passage about the format of keys.
 
     Args:
         reply: The reply.

@@ -1,4 +1,4 @@
-"""The SQLite file of a run's replies: its tables, and the sums that it keeps itself."""
+"""The SQLite file of a run's replies: its tables and running totals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CREATE TABLE IF NOT EXISTS replies (
     created REAL NOT NULL
 )
 """
-# What all replies used, in one row: it is asked for before every request of a run with caps, by every process. Triggers
-# keep it right whoever writes; the reply and the sums are one transaction.
+# The usage of all replies in one row, because a run with caps reads it before every request. Triggers keep it up to
+# date; a reply and the totals are one transaction.
 _TOTALS = """
 CREATE TABLE totals (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -56,20 +56,20 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(db: sqlite3.Connection) -> None:
-    """Makes what is absent in a file, also in one that an earlier version wrote.
+    """Creates missing tables and triggers, also in a file of an earlier version.
 
     Raises:
-        sqlite3.Error: It is no such file, or cannot be written.
+        sqlite3.Error: The file is no database, or cannot be written.
     """
     db.execute("PRAGMA journal_mode=WAL")
     db.execute(SCHEMA)
-    known = "SELECT 1 FROM sqlite_master WHERE name = 'uncounted'"
-    if db.execute(known).fetchone() is not None:
+    is_current = "SELECT 1 FROM sqlite_master WHERE name = 'uncounted'"
+    if db.execute(is_current).fetchone() is not None:
         return
     db.execute("BEGIN IMMEDIATE")
     try:
         # Another process may have been first.
-        if db.execute(known).fetchone() is None:
+        if db.execute(is_current).fetchone() is None:
             for statement in _statements(_TOTALS):
                 db.execute(statement)
         db.execute("COMMIT")
@@ -79,7 +79,7 @@ def prepare(db: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a script; those of a trigger belong together."""
+    """The statements of a script; a trigger is one statement."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

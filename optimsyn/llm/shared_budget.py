@@ -1,11 +1,11 @@
-"""A purse that several runs pay from: caps on money, requests and tokens that hold over all their processes.
+"""A purse, the budget that several runs share: caps on money, requests and tokens over all their processes.
 
-`optimsyn batch` makes one and names it in the environment; the budget of every process that buys replies asks it
-before each request. The purse remembers what each run has bought and what requests under way may still use. Both are
-read and changed in one transaction, so that two processes never spend the same room.
+`optimsyn batch` creates one and names it in the environment; every process that buys replies checks it before each
+request. The purse records what each run has bought and what requests under way may still use. Both are read and changed
+in one transaction, so that two processes never spend the same budget.
 
-What a run has bought is told by its own reply cache, so a purse can be made again at any time. It is an SQLite file
-with a rollback journal, which also works on a network file system, as long as that one has working locks.
+A run's reply cache knows what it has bought, so a purse can be rebuilt at any time. It is an SQLite file with a
+rollback journal, which also works on a network file system with working locks.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ CREATE TABLE IF NOT EXISTS under_way (
     replies INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL
 );
 """
-# The columns of both tables that are added up.
+# The summed columns of both tables.
 _AMOUNTS = ("replies", "input_tokens", "output_tokens", "cost_usd")
 
 
 @dataclass(frozen=True)
 class Caps:
-    """Caps over several runs together; None is no cap."""
+    """Caps over several runs; None is no cap."""
 
     cost_usd: float | None = None
     requests: int | None = None
@@ -60,7 +60,7 @@ class Caps:
 
 
 class Purse:
-    """The shared caps of a batch. Safe to use from several threads and processes.
+    """The shared caps of a batch. Safe across threads and processes.
 
     Args:
         path: A purse that `Purse.create` made.
@@ -80,11 +80,11 @@ class Purse:
 
     @classmethod
     def create(cls, path: Path, caps: Caps) -> Purse:
-        """An empty purse in place of an old one.
+        """An empty purse, in place of an old one.
 
         Args:
-            path: The file to write; nobody may be using it.
-            caps: What all runs together may buy.
+            path: The file to write; no process may be using it.
+            caps: The caps of all runs together.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(path)
@@ -98,43 +98,43 @@ class Purse:
 
     @classmethod
     def from_environment(cls) -> Purse | None:
-        """The purse that this process pays from, or None when it is in no batch with caps.
+        """The purse that this process pays from, or None outside a batch with caps.
 
         Raises:
-            BudgetError: One is named, but it is gone.
+            BudgetError: The purse in the environment is gone.
         """
         path = variable(PURSE)
         return cls(path) if path else None
 
     @contextmanager
     def reserved(self, run: str, most: Usage, totals: Callable[[], Usage]) -> Iterator[None]:
-        """Sets room aside for one request while it is under way, and counts what it bought.
+        """Reserves budget for one request while it is under way, and counts what it bought.
 
         Args:
             run: The run that buys; its reply cache's path.
-            most: What the request may use and cost at most; `unpriced` where its price is not known before.
-            totals: Tells what the run has bought, with this request as soon as its reply is kept.
+            most: The most the request may use and cost; `unpriced` where its price is unknown.
+            totals: Returns what the run has bought, including this request once its reply is kept.
 
         Raises:
             BudgetError: The request could pass a cap of the batch; nothing has been sent.
         """
-        place = self._reserve(run, most)
+        reservation = self._reserve(run, most)
         try:
             yield
         finally:
             with self._transaction() as db:
-                db.execute("DELETE FROM under_way WHERE id = ?", (place,))
+                db.execute("DELETE FROM under_way WHERE id = ?", (reservation,))
                 # Read inside the transaction, so that an older sum never replaces a newer one.
                 self._set_bought(db, run, totals())
 
     def count(self, run: str, usage: Usage) -> None:
-        """Records what a run has bought; nothing of it is under way, because no process works on it now."""
+        """Records what a run has bought; no process may be working on it."""
         with self._transaction() as db:
             db.execute("DELETE FROM under_way WHERE run = ?", (run,))
             self._set_bought(db, run, usage)
 
     def bought(self) -> Usage:
-        """What all runs have bought together."""
+        """What all runs have bought."""
         with self._transaction() as db:
             return self._sum(db, "bought")
 
@@ -144,7 +144,7 @@ class Purse:
             return self._sum(db, "under_way")
 
     def close(self) -> None:
-        """Closes the file and removes it; nothing can be bought from it afterwards."""
+        """Closes and removes the file."""
         with self._lock:
             self._db.close()
         _remove(self.path)
@@ -168,19 +168,19 @@ class Purse:
     def _refusal(self, db: sqlite3.Connection, most: Usage) -> BudgetError | None:
         most_usd, most_requests, most_tokens = db.execute("SELECT cost_usd, requests, tokens FROM caps").fetchone()
         bought = self._sum(db, "bought")
-        held = self._sum(db, "under_way")
-        if most_usd is not None and not _affordable(most_usd - bought.cost_usd - held.cost_usd, most):
+        reserved = self._sum(db, "under_way")
+        if most_usd is not None and not _affordable(most_usd - bought.cost_usd - reserved.cost_usd, most):
             return _spent("--cost-usd", f"{most_usd:g} US dollars", f"{bought.cost_usd:.4g} are spent")
-        if most_requests is not None and (bought + held + most).replies > most_requests:
+        if most_requests is not None and (bought + reserved + most).replies > most_requests:
             return _spent("--requests", f"{most_requests} requests", f"{bought.replies} were answered")
-        if most_tokens is not None and (bought + held + most).tokens > most_tokens:
+        if most_tokens is not None and (bought + reserved + most).tokens > most_tokens:
             return _spent("--tokens", f"{most_tokens} tokens", f"{bought.tokens} are used")
         return None
 
     def _release_dead(self, db: sqlite3.Connection) -> bool:
-        """Gives back the room of processes of this machine that ended without doing so themselves."""
-        held = db.execute("SELECT DISTINCT pid, born FROM under_way WHERE machine = ?", (_machine(),)).fetchall()
-        dead = [(_machine(), pid, born) for pid, born in held if not _lives(pid, born)]
+        """Releases reservations of this machine's processes that ended without doing so."""
+        holders = db.execute("SELECT DISTINCT pid, born FROM under_way WHERE machine = ?", (_machine(),)).fetchall()
+        dead = [(_machine(), pid, born) for pid, born in holders if not _lives(pid, born)]
         db.executemany("DELETE FROM under_way WHERE machine = ? AND pid = ? AND born = ?", dead)
         return bool(dead)
 
@@ -198,7 +198,7 @@ class Purse:
         try:
             db = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
             db.execute("PRAGMA journal_mode=TRUNCATE")
-            # A killed process leaves a whole file all the same; only a power cut may not, and then no batch runs on.
+            # A killed process still leaves a valid file; only a power cut may not, and that ends the batch too.
             db.execute("PRAGMA synchronous=OFF")
         except sqlite3.Error as error:
             raise DataError(f"{self.path}: cannot be opened as the purse of a batch ({error})") from error
@@ -206,7 +206,7 @@ class Purse:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that nobody else's can cross."""
+        """One exclusive transaction."""
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -230,7 +230,7 @@ def _amounts(usage: Usage) -> tuple[float, ...]:
 
 
 def _affordable(left: float, most: Usage) -> bool:
-    """Whether a request may cost this much: a free one always, one of unknown price while anything is left."""
+    """Whether the remaining money allows a request; without a known price, any remainder does."""
     if most.unpriced:
         return left > 0
     return most.cost_usd == 0 or most.cost_usd <= left + _ROUNDING_USD
@@ -245,7 +245,7 @@ def _spent(flag: str, cap: str, used: str) -> BudgetError:
 
 @cache
 def _machine() -> str:
-    """Where process numbers mean the same processes: this boot of this machine, this container."""
+    """Where a process id is unique: this boot of this machine, this container."""
     parts = [platform.node()]
     boot = Path("/proc/sys/kernel/random/boot_id")
     if boot.is_file():
@@ -255,7 +255,7 @@ def _machine() -> str:
 
 @cache
 def _born(pid: int) -> float:
-    """When a process began; with its number, this names it for good."""
+    """When a process started; with its id, this identifies it uniquely."""
     import psutil
 
     return float(psutil.Process(pid).create_time())

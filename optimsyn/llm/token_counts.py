@@ -1,4 +1,4 @@
-"""Counts tokens of a text as a hosted model does, where its vocabulary is here, else as one that is near."""
+"""Counts tokens with a hosted model's vocabulary if it is available, else with a similar one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from optimsyn.base.environment import TIKTOKEN_CACHE_DIR, set_default
 
-# English text in the vocabularies of the day; others have fewer characters a token.
+# English text in current vocabularies; other languages have fewer characters a token.
 CHARACTERS_A_TOKEN = 4.2
-# Tokens of Anthropic's vocabulary, of which nothing is published, for one of OpenAI's.
+# Tokens of Anthropic's unpublished vocabulary for one of OpenAI's.
 _CLAUDE = 1.15
-# Longer texts are counted in pieces: a vocabulary takes far longer for one endless word than for many.
-_PIECE = 4000
+# Longer texts are counted in chunks: tiktoken is far slower on one very long word.
+_CHUNK = 4000
 
 CountTokens = Callable[[str], int]
 
 
 @cache
 def counter_of(name: str) -> CountTokens:
-    """OpenAI's vocabulary for a model, else the one that is nearest to most: the files come with LiteLLM.
+    """A counter with OpenAI's vocabulary for a model, else with a common one; the files come with LiteLLM.
 
     Args:
         name: The model's name, with or without its provider (`openrouter/openai/gpt-6-luna`).
@@ -41,12 +41,12 @@ def counter_of(name: str) -> CountTokens:
     wider = _CLAUDE if name.startswith("claude") else 1.0
 
     def count(text: str) -> int:
-        parts = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
-        return round(wider * sum(len(encoding.encode(piece, disallowed_special=())) for piece in parts))
+        chunks = (text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK))
+        return round(wider * sum(len(encoding.encode(chunk, disallowed_special=())) for chunk in chunks))
 
     return count
 
 
 def by_characters(text: str) -> int:
-    """Tokens of a text whose vocabulary is not known."""
+    """Tokens of a text with an unknown vocabulary."""
     return round(len(text) / CHARACTERS_A_TOKEN)

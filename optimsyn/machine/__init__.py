@@ -1,1 +1,1 @@
-"""What this machine can do, and what would stop a run on it."""
+"""Checks of this machine, and of a recipe on it before it runs."""

@@ -31,24 +31,24 @@ from optimsyn.recipe.recipe import ModelSpec, TargetSpec
 
 _EMBEDDED_PARAMETERS = 268_000_000
 _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
-# A model that ends before a run and its evaluation are through is worth a word.
+# A model that is shut down this soon gets a warning.
 _SOON = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Availability:
-    """What was found out about one model.
+    """The result of checking one model.
 
     Attributes:
         role: `generator`, `rubric`, `target` or `reflection`.
         name: The model's name.
         problems: Why it cannot be used, each with field and cure.
         warnings: What may go wrong.
-        weight_bytes: Memory that its weights take here; 0 for a service, None when unknown.
-        gpu: It will be put on a GPU.
-        device: Where a local model is to be put, as the recipe says.
-        unchecked: What can only be checked with the network or a key, when these were not to be used.
-        unreachable: Nobody answers at the address of a service just now.
+        weight_bytes: Memory for its weights; 0 for a service, None when unknown.
+        gpu: It will be loaded on a GPU.
+        device: The recipe's device for a local model.
+        unchecked: Checks that were skipped because they need the network or a key.
+        unreachable: The service's address does not answer now.
     """
 
     role: str
@@ -63,13 +63,13 @@ class Availability:
 
 
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
-    """Looks at one model of a recipe.
+    """Checks one model of a recipe.
 
     Args:
         role: Its role, for messages (`models.<role>`).
         spec: The model.
-        network: Ask the hub and try the address; False looks at this machine only.
-        keys: An absent key is a problem; False leaves it among what was not checked.
+        network: Ask the hub and try the address; False checks this machine only.
+        keys: A missing key is a problem; False lists it as unchecked.
     """
     device = spec.device if spec.provider in ("embedded", "local") else "auto"
     result = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
@@ -93,13 +93,13 @@ def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool
 
 
 def memory_needed(models: Sequence[Availability], *, gpu: bool) -> int:
-    """Bytes that a run is thought to need for its local models, on the GPU or in main memory; 0 when it has none."""
+    """Estimated bytes for a run's local models, on the GPU or in main memory; 0 when it has none."""
     weights = sum(model.weight_bytes or 0 for model in models if model.gpu == gpu)
     return bytes_needed(weights, gpu=gpu)
 
 
 def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str]]:
-    """`(problems, warnings)` about memory: all local models of a run, loaded together, against what there is."""
+    """`(problems, warnings)`: memory for all local models of a run, loaded together, against the memory here."""
     problems: list[str] = []
     warnings: list[str] = []
     for gpu in (False, True):
@@ -121,16 +121,16 @@ def memory_problems(models: Sequence[Availability]) -> tuple[list[str], list[str
 
 
 def device_problems(models: Sequence[Availability]) -> list[str]:
-    """Models that are to be put on a device which this machine lacks."""
+    """Problems of models whose device this machine lacks."""
     problems = []
     for model in models:
         if model.device in ("auto", "cpu"):
             continue
         kind, _, number = model.device.partition(":")
-        there = _devices(kind)
-        if int(number or 0) >= there:
+        count = _devices(kind)
+        if int(number or 0) >= count:
             problems.append(
-                f"models.{model.role}.device: {model.device} is not on this machine, where PyTorch finds {there} "
+                f"models.{model.role}.device: {model.device} is not on this machine, where PyTorch finds {count} "
                 f"{kind} devices; set it to auto, or install a PyTorch build for your GPU"
             )
     return problems
@@ -138,7 +138,7 @@ def device_problems(models: Sequence[Availability]) -> list[str]:
 
 @cache
 def _devices(kind: str) -> int:
-    """How many devices of a kind PyTorch finds. Importing it takes seconds, so only who asks for one waits for that."""
+    """How many devices of a kind PyTorch finds; called only where needed, because importing it takes seconds."""
     import torch
 
     return torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
@@ -161,7 +161,7 @@ def _check_batch(result: Availability, spec: ModelSpec) -> None:
 
 
 def _check_own(result: Availability, spec: ModelSpec, keys: bool) -> None:
-    """Looks whether a generator of the user's own is there, and takes its settings; it is neither made nor asked."""
+    """Checks that a custom generator exists and accepts its settings, without creating or calling it."""
     assert spec.plugin is not None
     where = f"models.{result.role}"
     _check_key(result, spec, result.problems if keys else result.unchecked)
@@ -175,7 +175,7 @@ def _check_own(result: Availability, spec: ModelSpec, keys: bool) -> None:
 
 
 def _check_key(result: Availability, spec: ModelSpec, absent: list[str]) -> None:
-    """Looks whether the variable that a recipe names for a key is set, and holds one."""
+    """Checks that the environment variable for a key is set and holds a plausible key."""
     where = f"models.{result.role}"
     if spec.api_key_env is None:
         return
@@ -186,15 +186,15 @@ def _check_key(result: Availability, spec: ModelSpec, absent: list[str]) -> None
 
 
 def _check_service(result: Availability, spec: ModelSpec, network: bool, keys: bool) -> bool:
-    """Looks at name, key and address of a service; False when nobody answers there."""
+    """Checks name, key and address of a service; False when the address does not answer."""
     where = f"models.{result.role}"
     absent = result.problems if keys else result.unchecked
     _check_key(result, spec, absent)
     if spec.api_key_env is None and spec.api_base is None:
         provider = service_provider(spec.name)
         if provider is None:
-            meant = nearest_model(spec.name)
-            hint = f"did you mean `{meant}`? Else " if meant else ""
+            suggestion = nearest_model(spec.name)
+            hint = f"did you mean `{suggestion}`? Else " if suggestion else ""
             result.problems.append(
                 f"{where}: {spec.name!r} names no provider; {hint}write provider/model (openai/...), hub:{spec.name} "
                 f"for a hub model, or ./{spec.name} for a folder"
@@ -207,17 +207,17 @@ def _check_service(result: Availability, spec: ModelSpec, network: bool, keys: b
     ends = abilities_of(spec).ends
     if ends is not None and ends <= date.today() + _SOON:
         successor = (listed(spec) or {}).get("successor_model")
-        instead = f"; {successor} takes its place" if successor else ""
-        result.warnings.append(f"{where}: by LiteLLM's list {spec.name} is shut down on {ends}{instead}")
+        instead = f"; use {successor}" if successor else ""
+        result.warnings.append(f"{where}: {spec.name} is shut down on {ends}, as LiteLLM lists it{instead}")
     if spec.api_base is not None:
         return _check_address(result, spec.api_base, where, network)
     prefix, _, tail = spec.name.rpartition("/")
-    known = litellm_table()
-    if known and spec.name not in known and tail not in known:
+    models = litellm_table()
+    if models and spec.name not in models and tail not in models:
         for name, start in ((spec.name, ""), (tail, f"{prefix}/" if prefix else "")):
-            near = nearest(name, known, cutoff=TYPO)
+            near = nearest(name, models, cutoff=TYPO)
             if near is not None:
-                # A warning: LiteLLM's list is always some weeks behind the providers.
+                # Only a warning: LiteLLM's list is some weeks behind the providers.
                 result.warnings.append(f"{where}: LiteLLM does not list {spec.name!r}; did you mean {start + near!r}?")
                 break
     return True
@@ -227,7 +227,7 @@ def _check_address(result: Availability, api_base: str, where: str, network: boo
     try:
         parts = urlsplit(api_base)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:  # its text may hold a password
+    except ValueError:  # not quoted, because the address may hold a password
         result.problems.append(
             f"{where}: api_base has an impossible host or port; it must be an address such as http://localhost:8000/v1"
         )
@@ -244,7 +244,7 @@ def _check_address(result: Availability, api_base: str, where: str, network: boo
     try:
         socket.create_connection((parts.hostname, port), timeout=1).close()
     except (OSError, UnicodeError) as error:
-        # A warning: the server may be meant to start later, and the run itself tries again before it gives up.
+        # Only a warning: the server may start later, and the run itself retries.
         result.warnings.append(f"{where}: nothing answers at {parts.hostname}:{port} now ({error}); start the server")
         return False
     return True
@@ -260,7 +260,7 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
             result.problems.append(f"{where}: there is no folder {name}")
             return result
     elif (problem := _misspelled(spec)) is not None:
-        result.problems[:] = [f"{where}: {problem}"]  # all else that was found takes it for a model of this machine
+        result.problems[:] = [f"{where}: {problem}"]  # the other problems assume a local model
         return replace(result, weight_bytes=None)
     elif not network:
         folder = cached_folder("model", name, spec.revision)
@@ -297,8 +297,8 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
 
 
 def _misspelled(spec: ModelSpec) -> str | None:
-    known = isinstance(spec, TargetSpec) or cached_folder("model", hub_id(spec.name), spec.revision) is not None
-    return None if known else misspelled(spec.name)
+    valid = isinstance(spec, TargetSpec) or cached_folder("model", hub_id(spec.name), spec.revision) is not None
+    return None if valid else misspelled(spec.name)
 
 
 def _on_hub(result: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:

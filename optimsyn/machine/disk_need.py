@@ -1,7 +1,7 @@
-"""The disk space that a run will take, estimated before it begins: by kind, against what its file system has left.
+"""Estimates the disk space of a run before it begins, by kind of file, against the free space.
 
-An estimate from the recipe and from the headers of the models' files; no weights are loaded. It counts what a run keeps
-and, of checkpoints, what lies there at once while a training runs.
+The estimate uses the recipe and the headers of the models' files; no weights are loaded. It counts what a run keeps,
+and the most checkpoints that exist at once during a training.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ _BYTES_A_WORD = 7
 _BYTES_A_TOKEN = 4
 _ROW_BYTES = 2_600
 _NOTEBOOKS_BYTES = 3_000_000
-# SQLite's pages are seldom full, and what was written last lies in its journal too.
+# SQLite's pages are rarely full, and the latest writes are in its journal too.
 _SQLITE = 1.3
 _JOURNALS_BYTES = 8_000_000
-# A variant that has too few valid candidates writes more of them.
+# A variant with too few valid candidates writes more.
 _FURTHER = 1.25
-# Adam keeps two numbers beside each weight, all of them float32 as the adapter is.
+# Adam keeps two moments a weight, in float32 like the adapter.
 _FLOAT = 4
 _WITH_MOMENTS = 3
-# Bytes of a weight as most models come.
+# Bytes a weight in most model files.
 _NARROW = 2
-# Two resumable checkpoints lie there while a third is written.
+# Two resumable checkpoints exist while a third is written.
 _CHECKPOINTS = 3
 _SUBTASKS = 8
-# The adapter of rank 8 on the attention of the embedded model; and of another model as a share, where its layers are
-# not known: small models have the larger share.
+# Parameters of a rank 8 adapter on the attention of the embedded model; for other models whose layers are unknown, as
+# a share of their parameters (larger for small models).
 _EMBEDDED_ADAPTER = 725_000
 _ADAPTER_SHARE = 0.003
-# With less than this left beside what is needed, there is a warning.
+# Warn when the free space is less than this times the need.
 _TIGHT = 1.5
 
 
-# The last stage that adds to a kind, and where in the run folder it lies.
+# For each kind the last stage that writes it, and its files in the run folder.
 _PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "replies": ("synthesize", ("replies.sqlite*",)),
     "judgements": ("synthesize", ("rewards.*",)),
@@ -68,9 +68,9 @@ class DiskNeed:
 
     Attributes:
         parts: Kind -> bytes.
-        free: Bytes left on the file system of the run folder; None where that is unknown.
+        free: Free bytes on the file system of the run folder; None if unknown.
         folder: The run folder.
-        more: What the run will take beyond what lies there already.
+        more: What the run will take beyond its existing files.
     """
 
     parts: dict[str, int]
@@ -84,14 +84,14 @@ class DiskNeed:
         return sum(self.parts.values())
 
     def text(self) -> str:
-        """The sum and its largest kinds in words."""
+        """The total and its largest kinds in words."""
         largest = sorted(self.parts.items(), key=lambda part: -part[1])
-        named = ", ".join(f"{kind} {size_text(size)}" for kind, size in largest if size >= 0.01 * self.total)
-        return f"about {size_text(self.total)} of disk ({named})"
+        sizes = ", ".join(f"{kind} {size_text(size)}" for kind, size in largest if size >= 0.01 * self.total)
+        return f"about {size_text(self.total)} of disk ({sizes})"
 
     @property
     def problem(self) -> str | None:
-        """Why the run cannot be kept there, or None."""
+        """Why the disk is too small, or None."""
         if self.free is None or self.more <= self.free:
             return None
         return (
@@ -103,7 +103,7 @@ class DiskNeed:
 
     @property
     def warning(self) -> str | None:
-        """What to know where it is tight, or None."""
+        """A warning that the disk is nearly too small, or None."""
         if self.free is None or self.problem is not None or self.more * _TIGHT <= self.free:
             return None
         return (
@@ -115,13 +115,13 @@ class DiskNeed:
 def disk_need(
     recipe: Recipe, folder: Path, *, subtasks: int | None = None, weight_bytes: int | None = None
 ) -> DiskNeed:
-    """The room that a recipe's run will take.
+    """The disk space that a recipe's run will take.
 
     Args:
         recipe: The recipe.
-        folder: Where the run will lie, whether it is there yet or not.
+        folder: The run folder, which need not exist.
         subtasks: Subtasks of the validation questions; None: not known yet.
-        weight_bytes: Of the target, or more; used where its layers are not known, for it is on the hub only.
+        weight_bytes: Size of the target's weights, or more; used where its layers are unknown (not downloaded yet).
     """
     from optimsyn.stages.candidates import first_round
 
@@ -156,12 +156,12 @@ def disk_need(
 
 
 def _missing(parts: dict[str, int], folder: Path) -> int:
-    """Bytes that are still to come: nothing for finished stages, and what is there is there."""
+    """Bytes still to be written: none for finished stages, and less what exists of the others."""
     from optimsyn.runs.manifest import ManifestFile
 
     finished: set[str] = set()
     if (folder / "manifest.json").is_file():
-        with suppress(StageError):  # of another version; reported when the run is opened
+        with suppress(StageError):  # from another version; reported when the run is opened
             stages = ManifestFile(folder / "manifest.json").read().stages
             finished = {record.name for record in stages if record.status == "finished"}
     more = 0
@@ -174,20 +174,20 @@ def _missing(parts: dict[str, int], folder: Path) -> int:
 
 
 def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
-    """Numbers of the target that are trained."""
+    """Trainable parameters of the target."""
     spec = recipe.models.target
     if not spec.full_weights:
         return _adapter(spec, spec.lora, weight_bytes)
-    whole = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
+    patterns = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
     count = 0
     for name, shape in _shapes(spec):
-        if any(pattern.fullmatch(name) for pattern in whole):
+        if any(pattern.fullmatch(name) for pattern in patterns):
             count += _product(shape)
     return count or (weight_bytes or 0) // _NARROW
 
 
 def _adapter(spec: ModelSpec, lora: Lora, weight_bytes: int | None) -> int:
-    """Parameters of a LoRA: rank times rows plus columns of each layer that gets one."""
+    """Parameters of a LoRA: rank * (rows + columns) for each of its layers."""
     if spec.provider == "embedded":
         return round(_EMBEDDED_ADAPTER * lora.r / 8 * max(1.0, len(lora.target_modules) / 4))
     count = sum(
@@ -199,7 +199,7 @@ def _adapter(spec: ModelSpec, lora: Lora, weight_bytes: int | None) -> int:
 
 
 def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of the layers of a model that is on this machine."""
+    """Names and shapes of a local model's layers."""
     from optimsyn.machine.hub_lookup import cached_folder
     from optimsyn.recipe.model_names import hub_id
 
@@ -215,7 +215,7 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
     try:
         shapes = tensor_shapes(folder)
     except ModelError:
-        # The preflight names the file; the guess for models that are not here will do.
+        # The preflight reports the file; here the estimate for unknown layers is enough.
         return
     for tensor, shape in shapes.items():
         if tensor.endswith(".weight"):

@@ -1,4 +1,4 @@
-"""What this machine can do: Python and packages, processors, memory, disk, the embedded model, keys and the hub."""
+"""Checks this machine: Python and packages, processors, memory, disk, the embedded model, keys and the hub."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _QUICKSTART_DISK_GB = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: Its name.
+        what: Name of the check.
         status: `ok`, `note` (works, but worth knowing) or `fail` (the quickstart would not run).
-        detail: What was found, and the cure where one is needed.
+        detail: The result, and the cure where one is needed.
     """
 
     what: str
@@ -56,7 +56,7 @@ class Finding:
 
 
 def diagnose() -> Iterator[Finding]:
-    """Looks at this machine, one finding after the other; takes some seconds, as the embedded model is tried."""
+    """Checks this machine; takes some seconds, because the embedded model is tried."""
     checks: list[Callable[[], Finding]] = [
         _python,
         _packages,
@@ -74,10 +74,10 @@ def diagnose() -> Iterator[Finding]:
 
 
 def notebook_findings(needs: Sequence[str] = ()) -> list[Finding]:
-    """What a notebook's first cell looks at: quick, and the same each time on the same machine.
+    """The quick checks of a notebook's first cell, which give the same result each time on the same machine.
 
     Args:
-        needs: Further packages that it uses, by the name that pip knows.
+        needs: Further packages that the notebook uses, by their name on PyPI.
     """
     return [_python(), _packages(needs), _processors(), _memory_size(), _accelerator(), _embedded_package()]
 
@@ -131,9 +131,9 @@ def _processors() -> Finding:
 
 
 def _memory() -> Finding:
-    there, left = main_memory()
-    total, free = there / 1e9, left / 1e9
-    largest = largest_model(left, gpu=False) / 1e9
+    total_bytes, free_bytes = main_memory()
+    total, free = total_bytes / 1e9, free_bytes / 1e9
+    largest = largest_model(free_bytes, gpu=False) / 1e9
     text = (
         f"{free:.0f} GB free of {total:.0f}; as a target on the CPU, models up to about {largest:.1f}B parameters fit"
     )
@@ -143,7 +143,7 @@ def _memory() -> Finding:
 
 
 def _memory_size() -> Finding:
-    """The memory of the machine; what of it is free changes from minute to minute."""
+    """The machine's total memory; the free memory would change from one execution to the next."""
     total = main_memory()[0] / 1e9
     if total < _QUICKSTART_GB:
         return Finding("memory", "fail", f"{total:.1f} GB; the quickstart needs {_QUICKSTART_GB:.0f} GB")
@@ -213,7 +213,7 @@ def _embedded_model() -> Finding:
     tokens = 64
     try:
         with EmbeddedServer(publish=False) as server:
-            begun = time.monotonic()
+            start = time.monotonic()
             reply = httpx.post(
                 f"{server.url}/completions",
                 json={"model": "embedded", "prompt": "Scurvy is", "max_tokens": tokens, "ignore_eos": True},
@@ -221,15 +221,15 @@ def _embedded_model() -> Finding:
                 timeout=120,
                 trust_env=False,
             )
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - start
             reply.raise_for_status()
-            written = int(reply.json()["usage"]["completion_tokens"])
+            count = int(reply.json()["usage"]["completion_tokens"])
     except (OptimsynError, httpx.HTTPError) as error:
         return Finding("embedded model", "fail", str(error))
     return Finding(
         "embedded model",
         "ok",
-        f"Gemma 3 270M answers, {written / seconds:.0f} tokens a second for one request (Gemma's terms of use apply)",
+        f"Gemma 3 270M answers, {count / seconds:.0f} tokens a second for one request (Gemma's terms of use apply)",
     )
 
 

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs that this process may use, asked from the driver: needs no torch."""
+"""The NVIDIA GPUs that this process may use, from the driver, without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Gpu:
         index: Its number for the driver (`nvidia-smi`).
         uuid: Its name for the driver, the same after a restart.
         total: Memory in bytes.
-        free: Memory in bytes that nobody used when it was asked.
+        free: Free memory in bytes at the time of the query.
     """
 
     index: str
@@ -38,7 +38,7 @@ def gpus() -> tuple[Gpu, ...]:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
         cards = [_gpu(line) for line in answer.splitlines() if line.strip()]
     except (subprocess.SubprocessError, OSError, ValueError):
-        # A driver without a card answers with a sentence.
+        # Without a card, the driver prints a sentence.
         return ()
     return visible(cards, variable(CUDA_VISIBLE_DEVICES))
 
@@ -49,7 +49,7 @@ def _gpu(line: str) -> Gpu:
 
 
 def visible(cards: list[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
-    """Those of the GPUs that `CUDA_VISIBLE_DEVICES` names, in its order; like CUDA, it ends at the first unknown one.
+    """The GPUs that `CUDA_VISIBLE_DEVICES` names, in its order; like CUDA, stops at the first unknown one.
 
     Example:
         >>> cards = [Gpu("0", "GPU-a", 80, 80), Gpu("1", "GPU-b", 80, 80)]
@@ -58,10 +58,10 @@ def visible(cards: list[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
     """
     if chosen is None:
         return tuple(cards)
-    named: list[Gpu] = []
+    result: list[Gpu] = []
     for name in (part.strip() for part in chosen.split(",")):
         card = next((card for card in cards if name and (card.index == name or card.uuid.startswith(name))), None)
         if card is None:
             break
-        named.append(card)
-    return tuple(named)
+        result.append(card)
+    return tuple(result)

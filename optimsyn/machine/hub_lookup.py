@@ -12,14 +12,14 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class HubEntry:
-    """What the hub (or the cache) says about a repository.
+    """A repository on the hub or in the cache.
 
     Attributes:
         problem: Why it cannot be used, with the cure; None when it can.
         files: Names of its files and their sizes in bytes, as far as known.
-        parameters: Number of parameters, when the hub knows it.
-        folder: The cached snapshot, when there is one.
-        offline: The hub could not be reached, so only the cache was asked.
+        parameters: Number of parameters, if the hub knows it.
+        folder: The cached snapshot, if there is one.
+        offline: The hub could not be reached, so only the cache was checked.
     """
 
     problem: str | None = None
@@ -30,7 +30,7 @@ class HubEntry:
 
 
 def look_up(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> HubEntry:
-    """Looks up a repository of the hub; where the hub cannot be reached the local cache answers.
+    """Looks up a repository on the hub, or in the local cache where the hub cannot be reached.
 
     Args:
         kind: Model or dataset.
@@ -73,15 +73,15 @@ def look_up(kind: Literal["model", "dataset"], name: str, revision: str | None =
 
 
 def cached_folder(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> Path | None:
-    """The cached snapshot of a repository with all that is needed to name it usable, or None.
+    """The cached snapshot of a repository if it is usable, or None.
 
-    A model needs its `config.json` and weights; of a dataset any snapshot, or its prepared tables, will do.
+    A model needs its `config.json` and weights; for a dataset any snapshot or its prepared tables are enough.
     """
     from huggingface_hub import constants, errors, snapshot_download
 
     snapshot = None
-    # Nothing is downloaded, and no file is asked for: a snapshot that is there in part may hold all that is needed. A
-    # name that is none of the hub's is reported by `look_up`.
+    # Downloads nothing and requires no file, since a partial snapshot may hold all that is needed. `look_up` reports
+    # invalid names.
     with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
         folder = snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
         snapshot = Path(folder)

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it local models take: one rule for doctor, preflight and batch."""
+"""The machine's memory, and how much of it local models need: one rule for doctor, preflight and batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from optimsyn.machine.gpus import gpus
 
 BYTES_A_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Activations, the optimiser's state of the adapter and fragmentation, over the weights themselves.
+# Activations, the adapter's optimizer state and fragmentation, relative to the weights.
 _OVERHEAD = 1.25
-# A container's limit, what it uses and of what kind that is, as the second and the first version of cgroups tell it.
+# Files with a container's memory limit, usage and statistics, in cgroups v2 and v1.
 CONTAINER = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
@@ -23,23 +23,23 @@ _PROCESS_BYTES = 1_500_000_000
 
 
 def chosen_dtype(dtype: str, *, gpu: bool) -> str:
-    """What `dtype: auto` means on the GPU or on the processors; any other stays."""
+    """Resolves `dtype: auto` for GPU or CPU; other values stay."""
     return dtype if dtype != "auto" else ("bfloat16" if gpu else "float32")
 
 
 def bytes_needed(weights: int, *, gpu: bool) -> int:
-    """Bytes that a run is thought to need for models whose weights take so many; 0 when there are none."""
+    """Estimated bytes for models whose weights take `weights` bytes; 0 when there are none."""
     return round(weights * _OVERHEAD) + (0 if gpu else _PROCESS_BYTES) if weights else 0
 
 
 def largest_model(room: int, *, gpu: bool) -> int:
-    """Parameters of the largest model for which `bytes_needed` is within so many bytes, as `dtype: auto` loads it."""
+    """Parameters of the largest model whose `bytes_needed` fit into `room` bytes, with `dtype: auto`."""
     weights = (room - (0 if gpu else _PROCESS_BYTES)) / _OVERHEAD
     return max(0, int(weights / BYTES_A_WEIGHT[chosen_dtype("auto", gpu=gpu)]))
 
 
 def main_memory() -> tuple[int, int]:
-    """`(total, free)` main memory in bytes, within the limit of the container where there is one."""
+    """`(total, free)` main memory in bytes, within a container's limit."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -48,7 +48,7 @@ def main_memory() -> tuple[int, int]:
         limit = _number_in(limit_file)
         if limit is not None and limit < total:
             total = limit
-            # The usage counts page cache, of which the inactive part gives way at once.
+            # The usage includes page cache; its inactive part can be reclaimed at once.
             used = (_number_in(used_file) or 0) - _inactive_cache(stat_file)
             free = min(free, total - min(total, max(0, used)))
     return total, free

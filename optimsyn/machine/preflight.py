@@ -1,4 +1,4 @@
-"""Refuses in a second what would fail in an hour: all of a recipe that can only be checked on this machine."""
+"""The checks of a recipe on this machine, which find in seconds what would fail hours later."""
 
 from __future__ import annotations
 
@@ -28,95 +28,97 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Converting PDF, office and mail files takes a second or so a megabyte.
+# Converting PDF, office and mail files takes about a second a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
 
 
 def validate(
     recipe: Recipe, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
 ) -> Preflight:
-    """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects everything found.
+    """Checks files, questions, keys, models, memory, checks and sizes of a recipe, and collects all problems.
 
     Args:
         recipe: From `Recipe.load`.
-        deep: Read every row of the user's own files and ask the hub; False checks only that files and folders exist,
-            that keys are set and that checks can be imported.
-        here: The models will be loaded on this machine; False leaves its memory and devices out of account.
-        offline: Ask neither the hub nor a service and want no key; what would have been asked is in `unchecked`.
-        ask: Send each service one tiny request, as `check_services` does; it is not sent where its address or key is
-            wrong already, nor with `offline`, nor without `deep`.
+        deep: Read every row of the user's files and ask the hub; False checks only that files and folders exist, that
+            keys are set and that checks can be imported.
+        here: The models will be loaded on this machine; False skips its memory and devices.
+        offline: Contact neither the hub nor a service and require no key; skipped checks are in `unchecked`.
+        ask: Send each service one tiny request; skipped where its address or key is already wrong, with `offline`, and
+            without `deep`.
     """
-    found = Preflight()
+    preflight = Preflight()
     roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
     if recipe.models.reflection is not None:
         roles["reflection"] = recipe.models.reflection
-    # Looking at the hub and at addresses is waiting; the files are read meanwhile.
+    # The files are read while the hub and the services respond.
     with ThreadPoolExecutor(max_workers=8) as pool:
         network = deep and not offline
         models = [
             pool.submit(availability, role, spec, network=network, keys=not offline) for role, spec in roles.items()
         ]
         hubs = [pool.submit(_hub_problem, name, source) for name, source in _sources(recipe)] if network else []
-        _check_guiding_text(recipe, found)
+        _check_guiding_text(recipe, preflight)
         if here:
-            _check_influence(recipe, found)
-        _check_own_parts(recipe, found)
-        found.problems += method_problems(recipe)
-        _check_stages(recipe, found)
-        readable = _check_readers(recipe, found)
+            _check_influence(recipe, preflight)
+        _check_custom_parts(recipe, preflight)
+        preflight.problems += method_problems(recipe)
+        _check_stages(recipe, preflight)
+        readable = _check_readers(recipe, preflight)
         if recipe.limits.cost_usd is not None:
-            found.problems += price_problems(recipe)
+            preflight.problems += price_problems(recipe)
         if deep:
-            _check_data(recipe, found, readable)
+            _check_data(recipe, preflight, readable)
         else:
-            _check_files(recipe, found)
-        for waiting in hubs:
-            problem = waiting.result()
-            found.problems += [problem] if problem else []
-        looked_at = [waiting.result() for waiting in models]
+            _check_files(recipe, preflight)
+        for future in hubs:
+            problem = future.result()
+            preflight.problems += [problem] if problem else []
+        availabilities = [future.result() for future in models]
         if offline:
-            found.unchecked = _on_hub_only(recipe) + [text for model in looked_at for text in model.unchecked]
-        _add_models(looked_at, found, here)
+            preflight.unchecked = _on_hub_only(recipe) + [text for model in availabilities for text in model.unchecked]
+        _add_models(availabilities, preflight, here)
     if network and ask:
-        problems, notes = service_findings(recipe, looked_at)
-        found.problems += problems
-        found.warnings += notes
-    found.problems = list(dict.fromkeys(found.problems))
-    found.warnings = list(dict.fromkeys(found.warnings))
-    return found
+        problems, notes = service_findings(recipe, availabilities)
+        preflight.problems += problems
+        preflight.warnings += notes
+    preflight.problems = list(dict.fromkeys(preflight.problems))
+    preflight.warnings = list(dict.fromkeys(preflight.warnings))
+    return preflight
 
 
 def checked(
     recipe: Recipe, root: Path, *, deep: bool = True, here: bool = True, offline: bool = False, ask: bool = True
 ) -> Preflight:
-    """As `validate`, and whether the disk has room for a run under `root`."""
+    """`validate`, and whether the disk has space for a run under `root`."""
     from optimsyn.machine.disk_need import disk_need
     from optimsyn.runs.folder import Run
 
-    found = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
-    found.disk = disk_need(recipe, Run.folder_of(recipe, root), weight_bytes=max(found.gpu_bytes, found.main_bytes))
-    found.problems += [found.disk.problem] if found.disk.problem is not None else []
-    found.warnings += [found.disk.warning] if found.disk.warning is not None else []
-    return found
+    preflight = validate(recipe, deep=deep, here=here, offline=offline, ask=ask)
+    preflight.disk = disk_need(
+        recipe, Run.folder_of(recipe, root), weight_bytes=max(preflight.gpu_bytes, preflight.main_bytes)
+    )
+    preflight.problems += [preflight.disk.problem] if preflight.disk.problem is not None else []
+    preflight.warnings += [preflight.disk.warning] if preflight.disk.warning is not None else []
+    return preflight
 
 
 def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
-    """Models whose price nobody says, so that a cap on money would count nothing for them.
+    """Models with an unknown price, which a cap on money could not count.
 
     Args:
         recipe: From `Recipe.load`.
-        cap: What the cap is called, for messages.
+        cap: Name of the cap, for messages.
     """
     models = recipe.models
     roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    found = [price_problem(f"models.{role}", spec, cap) for role, spec in roles.items() if spec is not None]
-    return [problem for problem in found if problem is not None]
+    problems = [price_problem(f"models.{role}", spec, cap) for role, spec in roles.items() if spec is not None]
+    return [problem for problem in problems if problem is not None]
 
 
 def _sources(recipe: Recipe) -> list[tuple[str, Source]]:
     questions = recipe.questions
-    named = [("documents.source", recipe.documents.source), ("questions.validation", questions.validation)]
-    return named + ([("questions.test", questions.test)] if questions.test is not None else [])
+    sources = [("documents.source", recipe.documents.source), ("questions.validation", questions.validation)]
+    return sources + ([("questions.test", questions.test)] if questions.test is not None else [])
 
 
 def _hub_problem(name: str, source: Source) -> str | None:
@@ -138,30 +140,30 @@ def _on_hub_only(recipe: Recipe) -> list[str]:
     ]
 
 
-def _check_files(recipe: Recipe, found: Preflight) -> None:
+def _check_files(recipe: Recipe, preflight: Preflight) -> None:
     for name, source in _sources(recipe):
         if source.path is not None:
             try:
                 resolve(source.path)
             except DataError as error:
-                found.problems.append(f"{name}: {error}")
+                preflight.problems.append(f"{name}: {error}")
 
 
-def _check_data(recipe: Recipe, found: Preflight, readable: bool) -> None:
-    documents = _read_documents(recipe, found) if readable else None
-    sets = _read_questions(recipe, documents.library if documents is not None else None, found)
+def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
+    documents = _read_documents(recipe, preflight) if readable else None
+    sets = _read_questions(recipe, documents.library if documents is not None else None, preflight)
     passages: list[Passage] = []
     if documents is not None and not documents.problems:
-        passages = check_documents(recipe, documents.documents, found)
+        passages = check_documents(recipe, documents.documents, preflight)
     if sets is not None:
-        check_lengths(recipe, sets, found)
+        check_lengths(recipe, sets, preflight)
         if not sets.problems:
-            check_sets(recipe, sets, found)
-    _foresee(recipe, passages, sets, found)
+            check_sets(recipe, sets, preflight)
+    _add_forecast(recipe, passages, sets, preflight)
 
 
-def _foresee(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, found: Preflight) -> None:
-    """What the run is going to send, and what that means for its caps."""
+def _add_forecast(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, preflight: Preflight) -> None:
+    """Forecasts what the run will send, and warns where a cap is too low for it."""
     from optimsyn.machine.forecast.caps import cap_warnings
     from optimsyn.machine.forecast.lengths import measure
     from optimsyn.machine.forecast.requests import forecast
@@ -169,12 +171,12 @@ def _foresee(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | N
 
     shape = TaskShape.of(sets.validation) if sets is not None and sets.validation else None
     lengths = measure(recipe, passages, shape)
-    found.forecast = forecast(recipe, lengths, len(passages))
-    found.warnings += cap_warnings(recipe, found.forecast, lengths, len(passages))
+    preflight.forecast = forecast(recipe, lengths, len(passages))
+    preflight.warnings += cap_warnings(recipe, preflight.forecast, lengths, len(passages))
 
 
-def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
-    """The documents, or None where reading them takes longer than a preflight may."""
+def _read_documents(recipe: Recipe, preflight: Preflight) -> DocumentSet | None:
+    """The documents, or None where reading them takes too long for a preflight."""
     source = recipe.documents.source
     if source.path is None:
         return None
@@ -188,26 +190,26 @@ def _read_documents(recipe: Recipe, found: Preflight) -> DocumentSet | None:
             readers = named_readers(recipe.documents.readers)
             files = document_files(place, recipe.documents)[0]
             slow = [file for file in files if is_converted(file, readers)]
-            # What reads with your keys may ask a service; a run's start is soon enough.
-            outside = [file for file in slow if getattr(reader_for(file, readers), "importable", "") is None]
-            convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE and not outside
+            # A custom reader may call a service with the user's keys, so it only runs when the run starts.
+            custom = [file for file in slow if getattr(reader_for(file, readers), "importable", "") is None]
+            convert = sum(file.stat().st_size for file in slow) <= _CONVERT_AT_ONCE and not custom
             if not convert:
-                found.warnings.append(
-                    f"{place}: {len(slow)} files are converted from PDF and the like, or by a reader of your own, when "
-                    "the run starts"
+                preflight.warnings.append(
+                    f"{place}: {len(slow)} files need conversion (PDF and the like, or a reader of your own), which is "
+                    "done when the run starts"
                 )
         documents = read_documents(recipe.documents, convert=convert)
     except DataError as error:
-        found.problems.append(f"documents.source: {error}")
+        preflight.problems.append(f"documents.source: {error}")
         return None
-    found.problems += shortened(documents.problems, "documents")
-    found.warnings += [f"documents: {documents.hint}"] if documents.hint else []
-    found.warnings += documents.remarks
+    preflight.problems += shortened(documents.problems, "documents")
+    preflight.warnings += [f"documents: {documents.hint}"] if documents.hint else []
+    preflight.warnings += documents.remarks
     return documents if convert else None
 
 
-def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Preflight) -> QuestionSets | None:
-    """Both sets; or, where one is on the hub, None after checking the rows of the other."""
+def _read_questions(recipe: Recipe, documents: list[Document] | None, preflight: Preflight) -> QuestionSets | None:
+    """Both sets; where one is on the hub, checks the rows of the other and returns None."""
     config = recipe.questions
     sources = [(name, source) for name, source in _sources(recipe) if name.startswith("questions.")]
     complete = documents is not None
@@ -215,42 +217,42 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, found: Pre
         try:
             sets = read_questions(config, documents, recipe.seed, complete=complete)
         except DataError as error:
-            found.problems.append(f"questions: {error}")
+            preflight.problems.append(f"questions: {error}")
             return None
-        except RecipeError as error:  # of the form, whose field the message names
-            found.problems.append(str(error))
+        except RecipeError as error:  # from the form; the message names the field
+            preflight.problems.append(str(error))
             return None
-        found.problems += shortened(sets.problems, "questions")
-        found.warnings += shortened(sets.warnings, "questions")
+        preflight.problems += shortened(sets.problems, "questions")
+        preflight.warnings += shortened(sets.warnings, "questions")
         return sets
     for name, source in sources:
         if is_own_file(source):
             try:
                 problems, notes = check_questions(config, source, name, documents, complete=complete)
-                found.problems += shortened(problems, name)
-                found.warnings += notes
+                preflight.problems += shortened(problems, name)
+                preflight.warnings += notes
             except DataError as error:
-                found.problems.append(f"{name}: {error}")
+                preflight.problems.append(f"{name}: {error}")
             except RecipeError as error:
-                found.problems.append(str(error))
+                preflight.problems.append(str(error))
     return None
 
 
-def _check_guiding_text(recipe: Recipe, found: Preflight) -> None:
+def _check_guiding_text(recipe: Recipe, preflight: Preflight) -> None:
     words = recipe.guiding_text.split()
     if len(words) < 5:
-        found.problems.append(
+        preflight.problems.append(
             f"guiding_text: {recipe.guiding_text.strip()!r} says too little; describe in a sentence or two what a good "
             "question of your field is"
         )
     elif len(words) > 400:
-        found.warnings.append(
+        preflight.warnings.append(
             f"guiding_text: {len(words)} words are sent with every request; a few sentences are enough"
         )
 
 
-def _check_influence(recipe: Recipe, found: Preflight) -> None:
-    """Of an explicit dtype the recipe itself knows; `auto` is known here."""
+def _check_influence(recipe: Recipe, preflight: Preflight) -> None:
+    """Checks `dtype: auto` for twins; the recipe itself checks an explicit dtype."""
     spec = recipe.models.target
     if recipe.influence.method != "twin" or spec.dtype != "auto":
         return
@@ -259,39 +261,39 @@ def _check_influence(recipe: Recipe, found: Preflight) -> None:
     try:
         dtype = str(resolve_dtype(spec.dtype, resolve_device(spec.device))).removeprefix("torch.")
     except ModelError:
-        return  # the device is not here, which is reported elsewhere
+        return  # a missing device is reported elsewhere
     if dtype != "float32":
-        found.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
+        preflight.problems.append(f"{twin_problem(dtype)} (models.target.dtype: auto is {dtype} on this machine)")
 
 
-def _check_stages(recipe: Recipe, found: Preflight) -> None:
-    """Whether the functions of the recipe's own stages are there, and can be told from edited ones."""
+def _check_stages(recipe: Recipe, preflight: Preflight) -> None:
+    """Checks that the functions of custom stages exist and have a digest."""
     from optimsyn.runs.stage_functions import digests
 
     for stage in recipe.stages:
         try:
             digests(recipe, stage)
         except RecipeError as error:
-            found.problems.append(str(error))
+            preflight.problems.append(str(error))
 
 
-def _check_readers(recipe: Recipe, found: Preflight) -> bool:
-    """Whether all readers of the user's own can be used."""
+def _check_readers(recipe: Recipe, preflight: Preflight) -> bool:
+    """Whether all custom readers can be used."""
     if not recipe.documents.readers:
         return True
     from optimsyn.data.files.readers import named_readers
 
-    before = len(found.problems)
+    before = len(preflight.problems)
     for pattern, reference in recipe.documents.readers.items():
         try:
             named_readers({pattern: reference})
         except RecipeError as error:
-            found.problems.append(str(error))
-    return len(found.problems) == before
+            preflight.problems.append(str(error))
+    return len(preflight.problems) == before
 
 
-def _check_form(recipe: Recipe, found: Preflight) -> dict[str, Check]:
-    """Looks at the form of the questions, where the recipe names one, and returns its own checks."""
+def _check_form(recipe: Recipe, preflight: Preflight) -> dict[str, Check]:
+    """Checks the recipe's form of question, if it names one, and returns the form's checks."""
     from optimsyn.data.forms import form_named, identity_of
     from optimsyn.data.questions import check_columns
     from optimsyn.programs.checks import form_checks
@@ -304,50 +306,50 @@ def _check_form(recipe: Recipe, found: Preflight) -> dict[str, Check]:
         identity_of(name, form_named(name))
         return form_checks([name])
     except RecipeError as error:
-        found.problems.append(str(error))
+        preflight.problems.append(str(error))
         return {}
 
 
-def _check_own_parts(recipe: Recipe, found: Preflight) -> None:
-    """What a recipe names of one's own, in so far as only this process can tell; the light parts need no torch."""
+def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
+    """Checks the custom parts that a recipe names, without importing torch for the light ones."""
     from optimsyn.programs.checks import check_problems
 
-    found.problems += check_problems(recipe.checks, _check_form(recipe, found))
+    preflight.problems += check_problems(recipe.checks, _check_form(recipe, preflight))
     influence = recipe.influence
     if not influence.is_influence:
-        import optimsyn.influence.factory  # noqa: F401 - knows what a scorer is
+        import optimsyn.influence.factory  # noqa: F401 - registers what a scorer is
 
-        _note(found, lambda: SCORERS.get(influence.scorer))
+        _load_or_report(preflight, lambda: SCORERS.get(influence.scorer))
     if influence.has_own_estimator:
         from optimsyn.influence.estimators import estimator_of
 
-        estimator = _note(found, lambda: estimator_of(influence.estimator))
+        estimator = _load_or_report(preflight, lambda: estimator_of(influence.estimator))
         needs = [f"method {influence.method}"] if influence.method in ("twin", "forward") else []
         needs += ["reward.given: judged"] if recipe.reward.given == "judged" else []
         if estimator is not None and not estimator.linear and needs:
-            found.problems.append(
+            preflight.problems.append(
                 f"influence.estimator: {influence.estimator} does not say that it is linear in a pair's gradient "
                 f"(`linear = True`), which {needs[0]} needs; set influence.method to auto or exact, and reward.given "
                 "to nothing"
             )
 
 
-def _note(found: Preflight, load: Callable[[], T]) -> T | None:
+def _load_or_report(preflight: Preflight, load: Callable[[], T]) -> T | None:
     try:
         return load()
     except RecipeError as error:
-        found.problems.append(str(error))
+        preflight.problems.append(str(error))
         return None
 
 
-def _add_models(models: Sequence[Availability], found: Preflight, here: bool) -> None:
+def _add_models(models: Sequence[Availability], preflight: Preflight, here: bool) -> None:
     for model in models:
-        found.problems += model.problems
-        found.warnings += model.warnings
+        preflight.problems += model.problems
+        preflight.warnings += model.warnings
     if not here:
         return
-    found.gpu_bytes, found.main_bytes = (memory_needed(models, gpu=gpu) for gpu in (True, False))
-    found.problems += device_problems(models)
+    preflight.gpu_bytes, preflight.main_bytes = (memory_needed(models, gpu=gpu) for gpu in (True, False))
+    preflight.problems += device_problems(models)
     problems, warnings = memory_problems(models)
-    found.problems += problems
-    found.warnings += warnings
+    preflight.problems += problems
+    preflight.warnings += warnings

@@ -1,4 +1,4 @@
-"""What documents and questions mean for a recipe, once they are read: too few, too long, talking to models."""
+"""Checks a recipe's documents and questions: too few, too long, or with prompt injections."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from optimsyn.machine.preflight_result import Preflight
     from optimsyn.recipe.recipe import Recipe
 
-# Looking at a passage for what it says to a language model takes half a millisecond.
+# Checking a passage for injections takes half a millisecond.
 LOOKED_AT = 4000
 _FEW_VALIDATION = 8
 _FEW_TEST = 20
-# An English token has about four characters and is never longer than a word; between the two it depends.
+# An English token has about four characters and is never longer than a word; this is between the two.
 _CHARS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 16
 
 
 def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Preflight) -> list[Passage]:
-    """Cuts the documents and looks at what comes of it; returns the passages."""
+    """Splits the documents into passages, checks and returns them."""
     used = sampled(documents, recipe.documents.source.limit, recipe.seed)
     passages, lost = split_passages(used, recipe.documents)
     preflight.counts |= {"documents": len(used), "passages": len(passages)}
@@ -37,36 +37,37 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
         )
         return passages
     _check_injections(recipe, passages, preflight)
-    wanted = recipe.optimizers.prompt.passages
-    if recipe.optimizers.prompt.enabled and len(passages) < wanted:
+    compared = recipe.optimizers.prompt.passages
+    if recipe.optimizers.prompt.enabled and len(passages) < compared:
         preflight.warnings.append(
-            f"optimizers.prompt.passages: {wanted} are to be compared on, but there are {len(passages)} passages"
+            f"optimizers.prompt.passages: guiding texts are compared on {compared} passages, but there are only "
+            f"{len(passages)}"
         )
     candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
     if candidates > 4 * len(passages):
         preflight.warnings.append(
             f"synthesis.pairs: {candidates} candidates from {len(passages)} passages are "
-            f"{candidates / len(passages):.0f} of each, and many will be alike; add documents or ask for fewer pairs"
+            f"{candidates / len(passages):.0f} a passage, so many will be alike; add documents or ask for fewer pairs"
         )
     return passages
 
 
 def _check_injections(recipe: Recipe, passages: Sequence[Passage], preflight: Preflight) -> None:
-    """Passages that talk to a language model; of very many, some from all over."""
+    """Checks passages for text addressed to a language model; of very many, an even sample."""
     step = -(-len(passages) // LOOKED_AT)
-    looked_at = passages[::step]
-    flagged = talking(looked_at)
+    sample = passages[::step]
+    flagged = talking(sample)
     if not flagged:
         return
     if recipe.documents.on_injection == "drop" and len(flagged) == len(passages):
         preflight.problems.append(all_dropped(flagged))
         return
     total = len(passages) if step > 1 else None
-    preflight.warnings.append(note(flagged, looked_at, recipe.documents.on_injection, total=total))
+    preflight.warnings.append(note(flagged, sample, recipe.documents.on_injection, total=total))
 
 
 def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
-    """How many questions there are, and whether they are enough."""
+    """Counts the questions and warns if there are too few."""
     preflight.counts |= {"validation": len(sets.validation), "test": len(sets.test)}
     if len(sets.validation) < _FEW_VALIDATION:
         preflight.warnings.append(
@@ -78,26 +79,26 @@ def check_sets(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None
 
 
 def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> None:
-    """Questions that the target cannot be asked, also of a file with other faults: all are reported at once."""
+    """Finds questions that are too long for the target, also in a file with other problems."""
     longest = recipe.models.target.max_length
     cut = 0
-    perhaps: list[str] = []
+    maybe_too_long: list[str] = []
     too_long: list[str] = []
     for question in [*sets.validation, *sets.test]:
-        least, likely, whole = _token_bounds(question)
+        least, likely, with_context = _token_bounds(question)
         if least > longest:
             too_long.append(
                 f"question {question.id!r} takes at least {least} tokens without its context, more than "
                 f"models.target.max_length = {longest}; raise it or remove the question"
             )
         elif likely > longest:
-            perhaps.append(question.id)
-        cut += question.context is not None and whole > longest
+            maybe_too_long.append(question.id)
+        cut += question.context is not None and with_context > longest
     preflight.problems += shortened(too_long, "questions")
-    if perhaps:
+    if maybe_too_long:
         preflight.warnings.append(
-            f"models.target.max_length: {len(perhaps)} questions may be longer than {longest} tokens without any "
-            f"context ({', '.join(perhaps[:3])}{' ...' if len(perhaps) > 3 else ''})"
+            f"models.target.max_length: {len(maybe_too_long)} questions may be longer than {longest} tokens without "
+            f"any context ({', '.join(maybe_too_long[:3])}{' ...' if len(maybe_too_long) > 3 else ''})"
         )
     if cut:
         preflight.warnings.append(
@@ -109,7 +110,7 @@ def check_lengths(recipe: Recipe, sets: QuestionSets, preflight: Preflight) -> N
 def _token_bounds(question: Question) -> tuple[int, int, int]:
     """Tokens of a question: at least and likely without its context, and roughly with it."""
     sample = sample_of(question)
-    context, rest = split_context(sample.prompt)
-    rest += sample.completion
-    likely = round(len(rest) / _CHARS_A_TOKEN) + _TEMPLATE_TOKENS
-    return len(rest.split()), likely, round((len(context) + len(rest)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS
+    context, text = split_context(sample.prompt)
+    text += sample.completion
+    likely = round(len(text) / _CHARS_A_TOKEN) + _TEMPLATE_TOKENS
+    return len(text.split()), likely, round((len(context) + len(text)) / (_CHARS_A_TOKEN + 1)) + _TEMPLATE_TOKENS

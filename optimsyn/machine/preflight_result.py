@@ -1,4 +1,4 @@
-"""What a recipe would meet on this machine."""
+"""The result of checking a recipe on this machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Preflight(Shown):
-    """What a recipe would meet on this machine.
+    """The result of checking a recipe on this machine.
 
     Attributes:
-        problems: Each would stop the run; with file, row or field, and the cure.
-        warnings: The run would go on, but not as well as it could.
-        unchecked: What can only be checked with the network or a key, when these were not to be used (`offline`).
+        problems: Each stops the run; with file, row or field, and the cure.
+        warnings: The run works, but not as well as it could.
+        unchecked: Checks that were skipped because they need the network or a key (`offline`).
         counts: Documents, passages, validation and test questions, as far as they were read.
-        gpu_bytes: GPU memory that the run's models are estimated to need.
-        main_bytes: The same in main memory.
-        forecast: What the run is going to send; None where the recipe's files were not read.
-        disk: Room that the run will take, where it was asked for (`checked`).
+        gpu_bytes: Estimated GPU memory of the run's models.
+        main_bytes: Their estimated main memory.
+        forecast: What the run will send; None where the recipe's files were not read.
+        disk: Disk space that the run will take, if it was estimated (`checked`).
     """
 
     problems: list[str] = field(default_factory=list)
@@ -43,7 +43,6 @@ class Preflight(Shown):
         return not self.problems
 
     def _table(self) -> Table:
-
         return preflight_table(self)
 
     def raise_if_refused(self) -> None:
@@ -60,10 +59,10 @@ _QUESTIONS = {"validation": "validation questions", "test": "test questions"}
 
 
 def preflight_table(preflight: Preflight) -> Table:
-    """What would stop a run, what to know, and what it would read."""
+    """Problems, warnings, skipped checks and counts as a table."""
     rows = [("✗ problem", text) for text in preflight.problems] + [("! note", text) for text in preflight.warnings]
     rows += [("? not checked", text) for text in preflight.unchecked]
-    rows += [("read", f"{count:,} {_QUESTIONS.get(what, what)}") for what, count in preflight.counts.items()]
+    rows += [("read", f"{count:,} {_QUESTIONS.get(name, name)}") for name, count in preflight.counts.items()]
     if preflight.forecast is not None:
         rows.append(("will send", preflight.forecast.sentence))
     rows += [] if preflight.disk is None else [("disk", preflight.disk.text())]

@@ -1,4 +1,4 @@
-"""Asks the services of a recipe one tiny question each, before anything local is loaded for a run."""
+"""Sends each service of a recipe one tiny request before a run loads anything local."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def service_findings(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`(problems, notes)` of the services of a recipe, as far as one could see that they are there and have a key.
+    """`(problems, notes)` of the recipe's services that are reachable and have a key.
 
     Args:
         recipe: The recipe.
-        looked_at: What is known of its models.
+        looked_at: The availability of its models.
     """
     if not names_services(recipe):
         return (), ()
@@ -33,11 +33,11 @@ def service_findings(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple
 
 
 def open_asked(recipe: Recipe, root: Path | str) -> Run:
-    """The run of a recipe, once each service has answered one tiny question in it; a run that goes on asks no more.
+    """Opens the run of a recipe after each service has answered one tiny request; a continued run sends none.
 
-    The answers are the run's own: they count towards its caps, and what was learned of a service stays known. Where one
-    does not answer, a run that was only made for this is removed again. What is odd about an answer is among the run's
-    `warnings`, and is asked for again at the next start.
+    The replies belong to the run: they count towards its caps, and what they show of a service is remembered. If a
+    service fails, a newly made run folder is removed. Odd replies go to the run's `warnings`, and are requested again
+    at the next start.
 
     Raises:
         RecipeError: A service does not answer; names the model's field and the cure.
@@ -62,6 +62,6 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
 
 
 def names_services(recipe: Recipe) -> bool:
-    """Whether a role of the recipe is a service's."""
+    """Whether any role of the recipe uses a service."""
     models = (recipe.models.generator, recipe.models.rubric, recipe.models.reflection)
     return any(spec is not None and spec.provider == "litellm" for spec in models)

@@ -1,9 +1,8 @@
-"""Asks every service of a recipe one tiny question, so that what would fail in an hour fails now.
+"""Sends every service of a recipe one tiny request, so that what would fail in an hour fails now.
 
-A wrong key, a model that the service does not have, an address that answers to everything but this: a look at the
-address does not show. The question is asked as the run will ask its own, with a schema, and what it costs is counted.
-What is answered is read as a run reads its replies: a service that refuses to say yes, or says something else, is
-going to disappoint a run too.
+Checking the address alone would not show a wrong key or an unknown model. The request has a schema, as those of a run
+do, and its cost is counted. Its reply is read as in a run: a service that refuses to say yes, or says something else,
+will fail in a run too.
 """
 
 from __future__ import annotations
@@ -28,30 +27,29 @@ if TYPE_CHECKING:
     from optimsyn.llm.shared_budget import Purse
     from optimsyn.recipe.recipe import ModelSpec, Recipe
 
-# A recipe may wait minutes for a reply and try often; this is to be known at once.
+# Shorter than a recipe's own time-out and retries, so that the probe is quick.
 _PATIENCE_S = 60.0
 _TRIES_MORE = 1
-# Enough for the answer, and the least that every API takes.
+# Enough for the answer, and the smallest cap that every API accepts.
 _MOST_TOKENS = 16
 _QUESTION = "Reply with the word yes."
-# Another wording, to see whether a service that refused to say a word refuses them all.
+# Another request, to see whether a service that refused the first one refuses everything.
 _PLAINLY = "What is the capital of France? Answer in one word."
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 _SHOWN = 120
 
-# What to do about an answer that is none.
+# What to do about an unusable reply.
 _CURES = {
-    Outcome.INVALID: "A run asks it for whole pairs, and may get as little: see that its name is the model that you "
-    "mean, one that follows instructions, and its api_base that model's server",
+    Outcome.INVALID: "A run needs whole pairs from it: check that its name is the model that you mean, one that "
+    "follows instructions, and that its api_base is that model's server",
     Outcome.CUT: "Its reasoning leaves no room for an answer: raise its max_tokens, or lower its reasoning_effort",
-    Outcome.REFUSAL: "A run that is refused ends: look at the filters of this account or server, or name another model",
+    Outcome.REFUSAL: "A refusal ends a run: check the filters of this account or server, or name another model",
     Outcome.TOOL_CALL: "Turn tools off at this service, or name a model that answers in text",
-    Outcome.EMPTY: "See whether its server keeps the answer in its reasoning, and turn thinking off, or name another "
-    "model",
+    Outcome.EMPTY: "If its server puts the answer into its reasoning, turn thinking off; else name another model",
 }
 _WORDS = {
     Outcome.INVALID: "with something else",
-    Outcome.CUT: "with what was cut before it answered",
+    Outcome.CUT: "with a reply that was cut before it answered",
     Outcome.REFUSAL: "with a refusal",
     Outcome.TOOL_CALL: "with a tool call",
     Outcome.EMPTY: "with an empty text",
@@ -60,11 +58,11 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Probed:
-    """What came of the questions, by the recipe's fields, each with the cure.
+    """The result of the requests, each with the recipe's field and the cure.
 
     Attributes:
-        problems: Services that do not answer as a run needs it.
-        notes: Those that do, and are going to make it worse than it could be.
+        problems: Services that a run cannot use.
+        notes: Services that a run can use, but that answer oddly.
     """
 
     problems: tuple[str, ...] = ()
@@ -78,14 +76,14 @@ def probe(
     roles: Mapping[str, ModelSpec] | None = None,
     purse: Purse | None = None,
 ) -> Probed:
-    """Asks each service of a recipe once, whichever roles it has.
+    """Asks each service of a recipe once, even if it has several roles.
 
     Args:
         recipe: The recipe; its caps hold.
-        cache: Where a run's replies are kept: who has answered well in this run is not asked again. None: all are
+        cache: The run's reply cache: a service that has answered well in this run is not asked again. None: all are
             asked.
-        roles: The roles to ask for; None: all that write text.
-        purse: The caps of a batch of runs, where this is one of it.
+        roles: The roles to check; None: all that write text.
+        purse: The shared caps, if the run is part of a batch.
     """
     if roles is None:
         roles = services(recipe)
@@ -94,28 +92,29 @@ def probe(
         services_of.setdefault(_Service.of(spec), []).append(role)
     if not services_of:
         return Probed()
-    kept = cache if cache is not None else ReplyCache(":memory:")
-    budget = Budget.of(recipe.limits, kept, purse=purse)
+    cache = cache if cache is not None else ReplyCache(":memory:")
+    budget = Budget.of(recipe.limits, cache, purse=purse)
     with ThreadPoolExecutor(max_workers=len(services_of)) as pool:
-        waiting = [
-            pool.submit(_asked, {name: roles[name] for name in names}, kept, budget) for names in services_of.values()
+        futures = [
+            pool.submit(_ask_service, {name: roles[name] for name in names}, cache, budget)
+            for names in services_of.values()
         ]
-        results = [each.result() for each in waiting]
+        results = [future.result() for future in futures]
     return Probed(
-        tuple(problem for one in results for problem in one.problems),
-        tuple(note for one in results for note in one.notes),
+        tuple(problem for result in results for problem in result.problems),
+        tuple(note for result in results for note in result.notes),
     )
 
 
 def services(recipe: Recipe) -> dict[str, ModelSpec]:
-    """The roles of a recipe that a service has."""
+    """The roles of a recipe that use a service."""
     models = recipe.models
     roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
     return {role: spec for role, spec in roles.items() if spec is not None and spec.provider == "litellm"}
 
 
 class _Service(NamedTuple):
-    """What makes a service another one than the next."""
+    """What distinguishes services."""
 
     name: str
     api_base: str | None
@@ -126,8 +125,8 @@ class _Service(NamedTuple):
         return cls(spec.name, spec.api_base, spec.api_key_env)
 
 
-def _asked(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) -> Probed:
-    """Asks one service, by the first of the roles that it has; what is wrong with it."""
+def _ask_service(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) -> Probed:
+    """Asks one service with the settings of its first role."""
     where = ", ".join(f"models.{role}" for role in roles)
     spec = next(iter(roles.values()))
     quick = spec.model_copy(
@@ -138,8 +137,8 @@ def _asked(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) ->
         model = load_language_model(quick, cache, budget=budget)
         model.field = where
         if isinstance(model, LiteLLMModel):
-            model.tell_to(notes.append)
-        problem = _answered(model, notes)
+            model.report_to(notes.append)
+        problem = _ask(model, notes)
     except ServiceError as error:
         problem = f"a first tiny request failed: {error}"
     except OptimsynError as error:
@@ -151,8 +150,8 @@ def _asked(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) ->
     return Probed(tuple(problems), tuple(f"{where}: {note}" for note in notes))
 
 
-def _answered(model: LanguageModel, notes: list[str]) -> str | None:
-    """Asks the question; adds to the notes what is odd about the answer, and returns what would stop a run."""
+def _ask(model: LanguageModel, notes: list[str]) -> str | None:
+    """Sends the request; notes what is odd about the reply, and returns what would stop a run."""
     call = Call.of(
         _QUESTION,
         schema=object_schema({"word": {"type": "string"}}),
@@ -162,31 +161,31 @@ def _answered(model: LanguageModel, notes: list[str]) -> str | None:
     )
     reply = model.complete_sync(call)
     if was_cut(reply) and not _says_yes(reply, _MOST_TOKENS) and model.spec.max_tokens > _MOST_TOKENS:
-        # Models that think need more room than a word takes; a run gives them this much.
+        # Reasoning models need more tokens than a word; a run gives them this many.
         call = replace(call, max_tokens=model.spec.max_tokens)
         reply = model.complete_sync(call)
     schema_refusal = model.schema_refusal if isinstance(model, LiteLLMModel) else ""
     if schema_refusal:
         notes.append(
             f"it took no JSON schema ({schema_refusal}) and answered without one: where it refuses schemas, replies "
-            "are asked for and read in their plain form. `structured_output: false` there says so from the start"
+            "are requested and read without one. `structured_output: false` there says so from the start"
         )
     try:
         read(reply, _yes, "word yes", max_tokens=call.max_tokens)
     except ReplyError as error:
-        # The same is asked again when the service has been fixed.
+        # So that the next start asks again.
         model.set_aside([model.key(call)])
         how, cure = _WORDS[error.outcome], _CURES[error.outcome]
-        words = f"it answered {_QUESTION!r} {how}: {_said(reply, error)}. {cure}"
+        text = f"it answered {_QUESTION!r} {how}: {_quoted(reply, error)}. {cure}"
         if was_refused(reply) and _refuses_all(model):
-            return f"{words} (another harmless request was refused, too)"
-        notes.append(words)
+            return f"{text} (another harmless request was refused, too)"
+        notes.append(text)
         return None
-    sent = model.structured and not schema_refusal
-    if sent and not was_cut(reply) and next(objects_in(reply.text, repair=False), None) is None:
+    schema_sent = model.structured and not schema_refusal
+    if schema_sent and not was_cut(reply) and next(objects_in(reply.text, repair=False), None) is None:
         notes.append(
-            f"a JSON schema was sent with {_QUESTION!r}, and it answered {_said(reply)} in plain text: it seems to "
-            "pass schemas over, and replies are read as they come. `structured_output: false` there sends none"
+            f"a JSON schema was sent with {_QUESTION!r}, and it answered {_quoted(reply)} in plain text: it seems to "
+            "ignore schemas, so replies are read as they come. `structured_output: false` there sends none"
         )
     return None
 
@@ -206,7 +205,7 @@ def _says_yes(reply: Reply, max_tokens: int) -> bool:
 
 
 def _refuses_all(model: LanguageModel) -> bool:
-    """Whether another harmless request is refused as well, in the words of the API and not of a text."""
+    """Whether the API also refuses another harmless request."""
     call = Call.of(_PLAINLY, max_tokens=_MOST_TOKENS, seed=0)
     refused = was_refused(model.complete_sync(call))
     if refused:
@@ -214,8 +213,8 @@ def _refuses_all(model: LanguageModel) -> bool:
     return refused
 
 
-def _said(reply: Reply, error: ReplyError | None = None) -> str:
-    """What came, in quotation marks, or else what the reader says of it."""
+def _quoted(reply: Reply, error: ReplyError | None = None) -> str:
+    """The quoted reply, or the error if it is empty."""
     text = " ".join((reply.text or reply.refusal or reply.tool_call).split())
     if not text:
         return str(error) if error is not None else "nothing"

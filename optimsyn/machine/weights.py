@@ -1,4 +1,4 @@
-"""What the weights of a model on this machine are, by the headers of their files; no weight is read."""
+"""Shapes and sizes of a local model's weights, from the headers of their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Names and shapes of the tensors in a folder's safetensors files; empty where the weights are pickled.
 
     Raises:
-        ModelError: A file is damaged, such as by a download that was cut off.
+        ModelError: A file is damaged, for example by an incomplete download.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -31,10 +31,10 @@ def parameters_in(folder: Path, shapes: Mapping[str, list[int]]) -> int:
     """Number of parameters of a model.
 
     Args:
-        folder: Where its files are.
-        shapes: What `tensor_shapes` gave of them.
+        folder: The model's folder.
+        shapes: From `tensor_shapes`.
     """
     if shapes:
         return sum(math.prod(shape) for shape in shapes.values())
-    # Of pickled weights only the size is known; two bytes a parameter is usual.
+    # For pickled weights only the size is known; two bytes a parameter is usual.
     return sum(file.stat().st_size for file in folder.glob("*.bin")) // 2

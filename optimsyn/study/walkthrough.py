@@ -107,7 +107,7 @@ class RecordedReplies(ReplyCache):
         """As in ReplyCache; also remembers a cached reply with its request."""
         reply = super().get(key)
         if reply is not None:
-            row = self._one("SELECT request FROM replies WHERE key = ?", (key,))
+            row = self._fetch_row("SELECT request FROM replies WHERE key = ?", (key,))
             assert row is not None
             self.seen.append((json.loads(row[0]), reply.text))
         return reply

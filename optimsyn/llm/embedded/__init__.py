@@ -1,1 +1,1 @@
-"""The model that comes with optimsyn, and its server."""
+"""The embedded model and its server."""

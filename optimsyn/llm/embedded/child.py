@@ -15,8 +15,8 @@ import threading
 import time
 from typing import Any
 
-# The messages' contents as they are: the base model has no chat template, and llama.cpp's default (ChatML) would wrap
-# its prompt in markers that it has never seen.
+# Only the messages' contents: the base model has no chat template, and does not know the markers of llama.cpp's default
+# (ChatML).
 PLAIN_TEMPLATE = "{%- for message in messages -%}{{ message['content'] }}{%- endfor -%}"
 # Tokens of prompt and reply that a slot holds; the longest pair prompt is about 1,600 tokens.
 TOKENS_PER_SLOT = 2304
@@ -26,10 +26,10 @@ _PARENT_CHECK_S = 1.0
 
 
 def parameters(config: dict[str, Any]) -> Any:
-    """llama.cpp's parameters for a server of `config["slots"]` slots, tuned for many short prompts with a common start.
+    """llama.cpp's parameters for a server of `config["slots"]` slots, for many short prompts with a common prefix.
 
-    `swa_full` keeps the whole cache of Gemma's sliding-window layers: without it a slot cannot go back to the end of
-    the common start, and every prompt is read from its first token again.
+    `swa_full` keeps the full cache of Gemma's sliding-window layers: without it a slot cannot reuse the common prefix,
+    and every prompt is processed from its first token.
     """
     import xllamacpp
 
@@ -66,7 +66,7 @@ def _cores() -> int:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends the process when its parent has gone although somebody still holds the pipe."""
+    """Ends the process when its parent has ended, even if the pipe is still open."""
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_S)
     os._exit(0)
@@ -87,7 +87,7 @@ def main() -> None:
     out.flush()
     while sys.stdin.readline():
         pass
-    # Deleting the server object while a request is in flight deadlocks, so the process ends without that.
+    # Exits directly, because deleting the server object while a request is in flight deadlocks.
     os._exit(0)
 
 

@@ -21,7 +21,7 @@ class EmbeddedModel(LiteLLMModel):
     """The embedded model behind its shared server, started with the first call if none is running."""
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None) -> None:
-        """A model whose server is not asked for yet."""
+        """Creates the model without starting its server."""
         super().__init__(spec, cache, budget)
         from optimsyn.llm.embedded.server import gguf_sha256
 
@@ -30,7 +30,7 @@ class EmbeddedModel(LiteLLMModel):
 
     @property
     def chat(self) -> bool:
-        """A base model: it wants one plain text to continue."""
+        """False: a base model, which continues a plain text."""
         return False
 
     @property
@@ -44,7 +44,7 @@ class EmbeddedModel(LiteLLMModel):
 
     @property
     def _adapts(self) -> bool:
-        return False  # it takes what is sent to it
+        return False  # its server takes all parameters
 
     async def _address(self) -> tuple[str | None, str | None]:
         if self._server is None:
@@ -54,9 +54,9 @@ class EmbeddedModel(LiteLLMModel):
         return self._server
 
     async def _try(self, parameters: dict[str, Any], base: str | None, key: str | None) -> Reply | Failure:
-        # This server needs nothing translated, and importing LiteLLM takes seconds in each process of a run.
-        known = ("messages", "temperature", "max_tokens", "seed", "stop", "response_format")
-        body = {name: parameters[name] for name in known if parameters.get(name) is not None}
+        # This server needs no translation, and importing LiteLLM takes seconds in each process of a run.
+        names = ("messages", "temperature", "max_tokens", "seed", "stop", "response_format")
+        body = {name: parameters[name] for name in names if parameters.get(name) is not None}
         limit = self.spec.timeout_s
         started = time.monotonic()
         try:
@@ -78,14 +78,14 @@ class EmbeddedModel(LiteLLMModel):
         return self._reply(completion, time.monotonic() - started, key, body)
 
     def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
-        """Nothing: it runs on this machine."""
+        """Zero: it runs on this machine."""
         return 0.0
 
     def _longest_reply(self, reply: Reply) -> int | None:
-        return None  # its server ends a reply where its context does
+        return None  # its server ends a reply at the end of the context
 
     async def _lost_connection(self) -> None:
-        # The process that owned the server may have ended; the next try looks for another or starts one.
+        # The server's process may have ended; the next try finds another server or starts one.
         self._server = None
 
     def _service_name(self) -> str:

@@ -1,8 +1,7 @@
-"""Prompts for the embedded model's server in which data holds the string of a control token.
+"""Prompts for the embedded model's server whose data contains the string of a control token.
 
-llama.cpp reads a chat's text with its control tokens on: `<end_of_turn>` in a passage would end a turn. A prompt that
-holds such a string goes as token ids, which the server itself makes of the text with control tokens off; every other
-prompt goes as it always went.
+llama.cpp parses control tokens in a chat's text: `<end_of_turn>` in a passage would end a turn. So a prompt with such a
+string is sent as token ids, which the server computes with control tokens off; other prompts are sent as text.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import httpx
 
-# Of the embedded Gemma; its tags of HTML are text.
+# Control tokens of the embedded Gemma; its HTML tags are text.
 _CONTROLS = re.compile(
     r"<(?:pad|eos|bos|unk|mask|2mass|\[@BOS@\]|unused\d+|(?:start|end)_of_(?:turn|image)|image_soft_token)>"
     r"|\[@BOS@\]|\[multimodal\]"
@@ -25,13 +24,13 @@ async def post(client: httpx.AsyncClient, base: str, key: str, body: Mapping[str
     """Sends a chat request to the embedded model's server, its prompt as text without control tokens.
 
     Args:
-        client: Sends it.
+        client: The HTTP client.
         base: Address of the server, ending in `/v1`.
         key: Its key.
-        body: Of a chat completion.
+        body: Body of a chat completion.
 
     Returns:
-        The reply, or the server's refusal to read the prompt; `as_chat` reads both kinds of replies.
+        The reply, or the server's refusal to tokenize the prompt; `as_chat` reads both kinds of replies.
 
     Raises:
         httpx.TransportError: The server cannot be reached.
@@ -40,20 +39,20 @@ async def post(client: httpx.AsyncClient, base: str, key: str, body: Mapping[str
     text = "".join(message["content"] for message in body["messages"])
     if _CONTROLS.search(text) is None:
         return await client.post(f"{base}/chat/completions", json=dict(body), headers=headers)
-    asked = {"content": text, "add_special": True, "parse_special": False}
-    tokens = await client.post(f"{base.removesuffix('/v1')}/tokenize", json=asked, headers=headers)
+    request = {"content": text, "add_special": True, "parse_special": False}
+    tokens = await client.post(f"{base.removesuffix('/v1')}/tokenize", json=request, headers=headers)
     if tokens.status_code >= 400:
         return tokens
     plain = {name: value for name, value in body.items() if name not in ("messages", "response_format")}
     plain["prompt"] = tokens.json()["tokens"]
     if body.get("response_format"):
-        # The server's endpoint for plain prompts takes a schema under this name only.
+        # The endpoint for plain prompts takes a schema only under this name.
         plain["json_schema"] = body["response_format"]["json_schema"]["schema"]
     return await client.post(f"{base}/completions", json=plain, headers=headers)
 
 
 def as_chat(reply: Any) -> Any:
-    """A reply's JSON, the text of a completion where a chat has its message."""
+    """A reply's JSON with a completion's text moved to where a chat has its message."""
     for choice in reply.get("choices") or () if isinstance(reply, dict) else ():
         if isinstance(choice, dict) and "text" in choice:
             choice["message"] = {"role": "assistant", "content": choice.pop("text")}

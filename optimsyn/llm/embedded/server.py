@@ -1,8 +1,8 @@
-"""The model that comes with optimsyn: its files, and the server that shares it between processes.
+"""The embedded model: its files, and the server that shares it between processes.
 
 Gemma 3 270M (base) is installed as a Python package, so no key, GPU or model hub is needed. It is used in two forms:
-the GGUF file, which a llama.cpp server in a child process answers from, and the same weights dequantised for
-transformers, which are trained and give gradients. Gemma's terms of use apply to both.
+the GGUF file, served by llama.cpp in a child process, and the same weights dequantised for transformers, for training
+and gradients. Gemma's terms of use apply to both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 EMBEDDED_ID = "gemma-3-270m-q4_k_m"
 START_TIMEOUT_S = 180.0
-# Raised when the layout of the dequantised folder changes, so that an old one is not mistaken for a new one.
+# Increased when the layout of the dequantised folder changes, so that an old one is not used.
 _WEIGHTS_LAYOUT = 1
 
 
@@ -68,7 +68,7 @@ def gguf_sha256() -> str:
 
 @cache
 def gguf_path() -> Path:
-    """The embedded model's GGUF file, put together from its package once per user and verified once per process.
+    """The embedded model's GGUF file, assembled from its package once per user and verified once per process.
 
     Raises:
         ModelError: The package is missing or damaged, or the cache folder cannot be written.
@@ -101,9 +101,8 @@ def gguf_path() -> Path:
 def weights_dir() -> Path:
     """The embedded model for transformers: a folder with config, float32 safetensors and tokenizer.
 
-    Dequantised once per user, which takes about a minute. float32 rather than bfloat16, for 1.1 GB instead of
-    0.5 GB: the file is then exactly what the GGUF says and is mapped into memory without conversion, which each of
-    a run's processes does again (0.1 s against 3 s on two cores).
+    Dequantised once per user, which takes about a minute. float32 takes 1.1 GB, bfloat16 would take 0.5 GB; but float32
+    is exact and is mapped into memory without conversion, in each process of a run (0.1 s, not 3 s, on two cores).
 
     Raises:
         ModelError: The package is missing or damaged, or the cache folder cannot be written.
@@ -112,7 +111,7 @@ def weights_dir() -> Path:
     with _cache_folder("the embedded model's weights") as folder:
         target = folder / f"{EMBEDDED_ID}-{gguf_sha256()[:12]}-float32-{_WEIGHTS_LAYOUT}"
         with _locked(target):
-            # The folder is renamed into place when complete, so its presence means that it is whole.
+            # The folder is renamed into place when complete.
             if not target.is_dir():
                 with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as part:
                     _dequantize(source, Path(part) / "model")
@@ -126,7 +125,7 @@ def _dequantize(source: Path, folder: Path) -> None:
 
     _log.warning("preparing the embedded model for training, once on this machine (about a minute)")
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # The weights are plain tensors by now; transformers refuses to save a model that still names a GGUF quantiser.
+    # The weights are plain tensors now; transformers refuses to save a model with a GGUF quantiser.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     model.config.dtype = torch.float32
@@ -137,9 +136,9 @@ def _dequantize(source: Path, folder: Path) -> None:
 class EmbeddedServer:
     """The embedded model behind an OpenAI-compatible llama.cpp server, in a child process on loopback.
 
-    The child picks a free port, accepts only this object's random key, and ends when its standard input does, so it is
-    gone when the process that started it ends in whatever way. Address and key are published in the environment, where
-    the processes started later (notebook kernels) find them.
+    The child picks a free port, accepts only this object's random key, and ends when its standard input does, so it
+    never outlives the process that started it. Address and key are published in the environment for processes started
+    later (notebook kernels).
 
     Attributes:
         url: Base address for OpenAI clients, ending in `/v1`.
@@ -148,7 +147,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, *, slots: int = 4, publish: bool = True) -> None:
-        """Describes a server; `start` or a `with` statement starts it.
+        """Creates the object; `start` or a `with` statement starts the server.
 
         Args:
             slots: Requests answered at once; further ones wait in the server's queue.
@@ -159,7 +158,7 @@ class EmbeddedServer:
         self.url = ""
         self.key = secrets.token_urlsafe(32)
         self.process: subprocess.Popen[str] | None = None
-        self._words: IO[str] | None = None
+        self._log: IO[str] | None = None
 
     def __enter__(self) -> EmbeddedServer:
         return self.start()
@@ -178,7 +177,7 @@ class EmbeddedServer:
         """Starts the child and waits until it has answered a one-token request.
 
         Raises:
-            ModelError: The server did not start; the message ends with what it last said.
+            ModelError: The server did not start; the message ends with its last output.
         """
         if self.alive:
             return self
@@ -189,18 +188,18 @@ class EmbeddedServer:
             "slots": self.slots,
             "parent": os.getpid(),
         }
-        # The child's output only matters when it fails to start, so it is run with little logging.
-        self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        # The output only matters if the child fails to start.
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "optimsyn.llm.embedded.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._words,
+            stderr=self._log,
             text=True,
             env=child_environment(),
         )
         try:
-            self._greet(self.process, config)
+            self._handshake(self.process, config)
         except BaseException:
             self.close()
             raise
@@ -208,12 +207,12 @@ class EmbeddedServer:
             set_variables({EMBEDDED_URL: self.url, EMBEDDED_KEY: self.key})
         return self
 
-    def _greet(self, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
+    def _handshake(self, process: subprocess.Popen[str], config: dict[str, Any]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         # A child forked without exec (multiprocessing) would hold the pipe open and keep the server alive.
         _close_after_fork(process.stdin)
-        # The server has its own clock for a load that hangs: a plain readline cannot be interrupted.
+        # A timer ends a load that hangs, because readline cannot be interrupted.
         timer = threading.Timer(START_TIMEOUT_S, process.kill)
         timer.start()
         try:
@@ -228,28 +227,28 @@ class EmbeddedServer:
             process.wait()
             raise ModelError(
                 f"the embedded model's server ended before it was ready (exit code {process.returncode}). "
-                f"`optimsyn doctor` says what this machine lacks. The end of its output:\n{self._last_words()}"
+                f"`optimsyn doctor` says what this machine lacks. The end of its output:\n{self._log_end()}"
             )
         self.url = str(json.loads(line)["url"])
         problem = health(self.url, self.key, timeout_s=60)
         if problem:
             raise ModelError(f"the embedded model's server started but does not answer: {problem}")
 
-    def _last_words(self) -> str:
-        if self._words is None:
+    def _log_end(self) -> str:
+        if self._log is None:
             return ""
-        self._words.seek(0)
-        return self._words.read()[-1500:].replace(self.key, "[key]").strip()
+        self._log.seek(0)
+        return self._log.read()[-1500:].replace(self.key, "[key]").strip()
 
     def close(self) -> None:
-        """Ends the child and takes its address out of the environment; a second call does nothing."""
+        """Ends the child and removes its address from the environment; a second call does nothing."""
         if variable(EMBEDDED_KEY) == self.key:
             unset((EMBEDDED_URL, EMBEDDED_KEY))
         process, self.process = self.process, None
         if process is not None:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    # The child may have gone already, which is what closing the pipe is for.
+                    # The child may have ended already.
                     with suppress(BrokenPipeError):
                         pipe.close()
             try:
@@ -257,9 +256,9 @@ class EmbeddedServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._words is not None:
-            self._words.close()
-            self._words = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
 
 def health(url: str, key: str, *, timeout_s: float = 10) -> str | None:
@@ -287,7 +286,7 @@ def health(url: str, key: str, *, timeout_s: float = 10) -> str | None:
 def published_server() -> tuple[str, str] | None:
     """Address and key of the server that another process has published, if it answers."""
     url, key = variable(EMBEDDED_URL), variable(EMBEDDED_KEY)
-    # Generous: an owner's server under load answers this only after the requests before it.
+    # A long time-out, because a busy server answers only after earlier requests.
     return (url, key) if url and key and health(url, key, timeout_s=60) is None else None
 
 
@@ -344,8 +343,8 @@ def weights_package() -> Any:
 def child_environment() -> dict[str, str]:
     """The environment without other services' keys, and with OpenMP threads that sleep instead of spin."""
     secrets_here = set(secret_values())
-    kept = {name: value for name, value in variables().items() if value.strip() not in secrets_here}
-    return {**kept, OMP_WAIT_POLICY: "PASSIVE"}
+    safe = {name: value for name, value in variables().items() if value.strip() not in secrets_here}
+    return {**safe, OMP_WAIT_POLICY: "PASSIVE"}
 
 
 def bypass_proxies() -> None:

@@ -1,1 +1,1 @@
-"""Models behind an HTTP service, and what is known and learned of such services."""
+"""Models behind an HTTP service: requests, errors, capabilities, prices and batches."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optimsyn.llm.hosted.failures import Failure
 
 _log = logging.getLogger(__name__)
-# Parameters that a request can do without, and what a recipe says instead. Texts that end a reply are ours alone.
+# Parameters that a request can omit, and the recipe's setting for that. A recipe cannot set `stop`.
 _LEFT_OUT = {
     "temperature": "temperature: null",
     "top_p": "top_p: null",
@@ -37,12 +37,12 @@ class Adaptation:
     """What one model's service has refused so far.
 
     Args:
-        name: The model, for a person.
-        service: What it is remembered under: the model, and the address where it is no usual one.
-        memory: Of the run.
+        name: The model's name, for messages.
+        service: The key in the memory: the model, and its address if it is not the usual one.
+        memory: The run's memory of its services.
 
     Attributes:
-        tell: Called once with what was learned; by default it logs a warning.
+        report: Called once with each thing learned; by default it logs a warning.
     """
 
     def __init__(self, name: str, service: str, memory: ServiceMemory) -> None:
@@ -51,66 +51,66 @@ class Adaptation:
         self._memory = memory
         self._schemas = SchemaCounts()
         self._refused_limits: set[str] = set()
-        self.tell: Callable[[str], None] = lambda said: _log.warning("%s", said)
+        self.report: Callable[[str], None] = lambda message: _log.warning("%s", message)
 
     @property
     def known(self) -> Learned:
-        """What the service has answered about itself, to any process of the run."""
+        """What any process of the run has learned about the service."""
         return self._memory.of(self.service)
 
     def to(self, failure: Failure, sent: Mapping[str, Any], *, limit_is_given: bool = False) -> bool:
-        """Takes out of further requests what a refusal says the service does not take.
+        """Removes from further requests the parameters that a refusal names.
 
         Args:
             failure: The refusal.
             sent: The parameters of the refused request.
-            limit_is_given: The recipe says what the longest reply is called.
+            limit_is_given: The recipe sets the name of the limit on a reply.
 
         Returns:
-            Whether the next request is another one; False when nothing of what was sent is named.
+            Whether the next request differs; False when the refusal names no parameter that was sent.
         """
         adapted = False
         limit = next((name for name in LIMIT_NAMES if name in sent), None)
-        # Whatever the service, or LiteLLM on the way to it, calls it.
+        # Under either name, since LiteLLM may have renamed it.
         if limit is not None and not limit_is_given and failure.parameters & set(LIMIT_NAMES):
-            self._refuse_limit(limit, failure.said)
+            self._refuse_limit(limit, failure.answer)
             adapted = True
         for name in sorted(failure.parameters & _LEFT_OUT.keys() & sent.keys()):
-            said = f"{self.name} takes no {name}; it is not sent from now on ({failure.said})"
+            message = f"{self.name} takes no {name}; it is not sent from now on ({failure.answer})"
             if (field := _LEFT_OUT[name]) is not None:
-                said += f". `{field}` in the recipe says so from the start"
-            self._leave_out(name, failure.said, said)
+                message += f". `{field}` in the recipe says so from the start"
+            self._leave_out(name, failure.answer, message)
             adapted = True
         return adapted
 
     def _refuse_limit(self, limit: str, answer: str) -> None:
-        """Calls the longest reply by its other name, or does not send it where both were refused."""
+        """Switches to the other name of the limit, or to none where both were refused."""
         self._refused_limits.add(limit)
         other = _LIMITS[limit]
         if other not in self._refused_limits:
-            said = f"{self.name} calls max_tokens {other}, and is asked that way from now on ({answer})"
+            message = f"{self.name} takes {other} in place of {limit}, which is sent from now on ({answer})"
         else:
             other = "none"
-            said = (
-                f"{self.name} takes neither max_tokens nor max_completion_tokens; no longest reply is sent from now "
-                "on, so a cap can be exceeded by as much as a reply is longer than the recipe's max_tokens "
+            message = (
+                f"{self.name} takes neither max_tokens nor max_completion_tokens; no limit on its replies is sent from "
+                "now on, so replies longer than the recipe's max_tokens can exceed a cap "
                 f"({answer}). `limit_name: none` in the recipe says so from the start"
             )
-        self._learn(lambda known: replace(known, limit_name=other), said)
+        self._learn(lambda known: replace(known, limit_name=other), message)
 
     def unlisted(self, names: Iterable[str], asked: Container[str]) -> None:
         """Leaves out parameters that LiteLLM lists as not taken.
 
         Args:
             names: The parameters.
-            asked: Fields that the recipe sets itself; the others are left out without a word on the screen.
+            asked: Fields that the recipe sets; the others are left out without a message.
         """
         for name in sorted(names):
-            said = f"{self.name} takes no {name} by LiteLLM's list; it is not sent"
-            self._leave_out(name, BY_THE_LIST, said if name in asked else "")
+            message = f"{self.name} takes no {name}, as LiteLLM lists it; it is not sent"
+            self._leave_out(name, BY_THE_LIST, message if name in asked else "")
 
     def schemas(self, *, taken: str | None, refused: str | None) -> None:
-        """Counts that a schema was taken, or that one was refused and its request answered without it.
+        """Counts an accepted schema, or a refused one whose request was answered without it.
 
         Args:
             taken: Digest of the schema that was sent with an answered request.
@@ -123,38 +123,38 @@ class Adaptation:
             return
         after = self._schemas.refused(refused, self.known)
         if after.schemas_off:
-            said = (
+            message = (
                 f"{self.name} takes no JSON schema; its replies are read without one from now on. "
                 "`structured_output: false` in the recipe says so from the start"
             )
-            self._learn(lambda known: replace(known, schemas_off=True), said)
+            self._learn(lambda known: replace(known, schemas_off=True), message)
         elif refused in after.schemas_left_out:
-            said = f"{self.name} refuses one of several JSON schemas each time; it is not sent any more"
-            self._learn(lambda known: replace(known, schemas_left_out=known.schemas_left_out | {refused}), said)
+            message = f"{self.name} refuses one of several JSON schemas each time; it is not sent any more"
+            self._learn(lambda known: replace(known, schemas_left_out=known.schemas_left_out | {refused}), message)
 
     def price_is_unknown(self, cure: str = "give `prices` or `base_model` in the recipe") -> None:
-        """Remembers that replies came whose price nobody says, and what could be done about it."""
+        """Records that the price of replies is unknown, and reports the cure."""
         self._learn(
             lambda known: replace(known, price_unknown=True),
             f"{self.name}: its price is not known, so its cost is not counted; {cure}",
         )
 
-    def usage_is_unlikely(self, said: str) -> None:
-        """Remembers that the service said of its tokens what cannot be true.
+    def usage_is_unlikely(self, counts: str) -> None:
+        """Records that the service reported implausible token counts.
 
         Args:
-            said: What it said.
+            counts: The counts.
         """
-        self._learn(lambda known: replace(known, usage=known.usage or said), usage_sentence(self.name, said))
+        self._learn(lambda known: replace(known, usage=known.usage or counts), usage_sentence(self.name, counts))
 
-    def _leave_out(self, name: str, answer: str, said: str) -> None:
-        self._learn(lambda known: replace(known, left_out={name: answer, **known.left_out}), said)
+    def _leave_out(self, name: str, answer: str, message: str) -> None:
+        self._learn(lambda known: replace(known, left_out={name: answer, **known.left_out}), message)
 
-    def _learn(self, changed: Callable[[Learned], Learned], said: str = "") -> None:
-        if self._memory.change(self.service, changed) and said:
-            self.tell(said)
+    def _learn(self, changed: Callable[[Learned], Learned], message: str = "") -> None:
+        if self._memory.change(self.service, changed) and message:
+            self.report(message)
 
 
 def schema_digest(schema: Mapping[str, Any]) -> str:
-    """Names a schema in a run's memory."""
+    """Identifies a schema in a run's memory."""
     return digest_of(schema, 12)

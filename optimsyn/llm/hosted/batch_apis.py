@@ -1,7 +1,7 @@
-"""The batch APIs of OpenAI (and servers that speak its protocol) and of Anthropic: send, look, fetch, find again.
+"""The batch APIs of OpenAI (and servers with its protocol) and Anthropic: submit, poll, fetch results, find again.
 
-LiteLLM makes every request and reads every reply, in a batch as elsewhere; here is only what carries them. LiteLLM
-itself cannot send a batch to Anthropic (1.106), so the few calls are made here, for both alike.
+LiteLLM builds every request and reads every reply, in a batch as elsewhere; this module only transports them. LiteLLM
+(1.106) cannot send batches to Anthropic, so the few calls are made here for both providers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-# Headers of a request that say who asks and in which version of the API; a batch is sent with the same.
+# Headers with keys and API versions, copied from a request to its batch.
 _CARRIED = (
     "authorization",
     "x-api-key",
@@ -25,7 +25,7 @@ _CARRIED = (
     "openai-organization",
     "openai-project",
 )
-# HTTP status of an error that a line of Anthropic's results names.
+# HTTP status of the error types in Anthropic's results.
 _ANTHROPIC_STATUS = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -39,7 +39,7 @@ _ANTHROPIC_STATUS = {
     "overloaded_error": 529,
 }
 _LIMIT_CODES = ("token_limit_exceeded", "request_limit_exceeded")
-# The clocks of two machines differ, and a batch may be made a little after it was asked for.
+# Clocks differ between machines, and a batch may be created a little after the request.
 _CLOCKS_S = 120.0
 _CALL_S = 120.0
 _LISTED = 100
@@ -47,7 +47,7 @@ _LISTED = 100
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests of one kind go: the address that a single one would be posted to, and who asks.
+    """Where requests of one kind go: the address of a single request, and its headers.
 
     Attributes:
         url: Address of a single request.
@@ -59,7 +59,7 @@ class Target:
 
     @classmethod
     def of(cls, request: httpx.Request) -> Target:
-        """The target of a request that was about to be sent."""
+        """The target of an intercepted request."""
         headers = tuple((name, request.headers[name]) for name in _CARRIED if name in request.headers)
         return cls(str(request.url), headers)
 
@@ -72,11 +72,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request of a batch.
+    """The result of one request of a batch.
 
     Attributes:
-        status: HTTP status that it would have had alone; 0 when it was never answered.
-        body: The body that it would have had alone.
+        status: HTTP status of a single request; 0 when it was never answered.
+        body: Body of a single request's response.
     """
 
     status: int = 0
@@ -84,21 +84,21 @@ class Answer:
 
     @property
     def unanswered(self) -> bool:
-        """The batch expired, was cancelled, or its results do not have the request; nothing was paid for it."""
+        """The batch expired, was cancelled, or its results lack the request, which then cost nothing."""
         return self.status == 0
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a batch is.
+    """The state of a batch.
 
     Attributes:
-        ended: Nothing more will come of it.
-        done: Requests that have been answered.
-        total: Requests in it; 0 while the service has not counted them.
-        failure: Why the whole batch was refused, as a body of an error; "" when it was not.
-        too_much: It was refused because too much is waiting at the service already.
-        files: What holds the results.
+        ended: It has ended.
+        done: Answered requests.
+        total: Its requests; 0 while the service has not counted them.
+        failure: Why the whole batch was refused, as an error body; "" when it was not.
+        too_much: It was refused because too many requests are queued at the service.
+        files: The files with the results.
     """
 
     ended: bool
@@ -121,48 +121,48 @@ class RefusedError(Exception):
 class BatchService(ABC):
     """One batch API.
 
-    Every method raises `RefusedError` for an HTTP error and `httpx.TransportError` when nobody answers.
+    Every method raises `RefusedError` for an HTTP error and `httpx.TransportError` when the service does not answer.
     """
 
-    # The most requests, and bytes of them, in one batch.
+    # The most requests, and their total bytes, in one batch.
     most_lines: int
     most_bytes: int
 
     def __init__(self, target: Target) -> None:
-        """An API that nothing is sent to yet."""
+        """Creates the client without sending anything."""
         self.target = target
 
     @abstractmethod
     async def submit(self, name: str, lines: Mapping[str, dict[str, Any]]) -> str:
-        """Sends a batch; returns the service's id of it.
+        """Sends a batch and returns the service's id.
 
         Args:
-            name: Our own name of the batch, by which `find` knows it again.
+            name: Our name of the batch, for `find`.
             lines: Body of each request by its id.
         """
 
     @abstractmethod
     async def find(self, name: str, lines: int, since: float, known: Sequence[str]) -> str | None:
-        """The id of a batch that may have been sent without that we heard of it, or None.
+        """The id of a batch that may have been sent although we received no id, or None.
 
         Args:
-            name: The name that it was sent with.
+            name: Our name of the batch.
             lines: Its number of requests.
             since: When it was sent, in seconds since 1970.
-            known: Ids of batches that are others.
+            known: Ids of our other batches.
         """
 
     @abstractmethod
     async def look(self, batch: str) -> State:
-        """How far a batch is."""
+        """The state of a batch."""
 
     @abstractmethod
     async def results(self, batch: str, state: State) -> dict[str, Answer]:
-        """What became of the requests of an ended batch, by id, in any order and perhaps not all."""
+        """The results of an ended batch by request id, in any order and perhaps incomplete."""
 
     @abstractmethod
     async def check(self) -> None:
-        """Makes the cheapest call there is, to see whether there is such an API and the key opens it."""
+        """Checks with the cheapest call that the API exists and accepts the key."""
 
     async def _call(self, method: str, url: str, **more: Any) -> httpx.Response:
         async with httpx.AsyncClient(timeout=_CALL_S, headers=dict(self.target.headers)) as client:
@@ -173,20 +173,20 @@ class BatchService(ABC):
 
 
 class OpenAIBatches(BatchService):
-    """OpenAI's batches: a file of requests goes up, files of replies and of errors come down."""
+    """OpenAI's batches: upload a file of requests, download files of replies and errors."""
 
     most_lines = 50_000
     most_bytes = 190_000_000
 
     def __init__(self, target: Target) -> None:
-        """An API that nothing is sent to yet."""
+        """Creates the client without sending anything."""
         super().__init__(target)
         kinds = ("chat/completions", "responses", "completions")
         self._kind = next((kind for kind in kinds if target.url.endswith(f"/{kind}")), kinds[0])
         self._base = target.url.removesuffix(f"/{self._kind}")
 
     async def submit(self, name: str, lines: Mapping[str, dict[str, Any]]) -> str:
-        """Uploads the file and makes a batch of it."""
+        """Uploads the file and creates a batch from it."""
         url = f"/v1/{self._kind}"
         rows = ({"custom_id": key, "method": "POST", "url": url, "body": body} for key, body in lines.items())
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -196,7 +196,7 @@ class OpenAIBatches(BatchService):
             files={"file": (f"{name}.jsonl", content, "application/jsonl")},
             data={"purpose": "batch"},
         )
-        made = await self._call(
+        created = await self._call(
             "POST",
             f"{self._base}/batches",
             json={
@@ -206,10 +206,10 @@ class OpenAIBatches(BatchService):
                 "metadata": {"optimsyn": name},
             },
         )
-        return str(made.json()["id"])
+        return str(created.json()["id"])
 
     async def find(self, name: str, lines: int, since: float, known: Sequence[str]) -> str | None:
-        """The batch whose metadata hold our name."""
+        """The batch with our name in its metadata."""
         listed = (await self._call("GET", f"{self._base}/batches", params={"limit": _LISTED})).json()
         for batch in listed.get("data") or []:
             if (batch.get("metadata") or {}).get("optimsyn") == name:
@@ -244,7 +244,7 @@ class OpenAIBatches(BatchService):
                 elif (row.get("error") or {}).get("code") in ("batch_expired", "batch_cancelled"):
                     answer = Answer()
                 else:
-                    # An error of the service's own, without any response.
+                    # The service's own error, without a response.
                     answer = Answer(500, json.dumps({"error": row.get("error") or {"message": "no response"}}))
                 answers[str(row["custom_id"])] = answer
         return answers
@@ -255,7 +255,7 @@ class OpenAIBatches(BatchService):
 
 
 class AnthropicBatches(BatchService):
-    """Anthropic's message batches: the requests go up in one body, a stream of lines comes down."""
+    """Anthropic's message batches: send all requests in one body, receive a stream of lines."""
 
     most_lines = 100_000
     most_bytes = 240_000_000
@@ -270,16 +270,16 @@ class AnthropicBatches(BatchService):
         return str((await self._call("POST", self._base, json={"requests": requests})).json()["id"])
 
     async def find(self, name: str, lines: int, since: float, known: Sequence[str]) -> str | None:
-        """The oldest unknown batch of this size from then on; a stranger's would have none of our results."""
+        """The oldest unknown batch of this size since then; somebody else's batch would lack our request ids."""
         listed = (await self._call("GET", self._base, params={"limit": _LISTED})).json()
-        fitting = [
+        candidates = [
             batch
             for batch in listed.get("data") or []
             if sum((batch.get("request_counts") or {}).values()) == lines
             and batch["id"] not in known
             and datetime.fromisoformat(batch["created_at"]).timestamp() >= since - _CLOCKS_S
         ]
-        return str(min(fitting, key=lambda batch: str(batch["created_at"]))["id"]) if fitting else None
+        return str(min(candidates, key=lambda batch: str(batch["created_at"]))["id"]) if candidates else None
 
     async def look(self, batch: str) -> State:
         """Reads the batch's status and counts."""
@@ -290,7 +290,7 @@ class AnthropicBatches(BatchService):
         return State(ended=answer["processing_status"] == "ended", done=done, total=total)
 
     async def results(self, batch: str, state: State) -> dict[str, Answer]:
-        """Reads the lines of results."""
+        """Reads the lines with results."""
         answers: dict[str, Answer] = {}
         for row in _rows((await self._call("GET", f"{self._base}/{batch}/results")).text):
             result = row.get("result") or {}
@@ -308,7 +308,7 @@ class AnthropicBatches(BatchService):
 
 
 def _rows(content: str) -> list[dict[str, Any]]:
-    """The JSON lines of a file of results; one that is torn is as good as missing."""
+    """The JSON lines of a file of results; damaged lines are skipped."""
     rows = []
     for line in content.split("\n"):
         try:

@@ -1,9 +1,9 @@
-"""Gathers requests into batches, keeps on disk which were sent, and waits for them, also after a kill.
+"""Gathers requests into batches, records on disk which were sent, and waits for them, even after a kill.
 
-A file in the run's folder `batches/` names the requests of each batch before it is sent, and the service's id as soon
-as it is known. A run that continues asks for the same requests, finds them in such a file and waits for the same batch.
-Where a kill came between sending and hearing the id, the service's list of batches is searched before anything is sent.
-The files hold digests of requests and ids of batches, never a text or a key.
+A file in the run's folder `batches/` lists the requests of each batch before it is sent, and the service's id as soon
+as it is known. A continued run sends the same requests, finds them in such a file and waits for the same batch. After a
+kill between sending and receiving the id, the service's list of batches is searched before anything is sent. The files
+hold digests of requests and ids of batches, never a text or a key.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from optimsyn.llm.hosted.failures import Failure, refused
 
 _log = logging.getLogger(__name__)
 
-# A batch is sent when no further request has come for so long.
+# A batch is sent when no further request has arrived for this long.
 IDLE_S = 2.0
-# Seconds between two looks at a batch: at first, and at most.
+# Seconds between polls of a batch: at first, and at most.
 FIRST_LOOK_S = 5.0
 LAST_LOOK_S = 60.0
 
@@ -39,11 +39,11 @@ class Record:
     """One batch on disk.
 
     Attributes:
-        name: Our name of it, and of its file.
-        url: Address that its requests are for.
+        name: Our name of it and of its file.
+        url: Address of its requests.
         sent: When it was sent, in seconds since 1970.
-        requests: Id of each request and key of the call behind it.
-        batch: The service's id; None while it is not known whether the service has it.
+        requests: Id of each request, and key of its call.
+        batch: The service's id; None while it is unknown whether the service has it.
         collected: Its results have been read.
     """
 
@@ -66,7 +66,7 @@ class Line:
 
 
 class BatchError(Exception):
-    """A batch cannot be waited for or sent; why is said by `failure`."""
+    """A batch cannot be sent or waited for; `failure` says why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.what)
@@ -77,9 +77,9 @@ class Batches:
     """The batches of one run and one model. Used on one event loop.
 
     Args:
-        folder: Where the files about them are kept.
-        hours: How long to wait for one.
-        report: Told how many requests of the batches under way are answered, and how many there are.
+        folder: The folder of their files.
+        hours: How long to wait for a batch.
+        report: Called with the answered requests of the batches under way, and their total.
     """
 
     def __init__(self, folder: Path, *, hours: float = 25.0, report: Callable[[int, int], None] | None = None) -> None:
@@ -96,17 +96,17 @@ class Batches:
         self._sending = asyncio.Lock()
 
     async def ask(self, target: Target, request: str, key: str, body: dict[str, Any]) -> Answer:
-        """Has one request answered by a batch: one that it was sent in before, else the next one.
+        """Has one request answered by a batch: the one it was already sent in, else the next.
 
         Args:
-            target: Where it would go alone.
+            target: Where a single request would go.
             request: Its id, the same in every process.
-            key: Key of the call behind it.
+            key: Key of its call.
             body: Its body.
 
         Raises:
             BatchError: The batch cannot be sent or waited for.
-            httpx.TransportError: Nobody answers at the service.
+            httpx.TransportError: The service does not answer.
         """
         line = Line(request, key, body, asyncio.get_running_loop().create_future())
         record = self._record_of(request)
@@ -117,19 +117,19 @@ class Batches:
         return await line.answer
 
     def has(self, request: str) -> bool:
-        """Whether a request is in a batch that was sent, in this process or before."""
+        """Whether a request is in a batch that this or an earlier process sent."""
         return self._record_of(request) is not None
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Lets calls be sent again whose replies are of no use."""
-        gone = set(keys)
-        for record in self._known():
-            left = {request: key for request, key in record.requests.items() if key not in gone}
-            if record.collected and len(left) < len(record.requests):
-                record.requests = left
-                self._keep(record)
+        """Forgets unusable replies, so that their calls are sent again."""
+        unusable = set(keys)
+        for record in self._load_records():
+            usable = {request: key for request, key in record.requests.items() if key not in unusable}
+            if record.collected and len(usable) < len(record.requests):
+                record.requests = usable
+                self._save(record)
 
-    def _known(self) -> list[Record]:
+    def _load_records(self) -> list[Record]:
         if self._records is None:
             self._records = []
             for path in sorted(self.folder.glob("*.json")):
@@ -142,13 +142,13 @@ class Batches:
         return self._records
 
     def _record_of(self, request: str) -> Record | None:
-        return next((record for record in self._known() if request in record.requests), None)
+        return next((record for record in self._load_records() if request in record.requests), None)
 
-    def _keep(self, record: Record) -> None:
+    def _save(self, record: Record) -> None:
         write_json(self.folder / f"{record.name}.json", asdict(record))
 
     def _drop(self, record: Record) -> None:
-        self._known().remove(record)
+        self._load_records().remove(record)
         (self.folder / f"{record.name}.json").unlink(missing_ok=True)
 
     def _gather(self, target: Target, line: Line) -> None:
@@ -195,30 +195,30 @@ class Batches:
                 raise
 
     async def _settle(self, target: Target) -> None:
-        """Finds out whether batches that were sent without an answer have arrived."""
-        for record in [record for record in self._known() if record.batch is None and record.url == target.url]:
-            known = [other.batch for other in self._known() if other.batch is not None]
+        """Finds out whether the service has batches that were sent without receiving an id."""
+        for record in [record for record in self._load_records() if record.batch is None and record.url == target.url]:
+            others = [other.batch for other in self._load_records() if other.batch is not None]
             try:
-                record.batch = await target.service.find(record.name, len(record.requests), record.sent, known)
+                record.batch = await target.service.find(record.name, len(record.requests), record.sent, others)
             except RefusedError as refusal:
                 raise BatchError(self._refused(target, refusal)) from None
             if record.batch is None:
                 self._drop(record)
             else:
-                self._keep(record)
+                self._save(record)
 
     async def _submit(self, target: Target, lines: list[Line]) -> Record:
         record = Record(uuid.uuid4().hex, target.url, time.time(), {line.id: line.key for line in lines})
-        self._known().append(record)
-        self._keep(record)
+        self._load_records().append(record)
+        self._save(record)
         try:
             record.batch = await target.service.submit(record.name, {line.id: line.body for line in lines})
         except RefusedError as refusal:
-            # A server error may come after the batch was made; the next batch looks for this one first.
+            # A server error may follow the creation of the batch; the next batch searches for this one first.
             if refusal.status < 500 and refusal.status != 408:
                 self._drop(record)
             raise BatchError(self._refused(target, refusal)) from None
-        self._keep(record)
+        self._save(record)
         _log.info("%d requests were sent as batch %s", len(lines), record.batch)
         return record
 
@@ -229,31 +229,31 @@ class Batches:
             self._tasks[record.name] = asyncio.ensure_future(self._answer(record, target))
 
     async def _answer(self, record: Record, target: Target) -> None:
-        """Waits for a batch and hands out its answers; requests may join while it does."""
+        """Waits for a batch and distributes its answers; requests may join meanwhile."""
         try:
             state = await self._ended(record, target)
-            if state.too_much and await self._in_halves(record, target):
+            if state.too_much and await self._split(record, target):
                 return
             answers = await self._results(record, target, state)
         except BaseException as error:
-            _fail(self._left(record).values(), error)
+            _fail(self._take_waiting(record).values(), error)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
         if state.failure:
             self._drop(record)
         elif not record.collected:
-            # What failed is not asked for here again, also by a run that continues once the cause has been cured.
-            good = {key for key, answer in answers.items() if answer.status == 200}
-            record.requests = {request: key for request, key in record.requests.items() if request in good}
+            # Failed requests are removed, so that a continued run sends them again.
+            answered = {key for key, answer in answers.items() if answer.status == 200}
+            record.requests = {request: key for request, key in record.requests.items() if request in answered}
             record.collected = True
-            self._keep(record)
-        for line in self._left(record).values():
+            self._save(record)
+        for line in self._take_waiting(record).values():
             if not line.answer.done():
                 line.answer.set_result(answers.get(line.id, Answer()))
 
-    def _left(self, record: Record) -> dict[str, Line]:
-        """The lines that still wait, handed over to the caller; whoever asks later has the batch looked at again."""
+    def _take_waiting(self, record: Record) -> dict[str, Line]:
+        """Removes and returns the waiting lines; later requests poll the batch again."""
         self._tasks.pop(record.name, None)
         self._states.pop(record.name, None)
         return self._waiting.pop(record.name, {})
@@ -267,18 +267,18 @@ class Batches:
             except RefusedError as refusal:
                 if refusal.status < 500 and refusal.status not in (408, 429):
                     raise BatchError(self._lost(record, target, refusal)) from None
-                _log.info("batch %s: %s; it is asked for again", record.batch, refusal)
+                _log.info("batch %s: %s; it is polled again", record.batch, refusal)
             except httpx.TransportError as error:
-                _log.info("batch %s: %s; it is asked for again", record.batch, type(error).__name__)
+                _log.info("batch %s: %s; it is polled again", record.batch, type(error).__name__)
             else:
-                self._tell(record, state)
+                self._report_progress(record, state)
                 if state.ended:
                     return state
             if not record.collected and time.time() > record.sent + 3600 * self.hours:
                 raise BatchError(
                     Failure(
                         f"batch {record.batch} has not ended within {self.hours:g} hours",
-                        "raise the model's batch_hours; running again goes on waiting for the same batch",
+                        "raise the model's batch_hours; run again to go on waiting for the same batch",
                         retry=False,
                     )
                 )
@@ -293,18 +293,18 @@ class Batches:
             return await target.service.results(record.batch, state)
         except RefusedError as refusal:
             if record.collected and refusal.status == 404:
-                return {}  # results are kept by a service for some weeks only
+                return {}  # services delete results after some weeks
             raise BatchError(self._refused(target, refusal)) from None
 
-    async def _in_halves(self, record: Record, target: Target) -> bool:
-        """Sends a batch that was too much for the service in two, one after the other; False where it cannot."""
+    async def _split(self, record: Record, target: Target) -> bool:
+        """Splits a batch that is too large for the service into two, one after the other; False if it cannot."""
         lines = list(self._waiting.get(record.name, {}).values())
         if len(lines) < 2:
             return False
-        self._left(record)
+        self._take_waiting(record)
         self._drop(record)
         middle = len(lines) // 2
-        _log.warning("%d requests are more than the service takes at once; they go in two batches", len(lines))
+        _log.warning("%d requests are more than the service takes at once; they are sent in two batches", len(lines))
         for half in (lines[:middle], lines[middle:]):
             try:
                 async with self._sending:
@@ -316,7 +316,7 @@ class Batches:
             await asyncio.wait([line.answer for line in half])
         return True
 
-    def _tell(self, record: Record, state: State) -> None:
+    def _report_progress(self, record: Record, state: State) -> None:
         self._states[record.name] = (state.done, state.total or len(record.requests))
         if self._report is not None:
             done, total = (sum(numbers) for numbers in zip(*self._states.values(), strict=True))
@@ -336,7 +336,7 @@ class Batches:
     def _refused(target: Target, refusal: RefusedError) -> Failure:
         if refusal.status in (404, 405, 501):
             return Failure(
-                f"it has no batch API ({refusal})", "remove `batch: true`, which few servers honour", retry=False
+                f"it has no batch API ({refusal})", "remove `batch: true`, which few servers support", retry=False
             )
         keys = [
             value.removeprefix("Bearer ") for name, value in target.headers if name in ("authorization", "x-api-key")

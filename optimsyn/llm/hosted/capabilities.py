@@ -1,7 +1,7 @@
-"""What a service's model can do and costs: as the recipe says, else as the service answered, else as LiteLLM lists it.
+"""What a service's model can do and costs: from the recipe, else as learned from the service, else from LiteLLM's list.
 
-The list is the one that comes with the pinned LiteLLM. It is read without importing LiteLLM, which takes seconds, and
-never fetched from the network.
+The list comes with the pinned LiteLLM. It is read without importing LiteLLM, which takes seconds, and never fetched
+from the network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optimsyn.recipe.recipe import ModelSpec
 
 _MILLION = 1e6
-# Tiers that a request has to ask for, which ours do not.
+# Price tiers that a request must ask for; ours do not.
 _ASKED_TIERS = ("_batches", "_flex", "_priority", "_decisions")
 _LONG_PROMPT = re.compile(r"_above_(\d+)k_tokens")
 
@@ -31,10 +31,10 @@ class Price:
     """US dollars a token.
 
     Attributes:
-        input: Of a prompt.
-        output: Of a reply, with what was thought before it.
-        cached_input: Of the part of a prompt that the service still remembers.
-        source: Who says so: `recipe`, `litellm`, or `free` for what runs on machines of one's own.
+        input: For a token of the prompt.
+        output: For a token of the reply, with its thinking.
+        cached_input: For a token of the prompt that the service has cached.
+        source: `recipe`, `litellm`, or `free` for models on your own machines.
     """
 
     input: float
@@ -58,18 +58,18 @@ class Abilities:
     Attributes:
         known: LiteLLM lists it, or its `base_model`.
         temperature: Takes a temperature.
-        top_p: Takes a nucleus.
+        top_p: Takes top_p.
         seed: Takes a sampling seed.
-        stop: Takes texts that end a reply.
-        limit_name: What the longest reply is called in a request; `none`: it is not sent.
-        schema: A JSON schema is sent with each request that has one.
-        reasoning: It can think before it answers; None when nobody says.
-        thinks: It does so unless that is switched off; None where that is unknown.
+        stop: Takes stop sequences.
+        limit_name: Name of the limit on a reply in a request; `none`: it is not sent.
+        schema: JSON schemas are sent to it.
+        reasoning: It can think before it answers; None if unknown.
+        thinks: It thinks by default; None if unknown.
         batch: It has a price for batches, and so a batch API.
         context: Longest prompt, in tokens.
         longest_reply: Longest reply, in tokens.
-        price: What it costs; None when nobody says.
-        ends: Day of its shutdown, where LiteLLM lists one.
+        price: Its price; None if unknown.
+        ends: Day of its shutdown, if LiteLLM lists one.
     """
 
     known: bool
@@ -93,7 +93,7 @@ def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
 
     Args:
         spec: The model.
-        learned: What the service has answered so far; None: nothing.
+        learned: What was learned about the service; None: nothing.
     """
     entry = listed(spec)
     facts: Mapping[str, Any] = entry or {}
@@ -119,20 +119,20 @@ def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
 
 
 def price_of(spec: ModelSpec) -> Price | None:
-    """What a model asks for a token; None when neither the recipe nor LiteLLM says.
+    """A model's price; None if neither the recipe nor LiteLLM has it.
 
-    What runs on this machine is free, and so is a server of one's own by its name (`hosted_vllm/…`, `ollama/…`). An
-    address says nothing: a proxy to a paid service may listen on this machine too. Of a generator of one's own only the
-    recipe can say.
+    Models on this machine are free, and so are self-hosted ones by their name (`hosted_vllm/…`, `ollama/…`). An address
+    alone does not show that, since it may be a proxy to a paid service. Only the recipe has the price of a custom
+    generator.
     """
     if spec.provider in ("embedded", "local"):
         return FREE
     if spec.prices is not None:
-        asked, cached = spec.prices, spec.prices.cached_input
+        prices, cached = spec.prices, spec.prices.cached_input
         return Price(
-            asked.input / _MILLION,
-            asked.output / _MILLION,
-            (asked.input if cached is None else cached) / _MILLION,
+            prices.input / _MILLION,
+            prices.output / _MILLION,
+            (prices.input if cached is None else cached) / _MILLION,
             "recipe",
         )
     if spec.provider == "own":
@@ -142,13 +142,13 @@ def price_of(spec: ModelSpec) -> Price | None:
         read, written = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
         if read is None or written is None:
             return None
-        remembered = entry.get("cache_read_input_token_cost")
-        return Price(float(read), float(written), float(read if remembered is None else remembered), "litellm")
+        cached = entry.get("cache_read_input_token_cost")
+        return Price(float(read), float(written), float(read if cached is None else cached), "litellm")
     return FREE if spec.name.partition("/")[0] in SELF_HOSTED and spec.base_model is None else None
 
 
 def highest_cost(spec: ModelSpec, prompt_tokens: int, reply_tokens: int) -> float | None:
-    """The most that a request of this length may cost in US dollars; None when the price is not known."""
+    """The most that a request of this length can cost in US dollars; None if the price is unknown."""
     price = price_of(spec)
     if price is None or price.source != "litellm":
         return None if price is None else price.cost(prompt_tokens, reply_tokens)
@@ -162,9 +162,9 @@ def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> 
     """Why a cap on money cannot hold for a model; None when it can.
 
     Args:
-        where: The model's place in the recipe, such as `models.generator`.
+        where: The model's field in the recipe, such as `models.generator`.
         spec: The model.
-        cap: What the cap is called.
+        cap: Name of the cap.
     """
     if price_of(spec) is not None:
         return None
@@ -186,8 +186,8 @@ def listed(spec: ModelSpec) -> dict[str, Any] | None:
 def entry_of(name: str) -> dict[str, Any] | None:
     """LiteLLM's entry of a model's name; None when it has none.
 
-    The list has most models of a provider under their bare names (`gpt-6-luna` for `openai/gpt-6-luna`), where they
-    must not be taken for another provider's.
+    Most models are listed under their bare names (`gpt-6-luna` for `openai/gpt-6-luna`), which must not be taken for
+    another provider's.
     """
     table = litellm_table()
     entry = table.get(name)
@@ -213,7 +213,7 @@ def _takes_schema(spec: ModelSpec, entry: Mapping[str, Any] | None, learned: Lea
         return spec.structured_output
     if learned is not None and learned.schemas_off:
         return False
-    # Most servers take one, and the first refusals settle it; so do they for a model that is not listed.
+    # Most servers and unlisted models take schemas, and the first refusals show if they do not.
     return entry is None or spec.api_base is not None or bool(entry.get("supports_response_schema"))
 
 
@@ -232,7 +232,7 @@ def _thinks(facts: Mapping[str, Any]) -> bool | None:
 
 
 def _dearest(entry: Mapping[str, Any], side: str, prompt_tokens: int) -> float | None:
-    """The highest price of a token that a request of ours can meet: long prompts and reasoning may cost more."""
+    """The highest price of a token for our requests: long prompts and reasoning may cost more."""
     starts = (f"{side}_cost_per_token", f"{side}_cost_per_reasoning_token")
     prices = []
     for name, price in entry.items():

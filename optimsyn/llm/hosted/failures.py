@@ -1,4 +1,4 @@
-"""Tells the failures of an HTTP service apart: what to say, what cures it, whether and when to try again."""
+"""Classifies failures of an HTTP service: message, cure, and whether and when to retry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from email.utils import parsedate_to_datetime
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.llm.hosted.refusals import CHANGE_WHAT_IS_NAMED, field_that_helps, is_about_schema, refused_parameters
 
-# Waiting longer than this inside a run is not what anybody wants; the run is resumable.
+# A run does not wait longer than this; it stops and can be resumed.
 LONGEST_WAIT_S = 300.0
 FIRST_WAIT_S = 0.5
-# The key for servers that ask for none: the OpenAI client insists on one.
+# The key for servers that need none, because the OpenAI client requires one.
 NO_KEY = "none"
 _SHOWN_CHARACTERS = 300
-# How to change LiteLLM's settings is nothing that a recipe could do.
+# LiteLLM's advice about its own settings does not help with a recipe.
 _LITELLM_ADVICE = re.compile(r"\s*(?:To drop|If you want to use these|Set drop_params|To use it)")
 _CHECK_ADDRESS = "check that api_base is the address of an OpenAI-compatible API (it usually ends in /v1)"
 
@@ -28,15 +28,15 @@ class Failure:
     """One failed try.
 
     Attributes:
-        what: What happened, for a person, without keys.
+        what: What happened, without keys.
         cure: What to do about it.
-        retry: Whether trying again can help.
+        retry: Whether a retry can help.
         wait_s: Seconds that the service asked to wait.
-        connection: Nobody answered at the address.
+        connection: The address did not answer.
         about_schema: The service may have refused the request because of its JSON schema.
-        parameters: Parameters of the request that the service says it does not take.
-        said: What the service said, shortened, without keys.
-        names_nothing: It was refused, and nothing that it says is a field of a recipe.
+        parameters: Parameters that the service says it does not take.
+        answer: The service's message, shortened, without keys.
+        names_nothing: It was refused, and its message names no field of a recipe.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Failure:
     connection: bool = False
     about_schema: bool = False
     parameters: frozenset[str] = frozenset()
-    said: str = ""
+    answer: str = ""
     names_nothing: bool = False
 
 
@@ -64,31 +64,31 @@ def no_reply(what: str) -> Failure:
 
 
 def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
-    """What LiteLLM raised, as one of the failures that we distinguish.
+    """Classifies an error that LiteLLM raised.
 
     Args:
-        error: LiteLLM's error, which is one of the OpenAI client's.
+        error: LiteLLM's error, a subclass of the OpenAI client's.
         key: The key in use, which a service may repeat in its message.
         timeout_s: The time-out in use.
     """
     import openai
 
-    said = _said(str(getattr(error, "message", "") or error), key)
+    answer = _message(str(getattr(error, "message", "") or error), key)
     status = getattr(error, "status_code", None)
     if isinstance(error, openai.APITimeoutError) or status == 408:
         return timed_out(timeout_s)
-    # LiteLLM calls a failed connection and an unreadable body HTTP 500 too; only a real reply has headers.
+    # LiteLLM also reports failed connections and unreadable bodies as HTTP 500; only real replies have headers.
     answered = getattr(error, "litellm_response_headers", None) is not None
     if not answered and _is_connection(error):
         return Failure(
             "the connection failed", "check that the server runs and that api_base is right", connection=True
         )
-    if type(error).__name__ == "UnsupportedParamsError":  # of LiteLLM's own: nothing was sent
-        said = f"LiteLLM: {_LITELLM_ADVICE.split(said)[0].removeprefix('litellm.UnsupportedParamsError: ')}"
-        return replace(_by_status(400, said, None), said=said)
+    if type(error).__name__ == "UnsupportedParamsError":  # raised by LiteLLM itself: nothing was sent
+        answer = f"LiteLLM: {_LITELLM_ADVICE.split(answer)[0].removeprefix('litellm.UnsupportedParamsError: ')}"
+        return replace(_by_status(400, answer, None), answer=answer)
     if isinstance(status, int) and (answered or status < 500):
-        return _by_status(status, said, _headers(error))
-    return no_reply(f"the reply was not what the API promises ({_shortened(said)})")
+        return _by_status(status, answer, _headers(error))
+    return no_reply(f"the reply was not what the API promises ({_shortened(answer)})")
 
 
 def refused(status: int, text: str, headers: Mapping[str, str], key: str | None) -> Failure:
@@ -97,17 +97,17 @@ def refused(status: int, text: str, headers: Mapping[str, str], key: str | None)
     Args:
         status: HTTP status.
         text: The body.
-        headers: Of the reply, for `Retry-After`.
+        headers: Headers of the reply, for `Retry-After`.
         key: The key in use, which a service may repeat in its message.
     """
-    return _by_status(status, _said(text, key), headers)
+    return _by_status(status, _message(text, key), headers)
 
 
 def _by_status(status: int, full: str, headers: Mapping[str, str] | None) -> Failure:
-    said = _shortened(full)
+    answer = _shortened(full)
     if status == 429:
-        if "insufficient_quota" in said or "billing" in said.lower():
-            return Failure(f"the account has no quota left ({said})", "check the account's billing", retry=False)
+        if "insufficient_quota" in answer or "billing" in answer.lower():
+            return Failure(f"the account has no quota left ({answer})", "check the account's billing", retry=False)
         return Failure(
             "too many requests (HTTP 429)",
             "lower the model's concurrency or raise its retries",
@@ -115,11 +115,11 @@ def _by_status(status: int, full: str, headers: Mapping[str, str] | None) -> Fai
         )
     if status >= 500:
         return Failure(
-            f"the service failed (HTTP {status}: {said})",
-            "look at the server's log, or try again later",
+            f"the service failed (HTTP {status}: {answer})",
+            "check the server's log, or try again later",
             wait_s=_asked_wait(headers),
             about_schema=is_about_schema(status, full),
-            said=said,
+            answer=answer,
         )
     if status in (401, 403):
         return Failure(
@@ -128,25 +128,25 @@ def _by_status(status: int, full: str, headers: Mapping[str, str] | None) -> Fai
             retry=False,
         )
     if status == 402:
-        return Failure(f"the account cannot pay (HTTP 402: {said})", "check the account's billing", retry=False)
+        return Failure(f"the account cannot pay (HTTP 402: {answer})", "check the account's billing", retry=False)
     if status == 404:
         return Failure(
-            f"unknown model or address (HTTP 404: {said})", "check the model's name and api_base", retry=False
+            f"unknown model or address (HTTP 404: {answer})", "check the model's name and api_base", retry=False
         )
     cure = field_that_helps(full)
     return Failure(
-        f"the request was refused (HTTP {status}: {said})",
+        f"the request was refused (HTTP {status}: {answer})",
         cure or CHANGE_WHAT_IS_NAMED,
         retry=False,
         about_schema=is_about_schema(status, full),
         parameters=refused_parameters(full) if status in (400, 422) else frozenset(),
-        said=f"HTTP {status}: {said}",
+        answer=f"HTTP {status}: {answer}",
         names_nothing=cure is None,
     )
 
 
-def _said(text: str, key: str | None) -> str:
-    """What a service said, without keys and LiteLLM's inner traceback, on one line."""
+def _message(text: str, key: str | None) -> str:
+    """A service's message on one line, without keys and LiteLLM's traceback."""
     text = " ".join(text.partition("Traceback (most recent call last)")[0].split())
     return redact(text, extra_values=[key] if key else [])
 
@@ -167,7 +167,7 @@ def _is_connection(error: BaseException) -> bool:
 
 
 def _headers(error: Exception) -> Mapping[str, str] | None:
-    """Of the reply behind LiteLLM's error."""
+    """Headers of the reply behind LiteLLM's error."""
     headers: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None) or getattr(
         error, "litellm_response_headers", None
     )
@@ -190,5 +190,5 @@ def _asked_wait(headers: Mapping[str, str] | None) -> float | None:
 
 
 def backoff_s(failures: int) -> float:
-    """Half a second, doubled with each failure, give or take half, so that callers do not return all at once."""
+    """Exponential backoff from half a second, with 50 % jitter so that callers do not retry all at once."""
     return min(FIRST_WAIT_S * 2.0**failures, 60.0) * random.uniform(0.5, 1.5)

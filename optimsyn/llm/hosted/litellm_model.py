@@ -1,4 +1,4 @@
-"""Models behind an HTTP service: hosted ones and servers of one's own, through LiteLLM."""
+"""Models behind an HTTP service, hosted or on your own server, through LiteLLM."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ _EMPTY_RETRIES = 2
 class LiteLLMModel(LanguageModel):
     """A model behind an HTTP service.
 
-    Rate limits, time-outs, lost connections, server errors and bodies that are not JSON are tried again
-    `spec.retries` times, with growing, jittered waits or for as long as `Retry-After` says. A wrong key, an unknown
-    model or a refused request fails at once. A reply is returned as it came: judging it is the reader's business.
+    Rate limits, time-outs, lost connections, server errors and bodies that are not JSON are retried `spec.retries`
+    times, with jittered exponential backoff or after `Retry-After`. A wrong key, an unknown model or a refused request
+    fails at once. A reply is returned unchanged; `optimsyn.llm.reading` parses it.
 
-    A refusal that names a parameter is no failure: the parameter is left out, or called by its other name, from then
-    on, and so is a JSON schema that is refused. Either is reported once, and remembered for every process of the run.
+    A refusal that names a parameter is no failure: from then on the parameter is left out or renamed. The same holds
+    for a refused JSON schema. Each is reported once, and remembered for every process of the run.
 
     Attributes:
-        schema_refusal: What the service said when it last refused a schema; empty where it has not.
+        schema_refusal: The service's message when it last refused a schema; empty: it has not.
     """
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None) -> None:
-        """A model that nothing is sent to yet.
+        """Creates the model without sending anything.
 
         Raises:
             ServiceError: `api_key_env` names a variable that is not set.
@@ -67,19 +67,19 @@ class LiteLLMModel(LanguageModel):
             )
         memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
         where = self.name if spec.api_base is None else f"{self.name} at {spec.api_base}"
-        if spec.reasoning_effort is not None:  # some models take a temperature only while they do not think
+        if spec.reasoning_effort is not None:  # some models take a temperature only without thinking
             where += f", reasoning_effort {spec.reasoning_effort}"
         self._adaptation = Adaptation(self.name, redact(where), memory)
-        self._looked_up = False
+        self._list_checked = False
         self.schema_refusal = ""
 
-    def tell_to(self, listener: Callable[[str], None]) -> None:
-        """Has somebody listen to what is learned about the service, in place of the log."""
-        self._adaptation.tell = listener
+    def report_to(self, report: Callable[[str], None]) -> None:
+        """Reports what is learned about the service to a callback instead of the log."""
+        self._adaptation.report = report
 
     @property
     def abilities(self) -> Abilities:
-        """What the model can do, as far as it is known now."""
+        """What the model can do, as far as known now."""
         return abilities_of(self.spec, self._adaptation.known)
 
     @property
@@ -95,7 +95,7 @@ class LiteLLMModel(LanguageModel):
         return self.spec.api_base, key
 
     def _service_name(self) -> str:
-        """The name for LiteLLM; a server of one's own speaks OpenAI's protocol unless the name says otherwise."""
+        """The name for LiteLLM; your own server speaks OpenAI's protocol unless the name says otherwise."""
         if self.spec.api_base is not None and self.name.split("/", 1)[0] not in LITELLM_PREFIXES:
             return f"openai/{self.name}"
         return self.name
@@ -105,7 +105,7 @@ class LiteLLMModel(LanguageModel):
         failures = 0
         empty = 0
         refused_schema: str | None = None
-        if self._adapts and not self._looked_up:
+        if self._adapts and not self._list_checked:
             self._look_up()
         while True:
             self._may_send()
@@ -118,20 +118,20 @@ class LiteLLMModel(LanguageModel):
                 refused_schema = None
                 spent = together(spent, result)
                 hopeless = result.finish_reason in ("length", "content_filter")
-                said = result.text.strip() or result.reasoning or result.refusal or result.tool_call
-                if said or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
+                content = result.text.strip() or result.reasoning or result.refusal or result.tool_call
+                if content or hopeless or empty >= min(_EMPTY_RETRIES, self.spec.retries):
                     return spent
                 empty += 1
-                if call.seed is not None:  # the same seed would be answered with the same nothing
+                if call.seed is not None:  # the same seed would give the same empty reply
                     call = replace(call, seed=call.seed + 1_000_003)
                 continue
-            given = self.spec.limit_name is not None
-            if self._adapts and self._adaptation.to(result, parameters, limit_is_given=given):
+            named = self.spec.limit_name is not None
+            if self._adapts and self._adaptation.to(result, parameters, limit_is_given=named):
                 continue
             if result.about_schema and schema is not None and self._may_drop_schema:
-                # Only this request is sent without one; its answer shows whether the service takes any.
+                # Only this request omits the schema; `SchemaCounts` decides about later ones.
                 refused_schema, call = schema, replace(call, schema=None)
-                self.schema_refusal = result.said
+                self.schema_refusal = result.answer
                 continue
             if result.connection:
                 await self._lost_connection()
@@ -148,8 +148,8 @@ class LiteLLMModel(LanguageModel):
             await self._pause(wait)
 
     def _look_up(self) -> None:
-        """Leaves out what LiteLLM lists as not taken, before a request is spent on finding that out."""
-        self._looked_up = True
+        """Leaves out parameters that LiteLLM lists as not taken, without spending a request on that."""
+        self._list_checked = True
         entry = listed(self.spec)
         if entry is None:
             return
@@ -161,63 +161,63 @@ class LiteLLMModel(LanguageModel):
             try:
                 model, provider, _, _ = litellm.get_llm_provider(self._service_name(), api_base=self.spec.api_base)
             except litellm.exceptions.BadRequestError:
-                return  # it knows the price and not the way there; the request itself will say so
+                return  # listed without a usable provider; the request itself will fail with a message
             taken = litellm.get_supported_openai_params(model=model, custom_llm_provider=provider)
             refused |= set() if taken is None else {"temperature", "top_p", "seed", "stop"} - set(taken)
         self._adaptation.unlisted(refused, self.spec.model_fields_set)
 
     @property
     def _may_drop_schema(self) -> bool:
-        """Whether a refused schema is left away; where the recipe asks for schemas, a refusal is a failure."""
+        """Whether a refused schema is dropped; if the recipe requires schemas, a refusal is a failure."""
         return self.spec.structured_output is None
 
     @property
     def _longest_try_s(self) -> float:
-        """Seconds after which one try is given up."""
+        """Time limit for one try, in seconds."""
         return self.spec.timeout_s + 5
 
     @property
     def _adapts(self) -> bool:
-        """Whether parameters that are refused are left out from then on."""
+        """Whether refused parameters are left out of later requests."""
         return True
 
     async def _lost_connection(self) -> None:
-        """Called after a try that found nobody at the address."""
+        """Called after a try without a connection."""
 
     async def _try(self, parameters: dict[str, Any], base: str | None, key: str | None) -> Reply | Failure:
         litellm = _litellm()
         import openai
 
         started = time.monotonic()
-        answered: list[Any] = []
-        asks = {**parameters, "logger_fn": lambda event: answered.append(event.get("original_response"))}
+        responses: list[Any] = []
+        options = {**parameters, "logger_fn": lambda event: responses.append(event.get("original_response"))}
         try:
-            # `wait_for` as well: LiteLLM's time-out is per read, and a server that drips never meets it.
-            response = await asyncio.wait_for(litellm.acompletion(**asks), self._longest_try_s)
+            # With `wait_for`, because LiteLLM's time-out is per read, and a slow stream never exceeds it.
+            response = await asyncio.wait_for(litellm.acompletion(**options), self._longest_try_s)
         except TimeoutError:
             return timed_out(self.spec.timeout_s)
-        except openai.OpenAIError as error:  # what LiteLLM maps every failure of a service to
-            # It gives up a whole reply, paid for, whose usage is not of the type that it expects.
-            response = next((kept for raw in reversed(answered) if (kept := from_json(raw)) is not None), None)
+        except openai.OpenAIError as error:  # LiteLLM maps every failure of a service to this
+            # LiteLLM rejects a whole paid reply when its usage has an unexpected type.
+            response = next((parsed for raw in reversed(responses) if (parsed := from_json(raw)) is not None), None)
             if response is None:
                 return classified(error, key, self.spec.timeout_s)
         return self._reply(response, time.monotonic() - started, key, parameters)
 
     def _reply(self, response: Any, seconds: float, key: str | None, sent: Mapping[str, Any]) -> Reply | Failure:
-        """What was answered, without the key in use, which a service may repeat anywhere: a reply is kept in a file.
+        """The reply without the key in use, which a service may repeat anywhere.
 
-        Keys of other origin are taken out of the replies of every model (`optimsyn.llm.language_model`).
+        Other keys are removed from the replies of every model (`optimsyn.llm.language_model`).
         """
         reply = reply_of(response, seconds)
         if isinstance(reply, Failure):
             return reply
         in_use = [key] if key is not None else []
-        said = {name: kept(value, in_use) for name, value in reply if isinstance(value, str)}
+        texts = {name: kept(value, in_use) for name, value in reply if isinstance(value, str)}
         limit = next((sent[name] for name in LIMIT_NAMES if name in sent), None)
         tokens = tokens_of(
             getattr(response, "usage", None),
             exchange_of(response, sent, limit),
-            lambda text: counter_of(self.name)(text),  # a vocabulary takes a moment to load
+            lambda text: counter_of(self.name)(text),  # lazy, because a vocabulary takes a moment to load
         )
         if tokens.doubt:
             self._adaptation.usage_is_unlikely(redact(tokens.doubt, extra_values=in_use))
@@ -231,16 +231,16 @@ class LiteLLMModel(LanguageModel):
             "cost_usd": cost,
             "estimated": bool(tokens.doubt),
         }
-        return reply.model_copy(update={**said, **counted})
+        return reply.model_copy(update={**texts, **counted})
 
     def _cost(self, tokens: Tokens, response: Any) -> float | None:
-        """US dollars that a reply has cost; None when nobody says.
+        """The cost of a reply in US dollars; None if unknown.
 
-        LiteLLM's own figure counts what a service bills beside plain tokens; the recipe's prices stand above it.
+        LiteLLM's figure includes what a service bills besides plain tokens; the recipe's prices override it.
         """
         price = price_of(self.spec)
         counted = None
-        if not tokens.doubt:  # else it rests on the same
+        if not tokens.doubt:  # otherwise it is based on the same implausible counts
             hidden = getattr(response, "_hidden_params", None)
             counted = believable_cost(self.spec, hidden.get("response_cost"), tokens) if hidden else None
         if price is None:
@@ -258,7 +258,7 @@ class LiteLLMModel(LanguageModel):
             "timeout": self.spec.timeout_s,
             "num_retries": 0,
             "max_retries": 0,
-            # A parameter that LiteLLM knows to be refused comes back as a refusal, like one of the service itself.
+            # LiteLLM then raises a refusal for parameters that it knows to be unsupported, as the service would.
             "drop_params": False,
         }
         if can.limit_name != "none":
@@ -277,13 +277,13 @@ class LiteLLMModel(LanguageModel):
             parameters["stop"] = list(call.stop)
         if self.spec.reasoning_effort is not None and "reasoning_effort" not in known.left_out:
             parameters["reasoning_effort"] = self.spec.reasoning_effort
-            if not can.reasoning:  # LiteLLM would refuse it itself; the recipe knows better, or the service will say
+            if not can.reasoning:  # keeps LiteLLM from refusing it; the recipe decides
                 parameters["allowed_openai_params"] = ["reasoning_effort"]
         extra = dict(self.spec.extra)
         if self.spec.chat_template_kwargs is not None:
             extra["chat_template_kwargs"] = self.spec.chat_template_kwargs
         if extra and parameters["model"].startswith("anthropic/"):
-            # LiteLLM would send `extra_body` itself as a field.
+            # LiteLLM would send `extra_body` as a field.
             parameters |= {**extra, "allowed_openai_params": [*parameters.get("allowed_openai_params", ()), *extra]}
         elif extra:
             parameters["extra_body"] = extra
@@ -295,17 +295,17 @@ class LiteLLMModel(LanguageModel):
         return parameters
 
     def highest_price(self, prompt_tokens: int, reply_tokens: int) -> float | None:
-        """By the list prices; an empty reply that is asked again can come on top."""
+        """The most a call can cost by the list prices, without retries of empty replies."""
         return highest_cost(self.spec, prompt_tokens, reply_tokens)
 
     def _longest_reply(self, reply: Reply) -> int | None:
-        """By what is known of the service."""
+        """The longest reply by what is known of the service."""
         return abilities_of(self.spec, self._adaptation.known).longest_reply
 
     def _error(self, failure: Failure, tries: int, base: str | None, sent: Mapping[str, Any]) -> ServiceError:
         where = f" at {base}" if base else ""
         often = f" ({tries} tries)" if tries > 1 else ""
-        named = [key for key in self.spec.extra if re.search(rf"\b{re.escape(key)}\b", failure.said)]
+        named = [key for key in self.spec.extra if re.search(rf"\b{re.escape(key)}\b", failure.answer)]
         cure = f"change or remove the model's `extra.{named[0]}` in the recipe" if named else failure.cure
         if failure.names_nothing and not named:
             cure = what_to_leave_out(sent, self.spec, self.field)
@@ -317,7 +317,7 @@ class LiteLLMModel(LanguageModel):
         )
 
     def more_room(self, call: Call, reply: Reply) -> Call | None:
-        """As for every model; where no limit is sent, a reply has all the room that there is."""
+        """As for every model; None where no limit is sent, because a retry would be the same."""
         return None if self.abilities.limit_name == "none" else super().more_room(call, reply)
 
 
@@ -326,7 +326,7 @@ def _litellm() -> Any:
     set_default(LITELLM_LOCAL_MODEL_COST_MAP, "True")
     import litellm
 
-    # A service whose usage is of a wrong type; we report that ourselves.
+    # Raised for usage of a wrong type, which we report ourselves.
     warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning, r"pydantic\.main")
     litellm.telemetry = False
     litellm.suppress_debug_info = True

@@ -29,17 +29,17 @@ _LORA_CURE = (
 
 
 class PromptLogprobs:
-    """An asynchronous client, to be used as `async with`.
+    """An asynchronous client, for use with `async with`.
 
-    Rate limits, time-outs, lost connections and server errors are tried again, with growing, jittered waits or for as
-    long as `Retry-After` says; a wrong key, an unknown adapter or a refused request fails at once.
+    Rate limits, time-outs, lost connections and server errors are retried with jittered exponential backoff or after
+    `Retry-After`; a wrong key, an unknown adapter or a refused request fails at once.
 
     Args:
         api_base: Address of the API, which usually ends in /v1.
         api_key_env: Environment variable that holds the key; None for a server that asks for none.
-        concurrency: Requests under way at once.
-        retries: Further tries of a request that failed.
-        timeout_s: For one try.
+        concurrency: The most requests at once.
+        retries: Retries of a failed request.
+        timeout_s: Time limit for one try.
 
     Raises:
         ServiceError: `api_key_env` names a variable that is not set.
@@ -88,11 +88,11 @@ class PromptLogprobs:
             self._client = None
 
     async def load_adapter(self, name: str, folder: Path | str) -> None:
-        """Has the server load a peft folder; one that it holds already under this name is left as it is.
+        """Has the server load a peft folder, unless it has an adapter of this name.
 
         Args:
             name: The model name of later requests.
-            folder: As the server sees it.
+            folder: The folder's path on the server.
 
         Raises:
             ServiceError: The server refused or failed.
@@ -119,8 +119,8 @@ class PromptLogprobs:
             ServiceError: The server refused or failed, or the reply is not about these tokens.
         """
         ids = [int(token) for token in input_ids]
-        # prompt_logprobs 0 would do (the prompt's own tokens are always there), but reads as "none" to some versions;
-        # max_tokens 0 is refused by many.
+        # prompt_logprobs 0 is enough (the prompt's own tokens are always included), but some versions take it for
+        # "none"; many versions refuse max_tokens 0.
         body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
         reply = await self._post("/completions", body)
         if isinstance(reply, Failure):
@@ -131,7 +131,7 @@ class PromptLogprobs:
         return logprobs
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        """The reply's JSON (or text, where it is none), or the last failure."""
+        """The reply's JSON (or text, if it is not JSON), or the last failure."""
         async with self._slots:
             for failures in range(self._retries + 1):
                 result = await self._try(path, body)
@@ -152,7 +152,7 @@ class PromptLogprobs:
         except httpx.TimeoutException:
             return timed_out(self._timeout_s)
         except httpx.InvalidURL as error:
-            return Failure(f"the address is none ({error})", "correct api_base", retry=False)
+            return Failure(f"the address is invalid ({error})", "correct api_base", retry=False)
         except httpx.RequestError:
             return Failure(
                 "the connection failed", "check that the server runs and that api_base is right", connection=True
@@ -187,7 +187,7 @@ def _read(reply: Any, ids: list[int]) -> list[float] | Failure:
     if len(rows) != len(ids):
         return Failure(
             f"the reply is about {len(rows)} tokens, the request was about {len(ids)}",
-            "see that the server takes token ids as they are and cuts no prompt",
+            "check that the server uses the token ids unchanged and cuts no prompt",
             retry=False,
         )
     values = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from optimsyn.recipe.known_models import litellm_table
 from optimsyn.recipe.model_names import LITELLM_PREFIXES
 
-# Providers whose batch API is known here; a server of one's own may speak the first one's.
+# Providers with a supported batch API; your own server may speak the first one's.
 BATCH_PROVIDERS = ("openai", "anthropic")
 
 

@@ -1,7 +1,7 @@
-"""Reads out of a refusal (HTTP 400, 422) which parameter of the request a service does not take.
+"""Finds out from a refusal (HTTP 400, 422) which parameter of the request a service does not take.
 
-Every service words it in its own way. What they share is one sentence, or one entry of a list, that names the
-parameter and says that it is not wanted; a sentence that says how large it may be is no refusal of the parameter.
+Every service has its own wording. Common to all is a sentence, or an entry of a list, that names the parameter and says
+that it is not supported; a sentence about its allowed values does not refuse the parameter itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optimsyn.recipe.recipe import ModelSpec
 
 CHANGE_WHAT_IS_NAMED = "change what the message names; a prompt that is too long needs shorter passages"
-# Our name of a parameter, and what services call it. A longest reply has two names of ours, see `Abilities.limit_name`.
+# Our names of parameters, and those of services. The limit on a reply has two names, see `Abilities.limit_name`.
 _NAMES: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
     "top_p": ("top_p", "topP", "top-p", "nucleus"),
@@ -34,7 +34,7 @@ _UNWANTED = re.compile(
     r"|not available|only the default|may only be set to 1|must be (?:omitted|removed|unset)|not implemented",
     re.IGNORECASE,
 )
-# It takes the parameter, and not this value of it.
+# The parameter is supported, but not its value.
 _ONLY_A_VALUE = re.compile(
     r"(?:less|greater|smaller|larger) than|must be (?:between|at most|at least|in)\b|at most|maximum"
     r"|too (?:large|long|high)|out of range|<=|>=|supported values? (?:are|is)|valid values|allowed values"
@@ -44,7 +44,7 @@ _ONLY_A_VALUE = re.compile(
 _CLAUSE = re.compile(r"(?<=[.;!])\s+|[}\n]|\\n")
 _SCHEMA = re.compile(
     r"response_?format|json_?schema|response_?schema|\bschema\b|\bgrammar\b|structured[ _]outputs?"
-    # Gemini names no field when a schema is beyond it.
+    # Gemini names no field when it rejects a schema.
     r"|output_config\.format|request contains an invalid argument|guided_json|guided decoding|xgrammar|outlines",
     re.IGNORECASE,
 )
@@ -53,8 +53,8 @@ _ADVICE = re.compile(r"did you mean\W+\w+|use\W+\w+\W+instead", re.IGNORECASE)
 _BOTH = re.compile(r"cannot both be", re.IGNORECASE)
 
 
-def refused_parameters(said: str) -> frozenset[str]:
-    """Parameters that a refusal says are not taken at all, by our names; those that were not sent among them.
+def refused_parameters(message: str) -> frozenset[str]:
+    """Our names of the parameters that a refusal calls unsupported, sent or not.
 
     Example:
         >>> sorted(refused_parameters("Unsupported parameter: 'max_tokens' is not supported with this model. "
@@ -62,8 +62,8 @@ def refused_parameters(said: str) -> frozenset[str]:
         ['max_tokens']
     """
     refused: set[str] = set()
-    for whole in _CLAUSE.split(said):
-        clause = _ADVICE.sub("", whole)
+    for sentence in _CLAUSE.split(message):
+        clause = _ADVICE.sub("", sentence)
         if not _UNWANTED.search(clause):
             continue
         named = {name for name, words in _NAMES.items() if any(_says(clause, word) for word in words)}
@@ -73,26 +73,26 @@ def refused_parameters(said: str) -> frozenset[str]:
         if _ONLY_A_VALUE.search(clause) and not re.search(r"only the default", clause, re.IGNORECASE):
             continue
         refused |= named
-    if "reasoning_effort" in refused and _ONLY_A_VALUE.search(said):
-        # A recipe that asks for this much thinking must hear that there is none such, not get another amount of it.
+    if "reasoning_effort" in refused and _ONLY_A_VALUE.search(message):
+        # An unsupported amount of thinking must be an error, not silently replaced by another amount.
         refused.discard("reasoning_effort")
     return frozenset(refused)
 
 
-def is_about_schema(status: int, said: str) -> bool:
-    """Whether a refusal may be about the JSON schema that was sent: it names one, or something that only one has."""
+def is_about_schema(status: int, message: str) -> bool:
+    """Whether a refusal may be about the JSON schema: it names a schema, or something that only schemas have."""
     if status in (400, 422):
-        return bool(_SCHEMA.search(said))
-    # Servers that fail to compile one call that an error of theirs.
-    return status in (500, 501) and bool(re.search(r"grammar|json_?schema|guided_json|response_format", said, re.I))
+        return bool(_SCHEMA.search(message))
+    # Servers that fail to compile a schema may report a server error.
+    return status in (500, 501) and bool(re.search(r"grammar|json_?schema|guided_json|response_format", message, re.I))
 
 
-def field_that_helps(said: str) -> str | None:
-    """What to change in the recipe, where a refusal names what a field sets; None where it names nothing of ours."""
-    text = said.lower()
+def field_that_helps(message: str) -> str | None:
+    """The recipe field to change, if a refusal names what it sets; None if it names none."""
+    text = message.lower()
     if any(words in text for words in ("context length", "context window", "prompt is too long", "too many tokens")):
         return "lower documents.passage_words or the model's max_tokens: prompt and reply have to fit its context"
-    named = [name for name, words in _NAMES.items() if any(_says(said, word) for word in words)]
+    named = [name for name, words in _NAMES.items() if any(_says(message, word) for word in words)]
     cures = {
         "temperature": "change the model's `temperature` in the recipe; null leaves it to the service",
         "top_p": "change or remove the model's `top_p` in the recipe",
@@ -103,18 +103,18 @@ def field_that_helps(said: str) -> str | None:
         "chat_template_kwargs": "change or remove the model's `chat_template_kwargs` in the recipe",
         "response_format": "set the model's `structured_output: false` in the recipe",
     }
-    if _SCHEMA.search(said):
+    if _SCHEMA.search(message):
         return cures["response_format"]
     return next((cures[name] for name in named if name in cures), None)
 
 
 def what_to_leave_out(sent: Mapping[str, Any], spec: ModelSpec, field: str = "") -> str:
-    """What to try where a refusal names nothing of ours: each part of the request that it can do without.
+    """What to try when a refusal names no recipe field: each optional part of the request.
 
     Args:
         sent: The parameters of the request.
         spec: The model.
-        field: Its place in the recipe; empty where that is not known.
+        field: Its field in the recipe; may be empty.
     """
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
     tries = [
@@ -126,9 +126,9 @@ def what_to_leave_out(sent: Mapping[str, Any], spec: ModelSpec, field: str = "")
         *((name, f"limit_name: {other[name]}`, or `limit_name: none") for name in other),
     ]
     options = [f"`{cure}`" for name, cure in tries if name in sent]
-    passed = [f"extra.{key}" for key in spec.extra] + (["chat_template_kwargs"] if spec.chat_template_kwargs else [])
-    if passed:
-        options.append(f"without {', '.join(passed)}")
+    extras = [f"extra.{key}" for key in spec.extra] + (["chat_template_kwargs"] if spec.chat_template_kwargs else [])
+    if extras:
+        options.append(f"without {', '.join(extras)}")
     where = field or "the model in the recipe"
     return (
         f"change what the message names; where it names nothing, leave out of the request, one at a time, what this "

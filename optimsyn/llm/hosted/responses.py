@@ -1,4 +1,4 @@
-"""From what an HTTP service answered to a reply, whatever shape its fields have."""
+"""Turns an HTTP service's response into a reply, whatever shape its fields have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optimsyn.llm.hosted.failures import Failure, no_reply
 from optimsyn.llm.hosted.usage import Exchange
 from optimsyn.llm.replies import Reply
 
-# Characters of a reply that are kept; `optimsyn.llm.reading` looks at fewer.
+# Characters of a reply that are kept; `optimsyn.llm.reading` reads fewer.
 _LONGEST_KEPT = 500_000
 
 
@@ -27,14 +27,14 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
         return no_reply("the reply holds no choices")
     message = choices[0].message
     text = _text(getattr(message, "content", None))
-    # Fields that LiteLLM does not know.
+    # Fields unknown to LiteLLM.
     more = getattr(message, "provider_specific_fields", None) or {}
     return Reply(
         text=text,
         model=str(getattr(response, "model", "") or ""),
         finish_reason=str(getattr(choices[0], "finish_reason", None) or "stop"),
         seconds=seconds,
-        # Thoughts beside an answer are nobody's business, and long.
+        # Thinking beside an answer is not used, and long.
         reasoning="" if text.strip() else _thought(message),
         refusal=_text(getattr(message, "refusal", None) or _value(more, "refusal")),
         tool_call=_called(message),
@@ -42,22 +42,22 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
 
 
 def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Exchange:
-    """What a request and its response are made of, to see whether the usage that the service reports can be true.
+    """The texts of a request and its response, to check the usage that the service reports.
 
     Args:
-        response: One that `reply_of` could read.
+        response: A response that `reply_of` could read.
         sent: The parameters of the request.
-        limit: The longest reply that was sent with it.
+        limit: The limit on the reply's tokens that was sent.
     """
     choice = response.choices[0]
     message = choice.message
     parts = (_all_text(getattr(message, "content", None)), _thought(message), _called(message))
-    asked = [str(message.get("content", "")) for message in sent.get("messages", ())]
-    besides = {name: sent[name] for name in ("response_format", "extra_body") if sent.get(name)}
-    asked += [json.dumps(besides, default=str)] if besides else []
+    texts = [str(message.get("content", "")) for message in sent.get("messages", ())]
+    options = {name: sent[name] for name in ("response_format", "extra_body") if sent.get(name)}
+    texts += [json.dumps(options, default=str)] if options else []
     return Exchange(
-        asked="\n".join(asked),
-        said="".join(parts),
+        sent="\n".join(texts),
+        received="".join(parts),
         limit=limit,
         cut=str(getattr(choice, "finish_reason", "")) == "length",
         thinks=sent.get("reasoning_effort") not in (None, "none"),
@@ -65,12 +65,12 @@ def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Ex
 
 
 def from_json(raw: Any) -> Any | None:
-    """A response that LiteLLM could not read, as an object; None where it is no chat completion.
+    """A response that LiteLLM could not read, as an object; None if it is no chat completion.
 
-    LiteLLM gives up a whole reply when its usage is of another type than it expects.
+    LiteLLM rejects a whole reply when its usage has an unexpected type.
 
     Args:
-        raw: What the service answered: JSON text, or what was read from it.
+        raw: The service's response: JSON text, or parsed JSON.
     """
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)
@@ -79,12 +79,12 @@ def from_json(raw: Any) -> Any | None:
         return None
     choices = getattr(response, "choices", None)
     first = choices[0] if isinstance(choices, list) and choices else None
-    whole = isinstance(getattr(first, "message", None), SimpleNamespace)
-    return response if whole else None
+    valid = isinstance(getattr(first, "message", None), SimpleNamespace)
+    return response if valid else None
 
 
 def together(before: Reply, last: Reply) -> Reply:
-    """The last reply, with what the thrown-away ones before it used."""
+    """The last reply, with the usage of the discarded ones before it added."""
     return last.model_copy(
         update={
             "input_tokens": before.input_tokens + last.input_tokens,
@@ -98,7 +98,7 @@ def together(before: Reply, last: Reply) -> Reply:
 
 
 def _all_text(content: Any) -> str:
-    """A message's text, of one piece or of several."""
+    """A message's text, in one part or several."""
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else getattr(part, "__dict__", {}) for part in content]
         content = "".join(str(part.get("text") or "") for part in parts if part.get("type") in ("text", None))
@@ -106,7 +106,7 @@ def _all_text(content: Any) -> str:
 
 
 def _text(content: Any) -> str:
-    """The same as a file can hold it: JSON may carry half a surrogate pair, and there may be no end to it."""
+    """The same in a storable form: JSON may hold half a surrogate pair, and the text may be endless."""
     return _all_text(content[:_LONGEST_KEPT] if isinstance(content, str) else content)[:_LONGEST_KEPT]
 
 

@@ -1,4 +1,4 @@
-"""What the services of a run have answered about themselves, kept beside the replies for every process of the run."""
+"""What a run has learned about its services, stored beside the replies for every process of the run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
 
 SERVICES_FILE = "services.json"
-# In place of a service's own answer.
+# Used where the service itself was not asked.
 BY_THE_LIST = "LiteLLM lists it as not taken"
 _LOCK_S = 60.0
-# Refusals in a row that settle a schema which was never taken, and one that was.
+# Consecutive refusals after which a schema is dropped, if it was never accepted, and if it was.
 _UNTAKEN = 3
 _TAKEN = 20
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What one service has answered about one model.
+    """What was learned about one model of one service.
 
     Attributes:
-        left_out: Parameters that it refused, and what it said to each; they are not sent any more.
-        limit_name: What it calls the longest reply; `none`: it takes neither name. None: as LiteLLM lists it.
-        schemas_taken: Digests of JSON schemas that it took.
+        left_out: Parameters that it refused, with its message; they are no longer sent.
+        limit_name: Its name for the limit on a reply; `none`: it takes neither name. None: as LiteLLM lists it.
+        schemas_taken: Digests of JSON schemas that it accepted.
         schemas_off: It refused every schema, so none is sent any more.
-        schemas_left_out: Digests of schemas that it refused each time while it took others.
-        price_unknown: It sent replies whose price nobody knows.
-        usage: What it said about the tokens of a request that cannot be true; empty where it never did.
+        schemas_left_out: Digests of schemas that it always refused while it accepted others.
+        price_unknown: It sent replies with an unknown price.
+        usage: Implausible token counts that it reported; empty: none.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -47,26 +47,26 @@ class Learned:
     usage: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """What is worth writing: everything that is not as it was at the start."""
-        known: dict[str, Any] = {}
+        """All fields that differ from their defaults."""
+        fields: dict[str, Any] = {}
         if self.left_out:
-            known["left_out"] = dict(self.left_out)
+            fields["left_out"] = dict(self.left_out)
         if self.limit_name is not None:
-            known["limit_name"] = self.limit_name
+            fields["limit_name"] = self.limit_name
         if self.schemas_off:
-            known["schemas_off"] = True
+            fields["schemas_off"] = True
         for name in ("schemas_taken", "schemas_left_out"):
             if digests := getattr(self, name):
-                known[name] = sorted(digests)
+                fields[name] = sorted(digests)
         if self.price_unknown:
-            known["price_unknown"] = True
+            fields["price_unknown"] = True
         if self.usage:
-            known["usage"] = self.usage
-        return known
+            fields["usage"] = self.usage
+        return fields
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Learned:
-        """The same read back; what another version wrote beside it is passed over."""
+        """The inverse of `as_json`; ignores fields of other versions."""
         name = raw.get("limit_name")
         return cls(
             left_out={str(key): str(value) for key, value in (raw.get("left_out") or {}).items()},
@@ -79,46 +79,46 @@ class Learned:
         )
 
     def sentences(self, name: str) -> list[str]:
-        """The same for a person who reads about the run; what only follows LiteLLM's list is left out.
+        """The same as sentences for a report, without what only follows LiteLLM's list.
 
         Args:
             name: The service.
         """
-        said = [
+        lines = [
             f"{name} takes no {parameter}; it is not sent"
             for parameter, answer in self.left_out.items()
             if answer != BY_THE_LIST
         ]
         if self.limit_name == "none":
-            said.append(f"{name} takes neither max_tokens nor max_completion_tokens; no limit is sent for its replies")
+            lines.append(f"{name} takes neither max_tokens nor max_completion_tokens; no limit is sent for its replies")
         elif self.limit_name is not None:
-            said.append(f"{name} takes the longest reply as {self.limit_name}")
+            lines.append(f"{name} takes the longest reply as {self.limit_name}")
         if self.schemas_off:
-            said.append(f"{name} takes no JSON schema; its replies are read without one")
+            lines.append(f"{name} takes no JSON schema; its replies are read without one")
         elif self.schemas_left_out:
-            said.append(f"{name} refuses some JSON schemas, which are not sent")
+            lines.append(f"{name} refuses some JSON schemas, which are not sent")
         if self.price_unknown:
-            said.append(f"the price of {name} is not known, so its cost is not counted")
+            lines.append(f"the price of {name} is not known, so its cost is not counted")
         if self.usage:
-            said.append(usage_sentence(name, self.usage))
-        return said
+            lines.append(usage_sentence(name, self.usage))
+        return lines
 
 
-def usage_sentence(name: str, said: str) -> str:
-    """That a service's usage is not believed.
+def usage_sentence(name: str, counts: str) -> str:
+    """That a service's token counts are not used.
 
     Args:
         name: The service.
-        said: What it says.
+        counts: The counts that it reported.
     """
     return (
-        f"{name} reports numbers of tokens that cannot be true ({said}); in their place the tokens are counted "
-        "from the texts, so tokens and cost are estimates"
+        f"{name} reports numbers of tokens that cannot be true ({counts}); the tokens are counted from the texts "
+        "instead, so tokens and cost are estimates"
     )
 
 
 def sentences_of(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the services of a run have answered about themselves, for a person.
+    """What was learned about the services of a run, as sentences.
 
     Args:
         services: As in a manifest, or from `read_services`.
@@ -127,7 +127,7 @@ def sentences_of(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 class ServiceMemory:
-    """What all services of a run have answered, in one small file that its processes share.
+    """What was learned about all services of a run, in one small file that its processes share.
 
     Args:
         path: The file; None keeps it in this process.
@@ -136,30 +136,30 @@ class ServiceMemory:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._known: dict[str, Learned] = {}
-        self._seen: tuple[int, int, int] | None = None
+        self._services: dict[str, Learned] = {}
+        self._file_version: tuple[int, int, int] | None = None
 
     @classmethod
     def beside(cls, replies: Path) -> ServiceMemory:
-        """The memory of the run whose replies lie in this file."""
+        """The memory of the run with this reply cache."""
         return cls(None if str(replies) == ":memory:" else replies.with_name(SERVICES_FILE))
 
     def of(self, service: str) -> Learned:
-        """What a service has answered so far, in any process.
+        """What any process has learned about a service.
 
         Raises:
-            DataError: The file is there and cannot be read.
+            DataError: The file exists and cannot be read.
         """
         with self._lock:
             self._refresh()
-            return self._known.get(service, Learned())
+            return self._services.get(service, Learned())
 
     def change(self, service: str, changed: Callable[[Learned], Learned]) -> bool:
-        """Records something new; what is known already is not written again.
+        """Records something new about a service; writes only changes.
 
         Args:
-            service: Whose answer it is.
-            changed: From what is known to what is known now.
+            service: The service.
+            changed: Updates what is known about it.
 
         Returns:
             Whether it was new to every process of the run.
@@ -171,16 +171,16 @@ class ServiceMemory:
             return False
         with self._lock:
             if self.path is None:
-                self._known[service] = changed(self._known.get(service, Learned()))
+                self._services[service] = changed(self._services.get(service, Learned()))
                 return True
             try:
                 with FileLock(str(self.path.with_name(f".{self.path.name}.lock")), timeout=_LOCK_S):
                     self._refresh()
-                    before = self._known.get(service, Learned())
+                    before = self._services.get(service, Learned())
                     after = changed(before)
                     if after == before:
                         return False
-                    self._write({**self._known, service: after})
+                    self._write({**self._services, service: after})
             except (OSError, Timeout) as error:
                 raise cannot_write(self.path, "what services answered", error) from error
             return True
@@ -194,27 +194,27 @@ class ServiceMemory:
             return
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error})") from error
-        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if seen != self._seen:
-            self._known = {name: Learned.from_json(raw) for name, raw in read_services(self.path).items()}
-            self._seen = seen
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if version != self._file_version:
+            self._services = {name: Learned.from_json(raw) for name, raw in read_services(self.path).items()}
+            self._file_version = version
 
-    def _write(self, known: Mapping[str, Learned]) -> None:
+    def _write(self, services: Mapping[str, Learned]) -> None:
         from optimsyn.base.files import write_text
 
         assert self.path is not None
-        raw = {name: known[name].as_json() for name in sorted(known)}
+        raw = {name: services[name].as_json() for name in sorted(services)}
         write_text(self.path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
-        self._known = dict(known)
+        self._services = dict(services)
         status = self.path.stat()
-        self._seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        self._file_version = (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def read_services(path: Path) -> dict[str, dict[str, Any]]:
-    """The file as it stands, or nothing where there is none.
+    """The content of the file; empty if there is none.
 
     Raises:
-        DataError: It is not what optimsyn writes.
+        DataError: The file is damaged.
     """
     try:
         raw = json.loads(decode(path.read_bytes(), str(path)))
@@ -228,7 +228,7 @@ def read_services(path: Path) -> dict[str, dict[str, Any]]:
 
 
 class SchemaCounts:
-    """Counts which schemas a service accepts: it may fail to read one of them, or read none at all."""
+    """Counts which schemas a service accepts: it may reject one of them, or all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -244,7 +244,7 @@ class SchemaCounts:
         """A request with this schema was refused, and answered without it.
 
         Returns:
-            What is known of the service now.
+            The updated knowledge about the service.
         """
         with self._lock:
             self._all_in_a_row += 1

@@ -1,12 +1,11 @@
-"""How many tokens a request used: as the service says where that can be true, else counted from the texts.
+"""How many tokens a request used: as the service reports if that is plausible, else counted from the texts.
 
-Caps, forecasts and prices rest on these counts, and services say all sorts of things: nothing, negative numbers, a
-trillion. What a service says is taken up to the most that texts and limits can explain:
+Caps, forecasts and prices depend on these counts, and services report anything: nothing, negative numbers, a trillion.
+A reported count is accepted up to the most that texts and limits can explain:
 
-- A vocabulary has no token shorter than a byte, so a prompt has no more tokens than bytes, but for what the service
-  puts around it itself.
-- A reply has no more tokens than bytes, or than the limit that was sent, since thoughts that are not shown count
-  within it. Where no limit was sent, or a service says that it thought beside it, a long thought is allowed.
+- No token is shorter than a byte, so a prompt has no more tokens than bytes, apart from what the service adds.
+- A reply has no more tokens than bytes, or than the limit that was sent, which includes hidden thinking. Without a
+  limit, or when the service reports thinking on top, a long thought is allowed.
 """
 
 from __future__ import annotations
@@ -19,34 +18,34 @@ from typing import Any
 from optimsyn.llm.hosted.capabilities import highest_cost, price_of
 from optimsyn.recipe.recipe import ModelSpec
 
-# Tokens of instructions, tools and templates that a service may put around a prompt.
+# Tokens of instructions, tools and templates that a service may add to a prompt.
 _AROUND = 16_384
-# The longest thought of the models of the day.
+# The longest thinking of current models.
 _LONGEST_THOUGHT = 131_072
-# A limit is kept to within a few tokens.
+# Services exceed a limit by at most a few tokens.
 _SLACK = 64
-# What a service bills may be so many times the dearest list price, and a fee on top.
+# A bill may be this many times the highest list price, plus a fee.
 _DEARER = 10.0
 _FEE_USD = 1.0
-# Far above what the dearest model asks for a token.
+# Far above the most expensive model's price for a token.
 _DEAREST_TOKEN_USD = 0.01
 _SHOWN = 40
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is known of a request and its reply without asking the service.
+    """A request and its reply, as known without the service's usage.
 
     Attributes:
-        asked: All text that was sent.
-        said: All text that came, with thoughts, as far as they are shown.
-        limit: Longest reply in tokens, as it was sent; None where none was.
-        cut: The reply ended because it was long enough.
+        sent: All text that was sent.
+        received: All text that was received, with visible thinking.
+        limit: The limit on the reply's tokens that was sent; None: none.
+        cut: The reply reached its length limit.
         thinks: Thinking was switched on in the request.
     """
 
-    asked: str
-    said: str
+    sent: str
+    received: str
     limit: int | None
     cut: bool = False
     thinks: bool = False
@@ -57,11 +56,11 @@ class Tokens:
     """Tokens of one request.
 
     Attributes:
-        input: Of the prompt.
-        output: Of the reply, with its thoughts.
-        reasoning: Those that were thought, where the service says.
-        cached: Those of the prompt that the service still remembered.
-        doubt: What the service says that cannot be true, so that it was counted here; empty where all of it can.
+        input: Tokens of the prompt.
+        output: Tokens of the reply, with its thinking.
+        reasoning: Tokens of the thinking, where the service reports them.
+        cached: Tokens of the prompt that the service had cached.
+        doubt: The service's implausible counts, which were replaced by our own; empty if all are plausible.
     """
 
     input: int
@@ -75,9 +74,9 @@ def tokens_of(usage: Any, exchange: Exchange, count: Callable[[str], int]) -> To
     """The tokens of a request.
 
     Args:
-        usage: What the service says: an object with OpenAI's names, of whatever types; None: nothing.
-        exchange: What was sent and came.
-        count: Counts the tokens of a text, where the service cannot be believed.
+        usage: The service's report: an object with OpenAI's names, of any types; None: nothing.
+        exchange: The request and its reply.
+        count: Counts the tokens of a text, where the report is implausible.
     """
     doubts: dict[str, Any] = {}
 
@@ -89,30 +88,30 @@ def tokens_of(usage: Any, exchange: Exchange, count: Callable[[str], int]) -> To
         doubts[name] = raw
         return None
 
-    prompt_most = len(exchange.asked.encode()) + _AROUND
+    prompt_most = len(exchange.sent.encode()) + _AROUND
     details = getattr(usage, "completion_tokens_details", None)
     thought = number(details, "reasoning_tokens", _LONGEST_THOUGHT)
-    explained = max(len(exchange.said.encode()), exchange.limit or 0) + _SLACK
+    explained = max(len(exchange.received.encode()), exchange.limit or 0) + _SLACK
     if exchange.limit is None or exchange.thinks or thought:
         explained += _LONGEST_THOUGHT
     read, written = number(usage, "prompt_tokens", prompt_most), number(usage, "completion_tokens", explained)
     cached = number(getattr(usage, "prompt_tokens_details", None), "cached_tokens", prompt_most)
-    silent = []
-    # No prompt is empty, and no text is made of nothing.
+    missing = []
+    # No prompt is empty, and a non-empty reply has tokens.
     if not read:
-        read = max(1, count(exchange.asked))
-        silent += [] if "prompt_tokens" in doubts else ["prompt_tokens"]
-    if written is None or (not written and exchange.said):
-        written = count(exchange.said)
+        read = max(1, count(exchange.sent))
+        missing += [] if "prompt_tokens" in doubts else ["prompt_tokens"]
+    if written is None or (not written and exchange.received):
+        written = count(exchange.received)
         if exchange.cut and exchange.limit is not None:
             written = max(written, exchange.limit)
-        silent += [] if "completion_tokens" in doubts or not exchange.said else ["completion_tokens"]
-    said = [f"{name}: {_shown(raw)}" for name, raw in doubts.items()] + [f"{name}: nothing" for name in silent]
-    return Tokens(read, written, min(thought or 0, written), min(cached or 0, read), ", ".join(said))
+        missing += [] if "completion_tokens" in doubts or not exchange.received else ["completion_tokens"]
+    report = [f"{name}: {_shortened(raw)}" for name, raw in doubts.items()] + [f"{name}: nothing" for name in missing]
+    return Tokens(read, written, min(thought or 0, written), min(cached or 0, read), ", ".join(report))
 
 
 def believable_cost(spec: ModelSpec, cost: Any, tokens: Tokens) -> float | None:
-    """US dollars that a service or LiteLLM says a request has cost; None where that says nothing, or cannot be."""
+    """The cost of a request that a service or LiteLLM reports, in US dollars; None if missing or implausible."""
     if isinstance(cost, bool) or not isinstance(cost, int | float) or not math.isfinite(cost) or cost < 0:
         return None
     highest = highest_cost(spec, tokens.input, tokens.output) if price_of(spec) is not None else None
@@ -122,7 +121,7 @@ def believable_cost(spec: ModelSpec, cost: Any, tokens: Tokens) -> float | None:
 
 
 def _whole(raw: Any) -> int | None:
-    """A count as JSON, or a careless server, may write it; None for what is none."""
+    """A count as JSON, or a careless server, may write it; None if it is no count."""
     if isinstance(raw, bool):
         return None
     if isinstance(raw, int):
@@ -134,7 +133,7 @@ def _whole(raw: Any) -> int | None:
     return None
 
 
-def _shown(raw: Any) -> str:
+def _shortened(raw: Any) -> str:
     if isinstance(raw, int) and abs(raw) > 10**_SHOWN:  # Python refuses to write out the longest ones
         return f"{'-' if raw < 0 else ''}about 10^{int(math.log10(abs(raw)))}"
     text = str(raw)

@@ -1,1 +1,1 @@
-"""Language models of transformers in this process."""
+"""Language models that run in this process, with transformers."""

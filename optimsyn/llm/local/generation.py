@@ -19,24 +19,24 @@ from optimsyn.base.errors import ModelError
 from optimsyn.llm.control_tokens import controls_of, data_ids, rendered
 from optimsyn.recipe.sections.models import NO_THINKING
 
-# llama.cpp's defaults, so that a model answers alike from its server and from here.
+# llama.cpp's defaults, so that a model samples the same way as from its server.
 TOP_K = 40
 TOP_P = 0.95
 MIN_P = 0.05
-# A stop text is looked for in the end of the reply only; no token of it is shorter than one character.
+# Stop sequences are searched only at the end of the reply; each of their tokens has at least one character.
 _STOP_WINDOW = 8
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of a batch and how its reply is sampled.
+    """One prompt of a batch and its sampling parameters.
 
     Attributes:
         ids: Token ids of the prompt.
-        temperature: 0 for the most likely token always.
+        temperature: 0 for greedy decoding.
         max_tokens: Longest reply in tokens.
         seed: Seed of the row's noise.
-        stop: The reply ends before the first of these.
+        stop: Stop sequences.
     """
 
     ids: list[int]
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Generated:
-    """One reply: its text without stop text and special tokens, its length in tokens, and why it ended."""
+    """One reply: its text without stop sequence and special tokens, its length in tokens, and why it ended."""
 
     text: str
     tokens: int
@@ -59,15 +59,15 @@ class SeededSampling(LogitsProcessor):
     """Turns the arg max of greedy decoding into a sample of each row's own distribution.
 
     Gumbel-max: the arg max of logits / T + g, with g standard Gumbel noise, is a sample of softmax(logits / T)
-    (Gumbel 1954; Maddison et al. 2014, "A* sampling"). The noise comes from the row's own generator, a whole vocabulary
-    of it each step, so neither the other rows nor a rounding error in the ranking of tokens moves it. Before that the
-    candidates are cut as llama.cpp does: top-k, then top-p, then min-p, at temperature 1.
+    (Gumbel 1954; Maddison et al. 2014, "A* sampling"). Each step draws noise for the whole vocabulary from the row's
+    own generator, so it depends neither on the other rows nor on the ranking of tokens. Before that the candidates are
+    truncated as in llama.cpp: top-k, then top-p, then min-p, at temperature 1.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Noise generators for the rows of one batch."""
         self._temperatures = [row.temperature for row in rows]
-        # Generators live on the CPU: a seed then means the same on every device.
+        # On the CPU, so that a seed gives the same noise on every device.
         self._generators = [torch.Generator().manual_seed(row.seed % 2**63) for row in rows]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -87,7 +87,7 @@ def truncated(logits: torch.Tensor, top_k: int = TOP_K, top_p: float = TOP_P, mi
 
     Args:
         logits: Raw logits of one row.
-        top_k: At most so many candidates.
+        top_k: The most candidates.
         top_p: The fewest candidates whose probability, among the top k, sums to at least this.
         min_p: No candidate less likely than this fraction of the most likely one.
     """
@@ -102,7 +102,7 @@ def truncated(logits: torch.Tensor, top_k: int = TOP_K, top_p: float = TOP_P, mi
 
 
 class _RowLimits(StoppingCriteria):
-    """Ends each row at its own length or stop text."""
+    """Ends each row at its own length or stop sequence."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: Any, prompt_length: int) -> None:
         self._rows = rows
@@ -126,9 +126,9 @@ class _RowLimits(StoppingCriteria):
 def prompt_ids(
     tokenizer: Any, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any] = NO_THINKING
 ) -> list[int]:
-    """Token ids of a prompt: through the chat template if there is one, else the contents as one plain text.
+    """Token ids of a prompt: with the chat template if there is one, else the joined contents.
 
-    A control token's string in a message is text; a template's own are control tokens.
+    Control strings in messages are text; only the template's own become control tokens.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -145,7 +145,7 @@ def prompt_ids(
     try:
         return _templated(tokenizer, messages, arguments)
     except TemplateError as error:
-        # Some templates know no system role; there the instructions open the first user message.
+        # For templates without a system role, the instructions go into the first user message.
         if messages[0]["role"] != "system" or len(messages) < 2:
             raise ModelError(f"{tokenizer.name_or_path}: its chat template refuses the messages: {error}") from error
     first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
@@ -163,7 +163,7 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Generated]
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
-        tokenizer: Its tokenizer; padding is done here, on the left.
+        tokenizer: Its tokenizer; rows are padded here, on the left.
         rows: The prompts.
     """
     width = max(len(row.ids) for row in rows)
@@ -189,21 +189,21 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Generated]
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a reply; instruction-tuned models often have several."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = list(named) if isinstance(named, list | tuple) else [named]
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = list(configured) if isinstance(configured, list | tuple) else [configured]
     return sorted({end for end in [*ids, tokenizer.eos_token_id] if end is not None})
 
 
 def _finished(tokenizer: Any, row: Row, new: list[int], ends: Sequence[int]) -> Generated:
     new = new[: row.max_tokens]
     while new and new[-1] == tokenizer.pad_token_id and new[-1] not in ends:
-        new = new[:-1]  # padding after the row ended while others of its batch went on
+        new = new[:-1]  # padding, because other rows of the batch were longer
     ended = next((index for index, token in enumerate(new) if token in ends), None)
-    kept = new if ended is None else new[:ended]
-    # A tokenizer may drop the space before a text's first word: decode in context and cut the context off.
-    before = tokenizer.decode(row.ids, skip_special_tokens=True)
-    text = tokenizer.decode([*row.ids, *kept], skip_special_tokens=True)[len(before) :]
+    content = new if ended is None else new[:ended]
+    # Decoded together with the prompt, because a tokenizer may drop the space before a text's first word.
+    prompt = tokenizer.decode(row.ids, skip_special_tokens=True)
+    text = tokenizer.decode([*row.ids, *content], skip_special_tokens=True)[len(prompt) :]
     cuts = [text.index(stop) for stop in row.stop if stop in text]
     if cuts:
-        return Generated(text[: min(cuts)], len(kept), "stop")
-    return Generated(text, len(kept) + (ended is not None), "length" if ended is None else "stop")
+        return Generated(text[: min(cuts)], len(content), "stop")
+    return Generated(text, len(content) + (ended is not None), "length" if ended is None else "stop")

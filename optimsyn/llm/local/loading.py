@@ -28,8 +28,8 @@ def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[Pre
         adapter: Folder of a peft adapter to put on top of the model.
 
     Raises:
-        ModelError: The model is not there, is gated, cannot be reached, does not fit, or is not a causal language
-            model; the message says which and what to do.
+        ModelError: The model is missing, gated, unreachable, too large, or not a causal language model; the message
+            says which and what to do.
     """
     from transformers import AutoModelForCausalLM
 
@@ -50,7 +50,7 @@ def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[Pre
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """Loads only the tokenizer, padding on the right, its padding token set (to the end-of-sequence token if need be).
+    """Loads only the tokenizer, with right padding and a padding token (the end-of-sequence token if it has none).
 
     Raises:
         ModelError: As for `load_causal_lm`.
@@ -73,11 +73,11 @@ def _tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _embedded_tokenizer(folder: Path) -> Any:
-    """The same tokenizer in a third of the time: AutoTokenizer reads Gemma's 33 MB twice, in each process of a run."""
+    """The same tokenizer in a third of the time, because AutoTokenizer reads Gemma's 33 MB twice."""
     from transformers import PreTrainedTokenizerFast
 
-    known = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    special = {name: known[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")}
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = {name: config[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")}
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
 
 
@@ -121,7 +121,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _source(spec: ModelSpec) -> tuple[str, str | None]:
-    """What transformers is given, and the revision."""
+    """Name or folder for transformers, and the revision."""
     if spec.name == "embedded":
         from optimsyn.llm.embedded.server import weights_dir
 
@@ -146,7 +146,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers' loading bars out of notebooks, and leaves the setting as it was."""
+    """Keeps transformers' progress bars out of notebooks, and restores the setting."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
@@ -160,13 +160,13 @@ def _no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turns what transformers and the hub client raise into one `ModelError` that says what to do."""
+    """Turns errors of transformers and the hub client into a `ModelError` that says what to do."""
     problem = ""
     try:
         yield
     except (OSError, ValueError, RuntimeError, MemoryError, KeyError, ImportError) as error:
         problem = f"{name}: {_reason(error)}"
-    # Raised outside the handler: the original may hold a token in a URL or header, and chained it would be printed.
+    # Raised outside the handler, so that the original, which may hold a token, is not printed as its context.
     if problem:
         raise ModelError(redact(problem))
 
@@ -182,23 +182,23 @@ def _reason(error: BaseException) -> str:
         current = current.__cause__ or current.__context__
     text = str(error).strip().split("\n")[0][:300] or type(error).__name__
 
-    def among(*kinds: type[BaseException]) -> bool:
+    def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(item, kinds) for item in chain)
 
-    everything = " ".join(str(item) for item in chain).lower()
-    if among(hub.GatedRepoError) or "gated repo" in everything:
+    texts = " ".join(str(item) for item in chain).lower()
+    if caused_by(hub.GatedRepoError) or "gated repo" in texts:
         return "the hub asks for its terms to be accepted: do so on the model's page, then run `hf auth login`"
-    if among(hub.RepositoryNotFoundError):
+    if caused_by(hub.RepositoryNotFoundError):
         return "the hub has no such model, or it is private: check the name, or run `hf auth login`"
-    if among(hub.RevisionNotFoundError):
+    if caused_by(hub.RevisionNotFoundError):
         return "the hub has the model but not this revision"
-    if among(torch.cuda.OutOfMemoryError, MemoryError) or "allocate memory" in everything:
+    if caused_by(torch.cuda.OutOfMemoryError, MemoryError) or "allocate memory" in texts:
         return "too little memory for this model: choose a smaller one, dtype bfloat16, or another device"
-    if among(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError) or "offline" in everything:
+    if caused_by(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError) or "offline" in texts:
         return (
             "is not on this machine and the hub cannot be reached: connect once, or give the path of a local folder "
             f"({text})"
         )
-    if "trust_remote_code" in everything:
+    if "trust_remote_code" in texts:
         return "needs code from its repository to be run, which optimsyn does not do; choose another model"
     return f"cannot be loaded as a causal language model ({type(error).__name__}: {text})"

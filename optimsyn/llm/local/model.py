@@ -1,4 +1,4 @@
-"""A language model of transformers in this process: concurrent calls are answered in batches."""
+"""A language model that runs in this process with transformers, and answers concurrent calls in batches."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from optimsyn.recipe.recipe import ModelSpec
 if TYPE_CHECKING:
     from optimsyn.llm.local.generation import Row
 
-# Calls that arrive within this time of the first one share its batch.
+# Calls within this time of the first share its batch.
 _GATHER_S = 0.01
-# On a CPU a step of eight rows takes little longer than a step of one: reading the weights is what costs.
+# On a CPU eight rows take little longer than one, because reading the weights dominates.
 _SMALLEST_FULL_BATCH = 8
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
@@ -36,10 +36,10 @@ class _Waiting:
 
 
 class LocalModel(LanguageModel):
-    """A hub model or a local folder, or the embedded weights with an adapter, run by transformers.
+    """A hub model, a local folder, or the embedded weights with an adapter, run by transformers.
 
-    Batches are padded on the left. Each call samples with noise of its own seed, so what else is in its batch changes
-    its reply by no more than rounding. Schemas are not enforced.
+    Batches are padded on the left. Each call samples with its own seed, so its batch changes its reply only by
+    rounding. Schemas are not enforced.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class LocalModel(LanguageModel):
         *,
         adapter: Path | None = None,
     ) -> None:
-        """A model that is loaded with the first call.
+        """Creates the model; the first call loads it.
 
         Raises:
-            ModelError: The folder of the model or of the adapter is not there.
+            ModelError: The folder of the model or of the adapter does not exist.
         """
         super().__init__(spec, cache, budget, identity=_identity(spec, adapter))
         self._adapter = adapter
@@ -61,7 +61,7 @@ class LocalModel(LanguageModel):
         self._model: Any = None
         self._queue: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
-        # One thread: a second batch at the same time would only share the same cores.
+        # One thread, because two batches at once would only share the same cores.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-model")
 
     @property
@@ -92,7 +92,7 @@ class LocalModel(LanguageModel):
                 replies = await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._answer, [waiting.row for waiting in batch]
                 )
-            except Exception as error:  # noqa: BLE001 - handed to every caller of the batch, who raise it
+            except Exception as error:  # noqa: BLE001 - raised in every caller of the batch
                 for waiting in batch:
                     if not waiting.future.done():
                         waiting.future.set_exception(error)
@@ -114,7 +114,7 @@ class LocalModel(LanguageModel):
                 f"{limit} tokens; use shorter passages or a smaller max_tokens"
             )
         temperature = self.spec.temperature if call.temperature is None else call.temperature
-        assert temperature is not None  # the recipe refuses null for a model that runs here
+        assert temperature is not None  # the recipe refuses null for a local model
         return Row(
             ids=ids,
             temperature=temperature,
@@ -124,7 +124,7 @@ class LocalModel(LanguageModel):
         )
 
     def _context(self) -> int | None:
-        """Tokens that prompt and reply may have together; None: no limit is declared."""
+        """Context length in tokens; None: the model declares none."""
         limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
@@ -148,14 +148,14 @@ class LocalModel(LanguageModel):
         seconds = time.monotonic() - started
         return [
             Reply(
-                text=one.text,
+                text=result.text,
                 input_tokens=len(row.ids),
-                output_tokens=one.tokens,
+                output_tokens=result.tokens,
                 model=self.name,
-                finish_reason=one.finish_reason,
+                finish_reason=result.finish_reason,
                 seconds=seconds,
             )
-            for row, one in zip(rows, generated, strict=True)
+            for row, result in zip(rows, generated, strict=True)
         ]
 
     def _loaded_tokenizer(self) -> Any:
@@ -197,10 +197,9 @@ def _identity(spec: ModelSpec, adapter: Path | None) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A SHA-256 over a model folder, in hex: small files whole, of large ones the size and sixteen samples.
+    """SHA-256 of a model folder, in hex: of all small files, and of size and sixteen samples of large ones.
 
-    Reading every byte would take longer than loading the model; training changes weights everywhere, so samples
-    show it.
+    Reading every byte takes longer than loading the model. Training changes weights everywhere, so samples show it.
 
     Raises:
         ModelError: There is no such folder.

@@ -1,1 +1,1 @@
-"""A generator of somebody's own: any object with one method."""
+"""Custom generators: any object with one method."""

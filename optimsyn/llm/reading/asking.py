@@ -1,4 +1,4 @@
-"""Asks a model once and reads what it says: with more room where a reply was cut, and with every outcome on record."""
+"""Asks a model and parses its reply; retries a cut reply with a larger cap, and records every outcome."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What to change when replies of a kind come again and again; `{field}` is the model's place in the recipe.
+# What to change when an outcome occurs again and again; `{field}` is the model's field in the recipe.
 _CURES = {
-    Outcome.CUT: "Raise {field}.max_tokens, or have the model think less",
-    Outcome.REFUSAL: "The service refuses what it is asked: look at the documents and the guiding text, or name "
-    "another model in {field}",
+    Outcome.CUT: "Raise {field}.max_tokens, or reduce the model's thinking",
+    Outcome.REFUSAL: "The service refuses the requests: check the documents and the guiding text, or name another "
+    "model in {field}",
     Outcome.TOOL_CALL: "Turn tools off at the service of {field}, or name a model that answers in text",
-    Outcome.EMPTY: "See whether the server of {field} keeps the answer in its reasoning, and turn thinking off",
+    Outcome.EMPTY: "If the server of {field} puts the answer into its reasoning, turn thinking off",
 }
 
 
 async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | None], T], role: str) -> tuple[T, Reply]:
-    """Asks a model once, and once more with more room when the reply was cut before its value was whole.
+    """Asks a model, and once more with a larger cap when the reply was cut before its value was complete.
 
     Args:
-        model: Is asked.
-        call: What it is asked.
-        read: From a reply, and the cap on its tokens, to a value; raises ReplyError.
-        role: Who the model is in the recipe: `generator`, `rubric`, `policy` or `reflection`.
+        model: The model.
+        call: The call.
+        read: Parses a reply, given the cap on its tokens; raises ReplyError.
+        role: The model's role: `generator`, `rubric`, `policy` or `reflection`.
 
     Raises:
-        ReplyError: There is no value in it; the outcome says what there is.
-        ServiceError: The service failed for good, or it hardly sends anything any more that could be judged.
-        BudgetError: A cap was reached; asking with more room counts against it too.
+        ReplyError: The reply holds no value; the outcome says why.
+        ServiceError: The service failed permanently, or hardly any of its latest replies could be judged.
+        BudgetError: A cap was reached; the retry counts against it too.
     """
     key = model.key(call)
     keys = [key]
@@ -54,11 +54,11 @@ async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | No
             try:
                 reply = await model.complete(roomier)
             except ReplyError:
-                # The service takes no cap as high as this, so there is no more room than there was.
+                # The service rejects the larger cap.
                 raise error from None
             value = read(reply, tokens)
     except ReplyError as error:
-        failure = _named(error, model, role, tokens, len(keys))
+        failure = _with_context(error, model, role, tokens, len(keys))
         model.note(role, key, failure.outcome, asked_again=len(keys) > 1)
         _stop_if_hopeless(model, role, failure, keys)
         raise failure from None
@@ -68,24 +68,24 @@ async def hear(model: LanguageModel, call: Call, read: Callable[[Reply, int | No
 
 
 def field_of(role: str) -> str:
-    """The part of a recipe that says how long a role's replies may be."""
+    """The recipe's section with the length limit of a role's replies."""
     return "optimizers.policy" if role == "policy" else f"models.{role}"
 
 
-def _named(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int) -> ReplyError:
-    """The error with the model's name, and for a cut reply with the number to raise."""
+def _with_context(error: ReplyError, model: LanguageModel, role: str, tokens: int, tries: int) -> ReplyError:
+    """The error with the model's name, and for a cut reply with the limit to raise."""
     message = f"{model.name}: {redact(str(error))}"
     if error.outcome is Outcome.CUT:
-        again = ", also when it was asked again with more room" if tries > 1 else ""
+        again = ", also when it was asked again with a larger cap" if tries > 1 else ""
         message += f" (at most {tokens} tokens{again}). Raise {field_of(role)}.max_tokens"
     return ReplyError(message, error.outcome, replies=tries)
 
 
 def _stop_if_hopeless(model: LanguageModel, role: str, error: ReplyError, keys: list[str]) -> None:
-    """Ends the run when hardly any of the latest replies could be judged; they are asked for again afterwards.
+    """Ends the run when hardly any of the latest replies could be judged; they are requested again afterwards.
 
     Raises:
-        ServiceError: It is so.
+        ServiceError: Too few of the latest replies could be judged.
     """
     lately = model.lately.add(error.outcome, keys)
     if lately is None:

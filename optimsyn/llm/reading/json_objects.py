@@ -1,8 +1,7 @@
-"""JSON objects in a text: read strictly where that is possible, else repaired, always within limits.
+"""JSON objects in a text: parsed strictly where possible, else repaired, always within limits.
 
-`json_repair` makes something of nearly everything. It is given little: what is short and shallow, because some inputs
-take it quadratic time and others the whole stack, and nothing that breaks off in the middle of a value, because it
-would hand the beginning of an answer on as the answer.
+`json_repair` accepts nearly everything, so it only gets short and shallow input (some inputs take quadratic time or the
+whole stack), and none that ends in the middle of a value (it would return half an answer as the answer).
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ from typing import Any
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.llm.reading.plain_text import Number
 
-# Objects, and characters and opening brackets of all of them, that one reply may have repaired. At these, the worst
-# input that a search for bad ones found takes some tens of milliseconds.
+# Objects repaired for one reply, and their total characters and opening brackets. Within these limits the worst known
+# input takes some tens of milliseconds.
 _OBJECTS = 20
 _REPAIRED = 10_000
 _BRACKETS = 160
-# Places at which a strict parse is tried, and characters that failed tries may have read in all.
+# Positions at which a strict parse is tried, and characters that failed tries may read in total.
 _STARTS = 100
 _READ = 2_000_000
-# So many objects that no stack holds, and no more is looked for.
+# The search stops after this many objects that are too deep for the stack.
 _TOO_DEEP = 4
-# Objects inside of others that are looked at, and how deep they may stand.
+# The most nested objects that are searched, and how deep.
 _INNER = 200
 _DEEPEST = 5
 _START = re.compile(r'\{\s*"|\[\s*\{\s*"')
-# Outside of an object's strings: what opens a string, opens or closes a bracket, or is anything else but white space.
+# Tokens outside strings: quotes, brackets, and anything else but white space.
 _TOKEN = re.compile(r"[{}\[\]\"'“”]|[^\s{}\[\]\"'“”]+")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "”": "”"}
 _NEXT = re.compile(r"\s*(.?)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:[\"\\/]|u[0-9a-fA-F]{4}|(u[0-9a-fA-F]{0,3}(?![0-9A-Za-z])|[A-Za-z]+|.))", re.DOTALL)
-# LaTeX commands that begin like an escape of JSON. What follows a tab or the return of a carriage is hardly ever text;
-# a line may well begin with `e` or `u`, so the last of these count in formulas only.
+# LaTeX commands that begin like a JSON escape. Text rarely follows a tab or carriage return, but a line may well begin
+# with `e` or `u`, so the second list counts in formulas only.
 _COMMANDS = frozenset(
     "tau theta times text textbf textit textrm texttt textsc textdegree textsuperscript textsubscript textcolor tanh "
     "tilde tfrac triangle triangleq therefore thinspace tbinom trace rho right rightarrow rangle rbrace rbrack rceil "
@@ -54,8 +53,8 @@ Found = tuple[dict[str, Any], int, int]
 def mend_escapes(text: str) -> str:
     r"""Doubles the backslashes of a JSON text that are no escapes: `\frac`, `\lambda`, `\(`, `\%`.
 
-    `\b` and `\f` are always taken for the beginning of a command when letters follow (no answer holds a backspace or a
-    page feed), `\t`, `\r` and `\n` when the word is a command of LaTeX.
+    `\b` and `\f` before letters always start a command (no answer holds a backspace or form feed); `\t`, `\r` and `\n`
+    do when the word is a LaTeX command.
     """
     if "\\" not in text:
         return text
@@ -71,16 +70,16 @@ def mend_escapes(text: str) -> str:
         if word in "bf":
             return " "
         if word[0] == "u" and not word.isalpha():
-            return ""  # an emoji that was cut in the middle of its number
+            return ""  # a truncated unicode escape
         return "'" if word == "'" else f"\\\\{word}"
 
     return _ESCAPE.sub(mended, text)
 
 
 def strict_objects(text: str) -> Iterator[Found]:
-    """The objects of a text that are valid JSON, each with where it or what it stands in begins and ends.
+    """The valid JSON objects of a text, each with the start and end of the outermost value that holds it.
 
-    Lists and wrappers are gone through in the order in which they are written; an object comes before those in it.
+    Lists and wrappers are searched in text order; an object comes before those in it.
     """
     position, read = 0, 0
     for _ in range(_STARTS):
@@ -101,10 +100,10 @@ def strict_objects(text: str) -> Iterator[Found]:
 
 
 def repaired_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The objects of a text that are JSON but for what can be repaired: quotes, commas, comments, missing ends.
+    """The objects of a text that are JSON after repair of quotes, commas, comments or missing ends.
 
     Raises:
-        ReplyError: The text breaks off inside of a value: the outcome is `cut`.
+        ReplyError: The text ends inside a value: the outcome is `cut`.
     """
     spent = brackets = objects = 0
     for span in _spans(text):
@@ -119,7 +118,7 @@ def repaired_objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def inner_text(text: str) -> str | None:
-    """The JSON text that a reply holds as one JSON string, or with all its quotes escaped; None for any other reply."""
+    """The JSON text of a reply that is one JSON string, or has all its quotes escaped; None for any other reply."""
     body = text.strip()
     if body.startswith('"') and body.endswith('"'):
         try:
@@ -133,7 +132,7 @@ def inner_text(text: str) -> str | None:
 
 
 def _inner(value: Any) -> list[dict[str, Any]]:
-    """A value's objects, at most so many and so deep: each before those in it, in the order in which they stand."""
+    """A value's objects in text order, each before those in it, within limits on number and depth."""
     objects: list[dict[str, Any]] = []
     waiting: list[tuple[Any, int]] = [(value, 0)]
     while waiting and len(objects) < _INNER:
@@ -155,13 +154,13 @@ def _repaired(span: str) -> Any:
 
     try:
         value = json_repair.loads(span, skip_json_loads=True)
-    except Exception:  # noqa: BLE001 - whatever a repairer of broken text meets in it, there is then no object
+    except Exception:  # noqa: BLE001 - any failure of the repair means that there is no object
         return None
     return _with_numbers(value, span)
 
 
 def _with_numbers(value: Any, span: str) -> Any:
-    """The numbers of an object as they were written, where they can be found again."""
+    """Restores an object's numbers as they were written, where they can be found in the text."""
     if not isinstance(value, dict):
         return value
     exact = {}
@@ -181,10 +180,10 @@ def _with_numbers(value: Any, span: str) -> Any:
 
 
 def _spans(text: str) -> Iterator[str]:
-    """The outermost `{…}` of a text; the last one may lack its end, but not the end of a value.
+    """The outermost `{…}` of a text; the last one may lack its closing bracket.
 
     Raises:
-        ReplyError: The last one breaks off inside of a string, a list or a bare word.
+        ReplyError: The last one ends inside a string, a list or a bare word.
     """
     position = text.find("{")
     while position >= 0:
@@ -201,34 +200,33 @@ def _spans(text: str) -> Iterator[str]:
 
 
 def _end_of_object(text: str, start: int) -> tuple[int | None, str | None]:
-    """Where the object that begins at `start` ends; None, and inside of what it breaks off.
+    """The end of the object that begins at `start`; or None, and what it is cut inside of.
 
-    That is "" for between two fields, and None for what is so deep that it is no reply at all.
+    That is "" between two fields, and None for an object that is too deep.
 
-    Quotes inside of a string that nobody escaped do not end it: what ends one is followed by a comma, a colon, a
-    closing bracket or nothing.
+    Unescaped quotes do not end a string, unless a comma, a colon, a closing bracket or nothing follows.
     """
     stack: list[str] = []
     position, last = start, ""
     while (token := _TOKEN.search(text, position)) is not None:
-        said = token[0]
+        symbol = token[0]
         position = token.end()
-        if said in _QUOTES and (said == '"' or last in ("", "{", "[") or last[-1] in ",:"):
-            closed = _end_of_string(text, position, _QUOTES[said])
+        if symbol in _QUOTES and (symbol == '"' or last in ("", "{", "[") or last[-1] in ",:"):
+            closed = _end_of_string(text, position, _QUOTES[symbol])
             if closed is None:
                 return None, "a string"
             position, last = closed, '"'
             continue
-        if said in "{[":
-            stack.append(said)
+        if symbol in "{[":
+            stack.append(symbol)
             if len(stack) > _BRACKETS:
                 return None, None
-        elif said in "}]":
-            # A wrong closing bracket closes what is open: the repairer knows better what was meant.
+        elif symbol in "}]":
+            # A wrong closing bracket closes the open one; the repair decides.
             stack.pop()
             if not stack:
                 return position, ""
-        last = said
+        last = symbol
     if "[" in stack:
         return None, "a list"
     return None, "" if last in ('"', ",", "}", "]") else "a value"

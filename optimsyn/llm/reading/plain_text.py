@@ -1,4 +1,4 @@
-"""The text of replies: made storable, put on one line."""
+"""Cleans the text of replies: removes unstorable characters, and joins fields into one line."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from optimsyn.data.text import BIDI_CONTROLS
 
-# Deeper than this, a list or an object is no answer.
+# Lists and objects nested deeper than this are no answer.
 _DEEPEST = 3
-# Keys under which an answer that came as an object has its text.
+# Keys of the text in an answer that is an object.
 _TEXT_KEYS = ("text", "answer", "value", "content", "question")
 _DROPPED: dict[int, str | None] = {
-    # C0 and C1 controls; what separates lines and pages stays a separation.
+    # C0 and C1 controls; line and page separators become line breaks.
     **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]),
     **{ord(char): char for char in "\t\n\r"},
     **dict.fromkeys((0x0B, 0x0C, 0x85, 0x2028, 0x2029), "\n"),
     **dict.fromkeys(BIDI_CONTROLS),
-    # Byte order marks, annotations, invisible tags, and code points that are no characters.
+    # Byte order marks, annotations, invisible tags, and non-characters.
     **dict.fromkeys([0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080), *range(0xFDD0, 0xFDF0)]),
     **dict.fromkeys(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
 }
 
 
 class Number(str):
-    """A number of a JSON text, as it was written there: 1e16 stays `1e16`, 0.10 keeps its last digit."""
+    """A number as written in the JSON text: 1e16 stays `1e16`, 0.10 keeps its last digit."""
 
     __slots__ = ()
 
@@ -32,29 +32,30 @@ class Number(str):
 def storable(text: str) -> str:
     """A text that every file and terminal can hold.
 
-    Halves of surrogate pairs are put together or dropped, so are control characters, marks that turn the direction of
-    writing, invisible tags and code points that are no characters.
+    Joins surrogate pairs, and removes lone surrogates, control characters, marks of text direction, invisible tags and
+    non-characters.
     """
     if text.isascii() and text.isprintable():
         return text
-    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
-    return whole.translate(_DROPPED)
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+    return joined.translate(_DROPPED)
 
 
 def beginning(text: str, limit: int = 100) -> str:
     """The start of a reply, on one line, for an error message."""
-    # No more than could be shown is looked at: a reply may be megabytes of blanks.
+    # Only a prefix is cleaned, because a reply may be megabytes of blanks.
     line = " ".join(storable(text[: 10 * limit]).split())
     return repr(line[:limit] + ("…" if len(line) > limit or len(text) > 10 * limit else ""))
 
 
 def one_line(value: Any, *, several: bool = False, depth: int = 0) -> str:
-    """A reply's field as one line of text; "" for what has no sensible text.
+    """A reply's field as one line of text; "" if it has no sensible text.
 
     Args:
-        value: What the JSON held there. A list of one is that one; an object is its text, or its value with its unit.
-        several: Whether a list of several texts is an answer: they are joined by commas.
-        depth: How deep inside of a list or an object this value stands.
+        value: The field's JSON value. A list of one item is that item; an object is its text, or its value with its
+            unit.
+        several: Whether a list of several texts is an answer; they are joined by commas.
+        depth: Nesting depth of this value.
     """
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""Separates what a model answers from what it thinks aloud, by every common convention of marking thoughts.
+"""Separates a model's answer from its thinking, by the common conventions for marking it.
 
 - Tags: `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `<seed:think>` and the like, `[THINK]`, `◁think▷`,
   `<|begin_of_thought|>`, `<|START_THINKING|>`, `<|channel>thought`, nested, closed without having been opened (the chat
@@ -27,12 +27,12 @@ _EVENT = re.compile(
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s?(?P<name>\w{1,20})[^<]{0,200}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
-# The same without its special tokens, which many servers leave out of the text.
+# The same without special tokens, which many servers leave out of the text.
 _BARE_ANALYSIS = re.compile(r"\s*(?:assistant\s?)?analysis(?=[A-Z\s])")
 _BARE_FINAL = "assistantfinal"
-# More tags than these no reply has.
+# The most tags that are searched in a reply.
 _MOST = 2000
-# What some models put around an answer, and what ends a turn.
+# Tags that some models put around an answer, and tokens that end a turn.
 _WRAPPING = re.compile(
     r"</?(?:answer|response|output|final|final_answer)>|<\|(?:begin|end)_of_solution\|>|\\?<\|?/?(?:START|END)_RESPONSE\|>"
     r"|(?:<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|eom_id)\|>|</s>|<eos>|<end_of_turn>)\s*\Z",
@@ -46,8 +46,8 @@ class Spoken:
     """A reply without its thinking.
 
     Attributes:
-        answers: What it may have meant to say, the likeliest first; none of them is blank.
-        thinking: It ends in the middle of a thought.
+        answers: Its possible answers, the likeliest first; none of them is blank.
+        thinking: It ends inside its thinking.
     """
 
     answers: tuple[str, ...]
@@ -55,31 +55,31 @@ class Spoken:
 
 
 def spoken(text: str, *, data: tuple[int, int] = (0, 0)) -> Spoken:
-    """What a reply says, without what it thinks.
+    """A reply without its thinking.
 
     Args:
         text: The reply.
-        data: A stretch of it that is known to be an answer: tags in there are quoted, not meant.
+        data: A span of it that is known to be an answer; tags in it are quoted text.
     """
     if "<|channel|>" in text:
         return _of_channels(text)
     if _BARE_ANALYSIS.match(text) and _BARE_FINAL in text:
-        return Spoken(_kept(text.rpartition(_BARE_FINAL)[2]))
-    meant = (event for event in _EVENT.finditer(text) if not data[0] <= event.start() < data[1])
-    events = list(islice(meant, _MOST))
+        return Spoken(_answers(text.rpartition(_BARE_FINAL)[2]))
+    tags = (event for event in _EVENT.finditer(text) if not data[0] <= event.start() < data[1])
+    events = list(islice(tags, _MOST))
     if not events:
-        return Spoken(_kept(text))
+        return Spoken(_answers(text))
     closes = [event.end() for event in events if event.lastgroup == "close"]
     last = max(closes, default=0)
     unclosed = next((event.start() for event in events if event.lastgroup == "open" and event.start() >= last), None)
-    # The likeliest is what follows the last thought, however thoughts were nested and whoever opened them. That tag may
-    # have been quoted in the answer, though, or a thought have followed it: then the text outside of all pairs of tags.
+    # The likeliest answer follows the last closing tag, whatever the nesting. But that tag may be a quote in the
+    # answer, or more thinking may follow; then the text outside all pairs of tags is the answer.
     after = text[last:unclosed]
-    return Spoken(_kept(after, _outside(text, events)), thinking=unclosed is not None)
+    return Spoken(_answers(after, _outside(text, events)), thinking=unclosed is not None)
 
 
 def _outside(text: str, events: list[re.Match[str]]) -> str:
-    """The text outside of the tags, as they pair."""
+    """The text outside all pairs of tags."""
     parts: list[str] = []
     depth, begin, opened = 0, 0, False
     for event in events:
@@ -108,11 +108,11 @@ def _of_channels(text: str) -> Spoken:
     if final is None:
         return Spoken((), thinking=True)
     end = _CHANNEL_END.search(text, final.end())
-    return Spoken(_kept(text[final.end() : end.start() if end else len(text)]))
+    return Spoken(_answers(text[final.end() : end.start() if end else len(text)]))
 
 
-def _kept(*texts: str) -> tuple[str, ...]:
+def _answers(*texts: str) -> tuple[str, ...]:
     unwrapped = [_WRAPPING.sub("", text).strip() for text in texts]
-    # What stands in a code fence comes after the whole, of which it may be only an example.
+    # The content of a code fence comes last, because it may be only an example.
     fenced = [fence[1].strip() for text in unwrapped if (fence := _FENCE.search(text)) is not None]
     return tuple(dict.fromkeys(text for text in [*unwrapped, *fenced] if text))

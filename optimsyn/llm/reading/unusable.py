@@ -1,4 +1,4 @@
-"""What came in place of a value: a cut reply, a refusal, a tool call, nothing, or a wrong form."""
+"""Classifies replies without a value: cut, refused, a tool call, empty, or of a wrong form."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.llm.reading.plain_text import beginning
 from optimsyn.llm.replies import Reply
 
-# How services say that a reply ended because it was long enough, and because somebody held it back.
+# Finish reasons for replies that reached their length limit, and for withheld ones.
 _CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "max_length"})
 _HELD_BACK = ("content_filter", "content_filtered", "refusal", "safety", "prohibited_content", "blocklist")
-# A refusal begins so, at most a few words in, and is short.
+# A refusal has one of these phrases within its first words, and is short.
 _LONGEST_REFUSAL = 2000
 _WORDS = (
     r"i (?:can(?:['’]?t|not| not)|won['’]t|will not|must decline|have to decline|am (?:sorry|unable|not able|afraid))",
@@ -33,38 +33,38 @@ _FIRST_WORDS = 80
 
 
 def was_cut(reply: Reply) -> bool:
-    """Whether the service says that the reply ended because it was long enough."""
+    """Whether the service says that the reply reached its length limit."""
     return reply.finish_reason.lower() in _CUT
 
 
 def was_refused(reply: Reply) -> bool:
-    """Whether the service says that it refused, or held back what was written."""
+    """Whether the service says that it refused or withheld the reply."""
     return bool(reply.refusal.strip()) or reply.finish_reason.lower().endswith(_HELD_BACK)
 
 
 def sounds_refused(text: str) -> bool:
-    """Whether a text without a value in it begins as refusals do, in one of some thirty languages."""
+    """Whether a text begins like a refusal, in some thirty languages."""
     body = text.strip().lstrip("{[\"'*_# ")
     return len(body) <= _LONGEST_REFUSAL and _REFUSAL.search(body[:_FIRST_WORDS]) is not None
 
 
-def what_came(
-    reply: Reply, said: str, *, what: str, thinking: bool, overlong: int | None, problems: list[ReplyError]
+def unusable(
+    reply: Reply, answer: str, *, what: str, thinking: bool, overlong: int | None, problems: list[ReplyError]
 ) -> ReplyError:
-    """The error for a reply that no value could be read from.
+    """The error for a reply without a value.
 
     Args:
         reply: The reply.
-        said: Its text without its thinking.
-        what: The value that was looked for, such as `question and answer`.
-        thinking: Whether it ends inside of a thought.
-        overlong: Where it was cut down because its cap on tokens does not explain its length; None where it was not.
-        problems: What the tries to read it met.
+        answer: Its text without its thinking.
+        what: The expected value, such as `question and answer`.
+        thinking: Whether it ends inside its thinking.
+        overlong: Where it was truncated because it was too long for its cap on tokens; None: it was not.
+        problems: The errors of parsing it.
     """
     if was_refused(reply):
-        reason = reply.refusal.strip() or said or f"it ended with {reply.finish_reason}"
+        reason = reply.refusal.strip() or answer or f"it ended with {reply.finish_reason}"
         return ReplyError(f"the service refused to write a {what}: {beginning(reason, 200)}", Outcome.REFUSAL)
-    if reply.tool_call and not said:
+    if reply.tool_call and not answer:
         return ReplyError(
             f"the reply is a tool call in place of a {what}: {beginning(reply.tool_call)}", Outcome.TOOL_CALL
         )
@@ -75,8 +75,8 @@ def what_came(
         )
     broken = next((problem for problem in problems if problem.outcome is Outcome.CUT), None)
     if was_cut(reply) or thinking or broken is not None:
-        return ReplyError(_cut(reply, said, what, thinking, broken), Outcome.CUT)
-    if not said:
+        return ReplyError(_cut(reply, answer, what, thinking, broken), Outcome.CUT)
+    if not answer:
         if reply.reasoning.strip():
             return ReplyError(
                 f"the reply is empty, but its reasoning is not (it ends {_ending(reply.reasoning)}): no {what} is in "
@@ -84,19 +84,19 @@ def what_came(
                 Outcome.EMPTY,
             )
         return ReplyError(f"the reply is empty: no {what} in it", Outcome.EMPTY)
-    if sounds_refused(said):
-        return ReplyError(f"the reply refuses to write a {what}: {beginning(said, 200)}", Outcome.REFUSAL)
+    if sounds_refused(answer):
+        return ReplyError(f"the reply refuses to write a {what}: {beginning(answer, 200)}", Outcome.REFUSAL)
     refusals = [problem for problem in problems if problem.outcome is Outcome.REFUSAL]
     return (refusals or problems)[0]
 
 
-def _cut(reply: Reply, said: str, what: str, thinking: bool, broken: ReplyError | None) -> str:
+def _cut(reply: Reply, answer: str, what: str, thinking: bool, broken: ReplyError | None) -> str:
     used = f" of {reply.output_tokens} tokens" if reply.output_tokens else ""
-    if not said and (reply.reasoning.strip() or thinking or not reply.text.strip()):
+    if not answer and (reply.reasoning.strip() or thinking or not reply.text.strip()):
         return f"a reply{used} was cut before it said anything: all of it went to reasoning"
     if broken is not None:
-        return f"{broken}; a reply{used} was cut before its {what} was whole, it ends {_ending(said)}"
-    return f"a reply{used} was cut before its {what} was whole; it ends {_ending(said or reply.text)}"
+        return f"{broken}; a reply{used} was cut before its {what} was whole, it ends {_ending(answer)}"
+    return f"a reply{used} was cut before its {what} was whole; it ends {_ending(answer or reply.text)}"
 
 
 def _ending(text: str, limit: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""From a reply to a value, or to a `ReplyError` that says what came instead."""
+"""Parses a reply into a value, or raises a `ReplyError` that classifies the reply."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.llm.reading.json_objects import inner_text, mend_escapes, repaired_objects, strict_objects
 from optimsyn.llm.reading.plain_text import storable
 from optimsyn.llm.reading.thinking import Spoken, spoken
-from optimsyn.llm.reading.unusable import was_cut, was_refused, what_came
+from optimsyn.llm.reading.unusable import unusable, was_cut, was_refused
 from optimsyn.llm.replies import Reply
 
 T = TypeVar("T")
 Parse = Callable[[str, bool], T]
 
-# Characters that one token may stand for, on the average of a whole reply. English has four.
+# The most characters a token, on average over a reply. English has four.
 _CHARACTERS = 16
-# Never fewer than these are read, and never more.
+# Bounds on the characters that are read.
 _SHORTEST_CAP = 20_000
 _LONGEST_CAP = 150_000
 
 
 def longest_text(max_tokens: int | None) -> int:
-    """Characters of the longest reply that is looked at, for a cap on its tokens."""
+    """Characters of the longest reply that is read, for a cap on its tokens."""
     return min(_LONGEST_CAP, max(_SHORTEST_CAP, _CHARACTERS * (max_tokens or 0)))
 
 
 def read(reply: Reply | str, parse: Parse[T], what: str, *, max_tokens: int | None = None) -> T:
-    """What `parse` makes of a reply.
+    """Parses a reply.
 
     Args:
         reply: A reply, or its text.
-        parse: From a text without thinking to a value. It is called without repair first, for all that the reply may
-            have meant to say, then with it; it raises ReplyError, with the outcome `cut` where a value breaks off.
-        what: What is looked for, for a message.
-        max_tokens: The cap under which the reply was asked for.
+        parse: Turns a text without thinking into a value. It is called without repair for all possible answers of the
+            reply, then with repair; it raises ReplyError, with the outcome `cut` for an incomplete value.
+        what: The expected value, for messages.
+        max_tokens: The reply's cap on tokens.
 
     Raises:
-        ReplyError: There is none; the outcome says what there is. Nothing else is ever raised for a reply, whatever is
-            in it.
+        ReplyError: There is no value; the outcome says why. No reply raises anything else.
     """
     if isinstance(reply, str):
         reply = Reply(text=storable(reply))
@@ -49,10 +48,10 @@ def read(reply: Reply | str, parse: Parse[T], what: str, *, max_tokens: int | No
     text = storable(reply.text[:limit])
     spoken = _without_thinking(text)
     texts = list(spoken.answers)
-    said = texts[0] if texts else ""
+    answer = texts[0] if texts else ""
     if not texts and not spoken.thinking and not was_cut(reply):
-        # A server without a parser for this model's thinking, or with a wrong one, puts all of a reply on one side.
-        texts = [other for aside in (reply.reasoning, reply.tool_call) for other in _last_object(aside[-limit:])]
+        # A server with a wrong parser for this model's thinking may return the answer as reasoning or tool call.
+        texts = [value for field in (reply.reasoning, reply.tool_call) for value in _last_object(field[-limit:])]
     problems: list[ReplyError] = []
     for repair in (False, True):
         for candidate in texts:
@@ -60,33 +59,33 @@ def read(reply: Reply | str, parse: Parse[T], what: str, *, max_tokens: int | No
                 return parse(candidate, repair)
             except ReplyError as problem:
                 problems.append(problem)
-    raise what_came(
-        reply, said, what=what, thinking=spoken.thinking, overlong=overlong, problems=problems[len(texts) :]
+    raise unusable(
+        reply, answer, what=what, thinking=spoken.thinking, overlong=overlong, problems=problems[len(texts) :]
     )
 
 
 def plain_text(reply: Reply | str, *, max_tokens: int | None = None) -> str:
-    """The text of a reply without its thinking, whole.
+    """The complete text of a reply without its thinking.
 
     Raises:
         ReplyError: It is empty, cut, refused or a tool call.
     """
     cut = isinstance(reply, Reply) and was_cut(reply)
-    held_back = isinstance(reply, Reply) and was_refused(reply)
+    withheld = isinstance(reply, Reply) and was_refused(reply)
 
-    def whole(text: str, repair: bool) -> str:
-        if cut or held_back:
+    def complete(text: str, repair: bool) -> str:
+        if cut or withheld:
             raise ReplyError("the text breaks off", Outcome.CUT)
         return text
 
-    return read(reply, whole, "text", max_tokens=max_tokens)
+    return read(reply, complete, "text", max_tokens=max_tokens)
 
 
 def objects_in(text: str, repair: bool) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a text, in the order in which they are written, wrappers before what is in them.
+    """The JSON objects of a text in text order, wrappers before their content.
 
     Raises:
-        ReplyError: Only with `repair`: the text breaks off inside of a value.
+        ReplyError: Only with `repair`: the text ends inside a value.
     """
     if repair:
         yield from repaired_objects(mend_escapes(text))
@@ -100,7 +99,7 @@ def objects_in(text: str, repair: bool) -> Iterator[dict[str, Any]]:
 
 
 def _without_thinking(text: str) -> Spoken:
-    """What a reply says; tags inside of the JSON object that it begins with are part of that object."""
+    """A reply without its thinking; tags inside a JSON object at its start belong to that object."""
     if not text.lstrip().startswith(("{", "[", "```")):
         return spoken(text)
     escaped = mend_escapes(text)

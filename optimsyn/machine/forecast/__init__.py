@@ -1,1 +1,1 @@
-"""What a run is going to send and what that costs."""
+"""Forecasts what a run will send and what that costs."""

@@ -1,4 +1,4 @@
-"""What a forecast says beside the recipe's caps: that there is none, that one is too low, and what to ask less of."""
+"""Compares a forecast with the recipe's caps: warns if there is none or one is too low, and says what to lower."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optimsyn.machine.forecast.lengths import Lengths
     from optimsyn.recipe.recipe import Recipe
 
-# What can be asked less of, by the stage that it is asked in.
+# The field to lower for each stage.
 _FIELDS = {
     "warm_up": "warm_up.pairs",
     "optimize_prompt": "optimizers.prompt.metric_calls",
@@ -24,13 +24,13 @@ _FEWEST_PAIRS = 2
 
 
 def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages: int) -> list[str]:
-    """What a person should know about money and caps before the run.
+    """Warnings about cost and caps before the run.
 
     Args:
         recipe: The recipe.
         forecast: Its forecast.
-        lengths: What that was made from.
-        passages: What that was made from.
+        lengths: The lengths behind the forecast.
+        passages: The number of passages behind it.
     """
     limits = recipe.limits
     capped = (limits.cost_usd, limits.requests, limits.tokens) != (None, None, None)
@@ -46,14 +46,14 @@ def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages:
         ("requests", limits.requests, _requests, counted),
         ("tokens", limits.tokens, _tokens, counted),
     ):
-        if cap is None or (foreseen := amount(forecast)) is None or foreseen.high <= cap:
+        if cap is None or (predicted := amount(forecast)) is None or predicted.high <= cap:
             continue
-        said = words(foreseen) + ("" if name == "cost_usd" else f" {name}")
-        if foreseen.expected <= cap:
-            warnings.append(f"limits.{name}: {said} are foreseen, so the cap of {cap:,g} may end the run early")
+        text = words(predicted) + ("" if name == "cost_usd" else f" {name}")
+        if predicted.expected <= cap:
+            warnings.append(f"limits.{name}: {text} are expected, so the cap of {cap:,g} may end the run early")
             continue
-        cure = _fitting(recipe, forecast, lengths, passages, cap, amount)
-        warnings.append(f"limits.{name}: {said} are foreseen, more than the cap of {cap:,g}; raise it, or {cure}")
+        cure = _cure(recipe, forecast, lengths, passages, cap, amount)
+        warnings.append(f"limits.{name}: {text} are expected, more than the cap of {cap:,g}; raise it, or {cure}")
     return warnings
 
 
@@ -69,7 +69,7 @@ def _tokens(forecast: Forecast) -> Range | None:
     return forecast.total.input_tokens + forecast.total.output_tokens
 
 
-def _fitting(
+def _cure(
     recipe: Recipe,
     now: Forecast,
     lengths: Lengths,
@@ -77,12 +77,12 @@ def _fitting(
     cap: float,
     amount: Callable[[Forecast], Range | None],
 ) -> str:
-    """What to lower, and to how much, so that the expected amount fits."""
+    """What to lower, and how far, so that the expected amount fits."""
 
     def fits(pairs: int) -> bool:
         smaller = changed(recipe, {"synthesis.pairs": pairs})
-        foreseen = amount(forecast(smaller, lengths, passages))
-        return foreseen is not None and foreseen.expected <= cap
+        predicted = amount(forecast(smaller, lengths, passages))
+        return predicted is not None and predicted.expected <= cap
 
     low, high = _FEWEST_PAIRS, recipe.synthesis.pairs
     if fits(low):
@@ -93,4 +93,4 @@ def _fitting(
     parts = {stage.stage: amount(Forecast(stages=(stage,))) for stage in now.stages}
     largest = sorted(parts, key=lambda stage: -(part.expected if (part := parts[stage]) is not None else 0.0))
     fields = " and ".join(_FIELDS[stage] for stage in largest[:2] if stage in _FIELDS)
-    return f"lower {fields}, where most of it goes (no number of synthesis.pairs alone would do)"
+    return f"lower {fields}, which need most of it (lowering synthesis.pairs alone is not enough)"

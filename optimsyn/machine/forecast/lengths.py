@@ -1,4 +1,4 @@
-"""How long the prompts and replies of a recipe are, in tokens: counted in real prompts of some of its passages."""
+"""The lengths of a recipe's prompts and replies in tokens, counted in real prompts of some of its passages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Passage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
 
-# Passages whose prompts are counted, evenly from all.
+# Passages whose prompts are counted, evenly spread over all.
 _SAMPLED = 24
-# A model writes its own words where a demonstration has the shortest that will do.
+# Models write longer replies than the demonstrations.
 _WORDIER = 1.1
 _EMBEDDED_WORDIER = 1.35
-# A model that thinks writes some hundred tokens before so short an answer, up to what it may.
+# Tokens of thinking before such a short answer: some hundred, at most this share of the cap.
 _THOUGHT = 600
 _THOUGHT_SHARE = 0.4
 
@@ -34,15 +34,15 @@ class Lengths:
     """Tokens of one request of each kind.
 
     Attributes:
-        rubric_in: Prompt of a rubric.
+        rubric_in: Prompt for a rubric.
         rubric_out: A rubric.
         policy_in: Prompt of the trained policy.
-        pair_in: Prompt of a pair under a rubric.
-        bare_in: Prompt of a pair without one.
+        pair_in: Prompt for a pair under a rubric.
+        bare_in: Prompt for a pair without a rubric.
         pair_out: A pair.
-        reflection_in: Prompt of a reflection.
+        reflection_in: Prompt for a reflection.
         reflection_out: A new guiding text.
-        notes: What was not measured.
+        notes: What was assumed, not measured.
     """
 
     rubric_in: Range
@@ -61,23 +61,23 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
 
     Args:
         recipe: The recipe.
-        passages: Its passages, or none where they cannot be read yet.
-        shape: The form of its questions; None where these cannot be read yet.
+        passages: Its passages; empty where they are not read yet.
+        shape: The form of its questions; None where they are not read yet.
     """
     notes = []
     texts = [passage.text for passage in _spread(passages, _SAMPLED)]
     if not texts:
-        texts = [_stand_in(recipe.documents.passage_words)]
-        notes.append("The passages are not read yet; they are taken to be as long as documents.passage_words.")
+        texts = [_sample_text(recipe.documents.passage_words)]
+        notes.append("The passages are not read yet; their length is assumed to be documents.passage_words.")
     if shape is None:
         shape = TaskShape()
         notes.append("The questions are not read yet; short free answers are assumed.")
     models = recipe.models
-    for_rubrics, exact = _counter(models.rubric)
-    for_pairs, exact_pairs = _counter(models.generator)
+    count_rubric, exact = _counter(models.rubric)
+    count_pair, exact_pairs = _counter(models.generator)
     if not (exact and exact_pairs):
         notes.append(f"Tokens are estimated at {CHARACTERS_A_TOKEN:g} characters each where no tokenizer is known.")
-    kinds = [(each.name, each.share) for each in shape.forms]
+    kinds = [(form.name, form.share) for form in shape.forms]
     rubric = DEMOS[0].rubric
 
     def mean(count: CountTokens, prompt: Callable[[str, str], str]) -> float:
@@ -104,22 +104,24 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         return pair_prompts.base_prompt(form, text, under)
 
     quotes = [sentence for text in texts for sentence in sentences(text)]
-    quote = max(1.0, sum(for_pairs(sentence) for sentence in quotes) / max(1, len(quotes)))
+    quote = max(1.0, sum(count_pair(sentence) for sentence in quotes) / max(1, len(quotes)))
 
-    def shown_pair(kind: str) -> float:
+    def demo_length(kind: str) -> float:
         replies = [{**pair_prompts.demo_reply(demo, shape.form(kind)), "quote": ""} for demo in DEMOS]
-        return sum(for_pairs(json.dumps(reply)) for reply in replies) / len(replies)
+        return sum(count_pair(json.dumps(reply)) for reply in replies) / len(replies)
 
-    pair_reply = sum(share * shown_pair(kind) for kind, share in kinds)
-    rubric_reply = sum(for_rubrics(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
+    pair_reply = sum(share * demo_length(kind) for kind, share in kinds)
+    rubric_reply = sum(count_rubric(json.dumps(demo.rubric.model_dump())) for demo in DEMOS) / len(DEMOS)
     reflection = models.reflection
-    examples_in = recipe.optimizers.prompt.minibatch * (mean(for_pairs, pair_prompt) / 2 + 200)
+    examples_in = recipe.optimizers.prompt.minibatch * (mean(count_pair, pair_prompt) / 2 + 200)
     return Lengths(
-        rubric_in=_prompt(mean(for_rubrics, rubric_prompt)),
-        rubric_out=_reply(models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)),  # its keys are short
-        policy_in=_prompt(mean(for_rubrics, policy_prompt)),
-        pair_in=_prompt(mean(for_pairs, pair_prompt)),
-        bare_in=_prompt(mean(for_pairs, lambda text, kind: pair_prompt(text, kind, None))),
+        rubric_in=_prompt(mean(count_rubric, rubric_prompt)),
+        rubric_out=_reply(
+            models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)
+        ),  # the embedded model's rubrics have short keys
+        policy_in=_prompt(mean(count_rubric, policy_prompt)),
+        pair_in=_prompt(mean(count_pair, pair_prompt)),
+        bare_in=_prompt(mean(count_pair, lambda text, kind: pair_prompt(text, kind, None))),
         pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),
         reflection_in=Range(low=examples_in / 2, expected=examples_in, high=3 * examples_in),
         reflection_out=_reply(reflection, 150.0) if reflection is not None else Range(),
@@ -128,12 +130,12 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
 
 
 def thinks(spec: ModelSpec) -> bool:
-    """Whether a hosted model writes thoughts before its answer, as far as anybody says."""
+    """Whether a hosted model is known to think before it answers."""
     return spec.provider == "litellm" and bool(abilities_of(spec).thinks)
 
 
 def _prompt(tokens: float) -> Range:
-    """A service counts its own way, and a schema on top."""
+    """A range, because a service counts differently and adds the schema."""
     return Range(low=0.85 * tokens, expected=tokens, high=1.35 * tokens)
 
 
@@ -146,14 +148,14 @@ def _reply(spec: ModelSpec, tokens: float) -> Range:
 
 
 def _counter(spec: ModelSpec) -> tuple[CountTokens, bool]:
-    """Counts tokens of a text as the model does, where that can be known at once; and whether it is known."""
+    """A counter for the model's tokens, and whether it uses a vocabulary rather than characters."""
     if spec.provider == "litellm":
         return counter_of(spec.name), True
     return by_characters, False
 
 
 def _joined(messages: Sequence[dict[str, str]]) -> str:
-    # A word for each message's wrapping.
+    # The prefix stands for each message's template tokens.
     return "\n".join("user ok go on " + message["content"] for message in messages)
 
 
@@ -163,7 +165,7 @@ def _spread(passages: Sequence[Passage], count: int) -> list[Passage]:
     return [passages[index * len(passages) // count] for index in range(count)]
 
 
-def _stand_in(words: int) -> str:
-    """Text of so many words that is as long as most."""
+def _sample_text(words: int) -> str:
+    """A typical text with this many words."""
     demo = " ".join(demo.passage for demo in DEMOS).split()
     return " ".join(demo[index % len(demo)] for index in range(words))

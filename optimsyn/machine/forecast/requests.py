@@ -1,8 +1,8 @@
-"""Makes the forecast of a run: how many requests each stage sends, times how long they are, times what they cost.
+"""Forecasts a run: the number of requests of each stage, times their length, times their price.
 
-Before a run this rests on the recipe and on the lengths of real prompts. While it runs, what has been sent takes the
-place of what was predicted: finished stages count as they were, and what was learned in them (the share of valid pairs,
-the length of replies, whether the guiding text changed) corrects the rest.
+Before a run the forecast is based on the recipe and on the lengths of real prompts. During a run, actual numbers
+replace predicted ones: finished stages count as they were, and what they showed (the share of valid pairs, the length
+of replies, whether the guiding text changed) corrects the rest.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 Kind = Literal["rubric", "policy", "pair", "bare", "reflection"]
 
-# The stages that send their requests in batches where the recipe wants it, and what a batch costs of the usual price.
+# The stages that use batches if the recipe asks for them, and the price of a batch as a share of the usual one.
 BATCHED = ("warm_up", "synthesize")
 BATCH_PRICE = 0.5
-# Shares that nobody knows before a run has begun: of candidates that are valid, of sampled rubrics that can be read, of
-# proposals that are better on their minibatch, and better in the end.
+# Shares that are unknown before a run: of valid candidates, of readable sampled rubrics, of proposals that are better
+# on their minibatch, and better in the full comparison.
 _VALID = Range(low=0.95, expected=0.8, high=0.3)
 _READ = Range(low=0.6, expected=0.9, high=1.0)
 _ACCEPTED = 0.4
 _FOUND = 0.5
-# Replies in which a method other than gepa has the passages described before it proposes anything.
+# Replies with summaries of the passages, which methods other than gepa request before they propose anything.
 _SUMMARIES = 2
 # Tries for one readable rubric of the policy.
 _TRIES = Range(low=1.0, expected=1.15, high=3.0)
-# A synthesis that goes on for want of valid pairs ends at so many times its first round.
+# A synthesis with too few valid pairs ends at this multiple of its first round.
 _MOST_ROUNDS = 4
 _LEAST_SHARE = 0.2
-# Candidates of which chance moves the share but little.
+# With more candidates than this, the share of valid ones hardly varies.
 _MANY = 200
-# What a first draft may write more when hardly any of it is valid.
+# The most additional pairs of a first draft with few valid ones.
 _MORE_DRAFTS = 12
 
 
@@ -56,12 +56,12 @@ class Known:
     """What a run has shown so far.
 
     Attributes:
-        valid: Share of the first draft that was valid; None before.
-        changed: Whether the search found another guiding text; None before.
-        done: What each finished stage has bought.
-        under_way: What the stage that runs has bought so far.
-        read: Tokens read a request, over what was predicted.
-        written: Tokens written a request, over what was predicted.
+        valid: Share of the first draft that was valid; None: not known yet.
+        changed: Whether the search found another guiding text; None: not known yet.
+        done: Usage of each finished stage.
+        under_way: Usage so far of each started stage.
+        read: Input tokens a request, relative to the prediction.
+        written: Output tokens a request, relative to the prediction.
     """
 
     valid: float | None = None
@@ -76,18 +76,18 @@ NOTHING = Known()
 
 
 def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known = NOTHING) -> Forecast:
-    """What a recipe is going to send.
+    """Forecasts what a recipe will send.
 
     Args:
         recipe: The recipe.
-        lengths: Of its requests, from `optimsyn.machine.forecast.lengths.measure`.
-        passages: How many it has; 0 where they are not read yet.
+        lengths: Lengths of its requests, from `optimsyn.machine.forecast.lengths.measure`.
+        passages: Number of its passages; 0 where they are not read yet.
         known: What the run has shown so far.
     """
     stages = []
     for stage, work in _work(recipe, passages, known).items():
         if stage in known.done:
-            stages.append(_as_it_was(stage, known.done[stage]))
+            stages.append(_exactly(stage, known.done[stage]))
             continue
         priced = _priced(recipe, stage, work, lengths, known)
         so_far = known.under_way.get(stage)
@@ -103,7 +103,7 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
 
 
 def paid_models(recipe: Recipe) -> list[str]:
-    """The roles whose model costs money, or of which nobody knows that it does not."""
+    """The roles whose model costs money or has an unknown price."""
     prices = {role: price_of(spec) for role, spec in _writing(recipe).items()}
     return [role for role, price in prices.items() if price is None or price.input or price.output]
 
@@ -115,20 +115,20 @@ def _writing(recipe: Recipe) -> dict[str, ModelSpec]:
 
 
 def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
-    """The forecast of a run as it begins, continues or has ended a stage, put on record in its manifest.
+    """Updates the forecast of a run at its start or after a stage, and records it in the manifest.
 
     Args:
         run: The run.
-        at_first: The forecast from the recipe alone; taken where the run has not begun.
+        at_first: The forecast from the recipe alone, for a run that has not begun.
     """
-    begun = any(record.attempts for record in run.manifest.stages)
-    foreseen = at_first if at_first is not None and not begun else forecast_run(run)
-    run.foresee(foreseen)
-    return foreseen
+    started = any(record.attempts for record in run.manifest.stages)
+    predicted = at_first if at_first is not None and not started else forecast_run(run)
+    run.foresee(predicted)
+    return predicted
 
 
 def forecast_run(run: Run) -> Forecast:
-    """The forecast of a run as it looks now, with what it has sent in place of what was predicted.
+    """The current forecast of a run, with actual numbers in place of predicted ones.
 
     Raises:
         DataError: A file of the run is damaged.
@@ -138,15 +138,15 @@ def forecast_run(run: Run) -> Forecast:
 
     passages: list[Passage] = []
     shape = None
-    # A run whose files somebody has taken away is refused by the stage that needs them.
+    # The stage that needs missing files reports them.
     if run.done("prepare") and run.path("prepare", "passages.jsonl").is_file():
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
         shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
     lengths = measure(run.recipe, passages, shape)
-    foreseen = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
-    doubts = [usage_sentence(name, said) for name, answers in run.services.items() if (said := answers.get("usage"))]
-    return foreseen.model_copy(
-        update={"notes": (*foreseen.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))}
+    predicted = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
+    doubts = [usage_sentence(name, usage) for name, raw in run.services.items() if (usage := raw.get("usage"))]
+    return predicted.model_copy(
+        update={"notes": (*predicted.notes, *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts))}
     )
 
 
@@ -166,12 +166,12 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
         valid = draft.valid / draft.first_draft
     if isinstance(search, OptimizePromptResult):
         changed = search.changed
-    foreseen = {stage.stage: stage for stage in forecast(run.recipe, lengths, passages).stages}
-    bought = [(foreseen[name], cost) for name, cost in {**done, **under_way}.items() if name in foreseen]
+    predicted = {stage.stage: stage for stage in forecast(run.recipe, lengths, passages).stages}
+    bought = [(predicted[name], cost) for name, cost in {**done, **under_way}.items() if name in predicted]
     requests = sum(cost.replies for _, cost in bought)
 
     def ratio(tokens: str) -> float | None:
-        """Tokens a request, over what was predicted for the same stages."""
+        """Tokens a request, relative to the prediction for the same stages."""
         expected = sum(
             cost.replies * getattr(stage, tokens).expected / stage.requests.expected
             for stage, cost in bought
@@ -224,19 +224,19 @@ def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
 
 
 def _compared(recipe: Recipe, passages: int) -> tuple[int, int]:
-    """Passages that a guiding text is compared on, and those that a proposal is first tried on."""
+    """The number of passages that guiding texts are compared on, and of those that a proposal is first tried on."""
     config = recipe.optimizers.prompt
     compared = max(1, min(config.passages, config.metric_calls // 2, passages or config.passages))
     return compared, min(config.minibatch, compared)
 
 
 def _proposed(recipe: Recipe, passages: int) -> tuple[float, float]:
-    """Pairs that the search judges, and texts that it tries beside the recipe's."""
+    """The expected number of pairs that the search judges, and of texts that it tries beside the recipe's."""
     config = recipe.optimizers.prompt
     compared, tried = _compared(recipe, passages)
     if config.method == "gepa":
         return _searched(config.metric_calls, compared, tried)
-    # Others compare each text in full, as far as is known.
+    # Other methods compare each text in full, as far as known.
     texts = config.metric_calls // compared
     if config.method == "miprov2":
         texts = min(texts, MIPRO_TEXTS)
@@ -244,21 +244,21 @@ def _proposed(recipe: Recipe, passages: int) -> tuple[float, float]:
 
 
 def _searched(most: int, compared: int, tried: int) -> tuple[float, float]:
-    """Pairs that are judged, and texts that are proposed, until the next proposal could pass the budget."""
-    # From the end of the budget to its beginning: what is still to come after so many judged pairs.
-    to_come = [(0.0, 0.0)] * (most + compared + 1)
+    """The expected numbers of judged pairs and proposed texts until the next proposal could exceed the budget."""
+    # Dynamic programming from the end of the budget: expected remaining (pairs, proposals) after `judged` pairs.
+    remaining = [(0.0, 0.0)] * (most + compared + 1)
     for judged in range(most - compared, compared - 1, -1):
-        better, worse = to_come[judged + compared], to_come[judged + tried]
-        to_come[judged] = (
+        better, worse = remaining[judged + compared], remaining[judged + tried]
+        remaining[judged] = (
             _ACCEPTED * (compared + better[0]) + (1 - _ACCEPTED) * (tried + worse[0]),
             1 + _ACCEPTED * better[1] + (1 - _ACCEPTED) * worse[1],
         )
-    pairs, proposals = to_come[compared]
+    pairs, proposals = remaining[compared]
     return compared + pairs, proposals
 
 
 def _changed(recipe: Recipe, passages: int) -> Range:
-    """How likely a search is to find a better text than the recipe's: the likelier, the more it proposes."""
+    """The probability that a search finds a better text than the recipe's, which grows with its proposals."""
     _, proposals = _proposed(recipe, passages)
     return Range(low=0.0, expected=1 - (1 - _FOUND) ** proposals, high=1.0)
 
@@ -267,20 +267,20 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     config = recipe.optimizers.policy
     if not config.enabled:
         return []
-    each = min(config.passages_per_step, passages or config.passages_per_step)
-    # The rubrics themselves are sampled while training, by a model that is here.
-    return [("pair", _READ * float(config.steps * each * config.group_size))]
+    a_step = min(config.passages_per_step, passages or config.passages_per_step)
+    # The local policy samples the rubrics.
+    return [("pair", _READ * float(config.steps * a_step * config.group_size))]
 
 
 def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
     candidates = _candidates(recipe, known)
-    # Written under the first guiding text with the same seeds, the first of them are those of the first draft.
+    # With the same guiding text and seeds, the first candidates are those of the first draft, and cached.
     drafted = recipe.warm_up.pairs
     low, expected, high = (
         max(0.0, value - drafted) for value in (candidates.low, candidates.expected, candidates.high)
     )
-    again = Range(low=low, expected=expected, high=high)
-    work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", again), ("pair", again)]
+    new = Range(low=low, expected=expected, high=high)
+    work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new)]
     if recipe.optimizers.prompt.enabled:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
         work += [("rubric", candidates * changed), ("pair", candidates * changed)]
@@ -291,14 +291,14 @@ def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, 
 
 def _candidates(recipe: Recipe, known: Known) -> Range:
     """Candidates of one variant: the first round, and more where too few of them are valid."""
-    wanted = recipe.synthesis.pairs
-    first = max(wanted, round(wanted * recipe.synthesis.oversample))
+    pairs = recipe.synthesis.pairs
+    first = max(pairs, round(pairs * recipe.synthesis.oversample))
 
     def written(share: float) -> float:
         return first + sum(
-            chance * min((_MOST_ROUNDS - 1) * first, (wanted - valid) / max(valid / first, _LEAST_SHARE) + 1)
+            chance * min((_MOST_ROUNDS - 1) * first, (pairs - valid) / max(valid / first, _LEAST_SHARE) + 1)
             for valid, chance in _chances(first, share)
-            if valid < wanted
+            if valid < pairs
         )
 
     shares = (_VALID.low, _VALID.expected, _VALID.high)
@@ -309,7 +309,7 @@ def _candidates(recipe: Recipe, known: Known) -> Range:
 
 
 def _chances(tries: int, share: float) -> list[tuple[float, float]]:
-    """How many of so many are valid, and how likely that is; of many, as good as exactly their share."""
+    """The distribution of the number of valid candidates as (number, probability); for many, just the mean."""
     if tries > _MANY:
         return [(share * tries, 1.0)]
     return [(n, math.comb(tries, n) * share**n * (1 - share) ** (tries - n)) for n in range(tries + 1)]
@@ -319,7 +319,7 @@ def _priced(
     recipe: Recipe, stage: str, work: Sequence[tuple[Kind, Range]], lengths: Lengths, known: Known
 ) -> StageForecast:
     models = recipe.models
-    of: dict[Kind, tuple[ModelSpec | None, Range, Range]] = {
+    requests_of: dict[Kind, tuple[ModelSpec | None, Range, Range]] = {
         "rubric": (models.rubric, lengths.rubric_in, lengths.rubric_out),
         "policy": (models.rubric, lengths.policy_in, lengths.rubric_out),
         "pair": (models.generator, lengths.pair_in, lengths.pair_out),
@@ -329,7 +329,7 @@ def _priced(
     requests, read, written = Range(), Range(), Range()
     cost: Range | None = Range()
     for kind, amount in work:
-        spec, one_in, one_out = of[kind]
+        spec, one_in, one_out = requests_of[kind]
         assert spec is not None
         tokens_in = amount * _corrected(one_in, known.read)
         tokens_out = amount * _corrected(one_out, known.written)
@@ -344,14 +344,14 @@ def _priced(
 
 
 def _corrected(tokens: Range, ratio: float | None) -> Range:
-    """Tokens of one request, by how far off they were in what has been sent already."""
+    """Tokens of one request, corrected by the ratio of actual to predicted tokens so far."""
     if ratio is None:
         return tokens
     middle = tokens.expected * ratio
     return Range(low=0.8 * middle, expected=middle, high=1.25 * middle)
 
 
-def _as_it_was(stage: str, cost: Usage) -> StageForecast:
+def _exactly(stage: str, cost: Usage) -> StageForecast:
     return StageForecast(
         stage=stage,
         requests=Range.exactly(cost.replies),
