@@ -35,13 +35,13 @@ def rooms() -> list[str]:
 
 def purposes() -> dict[str, str]:
     """What each room is for: the first line of its docstring."""
-    found = {}
+    purposes_by_room = {}
     for room in rooms():
         folder = ROOT / "optimsyn" / room
         path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[room] = text.partition("\n")[0]
-    return found
+        purposes_by_room[room] = text.partition("\n")[0]
+    return purposes_by_room
 
 
 def imports() -> set[tuple[str, str]]:
@@ -50,15 +50,15 @@ def imports() -> set[tuple[str, str]]:
 
     heavy: list[str] = list(_contracts()["forbidden"]["forbidden_modules"])  # type: ignore[call-overload]
     graph = grimp.build_graph("optimsyn", include_external_packages=True, cache_dir=None)
-    found = set()
+    modules = set()
     for module in graph.modules:
         for imported in graph.find_modules_directly_imported_by(module):
             room = module.split(".")[1] if module.count(".") else ""
             parts = imported.split(".")
             other = parts[0] if parts[0] in heavy else parts[1] if parts[0] == "optimsyn" and len(parts) > 1 else ""
             if room in rooms() and other and other != room:
-                found.add((room, other))
-    return found
+                modules.add((room, other))
+    return modules
 
 
 def table() -> str:

@@ -84,11 +84,11 @@ def faults_of(entry: Entry) -> Iterator[str]:
     for place, example in enumerate(entry.examples):
         yield from (f"example {place} ({example.form}): {fault}" for fault in faults_of_example(entry, example))
     rubrics = [content(" ".join(example.rubric.model_dump().values())) for example in entry.examples]
-    for one in range(len(rubrics)):
-        for other in range(one):
-            shared = len(rubrics[one] & rubrics[other]) / max(1, min(len(rubrics[one]), len(rubrics[other])))
+    for index in range(len(rubrics)):
+        for other in range(index):
+            shared = len(rubrics[index] & rubrics[other]) / max(1, min(len(rubrics[index]), len(rubrics[other])))
             if shared > 0.7:
-                yield f"the rubrics of examples {other} and {one} share {shared:.0%} of their words"
+                yield f"the rubrics of examples {other} and {index} share {shared:.0%} of their words"
 
 
 def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
@@ -117,8 +117,8 @@ def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
     for name, line in example.rubric.model_dump().items():
         if not 3 <= len(line.split()) <= 24 or "\n" in line:
             yield f"rubric.{name} has {len(line.split())} words; 3 to 24 on one line are wanted"
-    told = plain(" ".join(example.rubric.model_dump().values()))
-    if example.form not in ("verdict",) and len(plain(example.answer)) > 3 and plain(example.answer) in told:
+    rubric_text = plain(" ".join(example.rubric.model_dump().values()))
+    if example.form not in ("verdict",) and len(plain(example.answer)) > 3 and plain(example.answer) in rubric_text:
         yield "the rubric gives the answer away"
 
 
@@ -144,12 +144,12 @@ def faults_of_all(entries: list[Entry]) -> Iterator[str]:
         share = sum(example.form == form for example in examples) / max(1, len(examples))
         if not LEAST_SHARE <= share <= MOST_SHARE:
             yield f"{share:.1%} of the examples have the form {form}; {LEAST_SHARE:.0%} to {MOST_SHARE:.0%} are wanted"
-    for what, texts in {
+    for label, texts in {
         "passage": [entry.passage for entry in entries],
         "question": [example.question for example in examples],
         "id": [entry.id for entry in entries],
     }.items():
-        yield from (f"{what} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
+        yield from (f"{label} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
     for name in Rubric.model_fields:
         lines = Counter(plain(getattr(example.rubric, name)) for example in examples)
         yield from (f"rubric.{name} {count} times: {line!r}" for line, count in lines.items() if count > 3)
@@ -165,12 +165,12 @@ def main() -> int:
     files = args.file or sorted(FOLDER.glob("*.jsonl"))
     entries, faults = [], []
     for file in files:
-        for number, found in read(file):
-            if isinstance(found, str):
-                faults.append(f"{file.name}:{number}: {found}")
+        for number, entry in read(file):
+            if isinstance(entry, str):
+                faults.append(f"{file.name}:{number}: {entry}")
             else:
-                entries.append(found)
-                faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(found)]
+                entries.append(entry)
+                faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry)]
     if not args.file:
         faults += list(faults_of_all(entries))
     sys.stdout.writelines(f"{fault}\n" for fault in faults)

@@ -43,25 +43,25 @@ class HeldOut(Strict):
     wanted: tuple[Wanted, ...] = Field(min_length=4, max_length=4)
 
 
-def faults_of(entry: HeldOut, taken: set[str]) -> Iterator[str]:
+def faults_of(entry: HeldOut, corpus_names: set[str]) -> Iterator[str]:
     """What is wrong with one passage."""
-    if entry.subject in taken:
+    if entry.subject in corpus_names:
         yield f"the corpus has the subject {entry.subject}"
     words = len(entry.passage.split())
     if not 50 <= words <= 260:
         yield f"the passage has {words} words; 50 to 260 are wanted"
-    if len({wanted.form for wanted in entry.wanted}) < len(entry.wanted):
+    if len({expected.form for expected in entry.wanted}) < len(entry.wanted):
         yield "two rubrics ask for the same form"
-    for place, wanted in enumerate(entry.wanted):
-        for name, line in wanted.rubric.model_dump().items():
+    for place, expected in enumerate(entry.wanted):
+        for name, line in expected.rubric.model_dump().items():
             if not 3 <= len(line.split()) <= 24 or "\n" in line:
                 yield f"rubric {place}, {name}: {len(line.split())} words; 3 to 24 on one line are wanted"
-    said = [content(" ".join(wanted.rubric.model_dump().values())) for wanted in entry.wanted]
-    for one in range(len(said)):
-        for other in range(one):
-            shared = len(said[one] & said[other]) / max(1, min(len(said[one]), len(said[other])))
+    rubrics = [content(" ".join(expected.rubric.model_dump().values())) for expected in entry.wanted]
+    for index in range(len(rubrics)):
+        for other in range(index):
+            shared = len(rubrics[index] & rubrics[other]) / max(1, min(len(rubrics[index]), len(rubrics[other])))
             if shared > 0.7:
-                yield f"rubrics {other} and {one} share {shared:.0%} of their words"
+                yield f"rubrics {other} and {index} share {shared:.0%} of their words"
 
 
 def main() -> int:
@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
-    taken = {file.stem for file in CORPUS.glob("*.jsonl")}
+    corpus_names = {file.stem for file in CORPUS.glob("*.jsonl")}
     entries, faults = [], []
     for file in args.file or sorted(FOLDER.glob("*.jsonl")):
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -79,9 +79,9 @@ def main() -> int:
                 faults.append(f"{file.name}:{number}: {str(error)[:400]}")
                 continue
             entries.append(entry)
-            faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry, taken)]
+            faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry, corpus_names)]
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
-    forms = Counter(wanted.form for entry in entries for wanted in entry.wanted)
+    forms = Counter(expected.form for entry in entries for expected in entry.wanted)
     counts = ", ".join(f"{form} {count}" for form, count in forms.most_common())
     sys.stdout.write(f"{len(entries)} passages, {len(faults)} faults; {counts}\n")
     return bool(faults)

@@ -47,16 +47,16 @@ def _inline(match: re.Match[str]) -> str:
 
 
 def _mathml(latex: str, display: str) -> str:
-    made = convert(latex.strip(), display=display).replace("\n", "")
+    mathml = convert(latex.strip(), display=display).replace("\n", "")
     for before, after in _AS_TEX.items():
-        made = made.replace(before, after)
+        mathml = mathml.replace(before, after)
     # Punctuation as entities: an asterisk, a bracket or a bar would mean something to Markdown.
-    return _TEXT.sub(lambda text: f">{_entities(text[1])}<", made)
+    return _TEXT.sub(lambda text: f">{_entities(text[1])}<", mathml)
 
 
 def _entities(text: str) -> str:
-    known = re.split(r"(&#?\w+;)", text)
+    parts = re.split(r"(&#?\w+;)", text)
     return "".join(
         part if index % 2 else "".join(f"&#{ord(c)};" if c in string.punctuation else c for c in part)
-        for index, part in enumerate(known)
+        for index, part in enumerate(parts)
     )

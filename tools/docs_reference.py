@@ -68,8 +68,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple):
-        found = [_section_of(part) for part in get_args(annotation)]
-        return next((section for section in found if section is not None), None)
+        sections = [_section_of(part) for part in get_args(annotation)]
+        return next((section for section in sections if section is not None), None)
     return None
 
 
@@ -124,17 +124,17 @@ def _type(annotation: Any, field: FieldInfo | None = None) -> str:
 
 def _range(field: FieldInfo | None) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least {} characters", "pattern": "{}"}
-    found = []
+    bounds = []
     for constraint in field.metadata if field is not None else []:
         for name, sign in signs.items():
             value = getattr(constraint, name, None)
             if value is None:
                 continue
             if name == "pattern":
-                found.append("letters, digits, `_` and `-`")
+                bounds.append("letters, digits, `_` and `-`")
             else:
-                found.append(sign.format(value) if "{}" in sign else f"{sign} {value:g}")
-    return f", {' and '.join(found)}" if found else ""
+                bounds.append(sign.format(value) if "{}" in sign else f"{sign} {value:g}")
+    return f", {' and '.join(bounds)}" if bounds else ""
 
 
 def _default(field: FieldInfo) -> str:
@@ -142,8 +142,8 @@ def _default(field: FieldInfo) -> str:
         return "**required**"
     value = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
-        shown = value.model_dump(mode="json", exclude_defaults=True)
-        return "its defaults" if not shown else f"`{_flow(shown)}`"
+        values = value.model_dump(mode="json", exclude_defaults=True)
+        return "its defaults" if not values else f"`{_flow(values)}`"
     if value is None:
         return "none"
     if value == "":
@@ -194,9 +194,9 @@ def _parameter(parameter: Any, context: Any) -> str | None:
     record = parameter.get_help_record(context)
     if record is None or parameter.name == "help":
         return None
-    names, told = record
+    names, description = record
     names = names.removesuffix(" <str>").replace(" range>", ">").replace(" <list[str]>", "").replace("|", ", ")
-    notes = re.search(r"\s*\[([^\]]+)\]$", told)
+    notes = re.search(r"\s*\[([^\]]+)\]$", description)
     default, ranges = "", []
     for note in notes[1].split("; ") if notes else []:
         if note == "required":
@@ -205,7 +205,7 @@ def _parameter(parameter: Any, context: Any) -> str | None:
             default = f"`{note.removeprefix('default: ')}`"
         else:
             ranges.append(note.replace("<=", " ≤ ").replace(">=", " ≥ ").strip())
-    text = told[: notes.start()] if notes else told
+    text = description[: notes.start()] if notes else description
     more = f" ({', '.join(ranges)})" if ranges else ""
     return f"| `{names}` | {default} | {_cell(text)}{more} |"
 

@@ -65,11 +65,11 @@ def with_ids(cells: Sequence[NotebookNode], earlier: Sequence[NotebookNode]) -> 
             ids |= {b + offset: earlier[a + offset].id for offset in range(b_end - b)}
         elif operation == "replace":
             ids |= _alike(earlier, cells, range(a, a_end), range(b, b_end))
-    taken = set(ids.values())
+    used = set(ids.values())
     for place, cell in enumerate(cells):
         if place not in ids:
-            ids[place] = _new_id(cell, taken)
-            taken.add(ids[place])
+            ids[place] = _new_id(cell, used)
+            used.add(ids[place])
         cell["id"] = ids[place]
     return list(cells)
 
@@ -96,15 +96,15 @@ def _alike(earlier: Sequence[NotebookNode], cells: Sequence[NotebookNode], old: 
     return {b: earlier[a].id for a, b in pairs}
 
 
-def _new_id(cell: NotebookNode, taken: set[str]) -> str:
+def _new_id(cell: NotebookNode, used: set[str]) -> str:
     heading = re.search(r"^#+\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
     slug = re.sub(r"[^a-z0-9]+", "-", heading[1].lower()).strip("-")[:40] if heading else ""
     digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()
-    wanted = slug or f"{cell.cell_type}-{digest[:8]}"
+    stem = slug or f"{cell.cell_type}-{digest[:8]}"
     number = 2
-    name = wanted
-    while name in taken:
-        name, number = f"{wanted}-{number}", number + 1
+    name = stem
+    while name in used:
+        name, number = f"{stem}-{number}", number + 1
     return name
 
 
@@ -122,23 +122,23 @@ def build(
     Raises:
         ValueError: The executed notebook is not one of these cells.
     """
-    made = nbformat.v4.new_notebook(
+    notebook = nbformat.v4.new_notebook(
         cells=list(cells), metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     )
     if executed is not None:
         ran = [cell for cell in executed.cells if cell.cell_type == "code" and not _injected(cell)]
-        code = [cell for cell in made.cells if cell.cell_type == "code"]
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         if [cell.source for cell in ran] != [cell.source for cell in code]:
             raise ValueError("the executed notebook has other code cells than the source")
         for cell, done in zip(code, ran, strict=True):
             cell.outputs = scrubbed(done.outputs, root)
     else:
         outputs = {cell.id: cell.outputs for cell in keep if cell.cell_type == "code"}
-        for cell in made.cells:
+        for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = outputs.get(cell.id, [])
-    nbformat.validate(made)
-    return made
+    nbformat.validate(notebook)
+    return notebook
 
 
 def _injected(cell: NotebookNode) -> bool:
@@ -149,7 +149,7 @@ def _injected(cell: NotebookNode) -> bool:
 
 def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
     """Outputs as every run of the same cell gives them."""
-    kept: list[NotebookNode] = []
+    cells: list[NotebookNode] = []
     secrets = secret_values()
     for output in outputs:
         if output.get("metadata", {}).get("optimsyn", {}).get("transient"):
@@ -161,12 +161,12 @@ def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
         if any(kind in data for kind in _RICH):
             data.pop("text/plain", None)
         # A stream in two pieces is where the kernel happened to flush.
-        last = kept[-1] if kept else None
+        last = cells[-1] if cells else None
         if last is not None and clean["output_type"] == last["output_type"] == "stream" and clean.name == last.name:
             last["text"] += clean["text"]
         else:
-            kept.append(clean)
-    return kept
+            cells.append(clean)
+    return cells
 
 
 def _relative(value: Any, root: Path) -> Any:
@@ -185,43 +185,43 @@ def _relative(value: Any, root: Path) -> Any:
     return value
 
 
-def problems(notebook: NotebookNode, name: str) -> list[str]:
+def faults_of(notebook: NotebookNode, name: str) -> list[str]:
     """What must not be in a committed notebook: nothing at all where outputs should be, errors, warnings, leaks."""
-    found = []
+    faults = []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if not any(cell.outputs for cell in code):
-        found.append(f"{name}: no cell has an output; run `make notebooks`")
+        faults.append(f"{name}: no cell has an output; run `make notebooks`")
     for number, cell in enumerate(code, 1):
         where = f"{name}, code cell {number}"
         for output in cell.outputs:
             if output.output_type == "error":
-                found.append(f"{where}: it failed with {output.ename}: {output.evalue}")
+                faults.append(f"{where}: it failed with {output.ename}: {output.evalue}")
             if output.output_type == "stream" and output.name == "stderr":
-                found.append(f"{where}: something wrote to standard error: {output.text.strip()[:200]}")
+                faults.append(f"{where}: something wrote to standard error: {output.text.strip()[:200]}")
             if output.get("metadata", {}).get("optimsyn", {}).get("transient"):
-                found.append(f"{where}: a transient output was kept")
+                faults.append(f"{where}: a transient output was kept")
         if set(cell.metadata) - {"tags"}:
-            found.append(f"{where}: metadata {sorted(set(cell.metadata) - {'tags'})}")
+            faults.append(f"{where}: metadata {sorted(set(cell.metadata) - {'tags'})}")
         if cell.execution_count is not None:
-            found.append(f"{where}: an execution count")
+            faults.append(f"{where}: an execution count")
     for text in texts(notebook):
         if match := _ABSOLUTE.search(text):
-            found.append(f"{name}: an absolute path: {match[0][:80]}")
+            faults.append(f"{name}: an absolute path: {match[0][:80]}")
         if _KEY.search(text) or any(secret in text for secret in secret_values()):
-            found.append(f"{name}: something that looks like a key")
+            faults.append(f"{name}: something that looks like a key")
         if re.search(r"\b\w*Warning\b: |^WARNING\b", text, re.MULTILINE):
-            found.append(f"{name}: a warning: {text.strip()[:120]}")
-    return found
+            faults.append(f"{name}: a warning: {text.strip()[:120]}")
+    return faults
 
 
 def texts(notebook: NotebookNode) -> list[str]:
     """Every text of a notebook: sources, and outputs but for pictures."""
-    found = [cell.source for cell in notebook.cells]
+    parts = [cell.source for cell in notebook.cells]
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            found.append(str(output.get("text", "")))
-            found += [str(item) for kind, item in output.get("data", {}).items() if not kind.startswith("image/")]
-    return found
+            parts.append(str(output.get("text", "")))
+            parts += [str(item) for kind, item in output.get("data", {}).items() if not kind.startswith("image/")]
+    return parts
 
 
 def same_cells(notebook: NotebookNode) -> list[tuple[str, str, str, list[str]]]:

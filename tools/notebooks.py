@@ -28,7 +28,7 @@ from typing import Any
 import nbformat
 import psutil
 from nbformat import NotebookNode
-from notebook_form import build, problems, same_cells, source_cells, with_ids
+from notebook_form import build, faults_of, same_cells, source_cells, with_ids
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.files import write_json, write_text
@@ -66,11 +66,11 @@ class Measured:
             if self.replies
             else ("no reply bought")
         )
-        what = {QUICKSTART: "All seven stages"}.get(name, "The stage" if _stage(name) else "This notebook")
+        subject = {QUICKSTART: "All seven stages"}.get(name, "The stage" if _stage(name) else "This notebook")
         where = ", on the finished run of the quickstart" if name.startswith(_ON_A_RUN) else ""
         text = (
-            f"**Measured.** {what} took {duration(self.seconds)} and at most {self.peak_memory_bytes / 1e9:.1f} GB of "
-            f"memory{where}: {bought}, on {self.machine}."
+            f"**Measured.** {subject} took {duration(self.seconds)} and at most {self.peak_memory_bytes / 1e9:.1f} GB "
+            f"of memory{where}: {bought}, on {self.machine}."
         )
         if _stage(name):
             text += f' The outputs below are of a run with `size = "{self.size}"`.'
@@ -117,7 +117,7 @@ def generated(source: Path, measured: MeasuredFile, executed: NotebookNode | Non
 def check() -> list[str]:
     """Everything that does not fit between sources and notebooks."""
     measured = MeasuredFile(MEASURED)
-    found = [
+    problems = [
         f"{path.name}: there is no {path.with_suffix('.py').name} that it is made from"
         for path in sorted(FOLDER.glob("*.ipynb"))
         if not path.with_suffix(".py").is_file()
@@ -125,15 +125,15 @@ def check() -> list[str]:
     for source in sources():
         target = source.with_suffix(".ipynb")
         if not target.is_file():
-            found.append(f"{target.name}: missing; run `make notebooks`")
+            problems.append(f"{target.name}: missing; run `make notebooks`")
             continue
         notebook = nbformat.read(target, as_version=4)
         if same_cells(notebook) != same_cells(generated(source, measured)):
-            found.append(f"{target.name}: its cells differ from {source.name}; run `make notebooks`")
+            problems.append(f"{target.name}: its cells differ from {source.name}; run `make notebooks`")
         if source.stem not in measured.notebooks:
-            found.append(f"{target.name}: it has no measured line; run `make notebooks`")
-        found += problems(notebook, target.name)
-    return found
+            problems.append(f"{target.name}: it has no measured line; run `make notebooks`")
+        problems += faults_of(notebook, target.name)
+    return problems
 
 
 def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> list[str]:
@@ -147,7 +147,7 @@ def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> l
     os.chdir(WORK)
     measured = MeasuredFile(MEASURED)
     measured.size = size or measured.size
-    found: list[str] = []
+    problems: list[str] = []
     with EmbeddedServer():
         for source in chosen:
             sys.stdout.write(f"{source.stem} … ")
@@ -157,17 +157,17 @@ def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> l
                 executed, facts = _execute(source, measured.size)
             except OptimsynError as error:
                 sys.stdout.write("failed\n")
-                return [*found, str(error)]
-            known = measured.notebooks.get(source.stem)
-            if measure or known is None or known.size != facts.size:
+                return [*problems, str(error)]
+            measurement = measured.notebooks.get(source.stem)
+            if measure or measurement is None or measurement.size != facts.size:
                 measured.notebooks[source.stem] = facts
                 measured.save()
             notebook = generated(source, measured, executed)
             changed = _write(source.with_suffix(".ipynb"), notebook)
-            found += problems(notebook, source.with_suffix(".ipynb").name)
+            problems += faults_of(notebook, source.with_suffix(".ipynb").name)
             took = duration(time.monotonic() - begun)
             sys.stdout.write(f"{'written' if changed else 'the same'}, {took}\n")
-    return found
+    return problems
 
 
 def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
@@ -253,8 +253,8 @@ def _machine() -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     info = Path("/proc/cpuinfo")
-    named = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    processor = named[0].partition(":")[2].strip() if named else platform.processor() or platform.machine()
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    processor = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     return f"{cores} cores ({processor}, {gpu})"
 
@@ -274,10 +274,10 @@ def _text(notebook: NotebookNode) -> str:
 def _chosen(names: Sequence[str]) -> list[Path]:
     if not names:
         return sources()
-    found = [source for source in sources() if any(source.stem.startswith(Path(name).stem) for name in names)]
-    if not found:
+    chosen = [source for source in sources() if any(source.stem.startswith(Path(name).stem) for name in names)]
+    if not chosen:
         sys.exit(f"no notebook begins with {', '.join(names)}; there are {', '.join(p.stem for p in sources())}")
-    return found
+    return chosen
 
 
 def main() -> int:
@@ -288,19 +288,19 @@ def main() -> int:
     parser.add_argument("--cells", action="store_true", help="renew cells, keep outputs, execute nothing")
     parser.add_argument("--measure", action="store_true", help="renew the measured lines")
     parser.add_argument("--size", choices=SIZES, help="of the stage notebooks, from now on (now in measured.json)")
-    wanted = parser.parse_args()
-    if wanted.check:
-        found = check()
-    elif wanted.cells:
+    args = parser.parse_args()
+    if args.check:
+        problems = check()
+    elif args.cells:
         measured = MeasuredFile(MEASURED)
-        for source in _chosen(wanted.names):
+        for source in _chosen(args.names):
             _write(source.with_suffix(".ipynb"), generated(source, measured))
-        found = check()
+        problems = check()
     else:
-        found = execute_all(_chosen(wanted.names), measure=wanted.measure, size=wanted.size)
-    for problem in found:
+        problems = execute_all(_chosen(args.names), measure=args.measure, size=args.size)
+    for problem in problems:
         sys.stdout.write(f"{problem}\n")
-    return 1 if found else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

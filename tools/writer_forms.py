@@ -65,16 +65,16 @@ def _sentences(text: str) -> int:
 
 def is_figure(pair: Written) -> bool:
     """A number, with its unit where it has one, in at most eight words, and no date."""
-    found = _words(pair.answer)
+    words = _words(pair.answer)
     years = re.fullmatch(r"\W*(1\d\d\d|20\d\d)\W*", pair.answer)
-    return bool(_FIGURE.search(pair.answer)) and len(found) <= 8 and years is None
+    return bool(_FIGURE.search(pair.answer)) and len(words) <= 8 and years is None
 
 
 def is_name(pair: Written) -> bool:
     """The name of a person, a place, a body, a thing: one to six words, with no number in front."""
-    found = _words(pair.answer)
+    words = _words(pair.answer)
     return (
-        1 <= len(found) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
+        1 <= len(words) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
     )
 
 

@@ -60,16 +60,16 @@ def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: 
 
 def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> Chart | None:
     """Reward of every guiding text that the method tried, and of the best so far; None when none was."""
-    tried = scored(history, "score")
-    if not tried:
+    candidates = scored(history, "score")
+    if not candidates:
         return None
-    compared = [row["score"] for row in tried if row.get("status") != "rejected"]
-    alt = f"{len(tried)} guiding texts were tried."
+    compared = [row["score"] for row in candidates if row.get("status") != "rejected"]
+    alt = f"{len(candidates)} guiding texts were tried."
     if compared:
         best = number(max(compared))
-        alt = f"{len(tried)} guiding texts: reward {number(compared[0])} at the start, best {best}."
+        alt = f"{len(candidates)} guiding texts: reward {number(compared[0])} at the start, best {best}."
     with page_axes(WIDTH, _FRAMED_HEIGHT, (54, 10, _RIGHT - 6, 166)) as axes:
-        note = draw_prompt(axes, tried)
+        note = draw_prompt(axes, candidates)
         return Chart(f"Guiding text ({method_label(method)})", svg(axes, alt), note)
 
 
@@ -101,11 +101,11 @@ def interval_chart(
     """
     variants = [variant_label(row["variant"]) for row in rows]
     names = variants if labels is None else [f"{a} ({b})" for a, b in zip(labels, variants, strict=True)]
-    said = "; ".join(f"{name} {interval_text(row)}" for name, row in zip(names, rows, strict=True))
+    values = "; ".join(f"{name} {interval_text(row)}" for name, row in zip(names, rows, strict=True))
     height = intervals_height(rows, labels)
     with page_axes(WIDTH, height + 24, (_LEFT, 2, _RIGHT, height + 2)) as axes:
         draw_intervals(axes, rows, labels, zero=zero)
-        return Chart(metric_label(metric), svg(axes, f"{metric_label(metric)}: {said}"))
+        return Chart(metric_label(metric), svg(axes, f"{metric_label(metric)}: {values}"))
 
 
 def scored(history: Sequence[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:

@@ -119,7 +119,7 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
 def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
     names = [run.name for run in facts]
     tests = list(dict.fromkeys(run.test_set for run in facts if run.test_set))
-    found = []
+    compared = []
     for run in facts:
         state = run_state(run.manifest)
         report = run.folder / REPORT
@@ -128,7 +128,7 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
         guiding = None
         if run.guiding_text is not None:
             guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
-        found.append(
+        compared.append(
             Compared(
                 label=run.name if names.count(run.name) == 1 else f"{run.folder.parent.name}/{run.name}",
                 facts=run,
@@ -142,19 +142,19 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
                 guiding=guiding,
             )
         )
-    return found
+    return compared
 
 
 def _stages(runs: Sequence[Compared]) -> list[str]:
     """The stages that any of the runs has, in the order of a run."""
-    found: list[str] = []
+    stages: list[str] = []
     for run in runs:
         place = 0
         for name in run.facts.manifest.names:
-            if name not in found:
-                found.insert(place, name)
-            place = found.index(name) + 1
-    return found
+            if name not in stages:
+                stages.insert(place, name)
+            place = stages.index(name) + 1
+    return stages
 
 
 def _letter(place: int) -> str:
@@ -168,35 +168,35 @@ def _variants(runs: Sequence[Compared], first: Sequence[str]) -> list[str]:
 
 def _warnings(runs: Sequence[Compared]) -> list[str]:
     """Why numbers of these runs may not be compared."""
-    found = []
+    warnings = []
     tests: dict[str, list[str]] = {}
     for run in runs:
         if run.test_set:
             tests.setdefault(run.test_set, []).append(run.label)
     if len(tests) > 1:
-        found.append(
+        warnings.append(
             f"These runs have {len(tests)} different sets of test questions, marked "
             f"{', '.join(tests)}. Values are comparable only under the same letter; of the others only the change "
             "against the target as it came says something, each on its own questions."
         )
     targets = {run.facts.recipe.models.target.name for run in runs}
     if len(targets) > 1:
-        found.append(
+        warnings.append(
             f"They have different targets ({', '.join(sorted(targets))}): neither losses nor influence compare."
         )
     scales = {json.dumps(run.facts.recipe.influence.model_dump(exclude={"batch_tokens", "method"})) for run in runs}
     directions = {run.facts.validation_set for run in runs if run.facts.validation_set}
     if len(scales) > 1:
-        found.append("They compute influence in different ways, so influence is on different scales.")
+        warnings.append("They compute influence in different ways, so influence is on different scales.")
     elif len(directions) > 1:
-        found.append("Their validation questions differ, so influence points in different directions.")
+        warnings.append("Their validation questions differ, so influence points in different directions.")
     seeds = {run.facts.recipe.seed for run in runs}
     done = [run for run in runs if run.facts.evaluation]
     if len(seeds) == 1 and len(done) > 1:
-        found.append(
+        warnings.append(
             "All have the same seed. Intervals are over questions: another seed may move every number by more."
         )
-    return found
+    return warnings
 
 
 def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tuple[Compared, MetricRow]]:
@@ -240,7 +240,7 @@ def differing(recipes: Mapping[str, Recipe]) -> list[tuple[str, list[tuple[str, 
     """The fields in which recipes differ: for each its values in order, with the names of the recipes that have it."""
     flat = {name: _flat(recipe.model_dump(mode="json")) for name, recipe in recipes.items()}
     fields = dict.fromkeys(field for values in flat.values() for field in values)
-    found = []
+    rows = []
     for field in fields:
         if field.split(".")[0] in _ELSEWHERE:
             continue
@@ -248,8 +248,8 @@ def differing(recipes: Mapping[str, Recipe]) -> list[tuple[str, list[tuple[str, 
         for name, own in flat.items():
             values.setdefault(own.get(field, "–"), []).append(name)
         if len(values) > 1:
-            found.append((field, list(values.items())))
-    return found
+            rows.append((field, list(values.items())))
+    return rows
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:

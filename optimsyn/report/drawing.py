@@ -188,7 +188,7 @@ def _small(text: str, alt: str) -> str:
     body = _NOT_NEEDED.sub("", body)
     body = re.sub(rf'<g id="{_TITLE}([^"]*)">', r"<g><title>\1</title>", body)
     used = set(re.findall(r"""#([\w-]+)["')]""", body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
     body = re.sub(r' (d|x|y|transform|width|height)="([^"]*)"', _rounded, body)
     body = re.sub(r' style="([^"]*)"', _styled, body)
     body = re.sub(r">\s+<", "><", body)
@@ -201,12 +201,12 @@ def _small(text: str, alt: str) -> str:
 
 def _styled(attribute: re.Match[str]) -> str:
     """A style without what the page says itself, with the page's colours."""
-    style = re.sub(r"font: (?:bold )?([\d.]+)px [^;]*", r"font-size: \1px", attribute[1])
-    parts = [part.strip().replace(": ", ":") for part in style.split(";")]
-    kept = ";".join(part for part in parts if part and part not in _AS_IN_PAGE and not part.startswith("font-family"))
-    kept = kept.replace("font-size:12px", "font-size:var(--tick)")
-    kept = re.sub("|".join(_OF_PAGE), lambda found: f"var({_OF_PAGE[found[0]]})", kept)
-    return f' style="{kept}"' if kept else ""
+    font = re.sub(r"font: (?:bold )?([\d.]+)px [^;]*", r"font-size: \1px", attribute[1])
+    parts = [part.strip().replace(": ", ":") for part in font.split(";")]
+    style = ";".join(part for part in parts if part and part not in _AS_IN_PAGE and not part.startswith("font-family"))
+    style = style.replace("font-size:12px", "font-size:var(--tick)")
+    style = re.sub("|".join(_OF_PAGE), lambda match: f"var({_OF_PAGE[match[0]]})", style)
+    return f' style="{style}"' if style else ""
 
 
 def _rounded(attribute: re.Match[str]) -> str:

@@ -103,7 +103,7 @@ class RunFacts:
             name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
         ]
         manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
-        results = {stage: found for stage in manifest.names if (found := files.result(stage)) is not None}
+        results = {stage: result for stage in manifest.names if (result := files.result(stage)) is not None}
         shares = run.folder / "synthesize" / SHARES_FILE
         return cls(
             name=run.name,
@@ -156,8 +156,8 @@ class RunFacts:
         return self._of("synthesize", SynthesizeResult)
 
     def _of(self, stage: str, kind: type[ResultT]) -> ResultT | None:
-        found = self.results.get(stage)
-        return found if isinstance(found, kind) else None
+        result = self.results.get(stage)
+        return result if isinstance(result, kind) else None
 
     @property
     def losses(self) -> dict[str, Losses]:
@@ -167,22 +167,22 @@ class RunFacts:
     @property
     def dataset_variant(self) -> str:
         """The variant that is the dataset, or is going to be."""
-        made = self.synthesize
-        return self.recipe.dataset_variant if made is None or made.dataset is None else made.dataset
+        result = self.synthesize
+        return self.recipe.dataset_variant if result is None or result.dataset is None else result.dataset
 
     @property
     def influence(self) -> dict[str, list[float]]:
         """Influence of the valid candidates: the first draft, then a variant each, as far as they are there."""
-        found = {"first_draft": self.first_draft} if self.first_draft else {}
+        influence = {"first_draft": self.first_draft} if self.first_draft else {}
         for variant, rows in self.candidates.items():
             values = [row["influence"] for row in rows if row["influence"] is not None]
             if values:
-                found[variant] = values
-        return found
+                influence[variant] = values
+        return influence
 
-    def passages(self, wanted: Iterable[str]) -> dict[str, Row]:
+    def passages(self, passage_ids: Iterable[str]) -> dict[str, Row]:
         """The passages of these ids, to be shown."""
-        ids = set(wanted)
+        ids = set(passage_ids)
         rows = _Files(self.folder, self.secrets).raw("prepare", "passages.jsonl")
         return {row["id"]: self.shown(row) for row in rows if row["id"] in ids}
 
@@ -234,39 +234,39 @@ class _Files:
         return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
 
 
-def _dataset_pairs(run: Run, manifest: Manifest, made: StageResult | None) -> int | None:
+def _dataset_pairs(run: Run, manifest: Manifest, result: StageResult | None) -> int | None:
     """As `synthesize` says, or as many as a stage of somebody's own has left of them."""
-    if not isinstance(made, SynthesizeResult):
+    if not isinstance(result, SynthesizeResult):
         return None
-    count = made.pairs
+    count = result.pairs
     for name in between(manifest):
         record = manifest.stage(name)
         if record.status == "finished":
-            count = record.notes.get("handed_on", {}).get(made.dataset, count)
+            count = record.notes.get("handed_on", {}).get(result.dataset, count)
     return count
 
 
 def _judged(rows: Iterable[Row]) -> dict[str, Judged]:
     """By stage, of the rows that were judged as the last one was (see `optimsyn.reward.judgements.latest_rows`)."""
-    found: dict[str, dict[str, Judged]] = {}
+    by_identity: dict[str, dict[str, Judged]] = {}
     latest = ""
     for row in rows:
         if "valid" in row:
             latest = row.get("identity", "")
-            mine = found.setdefault(latest, {})
-            before = mine.get(row.get("source", ""), Judged())
-            mine[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
-    return found.get(latest, {})
+            by_stage = by_identity.setdefault(latest, {})
+            before = by_stage.get(row.get("source", ""), Judged())
+            by_stage[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
+    return by_identity.get(latest, {})
 
 
-def _safe(found: TokenShares, secrets: list[str]) -> TokenShares:
+def _safe(shares: TokenShares, secrets: list[str]) -> TokenShares:
     """Without secrets, also those that are spread over tokens: a pair that holds one loses its pieces."""
     pairs = []
-    for pair in found.pairs:
+    for pair in shares.pairs:
         clean = pair.model_validate(redact_tree(pair.model_dump(mode="json"), secrets))
         whole = "".join(piece.text for piece in pair.pieces)
         pairs.append(clean if redact_tree(whole, secrets) == whole else clean.model_copy(update={"pieces": ()}))
-    return found.model_copy(update={"pairs": tuple(pairs), "reason": redact_tree(found.reason, secrets)})
+    return shares.model_copy(update={"pairs": tuple(pairs), "reason": redact_tree(shares.reason, secrets)})
 
 
 def _digest(path: Path) -> str:

@@ -87,13 +87,13 @@ class Heatmap:
             cells.append(Cell("⏎ end" if piece.end else piece.text, self._style(piece.share), title))
         least = _PLAIN * self.strongest
         ordered = sorted(pair.pieces, key=lambda piece: -piece.share)
-        told = abs(pair.remainder) > _REMAINDER * abs(pair.influence)
+        significant = abs(pair.remainder) > _REMAINDER * abs(pair.influence)
         return HeatRow(
             shares=pair,
             cells=tuple(cells),
             helps=tuple(self._named(piece) for piece in ordered if piece.share > least)[:_NAMED],
             hurts=tuple(self._named(piece) for piece in reversed(ordered) if piece.share < -least)[:_NAMED],
-            remainder=fixed(pair.remainder, self.decimals, sign=True) if told else "",
+            remainder=fixed(pair.remainder, self.decimals, sign=True) if significant else "",
         )
 
     def _part(self, piece: TokenPiece, pair: PairShares) -> str:

@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 def passages(run: Run, count: int = 1) -> Table:
     """The first passages, with where in their document they stand."""
-    found = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
-    rows = tuple((p.title or p.document_id, f"{p.char_start}–{p.char_end}", p.text) for p in found[:count])
+    records = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+    rows = tuple((p.title or p.document_id, f"{p.char_start}–{p.char_end}", p.text) for p in records[:count])
     note = "text == document.text[from:to], exactly: every pair can be traced to the words that it came from."
-    return Table(_first(count, len(found), "passage"), ("document", "characters", "text"), rows, note=note)
+    return Table(_first(count, len(records), "passage"), ("document", "characters", "text"), rows, note=note)
 
 
 def questions(run: Run, count: int = 3) -> Table:
     """Some validation questions, one a subtask as far as they go; test questions are not shown to anybody."""
-    found = read_jsonl(run.path("prepare", "validation.jsonl"), Question)
-    one_each = {question.subtask: question for question in reversed(found)}
-    picked = [q for q in found if one_each[q.subtask] is q]
-    picked = [*picked, *(q for q in found if q not in picked)][:count]
+    records = read_jsonl(run.path("prepare", "validation.jsonl"), Question)
+    one_each = {question.subtask: question for question in reversed(records)}
+    picked = [q for q in records if one_each[q.subtask] is q]
+    picked = [*picked, *(q for q in records if q not in picked)][:count]
     rows = tuple((q.subtask, q.question, shown(q)[1]) for q in picked)
-    return Table(_first(count, len(found), "validation question"), ("subtask", "question", "answer"), rows)
+    return Table(_first(count, len(records), "validation question"), ("subtask", "question", "answer"), rows)
 
 
 def prepare_picture(run: Run) -> Picture:
@@ -132,16 +132,16 @@ def policy_groups(run: Run, count: int = 1) -> Table:
     for title, members in groups[:count]:
         mean = sum(row.reward for row in members) / len(members)
         for row in sorted(members, key=lambda row: -row.reward):
-            asked = row.rubric.question_type if row.rubric is not None else "(not readable)"
+            kind = row.rubric.question_type if row.rubric is not None else "(not readable)"
             outcome = as_text(row.pair) if row.pair is not None else ""
             failed = "" if row.valid else f"\ninvalid: {', '.join(row.failed)}"
             # Equal rewards differ from their mean by what is lost in rounding.
             above = round(row.reward - mean, 9) + 0.0
-            rows.append((title, asked, (outcome + failed).strip(), number(row.reward), number(above, sign=True)))
+            rows.append((title, kind, (outcome + failed).strip(), number(row.reward), number(above, sign=True)))
     columns = ("passage", "question type of the rubric", "pair", "reward", "above the mean")
     note = "What is above the mean of its group becomes more likely. Equal rubrics are judged once."
-    shown = min(count, len(groups))
-    title = f"{shown} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
+    listed = min(count, len(groups))
+    title = f"{listed} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
     return Table(title, columns, tuple(rows), frozenset({3, 4}), note)
 
 
@@ -193,11 +193,11 @@ def words(run: Run) -> Heatmap:
     path = run.path("synthesize", SHARES_FILE)
     if not path.is_file():
         raise StageError(f"{path}: missing; run the stage synthesize again, in a new run")
-    found = TokenShares.read(path)
-    if found.reason:
+    record = TokenShares.read(path)
+    if record.reason:
         # No reason to stop a run: its pairs are scored and good.
-        return Heatmap((), title=f"No token shares: {found.reason}")
-    return Heatmap(found.pairs, title=f"Best and worst pairs made with the {variant_label(found.variant)}")
+        return Heatmap((), title=f"No token shares: {record.reason}")
+    return Heatmap(record.pairs, title=f"Best and worst pairs made with the {variant_label(record.variant)}")
 
 
 def dataset(run: Run, count: int = 2) -> Table:
@@ -267,8 +267,8 @@ def judged_pairs(run: Run) -> list[Pair]:
     """Every different valid pair of a run: first draft, searches and final candidates."""
     drafts = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
     judged = [row.pair for row in _ledger(run) if row.valid and row.pair is not None]
-    found = {content_key(pair): pair for pair in [*drafts, *judged]}
-    return list(found.values())
+    distinct = {content_key(pair): pair for pair in [*drafts, *judged]}
+    return list(distinct.values())
 
 
 def _groups(run: Run) -> dict[str, list[LedgerRow]]:
@@ -278,11 +278,11 @@ def _groups(run: Run) -> dict[str, list[LedgerRow]]:
     for row in _ledger(run):
         if row.source == "train_policy":
             groups.setdefault((row.passage_id, row.seed), []).append(row)
-    named: dict[str, list[LedgerRow]] = {}
+    by_title: dict[str, list[LedgerRow]] = {}
     for (passage_id, seed), members in groups.items():
         title = titles.get(passage_id) or passage_id
-        named[title if title not in named else f"{title} ({seed})"] = members
-    return named
+        by_title[title if title not in by_title else f"{title} ({seed})"] = members
+    return by_title
 
 
 def _ledger(run: Run) -> Iterator[LedgerRow]:
@@ -325,8 +325,8 @@ def _evaluation(run: Run) -> Any:
 
 
 def _titles(run: Run) -> dict[str, str]:
-    found: Iterable[Passage] = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
-    return {passage.id: passage.title for passage in found}
+    records: Iterable[Passage] = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+    return {passage.id: passage.title for passage in records}
 
 
 def _rubric(pair: Pair) -> str:
@@ -339,6 +339,6 @@ def _variant(run: Run) -> str:
     return variant_label(run.recipe.dataset_variant)
 
 
-def _first(count: int, total: int, what: str) -> str:
-    shown = min(count, total)
-    return f"{shown} of {total} {what}{'s' if total != 1 else ''}"
+def _first(count: int, total: int, noun: str) -> str:
+    listed = min(count, total)
+    return f"{listed} of {total} {noun}{'s' if total != 1 else ''}"

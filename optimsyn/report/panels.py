@@ -76,16 +76,16 @@ def _box(axes: Axes, values: Sequence[float], middle: float, color: str) -> None
     axes.add_patch(box)
 
 
-def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> str:
+def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
     """Reward of every guiding text that was tried, and of the best so far.
 
     Args:
         axes: Where.
-        tried: Rows of the prompt optimiser's history with a score.
+        candidates: Rows of the prompt optimiser's history with a score.
     """
     color = variant_color("optimized")
-    places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(tried)]
-    off = [row.get("status") == "rejected" for row in tried]
+    places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(candidates)]
+    off = [row.get("status") == "rejected" for row in candidates]
     compared = [point for point, rejected in zip(places, off, strict=True) if not rejected]
     rejected = [point for point, rejected in zip(places, off, strict=True) if rejected]
     _frame(axes, [0.0, *(x for x, _ in places)], [y for _, y in places], 0.12)
@@ -159,7 +159,7 @@ def draw_intervals(
     labels: Sequence[str] | None = None,
     *,
     zero: bool = False,
-    said: Callable[[Any], str] | None = None,
+    value_text: Callable[[Any], str] | None = None,
 ) -> None:
     """A metric of several variants with intervals, each on a line of its own.
 
@@ -168,14 +168,14 @@ def draw_intervals(
         rows: Rows of `evaluation.json` of this metric.
         labels: In place of the variants' names; rows of one label in a row stand closer together.
         zero: Draw where 0 is.
-        said: What is written at the end of a row; None: value and interval.
+        value_text: Text at the end of a row; None: value and interval.
     """
     names = list(labels) if labels is not None else [variant_label(row["variant"]) for row in rows]
     tops = _tops(names, grouped=labels is not None)
     lanes: list[Lane] = []
     for place, top in enumerate(tops):
-        begun = top + 17 if _fresh(names, place) else lanes.pop()[0]
-        lanes.append((begun, top + 33))
+        start = top + 17 if _fresh(names, place) else lanes.pop()[0]
+        lanes.append((start, top + 33))
     every = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
     _rows(axes, lanes, [*every, 0.0] if zero or not every else every, intervals_height(rows, labels))
     if zero:
@@ -185,11 +185,11 @@ def draw_intervals(
         gid = pointed(f"{names[0]}: {first['value']:.3f}")
         _upright(axes, first["value"], lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
     for place, (row, top) in enumerate(zip(rows, tops, strict=True)):
-        middle, color, told = top + 25, variant_color(row["variant"]), interval_text(row)
+        middle, color, interval = top + 25, variant_color(row["variant"]), interval_text(row)
         who = names[place] if labels is None else f"{names[place]}, {variant_label(row['variant'])}"
         if labels is None or _fresh(names, place):
-            _name(axes, top + 13, names[place], "" if labels is not None else (said or interval_text)(row))
-        gid = pointed(f"{who}: {told}")
+            _name(axes, top + 13, names[place], "" if labels is not None else (value_text or interval_text)(row))
+        gid = pointed(f"{who}: {interval}")
         if row["low"] is not None and row["high"] is not None:
             ends = [row["low"], row["high"]]
             axes.plot(ends, [middle, middle], color=color, linewidth=3, clip_on=False, zorder=2.5, gid=gid)

@@ -45,7 +45,7 @@ def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
 def _shown(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, Drawing):
         # Only its texts are words; the rest is numbers, which are not to be taken for a key.
-        return Markup(_TEXT.sub(lambda found: escape(redact_tree(unescape(found[0]), secrets)), value))  # noqa: S704
+        return Markup(_TEXT.sub(lambda match: escape(redact_tree(unescape(match[0]), secrets)), value))  # noqa: S704
     # Markup was put together from values that went through here themselves.
     return redact_tree(value, secrets) if isinstance(value, str) and not isinstance(value, Markup) else value
 

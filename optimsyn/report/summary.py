@@ -103,19 +103,19 @@ class Summary(BaseModel):
 
     def tables(self) -> list[Table]:
         """The tables of the summary, the evaluation first."""
-        found: list[Table] = []
+        tables: list[Table] = []
         if self.evaluation:
             rows: list[MetricRow] = self.evaluation  # type: ignore[assignment]  # the same keys, read from JSON
-            found.append(evaluation_table(rows, confidence=self.confidence))
+            tables.append(evaluation_table(rows, confidence=self.confidence))
         if self.losses or self.influence:
-            found.append(self._variants())
+            tables.append(self._variants())
         for name, facts in self.optimization.items():
-            found.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
+            tables.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
         if any(counts.get(name) for counts in self.outcomes.values() for name in (*UNREAD, *BESIDES_LABELS)):
-            found.append(self._outcomes())
+            tables.append(self._outcomes())
         if self.seconds or self.cost:
-            found.append(self._cost())
-        return found
+            tables.append(self._cost())
+        return tables
 
     def _variants(self) -> Table:
         from optimsyn.base.labels import variant_label
@@ -197,5 +197,5 @@ def show_end(run: Run, console: Console) -> None:
     console.print()
     console.print(Summary.read(run.folder))
     console.print()
-    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
-        console.print(f"{what:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)
+    for label, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
+        console.print(f"{label:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)

@@ -55,6 +55,6 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     """Names and values, one a row; numbers with four significant digits."""
     body = []
     for name, value in facts.items():
-        shown = number(value, 4) if isinstance(value, float) else DASH if value is None else str(value)
-        body.append((name.replace("_", " "), shown))
+        cell = number(value, 4) if isinstance(value, float) else DASH if value is None else str(value)
+        body.append((name.replace("_", " "), cell))
     return Table(title, ("what", "value"), tuple(body))

@@ -30,8 +30,8 @@ Part(kind='same', text='question.')]
     parts: list[Part] = []
     # Blanks behind a word do not make it another word.
     matcher = SequenceMatcher(None, [word.rstrip() for word in old], [word.rstrip() for word in new], autojunk=False)
-    for what, old_from, old_to, new_from, new_to in matcher.get_opcodes():
-        if what == "equal":
+    for operation, old_from, old_to, new_from, new_to in matcher.get_opcodes():
+        if operation == "equal":
             parts.append(Part("same", "".join(new[new_from:new_to])))
             continue
         if old_to > old_from:

@@ -52,9 +52,9 @@ def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, fl
         elapsed: What `since_begun` gave.
         earlier: What `earlier_seconds` gave.
     """
-    told = _told(run, stage)
-    part = _part_left(told)
-    if part is not None and told is not None and told.get("last", True):
+    progress = _progress_of(run, stage)
+    part = _part_left(progress)
+    if part is not None and progress is not None and progress.get("last", True):
         return part
     if stage in earlier:
         return max(part or 0.0, earlier[stage] - elapsed, 0.0)
@@ -63,42 +63,42 @@ def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, fl
 
 def described(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
     """How far a running stage is, in words: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
-    told = _told(run, stage)
+    progress = _progress_of(run, stage)
     words = [clock(elapsed)]
-    if told is not None:
-        words.insert(0, f"{told['done']} of {told['total']} {told['what']}")
-    left, part = seconds_left(run, stage, elapsed, earlier), _part_left(told)
+    if progress is not None:
+        words.insert(0, f"{progress['done']} of {progress['total']} {progress['what']}")
+    left, part = seconds_left(run, stage, elapsed, earlier), _part_left(progress)
     if left is not None:
         words.append(f"about {clock(left)} to go")
-    elif part is not None and told is not None:
-        words.append(f"about {clock(part)} for these {told['what']}")
+    elif part is not None and progress is not None:
+        words.append(f"about {clock(part)} for these {progress['what']}")
     # A run that an older version left writes none.
-    if told is not None and (unread := told.get("unread")):
-        named = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
-        words.append(f"{sum(unread.values())} replies without a value ({named})")
+    if progress is not None and (unread := progress.get("unread")):
+        outcomes = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
+        words.append(f"{sum(unread.values())} replies without a value ({outcomes})")
     return ", ".join(words)
 
 
 def share_done(run: RunLike, stage: str) -> float | None:
     """How much of the present part of a stage is done, from 0 to 1, when it says so."""
-    told = _told(run, stage)
-    return None if told is None or not told["total"] else float(told["done"]) / float(told["total"])
+    progress = _progress_of(run, stage)
+    return None if progress is None or not progress["total"] else float(progress["done"]) / float(progress["total"])
 
 
-def _told(run: RunLike, stage: str) -> dict[str, Any] | None:
-    told = run.progress()
-    return told if told is not None and told["stage"] == stage else None
+def _progress_of(run: RunLike, stage: str) -> dict[str, Any] | None:
+    progress = run.progress()
+    return progress if progress is not None and progress["stage"] == stage else None
 
 
-def _part_left(told: dict[str, Any] | None) -> float | None:
+def _part_left(progress: dict[str, Any] | None) -> float | None:
     """Seconds until the present part of a stage ends, at the rate since it began."""
-    if told is None or told["seconds"] < _SOONEST:
+    if progress is None or progress["seconds"] < _SOONEST:
         return None
-    done = told["done"] - told.get("first", 0)
+    done = progress["done"] - progress.get("first", 0)
     if done <= 0:
         return None
-    since = max(0.0, time.time() - told["at"]) if "at" in told else 0.0
-    left: float = told["seconds"] / done * (told["total"] - told["done"]) - since
+    since = max(0.0, time.time() - progress["at"]) if "at" in progress else 0.0
+    left: float = progress["seconds"] / done * (progress["total"] - progress["done"]) - since
     return max(0.0, left)
 
 

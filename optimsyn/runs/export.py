@@ -163,8 +163,8 @@ def dataset_card(
 
 
 def _licence(documents: Sequence[Document]) -> str:
-    named = sorted({_plain(document.license) for document in documents if document.license})
-    source = f"The source texts are under: {', '.join(named)}. " if named else ""
+    licences = sorted({_plain(document.license) for document in documents if document.license})
+    source = f"The source texts are under: {', '.join(licences)}. " if licences else ""
     return (
         f"{source}Contexts and quotes are taken from the source texts and stay under their licence; the terms of the "
         "generating model apply to what it wrote. Add a `license` to the header above before you publish."
@@ -225,8 +225,8 @@ def _rubric_fields() -> list[str]:
     return list(Rubric.model_fields)
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+def _table(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {columns[0]} | {columns[1]} |", "|---|---|"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join(lines)
 

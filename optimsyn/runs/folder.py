@@ -22,7 +22,7 @@ from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.manifest import Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.peak_memory import peak_bytes, reset_peak
-from optimsyn.runs.stage_end import let_arrive, told_of_disk
+from optimsyn.runs.stage_end import disk_error_of, let_arrive
 from optimsyn.runs.stage_functions import refuse_edited
 from optimsyn.runs.stage_handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 
@@ -40,7 +40,7 @@ _LONGEST_SOURCE = 1000
 _STAGE_LOCK_SECONDS = 5
 INTERRUPTED = "interrupted by a person or by a signal"
 # Kinds of failure whose reason is a whole sentence.
-_TELL_THEMSELVES = frozenset({"Interrupted", "Killed"})
+_FULL_SENTENCES = frozenset({"Interrupted", "Killed"})
 
 
 class Run(Shown):
@@ -179,43 +179,44 @@ class Run(Shown):
             if record.bought_before is None:
                 record.bought_before = self.bought()
         self._forget_progress()
-        begun = time.monotonic()
+        started = time.monotonic()
         # The models of a stage before, in the same kernel, refer to each other and would lie beside those of this one.
         gc.collect()
         reset_peak()
         try:
             yield handle
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            self._end(name, "interrupted", begun, Failure(kind="Interrupted", reason=INTERRUPTED))
+            self._end(name, "interrupted", started, Failure(kind="Interrupted", reason=INTERRUPTED))
             raise
         except BaseException as error:
             if "replies" in self.__dict__:
                 let_arrive(self, name)
             # Jupyter or papermill shows it next, with all its causes.
             forget_secrets(error, self.secret_names)
-            told = told_of_disk(self, name, error)
-            shown = told or error
+            disk_error = disk_error_of(self, name, error)
+            reported = disk_error or error
             try:
-                self._end(name, "failed", begun, Failure(kind=type(shown).__name__, reason=str(shown)), handle.notes)
+                failure = Failure(kind=type(reported).__name__, reason=str(reported))
+                self._end(name, "failed", started, failure, handle.notes)
             except (OSError, OptimsynError) as problem:
                 # The error of the stage is what counts; a manifest that says `running` of a dead process tells enough.
-                shown.add_note(f"  The manifest could not be written either: {redact(str(problem))}")
-            if told is not None:
-                raise told from error
+                reported.add_note(f"  The manifest could not be written either: {redact(str(problem))}")
+            if disk_error is not None:
+                raise disk_error from error
             raise
         if "replies" in self.__dict__:
             self.replies.release()
         try:
-            self._end(name, "finished", begun, None, handle.notes)
+            self._end(name, "finished", started, None, handle.notes)
         except OSError as error:
-            raise told_of_disk(self, name, error) or error from error
+            raise disk_error_of(self, name, error) or error from error
 
     def _end(
-        self, name: str, status: Any, begun: float, failure: Failure | None, notes: dict[str, Any] | None = None
+        self, name: str, status: Any, started: float, failure: Failure | None, notes: dict[str, Any] | None = None
     ) -> None:
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
-            record.seconds = round(time.monotonic() - begun, 2)
+            record.seconds = round(time.monotonic() - started, 2)
             record.peak_memory_bytes = peak_bytes()
             record.notes = {**record.notes, **(notes or {})}
             self._close(manifest, record, status, failure)
@@ -245,7 +246,7 @@ class Run(Shown):
             reason = redact(failure.reason, self.secret_names)[:_LONGEST_ERROR]
             source = redact(failure.source, self.secret_names)[:_LONGEST_SOURCE]
             record.failure = failure.model_copy(update={"reason": reason, "source": source})
-            record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
+            record.error = reason if failure.kind in _FULL_SENTENCES else f"{failure.kind}: {reason}"
         manifest.cost = self.bought()
         manifest.outcomes = self.outcomes()
         manifest.services = self.services
@@ -299,7 +300,7 @@ class Run(Shown):
         try:
             lock.acquire()
         except Timeout:
-            raise StageError(f"{self.name} is being run already{_described(holder)}; wait for it or stop it") from None
+            raise StageError(f"{self.name} is being run already{_by_holder(holder)}; wait for it or stop it") from None
         try:
             write_json(holder, {"pid": os.getpid(), "since": now()})
             yield
@@ -313,7 +314,7 @@ class Run(Shown):
             with FileLock(str(self.folder / ".run.lock"), timeout=0):
                 return None
         except Timeout:
-            return f"{self.name} is being run already{_described(self.folder / '.run.holder.json')}"
+            return f"{self.name} is being run already{_by_holder(self.folder / '.run.holder.json')}"
 
     def progress(self) -> dict[str, Any] | None:
         """How far the running stage is (`stage`, `done`, `total`, `what`, `seconds`), when it says so."""
@@ -383,9 +384,9 @@ class Run(Shown):
         return f"Run({str(self.folder)!r})"
 
 
-def _described(holder: Path) -> str:
+def _by_holder(holder: Path) -> str:
     try:
-        who = json.loads(holder.read_text(encoding="utf-8"))
-        return f" by process {who['pid']} since {who['since']}"
+        process = json.loads(holder.read_text(encoding="utf-8"))
+        return f" by process {process['pid']} since {process['since']}"
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return ""

@@ -105,7 +105,7 @@ class Forecast(Shown, BaseModel):
 
     def of(self, stage: str) -> StageForecast:
         """The forecast of one stage."""
-        return next((found for found in self.stages if found.stage == stage), StageForecast(stage=stage))
+        return next((forecast for forecast in self.stages if forecast.stage == stage), StageForecast(stage=stage))
 
     @property
     def sentence(self) -> str:

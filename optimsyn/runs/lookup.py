@@ -30,15 +30,15 @@ def find_run(name: str) -> Run:
         raise StageError(f"{folder}: is a folder of runs, not a run; name one of them, such as {folder / inside[0]}")
     # A run is often named without the folder that runs are kept in.
     for place in (folder.resolve().parent, Path("runs")):
-        known = _runs_in(place)
-        near = nearest(folder.name, known, cutoff=0.5)
+        names = _runs_in(place)
+        near = nearest(folder.name, names, cutoff=0.5)
         if near is None and folder.name:
-            near = next((run for run in known if run.startswith(f"{folder.name}-")), None)
+            near = next((run for run in names if run.startswith(f"{folder.name}-")), None)
         if near is not None:
-            shown = place / near
+            path = place / near
             here = Path.cwd()
-            shown = shown.relative_to(here) if shown.is_relative_to(here) else shown
-            raise StageError(f"{folder}: {_wrong(folder)}; did you mean {shown}?")
+            path = path.relative_to(here) if path.is_relative_to(here) else path
+            raise StageError(f"{folder}: {_wrong(folder)}; did you mean {path}?")
     raise StageError(f"{folder}: {_wrong(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
 
 
@@ -49,12 +49,12 @@ def find_runs(names: Sequence[str]) -> list[Run]:
         StageError: As `find_run`.
         RecipeError: As `find_run`.
     """
-    found = []
+    runs = []
     for name in names:
         folder = Path(name).expanduser()
         inside = [] if _is_run(folder) else _runs_in(folder)
-        found += [find_run(str(folder / run)) for run in inside] if inside else [find_run(name)]
-    return found
+        runs += [find_run(str(folder / run)) for run in inside] if inside else [find_run(name)]
+    return runs
 
 
 def _is_run(folder: Path) -> bool:

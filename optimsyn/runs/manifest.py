@@ -54,14 +54,14 @@ def now() -> str:
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python, the platform and every package that can change a result; and the day of chat templates."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "optimsyn": __version__}
-    found["day in chat templates"] = RENDERED_DAY.isoformat()
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "optimsyn": __version__}
+    versions["day in chat templates"] = RENDERED_DAY.isoformat()
     for name in _RECORDED_PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 class _Part(BaseModel):

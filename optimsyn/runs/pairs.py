@@ -57,15 +57,15 @@ def judged_of(folder: Path, variant: str, pairs: Sequence[Pair]) -> list[Judgeme
         variant: Whose.
         pairs: As they stand.
     """
-    known = {row.pair.id: row for row in candidates_of(folder, variant) if row.pair is not None and row.valid}
-    found = []
+    by_id = {row.pair.id: row for row in candidates_of(folder, variant) if row.pair is not None and row.valid}
+    judgements = []
     for pair in pairs:
-        row = known.get(pair.id)
+        row = by_id.get(pair.id)
         if row is not None and row.pair is not None and content_key(row.pair) == content_key(pair):
-            found.append(row.model_copy(update={"pair": pair}))
+            judgements.append(row.model_copy(update={"pair": pair}))
         else:
-            found.append(_unmeasured(variant, pair, row))
-    return found
+            judgements.append(_unmeasured(variant, pair, row))
+    return judgements
 
 
 def candidates_of(folder: Path, variant: str) -> list[Judgement]:

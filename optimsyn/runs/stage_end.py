@@ -27,7 +27,7 @@ def let_arrive(run: RunLike, stage: str) -> None:
     run.replies.halt(None)
 
 
-def told_of_disk(run: RunLike, stage: str, error: BaseException) -> DataError | None:
+def disk_error_of(run: RunLike, stage: str, error: BaseException) -> DataError | None:
     """The error for a person when a library could not write a file; None for any other, and for our own."""
     if isinstance(error, OptimsynError) or not is_disk_trouble(error):
         return None

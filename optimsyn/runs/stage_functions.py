@@ -46,8 +46,8 @@ def function_of(recipe: Recipe, stage: OwnStage) -> Callable[[Any, Any], Any]:
     Raises:
         RecipeError: It cannot be found or is no stage; names the recipe's field.
     """
-    found: Callable[[Any, Any], Any] = STAGES.get(stage.reference, _field(recipe, stage))
-    return found
+    function: Callable[[Any, Any], Any] = STAGES.get(stage.reference, _field(recipe, stage))
+    return function
 
 
 def digests(recipe: Recipe, stage: OwnStage) -> dict[str, str]:

@@ -50,7 +50,7 @@ class StageHandle:
         self._part = ""
         self._begun = 0.0
         self._first = 0
-        self._told: tuple[float, int, int] = (float("-inf"), -1, -1)
+        self._reported: tuple[float, int, int] = (float("-inf"), -1, -1)
         self._unread: dict[str, int] = {}
         self._counted = float("-inf")
 
@@ -98,11 +98,11 @@ class StageHandle:
             moment = time.monotonic()
             if what != self._part:
                 self._part, self._begun, self._first = what, moment, done
-                self._told = (float("-inf"), -1, -1)
-            when, *before = self._told
+                self._reported = (float("-inf"), -1, -1)
+            when, *before = self._reported
             if before == [done, total] or (done < total and moment - when < TELL_SECONDS):
                 return
-            self._told = (moment, done, total)
+            self._reported = (moment, done, total)
             # A disk that takes nothing more is told by whatever has to be kept, not by this.
             with suppress(OSError):
                 write_json(
@@ -124,10 +124,10 @@ class StageHandle:
         """The run's requests by outcome, without those whose reply was read."""
         if moment - self._counted >= _COUNT_SECONDS:
             self._counted = moment
-            found: Counter[str] = Counter()
+            outcomes: Counter[str] = Counter()
             for counts in self._run.outcomes().values():
-                found.update(counts)
-            self._unread = {name: found[name] for name in UNREAD if found[name]}
+                outcomes.update(counts)
+            self._unread = {name: outcomes[name] for name in UNREAD if outcomes[name]}
         return self._unread
 
     def count(self, total: int, what: str, *, last: bool = True) -> Count:

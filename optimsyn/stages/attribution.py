@@ -40,14 +40,14 @@ def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement
     if path.is_file():
         return
     config = tools.recipe.influence
-    shown = config.linear if config.estimator == "simulated" and config.is_influence else config
-    note = " (simulated, by which pairs are judged, is not a sum over tokens)" if shown is not config else ""
-    found = TokenShares(variant=variant, estimator=f"{shown.label}{note}")
+    attributed = config.linear if config.estimator == "simulated" and config.is_influence else config
+    note = " (simulated, by which pairs are judged, is not a sum over tokens)" if attributed is not config else ""
+    record = TokenShares(variant=variant, estimator=f"{attributed.label}{note}")
     pairs = [row.pair for row in extremes(judgements) if row.pair is not None]
     try:
         shares = tuple(pair_shares(tools.scorer, tools.target, pairs))
     except ModelError as error:
-        found = found.model_copy(update={"reason": str(error)})
+        record = record.model_copy(update={"reason": str(error)})
     else:
-        found = found.model_copy(update={"pairs": shares})
-    found.write(path)
+        record = record.model_copy(update={"pairs": shares})
+    record.write(path)

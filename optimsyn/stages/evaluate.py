@@ -48,7 +48,7 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
     tools = Tools(run)
     variants: list[tuple[str, Path | None]] = [(UNTUNED, None)]
     variants += [(variant, run.path("fine_tune", variant, "adapter")) for variant in run.recipe.variants]
-    found: dict[str, list[QuestionRow]] = {}
+    rows_by_variant: dict[str, list[QuestionRow]] = {}
     target = None
     answered = 0
     for variant, adapter in variants:
@@ -74,8 +74,8 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
             )
             write_jsonl(path, [dict(row) for row in rows])
         answered += len(tools.test)
-        found[variant] = list(iter_json(path))  # type: ignore[arg-type]
-    return found
+        rows_by_variant[variant] = list(iter_json(path))  # type: ignore[arg-type]
+    return rows_by_variant
 
 
 def _against_no_rubric(run: Run, rows: dict[str, list[QuestionRow]]) -> None:

@@ -122,11 +122,11 @@ def _losses(run: Run, stage: StageHandle, variant: str) -> dict[str, int]:
     """What became of a variant's candidates, through this stage."""
     losses = SynthesizeResult.load(run).losses or {}
     counts = losses[variant].counts()
-    left = counts.pop("kept")
+    remaining = counts.pop("kept")
     manifest = run.manifest
     for name in between(manifest):
         handed = stage.handed_on if name == stage.name else manifest.stage(name).notes.get("handed_on", {})
-        if variant in handed and handed[variant] != left:
-            what = f"left out by {name}" if handed[variant] < left else f"added by {name}"
-            counts[what], left = abs(left - handed[variant]), handed[variant]
-    return {**counts, "kept": left}
+        if variant in handed and handed[variant] != remaining:
+            label = f"left out by {name}" if handed[variant] < remaining else f"added by {name}"
+            counts[label], remaining = abs(remaining - handed[variant]), handed[variant]
+    return {**counts, "kept": remaining}

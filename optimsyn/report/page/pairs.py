@@ -90,13 +90,13 @@ def extremes(facts: RunFacts) -> Extremes | None:
     few = len(valid) <= 2 * _SHOWN
     best = valid[: (len(valid) + 1) // 2] if few else valid[:_SHOWN]
     worst = valid[len(best) :] if few else valid[-_SHOWN:]
-    shown = [*best, *worst]
-    found = [by_id[row["pair"]["id"]] for row in shown if row["pair"]["id"] in by_id]
-    heatmap = Heatmap(found) if any(pair.pieces for pair in found) else None
-    passages = facts.passages(row["pair"]["passage_id"] for row in shown)
+    chosen = [*best, *worst]
+    attributed = [by_id[row["pair"]["id"]] for row in chosen if row["pair"]["id"] in by_id]
+    heatmap = Heatmap(attributed) if any(pair.pieces for pair in attributed) else None
+    passages = facts.passages(row["pair"]["passage_id"] for row in chosen)
     cards = []
-    for place, row in enumerate(shown):
-        name = f"Best {place + 1}" if place < len(best) else f"Worst {len(shown) - place}"
+    for place, row in enumerate(chosen):
+        name = f"Best {place + 1}" if place < len(best) else f"Worst {len(chosen) - place}"
         clean = facts.shown(row)
         heat = _heat(heatmap, by_id.get(row["pair"]["id"]))
         cards.append(_card(name, clean, passages.get(row["pair"]["passage_id"]), heat, _kept(facts, variant, row)))
@@ -119,10 +119,10 @@ def _first_draft(facts: RunFacts) -> list[Row]:
 
 def _unlike(rows: Sequence[Row]) -> list[Row]:
     """The rows by influence, highest first, each question once."""
-    found: dict[str, Row] = {}
+    by_question: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: -row["influence"]):
-        found.setdefault(" ".join(row["pair"]["question"].lower().split()), row)
-    return list(found.values())
+        by_question.setdefault(" ".join(row["pair"]["question"].lower().split()), row)
+    return list(by_question.values())
 
 
 def _heat(heatmap: Heatmap | None, shares: PairShares | None) -> HeatRow | None:
@@ -179,8 +179,8 @@ def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
 
 def _invalid(facts: RunFacts, rows: Sequence[Row]) -> tuple[tuple[str, int, Row], ...]:
     counts = Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
-    found = []
+    examples = []
     for name, count in counts.most_common(_INVALID):
         example = next(row for row in rows if not row["valid"] and row["failed"] and row["failed"][0] == name)
-        found.append((name, count, facts.shown(example)))
-    return tuple(found)
+        examples.append((name, count, facts.shown(example)))
+    return tuple(examples)

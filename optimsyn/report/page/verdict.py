@@ -110,19 +110,19 @@ def _on_the_reward(facts: RunFacts) -> list[str]:
     look = facts.reward_look
     if look is None or look.verdict not in ("noise", "doubtful"):
         return []
-    found = look.sentence
+    sentence = look.sentence
     if look.verdict == "noise" and facts.recipe.reward.on_noise == "warn":
-        found += (
+        sentence += (
             " The recipe has reward.on_noise: warn, so the run went on; what was chosen by reward was chosen at random."
         )
-    return [found]
+    return [sentence]
 
 
 def _so_far(facts: RunFacts) -> tuple[str, ...]:
-    found = []
+    sentences = []
     for stage, judged in facts.judged.items():
-        found.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
-    return tuple(found)
+        sentences.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
+    return tuple(sentences)
 
 
 def _of(rows: Sequence[MetricRow], variant: str) -> list[MetricRow]:
@@ -147,19 +147,19 @@ def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
     questions = max(row["n"] for row in rows)
     pairs = "pairs" if facts.dataset_pairs is None else f"{facts.dataset_pairs:,} pairs"
     first, *others = rows
-    told = judgement(first)
+    outcome = judgement(first)
     words = {
         "better": f"Fine-tuning on the dataset's {pairs} improved the target",
         "worse": f"Fine-tuning on the dataset's {pairs} made the target worse",
         "not told apart": f"Fine-tuning on the dataset's {pairs} made no difference that {questions} questions show",
     }
-    headline = f"{words.get(told, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
+    headline = f"{words.get(outcome, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
     sentences = [f"The dataset is that of the {variant_label(variant)}; changes are against the target as it came."]
     if others:
         listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in others)
         sentences.append(f"{listed[:1].upper()}{listed[1:]}.")
     sentences += _without_rubric(facts, variant)
-    return {"better": "good", "worse": "bad"}.get(told, "open"), headline, tuple(sentences)
+    return {"better": "good", "worse": "bad"}.get(outcome, "open"), headline, tuple(sentences)
 
 
 def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
@@ -168,48 +168,48 @@ def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
     if variant == "no_rubric" or not plain:
         return []
     listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in plain if judgement(row))
-    found = [f"As many pairs written without a rubric: {listed}."]
+    sentences = [f"As many pairs written without a rubric: {listed}."]
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against:
         listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
-        found.append(f"The dataset against those: {listed}.")
-    return found
+        sentences.append(f"The dataset against those: {listed}.")
+    return sentences
 
 
 def _cannot(facts: RunFacts) -> tuple[str, ...]:
     variant = facts.dataset_variant
-    found = []
+    limits = []
     unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
     if unclear:
         names = " and ".join(_metric(row) for row in unclear)
-        found.append(f"Whether the dataset changed {names}: the interval of the paired difference includes 0.")
+        limits.append(f"Whether the dataset changed {names}: the interval of the paired difference includes 0.")
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against and all(judgement(row) == "not told apart" for row in against):
-        found.append("Whether rubrics helped: no difference to pairs written without one excludes 0.")
+        limits.append("Whether rubrics helped: no difference to pairs written without one excludes 0.")
     elif not against and variant != "no_rubric":
-        found.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
-    found.append(
+        limits.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
+    limits.append(
         f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
         "everything else."
     )
     # A width of 0 (no answer changed) says nothing about what could have been seen.
     wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row))]
     if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
-        limits = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
-        found.append(f"Effects smaller than about {limits}: {wide[0][0]['n']} test questions cannot show them.")
+        effects = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
+        limits.append(f"Effects smaller than about {effects}: {wide[0][0]['n']} test questions cannot show them.")
     prompt = facts.optimize_prompt
     if prompt is not None and prompt.changed:
-        found.append(
+        limits.append(
             "How much better the new guiding text is: it was chosen by its reward on "
             f"{facts.recipe.optimizers.prompt.passages} passages, and measured on the same ones."
         )
-    found.append(
+    limits.append(
         "Whether a pair is true: the checks are rules, no person has read the pairs, and influence says what helps "
         "this target with these validation questions."
     )
     if facts.recipe.models.generator.provider == "embedded":
-        found.append("What a real generator would give: these pairs were written by the small embedded model.")
-    return tuple(found)
+        limits.append("What a real generator would give: these pairs were written by the small embedded model.")
+    return tuple(limits)
 
 
 def _half_width(row: MetricRow) -> float | None:

@@ -75,8 +75,9 @@ class PrepareResult(StageResult):
         """A row for what `documents.on_error: skip` left out; none where nothing was."""
         if not self.skipped:
             return ()
-        some = named((f"{each.id} ({each.reason})" for each in self.skipped_documents or ()), self.skipped, NAMED)
-        return (("documents skipped", self.skipped, f"{some}; prepare/lost.jsonl says more of each"),)
+        lines = (f"{document.id} ({document.reason})" for document in self.skipped_documents or ())
+        documents = named(lines, self.skipped, NAMED)
+        return (("documents skipped", self.skipped, f"{documents}; prepare/lost.jsonl says more of each"),)
 
 
 def _subtasks(counts: Mapping[str, int] | None) -> str:
@@ -287,8 +288,8 @@ class SynthesizeResult(StageResult):
             )
             row += (None, None) if mean is None else (mean.valid, mean.kept)
             if self.predicted:
-                told = self.predicted.get(variant)
-                row += (None, None) if told is None else (told.kept, told.random)
+                predicted = self.predicted.get(variant)
+                row += (None, None) if predicted is None else (predicted.kept, predicted.random)
             rows.append(row)
         return Cells("Pairs of every variant", columns, tuple(rows))
 

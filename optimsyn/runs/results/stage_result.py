@@ -91,9 +91,9 @@ class StageResult(BaseModel):
 
     def save(self, run: RunLike) -> Self:
         """Writes `<stage>/result.json`, so that a finished stage shows itself again without being repeated."""
-        shown = self.shown
-        kept = {"stage": self.stage, "title": shown.title, "columns": shown.columns, "rows": shown.rows}
-        write_json(run.folder / self.stage / RESULT_FILE, {**kept, "numbers": self.facts(), "notes": self.notes})
+        table = self.shown
+        content = {"stage": self.stage, "title": table.title, "columns": table.columns, "rows": table.rows}
+        write_json(run.folder / self.stage / RESULT_FILE, {**content, "numbers": self.facts(), "notes": self.notes})
         return self
 
     @classmethod
@@ -133,13 +133,13 @@ class StageResult(BaseModel):
         facts = cls.recorded(raw)
         missing = {name: None for name in cls.model_fields if name not in facts and name not in ("stage", "notes")}
         try:
-            found = cls.model_validate({**missing, **facts, "stage": raw["stage"], "notes": raw.get("notes", ())})
+            result = cls.model_validate({**missing, **facts, "stage": raw["stage"], "notes": raw.get("notes", ())})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(f"{path}: numbers.{where}: {first['msg']}; the file was edited or damaged") from error
-        found._kept = Cells(raw["title"], tuple(raw["columns"]), tuple(tuple(row) for row in raw["rows"]))
-        return found
+        result._kept = Cells(raw["title"], tuple(raw["columns"]), tuple(tuple(row) for row in raw["rows"]))
+        return result
 
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,8 +190,8 @@ class TableResult(StageResult):
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers, and the table as it was shown."""
-        shown = {"heading": raw["title"], "head": raw["columns"], "body": raw["rows"]}
-        return {**shown, "numbers": raw.get("numbers", {})}
+        table = {"heading": raw["title"], "head": raw["columns"], "body": raw["rows"]}
+        return {**table, "numbers": raw.get("numbers", {})}
 
 
 def show(cell: Any) -> str:
@@ -208,8 +208,8 @@ def show(cell: Any) -> str:
 def listed(counts: Mapping[str, int], *, most: int | None = None, more: str = "") -> str:
     """Names and counts in a line: `years 6, dates 4`."""
     names = list(counts)
-    shown = ", ".join(f"{name} {counts[name]}" for name in names[:most])
-    return shown if most is None or len(names) <= most else f"{shown} and {len(names) - most} {more}"
+    text = ", ".join(f"{name} {counts[name]}" for name in names[:most])
+    return text if most is None or len(names) <= most else f"{text} and {len(names) - most} {more}"
 
 
 def named(names: Iterable[str], count: int | None, most: int) -> str:
