@@ -1,4 +1,4 @@
-"""The dataset of a run, to look at and to go through."""
+"""The dataset of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LISTED = 5
 
 
 class Dataset(Shown, Sequence[Pair]):
-    """The pairs of `dataset/train.parquet` with their lineage; shows itself in a notebook and in a terminal.
+    """The pairs of `dataset/train.parquet` with their lineage; displayed in notebooks and terminals.
 
     Args:
-        folder: What `export_dataset` wrote, such as `<run>/dataset`.
+        folder: Folder that `export_dataset` wrote, such as `<run>/dataset`.
 
     Raises:
         DataError: There is no dataset in the folder.
@@ -41,7 +41,7 @@ class Dataset(Shown, Sequence[Pair]):
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Every column of every row, as in the file."""
+        """Rows of the file, with every column."""
         import pyarrow.parquet as pq
 
         rows: list[dict[str, Any]] = pq.read_table(self.folder / PARQUET).to_pylist()

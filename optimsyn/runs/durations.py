@@ -1,4 +1,4 @@
-"""How long a stage will take: from its own progress, else from earlier runs of the same recipe."""
+"""Estimates how long a stage takes: from its progress, else from earlier runs of the same recipe."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from optimsyn.runs.manifest import ManifestFile, StageRecord
 from optimsyn.runs.protocol import RunLike
 from optimsyn.runs.resources import notebook_name
 
-# A rate measured over the first moments says nothing.
+# A rate over a shorter time says nothing.
 _SOONEST = 3.0
 
 
 def earlier_seconds(run: RunLike) -> dict[str, float]:
-    """Median time of each stage in the finished stages of other runs of this recipe's name, in seconds."""
+    """Median time of each finished stage over other runs of this recipe's name, in seconds."""
     times: defaultdict[str, list[float]] = defaultdict(list)
     for path in run.folder.parent.glob(f"{run.recipe.name}-*/manifest.json"):
         if path.parent == run.folder:
@@ -28,7 +28,7 @@ def earlier_seconds(run: RunLike) -> dict[str, float]:
         try:
             manifest = ManifestFile(path).read()
         except StageError:
-            # A run of another version of optimsyn; an estimate can do without it.
+            # A run of another version; the estimate can do without it.
             continue
         for record in manifest.stages:
             if record.status == "finished" and record.seconds is not None:
@@ -37,20 +37,20 @@ def earlier_seconds(run: RunLike) -> dict[str, float]:
 
 
 def since_begun(record: StageRecord) -> float:
-    """Seconds that a running stage has taken, as its `seconds` will count them; 0 while its kernel only starts."""
+    """Seconds that a running stage has taken, as in its `seconds`; 0 while its kernel starts."""
     if record.status != "running" or record.started is None:
         return 0.0
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds())
 
 
 def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
-    """Seconds that a running stage will still take, or None when nothing is known.
+    """Seconds that a running stage still needs, or None if nothing is known.
 
     Args:
         run: The run.
-        stage: The stage that runs.
-        elapsed: What `since_begun` gave.
-        earlier: What `earlier_seconds` gave.
+        stage: The running stage.
+        elapsed: Result of `since_begun`.
+        earlier: Result of `earlier_seconds`.
     """
     progress = _progress_of(run, stage)
     part = _part_left(progress)
@@ -62,7 +62,7 @@ def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, fl
 
 
 def described(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
-    """How far a running stage is, in words: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
+    """Progress of a running stage: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
     progress = _progress_of(run, stage)
     words = [clock(elapsed)]
     if progress is not None:
@@ -72,7 +72,7 @@ def described(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float
         words.append(f"about {clock(left)} to go")
     elif part is not None and progress is not None:
         words.append(f"about {clock(part)} for these {progress['what']}")
-    # A run that an older version left writes none.
+    # Progress files of older versions lack it.
     if progress is not None and (unread := progress.get("unread")):
         outcomes = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
         words.append(f"{sum(unread.values())} replies without a value ({outcomes})")
@@ -80,7 +80,7 @@ def described(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float
 
 
 def share_done(run: RunLike, stage: str) -> float | None:
-    """How much of the present part of a stage is done, from 0 to 1, when it says so."""
+    """Share of the current part of a stage that is done, from 0 to 1, if it reports progress."""
     progress = _progress_of(run, stage)
     return None if progress is None or not progress["total"] else float(progress["done"]) / float(progress["total"])
 
@@ -91,7 +91,7 @@ def _progress_of(run: RunLike, stage: str) -> dict[str, Any] | None:
 
 
 def _part_left(progress: dict[str, Any] | None) -> float | None:
-    """Seconds until the present part of a stage ends, at the rate since it began."""
+    """Seconds until the current part of a stage ends, at its rate so far."""
     if progress is None or progress["seconds"] < _SOONEST:
         return None
     done = progress["done"] - progress.get("first", 0)
@@ -110,7 +110,7 @@ def clock(seconds: float) -> str:
 
 
 def executed_notebook(run: RunLike, stage: str) -> Path:
-    """Where the executed notebook of a stage lies in a run.
+    """Path of a stage's executed notebook in a run.
 
     Raises:
         StageError: The run has no such stage.

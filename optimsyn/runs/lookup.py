@@ -1,4 +1,4 @@
-"""A run by its folder, as one types it."""
+"""Finds runs by the folder names that a user types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def find_run(name: str) -> Run:
     """The run in a folder.
 
     Raises:
-        StageError: There is no such folder, or it is no run; names the one beside it that was meant.
+        StageError: There is no such folder, or it is no run; suggests a similar name.
         RecipeError: Its recipe.yaml does not fit this version.
     """
     from optimsyn.runs.folder import Run
@@ -28,7 +28,7 @@ def find_run(name: str) -> Run:
     inside = _runs_in(folder)
     if inside:
         raise StageError(f"{folder}: is a folder of runs, not a run; name one of them, such as {folder / inside[0]}")
-    # A run is often named without the folder that runs are kept in.
+    # Users often leave out the folder of the runs.
     for place in (folder.resolve().parent, Path("runs")):
         names = _runs_in(place)
         near = nearest(folder.name, names, cutoff=0.5)
@@ -43,7 +43,7 @@ def find_run(name: str) -> Run:
 
 
 def find_runs(names: Sequence[str]) -> list[Run]:
-    """The runs in some folders; a folder of runs means all runs in it.
+    """The runs in some folders; a folder of runs stands for all runs in it.
 
     Raises:
         StageError: As `find_run`.

@@ -1,4 +1,4 @@
-"""How a run stands, and what each stage found, in a few words."""
+"""State of a run and outcome of each stage, in a few words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
 
 StateKind = Literal["finished", "failed", "interrupted", "running", "unfinished", "new"]
-# Facts of a stage of somebody's own that a line has room for.
+# Most facts of a custom stage in one line.
 _FACTS = 4
 _STAGE_LABELS = {
     "prepare": "Prepare",
@@ -41,17 +41,17 @@ _STAGE_LABELS = {
 
 
 def stage_label(stage: str) -> str:
-    """A stage as a heading; one of somebody's own by its name."""
+    """A stage as a heading; a custom one by its name."""
     return _STAGE_LABELS.get(stage, stage.replace("_", " ").capitalize())
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands.
+    """State of a run.
 
     Attributes:
         kind: finished; failed or interrupted in a stage; running; unfinished: stopped between two stages; new.
-        record: The stage that failed, was interrupted or runs; else None.
+        record: The stage that failed, was interrupted or is running; else None.
         waiting: Stages that have not finished.
         stages: All stages of the run, in order.
     """
@@ -63,14 +63,14 @@ class RunState:
 
     @property
     def place(self) -> str:
-        """The stage that it stands in, such as `stage 5 of 7, synthesize`."""
+        """The current stage, such as `stage 5 of 7, synthesize`."""
         if self.record is None:
             return ""
         return f"stage {self.stages.index(self.record.name) + 1} of {len(self.stages)}, {self.record.name}"
 
 
 def run_state(manifest: Manifest) -> RunState:
-    """How a run stands, by its manifest."""
+    """State of a run according to its manifest."""
     waiting = tuple(record.name for record in manifest.stages if record.status != "finished")
     for status in ("failed", "interrupted", "running"):
         for record in manifest.stages:
@@ -83,9 +83,9 @@ def run_state(manifest: Manifest) -> RunState:
 
 
 def commands(folder: Path) -> dict[str, str]:
-    """What to type to go on with a run, `continue` and `open`, from where the folder of the runs is.
+    """Commands that `continue` and `open` a run, to type in the parent of the runs folder.
 
-    Short and without the path of this machine: a report may be read elsewhere.
+    They hold no absolute path: a report may be read on another machine.
     """
     run = shlex.quote(f"{folder.parent.name}/{folder.name}")
     return {"continue": f"optimsyn run {run}", "open": f"optimsyn open {run}"}
@@ -101,7 +101,7 @@ def judgement(row: MetricRow) -> str:
 
 
 def stage_outcome(result: StageResult | None) -> str:
-    """What a finished stage found, in a line; "" where it has left nothing that could be told."""
+    """Outcome of a finished stage in a line; "" if it left no result."""
     if isinstance(result, OptimizePromptResult | TrainPolicyResult) and result.enabled is False:
         return "disabled in the recipe"
     outcome = next((describe(result) for kind, describe in _OUTCOMES if isinstance(result, kind)), None)
@@ -111,7 +111,7 @@ def stage_outcome(result: StageResult | None) -> str:
 
 
 def _own_stage(result: TableResult) -> str:
-    """What a stage of somebody's own found: its heading, else its first facts."""
+    """Outcome of a custom stage: its heading, else its first facts."""
     if result.title != result.stage:
         return result.title
     numbers = list(result.numbers.items())[:_FACTS]
@@ -129,7 +129,7 @@ def _prepare(result: PrepareResult) -> str:
 
 
 def _warm_up(result: WarmUpResult) -> str:
-    # A run of an older version does not say why its warm-up ended.
+    # Older versions did not record why the warm-up ended.
     ended = f"{_count(result.steps[-1], 'step')} ({result.stopped}), " if result.steps and result.stopped else ""
     look = f"; the reward is {result.reward_look.verdict}" if result.reward_look is not None else ""
     return (
@@ -181,13 +181,13 @@ _OUTCOMES: tuple[tuple[type[StageResult], Callable[[Any], str]], ...] = (
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Their mean; None where one of them is not recorded."""
+    """The mean; None if a value is not recorded."""
     recorded = [value for value in values if value is not None]
     return sum(recorded) / len(recorded) if recorded and len(recorded) == len(values) else None
 
 
 def _number(value: float | None) -> str:
-    """A number in words; one that an older version has not recorded says so."""
+    """A number as text, or that an older version has not recorded it."""
     if value is None:
         return NOT_RECORDED
     return f"{value:,}" if isinstance(value, int) else number(value)
@@ -198,11 +198,11 @@ def _count(count: int | None, noun: str) -> str:
 
 
 def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What a person should know about the services of a run and about the replies that it has kept.
+    """Notes about the services of a run and its cached replies.
 
     Args:
-        services: As in a manifest.
-        outcomes: As in a manifest.
+        services: `services` of the manifest.
+        outcomes: `outcomes` of the manifest.
     """
     from optimsyn.llm.hosted.service_memory import sentences_of
 
