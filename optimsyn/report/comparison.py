@@ -1,4 +1,4 @@
-"""Several runs on one page: how they stand, what they found, in what they differ, what they cost."""
+"""Several runs on one page: state, results, differences and cost."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
     from optimsyn.training.intervals import MetricRow
 
-# With more lines than this, a picture shows of each run only the target, pairs without a rubric, and the dataset.
+# With more lines, a picture shows only the target, pairs without a rubric and the dataset of each run.
 _MOST_LINES = 40
 _MOST_COLUMNS = 4
 _LONGEST_VALUE = 160
-# Shown in sections of their own.
+# Shown in other sections.
 _ELSEWHERE = frozenset({"name", "description", "guiding_text"})
 
 
@@ -43,12 +43,12 @@ class Compared:
     """One run on the page.
 
     Attributes:
-        label: Its name, with the folder above it where two have the same.
-        link: Relative address of its report; "" when it has none.
-        test_set: A letter, the same for the same test questions; "" before `prepare` has finished.
-        key: For the variant that is the dataset, its row of each metric.
+        label: Its name, with the parent folder if two names are equal.
+        link: Relative link to its report; "" if there is none.
+        test_set: A letter for its set of test questions; "" before `prepare` has finished.
+        key: The dataset variant's row of each metric.
         medians: Median influence of the valid pairs by variant.
-        guiding: The guiding text before and after, None while there is no after.
+        guiding: The guiding text before and after; None before optimisation.
     """
 
     label: str
@@ -73,11 +73,11 @@ class Compared:
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
-    """Writes a page that puts runs side by side, whatever state each is in.
+    """Writes a page that compares runs in any state.
 
     Args:
-        runs: Two or more; a run that is named twice is shown once.
-        path: The file to write. Reports are linked relative to it.
+        runs: Two or more; duplicates are shown once.
+        path: The file to write; links to reports are relative to it.
 
     Returns:
         The page.
@@ -95,7 +95,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
 
 
 def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
-    """The page of some runs, with links as seen from a folder."""
+    """The page of some runs, with links relative to a folder."""
     runs = _compared(facts, folder)
     secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
@@ -146,7 +146,7 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
 
 
 def _stages(runs: Sequence[Compared]) -> list[str]:
-    """The stages that any of the runs has, in the order of a run."""
+    """All stages of the runs, in order."""
     stages: list[str] = []
     for run in runs:
         place = 0
@@ -162,12 +162,12 @@ def _letter(place: int) -> str:
 
 
 def _variants(runs: Sequence[Compared], first: Sequence[str]) -> list[str]:
-    """The variants that any of the runs has, in the order of a run."""
+    """All variants of the runs, in order."""
     return list(dict.fromkeys([*first, "first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
 
 
 def _warnings(runs: Sequence[Compared]) -> list[str]:
-    """Why numbers of these runs may not be compared."""
+    """Reasons why numbers of these runs are not comparable."""
     warnings = []
     tests: dict[str, list[str]] = {}
     for run in runs:
@@ -176,8 +176,8 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
     if len(tests) > 1:
         warnings.append(
             f"These runs have {len(tests)} different sets of test questions, marked "
-            f"{', '.join(tests)}. Values are comparable only under the same letter; of the others only the change "
-            "against the target as it came says something, each on its own questions."
+            f"{', '.join(tests)}. Values are comparable only under the same letter; between letters compare only the "
+            "change against the target as it came, each on its own questions."
         )
     targets = {run.facts.recipe.models.target.name for run in runs}
     if len(targets) > 1:
@@ -237,7 +237,7 @@ def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
 
 
 def differing(recipes: Mapping[str, Recipe]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """The fields in which recipes differ: for each its values in order, with the names of the recipes that have it."""
+    """Fields that differ between recipes: each with its values and the names of the recipes that have them."""
     flat = {name: _flat(recipe.model_dump(mode="json")) for name, recipe in recipes.items()}
     fields = dict.fromkeys(field for values in flat.values() for field in values)
     rows = []

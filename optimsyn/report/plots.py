@@ -1,4 +1,4 @@
-"""The one picture of a run: where the influence of the pairs lies, how the reward grew, what it was worth."""
+"""The picture of a run: influence of the pairs, reward over optimisation, evaluation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
 
 _WIDTH_INCHES = 10.5
-# Of a row of a panel that has a row for each variant.
+# Height of a row in panels with a row for each variant.
 _ROW_INCHES, _METRIC_ROW_INCHES = 0.56, 0.46
 
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """What the picture of a run is drawn from; what a run does not have is left empty.
+    """Numbers for the picture of a run; missing ones are empty.
 
     Attributes:
         influence: For each variant, the influence of its valid pairs.
         prompt: Rows of the prompt optimiser's history: `judged`, `status`, `score`, `best`.
         policy: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`.
         evaluation: Rows of `evaluation.json`.
-        zero_gradient: Influence that this estimator gives a sample without any gradient.
+        zero_gradient: Influence of a sample without any gradient.
         confidence: Coverage of the intervals in `evaluation`.
     """
 
@@ -45,11 +45,11 @@ class RunNumbers:
 
 
 def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
-    """Draws a run: influence and reward above, evaluation below. What a run does not have is left out.
+    """Draws a run: influence and reward above, evaluation below; leaves out missing parts.
 
     Args:
-        numbers: What is drawn.
-        title: Line above everything, such as the run's name.
+        numbers: The numbers of the run.
+        title: Title, such as the run's name.
     """
     influence = {variant: list(values) for variant, values in numbers.influence.items() if len(values)}
     candidates = [row for row in numbers.prompt if isinstance(row.get("score"), int | float)]
@@ -102,12 +102,12 @@ def policy_panel(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
 
 
 def evaluation_height(evaluation: Sequence[MetricRow]) -> float:
-    """Inches that `evaluation_panels` needs."""
+    """Height of `evaluation_panels`, in inches."""
     return _METRIC_ROW_INCHES * len({row["variant"] for row in evaluation}) + 1.2
 
 
 def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], confidence: float) -> None:
-    """Every metric of every variant with its interval, a panel a metric."""
+    """Every metric of every variant with its interval, one panel for each metric."""
     metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
     note = f"bars: {confidence:.0%} bootstrap intervals over questions"
     if any(differs(row) for row in evaluation):

@@ -1,4 +1,4 @@
-"""One picture for each stage of a run, drawn from plain numbers; `optimsyn.report.look` reads them from a run."""
+"""One picture for each stage, drawn from plain numbers that `optimsyn.report.look` reads from a run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from optimsyn.target.warm_up.curve import WarmUpCurve
     from optimsyn.training.intervals import MetricRow
 
-# A question of influence has two sides: what helps is blue, what hurts is red, in every picture.
+# In every picture blue helps and red hurts.
 DIVERGING = "RdBu"
-# Of a row of a panel with a row for each variant, and of a panel's title and axis.
+# Height of a variant's row, and of a panel's title and axis.
 _ROW_INCHES, _REST_INCHES = 0.56, 1.0
 
 
 def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: int) -> Picture:
-    """How long the passages are, and why rows were lost on the way to them.
+    """Lengths of the passages, and reasons for lost rows.
 
     Args:
         words: Number of words of each passage.
@@ -68,12 +68,12 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
 
 
 def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float | None) -> Picture:
-    """Training loss of the warm-up, and where the influence of the first draft lies beside that of no gradient.
+    """Training loss of the warm-up, and influence of the first draft beside that of no gradient.
 
     Args:
         losses: Loss of each step, in nats.
-        influence: Of the valid pairs of the first draft.
-        zero_gradient: What the estimator gives a sample that teaches nothing; None where that is not recorded.
+        influence: Influence of the valid first-draft pairs.
+        zero_gradient: Influence of a sample without any gradient; None if not recorded.
     """
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2)
@@ -91,10 +91,10 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
 
 
 def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
-    """What was looked at while the target warmed up, where the checkpoint is, and the learning rates that were tried.
+    """The losses of the warm-up, its checkpoint, and the learning rates that were tried.
 
     Args:
-        curve: As the stage left it.
+        curve: The saved curve of the stage.
     """
     if not curve.looks:
         with drawing(2.9, width=7.4) as figure:
@@ -146,7 +146,7 @@ def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
 
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
-    """Every guiding text that the search tried, by its reward.
+    """Reward of every guiding text that the search tried.
 
     Args:
         history: Rows of the prompt optimiser's history: `judged`, `status`, `score`.
@@ -171,12 +171,12 @@ def policy_figure(
     groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None,
     method: str = "grpo",
 ) -> Picture:
-    """The rewards that were compared within each group, the mean over the steps, and the distance travelled.
+    """Rewards within each group, mean reward over the steps, and KL from the untrained model.
 
     Args:
         history: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`, `kl`.
         groups: Passage of each group -> reward and validity of its pairs.
-        method: What trained the policy, as the recipe names it.
+        method: The policy optimiser, as in the recipe.
     """
     trained = [row for row in history if isinstance(row.get("reward"), int | float)]
     with drawing(3.3) as figure:
@@ -206,7 +206,7 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]],
             ([reward for reward, valid in members if valid], True),
             ([reward for reward, valid in members if not valid], False),
         ):
-            # Equal rewards (the penalty of invalid pairs) are spread, so that each can be counted.
+            # Equal rewards (such as the penalty) are spread, so that each is visible.
             heights = [place + 0.09 * (index - (len(rewards) - 1) / 2) for index in range(len(rewards))]
             axes.scatter(
                 rewards,
@@ -227,7 +227,7 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]],
 
 
 def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
-    """Rewards of some pairs side by side, a line a group; hollow dots are invalid pairs.
+    """Rewards of some pairs, one line per group; hollow dots are invalid pairs.
 
     Args:
         groups: Name -> reward and validity of its pairs.
@@ -239,11 +239,11 @@ def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Pictur
 
 
 def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
-    """What something costs from several services, cheapest first.
+    """Cost with several services, cheapest first.
 
     Args:
         costs: Name -> US dollars.
-        title: What is bought.
+        title: Title of the panel.
     """
     ordered = sorted(costs.items(), key=lambda item: item[1])
     with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:

@@ -1,4 +1,4 @@
-"""Tables of what a run has found: evaluation and facts."""
+"""Tables of evaluation and facts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> 
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Names and values, one a row; numbers with four significant digits."""
+    """Names and values, one per row; numbers with four significant digits."""
     body = []
     for name, value in facts.items():
         cell = number(value, 4) if isinstance(value, float) else DASH if value is None else str(value)

@@ -1,4 +1,4 @@
-"""The end of a run: `summary.json` and `summary.png`, put together from what the stages left on disk."""
+"""Writes `summary.json` and `summary.png` from the results of the stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def write_summary(run: Run) -> Summary:
-    """Writes the summary of a run whose stages up to `evaluate` have left their results.
+    """Writes the summary of a run with results of all stages up to `evaluate`.
 
     Raises:
         DataError: A stage's result is missing.
@@ -71,7 +71,7 @@ def write_summary(run: Run) -> Summary:
 
 
 def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
-    """What a reader must know: how many differences are more than chance, and what one seed cannot say."""
+    """Caveats: which differences exclude 0, and that there is one seed."""
     better = [
         f"{row['variant']} ({row['metric']})"
         for row in evaluation
@@ -92,7 +92,7 @@ def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
 
 
 def _on_the_reward(run: Run) -> list[str]:
-    """What the run found of its own reward."""
+    """The verdict on the reward, if there is one."""
     path = run.path("warm_up", REWARD_LOOK_FILE)
     return [RewardLook.load(path).sentence] if path.is_file() else []
 

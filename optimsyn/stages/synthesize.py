@@ -137,9 +137,9 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
     if predicted:
         first = next(iter(predicted.values()))
         notes.append(
-            f"The validation questions' loss is {first.now:.3f} after the warm-up; the table has what is "
-            f"predicted for it after {first.steps} steps of fine-tuning on the kept pairs, and on as many random ones "
-            f"(mean of {RANDOM_SETS})."
+            f"The validation questions' loss is {first.now:.3f} after the warm-up; the table shows the loss "
+            f"predicted after {first.steps} steps of fine-tuning on the kept pairs, and on as many random ones (mean "
+            f"of {RANDOM_SETS})."
         )
     return SynthesizeResult(
         pairs=count, dataset=chosen, losses=losses, influence=means, predicted=predicted, notes=tuple(notes)

@@ -1,4 +1,4 @@
-"""What a run was going to send beside what it has sent."""
+"""The forecast of a run beside its actual usage."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from optimsyn.llm.reply import Usage
     from optimsyn.runs.manifest import Manifest
 
-# A stage that has not begun has sent nothing that could be compared.
+# A stage that has not started has nothing to compare.
 _NOT_YET = "–"
 
 
 def foreseen_rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    """Rows of stage, and of requests, tokens and money each what was foreseen and what was sent; none without any."""
+    """A row for each stage: forecast and actual requests, tokens and money; none without a forecast."""
     forecast = manifest.forecast
     if forecast is None or not forecast.stages:
         return []

@@ -28,20 +28,20 @@ _RUBRIC = {
 
 @dataclass(frozen=True)
 class PairCard:
-    """One pair as it is shown.
+    """One pair as shown in the report.
 
     Attributes:
         place: `Best 1`, `Worst 1` …
         pair: The pair's fields.
-        below: What its form shows below the question, such as options.
+        below: Lines below the question, such as options.
         answer: Its answer as its form shows it.
-        influence: Of the pair.
+        influence: Influence of the pair.
         subtasks: Influence by subtask, most first; empty when there is one.
-        heat: Its token shares, where they were kept.
-        excerpt: Its passage around the sentence that the answer rests on: before it, the sentence, after it.
-        source: Where the passage is from.
-        rubric: What each part of the rubric says.
-        kept: What became of it; "" when nothing was decided yet.
+        heat: Its token shares, if they were saved.
+        excerpt: Its passage: before the quote, the quote, after it.
+        source: Origin of the passage.
+        rubric: The parts of the rubric, with labels.
+        kept: Whether it was selected; "" if that is still open.
     """
 
     place: str
@@ -59,13 +59,13 @@ class PairCard:
 
 @dataclass(frozen=True)
 class Extremes:
-    """What the section on pairs shows.
+    """Content of the section on pairs.
 
     Attributes:
-        variant: Whose pairs.
+        variant: Variant of the pairs.
         cards: The best, then the worst.
-        heatmap: For its legend; None without token shares.
-        no_shares: Why there are no token shares; "" when there are, or none were asked for.
+        heatmap: Source of the legend; None without token shares.
+        no_shares: Why there are no token shares; "" if there are, or none were requested.
         invalid: Examples of candidates that failed a check: the check, how many failed it, the row.
     """
 
@@ -77,7 +77,7 @@ class Extremes:
 
 
 def extremes(facts: RunFacts) -> Extremes | None:
-    """The pairs worth looking at of what is there so far; None before the first pair was scored."""
+    """The best and worst pairs so far; None before the first pair was scored."""
     variant: str = facts.recipe.dataset_variant
     if variant not in facts.candidates:
         variant = next(reversed(facts.candidates), "first_draft")
@@ -104,7 +104,7 @@ def extremes(facts: RunFacts) -> Extremes | None:
 
 
 def _first_draft(facts: RunFacts) -> list[Row]:
-    """First-draft pairs in the form of judgements; they and their influences are kept in the same order."""
+    """First-draft pairs as judgements; their influences are saved in the same order."""
     path = facts.folder / "warm_up" / "pairs.jsonl"
     if not path.is_file() or not facts.first_draft:
         return []
@@ -162,14 +162,14 @@ def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: 
 
 
 def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
-    """At most so many letters of a passage, around its quote."""
+    """An excerpt of a passage around its quote."""
     start = text.find(quote) if quote else -1
     if start < 0:
         return cut(text, _EXCERPT), "", ""
     end = start + len(quote)
     room = max(0, _EXCERPT - len(quote)) // 2
     before, after = text[max(0, start - room) : start], text[end : end + room]
-    # Cut between words, where there are any.
+    # Cut between words, if possible.
     if start > room:
         before = "…" + (before.partition(" ")[2] or before)
     if end + room < len(text):

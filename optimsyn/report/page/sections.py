@@ -1,4 +1,4 @@
-"""What each section of a report shows, made of the facts of a run; how it looks is in `templates/report.html.j2`."""
+"""Content of each section of a report; its layout is in `templates/report.html.j2`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Bar:
-    """What became of a variant's candidates: parts of a bar, each with a name, a tone and a count."""
+    """Fate of a variant's candidates: parts of a bar, each with a name, a tone and a count."""
 
     variant: str
     candidates: int
@@ -45,7 +45,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """One metric of the evaluation: its rows, each with the row against pairs without a rubric where there is one."""
+    """One metric of the evaluation: its rows, each with the comparison to pairs without a rubric, if any."""
 
     label: str
     questions: int
@@ -53,7 +53,7 @@ class MetricTable:
 
 
 def context_of(facts: RunFacts) -> dict[str, Any]:
-    """Everything that the template names."""
+    """The variables of the template."""
     state = run_state(facts.manifest)
     return {
         "facts": facts,
@@ -100,7 +100,7 @@ def _decimals(facts: RunFacts) -> int:
 
 
 def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
-    """The few numbers that a person looks for first: value, what it is, more."""
+    """The key numbers: value, label, details."""
     tiles = []
     prepared, variant = facts.prepare, facts.dataset_variant
     if prepared is not None and prepared.passages is not None:
@@ -198,7 +198,7 @@ def _influence(facts: RunFacts) -> Chart | None:
 
 
 def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:
-    """For each variant: valid pairs; median, mean, highest; median of those kept."""
+    """For each variant: valid pairs; median, mean, highest; median of the selected."""
     selected = _kept_influence(facts)
     return [
         (
@@ -212,7 +212,7 @@ def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float 
 
 
 def _guiding(facts: RunFacts) -> dict[str, Any] | None:
-    """The guiding text before and after; None while there is no after."""
+    """The guiding text before and after optimisation; None before that."""
     if not facts.recipe.optimizers.prompt.enabled or facts.guiding_text is None:
         return None
     before = " ".join(facts.recipe.guiding_text.split())
@@ -252,7 +252,7 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
 
 
 def _notes(facts: RunFacts) -> list[str]:
-    """Notes of the stages, and about services; what evaluate says is said below its table."""
+    """Notes of the stages and about services; those of `evaluate` are below its table."""
     notes = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
     return notes + [
         f"{note[:1].upper()}{note[1:]}." for note in run_notes(facts.manifest.services, facts.manifest.outcomes)

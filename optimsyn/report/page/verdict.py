@@ -1,4 +1,4 @@
-"""What a run came to, in sentences that claim no more than its numbers do."""
+"""The outcome of a run, in sentences that claim no more than its numbers show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Failure:
     """Where and why a run stopped.
 
     Attributes:
-        place: Stage, and the cell of its notebook where one is known.
+        place: Stage, and the cell of its notebook if known.
         reason: The error.
         source: The cell's code, "" when unknown.
         notebook: Path of the executed notebook in the run, "" when there is none.
@@ -43,12 +43,12 @@ class Verdict:
     Attributes:
         badge: One word.
         badge_tone: good, bad or open; colours the badge.
-        tone: The same for the whole: a finished run may have made a target worse.
-        headline: The one sentence.
+        tone: Tone of the whole: a finished run may have made a target worse.
+        headline: Main sentence.
         sentences: Further results.
-        cannot: What these numbers do not say.
-        failure: For a run that stopped on the way.
-        commands: What to type to go on: what it does, and the command.
+        cannot: What the numbers do not show.
+        failure: Set for a run that stopped.
+        commands: How to go on: description and command.
     """
 
     badge: str
@@ -62,7 +62,7 @@ class Verdict:
 
 
 def verdict(facts: RunFacts, state: RunState) -> Verdict:
-    """The verdict on a run, whatever state it is in."""
+    """The verdict on a run in any state."""
     if state.kind == "finished":
         tone, headline, sentences = _result(facts)
         sentences = (*_on_the_reward(facts), *sentences)
@@ -106,7 +106,7 @@ def _failure(facts: RunFacts, state: RunState) -> Failure | None:
 
 
 def _on_the_reward(facts: RunFacts) -> list[str]:
-    """What the run found of its own reward, as far as one must know it to read anything else."""
+    """A warning if the run's reward is noise or doubtful."""
     look = facts.reward_look
     if look is None or look.verdict not in ("noise", "doubtful"):
         return []
@@ -134,7 +134,7 @@ def _metric(row: MetricRow) -> str:
 
 
 def _change(row: MetricRow) -> str:
-    """A paired difference with its interval, which no line break tears apart."""
+    """A paired difference with its interval, without line breaks."""
     return interval(row, difference=True)
 
 
@@ -163,7 +163,7 @@ def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
-    """What as many pairs without a rubric did: without it, an improvement may look like the rubrics' doing."""
+    """The result of pairs without a rubric, so that an improvement is not credited to rubrics alone."""
     plain = _of(facts.evaluation, "no_rubric")
     if variant == "no_rubric" or not plain:
         return []
@@ -192,7 +192,7 @@ def _cannot(facts: RunFacts) -> tuple[str, ...]:
         f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
         "everything else."
     )
-    # A width of 0 (no answer changed) says nothing about what could have been seen.
+    # A width of 0 (no answer changed) says nothing about detectable effects.
     wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row))]
     if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
         effects = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
