@@ -1,4 +1,4 @@
-"""Checks the held-out rubrics of the writer: passages of other subjects, each with contrasting rubrics and no pair.
+"""Checks the writer's held-out rubrics: passages on other subjects, each with contrasting rubrics and no pair.
 
 python tools/check_writer_held_out.py             # all of `benchmarks/writer_held_out`
 python tools/check_writer_held_out.py --file F    # one subject
@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "writer_held_out"
 
 
 class Wanted(Strict):
-    """A rubric, and the form that a pair under it must have."""
+    """A rubric, and the form of its pair."""
 
     guiding_text: str = Field(min_length=20, max_length=600)
     form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
@@ -44,18 +44,18 @@ class HeldOut(Strict):
 
 
 def faults_of(entry: HeldOut, corpus_names: set[str]) -> Iterator[str]:
-    """What is wrong with one passage."""
+    """The faults of one passage."""
     if entry.subject in corpus_names:
         yield f"the corpus has the subject {entry.subject}"
     words = len(entry.passage.split())
     if not 50 <= words <= 260:
-        yield f"the passage has {words} words; 50 to 260 are wanted"
+        yield f"the passage has {words} words; it must have 50 to 260"
     if len({expected.form for expected in entry.wanted}) < len(entry.wanted):
         yield "two rubrics ask for the same form"
     for place, expected in enumerate(entry.wanted):
         for name, line in expected.rubric.model_dump().items():
             if not 3 <= len(line.split()) <= 24 or "\n" in line:
-                yield f"rubric {place}, {name}: {len(line.split())} words; 3 to 24 on one line are wanted"
+                yield f"rubric {place}, {name}: {len(line.split())} words; it must have 3 to 24 on one line"
     rubrics = [content(" ".join(expected.rubric.model_dump().values())) for expected in entry.wanted]
     for index in range(len(rubrics)):
         for other in range(index):
@@ -65,7 +65,7 @@ def faults_of(entry: HeldOut, corpus_names: set[str]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Prints every fault; 1 where there is one."""
+    """Prints all faults; returns 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()

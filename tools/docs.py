@@ -31,9 +31,9 @@ _PAGES = {
     "NOTICE": "licence.md",
 }
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
-# Stands in a page where the table of validity checks goes.
+# Placeholder for the table of validity checks.
 _CHECKS = "<!-- checks -->"
-# And the table of the rooms that the code is in.
+# Placeholder for the table of packages.
 _ROOMS = "<!-- rooms -->"
 _FIGURE = re.compile(r"^!\[(?P<caption>[^\]]*)\]\((?P<path>[^)\s]+\.svg)\)$", re.MULTILINE)
 
@@ -41,7 +41,7 @@ _FIGURE = re.compile(r"^!\[(?P<caption>[^\]]*)\]\((?P<path>[^)\s]+\.svg)\)$", re
 def pages() -> dict[str, str | bytes]:
     """Every file of the site's source: path in the site to content."""
     contents: dict[str, str | bytes] = {}
-    sources: dict[str, str] = {}  # page -> the repository's file that it was made from
+    sources: dict[str, str] = {}  # page -> its file in the repository
     for path in sorted((ROOT / "docs").rglob("*")):
         if path.is_file():
             name = path.relative_to(ROOT / "docs").as_posix()
@@ -71,7 +71,7 @@ def pages() -> dict[str, str | bytes]:
 
 
 def prepare(folder: Path = PREPARED) -> None:
-    """Writes the pages; what has not changed is left alone, what is no longer wanted is removed."""
+    """Writes changed pages and removes obsolete ones."""
     contents = pages()
     for name, content in contents.items():
         data = content.encode() if isinstance(content, str) else content
@@ -141,7 +141,7 @@ def build() -> int:
 
 
 def serve() -> int:
-    """Serves the site, and prepares it anew whenever a source changes."""
+    """Serves the site, and prepares it again whenever a source changes."""
     prepare()
     server = subprocess.Popen([*_mkdocs(), "serve"], cwd=ROOT)
     newest = _newest()
@@ -150,7 +150,7 @@ def serve() -> int:
             time.sleep(1)
             if (changed := _newest()) != newest:
                 newest = changed
-                # In a process of its own: the reference is read from the code as it is now.
+                # A new process, so that the reference reads the current code.
                 subprocess.run([sys.executable, __file__, "prepare"], cwd=ROOT, check=False)
     except KeyboardInterrupt:
         server.terminate()

@@ -1,4 +1,4 @@
-"""Notebooks as Markdown pages: cells, their kept outputs, and images in files beside the page."""
+"""Converts notebooks to Markdown pages with outputs, and images as separate files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-# Outputs that change from run to run, such as progress lines, have no place on a page.
+# Skip outputs that change between runs, such as progress lines.
 _TRANSIENT = ("optimsyn", "transient")
 
 _TEMPLATE = """\
@@ -61,12 +61,12 @@ _TEMPLATE = """\
 
 
 def one_block(html: str) -> str:
-    """HTML without blank lines, so that Markdown takes it for one block and leaves it alone."""
+    """HTML without blank lines, so that Markdown treats it as one block."""
     return re.sub(r"\n\s*\n", "\n", html.strip())
 
 
 class _Exporter(MarkdownExporter):
-    """nbconvert's Markdown exporter with the template above; HTML comes before plain text."""
+    """nbconvert's Markdown exporter with the template above; prefers HTML to plain text."""
 
     def __init__(self) -> None:
         config = Config()

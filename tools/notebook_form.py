@@ -1,8 +1,7 @@
 """From a percent-format source and an executed notebook to the `.ipynb` that is committed.
 
-Only what a reader wants stays: cells as the source has them, outputs that are the same every time, ids that outlive
-edits. What depends on the machine or the moment (papermill's marks, execution counts, clocks, absolute paths, ports) is
-taken out.
+It keeps the source's cells, reproducible outputs, and ids that survive edits. It removes whatever depends on the machine
+or time: papermill's marks, execution counts, clocks, absolute paths, ports.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ MEASURED = "measured"
 _PORT = re.compile(r"(127\.0\.0\.1|localhost):\d{2,5}")
 _OBJECT = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 _ABSOLUTE = re.compile(r"(?<![\w:/.\-<])/(?:home|root|tmp|work|Users|usr|var|opt|mnt|srv|private)/[^\s\"'<>)\\]*")
-# Keys of the usual services, as they look; a key of this machine is found by its value.
+# Patterns of common service keys; keys of this machine are matched by value.
 _KEY = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|ghp_[A-Za-z0-9]{30,})")
-# Where one of these is there, the plain text is only what a terminal would have shown.
+# With one of these, the plain text output is redundant.
 _RICH = ("text/html", "image/png", "text/markdown")
 
 
@@ -49,7 +48,7 @@ def source_cells(source: Path, measured: str = "") -> list[NotebookNode]:
 
 
 def with_ids(cells: Sequence[NotebookNode], earlier: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Gives each cell the id of its earlier self, so that an edit changes one line and an insertion no other cell.
+    """Reuses cell ids, so that an edit changes one line and an insertion no other cell.
 
     Cells with equal text are matched first. Between two such, edited cells are matched by likeness, in order. What is
     new gets an id from its own text.
@@ -75,12 +74,12 @@ def with_ids(cells: Sequence[NotebookNode], earlier: Sequence[NotebookNode]) -> 
 
 
 def _key(cell: NotebookNode) -> tuple[str, str]:
-    # The measured line changes without anybody's edit.
+    # The measured line changes without an edit.
     return cell.cell_type, MEASURED if MEASURED in cell.metadata.get("tags", []) else cell.source
 
 
 def _alike(earlier: Sequence[NotebookNode], cells: Sequence[NotebookNode], old: range, new: range) -> dict[int, str]:
-    """Ids for edited cells: the most alike pairs first, never crossing each other."""
+    """Ids for edited cells, most similar pairs first and without crossings."""
     likeness = sorted(
         (
             (-difflib.SequenceMatcher(None, earlier[a].source, cells[b].source, autojunk=False).ratio(), a, b)
@@ -142,13 +141,13 @@ def build(
 
 
 def _injected(cell: NotebookNode) -> bool:
-    """Papermill's cell with parameters, and the marks that it puts above a cell that failed."""
+    """Whether papermill added the cell: parameters, or the mark above a failed cell."""
     tags = cell.metadata.get("tags", [])
     return "injected-parameters" in tags or "papermill-error-cell-tag" in tags
 
 
 def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
-    """Outputs as every run of the same cell gives them."""
+    """Outputs reduced to what every run of the cell gives."""
     cells: list[NotebookNode] = []
     secrets = secret_values()
     for output in outputs:
@@ -160,7 +159,7 @@ def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
         data = clean.get("data", {})
         if any(kind in data for kind in _RICH):
             data.pop("text/plain", None)
-        # A stream in two pieces is where the kernel happened to flush.
+        # A stream is split wherever the kernel flushed.
         last = cells[-1] if cells else None
         if last is not None and clean["output_type"] == last["output_type"] == "stream" and clean.name == last.name:
             last["text"] += clean["text"]
@@ -170,7 +169,7 @@ def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
 
 
 def _relative(value: Any, root: Path) -> Any:
-    """Paths below the checkout become relative, those below the home folder start with `~`, ports lose their number."""
+    """Makes paths in the checkout relative, replaces the home folder by `~`, removes port numbers."""
     if isinstance(value, str):
         value = value.replace(f"{root}/", "").replace(str(root), ".")
         home = str(Path.home())
@@ -186,7 +185,7 @@ def _relative(value: Any, root: Path) -> Any:
 
 
 def faults_of(notebook: NotebookNode, name: str) -> list[str]:
-    """What must not be in a committed notebook: nothing at all where outputs should be, errors, warnings, leaks."""
+    """What must not be in a committed notebook: missing outputs, errors, warnings, leaks."""
     faults = []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if not any(cell.outputs for cell in code):
@@ -215,7 +214,7 @@ def faults_of(notebook: NotebookNode, name: str) -> list[str]:
 
 
 def texts(notebook: NotebookNode) -> list[str]:
-    """Every text of a notebook: sources, and outputs but for pictures."""
+    """All texts of a notebook: sources, and outputs except pictures."""
     parts = [cell.source for cell in notebook.cells]
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

@@ -1,10 +1,10 @@
-"""Executes the notebooks and writes the `.ipynb` that are committed, with outputs; `--check` says what does not fit.
+"""Executes the notebooks and writes the committed `.ipynb` with outputs; `--check` reports what does not match.
 
     python tools/notebooks.py                     # all, in order, against one run root under runs/notebooks
-    python tools/notebooks.py 10 12_hosted        # only those whose name begins so
-    python tools/notebooks.py --cells             # after editing prose: cells are renewed, outputs kept, nothing runs
-    python tools/notebooks.py --check             # what CI proves: no kernel starts
-    python tools/notebooks.py --measure           # renew the measured lines too
+    python tools/notebooks.py 10 12_hosted        # only notebooks with these prefixes
+    python tools/notebooks.py --cells             # after editing prose: updates cells, keeps outputs, runs nothing
+    python tools/notebooks.py --check             # what CI checks; starts no kernel
+    python tools/notebooks.py --measure           # update the measured lines too
     python tools/notebooks.py --size full 0       # generate the stage notebooks from a run of this size from now on
 
 Replies are cached and finished stages skipped, so that a second time takes a few minutes and changes no byte.
@@ -41,15 +41,15 @@ FOLDER = ROOT / "notebooks"
 MEASURED = FOLDER / "measured.json"
 WORK = ROOT / "runs" / "notebooks"
 QUICKSTART = "00_quickstart"
-# These start from a finished run, whose time is not theirs.
+# These start from a finished run, whose time is not included.
 _ON_A_RUN = ("10_", "11_")
-# No notebook may find a key here and spend money while it is generated.
+# Removed, so that no notebook spends money while it is generated.
 _KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
 
 
 @dataclass
 class Measured:
-    """What is known of the cost of one notebook; the committed file keeps it until somebody measures again."""
+    """Measured cost of a notebook, kept until the next measurement."""
 
     seconds: float
     peak_memory_bytes: int
@@ -60,7 +60,7 @@ class Measured:
     size: str
 
     def line(self, name: str) -> str:
-        """The sentence at the head of the notebook."""
+        """The sentence at the top of the notebook."""
         bought = (
             f"{self.replies} replies of {self.tokens:,} tokens, {self.cost_usd:.2f} USD"
             if self.replies
@@ -83,7 +83,7 @@ def _stage(name: str) -> str | None:
 
 
 class MeasuredFile:
-    """`measured.json`: the size that the stage notebooks are generated at, and a measurement a notebook."""
+    """`measured.json`: the size of the stage notebooks' run, and a measurement per notebook."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +92,7 @@ class MeasuredFile:
         self.notebooks = {name: Measured(**facts) for name, facts in raw.get("notebooks", {}).items()}
 
     def line(self, name: str) -> str:
-        """The measured line of a notebook, empty when it was never measured."""
+        """The measured line of a notebook; empty without a measurement."""
         return self.notebooks[name].line(name) if name in self.notebooks else ""
 
     def save(self) -> None:
@@ -107,7 +107,7 @@ def sources() -> list[Path]:
 
 
 def generated(source: Path, measured: MeasuredFile, executed: NotebookNode | None = None) -> NotebookNode:
-    """The notebook of a source: with new outputs where it was executed, else with those that it had."""
+    """The notebook of a source, with new outputs if it was executed, else with its earlier ones."""
     target = source.with_suffix(".ipynb")
     earlier = nbformat.read(target, as_version=4).cells if target.is_file() else []
     cells = with_ids(source_cells(source, measured.line(source.stem)), earlier)
@@ -115,10 +115,10 @@ def generated(source: Path, measured: MeasuredFile, executed: NotebookNode | Non
 
 
 def check() -> list[str]:
-    """Everything that does not fit between sources and notebooks."""
+    """Mismatches between sources and notebooks."""
     measured = MeasuredFile(MEASURED)
     problems = [
-        f"{path.name}: there is no {path.with_suffix('.py').name} that it is made from"
+        f"{path.name}: its source {path.with_suffix('.py').name} is missing"
         for path in sorted(FOLDER.glob("*.ipynb"))
         if not path.with_suffix(".py").is_file()
     ]
@@ -137,7 +137,7 @@ def check() -> list[str]:
 
 
 def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> list[str]:
-    """Executes notebooks in order and writes their `.ipynb`; gives what is wrong with them."""
+    """Executes notebooks in order and writes their `.ipynb`; returns problems."""
     from optimsyn.llm.embedded.server import EmbeddedServer
 
     for name in _KEYS:
@@ -190,7 +190,7 @@ def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
 
 
 def _of_stages(name: str, size: str, machine: str) -> Measured | None:
-    """What the manifest says of a stage notebook's stage, and of all stages for the quickstart."""
+    """Usage of a stage notebook's stage from the manifest; of all stages for the quickstart."""
     from optimsyn import Run
 
     stages = list(STAGES) if name == QUICKSTART else [stage for stage in STAGES if stage == _stage(name)]
@@ -225,7 +225,7 @@ def _replies() -> tuple[int, int, float]:
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """The largest resident size of the kernel that runs meanwhile, looked at twice a second."""
+    """Peak resident size of the running kernel, sampled twice a second."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -236,7 +236,7 @@ def _peak_memory() -> Iterator[list[int]]:
                     if "optimsyn.execution.kernel" in process.cmdline():
                         peak[0] = max(peak[0], process.memory_info().rss)
                 except psutil.Error:
-                    continue  # it ended between the two looks
+                    continue  # it ended in between
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -281,13 +281,15 @@ def _chosen(names: Sequence[str]) -> list[Path]:
 
 
 def main() -> int:
-    """Executes, renews or checks the notebooks; the exit code is 1 when something is wrong with them."""
+    """Executes, updates or checks the notebooks; exit code 1 if there are problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="only notebooks whose name begins so")
-    parser.add_argument("--check", action="store_true", help="only say what does not fit")
-    parser.add_argument("--cells", action="store_true", help="renew cells, keep outputs, execute nothing")
-    parser.add_argument("--measure", action="store_true", help="renew the measured lines")
-    parser.add_argument("--size", choices=SIZES, help="of the stage notebooks, from now on (now in measured.json)")
+    parser.add_argument("names", nargs="*", help="only notebooks with these prefixes")
+    parser.add_argument("--check", action="store_true", help="only report what does not match")
+    parser.add_argument("--cells", action="store_true", help="update cells, keep outputs, execute nothing")
+    parser.add_argument("--measure", action="store_true", help="update the measured lines")
+    parser.add_argument(
+        "--size", choices=SIZES, help="size of the stage notebooks' run from now on (saved in measured.json)"
+    )
     args = parser.parse_args()
     if args.check:
         problems = check()

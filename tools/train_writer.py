@@ -4,8 +4,8 @@
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
-to pair. A share of the pairs is trained without a rubric as well, so that the writer can do that too. Every tenth
-subject is held out, and its loss stands in `writer.json` beside the fingerprints of corpus and script.
+to pair. A share of the pairs is also trained without a rubric. Every tenth subject is held out, and its loss is in
+`writer.json` beside the fingerprints of corpus and script.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trl import SFTConfig, SFTTrainer
 from optimsyn.llm.embedded.server import weights_dir
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply, rubric_prompt, rubric_reply
 
-# Held out: the loss of these subjects says whether the writer learns to write or learns the corpus by heart.
+# Held out: the loss on these subjects shows whether the writer memorises the corpus.
 HELD_OUT_EVERY = 10
-# Of the pairs, this share is trained without its rubric as well.
+# Share of the pairs that are also trained without their rubric.
 BARE_SHARE = 0.15
 FORMS = {"options": "multiple choice, four options", "verdict": "the answer is yes, no or maybe"}
-# A form that the exam gives is said in a part of the samples only, so that the rubric's own words count.
+# Share of samples that name the exam's form; in the others only the rubric does.
 FORM_SHARE = 0.3
 
 
@@ -86,7 +86,7 @@ def samples(entry: Entry, example: Example, form: str, generator: random.Random)
         {"prompt": pair_prompt(entry.passage, example.rubric, wish), "completion": pair},
     ]
     if generator.random() < BARE_SHARE:
-        # Without a rubric nothing else says what form is wanted.
+        # Without a rubric only this names the form.
         rows.append({"prompt": pair_prompt(entry.passage, None, FORMS.get(example.form, "")), "completion": pair})
     return rows
 
