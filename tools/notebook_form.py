@@ -1,7 +1,7 @@
 """From a percent-format source and an executed notebook to the `.ipynb` that is committed.
 
-It keeps the source's cells, reproducible outputs, and ids that survive edits. It removes whatever depends on the machine
-or time: papermill's marks, execution counts, clocks, absolute paths, ports.
+It keeps the source's cells, reproducible outputs, and ids that survive edits. It removes whatever depends on the
+machine or time: papermill's marks, execution counts, clocks, absolute paths, ports.
 """
 
 from __future__ import annotations

@@ -287,9 +287,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only report what does not match")
     parser.add_argument("--cells", action="store_true", help="update cells, keep outputs, execute nothing")
     parser.add_argument("--measure", action="store_true", help="update the measured lines")
-    parser.add_argument(
-        "--size", choices=SIZES, help="size of the stage notebooks' run from now on (saved in measured.json)"
-    )
+    parser.add_argument("--size", choices=SIZES, help="size for the stage notebooks; saved in measured.json")
     args = parser.parse_args()
     if args.check:
         problems = check()
