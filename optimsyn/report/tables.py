@@ -40,7 +40,7 @@ def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> 
     if any(row["difference"] is not None for row in rows):
         note += (
             " Differences are to the target as it came, paired by question; where their interval excludes 0 the "
-            "questions tell the two apart. One seed of training: another seed may differ by more."
+            "two differ on these questions. One seed of training: another seed may differ by more."
         )
     return Table(
         title="Held-back test questions",

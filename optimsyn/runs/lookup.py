@@ -38,8 +38,8 @@ def find_run(name: str) -> Run:
             path = place / near
             here = Path.cwd()
             path = path.relative_to(here) if path.is_relative_to(here) else path
-            raise StageError(f"{folder}: {_wrong(folder)}; did you mean {path}?")
-    raise StageError(f"{folder}: {_wrong(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
+            raise StageError(f"{folder}: {_reason(folder)}; did you mean {path}?")
+    raise StageError(f"{folder}: {_reason(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
 
 
 def find_runs(names: Sequence[str]) -> list[Run]:
@@ -65,5 +65,5 @@ def _runs_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if _is_run(path)) if folder.is_dir() else []
 
 
-def _wrong(folder: Path) -> str:
+def _reason(folder: Path) -> str:
     return "not a run folder (no manifest.json in it)" if folder.exists() else "there is no such run folder"

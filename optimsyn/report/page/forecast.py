@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _NOT_YET = "–"
 
 
-def foreseen_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+def forecast_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     """A row for each stage: forecast and actual requests, tokens and money; none without a forecast."""
     forecast = manifest.forecast
     if forecast is None or not forecast.stages:

@@ -82,7 +82,7 @@ def extremes(facts: RunFacts) -> Extremes | None:
     if variant not in facts.candidates:
         variant = next(reversed(facts.candidates), "first_draft")
     rows = facts.candidates[variant] if variant in facts.candidates else _first_draft(facts)
-    valid = _unlike([row for row in rows if row["valid"] and row["influence"] is not None])
+    valid = _distinct([row for row in rows if row["valid"] and row["influence"] is not None])
     if not valid:
         return None
     shares = facts.token_shares if facts.token_shares and facts.token_shares.variant == variant else None
@@ -117,7 +117,7 @@ def _first_draft(facts: RunFacts) -> list[Row]:
     ]
 
 
-def _unlike(rows: Sequence[Row]) -> list[Row]:
+def _distinct(rows: Sequence[Row]) -> list[Row]:
     """The rows by influence, highest first, each question once."""
     by_question: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: -row["influence"]):

@@ -12,7 +12,7 @@ from optimsyn.base.labels import SELECTION_LABELS, method_label, metric_label, o
 from optimsyn.base.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import Row, RunFacts
-from optimsyn.report.page.forecast import foreseen_rows
+from optimsyn.report.page.forecast import forecast_rows
 from optimsyn.report.page.pairs import extremes
 from optimsyn.report.page.verdict import verdict
 from optimsyn.report.word_diff import word_diff
@@ -86,7 +86,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "totals": _totals(facts),
         "replies": outcome_table(facts.manifest.outcomes)[1],
         "reply_columns": outcome_table(facts.manifest.outcomes)[0],
-        "foreseen": foreseen_rows(facts.manifest),
+        "forecast_rows": forecast_rows(facts.manifest),
         "facts_of_run": _facts_of_run(facts),
         "files": [(path, label) for path, label in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
@@ -217,7 +217,7 @@ def _guiding(facts: RunFacts) -> dict[str, Any] | None:
         return None
     before = " ".join(facts.recipe.guiding_text.split())
     after = " ".join(facts.guiding_text.split())
-    return {"before": before, "after": after, "parts": word_diff(before, after), "found": facts.optimize_prompt}
+    return {"before": before, "after": after, "parts": word_diff(before, after), "search": facts.optimize_prompt}
 
 
 def _metrics(facts: RunFacts) -> list[MetricTable]:

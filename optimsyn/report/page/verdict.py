@@ -66,7 +66,7 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
     if state.kind == "finished":
         tone, headline, sentences = _result(facts)
         sentences = (*_on_the_reward(facts), *sentences)
-        return Verdict("finished", "good", tone, headline, sentences, _cannot(facts), None, ())
+        return Verdict("finished", "good", tone, headline, sentences, _limits(facts), None, ())
     typed = commands(facts.folder)
     going_on = [("Continue; what is finished is not repeated, and no reply is bought twice", typed["continue"])]
     if state.kind in ("failed", "interrupted"):
@@ -176,7 +176,7 @@ def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
     return sentences
 
 
-def _cannot(facts: RunFacts) -> tuple[str, ...]:
+def _limits(facts: RunFacts) -> tuple[str, ...]:
     variant = facts.dataset_variant
     limits = []
     unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
