@@ -1,18 +1,18 @@
 # %% [markdown]
 # # The whole loop in one sitting
 #
-# You go once around optimsyn's loop on a few texts of nutrition medicine: from documents to a fine-tuned and evaluated
-# model, with a look at the data after each step. No key, no GPU and no model hub are needed.
+# You run optimsyn's whole loop on a few texts on nutrition medicine: from documents to a fine-tuned and evaluated
+# model, with a look at the data after each step. You need no key, no GPU and no model hub.
 #
 # In short: a few sentences of yours (the *guiding text*) become a *rubric* for each passage, the rubric becomes a
-# question-answer *pair*, and the model that you want to teach says by its own gradients whether the pair would help it
+# question-answer *pair*, and the gradients of the model that you want to teach show whether the pair would help it
 # on questions that an expert wrote. That number, the *influence*, is the reward that improves the guiding text and
 # trains the model that writes the rubrics.
 #
-# **What such a small run shows, and what not.** Everything here is real: no number is made up, and every part is the
-# one that a large run uses. But the model is Gemma 3 270M, a base model smaller than any that you would use, and there
-# are a handful of pairs a variant. It shows the mechanism. It cannot show whether optimised rubrics make better data:
-# the intervals in the last step are wider than any difference.
+# **What such a small run shows, and what not.** All numbers are real, and every part is the one that a large run uses.
+# But the model is Gemma 3 270M, a base model smaller than any that you would use, with a handful of pairs per variant.
+# It shows the mechanism. It cannot show whether optimised rubrics make better data: the intervals in the last step are
+# wider than any difference.
 
 # %% [markdown] tags=["measured"]
 # Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
@@ -35,8 +35,8 @@ check_environment()
 # %% [markdown]
 # ## The recipe
 #
-# One file says what a run is made of. `Run.start` checks all of it before anything is bought, and makes a folder that
-# everything goes into. Run the notebook again and it goes on where it stopped; a finished stage costs nothing.
+# One file defines a run. `Run.start` checks all of it before anything is bought, and creates a folder for everything.
+# Run the notebook again and it resumes where it stopped; a finished stage costs nothing.
 
 # %%
 from optimsyn import Run
@@ -50,7 +50,7 @@ run.recipe
 # ## 1. Prepare
 #
 # Documents become passages with exact character offsets. Questions become a validation set, which will judge every
-# pair, and a test set, which nobody looks at before the end.
+# pair, and a test set, which is not used before the end.
 
 # %%
 prepare.run(run)
@@ -75,7 +75,7 @@ warm_up.run(run)
 look.first_draft(run)
 
 # %% [markdown]
-# Every dot is a pair. A pair left of the dashed line would do harm, or at best nothing.
+# Every dot is a pair. A pair left of the dashed line harms, or at best does nothing.
 
 # %%
 look.warm_up_picture(run)
@@ -83,8 +83,8 @@ look.warm_up_picture(run)
 # %% [markdown]
 # ## 3. Better words: GEPA on the guiding text
 #
-# An optimiser rewrites the guiding text and keeps what raises the mean reward. In so short a search it may well keep
-# yours: then both lines below are the same, and the hollow dot in the picture is what was tried and given up.
+# An optimiser rewrites the guiding text and keeps what raises the mean reward. A search this short may well keep
+# yours: then both lines below are the same, and the hollow dot in the picture is a rejected text.
 
 # %%
 optimize_prompt.run(run)
@@ -96,7 +96,7 @@ look.prompt_picture(run)
 # ## 4. Better weights: GRPO on the rubric model
 #
 # Several rubrics are sampled for one passage. Those whose pairs are better than the mean of their group become more
-# likely. A step or two move nothing that one could see; here you see how it is done.
+# likely. A step or two have no visible effect; this shows how it works.
 
 # %%
 train_policy.run(run)
@@ -123,7 +123,7 @@ look.variants_picture(run)
 look.best_and_worst(run)
 
 # %% [markdown]
-# And which words of an answer bring it? Shares of all words add up to the influence of the pair.
+# And which words of an answer cause it? Shares of all words add up to the influence of the pair.
 
 # %%
 look.words(run)
@@ -169,7 +169,8 @@ look.evaluation_picture(run)
 # - `size = "full"` above is the same recipe in a quarter of an hour, with a few more of everything.
 # - Step through the stages one by one, with more to see in each: [01_prepare](01_prepare.ipynb) to
 #   [07_evaluate](07_evaluate.ipynb).
-# - Ask whether influence is more than likeness: [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb).
+# - Check whether influence is more than similarity:
+#   [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb).
 # - Change the guiding text and see what follows: [11_guiding_text_rubric_pair](11_guiding_text_rubric_pair.ipynb).
 # - Let a stronger model write: [12_hosted_generator](12_hosted_generator.ipynb).
 # - Bring your own texts and checks: [13_your_documents_and_checks](13_your_documents_and_checks.ipynb).

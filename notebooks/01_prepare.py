@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 1. Prepare: what comes in
 #
-# Documents become passages, and expert questions become two sets. You see what was kept, what was lost and why, and
+# Documents become passages, and expert questions become two sets. You see what was kept, what was dropped and why, and
 # which questions will judge every pair that is written later.
 #
 # - A **passage** is a stretch of a document with exact character offsets: every pair can be traced to its words.
@@ -24,7 +24,7 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
 # again and buys nothing.
 
 # %%
@@ -40,7 +40,7 @@ prepare.run(run)
 # %% [markdown]
 # ## Passages
 #
-# This is what the rubric model and the generator are given. Is it whole sentences, and about one thing?
+# This is what the rubric model and the generator get. Does it have whole sentences, about one thing?
 
 # %%
 look.passages(run)
@@ -49,7 +49,7 @@ look.passages(run)
 # ## Questions
 #
 # One of each subtask. The pairs will imitate their form (free or multiple choice, length of the answer), and a pair is
-# good when it moves the target towards answering such questions. Would you be content with a model that answers these?
+# good when it moves the target towards answering such questions. Is a model that answers these what you want?
 
 # %%
 look.questions(run, count=4)
@@ -57,8 +57,8 @@ look.questions(run, count=4)
 # %% [markdown]
 # ## Length, and what was lost
 #
-# The dashed line is the recipe's longest passage. A pile of very short passages would be headings and debris; raise
-# `documents.min_words` then. Every lost row is named with its reason in `prepare/lost.jsonl` of the run.
+# The dashed line is the recipe's longest passage. Many very short passages are usually headings and debris; then raise
+# `documents.min_words`. Every lost row is named with its reason in `prepare/lost.jsonl` of the run.
 
 # %%
 look.prepare_picture(run)

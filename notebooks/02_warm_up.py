@@ -5,8 +5,8 @@
 # target's LoRA for as many AdamW steps as it takes to learn the form of an answer. From then on a pair has an
 # **influence**: how much one training step on it would lower the loss on the validation questions.
 #
-# The steps matter for more than loss: the Adam moments that they leave behind make the influence that of the optimiser
-# that is really used, and the gradients of the validation questions give it one direction a subtask.
+# The steps do more than lower the loss: they produce the Adam moments that make the influence that of the real
+# optimiser, and the gradients of the validation questions give it one direction per subtask.
 
 # %% [markdown] tags=["measured"]
 # Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
@@ -24,8 +24,8 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
-# again and buys nothing, and the stages before must have finished.
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing; earlier stages must have finished.
 
 # %%
 from optimsyn import Run
@@ -71,10 +71,9 @@ look.warm_up_picture(run)
 # %% [markdown]
 # ## Is the reward sound?
 #
-# Everything from here on is built on that number, so the run has looked at it, on its own pairs: is it computed
-# rightly, is it more than form, length and momentum, and does real training from this checkpoint go its way? The
-# verdict is plain, *noise* stops a run, and an interval that includes 0 is only "not shown": a dozen pairs cannot tell
-# everything.
+# Everything from here on is built on that number, so the run has checked it on its own pairs: is it computed correctly,
+# is it more than form, length and momentum, and does real training from this checkpoint agree? The verdict is plain,
+# *noise* stops a run, and an interval that includes 0 is only "not shown": a dozen pairs cannot show everything.
 
 # %%
 look.reward(run)
@@ -86,6 +85,6 @@ look.reward(run)
 #   `"influence.question_gradients": "unit"`. Where does the dashed line go?
 # - `changes = {"warm_up.steps": 4, "warm_up.lr": 1e-4}` ends before the form is learned. Which pairs win now?
 # - Are there pairs with negative influence? Training on them would *raise* the loss on the questions.
-# - [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb) asks whether this number sees more than
-#   likeness.
+# - [10_influence_is_not_similarity](10_influence_is_not_similarity.ipynb) checks whether this number is more than
+#   similarity.
 # - Then [03_optimize_prompt](03_optimize_prompt.ipynb) uses it to rewrite the guiding text.

@@ -23,8 +23,8 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
-# again and buys nothing, and the stages before must have finished.
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing; earlier stages must have finished.
 
 # %%
 from optimsyn import Run
@@ -49,9 +49,9 @@ look.guiding_texts(run)
 # %% [markdown]
 # ## The search
 #
-# Filled dots were compared on all passages of the search, hollow ones were given up after a few. A step of the line is
-# a text that beat all before it. With so few judged pairs the difference may be chance: the synthesis will judge both
-# texts again.
+# Filled dots were compared on all passages of the search, hollow ones were rejected after a few. A step of the line is
+# a text that beat all earlier ones. With so few judged pairs the difference may be chance: the synthesis will judge
+# both texts again.
 
 # %%
 look.prompt_picture(run)
@@ -63,4 +63,4 @@ look.prompt_picture(run)
 #   `{"models.reflection": "openai/gpt-6-luna"}`.
 # - Write a deliberately bad guiding text into a copy of the recipe. Does the search find its way back?
 # - [11_guiding_text_rubric_pair](11_guiding_text_rubric_pair.ipynb) follows one passage through all of it.
-# - Then [04_train_policy](04_train_policy.ipynb) changes weights in place of words.
+# - Then [04_train_policy](04_train_policy.ipynb) changes weights instead of words.

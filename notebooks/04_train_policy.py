@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. Train the policy
 #
-# GRPO trains a LoRA on the rubric model. Several rubrics are written for one passage, each leads to a pair, and what is
-# better than the mean of its group becomes more likely. The weights of the generator and of the target never change
+# GRPO trains a LoRA on the rubric model. Several rubrics are written for one passage, each leads to a pair, and rubrics
+# above the mean of their group become more likely. The weights of the generator and of the target never change
 # here.
 
 # %% [markdown] tags=["measured"]
@@ -21,8 +21,8 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
-# again and buys nothing, and the stages before must have finished.
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing; earlier stages must have finished.
 
 # %%
 from optimsyn import Run
@@ -37,8 +37,8 @@ train_policy.run(run)
 # %% [markdown]
 # ## One group
 #
-# The rubrics were sampled from the same model for the same passage; only chance made them different. What is above the
-# mean is pushed up, what is below is pushed down. An invalid pair earns the penalty and is never scored.
+# The rubrics were sampled from the same model for the same passage; only chance made them different. Those above the
+# mean become more likely, those below less. An invalid pair earns the penalty and is never scored.
 
 # %%
 look.policy_groups(run)
@@ -48,7 +48,7 @@ look.policy_groups(run)
 #
 # Left: a group whose dots all lie on each other teaches nothing. Middle: the mean reward of a step is that of *its*
 # passages, so two steps are not comparable one by one; a trend over many is what counts. Right: how far the policy has
-# gone from the model that it started as. A reward that rises while KL runs away is a policy that has found a trick.
+# moved from its initial model. A reward that rises while KL runs away is a policy that has found a trick.
 
 # %%
 look.policy_picture(run)

@@ -21,8 +21,8 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
-# again and buys nothing, and the stages before must have finished.
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing; earlier stages must have finished.
 
 # %%
 from optimsyn import Run
@@ -53,7 +53,7 @@ look.variants_picture(run)
 look.best_and_worst(run)
 
 # %% [markdown]
-# The same question put to single words: which ones of the answer bring the influence?
+# The same for single words: which ones of the answer cause the influence?
 
 # %%
 look.words(run)
@@ -69,8 +69,8 @@ look.dataset(run)
 # %% [markdown]
 # ## What to try next
 #
-# - `changes = {"synthesis.select": "first"}` keeps the first valid pairs in place of the best: what was selection
-#   worth, and what the rubric?
+# - `changes = {"synthesis.select": "first"}` keeps the first valid pairs instead of the best: how much was due to
+#   selection, and how much to the rubric?
 # - Add a check of your own that catches what you did not like above:
 #   [13_your_documents_and_checks](13_your_documents_and_checks.ipynb).
 # - Then [06_fine_tune](06_fine_tune.ipynb) trains the target on each variant.

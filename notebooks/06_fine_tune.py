@@ -20,8 +20,8 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
-# again and buys nothing, and the stages before must have finished.
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing; earlier stages must have finished.
 
 # %%
 from optimsyn import Run

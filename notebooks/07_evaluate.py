@@ -20,8 +20,8 @@ from optimsyn.execution.notebook import check_environment
 check_environment()
 
 # %% [markdown]
-# The line below makes the run that the parameters mean, or opens it where it stopped. A finished stage shows its result
-# again and buys nothing, and the stages before must have finished.
+# The line below creates the run for these parameters, or opens it where it stopped. A finished stage shows its result
+# again and buys nothing; earlier stages must have finished.
 
 # %%
 from optimsyn import Run
@@ -39,8 +39,8 @@ look.evaluation(run)
 # %% [markdown]
 # ## With intervals
 #
-# A star marks a paired difference that excludes 0. With few questions and one seed most do not have one, and one
-# without a star is not evidence that there is no difference: it is too few questions to tell.
+# A star marks a paired difference that excludes 0. With few questions and one seed most have none. That is no evidence
+# of equality: there are too few questions to tell.
 
 # %%
 look.evaluation_picture(run)
@@ -55,8 +55,7 @@ look.evaluation_picture(run)
 look.against_no_rubric(run)
 
 # %% [markdown]
-# The whole run is on one page for people who were not here, `report.html` in the run folder, and in numbers in
-# `summary.json`.
+# The whole run is on one page, `report.html` in the run folder, and its numbers in `summary.json`.
 
 # %%
 from optimsyn.report.page.report import write_report
@@ -67,6 +66,6 @@ write_report(run).name
 # ## What to try next
 #
 # - Put two runs side by side: `optimsyn compare runs/A runs/B`.
-# - A domain of your own with real models: `optimsyn new medicine mine.yaml`, then change documents, questions and
+# - Your own domain with real models: `optimsyn new medicine mine.yaml`, then change documents, questions and
 #   models.
 # - A whole night of them: `optimsyn batch recipes/*.yaml --jobs 2`.

@@ -2,8 +2,8 @@
 # # Influence is not similarity
 #
 # A synthetic pair can look like the real questions and teach nothing, or look like none of them and help. You compare
-# the two measures on the pairs of a run: likeness by embeddings, which is how retrieval would choose data, and
-# influence, which asks the target itself.
+# the two measures on the pairs of a run: similarity of embeddings, as retrieval uses it, and influence, which is
+# measured on the target.
 #
 # The OptimSyn paper shows this for large models: synthetic and real samples lie close together in embedding space and
 # far apart in influence. Here the same analysis runs on a small model and a handful of pairs, and **whatever comes out
@@ -39,14 +39,14 @@ run_through(run, "synthesize")
 # %% [markdown]
 # ## Two measures of the same samples
 #
-# Half of the validation questions (every second one of each subtask) give the direction of the influence and the centre
-# that likeness is measured to. The other half stand for *real data*: they are scored exactly as the synthetic pairs
-# are, and no question meets itself.
+# Half of the validation questions (every second one of each subtask) give the direction of influence and the centre for
+# similarity. The other half represent *real data*: they are scored exactly like the synthetic pairs, and no question is
+# compared with itself.
 #
 # A tiny run has only a few questions, so all validation questions of the recipe are read for this.
 #
-# Embeddings are mean hidden states of the target's own base model, with the mean of all samples taken off, because
-# otherwise every cosine is nearly 1. That is no embedding model. Give `compare_similarity` another `embedder` for a
+# Embeddings are mean hidden states of the target's own base model, minus the mean of all samples, because
+# otherwise every cosine is nearly 1. This is not an embedding model. Give `compare_similarity` another `embedder` for a
 # stronger one.
 
 # %%
@@ -69,16 +69,16 @@ found
 found.picture()
 
 # %% [markdown]
-# Left, each sample once: if likeness were influence, the dots would rise along a line. Right, the same samples as an
-# embedding sees them, first two principal components, coloured by what the target thinks of them.
+# Left, each sample once: if similarity were influence, the dots would rise along a line. Right, the first two principal
+# components of the embeddings, coloured by influence.
 #
 # A falling line is not a law either. Both measures also see the *form* of a sample, such as its length and whether it
 # has options, and synthetic pairs differ from the experts' in form. Before you read a correlation as meaning, look
 # within one kind, which the table does.
 #
-# ## Alike, and yet
+# ## Similar, with different influence
 #
-# Of all synthetic pairs, the two that differ least in likeness for how much they differ in influence:
+# Of all synthetic pairs, the two that differ least in similarity relative to their difference in influence:
 
 # %%
 found.apart()
@@ -86,7 +86,7 @@ found.apart()
 # %% [markdown]
 # ## Which words?
 #
-# Influence can be shared out among the words of an answer, which no similarity can. Here are the pairs of highest and
+# Influence can be divided among the words of an answer, unlike similarity. Here are the pairs of highest and
 # of lowest influence of the dataset's variant: blue words help, red words hurt.
 
 # %%

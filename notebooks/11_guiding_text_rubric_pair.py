@@ -2,8 +2,7 @@
 # # Guiding text, rubric, pair
 #
 # You follow one passage from a guiding text to a rubric, from the rubric to a pair, and from the pair to its reward,
-# twice: once under the recipe's guiding text and once under your own. And you see, word for word, what the models are
-# sent.
+# twice: once under the recipe's guiding text and once under your own. You also see the exact prompts.
 #
 # A **guiding text** is the same for all passages and says what you want. A **rubric** is written for one passage and
 # says what that wish means *here*. The **pair** is written under the rubric. Only the guiding text is yours; everything
@@ -65,9 +64,9 @@ texts = {"recipe's guiding text": run.recipe.guiding_text, "yours": guiding_text
 bench.compare(texts, range(passage, passage + 4))
 
 # %% [markdown]
-# ## What the models are really sent
+# ## The prompts
 #
-# Nothing hides between your text and the model. First the request for the rubric: two worked examples, then your
+# Nothing is hidden between your text and the model. First the request for the rubric: two worked examples, then your
 # guiding text and the passage.
 
 # %%
@@ -85,5 +84,5 @@ second.sent[-1]
 #
 # - Change `guiding_text` in the parameters cell: ask for definitions, for causes, for what to tell a patient.
 # - Make it impossible ("a question about Roman law"). What does the reward say, and which check catches it?
-# - [03_optimize_prompt](03_optimize_prompt.ipynb) lets an optimiser do this trying out, and
+# - [03_optimize_prompt](03_optimize_prompt.ipynb) lets an optimiser do this search, and
 #   [13_your_documents_and_checks](13_your_documents_and_checks.ipynb) shows how to add a check.

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # A hosted model writes the pairs
 #
-# You put another generator in place of the embedded one: a hosted model, or a server of your own. It is one parameter,
+# You replace the embedded generator: with a hosted model, or your own server. It is one parameter,
 # `generator`, with any name that LiteLLM knows. You see what it costs, that nothing is bought twice, and what a missing
 # or a wrong key looks like.
 #
 # **Without a key this notebook still runs.** It then starts a second llama.cpp server with the embedded model on this
-# machine and treats it as "the hosted service": same protocol, same key check, same code path, no money. It is asked as
-# any service is, without the hold on the passage that makes so small a model right, so its pairs are rather worse.
+# machine and treats it as "the hosted service": same protocol, same key check, same code path, no money. It is used
+# like any service, without the grammar that keeps so small a model to the passage, so its pairs are worse.
 
 # %% [markdown] tags=["measured"]
 # Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
@@ -65,8 +65,8 @@ print("hosted" if generator else "a stand-in on this machine:", service.name)
 # %% [markdown]
 # ## A few pairs on trial
 #
-# A chat model gets chat messages and a JSON schema; where a service refuses schemas, replies are read without. Every
-# pair goes through the same checks as in a run.
+# A chat model gets chat messages and a JSON schema; where a service refuses schemas, replies are parsed without one.
+# Every pair goes through the same checks as in a run.
 
 # %%
 from optimsyn.study.generator_trial import ask_once, try_generator
@@ -125,5 +125,5 @@ if not generator:
 #   run all.
 # - A whole run with it: `optimsyn run quickstart --set models.generator=openai/gpt-6-luna`. In a stage notebook it is
 #   the parameter of the same name.
-# - A server of your own (vLLM, llama.cpp, Ollama): `changes = {"models.generator": {"name": "openai/NAME", "api_base":
+# - Your own server (vLLM, llama.cpp, Ollama): `changes = {"models.generator": {"name": "openai/NAME", "api_base":
 #   "http://localhost:8000/v1"}}`.

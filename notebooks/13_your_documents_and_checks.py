@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your documents, your questions, your checks
 #
-# You take a folder of your own texts (Markdown, plain text, HTML, Word, PDF), a file of questions, and a rule of your
-# own that a pair must pass, and see three pairs from them before anything expensive starts.
+# You take a folder of your own texts (Markdown, plain text, HTML, Word, PDF), a file of questions, and your own rule
+# for pairs, and see three pairs from them before anything expensive starts.
 #
 # The folder here holds four short texts on beekeeping in four formats. Everything below works with yours: put its path
 # into `folder`.
@@ -40,10 +40,10 @@ print("\n".join(sorted(str(path.relative_to(place)) for path in place.rglob("*.*
 print((place / "recipe.yaml").read_text())
 
 # %% [markdown]
-# ## A check of your own
+# ## Your own check
 #
-# A check is a function that gets a pair and what it was made from, and gives `None` or the reason why the pair will not
-# do. It lies in any module that Python can import; the recipe names it under `checks.plugins`.
+# A check is a function that gets a pair and its context, and returns `None` or the reason why the pair fails. It is in
+# any module that Python can import; the recipe names it under `checks.plugins`.
 
 # %%
 import sys
@@ -54,8 +54,8 @@ print((place / "bee_checks.py").read_text())
 # %% [markdown]
 # ## Validate
 #
-# Files, rows, models and checks are looked at in seconds; whatever would stop a run is said now, with file, row and
-# cure.
+# Files, rows, models and checks are verified in seconds; whatever would stop a run is reported now, with file, row and
+# fix.
 
 # %%
 from optimsyn.machine.preflight import validate
@@ -65,7 +65,7 @@ recipe = Recipe.load(place / "recipe.yaml")
 validate(recipe)
 
 # %% [markdown]
-# What a mistake looks like: the same questions from the CSV file, with a column that is not there.
+# An example of a mistake: the same questions from the CSV file, with a missing column.
 
 # %%
 from optimsyn import RecipeError
@@ -81,7 +81,7 @@ except RecipeError as error:
     print(error)
 
 # %% [markdown]
-# With the column's right name the CSV file does as well as the JSON lines:
+# With the correct column name the CSV file works like the JSON lines:
 
 # %%
 validate(changed(recipe, {"questions.validation": str(place / "questions.csv")}))
@@ -101,7 +101,7 @@ run = Run.start(str(place / "recipe.yaml"), size="tiny")
 preview(run, pairs)
 
 # %% [markdown]
-# Where the passages came from, and whether anything was lost on the way:
+# Where the passages came from, and whether anything was dropped:
 
 # %%
 look.prepare_picture(run)

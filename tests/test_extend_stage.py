@@ -250,7 +250,7 @@ def test_the_handle_refuses_what_makes_no_sense(tmp_path: Path) -> None:
             run_stage(run, "careless")
     finally:
         STAGES.forget("careless")
-    assert "did you mean `static`" in tried[0] and "no pair of the variant" in tried[1] and "have one id" in tried[2]
+    assert "did you mean `static`" in tried[0] and "no pair of the variant" in tried[1] and "share an id" in tried[2]
     with run.stage("careless") as stage, pytest.raises(StageError, match="no variant"):
         stage.hand_on("x", [])
 

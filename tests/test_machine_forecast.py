@@ -15,7 +15,7 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sizes import resized
-from optimsyn.report.page.forecast import foreseen_rows
+from optimsyn.report.page.forecast import forecast_rows
 from optimsyn.report.page.report import write_report
 from optimsyn.runs.folder import Run
 from optimsyn.runs.forecast import Forecast, Range, StageForecast, counted, money
@@ -66,11 +66,11 @@ def test_a_domain_sends_what_was_foreseen(domain: str, tmp_path: Path, monkeypat
         assert now.total.requests == Range.exactly(real.replies)
         assert run.manifest.forecast == found
         assert run.manifest.forecast_now == now
-    rows = foreseen_rows(run.manifest)
+    rows = forecast_rows(run.manifest)
     assert [row[0] for row in rows] == ["warm_up", "optimize_prompt", "synthesize", "in all"]
     assert rows[-1][1:3] == (counted(total.requests), f"{real.replies:,}")
     page = write_report(run).read_text(encoding="utf-8")
-    assert "Foreseen at the start, and sent" in page
+    assert "Forecast and actual usage" in page
     assert counted(total.requests) in page
 
 

@@ -137,4 +137,4 @@ def test_secrets_of_the_environment_are_found_anywhere(form: ModuleType, monkeyp
     monkeypatch.setenv("OTHER_TOKEN", "quite-a-secret-thing")
     cell = nbformat.v4.new_code_cell("'quite-a-secret-thing'")
     assert os.environ["OTHER_TOKEN"] in cell.source
-    assert any("key" in line for line in form.problems(nbformat.v4.new_notebook(cells=[cell]), "n"))
+    assert any("key" in line for line in form.faults_of(nbformat.v4.new_notebook(cells=[cell]), "n"))

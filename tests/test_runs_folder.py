@@ -205,7 +205,7 @@ def test_a_second_process_is_refused_by_name(tmp_path: Path) -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(StageError, match=rf"being run already by process {other.pid}"), run.lock():
+        with pytest.raises(StageError, match=rf"already running by process {other.pid}"), run.lock():
             pass
         with pytest.raises(StageError, match="another process works on it"), run.stage("prepare"):
             pass

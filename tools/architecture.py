@@ -1,4 +1,4 @@
-"""Draws which room imports which, from the imports themselves: `python tools/architecture.py`, or with `--check`.
+"""Draws which package imports which: `python tools/architecture.py`, or with `--check`.
 
 The order is that of the contract in `pyproject.toml`. The picture does not say how often, so that it changes only when
 a room begins or ceases to use another one.
@@ -29,46 +29,46 @@ def _contracts() -> dict[str, dict[str, object]]:
 
 
 def rooms() -> list[str]:
-    """The rooms, the one that may import from all others first."""
+    """The packages, topmost layer first."""
     return list(_contracts()["layers"]["layers"])  # type: ignore[call-overload]
 
 
 def purposes() -> dict[str, str]:
-    """What each room is for: the first line of its docstring."""
-    found = {}
+    """The purpose of each package: the first line of its docstring."""
+    purposes_by_room = {}
     for room in rooms():
         folder = ROOT / "optimsyn" / room
         path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[room] = text.partition("\n")[0]
-    return found
+        purposes_by_room[room] = text.partition("\n")[0]
+    return purposes_by_room
 
 
 def imports() -> set[tuple[str, str]]:
-    """Pairs of a room and what it imports: another room, or a library that takes seconds to load."""
-    import grimp  # with import-linter; the table of rooms in the docs does without
+    """Pairs of a package and its import: another package, or a library that takes seconds to load."""
+    import grimp  # installed with import-linter; the docs' table does not need it
 
     heavy: list[str] = list(_contracts()["forbidden"]["forbidden_modules"])  # type: ignore[call-overload]
     graph = grimp.build_graph("optimsyn", include_external_packages=True, cache_dir=None)
-    found = set()
+    modules = set()
     for module in graph.modules:
         for imported in graph.find_modules_directly_imported_by(module):
             room = module.split(".")[1] if module.count(".") else ""
             parts = imported.split(".")
             other = parts[0] if parts[0] in heavy else parts[1] if parts[0] == "optimsyn" and len(parts) > 1 else ""
             if room in rooms() and other and other != room:
-                found.add((room, other))
-    return found
+                modules.add((room, other))
+    return modules
 
 
 def table() -> str:
-    """The rooms and what each is for, for the page about the architecture."""
+    """The table of packages for the page about the architecture."""
     rows = [f"| `{name}` | {text} |" for name, text in purposes().items()]
     return "\n".join(["| room | what lies in it |", "|---|---|", *rows])
 
 
 def picture() -> str:
-    """The picture as SVG: a row and a column for each room; a mark where the row's room imports the column's."""
+    """The picture as SVG: a row and a column per package; a mark where the row imports the column."""
     names, used = rooms(), imports()
     libraries: list[str] = list(_contracts()["forbidden"]["forbidden_modules"])  # type: ignore[call-overload]
     height = _TOP + _CELL * len(names) + 34
@@ -107,7 +107,7 @@ def picture() -> str:
 
 
 def main() -> int:
-    """Writes the picture, or with `--check` says whether it is up to date."""
+    """Writes the picture, or with `--check` checks that it is up to date."""
     if sys.argv[1:] not in ([], ["--check"]):
         sys.stderr.write("use: python tools/architecture.py [--check]\n")
         return 2

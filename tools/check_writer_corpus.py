@@ -1,9 +1,9 @@
 """Checks the seed corpus of the writer: form, quotes, answers, repetition, balance.
 
-    python tools/check_writer_corpus.py                 # the whole corpus; ends with 1 where something is wrong
-    python tools/check_writer_corpus.py --file F.jsonl  # one subject, without the balance of the whole
+    python tools/check_writer_corpus.py                 # the whole corpus; exits with 1 on faults
+    python tools/check_writer_corpus.py --file F.jsonl  # one subject, without the overall balance
 
-A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl`, a passage a line.
+A subject is a file `optimsyn/data/bundled/writer/<subject>.jsonl` with a passage per line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from optimsyn.data.records import Rubric
 
 FOLDER = Path(__file__).parents[1] / "optimsyn" / "data" / "bundled" / "writer"
 DOMAINS = ("medicine", "law", "finance", "humanities", "social_sciences")
-# Balance of the whole.
+# Limits for the overall balance.
 LEAST_EXAMPLES, LEAST_SUBJECTS, LEAST_SHARE, MOST_SHARE = 1000, 15, 0.05, 0.16
-# Words that say nothing about a criterion, and are left out when two rubrics are compared.
+# Stop words, ignored when two rubrics are compared.
 _COMMON = set("a an the and or of to in on for with by from that which is are was were be as at it its this".split())
 
 
@@ -37,7 +37,7 @@ class Strict(BaseModel):
 
 
 class Example(Strict):
-    """One rubric with the pair that obeys it."""
+    """A rubric with a pair that follows it."""
 
     guiding_text: str = Field(min_length=20, max_length=600)
     form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
@@ -65,39 +65,39 @@ def plain(text: str) -> str:
 
 
 def content(text: str) -> set[str]:
-    """The words that carry the meaning."""
+    """The content words."""
     return set(plain(text).split()) - _COMMON
 
 
 def faults_of(entry: Entry) -> Iterator[str]:
-    """What is wrong with one passage."""
+    """The faults of one passage."""
     words = len(entry.passage.split())
     if not 50 <= words <= 260:
-        yield f"the passage has {words} words; 50 to 260 are wanted"
+        yield f"the passage has {words} words; it must have 50 to 260"
     forms = Counter(example.form for example in entry.examples)
     for form, count in forms.items():
         if count > 1:
-            yield f"{count} examples have the form {form}; they are to contrast"
+            yield f"{count} examples have the form {form}; they must differ"
     texts = [plain(example.question) for example in entry.examples]
     if len(set(texts)) < len(texts):
         yield "two questions are the same"
     for place, example in enumerate(entry.examples):
         yield from (f"example {place} ({example.form}): {fault}" for fault in faults_of_example(entry, example))
     rubrics = [content(" ".join(example.rubric.model_dump().values())) for example in entry.examples]
-    for one in range(len(rubrics)):
-        for other in range(one):
-            shared = len(rubrics[one] & rubrics[other]) / max(1, min(len(rubrics[one]), len(rubrics[other])))
+    for index in range(len(rubrics)):
+        for other in range(index):
+            shared = len(rubrics[index] & rubrics[other]) / max(1, min(len(rubrics[index]), len(rubrics[other])))
             if shared > 0.7:
-                yield f"the rubrics of examples {other} and {one} share {shared:.0%} of their words"
+                yield f"the rubrics of examples {other} and {index} share {shared:.0%} of their words"
 
 
 def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
-    """What is wrong with one example."""
+    """The faults of one example."""
     if example.quote not in entry.passage:
-        yield f"the quote does not stand in the passage: {example.quote[:60]!r}"
+        yield f"the quote is not in the passage: {example.quote[:60]!r}"
     pair = Written(entry.passage, example.question, example.answer, example.options)
     if not FORMS[example.form](pair):
-        yield f"the pair has not this form: {example.question!r} {example.answer!r} {example.options}"
+        yield f"the pair does not have this form: {example.question!r} {example.answer!r} {example.options}"
     if bool(example.options) != (example.form == "options"):
         yield "options belong to the form `options`, and only there"
     if not example.question.rstrip().endswith("?"):
@@ -116,14 +116,14 @@ def faults_of_example(entry: Entry, example: Example) -> Iterator[str]:
             yield "over half of the answer's words do not stand in the passage"
     for name, line in example.rubric.model_dump().items():
         if not 3 <= len(line.split()) <= 24 or "\n" in line:
-            yield f"rubric.{name} has {len(line.split())} words; 3 to 24 on one line are wanted"
-    told = plain(" ".join(example.rubric.model_dump().values()))
-    if example.form not in ("verdict",) and len(plain(example.answer)) > 3 and plain(example.answer) in told:
+            yield f"rubric.{name} has {len(line.split())} words; it must have 3 to 24 on one line"
+    rubric_text = plain(" ".join(example.rubric.model_dump().values()))
+    if example.form not in ("verdict",) and len(plain(example.answer)) > 3 and plain(example.answer) in rubric_text:
         yield "the rubric gives the answer away"
 
 
 def read(file: Path) -> Iterator[tuple[int, Entry | str]]:
-    """The passages of a file with their line numbers; a string where a line is no passage."""
+    """The passages of a file with their line numbers; an error text for an invalid line."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             yield number, Entry.model_validate(json.loads(line))
@@ -132,24 +132,24 @@ def read(file: Path) -> Iterator[tuple[int, Entry | str]]:
 
 
 def faults_of_all(entries: list[Entry]) -> Iterator[str]:
-    """What is wrong with the whole."""
+    """The faults of the whole corpus."""
     examples = [example for entry in entries for example in entry.examples]
     if len(examples) < LEAST_EXAMPLES:
-        yield f"{len(examples)} examples; at least {LEAST_EXAMPLES} are wanted"
+        yield f"{len(examples)} examples; there must be at least {LEAST_EXAMPLES}"
     subjects = {entry.subject for entry in entries}
     if len(subjects) < LEAST_SUBJECTS:
-        yield f"{len(subjects)} subjects; at least {LEAST_SUBJECTS} are wanted"
+        yield f"{len(subjects)} subjects; there must be at least {LEAST_SUBJECTS}"
     yield from (f"no passage of {domain}" for domain in DOMAINS if domain not in {e.domain for e in entries})
     for form in FORMS:
         share = sum(example.form == form for example in examples) / max(1, len(examples))
         if not LEAST_SHARE <= share <= MOST_SHARE:
-            yield f"{share:.1%} of the examples have the form {form}; {LEAST_SHARE:.0%} to {MOST_SHARE:.0%} are wanted"
-    for what, texts in {
+            yield f"{share:.1%} of the examples have the form {form}; allowed: {LEAST_SHARE:.0%} to {MOST_SHARE:.0%}"
+    for label, texts in {
         "passage": [entry.passage for entry in entries],
         "question": [example.question for example in examples],
         "id": [entry.id for entry in entries],
     }.items():
-        yield from (f"{what} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
+        yield from (f"{label} {count} times: {text[:60]!r}" for text, count in Counter(texts).items() if count > 1)
     for name in Rubric.model_fields:
         lines = Counter(plain(getattr(example.rubric, name)) for example in examples)
         yield from (f"rubric.{name} {count} times: {line!r}" for line, count in lines.items() if count > 3)
@@ -158,19 +158,19 @@ def faults_of_all(entries: list[Entry]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Prints every fault; 1 where there is one."""
+    """Prints all faults; returns 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
     files = args.file or sorted(FOLDER.glob("*.jsonl"))
     entries, faults = [], []
     for file in files:
-        for number, found in read(file):
-            if isinstance(found, str):
-                faults.append(f"{file.name}:{number}: {found}")
+        for number, entry in read(file):
+            if isinstance(entry, str):
+                faults.append(f"{file.name}:{number}: {entry}")
             else:
-                entries.append(found)
-                faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(found)]
+                entries.append(entry)
+                faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry)]
     if not args.file:
         faults += list(faults_of_all(entries))
     sys.stdout.writelines(f"{fault}\n" for fault in faults)

@@ -1,4 +1,4 @@
-"""Checks the held-out rubrics of the writer: passages of other subjects, each with contrasting rubrics and no pair.
+"""Checks the writer's held-out rubrics: passages on other subjects, each with contrasting rubrics and no pair.
 
 python tools/check_writer_held_out.py             # all of `benchmarks/writer_held_out`
 python tools/check_writer_held_out.py --file F    # one subject
@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "writer_held_out"
 
 
 class Wanted(Strict):
-    """A rubric, and the form that a pair under it must have."""
+    """A rubric, and the form of its pair."""
 
     guiding_text: str = Field(min_length=20, max_length=600)
     form: Literal[tuple(FORMS)]  # type: ignore[valid-type]
@@ -43,33 +43,33 @@ class HeldOut(Strict):
     wanted: tuple[Wanted, ...] = Field(min_length=4, max_length=4)
 
 
-def faults_of(entry: HeldOut, taken: set[str]) -> Iterator[str]:
-    """What is wrong with one passage."""
-    if entry.subject in taken:
+def faults_of(entry: HeldOut, corpus_names: set[str]) -> Iterator[str]:
+    """The faults of one passage."""
+    if entry.subject in corpus_names:
         yield f"the corpus has the subject {entry.subject}"
     words = len(entry.passage.split())
     if not 50 <= words <= 260:
-        yield f"the passage has {words} words; 50 to 260 are wanted"
-    if len({wanted.form for wanted in entry.wanted}) < len(entry.wanted):
+        yield f"the passage has {words} words; it must have 50 to 260"
+    if len({expected.form for expected in entry.wanted}) < len(entry.wanted):
         yield "two rubrics ask for the same form"
-    for place, wanted in enumerate(entry.wanted):
-        for name, line in wanted.rubric.model_dump().items():
+    for place, expected in enumerate(entry.wanted):
+        for name, line in expected.rubric.model_dump().items():
             if not 3 <= len(line.split()) <= 24 or "\n" in line:
-                yield f"rubric {place}, {name}: {len(line.split())} words; 3 to 24 on one line are wanted"
-    said = [content(" ".join(wanted.rubric.model_dump().values())) for wanted in entry.wanted]
-    for one in range(len(said)):
-        for other in range(one):
-            shared = len(said[one] & said[other]) / max(1, min(len(said[one]), len(said[other])))
+                yield f"rubric {place}, {name}: {len(line.split())} words; it must have 3 to 24 on one line"
+    rubrics = [content(" ".join(expected.rubric.model_dump().values())) for expected in entry.wanted]
+    for index in range(len(rubrics)):
+        for other in range(index):
+            shared = len(rubrics[index] & rubrics[other]) / max(1, min(len(rubrics[index]), len(rubrics[other])))
             if shared > 0.7:
-                yield f"rubrics {other} and {one} share {shared:.0%} of their words"
+                yield f"rubrics {other} and {index} share {shared:.0%} of their words"
 
 
 def main() -> int:
-    """Prints every fault; 1 where there is one."""
+    """Prints all faults; returns 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, action="append", help="only these files")
     args = parser.parse_args()
-    taken = {file.stem for file in CORPUS.glob("*.jsonl")}
+    corpus_names = {file.stem for file in CORPUS.glob("*.jsonl")}
     entries, faults = [], []
     for file in args.file or sorted(FOLDER.glob("*.jsonl")):
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -79,9 +79,9 @@ def main() -> int:
                 faults.append(f"{file.name}:{number}: {str(error)[:400]}")
                 continue
             entries.append(entry)
-            faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry, taken)]
+            faults += [f"{file.name}:{number}: {fault}" for fault in faults_of(entry, corpus_names)]
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
-    forms = Counter(wanted.form for entry in entries for wanted in entry.wanted)
+    forms = Counter(expected.form for entry in entries for expected in entry.wanted)
     counts = ", ".join(f"{form} {count}" for form, count in forms.most_common())
     sys.stdout.write(f"{len(entries)} passages, {len(faults)} faults; {counts}\n")
     return bool(faults)

@@ -31,34 +31,34 @@ _PAGES = {
     "NOTICE": "licence.md",
 }
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
-# Stands in a page where the table of validity checks goes.
+# Placeholder for the table of validity checks.
 _CHECKS = "<!-- checks -->"
-# And the table of the rooms that the code is in.
+# Placeholder for the table of packages.
 _ROOMS = "<!-- rooms -->"
 _FIGURE = re.compile(r"^!\[(?P<caption>[^\]]*)\]\((?P<path>[^)\s]+\.svg)\)$", re.MULTILINE)
 
 
 def pages() -> dict[str, str | bytes]:
     """Every file of the site's source: path in the site to content."""
-    made: dict[str, str | bytes] = {}
-    sources: dict[str, str] = {}  # page -> the repository's file that it was made from
+    contents: dict[str, str | bytes] = {}
+    sources: dict[str, str] = {}  # page -> its file in the repository
     for path in sorted((ROOT / "docs").rglob("*")):
         if path.is_file():
             name = path.relative_to(ROOT / "docs").as_posix()
-            made[name] = path.read_text(encoding="utf-8") if path.suffix == ".md" else path.read_bytes()
+            contents[name] = path.read_text(encoding="utf-8") if path.suffix == ".md" else path.read_bytes()
             sources[name] = f"docs/{name}"
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
-        made[_PAGES[name]] = (ROOT / name).read_text(encoding="utf-8")
+        contents[_PAGES[name]] = (ROOT / name).read_text(encoding="utf-8")
         sources[_PAGES[name]] = name
-    made["licence.md"] = _licence()
-    made["reference/recipe.md"] = recipe_page()
-    made["reference/recipe.schema.json"] = schema_json()
-    made["reference/cli.md"] = cli_page()
-    made["reference/recipes.md"] = recipes_page(ROOT / "recipes")
+    contents["licence.md"] = _licence()
+    contents["reference/recipe.md"] = recipe_page()
+    contents["reference/recipe.schema.json"] = schema_json()
+    contents["reference/cli.md"] = cli_page()
+    contents["reference/recipes.md"] = recipes_page(ROOT / "recipes")
     for name, content in notebook_pages(ROOT / "notebooks").items():
-        made[name] = content
+        contents[name] = content
         sources[name] = name
-    for name, content in made.items():
+    for name, content in contents.items():
         if isinstance(content, str) and name.endswith(".md"):
             if _CHECKS in content:
                 content = content.replace(_CHECKS, checks_table())
@@ -66,21 +66,21 @@ def pages() -> dict[str, str | bytes]:
                 content = content.replace(_ROOMS, rooms_table())
             source = sources.get(name, f"docs/{name}")
             text = outside_code(content, lambda part, s=source, n=name: _relinked(part, s, n))  # type: ignore[misc]
-            made[name] = _with_figures(with_mathml(text), source)
-    return made
+            contents[name] = _with_figures(with_mathml(text), source)
+    return contents
 
 
 def prepare(folder: Path = PREPARED) -> None:
-    """Writes the pages; what has not changed is left alone, what is no longer wanted is removed."""
-    wanted = pages()
-    for name, content in wanted.items():
+    """Writes changed pages and removes obsolete ones."""
+    contents = pages()
+    for name, content in contents.items():
         data = content.encode() if isinstance(content, str) else content
         path = folder / name
         if not path.is_file() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     for path in folder.rglob("*"):
-        if path.is_file() and path.relative_to(folder).as_posix() not in wanted:
+        if path.is_file() and path.relative_to(folder).as_posix() not in contents:
             path.unlink()
 
 
@@ -141,16 +141,16 @@ def build() -> int:
 
 
 def serve() -> int:
-    """Serves the site, and prepares it anew whenever a source changes."""
+    """Serves the site, and prepares it again whenever a source changes."""
     prepare()
     server = subprocess.Popen([*_mkdocs(), "serve"], cwd=ROOT)
-    seen = _newest()
+    newest = _newest()
     try:
         while server.poll() is None:
             time.sleep(1)
-            if (newest := _newest()) != seen:
-                seen = newest
-                # In a process of its own: the reference is read from the code as it is now.
+            if (changed := _newest()) != newest:
+                newest = changed
+                # A new process, so that the reference reads the current code.
                 subprocess.run([sys.executable, __file__, "prepare"], cwd=ROOT, check=False)
     except KeyboardInterrupt:
         server.terminate()

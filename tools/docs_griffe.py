@@ -1,4 +1,4 @@
-"""Teaches mkdocstrings our heading of examples: `Example:` in place of `Examples:`."""
+"""Makes mkdocstrings accept the heading `Example:` in place of `Examples:`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebooks as Markdown pages: cells, their kept outputs, and images in files beside the page."""
+"""Converts notebooks to Markdown pages with outputs, and images as separate files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-# Outputs that change from run to run, such as progress lines, have no place on a page.
+# Skip outputs that change between runs, such as progress lines.
 _TRANSIENT = ("optimsyn", "transient")
 
 _TEMPLATE = """\
@@ -61,12 +61,12 @@ _TEMPLATE = """\
 
 
 def one_block(html: str) -> str:
-    """HTML without blank lines, so that Markdown takes it for one block and leaves it alone."""
+    """HTML without blank lines, so that Markdown treats it as one block."""
     return re.sub(r"\n\s*\n", "\n", html.strip())
 
 
 class _Exporter(MarkdownExporter):
-    """nbconvert's Markdown exporter with the template above; HTML comes before plain text."""
+    """nbconvert's Markdown exporter with the template above; prefers HTML to plain text."""
 
     def __init__(self) -> None:
         config = Config()
@@ -78,9 +78,9 @@ class _Exporter(MarkdownExporter):
 def notebook_title(notebook: nbformat.NotebookNode, name: str) -> str:
     """The first heading of a notebook."""
     for cell in notebook.cells:
-        found = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if found:
-            return str(found[1]).strip()
+        heading = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
+        if heading:
+            return str(heading[1]).strip()
     return name
 
 
@@ -94,7 +94,7 @@ def notebook_pages(folder: Path) -> dict[str, str | bytes]:
         Path in the site to content.
     """
     exporter = _Exporter()
-    made: dict[str, str | bytes] = {}
+    pages: dict[str, str | bytes] = {}
     lines = []
     for path in sorted(folder.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -111,13 +111,13 @@ def notebook_pages(folder: Path) -> dict[str, str | bytes]:
         # The note goes under the heading, where the page has one.
         head, newline, rest = body.partition("\n")
         page = f"{head}\n\n{note}\n{newline}{rest}" if head.startswith("# ") else f"# {title}\n\n{note}\n\n{body}"
-        made[f"notebooks/{path.stem}.md"] = page + "\n"
-        made[f"notebooks/{path.name}"] = path.read_bytes()
+        pages[f"notebooks/{path.stem}.md"] = page + "\n"
+        pages[f"notebooks/{path.name}"] = path.read_bytes()
         for name, data in resources["outputs"].items():
-            made[f"notebooks/{Path(name).as_posix()}"] = data
+            pages[f"notebooks/{Path(name).as_posix()}"] = data
         lines.append(f"- [{title}]({path.stem}.md): {_summary(notebook)}")
-    made["notebooks/index.md"] = _INDEX + "\n".join(lines) + "\n"
-    return made
+    pages["notebooks/index.md"] = _INDEX + "\n".join(lines) + "\n"
+    return pages
 
 
 def _is_transient(output: nbformat.NotebookNode) -> bool:

@@ -1,4 +1,4 @@
-"""Reference pages that are written from the code itself: the recipe, the command line, the recipes that come along."""
+"""Reference pages generated from the code: the recipe, the command line, the recipes that come with optimsyn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or fals
 
 
 def recipe_page() -> str:
-    """Every field of a recipe: type, default, range and description; one table a section."""
+    """Every field of a recipe: type, default, range and description; one table per section."""
     lines = [_RECIPE_HEAD]
     for name, model, fields in _sections(Recipe):
         lines += [f"## {name} {{ #{_anchor(name)} }}", "", _prose(model), ""]
@@ -34,7 +34,7 @@ def recipe_page() -> str:
 
 
 def undescribed_fields() -> list[str]:
-    """Fields without a description whose type is no section (a section is described at its own heading)."""
+    """Fields without a description whose type is not a section."""
     return [
         f"{name}.{key}"
         for name, _, fields in _sections(Recipe)
@@ -44,7 +44,7 @@ def undescribed_fields() -> list[str]:
 
 
 def _sections(top: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel], dict[str, FieldInfo]]]:
-    """The recipe itself, then every section type once, under the first place where it stands."""
+    """The recipe, then every section type once, at its first place."""
     yield "recipe", top, dict(top.model_fields)
     seen: set[type[BaseModel]] = set()
     waiting = [(key, _section_of(field.annotation)) for key, field in top.model_fields.items()]
@@ -59,17 +59,17 @@ def _sections(top: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel], dict
         waiting = inner + waiting
 
 
-# Sections that stand in several places have a name of their own.
+# Names of sections that occur in several places.
 _SHARED = {"Source": "a source", "ModelSpec": "a model", "Lora": "a LoRA"}
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation means, if any."""
+    """The section type in an annotation, if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple):
-        found = [_section_of(part) for part in get_args(annotation)]
-        return next((section for section in found if section is not None), None)
+        sections = [_section_of(part) for part in get_args(annotation)]
+        return next((section for section in sections if section is not None), None)
     return None
 
 
@@ -96,7 +96,7 @@ def _row(section: str, key: str, field: FieldInfo) -> str:
 
 
 def _linked(text: str) -> str:
-    """Where the code names a page of the docs, a link to it."""
+    """Turns names of docs pages in the code into links."""
     text = text.replace("docs/influence.md has the table", "[the table](../influence.md#is-the-number-true)")
     return text.replace("docs/influence.md", "[influence](../influence.md#the-estimators)")
 
@@ -124,17 +124,17 @@ def _type(annotation: Any, field: FieldInfo | None = None) -> str:
 
 def _range(field: FieldInfo | None) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least {} characters", "pattern": "{}"}
-    found = []
+    bounds = []
     for constraint in field.metadata if field is not None else []:
         for name, sign in signs.items():
             value = getattr(constraint, name, None)
             if value is None:
                 continue
             if name == "pattern":
-                found.append("letters, digits, `_` and `-`")
+                bounds.append("letters, digits, `_` and `-`")
             else:
-                found.append(sign.format(value) if "{}" in sign else f"{sign} {value:g}")
-    return f", {' and '.join(found)}" if found else ""
+                bounds.append(sign.format(value) if "{}" in sign else f"{sign} {value:g}")
+    return f", {' and '.join(bounds)}" if bounds else ""
 
 
 def _default(field: FieldInfo) -> str:
@@ -142,8 +142,8 @@ def _default(field: FieldInfo) -> str:
         return "**required**"
     value = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
-        shown = value.model_dump(mode="json", exclude_defaults=True)
-        return "its defaults" if not shown else f"`{_flow(shown)}`"
+        values = value.model_dump(mode="json", exclude_defaults=True)
+        return "its defaults" if not values else f"`{_flow(values)}`"
     if value is None:
         return "none"
     if value == "":
@@ -194,9 +194,9 @@ def _parameter(parameter: Any, context: Any) -> str | None:
     record = parameter.get_help_record(context)
     if record is None or parameter.name == "help":
         return None
-    names, told = record
+    names, description = record
     names = names.removesuffix(" <str>").replace(" range>", ">").replace(" <list[str]>", "").replace("|", ", ")
-    notes = re.search(r"\s*\[([^\]]+)\]$", told)
+    notes = re.search(r"\s*\[([^\]]+)\]$", description)
     default, ranges = "", []
     for note in notes[1].split("; ") if notes else []:
         if note == "required":
@@ -205,13 +205,13 @@ def _parameter(parameter: Any, context: Any) -> str | None:
             default = f"`{note.removeprefix('default: ')}`"
         else:
             ranges.append(note.replace("<=", " ≤ ").replace(">=", " ≥ ").strip())
-    text = told[: notes.start()] if notes else told
+    text = description[: notes.start()] if notes else description
     more = f" ({', '.join(ranges)})" if ranges else ""
     return f"| `{names}` | {default} | {_cell(text)}{more} |"
 
 
 def recipes_page(folder: Path) -> str:
-    """The recipes that come with optimsyn, as they are."""
+    """The recipes that come with optimsyn, in full."""
     names = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "quickstart", path.stem))
     lines = [_RECIPES_HEAD]
     for path in names:
@@ -223,7 +223,7 @@ def recipes_page(folder: Path) -> str:
 
 
 def checks_table() -> str:
-    """The validity checks, by their own words."""
+    """A table of the validity checks, from their docstrings."""
     from optimsyn.programs.checks import BUILT_IN
 
     rows = [f"| `{name}` | {_cell(_lead(check.__doc__))} |" for name, check in BUILT_IN.items()]

@@ -1,8 +1,7 @@
 """From a percent-format source and an executed notebook to the `.ipynb` that is committed.
 
-Only what a reader wants stays: cells as the source has them, outputs that are the same every time, ids that outlive
-edits. What depends on the machine or the moment (papermill's marks, execution counts, clocks, absolute paths, ports) is
-taken out.
+It keeps the source's cells, reproducible outputs, and ids that survive edits. It removes whatever depends on the
+machine or time: papermill's marks, execution counts, clocks, absolute paths, ports.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ MEASURED = "measured"
 _PORT = re.compile(r"(127\.0\.0\.1|localhost):\d{2,5}")
 _OBJECT = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 _ABSOLUTE = re.compile(r"(?<![\w:/.\-<])/(?:home|root|tmp|work|Users|usr|var|opt|mnt|srv|private)/[^\s\"'<>)\\]*")
-# Keys of the usual services, as they look; a key of this machine is found by its value.
+# Patterns of common service keys; keys of this machine are matched by value.
 _KEY = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|ghp_[A-Za-z0-9]{30,})")
-# Where one of these is there, the plain text is only what a terminal would have shown.
+# With one of these, the plain text output is redundant.
 _RICH = ("text/html", "image/png", "text/markdown")
 
 
@@ -49,7 +48,7 @@ def source_cells(source: Path, measured: str = "") -> list[NotebookNode]:
 
 
 def with_ids(cells: Sequence[NotebookNode], earlier: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Gives each cell the id of its earlier self, so that an edit changes one line and an insertion no other cell.
+    """Reuses cell ids, so that an edit changes one line and an insertion no other cell.
 
     Cells with equal text are matched first. Between two such, edited cells are matched by likeness, in order. What is
     new gets an id from its own text.
@@ -65,22 +64,22 @@ def with_ids(cells: Sequence[NotebookNode], earlier: Sequence[NotebookNode]) -> 
             ids |= {b + offset: earlier[a + offset].id for offset in range(b_end - b)}
         elif operation == "replace":
             ids |= _alike(earlier, cells, range(a, a_end), range(b, b_end))
-    taken = set(ids.values())
+    used = set(ids.values())
     for place, cell in enumerate(cells):
         if place not in ids:
-            ids[place] = _new_id(cell, taken)
-            taken.add(ids[place])
+            ids[place] = _new_id(cell, used)
+            used.add(ids[place])
         cell["id"] = ids[place]
     return list(cells)
 
 
 def _key(cell: NotebookNode) -> tuple[str, str]:
-    # The measured line changes without anybody's edit.
+    # The measured line changes without an edit.
     return cell.cell_type, MEASURED if MEASURED in cell.metadata.get("tags", []) else cell.source
 
 
 def _alike(earlier: Sequence[NotebookNode], cells: Sequence[NotebookNode], old: range, new: range) -> dict[int, str]:
-    """Ids for edited cells: the most alike pairs first, never crossing each other."""
+    """Ids for edited cells, most similar pairs first and without crossings."""
     likeness = sorted(
         (
             (-difflib.SequenceMatcher(None, earlier[a].source, cells[b].source, autojunk=False).ratio(), a, b)
@@ -96,15 +95,15 @@ def _alike(earlier: Sequence[NotebookNode], cells: Sequence[NotebookNode], old: 
     return {b: earlier[a].id for a, b in pairs}
 
 
-def _new_id(cell: NotebookNode, taken: set[str]) -> str:
+def _new_id(cell: NotebookNode, used: set[str]) -> str:
     heading = re.search(r"^#+\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
     slug = re.sub(r"[^a-z0-9]+", "-", heading[1].lower()).strip("-")[:40] if heading else ""
     digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()
-    wanted = slug or f"{cell.cell_type}-{digest[:8]}"
+    stem = slug or f"{cell.cell_type}-{digest[:8]}"
     number = 2
-    name = wanted
-    while name in taken:
-        name, number = f"{wanted}-{number}", number + 1
+    name = stem
+    while name in used:
+        name, number = f"{stem}-{number}", number + 1
     return name
 
 
@@ -122,34 +121,34 @@ def build(
     Raises:
         ValueError: The executed notebook is not one of these cells.
     """
-    made = nbformat.v4.new_notebook(
+    notebook = nbformat.v4.new_notebook(
         cells=list(cells), metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     )
     if executed is not None:
         ran = [cell for cell in executed.cells if cell.cell_type == "code" and not _injected(cell)]
-        code = [cell for cell in made.cells if cell.cell_type == "code"]
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         if [cell.source for cell in ran] != [cell.source for cell in code]:
             raise ValueError("the executed notebook has other code cells than the source")
         for cell, done in zip(code, ran, strict=True):
             cell.outputs = scrubbed(done.outputs, root)
     else:
         outputs = {cell.id: cell.outputs for cell in keep if cell.cell_type == "code"}
-        for cell in made.cells:
+        for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = outputs.get(cell.id, [])
-    nbformat.validate(made)
-    return made
+    nbformat.validate(notebook)
+    return notebook
 
 
 def _injected(cell: NotebookNode) -> bool:
-    """Papermill's cell with parameters, and the marks that it puts above a cell that failed."""
+    """Whether papermill added the cell: parameters, or the mark above a failed cell."""
     tags = cell.metadata.get("tags", [])
     return "injected-parameters" in tags or "papermill-error-cell-tag" in tags
 
 
 def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
-    """Outputs as every run of the same cell gives them."""
-    kept: list[NotebookNode] = []
+    """Outputs reduced to what every run of the cell gives."""
+    cells: list[NotebookNode] = []
     secrets = secret_values()
     for output in outputs:
         if output.get("metadata", {}).get("optimsyn", {}).get("transient"):
@@ -160,17 +159,17 @@ def scrubbed(outputs: Sequence[Any], root: Path) -> list[NotebookNode]:
         data = clean.get("data", {})
         if any(kind in data for kind in _RICH):
             data.pop("text/plain", None)
-        # A stream in two pieces is where the kernel happened to flush.
-        last = kept[-1] if kept else None
+        # A stream is split wherever the kernel flushed.
+        last = cells[-1] if cells else None
         if last is not None and clean["output_type"] == last["output_type"] == "stream" and clean.name == last.name:
             last["text"] += clean["text"]
         else:
-            kept.append(clean)
-    return kept
+            cells.append(clean)
+    return cells
 
 
 def _relative(value: Any, root: Path) -> Any:
-    """Paths below the checkout become relative, those below the home folder start with `~`, ports lose their number."""
+    """Makes paths in the checkout relative, replaces the home folder by `~`, removes port numbers."""
     if isinstance(value, str):
         value = value.replace(f"{root}/", "").replace(str(root), ".")
         home = str(Path.home())
@@ -185,43 +184,43 @@ def _relative(value: Any, root: Path) -> Any:
     return value
 
 
-def problems(notebook: NotebookNode, name: str) -> list[str]:
-    """What must not be in a committed notebook: nothing at all where outputs should be, errors, warnings, leaks."""
-    found = []
+def faults_of(notebook: NotebookNode, name: str) -> list[str]:
+    """What must not be in a committed notebook: missing outputs, errors, warnings, leaks."""
+    faults = []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if not any(cell.outputs for cell in code):
-        found.append(f"{name}: no cell has an output; run `make notebooks`")
+        faults.append(f"{name}: no cell has an output; run `make notebooks`")
     for number, cell in enumerate(code, 1):
         where = f"{name}, code cell {number}"
         for output in cell.outputs:
             if output.output_type == "error":
-                found.append(f"{where}: it failed with {output.ename}: {output.evalue}")
+                faults.append(f"{where}: it failed with {output.ename}: {output.evalue}")
             if output.output_type == "stream" and output.name == "stderr":
-                found.append(f"{where}: something wrote to standard error: {output.text.strip()[:200]}")
+                faults.append(f"{where}: something wrote to standard error: {output.text.strip()[:200]}")
             if output.get("metadata", {}).get("optimsyn", {}).get("transient"):
-                found.append(f"{where}: a transient output was kept")
+                faults.append(f"{where}: a transient output was kept")
         if set(cell.metadata) - {"tags"}:
-            found.append(f"{where}: metadata {sorted(set(cell.metadata) - {'tags'})}")
+            faults.append(f"{where}: metadata {sorted(set(cell.metadata) - {'tags'})}")
         if cell.execution_count is not None:
-            found.append(f"{where}: an execution count")
+            faults.append(f"{where}: an execution count")
     for text in texts(notebook):
         if match := _ABSOLUTE.search(text):
-            found.append(f"{name}: an absolute path: {match[0][:80]}")
+            faults.append(f"{name}: an absolute path: {match[0][:80]}")
         if _KEY.search(text) or any(secret in text for secret in secret_values()):
-            found.append(f"{name}: something that looks like a key")
+            faults.append(f"{name}: something that looks like a key")
         if re.search(r"\b\w*Warning\b: |^WARNING\b", text, re.MULTILINE):
-            found.append(f"{name}: a warning: {text.strip()[:120]}")
-    return found
+            faults.append(f"{name}: a warning: {text.strip()[:120]}")
+    return faults
 
 
 def texts(notebook: NotebookNode) -> list[str]:
-    """Every text of a notebook: sources, and outputs but for pictures."""
-    found = [cell.source for cell in notebook.cells]
+    """All texts of a notebook: sources, and outputs except pictures."""
+    parts = [cell.source for cell in notebook.cells]
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            found.append(str(output.get("text", "")))
-            found += [str(item) for kind, item in output.get("data", {}).items() if not kind.startswith("image/")]
-    return found
+            parts.append(str(output.get("text", "")))
+            parts += [str(item) for kind, item in output.get("data", {}).items() if not kind.startswith("image/")]
+    return parts
 
 
 def same_cells(notebook: NotebookNode) -> list[tuple[str, str, str, list[str]]]:

@@ -1,10 +1,10 @@
-"""Executes the notebooks and writes the `.ipynb` that are committed, with outputs; `--check` says what does not fit.
+"""Executes the notebooks and writes the committed `.ipynb` with outputs; `--check` reports what does not match.
 
     python tools/notebooks.py                     # all, in order, against one run root under runs/notebooks
-    python tools/notebooks.py 10 12_hosted        # only those whose name begins so
-    python tools/notebooks.py --cells             # after editing prose: cells are renewed, outputs kept, nothing runs
-    python tools/notebooks.py --check             # what CI proves: no kernel starts
-    python tools/notebooks.py --measure           # renew the measured lines too
+    python tools/notebooks.py 10 12_hosted        # only notebooks with these prefixes
+    python tools/notebooks.py --cells             # after editing prose: updates cells, keeps outputs, runs nothing
+    python tools/notebooks.py --check             # what CI checks; starts no kernel
+    python tools/notebooks.py --measure           # update the measured lines too
     python tools/notebooks.py --size full 0       # generate the stage notebooks from a run of this size from now on
 
 Replies are cached and finished stages skipped, so that a second time takes a few minutes and changes no byte.
@@ -28,7 +28,7 @@ from typing import Any
 import nbformat
 import psutil
 from nbformat import NotebookNode
-from notebook_form import build, problems, same_cells, source_cells, with_ids
+from notebook_form import build, faults_of, same_cells, source_cells, with_ids
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.files import write_json, write_text
@@ -41,15 +41,15 @@ FOLDER = ROOT / "notebooks"
 MEASURED = FOLDER / "measured.json"
 WORK = ROOT / "runs" / "notebooks"
 QUICKSTART = "00_quickstart"
-# These start from a finished run, whose time is not theirs.
+# These start from a finished run, whose time is not included.
 _ON_A_RUN = ("10_", "11_")
-# No notebook may find a key here and spend money while it is generated.
+# Removed, so that no notebook spends money while it is generated.
 _KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")
 
 
 @dataclass
 class Measured:
-    """What is known of the cost of one notebook; the committed file keeps it until somebody measures again."""
+    """Measured cost of a notebook, kept until the next measurement."""
 
     seconds: float
     peak_memory_bytes: int
@@ -60,17 +60,17 @@ class Measured:
     size: str
 
     def line(self, name: str) -> str:
-        """The sentence at the head of the notebook."""
+        """The sentence at the top of the notebook."""
         bought = (
             f"{self.replies} replies of {self.tokens:,} tokens, {self.cost_usd:.2f} USD"
             if self.replies
             else ("no reply bought")
         )
-        what = {QUICKSTART: "All seven stages"}.get(name, "The stage" if _stage(name) else "This notebook")
+        subject = {QUICKSTART: "All seven stages"}.get(name, "The stage" if _stage(name) else "This notebook")
         where = ", on the finished run of the quickstart" if name.startswith(_ON_A_RUN) else ""
         text = (
-            f"**Measured.** {what} took {duration(self.seconds)} and at most {self.peak_memory_bytes / 1e9:.1f} GB of "
-            f"memory{where}: {bought}, on {self.machine}."
+            f"**Measured.** {subject} took {duration(self.seconds)} and at most {self.peak_memory_bytes / 1e9:.1f} GB "
+            f"of memory{where}: {bought}, on {self.machine}."
         )
         if _stage(name):
             text += f' The outputs below are of a run with `size = "{self.size}"`.'
@@ -83,7 +83,7 @@ def _stage(name: str) -> str | None:
 
 
 class MeasuredFile:
-    """`measured.json`: the size that the stage notebooks are generated at, and a measurement a notebook."""
+    """`measured.json`: the size of the stage notebooks' run, and a measurement per notebook."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +92,7 @@ class MeasuredFile:
         self.notebooks = {name: Measured(**facts) for name, facts in raw.get("notebooks", {}).items()}
 
     def line(self, name: str) -> str:
-        """The measured line of a notebook, empty when it was never measured."""
+        """The measured line of a notebook; empty without a measurement."""
         return self.notebooks[name].line(name) if name in self.notebooks else ""
 
     def save(self) -> None:
@@ -107,7 +107,7 @@ def sources() -> list[Path]:
 
 
 def generated(source: Path, measured: MeasuredFile, executed: NotebookNode | None = None) -> NotebookNode:
-    """The notebook of a source: with new outputs where it was executed, else with those that it had."""
+    """The notebook of a source, with new outputs if it was executed, else with its earlier ones."""
     target = source.with_suffix(".ipynb")
     earlier = nbformat.read(target, as_version=4).cells if target.is_file() else []
     cells = with_ids(source_cells(source, measured.line(source.stem)), earlier)
@@ -115,29 +115,29 @@ def generated(source: Path, measured: MeasuredFile, executed: NotebookNode | Non
 
 
 def check() -> list[str]:
-    """Everything that does not fit between sources and notebooks."""
+    """Mismatches between sources and notebooks."""
     measured = MeasuredFile(MEASURED)
-    found = [
-        f"{path.name}: there is no {path.with_suffix('.py').name} that it is made from"
+    problems = [
+        f"{path.name}: its source {path.with_suffix('.py').name} is missing"
         for path in sorted(FOLDER.glob("*.ipynb"))
         if not path.with_suffix(".py").is_file()
     ]
     for source in sources():
         target = source.with_suffix(".ipynb")
         if not target.is_file():
-            found.append(f"{target.name}: missing; run `make notebooks`")
+            problems.append(f"{target.name}: missing; run `make notebooks`")
             continue
         notebook = nbformat.read(target, as_version=4)
         if same_cells(notebook) != same_cells(generated(source, measured)):
-            found.append(f"{target.name}: its cells differ from {source.name}; run `make notebooks`")
+            problems.append(f"{target.name}: its cells differ from {source.name}; run `make notebooks`")
         if source.stem not in measured.notebooks:
-            found.append(f"{target.name}: it has no measured line; run `make notebooks`")
-        found += problems(notebook, target.name)
-    return found
+            problems.append(f"{target.name}: it has no measured line; run `make notebooks`")
+        problems += faults_of(notebook, target.name)
+    return problems
 
 
 def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> list[str]:
-    """Executes notebooks in order and writes their `.ipynb`; gives what is wrong with them."""
+    """Executes notebooks in order and writes their `.ipynb`; returns problems."""
     from optimsyn.llm.embedded.server import EmbeddedServer
 
     for name in _KEYS:
@@ -147,7 +147,7 @@ def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> l
     os.chdir(WORK)
     measured = MeasuredFile(MEASURED)
     measured.size = size or measured.size
-    found: list[str] = []
+    problems: list[str] = []
     with EmbeddedServer():
         for source in chosen:
             sys.stdout.write(f"{source.stem} … ")
@@ -157,17 +157,17 @@ def execute_all(chosen: Sequence[Path], *, measure: bool, size: str | None) -> l
                 executed, facts = _execute(source, measured.size)
             except OptimsynError as error:
                 sys.stdout.write("failed\n")
-                return [*found, str(error)]
-            known = measured.notebooks.get(source.stem)
-            if measure or known is None or known.size != facts.size:
+                return [*problems, str(error)]
+            measurement = measured.notebooks.get(source.stem)
+            if measure or measurement is None or measurement.size != facts.size:
                 measured.notebooks[source.stem] = facts
                 measured.save()
             notebook = generated(source, measured, executed)
             changed = _write(source.with_suffix(".ipynb"), notebook)
-            found += problems(notebook, source.with_suffix(".ipynb").name)
+            problems += faults_of(notebook, source.with_suffix(".ipynb").name)
             took = duration(time.monotonic() - begun)
             sys.stdout.write(f"{'written' if changed else 'the same'}, {took}\n")
-    return found
+    return problems
 
 
 def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
@@ -190,7 +190,7 @@ def _execute(source: Path, size: str) -> tuple[NotebookNode, Measured]:
 
 
 def _of_stages(name: str, size: str, machine: str) -> Measured | None:
-    """What the manifest says of a stage notebook's stage, and of all stages for the quickstart."""
+    """Usage of a stage notebook's stage from the manifest; of all stages for the quickstart."""
     from optimsyn import Run
 
     stages = list(STAGES) if name == QUICKSTART else [stage for stage in STAGES if stage == _stage(name)]
@@ -225,7 +225,7 @@ def _replies() -> tuple[int, int, float]:
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """The largest resident size of the kernel that runs meanwhile, looked at twice a second."""
+    """Peak resident size of the running kernel, sampled twice a second."""
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -236,7 +236,7 @@ def _peak_memory() -> Iterator[list[int]]:
                     if "optimsyn.execution.kernel" in process.cmdline():
                         peak[0] = max(peak[0], process.memory_info().rss)
                 except psutil.Error:
-                    continue  # it ended between the two looks
+                    continue  # it ended in between
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -253,8 +253,8 @@ def _machine() -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     info = Path("/proc/cpuinfo")
-    named = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    processor = named[0].partition(":")[2].strip() if named else platform.processor() or platform.machine()
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    processor = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     return f"{cores} cores ({processor}, {gpu})"
 
@@ -274,33 +274,33 @@ def _text(notebook: NotebookNode) -> str:
 def _chosen(names: Sequence[str]) -> list[Path]:
     if not names:
         return sources()
-    found = [source for source in sources() if any(source.stem.startswith(Path(name).stem) for name in names)]
-    if not found:
+    chosen = [source for source in sources() if any(source.stem.startswith(Path(name).stem) for name in names)]
+    if not chosen:
         sys.exit(f"no notebook begins with {', '.join(names)}; there are {', '.join(p.stem for p in sources())}")
-    return found
+    return chosen
 
 
 def main() -> int:
-    """Executes, renews or checks the notebooks; the exit code is 1 when something is wrong with them."""
+    """Executes, updates or checks the notebooks; exit code 1 if there are problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="only notebooks whose name begins so")
-    parser.add_argument("--check", action="store_true", help="only say what does not fit")
-    parser.add_argument("--cells", action="store_true", help="renew cells, keep outputs, execute nothing")
-    parser.add_argument("--measure", action="store_true", help="renew the measured lines")
-    parser.add_argument("--size", choices=SIZES, help="of the stage notebooks, from now on (now in measured.json)")
-    wanted = parser.parse_args()
-    if wanted.check:
-        found = check()
-    elif wanted.cells:
+    parser.add_argument("names", nargs="*", help="only notebooks with these prefixes")
+    parser.add_argument("--check", action="store_true", help="only report what does not match")
+    parser.add_argument("--cells", action="store_true", help="update cells, keep outputs, execute nothing")
+    parser.add_argument("--measure", action="store_true", help="update the measured lines")
+    parser.add_argument("--size", choices=SIZES, help="size for the stage notebooks; saved in measured.json")
+    args = parser.parse_args()
+    if args.check:
+        problems = check()
+    elif args.cells:
         measured = MeasuredFile(MEASURED)
-        for source in _chosen(wanted.names):
+        for source in _chosen(args.names):
             _write(source.with_suffix(".ipynb"), generated(source, measured))
-        found = check()
+        problems = check()
     else:
-        found = execute_all(_chosen(wanted.names), measure=wanted.measure, size=wanted.size)
-    for problem in found:
+        problems = execute_all(_chosen(args.names), measure=args.measure, size=args.size)
+    for problem in problems:
         sys.stdout.write(f"{problem}\n")
-    return 1 if found else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
-to pair. A share of the pairs is trained without a rubric as well, so that the writer can do that too. Every tenth
-subject is held out, and its loss stands in `writer.json` beside the fingerprints of corpus and script.
+to pair. A share of the pairs is also trained without a rubric. Every tenth subject is held out, and its loss is in
+`writer.json` beside the fingerprints of corpus and script.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trl import SFTConfig, SFTTrainer
 from optimsyn.llm.embedded.server import weights_dir
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply, rubric_prompt, rubric_reply
 
-# Held out: the loss of these subjects says whether the writer learns to write or learns the corpus by heart.
+# Held out: the loss on these subjects shows whether the writer memorises the corpus.
 HELD_OUT_EVERY = 10
-# Of the pairs, this share is trained without its rubric as well.
+# Share of the pairs that are also trained without their rubric.
 BARE_SHARE = 0.15
 FORMS = {"options": "multiple choice, four options", "verdict": "the answer is yes, no or maybe"}
-# A form that the exam gives is said in a part of the samples only, so that the rubric's own words count.
+# Share of samples that name the exam's form; in the others only the rubric does.
 FORM_SHARE = 0.3
 
 
@@ -60,18 +60,18 @@ def entries() -> list[Entry]:
     Raises:
         SystemExit: A line is no passage; `tools/check_writer_corpus.py` says more.
     """
-    found = []
+    rows = []
     for file in sorted(FOLDER.glob("*.jsonl")):
         for number, entry in read(file):
             if isinstance(entry, str):
                 raise SystemExit(f"{file}:{number}: {entry}")
-            found.append(entry)
-    return found
+            rows.append(entry)
+    return rows
 
 
 def samples(entry: Entry, example: Example, form: str, generator: random.Random) -> list[dict[str, str]]:
     """Prompt and completion of one example's rubric and pair."""
-    said = FORMS.get(example.form, "") if generator.random() < FORM_SHARE else ""
+    wish = FORMS.get(example.form, "") if generator.random() < FORM_SHARE else ""
     if form == "lines":
         rubric = rubric_reply(example.rubric)
         pair = pair_reply(example.quote, example.question, example.answer, example.options)
@@ -81,22 +81,22 @@ def samples(entry: Entry, example: Example, form: str, generator: random.Random)
         if example.options:
             values["options"] = example.options
         pair = json.dumps({**values, "answer": example.answer}, ensure_ascii=False)
-    found = [
-        {"prompt": rubric_prompt(entry.passage, example.guiding_text, said), "completion": rubric},
-        {"prompt": pair_prompt(entry.passage, example.rubric, said), "completion": pair},
+    rows = [
+        {"prompt": rubric_prompt(entry.passage, example.guiding_text, wish), "completion": rubric},
+        {"prompt": pair_prompt(entry.passage, example.rubric, wish), "completion": pair},
     ]
     if generator.random() < BARE_SHARE:
-        # Without a rubric nothing else says what form is wanted.
-        found.append({"prompt": pair_prompt(entry.passage, None, FORMS.get(example.form, "")), "completion": pair})
-    return found
+        # Without a rubric only this names the form.
+        rows.append({"prompt": pair_prompt(entry.passage, None, FORMS.get(example.form, "")), "completion": pair})
+    return rows
 
 
 def digest(files: list[Path]) -> str:
     """SHA-256 over names and contents, in hex."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for file in sorted(files):
-        found.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return found.hexdigest()
+        sha.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return sha.hexdigest()
 
 
 def narrow(folder: Path) -> None:
@@ -118,7 +118,7 @@ def main() -> None:
             parts[entry.subject in held_out] += samples(entry, example, args.form, generator)
     generator.shuffle(parts[False])
     if args.limit:
-        parts = {held: rows[: args.limit] for held, rows in parts.items()}
+        parts = {part: rows[: args.limit] for part, rows in parts.items()}
     folder = weights_dir()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What a rubric can ask for: a function for each form says whether a pair has it.
+"""The forms that a rubric can ask for, with a function for each that tests a pair.
 
 The seed corpus of the writer is checked with these, and so is how well the writer obeys. They judge form, not truth: a
 wrong year is still a date.
@@ -35,7 +35,7 @@ _COMPARISON = re.compile(
 
 @dataclass(frozen=True)
 class Written:
-    """A pair beside the passage that it was made from.
+    """A pair and its passage.
 
     Attributes:
         passage: The text.
@@ -59,22 +59,22 @@ def _plain(text: str) -> str:
 
 
 def _sentences(text: str) -> int:
-    """How many sentences; a full stop inside a number or an abbreviation ends none."""
+    """Number of sentences; a full stop inside a number or an abbreviation does not count."""
     return len(re.findall(r"[.!?][\"'”’)]*(?=\s+[A-Z\"'“‘(]|\s*$)", text.strip()))
 
 
 def is_figure(pair: Written) -> bool:
     """A number, with its unit where it has one, in at most eight words, and no date."""
-    found = _words(pair.answer)
+    words = _words(pair.answer)
     years = re.fullmatch(r"\W*(1\d\d\d|20\d\d)\W*", pair.answer)
-    return bool(_FIGURE.search(pair.answer)) and len(found) <= 8 and years is None
+    return bool(_FIGURE.search(pair.answer)) and len(words) <= 8 and years is None
 
 
 def is_name(pair: Written) -> bool:
-    """The name of a person, a place, a body, a thing: one to six words, with no number in front."""
-    found = _words(pair.answer)
+    """The name of a person, place, organisation or thing: one to six words, without a leading number."""
+    words = _words(pair.answer)
     return (
-        1 <= len(found) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
+        1 <= len(words) <= 6 and not pair.answer[:1].isdigit() and not is_verdict(pair) and _sentences(pair.answer) == 0
     )
 
 
@@ -84,33 +84,33 @@ def is_date(pair: Written) -> bool:
 
 
 def is_cause(pair: Written) -> bool:
-    """A question after a reason, and an answer of three words or more."""
+    """A question about a reason, and an answer of three words or more."""
     return bool(_CAUSE.search(pair.question)) and len(_words(pair.answer)) >= 3 and not is_verdict(pair)
 
 
 def is_definition(pair: Written) -> bool:
-    """A question after a meaning, and an answer of four words or more."""
+    """A question about a meaning, and an answer of four words or more."""
     return bool(_DEFINITION.search(pair.question)) and len(_words(pair.answer)) >= 4 and not is_verdict(pair)
 
 
 def is_comparison(pair: Written) -> bool:
-    """A question that sets two things beside each other."""
+    """A question that compares two things."""
     return bool(_COMPARISON.search(pair.question)) and not is_verdict(pair)
 
 
 def is_list(pair: Written) -> bool:
-    """Two or more items, set apart by commas, semicolons or `and`."""
+    """Two or more items, separated by commas, semicolons or `and`."""
     items = [item for item in re.split(r",|;|\band\b|\bor\b", pair.answer) if item.strip()]
     return len(items) >= 2 and not is_verdict(pair)
 
 
 def is_verdict(pair: Written) -> bool:
-    """Yes, no or maybe, alone or with words on the strength of the evidence behind it."""
+    """Yes, no or maybe, alone or with a remark on the strength of the evidence."""
     return bool(re.match(r"(yes|no|maybe)\b(?! one)", pair.answer.strip(), re.IGNORECASE))
 
 
 def is_clause(pair: Written) -> bool:
-    """Five words or more that stand in the passage exactly so."""
+    """Five words or more, verbatim from the passage."""
     return len(_words(pair.answer)) >= 5 and _plain(pair.answer) in _plain(pair.passage)
 
 

@@ -1,1 +1,1 @@
-"""What a person sees of a run: the report, tables, charts, the summary and comparisons."""
+"""Views of a run: the report, tables, charts, the summary and comparisons."""

@@ -1,6 +1,6 @@
-"""Drawings for the pages: they follow the page's colours, stay sharp and weigh little.
+"""Drawings for the pages: small SVGs in the page's colours.
 
-Each is narrow enough to be read on a phone; on a wide screen several stand side by side.
+Each fits on a phone; on a wide screen several are side by side.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Chart:
     """A drawing in a page.
 
     Attributes:
-        title: Above it.
-        svg: The drawing; it says itself what it shows, to those who cannot see it.
-        note: How to read it, below.
+        title: Title above the drawing.
+        svg: The drawing, with alternative text.
+        note: How to read it.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Chart:
 
 
 def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Chart:
-    """Where the influence of each variant's valid pairs lies.
+    """Distribution of the influence of each variant's valid pairs.
 
     Args:
         influence: Variant to influences; none may be empty.
@@ -59,17 +59,17 @@ def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: 
 
 
 def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> Chart | None:
-    """Reward of every guiding text that the method tried, and of the best so far; None when none was."""
-    tried = scored(history, "score")
-    if not tried:
+    """Reward of every guiding text that was tried, and of the best so far; None without any."""
+    candidates = scored(history, "score")
+    if not candidates:
         return None
-    compared = [row["score"] for row in tried if row.get("status") != "rejected"]
-    alt = f"{len(tried)} guiding texts were tried."
+    compared = [row["score"] for row in candidates if row.get("status") != "rejected"]
+    alt = f"{len(candidates)} guiding texts were tried."
     if compared:
         best = number(max(compared))
-        alt = f"{len(tried)} guiding texts: reward {number(compared[0])} at the start, best {best}."
+        alt = f"{len(candidates)} guiding texts: reward {number(compared[0])} at the start, best {best}."
     with page_axes(WIDTH, _FRAMED_HEIGHT, (54, 10, _RIGHT - 6, 166)) as axes:
-        note = draw_prompt(axes, tried)
+        note = draw_prompt(axes, candidates)
         return Chart(f"Guiding text ({method_label(method)})", svg(axes, alt), note)
 
 
@@ -91,23 +91,23 @@ def policy_chart(history: Sequence[Mapping[str, Any]], method: str = "grpo") -> 
 def interval_chart(
     metric: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None, *, zero: bool = False
 ) -> Chart:
-    """A metric of several variants with intervals, each on a line of its own.
+    """A metric of several variants with intervals, one line each.
 
     Args:
-        metric: Its name.
+        metric: Name of the metric.
         rows: Rows of `evaluation.json` of this metric.
-        labels: In place of the variants' names; rows of one label in a row stand closer together.
-        zero: Draw where 0 is.
+        labels: Labels in place of variant names; consecutive rows with one label are grouped.
+        zero: Draw a line at 0.
     """
     variants = [variant_label(row["variant"]) for row in rows]
     names = variants if labels is None else [f"{a} ({b})" for a, b in zip(labels, variants, strict=True)]
-    said = "; ".join(f"{name} {interval_text(row)}" for name, row in zip(names, rows, strict=True))
+    values = "; ".join(f"{name} {interval_text(row)}" for name, row in zip(names, rows, strict=True))
     height = intervals_height(rows, labels)
     with page_axes(WIDTH, height + 24, (_LEFT, 2, _RIGHT, height + 2)) as axes:
         draw_intervals(axes, rows, labels, zero=zero)
-        return Chart(metric_label(metric), svg(axes, f"{metric_label(metric)}: {said}"))
+        return Chart(metric_label(metric), svg(axes, f"{metric_label(metric)}: {values}"))
 
 
 def scored(history: Sequence[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
-    """The rows of a history that have a number in this field."""
+    """The rows of a history with a number in this field."""
     return [row for row in history if isinstance(row.get(field), int | float)]

@@ -1,4 +1,4 @@
-"""Several runs on one page: how they stand, what they found, in what they differ, what they cost."""
+"""Several runs on one page: state, results, differences and cost."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
     from optimsyn.training.intervals import MetricRow
 
-# With more lines than this, a picture shows of each run only the target, pairs without a rubric, and the dataset.
+# With more lines, a picture shows only the target, pairs without a rubric and the dataset of each run.
 _MOST_LINES = 40
 _MOST_COLUMNS = 4
 _LONGEST_VALUE = 160
-# Shown in sections of their own.
+# Shown in other sections.
 _ELSEWHERE = frozenset({"name", "description", "guiding_text"})
 
 
@@ -43,12 +43,12 @@ class Compared:
     """One run on the page.
 
     Attributes:
-        label: Its name, with the folder above it where two have the same.
-        link: Relative address of its report; "" when it has none.
-        test_set: A letter, the same for the same test questions; "" before `prepare` has finished.
-        key: For the variant that is the dataset, its row of each metric.
+        label: Its name, with the parent folder if two names are equal.
+        link: Relative link to its report; "" if there is none.
+        test_set: A letter for its set of test questions; "" before `prepare` has finished.
+        key: The dataset variant's row of each metric.
         medians: Median influence of the valid pairs by variant.
-        guiding: The guiding text before and after, None while there is no after.
+        guiding: The guiding text before and after; None before optimisation.
     """
 
     label: str
@@ -73,11 +73,11 @@ class Compared:
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
-    """Writes a page that puts runs side by side, whatever state each is in.
+    """Writes a page that compares runs in any state.
 
     Args:
-        runs: Two or more; a run that is named twice is shown once.
-        path: The file to write. Reports are linked relative to it.
+        runs: Two or more; duplicates are shown once.
+        path: The file to write; links to reports are relative to it.
 
     Returns:
         The page.
@@ -95,7 +95,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
 
 
 def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
-    """The page of some runs, with links as seen from a folder."""
+    """The page of some runs, with links relative to a folder."""
     runs = _compared(facts, folder)
     secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
@@ -119,7 +119,7 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
 def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
     names = [run.name for run in facts]
     tests = list(dict.fromkeys(run.test_set for run in facts if run.test_set))
-    found = []
+    compared = []
     for run in facts:
         state = run_state(run.manifest)
         report = run.folder / REPORT
@@ -128,7 +128,7 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
         guiding = None
         if run.guiding_text is not None:
             guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
-        found.append(
+        compared.append(
             Compared(
                 label=run.name if names.count(run.name) == 1 else f"{run.folder.parent.name}/{run.name}",
                 facts=run,
@@ -142,19 +142,19 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
                 guiding=guiding,
             )
         )
-    return found
+    return compared
 
 
 def _stages(runs: Sequence[Compared]) -> list[str]:
-    """The stages that any of the runs has, in the order of a run."""
-    found: list[str] = []
+    """All stages of the runs, in order."""
+    stages: list[str] = []
     for run in runs:
         place = 0
         for name in run.facts.manifest.names:
-            if name not in found:
-                found.insert(place, name)
-            place = found.index(name) + 1
-    return found
+            if name not in stages:
+                stages.insert(place, name)
+            place = stages.index(name) + 1
+    return stages
 
 
 def _letter(place: int) -> str:
@@ -162,41 +162,41 @@ def _letter(place: int) -> str:
 
 
 def _variants(runs: Sequence[Compared], first: Sequence[str]) -> list[str]:
-    """The variants that any of the runs has, in the order of a run."""
+    """All variants of the runs, in order."""
     return list(dict.fromkeys([*first, "first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
 
 
 def _warnings(runs: Sequence[Compared]) -> list[str]:
-    """Why numbers of these runs may not be compared."""
-    found = []
+    """Reasons why numbers of these runs are not comparable."""
+    warnings = []
     tests: dict[str, list[str]] = {}
     for run in runs:
         if run.test_set:
             tests.setdefault(run.test_set, []).append(run.label)
     if len(tests) > 1:
-        found.append(
+        warnings.append(
             f"These runs have {len(tests)} different sets of test questions, marked "
-            f"{', '.join(tests)}. Values are comparable only under the same letter; of the others only the change "
-            "against the target as it came says something, each on its own questions."
+            f"{', '.join(tests)}. Values are comparable only under the same letter; between letters compare only the "
+            "change against the target as it came, each on its own questions."
         )
     targets = {run.facts.recipe.models.target.name for run in runs}
     if len(targets) > 1:
-        found.append(
+        warnings.append(
             f"They have different targets ({', '.join(sorted(targets))}): neither losses nor influence compare."
         )
     scales = {json.dumps(run.facts.recipe.influence.model_dump(exclude={"batch_tokens", "method"})) for run in runs}
     directions = {run.facts.validation_set for run in runs if run.facts.validation_set}
     if len(scales) > 1:
-        found.append("They compute influence in different ways, so influence is on different scales.")
+        warnings.append("They compute influence in different ways, so influence is on different scales.")
     elif len(directions) > 1:
-        found.append("Their validation questions differ, so influence points in different directions.")
+        warnings.append("Their validation questions differ, so influence points in different directions.")
     seeds = {run.facts.recipe.seed for run in runs}
     done = [run for run in runs if run.facts.evaluation]
     if len(seeds) == 1 and len(done) > 1:
-        found.append(
+        warnings.append(
             "All have the same seed. Intervals are over questions: another seed may move every number by more."
         )
-    return found
+    return warnings
 
 
 def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tuple[Compared, MetricRow]]:
@@ -237,10 +237,10 @@ def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
 
 
 def differing(recipes: Mapping[str, Recipe]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """The fields in which recipes differ: for each its values in order, with the names of the recipes that have it."""
+    """Fields that differ between recipes: each with its values and the names of the recipes that have them."""
     flat = {name: _flat(recipe.model_dump(mode="json")) for name, recipe in recipes.items()}
     fields = dict.fromkeys(field for values in flat.values() for field in values)
-    found = []
+    rows = []
     for field in fields:
         if field.split(".")[0] in _ELSEWHERE:
             continue
@@ -248,8 +248,8 @@ def differing(recipes: Mapping[str, Recipe]) -> list[tuple[str, list[tuple[str, 
         for name, own in flat.items():
             values.setdefault(own.get(field, "–"), []).append(name)
         if len(values) > 1:
-            found.append((field, list(values.items())))
-    return found
+            rows.append((field, list(values.items())))
+    return rows
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:

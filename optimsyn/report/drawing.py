@@ -1,7 +1,6 @@
-"""The engine of all pictures: matplotlib under one style, as a picture in a notebook and as a drawing in a page.
+"""Renders all pictures with matplotlib in one style: PNG for notebooks, SVG for pages.
 
-Drawn with matplotlib's objects and never with pyplot, so that nothing is shown twice in a notebook and no figure stays
-open in a long process.
+Uses matplotlib's objects and never pyplot, so that notebooks show nothing twice and no figure stays open.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of the report's page by day, which a drawing in a page takes from the page.
+# The report's colours in light mode; drawings in a page use the page's CSS variables.
 INK, SOFT, GRID, GROUND = "#1b1f24", "#56606b", "#d9dde3", "#fefefe"
 BLUE, RED, BROWN = "#2f6da8", "#b4462f", "#9a6a2f"
 _OF_PAGE = {INK: "--ink", SOFT: "--soft", GRID: "--line", GROUND: "--ground"} | {
@@ -36,7 +35,7 @@ _UNITS_PER_INCH = 72
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "text.color": INK,
-    # A dollar in a name is a dollar.
+    # A dollar sign in a name is no math.
     "text.parse_math": False,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -62,7 +61,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "optimsyn",
 }
-# Letters as large as those of the page around them.
+# Text in the size of the page.
 _IN_PAGE: dict[str, Any] = {
     "font.size": 13,
     "axes.labelsize": 12,
@@ -74,27 +73,27 @@ _IN_PAGE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn picture, shown by itself at the end of a notebook cell.
+    """A picture for notebooks.
 
     Attributes:
         png: The file's bytes.
-        alt: What it shows, for those who cannot see it.
+        alt: Alternative text.
     """
 
     png: bytes = field(repr=False)
     alt: str = ""
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        # The words go with the picture into the saved notebook, where pages made of it find them.
+        # The saved notebook keeps the alternative text, for pages made from it.
         return {"image/png": self.png, "text/plain": self.alt}, {"alt": self.alt}
 
     def html(self) -> str:
-        """An `img` element that holds the picture itself."""
+        """An `img` element with the picture inline."""
         data = base64.b64encode(self.png).decode()
         return f'<img alt="{html.escape(self.alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
     def save(self, path: Path) -> Path:
-        """Writes the PNG file, whole or not at all."""
+        """Writes the PNG file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         partial.write_bytes(self.png)
@@ -103,14 +102,14 @@ class Picture:
 
 
 class Drawing(str):
-    """An `svg` element for a page; `optimsyn.report.rendering` takes secrets out of its texts."""
+    """An `svg` element for a page; `optimsyn.report.rendering` redacts its texts."""
 
     __slots__ = ()
 
 
 @contextmanager
 def drawing(height: float, *, width: float = _WIDTH) -> Iterator[Figure]:
-    """A figure for a notebook, of a size in inches, which lays itself out."""
+    """A figure for a notebook, with automatic layout; sizes in inches."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -125,9 +124,9 @@ def page_axes(width: float, height: float, edges: tuple[float, float, float, flo
     """Axes for a page.
 
     Args:
-        width: Of the drawing, in its own units, which are pixels when it is not scaled.
-        height: The same.
-        edges: Left, top, right and bottom of the axes, from the drawing's upper left corner.
+        width: Width of the drawing, in pixels when not scaled.
+        height: Height of the drawing.
+        edges: Left, top, right and bottom of the axes, from the upper left corner.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -147,15 +146,15 @@ def picture(figure: Figure, alt: str) -> Picture:
 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    # No software name and date inside: the same run draws the same bytes.
+    # Without software name and date, equal runs give equal bytes.
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return Picture(buffer.getvalue(), alt)
 
 
 def svg(axes: Axes, alt: str) -> Drawing:
-    """The figure of these axes as an element for a page: its colours are the page's, its text is text, and it is small.
+    """The figure of these axes as a small SVG element with text as text and the page's colours.
 
-    What was drawn with a `gid` of `pointed(...)` shows that text when one points at it.
+    Elements with a `gid` of `pointed(...)` show that text as a tooltip.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -169,14 +168,14 @@ def svg(axes: Axes, alt: str) -> Drawing:
 
 
 _TITLE = "title:"
-# Groups in groups, as matplotlib writes them.
+# Depth of nested groups in matplotlib's SVG.
 _DEEPEST = 4
 _NOT_NEEDED = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 _AS_IN_PAGE = ("text-anchor:start", f"fill:{INK}", "font-size:13px", "stroke-linejoin:miter", "stroke-linejoin:round")
 
 
 def pointed(text: str) -> str:
-    """The `gid` of something that shows a text when one points at it."""
+    """The `gid` of an element with a tooltip."""
     return _TITLE + text
 
 
@@ -188,11 +187,11 @@ def _small(text: str, alt: str) -> str:
     body = _NOT_NEEDED.sub("", body)
     body = re.sub(rf'<g id="{_TITLE}([^"]*)">', r"<g><title>\1</title>", body)
     used = set(re.findall(r"""#([\w-]+)["')]""", body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
     body = re.sub(r' (d|x|y|transform|width|height)="([^"]*)"', _rounded, body)
     body = re.sub(r' style="([^"]*)"', _styled, body)
     body = re.sub(r">\s+<", "><", body)
-    # Groups of nothing, and of one thing.
+    # Drop empty groups and unwrap the others.
     body = body.replace("<g/>", "").replace('<path d="" style="fill:none"/>', "")
     for _ in range(_DEEPEST):
         body = re.sub(r"<g>((?:<path [^>]*/>|<text [^>]*>[^<]*</text>)*)</g>", r"\1", body)
@@ -200,13 +199,13 @@ def _small(text: str, alt: str) -> str:
 
 
 def _styled(attribute: re.Match[str]) -> str:
-    """A style without what the page says itself, with the page's colours."""
-    style = re.sub(r"font: (?:bold )?([\d.]+)px [^;]*", r"font-size: \1px", attribute[1])
-    parts = [part.strip().replace(": ", ":") for part in style.split(";")]
-    kept = ";".join(part for part in parts if part and part not in _AS_IN_PAGE and not part.startswith("font-family"))
-    kept = kept.replace("font-size:12px", "font-size:var(--tick)")
-    kept = re.sub("|".join(_OF_PAGE), lambda found: f"var({_OF_PAGE[found[0]]})", kept)
-    return f' style="{kept}"' if kept else ""
+    """A style without the page's defaults, and with its colours."""
+    font = re.sub(r"font: (?:bold )?([\d.]+)px [^;]*", r"font-size: \1px", attribute[1])
+    parts = [part.strip().replace(": ", ":") for part in font.split(";")]
+    style = ";".join(part for part in parts if part and part not in _AS_IN_PAGE and not part.startswith("font-family"))
+    style = style.replace("font-size:12px", "font-size:var(--tick)")
+    style = re.sub("|".join(_OF_PAGE), lambda match: f"var({_OF_PAGE[match[0]]})", style)
+    return f' style="{style}"' if style else ""
 
 
 def _rounded(attribute: re.Match[str]) -> str:
@@ -214,7 +213,7 @@ def _rounded(attribute: re.Match[str]) -> str:
     if name == "transform" and value.startswith("rotate(-0 "):
         return ""
     value = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), value)
-    # A line of no length, as `dots` draws them.
+    # Lines of no length, from `dots`.
     value = re.sub(r"M (\S+ \S+) ?\s*L \1(?=\s|$)", r"M\1h0", value)
     if name == "d":
         value = re.sub(r"\s*([MLz])\s*", r"\1", value)
@@ -222,12 +221,12 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 def dots(axes: Axes, places: Sequence[tuple[float, float]], **how: Any) -> None:
-    """Round dots in one path, which takes a tenth of the room of as many markers.
+    """Round dots in one path, a tenth of the size of as many markers.
 
     Args:
-        axes: Where; its limits are set already.
-        places: Where each dot lies, in data coordinates.
-        how: Of the path: `color`, `linewidth` (the dots' size), `alpha`, `gid`.
+        axes: Axes with limits set.
+        places: Position of each dot, in data coordinates.
+        how: Style of the path: `color`, `linewidth` (the dots' size), `alpha`, `gid`.
     """
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
@@ -235,7 +234,7 @@ def dots(axes: Axes, places: Sequence[tuple[float, float]], **how: Any) -> None:
     if not places:
         return
     low, high = axes.get_xlim()
-    # A line of no length at all would not be painted by every engine.
+    # Some engines do not paint a line of no length.
     little = 1e-6 * (high - low)
     points = [point for x, y in places for point in ((x, y), (x + little, y))]
     codes = [Outline.MOVETO, Outline.LINETO] * len(places)
@@ -251,11 +250,11 @@ def round_ticks(*, integer: bool = False, most: int = 5) -> Any:
 
 
 def span(values: Sequence[float], room: float = 0.05) -> tuple[float, float]:
-    """The ends of an axis that holds these values, with some room beyond them.
+    """The limits of an axis for these values, with a margin.
 
     Args:
         values: At least one.
-        room: At each end, as a share of the whole.
+        room: Margin at each end, as a share of the range.
     """
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
@@ -270,11 +269,11 @@ def finish(axes: Axes, title: str, x: str, y: str, *, whole: str = "", grid: str
 
     Args:
         axes: The panel.
-        title: Above it.
-        x: Below it.
-        y: Beside it.
-        whole: The axes (`x`, `y` or both) that count something, so that ticks are whole numbers.
-        grid: The axis whose ticks have lines across the panel; empty for none.
+        title: Title.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        whole: Axes (`x`, `y` or both) with whole-number ticks.
+        grid: Axis with grid lines; empty for none.
     """
     axes.set_title(title)
     axes.set_xlabel(x)
@@ -286,7 +285,7 @@ def finish(axes: Axes, title: str, x: str, y: str, *, whole: str = "", grid: str
 
 
 def say(axes: Axes, text: str) -> None:
-    """A sentence in place of a drawing."""
+    """Shows a sentence in place of a drawing."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
     axes.set_axis_off()
 

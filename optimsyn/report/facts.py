@@ -1,7 +1,7 @@
-"""Everything that a run has left on disk so far, for its report and for comparisons; nothing is loaded but files.
+"""The files of a run so far, for its report and comparisons; no model is loaded.
 
-What a run does not have yet is empty here. Candidates come as they are, for there may be many: whoever shows one
-passes it through `shown`. All other text has gone through `optimsyn.base.secrets.redaction`.
+What a run does not have yet is empty. Candidates are not redacted, since there may be many: pass one through `shown`
+before showing it. All other text is redacted by `optimsyn.base.secrets.redaction`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ResultT = TypeVar("ResultT", bound=StageResult)
 
 @dataclass(frozen=True)
 class Judged:
-    """How many pairs a stage has judged so far."""
+    """Pairs that a stage has judged so far."""
 
     pairs: int = 0
     valid: int = 0
@@ -44,28 +44,28 @@ class Judged:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run.
+    """The data of a run.
 
     Attributes:
         name: Name of the run folder.
         folder: The run folder.
         secrets: Values that no page may show.
-        results: For each stage that has one, what it found.
+        results: Result of each stage that has one.
         lost: Rows of `prepare/lost.jsonl`.
-        candidates: For each variant that is written, its judged candidates, those that were not kept too.
-        kept: For each variant the keys of the candidates that became its pairs.
+        candidates: All judged candidates of each written variant.
+        kept: Keys of the candidates that became pairs, by variant.
         first_draft: Influence of the valid first-draft pairs.
-        reward_look: What the run found its reward to be; None where it has not looked.
+        reward_look: Findings on the reward; None if there are none.
         prompt_history: Rows of the prompt optimiser.
         policy_history: Rows of the policy's training.
-        guiding_text: What the prompt optimiser chose; None before.
+        guiding_text: Text that the prompt optimiser chose; None before.
         evaluation: Rows of `evaluation.json`.
-        against_no_rubric: The same, its differences to the target that learned from pairs without a rubric.
-        token_shares: Of the best and worst pairs.
+        against_no_rubric: The same, with differences to the target trained on pairs without a rubric.
+        token_shares: Token shares of the best and worst pairs.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
-        dataset_pairs: How many pairs the dataset has; None before there is one.
+        dataset_pairs: Number of pairs in the dataset; None before there is one.
         test_set: Identity of the test questions; "" before `prepare` has finished.
-        validation_set: Likewise.
+        validation_set: Identity of the validation questions; "" before `prepare` has finished.
     """
 
     name: str
@@ -103,7 +103,7 @@ class RunFacts:
             name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
         ]
         manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
-        results = {stage: found for stage in manifest.names if (found := files.result(stage)) is not None}
+        results = {stage: result for stage in manifest.names if (result := files.result(stage)) is not None}
         shares = run.folder / "synthesize" / SHARES_FILE
         return cls(
             name=run.name,
@@ -137,52 +137,52 @@ class RunFacts:
 
     @property
     def prepare(self) -> PrepareResult | None:
-        """What `prepare` found; None before it has finished, as with the others."""
+        """Result of `prepare`; None before it has finished."""
         return self._of("prepare", PrepareResult)
 
     @property
     def warm_up(self) -> WarmUpResult | None:
-        """What `warm_up` found."""
+        """Result of `warm_up`, or None."""
         return self._of("warm_up", WarmUpResult)
 
     @property
     def optimize_prompt(self) -> OptimizePromptResult | None:
-        """What `optimize_prompt` found."""
+        """Result of `optimize_prompt`, or None."""
         return self._of("optimize_prompt", OptimizePromptResult)
 
     @property
     def synthesize(self) -> SynthesizeResult | None:
-        """What `synthesize` found."""
+        """Result of `synthesize`, or None."""
         return self._of("synthesize", SynthesizeResult)
 
     def _of(self, stage: str, kind: type[ResultT]) -> ResultT | None:
-        found = self.results.get(stage)
-        return found if isinstance(found, kind) else None
+        result = self.results.get(stage)
+        return result if isinstance(result, kind) else None
 
     @property
     def losses(self) -> dict[str, Losses]:
-        """For each variant what became of its candidates."""
+        """Losses of each variant's candidates."""
         return (self.synthesize.losses if self.synthesize is not None else None) or {}
 
     @property
     def dataset_variant(self) -> str:
-        """The variant that is the dataset, or is going to be."""
-        made = self.synthesize
-        return self.recipe.dataset_variant if made is None or made.dataset is None else made.dataset
+        """The variant that is or will be the dataset."""
+        result = self.synthesize
+        return self.recipe.dataset_variant if result is None or result.dataset is None else result.dataset
 
     @property
     def influence(self) -> dict[str, list[float]]:
-        """Influence of the valid candidates: the first draft, then a variant each, as far as they are there."""
-        found = {"first_draft": self.first_draft} if self.first_draft else {}
+        """Influence of the valid candidates: first draft, then each variant, as far as available."""
+        influence = {"first_draft": self.first_draft} if self.first_draft else {}
         for variant, rows in self.candidates.items():
             values = [row["influence"] for row in rows if row["influence"] is not None]
             if values:
-                found[variant] = values
-        return found
+                influence[variant] = values
+        return influence
 
-    def passages(self, wanted: Iterable[str]) -> dict[str, Row]:
-        """The passages of these ids, to be shown."""
-        ids = set(wanted)
+    def passages(self, passage_ids: Iterable[str]) -> dict[str, Row]:
+        """The passages with these ids, redacted."""
+        ids = set(passage_ids)
         rows = _Files(self.folder, self.secrets).raw("prepare", "passages.jsonl")
         return {row["id"]: self.shown(row) for row in rows if row["id"] in ids}
 
@@ -193,7 +193,7 @@ class RunFacts:
 
 
 class _Files:
-    """Reads the files of a run folder; one that is missing is empty."""
+    """Reads the files of a run folder; a missing file is empty."""
 
     def __init__(self, folder: Path, secrets: list[str]) -> None:
         self._folder = folder
@@ -207,7 +207,7 @@ class _Files:
         try:
             return redact_tree(json.loads(path.read_text(encoding="utf-8")), self._secrets)
         except ValueError as error:
-            # Files of the run's root are those of `evaluate`.
+            # Files in the run's root are from `evaluate`.
             stage = parts[0] if len(parts) > 1 else "evaluate"
             raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
 
@@ -224,7 +224,7 @@ class _Files:
 
     def raw(self, *parts: str) -> Iterable[Row]:
         path = self._folder.joinpath(*parts)
-        # Whoever wrote the file may have been killed in the middle of a line.
+        # The writer may have been killed in the middle of a line.
         return iter_json(path, tolerate_torn=True) if path.is_file() else ()
 
     def text(self, *parts: str) -> str | None:
@@ -234,39 +234,39 @@ class _Files:
         return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
 
 
-def _dataset_pairs(run: Run, manifest: Manifest, made: StageResult | None) -> int | None:
-    """As `synthesize` says, or as many as a stage of somebody's own has left of them."""
-    if not isinstance(made, SynthesizeResult):
+def _dataset_pairs(run: Run, manifest: Manifest, result: StageResult | None) -> int | None:
+    """Number of pairs after `synthesize` and any custom stages."""
+    if not isinstance(result, SynthesizeResult):
         return None
-    count = made.pairs
+    count = result.pairs
     for name in between(manifest):
         record = manifest.stage(name)
         if record.status == "finished":
-            count = record.notes.get("handed_on", {}).get(made.dataset, count)
+            count = record.notes.get("handed_on", {}).get(result.dataset, count)
     return count
 
 
 def _judged(rows: Iterable[Row]) -> dict[str, Judged]:
-    """By stage, of the rows that were judged as the last one was (see `optimsyn.reward.judgements.latest_rows`)."""
-    found: dict[str, dict[str, Judged]] = {}
+    """By stage, over the rows with the identity of the last one (see `optimsyn.reward.judgements.latest_rows`)."""
+    by_identity: dict[str, dict[str, Judged]] = {}
     latest = ""
     for row in rows:
         if "valid" in row:
             latest = row.get("identity", "")
-            mine = found.setdefault(latest, {})
-            before = mine.get(row.get("source", ""), Judged())
-            mine[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
-    return found.get(latest, {})
+            by_stage = by_identity.setdefault(latest, {})
+            before = by_stage.get(row.get("source", ""), Judged())
+            by_stage[row.get("source", "")] = Judged(before.pairs + 1, before.valid + bool(row["valid"]))
+    return by_identity.get(latest, {})
 
 
-def _safe(found: TokenShares, secrets: list[str]) -> TokenShares:
-    """Without secrets, also those that are spread over tokens: a pair that holds one loses its pieces."""
+def _safe(shares: TokenShares, secrets: list[str]) -> TokenShares:
+    """Token shares without secrets; a pair with a secret spread over tokens loses its pieces."""
     pairs = []
-    for pair in found.pairs:
+    for pair in shares.pairs:
         clean = pair.model_validate(redact_tree(pair.model_dump(mode="json"), secrets))
         whole = "".join(piece.text for piece in pair.pieces)
         pairs.append(clean if redact_tree(whole, secrets) == whole else clean.model_copy(update={"pieces": ()}))
-    return found.model_copy(update={"pairs": tuple(pairs), "reason": redact_tree(found.reason, secrets)})
+    return shares.model_copy(update={"pairs": tuple(pairs), "reason": redact_tree(shares.reason, secrets)})
 
 
 def _digest(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Which words of an answer teach: each token coloured by its share of the pair's influence.
 
-Read without colour too: a straight line under what helps, a wavy one under what hurts, thicker for more.
+Readable without colour: a straight line under what helps, a wavy one under what hurts, thicker for more.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from optimsyn.report.rendering import render
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-# Blue and vermilion of Okabe and Ito, told apart with every common colour blindness, on light and dark ground alike.
+# Blue and vermilion of Okabe and Ito: distinct for colour-blind readers, on light and dark backgrounds.
 _HELPS, _HURTS = "0,114,178", "213,94,0"
 _STRONGEST = 0.55
-# Weaker shares than this part of the strongest are left plain.
+# Shares below this fraction of the strongest have no colour.
 _PLAIN = 0.04
 _NAMED = 3
-# Momentum's part is told from this part of the influence on; less is rounding.
+# Smallest fraction of the influence at which momentum's part is shown; less is rounding.
 _REMAINDER = 0.01
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece as it is shown."""
+    """One piece as displayed."""
 
     text: str
     style: str
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """One pair as it is shown: its cells, and the pieces with most and least influence in words."""
+    """One pair as displayed: its cells, and the pieces with most and least influence."""
 
     shares: PairShares
     cells: tuple[Cell, ...]
@@ -47,13 +47,12 @@ class HeatRow:
 
 
 class Heatmap:
-    """Pairs with their answers coloured by the influence of each token; shows itself in a notebook.
+    """Pairs with their answers coloured by the influence of each token; displayed in notebooks and terminals.
 
     Args:
-        pairs: From `optimsyn.influence.attribution.pairs.pair_shares` or a run's `synthesize/token_shares.json`. They
-        share
-            one scale, so that pale pairs are those that teach little.
-        title: Above it.
+        pairs: From `optimsyn.influence.attribution.pairs.pair_shares` or a run's `synthesize/token_shares.json`.
+            They share one scale, so that pale pairs are those that teach little.
+        title: Title.
 
     Example:
         >>> Heatmap(pair_shares(scorer, target, pairs))                              # doctest: +SKIP
@@ -87,13 +86,13 @@ class Heatmap:
             cells.append(Cell("⏎ end" if piece.end else piece.text, self._style(piece.share), title))
         least = _PLAIN * self.strongest
         ordered = sorted(pair.pieces, key=lambda piece: -piece.share)
-        told = abs(pair.remainder) > _REMAINDER * abs(pair.influence)
+        significant = abs(pair.remainder) > _REMAINDER * abs(pair.influence)
         return HeatRow(
             shares=pair,
             cells=tuple(cells),
             helps=tuple(self._named(piece) for piece in ordered if piece.share > least)[:_NAMED],
             hurts=tuple(self._named(piece) for piece in reversed(ordered) if piece.share < -least)[:_NAMED],
-            remainder=fixed(pair.remainder, self.decimals, sign=True) if told else "",
+            remainder=fixed(pair.remainder, self.decimals, sign=True) if significant else "",
         )
 
     def _part(self, piece: TokenPiece, pair: PairShares) -> str:

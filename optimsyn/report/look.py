@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 
 def passages(run: Run, count: int = 1) -> Table:
-    """The first passages, with where in their document they stand."""
-    found = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
-    rows = tuple((p.title or p.document_id, f"{p.char_start}–{p.char_end}", p.text) for p in found[:count])
+    """The first passages, with their position in the document."""
+    records = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+    rows = tuple((p.title or p.document_id, f"{p.char_start}–{p.char_end}", p.text) for p in records[:count])
     note = "text == document.text[from:to], exactly: every pair can be traced to the words that it came from."
-    return Table(_first(count, len(found), "passage"), ("document", "characters", "text"), rows, note=note)
+    return Table(_first(count, len(records), "passage"), ("document", "characters", "text"), rows, note=note)
 
 
 def questions(run: Run, count: int = 3) -> Table:
-    """Some validation questions, one a subtask as far as they go; test questions are not shown to anybody."""
-    found = read_jsonl(run.path("prepare", "validation.jsonl"), Question)
-    one_each = {question.subtask: question for question in reversed(found)}
-    picked = [q for q in found if one_each[q.subtask] is q]
-    picked = [*picked, *(q for q in found if q not in picked)][:count]
+    """Some validation questions, one per subtask first; test questions are never shown."""
+    records = read_jsonl(run.path("prepare", "validation.jsonl"), Question)
+    one_each = {question.subtask: question for question in reversed(records)}
+    picked = [q for q in records if one_each[q.subtask] is q]
+    picked = [*picked, *(q for q in records if q not in picked)][:count]
     rows = tuple((q.subtask, q.question, shown(q)[1]) for q in picked)
-    return Table(_first(count, len(found), "validation question"), ("subtask", "question", "answer"), rows)
+    return Table(_first(count, len(records), "validation question"), ("subtask", "question", "answer"), rows)
 
 
 def prepare_picture(run: Run) -> Picture:
@@ -75,14 +75,14 @@ def first_draft(run: Run, count: int = 2) -> Table:
 
 
 def warm_up_curve(run: Run) -> Picture:
-    """The losses by which the warm-up found its steps, and the learning rates that it tried."""
+    """The losses that decided the warm-up's steps, and the learning rates that it tried."""
     from optimsyn.report.stage_plots import warm_up_curve_figure
 
     return warm_up_curve_figure(_curve(run))
 
 
 def reward(run: Run) -> RewardLook | Table:
-    """What the run found of its own reward after the warm-up."""
+    """The findings on the reward after the warm-up."""
     path = run.path("warm_up", REWARD_LOOK_FILE)
     if path.is_file():
         return RewardLook.load(path)
@@ -99,7 +99,7 @@ def warm_up_picture(run: Run) -> Picture:
 
 
 def guiding_texts(run: Run) -> Table:
-    """The recipe's guiding text and every other one that was tried, with its reward and what became of it."""
+    """Every guiding text that was tried, with its reward and outcome."""
     history = _history(run, "optimize_prompt")
     rows = [
         (str(row["judged"]), row["status"], number(row["score"]), row["guiding_text"])
@@ -123,25 +123,25 @@ def prompt_picture(run: Run) -> Picture:
 
 
 def policy_groups(run: Run, count: int = 1) -> Table:
-    """Rubrics that the training compared for one passage, the pairs they led to, how far each reward is from the mean.
+    """Rubrics that the training compared for one passage, their pairs and rewards relative to the mean.
 
-    Groups whose rewards are all alike, which teach nothing, come last.
+    Groups with equal rewards, which teach nothing, come last.
     """
     rows: list[tuple[str, ...]] = []
     groups = sorted(_groups(run).items(), key=lambda item: -_spread([row.reward for row in item[1]]))
     for title, members in groups[:count]:
         mean = sum(row.reward for row in members) / len(members)
         for row in sorted(members, key=lambda row: -row.reward):
-            asked = row.rubric.question_type if row.rubric is not None else "(not readable)"
+            kind = row.rubric.question_type if row.rubric is not None else "(not readable)"
             outcome = as_text(row.pair) if row.pair is not None else ""
             failed = "" if row.valid else f"\ninvalid: {', '.join(row.failed)}"
-            # Equal rewards differ from their mean by what is lost in rounding.
+            # Equal rewards differ from their mean by rounding.
             above = round(row.reward - mean, 9) + 0.0
-            rows.append((title, asked, (outcome + failed).strip(), number(row.reward), number(above, sign=True)))
+            rows.append((title, kind, (outcome + failed).strip(), number(row.reward), number(above, sign=True)))
     columns = ("passage", "question type of the rubric", "pair", "reward", "above the mean")
     note = "What is above the mean of its group becomes more likely. Equal rubrics are judged once."
-    shown = min(count, len(groups))
-    title = f"{shown} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
+    listed = min(count, len(groups))
+    title = f"{listed} of {len(groups)} groups, the one with the widest spread first" if groups else "No groups"
     return Table(title, columns, tuple(rows), frozenset({3, 4}), note)
 
 
@@ -182,10 +182,10 @@ def best_and_worst(run: Run, count: int = 1) -> Table:
 
 
 def words(run: Run) -> Heatmap:
-    """Which words of the best and the worst pairs bring their influence, as `synthesize` kept it.
+    """Which words of the best and the worst pairs bring their influence, as `synthesize` saved it.
 
     Raises:
-        StageError: The run was made without.
+        StageError: The run has no token shares.
     """
     from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
     from optimsyn.report.heatmap import Heatmap
@@ -193,15 +193,15 @@ def words(run: Run) -> Heatmap:
     path = run.path("synthesize", SHARES_FILE)
     if not path.is_file():
         raise StageError(f"{path}: missing; run the stage synthesize again, in a new run")
-    found = TokenShares.read(path)
-    if found.reason:
-        # No reason to stop a run: its pairs are scored and good.
-        return Heatmap((), title=f"No token shares: {found.reason}")
-    return Heatmap(found.pairs, title=f"Best and worst pairs made with the {variant_label(found.variant)}")
+    record = TokenShares.read(path)
+    if record.reason:
+        # The pairs are still scored and good.
+        return Heatmap((), title=f"No token shares: {record.reason}")
+    return Heatmap(record.pairs, title=f"Best and worst pairs made with the {variant_label(record.variant)}")
 
 
 def dataset(run: Run, count: int = 2) -> Table:
-    """The first rows of the dataset as a model is trained on them, with their lineage."""
+    """The first training rows of the dataset, with their lineage."""
     judged = run.judged(run.recipe.dataset_variant)
     titles = _titles(run)
     rows = tuple(
@@ -237,7 +237,7 @@ def evaluation(run: Run) -> Table:
 
 
 def against_no_rubric(run: Run) -> Table:
-    """What rubrics are worth: paired differences to the target that learned from as many pairs without one."""
+    """Effect of rubrics: paired differences to the target trained on as many pairs without one."""
     rows = json.loads(run.path("evaluate", "against_no_rubric.json").read_text(encoding="utf-8"))
     body = tuple(
         (
@@ -257,36 +257,36 @@ def against_no_rubric(run: Run) -> Table:
 
 
 def evaluation_picture(run: Run) -> Picture:
-    """The same as a picture."""
+    """The evaluation as a picture."""
     from optimsyn.report.stage_plots import evaluation_figure
 
     return evaluation_figure(_evaluation(run), confidence=run.recipe.evaluation.confidence)
 
 
 def judged_pairs(run: Run) -> list[Pair]:
-    """Every different valid pair of a run: first draft, searches and final candidates."""
+    """Every distinct valid pair of a run: first draft, searches and final candidates."""
     drafts = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
     judged = [row.pair for row in _ledger(run) if row.valid and row.pair is not None]
-    found = {content_key(pair): pair for pair in [*drafts, *judged]}
-    return list(found.values())
+    distinct = {content_key(pair): pair for pair in [*drafts, *judged]}
+    return list(distinct.values())
 
 
 def _groups(run: Run) -> dict[str, list[LedgerRow]]:
-    """The judgements of each group that the training compared, by the title of their passage, in order of judging."""
+    """Judgements of each group of the policy training, by passage title, in order."""
     titles = _titles(run)
     groups: dict[tuple[str, int], list[LedgerRow]] = {}
     for row in _ledger(run):
         if row.source == "train_policy":
             groups.setdefault((row.passage_id, row.seed), []).append(row)
-    named: dict[str, list[LedgerRow]] = {}
+    by_title: dict[str, list[LedgerRow]] = {}
     for (passage_id, seed), members in groups.items():
         title = titles.get(passage_id) or passage_id
-        named[title if title not in named else f"{title} ({seed})"] = members
-    return named
+        by_title[title if title not in by_title else f"{title} ({seed})"] = members
+    return by_title
 
 
 def _ledger(run: Run) -> Iterator[LedgerRow]:
-    """The judgements so far, all by the same scorer and checks; a run without optimisers has none before synthesis."""
+    """The judgements so far by the latest scorer and checks; without optimisers there are none before synthesis."""
     return map(LedgerRow.model_validate, latest_rows(run.path("rewards.jsonl")))
 
 
@@ -308,7 +308,7 @@ def _curve(run: Run) -> WarmUpCurve:
     file = run.path("warm_up", "checkpoints", "curve.json")
     if file.is_file():
         return WarmUpCurve.load(file)
-    # A run of an older version, whose number of steps was always given.
+    # Older versions always had a given number of steps.
     steps = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(file.parent.glob("step-*/checkpoint.json"))
     ]
@@ -325,8 +325,8 @@ def _evaluation(run: Run) -> Any:
 
 
 def _titles(run: Run) -> dict[str, str]:
-    found: Iterable[Passage] = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
-    return {passage.id: passage.title for passage in found}
+    records: Iterable[Passage] = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
+    return {passage.id: passage.title for passage in records}
 
 
 def _rubric(pair: Pair) -> str:
@@ -339,6 +339,6 @@ def _variant(run: Run) -> str:
     return variant_label(run.recipe.dataset_variant)
 
 
-def _first(count: int, total: int, what: str) -> str:
-    shown = min(count, total)
-    return f"{shown} of {total} {what}{'s' if total != 1 else ''}"
+def _first(count: int, total: int, noun: str) -> str:
+    listed = min(count, total)
+    return f"{listed} of {total} {noun}{'s' if total != 1 else ''}"

@@ -1,7 +1,7 @@
-"""What a run's pictures are made of, in the report as in notebooks: one panel for each kind of numbers.
+"""The panels of a run's pictures, in the report and in notebooks.
 
-A panel draws on axes that it is given, and returns how to read it. Panels with a row for each variant say its name
-above its row, so that they are as readable on a phone as beside two others.
+Each function draws on given axes; some return a note on how to read the panel. Panels with a row for each variant
+label it above the row, to stay readable on a phone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optimsyn.report.drawing import DASHED, GRID, GROUND, INK, SOFT, dots, point
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Dots drawn per variant; the numbers beside them are of all values.
+# Most dots per variant; the numbers beside them cover all values.
 _MOST_DOTS = 180
 _MOST_MARKERS = 60
 # Heights of rows, in units of a drawing in a page.
@@ -29,13 +29,13 @@ Lane = tuple[float, float]
 def draw_influence(
     axes: Axes, influence: Mapping[str, Sequence[float]], zero_gradient: float | None = None, *, narrow: bool = False
 ) -> str:
-    """Where the influence of each variant's valid pairs lies: a dot a pair, the middle half as a box, the median.
+    """Influence of each variant's valid pairs: a dot for each pair, the middle half as a box, the median.
 
     Args:
-        axes: Where.
+        axes: Axes to draw on.
         influence: Variant to influences; none may be empty.
         zero_gradient: Influence of a pair without any gradient; None leaves it out.
-        narrow: Say less at the end of a row.
+        narrow: Use shorter row labels.
     """
     every = [value for values in influence.values() for value in values]
     decimals = decimals_for(every)
@@ -70,27 +70,27 @@ def _box(axes: Axes, values: Sequence[float], middle: float, color: str) -> None
     low, _, high = statistics.quantiles(sorted(values), n=4, method="inclusive")
     gid = pointed(f"middle half: {number(low)} to {number(high)}")
     ends = axes.get_xlim()
-    # Of equal values a hair, not nothing.
+    # A thin line if all values are equal.
     width = max(high - low, (ends[1] - ends[0]) / 700)
     box = Rectangle((low, middle - 11), width, 22, facecolor=color, alpha=0.2, linewidth=0, gid=gid, clip_on=False)
     axes.add_patch(box)
 
 
-def draw_prompt(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> str:
+def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
     """Reward of every guiding text that was tried, and of the best so far.
 
     Args:
-        axes: Where.
-        tried: Rows of the prompt optimiser's history with a score.
+        axes: Axes to draw on.
+        candidates: Rows of the prompt optimiser's history with a score.
     """
     color = variant_color("optimized")
-    places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(tried)]
-    off = [row.get("status") == "rejected" for row in tried]
+    places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(candidates)]
+    off = [row.get("status") == "rejected" for row in candidates]
     compared = [point for point, rejected in zip(places, off, strict=True) if not rejected]
     rejected = [point for point, rejected in zip(places, off, strict=True) if rejected]
     _frame(axes, [0.0, *(x for x, _ in places)], [y for _, y in places], 0.12)
     for place in rejected:
-        # A dot within a dot; markers would need names of their own in a page.
+        # A dot within a dot, since markers would need ids in a page.
         gid = pointed(f"rejected: {number(place[1])}")
         dots(axes, [place], color=SOFT, linewidth=9.3, zorder=2, gid=gid)
         dots(axes, [place], color=GROUND, linewidth=6.7, zorder=2, gid=gid)
@@ -117,7 +117,7 @@ def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:
     """Mean and spread of the reward by training step, with the share of valid pairs.
 
     Args:
-        axes: Where.
+        axes: Axes to draw on.
         trained: Rows of the policy's history with a reward.
     """
     color = variant_color("policy")
@@ -159,23 +159,23 @@ def draw_intervals(
     labels: Sequence[str] | None = None,
     *,
     zero: bool = False,
-    said: Callable[[Any], str] | None = None,
+    value_text: Callable[[Any], str] | None = None,
 ) -> None:
-    """A metric of several variants with intervals, each on a line of its own.
+    """A metric of several variants with intervals, one line each.
 
     Args:
-        axes: Where.
+        axes: Axes to draw on.
         rows: Rows of `evaluation.json` of this metric.
-        labels: In place of the variants' names; rows of one label in a row stand closer together.
-        zero: Draw where 0 is.
-        said: What is written at the end of a row; None: value and interval.
+        labels: Labels in place of variant names; consecutive rows with one label are grouped.
+        zero: Draw a line at 0.
+        value_text: Text at the end of a row; None: value and interval.
     """
     names = list(labels) if labels is not None else [variant_label(row["variant"]) for row in rows]
     tops = _tops(names, grouped=labels is not None)
     lanes: list[Lane] = []
     for place, top in enumerate(tops):
-        begun = top + 17 if _fresh(names, place) else lanes.pop()[0]
-        lanes.append((begun, top + 33))
+        start = top + 17 if _fresh(names, place) else lanes.pop()[0]
+        lanes.append((start, top + 33))
     every = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
     _rows(axes, lanes, [*every, 0.0] if zero or not every else every, intervals_height(rows, labels))
     if zero:
@@ -185,11 +185,11 @@ def draw_intervals(
         gid = pointed(f"{names[0]}: {first['value']:.3f}")
         _upright(axes, first["value"], lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
     for place, (row, top) in enumerate(zip(rows, tops, strict=True)):
-        middle, color, told = top + 25, variant_color(row["variant"]), interval_text(row)
+        middle, color, interval = top + 25, variant_color(row["variant"]), interval_text(row)
         who = names[place] if labels is None else f"{names[place]}, {variant_label(row['variant'])}"
         if labels is None or _fresh(names, place):
-            _name(axes, top + 13, names[place], "" if labels is not None else (said or interval_text)(row))
-        gid = pointed(f"{who}: {told}")
+            _name(axes, top + 13, names[place], "" if labels is not None else (value_text or interval_text)(row))
+        gid = pointed(f"{who}: {interval}")
         if row["low"] is not None and row["high"] is not None:
             ends = [row["low"], row["high"]]
             axes.plot(ends, [middle, middle], color=color, linewidth=3, clip_on=False, zorder=2.5, gid=gid)
@@ -197,7 +197,7 @@ def draw_intervals(
 
 
 def intervals_height(rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> float:
-    """How high the rows of `draw_intervals` are."""
+    """Height of the rows of `draw_intervals`."""
     names = list(labels) if labels is not None else [str(row["variant"]) for row in rows]
     return (_tops(names, grouped=labels is not None) or [0.0])[-1] + VALUE_ROW
 
@@ -223,7 +223,7 @@ def _tops(names: Sequence[str], *, grouped: bool) -> list[float]:
 
 
 def _rows(axes: Axes, lanes: Sequence[Lane], values: Sequence[float], height: float) -> None:
-    """Rows below each other: lines at the ticks in the rows' lanes only, so that none crosses a text."""
+    """Sets up rows; draws tick lines only within their lanes, so that none crosses a text."""
     low, high = span(values)
     axes.set_xlim(low, high)
     axes.set_ylim(height, 0)
@@ -241,7 +241,7 @@ def _frame(axes: Axes, across: Sequence[float], up: Sequence[float], room: float
     axes.set_xlim(*span(across))
     axes.set_ylim(*span(up, room))
     low, high = axes.get_xlim()
-    # Also of one step, where there is no room for several.
+    # Also for one step, where there is no room for several ticks.
     whole = [tick for tick in round_ticks(integer=True).tick_values(low, high) if tick == round(tick)]
     axes.set_xticks([tick for tick in whole if low <= tick <= high])
     axes.yaxis.set_major_locator(round_ticks(most=4))
@@ -259,7 +259,7 @@ def _upright(axes: Axes, x: float, lanes: Sequence[Lane], **how: Any) -> None:
 
 
 def _name(axes: Axes, y: float, name: str, value: str) -> None:
-    """What a row is called, above it, and what is said of it."""
+    """Label and value above a row."""
     across = axes.get_yaxis_transform()
     axes.text(0, y, name, transform=across, va="baseline")
     if value:

@@ -1,4 +1,4 @@
-"""The one picture of a run: where the influence of the pairs lies, how the reward grew, what it was worth."""
+"""The picture of a run: influence of the pairs, reward over optimisation, evaluation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
 
 _WIDTH_INCHES = 10.5
-# Of a row of a panel that has a row for each variant.
+# Height of a row in panels with a row for each variant.
 _ROW_INCHES, _METRIC_ROW_INCHES = 0.56, 0.46
 
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """What the picture of a run is drawn from; what a run does not have is left empty.
+    """Numbers for the picture of a run; missing ones are empty.
 
     Attributes:
         influence: For each variant, the influence of its valid pairs.
         prompt: Rows of the prompt optimiser's history: `judged`, `status`, `score`, `best`.
         policy: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`.
         evaluation: Rows of `evaluation.json`.
-        zero_gradient: Influence that this estimator gives a sample without any gradient.
+        zero_gradient: Influence of a sample without any gradient.
         confidence: Coverage of the intervals in `evaluation`.
     """
 
@@ -45,23 +45,23 @@ class RunNumbers:
 
 
 def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
-    """Draws a run: influence and reward above, evaluation below. What a run does not have is left out.
+    """Draws a run: influence and reward above, evaluation below; leaves out missing parts.
 
     Args:
-        numbers: What is drawn.
-        title: Line above everything, such as the run's name.
+        numbers: The numbers of the run.
+        title: Title, such as the run's name.
     """
-    shown = {variant: list(values) for variant, values in numbers.influence.items() if len(values)}
-    tried = [row for row in numbers.prompt if isinstance(row.get("score"), int | float)]
+    influence = {variant: list(values) for variant, values in numbers.influence.items() if len(values)}
+    candidates = [row for row in numbers.prompt if isinstance(row.get("score"), int | float)]
     trained = [row for row in numbers.policy if isinstance(row.get("reward"), int | float)]
     panels: list[tuple[float, Callable[[Axes], None]]] = []
-    if shown:
-        panels.append((1.25, lambda axes: influence_panel(axes, shown, numbers.zero_gradient)))
-    if tried:
-        panels.append((1.0, lambda axes: prompt_panel(axes, tried)))
+    if influence:
+        panels.append((1.25, lambda axes: influence_panel(axes, influence, numbers.zero_gradient)))
+    if candidates:
+        panels.append((1.0, lambda axes: prompt_panel(axes, candidates)))
     if trained:
         panels.append((1.0, lambda axes: policy_panel(axes, trained)))
-    heights = [max(3.0, _ROW_INCHES * len(shown) + 1.0)] if panels else []
+    heights = [max(3.0, _ROW_INCHES * len(influence) + 1.0)] if panels else []
     heights += [evaluation_height(numbers.evaluation)] if numbers.evaluation else []
     with drawing(sum(heights, 0.45 if title else 0.1) if heights else 1.0, width=_WIDTH_INCHES) as figure:
         if title:
@@ -76,20 +76,20 @@ def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
                 draw(axes)
         if numbers.evaluation:
             evaluation_panels(rows[-1], numbers.evaluation, numbers.confidence)
-        return picture(figure, _alt(shown, tried, trained, numbers.evaluation))
+        return picture(figure, _alt(influence, candidates, trained, numbers.evaluation))
 
 
-def influence_panel(axes: Axes, shown: Mapping[str, Sequence[float]], zero_gradient: float | None) -> None:
+def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_gradient: float | None) -> None:
     """The influence of each variant's pairs, for a notebook."""
-    draw_influence(axes, shown, zero_gradient, narrow=True)
+    draw_influence(axes, influence, zero_gradient, narrow=True)
     axes.set_title("Influence of the valid pairs")
     dashed = "; dashed: zero gradient" if zero_gradient is not None else ""
     axes.set_xlabel(f"influence (box: middle half;\nbar: median{dashed})")
 
 
-def prompt_panel(axes: Axes, tried: Sequence[Mapping[str, Any]]) -> None:
+def prompt_panel(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> None:
     """The search for a guiding text, for a notebook."""
-    draw_prompt(axes, tried)
+    draw_prompt(axes, candidates)
     axes.set_title("Guiding text (prompt search)")
     legend_below(axes)
 
@@ -102,12 +102,12 @@ def policy_panel(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
 
 
 def evaluation_height(evaluation: Sequence[MetricRow]) -> float:
-    """Inches that `evaluation_panels` needs."""
+    """Height of `evaluation_panels`, in inches."""
     return _METRIC_ROW_INCHES * len({row["variant"] for row in evaluation}) + 1.2
 
 
 def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], confidence: float) -> None:
-    """Every metric of every variant with its interval, a panel a metric."""
+    """Every metric of every variant with its interval, one panel for each metric."""
     metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
     note = f"bars: {confidence:.0%} bootstrap intervals over questions"
     if any(differs(row) for row in evaluation):
@@ -116,22 +116,24 @@ def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], con
     grid = figure.subplots(1, len(metrics), squeeze=False)
     for axes, metric in zip(grid[0], metrics, strict=True):
         rows = [row for row in evaluation if row["metric"] == metric]
-        draw_intervals(axes, rows, said=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
+        draw_intervals(axes, rows, value_text=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
         axes.set_title(metric_label(metric))
         axes.set_xlabel(f"{rows[0]['n']} test questions")
 
 
 def _alt(
-    shown: Mapping[str, Sequence[float]],
-    tried: Sequence[Mapping[str, Any]],
+    influence: Mapping[str, Sequence[float]],
+    candidates: Sequence[Mapping[str, Any]],
     trained: Sequence[Mapping[str, Any]],
     evaluation: Sequence[MetricRow],
 ) -> str:
     parts = []
-    if shown:
-        medians = ", ".join(f"{variant_label(key)} {statistics.median(values):.3g}" for key, values in shown.items())
+    if influence:
+        medians = ", ".join(
+            f"{variant_label(name)} {statistics.median(numbers):.3g}" for name, numbers in influence.items()
+        )
         parts.append(f"Median influence of the valid pairs: {medians}.")
-    whole = [row["score"] for row in tried if row.get("status") != "rejected"]
+    whole = [row["score"] for row in candidates if row.get("status") != "rejected"]
     if whole:
         parts.append(f"Prompt search: reward {whole[0]:.3g} at the start, best {max(whole):.3g}.")
     if trained:

@@ -19,9 +19,9 @@ from optimsyn.report.drawing import Drawing
 from optimsyn.runs.outcomes import judgement, stage_label
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# What stands between tags or is the text alternative.
+# Text between tags, and the text alternative.
 _TEXT = re.compile(r'(?<=>)[^<>]+(?=<)|(?<=aria-label=")[^"]+(?=")')
-# A blank at which no line is broken.
+# A non-breaking space.
 _JOINT = "\u00a0"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -31,11 +31,11 @@ def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
 
     Args:
         template: Name of a file in `templates/`.
-        secrets: Values that must not be shown, whoever wrote them.
-        context: What the template names.
+        secrets: Values to redact.
+        context: Variables of the template.
 
     Returns:
-        HTML; every value is escaped where it is put in.
+        HTML with every value escaped.
     """
     hidden = list(secrets)
     environment = template_environment().overlay(finalize=lambda value: _shown(value, hidden))
@@ -44,15 +44,15 @@ def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
 
 def _shown(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, Drawing):
-        # Only its texts are words; the rest is numbers, which are not to be taken for a key.
-        return Markup(_TEXT.sub(lambda found: escape(redact_tree(unescape(found[0]), secrets)), value))  # noqa: S704
-    # Markup was put together from values that went through here themselves.
+        # Redact only its texts; the rest is numbers that may look like a key.
+        return Markup(_TEXT.sub(lambda match: escape(redact_tree(unescape(match[0]), secrets)), value))  # noqa: S704
+    # The values inside Markup have been redacted already.
     return redact_tree(value, secrets) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
 def template_environment() -> Environment:
-    """Jinja with the report's templates and filters, before secrets are hidden."""
+    """Jinja with the report's templates and filters, without redaction."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -79,7 +79,7 @@ def template_environment() -> Environment:
 
 
 def interval(row: Mapping[str, Any], *, difference: bool = False) -> str:
-    """A value with its interval, or the paired difference with its own, as one unbroken word; a dash for none."""
+    """A value with its interval, or the paired difference with its own, without line breaks; a dash for none."""
     keys = ("difference", "difference_low", "difference_high") if difference else ("value", "low", "high")
     value, low, high = (row[key] for key in keys)
     if value is None:
@@ -92,7 +92,7 @@ def interval(row: Mapping[str, Any], *, difference: bool = False) -> str:
 
 
 def byte_size(count: float) -> str:
-    """Bytes for people: `812 MB`, `1.4 GB`."""
+    """Bytes in readable units: `812 MB`, `1.4 GB`."""
     size, unit = float(count), 0
     while size >= 999.5 and unit + 1 < len(_UNITS):
         size, unit = size / 1000, unit + 1
@@ -100,5 +100,5 @@ def byte_size(count: float) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """A text of at most so many letters, with an ellipsis where it was longer."""
+    """A text cut to a number of characters, with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

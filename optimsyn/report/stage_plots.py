@@ -1,4 +1,4 @@
-"""One picture for each stage of a run, drawn from plain numbers; `optimsyn.report.look` reads them from a run."""
+"""One picture for each stage, drawn from plain numbers that `optimsyn.report.look` reads from a run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from optimsyn.target.warm_up.curve import WarmUpCurve
     from optimsyn.training.intervals import MetricRow
 
-# A question of influence has two sides: what helps is blue, what hurts is red, in every picture.
+# In every picture blue helps and red hurts.
 DIVERGING = "RdBu"
-# Of a row of a panel with a row for each variant, and of a panel's title and axis.
+# Height of a variant's row, and of a panel's title and axis.
 _ROW_INCHES, _REST_INCHES = 0.56, 1.0
 
 
 def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: int) -> Picture:
-    """How long the passages are, and why rows were lost on the way to them.
+    """Lengths of the passages, and reasons for lost rows.
 
     Args:
         words: Number of words of each passage.
@@ -59,21 +59,21 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
         else:
             right.set_title("Rows lost, and why")
             say(right, "no row was lost")
-        told = ", ".join(f"{n} {name}" for name, n in lost.items()) or "none"
+        reasons = ", ".join(f"{n} {name}" for name, n in lost.items()) or "none"
         return picture(
             figure,
             f"{len(words)} passages of {min(words)} to {max(words)} words, median {statistics.median(words):g}. "
-            f"Rows lost: {told}.",
+            f"Rows lost: {reasons}.",
         )
 
 
 def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float | None) -> Picture:
-    """Training loss of the warm-up, and where the influence of the first draft lies beside that of no gradient.
+    """Training loss of the warm-up, and influence of the first draft beside that of no gradient.
 
     Args:
         losses: Loss of each step, in nats.
-        influence: Of the valid pairs of the first draft.
-        zero_gradient: What the estimator gives a sample that teaches nothing; None where that is not recorded.
+        influence: Influence of the valid first-draft pairs.
+        zero_gradient: Influence of a sample without any gradient; None if not recorded.
     """
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2)
@@ -91,10 +91,10 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
 
 
 def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
-    """What was looked at while the target warmed up, where the checkpoint is, and the learning rates that were tried.
+    """The losses of the warm-up, its checkpoint, and the learning rates that were tried.
 
     Args:
-        curve: As the stage left it.
+        curve: The saved curve of the stage.
     """
     if not curve.looks:
         with drawing(2.9, width=7.4) as figure:
@@ -106,12 +106,12 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
         left, right = figure.subplots(1, 2, width_ratios=(2.2, 1)) if curve.rates else (figure.subplots(), None)
         steps = range(1, len(curve.losses) + 1)
         left.plot(steps, curve.losses, color=GRID, linewidth=1.4, label="training, every token", zorder=1)
-        told = []
+        changes = []
         for name, label, color in _WARM_UP_LINES:
             points = [(look.step, getattr(look, name)) for look in curve.looks if getattr(look, name) is not None]
             if points:
                 left.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", markersize=4, label=label)
-                told.append(f"{label} {points[0][1]:.2f} to {points[-1][1]:.2f}")
+                changes.append(f"{label} {points[0][1]:.2f} to {points[-1][1]:.2f}")
         left.axvline(curve.steps, color=INK, linewidth=1.1, linestyle=DASHED)
         left.annotate(
             " checkpoint", (curve.steps, 1), xycoords=("data", "axes fraction"), va="top", ha="right", rotation=90
@@ -124,7 +124,7 @@ def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
         return picture(
             figure,
             f"Warm-up of {curve.steps} steps at {curve.lr:.2g}, {curve.stopped}; losses from the start to the last "
-            f"look: {', '.join(told)}.",
+            f"look: {', '.join(changes)}.",
         )
 
 
@@ -146,23 +146,23 @@ def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
 
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
-    """Every guiding text that the search tried, by its reward.
+    """Reward of every guiding text that the search tried.
 
     Args:
         history: Rows of the prompt optimiser's history: `judged`, `status`, `score`.
     """
-    tried = [row for row in history if isinstance(row.get("score"), int | float)]
+    candidates = [row for row in history if isinstance(row.get("score"), int | float)]
     with drawing(3.1, width=6.4) as figure:
         axes = figure.subplots()
-        if not tried:
+        if not candidates:
             say(axes, "nothing was tried")
             return picture(figure, "No guiding text was tried.")
-        prompt_panel(axes, tried)
-        whole = [row["score"] for row in tried if row.get("status") != "rejected"]
+        prompt_panel(axes, candidates)
+        whole = [row["score"] for row in candidates if row.get("status") != "rejected"]
         return picture(
             figure,
-            f"{len(tried)} guiding texts: reward {whole[0]:.3g} at the start, best {max(whole):.3g}; "
-            f"{len(tried) - len(whole)} were rejected on their first passages.",
+            f"{len(candidates)} guiding texts: reward {whole[0]:.3g} at the start, best {max(whole):.3g}; "
+            f"{len(candidates) - len(whole)} were rejected on their first passages.",
         )
 
 
@@ -171,12 +171,12 @@ def policy_figure(
     groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None,
     method: str = "grpo",
 ) -> Picture:
-    """The rewards that were compared within each group, the mean over the steps, and the distance travelled.
+    """Rewards within each group, mean reward over the steps, and KL from the untrained model.
 
     Args:
         history: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`, `kl`.
         groups: Passage of each group -> reward and validity of its pairs.
-        method: What trained the policy, as the recipe names it.
+        method: The policy optimiser, as in the recipe.
     """
     trained = [row for row in history if isinstance(row.get("reward"), int | float)]
     with drawing(3.3) as figure:
@@ -206,7 +206,7 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]],
             ([reward for reward, valid in members if valid], True),
             ([reward for reward, valid in members if not valid], False),
         ):
-            # Equal rewards (the penalty of invalid pairs) are spread, so that each can be counted.
+            # Equal rewards (such as the penalty) are spread, so that each is visible.
             heights = [place + 0.09 * (index - (len(rewards) - 1) / 2) for index in range(len(rewards))]
             axes.scatter(
                 rewards,
@@ -227,23 +227,23 @@ def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]],
 
 
 def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
-    """Rewards of some pairs side by side, a line a group; hollow dots are invalid pairs.
+    """Rewards of some pairs, one line per group; hollow dots are invalid pairs.
 
     Args:
         groups: Name -> reward and validity of its pairs.
     """
     with drawing(0.55 * len(groups) + 1.2, width=7.4) as figure:
         _draw_groups(figure.subplots(), groups, "Rewards")
-        told = ", ".join(f"{name} {statistics.fmean(r for r, _ in members):.3g}" for name, members in groups.items())
-        return picture(figure, f"Mean reward: {told}.")
+        means = ", ".join(f"{name} {statistics.fmean(r for r, _ in members):.3g}" for name, members in groups.items())
+        return picture(figure, f"Mean reward: {means}.")
 
 
 def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
-    """What something costs from several services, cheapest first.
+    """Cost with several services, cheapest first.
 
     Args:
         costs: Name -> US dollars.
-        title: What is bought.
+        title: Title of the panel.
     """
     ordered = sorted(costs.items(), key=lambda item: item[1])
     with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:
@@ -257,20 +257,20 @@ def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.1)
         finish(axes, title, "US dollars", "", grid="x")
-        told = ", ".join(f"{name} {cost:.2f}" for name, cost in ordered)
-        return picture(figure, f"Cost of {title} in US dollars: {told}.")
+        costs_text = ", ".join(f"{name} {cost:.2f}" for name, cost in ordered)
+        return picture(figure, f"Cost of {title} in US dollars: {costs_text}.")
 
 
 def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:
     """The influence of each variant's valid pairs."""
-    shown = {variant: list(values) for variant, values in influence.items() if len(values)}
-    with drawing(_ROW_INCHES * max(1, len(shown)) + _REST_INCHES, width=7.4) as figure:
+    by_variant = {variant: list(values) for variant, values in influence.items() if len(values)}
+    with drawing(_ROW_INCHES * max(1, len(by_variant)) + _REST_INCHES, width=7.4) as figure:
         axes = figure.subplots()
-        if not shown:
+        if not by_variant:
             say(axes, "no valid pair")
             return picture(figure, "No variant has a valid pair.")
-        influence_panel(axes, shown, zero_gradient)
-        medians = ", ".join(f"{variant_label(name)} {statistics.median(v):.3g}" for name, v in shown.items())
+        influence_panel(axes, by_variant, zero_gradient)
+        medians = ", ".join(f"{variant_label(name)} {statistics.median(v):.3g}" for name, v in by_variant.items())
         return picture(figure, f"Median influence of the valid pairs: {medians}.")
 
 
@@ -297,8 +297,8 @@ def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pic
             ends[variant] = (rows[0]["loss"], rows[-1]["loss"])
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         finish(axes, "Fine-tuning", "step", "training loss, nats", whole="x")
-        told = ", ".join(f"{variant_label(name)} {a:.2f} to {b:.2f}" for name, (a, b) in ends.items())
-        return picture(figure, f"Training loss, first to last step: {told}.")
+        changes = ", ".join(f"{variant_label(name)} {a:.2f} to {b:.2f}" for name, (a, b) in ends.items())
+        return picture(figure, f"Training loss, first to last step: {changes}.")
 
 
 def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.95) -> Picture:
@@ -311,12 +311,12 @@ def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.
     metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
     with drawing(evaluation_height(evaluation)) as figure:
         evaluation_panels(figure, evaluation, confidence)
-        told = "; ".join(
+        values = "; ".join(
             f"{metric.replace('_', ' ')}: "
             + ", ".join(f"{variant_label(r['variant'])} {r['value']:.2f}" for r in evaluation if r["metric"] == metric)
             for metric in metrics
         )
-        return picture(figure, f"Evaluation. {told}.")
+        return picture(figure, f"Evaluation. {values}.")
 
 
 def _short(text: str, limit: int = 22) -> str:

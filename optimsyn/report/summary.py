@@ -1,4 +1,4 @@
-"""The summary of a run: what `summary.json` holds, and how it is shown at the end."""
+"""The summary of a run: the content of `summary.json` and its display."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class InfluenceSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """Everything that a person or a comparison of runs wants to know about a run, in one JSON object.
+    """The key results of a run, in one JSON object.
 
     Attributes:
         run: Folder name of the run.
@@ -60,15 +60,15 @@ class Summary(BaseModel):
         dataset_pairs: Pairs in it.
         evaluation: Rows of `evaluation.json`.
         confidence: Coverage of the intervals in `evaluation`.
-        influence: Influence of the valid pairs, a variant each.
-        zero_gradient: Influence that the estimator gives a sample without any gradient.
-        losses: What became of each variant's candidates.
-        optimization: What the optimisers report (`prompt`, `policy`).
+        influence: Influence of the valid pairs, by variant.
+        zero_gradient: Influence of a sample without any gradient.
+        losses: Counts of each variant's candidates.
+        optimization: Results of the optimisers (`prompt`, `policy`).
         stages: The other stages' numbers.
         cost: Replies, tokens and money.
-        outcomes: What came of the requests, by role; see `optimsyn.runs.manifest.Manifest`.
+        outcomes: Outcomes of the requests, by role; see `optimsyn.runs.manifest.Manifest`.
         seconds: Wall time of each stage.
-        notes: Sentences that a reader of the numbers must know.
+        notes: Caveats for reading the numbers.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -91,7 +91,7 @@ class Summary(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
     def write(self, folder: Path, picture: Picture | None = None) -> None:
-        """Writes `summary.json`, and `summary.png` when there is a picture, each whole or not at all."""
+        """Writes `summary.json`, and `summary.png` if there is a picture, each atomically."""
         write_json(folder / SUMMARY_JSON, self.model_dump(mode="json"))
         if picture is not None:
             picture.save(folder / SUMMARY_PNG)
@@ -103,19 +103,19 @@ class Summary(BaseModel):
 
     def tables(self) -> list[Table]:
         """The tables of the summary, the evaluation first."""
-        found: list[Table] = []
+        tables: list[Table] = []
         if self.evaluation:
             rows: list[MetricRow] = self.evaluation  # type: ignore[assignment]  # the same keys, read from JSON
-            found.append(evaluation_table(rows, confidence=self.confidence))
+            tables.append(evaluation_table(rows, confidence=self.confidence))
         if self.losses or self.influence:
-            found.append(self._variants())
+            tables.append(self._variants())
         for name, facts in self.optimization.items():
-            found.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
+            tables.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
         if any(counts.get(name) for counts in self.outcomes.values() for name in (*UNREAD, *BESIDES_LABELS)):
-            found.append(self._outcomes())
+            tables.append(self._outcomes())
         if self.seconds or self.cost:
-            found.append(self._cost())
-        return found
+            tables.append(self._cost())
+        return tables
 
     def _variants(self) -> Table:
         from optimsyn.base.labels import variant_label
@@ -193,9 +193,9 @@ def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, I
 
 
 def show_end(run: Run, console: Console) -> None:
-    """Shows the summary of a finished run, and where its picture, dataset and notebooks are."""
+    """Shows the summary of a finished run and the paths of its picture, dataset and notebooks."""
     console.print()
     console.print(Summary.read(run.folder))
     console.print()
-    for what, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
-        console.print(f"{what:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)
+    for label, name in (("Picture", "summary.png"), ("Dataset", "dataset"), ("Notebooks", "notebooks")):
+        console.print(f"{label:<10} {run.path(name)}", highlight=False, markup=False, soft_wrap=True)

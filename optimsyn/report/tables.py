@@ -1,4 +1,4 @@
-"""Tables of what a run has found: evaluation and facts."""
+"""Tables of evaluation and facts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> 
     if any(row["difference"] is not None for row in rows):
         note += (
             " Differences are to the target as it came, paired by question; where their interval excludes 0 the "
-            "questions tell the two apart. One seed of training: another seed may differ by more."
+            "two differ on these questions. One seed of training: another seed may differ by more."
         )
     return Table(
         title="Held-back test questions",
@@ -52,9 +52,9 @@ def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> 
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Names and values, one a row; numbers with four significant digits."""
+    """Names and values, one per row; numbers with four significant digits."""
     body = []
     for name, value in facts.items():
-        shown = number(value, 4) if isinstance(value, float) else DASH if value is None else str(value)
-        body.append((name.replace("_", " "), shown))
+        cell = number(value, 4) if isinstance(value, float) else DASH if value is None else str(value)
+        body.append((name.replace("_", " "), cell))
     return Table(title, ("what", "value"), tuple(body))

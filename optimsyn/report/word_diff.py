@@ -7,12 +7,12 @@ from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
 
 Kind = Literal["same", "removed", "added"]
-# Chinese, Japanese and Korean are written without blanks: there a letter is a word.
+# Chinese, Japanese and Korean have no spaces: each character is a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]\s*|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+\s*|\s+")
 
 
 class Part(NamedTuple):
-    """A stretch of text that is in both, only in the first, or only in the second."""
+    """A piece of text in both, only in the first, or only in the second."""
 
     kind: Kind
     text: str
@@ -28,10 +28,10 @@ Part(kind='same', text='question.')]
     """
     old, new = _WORD.findall(before), _WORD.findall(after)
     parts: list[Part] = []
-    # Blanks behind a word do not make it another word.
+    # Ignore spaces after a word.
     matcher = SequenceMatcher(None, [word.rstrip() for word in old], [word.rstrip() for word in new], autojunk=False)
-    for what, old_from, old_to, new_from, new_to in matcher.get_opcodes():
-        if what == "equal":
+    for operation, old_from, old_to, new_from, new_to in matcher.get_opcodes():
+        if operation == "equal":
             parts.append(Part("same", "".join(new[new_from:new_to])))
             continue
         if old_to > old_from:

@@ -1,4 +1,4 @@
-"""The end of a run: `summary.json` and `summary.png`, put together from what the stages left on disk."""
+"""Writes `summary.json` and `summary.png` from the results of the stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def write_summary(run: Run) -> Summary:
-    """Writes the summary of a run whose stages up to `evaluate` have left their results.
+    """Writes the summary of a run with results of all stages up to `evaluate`.
 
     Raises:
         DataError: A stage's result is missing.
@@ -32,7 +32,7 @@ def write_summary(run: Run) -> Summary:
     from optimsyn.report.summary import Summary, influence_summaries
 
     recipe, manifest = run.recipe, run.manifest
-    warm, made = WarmUpResult.load(run), SynthesizeResult.load(run)
+    warm, synthesized = WarmUpResult.load(run), SynthesizeResult.load(run)
     evaluation = _json(run.path("evaluation.json"))
     influence: dict[str, list[float]] = {variant: _influence(run, variant) for variant in recipe.variants}
     confidence = recipe.evaluation.confidence
@@ -49,13 +49,13 @@ def write_summary(run: Run) -> Summary:
         run=run.name,
         recipe=recipe.name,
         fingerprint=recipe.fingerprint,
-        dataset_variant=made.dataset or recipe.dataset_variant,
+        dataset_variant=synthesized.dataset or recipe.dataset_variant,
         dataset_pairs=len(run.pairs(recipe.dataset_variant)),
         evaluation=evaluation,
         confidence=confidence,
         influence=influence_summaries(influence),
         zero_gradient=warm.zero_gradient_baseline,
-        losses=made.losses or {},
+        losses=synthesized.losses or {},
         optimization={
             "prompt": OptimizePromptResult.load(run).search(),
             "policy": TrainPolicyResult.load(run).training(),
@@ -71,7 +71,7 @@ def write_summary(run: Run) -> Summary:
 
 
 def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
-    """What a reader must know: how many differences are more than chance, and what one seed cannot say."""
+    """Caveats: which differences exclude 0, and that there is one seed."""
     better = [
         f"{row['variant']} ({row['metric']})"
         for row in evaluation
@@ -79,20 +79,20 @@ def _notes(run: Run, evaluation: list[dict[str, Any]]) -> list[str]:
         and (row["difference_low"] > 0) == (row["difference_high"] > 0)
         and 0 not in (row["difference_low"], row["difference_high"])
     ]
-    told = (
+    differences = (
         f"Paired differences to the target as it came that exclude 0: {', '.join(better)}."
         if better
         else "No paired difference to the target as it came excludes 0."
     )
     return [
-        told,
+        differences,
         f"One seed ({run.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
         f"{SELECTION_LABELS[run.recipe.synthesis.select]}.",
     ]
 
 
 def _on_the_reward(run: Run) -> list[str]:
-    """What the run found of its own reward."""
+    """The verdict on the reward, if there is one."""
     path = run.path("warm_up", REWARD_LOOK_FILE)
     return [RewardLook.load(path).sentence] if path.is_file() else []
 

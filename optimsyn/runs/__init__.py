@@ -1,4 +1,4 @@
-"""Run folders, their manifest, the dataset, and what a stage leaves."""
+"""Run folders, their manifest, the dataset, and the results of stages."""
 
 from __future__ import annotations
 

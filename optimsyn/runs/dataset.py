@@ -1,4 +1,4 @@
-"""The dataset of a run, to look at and to go through."""
+"""The dataset of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from optimsyn.runs.export import CARD, PARQUET
 if TYPE_CHECKING:
     from optimsyn.base.table import Table
 
-_SHOWN = 5
+_LISTED = 5
 
 
 class Dataset(Shown, Sequence[Pair]):
-    """The pairs of `dataset/train.parquet` with their lineage; shows itself in a notebook and in a terminal.
+    """The pairs of `dataset/train.parquet` with their lineage; displayed in notebooks and terminals.
 
     Args:
-        folder: What `export_dataset` wrote, such as `<run>/dataset`.
+        folder: Folder that `export_dataset` wrote, such as `<run>/dataset`.
 
     Raises:
         DataError: There is no dataset in the folder.
@@ -41,11 +41,11 @@ class Dataset(Shown, Sequence[Pair]):
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Every column of every row, as in the file."""
+        """Rows of the file, with every column."""
         import pyarrow.parquet as pq
 
-        found: list[dict[str, Any]] = pq.read_table(self.folder / PARQUET).to_pylist()
-        return found
+        rows: list[dict[str, Any]] = pq.read_table(self.folder / PARQUET).to_pylist()
+        return rows
 
     @property
     def columns(self) -> list[str]:
@@ -82,7 +82,7 @@ class Dataset(Shown, Sequence[Pair]):
         decimals = decimals_for(value for value in self.influence if value is not None)
         order = sorted(range(len(self)), key=lambda place: -(self.influence[place] or 0.0))
         body = []
-        for place in order[:_SHOWN]:
+        for place in order[:_LISTED]:
             row = self.rows[place]
             (question, *below), answer = shown(_pair(row))
             listed = "".join(f"\n{chr(65 + i)}. {part}" for i, part in enumerate(below))
@@ -90,8 +90,8 @@ class Dataset(Shown, Sequence[Pair]):
         variants = ", ".join(variant_label(name) for name in dict.fromkeys(row["variant"] for row in self.rows))
         documents = len({row["document_id"] for row in self.rows})
         note = f"Columns: {', '.join(self.columns)}. Card: dataset/{CARD}."
-        if len(self) > _SHOWN:
-            note = f"Those of highest influence, {_SHOWN} of {len(self)}. {note}"
+        if len(self) > _LISTED:
+            note = f"Those of highest influence, {_LISTED} of {len(self)}. {note}"
         return Table(
             title=f"{len(self):,} pairs from {documents:,} document{'' if documents == 1 else 's'}: {variants}",
             columns=("question", "answer", "document", "influence"),

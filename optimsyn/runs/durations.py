@@ -1,4 +1,4 @@
-"""How long a stage will take: from its own progress, else from earlier runs of the same recipe."""
+"""Estimates how long a stage takes: from its progress, else from earlier runs of the same recipe."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from optimsyn.runs.manifest import ManifestFile, StageRecord
 from optimsyn.runs.protocol import RunLike
 from optimsyn.runs.resources import notebook_name
 
-# A rate measured over the first moments says nothing.
+# A rate over a shorter time says nothing.
 _SOONEST = 3.0
 
 
 def earlier_seconds(run: RunLike) -> dict[str, float]:
-    """Median time of each stage in the finished stages of other runs of this recipe's name, in seconds."""
+    """Median time of each finished stage over other runs of this recipe's name, in seconds."""
     times: defaultdict[str, list[float]] = defaultdict(list)
     for path in run.folder.parent.glob(f"{run.recipe.name}-*/manifest.json"):
         if path.parent == run.folder:
@@ -28,7 +28,7 @@ def earlier_seconds(run: RunLike) -> dict[str, float]:
         try:
             manifest = ManifestFile(path).read()
         except StageError:
-            # A run of another version of optimsyn; an estimate can do without it.
+            # A run of another version; the estimate can do without it.
             continue
         for record in manifest.stages:
             if record.status == "finished" and record.seconds is not None:
@@ -37,24 +37,24 @@ def earlier_seconds(run: RunLike) -> dict[str, float]:
 
 
 def since_begun(record: StageRecord) -> float:
-    """Seconds that a running stage has taken, as its `seconds` will count them; 0 while its kernel only starts."""
+    """Seconds that a running stage has taken, as in its `seconds`; 0 while its kernel starts."""
     if record.status != "running" or record.started is None:
         return 0.0
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds())
 
 
 def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
-    """Seconds that a running stage will still take, or None when nothing is known.
+    """Seconds that a running stage still needs, or None if nothing is known.
 
     Args:
         run: The run.
-        stage: The stage that runs.
-        elapsed: What `since_begun` gave.
-        earlier: What `earlier_seconds` gave.
+        stage: The running stage.
+        elapsed: Result of `since_begun`.
+        earlier: Result of `earlier_seconds`.
     """
-    told = _told(run, stage)
-    part = _part_left(told)
-    if part is not None and told is not None and told.get("last", True):
+    progress = _progress_of(run, stage)
+    part = _part_left(progress)
+    if part is not None and progress is not None and progress.get("last", True):
         return part
     if stage in earlier:
         return max(part or 0.0, earlier[stage] - elapsed, 0.0)
@@ -62,43 +62,43 @@ def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, fl
 
 
 def described(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> str:
-    """How far a running stage is, in words: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
-    told = _told(run, stage)
+    """Progress of a running stage: `12 of 48 pairs, 0:35, about 1:10 to go`; arguments as `seconds_left`."""
+    progress = _progress_of(run, stage)
     words = [clock(elapsed)]
-    if told is not None:
-        words.insert(0, f"{told['done']} of {told['total']} {told['what']}")
-    left, part = seconds_left(run, stage, elapsed, earlier), _part_left(told)
+    if progress is not None:
+        words.insert(0, f"{progress['done']} of {progress['total']} {progress['what']}")
+    left, part = seconds_left(run, stage, elapsed, earlier), _part_left(progress)
     if left is not None:
         words.append(f"about {clock(left)} to go")
-    elif part is not None and told is not None:
-        words.append(f"about {clock(part)} for these {told['what']}")
-    # A run that an older version left writes none.
-    if told is not None and (unread := told.get("unread")):
-        named = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
-        words.append(f"{sum(unread.values())} replies without a value ({named})")
+    elif part is not None and progress is not None:
+        words.append(f"about {clock(part)} for these {progress['what']}")
+    # Progress files of older versions lack it.
+    if progress is not None and (unread := progress.get("unread")):
+        outcomes = ", ".join(f"{count} {OUTCOME_LABELS[name]}" for name, count in unread.items())
+        words.append(f"{sum(unread.values())} replies without a value ({outcomes})")
     return ", ".join(words)
 
 
 def share_done(run: RunLike, stage: str) -> float | None:
-    """How much of the present part of a stage is done, from 0 to 1, when it says so."""
-    told = _told(run, stage)
-    return None if told is None or not told["total"] else float(told["done"]) / float(told["total"])
+    """Share of the current part of a stage that is done, from 0 to 1, if it reports progress."""
+    progress = _progress_of(run, stage)
+    return None if progress is None or not progress["total"] else float(progress["done"]) / float(progress["total"])
 
 
-def _told(run: RunLike, stage: str) -> dict[str, Any] | None:
-    told = run.progress()
-    return told if told is not None and told["stage"] == stage else None
+def _progress_of(run: RunLike, stage: str) -> dict[str, Any] | None:
+    progress = run.progress()
+    return progress if progress is not None and progress["stage"] == stage else None
 
 
-def _part_left(told: dict[str, Any] | None) -> float | None:
-    """Seconds until the present part of a stage ends, at the rate since it began."""
-    if told is None or told["seconds"] < _SOONEST:
+def _part_left(progress: dict[str, Any] | None) -> float | None:
+    """Seconds until the current part of a stage ends, at its rate so far."""
+    if progress is None or progress["seconds"] < _SOONEST:
         return None
-    done = told["done"] - told.get("first", 0)
+    done = progress["done"] - progress.get("first", 0)
     if done <= 0:
         return None
-    since = max(0.0, time.time() - told["at"]) if "at" in told else 0.0
-    left: float = told["seconds"] / done * (told["total"] - told["done"]) - since
+    since = max(0.0, time.time() - progress["at"]) if "at" in progress else 0.0
+    left: float = progress["seconds"] / done * (progress["total"] - progress["done"]) - since
     return max(0.0, left)
 
 
@@ -110,7 +110,7 @@ def clock(seconds: float) -> str:
 
 
 def executed_notebook(run: RunLike, stage: str) -> Path:
-    """Where the executed notebook of a stage lies in a run.
+    """Path of a stage's executed notebook in a run.
 
     Raises:
         StageError: The run has no such stage.

@@ -37,14 +37,14 @@ def export_dataset(
     losses: Mapping[str, int],
     documents: Sequence[Document] = (),
 ) -> None:
-    """Writes `train.parquet`, `train.jsonl` and `README.md`; each file is there whole or not at all.
+    """Writes `train.parquet`, `train.jsonl` and `README.md`; each file is written atomically.
 
     Args:
-        folder: Made when missing.
+        folder: Created if missing.
         judged: The selected pairs with their verdicts, in the order of the dataset.
         recipe: Named in the card.
-        variant: Where the rubrics came from.
-        losses: What became of the candidates, in order; a table in the card.
+        variant: Source of the rubrics.
+        losses: Counts of what became of the candidates, in order; a table in the card.
         documents: The source texts, for their licences.
 
     Raises:
@@ -60,7 +60,7 @@ def export_dataset(
 
 
 def lineage_row(judgement: Judgement) -> dict[str, Any]:
-    """One row of the Parquet file: what is trained on, where it came from, and what was thought of it.
+    """One row of the Parquet file: training text, lineage and judgement.
 
     Raises:
         DataError: The judgement has no pair.
@@ -163,8 +163,8 @@ def dataset_card(
 
 
 def _licence(documents: Sequence[Document]) -> str:
-    named = sorted({_plain(document.license) for document in documents if document.license})
-    source = f"The source texts are under: {', '.join(named)}. " if named else ""
+    licences = sorted({_plain(document.license) for document in documents if document.license})
+    source = f"The source texts are under: {', '.join(licences)}. " if licences else ""
     return (
         f"{source}Contexts and quotes are taken from the source texts and stay under their licence; the terms of the "
         "generating model apply to what it wrote. Add a `license` to the header above before you publish."
@@ -172,7 +172,7 @@ def _licence(documents: Sequence[Document]) -> str:
 
 
 def _measured(judgement: Judgement) -> bool:
-    """Whether the pair was judged as it is: one that a stage of somebody's own has changed was not."""
+    """Whether the pair was judged in its present form, not changed by a custom stage since."""
     return judgement.influence is not None or not judgement.valid
 
 
@@ -199,7 +199,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     text, number, count = pa.string(), pa.float64(), pa.int64()
-    # `form` and `details` are there only where a form needs them.
+    # `form` and `details` exist only where a form needs them.
     columns = list(dict.fromkeys(name for row in rows for name in row))
     types = dict.fromkeys(columns, text)
     types |= dict.fromkeys(("influence", "gradient_norm", "loss", "reward"), number)
@@ -212,7 +212,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         "influence_by_subtask": pa.list_(pa.struct([("subtask", text), ("influence", number)])),
         "rubric": pa.struct([(name, text) for name in _rubric_fields()]),
     }
-    # A fixed schema: a column that happens to be empty in one dataset has the same type in every other.
+    # A fixed schema, so that an empty column has the same type in every dataset.
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema([(k, types[k]) for k in columns]))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pq.write_table(table, partial)
@@ -225,8 +225,8 @@ def _rubric_fields() -> list[str]:
     return list(Rubric.model_fields)
 
 
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+def _table(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {columns[0]} | {columns[1]} |", "|---|---|"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join(lines)
 
@@ -236,10 +236,10 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text from a recipe, a document or a reply as one line of Markdown that shows it and does nothing else."""
+    """A text from a recipe, document or reply, escaped as one line of Markdown."""
     line = html.escape(" ".join(text.split()), quote=False)
     line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
-    # Without a scheme that a page could follow, such as `javascript:`.
+    # No links with an active scheme such as `javascript:`.
     return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
 
 

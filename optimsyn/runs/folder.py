@@ -1,4 +1,4 @@
-"""A run: a folder with everything that one recipe produced, resumable after any interruption."""
+"""A run: a folder with everything that a recipe produced, resumable after any interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.manifest import Failure, Manifest, ManifestFile, StageRecord, now
 from optimsyn.runs.peak_memory import peak_bytes, reset_peak
-from optimsyn.runs.stage_end import let_arrive, told_of_disk
+from optimsyn.runs.stage_end import disk_error_of, let_arrive
 from optimsyn.runs.stage_functions import refuse_edited
 from optimsyn.runs.stage_handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from optimsyn.runs.dataset import Dataset
     from optimsyn.runs.forecast import Forecast
 
-# A long exception text (a traceback of a service, a whole reply) has no place in a manifest.
+# Longest exception text in a manifest; some hold a service's traceback or a whole reply.
 _LONGEST_ERROR = 2000
 _LONGEST_SOURCE = 1000
 _STAGE_LOCK_SECONDS = 5
 INTERRUPTED = "interrupted by a person or by a signal"
-# Kinds of failure whose reason is a whole sentence.
-_TELL_THEMSELVES = frozenset({"Interrupted", "Killed"})
+# Kinds of failure whose reason is a full sentence.
+_FULL_SENTENCES = frozenset({"Interrupted", "Killed"})
 
 
 class Run(Shown):
@@ -51,7 +51,7 @@ class Run(Shown):
         recipe: The recipe that it belongs to.
 
     Attributes:
-        warnings: What `Run.start` found that would not stop the run, but make it worse than it could be.
+        warnings: Warnings of `Run.start` that do not stop the run.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
@@ -62,15 +62,15 @@ class Run(Shown):
 
     @staticmethod
     def folder_of(recipe: Recipe, root: Path | str = "runs") -> Path:
-        """Where the run of a recipe lies under `root`, whether it is there yet or not."""
+        """The folder of a recipe's run under `root`, whether it exists or not."""
         return Path(root).resolve() / f"{recipe.name}-{recipe.fingerprint}"
 
     @classmethod
     def open(cls, recipe: Recipe, root: Path | str = "runs") -> Run:
-        """The run of a recipe under `root`, made when there is none yet.
+        """Opens the run of a recipe under `root`, and creates it if there is none.
 
         Its folder is `<recipe>-<fingerprint>`: a recipe that gives other results gets another folder. Limits and
-        concurrency may change between two starts of one run.
+        concurrency may change between two starts of a run.
         """
         folder = cls.folder_of(recipe, root)
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class Run(Shown):
         return self._manifest.read()
 
     def path(self, *parts: str) -> Path:
-        """A path inside the run; its folder is made, the file itself is not."""
+        """A path inside the run; creates its folder, not the file."""
         path = self.folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -127,7 +127,7 @@ class Run(Shown):
         return self.manifest.stage(stage).status == "finished"
 
     def reopen(self, name: str) -> None:
-        """Takes a finished stage as not done, so that it is made anew: its inputs have changed."""
+        """Marks a finished stage as pending, so that it runs again with changed inputs."""
         with self._manifest.change() as manifest:
             manifest.stage(name).status = "pending"
 
@@ -135,10 +135,10 @@ class Run(Shown):
     def stage(self, name: str) -> Iterator[StageHandle]:
         """Marks a stage as running, then as finished, failed or interrupted, and times it.
 
-        A finished stage is left as it is: look at `.finished` of what this gives and return early.
+        A finished stage stays as it is: check `.finished` of the handle and return early.
 
         Raises:
-            StageError: There is no such stage, one before it has not finished, or another process works on the run.
+            StageError: There is no such stage, an earlier one has not finished, or another process works on the run.
         """
         manifest = self.manifest
         handle = StageHandle(self, name, finished=manifest.stage(name).status == "finished")
@@ -155,7 +155,7 @@ class Run(Shown):
 
     @contextmanager
     def _only_here(self, name: str) -> Iterator[None]:
-        """Keeps two processes (a runner's kernel and a person's notebook, say) from working on one run at once."""
+        """Keeps two processes, such as a runner's kernel and a notebook, from working on one run at once."""
         lock = FileLock(str(self.folder / ".stage.lock"), timeout=_STAGE_LOCK_SECONDS)
         try:
             lock.acquire()
@@ -179,56 +179,57 @@ class Run(Shown):
             if record.bought_before is None:
                 record.bought_before = self.bought()
         self._forget_progress()
-        begun = time.monotonic()
-        # The models of a stage before, in the same kernel, refer to each other and would lie beside those of this one.
+        started = time.monotonic()
+        # Models of an earlier stage in this kernel refer to each other and would stay in memory.
         gc.collect()
         reset_peak()
         try:
             yield handle
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            self._end(name, "interrupted", begun, Failure(kind="Interrupted", reason=INTERRUPTED))
+            self._end(name, "interrupted", started, Failure(kind="Interrupted", reason=INTERRUPTED))
             raise
         except BaseException as error:
             if "replies" in self.__dict__:
                 let_arrive(self, name)
-            # Jupyter or papermill shows it next, with all its causes.
+            # Jupyter or papermill shows the error next, with all its causes.
             forget_secrets(error, self.secret_names)
-            told = told_of_disk(self, name, error)
-            shown = told or error
+            disk_error = disk_error_of(self, name, error)
+            reported = disk_error or error
             try:
-                self._end(name, "failed", begun, Failure(kind=type(shown).__name__, reason=str(shown)), handle.notes)
+                failure = Failure(kind=type(reported).__name__, reason=str(reported))
+                self._end(name, "failed", started, failure, handle.notes)
             except (OSError, OptimsynError) as problem:
-                # The error of the stage is what counts; a manifest that says `running` of a dead process tells enough.
-                shown.add_note(f"  The manifest could not be written either: {redact(str(problem))}")
-            if told is not None:
-                raise told from error
+                # The stage's own error matters more; a dead process marked `running` is recognised later.
+                reported.add_note(f"  The manifest could not be written either: {redact(str(problem))}")
+            if disk_error is not None:
+                raise disk_error from error
             raise
         if "replies" in self.__dict__:
             self.replies.release()
         try:
-            self._end(name, "finished", begun, None, handle.notes)
+            self._end(name, "finished", started, None, handle.notes)
         except OSError as error:
-            raise told_of_disk(self, name, error) or error from error
+            raise disk_error_of(self, name, error) or error from error
 
     def _end(
-        self, name: str, status: Any, begun: float, failure: Failure | None, notes: dict[str, Any] | None = None
+        self, name: str, status: Any, started: float, failure: Failure | None, notes: dict[str, Any] | None = None
     ) -> None:
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
-            record.seconds = round(time.monotonic() - begun, 2)
+            record.seconds = round(time.monotonic() - started, 2)
             record.peak_memory_bytes = peak_bytes()
             record.notes = {**record.notes, **(notes or {})}
             self._close(manifest, record, status, failure)
         self._forget_progress()
 
     def mark_stopped(self, name: str, status: Any, failure: Failure, *, seconds: float | None = None) -> None:
-        """Records how a stage ended that could not say so itself: its kernel was killed or ran out of time.
+        """Records the end of a stage whose kernel was killed or ran out of time.
 
         Args:
             name: The stage.
             status: `failed` or `interrupted`.
-            failure: What happened, with the notebook's cell.
-            seconds: How long it had run; None keeps what is on record.
+            failure: Reason, and the notebook's cell.
+            seconds: How long it ran; None keeps the recorded time.
         """
         with self._manifest.change() as manifest:
             record = manifest.stage(name)
@@ -238,14 +239,14 @@ class Run(Shown):
         self._forget_progress()
 
     def _close(self, manifest: Manifest, record: StageRecord, status: Any, failure: Failure | None) -> None:
-        """How an attempt ended, and what has been bought until then."""
+        """Records how an attempt ended and what was bought until then."""
         record.status, record.finished, record.pid = status, now(), None
         record.error = record.failure = None
         if failure is not None:
             reason = redact(failure.reason, self.secret_names)[:_LONGEST_ERROR]
             source = redact(failure.source, self.secret_names)[:_LONGEST_SOURCE]
             record.failure = failure.model_copy(update={"reason": reason, "source": source})
-            record.error = reason if failure.kind in _TELL_THEMSELVES else f"{failure.kind}: {reason}"
+            record.error = reason if failure.kind in _FULL_SENTENCES else f"{failure.kind}: {reason}"
         manifest.cost = self.bought()
         manifest.outcomes = self.outcomes()
         manifest.services = self.services
@@ -253,12 +254,12 @@ class Run(Shown):
 
     @property
     def secret_names(self) -> tuple[str, ...]:
-        """The environment variables that the recipe's models take their keys from."""
+        """Environment variables with the keys of the recipe's models."""
         return self.recipe.key_variables
 
     @property
     def services(self) -> dict[str, dict[str, Any]]:
-        """What services have answered about themselves so far."""
+        """What the services have reported about themselves so far."""
         from optimsyn.llm.hosted.service_memory import SERVICES_FILE, read_services
 
         return read_services(self.folder / SERVICES_FILE)
@@ -271,13 +272,13 @@ class Run(Shown):
         return self.replies.totals().model_copy(update={"unpriced": unpriced})
 
     def outcomes(self) -> dict[str, dict[str, int]]:
-        """What came of the run's requests so far, by role; see `Manifest.outcomes`."""
+        """Outcomes of the run's requests so far, by role; see `Manifest.outcomes`."""
         if not (self.folder / "replies.sqlite").is_file():
             return {}
         return self.replies.outcomes.counts()
 
     def foresee(self, forecast: Forecast | None) -> None:
-        """Puts on record what the run is going to send: as it looks at first, and as it looks now."""
+        """Records the forecast of the run: the first one, and the latest."""
         if forecast is None:
             return
         with self._manifest.change() as manifest:
@@ -289,7 +290,7 @@ class Run(Shown):
     def lock(self) -> Iterator[None]:
         """Holds the run for this process, so that two `optimsyn run` never work on one folder.
 
-        The lock goes with the process, also after kill -9.
+        The lock ends with the process, even after kill -9.
 
         Raises:
             StageError: Another process holds it; names the process.
@@ -299,7 +300,7 @@ class Run(Shown):
         try:
             lock.acquire()
         except Timeout:
-            raise StageError(f"{self.name} is being run already{_described(holder)}; wait for it or stop it") from None
+            raise StageError(f"{self.name} is already running{_by_holder(holder)}; wait for it or stop it") from None
         try:
             write_json(holder, {"pid": os.getpid(), "since": now()})
             yield
@@ -308,15 +309,15 @@ class Run(Shown):
             lock.release()
 
     def busy(self) -> str | None:
-        """Who holds the run just now, in a sentence; None when nobody does."""
+        """A sentence about the process that holds the run; None if there is none."""
         try:
             with FileLock(str(self.folder / ".run.lock"), timeout=0):
                 return None
         except Timeout:
-            return f"{self.name} is being run already{_described(self.folder / '.run.holder.json')}"
+            return f"{self.name} is already running{_by_holder(self.folder / '.run.holder.json')}"
 
     def progress(self) -> dict[str, Any] | None:
-        """How far the running stage is (`stage`, `done`, `total`, `what`, `seconds`), when it says so."""
+        """Progress of the running stage (`stage`, `done`, `total`, `what`, `seconds`), if it reports any."""
         try:
             value = json.loads((self.folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
@@ -332,7 +333,7 @@ class Run(Shown):
         return self.manifest.names
 
     def pairs(self, variant: str) -> list[Pair]:
-        """The pairs of a variant as the last finished stage left them; those that the target is fine-tuned on.
+        """The pairs of a variant after the last finished stage; the target is fine-tuned on them.
 
         Raises:
             StageError: `synthesize` has not written any.
@@ -344,7 +345,7 @@ class Run(Shown):
     def judged(self, variant: str) -> list[Judgement]:
         """The same pairs, each with its verdict.
 
-        One that a stage of your own has changed has no influence, and its reward means nothing.
+        A pair that a custom stage changed has no influence, and its reward means nothing.
 
         Raises:
             StageError: `synthesize` has not written any.
@@ -354,7 +355,7 @@ class Run(Shown):
         return judged_of(self.folder, variant, self.pairs(variant))
 
     def candidates(self, variant: str) -> list[Judgement]:
-        """Every candidate of a variant that was judged: valid ones, invalid ones, and those that were not kept.
+        """Every judged candidate of a variant, whether valid, invalid or not selected.
 
         Raises:
             StageError: `synthesize` has not written any.
@@ -365,10 +366,10 @@ class Run(Shown):
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset: as `synthesize` wrote it, or a stage of your own after it.
+        """The dataset, written by `synthesize` or a custom stage after it.
 
         Raises:
-            DataError: It has not finished.
+            DataError: `synthesize` has not finished.
         """
         from optimsyn.runs.dataset import Dataset
 
@@ -383,9 +384,9 @@ class Run(Shown):
         return f"Run({str(self.folder)!r})"
 
 
-def _described(holder: Path) -> str:
+def _by_holder(holder: Path) -> str:
     try:
-        who = json.loads(holder.read_text(encoding="utf-8"))
-        return f" by process {who['pid']} since {who['since']}"
+        process = json.loads(holder.read_text(encoding="utf-8"))
+        return f" by process {process['pid']} since {process['since']}"
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return ""

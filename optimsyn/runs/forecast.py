@@ -1,6 +1,6 @@
-"""What a run is going to send: requests, tokens and money by stage, each with a range. Written into the manifest.
+"""Forecast of a run: requests, tokens and money by stage, each with a range. Saved in the manifest.
 
-This module holds the result and reads nothing; `optimsyn.machine.forecast.requests` makes it.
+This module only holds the result; `optimsyn.machine.forecast.requests` computes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Range(BaseModel):
-    """A quantity that is not known yet: hardly below `low`, hardly above `high`."""
+    """An estimate: hardly below `low`, hardly above `high`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,12 +38,12 @@ class Range(BaseModel):
         return Range(low=self.low * by.low, expected=self.expected * by.expected, high=self.high * by.high)
 
     def less(self, amount: float) -> Range:
-        """The same without what is there already."""
+        """The rest after subtracting an amount, at least 0."""
         low, expected, high = (max(0.0, value - amount) for value in (self.low, self.expected, self.high))
         return Range(low=low, expected=expected, high=high)
 
     def at_least(self, least: float) -> Range:
-        """The same where that much has happened already."""
+        """The range, raised to what has already happened."""
         low, expected, high = (max(value, least) for value in (self.low, self.expected, self.high))
         return Range(low=low, expected=expected, high=high)
 
@@ -57,14 +57,14 @@ class Range(BaseModel):
 
 
 class StageForecast(BaseModel):
-    """What one stage sends.
+    """Forecast of one stage.
 
     Attributes:
         stage: The stage.
-        requests: Replies that it has a model write, also one that runs on this machine.
+        requests: Replies of models, including those on this machine.
         input_tokens: Tokens of their prompts.
         output_tokens: Tokens of the replies.
-        cost_usd: US dollars; None where a price is not known.
+        cost_usd: US dollars; None if a price is unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,12 +77,12 @@ class StageForecast(BaseModel):
 
 
 class Forecast(Shown, BaseModel):
-    """What a run is going to send.
+    """Forecast of a run.
 
     Attributes:
-        stages: By stage, those that send something.
-        paid: A model costs money, or nobody knows that it does not.
-        notes: What the figures rest on where it is not measured.
+        stages: The stages that send requests.
+        paid: Whether a model costs money or its price is unknown.
+        notes: Assumptions behind figures that are not measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -105,11 +105,11 @@ class Forecast(Shown, BaseModel):
 
     def of(self, stage: str) -> StageForecast:
         """The forecast of one stage."""
-        return next((found for found in self.stages if found.stage == stage), StageForecast(stage=stage))
+        return next((forecast for forecast in self.stages if forecast.stage == stage), StageForecast(stage=stage))
 
     @property
     def sentence(self) -> str:
-        """The whole in one sentence."""
+        """The forecast in one sentence."""
         total = self.total
         tokens = total.input_tokens + total.output_tokens
         text = f"about {counted(total.requests)} requests, {counted(tokens)} tokens"

@@ -1,4 +1,4 @@
-"""A run by its folder, as one types it."""
+"""Finds runs by the folder names that a user types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def find_run(name: str) -> Run:
     """The run in a folder.
 
     Raises:
-        StageError: There is no such folder, or it is no run; names the one beside it that was meant.
+        StageError: There is no such folder, or it is no run; suggests a similar name.
         RecipeError: Its recipe.yaml does not fit this version.
     """
     from optimsyn.runs.folder import Run
@@ -28,33 +28,33 @@ def find_run(name: str) -> Run:
     inside = _runs_in(folder)
     if inside:
         raise StageError(f"{folder}: is a folder of runs, not a run; name one of them, such as {folder / inside[0]}")
-    # A run is often named without the folder that runs are kept in.
+    # Users often leave out the folder of the runs.
     for place in (folder.resolve().parent, Path("runs")):
-        known = _runs_in(place)
-        near = nearest(folder.name, known, cutoff=0.5)
+        names = _runs_in(place)
+        near = nearest(folder.name, names, cutoff=0.5)
         if near is None and folder.name:
-            near = next((run for run in known if run.startswith(f"{folder.name}-")), None)
+            near = next((run for run in names if run.startswith(f"{folder.name}-")), None)
         if near is not None:
-            shown = place / near
+            path = place / near
             here = Path.cwd()
-            shown = shown.relative_to(here) if shown.is_relative_to(here) else shown
-            raise StageError(f"{folder}: {_wrong(folder)}; did you mean {shown}?")
-    raise StageError(f"{folder}: {_wrong(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
+            path = path.relative_to(here) if path.is_relative_to(here) else path
+            raise StageError(f"{folder}: {_reason(folder)}; did you mean {path}?")
+    raise StageError(f"{folder}: {_reason(folder)}; `optimsyn run RECIPE` makes one and ends with its name")
 
 
 def find_runs(names: Sequence[str]) -> list[Run]:
-    """The runs in some folders; a folder of runs means all runs in it.
+    """The runs in some folders; a folder of runs stands for all runs in it.
 
     Raises:
         StageError: As `find_run`.
         RecipeError: As `find_run`.
     """
-    found = []
+    runs = []
     for name in names:
         folder = Path(name).expanduser()
         inside = [] if _is_run(folder) else _runs_in(folder)
-        found += [find_run(str(folder / run)) for run in inside] if inside else [find_run(name)]
-    return found
+        runs += [find_run(str(folder / run)) for run in inside] if inside else [find_run(name)]
+    return runs
 
 
 def _is_run(folder: Path) -> bool:
@@ -65,5 +65,5 @@ def _runs_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if _is_run(path)) if folder.is_dir() else []
 
 
-def _wrong(folder: Path) -> str:
+def _reason(folder: Path) -> str:
     return "not a run folder (no manifest.json in it)" if folder.exists() else "there is no such run folder"

@@ -53,15 +53,15 @@ def now() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python, the platform and every package that can change a result; and the day of chat templates."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "optimsyn": __version__}
-    found["day in chat templates"] = RENDERED_DAY.isoformat()
+    """Versions of Python, the platform and every package that can change a result; and the date for chat templates."""
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "optimsyn": __version__}
+    versions["day in chat templates"] = RENDERED_DAY.isoformat()
     for name in _RECORDED_PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 class _Part(BaseModel):
@@ -73,7 +73,7 @@ class Failure(_Part):
 
     Attributes:
         kind: Name of the exception, or `KernelDied`, `TimeLimit`, `Interrupted`, `Killed`.
-        cell: Number of the code cell that was running (1 is the first); None when it is not known.
+        cell: Number of the code cell that was running (1 is the first); None if unknown.
         source: That cell's code.
         reason: What went wrong, without secrets.
     """
@@ -89,14 +89,14 @@ class StageRecord(_Part):
 
     Attributes:
         attempts: How often it was started; more than one after a failure or a kill.
-        seconds: Time of the last attempt, in seconds; None until it ended in a way that could be recorded.
-        peak_memory_bytes: Largest resident size of the process that ran the last attempt, while it did; None when
-            that process was killed. Servers (the embedded model's) are processes of their own and not in it.
-        bought_before: What the run had bought when the stage was first started.
-        cost: What the stage bought, over all its attempts.
+        seconds: Time of the last attempt, in seconds; None while its end is not recorded.
+        peak_memory_bytes: Largest resident size of the process that ran the last attempt, while it did; None if
+            that process was killed. The embedded model's server is a separate process and not included.
+        bought_before: Usage of the run when the stage first started.
+        cost: Usage of the stage over all attempts.
         error: Why the last attempt did not finish, without secrets.
-        failure: The same in parts.
-        notes: Facts that the stage wants on record.
+        failure: The same in structured form.
+        notes: Facts that the stage recorded.
     """
 
     name: str
@@ -119,15 +119,14 @@ class Manifest(_Part):
 
     Attributes:
         cost: What the run has bought.
-        outcomes: What came of the requests, by the role that was asked: how many were `read`, how many brought an
-            `invalid` form, a `cut` reply, a `refusal`, a `tool_call`, an `empty` reply, and how many were `asked_again`
-            with more room. Each request counts once, however often its reply is read. Besides: how many were `damaged`
-            when kept and bought again, and of how many the tokens are `estimated`; under `other` where nobody's role.
-        forecast: What the run was going to send, as it looked at its start.
-        forecast_now: The same as it looked at last, with what has been sent in place of what was foreseen.
-        services: What services have answered about themselves (`optimsyn.llm.hosted.service_memory`): parameters that
-        they do not
-            take, schemas, unknown prices, usage that cannot be true.
+        outcomes: Outcomes of the requests by model role: `read`, `invalid`, `cut`, `refusal`, `tool_call`, `empty`, and
+            `asked_again` with a higher token limit. Each request counts once, however often its reply is read. Also:
+            cached replies that were `damaged` and bought again, and replies whose tokens are `estimated`; under `other`
+            if the role is unknown.
+        forecast: Forecast at the start of the run.
+        forecast_now: Latest forecast, with what was sent in place of the estimate.
+        services: What the services have reported about themselves (`optimsyn.llm.hosted.service_memory`): unsupported
+            parameters, schemas, unknown prices, implausible usage.
     """
 
     format: int = 1
@@ -196,21 +195,21 @@ class ManifestFile:
             raise StageError(f"{self.path.parent}: not a run folder (no manifest.json in it)") from None
         except ValidationError as error:
             first = error.errors()[0]
-            # A file that is no JSON is wrong at no place in particular.
+            # A file that is not JSON has no location.
             where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
             raise StageError(
                 f"{self.path}: {where}{first['msg']}; the file was written by another version or edited"
             ) from error
 
     def create(self, manifest: Manifest) -> None:
-        """Writes the first manifest, unless there is one already."""
+        """Writes the first manifest, unless there is one."""
         with self._lock:
             if not self.path.is_file():
                 self._write(manifest)
 
     @contextmanager
     def change(self) -> Iterator[Manifest]:
-        """Gives the manifest to change; it is written when the block ends without an exception."""
+        """Yields the manifest to change, and writes it when the block ends without an exception."""
         with self._lock:
             manifest = self.read()
             yield manifest
@@ -221,7 +220,7 @@ class ManifestFile:
 
 
 def process_lives(pid: int | None) -> bool:
-    """Whether a process of this number runs on this machine (it may be another one that got the number since)."""
+    """Whether a process with this id runs on this machine (the id may have been reused)."""
     if pid is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""How a run stands, and what each stage found, in a few words."""
+"""State of a run and outcome of each stage, in a few words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow
 
 StateKind = Literal["finished", "failed", "interrupted", "running", "unfinished", "new"]
-# Facts of a stage of somebody's own that a line has room for.
+# Most facts of a custom stage in one line.
 _FACTS = 4
 _STAGE_LABELS = {
     "prepare": "Prepare",
@@ -41,17 +41,17 @@ _STAGE_LABELS = {
 
 
 def stage_label(stage: str) -> str:
-    """A stage as a heading; one of somebody's own by its name."""
+    """A stage as a heading; a custom one by its name."""
     return _STAGE_LABELS.get(stage, stage.replace("_", " ").capitalize())
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands.
+    """State of a run.
 
     Attributes:
         kind: finished; failed or interrupted in a stage; running; unfinished: stopped between two stages; new.
-        record: The stage that failed, was interrupted or runs; else None.
+        record: The stage that failed, was interrupted or is running; else None.
         waiting: Stages that have not finished.
         stages: All stages of the run, in order.
     """
@@ -63,14 +63,14 @@ class RunState:
 
     @property
     def place(self) -> str:
-        """The stage that it stands in, such as `stage 5 of 7, synthesize`."""
+        """The current stage, such as `stage 5 of 7, synthesize`."""
         if self.record is None:
             return ""
         return f"stage {self.stages.index(self.record.name) + 1} of {len(self.stages)}, {self.record.name}"
 
 
 def run_state(manifest: Manifest) -> RunState:
-    """How a run stands, by its manifest."""
+    """State of a run according to its manifest."""
     waiting = tuple(record.name for record in manifest.stages if record.status != "finished")
     for status in ("failed", "interrupted", "running"):
         for record in manifest.stages:
@@ -83,9 +83,9 @@ def run_state(manifest: Manifest) -> RunState:
 
 
 def commands(folder: Path) -> dict[str, str]:
-    """What to type to go on with a run, `continue` and `open`, from where the folder of the runs is.
+    """Commands that `continue` and `open` a run, to type in the parent of the runs folder.
 
-    Short and without the path of this machine: a report may be read elsewhere.
+    They hold no absolute path: a report may be read on another machine.
     """
     run = shlex.quote(f"{folder.parent.name}/{folder.name}")
     return {"continue": f"optimsyn run {run}", "open": f"optimsyn open {run}"}
@@ -101,72 +101,72 @@ def judgement(row: MetricRow) -> str:
 
 
 def stage_outcome(result: StageResult | None) -> str:
-    """What a finished stage found, in a line; "" where it has left nothing that could be told."""
+    """Outcome of a finished stage in a line; "" if it left no result."""
     if isinstance(result, OptimizePromptResult | TrainPolicyResult) and result.enabled is False:
         return "disabled in the recipe"
-    found = next((tell(result) for kind, tell in _OUTCOMES if isinstance(result, kind)), None)
-    if found is not None:
-        return found
-    return _own(result) if isinstance(result, TableResult) else ""
+    outcome = next((describe(result) for kind, describe in _OUTCOMES if isinstance(result, kind)), None)
+    if outcome is not None:
+        return outcome
+    return _own_stage(result) if isinstance(result, TableResult) else ""
 
 
-def _own(found: TableResult) -> str:
-    """What a stage of somebody's own found: its heading, else its first facts."""
-    if found.title != found.stage:
-        return found.title
-    facts = list(found.numbers.items())[:_FACTS]
-    return ", ".join(f"{name.replace('_', ' ')}: {show(value)}" for name, value in facts)
+def _own_stage(result: TableResult) -> str:
+    """Outcome of a custom stage: its heading, else its first facts."""
+    if result.title != result.stage:
+        return result.title
+    numbers = list(result.numbers.items())[:_FACTS]
+    return ", ".join(f"{name.replace('_', ' ')}: {show(value)}" for name, value in numbers)
 
 
-def _prepare(found: PrepareResult) -> str:
-    lost = f", {found.lost:,} rows lost" if found.lost else ""
-    skipped = f" ({found.skipped:,} skipped)" if found.skipped else ""
-    flagged = f", {_count(found.talking, 'passage')} that may talk to a language model" if found.talking else ""
+def _prepare(result: PrepareResult) -> str:
+    lost = f", {result.lost:,} rows lost" if result.lost else ""
+    skipped = f" ({result.skipped:,} skipped)" if result.skipped else ""
+    flagged = f", {_count(result.talking, 'passage')} that may talk to a language model" if result.talking else ""
     return (
-        f"{_count(found.documents, 'document')}{skipped}, {_count(found.passages, 'passage')}, "
-        f"{_said(found.validation)} validation and {_said(found.test)} test questions{lost}{flagged}"
+        f"{_count(result.documents, 'document')}{skipped}, {_count(result.passages, 'passage')}, "
+        f"{_number(result.validation)} validation and {_number(result.test)} test questions{lost}{flagged}"
     )
 
 
-def _warm_up(found: WarmUpResult) -> str:
-    # A run of an older version does not say why its warm-up ended.
-    ended = f"{_count(found.steps[-1], 'step')} ({found.stopped}), " if found.steps and found.stopped else ""
-    look = f"; the reward is {found.reward_look.verdict}" if found.reward_look is not None else ""
+def _warm_up(result: WarmUpResult) -> str:
+    # Older versions did not record why the warm-up ended.
+    ended = f"{_count(result.steps[-1], 'step')} ({result.stopped}), " if result.steps and result.stopped else ""
+    look = f"; the reward is {result.reward_look.verdict}" if result.reward_look is not None else ""
     return (
-        f"{_said(found.valid)} of {_said(found.first_draft)} first-draft pairs valid, {ended}"
-        f"mean influence {_said(found.influence_mean)}{look}"
+        f"{_number(result.valid)} of {_number(result.first_draft)} first-draft pairs valid, {ended}"
+        f"mean influence {_number(result.influence_mean)}{look}"
     )
 
 
-def _optimize_prompt(found: OptimizePromptResult) -> str:
-    tried = f"{_count(found.candidates, 'text')} tried on {_said(found.judged)} pairs"
-    if found.changed is False:
-        return f"{tried}; none beat the recipe's own ({_said(found.start_score)})"
-    return f"reward {_said(found.start_score)} → {_said(found.score)}, {tried}"
+def _optimize_prompt(result: OptimizePromptResult) -> str:
+    tried = f"{_count(result.candidates, 'text')} tried on {_number(result.judged)} pairs"
+    if result.changed is False:
+        return f"{tried}; none beat the recipe's own ({_number(result.start_score)})"
+    return f"reward {_number(result.start_score)} → {_number(result.score)}, {tried}"
 
 
-def _train_policy(found: TrainPolicyResult) -> str:
-    steps = _count(found.steps, "step")
-    if found.reward_first is None:
+def _train_policy(result: TrainPolicyResult) -> str:
+    steps = _count(result.steps, "step")
+    if result.reward_first is None:
         return steps
-    return f"reward {_said(found.reward_first)} → {_said(found.reward_last)} in {steps}"
+    return f"reward {_number(result.reward_first)} → {_number(result.reward_last)} in {steps}"
 
 
-def _synthesize(found: SynthesizeResult) -> str:
-    written = [lost.candidates for lost in (found.losses or {}).values()]
-    total = None if not written or None in written else sum(filter(None, written))
-    dataset = NOT_RECORDED if found.dataset is None else f"that of the {variant_label(found.dataset)}"
-    return f"{_count(found.pairs, 'pair')} a variant from {_said(total)} candidates; the dataset is {dataset}"
+def _synthesize(result: SynthesizeResult) -> str:
+    candidates = [lost.candidates for lost in (result.losses or {}).values()]
+    total = None if not candidates or None in candidates else sum(filter(None, candidates))
+    dataset = NOT_RECORDED if result.dataset is None else f"that of the {variant_label(result.dataset)}"
+    return f"{_count(result.pairs, 'pair')} a variant from {_number(total)} candidates; the dataset is {dataset}"
 
 
-def _fine_tune(found: FineTuneResult) -> str:
-    tuned = list((found.variants or {}).values())
+def _fine_tune(result: FineTuneResult) -> str:
+    tuned = list((result.variants or {}).values())
     first, last = (_mean([each.loss_first for each in tuned]), _mean([each.loss_last for each in tuned]))
-    return f"{_count(len(tuned), 'variant')}, mean training loss {_said(first)} → {_said(last)}"
+    return f"{_count(len(tuned), 'variant')}, mean training loss {_number(first)} → {_number(last)}"
 
 
-def _evaluate(found: EvaluateResult) -> str:
-    return f"{found.targets} targets on {found.questions:,} test questions" if found.metrics else ""
+def _evaluate(result: EvaluateResult) -> str:
+    return f"{result.targets} targets on {result.questions:,} test questions" if result.metrics else ""
 
 
 _OUTCOMES: tuple[tuple[type[StageResult], Callable[[Any], str]], ...] = (
@@ -181,28 +181,28 @@ _OUTCOMES: tuple[tuple[type[StageResult], Callable[[Any], str]], ...] = (
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Their mean; None where one of them is not recorded."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    """The mean; None if a value is not recorded."""
+    recorded = [value for value in values if value is not None]
+    return sum(recorded) / len(recorded) if recorded and len(recorded) == len(values) else None
 
 
-def _said(value: float | None) -> str:
-    """A number in words; one that an older version has not recorded says so."""
+def _number(value: float | None) -> str:
+    """A number as text, or that an older version has not recorded it."""
     if value is None:
         return NOT_RECORDED
     return f"{value:,}" if isinstance(value, int) else number(value)
 
 
-def _count(count: int | None, what: str) -> str:
-    return f"{_said(count)} {what}{'' if count == 1 else 's'}"
+def _count(count: int | None, noun: str) -> str:
+    return f"{_number(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What a person should know about the services of a run and about the replies that it has kept.
+    """Notes about the services of a run and its cached replies.
 
     Args:
-        services: As in a manifest.
-        outcomes: As in a manifest.
+        services: `services` of the manifest.
+        outcomes: `outcomes` of the manifest.
     """
     from optimsyn.llm.hosted.service_memory import sentences_of
 

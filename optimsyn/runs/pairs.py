@@ -1,4 +1,4 @@
-"""The pairs of a run on their way from synthesis to fine-tuning, through whatever stages of your own lie between."""
+"""The pairs of a run from synthesis through custom stages to fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FIRST, LAST = "synthesize", "fine_tune"
 
 
 def between(manifest: Manifest) -> tuple[str, ...]:
-    """The stages that may hand on other pairs than they found."""
+    """The stages that may hand on other pairs."""
     names = manifest.names
     return names[names.index(FIRST) + 1 : names.index(LAST)]
 
 
 def pairs_file(folder: Path, stage: str, variant: str) -> Path:
-    """Where a stage leaves the pairs of a variant."""
+    """The file with the pairs of a variant after a stage."""
     return folder / stage / f"{variant}.selected.jsonl"
 
 
 def latest_pairs(folder: Path, manifest: Manifest, variant: str) -> Path:
-    """The pairs of a variant as the last finished stage left them."""
+    """The file with the pairs of a variant after the last finished stage."""
     for name in reversed(between(manifest)):
         file = pairs_file(folder, name, variant)
         if manifest.stage(name).status == "finished" and file.is_file():
@@ -35,7 +35,7 @@ def latest_pairs(folder: Path, manifest: Manifest, variant: str) -> Path:
 
 
 def pairs_of(folder: Path, manifest: Manifest, variant: str) -> list[Pair]:
-    """The pairs of a variant as they stand.
+    """The current pairs of a variant.
 
     Raises:
         StageError: `synthesize` has not written any.
@@ -47,32 +47,32 @@ def pairs_of(folder: Path, manifest: Manifest, variant: str) -> list[Pair]:
 
 
 def judged_of(folder: Path, variant: str, pairs: Sequence[Pair]) -> list[Judgement]:
-    """The verdicts on pairs of a variant.
+    """The judgements of a variant's pairs.
 
-    A pair whose text a stage has changed keeps where it came from, but nothing that was measured: it has no influence,
-    and its reward means nothing.
+    A pair whose text a stage has changed keeps its lineage, but no measurement: it has no influence, and its reward
+    means nothing.
 
     Args:
         folder: The run folder.
-        variant: Whose.
-        pairs: As they stand.
+        variant: The variant.
+        pairs: Its current pairs.
     """
-    known = {row.pair.id: row for row in candidates_of(folder, variant) if row.pair is not None and row.valid}
-    found = []
+    by_id = {row.pair.id: row for row in candidates_of(folder, variant) if row.pair is not None and row.valid}
+    judgements = []
     for pair in pairs:
-        row = known.get(pair.id)
+        row = by_id.get(pair.id)
         if row is not None and row.pair is not None and content_key(row.pair) == content_key(pair):
-            found.append(row.model_copy(update={"pair": pair}))
+            judgements.append(row.model_copy(update={"pair": pair}))
         else:
-            found.append(_unmeasured(variant, pair, row))
-    return found
+            judgements.append(_unmeasured(variant, pair, row))
+    return judgements
 
 
 def candidates_of(folder: Path, variant: str) -> list[Judgement]:
     """Every candidate of a variant that `synthesize` judged, valid or not.
 
     Raises:
-        StageError: It has not judged any.
+        StageError: `synthesize` has not judged any.
     """
     file = folder / FIRST / f"{variant}.candidates.jsonl"
     if not file.is_file():

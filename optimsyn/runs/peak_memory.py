@@ -1,4 +1,4 @@
-"""The most memory that this process has used while something ran."""
+"""Peak memory of this process over a stretch of time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
-# Written into clear_refs it sets the peak of the resident size back to the present size (proc(5)).
+# Written to clear_refs, it resets the peak to the current resident size (proc(5)).
 _RESET_PEAK = "5"
 
 
 def reset_peak() -> None:
-    """Begins again to look for the peak, where the system can (Linux); else the peak is that of the whole process."""
+    """Resets the peak on Linux; elsewhere the peak covers the whole process."""
     try:
         _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
@@ -21,7 +21,7 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Peak resident size since `reset_peak`, in bytes; child processes are not in it."""
+    """Peak resident size since `reset_peak`, in bytes, without child processes."""
     try:
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""What the parts of this room ask of a run, so that they need not know the class that puts them together."""
+"""The part of `Run` that its helper modules use, so that they need not import the class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class RunLike(Protocol):
-    """A run as its stage's handle, its durations and its table see it; `optimsyn.runs.folder.Run` is one."""
+    """A run for the stage handle, durations and table; `optimsyn.runs.folder.Run` implements it."""
 
     folder: Path
     recipe: Recipe
@@ -34,7 +34,7 @@ class RunLike(Protocol):
         """A path inside the run."""
 
     def progress(self) -> dict[str, Any] | None:
-        """How far the stage that runs is."""
+        """Progress of the running stage."""
 
     def outcomes(self) -> dict[str, dict[str, int]]:
-        """What came of the requests, by role."""
+        """Outcomes of the requests, by role."""

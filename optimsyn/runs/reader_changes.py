@@ -1,4 +1,4 @@
-"""Whether the readers of the user's own are those that `prepare` read the documents with."""
+"""Detects custom readers that changed since `prepare` read the documents."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 READERS_NOTE = "readers"
-"""Name of the fact in the manifest's stage record."""
+"""Key in the manifest's stage notes."""
 
 
 def reopen_if_readers_changed(run: Run) -> None:
-    """Takes a finished prepare as not done when a reader of the user's own was edited since, so that it is made anew.
+    """Reopens a finished `prepare` when a custom reader was edited since, so that it runs again.
 
     Raises:
-        StageError: A later stage has finished with what the reader gave before.
+        StageError: A later stage has used the reader's earlier output.
         RecipeError: A reader of the recipe cannot be found.
     """
     record = run.manifest.stage("prepare")
@@ -32,7 +32,7 @@ def reopen_if_readers_changed(run: Run) -> None:
     if later:
         raise StageError(
             f"{run.name}: {' and '.join(changed)} changed since stage prepare finished, and {', '.join(later)} used "
-            "its documents. Put the reader back as it was and run again; or start again under another --root (or after "
+            "its documents. Undo the change and run again; or start over under another --root (or after "
             f"removing {run.folder})"
         )
     run.reopen("prepare")

@@ -1,4 +1,4 @@
-"""Where the notebooks and recipes are: where they lie in a source checkout, inside the package in a wheel."""
+"""Finds the notebooks and recipes, in a source checkout or inside an installed wheel."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def checkout() -> Path | None:
-    """The source checkout that this package is imported from, or None when it is an installed wheel."""
+    """The source checkout of this package, or None for an installed wheel."""
     root = _PACKAGE.parent
     return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
 
 
 def notebook_name(stage: str, stages: Sequence[str] = STAGES) -> str:
-    """File name of a stage's notebook without its ending, such as `05_synthesize`.
+    """File name of a stage's notebook without its suffix, such as `05_synthesize`.
 
     Args:
         stage: The stage.
-        stages: All stages of its run, in order; by default the built-in ones.
+        stages: All stages of the run, in order; by default the built-in ones.
 
     Raises:
         StageError: There is no stage of this name.
@@ -57,10 +57,10 @@ def recipes_folder() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The recipe file that `name` means: a path, or the bare name of a recipe that comes with optimsyn.
+    """The file of a recipe that is given as a path or as the name of one that comes with optimsyn.
 
     Raises:
-        RecipeError: There is neither.
+        RecipeError: There is none.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
@@ -73,7 +73,7 @@ def find_recipe(name: str) -> Path:
 
 
 def default_root() -> Path:
-    """Where runs are kept: `runs` in the working directory, or in the checkout for one who steps through a notebook."""
+    """Folder of the runs: `runs` in the working directory, or in the checkout when called from its notebooks."""
     root = checkout()
     here = Path.cwd()
     return root / "runs" if root is not None and here == root / "notebooks" else here / "runs"

@@ -1,4 +1,4 @@
-"""The functions behind the stages of your own: how they are found, and how an edited one is told apart."""
+"""Functions of custom stages: loads them, and detects edited ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optimsyn.runs.protocol import RunLike
 
 SOURCE = "source"
-"""Name of the fact in the manifest's stage record: digests of a stage's source, by module."""
+"""Key in the manifest's stage notes: digests of a stage's source, by module."""
 
 
 def _problem(part: object) -> str | None:
@@ -27,7 +27,7 @@ def _problem(part: object) -> str | None:
         inspect.signature(part).bind(None, None)
     except TypeError:
         return "it is called with the run and its handle, so it takes two arguments: def mine(run, stage)"
-    except ValueError:  # of something built in, which does not tell
+    except ValueError:  # some builtins have no signature
         return None
     return None
 
@@ -36,22 +36,22 @@ STAGES.provide({}, _problem)
 
 
 def own_stage(recipe: Recipe, name: str) -> OwnStage | None:
-    """The recipe's entry for a stage of your own; None for a built-in stage."""
+    """The recipe's entry for a custom stage; None for a built-in one."""
     return next((stage for stage in recipe.stages if stage.name == name), None)
 
 
 def function_of(recipe: Recipe, stage: OwnStage) -> Callable[[Any, Any], Any]:
-    """The function of a stage of your own.
+    """The function of a custom stage.
 
     Raises:
         RecipeError: It cannot be found or is no stage; names the recipe's field.
     """
-    found: Callable[[Any, Any], Any] = STAGES.get(stage.reference, _field(recipe, stage))
-    return found
+    function: Callable[[Any, Any], Any] = STAGES.get(stage.reference, _field(recipe, stage))
+    return function
 
 
 def digests(recipe: Recipe, stage: OwnStage) -> dict[str, str]:
-    """A digest of each module that a stage of your own is made of.
+    """A digest of each module of a custom stage.
 
     Raises:
         RecipeError: It cannot be found, or has neither source nor a file.
@@ -61,7 +61,7 @@ def digests(recipe: Recipe, stage: OwnStage) -> dict[str, str]:
 
 
 def refuse_edited(run: RunLike) -> None:
-    """Stops a run of which a finished stage was edited since: what it and the stages after it left is not of this code.
+    """Stops a run if a finished stage was edited since: its results, and those of later stages, come from other code.
 
     Raises:
         StageError: Names the stage, the modules that changed and the cure.
@@ -77,14 +77,14 @@ def refuse_edited(run: RunLike) -> None:
         if before != now:
             changed = ", ".join(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
             raise StageError(
-                f"{run.name}: stage {record.name} was edited since it finished ({changed}). Put that back as it was "
-                f"and run again; or start again under another --root (or after removing {run.folder}), so that the "
-                "stages after it work with what it does now"
+                f"{run.name}: stage {record.name} was edited since it finished ({changed}). Undo the change "
+                f"and run again; or start over under another --root (or after removing {run.folder}), so that "
+                "later stages use its present code"
             )
 
 
 def refuse_unreachable(recipe: Recipe, stage: OwnStage) -> None:
-    """Stops before the kernel of a stage is started that could not find its function.
+    """Stops before starting the kernel of a stage whose function it could not find.
 
     Raises:
         StageError: The function is known to this process alone.

@@ -1,4 +1,4 @@
-"""What a stage holds while it runs: it notes facts and tells how far it is."""
+"""The handle of a running stage: it notes facts and reports progress."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 PROGRESS_FILE = ".progress.json"
 TELL_SECONDS = 0.5
-# Counting what came of the replies reads a table that grows with the run.
+# Counting the outcomes reads a table that grows with the run.
 _COUNT_SECONDS = 5.0
 
 
 class StageHandle:
-    """What a stage holds while it runs.
+    """The handle of a running stage.
 
     Attributes:
         name: Name of the stage.
-        finished: The stage had finished before; there is nothing to do.
-        options: Of a stage of your own what the recipe says under `options`, else nothing.
+        finished: The stage has already finished; there is nothing to do.
+        options: A custom stage's `options` in the recipe; empty for built-in stages.
         notes: Facts for the manifest.
-        handed_on: How many pairs of which variant it has handed on.
+        handed_on: Number of pairs handed on, by variant.
     """
 
     def __init__(self, run: RunLike, name: str, *, finished: bool) -> None:
@@ -50,27 +50,27 @@ class StageHandle:
         self._part = ""
         self._begun = 0.0
         self._first = 0
-        self._told: tuple[float, int, int] = (float("-inf"), -1, -1)
+        self._reported: tuple[float, int, int] = (float("-inf"), -1, -1)
         self._unread: dict[str, int] = {}
         self._counted = float("-inf")
 
     def note(self, **facts: Any) -> None:
-        """Puts facts (JSON values) into the manifest beside the stage."""
+        """Puts facts (JSON values) into the stage's record in the manifest."""
         self.notes.update(facts)
 
     def hand_on(self, variant: str, pairs: Iterable[Pair]) -> None:
-        """Gives the stages after this one other pairs of a variant than it found, once it has finished.
+        """Replaces the pairs of a variant for the later stages, once this stage has finished.
 
-        They lie in `<stage>/<variant>.selected.jsonl`; those that `synthesize` wrote stay as they are. When the variant
-        is the dataset, that is written anew. A pair whose text was changed is neither checked nor scored again.
+        They are written to `<stage>/<variant>.selected.jsonl`; the files of `synthesize` stay as they are. When the
+        variant is the dataset, that is rewritten. A pair with a changed text is neither checked nor scored again.
 
         Args:
-            variant: Whose pairs; those of variants that are not handed on stay as they were.
-            pairs: All of them, in order.
+            variant: Variant of the pairs; variants that are not handed on keep their pairs.
+            pairs: All pairs, in order.
 
         Raises:
-            StageError: The stage does not stand between `synthesize` and `fine_tune`, there is no such variant, no pair
-                is left, or two have one id.
+            StageError: The stage is not between `synthesize` and `fine_tune`, there is no such variant, no pair
+                is left, or two pairs share an id.
         """
         if self.name not in between(self._run.manifest):
             raise StageError(f"stage {self.name}: only a stage between {FIRST} and {LAST} can hand on pairs")
@@ -81,29 +81,29 @@ class StageHandle:
         if not handed:
             raise StageError(f"stage {self.name}: no pair of the variant {variant} is left to fine-tune on")
         if len({pair.id for pair in handed}) < len(handed):
-            raise StageError(f"stage {self.name}: two pairs of the variant {variant} have one id")
+            raise StageError(f"stage {self.name}: two pairs of the variant {variant} share an id")
         write_jsonl(pairs_file(self._run.folder, self.name, variant), handed)
         self.handed_on[variant] = len(handed)
 
     def progress(self, done: int, total: int, what: str = "steps", *, last: bool = True) -> None:
-        """Tells whoever watches how far the stage is; cheap enough to call for every item, from any thread.
+        """Reports progress; cheap enough to call for every item, from any thread.
 
         Args:
             done: Items done.
             total: Items in all.
-            what: What an item is, in the plural. Another word begins another part of the stage.
-            last: Nothing that takes long comes after this part, so its end is the end of the stage.
+            what: Name of the items, in the plural. Another name begins another part of the stage.
+            last: This is the last part that takes long, so its end is the end of the stage.
         """
         with self._lock:
             moment = time.monotonic()
             if what != self._part:
                 self._part, self._begun, self._first = what, moment, done
-                self._told = (float("-inf"), -1, -1)
-            when, *before = self._told
+                self._reported = (float("-inf"), -1, -1)
+            when, *before = self._reported
             if before == [done, total] or (done < total and moment - when < TELL_SECONDS):
                 return
-            self._told = (moment, done, total)
-            # A disk that takes nothing more is told by whatever has to be kept, not by this.
+            self._reported = (moment, done, total)
+            # A full disk is reported by the writes that matter.
             with suppress(OSError):
                 write_json(
                     self._run.folder / PROGRESS_FILE,
@@ -121,27 +121,27 @@ class StageHandle:
                 )
 
     def _unread_replies(self, moment: float) -> dict[str, int]:
-        """The run's requests by outcome, without those whose reply was read."""
+        """Requests whose reply could not be read, by outcome."""
         if moment - self._counted >= _COUNT_SECONDS:
             self._counted = moment
-            found: Counter[str] = Counter()
+            outcomes: Counter[str] = Counter()
             for counts in self._run.outcomes().values():
-                found.update(counts)
-            self._unread = {name: found[name] for name in UNREAD if found[name]}
+                outcomes.update(counts)
+            self._unread = {name: outcomes[name] for name in UNREAD if outcomes[name]}
         return self._unread
 
     def count(self, total: int, what: str, *, last: bool = True) -> Count:
-        """A counter of the items of one part, for tasks that end in any order."""
+        """A counter for one part, for tasks that end in any order."""
         return Count(self, total, what, last=last)
 
 
 class Count:
-    """Counts items and tells the stage's progress; nothing is told before the first `add`, which may be of none.
+    """Counts items and reports the stage's progress, from the first `add` on, which may be `add(0)`.
 
     Args:
         stage: The stage.
         total: Items expected.
-        what: What an item is, in the plural.
+        what: Name of the items, in the plural.
         last: As in `StageHandle.progress`.
     """
 
@@ -154,7 +154,7 @@ class Count:
         self.total = total
 
     def add(self, items: int = 1) -> None:
-        """So many items more are done; more than expected are expected from then on."""
+        """Counts further items; raises the total if there are more than expected."""
         with self._lock:
             self.done += items
             self.total = max(self.total, self.done)
@@ -164,7 +164,7 @@ class Count:
 
 @contextmanager
 def shown_in_notebook(run: RunLike, stage: str) -> Iterator[None]:
-    """Shows how far a stage is as one line of the notebook that steps through it; nothing outside of a notebook."""
+    """Shows a stage's progress as one line in a notebook; does nothing outside of one."""
     if not in_notebook():
         yield
         return

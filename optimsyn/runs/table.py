@@ -1,4 +1,4 @@
-"""How a run looks at the end of a notebook cell and in a terminal."""
+"""The table that shows a run in a notebook or terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_ERROR = 300
 
 
 def run_table(run: RunLike) -> Table:
-    """The stages of a run with state and outcome; nothing in it changes when a finished run is opened again."""
+    """Stages of a run with state and outcome; the same each time a finished run is opened."""
     rows = []
     for number_, record in enumerate(run.manifest.stages, 1):
         mark = f"{_MARKS[record.status]} {record.status}"

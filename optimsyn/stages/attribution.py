@@ -1,4 +1,4 @@
-"""Keeps for the report which words of the best and the worst pairs bring their influence."""
+"""Saves the token shares of the best and worst pairs for the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optimsyn.stages.shared import Tools
 
 MOST_SHOWN = 3
-"""So many of the best pairs and so many of the worst: a handful, since shares cost about four times a score."""
+"""How many of the best and of the worst pairs: few, since shares cost about four times a score."""
 
 
 def extremes(judgements: Sequence[Judgement]) -> list[Judgement]:
@@ -24,15 +24,15 @@ def extremes(judgements: Sequence[Judgement]) -> list[Judgement]:
 
 
 def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement]) -> None:
-    """Writes `synthesize/token_shares.json`, unless it is there.
+    """Writes `synthesize/token_shares.json`, unless it exists.
 
-    A model without forward-mode derivatives has no shares; the file then says so. That is no reason to stop a run,
-    whose pairs are scored and good.
+    A model without forward-mode derivatives has no shares. The file then says so and the run goes on: its pairs are
+    scored and good.
 
     Args:
-        tools: Of the run.
-        variant: Whose pairs.
-        judgements: The variant's candidates, those that repeat another one left out.
+        tools: Tools of the run.
+        variant: Variant of the pairs.
+        judgements: The variant's candidates without duplicates.
     """
     from optimsyn.influence.attribution.pairs import pair_shares
 
@@ -40,14 +40,14 @@ def keep_token_shares(tools: Tools, variant: str, judgements: Sequence[Judgement
     if path.is_file():
         return
     config = tools.recipe.influence
-    shown = config.linear if config.estimator == "simulated" and config.is_influence else config
-    note = " (simulated, by which pairs are judged, is not a sum over tokens)" if shown is not config else ""
-    found = TokenShares(variant=variant, estimator=f"{shown.label}{note}")
+    attributed = config.linear if config.estimator == "simulated" and config.is_influence else config
+    note = " (simulated, by which pairs are judged, is not a sum over tokens)" if attributed is not config else ""
+    record = TokenShares(variant=variant, estimator=f"{attributed.label}{note}")
     pairs = [row.pair for row in extremes(judgements) if row.pair is not None]
     try:
         shares = tuple(pair_shares(tools.scorer, tools.target, pairs))
     except ModelError as error:
-        found = found.model_copy(update={"reason": str(error)})
+        record = record.model_copy(update={"reason": str(error)})
     else:
-        found = found.model_copy(update={"pairs": shares})
-    found.write(path)
+        record = record.model_copy(update={"pairs": shares})
+    record.write(path)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
 
-# A sampled rubric of the trained policy that does not parse is drawn again this often: the policy decodes freely,
+# A sampled rubric of the trained policy that does not parse is sampled again this often: the policy decodes freely,
 # while the other sources are held to the format by their server.
 POLICY_ATTEMPTS = 3
 
@@ -30,18 +30,18 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
 
 
 async def request_rubrics(
-    tools: Tools, variant: str, indices: Sequence[int], told: Callable[[], None] = lambda: None
+    tools: Tools, variant: str, indices: Sequence[int], report: Callable[[], None] = lambda: None
 ) -> list[RubricRequest]:
     """Rubric requests for the candidates with these indices, in order.
 
-    A rubric that cannot be parsed becomes a request with its error named, which the reward judges as invalid; one whose
+    A rubric that cannot be parsed becomes a request with its error, which the reward judges as invalid; one whose
     reply was cut, refused or empty becomes a request that is not judged.
 
     Args:
         tools: The run's models and passages.
         variant: Where rubrics come from.
-        indices: Numbers of the candidates.
-        told: Called after each rubric.
+        indices: Indices of the candidates.
+        report: Called after each rubric.
 
     Raises:
         ServiceError: The rubric model's service failed for good.
@@ -56,7 +56,7 @@ async def request_rubrics(
     elif variant != "no_rubric":
         write = with_writer(tools.rubric_writer(text))
 
-    async def one(index: int) -> RubricRequest:
+    async def request_one(index: int) -> RubricRequest:
         passage, seed = tools.candidate(index)
         blank = RubricRequest(
             passage=passage,
@@ -67,10 +67,10 @@ async def request_rubrics(
             variant=variant,
         )
         request = await requested(blank, write)
-        told()
+        report()
         return request
 
-    return list(await asyncio.gather(*(one(index) for index in indices)))
+    return list(await asyncio.gather(*(request_one(index) for index in indices)))
 
 
 async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
@@ -101,19 +101,19 @@ async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
 
 
 async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:
-    """Has the pairs of all requests written before any is judged, for a generator that is asked in batches.
+    """Writes the pairs of all requests before any is judged, for a generator that works in batches.
 
-    Judging goes from window to window, which would make as many small batches; afterwards it finds all replies kept.
+    Judging works in windows, each of which would be a small batch; it then finds all replies in the cache.
 
     Raises:
         ServiceError: The generator's service failed for good.
     """
-    # What cannot be read is found again, and counted, by whoever judges it.
+    # Judging reads the replies again and counts the unreadable ones.
     await asyncio.gather(*(tools.drafter.write(request) for request in requests))
 
 
 async def write_first_rounds(tools: Tools, variants: Sequence[str], wanted: int, oversample: float) -> None:
-    """Has the first candidates of several variants written at once, as `write_ahead` does.
+    """Writes the first candidates of several variants at once, as `write_ahead` does.
 
     Raises:
         ServiceError: A service failed for good.
@@ -124,7 +124,7 @@ async def write_first_rounds(tools: Tools, variants: Sequence[str], wanted: int,
 
 
 def first_round(wanted: int, oversample: float) -> int:
-    """How many candidates a variant begins with."""
+    """Candidates in a variant's first round."""
     return max(wanted, round(wanted * oversample))
 
 
@@ -135,7 +135,7 @@ async def write_candidates(
     *,
     wanted: int,
     oversample: float,
-    told: Callable[[], None] = lambda: None,
+    report: Callable[[], None] = lambda: None,
 ) -> list[Judgement]:
     """Writes and judges candidates of a variant until `wanted` are valid.
 
@@ -146,15 +146,15 @@ async def write_candidates(
         tools: The run's models and passages.
         reward: Judges the candidates.
         variant: Where rubrics come from.
-        wanted: Valid candidates to end with.
+        wanted: Number of valid candidates needed.
         oversample: Candidates of the first round for each of them.
-        told: Called after each rubric.
+        report: Called after each rubric.
 
     Returns:
         Every judged candidate in order of index, valid or not.
 
     Raises:
-        StageError: No candidate at all was valid; names the check that failed most.
+        StageError: No candidate was valid; names the check that failed most.
         ServiceError: A service failed for good; everything judged so far is in the ledger.
     """
     to_write = first_round(wanted, oversample)
@@ -162,7 +162,7 @@ async def write_candidates(
     judged: list[Judgement] = []
     while to_write > 0:
         indices = range(len(judged), len(judged) + to_write)
-        requests = await request_rubrics(tools, variant, indices, told)
+        requests = await request_rubrics(tools, variant, indices, report)
         if tools.asks_at_once:
             await write_ahead(tools, requests)
         judged.extend(await reward.judge(requests))

@@ -1,4 +1,4 @@
-"""Stage 7, evaluation: the target as it came and fine-tuned on each variant, on the held-back test questions."""
+"""Stage 7, evaluation: the target before and after fine-tuning on each variant, on held-back test questions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(run: Run) -> EvaluateResult:
             _against_no_rubric(run, rows)
             write_summary(run)
             _result(run).save(run)
-    # Once more, with the stage's own time and the final cost in it.
+    # Again, now with the stage's time and the final cost.
     write_summary(run)
     return EvaluateResult.load(run)
 
@@ -48,7 +48,7 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
     tools = Tools(run)
     variants: list[tuple[str, Path | None]] = [(UNTUNED, None)]
     variants += [(variant, run.path("fine_tune", variant, "adapter")) for variant in run.recipe.variants]
-    found: dict[str, list[QuestionRow]] = {}
+    rows_by_variant: dict[str, list[QuestionRow]] = {}
     target = None
     answered = 0
     for variant, adapter in variants:
@@ -74,12 +74,12 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
             )
             write_jsonl(path, [dict(row) for row in rows])
         answered += len(tools.test)
-        found[variant] = list(iter_json(path))  # type: ignore[arg-type]
-    return found
+        rows_by_variant[variant] = list(iter_json(path))  # type: ignore[arg-type]
+    return rows_by_variant
 
 
 def _against_no_rubric(run: Run, rows: dict[str, list[QuestionRow]]) -> None:
-    """What rubrics are worth: paired differences to the target that learned from as many pairs without one."""
+    """Effect of rubrics: paired differences to the target trained on as many pairs without one."""
     from optimsyn.training.intervals import summarize
 
     recipe = run.recipe

@@ -1,4 +1,4 @@
-"""Stage 6, fine-tuning: the target, from its start, on each variant's pairs; same number of pairs, same steps."""
+"""Stage 6, fine-tuning: trains the target from its start on each variant's pairs, with equal pairs and steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(run: Run) -> FineTuneResult:
-    """Fine-tunes one fresh adapter a variant; a variant that is done is not repeated.
+    """Fine-tunes a new adapter for each variant; skips variants that are done.
 
     Raises:
         StageError: `synthesize` has not finished.

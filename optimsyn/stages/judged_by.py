@@ -1,7 +1,7 @@
-"""By what a stage judged, on record in the manifest: all stages of a run judge by the same.
+"""Records which scorer and checks a stage judged by: all stages of a run use the same.
 
-The ledger never answers with judgements of other checks or of another scorer. But what a finished stage made of its
-judgements (a guiding text, a trained policy) stays, and must not be mixed with what others are judged by now.
+The ledger never answers with judgements of other checks or another scorer. But the results of a finished stage
+(a guiding text, a trained policy) stay, and must not be mixed with judgements by others.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 NOTE = "judged_by"
-"""Name of the fact in the manifest's stage record."""
+"""Key in the manifest's stage notes."""
 
 
 def facts_of(scorer: Scorer, checker: Checker | None = None) -> dict[str, Any]:
-    """What goes on record: the scorer's fingerprint, and the checks' digests where the stage gave rewards."""
+    """The scorer's fingerprint, and the checks' digests if the stage gave rewards."""
     facts: dict[str, Any] = {"scorer": scorer.fingerprint}
     return facts if checker is None else {**facts, "checks": dict(checker.parts)}
 
 
 def refuse_another(run: Run, now: dict[str, Any]) -> None:
-    """Stops a run that would judge by something else than its finished stages did.
+    """Stops a run whose scorer or checks differ from those of its finished stages.
 
     Args:
         run: The run.
-        now: What the stage that begins would judge by, as `facts_of` gives it.
+        now: `facts_of` the stage that begins.
 
     Raises:
-        StageError: Names the stage, what changed since and the cure.
+        StageError: The scorer or checks changed; names the stage, the change and the cure.
     """
     for record in run.manifest.stages:
         before = record.notes.get(NOTE)
@@ -45,23 +45,23 @@ def refuse_another(run: Run, now: dict[str, Any]) -> None:
         if changed:
             raise StageError(
                 f"{run.name}: stage {record.name} judged its pairs by something else: {' and '.join(changed)} changed "
-                "since it finished. Put that back as it was and run again; or start again under another --root (or "
+                "since it finished. Undo the change and run again; or start over under another --root (or "
                 f"after removing {run.folder}), so that all stages judge by the same"
             )
 
 
 def passed_over(reward: InfluenceReward) -> list[str]:
-    """A sentence for the stage's result where the ledger held judgements that are none of this reward's."""
+    """A note for the stage's result if the ledger holds judgements of another reward."""
     if not reward.passed_over:
         return []
     return [
         f"{reward.passed_over} earlier judgements in rewards.jsonl were made by other checks or another scorer; they "
-        "were passed over, and what was asked for again was judged again."
+        "were skipped, and their pairs judged again when needed."
     ]
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs of the facts that both tell, in words."""
+    """The differences between facts that both have, in words."""
     changed = []
     if before["scorer"] != now["scorer"]:
         changed.append(

@@ -48,7 +48,7 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
     )
     stage.progress(0, config.metric_calls, "judged pairs")
     stage.note(optimizer=method_facts(PROMPT_OPTIMIZERS, config.method))
-    found = optimize_guiding_text(
+    search = optimize_guiding_text(
         PromptTask(
             config,
             tools.rubric_writer(recipe.guiding_text),
@@ -60,16 +60,16 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
             reflection,
         )
     )
-    write_text(run.path("optimize_prompt", "guiding_text.txt"), found.guiding_text + "\n")
+    write_text(run.path("optimize_prompt", "guiding_text.txt"), search.guiding_text + "\n")
     return OptimizePromptResult(
         enabled=True,
         method=config.method,
-        start_score=found.start_score,
-        score=found.score,
+        start_score=search.start_score,
+        score=search.score,
         start_text=recipe.guiding_text,
-        text=found.guiding_text,
-        candidates=found.candidates,
-        judged=found.judged,
-        changed=found.guiding_text != recipe.guiding_text.strip(),
+        text=search.guiding_text,
+        candidates=search.candidates,
+        judged=search.judged,
+        changed=search.guiding_text != recipe.guiding_text.strip(),
         notes=tuple(passed_over(reward)),
     ).save(run)

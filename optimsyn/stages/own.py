@@ -1,4 +1,4 @@
-"""Runs any stage of a run: a built-in one, or one of your own, which the recipe names under `stages`."""
+"""Runs any stage of a run: a built-in one, or a custom one that the recipe names under `stages`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Stage(Protocol):
-    """A stage of your own: a function that a recipe puts between two other stages.
+    """A custom stage: a function that a recipe puts between two other stages.
 
-    It is called once, when all stages before it have finished and it has not. It may read everything in the run folder
-    and write into `run.path(stage.name, ...)`. When it ends without an exception, the stage has finished and is not
-    called again; when it raises, the run stops, everything is kept, and the next start calls it again from the
-    beginning. So whatever takes long or costs money should be written down as it comes, and looked for first.
+    It is called once, when all earlier stages have finished. It may read everything in the run folder and write into
+    `run.path(stage.name, ...)`. When it returns, the stage has finished and is not called again; when it raises, the
+    run stops, everything is kept, and the next start calls it again from the beginning. So save whatever takes long or
+    costs money as it comes, and look for it first.
 
-    Between `synthesize` and `fine_tune` it may change which pairs are trained on: `run.pairs(variant)` are the pairs of
-    a variant as the stages before left them, `stage.hand_on(variant, pairs)` gives the stages after it others.
+    Between `synthesize` and `fine_tune` it may change the training pairs: `run.pairs(variant)` returns the pairs of a
+    variant after the earlier stages, `stage.hand_on(variant, pairs)` replaces them for the later ones.
     """
 
     def __call__(self, run: Run, stage: StageHandle, /) -> StageResult | None:
@@ -37,11 +37,11 @@ class Stage(Protocol):
 
         Args:
             run: The run: its `recipe`, `path`, `pairs`, `candidates` and `dataset`.
-            stage: Its handle: `options` from the recipe, `progress` and `count` tell how far it is, `note` puts a fact
-                into the manifest, `hand_on` changes what comes after.
+            stage: Its handle: `options` from the recipe, `progress` and `count` report progress, `note` puts a fact
+                into the manifest, `hand_on` replaces pairs.
 
         Returns:
-            What it found, as a `StageResult` subclass or a `TableResult`; None is shown as the stage's name.
+            Its result, a `StageResult` subclass or a `TableResult`; None shows only the stage's name.
         """
 
 
@@ -49,8 +49,8 @@ def run_stage(run: Run, name: str) -> StageResult:
     """Runs a stage of a run, or shows the result of one that has finished.
 
     Raises:
-        StageError: There is no such stage, one before it has not finished, or it was edited since it finished.
-        RecipeError: The function of a stage of your own cannot be found.
+        StageError: There is no such stage, an earlier one has not finished, or it was edited since it finished.
+        RecipeError: The function of a custom stage cannot be found.
     """
     if name in STAGES:
         result: StageResult = importlib.import_module(f"optimsyn.stages.{name}").run(run)
@@ -68,7 +68,7 @@ def _run(run: Run, stage: StageHandle, own: OwnStage) -> StageResult:
     function = function_of(run.recipe, own)
     stage.note(**{SOURCE: digests(run.recipe, own)})
     for variant in run.recipe.variants:
-        # Of an attempt that did not come to its end.
+        # From an attempt that did not finish.
         pairs_file(run.folder, stage.name, variant).unlink(missing_ok=True)
     result = function(run, stage)
     if result is None:
@@ -86,7 +86,7 @@ def _run(run: Run, stage: StageHandle, own: OwnStage) -> StageResult:
 
 
 def _uneven(run: Run, stage: StageHandle) -> list[str]:
-    """A sentence where the variants have different numbers of pairs from here on."""
+    """A note if the variants have different numbers of pairs after this stage."""
     if not stage.handed_on:
         return []
     counts = {variant: stage.handed_on.get(variant, len(run.pairs(variant))) for variant in run.recipe.variants}
@@ -94,13 +94,13 @@ def _uneven(run: Run, stage: StageHandle) -> list[str]:
         return []
     listed = ", ".join(f"{variant} {count}" for variant, count in counts.items())
     return [
-        f"After {stage.name} the variants have different numbers of pairs ({listed}): what they come to differs by "
-        "that as well."
+        f"After {stage.name} the variants have different numbers of pairs ({listed}), which affects their results "
+        "as well."
     ]
 
 
 def _export_again(run: Run, stage: StageHandle) -> None:
-    """Writes the dataset anew where its pairs have changed."""
+    """Rewrites the dataset if its pairs have changed."""
     from optimsyn.data.records import Pair
     from optimsyn.runs.export import export_dataset
 
@@ -122,11 +122,11 @@ def _losses(run: Run, stage: StageHandle, variant: str) -> dict[str, int]:
     """What became of a variant's candidates, through this stage."""
     losses = SynthesizeResult.load(run).losses or {}
     counts = losses[variant].counts()
-    left = counts.pop("kept")
+    remaining = counts.pop("kept")
     manifest = run.manifest
     for name in between(manifest):
         handed = stage.handed_on if name == stage.name else manifest.stage(name).notes.get("handed_on", {})
-        if variant in handed and handed[variant] != left:
-            what = f"left out by {name}" if handed[variant] < left else f"added by {name}"
-            counts[what], left = abs(left - handed[variant]), handed[variant]
-    return {**counts, "kept": left}
+        if variant in handed and handed[variant] != remaining:
+            label = f"left out by {name}" if handed[variant] < remaining else f"added by {name}"
+            counts[label], remaining = abs(remaining - handed[variant]), handed[variant]
+    return {**counts, "kept": remaining}

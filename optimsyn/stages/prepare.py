@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 RecordT = TypeVar("RecordT", bound="Record")
-# Passages named in the manifest.
+# Most passages to name in the manifest.
 _NOTED = 100
-# Records that are searched for keys together.
+# Records per search for keys.
 _AT_ONCE = 1000
 
 
 def run(run: Run) -> PrepareResult:
-    """Reads the recipe's data and writes it into the run; rows lost on the way are listed with their reason.
+    """Reads the recipe's data and writes it into the run; lists dropped rows with their reason.
 
     Raises:
         DataError: A row cannot be used; names file and row.
@@ -43,23 +43,23 @@ def run(run: Run) -> PrepareResult:
             return PrepareResult.load(run)
         if recipe.documents.readers:
             stage.note(**{READERS_NOTE: reader_identity(recipe.documents.readers)})
-        found = load_document_set(recipe.documents)
-        # Here, before passages are counted off in them: a key of this run in a document would go to every service.
-        documents = _without_keys(sampled(found.documents, recipe.documents.source.limit, recipe.seed))
+        document_set = load_document_set(recipe.documents)
+        # Before the texts are cut: a key in a document would be sent to every service.
+        documents = _without_keys(sampled(document_set.documents, recipe.documents.source.limit, recipe.seed))
         passages, lost_passages = split_passages(documents, recipe.documents)
-        everything = passages
-        passages, flagged = _not_talking(everything, recipe.documents.on_injection)
+        all_passages = passages
+        passages, flagged = _not_talking(all_passages, recipe.documents.on_injection)
         if recipe.documents.on_injection == "drop":
             lost_passages = [*lost_passages, *flagged]
-        sets = load_questions(recipe.questions, found.library, recipe.seed, complete=True)
-        notes = [note(flagged, everything, recipe.documents.on_injection)] if flagged else []
+        sets = load_questions(recipe.questions, document_set.library, recipe.seed, complete=True)
+        notes = [note(flagged, all_passages, recipe.documents.on_injection)] if flagged else []
         validation, too_long = _fitting(run, _without_keys(sets.validation))
         test, test_too_long = _fitting(run, _without_keys(sets.test))
         write_jsonl(run.path("prepare", "documents.jsonl"), documents)
         write_jsonl(run.path("prepare", "passages.jsonl"), passages)
         write_jsonl(run.path("prepare", "validation.jsonl"), validation)
         write_jsonl(run.path("prepare", "test.jsonl"), test)
-        lost = [*found.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
+        lost = [*document_set.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
         write_jsonl(run.path("prepare", "lost.jsonl"), lost)
         words = sorted(len(passage.text.split()) for passage in passages)
         result = PrepareResult(
@@ -73,11 +73,12 @@ def run(run: Run) -> PrepareResult:
             test_subtasks=_subtasks(test),
             lost=len(lost),
             lost_by_reason=dict(Counter(loss.reason for loss in lost)),
-            skipped=len(found.skipped),
+            skipped=len(document_set.skipped),
             skipped_documents=tuple(
-                Skipped(id=loss.id, reason=loss.reason.removeprefix("skipped: ")) for loss in found.skipped[:NAMED]
+                Skipped(id=loss.id, reason=loss.reason.removeprefix("skipped: "))
+                for loss in document_set.skipped[:NAMED]
             ),
-            passed_over=len(found.passed),
+            passed_over=len(document_set.passed),
             talking=len(flagged),
             talking_passages=tuple(loss.id for loss in flagged[:NAMED]),
             talking_dropped=recipe.documents.on_injection == "drop",
@@ -98,57 +99,57 @@ def run(run: Run) -> PrepareResult:
 
 
 def _not_talking(passages: Sequence[Passage], on_injection: str) -> tuple[list[Passage], list[Loss]]:
-    """The passages to use, and those that talk to a language model, with what they do.
+    """The passages to use, and those that talk to a language model, with the reason.
 
     Raises:
-        DataError: All of them do, and the recipe drops them.
+        DataError: All passages do, and the recipe drops them.
     """
-    found = talking(passages)
+    losses = talking(passages)
     if on_injection == "flag":
-        return list(passages), found
-    named = {loss.id for loss in found}
-    kept = [passage for passage in passages if passage.id not in named]
-    if not kept:
-        raise DataError(all_dropped(found))
-    return kept, found
+        return list(passages), losses
+    talking_ids = {loss.id for loss in losses}
+    usable = [passage for passage in passages if passage.id not in talking_ids]
+    if not usable:
+        raise DataError(all_dropped(losses))
+    return usable, losses
 
 
 def _without_keys(records: Sequence[RecordT]) -> list[RecordT]:
-    """The records without the values of this run's secret variables; what only looks like a key is data."""
+    """The records without the values of this run's secret variables; text that only looks like a key stays."""
     clean: list[RecordT] = []
     for start in range(0, len(records), _AT_ONCE):
-        some = records[start : start + _AT_ONCE]
-        lines = [record.model_dump_json() for record in some]
-        # Lines of JSON hold no line break, and none is put in.
-        for record, before, line in zip(some, lines, kept("\n".join(lines)).split("\n"), strict=True):
+        batch = records[start : start + _AT_ONCE]
+        lines = [record.model_dump_json() for record in batch]
+        # JSON lines hold no line break, and redaction adds none.
+        for record, before, line in zip(batch, lines, kept("\n".join(lines)).split("\n"), strict=True):
             clean.append(record if line == before else type(record).model_validate_json(line))
     return clean
 
 
 def _fitting(run: Run, questions: list[Question]) -> tuple[list[Question], list[Loss]]:
-    """The questions that the target can be asked at its `max_length`; contexts are cut, questions never are.
+    """The questions that fit the target's `max_length`; contexts are cut, questions never are.
 
     Raises:
-        DataError: None of them fits.
+        DataError: None fits.
     """
     from optimsyn.llm.local.loading import load_tokenizer
     from optimsyn.target.encoding import as_sample, encode
 
     spec = run.recipe.models.target
     tokenizer = load_tokenizer(spec)
-    kept, lost = [], []
+    fitting, lost = [], []
     for question in questions:
         try:
             encode(tokenizer, as_sample(question), spec.max_length)
         except ModelError:
             lost.append(Loss(id=question.id, stage="questions", reason="too long for models.target.max_length"))
         else:
-            kept.append(question)
-    if not kept:
+            fitting.append(question)
+    if not fitting:
         raise DataError(
             f"questions: none of {len(questions)} fits models.target.max_length ({spec.max_length} tokens); raise it"
         )
-    return kept, lost
+    return fitting, lost
 
 
 def _subtasks(questions: list[Question]) -> dict[str, int]:

@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from optimsyn.reward.drafting import Draft
     from optimsyn.runs.folder import Run
 
-# Enough questions for a direction that is not one question's own, few enough to stay within a minute on a CPU.
+# Enough questions that none dominates the direction, few enough to stay within a minute on a CPU.
 PREVIEW_QUESTIONS = 12
 PREVIEW_STEPS = 3
 MOST_TRIES = 5
 
-# Tells that a step begins and ends: its label, and what says how far it is.
+# Reports the begin and end of a step; takes its label and a function that describes its progress.
 Step = Callable[..., AbstractContextManager[Any]]
 
 
-def _silent(label: str, told: Callable[[], str] = lambda: "") -> AbstractContextManager[Any]:
+def _silent(label: str, progress: Callable[[], str] = lambda: "") -> AbstractContextManager[Any]:
     return nullcontext()
 
 
 class Preview(TableResult):
-    """The pairs, and below them a look at the reward."""
+    """The pairs, and a look at the reward."""
 
     stage: str = "preview"
-    look: RewardLook | None = Field(description="What the reward was found to be; None when the recipe wants no look.")
+    look: RewardLook | None = Field(description="Findings on the reward; None when the recipe has the look off.")
 
     def _repr_html_(self) -> str:
         return super()._repr_html_() + (self.look._repr_html_() if self.look is not None else "")
@@ -64,7 +64,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
     Args:
         run: The run of the recipe; its replies are cached there.
         pairs: How many pairs to show; invalid ones are shown too, with the check that they failed.
-        step: Is told what is done, as each step begins (`optimsyn.execution.status_line.Steps.step`).
+        step: Called as each step begins (`optimsyn.execution.status_line.Steps.step`).
 
     Raises:
         StageError: No valid pair came out of five times as many tries.
@@ -76,7 +76,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         prepared = prepare(run)
         tools = Tools(run)
         validation = tools.validation
-    drafts = _written(tools, pairs, step)
+    drafts = _write_drafts(tools, pairs, step)
     valid = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     if not valid:
         failed = sorted({name for draft in drafts for name in draft.failed})
@@ -123,23 +123,23 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
     )
 
 
-def _written(tools: Tools, pairs: int, step: Step) -> list[Draft]:
-    """First drafts until as many are valid as are wanted, or too many have been tried."""
+def _write_drafts(tools: Tools, pairs: int, step: Step) -> list[Draft]:
+    """First drafts until `pairs` of them are valid, or too many have been tried."""
     from optimsyn.llm.language_model import run_sync
     from optimsyn.stages.warm_up import write_first_draft
 
     models = tools.recipe.models
     by = " and ".join(dict.fromkeys((models.rubric.name, models.generator.name)))
-    wanted = pairs
+    tries = pairs
     while True:
-        label = f"Writing {wanted} rubrics and pairs with {by}"
-        count = _Count(2 * wanted)
-        with step(label, count.told):
-            drafts = run_sync(write_first_draft(tools, wanted, count.add))
+        label = f"Writing {tries} rubrics and pairs with {by}"
+        count = _Count(2 * tries)
+        with step(label, count.text):
+            drafts = run_sync(write_first_draft(tools, tries, count.add))
         valid = sum(draft.valid for draft in drafts)
-        if valid >= pairs or wanted >= MOST_TRIES * pairs:
+        if valid >= pairs or tries >= MOST_TRIES * pairs:
             return drafts
-        wanted += pairs
+        tries += pairs
 
 
 class _Count:
@@ -152,13 +152,13 @@ class _Count:
     def add(self) -> None:
         self._done += 1
 
-    def told(self) -> str:
+    def text(self) -> str:
         return f"{self._done} of {self._total} requests"
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Influence of the pairs, and the training that the estimator `simulated` predicted for it."""
+    """Influence of the pairs, and the training that the estimator `simulated` simulated."""
 
     scores: Scores
     training: BatchTraining | None
@@ -167,14 +167,14 @@ class _Scored:
 def _look(
     tools: Tools, scorer: Scorer, pairs: list[Pair], questions: list[Question], scored: _Scored
 ) -> RewardLook | None:
-    """The run's own look where it has one, else a cheap one at these pairs: nothing is trained."""
+    """The look of the run's warm-up if it has one, else a cheap one at these pairs, without any training."""
     from optimsyn.reward.look.measure import ScorerSetup, look_at_reward
     from optimsyn.reward.look.options import LookOptions
 
     run = tools.run
-    kept = run.folder / "warm_up" / REWARD_LOOK_FILE
-    if run.done("warm_up") and kept.is_file():
-        return RewardLook.load(kept)
+    path = run.folder / "warm_up" / REWARD_LOOK_FILE
+    if run.done("warm_up") and path.is_file():
+        return RewardLook.load(path)
     if run.recipe.reward.look.pairs == 0:
         return None
     return look_at_reward(
@@ -187,7 +187,7 @@ def _look(
 
 
 def _spread(questions: list[Question], count: int) -> list[Question]:
-    """Up to `count` questions, evenly from the whole list, so that every subtask has a say."""
+    """Up to `count` questions, spread evenly over the list, so that every subtask counts."""
     if len(questions) <= count:
         return questions
     return [questions[index * len(questions) // count] for index in range(count)]

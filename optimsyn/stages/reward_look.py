@@ -1,6 +1,6 @@
 """The end of the warm-up: a run looks at its own reward, and stops when it is noise.
 
-What is found is kept in `warm_up/reward_look.json`, also when it stops the run.
+The findings are kept in `warm_up/reward_look.json`, even when they stop the run.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def look_after_warm_up(
 
     Args:
         tools: The run's target, scorer and questions.
-        stage: Gets the verdict for the manifest, and is told how far it is.
+        stage: Handle that notes the verdict and reports progress.
         pairs: The valid pairs of the first draft.
         scores: Their scores.
-        trained_on: Ids of those that the warm-up trained on.
+        trained_on: Ids of the pairs that the warm-up trained on.
 
     Returns:
-        What was found; None when the recipe wants no look.
+        The findings; None when the recipe has the look off.
 
     Raises:
         StageError: The reward is noise, and the recipe does not say to go on.
@@ -49,7 +49,7 @@ def look_after_warm_up(
 
     recipe, path = tools.recipe, tools.run.path("warm_up", REWARD_LOOK_FILE)
     if recipe.reward.look.pairs == 0:
-        # Of an attempt before, under another recipe.
+        # From an earlier attempt with other settings.
         path.unlink(missing_ok=True)
         stage.note(reward=REWARD_NOT_LOOKED_AT)
         return None
@@ -65,7 +65,7 @@ def look_after_warm_up(
     stage.note(reward=look.verdict, reward_look=look.to_json())
     if look.verdict == "noise" and recipe.reward.on_noise == "stop":
         raise StageError(
-            f"warm_up: the reward is noise, so nothing built on it would mean anything: {'; '.join(look.reasons)}. "
+            f"warm_up: the reward is noise, so nothing built on it means anything: {'; '.join(look.reasons)}. "
             f"{_cure(look)} Everything bought is kept, and the numbers are in warm_up/{REWARD_LOOK_FILE} and in the "
             "report. To go on regardless set reward.on_noise: warn; the same command then continues this run."
         )
@@ -75,7 +75,7 @@ def look_after_warm_up(
 
 
 def _cure(look: RewardLook) -> str:
-    """What to do about noise: mostly it is the number format or the way of computing."""
+    """How to fix noise: usually by another number format or method."""
     if look.spread == 0 and look.numerical_error is not None and look.numerical_error < 1e-2:
         return "Look at the first-draft pairs: are they all alike? More warm_up.steps or a larger warm_up.lr may help."
     return (

@@ -1,6 +1,6 @@
 """Which of a variant's candidates are kept: those that teach most together, those of highest influence, or the first.
 
-Taken together, because single influences mislead where many pairs teach the same: each of a hundred pairs with the
+Selected as a set, because single influences mislead where many pairs teach the same: each of a hundred pairs with the
 commonest answer looks as good as the first, and training on them collapses (docs/concepts/selection.md).
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optimsyn.stages.shared import Tools
 
 RANDOM_SETS = 8
-"""So many random sets of candidates stand beside the chosen one."""
+"""How many random sets of candidates the chosen one is compared with."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Selection:
     """What is kept of one variant's candidates.
 
     Attributes:
-        rows: In the order of writing.
-        predicted: Only where sets are compared.
+        rows: Judgements in the order of writing.
+        predicted: Set only where sets are compared.
     """
 
     rows: list[Judgement]
@@ -44,9 +44,9 @@ def select(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: i
     """Chooses by the recipe's `synthesis.select`.
 
     Args:
-        tools: Of the run.
-        candidates: Of each variant the valid ones, none of which repeats another, in the order of writing.
-        count: How many to keep of each.
+        tools: Tools of the run.
+        candidates: Valid, distinct candidates of each variant, in the order of writing.
+        count: How many to keep of each variant.
 
     Raises:
         ModelError: The target has no gradient of a pair.
@@ -72,27 +72,27 @@ def _by_set(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: 
             key = content_key(row.pair)
             pairs.setdefault(key, row.pair)
             keys.append(key)
-        # Equal pairs of several variants are looked at once.
+        # A pair that several variants share is scored once.
         order = {key: place for place, key in enumerate(pairs)}
         places[variant] = [order[key] for key in keys]
     trainings = _trainings(tools, list(pairs.values()), places)
-    found = {}
+    selections = {}
     for variant, rows in candidates.items():
         simulated = trainings.pop(variant)
-        kept = sorted(simulated.select(count)) if count < len(rows) else list(range(len(rows)))
+        selected = sorted(simulated.select(count)) if count < len(rows) else list(range(len(rows)))
         generator = random.Random(derive_seed(tools.recipe.seed, "random sets", variant))
         others = [sorted(generator.sample(range(len(rows)), count)) for _ in range(RANDOM_SETS)]
         now = float(simulated.start().mean())
-        after = (now - simulated.decrease([kept, *others])).tolist()
+        after = (now - simulated.decrease([selected, *others])).tolist()
         predicted = Predicted(now=now, kept=after[0], random=sum(after[1:]) / RANDOM_SETS, steps=simulated.steps)
-        found[variant] = Selection([rows[place] for place in kept], predicted)
-    return found
+        selections[variant] = Selection([rows[place] for place in selected], predicted)
+    return selections
 
 
 def _trainings(
     tools: Tools, pairs: Sequence[Pair], places: Mapping[str, Sequence[int]]
 ) -> dict[str, SimulatedTraining]:
-    """Of each variant's candidates; the gradients of questions and shared pairs are taken once."""
+    """A simulated training per variant; gradients of questions and shared pairs are computed once."""
     from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for
     from optimsyn.influence.gradients.taps import GradientTaps
     from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
@@ -113,17 +113,23 @@ def _trainings(
         report = tools.stage.count(len(questions) + len(pairs), "gradients to select by", last=False).add
 
     rows = partial(gradient_rows, taps, layout, batch_tokens=recipe.influence.batch_tokens, report=report)
-    (asked,), question_losses = rows(questions, [scale.roots])
+    (question_rows,), question_losses = rows(questions, [scale.roots])
     # As they are trained on, with every label.
     (scaled, plain), losses = rows([target.encode(as_sample(pair)) for pair in pairs], [scale.roots, None])
     return {
         variant: SimulatedTraining.of(
             WarmGradients(
-                checkpoint, scale, asked, question_losses, scaled[list(mine)], plain[list(mine)], losses[list(mine)]
+                checkpoint,
+                scale,
+                question_rows,
+                question_losses,
+                scaled[list(indices)],
+                plain[list(indices)],
+                losses[list(indices)],
             ),
             lr=recipe.fine_tune.lr,
             steps=min(recipe.fine_tune.steps, HORIZON),
             max_grad_norm=MAX_GRAD_NORM,
         )
-        for variant, mine in places.items()
+        for variant, indices in places.items()
     }

@@ -1,6 +1,6 @@
-"""What the stages of one run share: its passages and questions, its models, its scorer and its reward.
+"""Objects that the stages of a run share: passages, questions, models, scorer and reward.
 
-Everything is built on first use and kept, so that a stage loads only what it needs.
+Each is built on first use and cached, so that a stage loads only what it needs.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.target.target import Target
 
-# The stages that know what they will ask for; the others need one reply to ask for the next.
+# Stages that know all their requests; in the others each request depends on earlier replies.
 BATCH_STAGES = ("warm_up", "synthesize")
 
 
 class Tools:
-    """The shared objects of one run, each built when first asked for.
+    """The shared objects of a run, each built on first use.
 
     Args:
-        run: The run folder to read from and to cache in.
-        stage: Is told how far long preparations are.
+        run: The run to read from and cache in.
+        stage: Handle that reports the progress of long preparations.
     """
 
     def __init__(self, run: Run, stage: StageHandle | None = None) -> None:
@@ -62,7 +62,7 @@ class Tools:
 
     @cached_property
     def validation(self) -> list[Question]:
-        """The validation questions: they give the influence its direction."""
+        """The validation questions, which give influence its direction."""
         return read_jsonl(self.run.path("prepare", "validation.jsonl"), Question)
 
     @cached_property
@@ -72,21 +72,21 @@ class Tools:
 
     @cached_property
     def passage_order(self) -> list[Passage]:
-        """The passages in the one seeded order that every variant walks through."""
+        """The passages in the seeded order that every variant uses."""
         by_id = {passage.id: passage for passage in self.passages}
         return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
 
     def candidate(self, index: int) -> tuple[Passage, int]:
         """Passage and seed of the `index`-th candidate, the same in every variant.
 
-        Equal seeds make the variants comparable, and a candidate whose rubric is the same is never bought twice.
+        Equal seeds make the variants comparable, and candidates with the same rubric share one cached reply.
         """
         passage = self.passage_order[index % len(self.passage_order)]
         return passage, derive_seed(self.recipe.seed, "candidate", index)
 
     @cached_property
     def budget(self) -> Budget:
-        """The caps of the recipe over everything that the run has bought, and those of its batch, if it is in one."""
+        """The recipe's caps on everything that the run buys, and those of its batch, if it is in one."""
         from optimsyn.llm.replies import Budget
         from optimsyn.llm.shared_budget import Purse
 
@@ -99,7 +99,7 @@ class Tools:
 
     @cached_property
     def rubric_model(self) -> LanguageModel:
-        """The model that writes rubrics, as it came."""
+        """The untrained model that writes rubrics."""
         return self._language_model("rubric", self.recipe.models.rubric)
 
     def _language_model(self, role: str, spec: ModelSpec) -> LanguageModel:
@@ -120,7 +120,7 @@ class Tools:
 
     @property
     def asks_at_once(self) -> bool:
-        """Whether this stage does well to ask for everything that it knows before it looks at a reply."""
+        """Whether this stage should send all requests before it reads a reply, since a model works in batches."""
         models = self.recipe.models
         in_batches = self.stage is not None and self.stage.name in BATCH_STAGES
         return in_batches and (models.generator.batch or models.rubric.batch)
@@ -152,7 +152,7 @@ class Tools:
         return TaskShape.of(self.validation)
 
     def rubric_writer(self, guiding_text: str) -> RubricWriter:
-        """A rubric writer under some guiding text, with the untrained rubric model."""
+        """A rubric writer with a guiding text and the untrained rubric model."""
         from optimsyn.programs.rubric import RubricWriter
 
         return RubricWriter(self.rubric_model, guiding_text)
@@ -173,16 +173,16 @@ class Tools:
 
     @cached_property
     def drafter(self) -> Drafter:
-        """Has pairs written under rubrics and checks them."""
+        """Writes pairs under rubrics and checks them."""
         from optimsyn.reward.drafting import Drafter
 
         return Drafter(self.pair_writer, self.checker)
 
     @cached_property
     def target(self) -> Target:
-        """The target model, with its warm-up checkpoints once the stage that makes them has finished.
+        """The target model, with its warm-up checkpoints once `warm_up` has finished.
 
-        Until then it is as it came: a warm-up that was killed goes on from the start of its training, not from its end.
+        Until then it is untrained: a killed warm-up starts its training again.
         """
         from optimsyn.target.target import Target
 
@@ -193,7 +193,7 @@ class Tools:
 
     @cached_property
     def scorer(self) -> MeasuredScorer:
-        """The influence scorer over the validation questions; its directions are kept in the run."""
+        """The influence scorer over the validation questions; its directions are cached in the run."""
         from optimsyn.influence.factory import build_scorer
 
         if not self.target.checkpoints:
@@ -212,9 +212,9 @@ class Tools:
 
     @cached_property
     def batch_training(self) -> BatchTraining | None:
-        """What the estimator `simulated` places pairs in: with the run's own first drafts, in every stage the same.
+        """The training that the estimator `simulated` simulates, with the run's first drafts as companions.
 
-        Those come first that the warm-up has not trained on: they are as new to the target as what is written later.
+        Drafts that the warm-up has not trained on come first: they are as new to the target as later pairs.
         None for the other estimators.
 
         Raises:
@@ -238,7 +238,7 @@ class Tools:
         return BatchTraining(companions, self.recipe.fine_tune, MAX_GRAD_NORM)
 
     def moved_scorer(self) -> MovedScorer:
-        """A scorer that takes what was judged before as learnt; it begins with nothing."""
+        """A scorer that treats pairs judged earlier as learnt; it starts with none."""
         from optimsyn.influence.conditional import MovedScorer
         from optimsyn.training.fine_tuning import MAX_GRAD_NORM
 
@@ -261,12 +261,12 @@ class Tools:
         """The one reward of the run.
 
         Args:
-            source: Who asks (a stage's name), written beside every row of `rewards.jsonl`.
-            report: Told how many requests were judged now, and how many different ones so far.
-            given: What a pair's influence is measured on top of, as in the recipe's `reward.given`.
+            source: Name of the stage, written to every row of `rewards.jsonl`.
+            report: Called with the number of requests judged now and of distinct ones so far.
+            given: As the recipe's `reward.given`.
 
         Raises:
-            StageError: A finished stage of the run judged by other checks or another scorer.
+            StageError: A finished stage used other checks or another scorer.
         """
         from optimsyn.reward.reward import InfluenceReward, RewardOptions
         from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
@@ -292,7 +292,7 @@ class Tools:
 
     @property
     def _first_draft_influence(self) -> float:
-        """The mean influence of the first draft: a neutral reward, known before any optimiser begins."""
+        """The mean influence of the first draft: a neutral reward, known before any optimiser starts."""
         path = self.run.path("warm_up", "influence.json")
         values: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         return sum(values) / len(values) if values else 0.0

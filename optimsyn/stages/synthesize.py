@@ -41,47 +41,47 @@ def run(run: Run) -> SynthesizeResult:
             return SynthesizeResult.load(run)
         tools = Tools(run, stage)
         config = run.recipe.synthesis
-        # A rubric and a verdict for each candidate; a variant that needs further rounds has more than that.
-        each = 2 * first_round(config.pairs, config.oversample)
-        whole = each * len(run.recipe.variants)
-        written = stage.count(whole, "rubrics and verdicts", last=config.select != "set")
-        reward = tools.reward("synthesize", lambda now, different: written.add(now))
+        # A rubric and a verdict for each candidate; further rounds add to that.
+        per_variant = 2 * first_round(config.pairs, config.oversample)
+        total = per_variant * len(run.recipe.variants)
+        progress = stage.count(total, "rubrics and verdicts", last=config.select != "set")
+        reward = tools.reward("synthesize", lambda now, different: progress.add(now))
         if tools.asks_at_once:
             _write_ahead(run, tools)
         judged: dict[str, list[Judgement]] = {}
         for position, variant in enumerate(run.recipe.variants, 1):
-            judged[variant] = _candidates(run, tools, reward, variant, written)
-            written.add(max(0, each * position - written.done))
+            judged[variant] = _candidates(run, tools, reward, variant, progress)
+            progress.add(max(0, per_variant * position - progress.done))
         return _select(run, tools, judged, passed_over(reward))
 
 
 def _write_ahead(run: Run, tools: Tools) -> None:
-    """Puts the first candidates of all variants into as few batches as there can be."""
+    """Requests the first candidates of all variants in as few batches as possible."""
     from optimsyn.llm.language_model import run_sync
     from optimsyn.stages.candidates import write_first_rounds
 
     config = run.recipe.synthesis
-    written = [name for name in run.recipe.variants if run.path("synthesize", f"{name}.candidates.jsonl").is_file()]
-    variants = [variant for variant in run.recipe.variants if variant not in written]
+    complete = [name for name in run.recipe.variants if run.path("synthesize", f"{name}.candidates.jsonl").is_file()]
+    variants = [variant for variant in run.recipe.variants if variant not in complete]
     run_sync(write_first_rounds(tools, variants, config.pairs, config.oversample))
 
 
-def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, written: Count) -> list[Judgement]:
-    """The judged candidates of one variant, from the run where they are complete and judged as all others are."""
+def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, progress: Count) -> list[Judgement]:
+    """The judged candidates of one variant; read from the run if they are complete and judged by the same reward."""
     from optimsyn.llm.language_model import run_sync
     from optimsyn.reward.judgements import Judgement
     from optimsyn.stages.candidates import write_candidates
 
     path = run.path("synthesize", f"{variant}.candidates.jsonl")
     if path.is_file():
-        known = read_jsonl(path, Judgement)
-        if all(row.identity == reward.identity for row in known):
-            return known
+        judgements = read_jsonl(path, Judgement)
+        if all(row.identity == reward.identity for row in judgements):
+            return judgements
         run.path("synthesize", SHARES_FILE).unlink(missing_ok=True)
     config = run.recipe.synthesis
-    written.add(0)
+    progress.add(0)
     judged = run_sync(
-        write_candidates(tools, reward, variant, wanted=config.pairs, oversample=config.oversample, told=written.add)
+        write_candidates(tools, reward, variant, wanted=config.pairs, oversample=config.oversample, report=progress.add)
     )
     write_jsonl(path, judged)
     return judged
@@ -106,15 +106,15 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         )
     losses: dict[str, Losses] = {}
     means: dict[str, MeanInfluence] = {}
-    found = select(tools, unique, count)
+    selections = select(tools, unique, count)
     for variant, judgements in judged.items():
-        selected = found[variant].rows
+        selected = selections[variant].rows
         write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in selected if row.pair])
         write_jsonl(run.path("synthesize", f"{variant}.judged.jsonl"), selected)
         losses[variant] = _lost(judgements, len(unique[variant]), count)
         influence = [row.influence for row in judgements if row.influence is not None]
-        kept = [row.influence for row in selected if row.influence is not None]
-        means[variant] = MeanInfluence(valid=sum(influence) / len(influence), kept=sum(kept) / len(kept))
+        best = [row.influence for row in selected if row.influence is not None]
+        means[variant] = MeanInfluence(valid=sum(influence) / len(influence), kept=sum(best) / len(best))
     chosen = run.recipe.dataset_variant
     keep_token_shares(tools, chosen, unique[chosen])
     export_dataset(
@@ -132,14 +132,14 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
             "so all variants are cut to that."
         )
     predicted = {
-        variant: selection.predicted for variant, selection in found.items() if selection.predicted is not None
+        variant: selection.predicted for variant, selection in selections.items() if selection.predicted is not None
     }
     if predicted:
         first = next(iter(predicted.values()))
         notes.append(
-            f"The validation questions' loss is {first.now:.3f} after the warm-up; the table has what is "
-            f"predicted for it after {first.steps} steps of fine-tuning on the kept pairs, and on as many random ones "
-            f"(mean of {RANDOM_SETS})."
+            f"The validation questions' loss is {first.now:.3f} after the warm-up; the table shows the loss "
+            f"predicted after {first.steps} steps of fine-tuning on the kept pairs, and on as many random ones (mean "
+            f"of {RANDOM_SETS})."
         )
     return SynthesizeResult(
         pairs=count, dataset=chosen, losses=losses, influence=means, predicted=predicted, notes=tuple(notes)
@@ -149,7 +149,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
 def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> Losses:
     """Why candidates were lost; each invalid one is counted once, under the first check that it failed.
 
-    Those that could not be judged, because a reply was cut, refused or empty, are told apart from the invalid ones.
+    Those that could not be judged, because a reply was cut, refused or empty, count separately from the invalid ones.
     """
     reasons = Counter(row.failed[0] for row in judgements if not row.valid and row.unjudged is None)
     missing = Counter(row.failed[0] for row in judgements if row.unjudged is not None)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.target.warm_up.curve import WarmUpCurve
 
-# Rounds of so many candidates more that are written when a draft has fewer valid ones.
+# Further rounds of candidates when a draft has too few valid ones.
 _FURTHER_ROUNDS = 3
 
 
@@ -48,10 +48,9 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     from optimsyn.llm.language_model import run_sync
 
     config = run.recipe.warm_up
-    # A rubric and a pair for each.
-    written = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
-    written.add(0)
-    drafts = run_sync(_enough_drafts(tools, config.pairs, written.add))
+    progress = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
+    progress.add(0)
+    drafts = run_sync(_enough_drafts(tools, config.pairs, progress.add))
     pairs = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
     if _unreadable(drafts):
@@ -103,7 +102,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
 
 
 def _scoring(scorer: MeasuredScorer) -> Scoring:
-    """Which way of computing influence was taken, why, and how far off each is that was tried."""
+    """The method that computes influence, why it was chosen, and the error of each one that was tried."""
     choice = scorer.choice
     if choice is None:
         return Scoring(method=scorer.method)
@@ -111,7 +110,7 @@ def _scoring(scorer: MeasuredScorer) -> Scoring:
 
 
 class _Training(TypedDict):
-    """The part of the result that tells how the training went."""
+    """The part of the result about the training."""
 
     lr: float | None
     lr_reason: str | None
@@ -144,10 +143,10 @@ def _training(curve: WarmUpCurve | None) -> _Training:
 
 
 def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
-    """Stops because not one reply could be read; the replies are asked for again once the service is fixed."""
+    """Stops because no reply could be read; the next start requests them again."""
     unread = [draft for draft in drafts if draft.failed[0].startswith("rubric_")]
     role, model = ("rubric", tools.rubric_model) if unread else ("generator", tools.generator)
-    model.set_aside_latest(2 * len(drafts))  # one that was cut was asked for again
+    model.set_aside_latest(2 * len(drafts))  # truncated replies were requested twice
     raise ServiceError(
         f"models.{role} {model.name!r}: none of {len(drafts)} replies could be read, for example: "
         f"{drafts[0].remarks[0][:300]}. Is it the model that you meant, does its server honour a JSON schema "
@@ -155,43 +154,43 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     )
 
 
-async def _enough_drafts(tools: Tools, count: int, told: Callable[[], None]) -> list[Draft]:
-    """The first draft, and a few candidates more while too few of a small draft are valid to train on."""
-    drafts = await write_first_draft(tools, count, told)
+async def _enough_drafts(tools: Tools, count: int, report: Callable[[], None]) -> list[Draft]:
+    """The first draft, with further candidates while too few are valid to train on."""
+    drafts = await write_first_draft(tools, count, report)
     for _ in range(_FURTHER_ROUNDS):
         valid = sum(draft.valid for draft in drafts)
         if valid >= min(FEWEST_DRAFTS, count) or _unreadable(drafts):
             break
-        drafts += await write_first_draft(tools, FEWEST_DRAFTS, told, start=len(drafts))
+        drafts += await write_first_draft(tools, FEWEST_DRAFTS, report, start=len(drafts))
     return drafts
 
 
 def _unreadable(drafts: Sequence[Draft]) -> bool:
-    """Whether not one reply could be read."""
+    """Whether no reply could be read."""
     return all(draft.failed and draft.failed[0] in UNREADABLE for draft in drafts)
 
 
 async def write_first_draft(
-    tools: Tools, count: int, told: Callable[[], None] = lambda: None, *, start: int = 0
+    tools: Tools, count: int, report: Callable[[], None] = lambda: None, *, start: int = 0
 ) -> list[Draft]:
     """Writes and checks `count` candidates under the recipe's own guiding text.
 
     Args:
         tools: The run's models and passages.
-        count: How many.
-        told: Called after each rubric and after each pair.
-        start: Number of the first one; candidates are numbered alike in every stage.
+        count: Number of candidates.
+        report: Called after each rubric and after each pair.
+        start: Index of the first one; every stage uses the same indices.
 
     Raises:
         ServiceError: A language-model service failed for good.
     """
     from optimsyn.stages.candidates import request_rubrics
 
-    requests = await request_rubrics(tools, "first_draft", range(start, start + count), told)
+    requests = await request_rubrics(tools, "first_draft", range(start, start + count), report)
 
     async def draft(request: RubricRequest) -> Draft:
-        found = await tools.drafter.draft(request)
-        told()
-        return found
+        result = await tools.drafter.draft(request)
+        report()
+        return result
 
     return list(await asyncio.gather(*(draft(request) for request in requests)))

@@ -1,4 +1,4 @@
-"""What a run was going to send beside what it has sent."""
+"""The forecast of a run beside its actual usage."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ if TYPE_CHECKING:
     from optimsyn.llm.reply import Usage
     from optimsyn.runs.manifest import Manifest
 
-# A stage that has not begun has sent nothing that could be compared.
+# A stage that has not started has nothing to compare.
 _NOT_YET = "–"
 
 
-def foreseen_rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    """Rows of stage, and of requests, tokens and money each what was foreseen and what was sent; none without any."""
+def forecast_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    """A row for each stage: forecast and actual requests, tokens and money; none without a forecast."""
     forecast = manifest.forecast
     if forecast is None or not forecast.stages:
         return []
     rows = []
-    for found in forecast.stages:
-        record = manifest.stage(found.stage)
-        rows.append(_row(found.stage, found, record.cost if record.attempts else None))
+    for stage in forecast.stages:
+        record = manifest.stage(stage.stage)
+        rows.append(_row(stage.stage, stage, record.cost if record.attempts else None))
     return [*rows, _row("in all", forecast.total, manifest.cost)]
 
 
-def _row(name: str, found: StageForecast, sent: Usage | None) -> tuple[str, ...]:
-    tokens = found.input_tokens + found.output_tokens
+def _row(name: str, forecast: StageForecast, sent: Usage | None) -> tuple[str, ...]:
+    tokens = forecast.input_tokens + forecast.output_tokens
     return (
         name,
-        counted(found.requests),
+        counted(forecast.requests),
         _NOT_YET if sent is None else f"{sent.replies:,}",
         counted(tokens),
         _NOT_YET if sent is None else f"{sent.input_tokens + sent.output_tokens:,}",
-        money(found.cost_usd, unit=""),
+        money(forecast.cost_usd, unit=""),
         _NOT_YET if sent is None else money(Range.exactly(sent.cost_usd), unit=""),
     )

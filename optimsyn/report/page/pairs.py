@@ -28,20 +28,20 @@ _RUBRIC = {
 
 @dataclass(frozen=True)
 class PairCard:
-    """One pair as it is shown.
+    """One pair as shown in the report.
 
     Attributes:
         place: `Best 1`, `Worst 1` …
         pair: The pair's fields.
-        below: What its form shows below the question, such as options.
+        below: Lines below the question, such as options.
         answer: Its answer as its form shows it.
-        influence: Of the pair.
+        influence: Influence of the pair.
         subtasks: Influence by subtask, most first; empty when there is one.
-        heat: Its token shares, where they were kept.
-        excerpt: Its passage around the sentence that the answer rests on: before it, the sentence, after it.
-        source: Where the passage is from.
-        rubric: What each part of the rubric says.
-        kept: What became of it; "" when nothing was decided yet.
+        heat: Its token shares, if they were saved.
+        excerpt: Its passage: before the quote, the quote, after it.
+        source: Origin of the passage.
+        rubric: The parts of the rubric, with labels.
+        kept: Whether it was selected; "" if that is still open.
     """
 
     place: str
@@ -59,13 +59,13 @@ class PairCard:
 
 @dataclass(frozen=True)
 class Extremes:
-    """What the section on pairs shows.
+    """Content of the section on pairs.
 
     Attributes:
-        variant: Whose pairs.
+        variant: Variant of the pairs.
         cards: The best, then the worst.
-        heatmap: For its legend; None without token shares.
-        no_shares: Why there are no token shares; "" when there are, or none were asked for.
+        heatmap: Source of the legend; None without token shares.
+        no_shares: Why there are no token shares; "" if there are, or none were requested.
         invalid: Examples of candidates that failed a check: the check, how many failed it, the row.
     """
 
@@ -77,12 +77,12 @@ class Extremes:
 
 
 def extremes(facts: RunFacts) -> Extremes | None:
-    """The pairs worth looking at of what is there so far; None before the first pair was scored."""
+    """The best and worst pairs so far; None before the first pair was scored."""
     variant: str = facts.recipe.dataset_variant
     if variant not in facts.candidates:
         variant = next(reversed(facts.candidates), "first_draft")
     rows = facts.candidates[variant] if variant in facts.candidates else _first_draft(facts)
-    valid = _unlike([row for row in rows if row["valid"] and row["influence"] is not None])
+    valid = _distinct([row for row in rows if row["valid"] and row["influence"] is not None])
     if not valid:
         return None
     shares = facts.token_shares if facts.token_shares and facts.token_shares.variant == variant else None
@@ -90,13 +90,13 @@ def extremes(facts: RunFacts) -> Extremes | None:
     few = len(valid) <= 2 * _SHOWN
     best = valid[: (len(valid) + 1) // 2] if few else valid[:_SHOWN]
     worst = valid[len(best) :] if few else valid[-_SHOWN:]
-    shown = [*best, *worst]
-    found = [by_id[row["pair"]["id"]] for row in shown if row["pair"]["id"] in by_id]
-    heatmap = Heatmap(found) if any(pair.pieces for pair in found) else None
-    passages = facts.passages(row["pair"]["passage_id"] for row in shown)
+    chosen = [*best, *worst]
+    attributed = [by_id[row["pair"]["id"]] for row in chosen if row["pair"]["id"] in by_id]
+    heatmap = Heatmap(attributed) if any(pair.pieces for pair in attributed) else None
+    passages = facts.passages(row["pair"]["passage_id"] for row in chosen)
     cards = []
-    for place, row in enumerate(shown):
-        name = f"Best {place + 1}" if place < len(best) else f"Worst {len(shown) - place}"
+    for place, row in enumerate(chosen):
+        name = f"Best {place + 1}" if place < len(best) else f"Worst {len(chosen) - place}"
         clean = facts.shown(row)
         heat = _heat(heatmap, by_id.get(row["pair"]["id"]))
         cards.append(_card(name, clean, passages.get(row["pair"]["passage_id"]), heat, _kept(facts, variant, row)))
@@ -104,7 +104,7 @@ def extremes(facts: RunFacts) -> Extremes | None:
 
 
 def _first_draft(facts: RunFacts) -> list[Row]:
-    """First-draft pairs in the form of judgements; they and their influences are kept in the same order."""
+    """First-draft pairs as judgements; their influences are saved in the same order."""
     path = facts.folder / "warm_up" / "pairs.jsonl"
     if not path.is_file() or not facts.first_draft:
         return []
@@ -117,12 +117,12 @@ def _first_draft(facts: RunFacts) -> list[Row]:
     ]
 
 
-def _unlike(rows: Sequence[Row]) -> list[Row]:
+def _distinct(rows: Sequence[Row]) -> list[Row]:
     """The rows by influence, highest first, each question once."""
-    found: dict[str, Row] = {}
+    by_question: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: -row["influence"]):
-        found.setdefault(" ".join(row["pair"]["question"].lower().split()), row)
-    return list(found.values())
+        by_question.setdefault(" ".join(row["pair"]["question"].lower().split()), row)
+    return list(by_question.values())
 
 
 def _heat(heatmap: Heatmap | None, shares: PairShares | None) -> HeatRow | None:
@@ -162,14 +162,14 @@ def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: 
 
 
 def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
-    """At most so many letters of a passage, around its quote."""
+    """An excerpt of a passage around its quote."""
     start = text.find(quote) if quote else -1
     if start < 0:
         return cut(text, _EXCERPT), "", ""
     end = start + len(quote)
     room = max(0, _EXCERPT - len(quote)) // 2
     before, after = text[max(0, start - room) : start], text[end : end + room]
-    # Cut between words, where there are any.
+    # Cut between words, if possible.
     if start > room:
         before = "…" + (before.partition(" ")[2] or before)
     if end + room < len(text):
@@ -179,8 +179,8 @@ def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
 
 def _invalid(facts: RunFacts, rows: Sequence[Row]) -> tuple[tuple[str, int, Row], ...]:
     counts = Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
-    found = []
+    examples = []
     for name, count in counts.most_common(_INVALID):
         example = next(row for row in rows if not row["valid"] and row["failed"] and row["failed"][0] == name)
-        found.append((name, count, facts.shown(example)))
-    return tuple(found)
+        examples.append((name, count, facts.shown(example)))
+    return tuple(examples)

@@ -1,4 +1,4 @@
-"""What each section of a report shows, made of the facts of a run; how it looks is in `templates/report.html.j2`."""
+"""Content of each section of a report; its layout is in `templates/report.html.j2`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optimsyn.base.labels import SELECTION_LABELS, method_label, metric_label, o
 from optimsyn.base.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import Row, RunFacts
-from optimsyn.report.page.forecast import foreseen_rows
+from optimsyn.report.page.forecast import forecast_rows
 from optimsyn.report.page.pairs import extremes
 from optimsyn.report.page.verdict import verdict
 from optimsyn.report.word_diff import word_diff
@@ -36,7 +36,7 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Bar:
-    """What became of a variant's candidates: parts of a bar, each with a name, a tone and a count."""
+    """Fate of a variant's candidates: parts of a bar, each with a name, a tone and a count."""
 
     variant: str
     candidates: int
@@ -45,7 +45,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """One metric of the evaluation: its rows, each with the row against pairs without a rubric where there is one."""
+    """One metric of the evaluation: its rows, each with the comparison to pairs without a rubric, if any."""
 
     label: str
     questions: int
@@ -53,7 +53,7 @@ class MetricTable:
 
 
 def context_of(facts: RunFacts) -> dict[str, Any]:
-    """Everything that the template names."""
+    """The variables of the template."""
     state = run_state(facts.manifest)
     return {
         "facts": facts,
@@ -86,9 +86,9 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "totals": _totals(facts),
         "replies": outcome_table(facts.manifest.outcomes)[1],
         "reply_columns": outcome_table(facts.manifest.outcomes)[0],
-        "foreseen": foreseen_rows(facts.manifest),
+        "forecast_rows": forecast_rows(facts.manifest),
         "facts_of_run": _facts_of_run(facts),
-        "files": [(path, what) for path, what in _FILES if (facts.folder / path).is_file()],
+        "files": [(path, label) for path, label in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
         "recipe_yaml": facts.recipe.to_yaml(),
         "notes": _notes(facts),
@@ -100,7 +100,7 @@ def _decimals(facts: RunFacts) -> int:
 
 
 def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
-    """The few numbers that a person looks for first: value, what it is, more."""
+    """The key numbers: value, label, details."""
     tiles = []
     prepared, variant = facts.prepare, facts.dataset_variant
     if prepared is not None and prepared.passages is not None:
@@ -134,9 +134,9 @@ def _lost(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
     counts = Counter((row["stage"], row["reason"]) for row in rows)
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     ordered = sorted(counts.items(), key=lambda item: (stages.index(item[0][0]), -item[1], item[0][1]))
-    found = [(stage, reason, count) for (stage, reason), count in ordered[:_REASONS]]
+    first = [(stage, reason, count) for (stage, reason), count in ordered[:_REASONS]]
     rest = sum(count for _, count in ordered[_REASONS:])
-    return [*found, ("", f"{len(ordered) - _REASONS} further reasons", rest)] if rest else found
+    return [*first, ("", f"{len(ordered) - _REASONS} further reasons", rest)] if rest else first
 
 
 def _bars(facts: RunFacts) -> list[Bar]:
@@ -169,24 +169,24 @@ def _bars(facts: RunFacts) -> list[Bar]:
 
 def _failed_checks(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[int]]]]:
     """Variants, and for each failed check how many candidates of each variant failed it first."""
-    found: dict[str, Counter[str]] = {
+    checks: dict[str, Counter[str]] = {
         variant: Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
         for variant, rows in facts.candidates.items()
     }
     draft = facts.warm_up
     if draft is not None and draft.lost:
-        found = {"first_draft": Counter(draft.lost), **found}
-    total: Counter[str] = sum(found.values(), Counter())
-    return list(found), [(name, [counts[name] for counts in found.values()]) for name, _ in total.most_common()]
+        checks = {"first_draft": Counter(draft.lost), **checks}
+    total: Counter[str] = sum(checks.values(), Counter())
+    return list(checks), [(name, [counts[name] for counts in checks.values()]) for name, _ in total.most_common()]
 
 
 def _kept_influence(facts: RunFacts) -> dict[str, list[float]]:
-    found = {}
+    influence = {}
     for variant, keys in facts.kept.items():
         values = [row["influence"] for row in facts.candidates[variant] if row["key"] in keys]
         if values:
-            found[variant] = values
-    return found
+            influence[variant] = values
+    return influence
 
 
 def _influence(facts: RunFacts) -> Chart | None:
@@ -198,26 +198,26 @@ def _influence(facts: RunFacts) -> Chart | None:
 
 
 def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:
-    """For each variant: valid pairs; median, mean, highest; median of those kept."""
-    kept = _kept_influence(facts)
+    """For each variant: valid pairs; median, mean, highest; median of the selected."""
+    selected = _kept_influence(facts)
     return [
         (
             variant,
             len(values),
             [statistics.median(values), statistics.fmean(values), max(values)],
-            statistics.median(kept[variant]) if variant in kept else None,
+            statistics.median(selected[variant]) if variant in selected else None,
         )
         for variant, values in facts.influence.items()
     ]
 
 
 def _guiding(facts: RunFacts) -> dict[str, Any] | None:
-    """The guiding text before and after; None while there is no after."""
+    """The guiding text before and after optimisation; None before that."""
     if not facts.recipe.optimizers.prompt.enabled or facts.guiding_text is None:
         return None
     before = " ".join(facts.recipe.guiding_text.split())
     after = " ".join(facts.guiding_text.split())
-    return {"before": before, "after": after, "parts": word_diff(before, after), "found": facts.optimize_prompt}
+    return {"before": before, "after": after, "parts": word_diff(before, after), "search": facts.optimize_prompt}
 
 
 def _metrics(facts: RunFacts) -> list[MetricTable]:
@@ -225,11 +225,11 @@ def _metrics(facts: RunFacts) -> list[MetricTable]:
     tables = []
     for metric in dict.fromkeys(row["metric"] for row in facts.evaluation):
         rows = [row for row in facts.evaluation if row["metric"] == metric]
-        shown = []
+        cells = []
         for row in rows:
             other = against.get((row["variant"], metric))
-            shown.append((row, other, judgement(row), judgement(other) if other else ""))
-        tables.append(MetricTable(metric_label(metric), max(row["n"] for row in rows), tuple(shown)))
+            cells.append((row, other, judgement(row), judgement(other) if other else ""))
+        tables.append(MetricTable(metric_label(metric), max(row["n"] for row in rows), tuple(cells)))
     return tables
 
 
@@ -245,16 +245,16 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
         return (record.error or "").split("\n")[0]
     if record.name == "evaluate" and facts.evaluation:
         variants = len({row["variant"] for row in facts.evaluation})
-        told = sum(differs(row) for row in facts.evaluation)
+        clear = sum(differs(row) for row in facts.evaluation)
         questions = max(row["n"] for row in facts.evaluation)
-        return f"{variants} targets on {questions:,} test questions, {told} clear differences"
+        return f"{variants} targets on {questions:,} test questions, {clear} clear differences"
     return stage_outcome(facts.results.get(record.name))
 
 
 def _notes(facts: RunFacts) -> list[str]:
-    """Notes of the stages, and about services; what evaluate says is said below its table."""
-    said = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
-    return said + [
+    """Notes of the stages and about services; those of `evaluate` are below its table."""
+    notes = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
+    return notes + [
         f"{note[:1].upper()}{note[1:]}." for note in run_notes(facts.manifest.services, facts.manifest.outcomes)
     ]
 
@@ -279,7 +279,7 @@ def _looked(facts: RunFacts) -> str:
 def _optimizers(facts: RunFacts) -> str:
     optimizers = facts.recipe.optimizers
     sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
-    used = [f"{method_label(section.method)} on the {what}" for what, section in sections if section.enabled]
+    used = [f"{method_label(section.method)} on the {label}" for label, section in sections if section.enabled]
     return ", ".join(used) or "none"
 
 

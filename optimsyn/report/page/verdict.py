@@ -1,4 +1,4 @@
-"""What a run came to, in sentences that claim no more than its numbers do."""
+"""The outcome of a run, in sentences that claim no more than its numbers show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Failure:
     """Where and why a run stopped.
 
     Attributes:
-        place: Stage, and the cell of its notebook where one is known.
+        place: Stage, and the cell of its notebook if known.
         reason: The error.
         source: The cell's code, "" when unknown.
         notebook: Path of the executed notebook in the run, "" when there is none.
@@ -43,12 +43,12 @@ class Verdict:
     Attributes:
         badge: One word.
         badge_tone: good, bad or open; colours the badge.
-        tone: The same for the whole: a finished run may have made a target worse.
-        headline: The one sentence.
+        tone: Tone of the whole: a finished run may have made a target worse.
+        headline: Main sentence.
         sentences: Further results.
-        cannot: What these numbers do not say.
-        failure: For a run that stopped on the way.
-        commands: What to type to go on: what it does, and the command.
+        cannot: What the numbers do not show.
+        failure: Set for a run that stopped.
+        commands: How to go on: description and command.
     """
 
     badge: str
@@ -62,11 +62,11 @@ class Verdict:
 
 
 def verdict(facts: RunFacts, state: RunState) -> Verdict:
-    """The verdict on a run, whatever state it is in."""
+    """The verdict on a run in any state."""
     if state.kind == "finished":
         tone, headline, sentences = _result(facts)
         sentences = (*_on_the_reward(facts), *sentences)
-        return Verdict("finished", "good", tone, headline, sentences, _cannot(facts), None, ())
+        return Verdict("finished", "good", tone, headline, sentences, _limits(facts), None, ())
     typed = commands(facts.folder)
     going_on = [("Continue; what is finished is not repeated, and no reply is bought twice", typed["continue"])]
     if state.kind in ("failed", "interrupted"):
@@ -106,23 +106,23 @@ def _failure(facts: RunFacts, state: RunState) -> Failure | None:
 
 
 def _on_the_reward(facts: RunFacts) -> list[str]:
-    """What the run found of its own reward, as far as one must know it to read anything else."""
+    """A warning if the run's reward is noise or doubtful."""
     look = facts.reward_look
     if look is None or look.verdict not in ("noise", "doubtful"):
         return []
-    found = look.sentence
+    sentence = look.sentence
     if look.verdict == "noise" and facts.recipe.reward.on_noise == "warn":
-        found += (
+        sentence += (
             " The recipe has reward.on_noise: warn, so the run went on; what was chosen by reward was chosen at random."
         )
-    return [found]
+    return [sentence]
 
 
 def _so_far(facts: RunFacts) -> tuple[str, ...]:
-    found = []
+    sentences = []
     for stage, judged in facts.judged.items():
-        found.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
-    return tuple(found)
+        sentences.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
+    return tuple(sentences)
 
 
 def _of(rows: Sequence[MetricRow], variant: str) -> list[MetricRow]:
@@ -134,7 +134,7 @@ def _metric(row: MetricRow) -> str:
 
 
 def _change(row: MetricRow) -> str:
-    """A paired difference with its interval, which no line break tears apart."""
+    """A paired difference with its interval, without line breaks."""
     return interval(row, difference=True)
 
 
@@ -147,69 +147,69 @@ def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
     questions = max(row["n"] for row in rows)
     pairs = "pairs" if facts.dataset_pairs is None else f"{facts.dataset_pairs:,} pairs"
     first, *others = rows
-    told = judgement(first)
+    outcome = judgement(first)
     words = {
         "better": f"Fine-tuning on the dataset's {pairs} improved the target",
         "worse": f"Fine-tuning on the dataset's {pairs} made the target worse",
         "not told apart": f"Fine-tuning on the dataset's {pairs} made no difference that {questions} questions show",
     }
-    headline = f"{words.get(told, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
+    headline = f"{words.get(outcome, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
     sentences = [f"The dataset is that of the {variant_label(variant)}; changes are against the target as it came."]
     if others:
         listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in others)
         sentences.append(f"{listed[:1].upper()}{listed[1:]}.")
     sentences += _without_rubric(facts, variant)
-    return {"better": "good", "worse": "bad"}.get(told, "open"), headline, tuple(sentences)
+    return {"better": "good", "worse": "bad"}.get(outcome, "open"), headline, tuple(sentences)
 
 
 def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
-    """What as many pairs without a rubric did: without it, an improvement may look like the rubrics' doing."""
+    """The result of pairs without a rubric, so that an improvement is not credited to rubrics alone."""
     plain = _of(facts.evaluation, "no_rubric")
     if variant == "no_rubric" or not plain:
         return []
     listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in plain if judgement(row))
-    found = [f"As many pairs written without a rubric: {listed}."]
+    sentences = [f"As many pairs written without a rubric: {listed}."]
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against:
         listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
-        found.append(f"The dataset against those: {listed}.")
-    return found
+        sentences.append(f"The dataset against those: {listed}.")
+    return sentences
 
 
-def _cannot(facts: RunFacts) -> tuple[str, ...]:
+def _limits(facts: RunFacts) -> tuple[str, ...]:
     variant = facts.dataset_variant
-    found = []
+    limits = []
     unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
     if unclear:
         names = " and ".join(_metric(row) for row in unclear)
-        found.append(f"Whether the dataset changed {names}: the interval of the paired difference includes 0.")
+        limits.append(f"Whether the dataset changed {names}: the interval of the paired difference includes 0.")
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
     if against and all(judgement(row) == "not told apart" for row in against):
-        found.append("Whether rubrics helped: no difference to pairs written without one excludes 0.")
+        limits.append("Whether rubrics helped: no difference to pairs written without one excludes 0.")
     elif not against and variant != "no_rubric":
-        found.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
-    found.append(
+        limits.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
+    limits.append(
         f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
         "everything else."
     )
-    # A width of 0 (no answer changed) says nothing about what could have been seen.
+    # A width of 0 (no answer changed) says nothing about detectable effects.
     wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row))]
     if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
-        limits = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
-        found.append(f"Effects smaller than about {limits}: {wide[0][0]['n']} test questions cannot show them.")
+        effects = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
+        limits.append(f"Effects smaller than about {effects}: {wide[0][0]['n']} test questions cannot show them.")
     prompt = facts.optimize_prompt
     if prompt is not None and prompt.changed:
-        found.append(
+        limits.append(
             "How much better the new guiding text is: it was chosen by its reward on "
             f"{facts.recipe.optimizers.prompt.passages} passages, and measured on the same ones."
         )
-    found.append(
+    limits.append(
         "Whether a pair is true: the checks are rules, no person has read the pairs, and influence says what helps "
         "this target with these validation questions."
     )
     if facts.recipe.models.generator.provider == "embedded":
-        found.append("What a real generator would give: these pairs were written by the small embedded model.")
-    return tuple(found)
+        limits.append("What a real generator would give: these pairs were written by the small embedded model.")
+    return tuple(limits)
 
 
 def _half_width(row: MetricRow) -> float | None:

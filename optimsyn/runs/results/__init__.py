@@ -1,1 +1,1 @@
-"""What each stage found, typed: one model a stage, with the table that people see of it."""
+"""Typed results: one model for each stage, with the table that shows it."""

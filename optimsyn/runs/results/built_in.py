@@ -1,4 +1,4 @@
-"""What each built-in stage found. A fact that a run of an older version has not recorded is None."""
+"""Results of the built-in stages. Facts that an older version has not recorded are None."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.stage_result import NOT_RECORDED, Cells, StageResult, listed, named
 
 REWARD_NOT_LOOKED_AT = "switched off in the recipe (reward.look.pairs: 0)"
-# Files, passages and subtasks that a table names; the run folder has all of them.
+# Most files, passages and subtasks in a table; the run folder lists all.
 NAMED = 8
 _SUBTASKS = 6
 Rows = tuple[tuple[Any, ...], ...]
@@ -31,7 +31,7 @@ class Skipped(_Part):
 
 
 class PrepareResult(StageResult):
-    """What came in."""
+    """Documents, passages and questions of a run."""
 
     stage: str = "prepare"
     documents: int | None = Field(description="Documents that were read.")
@@ -42,17 +42,17 @@ class PrepareResult(StageResult):
     test: int | None = Field(description="Test questions.")
     validation_subtasks: dict[str, int] | None = Field(description="Validation questions by subtask, most first.")
     test_subtasks: dict[str, int] | None = Field(description="Test questions by subtask, most first.")
-    lost: int | None = Field(description="Rows of documents, passages and questions that were lost on the way.")
-    lost_by_reason: dict[str, int] | None = Field(description="The same by reason.")
+    lost: int | None = Field(description="Rows of documents, passages and questions that were dropped.")
+    lost_by_reason: dict[str, int] | None = Field(description="Dropped rows by reason.")
     skipped: int | None = Field(description="Documents that could not be read, with `documents.on_error: skip`.")
     skipped_documents: tuple[Skipped, ...] | None = Field(description="The first of them.")
-    passed_over: int | None = Field(description="Files of the folder that are no documents.")
+    passed_over: int | None = Field(description="Files in the folder that are not documents.")
     talking: int | None = Field(description="Passages that talk to a language model.")
     talking_passages: tuple[str, ...] | None = Field(description="The first of them, by id.")
-    talking_dropped: bool | None = Field(description="They were left out, as `documents.on_injection: drop` says.")
+    talking_dropped: bool | None = Field(description="Whether they were dropped (`documents.on_injection: drop`).")
 
     def cells(self) -> Cells:
-        """What came in, a row each."""
+        """A row for each kind of input."""
         words = NOT_RECORDED
         if self.passage_words is not None:
             least, median, most = self.passage_words
@@ -72,11 +72,12 @@ class PrepareResult(StageResult):
         return Cells("What came in", ("what", "count", "note"), rows)
 
     def _skipped(self) -> Rows:
-        """A row for what `documents.on_error: skip` left out; none where nothing was."""
+        """A row for the documents that `documents.on_error: skip` skipped, if any."""
         if not self.skipped:
             return ()
-        some = named((f"{each.id} ({each.reason})" for each in self.skipped_documents or ()), self.skipped, NAMED)
-        return (("documents skipped", self.skipped, f"{some}; prepare/lost.jsonl says more of each"),)
+        lines = (f"{document.id} ({document.reason})" for document in self.skipped_documents or ())
+        documents = named(lines, self.skipped, NAMED)
+        return (("documents skipped", self.skipped, f"{documents}; prepare/lost.jsonl says more of each"),)
 
 
 def _subtasks(counts: Mapping[str, int] | None) -> str:
@@ -84,15 +85,15 @@ def _subtasks(counts: Mapping[str, int] | None) -> str:
 
 
 class Scoring(_Part):
-    """Which way of computing influence a run took."""
+    """How a run computes influence."""
 
-    method: str = Field("", description="The way, in the scorer's own words.")
-    errors: dict[str, float] = Field(default_factory=dict, description="How far off each way is that was tried.")
-    reason: str = Field("", description="Why this one.")
+    method: str = Field("", description="The method, as the scorer describes it.")
+    errors: dict[str, float] = Field(default_factory=dict, description="Error of each method that was tried.")
+    reason: str = Field("", description="Why this method.")
 
 
 def _look(raw: Any) -> Any:
-    """A look at a reward as a file holds it; None for one of a version that recorded other measures."""
+    """A reward look from a file; None if another version recorded other measures."""
     if not isinstance(raw, dict):
         return raw
     try:
@@ -102,29 +103,33 @@ def _look(raw: Any) -> Any:
 
 
 class WarmUpResult(StageResult):
-    """How the warm-up of the target went, and what its first draft is worth."""
+    """Result of the warm-up, and quality of the first draft."""
 
     stage: str = "warm_up"
     first_draft: int | None = Field(description="First-draft candidates that were written.")
-    valid: int | None = Field(description="Those that passed every check.")
-    trained_on: int | None = Field(description="Those that the target was trained on.")
+    valid: int | None = Field(description="First-draft pairs that passed every check.")
+    trained_on: int | None = Field(description="Pairs that the target was trained on.")
     steps: tuple[int, ...] | None = Field(description="Step of each checkpoint; the last is the warm-up's end.")
     lr: float | None = Field(description="Learning rate of the warm-up.")
-    lr_reason: str | None = Field(description="Why this one.")
-    stopped: str | None = Field(description="By which rule it ended.")
-    stopped_reason: str | None = Field(description="What that rule saw.")
-    held_out: int | None = Field(description="Valid pairs that were held back to look at.")
-    end_loss: tuple[float, float] | None = Field(description="Loss of what ends an answer, before and after, in nats.")
-    unseen_loss: tuple[float, float] | None = Field(description="Content loss of the held-back pairs, likewise.")
-    question_loss: tuple[float, float] | None = Field(description="Content loss of the questions, likewise.")
+    lr_reason: str | None = Field(description="Why this learning rate.")
+    stopped: str | None = Field(description="Rule that ended it.")
+    stopped_reason: str | None = Field(description="Reason that the rule gives.")
+    held_out: int | None = Field(description="Valid pairs that were held out.")
+    end_loss: tuple[float, float] | None = Field(
+        description="Loss of the tokens that end an answer, before and after, in nats."
+    )
+    unseen_loss: tuple[float, float] | None = Field(description="Content loss of the held-out pairs, before and after.")
+    question_loss: tuple[float, float] | None = Field(description="Content loss of the questions, before and after.")
     subtasks: tuple[str, ...] | None = Field(description="Subtasks that have a validation direction.")
     scoring: Scoring | None = Field(description="How influence is computed.")
-    zero_gradient_baseline: float | None = Field(description="Influence that a sample without gradient would get.")
+    zero_gradient_baseline: float | None = Field(description="Influence of a sample without any gradient.")
     influence_mean: float | None = Field(description="Mean influence of the valid first-draft pairs.")
-    influence_range: tuple[float, float] | None = Field(description="Lowest and highest influence of them.")
+    influence_range: tuple[float, float] | None = Field(description="Their lowest and highest influence.")
     lost: dict[str, int] | None = Field(description="Invalid candidates by the first check that each failed.")
-    reward: str | None = Field(description="What the run found its reward to be, or why it has not looked.")
-    reward_look: Annotated[RewardLook | None, BeforeValidator(_look)] = Field(description="The measures behind it.")
+    reward: str | None = Field(description="Verdict on the reward, or why there is none.")
+    reward_look: Annotated[RewardLook | None, BeforeValidator(_look)] = Field(
+        description="The measures behind the verdict."
+    )
 
     def cells(self) -> Cells:
         """Drafts, training, scoring, and the reward."""
@@ -169,10 +174,10 @@ class WarmUpResult(StageResult):
 
 
 class OptimizePromptResult(StageResult):
-    """What the search for a better guiding text found; all but `enabled` is None where there was no search."""
+    """Result of the search for a guiding text; without a search all but `enabled` is None."""
 
     stage: str = "optimize_prompt"
-    enabled: bool | None = Field(description="The recipe wants a search.")
+    enabled: bool | None = Field(description="Whether the recipe has it enabled.")
     method: str | None = Field(None, description="The prompt optimiser; None in runs of a version that had only gepa.")
     start_score: float | None = Field(None, description="Mean reward of the recipe's guiding text.")
     score: float | None = Field(None, description="Mean reward of the chosen guiding text.")
@@ -180,7 +185,7 @@ class OptimizePromptResult(StageResult):
     text: str | None = Field(None, description="The chosen guiding text.")
     candidates: int | None = Field(None, description="Texts that were tried.")
     judged: int | None = Field(None, description="Pairs that were judged.")
-    changed: bool | None = Field(None, description="Another text than the recipe's was chosen.")
+    changed: bool | None = Field(None, description="Whether another text than the recipe's was chosen.")
 
     def search(self) -> dict[str, Any]:
         """The search in numbers, for a summary."""
@@ -203,7 +208,7 @@ class OptimizePromptResult(StageResult):
 
 
 class PolicyStep(_Part):
-    """One step of the policy's training. A step of which no pair could be judged has no reward."""
+    """One step of the policy's training. A step without a judged pair has no reward."""
 
     step: int = Field(description="Its number.")
     reward: float | None = Field(None, description="Mean reward of its pairs.")
@@ -214,16 +219,16 @@ class PolicyStep(_Part):
 
 
 class TrainPolicyResult(StageResult):
-    """How the rubric model's training went; all but `enabled` is None where it was not trained."""
+    """Result of the rubric model's training; without training all but `enabled` is None."""
 
     stage: str = "train_policy"
-    enabled: bool | None = Field(description="The recipe wants a trained policy.")
+    enabled: bool | None = Field(description="Whether the recipe has it enabled.")
     method: str | None = Field(None, description="The policy optimiser; None in runs of a version that had only grpo.")
     steps: int | None = Field(None, description="Training steps.")
-    group_size: int | None = Field(None, description="Rubrics that were compared for a passage.")
+    group_size: int | None = Field(None, description="Rubrics that are compared for a passage.")
     reward_first: float | None = Field(None, description="Mean reward of the first step that has one.")
-    reward_last: float | None = Field(None, description="Mean reward of the last one.")
-    history: tuple[PolicyStep, ...] | None = Field(None, description="Every step.")
+    reward_last: float | None = Field(None, description="Mean reward of the last such step.")
+    history: tuple[PolicyStep, ...] | None = Field(None, description="All steps.")
 
     def training(self) -> dict[str, Any]:
         """The training in numbers, for a summary."""
@@ -232,7 +237,7 @@ class TrainPolicyResult(StageResult):
         return self.model_dump(mode="json", exclude={"stage", "notes", "history"})
 
     def cells(self) -> Cells:
-        """A row a step."""
+        """A row for each step."""
         if not self.enabled:
             return _disabled("optimizers.policy.enabled")
         columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
@@ -245,11 +250,11 @@ def _disabled(field: str) -> Cells:
 
 
 class Predicted(_Part):
-    """The validation questions' mean loss, as a simulated training predicts it, in nats."""
+    """Mean loss on the validation questions, predicted by a simulated training, in nats."""
 
     now: float = Field(description="At the warm-up's last checkpoint.")
-    kept: float = Field(description="After training on the pairs that are kept.")
-    random: float = Field(description="After training on as many random candidates, the mean of some such sets.")
+    kept: float = Field(description="After training on the selected pairs.")
+    random: float = Field(description="After training on as many random candidates, mean over several sets.")
     steps: int = Field(description="Steps of that training.")
 
 
@@ -257,7 +262,7 @@ class MeanInfluence(_Part):
     """Mean influence of one variant's pairs."""
 
     valid: float = Field(description="Over its valid candidates.")
-    kept: float = Field(description="Over those that were kept.")
+    kept: float = Field(description="Over the selected ones.")
 
 
 class SynthesizeResult(StageResult):
@@ -268,10 +273,10 @@ class SynthesizeResult(StageResult):
     dataset: str | None = Field(description="Variant that became the dataset.")
     losses: dict[str, Losses] | None = Field(description="What became of each variant's candidates.")
     influence: dict[str, MeanInfluence] | None = Field(description="Mean influence of each variant.")
-    predicted: dict[str, Predicted] | None = Field(description="What training on each variant would bring.")
+    predicted: dict[str, Predicted] | None = Field(description="Predicted loss after training on each variant.")
 
     def cells(self) -> Cells:
-        """A row a variant."""
+        """A row for each variant."""
         columns: tuple[str, ...] = ("variant", "candidates", "invalid", "duplicates", "not selected", "pairs")
         columns += ("mean influence", "of those kept")
         if self.predicted:
@@ -289,14 +294,14 @@ class SynthesizeResult(StageResult):
             )
             row += (None, None) if mean is None else (mean.valid, mean.kept)
             if self.predicted:
-                told = self.predicted.get(variant)
-                row += (None, None) if told is None else (told.kept, told.random)
+                predicted = self.predicted.get(variant)
+                row += (None, None) if predicted is None else (predicted.kept, predicted.random)
             rows.append(row)
         return Cells("Pairs of every variant", columns, tuple(rows))
 
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The facts; an older version had another name for one of them."""
+        """The facts; an older version had another name for `predicted`."""
         facts = super().recorded(raw)
         return {"predicted": facts["foretold"], **facts} if "foretold" in facts else facts
 
@@ -307,7 +312,7 @@ class FineTuned(_Part):
     pairs: int | None = Field(None, description="Pairs that it was trained on.")
     steps: int | None = Field(None, description="Training steps.")
     loss_first: float | None = Field(None, description="Training loss of the first step, in nats a token.")
-    loss_last: float | None = Field(None, description="Training loss of the last step, likewise.")
+    loss_last: float | None = Field(None, description="Training loss of the last step, in nats a token.")
 
 
 class FineTuneResult(StageResult):
@@ -317,14 +322,14 @@ class FineTuneResult(StageResult):
     variants: dict[str, FineTuned] | None = Field(description="By variant.")
 
     def cells(self) -> Cells:
-        """A row a variant."""
+        """A row for each variant."""
         columns = ("variant", "pairs", "steps", "first training loss", "last training loss")
         rows = tuple((name, *each.model_dump().values()) for name, each in (self.variants or {}).items())
         return Cells("Fine-tuning", columns, rows)
 
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The facts; older versions had the variants themselves in this place."""
+        """The facts; older versions had the variants at this level."""
         facts = super().recorded(raw)
         return facts if "variants" in facts or not facts else {"variants": facts}
 
@@ -335,13 +340,13 @@ class MetricValue(_Part):
     Lower and upper ends are those of a bootstrap interval over questions; differences are paired with the baseline.
     """
 
-    variant: str = Field(description="What the target was fine-tuned on; `target`: not at all.")
+    variant: str = Field(description="Variant that the target was fine-tuned on; `target`: not fine-tuned.")
     metric: str = Field(description="Name of the metric; `answer_loss` is in nats a token, the others are shares.")
     value: float = Field(description="Mean over the questions.")
     low: float | None = Field(None, description="Lower end of its interval.")
     high: float | None = Field(None, description="Upper end.")
     n: int = Field(description="Questions.")
-    difference: float | None = Field(None, description="To the target as it came; None for that itself.")
+    difference: float | None = Field(None, description="Paired difference to the untuned target; None for that target.")
     difference_low: float | None = Field(None, description="Lower end of its interval.")
     difference_high: float | None = Field(None, description="Upper end.")
 
@@ -354,12 +359,12 @@ class EvaluateResult(StageResult):
 
     @property
     def targets(self) -> int:
-        """How many targets were evaluated."""
+        """Number of evaluated targets."""
         return len({row.variant for row in self.metrics or ()})
 
     @property
     def questions(self) -> int:
-        """On how many questions."""
+        """Number of questions."""
         return max((row.n for row in self.metrics or ()), default=0)
 
     def cells(self) -> Cells:
@@ -370,7 +375,7 @@ class EvaluateResult(StageResult):
 
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The facts; older versions had them in the table alone."""
+        """The facts; older versions had them only in the table."""
         facts = super().recorded(raw)
         if "metrics" in facts or not raw.get("rows"):
             return facts

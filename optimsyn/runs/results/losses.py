@@ -10,33 +10,31 @@ _INVALID, _NOT_JUDGED = "invalid: ", "not judged: "
 
 
 class Losses(BaseModel):
-    """Counts of one variant's candidates, each candidate under one heading.
+    """Counts of one variant's candidates; each candidate counts once.
 
-    In a file this is a mapping of words to counts (`"invalid: grounded": 3`), in the order in which they are lost.
+    Saved as a mapping of names to counts (`"invalid: grounded": 3`), in the order of the steps.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     candidates: int | None = Field(description="Candidates that were written.")
     invalid_by_check: dict[str, int] = Field(
-        description="Those that failed a check, by the first check that each failed, most frequent first."
+        description="Candidates that failed a check, by the first failed check, most frequent first."
     )
-    not_judged_by_outcome: dict[str, int] = Field(
-        description="Those of which no reply could be judged, by what came in its place."
-    )
-    duplicate: int | None = Field(description="Valid ones that repeat another one.")
-    not_selected: int | None = Field(description="Valid, different ones that were not kept.")
-    kept: int | None = Field(description="Those that became the variant's pairs.")
-    invalid: int | None = Field(description="Those that failed a check, in all.")
+    not_judged_by_outcome: dict[str, int] = Field(description="Candidates without a reply to judge, by outcome.")
+    duplicate: int | None = Field(description="Valid duplicates of another candidate.")
+    not_selected: int | None = Field(description="Valid, distinct candidates that were not selected.")
+    kept: int | None = Field(description="Candidates that became the variant's pairs.")
+    invalid: int | None = Field(description="Candidates that failed a check.")
 
     @property
     def not_judged(self) -> int:
-        """Those that could not be judged, in all."""
+        """Candidates that could not be judged."""
         return sum(self.not_judged_by_outcome.values())
 
     @model_serializer
     def counts(self) -> dict[str, int]:
-        """The counts in words, in order; those that a run has not recorded are left out."""
+        """The counts by name, in order, without unrecorded ones."""
         missing = self.not_judged_by_outcome
         counts = {
             "candidates": self.candidates,

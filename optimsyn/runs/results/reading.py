@@ -1,4 +1,4 @@
-"""Reads what the stages of a run have left, each as its own model."""
+"""Reads the results of a run's stages, each as its own model."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ MODELS: dict[str, type[StageResult]] = {
     "fine_tune": FineTuneResult,
     "evaluate": EvaluateResult,
 }
-"""The model of each built-in stage; a stage of somebody's own is read as a table with numbers."""
+"""The model of each built-in stage; custom stages are read as `TableResult`."""
 
 
 def read_result(raw: Mapping[str, Any], path: Path) -> StageResult | None:
-    """The result that the content of a `result.json` means.
+    """Parses the content of a `result.json`.
 
     Args:
         raw: The content.
         path: The file.
 
     Returns:
-        None where the file is what an optimiser has left before its stage ended.
+        None if the file is from an optimiser whose stage has not ended.
 
     Raises:
-        DataError: A fact is of another type.
+        DataError: A fact has the wrong type.
     """
     stage = raw.get("stage")
     return None if stage is None else MODELS.get(stage, TableResult).read(raw, path)
 
 
 def result_of(folder: Path, stage: str) -> StageResult | None:
-    """The result that a stage has left in a run folder; None where there is none.
+    """The result of a stage in a run folder; None if there is none.
 
     Raises:
         DataError: The file is damaged.

@@ -1,4 +1,4 @@
-"""What a stage found: facts with types, the table that people see of them, and the file that keeps both."""
+"""Result of a stage: typed facts, the table that shows them, and the file with both."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 RESULT_FILE = "result.json"
 NOT_RECORDED = "not recorded"
-"""Stands where a run of an older version has no such fact."""
+"""Shown for facts that an older version has not recorded."""
 
 
 class Cells(NamedTuple):
-    """A table as a result sees it.
+    """The table of a result.
 
     Attributes:
         title: One line above it.
@@ -38,9 +38,9 @@ class Cells(NamedTuple):
 
 
 class StageResult(BaseModel):
-    """What a stage found. Each built-in stage has its own subclass, and so may a stage of your own.
+    """Result of a stage. Each built-in stage has its own subclass; a custom stage may have one.
 
-    A subclass adds its facts as fields; without a `cells` of its own it is shown as their names and values.
+    A subclass adds facts as fields; without its own `cells` it is shown as names and values.
 
     Example:
         >>> class Dropped(StageResult):
@@ -52,26 +52,26 @@ class StageResult(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    stage: str = Field("", description="Name of the stage; of one of your own it is filled in.")
+    stage: str = Field("", description="Name of the stage; filled in for custom stages.")
     notes: tuple[str, ...] = Field((), description="Sentences below the table.")
     _kept: Cells | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the facts and notes are the same; one that was read from a file is what was written."""
+        """Whether facts and notes are equal, however the result was created."""
         return isinstance(other, StageResult) and type(self) is type(other) and self.__dict__ == other.__dict__
 
     def cells(self) -> Cells:
-        """The table that is made of the facts."""
+        """The table built from the facts."""
         facts = self.facts()
         return Cells(self.stage, ("what", "value"), tuple((name.replace("_", " "), facts[name]) for name in facts))
 
     def facts(self) -> dict[str, Any]:
-        """The facts by name, as JSON has them."""
+        """The facts by name, as JSON values."""
         return self.model_dump(mode="json", exclude={"stage", "notes"})
 
     @property
     def shown(self) -> Cells:
-        """The table; of a result that was read from a file, the one that was shown when the stage ended."""
+        """The table; for a result read from a file, the one shown when the stage ended."""
         return self.cells() if self._kept is None else self._kept
 
     @property
@@ -90,15 +90,15 @@ class StageResult(BaseModel):
         return self.shown.rows
 
     def save(self, run: RunLike) -> Self:
-        """Writes `<stage>/result.json`, so that a finished stage shows itself again without being repeated."""
-        shown = self.shown
-        kept = {"stage": self.stage, "title": shown.title, "columns": shown.columns, "rows": shown.rows}
-        write_json(run.folder / self.stage / RESULT_FILE, {**kept, "numbers": self.facts(), "notes": self.notes})
+        """Writes `<stage>/result.json`, so that a finished stage can be shown again without running."""
+        table = self.shown
+        content = {"stage": self.stage, "title": table.title, "columns": table.columns, "rows": table.rows}
+        write_json(run.folder / self.stage / RESULT_FILE, {**content, "numbers": self.facts(), "notes": self.notes})
         return self
 
     @classmethod
     def load(cls, run: RunLike, stage: str | None = None) -> Self:
-        """The result that a stage of a run has left.
+        """Reads the saved result of a stage.
 
         Args:
             run: The run.
@@ -119,31 +119,31 @@ class StageResult(BaseModel):
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> Self:
-        """The result that the content of a `result.json` means, also of one that an older version wrote.
+        """Parses the content of a `result.json`, including those of older versions.
 
-        What that version did not record is None, and what this one does not know is passed over.
+        Facts that version did not record are None; unknown facts are ignored.
 
         Args:
             raw: The content.
             path: The file, for messages.
 
         Raises:
-            DataError: A fact is of another type; names file and fact.
+            DataError: A fact has the wrong type; names file and fact.
         """
         facts = cls.recorded(raw)
         missing = {name: None for name in cls.model_fields if name not in facts and name not in ("stage", "notes")}
         try:
-            found = cls.model_validate({**missing, **facts, "stage": raw["stage"], "notes": raw.get("notes", ())})
+            result = cls.model_validate({**missing, **facts, "stage": raw["stage"], "notes": raw.get("notes", ())})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(f"{path}: numbers.{where}: {first['msg']}; the file was edited or damaged") from error
-        found._kept = Cells(raw["title"], tuple(raw["columns"]), tuple(tuple(row) for row in raw["rows"]))
-        return found
+        result._kept = Cells(raw["title"], tuple(raw["columns"]), tuple(tuple(row) for row in raw["rows"]))
+        return result
 
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The facts in the content of a file, in the form of this version."""
+        """The facts in a file's content, converted to this version's format."""
         return dict(raw.get("numbers", {}))
 
     def table(self) -> Table:
@@ -167,7 +167,7 @@ class StageResult(BaseModel):
 
 
 class TableResult(StageResult):
-    """A result for a stage that has nothing of its own to record: a table, and numbers by name.
+    """A generic result: a table, and numbers by name.
 
     Attributes:
         numbers: JSON values by name.
@@ -179,7 +179,7 @@ class TableResult(StageResult):
     numbers: dict[str, Any] = Field(default_factory=dict, description="JSON values by name.")
 
     def cells(self) -> Cells:
-        """The table as it was given, else the numbers."""
+        """The given table, else the numbers."""
         body = self.body or tuple(self.numbers.items())
         return Cells(self.heading or self.stage, self.head, body)
 
@@ -189,9 +189,9 @@ class TableResult(StageResult):
 
     @classmethod
     def recorded(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The numbers, and the table as it was shown."""
-        shown = {"heading": raw["title"], "head": raw["columns"], "body": raw["rows"]}
-        return {**shown, "numbers": raw.get("numbers", {})}
+        """The numbers and the saved table."""
+        table = {"heading": raw["title"], "head": raw["columns"], "body": raw["rows"]}
+        return {**table, "numbers": raw.get("numbers", {})}
 
 
 def show(cell: Any) -> str:
@@ -208,12 +208,12 @@ def show(cell: Any) -> str:
 def listed(counts: Mapping[str, int], *, most: int | None = None, more: str = "") -> str:
     """Names and counts in a line: `years 6, dates 4`."""
     names = list(counts)
-    shown = ", ".join(f"{name} {counts[name]}" for name in names[:most])
-    return shown if most is None or len(names) <= most else f"{shown} and {len(names) - most} {more}"
+    text = ", ".join(f"{name} {counts[name]}" for name in names[:most])
+    return text if most is None or len(names) <= most else f"{text} and {len(names) - most} {more}"
 
 
 def named(names: Iterable[str], count: int | None, most: int) -> str:
-    """Some names in a line, and how many there are besides."""
+    """Some names in a line, and how many more there are."""
     few = list(names)[:most]
     rest = (count or 0) - len(few)
     return ", ".join(few) + (f" and {rest} more" if rest > 0 else "")
