@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +26,10 @@ import torch
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.base.identity import digest_of
+from optimsyn.influence.options import ScoringOptions
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
+from optimsyn.target.upcast import Precision
 
 Method = Literal["exact", "twin", "forward"]
 
@@ -123,6 +127,43 @@ def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: C
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps({"scorer": fingerprint, "error": measured}))
     return measured
+
+
+class MeasuresGradients(ABC):
+    """What a scorer that takes gradients says of its numerical error.
+
+    Attributes:
+        target: The target.
+        options: Where a measured error is kept.
+        fingerprint: Of the scorer.
+        probes: The samples that the error is measured on.
+    """
+
+    target: Target
+    options: ScoringOptions
+    fingerprint: str
+    probes: list[Encoded]
+    _narrow: bool
+    _precision: Precision
+
+    @abstractmethod
+    def _score(self, encoded: Sequence[Encoded], precision: Precision | None = None) -> tuple[torch.Tensor, ...]:
+        """Scores by subtask [n, k] first; at the scorer's own precision when none is given."""
+
+    @cached_property
+    def reference(self) -> torch.Tensor:
+        """The scores of `probes` by subtask, [n, k], from gradients in at least float32."""
+        return self._score(self.probes, "float32")[0]
+
+    @cached_property
+    def numerical_error(self) -> float:
+        """The numerical error as a share of the scores' size."""
+        return kept_error(self.options.folder, self.target, self.fingerprint, self._error)
+
+    def _error(self) -> float:
+        if self._narrow and self._precision != "float32":
+            return relative_error(self._score(self.probes)[0], self.reference)
+        return batching_error(lambda probes: self._score(probes)[0], self.probes)
 
 
 def refuse_error(method: str, error: float, most_error: float) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
@@ -19,7 +18,7 @@ import torch
 
 from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
+from optimsyn.influence.accuracy import Choice, MeasuresGradients, Method, probes_of
 from optimsyn.influence.directions import Directions, compute_directions, directions_fingerprint
 from optimsyn.influence.distributed import in_shares, process_count
 from optimsyn.influence.estimators import Estimator, estimator_of
@@ -47,7 +46,7 @@ from optimsyn.target.warm_up.checkpoints import Checkpoint
 T = TypeVar("T")
 
 
-class InfluenceScorer:
+class InfluenceScorer(MeasuresGradients):
     """Scores pairs by their influence on validation questions.
 
     Args:
@@ -136,21 +135,6 @@ class InfluenceScorer:
         )
         self.probes: list[Encoded] = probes_of([counted(target.encode(q), tokens, "pair") for q in self._questions])
 
-    @cached_property
-    def reference(self) -> torch.Tensor:
-        """The scores of `probes` by subtask, [n, k], from a backward pass in at least float32."""
-        return self._score(self.probes, "float32")[0]
-
-    @cached_property
-    def numerical_error(self) -> float:
-        """See the class."""
-        return kept_error(self.options.folder, self.target, self.fingerprint, self._error)
-
-    def _error(self) -> float:
-        if self._narrow and self._precision != "float32":
-            return relative_error(self._score(self.probes)[0], self.reference)
-        return batching_error(lambda probes: self._score(probes)[0], self.probes)
-
     def score(self, pairs: Sequence[Pair | Question | Sample], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order.
 
@@ -196,7 +180,7 @@ class InfluenceScorer:
         return digest_of([self.fingerprint, token_shares, texts], 64)
 
     def _score(
-        self, encoded: list[Encoded], precision: Precision | None = None
+        self, encoded: Sequence[Encoded], precision: Precision | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         n, k = len(encoded), len(self.subtasks)

@@ -26,7 +26,7 @@ import torch
 
 from optimsyn.base.errors import DataError, ModelError
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.accuracy import Choice, Method, batching_error, kept_error, probes_of, relative_error
+from optimsyn.influence.accuracy import Choice, MeasuresGradients, Method, probes_of
 from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.gradients.projection import Layout
 from optimsyn.influence.gradients.rows import AdamScale, gradient_rows, layout_for, products
@@ -102,7 +102,7 @@ class _Held:
     base: SimulatedTraining
 
 
-class SimulatedScorer:
+class SimulatedScorer(MeasuresGradients):
     """Scores pairs by the effect of a simulated training, with the pair in its batches, on validation questions.
 
     Training continues from the target's last checkpoint; earlier ones do not affect the score. The pairs of one call do
@@ -244,21 +244,6 @@ class SimulatedScorer:
         wide = self._narrow and precision != "model"
         with computing(self.target.model, precision):
             yield max(1, self.options.batch_tokens // 2) if wide else self.options.batch_tokens
-
-    @cached_property
-    def reference(self) -> torch.Tensor:
-        """The scores of `probes` by subtask, [n, k], from gradients in at least float32."""
-        return self._score(self.probes, "float32")[0]
-
-    @cached_property
-    def numerical_error(self) -> float:
-        """The numerical error as a share of the scores' size (see `optimsyn.influence.accuracy`)."""
-        return kept_error(self.options.folder, self.target, self.fingerprint, self._error)
-
-    def _error(self) -> float:
-        if self._narrow and self._precision != "float32":
-            return relative_error(self._score(self.probes)[0], self.reference)
-        return batching_error(lambda probes: self._score(probes)[0], self.probes)
 
     @cached_property
     def linear(self) -> InfluenceScorer:
