@@ -275,6 +275,7 @@ def _gone(pids: list[int]) -> bool:
     return not any(map(process_lives, pids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_batch_ends_its_runs_and_says_so(tmp_path: Path, fake_runs: None, number: int) -> None:
     process, root, _recipes, pids = _hanging(tmp_path)

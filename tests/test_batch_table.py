@@ -114,6 +114,7 @@ def test_brackets_in_names_are_no_markup() -> None:
     assert "[bold]: no" in text.getvalue()
 
 
+@pytest.mark.slow
 def test_progress_comes_from_the_folder_and_time_left_from_the_other_runs(tmp_path: Path) -> None:
     runs = [Run.open(tiny_recipe(name=name), tmp_path) for name in ("first", "second")]
     jobs = [Job(run.recipe.name, RunState(recipe=run.recipe.name), run, until="warm_up") for run in runs]

@@ -82,6 +82,7 @@ def test_a_cell_that_does_not_fit_is_skipped_with_its_reason(benchmarks: None, t
     assert "more than --memory-gb" in cell["skipped"]
 
 
+@pytest.mark.slow
 def test_a_grid_has_a_row_a_cell_and_keeps_what_was_measured(
     benchmarks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_replies_without_a_value_are_told_while_a_stage_runs_and_kept_in_the_man
     assert described(run, "warm_up", 5.0, {}) == "0 of 8 pairs, 0:05"
 
 
+@pytest.mark.slow
 def test_a_stage_in_a_notebook_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "REDRAW_SECONDS", 0.02)
     cell = Cell(monkeypatch)

@@ -152,6 +152,7 @@ def test_the_source_belongs_to_the_identity(target: Target, written: Written, tm
     assert fingerprint("sgd") == InfluenceScorer(copy.copy(target), questions, estimator="sgd").fingerprint
 
 
+@pytest.mark.slow
 def test_a_run_takes_it_by_name(recipe: Recipe, tmp_path: Path) -> None:
     raw = recipe.model_dump(mode="json")
     raw["influence"] = {"estimator": HALF}

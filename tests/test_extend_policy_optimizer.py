@@ -105,6 +105,7 @@ def test_the_pages_example_trains_in_a_real_run(
     assert len(noted["source"]) == 32
 
 
+@pytest.mark.slow
 def test_the_pages_example_learns_and_is_not_repeated(
     policy: Path, tmp_path: Path, package: Callable[[str], None]
 ) -> None:

@@ -247,7 +247,7 @@ def test_a_source_from_outside_is_read_with_the_environment_and_not_by_validate(
     monkeypatch.delenv("LIBRARY_KEY")
     looked = validate(recipe_of(tmp_path, documents=documents), offline=True)
     assert not [problem for problem in looked.problems if "LIBRARY_KEY" in problem]
-    assert any("by a reader of your own, when the run starts" in warning for warning in looked.warnings)
+    assert any("or a reader of your own), which is done when the run starts" in warning for warning in looked.warnings)
     with pytest.raises(DataError, match=r"mine.shelves: the reader scholarly.library:fetch fails on it \(KeyError"):
         load_documents(Documents.model_validate(documents), 0)
 

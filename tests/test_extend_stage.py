@@ -190,7 +190,7 @@ def test_a_run_with_its_own_stage_stands_beside_one_without(package: Path, tmp_p
         ([{"name": "dataset", "after": "prepare"}], "has a folder 'dataset' already"),
         ([{"name": "Mine!", "after": "prepare"}], "stages.0.name"),
         ([{"name": "mine", "afer": "prepare"}], "stages.0.afer: unknown field; did you mean `after`"),
-        ([{"name": "mine", "after": "prepare", "run": lambda run, stage: None}], "no name under which it could be"),
+        ([{"name": "mine", "after": "prepare", "run": lambda run, stage: None}], "no name to import it by"),
     ],
 )
 def test_a_recipe_with_a_wrong_stage_is_refused(stages: list[Any], said: str) -> None:

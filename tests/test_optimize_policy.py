@@ -59,6 +59,7 @@ def test_it_learns_what_the_reward_rewards_and_keeps_its_history(policy: Path, t
     assert min(row["completion_length"] for row in found.history) < 16
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated_and_other_settings_start_anew(policy: Path, tmp_path: Path) -> None:
     first = train(policy, tmp_path)
     before = weights(tmp_path)

@@ -76,6 +76,7 @@ def test_a_finished_search_is_not_repeated_and_another_one_is_not_mistaken_for_i
     assert search(tmp_path, calls=20, reward=idle).judged <= 20
 
 
+@pytest.mark.slow
 def test_replay_from_the_ledger_takes_the_same_path_and_buys_nothing(tmp_path: Path) -> None:
     first = run_prompt(tmp_path, None)
     bought = (tmp_path / "written.log").read_text()

@@ -139,6 +139,7 @@ def test_each_stage_has_its_own_cost_over_all_attempts(tmp_path: Path) -> None:
     assert run.manifest.cost.replies == 4
 
 
+@pytest.mark.slow
 def test_what_services_answered_about_themselves_is_in_the_manifest(tmp_path: Path) -> None:
     run = Run.open(tiny_recipe(), tmp_path)
     memory = ServiceMemory.beside(run.replies.path)
@@ -155,6 +156,7 @@ def test_what_services_answered_about_themselves_is_in_the_manifest(tmp_path: Pa
     assert run.manifest.stage("prepare").cost.usd() == "0.00 USD"
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_stage(tmp_path: Path) -> None:
     run = Run.open(tiny_recipe(), tmp_path)
     with run.stage("prepare"):

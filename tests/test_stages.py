@@ -170,6 +170,7 @@ def test_a_small_first_draft_with_too_few_valid_pairs_is_continued(
     assert asked_twice(served) == []
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_finds_its_steps_tells_them(recipe: Recipe, served: Service, tmp_path: Path) -> None:
     raw = recipe.model_dump(mode="json")
     raw["warm_up"] |= {"steps": None, "max_steps": 6, "every": 3}

@@ -74,6 +74,7 @@ def test_a_run_keeps_its_look_and_shows_it(recipe: Recipe, tmp_path: Path) -> No
     assert preview(run).look == found
 
 
+@pytest.mark.slow
 def test_a_look_can_be_left_out(recipe: Recipe, tmp_path: Path) -> None:
     off = Run.open(changed(recipe, look={"pairs": 0}), tmp_path / "runs")
     assert off.folder == Run.folder_of(recipe, tmp_path / "runs"), "a look changes no result"

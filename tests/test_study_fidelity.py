@@ -92,6 +92,7 @@ def test_truths_are_those_of_real_training(target: Target) -> None:
     assert cell.subsets.decreases[1] == pytest.approx(start - real_steps(target, batches, 5e-3), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["adam", "adam_momentum_free", "adam_linear", "sgd", "less"])
 def test_scores_are_those_of_the_scorer(target: Target, estimator: str) -> None:
     checkpoint = target.checkpoints[-1]

@@ -164,6 +164,7 @@ def test_same_seed_same_adapter_and_finished_training_is_not_repeated(tmp_path: 
     assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_other_pairs_or_settings_start_anew(tmp_path: Path) -> None:
     def kill(done: int, total: int) -> None:
         if done == 4:
@@ -185,6 +186,7 @@ def test_no_step_is_thrown_away_by_the_schedule(tmp_path: Path) -> None:
     assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "ratio"), [(1, 0.1), (2, 0.6)])
 def test_a_training_that_is_all_warm_up_ends_well(tmp_path: Path, steps: int, ratio: float) -> None:
     config = FineTune(steps=steps, batch_size=2, lr=1e-3, warmup_ratio=ratio)
@@ -205,7 +207,10 @@ def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
     pair = make_pairs(1)[0].model_copy(update={"answer": "  "})
     with pytest.raises(ModelError, match="'p0'"):
         fine_tune(SPEC, [pair], CONFIG, tmp_path / "b", 0, target=make_target())
-    for known, message in ((False, r"the weight model\.embed_tokens\.weight holds"), (True, "loss of step 1 is nan")):
+    for known, message in (
+        (False, r"the weight model\.embed_tokens\.weight contains"),
+        (True, "loss of step 1 is nan"),
+    ):
         target = make_target()
         if known:
             # The model is looked at once; what breaks later shows in the loss.
