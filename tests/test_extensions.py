@@ -48,7 +48,7 @@ def test_a_part_is_named_by_its_name_its_place_or_an_entry_point(
     [
         ("sqare", "shapes.kind: there is no shape 'sqare'; did you mean `square`?"),
         ("nowhere:thing", "shapes.kind: 'nowhere:thing' cannot be imported (ModuleNotFoundError"),
-        ("json:nothing", "module json has no nothing"),
+        ("json:nothing", "has no nothing"),
         ("__main__:nothing", "run the cell that defines it first"),
         (":x", "is not of the form package.module:name"),
     ],
@@ -91,5 +91,69 @@ def test_register_knows_the_kinds() -> None:
     try:
         assert optimsyn.register("check", name="spare")(words) is words
         assert REGISTRIES["check"].get("spare") is words
+    finally:
+        REGISTRIES["check"].forget("spare")
+
+
+def test_built_in_names_are_reserved_whatever_has_been_imported() -> None:
+    import optimsyn.data.forms
+    import optimsyn.influence.estimators
+    import optimsyn.influence.factory
+    import optimsyn.optimize.methods
+    import optimsyn.programs.checks
+    from optimsyn.runs.manifest import STAGES
+
+    apart = {"estimator": {"simulated"}, "stage": set(STAGES)}
+    for kind, each in REGISTRIES.items():
+        assert each.reserved == set(each.built_in) | apart.get(kind, set()), kind
+        for name in each.reserved:
+            with pytest.raises(RecipeError, match=f"built-in {kind} '{name}'"):
+                optimsyn.register(kind, words, name=name)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import sys\nsys.exit(3)\n",
+            r"it ends the program with sys.exit\(3\); fix .*broken_part.py, line 2",
+        ),
+        ("x = 1\ny = 1 / 0\n", r"\(ZeroDivisionError: division by zero\); fix the module in .*broken_part.py, line 2"),
+        (
+            "import not_there_at_all\n",
+            r"'not_there_at_all'\); fix .*broken_part.py, line 1",
+        ),
+        ("def parts(): ...\n", r"module broken_part has no part \(.*broken_part.py\); did you mean `parts`"),
+    ],
+)
+def test_what_fails_inside_a_module_names_its_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_part.py").write_text(source, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_part", raising=False)
+    with pytest.raises(RecipeError, match=message):
+        REGISTRIES["generator"].get("broken_part:part")
+    sys.modules.pop("broken_part", None)
+
+
+async def later(pair: object, context: object) -> None:
+    """A check that would have to be awaited."""
+
+
+def alone(pair: object) -> None:
+    """A check that is not told the context."""
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [(later, "it is async"), (alone, "be called with a pair and its context")]
+)
+def test_a_check_that_cannot_be_called_is_refused(part: object, message: str) -> None:
+    import optimsyn.programs.checks
+
+    try:
+        optimsyn.register("check", part, name="spare")
+        with pytest.raises(RecipeError, match=message):
+            REGISTRIES["check"].get("spare")
     finally:
         REGISTRIES["check"].forget("spare")

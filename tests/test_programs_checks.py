@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from programs_helpers import TEXT, pair, passage
 
+import optimsyn
 from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import REGISTRIES
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.records import Pair, Question
 from optimsyn.programs.checks import BUILT_IN, CheckContext, Checker
@@ -166,3 +168,20 @@ def test_checks_import_without_dspy() -> None:
     code = "import sys, optimsyn.programs.checks; print('dspy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda pair, context: True, "the check spare returned True for pair .*returns None where the pair passes"),
+        (lambda pair, context: "", "the check spare returned '' for pair"),
+        (lambda pair, context: pair.no_such_field, "the check spare raised AttributeError: .*no_such_field.*run again"),
+    ],
+)
+def test_a_custom_check_that_is_wrong_is_named_and_refuses_no_pair(part: object, message: str) -> None:
+    optimsyn.register("check", part, name="spare")
+    try:
+        with pytest.raises(RecipeError, match=message):
+            Checker(Checks(plugins=("spare",))).check(pair(), passage())
+    finally:
+        REGISTRIES["check"].forget("spare")

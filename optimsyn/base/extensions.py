@@ -13,13 +13,15 @@ Each package of optimsyn provides its parts to the registry of their kind; no ot
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast, overload
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.suggestions import did_you_mean
+from optimsyn.base.suggestions import did_you_mean, nearest
 
 P = TypeVar("P")
 
@@ -34,11 +36,13 @@ class Registry(Generic[P]):
     Attributes:
         kind: As passed.
         field: As passed.
+        reserved: Names of the built-in parts, which nobody else may use, whatever has been imported.
         group: The group of entry points that is searched.
     """
 
-    def __init__(self, kind: str, field: str) -> None:
+    def __init__(self, kind: str, field: str, reserved: Iterable[str] = ()) -> None:
         self.kind, self.field = kind, field
+        self.reserved = frozenset(reserved)
         self.group = f"optimsyn.{kind}s"
         self._own: dict[str, P] = {}
         self._registered: dict[str, P] = {}
@@ -81,7 +85,7 @@ class Registry(Generic[P]):
         known_as = name or getattr(part, "__name__", None) or getattr(part, "name", None)
         if not isinstance(known_as, str) or not known_as.isidentifier():
             raise RecipeError(f"the {self.kind} {part!r} has no name that a recipe could write; register it with name=")
-        if known_as in self._own:
+        if known_as in self._own or known_as in self.reserved:
             raise RecipeError(self._is_built_in(known_as))
         self._registered[known_as] = part
         return part
@@ -156,10 +160,8 @@ def imported(reference: str, field: str) -> object:
         raise RecipeError(f"{field}: {reference!r} is not of the form package.module:name")
     try:
         part: object = importlib.import_module(module_name)
-    except Exception as error:
-        raise RecipeError(
-            f"{field}: {reference!r} cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise RecipeError(f"{field}: {reference!r} {_import_failure(error, module_name)}") from error
     for step in name.split("."):
         if not hasattr(part, step):
             raise RecipeError(f"{field}: {reference!r}: {_missing(module_name, name)}")
@@ -193,7 +195,41 @@ def _missing(module_name: str, name: str) -> str:
             "defines it first, or put it into a module file (.py) beside the recipe, where every process finds it, "
             "and write package.module:name"
         )
-    return f"module {module_name} has no {name}"
+    module = sys.modules[module_name]
+    near = nearest(name, dir(module))
+    hint = f"; did you mean `{near}`?" if near is not None else ""
+    return f"module {module_name} has no {name} ({getattr(module, '__file__', None) or 'it has no file'}){hint}"
+
+
+def _import_failure(error: BaseException, module_name: str) -> str:
+    """Why a module cannot be imported: it is not there, or something in it fails."""
+    what = f"cannot be imported ({type(error).__name__}: {error})"
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+        return f"cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+    if isinstance(error, SystemExit):
+        what = f"cannot be imported: it ends the program with sys.exit({error.code})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if len(frames) > 1 else ""
+    return f"{what}; fix the module{where}"
+
+
+def call_problem(part: object, *given: str) -> str | None:
+    """Why a part cannot be called with so many positional arguments; None where it can or nobody knows.
+
+    Args:
+        part: A function or an object that is called like one.
+        given: What it is called with, for the message.
+    """
+    called = part if inspect.isroutine(part) else getattr(type(part), "__call__", None)  # noqa: B004 - the method itself
+    if inspect.iscoroutinefunction(called):
+        return "it is async, and is called without await; write it with a plain `def`"
+    try:
+        inspect.signature(part).bind(*given)  # type: ignore[arg-type]
+    except TypeError as error:
+        return f"it cannot be called with {' and '.join(given)} ({error})"
+    except ValueError:  # written in C, without a signature
+        return None
+    return None
 
 
 def _loaded(entry: EntryPoint, where: str) -> object:
@@ -216,14 +252,20 @@ def methods(names: Iterable[str], what: str) -> Callable[[object], str | None]:
     return problem
 
 
-CHECKS: Registry[Any] = Registry("check", "checks.plugins")
-ESTIMATORS: Registry[Any] = Registry("estimator", "influence.estimator")
-SCORERS: Registry[Any] = Registry("scorer", "influence.scorer")
-PROMPT_OPTIMIZERS: Registry[Any] = Registry("prompt_optimizer", "optimizers.prompt.method")
-POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method")
+_CHECKS = "answer_fits_question answered_by_itself choices_well_formed copied_passage demo_copy format grounded length "
+_CHECKS += "mentions_document near_duplicate_question reason_grounded reason_well_formed unsafe"
+_ESTIMATORS = "adam adam_momentum_free adam_linear sgd less simulated"
+_STAGES = "prepare warm_up optimize_prompt train_policy synthesize fine_tune evaluate"
+CHECKS: Registry[Any] = Registry("check", "checks.plugins", _CHECKS.split())
+ESTIMATORS: Registry[Any] = Registry(
+    "estimator", "influence.estimator", "adam adam_momentum_free adam_linear sgd less simulated".split()
+)
+SCORERS: Registry[Any] = Registry("scorer", "influence.scorer", ["influence"])
+PROMPT_OPTIMIZERS: Registry[Any] = Registry("prompt_optimizer", "optimizers.prompt.method", ["gepa", "miprov2"])
+POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method", ["grpo"])
 GENERATORS: Registry[Any] = Registry("generator", "models.generator.plugin")
-FORMS: Registry[Any] = Registry("form", "questions.form")
-STAGES: Registry[Any] = Registry("stage", "stages")
+FORMS: Registry[Any] = Registry("form", "questions.form", ["free", "multiple_choice", "true_false"])
+STAGES: Registry[Any] = Registry("stage", "stages", _STAGES.split())
 READERS: Registry[Any] = Registry("reader", "documents.readers")
 
 REGISTRIES: dict[str, Registry[Any]] = {

@@ -207,12 +207,18 @@ class OwnEstimator(Estimator):
         part: The `EstimatorPart` of that name, or its class.
 
     Raises:
-        RecipeError: Its source is not known.
+        RecipeError: Its source is not known, or its class cannot be made without arguments.
     """
 
     def __init__(self, name: str, part: Any) -> None:
         self.name = name
-        self._part: Any = part() if isinstance(part, type) else part
+        try:
+            self._part: Any = part() if isinstance(part, type) else part
+        except Exception as error:
+            raise RecipeError(
+                f"influence.estimator: {name!r} cannot be made without arguments ({type(error).__name__}: {error}); "
+                "give its parameters defaults, or name an object of the class"
+            ) from error
         self.linear = bool(getattr(self._part, "linear", False))
         source = source_identity(name, part, "influence.estimator")
         self._identity = f"{name} {hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -163,7 +163,10 @@ def method_problems(recipe: Recipe) -> list[str]:
             problems.append(str(error))
             continue
         asked = getattr(method, "problem", None)
-        lacking = asked(recipe) if callable(asked) else None
+        try:
+            lacking = asked(recipe) if callable(asked) else None
+        except Exception as error:  # noqa: BLE001 - somebody else's code may raise anything; it is reported
+            lacking = f"`problem` of {section.method!r} raised {type(error).__name__}: {error}; fix it"
         if lacking is not None:
             problems.append(f"{registry.field}: {lacking}")
     return problems

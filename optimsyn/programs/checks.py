@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import CHECKS, FORMS
+from optimsyn.base.extensions import CHECKS, FORMS, call_problem
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
@@ -293,7 +293,15 @@ BUILT_IN: dict[str, Check] = {
 
 
 _NO_CHECK = "it is not a function of a pair and its context, nor an object that is called like one"
-CHECKS.provide(BUILT_IN, lambda part: None if callable(part) and not isinstance(part, type) else _NO_CHECK)
+
+
+def _no_check(part: object) -> str | None:
+    if not callable(part) or isinstance(part, type):
+        return _NO_CHECK
+    return call_problem(part, "a pair", "its context")
+
+
+CHECKS.provide(BUILT_IN, _no_check)
 
 
 def check_problems(checks: Checks, of_forms: Iterable[str] = ()) -> list[str]:
@@ -386,8 +394,29 @@ class Checker:
     def check(self, pair: Pair, passage: Passage) -> Validity:
         """The verdict on one pair."""
         context = CheckContext(passage, self._questions, self._texts, self._unsafe)
-        reasons = {name: reason for name, check in self.checks.items() if (reason := check(pair, context)) is not None}
+        reasons = {name: reason for name in self.checks if (reason := self._reason(name, pair, context)) is not None}
         return Validity(not reasons, tuple(reasons), reasons)
+
+    def _reason(self, name: str, pair: Pair, context: CheckContext) -> str | None:
+        """Why a pair fails a check, or None.
+
+        Raises:
+            RecipeError: A custom check raised, or returned something else than None or a reason.
+        """
+        if name in BUILT_IN:
+            return self.checks[name](pair, context)
+        try:
+            reason: object = self.checks[name](pair, context)
+        except Exception as error:
+            raise RecipeError(
+                f"the check {name} raised {type(error).__name__}: {error} (pair {pair.id}); fix it and run again"
+            ) from error
+        if reason is None or (isinstance(reason, str) and reason):
+            return reason
+        raise RecipeError(
+            f"the check {name} returned {reason!r} for pair {pair.id}; a check returns None where the pair passes, and "
+            "the reason as a text where it fails; fix it and run again"
+        )
 
 
 def _content(text: str) -> list[str]:
