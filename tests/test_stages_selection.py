@@ -134,7 +134,7 @@ def test_a_stage_keeps_a_set_and_tells_what_it_brings(recipe: Recipe, tmp_path: 
     assert moving.scorer.fingerprint != tools.scorer.fingerprint == moving.scorer.origin
     result = run_stage(run, "synthesize")
     assert result.columns[-2:] == ("predicted loss", "of random pairs")
-    assert any("predicted for it after 2 steps" in note for note in result.notes)
+    assert any("predicted after 2 steps" in note for note in result.notes)
     for row in result.rows:
         told = result.predicted[row[0]]
         assert row[-2:] == (told.kept, told.random)
