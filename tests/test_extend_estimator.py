@@ -189,3 +189,27 @@ def test_a_run_can_be_opened_where_its_estimator_is_not(tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "recipe.yaml", of_run=True).influence.estimator == "registered_elsewhere"
     with pytest.raises(RecipeError, match="no estimator 'registered_elsewhere'"):
         Recipe.load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        ("    def bind(self): ...", RecipeError, "its method bind: it cannot be called with self and moments"),
+        (
+            "    def __init__(self, a): ...\n    def bind(self, moments): ...",
+            RecipeError,
+            "cannot be made without arguments",
+        ),
+        ("    def bind(self, moments): return None", ModelError, "bind of our_wrong:Wrong gave None"),
+        ("    def bind(self, moments): return 1 / 0", ModelError, "bind of our_wrong:Wrong raised ZeroDivisionError"),
+        ("    def bind(self, moments): return lambda g: None", ModelError, "our_wrong:Wrong gave None for gradients"),
+        ("    def bind(self, moments): return lambda g: g.half()", ModelError, "torch.float16 for gradients"),
+        ("    def bind(self, moments): return lambda g: g[:, :1]", ModelError, "have the gradients' shape and dtype"),
+    ],
+)
+def test_one_that_is_wrong_is_named(
+    body: str, error: type[Exception], message: str, written: Written, target: Target
+) -> None:
+    written("our_wrong", f"class Wrong:\n{body}\n")
+    with pytest.raises(error, match=re.escape(message)):
+        InfluenceScorer(target, samples(3, seed=4), estimator="our_wrong:Wrong", normalization="dot").score(PAIRS)

@@ -217,12 +217,9 @@ def call_problem(part: object, *given: str) -> str | None:
     """Why a part cannot be called with so many positional arguments; None where it can or nobody knows.
 
     Args:
-        part: A function or an object that is called like one.
+        part: A function, a class or an object that is called like a function.
         given: What it is called with, for the message.
     """
-    called = part if inspect.isroutine(part) else getattr(type(part), "__call__", None)  # noqa: B004 - the method itself
-    if inspect.iscoroutinefunction(called):
-        return "it is async, and is called without await; write it with a plain `def`"
     try:
         inspect.signature(part).bind(*given)  # type: ignore[arg-type]
     except TypeError as error:
@@ -230,6 +227,12 @@ def call_problem(part: object, *given: str) -> str | None:
     except ValueError:  # written in C, without a signature
         return None
     return None
+
+
+def is_async(part: object) -> bool:
+    """Whether a function, or an object that is called like one, has to be awaited."""
+    called = part if inspect.isroutine(part) else getattr(type(part), "__call__", None)  # noqa: B004 - the method itself
+    return inspect.iscoroutinefunction(called)
 
 
 def _loaded(entry: EntryPoint, where: str) -> object:
@@ -242,12 +245,24 @@ def _loaded(entry: EntryPoint, where: str) -> object:
         ) from error
 
 
-def methods(names: Iterable[str], what: str) -> Callable[[object], str | None]:
-    """A test for `Registry`: the part, an object or a class, has these methods."""
+def methods(names: Iterable[str], what: str, *given: str) -> Callable[[object], str | None]:
+    """A check for `Registry.provide`: the part, or the objects of a class, have these methods.
+
+    Args:
+        names: The methods.
+        what: What such a part is, for the message.
+        given: What each of them is called with, for the message; nothing: that is not looked at.
+    """
 
     def problem(part: object) -> str | None:
-        missing = [name for name in names if not callable(getattr(part, name, None))]
-        return f"it has no method {missing[0]}; {what}" if missing else None
+        for name in names:
+            method = getattr(part, name, None)
+            if not callable(method):
+                return f"it has no method {name}; {what}"
+            wrong = call_problem(method, *(["self"] if isinstance(part, type) else []), *given) if given else None
+            if wrong is not None:
+                return f"its method {name}: {wrong}; {what}"
+        return None
 
     return problem
 

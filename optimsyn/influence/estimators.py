@@ -229,8 +229,45 @@ class OwnEstimator(Estimator):
         return self._identity
 
     def bind(self, moments: Moments) -> Direction:
-        """Γ of the part."""
-        return self._part.bind(moments)  # type: ignore[no-any-return]
+        """Γ of the part.
+
+        Raises:
+            ModelError: It raised, or gave something else than directions like the gradients.
+        """
+        try:
+            gamma = self._part.bind(moments)
+        except Exception as error:
+            raise self._failed("bind", error) from error
+        if not callable(gamma):
+            raise ModelError(f"influence.estimator: bind of {self.name} gave {gamma!r}, not a function of gradients")
+
+        def direction(gradients: torch.Tensor) -> torch.Tensor:
+            try:
+                directions: object = gamma(gradients)
+            except Exception as error:
+                raise self._failed("the function that bind gave", error) from error
+            if (
+                not isinstance(directions, torch.Tensor)
+                or directions.shape != gradients.shape
+                or directions.dtype != gradients.dtype
+            ):
+                what = (
+                    f"{list(directions.shape)} of {directions.dtype}"
+                    if isinstance(directions, torch.Tensor)
+                    else repr(directions)
+                )
+                raise ModelError(
+                    f"influence.estimator: {self.name} gave {what} for gradients {list(gradients.shape)} of "
+                    f"{gradients.dtype}; directions have the gradients' shape and dtype"
+                )
+            return directions
+
+        return direction
+
+    def _failed(self, what: str, error: Exception) -> ModelError:
+        return ModelError(
+            f"influence.estimator: {what} of {self.name} raised {type(error).__name__}: {error}; fix it and run again"
+        )
 
     def gain(self, moments: Moments) -> Direction:
         """The part's `gain`; without one, derived from Γ where there is no momentum.
@@ -254,7 +291,7 @@ class OwnEstimator(Estimator):
 BUILT_IN: dict[str, Estimator] = {e.name: e for e in (Adam(), AdamMomentumFree(), AdamLinear(), Sgd(), Less())}
 extensions.ESTIMATORS.provide(
     BUILT_IN,
-    extensions.methods(("bind",), "an estimator has bind(moments), which gives a function of gradients"),
+    extensions.methods(("bind",), "an estimator has bind(moments), which gives a function of gradients", "moments"),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from optimsyn.base.errors import ModelError, RecipeError
-from optimsyn.base.extensions import SCORERS
+from optimsyn.base.extensions import SCORERS, call_problem
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import MOST_ERROR, WANTED_ERROR, Choice, percent, refuse_error
 from optimsyn.influence.derivative.forward import ForwardScorer
@@ -232,7 +232,11 @@ def _methods(
 
 
 def _no_scorer(part: object) -> str | None:
-    return None if callable(part) else "it is neither a class nor a function that makes a scorer from a ScorerContext"
+    if not callable(part):
+        return "it is neither a class nor a function that makes a scorer from a ScorerContext"
+    if isinstance(part, type) and not callable(getattr(part, "score", None)):
+        return "its objects have no method score(pairs)"
+    return call_problem(part, "a ScorerContext")
 
 
 SCORERS.provide({BUILT_IN_SCORER: influence_scorer}, _no_scorer)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import CHECKS, FORMS, call_problem
+from optimsyn.base.extensions import CHECKS, FORMS, call_problem, is_async
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
@@ -298,6 +298,8 @@ _NO_CHECK = "it is not a function of a pair and its context, nor an object that 
 def _no_check(part: object) -> str | None:
     if not callable(part) or isinstance(part, type):
         return _NO_CHECK
+    if is_async(part):
+        return "it is async, but checks are called without await; write it with a plain `def`"
     return call_problem(part, "a pair", "its context")
 
 

@@ -46,7 +46,7 @@ class Generator(Protocol):
         """
 
 
-PROBLEM = methods(["complete"], "a generator has one, which takes a call and gives its text or a Reply")
+PROBLEM = methods(["complete"], "a generator has one, which takes a call and gives its text or a Reply", "a call")
 GENERATORS.provide({}, PROBLEM)
 
 
