@@ -185,6 +185,9 @@ def test_a_form_is_named_registered_or_given_as_it_is(recipe: Recipe, tmp_path: 
     assert given.form == package
 
 
+OWN = "from optimsyn.data.forms import QuestionForm\n\n\nclass Form(QuestionForm):\n    label = 'x'\n"
+
+
 @pytest.mark.parametrize(
     ("source", "form", "message"),
     [
@@ -198,6 +201,11 @@ def test_a_form_is_named_registered_or_given_as_it_is(recipe: Recipe, tmp_path: 
         ("from optimsyn.data.forms import QuestionForm\n\n\nclass Form(QuestionForm):\n    label = 'x'\n\n"
          "    def read_row(self, values):\n        return values['nothing']\n", "our_other:Form",
          "asked.jsonl:1: question cannot be read by the form 'our_other:Form' (KeyError: 'nothing')"),
+        (OWN + "    checks = ['a']\n", "our_other:Form", "its `checks` are no dictionary"),
+        (OWN + "\n    def prompt(self, item):\n        return item.nothing\n", "our_other:Form",
+         "questions.form: `prompt` of our_other:Form raised AttributeError"),
+        (OWN + "\n    def answer(self, item):\n        pass\n", "our_other:Form",
+         "questions.form: `answer` of our_other:Form gave None"),
     ],
 )  # fmt: skip
 def test_validate_refuses_what_is_no_form(

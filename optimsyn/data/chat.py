@@ -12,6 +12,10 @@ The question's form decides what follows `Question:` and `Answer:` (`optimsyn.da
 
 from __future__ import annotations
 
+from typing import Literal
+
+from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import FORMS
 from optimsyn.data.forms import form_of
 from optimsyn.data.records import Pair, Question, Sample
 
@@ -31,6 +35,9 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
     Returns:
         A sample whose `prompt + completion` is the plain text, and whose `messages` say the same as a chat.
 
+    Raises:
+        RecipeError: The item's form is unknown, or a custom one fails on it.
+
     Example:
         >>> question = Question(id="q", question="Which vitamin prevents scurvy?", answer="vitamin C")
         >>> sample = sample_of(question)
@@ -38,13 +45,12 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
         Question: Which vitamin prevents scurvy?
         Answer: vitamin C
     """
-    form = form_of(item)
-    body = QUESTION_PREFIX + form.prompt(item)
+    body = QUESTION_PREFIX + _text_of(item, "prompt")
     if item.context is not None and item.context.strip():
         # A line "Question: ..." in the text must not look like the start of the question.
         context = item.context.strip().replace(_MARK, "\n " + QUESTION_PREFIX)
         body = f"{CONTEXT_PREFIX}{context}\n{body}"
-    gold = (form.answer(item) if answer is None else answer).strip()
+    gold = (_text_of(item, "answer") if answer is None else answer).strip()
     return Sample(
         id=item.id,
         prompt=f"{body}\n{ANSWER_PREFIX}",
@@ -52,6 +58,23 @@ def sample_of(item: Pair | Question, answer: str | None = None) -> Sample:
         messages=({"role": "user", "content": body}, {"role": "assistant", "content": gold}),
         subtask=item.subtask if isinstance(item, Question) else "",
     )
+
+
+def _text_of(item: Pair | Question, member: Literal["prompt", "answer"]) -> str:
+    """What the form of an item gives as prompt or answer."""
+    form = form_of(item)
+    try:
+        text: object = getattr(form, member)(item)
+    except Exception as error:
+        if item.kind in FORMS.built_in:
+            raise
+        raise RecipeError(
+            f"{FORMS.field}: `{member}` of {item.kind} raised {type(error).__name__}: {error} ({item.id}); fix it and "
+            "run again"
+        ) from error
+    if not isinstance(text, str):
+        raise RecipeError(f"{FORMS.field}: `{member}` of {item.kind} gave {text!r} ({item.id}), not a text")
+    return text
 
 
 def split_context(text: str) -> tuple[str, str]:

@@ -155,11 +155,14 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
     passages: list[Passage] = []
     if documents is not None and not documents.problems:
         passages = check_documents(recipe, documents.documents, preflight)
-    if sets is not None:
-        check_lengths(recipe, sets, preflight)
-        if not sets.problems:
-            check_sets(recipe, sets, preflight)
-    _add_forecast(recipe, passages, sets, preflight)
+    try:
+        if sets is not None:
+            check_lengths(recipe, sets, preflight)
+            if not sets.problems:
+                check_sets(recipe, sets, preflight)
+        _add_forecast(recipe, passages, sets, preflight)
+    except RecipeError as error:  # a custom form fails on a question
+        preflight.problems.append(str(error))
 
 
 def _add_forecast(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, preflight: Preflight) -> None:

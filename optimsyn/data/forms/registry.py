@@ -33,6 +33,8 @@ def _problem(part: object) -> str | None:
         )
     if not isinstance(part.label, str):  # type: ignore[attr-defined]
         return "its `label` is no text"
+    if not isinstance(part.checks, Mapping):  # type: ignore[attr-defined]
+        return "its `checks` are no dictionary from a check's name to its function"
     if isinstance(part, type):
         try:
             inspect.signature(part).bind()
