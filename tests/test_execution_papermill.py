@@ -67,7 +67,7 @@ def test_our_engine_behind_plain_papermill(tmp_path: Path) -> None:
     notebook = _notebook(
         tmp_path / "in.ipynb",
         "import os\nprint(text, os.environ['MINE_TOKEN'])",
-        "from optimsyn.base.live_line import LiveLine\n"
+        "from optimsyn.base.terminal.live_line import LiveLine\n"
         "with LiveLine(lambda: 'reading: 2/3 rows') as line:\n    line.finish('reading: 3/3 rows')\nNone",
     )
     (tmp_path / "params.yaml").write_text("text: hello\n")

@@ -19,7 +19,7 @@ from runs_helpers import tiny_recipe
 
 from optimsyn.base import live_line as live
 from optimsyn.base.errors import Outcome, StageError
-from optimsyn.base.live_line import TRANSIENT, LiveLine
+from optimsyn.base.terminal.live_line import TRANSIENT, LiveLine
 from optimsyn.execution import runner
 from optimsyn.execution.engine import NotebookError
 from optimsyn.execution.runner import run_stages, tell_notes

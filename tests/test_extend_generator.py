@@ -13,7 +13,7 @@ import pytest
 import optimsyn
 from optimsyn.base.errors import BudgetError, RecipeError, ServiceError
 from optimsyn.base.extensions import GENERATORS
-from optimsyn.base.labels import BESIDES_LABELS
+from optimsyn.base.terminal.labels import BESIDES_LABELS
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Budget, ReplyCache

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llm_helpers import KEY, Answer, Service, said, service
 
 from optimsyn.base.errors import Outcome
-from optimsyn.base.labels import outcome_table
+from optimsyn.base.terminal.labels import outcome_table
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted import failures
 from optimsyn.llm.hosted.capabilities import FREE

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
-from optimsyn.base.live_line import TRANSIENT, NotebookText
-from optimsyn.base.table import Table, duration, number
+from optimsyn.base.terminal.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
+from optimsyn.base.terminal.live_line import TRANSIENT, NotebookText
+from optimsyn.base.terminal.table import Table, duration, number
 from optimsyn.recipe.recipe import VARIANTS
 from optimsyn.report.drawing import Picture
 from optimsyn.report.plots import RunNumbers, run_figure

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_helpers import Page, metric_row
 
-from optimsyn.base.labels import variant_color
-from optimsyn.base.table import decimals_for, fixed
+from optimsyn.base.terminal.labels import variant_color
+from optimsyn.base.terminal.table import decimals_for, fixed
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.page.pairs import excerpt_around
 from optimsyn.report.rendering import byte_size, cut, render

@@ -12,7 +12,7 @@ import pytest
 from report_helpers import HOSTILE, check_page, make_recipe, stop, write_run
 
 from optimsyn.base.errors import DataError
-from optimsyn.base.table import fixed
+from optimsyn.base.terminal.table import fixed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.page.report import write_report
 from optimsyn.runs.folder import Run

@@ -15,8 +15,8 @@ from rich.console import Console
 from optimsyn.base.errors import DataError
 from optimsyn.influence.scores import Scores
 from optimsyn.machine.preflight_result import Preflight
-from optimsyn.runs.dataset import Dataset
-from optimsyn.runs.export import export_dataset
+from optimsyn.runs.datasets.dataset import Dataset
+from optimsyn.runs.datasets.export import export_dataset
 
 
 def words_of(shown: Any) -> str:

@@ -16,7 +16,7 @@ from optimsyn.base.errors import DataError
 from optimsyn.data.chat import sample_of
 from optimsyn.data.records import Document, Pair, Rubric
 from optimsyn.reward.judgements import Judgement
-from optimsyn.runs.export import export_dataset
+from optimsyn.runs.datasets.export import export_dataset
 
 RUBRIC = Rubric(question_type="cause", question_quality="a", answer_quality="b", alignment="c", trainability="d")
 

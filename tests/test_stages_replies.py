@@ -12,7 +12,7 @@ import pytest
 
 from optimsyn.base.errors import ServiceError
 from optimsyn.base.files import iter_json
-from optimsyn.base.labels import UNREAD
+from optimsyn.base.terminal.labels import UNREAD
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.page.report import write_report

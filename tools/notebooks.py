@@ -32,7 +32,7 @@ from notebook_form import build, faults_of, same_cells, source_cells, with_ids
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.files import write_json, write_text
-from optimsyn.base.table import duration
+from optimsyn.base.terminal.table import duration
 from optimsyn.recipe.sizes import SIZES
 from optimsyn.runs import STAGES
 

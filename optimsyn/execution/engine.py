@@ -28,8 +28,8 @@ from optimsyn.base.disk import cannot_write
 from optimsyn.base.environment import KERNEL_LOCK, NO_PROGRESS_BARS
 from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.errors import ParameterError, StageError
-from optimsyn.base.live_line import LiveLine
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.terminal.live_line import LiveLine
 from optimsyn.execution.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
 from optimsyn.execution.parameters import check_parameters, key_variables
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimsyn.base.table import Table
+from optimsyn.base.terminal.table import Table
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run

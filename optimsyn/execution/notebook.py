@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.environment import QUIET, set_variables
 from optimsyn.base.errors import StageError
-from optimsyn.base.live_line import NotebookText, in_notebook
 from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.terminal.live_line import NotebookText, in_notebook
 
 if TYPE_CHECKING:
-    from optimsyn.base.table import Table
+    from optimsyn.base.terminal.table import Table
 
 
 def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
@@ -37,7 +37,7 @@ def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
     """
     set_variables(QUIET)
     show_messages()
-    from optimsyn.base.table import Table
+    from optimsyn.base.terminal.table import Table
     from optimsyn.machine.doctor import notebook_findings
 
     findings = notebook_findings(needs)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimsyn.base.files import write_text
+from optimsyn.runs.datasets.pairs import between
 from optimsyn.runs.outcomes import stage_label
-from optimsyn.runs.pairs import between
 from optimsyn.runs.resources import notebook_path
 from optimsyn.runs.stage_functions import function_of, own_stage, refuse_unreachable
 

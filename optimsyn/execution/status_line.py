@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.markup import escape, render
 from rich.spinner import Spinner
 
-from optimsyn.base.live_line import LiveLine, NotebookText, in_notebook
+from optimsyn.base.terminal.live_line import LiveLine, NotebookText, in_notebook
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

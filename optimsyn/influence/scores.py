@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from optimsyn.base.errors import ModelError
-from optimsyn.base.table import Shown, Table, decimals_for, fixed
+from optimsyn.base.terminal.table import Shown, Table, decimals_for, fixed
 
 
 def scores_table(scores: Scores) -> Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.table import Shown, Table
+from optimsyn.base.terminal.table import Shown, Table
 
 if TYPE_CHECKING:
     from optimsyn.machine.disk_need import DiskNeed

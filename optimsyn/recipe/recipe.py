@@ -13,10 +13,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.identity import digest_of
-from optimsyn.base.labels import SELECTION_LABELS, method_label, variant_label
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.base.suggestions import file_beside
-from optimsyn.base.table import Shown, Table
+from optimsyn.base.terminal.labels import SELECTION_LABELS, method_label, variant_label
+from optimsyn.base.terminal.table import Shown, Table
 from optimsyn.base.text_files import decode
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.sections.data import Documents, Questions, Source

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimsyn.base.labels import method_label, metric_label, variant_label
-from optimsyn.base.table import number
+from optimsyn.base.terminal.labels import method_label, metric_label, variant_label
+from optimsyn.base.terminal.table import number
 from optimsyn.report.drawing import Drawing, page_axes, svg
 from optimsyn.report.panels import (
     INFLUENCE_ROW,

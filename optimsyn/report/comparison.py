@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_text
-from optimsyn.base.labels import metric_label
-from optimsyn.base.table import decimals_for
+from optimsyn.base.terminal.labels import metric_label
+from optimsyn.base.terminal.table import decimals_for
 from optimsyn.report.charts import Chart, interval_chart
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.report import REPORT

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.labels import VARIANT_COLORS
+from optimsyn.base.terminal.labels import VARIANT_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

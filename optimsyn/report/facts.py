@@ -19,8 +19,8 @@ from optimsyn.base.secrets.redaction import redact_tree, secret_values
 from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.datasets.pairs import between
 from optimsyn.runs.manifest import Manifest
-from optimsyn.runs.pairs import between
 from optimsyn.runs.results.built_in import OptimizePromptResult, PrepareResult, SynthesizeResult, WarmUpResult
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.reading import read_result

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optimsyn.base.table import decimals_for, fixed, number
+from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.influence.attribution.records import PairShares, TokenPiece
 from optimsyn.report.rendering import render
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
-from optimsyn.base.labels import method_label, metric_label, variant_label
-from optimsyn.base.table import Table, number
+from optimsyn.base.terminal.labels import method_label, metric_label, variant_label
+from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text, shown
 from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.optimize.history import read_history

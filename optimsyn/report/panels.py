@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.labels import variant_color, variant_label
-from optimsyn.base.table import decimals_for, fixed, number
+from optimsyn.base.terminal.labels import variant_color, variant_label
+from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.report.drawing import DASHED, GRID, GROUND, INK, SOFT, dots, pointed, round_ticks, span
 
 if TYPE_CHECKING:

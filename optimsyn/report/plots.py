@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.labels import metric_label, variant_label
+from optimsyn.base.terminal.labels import metric_label, variant_label
 from optimsyn.report.drawing import SOFT, Picture, drawing, legend_below, picture
 from optimsyn.report.panels import draw_influence, draw_intervals, draw_policy, draw_prompt
 from optimsyn.training.intervals import differs

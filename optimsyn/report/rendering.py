@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from optimsyn.base.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.base.secrets.redaction import redact_tree
-from optimsyn.base.table import duration, fixed, number
+from optimsyn.base.terminal.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
+from optimsyn.base.terminal.table import duration, fixed, number
 from optimsyn.report.drawing import Drawing
 from optimsyn.runs.outcomes import judgement, stage_label
 

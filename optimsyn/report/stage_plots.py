@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.labels import method_label, variant_color, variant_label
+from optimsyn.base.terminal.labels import method_label, variant_color, variant_label
 from optimsyn.report.drawing import (
     BLUE,
     BROWN,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from optimsyn.base.files import write_json
-from optimsyn.base.labels import BESIDES_LABELS, UNREAD
-from optimsyn.base.table import Table, duration, number
+from optimsyn.base.terminal.labels import BESIDES_LABELS, UNREAD
+from optimsyn.base.terminal.table import Table, duration, number
 from optimsyn.llm.reply import Usage
 from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.runs.results.losses import Losses
@@ -118,7 +118,7 @@ class Summary(BaseModel):
         return tables
 
     def _variants(self) -> Table:
-        from optimsyn.base.labels import variant_label
+        from optimsyn.base.terminal.labels import variant_label
 
         body, often = [], []
         for variant in dict.fromkeys([*self.losses, *self.influence]):
@@ -147,7 +147,7 @@ class Summary(BaseModel):
         )
 
     def _outcomes(self) -> Table:
-        from optimsyn.base.labels import outcome_table
+        from optimsyn.base.terminal.labels import outcome_table
 
         columns, counted = outcome_table(self.outcomes)
         rows = tuple((role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in counted)
@@ -182,7 +182,7 @@ class Summary(BaseModel):
         return "".join(parts)
 
     def _dataset(self) -> str:
-        from optimsyn.base.labels import variant_label
+        from optimsyn.base.terminal.labels import variant_label
 
         return f"Dataset: {self.dataset_pairs} pairs ({variant_label(self.dataset_variant)}) in dataset/train.parquet."
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.labels import metric_label, variant_label
-from optimsyn.base.table import DASH, Table, number
+from optimsyn.base.terminal.labels import metric_label, variant_label
+from optimsyn.base.terminal.table import DASH, Table, number
 
 if TYPE_CHECKING:
     from optimsyn.training.intervals import MetricRow

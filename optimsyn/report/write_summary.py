@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.files import iter_json
-from optimsyn.base.labels import SELECTION_LABELS
+from optimsyn.base.terminal.labels import SELECTION_LABELS
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.results.built_in import (
     OptimizePromptResult,

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from optimsyn.base.errors import StageError
-from optimsyn.base.labels import OUTCOME_LABELS
+from optimsyn.base.terminal.labels import OUTCOME_LABELS
 from optimsyn.runs.manifest import ManifestFile, StageRecord
 from optimsyn.runs.protocol import RunLike
 from optimsyn.runs.resources import notebook_name

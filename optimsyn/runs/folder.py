@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.files import write_json, write_text
 from optimsyn.base.secrets.redaction import forget_secrets, redact
-from optimsyn.base.table import Shown
+from optimsyn.base.terminal.table import Shown
 from optimsyn.llm.reply import Usage
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.manifest import Failure, Manifest, ManifestFile, StageRecord, now
@@ -27,11 +27,11 @@ from optimsyn.runs.stage_functions import refuse_edited
 from optimsyn.runs.stage_handle import PROGRESS_FILE, StageHandle, shown_in_notebook
 
 if TYPE_CHECKING:
-    from optimsyn.base.table import Table
+    from optimsyn.base.terminal.table import Table
     from optimsyn.data.records import Pair
     from optimsyn.llm.replies import ReplyCache
     from optimsyn.reward.judgements import Judgement
-    from optimsyn.runs.dataset import Dataset
+    from optimsyn.runs.datasets.dataset import Dataset
     from optimsyn.runs.forecast import Forecast
 
 # Longest exception text in a manifest; some hold a service's traceback or a whole reply.
@@ -338,7 +338,7 @@ class Run(Shown):
         Raises:
             StageError: `synthesize` has not written any.
         """
-        from optimsyn.runs.pairs import pairs_of
+        from optimsyn.runs.datasets.pairs import pairs_of
 
         return pairs_of(self.folder, self.manifest, variant)
 
@@ -350,7 +350,7 @@ class Run(Shown):
         Raises:
             StageError: `synthesize` has not written any.
         """
-        from optimsyn.runs.pairs import judged_of
+        from optimsyn.runs.datasets.pairs import judged_of
 
         return judged_of(self.folder, variant, self.pairs(variant))
 
@@ -360,7 +360,7 @@ class Run(Shown):
         Raises:
             StageError: `synthesize` has not written any.
         """
-        from optimsyn.runs.pairs import candidates_of
+        from optimsyn.runs.datasets.pairs import candidates_of
 
         return candidates_of(self.folder, variant)
 
@@ -371,7 +371,7 @@ class Run(Shown):
         Raises:
             DataError: `synthesize` has not finished.
         """
-        from optimsyn.runs.dataset import Dataset
+        from optimsyn.runs.datasets.dataset import Dataset
 
         return Dataset(self.folder / "dataset")
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from optimsyn.base.table import Shown
+from optimsyn.base.terminal.table import Shown
 
 if TYPE_CHECKING:
-    from optimsyn.base.table import Table
+    from optimsyn.base.terminal.table import Table
 
 
 class Range(BaseModel):
@@ -118,7 +118,7 @@ class Forecast(Shown, BaseModel):
         return text
 
     def _table(self) -> Table:
-        from optimsyn.base.table import Table
+        from optimsyn.base.terminal.table import Table
 
         columns = ("stage", "requests", "tokens read", "tokens written", *(("US dollars",) if self.paid else ()))
         total = self.total

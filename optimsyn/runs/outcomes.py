@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optimsyn.base.labels import LOWER_IS_BETTER, variant_label
-from optimsyn.base.table import number
+from optimsyn.base.terminal.labels import LOWER_IS_BETTER, variant_label
+from optimsyn.base.terminal.table import number
 from optimsyn.runs.manifest import Manifest, StageRecord
 from optimsyn.runs.results.built_in import (
     EvaluateResult,

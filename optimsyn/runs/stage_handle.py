@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json, write_jsonl
-from optimsyn.base.labels import UNREAD
-from optimsyn.base.live_line import LiveLine, in_notebook
 from optimsyn.base.suggestions import did_you_mean
-from optimsyn.runs.pairs import FIRST, LAST, between, pairs_file
+from optimsyn.base.terminal.labels import UNREAD
+from optimsyn.base.terminal.live_line import LiveLine, in_notebook
+from optimsyn.runs.datasets.pairs import FIRST, LAST, between, pairs_file
 from optimsyn.runs.stage_functions import own_stage
 
 if TYPE_CHECKING:

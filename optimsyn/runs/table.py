@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimsyn.base.table import Table
+from optimsyn.base.terminal.table import Table
 from optimsyn.runs.outcomes import stage_label, stage_outcome
 from optimsyn.runs.results.reading import result_of
 

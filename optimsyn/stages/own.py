@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import read_jsonl
 from optimsyn.data.records import Document
+from optimsyn.runs.datasets.pairs import between, judged_of, pairs_file
 from optimsyn.runs.manifest import STAGES
-from optimsyn.runs.pairs import between, judged_of, pairs_file
 from optimsyn.runs.results.built_in import SynthesizeResult
 from optimsyn.runs.results.stage_result import StageResult, TableResult
 from optimsyn.runs.stage_functions import SOURCE, digests, function_of, own_stage, refuse_edited
@@ -102,7 +102,7 @@ def _uneven(run: Run, stage: StageHandle) -> list[str]:
 def _export_again(run: Run, stage: StageHandle) -> None:
     """Rewrites the dataset if its pairs have changed."""
     from optimsyn.data.records import Pair
-    from optimsyn.runs.export import export_dataset
+    from optimsyn.runs.datasets.export import export_dataset
 
     chosen = run.recipe.dataset_variant
     if chosen not in stage.handed_on:

@@ -89,7 +89,7 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, p
 
 def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: list[str]) -> SynthesizeResult:
     from optimsyn.data.duplicates import unique_pairs
-    from optimsyn.runs.export import export_dataset
+    from optimsyn.runs.datasets.export import export_dataset
 
     config = run.recipe.synthesis
     unique: dict[str, list[Judgement]] = {}

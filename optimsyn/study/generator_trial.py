@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optimsyn.base.table import Table
+from optimsyn.base.terminal.table import Table
 from optimsyn.data.forms import as_text
 from optimsyn.stages.shared import Tools
 

@@ -17,7 +17,7 @@ import torch
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.statistics import correlation, ranks
-from optimsyn.base.table import Table, number
+from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import shown
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.factory import build_scorer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.table import Table, number
+from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.llm.replies import Reply, ReplyCache

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimsyn.base.labels import SELECTION_LABELS, method_label, metric_label, outcome_table, variant_label
-from optimsyn.base.table import decimals_for, duration, fixed, number
+from optimsyn.base.terminal.labels import SELECTION_LABELS, method_label, metric_label, outcome_table, variant_label
+from optimsyn.base.terminal.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import Row, RunFacts
 from optimsyn.report.page.forecast import forecast_rows

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optimsyn.base.labels import METRIC_LABELS, variant_label
-from optimsyn.base.table import number
+from optimsyn.base.terminal.labels import METRIC_LABELS, variant_label
+from optimsyn.base.terminal.table import number
 from optimsyn.report.rendering import interval
 from optimsyn.runs.outcomes import RunState, commands, judgement
 from optimsyn.training.intervals import UNTUNED

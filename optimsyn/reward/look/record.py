@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_json
-from optimsyn.base.table import Shown, Table, number
+from optimsyn.base.terminal.table import Shown, Table, number
 
 REWARD_LOOK_FILE = "reward_look.json"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from optimsyn.base.labels import method_label
+from optimsyn.base.terminal.labels import method_label
 from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.stage_result import NOT_RECORDED, Cells, StageResult, listed, named

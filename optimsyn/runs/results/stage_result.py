@@ -15,7 +15,7 @@ from optimsyn.base.files import write_json
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from optimsyn.base.table import Table
+    from optimsyn.base.terminal.table import Table
     from optimsyn.runs.protocol import RunLike
 
 RESULT_FILE = "result.json"
@@ -148,7 +148,7 @@ class StageResult(BaseModel):
 
     def table(self) -> Table:
         """The result as a table for people."""
-        from optimsyn.base.table import Table
+        from optimsyn.base.terminal.table import Table
 
         title, columns, rows = self.shown
         numeric = {

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import DataError
-from optimsyn.base.table import Shown
+from optimsyn.base.terminal.table import Shown
 from optimsyn.data.forms import shown
 from optimsyn.data.records import Pair
-from optimsyn.runs.export import CARD, PARQUET
+from optimsyn.runs.datasets.export import CARD, PARQUET
 
 if TYPE_CHECKING:
-    from optimsyn.base.table import Table
+    from optimsyn.base.terminal.table import Table
 
 _LISTED = 5
 
@@ -76,8 +76,8 @@ class Dataset(Shown, Sequence[Pair]):
         return f"Dataset({len(self)} pairs, {str(self.folder)!r})"
 
     def _table(self) -> Table:
-        from optimsyn.base.labels import variant_label
-        from optimsyn.base.table import Table, decimals_for, fixed
+        from optimsyn.base.terminal.labels import variant_label
+        from optimsyn.base.terminal.table import Table, decimals_for, fixed
 
         decimals = decimals_for(value for value in self.influence if value is not None)
         order = sorted(range(len(self)), key=lambda place: -(self.influence[place] or 0.0))

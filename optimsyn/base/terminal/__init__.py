@@ -1,0 +1,1 @@
+"""What a terminal shows: a line that moves, tables, labels and their colours."""
