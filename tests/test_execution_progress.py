@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 from runs_helpers import tiny_recipe
 
-from optimsyn.base import live_line as live
 from optimsyn.base.errors import Outcome, StageError
+from optimsyn.base.terminal import live_line as live
 from optimsyn.base.terminal.live_line import TRANSIENT, LiveLine
 from optimsyn.execution import runner
 from optimsyn.execution.engine import NotebookError
