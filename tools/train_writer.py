@@ -4,13 +4,16 @@
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
-to pair. A share of the pairs is also trained without a rubric. Every tenth subject is held out, and its loss is in
-`writer.json` beside the fingerprints of corpus and script.
+to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of every
+form about the corpus's passages, and learns those that have the form and pass the checks (rejection sampling, as in
+STaR, arXiv 2203.14465). Every tenth subject is held out of both, and what it does there is in `writer.json` beside the
+fingerprints of corpus and scripts.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import random
@@ -23,21 +26,33 @@ from typing import Any
 import torch
 from check_writer_corpus import FOLDER, Entry, Example, read
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig
+from writer_forms import FORMS
+from writer_pairs import Wish, checker, outcome, passage_of, replies, shares
+from writer_rubrics import PRACTICE, rubric_for
 
-from optimsyn.llm.embedded.server import weights_dir
+from optimsyn.data.passages import split_passages
+from optimsyn.data.records import Document, Rubric
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply, rubric_prompt, rubric_reply
+from optimsyn.recipe.sections.data import Documents
+from optimsyn.recipe.sections.models import Lora, TargetSpec
+from optimsyn.target.target import Target
+from optimsyn.training.fine_tuning import latest_checkpoint
+from optimsyn.training.trainer import TargetTrainer
 
-# Held out: the loss on these subjects shows whether the writer memorises the corpus.
+# Held out: the writer's pairs on these subjects show whether it memorises the corpus.
 HELD_OUT_EVERY = 10
 # Share of the pairs that are also trained without their rubric.
 BARE_SHARE = 0.15
-FORMS = {"options": "multiple choice, four options", "verdict": "the answer is yes, no or maybe"}
+EXAM_FORMS = {"options": "multiple choice, four options", "verdict": "the answer is yes, no or maybe"}
 # Share of samples that name the exam's form; in the others only the rubric does.
 FORM_SHARE = 0.3
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Texts without pairs: practice on the corpus alone would teach its names and not the reading.
+DOCUMENTS = Path(__file__).parents[1] / "benchmarks" / "documents" / "social_sciences.jsonl"
+Row = dict[str, str]
 
 
 def arguments() -> argparse.Namespace:
@@ -45,12 +60,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and of the adapter")
     parser.add_argument("--form", choices=("lines", "json"), default="lines", help="of rubrics and pairs")
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--practice-epochs", type=float, default=2.0, help="over corpus and practice together; 0: none")
+    parser.add_argument("--samples", type=int, default=2, help="practice pairs for each passage and form")
+    parser.add_argument("--passages", type=Path, nargs="*", default=[DOCUMENTS], help="more texts to practise on")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rows-per-pass", type=int, default=16, help="of a batch; fewer take less memory")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="examples, for a trial")
+    parser.add_argument("--limit", type=int, help="samples, for a trial")
     return parser.parse_args()
 
 
@@ -69,26 +88,131 @@ def entries() -> list[Entry]:
     return rows
 
 
-def samples(entry: Entry, example: Example, form: str, generator: random.Random) -> list[dict[str, str]]:
-    """Prompt and completion of one example's rubric and pair."""
-    wish = FORMS.get(example.form, "") if generator.random() < FORM_SHARE else ""
+def pair_text(form: str, quote: str, question: str, answer: str, options: tuple[str, ...]) -> str:
+    """The reply that holds a pair."""
     if form == "lines":
-        rubric = rubric_reply(example.rubric)
-        pair = pair_reply(example.quote, example.question, example.answer, example.options)
-    else:
-        rubric = json.dumps(example.rubric.model_dump(), ensure_ascii=False)
-        values: dict[str, Any] = {"quote": example.quote, "question": example.question}
-        if example.options:
-            values["options"] = example.options
-        pair = json.dumps({**values, "answer": example.answer}, ensure_ascii=False)
+        return pair_reply(quote, question, answer, options)
+    values: dict[str, Any] = {"quote": quote, "question": question}
+    if options:
+        values["options"] = options
+    return json.dumps({**values, "answer": answer}, ensure_ascii=False)
+
+
+def rubric_text(form: str, rubric: Rubric) -> str:
+    """The reply that holds a rubric."""
+    return rubric_reply(rubric) if form == "lines" else json.dumps(rubric.model_dump(), ensure_ascii=False)
+
+
+def samples(entry: Entry, example: Example, form: str, draw: random.Random) -> list[Row]:
+    """Prompt and completion of one example's rubric and pair."""
+    exam = EXAM_FORMS.get(example.form, "")
+    wish = exam if draw.random() < FORM_SHARE else ""
+    pair = pair_text(form, example.quote, example.question, example.answer, example.options)
     rows = [
-        {"prompt": rubric_prompt(entry.passage, example.guiding_text, wish), "completion": rubric},
+        {
+            "prompt": rubric_prompt(entry.passage, example.guiding_text, wish),
+            "completion": rubric_text(form, example.rubric),
+        },
         {"prompt": pair_prompt(entry.passage, example.rubric, wish), "completion": pair},
     ]
-    if generator.random() < BARE_SHARE:
+    if draw.random() < BARE_SHARE:
         # Without a rubric only this names the form.
-        rows.append({"prompt": pair_prompt(entry.passage, None, FORMS.get(example.form, "")), "completion": pair})
+        rows.append({"prompt": pair_prompt(entry.passage, None, exam), "completion": pair})
     return rows
+
+
+def practice(target: Target, corpus: list[Entry], args: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    """The writer's own pairs that have the form of their rubric and are valid, and the shares of all of them."""
+    draw = random.Random(args.seed)
+    passages = [passage_of(entry.id, entry.passage, entry.title) for entry in corpus]
+    for file in args.passages:
+        documents = [Document(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+        passages += split_passages(documents[: args.limit], Documents(source=str(file)))[0]
+    wishes = [
+        Wish(passage, form, rubric_for(form, PRACTICE, draw))
+        for passage in passages
+        for form in FORMS
+        for _ in range(args.samples)
+    ]
+    outcomes = written(target, wishes, args.seed)
+    rows, seen = [], set()
+    for each in outcomes:
+        if not (each.pair and each.obeys and each.valid):
+            continue
+        key = (each.wish.passage.id, each.pair.question.lower())
+        if key in seen:
+            continue
+        seen.add(key)
+        text = pair_text(args.form, each.pair.quote, each.pair.question, each.pair.answer, each.pair.choices or ())
+        rows.append({"prompt": pair_prompt(each.wish.passage.text, each.wish.rubric), "completion": text})
+    return rows, shares(outcomes)
+
+
+def written(target: Target, wishes: list[Wish], seed: int) -> list[Any]:
+    """The outcomes of wishes under the target's present weights."""
+    model = copy.deepcopy(target.model).merge_and_unload().eval()
+    size = 1024 if target.device.type == "cuda" else 16
+    prompts = [pair_prompt(wish.passage.text, wish.rubric) for wish in wishes]
+    texts = replies(model, target.tokenizer, prompts, seed=seed, batch_size=size)
+    checks = checker()
+    return [outcome(wish, text, checks, n) for n, (wish, text) in enumerate(zip(wishes, texts, strict=True))]
+
+
+def encoded(target: Target, rows: list[Row]) -> Dataset:
+    """Token ids, and labels of the completion and the end of the text."""
+    tokenizer, columns = target.tokenizer, {"input_ids": [], "labels": []}
+    for row in rows:
+        prompt = tokenizer(row["prompt"]).input_ids
+        completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        columns["input_ids"].append(prompt + completion)
+        columns["labels"].append([-100] * len(prompt) + completion)
+    return Dataset.from_dict(columns)
+
+
+def fit(target: Target, rows: list[Row], folder: Path, epochs: float, lr: float, args: argparse.Namespace) -> None:
+    """Trains on rows; resumes at the last checkpoint."""
+    random.Random(args.seed).shuffle(rows)
+    passes = min(args.rows_per_pass, args.batch_size)
+    settings = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=passes,
+        gradient_accumulation_steps=args.batch_size // passes,
+        learning_rate=lr,
+        warmup_steps=10,
+        optim="adamw_torch",
+        weight_decay=0.0,
+        logging_steps=20,
+        save_steps=100,
+        save_total_limit=1,
+        seed=args.seed,
+        data_seed=args.seed,
+        use_cpu=target.device.type == "cpu",
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        max_length=None,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = TargetTrainer(target=target, args=settings, train_dataset=encoded(target, rows), callbacks=[])
+    if target.device.type == "cpu":
+        trainer.remove_callback(PrinterCallback)
+    target.model.train()
+    last = latest_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    target.model.eval()
+
+
+def held_out(target: Target, corpus: list[Entry], seed: int) -> dict[str, Any]:
+    """What the writer does under the corpus's rubrics on subjects that it has not seen."""
+    wishes = [
+        Wish(passage_of(entry.id, entry.passage, entry.title), example.form, example.rubric)
+        for entry in corpus
+        for example in entry.examples
+    ]
+    return shares(written(target, wishes, seed))
 
 
 def digest(files: list[Path]) -> str:
@@ -105,80 +229,57 @@ def narrow(folder: Path) -> None:
     save_file({name: value.to(torch.bfloat16).contiguous() for name, value in load_file(file).items()}, file)
 
 
-def main() -> None:
-    """Trains, and writes the adapter to OUTPUT/adapter."""
-    args = arguments()
-    generator = random.Random(args.seed)
-    corpus = entries()
-    subjects = sorted({entry.subject for entry in corpus})
-    held_out = set(subjects[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
-    parts: dict[bool, list[dict[str, str]]] = {False: [], True: []}
-    for entry in corpus:
-        for example in entry.examples:
-            parts[entry.subject in held_out] += samples(entry, example, args.form, generator)
-    generator.shuffle(parts[False])
-    if args.limit:
-        parts = {part: rows[: args.limit] for part, rows in parts.items()}
-    folder = weights_dir()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    settings = SFTConfig(
-        output_dir=str(args.output / "checkpoints"),
-        num_train_epochs=args.epochs,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        learning_rate=args.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=10,
-        logging_steps=10,
-        eval_strategy="epoch",
-        save_steps=50,
-        save_total_limit=1,
-        seed=args.seed,
-        bf16=torch.cuda.is_available(),
-        report_to="none",
-        max_length=1024,
-        completion_only_loss=True,
-        dataset_num_proc=None,
-    )
-    lora = LoraConfig(
-        r=args.rank,
-        lora_alpha=2 * args.rank,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        task_type="CAUSAL_LM",
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=settings,
-        train_dataset=Dataset.from_list(parts[False]),
-        eval_dataset=Dataset.from_list(parts[True]),
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
-    began = time.monotonic()
-    resumable = any((args.output / "checkpoints").glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=resumable or None)
-    minutes = (time.monotonic() - began) / 60
-    loss = trainer.evaluate()["eval_loss"]
+def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> None:
+    """Writes the adapter and what is known of it to OUTPUT/adapter, in the place of an earlier one."""
     part, adapter = args.output / "adapter.part", args.output / "adapter"
-    trained = trainer.model
-    if not isinstance(trained, PeftModel):
-        raise SystemExit("the trainer returned no adapter; its version of peft is not known to this script")
-    trained.save_pretrained(part)
+    target.model.save_pretrained(part)
     narrow(part)
-    facts = {
+    here = Path(__file__).parent
+    scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("forms", "pairs", "rubrics"))]
+    facts |= {
         "corpus": digest(list(FOLDER.glob("*.jsonl"))),
-        "script": digest([Path(__file__), Path(sys.modules[pair_prompt.__module__].__file__ or "")]),
-        "held_out_subjects": sorted(held_out),
-        "held_out_loss": loss,
-        "samples": len(parts[False]),
-        "minutes": minutes,
-        "settings": {key: value for key, value in vars(args).items() if key != "output"},
+        "scripts": digest([*scripts, Path(sys.modules[pair_prompt.__module__].__file__ or "")]),
+        "settings": {key: value for key, value in vars(args).items() if key not in ("output", "passages")},
     }
     (part / "writer.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(adapter, ignore_errors=True)
     part.replace(adapter)
-    sys.stdout.write(f"{adapter}: held-out loss {loss:.3f}, {minutes:.0f} minutes\n")
+    sys.stdout.write(f"{adapter}: {json.dumps(facts)}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Trains, and writes the adapter to OUTPUT/adapter: after the corpus, and again after the practice."""
+    args = arguments()
+    draw = random.Random(args.seed)
+    corpus = entries()
+    subjects = sorted({entry.subject for entry in corpus})
+    out = set(subjects[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
+    learned = [entry for entry in corpus if entry.subject not in out]
+    rest = [entry for entry in corpus if entry.subject in out]
+    rows = [row for entry in learned for example in entry.examples for row in samples(entry, example, args.form, draw)]
+    rows = rows[: args.limit]
+    began = time.monotonic()
+    target = Target.load(
+        TargetSpec(name="embedded", lora=Lora(r=args.rank, alpha=2 * args.rank, target_modules=MODULES)), seed=args.seed
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    fit(target, rows, args.output / "corpus", args.epochs, args.lr, args)
+    facts: dict[str, Any] = {"samples": len(rows), "held_out_subjects": sorted(out)}
+    facts["minutes"] = (time.monotonic() - began) / 60
+    save(target, facts, args)
+    if args.practice_epochs:
+        file = args.output / "practice.json"
+        if file.is_file():
+            own, facts["practice"] = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            own, facts["practice"] = practice(target, learned[: args.limit], args)
+            file.write_text(json.dumps([own, facts["practice"]], ensure_ascii=False), encoding="utf-8")
+        facts["practice"]["learned"] = len(own)
+        fit(target, rows + own, args.output / "practised", args.practice_epochs, args.lr / 2, args)
+    facts["minutes"] = (time.monotonic() - began) / 60
+    facts["held_out"] = held_out(target, rest[: args.limit], args.seed)
+    save(target, facts, args)
 
 
 if __name__ == "__main__":
