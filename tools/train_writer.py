@@ -4,10 +4,10 @@
     python tools/train_writer.py --output W --form json         # the pair and the rubric as short JSON, to compare
 
 Each example of `optimsyn/data/bundled/writer` gives two samples: passage and guiding text to rubric, passage and rubric
-to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of every
-form about the corpus's passages, and learns those that have the form and pass the checks (rejection sampling, as in
-STaR, arXiv 2203.14465). Every tenth subject is held out of both, and what it does there is in `writer.json` beside the
-fingerprints of corpus and scripts.
+to pair. A share of the pairs is also trained without a rubric. Then it practises: it writes pairs under rubrics of
+every form, and learns those that have the form and pass the checks (rejection sampling, as in STaR, arXiv 2203.14465).
+Every tenth subject is held out of both, and what it does there is in `writer.json` beside the fingerprints of corpus
+and scripts.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from writer_rubrics import PRACTICE, rubric_for
 
 from optimsyn.data.passages import split_passages
 from optimsyn.data.records import Document, Rubric
+from optimsyn.llm.embedded.server import EMBEDDED_ID
 from optimsyn.programs.prompts.writer_prompts import pair_prompt, pair_reply, rubric_prompt, rubric_reply
 from optimsyn.recipe.sections.data import Documents
 from optimsyn.recipe.sections.models import Lora, TargetSpec
@@ -234,6 +235,9 @@ def save(target: Target, facts: dict[str, Any], args: argparse.Namespace) -> Non
     part, adapter = args.output / "adapter.part", args.output / "adapter"
     target.model.save_pretrained(part)
     narrow(part)
+    config = part / "adapter_config.json"
+    values = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": EMBEDDED_ID}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     here = Path(__file__).parent
     scripts = [Path(__file__), *(here / f"writer_{name}.py" for name in ("forms", "pairs", "rubrics"))]
     facts |= {

@@ -154,7 +154,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "obey": _mean([each.obeys for each in outcomes]),
         "valid": _mean([each.valid for each in outcomes]),
         "both": _mean([each.obeys and each.valid for each in outcomes]),
-        "different pairs of a passage": sum(differ) / len(differ),
+        "different pairs of a passage": sum(map(len, texts)) / len(texts),
         "of": len(outcomes) / len(by_passage),
         "obey by form": {f: _mean([o.obeys for o in outcomes if o.wish.form == f]) for f in forms},
         "valid by form": {f: _mean([o.valid for o in outcomes if o.wish.form == f]) for f in forms},
