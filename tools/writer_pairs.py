@@ -140,7 +140,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     by_passage: dict[str, list[Outcome]] = {}
     for each in outcomes:
         by_passage.setdefault(each.wish.passage.id, []).append(each)
-    differ = [
+    texts = [
         len({(o.pair.question.lower(), o.pair.answer.lower()) for o in group if o.pair})
         for group in by_passage.values()
     ]
