@@ -84,7 +84,7 @@ def passage_of(name: str, text: str, title: str = "") -> Passage:
 def replies(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int, batch_size: int) -> list[str]:
     """Sampled replies, up to a blank line, in the order of the prompts."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
+    different = [""] * len(prompts)
     torch.manual_seed(seed)
     tokenizer.padding_side = "left"
     for start in range(0, len(order), batch_size):
@@ -140,7 +140,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     by_passage: dict[str, list[Outcome]] = {}
     for each in outcomes:
         by_passage.setdefault(each.wish.passage.id, []).append(each)
-    texts = [
+    different = [
         len({(o.pair.question.lower(), o.pair.answer.lower()) for o in group if o.pair})
         for group in by_passage.values()
     ]
@@ -154,7 +154,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "obey": _mean([each.obeys for each in outcomes]),
         "valid": _mean([each.valid for each in outcomes]),
         "both": _mean([each.obeys and each.valid for each in outcomes]),
-        "different pairs of a passage": sum(map(len, texts)) / len(texts),
+        "different pairs of a passage": sum(different) / len(different),
         "of": len(outcomes) / len(by_passage),
         "obey by form": {f: _mean([o.obeys for o in outcomes if o.wish.form == f]) for f in forms},
         "valid by form": {f: _mean([o.valid for o in outcomes if o.wish.form == f]) for f in forms},
