@@ -84,7 +84,7 @@ def passage_of(name: str, text: str, title: str = "") -> Passage:
 def replies(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int, batch_size: int) -> list[str]:
     """Sampled replies, up to a blank line, in the order of the prompts."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    different = [""] * len(prompts)
+    texts = [""] * len(prompts)
     torch.manual_seed(seed)
     tokenizer.padding_side = "left"
     for start in range(0, len(order), batch_size):
