@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.terminal.labels import metric_label, variant_label
+from optimsyn.base.terminal.labels import metric_label
 from optimsyn.report.drawing import SOFT, Picture, drawing, legend_below, picture
-from optimsyn.report.panels import draw_influence, draw_intervals, draw_policy, draw_prompt
+from optimsyn.report.panels import (
+    draw_influence,
+    draw_intervals,
+    draw_policy,
+    draw_prompt,
+    evaluation_words,
+    influence_words,
+    policy_words,
+    prompt_words,
+    scored,
+)
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
@@ -45,22 +54,20 @@ class RunNumbers:
 
 
 def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
-    """Draws a run: influence and reward above, evaluation below; leaves out missing parts.
-
-    Args:
-        numbers: The numbers of the run.
-        title: Title, such as the run's name.
-    """
+    """Draws a run: influence and reward above, evaluation below; leaves out missing parts."""
     influence = {variant: list(values) for variant, values in numbers.influence.items() if len(values)}
-    candidates = [row for row in numbers.prompt if isinstance(row.get("score"), int | float)]
-    trained = [row for row in numbers.policy if isinstance(row.get("reward"), int | float)]
+    candidates, trained = scored(numbers.prompt, "score"), scored(numbers.policy, "reward")
     panels: list[tuple[float, Callable[[Axes], None]]] = []
+    words = []
     if influence:
         panels.append((1.25, lambda axes: influence_panel(axes, influence, numbers.zero_gradient)))
+        words.append(influence_words(influence))
     if candidates:
         panels.append((1.0, lambda axes: prompt_panel(axes, candidates)))
+        words.append(prompt_words(candidates))
     if trained:
         panels.append((1.0, lambda axes: policy_panel(axes, trained)))
+        words.append(policy_words(trained))
     heights = [max(3.0, _ROW_INCHES * len(influence) + 1.0)] if panels else []
     heights += [evaluation_height(numbers.evaluation)] if numbers.evaluation else []
     with drawing(sum(heights, 0.45 if title else 0.1) if heights else 1.0, width=_WIDTH_INCHES) as figure:
@@ -76,7 +83,8 @@ def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
                 draw(axes)
         if numbers.evaluation:
             evaluation_panels(rows[-1], numbers.evaluation, numbers.confidence)
-        return picture(figure, _alt(influence, candidates, trained, numbers.evaluation))
+            words.append(evaluation_words(numbers.evaluation))
+        return picture(figure, " ".join(words))
 
 
 def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_gradient: float | None) -> None:
@@ -119,28 +127,3 @@ def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], con
         draw_intervals(axes, rows, value_text=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
         axes.set_title(metric_label(metric))
         axes.set_xlabel(f"{rows[0]['n']} test questions")
-
-
-def _alt(
-    influence: Mapping[str, Sequence[float]],
-    candidates: Sequence[Mapping[str, Any]],
-    trained: Sequence[Mapping[str, Any]],
-    evaluation: Sequence[MetricRow],
-) -> str:
-    parts = []
-    if influence:
-        medians = ", ".join(
-            f"{variant_label(name)} {statistics.median(numbers):.3g}" for name, numbers in influence.items()
-        )
-        parts.append(f"Median influence of the valid pairs: {medians}.")
-    whole = [row["score"] for row in candidates if row.get("status") != "rejected"]
-    if whole:
-        parts.append(f"Prompt search: reward {whole[0]:.3g} at the start, best {max(whole):.3g}.")
-    if trained:
-        parts.append(
-            f"Policy training: mean reward {trained[0]['reward']:.3g} first, {trained[-1]['reward']:.3g} last."
-        )
-    for metric in dict.fromkeys(row["metric"] for row in evaluation):
-        values = [f"{variant_label(r['variant'])} {r['value']:.3g}" for r in evaluation if r["metric"] == metric]
-        parts.append(f"{metric.replace('_', ' ')}: {', '.join(values)}.")
-    return " ".join(parts)

@@ -23,7 +23,9 @@ from optimsyn.report.drawing import (
     round_ticks,
     say,
 )
+from optimsyn.report.panels import evaluation_words, influence_words, policy_words, prompt_words, scored
 from optimsyn.report.plots import evaluation_height, evaluation_panels, influence_panel, policy_panel, prompt_panel
+from optimsyn.report.rendering import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,20 +33,12 @@ if TYPE_CHECKING:
     from optimsyn.target.warm_up.curve import WarmUpCurve
     from optimsyn.training.intervals import MetricRow
 
-# In every picture blue helps and red hurts.
-DIVERGING = "RdBu"
-# Height of a variant's row, and of a panel's title and axis.
-_ROW_INCHES, _REST_INCHES = 0.56, 1.0
+# Reward and validity of the pairs of each group.
+Groups = Mapping[str, Sequence[tuple[float, bool]]]
 
 
 def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: int) -> Picture:
-    """Lengths of the passages, and reasons for lost rows.
-
-    Args:
-        words: Number of words of each passage.
-        lost: Reason to number of lost rows.
-        longest: The recipe's longest passage, in words.
-    """
+    """Numbers of words of the passages with the recipe's limit, and how many rows were lost for each reason."""
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
         left.hist(words, bins=min(20, max(5, len(words) // 2)), color=BLUE, edgecolor="white", linewidth=0.8)
@@ -68,13 +62,7 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
 
 
 def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float | None) -> Picture:
-    """Training loss of the warm-up, and influence of the first draft beside that of no gradient.
-
-    Args:
-        losses: Loss of each step, in nats.
-        influence: Influence of the valid first-draft pairs.
-        zero_gradient: Influence of a sample without any gradient; None if not recorded.
-    """
+    """Loss of each step of the warm-up, and influence of the first draft beside that of a sample without gradient."""
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2)
         left.plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=1.8, marker="o", markersize=4)
@@ -91,11 +79,7 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
 
 
 def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
-    """The losses of the warm-up, its checkpoint, and the learning rates that were tried.
-
-    Args:
-        curve: The saved curve of the stage.
-    """
+    """The losses of the warm-up, its checkpoint, and the learning rates that were tried."""
     if not curve.looks:
         with drawing(2.9, width=7.4) as figure:
             axes = figure.subplots()
@@ -146,92 +130,53 @@ def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
 
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
-    """Reward of every guiding text that the search tried.
-
-    Args:
-        history: Rows of the prompt optimiser's history: `judged`, `status`, `score`.
-    """
-    candidates = [row for row in history if isinstance(row.get("score"), int | float)]
+    """Reward of every guiding text that the search tried, from the prompt optimiser's history."""
+    candidates = scored(history, "score")
     with drawing(3.1, width=6.4) as figure:
         axes = figure.subplots()
         if not candidates:
             say(axes, "nothing was tried")
             return picture(figure, "No guiding text was tried.")
         prompt_panel(axes, candidates)
-        whole = [row["score"] for row in candidates if row.get("status") != "rejected"]
-        return picture(
-            figure,
-            f"{len(candidates)} guiding texts: reward {whole[0]:.3g} at the start, best {max(whole):.3g}; "
-            f"{len(candidates) - len(whole)} were rejected on their first passages.",
-        )
+        return picture(figure, prompt_words(candidates))
 
 
-def policy_figure(
-    history: Sequence[Mapping[str, Any]],
-    groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None,
-    method: str = "grpo",
-) -> Picture:
-    """Rewards within each group, mean reward over the steps, and KL from the untrained model.
-
-    Args:
-        history: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`, `kl`.
-        groups: Passage of each group -> reward and validity of its pairs.
-        method: The policy optimiser, as in the recipe.
-    """
-    trained = [row for row in history if isinstance(row.get("reward"), int | float)]
+def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: str = "grpo") -> Picture:
+    """Rewards within each group, mean reward over the steps, and KL from the untrained model."""
+    trained = scored(history, "reward")
     with drawing(3.3) as figure:
         if not trained:
             say(figure.subplots(), "no step was made")
             return picture(figure, f"No step of {method_label(method)} was made.")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
-        _draw_groups(left, groups or {}, "Groups that were compared")
+        _draw_groups(left, groups, "Groups that were compared")
         policy_panel(middle, trained)
         kl = [(row["step"], row["kl"]) for row in trained if row.get("kl") is not None]
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
         finish(right, "Distance travelled", "training step", "KL from the untrained model", whole="x")
-        return picture(
-            figure,
-            f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
-            f"{trained[-1]['reward']:.3g} last; KL at the end {kl[-1][1]:.2g}."
-            if kl
-            else f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
-            f"{trained[-1]['reward']:.3g} last.",
-        )
+        end = f" KL at the end {kl[-1][1]:.2g}." if kl else ""
+        return picture(figure, f"{method_label(method)} over {len(trained)} steps. {policy_words(trained)}{end}")
 
 
-def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]], title: str) -> None:
+def _draw_groups(axes: Axes, groups: Groups, title: str) -> None:
     color = variant_color("policy")
     for place, members in enumerate(groups.values()):
-        for rewards, filled in (
-            ([reward for reward, valid in members if valid], True),
-            ([reward for reward, valid in members if not valid], False),
-        ):
+        for filled, face, edge in ((True, color, color), (False, GROUND, SOFT)):
+            rewards = [reward for reward, valid in members if valid == filled]
             # Equal rewards (such as the penalty) are spread, so that each is visible.
             heights = [place + 0.09 * (index - (len(rewards) - 1) / 2) for index in range(len(rewards))]
-            axes.scatter(
-                rewards,
-                heights,
-                s=30,
-                facecolors=color if filled else GROUND,
-                edgecolors=color if filled else SOFT,
-                linewidths=1.1,
-                zorder=3,
-            )
+            axes.scatter(rewards, heights, s=30, facecolors=face, edgecolors=edge, linewidths=1.1, zorder=3)
         mean = statistics.fmean(reward for reward, _ in members)
         axes.plot([mean, mean], [place - 0.33, place + 0.33], color=INK, linewidth=2.0, zorder=2)
-    axes.set_yticks(range(len(groups)), [_short(name) for name in groups])
+    axes.set_yticks(range(len(groups)), [cut(name, 22) for name in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(round_ticks())
     finish(axes, title, "reward\n(hollow: invalid; black bar: mean)", "", grid="x")
 
 
-def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
-    """Rewards of some pairs, one line per group; hollow dots are invalid pairs.
-
-    Args:
-        groups: Name -> reward and validity of its pairs.
-    """
+def rewards_figure(groups: Groups) -> Picture:
+    """Rewards of some pairs, one line per group; hollow dots are invalid pairs."""
     with drawing(0.55 * len(groups) + 1.2, width=7.4) as figure:
         _draw_groups(figure.subplots(), groups, "Rewards")
         means = ", ".join(f"{name} {statistics.fmean(r for r, _ in members):.3g}" for name, members in groups.items())
@@ -239,12 +184,7 @@ def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Pictur
 
 
 def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
-    """Cost with several services, cheapest first.
-
-    Args:
-        costs: Name -> US dollars.
-        title: Title of the panel.
-    """
+    """Costs in US dollars with several services, cheapest first."""
     ordered = sorted(costs.items(), key=lambda item: item[1])
     with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:
         axes = figure.subplots()
@@ -264,22 +204,17 @@ def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
 def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:
     """The influence of each variant's valid pairs."""
     by_variant = {variant: list(values) for variant, values in influence.items() if len(values)}
-    with drawing(_ROW_INCHES * max(1, len(by_variant)) + _REST_INCHES, width=7.4) as figure:
+    with drawing(0.56 * max(1, len(by_variant)) + 1.0, width=7.4) as figure:
         axes = figure.subplots()
         if not by_variant:
             say(axes, "no valid pair")
             return picture(figure, "No variant has a valid pair.")
         influence_panel(axes, by_variant, zero_gradient)
-        medians = ", ".join(f"{variant_label(name)} {statistics.median(v):.3g}" for name, v in by_variant.items())
-        return picture(figure, f"Median influence of the valid pairs: {medians}.")
+        return picture(figure, influence_words(by_variant))
 
 
 def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
-    """Training loss of the target on each variant's pairs.
-
-    Args:
-        histories: Variant -> rows of its history: `step`, `loss`.
-    """
+    """Training loss of the target on each variant's pairs, from their histories."""
     with drawing(3.0, width=7.4) as figure:
         axes = figure.subplots()
         ends = {}
@@ -302,22 +237,7 @@ def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pic
 
 
 def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.95) -> Picture:
-    """Every metric of every variant with its interval.
-
-    Args:
-        evaluation: Rows of `evaluation.json`.
-        confidence: Coverage of the intervals.
-    """
-    metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
+    """Every metric of every variant with its interval, from the rows of `evaluation.json`."""
     with drawing(evaluation_height(evaluation)) as figure:
         evaluation_panels(figure, evaluation, confidence)
-        values = "; ".join(
-            f"{metric.replace('_', ' ')}: "
-            + ", ".join(f"{variant_label(r['variant'])} {r['value']:.2f}" for r in evaluation if r["metric"] == metric)
-            for metric in metrics
-        )
-        return picture(figure, f"Evaluation. {values}.")
-
-
-def _short(text: str, limit: int = 22) -> str:
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+        return picture(figure, f"Evaluation. {evaluation_words(evaluation)}")

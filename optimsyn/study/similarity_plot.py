@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.report.drawing import BLUE, SOFT, Picture, drawing, finish, picture, round_ticks
-from optimsyn.report.stage_plots import DIVERGING
 
 if TYPE_CHECKING:
     from optimsyn.study.compared import ComparedSample
@@ -53,7 +52,7 @@ def _draw_map(figure: Any, axes: Any, samples: Sequence[ComparedSample]) -> None
             [sample.x for sample in of_kind],
             [sample.y for sample in of_kind],
             c=[sample.influence for sample in of_kind],
-            cmap=DIVERGING,
+            cmap="RdBu",
             vmin=-most,
             vmax=most,
             s=size * 1.5,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.labels import METRIC_LABELS, variant_label
 from optimsyn.base.terminal.table import number
-from optimsyn.report.rendering import interval
+from optimsyn.report.tables import interval
 from optimsyn.runs.outcomes import RunState, commands, judgement
 from optimsyn.training.intervals import UNTUNED
 
@@ -134,8 +134,8 @@ def _metric(row: MetricRow) -> str:
 
 
 def _change(row: MetricRow) -> str:
-    """A paired difference with its interval, without line breaks."""
-    return interval(row, difference=True)
+    """A paired difference with its interval, on one line: with non-breaking spaces."""
+    return interval(row, difference=True, joint="\u00a0")
 
 
 def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
