@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.terminal.labels import SELECTION_LABELS, method_label, metric_label, outcome_table, variant_label
 from optimsyn.base.terminal.table import decimals_for, duration, fixed, number
-from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
-from optimsyn.report.facts import Row, RunFacts
-from optimsyn.report.page.forecast import forecast_rows
+from optimsyn.report.charts import influence_chart, interval_chart, policy_chart, prompt_chart
+from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.pairs import extremes
 from optimsyn.report.page.verdict import verdict
 from optimsyn.report.word_diff import word_diff
 from optimsyn.reward.look.record import reward_look_rows
-from optimsyn.runs.manifest import StageRecord
+from optimsyn.runs.forecast import Range, counted, money
 from optimsyn.runs.outcomes import judgement, run_notes, run_state, stage_outcome
 from optimsyn.training.intervals import differs
+
+if TYPE_CHECKING:
+    from optimsyn.runs.manifest import Manifest, StageRecord
+    from optimsyn.training.intervals import MetricRow
 
 _REASONS = 12
 _FILES = (
@@ -34,27 +35,21 @@ _FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Fate of a variant's candidates: parts of a bar, each with a name, a tone and a count."""
-
-    variant: str
-    candidates: int
-    parts: tuple[tuple[str, str, int], ...]
-
-
-@dataclass(frozen=True)
-class MetricTable:
-    """One metric of the evaluation: its rows, each with the comparison to pairs without a rubric, if any."""
-
-    label: str
-    questions: int
-    rows: tuple[tuple[Mapping[str, Any], Mapping[str, Any] | None, str, str], ...]
+# The variant, how many candidates it has, and what became of them: name, tone and count of each part of the bar.
+Bar = tuple[str, int, list[tuple[str, str, int]]]
 
 
 def context_of(facts: RunFacts) -> dict[str, Any]:
     """The variables of the template."""
-    state = run_state(facts.manifest)
+    state, warm = run_state(facts.manifest), facts.warm_up
+    replies = outcome_table(facts.manifest.outcomes)
+    charts = (
+        prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
+        policy_chart(facts.policy_history, facts.recipe.optimizers.policy.method),
+    )
+    by_metric: dict[str, list[MetricRow]] = {}
+    for row in facts.evaluation:
+        by_metric.setdefault(row["metric"], []).append(row)
     return {
         "facts": facts,
         "recipe": facts.recipe,
@@ -62,30 +57,28 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "verdict": verdict(facts, state),
         "tiles": _tiles(facts),
         "came_in": facts.prepare.rows if facts.prepare is not None else (),
-        "lost": _lost(facts.lost),
+        "lost": _lost(facts),
         "bars": _bars(facts),
         "failed_checks": _failed_checks(facts),
         "look": facts.reward_look,
         "look_rows": reward_look_rows(facts.reward_look) if facts.reward_look is not None else (),
-        "influence": _influence(facts),
+        "influence": influence_chart(facts.influence, zero_gradient=warm.zero_gradient_baseline if warm else None)
+        if facts.influence
+        else None,
         "influence_rows": _influence_rows(facts),
         "decimals": _decimals(facts),
-        "rewards": [
-            chart
-            for chart in (
-                prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
-                policy_chart(facts.policy_history, facts.recipe.optimizers.policy.method),
-            )
-            if chart
-        ],
+        "rewards": [chart for chart in charts if chart],
         "guiding": _guiding(facts),
         "pairs": extremes(facts),
-        "metrics": _metrics(facts),
-        "metric_charts": _metric_charts(facts),
+        "metrics": by_metric,
+        "against_no_rubric": {
+            (row["variant"], row["metric"]): row for row in facts.against_no_rubric if row["difference"] is not None
+        },
+        "metric_charts": [interval_chart(metric, rows) for metric, rows in by_metric.items()],
         "stages": [(record, _outcome(facts, record)) for record in facts.manifest.stages],
         "totals": _totals(facts),
-        "replies": outcome_table(facts.manifest.outcomes)[1],
-        "reply_columns": outcome_table(facts.manifest.outcomes)[0],
+        "replies": replies[1],
+        "reply_columns": replies[0],
         "forecast_rows": forecast_rows(facts.manifest),
         "facts_of_run": _facts_of_run(facts),
         "files": [(path, label) for path, label in _FILES if (facts.folder / path).is_file()],
@@ -129,10 +122,10 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _lost(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
+def _lost(facts: RunFacts) -> list[tuple[str, str, int]]:
     """Rows lost before synthesis by stage and reason, most frequent first within a stage."""
-    counts = Counter((row["stage"], row["reason"]) for row in rows)
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    counts = Counter((row["stage"], row["reason"]) for row in facts.lost)
+    stages = list(dict.fromkeys(row["stage"] for row in facts.lost))
     ordered = sorted(counts.items(), key=lambda item: (stages.index(item[0][0]), -item[1], item[0][1]))
     first = [(stage, reason, count) for (stage, reason), count in ordered[:_REASONS]]
     rest = sum(count for _, count in ordered[_REASONS:])
@@ -140,11 +133,11 @@ def _lost(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
 
 
 def _bars(facts: RunFacts) -> list[Bar]:
-    bars = []
+    bars: list[Bar] = []
     draft = facts.warm_up
     if draft is not None and draft.valid is not None and draft.first_draft is not None:
         parts = [("valid", "kept", draft.valid), ("failed a check", "invalid", draft.first_draft - draft.valid)]
-        bars.append(Bar("first_draft", draft.first_draft, tuple(part for part in parts if part[2])))
+        bars.append(("first_draft", draft.first_draft, parts))
     for variant, rows in facts.candidates.items():
         counts = facts.losses.get(variant)
         if counts is None:
@@ -163,8 +156,8 @@ def _bars(facts: RunFacts) -> list[Bar]:
                 ("failed a check", "invalid", counts.invalid or 0),
                 ("not judged", "left", counts.not_judged),
             ]
-        bars.append(Bar(variant, len(rows), tuple(part for part in parts if part[2])))
-    return bars
+        bars.append((variant, len(rows), parts))
+    return [(variant, total, [part for part in parts if part[2]]) for variant, total, parts in bars]
 
 
 def _failed_checks(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[int]]]]:
@@ -180,35 +173,15 @@ def _failed_checks(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[int
     return list(checks), [(name, [counts[name] for counts in checks.values()]) for name, _ in total.most_common()]
 
 
-def _kept_influence(facts: RunFacts) -> dict[str, list[float]]:
-    influence = {}
-    for variant, keys in facts.kept.items():
-        values = [row["influence"] for row in facts.candidates[variant] if row["key"] in keys]
-        if values:
-            influence[variant] = values
-    return influence
-
-
-def _influence(facts: RunFacts) -> Chart | None:
-    influence = facts.influence
-    if not influence:
-        return None
-    warm = facts.warm_up
-    return influence_chart(influence, zero_gradient=None if warm is None else warm.zero_gradient_baseline)
-
-
 def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float | None]]:
     """For each variant: valid pairs; median, mean, highest; median of the selected."""
-    selected = _kept_influence(facts)
-    return [
-        (
-            variant,
-            len(values),
-            [statistics.median(values), statistics.fmean(values), max(values)],
-            statistics.median(selected[variant]) if variant in selected else None,
-        )
-        for variant, values in facts.influence.items()
-    ]
+    rows = []
+    for variant, values in facts.influence.items():
+        keys = facts.kept.get(variant, ())
+        kept = [row["influence"] for row in facts.candidates.get(variant, ()) if row["key"] in keys]
+        numbers = [statistics.median(values), statistics.fmean(values), max(values)]
+        rows.append((variant, len(values), numbers, statistics.median(kept) if kept else None))
+    return rows
 
 
 def _guiding(facts: RunFacts) -> dict[str, Any] | None:
@@ -220,22 +193,29 @@ def _guiding(facts: RunFacts) -> dict[str, Any] | None:
     return {"before": before, "after": after, "parts": word_diff(before, after), "search": facts.optimize_prompt}
 
 
-def _metrics(facts: RunFacts) -> list[MetricTable]:
-    against = {(row["variant"], row["metric"]): row for row in facts.against_no_rubric if row["difference"] is not None}
-    tables = []
-    for metric in dict.fromkeys(row["metric"] for row in facts.evaluation):
-        rows = [row for row in facts.evaluation if row["metric"] == metric]
-        cells = []
-        for row in rows:
-            other = against.get((row["variant"], metric))
-            cells.append((row, other, judgement(row), judgement(other) if other else ""))
-        tables.append(MetricTable(metric_label(metric), max(row["n"] for row in rows), tuple(cells)))
-    return tables
-
-
-def _metric_charts(facts: RunFacts) -> list[Chart]:
-    metrics = dict.fromkeys(row["metric"] for row in facts.evaluation)
-    return [interval_chart(metric, [row for row in facts.evaluation if row["metric"] == metric]) for metric in metrics]
+def forecast_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    """A row for each stage: forecast and actual requests, tokens and money; none without a forecast."""
+    forecast = manifest.forecast
+    if forecast is None or not forecast.stages:
+        return []
+    pairs = [(stage.stage, stage, manifest.stage(stage.stage)) for stage in forecast.stages]
+    stages = [(name, planned, record.cost if record.attempts else None) for name, planned, record in pairs]
+    rows = []
+    for name, planned, sent in [*stages, ("in all", forecast.total, manifest.cost)]:
+        # A stage that has not started has nothing to compare.
+        requests, tokens, usd = (
+            ("–",) * 3
+            if sent is None
+            else (
+                f"{sent.replies:,}",
+                f"{sent.input_tokens + sent.output_tokens:,}",
+                money(Range.exactly(sent.cost_usd), unit=""),
+            )
+        )
+        planned_tokens = counted(planned.input_tokens + planned.output_tokens)
+        row = (name, counted(planned.requests), requests, planned_tokens, tokens, money(planned.cost_usd, unit=""), usd)
+        rows.append(row)
+    return rows
 
 
 def _outcome(facts: RunFacts, record: StageRecord) -> str:
@@ -261,34 +241,23 @@ def _notes(facts: RunFacts) -> list[str]:
 
 def _totals(facts: RunFacts) -> dict[str, Any]:
     stages = facts.manifest.stages
-    peaks = [record.peak_memory_bytes for record in stages if record.peak_memory_bytes is not None]
     return {
         "seconds": sum(record.seconds or 0.0 for record in stages),
-        "peak": max(peaks, default=None),
+        "peak": max((r.peak_memory_bytes for r in stages if r.peak_memory_bytes is not None), default=None),
         "by_stage": any(record.cost.replies for record in stages),
         "cost": facts.manifest.cost,
     }
 
 
-def _looked(facts: RunFacts) -> str:
-    if facts.recipe.reward.look.pairs == 0:
-        return "none: the recipe has reward.look.pairs: 0"
-    return "not yet" if facts.reward_look is None else facts.reward_look.verdict
-
-
-def _optimizers(facts: RunFacts) -> str:
-    optimizers = facts.recipe.optimizers
-    sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
-    used = [f"{method_label(section.method)} on the {label}" for label, section in sections if section.enabled]
-    return ", ".join(used) or "none"
-
-
 def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
     recipe, manifest = facts.recipe, facts.manifest
-    models = recipe.models
+    models, optimizers = recipe.models, recipe.optimizers
     roles = {"Generator": models.generator, "Rubric model": models.rubric, "Target": models.target}
     if models.reflection is not None:
         roles["Reflection"] = models.reflection
+    looked = "not yet" if facts.reward_look is None else facts.reward_look.verdict
+    sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
+    used = [f"{method_label(section.method)} on the {label}" for label, section in sections if section.enabled]
     return [
         ("Recipe", recipe.name),
         ("Fingerprint", manifest.fingerprint),
@@ -303,10 +272,7 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
             else f"in its place {recipe.influence.label}",
         ),
         ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
-        ("A look at the reward", _looked(facts)),
-        ("Optimisers", _optimizers(facts)),
-        (
-            "Selection",
-            f"{recipe.synthesis.pairs:,} pairs a variant by {SELECTION_LABELS[recipe.synthesis.select]}",
-        ),
+        ("A look at the reward", looked if recipe.reward.look.pairs else "none: the recipe has reward.look.pairs: 0"),
+        ("Optimisers", ", ".join(used) or "none"),
+        ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {SELECTION_LABELS[recipe.synthesis.select]}"),
     ]
