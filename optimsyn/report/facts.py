@@ -47,21 +47,15 @@ class RunFacts:
     """The data of a run.
 
     Attributes:
-        name: Name of the run folder.
-        folder: The run folder.
         secrets: Values that no page may show.
         results: Result of each stage that has one.
         lost: Rows of `prepare/lost.jsonl`.
         candidates: All judged candidates of each written variant.
         kept: Keys of the candidates that became pairs, by variant.
         first_draft: Influence of the valid first-draft pairs.
-        reward_look: Findings on the reward; None if there are none.
-        prompt_history: Rows of the prompt optimiser.
-        policy_history: Rows of the policy's training.
         guiding_text: Text that the prompt optimiser chose; None before.
         evaluation: Rows of `evaluation.json`.
         against_no_rubric: The same, with differences to the target trained on pairs without a rubric.
-        token_shares: Token shares of the best and worst pairs.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
         dataset_pairs: Number of pairs in the dataset; None before there is one.
         test_set: Identity of the test questions; "" before `prepare` has finished.
@@ -99,12 +93,15 @@ class RunFacts:
         """
         secrets = secret_values(run.secret_names)
         files = _Files(run.folder, secrets)
-        variants: list[str] = [
-            name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
-        ]
+        synthesize, look = run.folder / "synthesize", run.folder / "warm_up" / REWARD_LOOK_FILE
+        variants = [name for name in run.recipe.variants if (synthesize / f"{name}.candidates.jsonl").is_file()]
         manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
-        results = {stage: result for stage in manifest.names if (result := files.result(stage)) is not None}
-        shares = run.folder / "synthesize" / SHARES_FILE
+        results = {
+            stage: read_result(raw, run.folder / stage / RESULT_FILE)
+            for stage in manifest.names
+            if (raw := files.json(stage, RESULT_FILE)) is not None
+        }
+        shares = synthesize / SHARES_FILE
         return cls(
             name=run.name,
             folder=run.folder,
@@ -117,17 +114,15 @@ class RunFacts:
             kept={
                 name: {row["key"] for row in files.raw("synthesize", f"{name}.judged.jsonl")}
                 for name in variants
-                if files.has("synthesize", f"{name}.judged.jsonl")
+                if (synthesize / f"{name}.judged.jsonl").is_file()
             },
-            first_draft=files.json("warm_up", "influence.json") if files.has("warm_up", "influence.json") else [],
-            reward_look=RewardLook.load(look)
-            if (look := run.folder / "warm_up" / REWARD_LOOK_FILE).is_file()
-            else None,
+            first_draft=files.json("warm_up", "influence.json") or [],
+            reward_look=RewardLook.load(look) if look.is_file() else None,
             prompt_history=files.rows("optimize_prompt", "history.jsonl"),
             policy_history=files.rows("train_policy", "history.jsonl"),
             guiding_text=files.text("optimize_prompt", "guiding_text.txt"),
-            evaluation=files.table("evaluation.json"),
-            against_no_rubric=files.table("evaluate", "against_no_rubric.json"),
+            evaluation=files.json("evaluation.json") or [],
+            against_no_rubric=files.json("evaluate", "against_no_rubric.json") or [],
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
             judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
             dataset_pairs=_dataset_pairs(run, manifest, results.get("synthesize")),
@@ -199,25 +194,16 @@ class _Files:
         self._folder = folder
         self._secrets = secrets
 
-    def has(self, *parts: str) -> bool:
-        return self._folder.joinpath(*parts).is_file()
-
     def json(self, *parts: str) -> Any:
         path = self._folder.joinpath(*parts)
+        if not path.is_file():
+            return None
         try:
             return redact_tree(json.loads(path.read_text(encoding="utf-8")), self._secrets)
         except ValueError as error:
             # Files in the run's root are from `evaluate`.
             stage = parts[0] if len(parts) > 1 else "evaluate"
             raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
-
-    def result(self, stage: str) -> StageResult | None:
-        if not self.has(stage, RESULT_FILE):
-            return None
-        return read_result(self.json(stage, RESULT_FILE), self._folder / stage / RESULT_FILE)
-
-    def table(self, *parts: str) -> list[MetricRow]:
-        return self.json(*parts) if self.has(*parts) else []
 
     def rows(self, *parts: str) -> list[Row]:
         return [redact_tree(row, self._secrets) for row in self.raw(*parts)]

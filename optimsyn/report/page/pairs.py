@@ -9,7 +9,6 @@ from typing import Any
 
 from optimsyn.base.files import iter_json
 from optimsyn.data.forms import shown_row
-from optimsyn.influence.attribution.records import PairShares
 from optimsyn.report.facts import Row, RunFacts
 from optimsyn.report.heatmap import Heatmap, HeatRow
 from optimsyn.report.rendering import cut
@@ -32,15 +31,10 @@ class PairCard:
 
     Attributes:
         place: `Best 1`, `Worst 1` …
-        pair: The pair's fields.
         below: Lines below the question, such as options.
-        answer: Its answer as its form shows it.
-        influence: Influence of the pair.
         subtasks: Influence by subtask, most first; empty when there is one.
         heat: Its token shares, if they were saved.
         excerpt: Its passage: before the quote, the quote, after it.
-        source: Origin of the passage.
-        rubric: The parts of the rubric, with labels.
         kept: Whether it was selected; "" if that is still open.
     """
 
@@ -62,8 +56,6 @@ class Extremes:
     """Content of the section on pairs.
 
     Attributes:
-        variant: Variant of the pairs.
-        cards: The best, then the worst.
         heatmap: Source of the legend; None without token shares.
         no_shares: Why there are no token shares; "" if there are, or none were requested.
         invalid: Examples of candidates that failed a check: the check, how many failed it, the row.
@@ -93,13 +85,16 @@ def extremes(facts: RunFacts) -> Extremes | None:
     chosen = [*best, *worst]
     attributed = [by_id[row["pair"]["id"]] for row in chosen if row["pair"]["id"] in by_id]
     heatmap = Heatmap(attributed) if any(pair.pieces for pair in attributed) else None
+    heat = {row.shares.id: row for row in heatmap.rows if row.shares.pieces} if heatmap else {}
     passages = facts.passages(row["pair"]["passage_id"] for row in chosen)
     cards = []
     for place, row in enumerate(chosen):
         name = f"Best {place + 1}" if place < len(best) else f"Worst {len(chosen) - place}"
-        clean = facts.shown(row)
-        heat = _heat(heatmap, by_id.get(row["pair"]["id"]))
-        cards.append(_card(name, clean, passages.get(row["pair"]["passage_id"]), heat, _kept(facts, variant, row)))
+        kept = ""
+        if variant in facts.kept:
+            kept = "in the dataset" if row["key"] in facts.kept[variant] else "not selected"
+        passage = passages.get(row["pair"]["passage_id"])
+        cards.append(_card(name, facts.shown(row), passage, heat.get(row["pair"]["id"]), kept))
     return Extremes(variant, tuple(cards), heatmap, shares.reason if shares else "", _invalid(facts, rows))
 
 
@@ -123,18 +118,6 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
     for row in sorted(rows, key=lambda row: -row["influence"]):
         by_question.setdefault(" ".join(row["pair"]["question"].lower().split()), row)
     return list(by_question.values())
-
-
-def _heat(heatmap: Heatmap | None, shares: PairShares | None) -> HeatRow | None:
-    if heatmap is None or shares is None or not shares.pieces:
-        return None
-    return next(row for row in heatmap.rows if row.shares.id == shares.id)
-
-
-def _kept(facts: RunFacts, variant: str, row: Row) -> str:
-    if variant not in facts.kept:
-        return ""
-    return "in the dataset" if row["key"] in facts.kept[variant] else "not selected"
 
 
 def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: str) -> PairCard:
@@ -178,9 +161,7 @@ def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
 
 
 def _invalid(facts: RunFacts, rows: Sequence[Row]) -> tuple[tuple[str, int, Row], ...]:
-    counts = Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
-    examples = []
-    for name, count in counts.most_common(_INVALID):
-        example = next(row for row in rows if not row["valid"] and row["failed"] and row["failed"][0] == name)
-        examples.append((name, count, facts.shown(example)))
-    return tuple(examples)
+    failed = [row for row in rows if not row["valid"] and row["failed"]]
+    counts = Counter(row["failed"][0] for row in failed)
+    examples = {row["failed"][0]: row for row in reversed(failed)}
+    return tuple((name, count, facts.shown(examples[name])) for name, count in counts.most_common(_INVALID))
