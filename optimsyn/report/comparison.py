@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_LINES = 40
 _MOST_COLUMNS = 4
 _LONGEST_VALUE = 160
+_CHANGE = {"value": "", "low": "_low", "high": "_high"}
 # Shown in other sections.
 _ELSEWHERE = frozenset({"name", "description", "guiding_text"})
 
@@ -47,8 +48,9 @@ class Compared:
         link: Relative link to its report; "" if there is none.
         test_set: A letter for its set of test questions; "" before `prepare` has finished.
         key: The dataset variant's row of each metric.
-        medians: Median influence of the valid pairs by variant.
+        medians: Median influence of the valid pairs by variant, and their number.
         guiding: The guiding text before and after; None before optimisation.
+        times: Seconds of each stage's last attempt.
     """
 
     label: str
@@ -61,15 +63,7 @@ class Compared:
     key: dict[str, MetricRow]
     medians: dict[str, tuple[float, int]]
     guiding: list[Part] | None
-
-    @property
-    def seconds(self) -> float:
-        """Time of all stages."""
-        return sum(record.seconds or 0.0 for record in self.facts.manifest.stages)
-
-    def seconds_of(self, stage: str) -> float | None:
-        """Time of a stage's last attempt."""
-        return next((record.seconds for record in self.facts.manifest.stages if record.name == stage), None)
+    times: dict[str, float]
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
@@ -99,16 +93,17 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
     runs = _compared(facts, folder)
     secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
-    tests = {run.test_set for run in runs if run.test_set}
+    several = len({run.test_set for run in runs if run.test_set}) > 1
+    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, runs, changes=several)}
     context: dict[str, Any] = {
         "runs": runs,
         "warnings": _warnings(runs),
-        "several_tests": len(tests) > 1,
+        "several_tests": several,
         "metrics": metrics,
-        "charts": [_chart(metric, runs, changes=len(tests) > 1) for metric in metrics],
-        "chart_variants": _drawn(runs, metrics, changes=len(tests) > 1),
+        "charts": [_chart(metric, runs, changes=several) for metric in metrics],
+        "chart_variants": [name for name in [UNTUNED, *_variants(runs)] if name in drawn],
         "decimals": decimals_for(median for run in runs for median, _ in run.medians.values()),
-        "influence_variants": [name for name in _variants(runs, []) if any(name in run.medians for run in runs)],
+        "influence_variants": [name for name in _variants(runs) if any(name in run.medians for run in runs)],
         "differing": differing({run.label: run.facts.recipe for run in runs}),
         "columns": len(runs) <= _MOST_COLUMNS,
         "stages": _stages(runs),
@@ -118,7 +113,8 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
 
 def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
     names = [run.name for run in facts]
-    tests = list(dict.fromkeys(run.test_set for run in facts if run.test_set))
+    tests = dict.fromkeys(run.test_set for run in facts if run.test_set)
+    letters = dict(zip(tests, [*ascii_uppercase, *map(str, range(27, len(tests) + 1))], strict=False))
     compared = []
     for run in facts:
         state = run_state(run.manifest)
@@ -135,11 +131,12 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
                 verdict=verdict(run, state),
                 place=state.place,
                 link=link,
-                test_set=_letter(tests.index(run.test_set)) if run.test_set else "",
+                test_set=letters[run.test_set] if run.test_set else "",
                 variant=variant,
                 key={row["metric"]: row for row in run.evaluation if row["variant"] == variant},
                 medians={name: (statistics.median(values), len(values)) for name, values in run.influence.items()},
                 guiding=guiding,
+                times={record.name: record.seconds for record in run.manifest.stages if record.seconds is not None},
             )
         )
     return compared
@@ -157,22 +154,15 @@ def _stages(runs: Sequence[Compared]) -> list[str]:
     return stages
 
 
-def _letter(place: int) -> str:
-    return ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
-
-
-def _variants(runs: Sequence[Compared], first: Sequence[str]) -> list[str]:
+def _variants(runs: Sequence[Compared]) -> list[str]:
     """All variants of the runs, in order."""
-    return list(dict.fromkeys([*first, "first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
+    return list(dict.fromkeys(["first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
 
 
 def _warnings(runs: Sequence[Compared]) -> list[str]:
     """Reasons why numbers of these runs are not comparable."""
     warnings = []
-    tests: dict[str, list[str]] = {}
-    for run in runs:
-        if run.test_set:
-            tests.setdefault(run.test_set, []).append(run.label)
+    tests = dict.fromkeys(run.test_set for run in runs if run.test_set)
     if len(tests) > 1:
         warnings.append(
             f"These runs have {len(tests)} different sets of test questions, marked "
@@ -208,26 +198,12 @@ def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tupl
     return lines
 
 
-def _drawn(runs: Sequence[Compared], metrics: Sequence[str], *, changes: bool) -> list[str]:
-    """The variants in the pictures, in order."""
-    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, runs, changes=changes)}
-    return [name for name in _variants(runs, [UNTUNED]) if name in drawn]
-
-
 def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
     """One metric of all runs: values, or changes against the target as it came."""
     lines = _lines(metric, runs, changes=changes)
-    rows = [
-        {
-            "variant": row["variant"],
-            "value": row["difference"],
-            "low": row["difference_low"],
-            "high": row["difference_high"],
-        }
-        if changes
-        else dict(row)
-        for _, row in lines
-    ]
+    rows: list[dict[str, Any]] = [dict(row) for _, row in lines]
+    if changes:
+        rows = [row | {end: row[f"difference{more}"] for end, more in _CHANGE.items()} for row in rows]
     several = len({run.test_set for run in runs}) > 1
     labels = [f"{run.label} ({run.test_set})" if several else run.label for run, _ in lines]
     chart = interval_chart(metric, rows, labels, zero=changes)
