@@ -84,13 +84,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
     if len(distinct) < 2:
         raise StageError("a comparison needs two runs or more; give their folders")
     facts = [RunFacts.read(run) for run in distinct]
-    write_text(path, comparison_html(facts, path.resolve().parent))
-    return path
-
-
-def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
-    """The page of some runs, with links relative to a folder."""
-    runs = _compared(facts, folder)
+    runs = _compared(facts, path.resolve().parent)
     secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
     several = len({run.test_set for run in runs if run.test_set}) > 1
@@ -108,7 +102,8 @@ def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
         "columns": len(runs) <= _MOST_COLUMNS,
         "stages": _stages(runs),
     }
-    return render("compare.html.j2", secrets, **context)
+    write_text(path, render("compare.html.j2", secrets, **context))
+    return path
 
 
 def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:

@@ -73,12 +73,7 @@ _IN_PAGE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for notebooks.
-
-    Attributes:
-        png: The file's bytes.
-        alt: Alternative text.
-    """
+    """A picture for notebooks: a PNG file and its alternative text."""
 
     png: bytes = field(repr=False)
     alt: str = ""
@@ -121,13 +116,7 @@ def drawing(height: float, *, width: float = _WIDTH) -> Iterator[Figure]:
 
 @contextmanager
 def page_axes(width: float, height: float, edges: tuple[float, float, float, float]) -> Iterator[Axes]:
-    """Axes for a page.
-
-    Args:
-        width: Width of the drawing, in pixels when not scaled.
-        height: Height of the drawing.
-        edges: Left, top, right and bottom of the axes, from the upper left corner.
-    """
+    """Axes for a page; sizes in pixels when not scaled, `edges` are left, top, right and bottom from the upper left."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -250,12 +239,7 @@ def round_ticks(*, integer: bool = False, most: int = 5) -> Any:
 
 
 def span(values: Sequence[float], room: float = 0.05) -> tuple[float, float]:
-    """The limits of an axis for these values, with a margin.
-
-    Args:
-        values: At least one.
-        room: Margin at each end, as a share of the range.
-    """
+    """The limits of an axis for at least one value, with a margin at each end, as a share of the range."""
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         spread = abs(high) * 0.1 or 1.0
@@ -265,23 +249,13 @@ def span(values: Sequence[float], room: float = 0.05) -> tuple[float, float]:
 
 
 def finish(axes: Axes, title: str, x: str, y: str, *, whole: str = "", grid: str = "y") -> None:
-    """Title, labels and grid of a panel.
-
-    Args:
-        axes: The panel.
-        title: Title.
-        x: Label of the x axis.
-        y: Label of the y axis.
-        whole: Axes (`x`, `y` or both) with whole-number ticks.
-        grid: Axis with grid lines; empty for none.
-    """
+    """Title, labels and grid lines of a panel; `whole` names the axes (`x`, `y`, `xy`) with whole-number ticks."""
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for name in whole:
         getattr(axes, f"{name}axis").set_major_locator(round_ticks(integer=True))
-    if grid:
-        axes.grid(axis=grid)  # type: ignore[arg-type]
+    axes.grid(axis=grid)  # type: ignore[arg-type]
 
 
 def say(axes: Axes, text: str) -> None:

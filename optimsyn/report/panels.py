@@ -38,7 +38,7 @@ def draw_influence(
     Args:
         axes: Axes to draw on.
         influence: Variant to influences; none may be empty.
-        zero_gradient: Influence of a pair without any gradient; None leaves it out.
+        zero_gradient: Influence of a pair without any gradient.
         narrow: Use shorter row labels.
     """
     every = [value for values in influence.values() for value in values]
@@ -81,12 +81,7 @@ def _box(axes: Axes, values: Sequence[float], middle: float, color: str) -> None
 
 
 def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
-    """Reward of every guiding text that was tried, and of the best so far.
-
-    Args:
-        axes: Axes to draw on.
-        candidates: Rows of the prompt optimiser's history with a score.
-    """
+    """Reward of every guiding text that was tried (the history's rows with a score), and of the best so far."""
     color = variant_color("optimized")
     places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(candidates)]
     rejected = [place for place, row in zip(places, candidates, strict=True) if row.get("status") == "rejected"]
@@ -114,21 +109,24 @@ def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and spread of the reward by training step, with the share of valid pairs.
-
-    Args:
-        axes: Axes to draw on.
-        trained: Rows of the policy's history with a reward.
-    """
+    """Mean and spread of the reward by training step, with the share of valid pairs; rows as in the history."""
     color = variant_color("policy")
     steps = [float(row.get("step", place + 1)) for place, row in enumerate(trained)]
     means = [float(row["reward"]) for row in trained]
-    spread = [float(row.get("reward_std") or 0.0) for row in trained]
-    under = [mean - std for mean, std in zip(means, spread, strict=True)]
-    over = [mean + std for mean, std in zip(means, spread, strict=True)]
+    under, over = (
+        [mean + sign * float(row.get("reward_std") or 0.0) for mean, row in zip(means, trained, strict=True)]
+        for sign in (-1, 1)
+    )
     _frame(axes, steps, [*under, *over], 0.08)
-    band = ([*steps, *reversed(steps)], [*under, *reversed(over)])
-    axes.fill(*band, color=color, alpha=0.18, linewidth=0, label="± 1 std", clip_on=False)
+    axes.fill(
+        [*steps, *reversed(steps)],
+        [*under, *reversed(over)],
+        color=color,
+        alpha=0.18,
+        linewidth=0,
+        label="± 1 std",
+        clip_on=False,
+    )
     axes.plot(steps, means, color=color, linewidth=2, label="mean", clip_on=False)
     few = len(steps) <= _MOST_MARKERS
     if few:

@@ -35,17 +35,6 @@ class InfluenceSummary(BaseModel):
     lowest: float
     highest: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> InfluenceSummary:
-        """Summarises at least one value."""
-        return cls(
-            n=len(values),
-            mean=statistics.fmean(values),
-            median=statistics.median(values),
-            lowest=min(values),
-            highest=max(values),
-        )
-
 
 class Summary(BaseModel):
     """The key results of a run, in one JSON object.
@@ -171,7 +160,17 @@ class Summary(BaseModel):
 
 def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, InfluenceSummary]:
     """A summary for each variant that has a valid pair."""
-    return {variant: InfluenceSummary.of(values) for variant, values in influence.items() if len(values)}
+    return {
+        variant: InfluenceSummary(
+            n=len(values),
+            mean=statistics.fmean(values),
+            median=statistics.median(values),
+            lowest=min(values),
+            highest=max(values),
+        )
+        for variant, values in influence.items()
+        if values
+    }
 
 
 def show_end(run: Run, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ class Trial:
     The table does not say whether a reply was cached, so that it looks the same when it is shown again.
 
     Attributes:
-        model: Its name.
         rows: Passage, pair, verdict of the validity checks.
         fresh: Number of new replies; the others came from the cache.
         usage: Usage of all replies of this trial, including cached ones.
@@ -55,14 +55,12 @@ class Trial:
         from optimsyn.recipe.recipe import ModelSpec
 
         each = max(1, self.usage.replies)
-        rows = []
-        for name in names:
-            price = price_of(ModelSpec(name=name))
-            if price is None or price.source != "litellm":
-                rows.append(Price(name, None, None))
-            else:
-                rows.append(Price(name, price.input, price.output))
-        return Prices(tuple(rows), pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
+        priced = ((name, price_of(ModelSpec(name=name))) for name in names)
+        rows = tuple(
+            Price(name, price.input, price.output) if price and price.source == "litellm" else Price(name, None, None)
+            for name, price in priced
+        )
+        return Prices(rows, pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Prices:
-    """The cost of pairs from hosted models, shown as a table in a notebook.
-
-    Attributes:
-        rows: One per model.
-        pairs: Number of pairs.
-        tokens_in: Input tokens per pair.
-        tokens_out: Output tokens per pair.
-    """
+    """The cost of pairs of so many tokens each from hosted models, shown as a table in a notebook."""
 
     rows: tuple[Price, ...]
     pairs: int
@@ -103,14 +94,12 @@ class Prices:
             cost = self.cost(row)
             cells = ["–" if price is None else f"{price * 1e6:.2f}" for price in (row.token_in, row.token_out)]
             body.append((row.model, *cells, "not known to LiteLLM" if cost is None else f"{cost:.2f} USD"))
-        return Table(
-            f"{self.pairs:,} pairs as long as these",
-            ("model", "USD per million tokens in", "out", "in all"),
-            tuple(body),
-            frozenset({1, 2, 3}),
+        columns = ("model", "USD per million tokens in", "out", "in all")
+        note = (
             f"{self.tokens_in:.0f} tokens in and {self.tokens_out:.0f} out for a pair, counted by this generator's "
-            "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them.",
+            "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them."
         )
+        return Table(f"{self.pairs:,} pairs as long as these", columns, tuple(body), frozenset({1, 2, 3}), note)
 
     def picture(self) -> Picture:
         """Costs as bars, cheapest first."""
@@ -143,7 +132,8 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     from optimsyn.stages.candidates import request_rubrics
 
     tools = Tools(run)
-    cache = ReplyCache(run.path("trials", f"{_file_name(spec.name)}.sqlite"))
+    file_name = re.sub(r"[^\w.-]", "-", spec.name)
+    cache = ReplyCache(run.path("trials", f"{file_name}.sqlite"))
     before = cache.totals().replies
     model = load_language_model(spec, cache)
     drafter = Drafter(PairWriter(model, tools.shape), tools.checker)
@@ -170,7 +160,3 @@ def ask_once(spec: ModelSpec, text: str) -> str:
     from optimsyn.llm.language_model import Call
 
     return load_language_model(spec).complete_sync(Call.of(text, max_tokens=16)).text
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name)

@@ -27,13 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sent:
-    """A request to a model, shown as text in a notebook.
+    """A request for something, such as a rubric, and its reply, shown as text in a notebook.
 
     Attributes:
-        what: The requested thing, such as a rubric.
-        model: The model's name.
         request: Messages, schema and sampling, as in the reply cache.
-        reply: The model's reply.
     """
 
     what: str
@@ -80,13 +77,11 @@ class Chain:
         row = self.judgement
         failed = f"{'invalid' if row.unjudged is None else 'not judged'} ({', '.join(row.failed)})"
         outcome = f"influence {number(row.influence)}" if row.valid else failed
-        pair = "–" if self.pair is None else as_text(self.pair)
-        quote = "–" if self.pair is None else self.pair.quote
         rows = (
             ("guiding text", self.guiding_text),
             ("rubric", "–" if self.rubric is None else rubric_text(self.rubric)),
-            ("sentence it rests on", quote),
-            ("pair", pair),
+            ("sentence it rests on", "–" if self.pair is None else self.pair.quote),
+            ("pair", "–" if self.pair is None else as_text(self.pair)),
             ("verdict", row.feedback),
             ("reward", f"{number(row.reward if row.unjudged is None else None)}  ({outcome})"),
         )
@@ -183,18 +178,12 @@ class Workbench:
         return Chain(passage, guiding_text, request.rubric, judgement.pair, judgement, tuple(sent))
 
     def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
-        """The rewards under several guiding texts on the same passages, with the same seeds.
-
-        Args:
-            guiding_texts: Name -> text.
-            indices: Numbers of the passages.
-        """
+        """The rewards under named guiding texts on the passages with these numbers, with the same seeds."""
         from optimsyn.report.stage_plots import rewards_figure
 
-        judgements = {
-            name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
-        }
-        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in judgements.items()}
-        return rewards_figure(
-            {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
-        )
+        rewards: dict[str, list[tuple[float, bool]]] = {}
+        for name, text in guiding_texts.items():
+            for row in (self.follow(text, index).judgement for index in indices):
+                if row.unjudged is None:
+                    rewards.setdefault(name, []).append((row.reward, row.valid))
+        return rewards_figure(rewards)

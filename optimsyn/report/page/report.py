@@ -31,13 +31,8 @@ def write_report(run: Run) -> Path:
     Raises:
         DataError: A file of the run is damaged; names it.
     """
-    path = run.folder / REPORT
-    write_text(path, report_html(RunFacts.read(run)))
-    return path
-
-
-def report_html(facts: RunFacts) -> str:
-    """The page of a run."""
     from optimsyn.report.page.sections import context_of
 
-    return render("report.html.j2", facts.secrets, **context_of(facts))
+    path, facts = run.folder / REPORT, RunFacts.read(run)
+    write_text(path, render("report.html.j2", facts.secrets, **context_of(facts)))
+    return path

@@ -104,16 +104,12 @@ class Estimate:
     high: float | None
     cells: int
 
-    def text(self, *, interval: bool = True, signed: bool = False) -> str:
+    def text(self, *, interval: bool = True) -> str:
         """The text in a table: .93 [.90, .95]."""
-        if self.value is None or self.low is None or self.high is None:
+        if self.value is None:
             return "–"
-        form = "+.2f" if signed else ".2f"
-
-        def short(number: float) -> str:
-            return format(number, form).replace("0.", ".", 1)
-
-        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]" if interval else short(self.value)
+        value, low, high = (f"{number:.2f}".replace("0.", ".", 1) for number in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]" if interval else value
 
 
 def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
@@ -150,12 +146,12 @@ class CellStatistics:
     def __init__(self, cell: FidelityCell, resamples: int, seed: int) -> None:
         self.cell = cell
         generator = np.random.default_rng(seed)
-        self.samples = _draws(generator, len(cell.ids), resamples)
+        self.samples = draws(generator, len(cell.ids), resamples)
         subsets = 0 if cell.subsets is None else len(cell.subsets.members)
-        self._subsets = _draws(generator, subsets, resamples) if subsets else None
+        self._subsets = draws(generator, subsets, resamples) if subsets else None
         names = sorted({group for group in cell.groups if cell.groups.count(group) > 1})
         self._groups = [np.array([i for i, group in enumerate(cell.groups) if group == name]) for name in names]
-        self._drawn_groups = _draws(generator, len(names), resamples) if names else None
+        self._drawn_groups = draws(generator, len(names), resamples) if names else None
         self._nothing: Array = np.full(resamples + 1, np.nan)
         self._controls = [np.asarray(values)[self.samples] for values in (cell.length, cell.gradient_norm)]
 
@@ -216,7 +212,7 @@ class CellStatistics:
         return spearman(sums[self._subsets], decreases[self._subsets])
 
 
-def _draws(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.int64]:
+def draws(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.int64]:
     """[1 + R, count]: all indices once, then R draws with replacement."""
     drawn = generator.integers(0, count, (resamples, count))
     return np.concatenate([np.arange(count)[None], drawn])
