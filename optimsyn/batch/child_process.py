@@ -32,7 +32,6 @@ class ChildProcess:
     ends when this process does (`optimsyn.batch.lifeline`).
 
     Attributes:
-        output: The pipe with the child's output.
         reading: The child still has its end of the pipe open.
 
     Args:
@@ -72,11 +71,6 @@ class ChildProcess:
         self.output = self._process.stdout
         self.reading = True
         os.set_blocking(self.output.fileno(), False)
-
-    @property
-    def pid(self) -> int:
-        """Its process id, which is also that of its process group."""
-        return self._process.pid
 
     def pump(self) -> None:
         """Writes what the child has printed since the last call."""

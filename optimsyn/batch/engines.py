@@ -48,13 +48,7 @@ class Engine(Protocol):
     here: bool
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
-        """Starts a run.
-
-        Args:
-            job: The run.
-            log: The file that its output is appended to.
-            variables: Environment variables for it.
-        """
+        """Starts a run with these environment variables; its output is appended to the log."""
 
     def wait(self, seconds: float) -> None:
         """Waits; returns early when a run may have ended."""
@@ -65,8 +59,7 @@ class Engine(Protocol):
 
 def arguments(job: Job) -> list[str]:
     """The arguments of `optimsyn` for a run: its folder, so that later changes to the recipe file have no effect."""
-    assert job.run is not None
-    return ["run", str(job.run.folder), "--stage", job.stages[-1]]
+    return ["run", str(job.opened.folder), "--stage", job.stages[-1]]
 
 
 class ProcessEngine:
@@ -86,14 +79,9 @@ class ProcessEngine:
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
         """Starts a run, and the embedded model's server with the first run that needs it."""
-        assert job.run is not None
-        server = self._embedded() if job.embedded else {}
-        child = ChildProcess(
-            run_command(arguments(job)),
-            log,
-            variables={**variables, **server},
-            secret_names=job.run.secret_names,
-        )
+        everything = {**variables, **(self._embedded() if job.embedded else {})}
+        secret_names = job.opened.secret_names
+        child = ChildProcess(run_command(arguments(job)), log, variables=everything, secret_names=secret_names)
         self._children.append(child)
         return child
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class Job:
     until: str | None = None
 
     @property
+    def opened(self) -> Run:
+        """The run of a job that was not refused."""
+        assert self.run is not None
+        return self.run
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Its stages, up to the last one to run."""
         names = self.run.recipe.stage_names if self.run is not None else STAGES
@@ -53,10 +59,7 @@ class Job:
 
     def finished(self) -> bool:
         """Whether all its stages have finished."""
-        if self.run is None:
-            return False
-        manifest = self.run.manifest
-        return all(manifest.stage(stage).status == "finished" for stage in self.stages)
+        return self.run is not None and all(map(self.run.done, self.stages))
 
 
 def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -109,8 +112,7 @@ def plan(
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
                 continue
-            job = _checked(recipe, chosen, root, until, here, money)
-            by_folder[folder] = job
+            job = by_folder[folder] = _checked(recipe, chosen, root, until, here, money)
         except (OptimsynError, OSError) as error:
             # An unusable run folder refuses only its own recipe.
             label = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
@@ -130,31 +132,26 @@ def _checked(label: str, recipe: Recipe, root: Path, until: str | None, here: bo
 
     folder = Run.folder_of(recipe, root)
     state = RunState(recipe=label, folder=str(folder))
-    exists = (folder / "manifest.json").is_file()
-    if exists:
-        job = Job(recipe.name, state, Run.load(folder), until=until)
-        if job.finished():
-            state.state, state.earlier = "finished", True
-            return job
+    earlier = Run.load(folder) if (folder / "manifest.json").is_file() else None
+    job = Job(recipe.name, state, earlier, until=until)
+    if job.finished():
+        state.state, state.earlier = "finished", True
+        return job
     # A run that has read its data need not check every row again. Each run asks its services itself and pays for that.
-    preflight = checked(recipe, root, deep=not (exists and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    deep = earlier is None or not earlier.done(STAGES[0])
+    preflight = checked(recipe, root, deep=deep, here=here, ask=False)
     if money:
         preflight.problems += price_problems(recipe, "--cost-usd")
     preflight.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]
     roles = [*writers, models.target]
-    return Job(
-        recipe.name,
-        state,
-        Run.open(recipe, root),
-        need=Need(
-            preflight.gpu_bytes,
-            preflight.main_bytes,
-            pinned=any(spec.device.startswith("cuda:") for spec in roles),
-        ),
+    pinned = any(spec.device.startswith("cuda:") for spec in roles)
+    return replace(
+        job,
+        run=Run.open(recipe, root),
+        need=Need(preflight.gpu_bytes, preflight.main_bytes, pinned),
         embedded=any(spec.provider == "embedded" for spec in writers),
         gpu=any(spec.provider in ("embedded", "local") and spec.device.startswith(("auto", "cuda")) for spec in roles),
         warnings=tuple(preflight.warnings),
-        until=until,
     )

@@ -66,15 +66,15 @@ class RayEngine:
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
         """Submits a run; a run that loads a model gets a GPU if the cluster has one."""
-        assert job.run is not None
+        run = job.opened
         task = self._ray.remote(_work).options(
             num_cpus=self._cpus,
             num_gpus=1 if job.gpu and self._gpus else 0,
             max_retries=0,
             scheduling_strategy="SPREAD",
-            name=f"optimsyn run {job.run.name}",
+            name=f"optimsyn run {run.name}",
         )
-        ref = task.remote(arguments(job), str(log), dict(variables), job.run.secret_names, str(Path.cwd()))
+        ref = task.remote(arguments(job), str(log), dict(variables), run.secret_names, str(Path.cwd()))
         self._refs.append(ref)
         return _Task(self._ray, ref, log)
 
