@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress, Watch, bought_by
 from optimsyn.batch.state import BatchState
 from optimsyn.batch.table import View
+from optimsyn.execution.signals import handled_signals
 from optimsyn.llm.shared_budget import Purse
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import now
@@ -234,22 +234,13 @@ class Supervisor:
 def _handled_signals() -> Iterator[list[int]]:
     """Collects Ctrl-C and SIGTERM: the first asks the loop to end the batch in order, the second to end it at once."""
     signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     # A signal that `nohup` or a shell ignores stays ignored.
-    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in handled}
-    try:
+    with handled_signals(note, "SIGINT", "SIGTERM", "SIGHUP", where=lambda now: now is not signal.SIG_IGN):
         yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def account(run: Run) -> str:

@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from papermill.engines import NotebookExecutionManager
 from optimsyn.base.disk import is_disk_trouble
 from optimsyn.base.files import write_text
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
+from optimsyn.runs.folder import INTERRUPTED
 
 # On a busy machine, a healthy kernel may take long to answer.
 START_SECONDS = 180
 _OUTPUT_SECONDS = 120
 # Time for an interrupted cell to record the interrupt in the manifest.
 _INTERRUPT_SECONDS = 10
-INTERRUPTED = "interrupted by a person or by a signal"
 
 # The NotebookError repeats what nbclient logs, in better words.
 _QUIET = logging.getLogger("optimsyn.execution.client.nbclient")
@@ -297,23 +297,8 @@ class Client(PapermillNotebookClient):
         return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
 
 
-def on_terminate(handler: Callable[..., Any]) -> dict[int, Any]:
-    """Sets `handler` for signals that would end this process silently, and returns the previous handlers."""
-    previous: dict[int, Any] = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            previous[number] = signal.signal(number, handler)
-    return previous
-
-
 def _memory_kills() -> int:
     """How many processes of this control group were killed for lack of memory (Linux; else 0)."""
     file = Path("/sys/fs/cgroup/memory.events")
-    if not file.is_file():
-        return 0
-    for line in file.read_text(encoding="ascii").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "oom_kill":
-            return int(count)
-    return 0
+    counts = dict(line.split() for line in file.read_text("ascii").splitlines()) if file.is_file() else {}
+    return int(counts.get("oom_kill", 0))

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,8 +30,10 @@ from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.errors import ParameterError, StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.live_line import LiveLine
-from optimsyn.execution.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
-from optimsyn.execution.parameters import check_parameters, key_variables
+from optimsyn.execution.client import START_SECONDS, CellStates, Client, Stopped
+from optimsyn.execution.parameters import check_parameters
+from optimsyn.execution.signals import handled_signals
+from optimsyn.runs.folder import INTERRUPTED
 
 ENGINE = "optimsyn"
 # How often a notebook is saved while one long cell prints, in seconds.
@@ -105,11 +107,9 @@ class TruthfulEngine(NBClientEngine):
             ParameterError: A parameter is wrong; nothing was started or written.
         """
         name = Path(str(options.get("input_path") or output_path or "notebook")).name
-        secret_names = (
-            options["secret_names"]
-            if "secret_names" in options
-            else _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
-        )
+        secret_names = options.get("secret_names")
+        if secret_names is None:
+            secret_names = _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
         states = CellStates(
             nb,
             secret_names=secret_names,
@@ -132,7 +132,9 @@ class TruthfulEngine(NBClientEngine):
                 stdout_file=options.get("stdout_file"),
                 stderr_file=options.get("stderr_file"),
             )
-            with _terminate_as_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
+            # Only where a signal would end this process silently.
+            as_interrupt = handled_signals(_interrupt, "SIGTERM", "SIGHUP", where=lambda now: now == signal.SIG_DFL)
+            with as_interrupt, _line(states, name) if progress_bar else contextlib.nullcontext():
                 client.execute(
                     env={**NO_PROGRESS_BARS, **all_variables(), **options.get("environment", {})},
                     stdout=log.file,
@@ -192,17 +194,13 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         raise StageError(f"{notebook}: there is no such notebook")
     if output.exists() and output.samefile(notebook):
         raise ParameterError(f"{output}: the notebook itself stays as it is; give another file for the output")
-    recipe_keys = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    names = (*secret_names, *_check(nbformat.read(notebook, as_version=4), parameters, notebook.name))
     output.parent.mkdir(parents=True, exist_ok=True)
-    names = (*secret_names, *recipe_keys)
-    variables = dict(environment or {})
-    if lock is not None:
-        variables[KERNEL_LOCK] = str(lock)
+    variables = {**(environment or {}), **({} if lock is None else {KERNEL_LOCK: str(lock)})}
     try:
         execute_notebook(
             # papermill treats braces in a path as a template.
-            _literal(notebook),
-            _literal(output),
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)),
             parameters=dict(parameters),
             engine_name=ENGINE,
             kernel_name="python3",
@@ -220,10 +218,6 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         raise NotebookError(output, number, str(error.source), str(error.ename), reason) from None
 
 
-def _literal(path: Path) -> str:
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Checks the parameters; a user's notebook may have none.
 
@@ -232,8 +226,7 @@ def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str
     """
     if not parameters and not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         return ()
-    check_parameters(notebook, parameters, name)
-    return key_variables(notebook, parameters, name)
+    return check_parameters(notebook, parameters, name)
 
 
 def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> NotebookError:
@@ -256,22 +249,9 @@ def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookErro
     return NotebookError(notebook, None, "", "DataError", str(cannot_write(notebook, "the notebook", error)))
 
 
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def _interrupt(number: int, frame: Any) -> NoReturn:
     """Handles SIGTERM like Ctrl-C: the kernel is stopped and the notebook records why."""
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = on_terminate(interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    raise KeyboardInterrupt
 
 
 def _line(states: CellStates, name: str) -> LiveLine:

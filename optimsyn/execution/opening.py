@@ -69,24 +69,19 @@ def open_checked(name: str, root: Path, size: str, changes: list[str] | None, co
     label = "Sending each service one tiny request" if names_services(recipe) else "Opening the run"
     with steps.step(label):
         run_ = open_asked(recipe, root)
-    _show_notes(run_.warnings, console)
+    _show("[yellow]note:[/]", run_.warnings, console)
     console.print(foresee(run_, preflight.forecast))
     return run_
 
 
-def _show_notes(notes: Sequence[str], console: Console) -> None:
-    for note in notes:
-        console.print(f"[yellow]note:[/] {_escaped(note)}", highlight=False)
-
-
 def show_preflight(preflight: Preflight, console: Console) -> None:
     """Shows warnings and skipped checks."""
-    _show_notes(preflight.warnings, console)
-    for text in preflight.unchecked:
-        console.print(f"not checked: {_escaped(text)}", highlight=False)
+    _show("[yellow]note:[/]", preflight.warnings, console)
+    _show("not checked:", preflight.unchecked, console)
 
 
-def _escaped(text: str) -> str:
+def _show(mark: str, texts: Sequence[str], console: Console) -> None:
     from rich.markup import escape
 
-    return escape(redact(text))
+    for text in texts:
+        console.print(f"{mark} {escape(redact(text))}", highlight=False)
