@@ -64,9 +64,8 @@ class KernelManager(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         """The kernel; nbclient keeps its command history in memory."""
         argv = [sys.executable, "-m", "optimsyn.execution.kernel", "-f", "{connection_file}"]
-        return KernelSpec(
-            argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": ["curve"]}
-        )
+        encrypted = {"supported_encryption": ["curve"]}
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=encrypted)
 
 
 class CellStates(NotebookExecutionManager):
@@ -268,14 +267,13 @@ class Client(PapermillNotebookClient):
     def log_output_message(self, output: Any) -> None:
         """Passes an output without secrets to papermill's log and files (`--log-output`, `--stdout-file`)."""
         clean = self.nb_man.clean(output)
-        if clean.output_type != "stream":
-            if self.log_output and "text/plain" in clean.get("data", {}):
-                _SHOWN.info("".join(clean.data["text/plain"]))
-            return
-        text = "".join(clean.text)
-        file = self.stdout_file if clean.name == "stdout" else self.stderr_file
-        if self.log_output:
+        stream = clean.output_type == "stream"
+        text = "".join(clean.text if stream else clean.get("data", {}).get("text/plain", ""))
+        if self.log_output and text:
             _SHOWN.info(text)
+        file = None
+        if stream:
+            file = self.stdout_file if clean.name == "stdout" else self.stderr_file
         if file is not None:
             file.write(text)
             file.flush()

@@ -48,7 +48,6 @@ class NotebookError(StageError):
     Attributes:
         notebook: The executed notebook, with the outputs up to the failure.
         cell: Number of the code cell that was running (1 is the first); None when none was.
-        source: That cell's code.
         kind: Name of the exception in the cell, or `KernelDied`, `TimeLimit`, `Interrupted`.
         reason: What went wrong, in a sentence, without secrets.
     """
@@ -59,7 +58,8 @@ class NotebookError(StageError):
         self.source = source
         self.kind = kind
         self.reason = reason
-        where = "" if cell is None else f", cell [{cell}] `{_first_line(source)}`"
+        lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        where = "" if cell is None else f", cell [{cell}] `{''.join(lines[:1])[:60]}`"
         super().__init__(f"{notebook.name}{where}: {kind}: {reason}")
 
 
@@ -87,17 +87,7 @@ class TruthfulEngine(NBClientEngine):
         autosave_cell_every: int = _AUTOSAVE_SECONDS,
         **options: Any,
     ) -> Any:
-        """Executes a notebook with injected parameters; called by papermill.
-
-        Args:
-            nb: The notebook.
-            kernel_name: For papermill's metadata.
-            output_path: Where it is saved while it runs; None saves it only at the end.
-            progress_bar: Show a progress line.
-            log_output: Pass outputs on to papermill's log.
-            autosave_cell_every: Seconds between saves while a cell prints.
-            options: Further options of papermill (`execution_timeout`, `start_timeout`, `stdout_file`, `stderr_file`)
-                and of `execute`.
+        """Executes a notebook with injected parameters; called by papermill, with its options and those of `execute`.
 
         Returns:
             The executed notebook, without secrets.
@@ -308,8 +298,3 @@ class _KernelLog:
         # A child of the kernel may outlive it and hold the pipe.
         self._thread.join(timeout=_LOG_SECONDS)
         return "\n".join(self._last).strip()
-
-
-def _first_line(source: str) -> str:
-    lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return lines[0][:60] if lines else ""
