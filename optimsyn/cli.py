@@ -201,8 +201,7 @@ def batch(  # noqa: PLR0913 - options of a command
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
     """
     from optimsyn.batch.batch import exit_code, make_engine, run_batch
-    from optimsyn.batch.options import BatchLimits, RunOptions
-    from optimsyn.batch.plan import known_stages
+    from optimsyn.batch.plan import BatchLimits, RunOptions, known_stages
     from optimsyn.llm.shared_budget import Caps
     from optimsyn.recipe.changes import SetOptions
     from optimsyn.runs.manifest import STAGES

@@ -15,7 +15,7 @@ from optimsyn.base.terminal.live_line import TRANSIENT, NotebookText
 from optimsyn.base.terminal.table import Table, duration, number
 from optimsyn.recipe.recipe import VARIANTS
 from optimsyn.report.drawing import Picture
-from optimsyn.report.plots import RunNumbers, run_figure
+from optimsyn.report.stage_plots import RunNumbers, run_figure
 from optimsyn.report.summary import Summary, influence_summaries
 from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.training.intervals import UNTUNED, MetricRow, differs

@@ -19,8 +19,7 @@ from optimsyn.base.errors import OptimsynError, RecipeError, StageError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
 from optimsyn.batch.engines import Engine, ProcessEngine
 from optimsyn.batch.memory import Room
-from optimsyn.batch.options import BatchLimits, RunOptions
-from optimsyn.batch.plan import Job, plan
+from optimsyn.batch.plan import BatchLimits, Job, RunOptions, plan
 from optimsyn.batch.progress import bought_by
 from optimsyn.batch.state import BatchState, Options
 from optimsyn.batch.supervisor import BATCH_JSON, Supervisor, account

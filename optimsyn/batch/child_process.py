@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,8 @@ from optimsyn.base.secrets.redaction import redact
 from optimsyn.runs.manifest import now
 
 _READ_BYTES = 1 << 16
+# How often to check whether a child that prints nothing has ended.
+_LOOK_S = 0.1
 # A line is written when it ends; longer ones are split, to bound memory.
 _LONGEST_LINE = 1 << 20
 
@@ -121,3 +125,16 @@ class ChildProcess:
         if text:
             self._log.write(redact(text, self._secret_names))
             self._log.flush()
+
+
+def watch(children: Sequence[ChildProcess], seconds: float) -> None:
+    """Copies the output of children into their logs for a while; returns early when one of them has ended."""
+    end = time.monotonic() + seconds
+    while (remaining := end - time.monotonic()) > 0:
+        reading = [child for child in children if child.reading]
+        # On a pipe, or on the end of a child that has closed its output.
+        select.select([child.output for child in reading], [], [], min(remaining, _LOOK_S))
+        for child in reading:
+            child.pump()
+        if any(child.ended() is not None for child in children):
+            return

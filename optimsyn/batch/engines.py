@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import select
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
 from optimsyn.base.errors import ModelError
-from optimsyn.batch.child_process import ChildProcess, run_command
+from optimsyn.batch.child_process import ChildProcess, run_command, watch
 from optimsyn.batch.plan import Job
 
 if TYPE_CHECKING:
     from optimsyn.llm.embedded.server import EmbeddedServer
 
 _log = logging.getLogger(__name__)
-# How often to check whether a run that has closed its output has ended.
-_LOOK_S = 0.1
 
 
 class Started(Protocol):
@@ -87,18 +83,8 @@ class ProcessEngine:
 
     def wait(self, seconds: float) -> None:
         """Copies the runs' output into their logs."""
-        end = time.monotonic() + seconds
         self._children = [child for child in self._children if child.ended() is None]
-        while (remaining := end - time.monotonic()) > 0:
-            reading = [child for child in self._children if child.reading]
-            if not reading:
-                time.sleep(min(remaining, _LOOK_S))
-            else:
-                select.select([child.output for child in reading], [], [], remaining)
-            for child in reading:
-                child.pump()
-            if any(child.ended() is not None for child in self._children):
-                return
+        watch(self._children, seconds)
 
     def close(self) -> None:
         """Closes the shared server."""

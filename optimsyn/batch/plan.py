@@ -12,13 +12,43 @@ from typing import Any
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import SHOWN_INSTEAD, find_secret, redact
 from optimsyn.batch.memory import Need
-from optimsyn.batch.options import RunOptions
 from optimsyn.batch.state import RunState
 from optimsyn.execution.parameters import chosen_recipe
+from optimsyn.llm.shared_budget import Caps
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 from optimsyn.runs.resources import notebook_name
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of every run of a batch.
+
+    Attributes:
+        size: `full` or `tiny`.
+        changes: Recipe fields to change.
+        until: The last stage to run; None: the run's last stage.
+    """
+
+    size: str = "full"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    until: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Limits of all runs of a batch together.
+
+    Attributes:
+        jobs: How many run at once.
+        caps: What they may buy, including what they bought in earlier starts.
+        gpu_memory_gb: GPU memory of the concurrent runs, in GB; None: all that the machine's GPUs have.
+    """
+
+    jobs: int = 1
+    caps: Caps = field(default_factory=Caps)
+    gpu_memory_gb: float | None = None
 
 
 @dataclass
@@ -74,7 +104,7 @@ def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] |
 def plan(
     recipes: Sequence[str],
     root: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    options: RunOptions = RunOptions(),
     *,
     here: bool = True,
     money: bool = False,

@@ -26,7 +26,7 @@ def write_summary(run: Run) -> Summary:
     Raises:
         DataError: A stage's result is missing.
     """
-    from optimsyn.report.plots import RunNumbers, run_figure
+    from optimsyn.report.stage_plots import RunNumbers, run_figure
     from optimsyn.report.summary import Summary, influence_summaries
 
     recipe, manifest = run.recipe, run.manifest
