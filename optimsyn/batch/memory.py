@@ -13,8 +13,6 @@ class Need:
     """Estimated memory of one run's models, in bytes.
 
     Attributes:
-        gpu: GPU memory.
-        main: Main memory.
         pinned: Its recipe names a GPU (`device: cuda:1`), so it is not assigned to another one.
     """
 
@@ -25,12 +23,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Place:
-    """The memory and GPU assigned to a run.
-
-    Attributes:
-        need: The reserved memory.
-        gpu: The GPU that it must use; None leaves the choice to the run.
-    """
+    """The memory reserved for a run, and the GPU that it must use; None leaves the choice to the run."""
 
     need: Need
     gpu: Gpu | None = None

@@ -59,10 +59,8 @@ class Job:
         name: Its name in tables: the recipe's name, or the run's where several recipes have the same name.
         state: Its entry in `batch.json`.
         run: Its run folder; None when the recipe was refused.
-        need: The memory that it needs.
         embedded: It writes text with the embedded model, whose server the runs can share.
         gpu: It loads a model on a GPU if there is one.
-        warnings: Warnings of the checks.
         until: Its last stage; None: the run's last stage.
     """
 
@@ -118,7 +116,7 @@ def plan(
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
         root: Folder of the run folders.
-        options: Size, changes and last stage of all runs.
+        options: Of all runs.
         here: The runs will work on this machine, so its memory counts.
         money: They share a cap on money, which needs the price of every service.
         report: Called with a line of text before each check, which can take seconds.

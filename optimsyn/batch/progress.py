@@ -17,15 +17,11 @@ from optimsyn.runs.manifest import Manifest
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of one run.
+    """The progress of one run: the current or next stage, its place among so many, and what the run has bought.
 
     Attributes:
-        stage: The current or next stage.
-        number: Its place among the stages of the run, from 1.
-        of: How many stages the run has.
         detail: The stage's own progress, such as `12 of 48 pairs`.
         left: Seconds until the run finishes; None if unknown.
-        cost: What it has bought.
     """
 
     stage: str

@@ -46,17 +46,7 @@ class _Running:
 
 @dataclass
 class Supervisor:
-    """Starts runs, watches them and writes `batch.json`.
-
-    Attributes:
-        jobs: The runs.
-        state: The content of `batch.json`, which is kept up to date.
-        root: The folder of `batch.json` and the logs.
-        engine: Where the runs work.
-        room: The memory that they share.
-        purse: The caps that they share; None: no caps.
-        view: Shows progress to the user.
-    """
+    """Starts runs, watches them, shows their progress, and keeps `batch.json` and the logs in `root` up to date."""
 
     jobs: list[Job]
     state: BatchState

@@ -61,11 +61,7 @@ class Parameter:
 
 
 def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
-    """The parameters of a notebook.
-
-    Args:
-        notebook: The notebook (nbformat node or the same as a mapping).
-        name: Its name, for messages.
+    """The parameters of a notebook (nbformat node or the same as a mapping), called by this name in messages.
 
     Raises:
         ParameterError: There is not exactly one tagged cell, or a line of it is not `name: type = literal`.
@@ -137,11 +133,7 @@ def given_parameters(
 ) -> dict[str, Any]:
     """Values from the command line, parsed by the types of the notebook's parameters and checked.
 
-    Args:
-        notebook: The notebook.
-        pairs: Name and text of single parameters; they override those of files.
-        files: YAML files that map names to values.
-        name: Name of the notebook, for messages.
+    Those of single parameters override those of YAML files; messages call the notebook by this name.
 
     Raises:
         ParameterError: A file is no mapping, or a parameter is wrong.

@@ -49,11 +49,7 @@ def stage_to_open(run: Run, stage: str | None = None) -> str:
 
 
 def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
-    """Chooses the stage and puts its notebook into the run folder, with the run as its parameter.
-
-    Args:
-        run: The run; no process may be working on it.
-        stage: The stage; None: see `stage_to_open`.
+    """Chooses the stage (None: see `stage_to_open`) and puts its notebook into the run folder, with the run filled in.
 
     Returns:
         The stage and its notebook. An executed one keeps its cells and outputs.

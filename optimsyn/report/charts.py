@@ -31,13 +31,7 @@ _FRAMED_HEIGHT = 208.0
 
 @dataclass
 class Chart:
-    """A drawing in a page.
-
-    Attributes:
-        title: Title above the drawing.
-        svg: The drawing, with alternative text.
-        note: How to read it.
-    """
+    """A drawing in a page, with a title above it and a note on how to read it."""
 
     title: str
     svg: Drawing

@@ -49,13 +49,11 @@ class RunFacts:
     Attributes:
         secrets: Values that no page may show.
         results: Result of each stage that has one.
-        lost: Rows of `prepare/lost.jsonl`.
         candidates: All judged candidates of each written variant.
         kept: Keys of the candidates that became pairs, by variant.
         first_draft: Influence of the valid first-draft pairs.
         guiding_text: Text that the prompt optimiser chose; None before.
-        evaluation: Rows of `evaluation.json`.
-        against_no_rubric: The same, with differences to the target trained on pairs without a rubric.
+        against_no_rubric: Rows as in `evaluation`, with differences to the target trained on pairs without a rubric.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
         dataset_pairs: Number of pairs in the dataset; None before there is one.
         test_set: Identity of the test questions; "" before `prepare` has finished.
@@ -68,6 +66,10 @@ class RunFacts:
     manifest: Manifest
     secrets: list[str] = field(repr=False)
     results: dict[str, StageResult]
+    prepare: PrepareResult | None
+    warm_up: WarmUpResult | None
+    optimize_prompt: OptimizePromptResult | None
+    synthesize: SynthesizeResult | None
     lost: list[Row]
     candidates: dict[str, list[Row]]
     kept: dict[str, set[str]]
@@ -109,6 +111,10 @@ class RunFacts:
             manifest=manifest,
             secrets=secrets,
             results=results,
+            prepare=_as(PrepareResult, results.get("prepare")),
+            warm_up=_as(WarmUpResult, results.get("warm_up")),
+            optimize_prompt=_as(OptimizePromptResult, results.get("optimize_prompt")),
+            synthesize=_as(SynthesizeResult, results.get("synthesize")),
             lost=files.rows("prepare", "lost.jsonl"),
             candidates={name: list(files.raw("synthesize", f"{name}.candidates.jsonl")) for name in variants},
             kept={
@@ -125,34 +131,10 @@ class RunFacts:
             against_no_rubric=files.json("evaluate", "against_no_rubric.json") or [],
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
             judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
-            dataset_pairs=_dataset_pairs(run, manifest, results.get("synthesize")),
+            dataset_pairs=_dataset_pairs(manifest, results.get("synthesize")),
             test_set=_digest(run.folder / "prepare" / "test.jsonl") if "prepare" in results else "",
             validation_set=_digest(run.folder / "prepare" / "validation.jsonl") if "prepare" in results else "",
         )
-
-    @property
-    def prepare(self) -> PrepareResult | None:
-        """Result of `prepare`; None before it has finished."""
-        return self._of("prepare", PrepareResult)
-
-    @property
-    def warm_up(self) -> WarmUpResult | None:
-        """Result of `warm_up`, or None."""
-        return self._of("warm_up", WarmUpResult)
-
-    @property
-    def optimize_prompt(self) -> OptimizePromptResult | None:
-        """Result of `optimize_prompt`, or None."""
-        return self._of("optimize_prompt", OptimizePromptResult)
-
-    @property
-    def synthesize(self) -> SynthesizeResult | None:
-        """Result of `synthesize`, or None."""
-        return self._of("synthesize", SynthesizeResult)
-
-    def _of(self, stage: str, kind: type[ResultT]) -> ResultT | None:
-        result = self.results.get(stage)
-        return result if isinstance(result, kind) else None
 
     @property
     def losses(self) -> dict[str, Losses]:
@@ -220,7 +202,11 @@ class _Files:
         return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
 
 
-def _dataset_pairs(run: Run, manifest: Manifest, result: StageResult | None) -> int | None:
+def _as(kind: type[ResultT], result: StageResult | None) -> ResultT | None:
+    return result if isinstance(result, kind) else None
+
+
+def _dataset_pairs(manifest: Manifest, result: StageResult | None) -> int | None:
     """Number of pairs after `synthesize` and any custom stages."""
     if not isinstance(result, SynthesizeResult):
         return None

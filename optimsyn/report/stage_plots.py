@@ -262,11 +262,10 @@ class RunNumbers:
 
     Attributes:
         influence: For each variant, the influence of its valid pairs.
-        prompt: Rows of the prompt optimiser's history: `judged`, `status`, `score`, `best`.
-        policy: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`.
-        evaluation: Rows of `evaluation.json`.
+        prompt: Rows of the prompt optimiser's history.
+        policy: Rows of the policy's history.
+        evaluation: Rows of `evaluation.json`, with intervals of this coverage (`confidence`).
         zero_gradient: Influence of a sample without any gradient.
-        confidence: Coverage of the intervals in `evaluation`.
     """
 
     influence: Mapping[str, Sequence[float]] = field(default_factory=dict)

@@ -49,13 +49,7 @@ Bar = tuple[str, int, list[tuple[str, str, int]]]
 
 
 def write_report(run: Run) -> Path:
-    """Writes `report.html` into the run folder, whatever state the run is in.
-
-    Args:
-        run: The run; nothing of it is executed, and no model library is loaded.
-
-    Returns:
-        The page.
+    """Writes `report.html` into the run folder, whatever state the run is in; no model library is loaded.
 
     Raises:
         DataError: A file of the run is damaged; names it.
@@ -87,7 +81,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "bars": _bars(facts),
         "failed_checks": _failed_checks(facts),
         "look": facts.reward_look,
-        "look_rows": reward_look_rows(facts.reward_look) if facts.reward_look is not None else (),
+        "look_rows": () if facts.reward_look is None else reward_look_rows(facts.reward_look),
         "influence": influence_chart(facts.influence, zero_gradient=warm.zero_gradient_baseline if warm else None)
         if facts.influence
         else None,
