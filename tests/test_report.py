@@ -146,7 +146,7 @@ def test_picture_of_a_whole_run(tmp_path: Path) -> None:
     assert picture.save(tmp_path / "deep" / "summary.png").read_bytes() == picture.png
     assert picture._repr_mimebundle_()[0]["image/png"] == picture.png
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["summary.png"]
-    assert picture.html().startswith('<img alt="Median influence')
+    assert picture.alt.startswith("Median influence")
 
 
 def test_picture_is_the_same_every_time() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -58,6 +56,8 @@ class Supervisor:
     _running: list[_Running] = field(default_factory=list, init=False)
     _blocked_since: dict[str, float] = field(default_factory=dict, init=False)
     _messages: set[str] = field(default_factory=set, init=False)
+    # The first one asks to end the batch in order, the second to end it at once.
+    _signals: list[int] = field(default_factory=list, init=False)
     _begun: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
@@ -69,16 +69,21 @@ class Supervisor:
             self._prepare(job)
         self._write()
         self.view.show({})
-        with _handled_signals() as signals:
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append(number)
+
+        # A signal that `nohup` or a shell ignores stays ignored.
+        with handled_signals(note, "SIGINT", "SIGTERM", "SIGHUP", where=lambda now: now is not signal.SIG_IGN):
             try:
                 with self.view:
                     try:
-                        self._until_done(signals)
+                        self._until_done()
                     finally:
-                        self._end_all(signals)
+                        self._end_all()
             finally:
                 self.engine.close()
-                self._finish(interrupted=bool(signals))
+                self._finish()
 
     def _prepare(self, job: Job) -> None:
         """Records what a run has already bought, and refuses it if it can never fit into memory."""
@@ -91,9 +96,9 @@ class Supervisor:
         elif (refusal := self.room.refusal(job.need)) is not None:
             state.state, state.kind, state.reason = "refused", "GpuMemory", refusal
 
-    def _until_done(self, signals: list[int]) -> None:
+    def _until_done(self) -> None:
         last_look = float("-inf")
-        while (self._waiting() or self._running) and not signals:
+        while (self._waiting() or self._running) and not self._signals:
             changed = self._start()
             self.engine.wait(_TICK_S)
             changed = self._reap(stopped=False) or changed
@@ -188,7 +193,7 @@ class Supervisor:
         self.state.seconds = round(time.monotonic() - self._begun, 2)
         self.view.show(progress)
 
-    def _end_all(self, signals: list[int]) -> None:
+    def _end_all(self) -> None:
         """Ends the running runs: asks, waits, and kills them after a while or at a second signal."""
         if not self._running:
             return
@@ -198,19 +203,16 @@ class Supervisor:
         deadline = time.monotonic() + _STOP_S
         while self._running:
             self.engine.wait(_TICK_S)
-            if len(signals) > 1 or time.monotonic() > deadline:
+            if len(self._signals) > 1 or time.monotonic() > deadline:
                 for item in self._running:
                     item.started.kill()
             if self._reap(stopped=True):
                 self._look(changed=True)
 
-    def _finish(self, *, interrupted: bool) -> None:
-        state = self.state
-        if all(run.state == "finished" for run in state.runs):
-            state.state = "finished"
-        else:
-            state.state = "interrupted" if interrupted else "failed"
-        state.ended = now()
+    def _finish(self) -> None:
+        done = all(run.state == "finished" for run in self.state.runs)
+        self.state.state = "finished" if done else "interrupted" if self._signals else "failed"
+        self.state.ended = now()
         self._write()
         if self.purse is not None:
             self.purse.close()
@@ -218,19 +220,6 @@ class Supervisor:
     def _write(self) -> None:
         self.state.seconds = round(time.monotonic() - self._begun, 2)
         self.state.write(self.root / BATCH_JSON)
-
-
-@contextmanager
-def _handled_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM: the first asks the loop to end the batch in order, the second to end it at once."""
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-
-    # A signal that `nohup` or a shell ignores stays ignored.
-    with handled_signals(note, "SIGINT", "SIGTERM", "SIGHUP", where=lambda now: now is not signal.SIG_IGN):
-        yield signals
 
 
 def account(run: Run) -> str:

@@ -5,7 +5,6 @@ Uses matplotlib's objects and never pyplot, so that notebooks show nothing twice
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import os
@@ -81,11 +80,6 @@ class Picture:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         # The saved notebook keeps the alternative text, for pages made from it.
         return {"image/png": self.png, "text/plain": self.alt}, {"alt": self.alt}
-
-    def html(self) -> str:
-        """An `img` element with the picture inline."""
-        data = base64.b64encode(self.png).decode()
-        return f'<img alt="{html.escape(self.alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
     def save(self, path: Path) -> Path:
         """Writes the PNG file atomically."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,20 +135,13 @@ def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
 
 
 class CellStatistics:
-    """The correlations of one cell, each as [1 + R]: of all samples, then of R resamples (the same for every score).
-
-    Args:
-        cell: Scores and truths.
-        resamples: R.
-        seed: Of the resampling.
-    """
+    """The correlations of one cell, each as [1 + R]: of all samples, then of R resamples (the same for every score)."""
 
     def __init__(self, cell: FidelityCell, resamples: int, seed: int) -> None:
         self.cell = cell
         generator = np.random.default_rng(seed)
         self.samples = draws(generator, len(cell.ids), resamples)
-        subsets = 0 if cell.subsets is None else len(cell.subsets.members)
-        self._subsets = draws(generator, subsets, resamples) if subsets else None
+        self._subsets = draws(generator, len(cell.subsets.members), resamples) if cell.subsets else None
         names = sorted({group for group in cell.groups if cell.groups.count(group) > 1})
         self._groups = [np.array([i for i, group in enumerate(cell.groups) if group == name]) for name in names]
         self._drawn_groups = draws(generator, len(names), resamples) if names else None
@@ -164,8 +157,7 @@ class CellStatistics:
         """Rank correlation of a score with a truth; NaN where the cell lacks one."""
         if truth == LDS:
             return self._lds(score)
-        pair = self._pair(score, truth)
-        return self._nothing if pair is None else spearman(*pair)
+        return spearman(self._drawn(self.cell.scores, score), self._drawn(self.cell.truths, truth))
 
     def within(self, score: str, truth: str) -> Array:
         """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are resampled.
@@ -180,26 +172,22 @@ class CellStatistics:
             a, b = ranks(x[places]), ranks(y[places])
             sums.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
         xy, xx, yy = np.moveaxis(np.array(sums)[self._drawn_groups].sum(1), 1, 0)
-        ok = (xx > 1e-9) & (yy > 1e-9)
-        correlations: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            correlations: Array = np.where((xx > 1e-9) & (yy > 1e-9), xy / np.sqrt(xx * yy), np.nan)
         return correlations
 
     def partial(self, score: str, truth: str) -> Array:
         """The partial rank correlation, without length and gradient norm."""
-        pair = self._pair(score, truth)
-        return self._nothing if pair is None else spearman(*pair, self._controls)
+        pair = self._drawn(self.cell.scores, score), self._drawn(self.cell.truths, truth)
+        return spearman(*pair, self._controls)
 
     def with_control(self, score: str, which: int) -> Array:
         """Rank correlation of a score with answer length (0) or gradient norm (1)."""
-        if score not in self.cell.scores:
-            return self._nothing
-        return spearman(np.asarray(self.cell.scores[score])[self.samples], self._controls[which])
+        return spearman(self._drawn(self.cell.scores, score), self._controls[which])
 
-    def _pair(self, score: str, truth: str) -> tuple[Array, Array] | None:
-        if score not in self.cell.scores or truth not in self.cell.truths:
-            return None
-        scores, truths = np.asarray(self.cell.scores[score]), np.asarray(self.cell.truths[truth])
-        return scores[self.samples], truths[self.samples]
+    def _drawn(self, values: Mapping[str, Sequence[float]], name: str) -> Array:
+        """[1 + R, n] values; NaN where the cell lacks them."""
+        return np.asarray(values.get(name) or [math.nan] * len(self.cell.ids))[self.samples]
 
     def _lds(self, score: str) -> Array:
         if self.cell.subsets is None or self._subsets is None or score not in self.cell.scores:
