@@ -10,19 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.base.terminal.labels import method_label, metric_label, variant_label
+from optimsyn.report import panels
 from optimsyn.report.drawing import Drawing, page_axes, svg
-from optimsyn.report.panels import (
-    INFLUENCE_ROW,
-    draw_influence,
-    draw_intervals,
-    draw_policy,
-    draw_prompt,
-    influence_words,
-    intervals_height,
-    policy_words,
-    prompt_words,
-    scored,
-)
 from optimsyn.report.tables import interval
 
 _WIDTH, _LEFT, _RIGHT = 380.0, 6.0, 374.0
@@ -40,30 +29,30 @@ class Chart:
 
 def influence_chart(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Chart:
     """`draw_influence` for a page; `zero_gradient` is drawn only when it is not 0."""
-    height = INFLUENCE_ROW * len(influence)
+    height = panels.INFLUENCE_ROW * len(influence)
     with page_axes(_WIDTH, height + 26, (_LEFT, 2, _RIGHT, height + 2)) as axes:
-        note = draw_influence(axes, influence, zero_gradient or None)
-        return Chart("Influence of the valid pairs", svg(axes, influence_words(influence)), note)
+        note = panels.draw_influence(axes, influence, zero_gradient or None)
+        return Chart("Influence of the valid pairs", svg(axes, panels.influence_words(influence)), note)
 
 
 def prompt_chart(history: Sequence[Mapping[str, Any]], method: str = "gepa") -> Chart | None:
     """Reward of every guiding text that was tried, and of the best so far; None without any."""
-    candidates = scored(history, "score")
+    candidates = panels.scored(history, "score")
     if not candidates:
         return None
     with page_axes(_WIDTH, _FRAMED_HEIGHT, (54, 10, _RIGHT - 6, 166)) as axes:
-        note = draw_prompt(axes, candidates)
-        return Chart(f"Guiding text ({method_label(method)})", svg(axes, prompt_words(candidates)), note)
+        note = panels.draw_prompt(axes, candidates)
+        return Chart(f"Guiding text ({method_label(method)})", svg(axes, panels.prompt_words(candidates)), note)
 
 
 def policy_chart(history: Sequence[Mapping[str, Any]], method: str = "grpo") -> Chart | None:
     """Mean reward and share of valid pairs by training step of the method; None before the first step."""
-    trained = scored(history, "reward")
+    trained = panels.scored(history, "reward")
     if not trained:
         return None
     with page_axes(_WIDTH, _FRAMED_HEIGHT, (54, 10, _RIGHT - 40, 166)) as axes:
-        note = draw_policy(axes, trained)
-        return Chart(f"Rubric policy ({method_label(method)})", svg(axes, policy_words(trained)), note)
+        note = panels.draw_policy(axes, trained)
+        return Chart(f"Rubric policy ({method_label(method)})", svg(axes, panels.policy_words(trained)), note)
 
 
 def interval_chart(
@@ -73,7 +62,7 @@ def interval_chart(
     variants = [variant_label(row["variant"]) for row in rows]
     names = variants if labels is None else [f"{a} ({b})" for a, b in zip(labels, variants, strict=True)]
     values = "; ".join(f"{name} {interval(row)}" for name, row in zip(names, rows, strict=True))
-    height = intervals_height(rows, labels)
+    height = panels.intervals_height(rows, labels)
     with page_axes(_WIDTH, height + 24, (_LEFT, 2, _RIGHT, height + 2)) as axes:
-        draw_intervals(axes, rows, labels, zero=zero)
+        panels.draw_intervals(axes, rows, labels, zero=zero)
         return Chart(metric_label(metric), svg(axes, f"{metric_label(metric)}: {values}"))

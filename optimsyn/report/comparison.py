@@ -59,7 +59,6 @@ class Compared:
     place: str
     link: str
     test_set: str
-    variant: str
     key: dict[str, MetricRow]
     medians: dict[str, tuple[float, int]]
     guiding: list[Part] | None
@@ -108,7 +107,6 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
         state = run_state(run.manifest)
         report = run.folder / REPORT
         link = quote(Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else ""
-        variant = run.dataset_variant
         guiding = None
         if run.guiding_text is not None:
             guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
@@ -120,8 +118,7 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
                 place=state.place,
                 link=link,
                 test_set=letters[run.test_set] if run.test_set else "",
-                variant=variant,
-                key={row["metric"]: row for row in run.evaluation if row["variant"] == variant},
+                key={row["metric"]: row for row in run.evaluation if row["variant"] == run.dataset_variant},
                 medians={name: (statistics.median(values), len(values)) for name, values in run.influence.items()},
                 guiding=guiding,
                 times={record.name: record.seconds for record in run.manifest.stages if record.seconds is not None},
@@ -182,7 +179,9 @@ def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tupl
     if changes:
         lines = [(run, row) for run, row in lines if row["difference"] is not None]
     if len(lines) > _MOST_LINES:
-        lines = [(run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.variant)]
+        lines = [
+            (run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.facts.dataset_variant)
+        ]
     return lines
 
 

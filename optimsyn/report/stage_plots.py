@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.terminal.labels import method_label, metric_label, variant_color, variant_label
+from optimsyn.report import panels
 from optimsyn.report.drawing import (
     BLUE,
     BROWN,
@@ -24,17 +25,6 @@ from optimsyn.report.drawing import (
     picture,
     round_ticks,
     say,
-)
-from optimsyn.report.panels import (
-    draw_influence,
-    draw_intervals,
-    draw_policy,
-    draw_prompt,
-    evaluation_words,
-    influence_words,
-    policy_words,
-    prompt_words,
-    scored,
 )
 from optimsyn.report.rendering import cut
 from optimsyn.training.intervals import differs
@@ -144,19 +134,19 @@ def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
     """Reward of every guiding text that the search tried, from the prompt optimiser's history."""
-    candidates = scored(history, "score")
+    candidates = panels.scored(history, "score")
     with drawing(3.1, width=6.4) as figure:
         axes = figure.subplots()
         if not candidates:
             say(axes, "nothing was tried")
             return picture(figure, "No guiding text was tried.")
         prompt_panel(axes, candidates)
-        return picture(figure, prompt_words(candidates))
+        return picture(figure, panels.prompt_words(candidates))
 
 
 def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: str = "grpo") -> Picture:
     """Rewards within each group, mean reward over the steps, and KL from the untrained model."""
-    trained = scored(history, "reward")
+    trained = panels.scored(history, "reward")
     with drawing(3.3) as figure:
         if not trained:
             say(figure.subplots(), "no step was made")
@@ -168,7 +158,7 @@ def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: 
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
         finish(right, "Distance travelled", "training step", "KL from the untrained model", whole="x")
         end = f" KL at the end {kl[-1][1]:.2g}." if kl else ""
-        return picture(figure, f"{method_label(method)} over {len(trained)} steps. {policy_words(trained)}{end}")
+        return picture(figure, f"{method_label(method)} over {len(trained)} steps. {panels.policy_words(trained)}{end}")
 
 
 def _draw_groups(axes: Axes, groups: Groups, title: str) -> None:
@@ -223,7 +213,7 @@ def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: 
             say(axes, "no valid pair")
             return picture(figure, "No variant has a valid pair.")
         influence_panel(axes, by_variant, zero_gradient)
-        return picture(figure, influence_words(by_variant))
+        return picture(figure, panels.influence_words(by_variant))
 
 
 def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
@@ -253,7 +243,7 @@ def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.
     """Every metric of every variant with its interval, from the rows of `evaluation.json`."""
     with drawing(evaluation_height(evaluation)) as figure:
         evaluation_panels(figure, evaluation, confidence)
-        return picture(figure, f"Evaluation. {evaluation_words(evaluation)}")
+        return picture(figure, f"Evaluation. {panels.evaluation_words(evaluation)}")
 
 
 @dataclass(frozen=True)
@@ -279,19 +269,19 @@ class RunNumbers:
 def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
     """Draws a run: influence and reward above, evaluation below; leaves out missing parts."""
     influence = {variant: list(values) for variant, values in numbers.influence.items() if len(values)}
-    candidates, trained = scored(numbers.prompt, "score"), scored(numbers.policy, "reward")
-    panels: list[tuple[float, Callable[[Axes], None]]] = []
+    candidates, trained = panels.scored(numbers.prompt, "score"), panels.scored(numbers.policy, "reward")
+    drawn: list[tuple[float, Callable[[Axes], None]]] = []
     words = []
     if influence:
-        panels.append((1.25, lambda axes: influence_panel(axes, influence, numbers.zero_gradient)))
-        words.append(influence_words(influence))
+        drawn.append((1.25, lambda axes: influence_panel(axes, influence, numbers.zero_gradient)))
+        words.append(panels.influence_words(influence))
     if candidates:
-        panels.append((1.0, lambda axes: prompt_panel(axes, candidates)))
-        words.append(prompt_words(candidates))
+        drawn.append((1.0, lambda axes: prompt_panel(axes, candidates)))
+        words.append(panels.prompt_words(candidates))
     if trained:
-        panels.append((1.0, lambda axes: policy_panel(axes, trained)))
-        words.append(policy_words(trained))
-    heights = [max(3.0, 0.56 * len(influence) + 1.0)] if panels else []
+        drawn.append((1.0, lambda axes: policy_panel(axes, trained)))
+        words.append(panels.policy_words(trained))
+    heights = [max(3.0, 0.56 * len(influence) + 1.0)] if drawn else []
     heights += [evaluation_height(numbers.evaluation)] if numbers.evaluation else []
     with drawing(sum(heights, 0.45 if title else 0.1) if heights else 1.0, width=10.5) as figure:
         if title:
@@ -300,19 +290,19 @@ def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
             figure.text(0.5, 0.4, "nothing to draw yet", ha="center")
             return picture(figure, "An empty picture.")
         rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        if panels:
-            grid = rows[0].subplots(1, len(panels), width_ratios=[width for width, _ in panels], squeeze=False)
-            for axes, (_, draw) in zip(grid[0], panels, strict=True):
+        if drawn:
+            grid = rows[0].subplots(1, len(drawn), width_ratios=[width for width, _ in drawn], squeeze=False)
+            for axes, (_, draw) in zip(grid[0], drawn, strict=True):
                 draw(axes)
         if numbers.evaluation:
             evaluation_panels(rows[-1], numbers.evaluation, numbers.confidence)
-            words.append(evaluation_words(numbers.evaluation))
+            words.append(panels.evaluation_words(numbers.evaluation))
         return picture(figure, " ".join(words))
 
 
 def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_gradient: float | None) -> None:
     """The influence of each variant's pairs, for a notebook."""
-    draw_influence(axes, influence, zero_gradient, narrow=True)
+    panels.draw_influence(axes, influence, zero_gradient, narrow=True)
     axes.set_title("Influence of the valid pairs")
     dashed = "; dashed: zero gradient" if zero_gradient is not None else ""
     axes.set_xlabel(f"influence (box: middle half;\nbar: median{dashed})")
@@ -320,14 +310,14 @@ def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_g
 
 def prompt_panel(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> None:
     """The search for a guiding text, for a notebook."""
-    draw_prompt(axes, candidates)
+    panels.draw_prompt(axes, candidates)
     axes.set_title("Guiding text (prompt search)")
     legend_below(axes)
 
 
 def policy_panel(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
     """The training of the policy, for a notebook."""
-    draw_policy(axes, trained)
+    panels.draw_policy(axes, trained)
     axes.set_title("Rubric policy")
     legend_below(axes)
 
@@ -347,6 +337,6 @@ def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], con
     grid = figure.subplots(1, len(metrics), squeeze=False)
     for axes, metric in zip(grid[0], metrics, strict=True):
         rows = [row for row in evaluation if row["metric"] == metric]
-        draw_intervals(axes, rows, value_text=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
+        panels.draw_intervals(axes, rows, value_text=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
         axes.set_title(metric_label(metric))
         axes.set_xlabel(f"{rows[0]['n']} test questions")

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.labels import SELECTION_LABELS
 from optimsyn.report.facts import RunFacts
-from optimsyn.runs.results.built_in import (
-    OptimizePromptResult,
-    PrepareResult,
-    SynthesizeResult,
-    TrainPolicyResult,
-    WarmUpResult,
-)
+from optimsyn.runs.results import built_in
 from optimsyn.training.intervals import differs
 
 if TYPE_CHECKING:
@@ -30,7 +24,7 @@ def write_summary(run: Run) -> Summary:
     from optimsyn.report.summary import Summary, influence_summaries
 
     recipe, manifest = run.recipe, run.manifest
-    warm, synthesized = WarmUpResult.load(run), SynthesizeResult.load(run)
+    warm, synthesized = built_in.WarmUpResult.load(run), built_in.SynthesizeResult.load(run)
     facts = RunFacts.read(run)
     influence = {variant: values for variant, values in facts.influence.items() if variant in recipe.variants}
     drawn = RunNumbers(
@@ -53,10 +47,10 @@ def write_summary(run: Run) -> Summary:
         zero_gradient=warm.zero_gradient_baseline,
         losses=synthesized.losses or {},
         optimization={
-            "prompt": OptimizePromptResult.load(run).search(),
-            "policy": TrainPolicyResult.load(run).training(),
+            "prompt": built_in.OptimizePromptResult.load(run).search(),
+            "policy": built_in.TrainPolicyResult.load(run).training(),
         },
-        stages={"prepare": PrepareResult.load(run).facts(), "warm_up": warm.facts()},
+        stages={"prepare": built_in.PrepareResult.load(run).facts(), "warm_up": warm.facts()},
         cost=manifest.cost.model_dump(),
         outcomes=run.outcomes(),
         seconds={record.name: record.seconds for record in manifest.stages if record.seconds is not None},

@@ -42,8 +42,6 @@ _FILES = (
     ("recipe.yaml", "recipe"),
     ("manifest.json", "manifest"),
 )
-
-
 # The variant, how many candidates it has, and what became of them: name, tone and count of each part of the bar.
 Bar = tuple[str, int, list[tuple[str, str, int]]]
 
@@ -61,12 +59,15 @@ def write_report(run: Run) -> Path:
 
 def context_of(facts: RunFacts) -> dict[str, Any]:
     """The variables of the template."""
-    state, warm = run_state(facts.manifest), facts.warm_up
+    state, warm, stages = run_state(facts.manifest), facts.warm_up, facts.manifest.stages
     replies = outcome_table(facts.manifest.outcomes)
     charts = (
         prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
         policy_chart(facts.policy_history, facts.recipe.optimizers.policy.method),
     )
+    # Those of `evaluate` are below its table.
+    notes = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
+    of_services = run_notes(facts.manifest.services, facts.manifest.outcomes)
     by_metric: dict[str, list[MetricRow]] = {}
     for row in facts.evaluation:
         by_metric.setdefault(row["metric"], []).append(row)
@@ -95,8 +96,13 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
             (row["variant"], row["metric"]): row for row in facts.against_no_rubric if row["difference"] is not None
         },
         "metric_charts": [interval_chart(metric, rows) for metric, rows in by_metric.items()],
-        "stages": [(record, _outcome(facts, record)) for record in facts.manifest.stages],
-        "totals": _totals(facts),
+        "stages": [(record, _outcome(facts, record)) for record in stages],
+        "totals": {
+            "seconds": sum(record.seconds or 0.0 for record in stages),
+            "peak": max((r.peak_memory_bytes for r in stages if r.peak_memory_bytes is not None), default=None),
+            "by_stage": any(record.cost.replies for record in stages),
+            "cost": facts.manifest.cost,
+        },
         "replies": replies[1],
         "reply_columns": replies[0],
         "forecast_rows": forecast_rows(facts.manifest),
@@ -104,7 +110,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "files": [(path, label) for path, label in _FILES if (facts.folder / path).is_file()],
         "notebooks": sorted(path.name for path in (facts.folder / "notebooks").glob("*.ipynb")),
         "recipe_yaml": facts.recipe.to_yaml(),
-        "notes": _notes(facts),
+        "notes": [*notes, *(f"{note[:1].upper()}{note[1:]}." for note in of_services)],
     }
 
 
@@ -249,24 +255,6 @@ def _outcome(facts: RunFacts, record: StageRecord) -> str:
         questions = max(row["n"] for row in facts.evaluation)
         return f"{variants} targets on {questions:,} test questions, {clear} clear differences"
     return stage_outcome(facts.results.get(record.name))
-
-
-def _notes(facts: RunFacts) -> list[str]:
-    """Notes of the stages and about services; those of `evaluate` are below its table."""
-    notes = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
-    return notes + [
-        f"{note[:1].upper()}{note[1:]}." for note in run_notes(facts.manifest.services, facts.manifest.outcomes)
-    ]
-
-
-def _totals(facts: RunFacts) -> dict[str, Any]:
-    stages = facts.manifest.stages
-    return {
-        "seconds": sum(record.seconds or 0.0 for record in stages),
-        "peak": max((r.peak_memory_bytes for r in stages if r.peak_memory_bytes is not None), default=None),
-        "by_stage": any(record.cost.replies for record in stages),
-        "cost": facts.manifest.cost,
-    }
 
 
 def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
