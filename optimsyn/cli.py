@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -309,17 +308,12 @@ def new(
     typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
 
 
-def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends a terminated run like an interrupted one: the server is closed, the manifest says why."""
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Runs the command line and turns errors into messages and exit codes."""
     for name in ("SIGTERM", "SIGHUP"):
-        # A signal that `nohup` ignores stays ignored.
+        # A terminated run ends like an interrupted one; a signal that `nohup` ignores stays ignored.
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _on_signal)
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     if variable(PARENT) is not None:
         from optimsyn.batch.lifeline import end_with_parent
 

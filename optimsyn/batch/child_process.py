@@ -32,18 +32,11 @@ def run_command(arguments: Sequence[str]) -> list[str]:
 class ChildProcess:
     """A child that this process started and watches.
 
-    Its output comes through a pipe and is redacted before it is logged, so that no secret reaches the disk. The child
-    ends when this process does (`optimsyn.batch.lifeline`).
+    Its output comes through a pipe and is redacted before it is appended to the log, so that no secret reaches the
+    disk. The child ends when this process does (`optimsyn.batch.lifeline`).
 
     Attributes:
         reading: The child still has its end of the pipe open.
-
-    Args:
-        command: Program and arguments.
-        log: The file that its output is appended to.
-        variables: Environment variables in addition to this process's.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
-        folder: Working directory; None: this process's.
     """
 
     def __init__(

@@ -69,13 +69,7 @@ class KernelManager(AsyncKernelManager):
 
 
 class CellStates(NotebookExecutionManager):
-    """Keeps the state of the cells and saves the notebook, both without secrets.
-
-    Args:
-        nb: The notebook.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
-        options: Options of papermill's manager.
-    """
+    """Keeps the state of the cells and saves the notebook, both without secrets."""
 
     def __init__(self, nb: Any, *, secret_names: Iterable[str], **options: Any) -> None:
         super().__init__(nb, **options)
@@ -115,13 +109,14 @@ class CellStates(NotebookExecutionManager):
         self.running, self.progress = cell_index, ""
         super().cell_start(cell, cell_index, **options)
 
-    def cell_stopped(self, index: int, kind: str, reason: str) -> None:
-        """Marks the running cell as failed, with the reason as its last output."""
+    def cell_stopped(self, index: int, kind: str, reason: str) -> Stopped:
+        """Marks the running cell as failed, with the reason as its last output; returns that to be raised."""
         cell = self.nb.cells[index]
         self.cell_exception(cell, cell_index=index)
         if cell.cell_type == "code":
             text = f"{kind}: {reason}"
             cell.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=reason, traceback=[text]))
+        return Stopped(index, kind, reason)
 
     def stopped(self, kind: str, reason: str) -> None:
         """Records in the notebook's metadata why it did not run to its end."""
@@ -152,10 +147,9 @@ class Client(PapermillNotebookClient):
 
     Args:
         states: Keeps the state of the cells.
-        kernel_name: Name for papermill's metadata; the kernel is always this interpreter.
+        kernel_name: For papermill's metadata; the kernel is always this interpreter.
         seconds: Time limit for the whole notebook.
         cell_seconds: Time limit for each cell.
-        start_seconds: How long a kernel may take to answer.
         options: Options of papermill's client.
     """
 
@@ -166,7 +160,6 @@ class Client(PapermillNotebookClient):
         *,
         seconds: float | None,
         cell_seconds: float | None,
-        start_seconds: int,
         **options: Any,
     ) -> None:
         deadline = math.inf if seconds is None else time.monotonic() + seconds
@@ -180,7 +173,6 @@ class Client(PapermillNotebookClient):
             states,
             kernel_manager_class=KernelManager,
             kernel_name=kernel_name,
-            startup_timeout=start_seconds,
             iopub_timeout=_OUTPUT_SECONDS,
             coalesce_streams=True,
             log=_QUIET,
@@ -219,23 +211,21 @@ class Client(PapermillNotebookClient):
                 self.nb_man.cell_exception(self.nb.cells[index], cell_index=index, exception=error)
                 return False
             except DeadKernelError as error:
-                raise self._stopped(index, "KernelDied", self._cause_of_death()) from error
+                raise self.nb_man.cell_stopped(index, "KernelDied", self._cause_of_death()) from error
             except CellTimeoutError as error:
                 self.shutdown_kernel = "immediate"
                 limit = "the notebook" if self._notebook_limit is not None else "the cell"
-                raise self._stopped(index, "TimeLimit", f"{limit} took longer than its time limit") from error
+                raise self.nb_man.cell_stopped(
+                    index, "TimeLimit", f"{limit} took longer than its time limit"
+                ) from error
             except KeyboardInterrupt:
                 self.shutdown_kernel = "immediate"
                 self._interrupt()
-                self._stopped(index, "Interrupted", INTERRUPTED)
+                self.nb_man.cell_stopped(index, "Interrupted", INTERRUPTED)
                 raise
             finally:
                 self.nb_man.cell_complete(self.nb.cells[index], cell_index=index)
         return True
-
-    def _stopped(self, index: int, kind: str, reason: str) -> Stopped:
-        self.nb_man.cell_stopped(index, kind, reason)
-        return Stopped(index, kind, reason)
 
     def _interrupt(self) -> None:
         """Interrupts the running cell and gives it a moment to end; a second interrupt ends the wait."""
@@ -271,9 +261,7 @@ class Client(PapermillNotebookClient):
         text = "".join(clean.text if stream else clean.get("data", {}).get("text/plain", ""))
         if self.log_output and text:
             _SHOWN.info(text)
-        file = None
-        if stream:
-            file = self.stdout_file if clean.name == "stdout" else self.stderr_file
+        file = {"stdout": self.stdout_file, "stderr": self.stderr_file}.get(clean.name) if stream else None
         if file is not None:
             file.write(text)
             file.flush()
@@ -285,14 +273,12 @@ class Client(PapermillNotebookClient):
             return "the kernel died for an unknown reason"
         if code >= 0:
             return f"the kernel ended with exit code {code}"
-        name = signal.Signals(-code).name
-        if name != "SIGKILL":
-            return f"the kernel was killed by {name}"
+        killed = f"the kernel was killed by {signal.Signals(-code).name}"
+        if -code != signal.SIGKILL:
+            return killed
         if _memory_kills() > self._deaths:
-            return (
-                "the kernel was killed by SIGKILL because the machine ran out of memory; use smaller batches or models"
-            )
-        return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
+            return f"{killed} because the machine ran out of memory; use smaller batches or models"
+        return f"{killed}: by a person, or because memory ran out"
 
 
 def _memory_kills() -> int:

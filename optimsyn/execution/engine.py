@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import nbformat
 import zmq
@@ -117,14 +117,18 @@ class TruthfulEngine(NBClientEngine):
                 kernel_name,
                 seconds=options.get("seconds"),
                 cell_seconds=options.get("execution_timeout"),
-                start_seconds=max(START_SECONDS, int(options.get("start_timeout") or 0)),
+                startup_timeout=max(START_SECONDS, int(options.get("start_timeout") or 0)),
                 log_output=log_output,
                 stdout_file=options.get("stdout_file"),
                 stderr_file=options.get("stderr_file"),
             )
-            # Only where a signal would end this process silently.
-            as_interrupt = handled_signals(_interrupt, "SIGTERM", "SIGHUP", where=lambda now: now == signal.SIG_DFL)
-            with as_interrupt, _line(states, name) if progress_bar else contextlib.nullcontext():
+            # Where SIGTERM would end this process silently, it is handled like Ctrl-C: the notebook records why.
+            with (
+                handled_signals(
+                    signal.default_int_handler, "SIGTERM", "SIGHUP", where=lambda now: now == signal.SIG_DFL
+                ),
+                _line(states, name) if progress_bar else contextlib.nullcontext(),
+            ):
                 client.execute(
                     env={**NO_PROGRESS_BARS, **all_variables(), **options.get("environment", {})},
                     stdout=log.file,
@@ -149,7 +153,7 @@ class TruthfulEngine(NBClientEngine):
 papermill_engines.register(ENGINE, TruthfulEngine)
 
 
-def execute(  # noqa: PLR0913 - the last five are keyword-only options, each with a default
+def execute(  # noqa: PLR0913 - the last four are keyword-only options, each with a default
     notebook: Path,
     output: Path,
     parameters: Mapping[str, Any],
@@ -157,7 +161,6 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
     seconds: float | None = None,
     lock: Path | None = None,
     secret_names: Iterable[str] = (),
-    environment: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> None:
     """Executes a notebook in its own kernel.
@@ -170,7 +173,6 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         seconds: Time limit for the whole notebook.
         lock: A file that the kernel keeps locked while it lives.
         secret_names: Further variables that hold secrets, beyond those recognised by name or named by the recipe.
-        environment: Environment variables of the kernel in addition to this process's.
         progress: Show a progress line.
 
     Raises:
@@ -186,7 +188,6 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         raise ParameterError(f"{output}: the notebook itself stays as it is; give another file for the output")
     names = (*secret_names, *_check(nbformat.read(notebook, as_version=4), parameters, notebook.name))
     output.parent.mkdir(parents=True, exist_ok=True)
-    variables = {**(environment or {}), **({} if lock is None else {KERNEL_LOCK: str(lock)})}
     try:
         execute_notebook(
             # papermill treats braces in a path as a template.
@@ -199,7 +200,7 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
             autosave_cell_every=_AUTOSAVE_SECONDS,
             secret_names=names,
             seconds=seconds,
-            environment=variables,
+            environment={} if lock is None else {KERNEL_LOCK: str(lock)},
         )
     except PapermillExecutionError as error:
         # papermill inserted a heading and an anchor cell, so the number comes from the error, not from the file.
@@ -239,11 +240,6 @@ def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookErro
     return NotebookError(notebook, None, "", "DataError", str(cannot_write(notebook, "the notebook", error)))
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    """Handles SIGTERM like Ctrl-C: the kernel is stopped and the notebook records why."""
-    raise KeyboardInterrupt
-
-
 def _line(states: CellStates, name: str) -> LiveLine:
     """The progress line: the running cell, the elapsed time, and the stage's own progress."""
     start = time.monotonic()
@@ -263,12 +259,7 @@ def _line(states: CellStates, name: str) -> LiveLine:
 
 
 class _KernelLog:
-    """Kernel output that bypasses Jupyter; it comes through a pipe and is redacted before it is written.
-
-    Args:
-        path: The log, created on first use. None writes to standard error.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
-    """
+    """Kernel output that bypasses Jupyter: redacted, it is written to a log, or to standard error without a path."""
 
     def __init__(self, path: Path | None, secret_names: Iterable[str]) -> None:
         self._path = path

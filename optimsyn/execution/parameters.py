@@ -163,12 +163,7 @@ def given_parameters(
 
 
 def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Refuses unknown parameters, and values that do not fit the recipe.
-
-    Args:
-        notebook: The notebook (nbformat node or the same as a mapping).
-        values: Values of its parameters; the others keep their defaults.
-        name: Its name, for messages.
+    """Refuses unknown parameters, and values that do not fit the recipe; the other parameters keep their defaults.
 
     Returns:
         The environment variables that hold the keys of the recipe that they choose.
@@ -238,13 +233,7 @@ def _recipe_of(values: Mapping[str, Any]) -> Recipe | None:
 def chosen_recipe(
     recipe: str, *, size: str = "full", generator: str = "", changes: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """The recipe that the parameters of a stage notebook, or the options of a command, choose.
-
-    Args:
-        recipe: A recipe file, or the name of a recipe that comes with optimsyn.
-        size: `full` or `tiny`.
-        generator: Another model that writes the pairs; empty keeps the recipe's.
-        changes: Further recipe fields; messages about `SetOptions` call them command-line options.
+    """The recipe that the parameters of a stage notebook, or the options of a command (`SetOptions`), choose.
 
     Raises:
         RecipeError: Begins with the name of the wrong parameter.

@@ -111,27 +111,19 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
 def lab_environment(kernels: Path, secret_names: Iterable[str] = ()) -> dict[str, str]:
     """Environment in which the kernel `python3` is this interpreter, whatever kernels the user has installed.
 
-    Args:
-        kernels: An empty folder for the kernel spec, which must exist while JupyterLab runs.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
+    The folder takes its kernel spec, and must exist while JupyterLab runs.
     """
     place = kernels / "kernels" / "python3"
     place.mkdir(parents=True)
-    kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
     (place / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
     paths = os.pathsep.join(filter(None, (str(kernels), variable(JUPYTER_PATH))))
     return {**variables(), JUPYTER_PATH: paths, SECRET_NAMES: ",".join(secret_names)}
 
 
 def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None = None) -> int:
-    """Runs JupyterLab until the user ends it.
-
-    Returns:
-        Its exit code.
+    """Runs JupyterLab until the user ends it; returns its exit code.
 
     Raises:
         StageError: JupyterLab is not installed.

@@ -76,23 +76,24 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
     if len(distinct) < 2:
         raise StageError("a comparison needs two runs or more; give their folders")
     facts = [RunFacts.read(run) for run in distinct]
-    runs = _compared(facts, path.resolve().parent)
+    compared = _compared(facts, path.resolve().parent)
     secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
-    several = len({run.test_set for run in runs if run.test_set}) > 1
-    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, runs, changes=several)}
+    several = len({run.test_set for run in compared if run.test_set}) > 1
+    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, compared, changes=several)}
+    variants = list(dict.fromkeys(["first_draft", *(name for run in facts for name in run.recipe.variants)]))
     context: dict[str, Any] = {
-        "runs": runs,
-        "warnings": _warnings(runs),
+        "runs": compared,
+        "warnings": _warnings(compared),
         "several_tests": several,
         "metrics": metrics,
-        "charts": [_chart(metric, runs, changes=several) for metric in metrics],
-        "chart_variants": [name for name in [UNTUNED, *_variants(runs)] if name in drawn],
-        "decimals": decimals_for(median for run in runs for median, _ in run.medians.values()),
-        "influence_variants": [name for name in _variants(runs) if any(name in run.medians for run in runs)],
-        "differing": differing({run.label: run.facts.recipe for run in runs}),
-        "columns": len(runs) <= _MOST_COLUMNS,
-        "stages": _stages(runs),
+        "charts": [_chart(metric, compared, changes=several) for metric in metrics],
+        "chart_variants": [name for name in [UNTUNED, *variants] if name in drawn],
+        "decimals": decimals_for(median for run in compared for median, _ in run.medians.values()),
+        "influence_variants": [name for name in variants if any(name in run.medians for run in compared)],
+        "differing": differing({run.label: run.facts.recipe for run in compared}),
+        "columns": len(compared) <= _MOST_COLUMNS,
+        "stages": _stages(facts),
     }
     write_text(path, render("compare.html.j2", secrets, **context))
     return path
@@ -127,21 +128,16 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
     return compared
 
 
-def _stages(runs: Sequence[Compared]) -> list[str]:
+def _stages(runs: Sequence[RunFacts]) -> list[str]:
     """All stages of the runs, in order."""
     stages: list[str] = []
     for run in runs:
         place = 0
-        for name in run.facts.manifest.names:
+        for name in run.manifest.names:
             if name not in stages:
                 stages.insert(place, name)
             place = stages.index(name) + 1
     return stages
-
-
-def _variants(runs: Sequence[Compared]) -> list[str]:
-    """All variants of the runs, in order."""
-    return list(dict.fromkeys(["first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
 
 
 def _warnings(runs: Sequence[Compared]) -> list[str]:
@@ -165,9 +161,7 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
         warnings.append("They compute influence in different ways, so influence is on different scales.")
     elif len(directions) > 1:
         warnings.append("Their validation questions differ, so influence points in different directions.")
-    seeds = {run.facts.recipe.seed for run in runs}
-    done = [run for run in runs if run.facts.evaluation]
-    if len(seeds) == 1 and len(done) > 1:
+    if len({run.facts.recipe.seed for run in runs}) == 1 and sum(bool(run.facts.evaluation) for run in runs) > 1:
         warnings.append(
             "All have the same seed. Intervals are over questions: another seed may move every number by more."
         )
@@ -178,11 +172,9 @@ def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tupl
     lines = [(run, row) for run in runs for row in run.facts.evaluation if row["metric"] == metric]
     if changes:
         lines = [(run, row) for run, row in lines if row["difference"] is not None]
-    if len(lines) > _MOST_LINES:
-        lines = [
-            (run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.facts.dataset_variant)
-        ]
-    return lines
+    if len(lines) <= _MOST_LINES:
+        return lines
+    return [(run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.facts.dataset_variant)]
 
 
 def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:

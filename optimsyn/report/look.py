@@ -63,15 +63,10 @@ def prepare_picture(run: Run) -> Picture:
 
 def first_draft(run: Run, count: int = 2) -> Table:
     """The valid pairs of the first draft with the highest and the lowest influence, each with its rubric."""
-    pairs = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
-    influence = _draft_influence(run)
-    titles = _titles(run)
-    order = sorted(range(len(pairs)), key=lambda index: -influence[index])
+    titles, pairs = _titles(run), read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
+    order = sorted(zip(_draft_influence(run), pairs, strict=True), key=lambda item: -item[0])
     picked = order if len(order) <= count else [*order[: (count + 1) // 2], *order[len(order) - count // 2 :]]
-    rows = tuple(
-        (titles.get(pairs[i].passage_id, ""), _rubric(pairs[i]), as_text(pairs[i]), number(influence[i]))
-        for i in picked
-    )
+    rows = tuple((titles.get(p.passage_id, ""), _rubric(p), as_text(p), number(value)) for value, p in picked)
     columns = ("passage", "rubric", "pair", "influence")
     return Table(f"{len(rows)} of {len(pairs)} first-draft pairs", columns, rows, frozenset({3}))
 
@@ -143,9 +138,8 @@ def policy_groups(run: Run, count: int = 1) -> Table:
 def policy_picture(run: Run) -> Picture:
     """Rewards within the groups, mean reward over the steps, distance from the untrained model."""
     groups = {title: [(row.reward, row.valid) for row in members] for title, members in _groups(run).items()}
-    return stage_plots.policy_figure(
-        read_history(run.path("train_policy", "history.jsonl")), groups, run.recipe.optimizers.policy.method
-    )
+    history = read_history(run.path("train_policy", "history.jsonl"))
+    return stage_plots.policy_figure(history, groups, run.recipe.optimizers.policy.method)
 
 
 def variants_picture(run: Run) -> Picture:
