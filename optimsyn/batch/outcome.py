@@ -12,6 +12,7 @@ from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.batch.plan import Job
 from optimsyn.execution.runner import mark_killed
+from optimsyn.execution.stage_notebooks import first_line
 from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import StageRecord, process_lives
 
@@ -73,7 +74,7 @@ def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped
     failure = record.failure if record != before.records[record.name] else None
     if failure is not None:
         state.kind, state.reason = failure.kind, failure.reason[:_LONGEST_REASON]
-        state.cell, state.source = failure.cell, _first_line(failure.source)
+        state.cell, state.source = failure.cell, first_line(failure.source)
         if failure.kind == "Killed":
             state.reason = f"the process of the run {_ended(code)} while this stage ran"
     else:
@@ -130,8 +131,3 @@ def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
     last = "\n".join(text.splitlines()[1:][-_LOG_LINES:])
     reason = ended + (f"; the end of its output:\n{last}" if last else "")
     return kind, reason[-_LONGEST_REASON:]
-
-
-def _first_line(source: str) -> str:
-    lines = (line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    return next(lines, "").strip()

@@ -23,13 +23,7 @@ from optimsyn.runs.resources import notebook_name
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of every run of a batch.
-
-    Attributes:
-        size: `full` or `tiny`.
-        changes: Recipe fields to change.
-        until: The last stage to run; None: the run's last stage.
-    """
+    """Options of every run of a batch: size, recipe fields to change, and the last stage to run, if not the last."""
 
     size: str = "full"
     changes: Mapping[str, Any] = field(default_factory=dict)

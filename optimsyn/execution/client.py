@@ -42,13 +42,7 @@ _SHOWN = logging.getLogger("papermill")
 
 
 class Stopped(Exception):  # noqa: N818 (a signal between the client and the engine, not an error that others see)
-    """A cell ended in a way that the kernel could not report.
-
-    Attributes:
-        index: Position of the cell; None when none was running.
-        kind: `KernelDied` or `TimeLimit`.
-        reason: What happened, in a sentence.
-    """
+    """A cell (None: none) ended in a way that the kernel could not report, of the kind `KernelDied` or `TimeLimit`."""
 
     def __init__(self, index: int | None, kind: str, reason: str) -> None:
         super().__init__(reason)

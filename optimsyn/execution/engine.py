@@ -33,6 +33,7 @@ from optimsyn.base.terminal.live_line import LiveLine
 from optimsyn.execution.client import START_SECONDS, CellStates, Client, Stopped
 from optimsyn.execution.parameters import check_parameters
 from optimsyn.execution.signals import handled_signals
+from optimsyn.execution.stage_notebooks import first_line
 from optimsyn.runs.folder import INTERRUPTED
 
 ENGINE = "optimsyn"
@@ -58,8 +59,7 @@ class NotebookError(StageError):
         self.source = source
         self.kind = kind
         self.reason = reason
-        lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        where = "" if cell is None else f", cell [{cell}] `{''.join(lines[:1])[:60]}`"
+        where = "" if cell is None else f", cell [{cell}] `{first_line(source)[:60]}`"
         super().__init__(f"{notebook.name}{where}: {kind}: {reason}")
 
 

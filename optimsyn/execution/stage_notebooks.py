@@ -37,6 +37,12 @@ def stage_notebook(run: Run, stage: str) -> Path:
     return file
 
 
+def first_line(source: str) -> str:
+    """The first line of a cell's code."""
+    lines = (line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return next(lines, "").strip()
+
+
 def _notebook_text(run: Run, stage: OwnStage) -> str:
     import nbformat
 

@@ -49,7 +49,6 @@ class Compared:
         test_set: A letter for its set of test questions; "" before `prepare` has finished.
         key: The dataset variant's row of each metric.
         medians: Median influence of the valid pairs by variant, and their number.
-        guiding: The guiding text before and after; None before optimisation.
         times: Seconds of each stage's last attempt.
     """
 

@@ -35,11 +35,7 @@ def draw_influence(
 ) -> str:
     """Influence of each variant's valid pairs: a dot for each pair, the middle half as a box, the median.
 
-    Args:
-        axes: Axes to draw on.
-        influence: Variant to influences; none may be empty.
-        zero_gradient: Influence of a pair without any gradient.
-        narrow: Use shorter row labels.
+    No variant may be without pairs; `zero_gradient` is that of a pair without any gradient.
     """
     every = [value for values in influence.values() for value in values]
     decimals = decimals_for(every)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from optimsyn.base.terminal.labels import SELECTION_LABELS
 from optimsyn.report.facts import RunFacts
+from optimsyn.report.stage_plots import RunNumbers, run_figure
+from optimsyn.report.summary import Summary, influence_summaries
+from optimsyn.runs.folder import Run
 from optimsyn.runs.results import built_in
 from optimsyn.training.intervals import differs
-
-if TYPE_CHECKING:
-    from optimsyn.report.summary import Summary
-    from optimsyn.runs.folder import Run
 
 
 def write_summary(run: Run) -> Summary:
@@ -20,9 +17,6 @@ def write_summary(run: Run) -> Summary:
     Raises:
         DataError: A stage's result is missing.
     """
-    from optimsyn.report.stage_plots import RunNumbers, run_figure
-    from optimsyn.report.summary import Summary, influence_summaries
-
     recipe, manifest = run.recipe, run.manifest
     warm, synthesized = built_in.WarmUpResult.load(run), built_in.SynthesizeResult.load(run)
     facts = RunFacts.read(run)

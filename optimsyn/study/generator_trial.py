@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.table import Table
 from optimsyn.data.forms import as_text
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.hosted.capabilities import price_of
+from optimsyn.llm.language_model import Call, run_sync
+from optimsyn.llm.replies import ReplyCache, Usage
+from optimsyn.programs.pair import PairWriter
+from optimsyn.recipe.recipe import ModelSpec
+from optimsyn.report.drawing import Picture
+from optimsyn.report.stage_plots import costs_figure
+from optimsyn.reward.drafting import Drafter
+from optimsyn.runs.folder import Run
+from optimsyn.stages.candidates import request_rubrics
 from optimsyn.stages.shared import Tools
-
-if TYPE_CHECKING:
-    from optimsyn.llm.replies import Usage
-    from optimsyn.recipe.recipe import ModelSpec
-    from optimsyn.report.drawing import Picture
-    from optimsyn.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,7 @@ class Trial:
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
     def prices(self, names: Sequence[str], pairs: int = 1000) -> Prices:
-        """The cost of pairs of this length from hosted models, at LiteLLM's list prices.
-
-        Args:
-            names: LiteLLM names.
-            pairs: How many.
-        """
-        from optimsyn.llm.hosted.capabilities import price_of
-        from optimsyn.recipe.recipe import ModelSpec
-
+        """The cost of so many pairs of this length from hosted models, by their LiteLLM names, at its list prices."""
         each = max(1, self.usage.replies)
         priced = ((name, price_of(ModelSpec(name=name))) for name in names)
         rows = tuple(
@@ -103,8 +99,6 @@ class Prices:
 
     def picture(self) -> Picture:
         """Costs as bars, cheapest first."""
-        from optimsyn.report.stage_plots import costs_figure
-
         costs = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
         return costs_figure(costs, f"{self.pairs:,} pairs")
 
@@ -123,14 +117,6 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     Raises:
         ServiceError: Its service failed for good.
     """
-    from optimsyn.llm.factory import load_language_model
-    from optimsyn.llm.hosted.capabilities import price_of
-    from optimsyn.llm.language_model import run_sync
-    from optimsyn.llm.replies import ReplyCache
-    from optimsyn.programs.pair import PairWriter
-    from optimsyn.reward.drafting import Drafter
-    from optimsyn.stages.candidates import request_rubrics
-
     tools = Tools(run)
     file_name = re.sub(r"[^\w.-]", "-", spec.name)
     cache = ReplyCache(run.path("trials", f"{file_name}.sqlite"))
@@ -156,7 +142,4 @@ def ask_once(spec: ModelSpec, text: str) -> str:
     Raises:
         ServiceError: The service failed for good; the message says why and what to do.
     """
-    from optimsyn.llm.factory import load_language_model
-    from optimsyn.llm.language_model import Call
-
     return load_language_model(spec).complete_sync(Call.of(text, max_tokens=16)).text

@@ -44,8 +44,6 @@ class ComparedSample(NamedTuple):
 
     Attributes:
         kind: `synthetic pair` or `expert question`.
-        question: Its question.
-        answer: Its answer.
         similarity: Cosine of its centred embedding with the mean embedding of the direction's questions.
         influence: On the direction's questions.
         x: First principal component of the embeddings.
@@ -84,7 +82,6 @@ class SimilarityComparison:
     """Similarity against influence, shown as a table in a notebook.
 
     Attributes:
-        samples: Synthetic pairs and real questions.
         questions: Number of questions behind the direction.
         correlations: Of similarity with influence: over all samples, and over each kind.
         confidence: Coverage of the intervals.
@@ -236,12 +233,7 @@ def spearman(
 
 
 def similarity_figure(samples: Sequence[ComparedSample], *, note: str = "") -> Picture:
-    """Left: similarity to the questions against influence on them. Right: the embeddings, coloured by influence.
-
-    Args:
-        samples: Synthetic pairs and real questions.
-        note: Text below the left part, such as the rank correlation.
-    """
+    """Left: similarity to the questions against influence on them, and a note. Right: the embeddings, by influence."""
     most = max((abs(sample.influence) for sample in samples), default=1.0) or 1.0
     colours: dict[str, Any] = {"cmap": "RdBu", "vmin": -most, "vmax": most, "edgecolors": SOFT, "linewidths": 0.6}
     words = []

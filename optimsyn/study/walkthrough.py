@@ -11,18 +11,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text
 from optimsyn.data.records import Pair, Passage, Rubric
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.language_model import run_sync
 from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.programs.pair import PairWriter
+from optimsyn.programs.rubric import RubricWriter, rubric_text
+from optimsyn.report.drawing import Picture
+from optimsyn.report.stage_plots import rewards_figure
+from optimsyn.reward.drafting import RubricRequest, requested, with_writer
+from optimsyn.reward.judgements import Judgement
+from optimsyn.reward.reward import InfluenceReward, RewardOptions
+from optimsyn.runs.folder import Run
 from optimsyn.stages.shared import Tools
-
-if TYPE_CHECKING:
-    from optimsyn.report.drawing import Picture
-    from optimsyn.reward.judgements import Judgement
-    from optimsyn.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,6 @@ class Chain:
 
     def table(self) -> Table:
         """The links of the chain, one per row."""
-        from optimsyn.programs.rubric import rubric_text
-
         row = self.judgement
         failed = f"{'invalid' if row.unjudged is None else 'not judged'} ({', '.join(row.failed)})"
         outcome = f"influence {number(row.influence)}" if row.valid else failed
@@ -121,10 +124,6 @@ class Workbench:
     """
 
     def __init__(self, run: Run) -> None:
-        from optimsyn.llm.factory import load_language_model
-        from optimsyn.programs.pair import PairWriter
-        from optimsyn.reward.reward import InfluenceReward, RewardOptions
-
         self.tools = Tools(run)
         models = run.recipe.models
         self._exchanges = RecordedReplies(run.path("workbench", "replies.sqlite"))
@@ -154,10 +153,6 @@ class Workbench:
         Raises:
             ServiceError: A model's service failed for good.
         """
-        from optimsyn.llm.language_model import run_sync
-        from optimsyn.programs.rubric import RubricWriter
-        from optimsyn.reward.drafting import RubricRequest, requested, with_writer
-
         passage, seed = self.tools.candidate(index)
         blank = RubricRequest(
             passage=passage,
@@ -179,8 +174,6 @@ class Workbench:
 
     def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
         """The rewards under named guiding texts on the passages with these numbers, with the same seeds."""
-        from optimsyn.report.stage_plots import rewards_figure
-
         rewards: dict[str, list[tuple[float, bool]]] = {}
         for name, text in guiding_texts.items():
             for row in (self.follow(text, index).judgement for index in indices):

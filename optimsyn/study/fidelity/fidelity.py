@@ -304,12 +304,18 @@ def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int) -> 
 def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
     if not plan.subsets:
         return None
-    size, steps = max(1, round(count * plan.subset_share)), plan.horizons[-1]
+    size = max(1, round(count * plan.subset_share))
     generator = random.Random(f"subsets {plan.seed}")
     members = [sorted(generator.sample(range(count), size)) for _ in range(plan.subsets)]
-    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in members], [steps]).mean(2)[:, 0]
-    decreases = ledger.start().mean() - after
-    return Subsets(tuple(map(tuple, members)), tuple(decreases.tolist()))
+    return Subsets(tuple(map(tuple, members)), tuple(_decreases(ledger, plan, members)))
+
+
+def _decreases(ledger: TrainingLedger, plan: Plan, parts: Sequence[Sequence[int]]) -> list[float]:
+    """Decrease of the truth questions' loss after training on each of these parts of the pool."""
+    steps = plan.horizons[-1]
+    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in parts], [steps]).mean(2)[:, 0]
+    decreases: list[float] = (ledger.start().mean() - after).tolist()
+    return decreases
 
 
 def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
@@ -333,7 +339,7 @@ def _chosen(
     answers: Sequence[str],
 ) -> dict[str, list[float]]:
     """Decrease of the truth questions' loss after training on a part of the pool, by way of choice."""
-    count, steps = len(answers), plan.horizons[-1]
+    count = len(answers)
     size = max(1, round(count * plan.end_share))
     generator = random.Random(f"parts {plan.seed}")
     parts: dict[str, list[list[int]]] = {
@@ -347,8 +353,5 @@ def _chosen(
         parts["balanced by answer"] = [balanced(scores[plan.ends[0]].tolist(), answers, size)]
         parts["set"] = [simulated.select(size, range(count))]
     flat = [part for several in parts.values() for part in several]
-    if not flat:
-        return {}
-    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in flat], [steps]).mean(2)[:, 0]
-    decreases = iter((ledger.start().mean() - after).tolist())
-    return {name: [next(decreases) for _ in several] for name, several in parts.items()}
+    decreases = iter(_decreases(ledger, plan, flat) if flat else ())
+    return {name: [next(decreases) for _ in several] for name, several in parts.items() if flat}

@@ -28,13 +28,12 @@ class FidelityRow:
     """The correlations of one score, averaged over cells.
 
     Attributes:
-        score: Its name.
         within: Truth name -> rank correlation within passages, which is all that GRPO sees.
         spearman: Truth name -> rank correlation over the pool; "LDS" -> of the score's sum over subsets with their
             decrease.
         partial: Truth name -> the same with the ranks of answer length and gradient norm taken out.
-        with_length: Rank correlation of the score with answer length.
-        with_gradient_norm: Rank correlation of the score with the gradient norm.
+        with_length: Rank correlation with answer length.
+        with_gradient_norm: Rank correlation with the gradient norm.
     """
 
     score: str
@@ -71,13 +70,11 @@ class FidelityReport:
     Attributes:
         rows: One per score, best first: by ranking within passages of the last truth that has one, else of the pool.
         domains: Domain -> the same for its cells alone.
-        truths: Columns.
         choices: Parts of pools that were trained on.
         cells: Names of the cells with trainings on single samples; all cells if there are none.
         samples: Number of samples in each of them.
         questions: Number of questions behind each cell's directions.
         truth_questions: Number of questions behind its truth.
-        resamples: Of the bootstrap.
     """
 
     rows: tuple[FidelityRow, ...]

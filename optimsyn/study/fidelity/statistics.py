@@ -39,7 +39,6 @@ class FidelityCell:
 
     Attributes:
         name: A unique name.
-        domain: Its domain.
         ids: Of the n samples.
         groups: The passage of each sample; empty without passages.
         scores: Score name -> [n].
