@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 from rich.markup import escape
 
 from optimsyn.base.errors import StageError
@@ -20,11 +21,6 @@ from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import Failure, process_lives
 from optimsyn.runs.outcomes import run_notes
 from optimsyn.runs.stage_functions import own_stage, refuse_edited, refuse_unreachable
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from rich.console import Console
 
 # The lock that a kernel holds, and who that is if nobody has started it just now.
 KERNEL_LOCK = (".kernel.lock", "a kernel of an earlier start")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -13,9 +12,6 @@ from rich.markup import escape, render
 from rich.spinner import Spinner
 
 from optimsyn.base.terminal.live_line import LiveLine, NotebookText, in_notebook
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 
 class Screen:

@@ -9,26 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_text
 from optimsyn.base.terminal.labels import metric_label
 from optimsyn.base.terminal.table import decimals_for
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.charts import Chart, interval_chart
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.report import REPORT
 from optimsyn.report.page.verdict import Verdict, verdict
 from optimsyn.report.rendering import cut, render
 from optimsyn.report.word_diff import Part, word_diff
+from optimsyn.runs.folder import Run
 from optimsyn.runs.outcomes import run_state
-from optimsyn.training.intervals import UNTUNED
-
-if TYPE_CHECKING:
-    from optimsyn.recipe.recipe import Recipe
-    from optimsyn.runs.folder import Run
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import UNTUNED, MetricRow
 
 # With more lines, a picture shows only the target, pairs without a rubric and the dataset of each run.
 _MOST_LINES = 40

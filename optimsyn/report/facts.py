@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import iter_json
@@ -20,15 +20,13 @@ from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.datasets.pairs import between
+from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Manifest
 from optimsyn.runs.results.built_in import OptimizePromptResult, PrepareResult, SynthesizeResult, WarmUpResult
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.reading import read_result
 from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult
-
-if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 Row = dict[str, Any]
 ResultT = TypeVar("ResultT", bound=StageResult)

@@ -6,14 +6,14 @@ Readable without colour: a straight line under what helps, a wavy one under what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
 
 from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.influence.attribution.records import PairShares, TokenPiece
 from optimsyn.report.rendering import render
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 # Blue and vermilion of Okabe and Ito: distinct for colour-blind readers, on light and dark backgrounds.
 _HELPS, _HURTS = "0,114,178", "213,94,0"
@@ -116,8 +116,6 @@ class Heatmap:
         return render("heatmap.html.j2", heatmap=self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         if self.title:
             yield Text(self.title, style="bold")
         for pair in self.pairs:

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
@@ -23,17 +23,15 @@ from optimsyn.data.records import Pair, Passage, Question
 from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.optimize.history import read_history
 from optimsyn.report import stage_plots
+from optimsyn.report.drawing import Picture
 from optimsyn.report.heatmap import Heatmap
 from optimsyn.report.tables import evaluation_table
 from optimsyn.reward.judgements import LedgerRow, content_key, latest_rows
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.folder import Run
 from optimsyn.runs.results.built_in import WarmUpResult
+from optimsyn.target.warm_up.curve import WarmUpCurve
 from optimsyn.training.intervals import differs
-
-if TYPE_CHECKING:
-    from optimsyn.report.drawing import Picture
-    from optimsyn.runs.folder import Run
-    from optimsyn.target.warm_up.curve import WarmUpCurve
 
 
 def passages(run: Run, count: int = 1) -> Table:

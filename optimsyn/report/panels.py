@@ -16,11 +16,11 @@ from optimsyn.base.terminal.labels import variant_color, variant_label
 from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.report.drawing import DASHED, GRID, GROUND, INK, SOFT, dots, pointed, round_ticks, span
 from optimsyn.report.tables import interval
+from optimsyn.training.intervals import MetricRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from optimsyn.training.intervals import MetricRow
 
 # Most dots per variant; the numbers beside them cover all values.
 _MOST_DOTS = 180

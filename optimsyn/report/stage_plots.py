@@ -27,14 +27,13 @@ from optimsyn.report.drawing import (
     say,
 )
 from optimsyn.report.rendering import cut
-from optimsyn.training.intervals import differs
+from optimsyn.target.warm_up.curve import WarmUpCurve
+from optimsyn.training.intervals import MetricRow, differs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from optimsyn.target.warm_up.curve import WarmUpCurve
-    from optimsyn.training.intervals import MetricRow
 
 # Reward and validity of the pairs of each group.
 Groups = Mapping[str, Sequence[tuple[float, bool]]]

@@ -7,23 +7,21 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
 
 from optimsyn.base.files import write_json
 from optimsyn.base.terminal.labels import BESIDES_LABELS, UNREAD, outcome_table, variant_label
 from optimsyn.base.terminal.table import Table, duration, number
 from optimsyn.llm.reply import Usage
+from optimsyn.report.drawing import Picture
 from optimsyn.report.tables import evaluation_table, facts_table
+from optimsyn.runs.folder import Run
 from optimsyn.runs.results.losses import Losses
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from optimsyn.report.drawing import Picture
-    from optimsyn.runs.folder import Run
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 
 class InfluenceSummary(BaseModel):
@@ -140,8 +138,6 @@ class Summary(BaseModel):
         return Table("Time and cost", ("what", "amount"), tuple(body), frozenset({1}))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         yield Text(f"Run {self.run}", style="bold")
         yield from self.tables()
         yield from map(Text, self._sentences())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.terminal.labels import metric_label, variant_label
 from optimsyn.base.terminal.table import DASH, Table, number
-
-if TYPE_CHECKING:
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 
 def interval(row: Mapping[str, Any], *, difference: bool = False, joint: str = " ") -> str:

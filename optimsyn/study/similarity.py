@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +23,12 @@ from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import shown
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.factory import build_scorer
+from optimsyn.influence.simulated.scorer import BatchTraining
+from optimsyn.recipe.sections.influence import Influence
 from optimsyn.report.drawing import BLUE, SOFT, Picture, drawing, finish, picture, round_ticks
 from optimsyn.study.baselines import BaseModelEmbedder, Embedder, text_of
 from optimsyn.study.fidelity.statistics import draws
-
-if TYPE_CHECKING:
-    from optimsyn.influence.simulated.scorer import BatchTraining
-    from optimsyn.recipe.sections.influence import Influence
-    from optimsyn.target.target import Target
+from optimsyn.target.target import Target
 
 SYNTHETIC, REAL = "synthetic pair", "expert question"
 # Marker, colour and size of each kind in the picture.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.files import write_text
 from optimsyn.base.terminal.labels import SELECTION_LABELS, method_label, metric_label, outcome_table, variant_label
@@ -21,14 +21,11 @@ from optimsyn.report.page.verdict import verdict
 from optimsyn.report.rendering import render
 from optimsyn.report.word_diff import word_diff
 from optimsyn.reward.look.record import reward_look_rows
+from optimsyn.runs.folder import Run
 from optimsyn.runs.forecast import Range, counted, money
+from optimsyn.runs.manifest import Manifest, StageRecord
 from optimsyn.runs.outcomes import judgement, run_notes, run_state, stage_outcome
-from optimsyn.training.intervals import differs
-
-if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run
-    from optimsyn.runs.manifest import Manifest, StageRecord
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow, differs
 
 REPORT = "report.html"
 _REASONS = 12

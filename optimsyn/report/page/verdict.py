@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.labels import METRIC_LABELS, variant_label
 from optimsyn.base.terminal.table import number
+from optimsyn.report.facts import RunFacts
 from optimsyn.report.tables import interval
 from optimsyn.runs.outcomes import RunState, commands, judgement
-
-if TYPE_CHECKING:
-    from optimsyn.report.facts import RunFacts
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 _FEW_QUESTIONS = 200
 
