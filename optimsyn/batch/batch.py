@@ -124,11 +124,9 @@ def make_engine(name: str, jobs: int, ray_address: str | None = None) -> Engine:
     Raises:
         OptimsynError: Ray is not installed, or its cluster cannot be used.
     """
-    if name != "ray":
-        return ProcessEngine(jobs)
     from optimsyn.batch.ray_engine import RayEngine
 
-    return RayEngine(jobs, ray_address)
+    return RayEngine(jobs, ray_address) if name == "ray" else ProcessEngine(jobs)
 
 
 def exit_code(state: BatchState) -> int:

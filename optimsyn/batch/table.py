@@ -81,7 +81,9 @@ class View:
             return "finished earlier"
         if state.state == "finished":
             return f"finished in {clock(state.seconds)}"
-        return f"{state.state}{_where(job)}: {_short(state.reason or '')}"
+        reason = (state.reason or "").strip().partition("\n")[0]
+        short = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} …"
+        return f"{state.state}{_where(job)}: {short}"
 
     def _stage(self, job: Job) -> str:
         progress = self._progress.get(job.state.folder or "") if job.state.state == "running" else None
@@ -179,11 +181,6 @@ def _where(job: Job) -> str:
     if run.cell is not None:
         text += f", cell [{run.cell}]" + (f" `{run.source}`" if run.source else "")
     return text
-
-
-def _short(reason: str) -> str:
-    first = reason.strip().partition("\n")[0]
-    return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} …"
 
 
 def _counts(state: BatchState) -> str:

@@ -267,8 +267,6 @@ def _ledger(run: Run) -> Iterator[LedgerRow]:
 
 
 def _curve(run: Run) -> WarmUpCurve:
-    from optimsyn.target.warm_up.curve import WarmUpCurve
-
     file = run.path("warm_up", "checkpoints", "curve.json")
     if file.is_file():
         return WarmUpCurve.load(file)

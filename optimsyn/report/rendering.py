@@ -22,7 +22,6 @@ from optimsyn.runs.outcomes import judgement, stage_label
 _TEMPLATES = Path(__file__).parent / "templates"
 # Text between tags, and the text alternative.
 _TEXT = re.compile(r'(?<=>)[^<>]+(?=<)|(?<=aria-label=")[^"]+(?=")')
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
@@ -51,7 +50,6 @@ def template_environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "bytes": byte_size,
         "count": lambda value: f"{value:,}",
         "duration": duration,
         "fixed": fixed,
@@ -66,14 +64,6 @@ def template_environment() -> Environment:
     }
     environment.globals |= {"variant_colors": VARIANT_COLORS, "variant_color": variant_color}
     return environment
-
-
-def byte_size(count: float) -> str:
-    """Bytes in readable units: `812 MB`, `1.4 GB`."""
-    size, unit = float(count), 0
-    while size >= 999.5 and unit + 1 < len(_UNITS):
-        size, unit = size / 1000, unit + 1
-    return f"{size:.1f} {_UNITS[unit]}" if size < 9.95 and unit else f"{size:.0f} {_UNITS[unit]}"
 
 
 def cut(text: str, limit: int) -> str:

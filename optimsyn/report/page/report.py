@@ -62,6 +62,10 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
         policy_chart(facts.policy_history, facts.recipe.optimizers.policy.method),
     )
+    guiding = None
+    if facts.recipe.optimizers.prompt.enabled and facts.guiding_text is not None:
+        before, after = (" ".join(text.split()) for text in (facts.recipe.guiding_text, facts.guiding_text))
+        guiding = {"before": before, "parts": word_diff(before, after), "search": facts.optimize_prompt}
     # Those of `evaluate` are below its table.
     notes = [note for stage, result in facts.results.items() if stage != "evaluate" for note in result.notes]
     of_services = run_notes(facts.manifest.services, facts.manifest.outcomes)
@@ -86,7 +90,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "influence_rows": _influence_rows(facts),
         "decimals": _decimals(facts),
         "rewards": [chart for chart in charts if chart],
-        "guiding": _guiding(facts),
+        "guiding": guiding,
         "pairs": extremes(facts),
         "metrics": by_metric,
         "against_no_rubric": {
@@ -205,15 +209,6 @@ def _influence_rows(facts: RunFacts) -> list[tuple[str, int, list[float], float 
         numbers = [statistics.median(values), statistics.fmean(values), max(values)]
         rows.append((variant, len(values), numbers, statistics.median(kept) if kept else None))
     return rows
-
-
-def _guiding(facts: RunFacts) -> dict[str, Any] | None:
-    """The guiding text before and after optimisation; None before that."""
-    if not facts.recipe.optimizers.prompt.enabled or facts.guiding_text is None:
-        return None
-    before = " ".join(facts.recipe.guiding_text.split())
-    after = " ".join(facts.guiding_text.split())
-    return {"before": before, "after": after, "parts": word_diff(before, after), "search": facts.optimize_prompt}
 
 
 def forecast_rows(manifest: Manifest) -> list[tuple[str, ...]]:

@@ -192,7 +192,11 @@ class FidelityReport:
         if not self.choices:
             return
         groups = list(dict.fromkeys(choice.cells for choice in self.choices))
-        texts = {(choice.how, choice.cells): _choice_text(choice) for choice in self.choices}
+        texts = {}
+        for choice in self.choices:
+            mean = choice.decrease if choice.how == "random" else choice.beyond_random
+            each = ", ".join(f"{value:+.2f}" for value in choice.by_cell)
+            texts[choice.how, choice.cells] = f"{mean:+.2f} [{each}]"
         ways = dict.fromkeys(choice.how for choice in self.choices)
         yield _table(
             "Training on a quarter of the pool: decrease of the truth questions' loss in nats, beyond that of random "
@@ -253,11 +257,6 @@ def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
             beyond = [mean - other for mean, other in zip(means, randoms, strict=True) if other is not None]
             shares = means if how == "random" else beyond
             yield Choice(name, how, fmean(means), fmean(beyond) if beyond else math.nan, tuple(shares))
-
-
-def _choice_text(choice: Choice) -> str:
-    mean = choice.decrease if choice.how == "random" else choice.beyond_random
-    return f"{mean:+.2f} [{', '.join(f'{value:+.2f}' for value in choice.by_cell)}]"
 
 
 def _named(score: str) -> str:
