@@ -33,12 +33,7 @@ class Started(Protocol):
 
 
 class Engine(Protocol):
-    """Starts runs and waits for them.
-
-    Attributes:
-        name: Its name in messages.
-        here: Its runs work on this machine.
-    """
+    """Starts runs and waits for them, on this machine (`here`) or elsewhere."""
 
     name: str
     here: bool
@@ -59,11 +54,7 @@ def arguments(job: Job) -> list[str]:
 
 
 class ProcessEngine:
-    """Runs in processes on this machine, which share one server of the embedded model.
-
-    Args:
-        most: How many run at once.
-    """
+    """Runs in processes on this machine, so many at once, which share one server of the embedded model."""
 
     name = "processes"
     here = True

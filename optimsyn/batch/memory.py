@@ -10,11 +10,7 @@ from optimsyn.machine.gpus import Gpu
 
 @dataclass(frozen=True)
 class Need:
-    """Estimated memory of one run's models, in bytes.
-
-    Attributes:
-        pinned: Its recipe names a GPU (`device: cuda:1`), so it is not assigned to another one.
-    """
+    """Estimated memory of one run's models, in bytes; a pinned run's recipe names its GPU (`device: cuda:1`)."""
 
     gpu: int = 0
     main: int = 0

@@ -37,7 +37,7 @@ class BatchLimits:
     Attributes:
         jobs: How many run at once.
         caps: What they may buy, including what they bought in earlier starts.
-        gpu_memory_gb: GPU memory of the concurrent runs, in GB; None: all that the machine's GPUs have.
+        gpu_memory_gb: Of the concurrent runs; None: all that the machine's GPUs have.
     """
 
     jobs: int = 1

@@ -221,13 +221,12 @@ def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str
 
 
 def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> NotebookError:
-    cell, source = None, ""
-    if stop.index is not None:
-        cells = states.clean(states.nb).cells
-        cell = sum(1 for item in cells[: stop.index + 1] if item.cell_type == "code")
-        source = str(cells[stop.index].source)
-    reason = stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else "")
-    return NotebookError(notebook, cell, source, stop.kind, states.clean(reason))
+    reason = states.clean(stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else ""))
+    if stop.index is None:
+        return NotebookError(notebook, None, "", stop.kind, reason)
+    cells = states.clean(states.nb).cells
+    number = sum(cell.cell_type == "code" for cell in cells[: stop.index + 1])
+    return NotebookError(notebook, number, str(cells[stop.index].source), stop.kind, reason)
 
 
 def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookError:

@@ -204,12 +204,9 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 def dots(axes: Axes, places: Sequence[tuple[float, float]], **how: Any) -> None:
-    """Round dots in one path, a tenth of the size of as many markers.
+    """Round dots in one path, a tenth of the size of as many markers; `linewidth` is their size.
 
-    Args:
-        axes: Axes with limits set.
-        places: Position of each dot, in data coordinates.
-        how: Style of the path: `color`, `linewidth` (the dots' size), `alpha`, `gid`.
+    The axes' limits must be set.
     """
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline

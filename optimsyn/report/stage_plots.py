@@ -139,7 +139,7 @@ def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
         if not candidates:
             say(axes, "nothing was tried")
             return picture(figure, "No guiding text was tried.")
-        prompt_panel(axes, candidates)
+        history_panel(axes, candidates)
         return picture(figure, panels.prompt_words(candidates))
 
 
@@ -152,7 +152,7 @@ def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: 
             return picture(figure, f"No step of {method_label(method)} was made.")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
         _draw_groups(left, groups, "Groups that were compared")
-        policy_panel(middle, trained)
+        history_panel(middle, trained, of_policy=True)
         kl = [(row["step"], row["kl"]) for row in trained if row.get("kl") is not None]
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
         finish(right, "Distance travelled", "training step", "KL from the untrained model", whole="x")
@@ -275,10 +275,10 @@ def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
         drawn.append((1.25, lambda axes: influence_panel(axes, influence, numbers.zero_gradient)))
         words.append(panels.influence_words(influence))
     if candidates:
-        drawn.append((1.0, lambda axes: prompt_panel(axes, candidates)))
+        drawn.append((1.0, lambda axes: history_panel(axes, candidates)))
         words.append(panels.prompt_words(candidates))
     if trained:
-        drawn.append((1.0, lambda axes: policy_panel(axes, trained)))
+        drawn.append((1.0, lambda axes: history_panel(axes, trained, of_policy=True)))
         words.append(panels.policy_words(trained))
     heights = [max(3.0, 0.56 * len(influence) + 1.0)] if drawn else []
     heights += [evaluation_height(numbers.evaluation)] if numbers.evaluation else []
@@ -307,17 +307,10 @@ def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_g
     axes.set_xlabel(f"influence (box: middle half;\nbar: median{dashed})")
 
 
-def prompt_panel(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> None:
-    """The search for a guiding text, for a notebook."""
-    panels.draw_prompt(axes, candidates)
-    axes.set_title("Guiding text (prompt search)")
-    legend_below(axes)
-
-
-def policy_panel(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> None:
-    """The training of the policy, for a notebook."""
-    panels.draw_policy(axes, trained)
-    axes.set_title("Rubric policy")
+def history_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], *, of_policy: bool = False) -> None:
+    """The search for a guiding text, or the training of the policy, for a notebook."""
+    (panels.draw_policy if of_policy else panels.draw_prompt)(axes, rows)
+    axes.set_title("Rubric policy" if of_policy else "Guiding text (prompt search)")
     legend_below(axes)
 
 

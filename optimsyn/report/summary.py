@@ -15,7 +15,7 @@ from rich.text import Text
 
 from optimsyn.base.files import write_json
 from optimsyn.base.terminal.labels import BESIDES_LABELS, UNREAD, outcome_table, variant_label
-from optimsyn.base.terminal.table import Table, duration, number
+from optimsyn.base.terminal.table import DASH, Table, duration, number
 from optimsyn.llm.reply import Usage
 from optimsyn.report.drawing import Picture
 from optimsyn.report.tables import evaluation_table, facts_table
@@ -95,7 +95,10 @@ class Summary(BaseModel):
         for name, facts in self.optimization.items():
             tables.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
         if any(counts.get(name) for counts in self.outcomes.values() for name in (*UNREAD, *BESIDES_LABELS)):
-            tables.append(self._outcomes())
+            columns, counted = outcome_table(self.outcomes)
+            rows_of_roles = tuple((role, *(f"{n:,}" if n else DASH for n in counts)) for role, counts in counted)
+            right = frozenset(range(1, len(columns) + 1))
+            tables.append(Table("What came of the requests", ("asked", *columns), rows_of_roles, right))
         if self.seconds or self.cost:
             tables.append(self._cost())
         return tables
@@ -121,11 +124,6 @@ class Summary(BaseModel):
             notes.append(f"Influence of a zero gradient: {number(self.zero_gradient)}.")
         columns = ("variant", "written", "invalid", "repeated", "left out", "kept", "influence")
         return Table("From candidates to pairs", columns, tuple(body), frozenset(range(1, 7)), " ".join(notes))
-
-    def _outcomes(self) -> Table:
-        columns, counted = outcome_table(self.outcomes)
-        rows = tuple((role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in counted)
-        return Table("What came of the requests", ("asked", *columns), rows, frozenset(range(1, len(columns) + 1)))
 
     def _cost(self) -> Table:
         body = [(name.replace("_", " "), duration(seconds)) for name, seconds in self.seconds.items()]

@@ -27,13 +27,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The top of a report.
+    """The top of a report; a tone is good, bad or open, and that of the whole may differ from that of the badge.
 
-    Attributes:
-        badge_tone: good, bad or open.
-        tone: Tone of the whole: a finished run may have made a target worse.
-        cannot: What the numbers do not show.
-        commands: How to go on: description and command.
+    A finished run may have made a target worse. `cannot` is what the numbers do not show.
     """
 
     badge: str
