@@ -96,11 +96,12 @@ class RunFacts:
         synthesize, look = run.folder / "synthesize", run.folder / "warm_up" / REWARD_LOOK_FILE
         variants = [name for name in run.recipe.variants if (synthesize / f"{name}.candidates.jsonl").is_file()]
         manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
-        results = {
+        read = {
             stage: read_result(raw, run.folder / stage / RESULT_FILE)
             for stage in manifest.names
             if (raw := files.json(stage, RESULT_FILE)) is not None
         }
+        results = {stage: result for stage, result in read.items() if result is not None}
         shares = synthesize / SHARES_FILE
         return cls(
             name=run.name,

@@ -253,7 +253,7 @@ class RunNumbers:
         influence: For each variant, the influence of its valid pairs.
         prompt: Rows of the prompt optimiser's history.
         policy: Rows of the policy's history.
-        evaluation: Rows of `evaluation.json`, with intervals of this coverage (`confidence`).
+        evaluation: Rows of `evaluation.json`.
         zero_gradient: Influence of a sample without any gradient.
     """
 

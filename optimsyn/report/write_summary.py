@@ -20,7 +20,7 @@ def write_summary(run: Run) -> Summary:
     recipe, manifest = run.recipe, run.manifest
     warm, synthesized = built_in.WarmUpResult.load(run), built_in.SynthesizeResult.load(run)
     facts = RunFacts.read(run)
-    influence = {variant: values for variant, values in facts.influence.items() if variant in recipe.variants}
+    influence = {variant: values for variant, values in facts.influence.items() if variant != "first_draft"}
     drawn = RunNumbers(
         influence=influence,
         prompt=facts.prompt_history,

@@ -218,7 +218,7 @@ def forecast_rows(manifest: Manifest) -> list[tuple[str, ...]]:
         return []
     pairs = [(stage.stage, stage, manifest.stage(stage.stage)) for stage in forecast.stages]
     stages = [(name, planned, record.cost if record.attempts else None) for name, planned, record in pairs]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, planned, sent in [*stages, ("in all", forecast.total, manifest.cost)]:
         # A stage that has not started has nothing to compare.
         requests, tokens, usd = (

@@ -50,7 +50,6 @@ class Choice:
 
     Attributes:
         cells: The cells' domain and source.
-        how: How the part was chosen.
         decrease: Of the truth questions' loss, in nats, mean over cells.
         beyond_random: The decrease minus that of the cell's random parts, mean over cells.
         by_cell: The same for each cell.

@@ -22,12 +22,7 @@ LDS = "LDS"
 
 @dataclass(frozen=True)
 class Subsets:
-    """Random subsets of a pool, each trained on.
-
-    Attributes:
-        members: Indices in the pool, a tuple per subset.
-        decreases: How much each lowered the validation loss, in nats.
-    """
+    """Random subsets of a pool, as indices, and how much training on each lowered the validation loss, in nats."""
 
     members: tuple[tuple[int, ...], ...]
     decreases: tuple[float, ...]
@@ -89,14 +84,7 @@ class FidelityCell:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its bootstrap interval.
-
-    Attributes:
-        value: Mean over cells; None if undefined in all of them.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        cells: Number of cells in which it is defined.
-    """
+    """A statistic with its 95 % bootstrap interval: the mean over the cells in which it is defined; None without any."""
 
     value: float | None
     low: float | None
