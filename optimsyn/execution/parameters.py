@@ -70,31 +70,24 @@ def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
     if len(cells) != 1:
         raise ParameterError(f"{name}: {len(cells)} cells are tagged `parameters`; there must be exactly one")
     parameters: dict[str, Parameter] = {}
+    place = f"{name}: parameters cell:"
     try:
         body = ast.parse("".join(cells[0]["source"])).body
     except SyntaxError as error:
-        raise ParameterError(f"{name}: parameters cell: line {error.lineno} is not Python ({error.msg})") from None
-    for statement in body:
-        line = ast.unparse(statement)
-        if not (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and statement.value is not None
-        ):
-            raise ParameterError(f"{name}: parameters cell: `{line}` must read `name: type = literal`")
-        annotation = ast.unparse(statement.annotation)
-        unknown = [part for part in Parameter("", annotation, None).kinds if part not in _TYPES]
-        if unknown:
-            raise ParameterError(
-                f"{name}: parameters cell: `{line}`: use the types {', '.join(_TYPES)}, not {unknown[0]}"
-            )
+        raise ParameterError(f"{place} line {error.lineno} is not Python ({error.msg})") from None
+    for line in body:
+        place = f"{name}: parameters cell: `{ast.unparse(line)}`"
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None):
+            raise ParameterError(f"{place} must read `name: type = literal`")
         try:
-            default = ast.literal_eval(statement.value)
+            parameter = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value))
         except ValueError:
-            raise ParameterError(f"{name}: parameters cell: `{line}`: the default must be a literal") from None
-        parameter = Parameter(statement.target.id, annotation, default)
-        if not parameter.accepts(default):
-            raise ParameterError(f"{name}: parameters cell: `{line}`: the default is not of that type")
+            raise ParameterError(f"{place}: the default must be a literal") from None
+        unknown = [kind for kind in parameter.kinds if kind not in _TYPES]
+        if unknown:
+            raise ParameterError(f"{place}: use the types {', '.join(_TYPES)}, not {unknown[0]}")
+        if not parameter.accepts(parameter.default):
+            raise ParameterError(f"{place}: the default is not of that type")
         parameters[parameter.name] = parameter
     return parameters
 

@@ -125,10 +125,7 @@ def page_axes(width: float, height: float, edges: tuple[float, float, float, flo
 
 def picture(figure: Figure, alt: str) -> Picture:
     """Renders a figure; equal figures give equal bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
     # Without software name and date, equal runs give equal bytes.
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return Picture(buffer.getvalue(), alt)
@@ -139,13 +136,11 @@ def svg(axes: Axes, alt: str) -> Drawing:
 
     Elements with a `gid` of `pointed(...)` show that text as a tooltip.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = axes.figure
     assert isinstance(figure, Figure)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure)
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Drawing(_small(buffer.getvalue(), alt))
 

@@ -56,7 +56,7 @@ def write_report(run: Run) -> Path:
 
 def context_of(facts: RunFacts) -> dict[str, Any]:
     """The variables of the template."""
-    state, warm, stages = run_state(facts.manifest), facts.warm_up, facts.manifest.stages
+    warm, stages = facts.warm_up, facts.manifest.stages
     replies = outcome_table(facts.manifest.outcomes)
     charts = (
         prompt_chart(facts.prompt_history, facts.recipe.optimizers.prompt.method),
@@ -75,8 +75,7 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
     return {
         "facts": facts,
         "recipe": facts.recipe,
-        "state": state,
-        "verdict": verdict(facts, state),
+        "verdict": verdict(facts, run_state(facts.manifest)),
         "tiles": _tiles(facts),
         "came_in": facts.prepare.rows if facts.prepare is not None else (),
         "lost": _lost(facts),

@@ -84,7 +84,7 @@ class FidelityCell:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its 95 % bootstrap interval: the mean over the cells in which it is defined; None without any."""
+    """A statistic with its 95 % bootstrap interval: the mean over cells in which it is defined; None without any."""
 
     value: float | None
     low: float | None
