@@ -42,14 +42,16 @@ class Room:
 
     def refusal(self, need: Need) -> str | None:
         """Why a run can never be started here, or None."""
-        needed = f"its models are estimated to need {need.gpu / 1e9:.1f} GB of GPU memory"
+        needed = f"its models are estimated to need {need.gpu / 1e9:.1f} GB"
         if self.gpu_bytes is not None and need.gpu > self.gpu_bytes:
             cap = f"--gpu-memory-gb {self.gpu_bytes / 1e9:g}"
-            return f"{needed}, more than the batch may use at all ({cap}); raise it or choose smaller models"
+            return (
+                f"{needed} of GPU memory, more than the batch may use at all ({cap}); raise it or choose smaller models"
+            )
         largest = max((gpu.total for gpu in self.gpus), default=need.gpu)
         if need.gpu > largest:
             has = f"the largest GPU here has {largest / 1e9:.1f} GB"
-            return f"{needed}, and {has}; choose smaller models or a larger machine"
+            return f"{needed} of GPU memory, and {has}; choose smaller models or a larger machine"
         return None
 
     def place(self, need: Need) -> Place | None:

@@ -267,12 +267,11 @@ class Client(PapermillNotebookClient):
             return "the kernel died for an unknown reason"
         if code >= 0:
             return f"the kernel ended with exit code {code}"
-        killed = f"the kernel was killed by {signal.Signals(-code).name}"
         if -code != signal.SIGKILL:
-            return killed
-        if _memory_kills() > self._deaths:
-            return f"{killed} because the machine ran out of memory; use smaller batches or models"
-        return f"{killed}: by a person, or because memory ran out"
+            return f"the kernel was killed by {signal.Signals(-code).name}"
+        if _memory_kills() == self._deaths:
+            return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
+        return "the kernel was killed by SIGKILL because the machine ran out of memory; use smaller batches or models"
 
 
 def _memory_kills() -> int:

@@ -63,7 +63,7 @@ def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
     from optimsyn.execution.runner import KERNEL_LOCK, mark_killed, refuse_locked
 
     with run.lock():
-        refuse_locked(run, ".stage.lock", "a notebook")
+        refuse_locked(run, ".stage.lock", "a notebook still works on it")
         refuse_locked(run, *KERNEL_LOCK)
         mark_killed(run)
         chosen = stage_to_open(run, stage)

@@ -22,8 +22,8 @@ from optimsyn.runs.manifest import Failure, process_lives
 from optimsyn.runs.outcomes import run_notes
 from optimsyn.runs.stage_functions import own_stage, refuse_edited, refuse_unreachable
 
-# The lock that a kernel holds, and who that is if nobody has started it just now.
-KERNEL_LOCK = (".kernel.lock", "a kernel of an earlier start")
+# The lock that a kernel holds, and what that means if nobody has started it just now.
+KERNEL_LOCK = (".kernel.lock", "a kernel of an earlier start still works on it")
 # A kernel whose runner was killed ends within a second or two; longer on a machine that swaps.
 _ORPHAN_SECONDS = 60
 
@@ -213,7 +213,7 @@ def _until_now(run: Run, stage: str) -> float | None:
     return since_begun(record) if record.status == "running" else None
 
 
-def refuse_locked(run: Run, file: str, who: str, *, seconds: float = 0) -> None:
+def refuse_locked(run: Run, file: str, why: str, *, seconds: float = 0) -> None:
     """Refuses a run of which somebody holds a lock for longer than this.
 
     Raises:
@@ -225,7 +225,7 @@ def refuse_locked(run: Run, file: str, who: str, *, seconds: float = 0) -> None:
     except Timeout:
         pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
         process = "" if pid is None else f" (process {pid})"
-        raise StageError(f"{run.name}: {who} still works on it{process}; wait for it or stop it") from None
+        raise StageError(f"{run.name}: {why}{process}; wait for it or stop it") from None
 
 
 def embedded_server(run: Run) -> AbstractContextManager[Any]:
