@@ -62,7 +62,14 @@ class Compared:
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
-    """Writes a page that compares two or more runs in any state, with links to their reports; returns its path.
+    """Writes a page that compares runs in any state.
+
+    Args:
+        runs: Two or more; duplicates are shown once.
+        path: The file to write; links to reports are relative to it.
+
+    Returns:
+        The page.
 
     Raises:
         StageError: There are fewer than two runs.

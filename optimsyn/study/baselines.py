@@ -1,6 +1,6 @@
 """Baseline scores that do not model the training step.
 
-random, loss, gradient norm and answer length ignore relevance; BM25 and embedding similarity measure how similar a
+Loss, gradient norm and answer length ignore relevance; BM25 and embedding similarity measure how similar a
 sample is to the validation questions, as retrieval does.
 """
 
@@ -30,11 +30,6 @@ def text_of(item: Item) -> str:
     """Question and answer as one text, in the target's format."""
     sample = as_sample(item)
     return sample.prompt + sample.completion
-
-
-def random_scores(count: int, *, seed: int) -> torch.Tensor:
-    """[count] seeded uniform numbers, float64."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def bm25_scores(pool: Sequence[Item], questions: Sequence[Item]) -> torch.Tensor:

@@ -44,7 +44,13 @@ Bar = tuple[str, int, list[tuple[str, str, int]]]
 
 
 def write_report(run: Run) -> Path:
-    """Writes `report.html` into the run folder, whatever state the run is in; no model library is loaded.
+    """Writes `report.html` into the run folder, whatever state the run is in.
+
+    Args:
+        run: The run; nothing of it is executed, and no model library is loaded.
+
+    Returns:
+        The page.
 
     Raises:
         DataError: A file of the run is damaged; names it.

@@ -38,7 +38,6 @@ from optimsyn.study.baselines import (
     Item,
     bm25_scores,
     embedding_scores,
-    random_scores,
 )
 from optimsyn.study.fidelity.calibration import calibrated_scores
 from optimsyn.study.fidelity.report import FidelityReport
@@ -209,7 +208,7 @@ def measure(
         "loss": parts.losses(plan.measured, "pair"),
         "answer length": length,
         "1 / answer length": 1 / length,
-        "random": random_scores(len(pool), seed=plan.seed),
+        "random": torch.rand(len(pool), generator=torch.Generator().manual_seed(plan.seed), dtype=torch.float64),
     }
     for key, values in extra.scores.items():
         scores[key] = torch.as_tensor(values, dtype=torch.float64)
