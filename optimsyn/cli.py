@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -19,8 +18,7 @@ import optimsyn
 from optimsyn.base.environment import PARENT, variable
 from optimsyn.base.errors import OptimsynError, ParameterError, RecipeError, disk_trouble
 from optimsyn.base.secrets.redaction import redact
-from optimsyn.execution.opening import load_recipe, open_checked, refuse_unknown_stage, show_preflight
-from optimsyn.execution.opening import make_console as _console
+from optimsyn.execution.opening import load_recipe, make_console, open_checked, refuse_unknown_stage, show_preflight
 
 FAILED, WRONG_RECIPE, INTERRUPTED = 1, 2, 130
 
@@ -45,6 +43,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Set a recipe field to this value; can be repeated."),
 ]
+UntilOption = Annotated[str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")]
+FolderArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 class _TakesPairs(TyperCommand):
@@ -52,14 +52,13 @@ class _TakesPairs(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Joins the two words to `NAME=VALUE`, which may also be written as one."""
+        words = list(args)
         joined: list[str] = []
-        words = iter(args)
-        for word in words:
-            joined.append(word)
-            if word in ("-p", "--parameters"):
-                name = next(words, None)
-                value = None if name is None or "=" in name else next(words, None)
-                joined += [] if name is None else [name if value is None else f"{name}={value}"]
+        while words:
+            joined.append(words.pop(0))
+            if joined[-1] in ("-p", "--parameters") and words:
+                name = words.pop(0)
+                joined.append(name if "=" in name or not words else f"{name}={words.pop(0)}")
         return super().parse_args(ctx, joined)
 
 
@@ -81,7 +80,7 @@ def doctor() -> None:
     """Check this machine, and say what it lacks."""
     from optimsyn.machine.doctor import diagnose, report
 
-    console = _console()
+    console = make_console()
     with console.status("Looking at this machine …"):
         findings = list(diagnose())
     console.print(report(findings))
@@ -103,7 +102,7 @@ def validate(
     from optimsyn.execution.status_line import Steps
     from optimsyn.machine.preflight import checked
 
-    console = _console()
+    console = make_console()
     loaded = load_recipe(recipe, size, changes)
     with Steps().step("Checking files, questions, models" + ("" if offline else " and services")):
         preflight = checked(loaded, root, offline=offline)
@@ -131,7 +130,7 @@ def preview(
     from optimsyn.execution.runner import embedded_server
     from optimsyn.execution.status_line import Steps
 
-    console, steps = _console(), Steps()
+    console, steps = make_console(), Steps()
     steps.say(
         f"A preview checks everything, writes {pairs} pairs and scores them by gradients of the target, which take "
         "longest: seconds on a GPU, up to some minutes on a CPU."
@@ -151,9 +150,7 @@ def preview(
 def run(
     recipe: RunArgument,
     root: RootOption = Path("runs"),
-    stage: Annotated[
-        str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")
-    ] = None,
+    stage: UntilOption = None,
     size: SizeOption = "full",
     changes: SetOption = None,
 ) -> None:
@@ -165,7 +162,7 @@ def run(
     from optimsyn.execution.status_line import Steps
     from optimsyn.report.summary import show_end
 
-    console = _console()
+    console = make_console()
     if stage is not None:
         refuse_unknown_stage(recipe, size, changes, stage)
     run_ = open_checked(recipe, root, size, changes, console, Steps())
@@ -173,7 +170,7 @@ def run(
     run_stages(run_, console, until=stage)
     if run_.done(run_.stages[-1]):
         show_end(run_, console)
-    console.print(str(run_.folder), highlight=False, markup=False, soft_wrap=True)
+    typer.echo(run_.folder)
 
 
 @app.command()
@@ -183,9 +180,7 @@ def batch(  # noqa: PLR0913 - options of a command
     root: RootOption = Path("runs"),
     size: SizeOption = "full",
     changes: SetOption = None,
-    stage: Annotated[
-        str | None, typer.Option("--stage", help="Stop after this stage; without it, all stages run.")
-    ] = None,
+    stage: UntilOption = None,
     cost_usd: Annotated[float | None, typer.Option(min=0, help="Cap on what all runs cost together.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")] = None,
@@ -205,8 +200,7 @@ def batch(  # noqa: PLR0913 - options of a command
     code 0: all have finished; 1: some have not; 2: none could be started; 130: interrupted.
     """
     from optimsyn.batch.batch import exit_code, make_engine, run_batch
-    from optimsyn.batch.options import BatchLimits, RunOptions
-    from optimsyn.batch.plan import known_stages
+    from optimsyn.batch.plan import BatchLimits, RunOptions, known_stages
     from optimsyn.llm.shared_budget import Caps
     from optimsyn.recipe.changes import SetOptions
     from optimsyn.runs.manifest import STAGES
@@ -222,7 +216,7 @@ def batch(  # noqa: PLR0913 - options of a command
         RunOptions(size, changed, stage),
         BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb),
         engine=make_engine(engine, jobs, ray_address),
-        console=_console(),
+        console=make_console(),
     )
     raise typer.Exit(exit_code(state))
 
@@ -248,12 +242,12 @@ def execute(
     from optimsyn.execution.engine import execute as run_notebook
 
     run_notebook(notebook, output, values, progress=True)
-    _console().print(str(output), highlight=False, markup=False, soft_wrap=True)
+    typer.echo(output)
 
 
 @app.command("open")
 def open_(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run_folder: FolderArgument,
     stage: Annotated[
         str | None, typer.Option("--stage", help="Stage to open; without it, the one that failed.")
     ] = None,
@@ -266,19 +260,18 @@ def open_(
 
     run_ = find_run(run_folder)
     chosen, notebook = prepare(run_, stage)
-    console = _console()
-    console.print(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` continues.", highlight=False)
+    typer.echo(f"Stage {chosen}: run its cells; then `optimsyn run {run_.folder}` continues.")
     if open_run(run_, notebook, browser=browser, port=port):
         raise typer.Exit(FAILED)
 
 
 @app.command()
-def report(run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+def report(run_folder: FolderArgument) -> None:
     """Write report.html of a run, finished or not."""
     from optimsyn.report.page.report import write_report
     from optimsyn.runs.lookup import find_run
 
-    _console().print(str(write_report(find_run(run_folder))), highlight=False, markup=False, soft_wrap=True)
+    typer.echo(write_report(find_run(run_folder)))
 
 
 @app.command()
@@ -292,8 +285,7 @@ def compare(
     from optimsyn.report.comparison import write_comparison
     from optimsyn.runs.lookup import find_runs
 
-    page = write_comparison(find_runs(run_folders), output)
-    _console().print(str(page), highlight=False, markup=False, soft_wrap=True)
+    typer.echo(write_comparison(find_runs(run_folders), output))
 
 
 @app.command()
@@ -316,17 +308,12 @@ def new(
     typer.echo(f"{target}: change documents, questions and models, then `optimsyn validate {target}`")
 
 
-def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends a terminated run like an interrupted one: the server is closed, the manifest says why."""
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Runs the command line and turns errors into messages and exit codes."""
     for name in ("SIGTERM", "SIGHUP"):
-        # A signal that `nohup` ignores stays ignored.
+        # A terminated run ends like an interrupted one; a signal that `nohup` ignores stays ignored.
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _on_signal)
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     if variable(PARENT) is not None:
         from optimsyn.batch.lifeline import end_with_parent
 

@@ -21,7 +21,7 @@ from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.batch import plan as batch_plan
 from optimsyn.batch import supervisor as batch_supervisor
 from optimsyn.batch.batch import BATCH_JSON, exit_code, run_batch
-from optimsyn.batch.options import BatchLimits, RunOptions
+from optimsyn.batch.plan import BatchLimits, RunOptions
 from optimsyn.batch.state import BatchState
 from optimsyn.llm.shared_budget import Caps
 from optimsyn.recipe.recipe import Recipe
@@ -237,7 +237,7 @@ import sys
 from rich.console import Console
 from optimsyn.batch import engines as batch_engines
 from optimsyn.batch.batch import exit_code, run_batch
-from optimsyn.batch.options import BatchLimits, RunOptions
+from optimsyn.batch.plan import BatchLimits, RunOptions
 fake, root, *recipes = sys.argv[1:]
 batch_engines.run_command = lambda arguments: [sys.executable, "-c", fake, *arguments]
 options = RunOptions(until="warm_up")

@@ -16,7 +16,6 @@ from optimsyn.base.errors import ParameterError
 from optimsyn.execution.parameters import (
     check_parameters,
     given_parameters,
-    key_variables,
     load_notebook,
     pair_of,
     read_parameters,
@@ -75,13 +74,14 @@ def test_what_fits_is_let_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check_parameters(notebook, {"PAPERMILL_INPUT_PATH": "a.ipynb"}, "n")
 
 
-def test_the_keys_of_the_meant_recipe_are_known(tmp_path: Path) -> None:
+def test_the_keys_of_the_meant_recipe_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "x" * 20)
     notebook = _cell(STAGE)
     served = {"name": "openai/x", "api_base": "http://127.0.0.1:9", "api_key_env": "MINE"}
-    assert key_variables(notebook, {"changes": {"models.generator": served}}, "n") == ("MINE",)
+    assert check_parameters(notebook, {"changes": {"models.generator": served}}, "n") == ("MINE",)
     run = Run.open(tiny_recipe(models={"generator": served}), tmp_path)
-    assert key_variables(notebook, {"run_folder": str(run.folder)}, "n") == ("MINE",)
-    assert key_variables(_cell('text: str = ""'), {}, "n") == ()
+    assert check_parameters(notebook, {"run_folder": str(run.folder)}, "n") == ("MINE",)
+    assert check_parameters(_cell('text: str = ""'), {}, "n") == ()
 
 
 def test_other_notebooks_are_checked_for_names_and_types() -> None:

@@ -18,7 +18,7 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.report.facts import RunFacts
-from optimsyn.report.page.sections import context_of
+from optimsyn.report.page.report import context_of
 from optimsyn.reward.look.record import RewardLook, reward_look_rows
 from optimsyn.runs.folder import Run
 from optimsyn.stages.shared import Tools

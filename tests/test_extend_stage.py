@@ -19,8 +19,7 @@ from runs_helpers import tiny_recipe, write_notebook
 from optimsyn import register
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.base.extensions import STAGES
-from optimsyn.batch.options import RunOptions
-from optimsyn.batch.plan import Job, known_stages, plan
+from optimsyn.batch.plan import Job, RunOptions, known_stages, plan
 from optimsyn.batch.progress import Watch
 from optimsyn.batch.state import RunState
 from optimsyn.execution import runner, stage_notebooks

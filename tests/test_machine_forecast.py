@@ -15,8 +15,7 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sizes import resized
-from optimsyn.report.page.forecast import forecast_rows
-from optimsyn.report.page.report import write_report
+from optimsyn.report.page.report import forecast_rows, write_report
 from optimsyn.runs.folder import Run
 from optimsyn.runs.forecast import Forecast, Range, StageForecast, counted, money
 from tests.good_model import answer

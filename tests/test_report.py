@@ -15,7 +15,7 @@ from optimsyn.base.terminal.live_line import TRANSIENT, NotebookText
 from optimsyn.base.terminal.table import Table, duration, number
 from optimsyn.recipe.recipe import VARIANTS
 from optimsyn.report.drawing import Picture
-from optimsyn.report.plots import RunNumbers, run_figure
+from optimsyn.report.stage_plots import RunNumbers, run_figure
 from optimsyn.report.summary import Summary, influence_summaries
 from optimsyn.report.tables import evaluation_table, facts_table
 from optimsyn.training.intervals import UNTUNED, MetricRow, differs
@@ -146,7 +146,7 @@ def test_picture_of_a_whole_run(tmp_path: Path) -> None:
     assert picture.save(tmp_path / "deep" / "summary.png").read_bytes() == picture.png
     assert picture._repr_mimebundle_()[0]["image/png"] == picture.png
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["summary.png"]
-    assert picture.html().startswith('<img alt="Median influence')
+    assert picture.alt.startswith("Median influence")
 
 
 def test_picture_is_the_same_every_time() -> None:

@@ -15,7 +15,7 @@ from optimsyn.base.terminal.labels import variant_color
 from optimsyn.base.terminal.table import decimals_for, fixed
 from optimsyn.report.charts import Chart, influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.page.pairs import excerpt_around
-from optimsyn.report.rendering import byte_size, cut, render
+from optimsyn.report.rendering import cut, render
 from optimsyn.report.word_diff import word_diff
 
 
@@ -129,13 +129,6 @@ def test_numbers_of_one_column_have_the_same_decimals() -> None:
     assert decimals_for([]) == 3 and decimals_for([0.0]) == 3 and decimals_for([1234.5]) == 0
     assert fixed(0.5, 2, sign=True) == "+0.50"
     assert fixed(-3.014e-9, decimals_for([-3.014e-9])) == "−3.01e−09"
-    assert [byte_size(n) for n in (0, 999, 1000, 1_500_000_000, 12_345_678)] == [
-        "0 B",
-        "999 B",
-        "1.0 kB",
-        "1.5 GB",
-        "12 MB",
-    ]
     assert cut("abcdef", 6) == "abcdef" and cut("abc defg", 5) == "abc…"
 
 

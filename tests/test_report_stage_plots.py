@@ -20,9 +20,7 @@ from optimsyn.report.stage_plots import (
     warm_up_curve_figure,
     warm_up_figure,
 )
-from optimsyn.study.compared import ComparedSample
-from optimsyn.study.similarity import REAL, SYNTHETIC
-from optimsyn.study.similarity_plot import similarity_figure
+from optimsyn.study.similarity import REAL, SYNTHETIC, ComparedSample, similarity_figure
 from optimsyn.target.warm_up.curve import Look, TriedRate, WarmUpCurve
 from optimsyn.training.intervals import MetricRow
 

@@ -192,8 +192,7 @@ def test_a_value_of_the_recipes_own_variable_is_refused_wherever_it_is_given(
 ) -> None:
     import yaml
 
-    from optimsyn.batch.options import RunOptions
-    from optimsyn.batch.plan import plan
+    from optimsyn.batch.plan import RunOptions, plan
     from optimsyn.recipe.changes import parse_change
 
     monkeypatch.setenv(VARIABLE, value)

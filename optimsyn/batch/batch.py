@@ -7,8 +7,9 @@ even with kill -9, continues with the same call: finished runs are skipped, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,13 +19,12 @@ from optimsyn.base.errors import OptimsynError, RecipeError, StageError
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact
 from optimsyn.batch.engines import Engine, ProcessEngine
 from optimsyn.batch.memory import Room
-from optimsyn.batch.options import BatchLimits, RunOptions
-from optimsyn.batch.plan import Job, plan
+from optimsyn.batch.plan import BatchLimits, Job, RunOptions, plan
 from optimsyn.batch.progress import bought_by
 from optimsyn.batch.state import BatchState, Options
-from optimsyn.batch.supervisor import BATCH_JSON, Resources, Supervisor, account
+from optimsyn.batch.supervisor import BATCH_JSON, Supervisor, account
 from optimsyn.batch.table import View, summary
-from optimsyn.llm.shared_budget import Caps, Purse
+from optimsyn.llm.shared_budget import Purse
 from optimsyn.machine.gpus import gpus
 from optimsyn.machine.memory import main_memory
 from optimsyn.recipe.changes import word_for
@@ -73,13 +73,16 @@ def run_batch(
         size=runs.size,
         changes=[f"{name}={value}" for name, value in runs.changes.items()],
         until=runs.until,
-        cost_usd=limits.caps.cost_usd,
-        requests=limits.caps.requests,
-        tokens=limits.caps.tokens,
         gpu_memory_gb=limits.gpu_memory_gb,
+        **asdict(limits.caps),
     )
     place.mkdir(parents=True, exist_ok=True)
-    with _exclusive(place):
+    try:
+        # Two batches must not write one `batch.json`; the lock ends with the process, even after kill -9.
+        lock = FileLock(str(place / ".batch.lock")).acquire(timeout=0)
+    except Timeout:
+        raise StageError(f"{place}: another batch works there; wait for it, or give this one another --root") from None
+    with lock:
         with console.status("Checking the recipes …") if console.is_terminal else nullcontext() as status:
             planned = plan(
                 recipes,
@@ -102,9 +105,14 @@ def run_batch(
                 view.say(f"{recipe} and {job.state.recipe} are the same run, which is run once.")
             for warning in job.warnings:
                 view.say(redact(f"note: {job.name}: {warning}"))
-        purse = _purse(place, limits.caps, planned)
-        resources = Resources(engine, _room(engine, limits.gpu_memory_gb), limits.jobs, purse)
-        Supervisor(planned, state, place, resources, view).run()
+        gpu_bytes = None if limits.gpu_memory_gb is None else round(limits.gpu_memory_gb * 1e9)
+        room = Room(gpus(), gpu_bytes, main_memory()[0]) if engine.here else Room(gpu_bytes=gpu_bytes)
+        purse = Purse.create(place / ".batch-purse.sqlite", limits.caps) if limits.caps else None
+        if purse is not None:
+            # What the runs of this batch bought in earlier starts.
+            for run in (job.run for job in planned if job.run is not None):
+                purse.count(account(run), bought_by(run))
+        Supervisor(planned, state, place, engine, room, purse, view).run()
         _compare(planned, state, place, view)
         summary(console, planned, state, place / BATCH_JSON)
     return state
@@ -116,11 +124,9 @@ def make_engine(name: str, jobs: int, ray_address: str | None = None) -> Engine:
     Raises:
         OptimsynError: Ray is not installed, or its cluster cannot be used.
     """
-    if name != "ray":
-        return ProcessEngine(jobs)
     from optimsyn.batch.ray_engine import RayEngine
 
-    return RayEngine(jobs, ray_address)
+    return RayEngine(jobs, ray_address) if name == "ray" else ProcessEngine(jobs)
 
 
 def exit_code(state: BatchState) -> int:
@@ -130,12 +136,6 @@ def exit_code(state: BatchState) -> int:
     if all(run.state == "refused" for run in state.runs):
         return REFUSED
     return 0 if state.state == "finished" else FAILED
-
-
-def _room(engine: Engine, gpu_memory_gb: float | None) -> Room:
-    """The memory that the runs share."""
-    gpu_bytes = None if gpu_memory_gb is None else round(gpu_memory_gb * 1e9)
-    return Room(gpus(), gpu_bytes, main_memory()[0]) if engine.here else Room(gpu_bytes=gpu_bytes)
 
 
 def _compare(jobs: Sequence[Job], state: BatchState, root: Path, view: View) -> None:
@@ -150,28 +150,3 @@ def _compare(jobs: Sequence[Job], state: BatchState, root: Path, view: View) -> 
             state.write(root / BATCH_JSON)
     except OptimsynError as error:
         view.say(f"note: {BATCH_HTML} was not written: {redact(str(error))}")
-
-
-@contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
-    """Keeps two batches from writing one `batch.json`; the lock ends with the process, even after kill -9."""
-    lock = FileLock(str(root / ".batch.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StageError(f"{root}: another batch works there; wait for it, or give this one another --root") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _purse(root: Path, caps: Caps, jobs: Sequence[Job]) -> Purse | None:
-    """The shared purse, filled with what the runs of this batch bought in earlier starts; None without caps."""
-    if not caps:
-        return None
-    purse = Purse.create(root / ".batch-purse.sqlite", caps)
-    for job in jobs:
-        if job.run is not None:
-            purse.count(account(job.run), bought_by(job.run))
-    return purse

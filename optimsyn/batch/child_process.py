@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,8 @@ from optimsyn.base.secrets.redaction import redact
 from optimsyn.runs.manifest import now
 
 _READ_BYTES = 1 << 16
+# How often to check whether a child that prints nothing has ended.
+_LOOK_S = 0.1
 # A line is written when it ends; longer ones are split, to bound memory.
 _LONGEST_LINE = 1 << 20
 
@@ -28,19 +32,11 @@ def run_command(arguments: Sequence[str]) -> list[str]:
 class ChildProcess:
     """A child that this process started and watches.
 
-    Its output comes through a pipe and is redacted before it is logged, so that no secret reaches the disk. The child
-    ends when this process does (`optimsyn.batch.lifeline`).
+    Its output comes through a pipe and is redacted before it is appended to the log, so that no secret reaches the
+    disk. The child ends when this process does (`optimsyn.batch.lifeline`).
 
     Attributes:
-        output: The pipe with the child's output.
         reading: The child still has its end of the pipe open.
-
-    Args:
-        command: Program and arguments.
-        log: The file that its output is appended to.
-        variables: Environment variables in addition to this process's.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
-        folder: Working directory; None: this process's.
     """
 
     def __init__(
@@ -72,11 +68,6 @@ class ChildProcess:
         self.output = self._process.stdout
         self.reading = True
         os.set_blocking(self.output.fileno(), False)
-
-    @property
-    def pid(self) -> int:
-        """Its process id, which is also that of its process group."""
-        return self._process.pid
 
     def pump(self) -> None:
         """Writes what the child has printed since the last call."""
@@ -127,3 +118,16 @@ class ChildProcess:
         if text:
             self._log.write(redact(text, self._secret_names))
             self._log.flush()
+
+
+def watch(children: Sequence[ChildProcess], seconds: float) -> None:
+    """Copies the output of children into their logs for a while; returns early when one of them has ended."""
+    end = time.monotonic() + seconds
+    while (remaining := end - time.monotonic()) > 0:
+        reading = [child for child in children if child.reading]
+        # On a pipe, or on the end of a child that has closed its output.
+        select.select([child.output for child in reading], [], [], min(remaining, _LOOK_S))
+        for child in reading:
+            child.pump()
+        if any(child.ended() is not None for child in children):
+            return

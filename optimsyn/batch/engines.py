@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import select
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
 from optimsyn.base.errors import ModelError
-from optimsyn.batch.child_process import ChildProcess, run_command
+from optimsyn.batch.child_process import ChildProcess, run_command, watch
 from optimsyn.batch.plan import Job
 
 if TYPE_CHECKING:
     from optimsyn.llm.embedded.server import EmbeddedServer
 
 _log = logging.getLogger(__name__)
-# How often to check whether a run that has closed its output has ended.
-_LOOK_S = 0.1
 
 
 class Started(Protocol):
@@ -37,24 +33,13 @@ class Started(Protocol):
 
 
 class Engine(Protocol):
-    """Starts runs and waits for them.
-
-    Attributes:
-        name: Its name in messages.
-        here: Its runs work on this machine.
-    """
+    """Starts runs and waits for them, on this machine (`here`) or elsewhere."""
 
     name: str
     here: bool
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
-        """Starts a run.
-
-        Args:
-            job: The run.
-            log: The file that its output is appended to.
-            variables: Environment variables for it.
-        """
+        """Starts a run with these environment variables; its output is appended to the log."""
 
     def wait(self, seconds: float) -> None:
         """Waits; returns early when a run may have ended."""
@@ -65,16 +50,11 @@ class Engine(Protocol):
 
 def arguments(job: Job) -> list[str]:
     """The arguments of `optimsyn` for a run: its folder, so that later changes to the recipe file have no effect."""
-    assert job.run is not None
-    return ["run", str(job.run.folder), "--stage", job.stages[-1]]
+    return ["run", str(job.opened.folder), "--stage", job.stages[-1]]
 
 
 class ProcessEngine:
-    """Runs in processes on this machine, which share one server of the embedded model.
-
-    Args:
-        most: How many run at once.
-    """
+    """Runs in processes on this machine, so many at once, which share one server of the embedded model."""
 
     name = "processes"
     here = True
@@ -86,31 +66,16 @@ class ProcessEngine:
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
         """Starts a run, and the embedded model's server with the first run that needs it."""
-        assert job.run is not None
-        server = self._embedded() if job.embedded else {}
-        child = ChildProcess(
-            run_command(arguments(job)),
-            log,
-            variables={**variables, **server},
-            secret_names=job.run.secret_names,
-        )
+        everything = {**variables, **(self._embedded() if job.embedded else {})}
+        secret_names = job.opened.secret_names
+        child = ChildProcess(run_command(arguments(job)), log, variables=everything, secret_names=secret_names)
         self._children.append(child)
         return child
 
     def wait(self, seconds: float) -> None:
         """Copies the runs' output into their logs."""
-        end = time.monotonic() + seconds
         self._children = [child for child in self._children if child.ended() is None]
-        while (remaining := end - time.monotonic()) > 0:
-            reading = [child for child in self._children if child.reading]
-            if not reading:
-                time.sleep(min(remaining, _LOOK_S))
-            else:
-                select.select([child.output for child in reading], [], [], remaining)
-            for child in reading:
-                child.pump()
-            if any(child.ended() is not None for child in self._children):
-                return
+        watch(self._children, seconds)
 
     def close(self) -> None:
         """Closes the shared server."""

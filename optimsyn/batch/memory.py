@@ -10,13 +10,7 @@ from optimsyn.machine.gpus import Gpu
 
 @dataclass(frozen=True)
 class Need:
-    """Estimated memory of one run's models, in bytes.
-
-    Attributes:
-        gpu: GPU memory.
-        main: Main memory.
-        pinned: Its recipe names a GPU (`device: cuda:1`), so it is not assigned to another one.
-    """
+    """Estimated memory of one run's models, in bytes; a pinned run's recipe names its GPU (`device: cuda:1`)."""
 
     gpu: int = 0
     main: int = 0
@@ -25,12 +19,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Place:
-    """The memory and GPU assigned to a run.
-
-    Attributes:
-        need: The reserved memory.
-        gpu: The GPU that it must use; None leaves the choice to the run.
-    """
+    """The memory reserved for a run, and the GPU that it must use; None leaves the choice to the run."""
 
     need: Need
     gpu: Gpu | None = None
@@ -53,17 +42,16 @@ class Room:
 
     def refusal(self, need: Need) -> str | None:
         """Why a run can never be started here, or None."""
+        needed = f"its models are estimated to need {need.gpu / 1e9:.1f} GB"
         if self.gpu_bytes is not None and need.gpu > self.gpu_bytes:
+            cap = f"--gpu-memory-gb {self.gpu_bytes / 1e9:g}"
             return (
-                f"its models are estimated to need {_gb(need.gpu)} of GPU memory, more than the batch may use at all "
-                f"(--gpu-memory-gb {self.gpu_bytes / 1e9:g}); raise it or choose smaller models"
+                f"{needed} of GPU memory, more than the batch may use at all ({cap}); raise it or choose smaller models"
             )
-        largest = max((gpu.total for gpu in self.gpus), default=None)
-        if largest is not None and need.gpu > largest:
-            return (
-                f"its models are estimated to need {_gb(need.gpu)} of GPU memory, and the largest GPU here has "
-                f"{_gb(largest)}; choose smaller models or a larger machine"
-            )
+        largest = max((gpu.total for gpu in self.gpus), default=need.gpu)
+        if need.gpu > largest:
+            has = f"the largest GPU here has {largest / 1e9:.1f} GB"
+            return f"{needed} of GPU memory, and {has}; choose smaller models or a larger machine"
         return None
 
     def place(self, need: Need) -> Place | None:
@@ -75,14 +63,12 @@ class Room:
             return None
         gpu: Gpu | None = None
         if need.gpu and self.gpus:
-            if need.pinned or len(self.gpus) == 1:
-                # One GPU, or one that the recipe chose: only the total can be checked.
-                if need.gpu + self._used_gpu() > sum(card.total for card in self.gpus):
-                    return None
-            else:
+            # With one GPU, or one that the recipe chose, only the total can be checked.
+            if not need.pinned and len(self.gpus) > 1:
                 gpu = max(self.gpus, key=self._free)
-                if need.gpu > self._free(gpu):
-                    return None
+            free = sum(card.total for card in self.gpus) - self._used_gpu() if gpu is None else self._free(gpu)
+            if need.gpu > free:
+                return None
         place = Place(need, gpu)
         self._places.append(place)
         return place
@@ -96,7 +82,3 @@ class Room:
 
     def _free(self, gpu: Gpu) -> int:
         return gpu.total - sum(place.need.gpu for place in self._places if place.gpu == gpu)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -12,6 +12,7 @@ from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.batch.plan import Job
 from optimsyn.execution.runner import mark_killed
+from optimsyn.execution.stage_notebooks import first_line
 from optimsyn.runs.folder import INTERRUPTED, Run
 from optimsyn.runs.manifest import StageRecord, process_lives
 
@@ -46,8 +47,7 @@ def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -
         before: The state before the start.
         stopped: The batch asked it to end.
     """
-    run, state = job.run, job.state
-    assert run is not None
+    run, state = job.opened, job.state
     state.stage = state.cell = state.kind = state.reason = None
     state.source = ""
     if job.finished():
@@ -57,20 +57,24 @@ def conclude(job: Job, code: int, log: Path, before: Before, *, stopped: bool) -
             state.kind, state.reason = _from_log(log, before, code)
     else:
         _conclude_unfinished(job, code, log, before, stopped)
-    report = run.folder / "report.html"
-    state.report = str(report) if report.is_file() else None
+    state.report = report_of(run)
+
+
+def report_of(run: Run) -> str | None:
+    """The run's report page, if it has one."""
+    path = run.folder / "report.html"
+    return str(path) if path.is_file() else None
 
 
 def _conclude_unfinished(job: Job, code: int, log: Path, before: Before, stopped: bool) -> None:
-    run, state = job.run, job.state
-    assert run is not None
+    run, state = job.opened, job.state
     report_problem = _record_kill(run) if any(record.status == "running" for record in run.manifest.stages) else ""
     record = next(run.manifest.stage(stage) for stage in job.stages if not run.done(stage))
     state.stage = record.name
     failure = record.failure if record != before.records[record.name] else None
     if failure is not None:
         state.kind, state.reason = failure.kind, failure.reason[:_LONGEST_REASON]
-        state.cell, state.source = failure.cell, _first_line(failure.source)
+        state.cell, state.source = failure.cell, first_line(failure.source)
         if failure.kind == "Killed":
             state.reason = f"the process of the run {_ended(code)} while this stage ran"
     else:
@@ -114,8 +118,9 @@ def _ended(code: int) -> str:
 
 def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
     """Kind and reason from the last error that the run printed, else from its last lines."""
+    kind, ended = "Killed" if code < 0 else "ExitCode", f"the process of the run {_ended(code)}"
     if not log.is_file():
-        return "Killed" if code < 0 else "ExitCode", f"the process of the run {_ended(code)}"
+        return kind, ended
     with log.open("rb") as file:
         file.seek(before.log_size)
         text = redact(file.read().decode("utf-8", "replace")).strip()
@@ -124,10 +129,5 @@ def _from_log(log: Path, before: Before, code: int) -> tuple[str, str]:
         return errors[-1].group(1), text[errors[-1].end() :].strip()[:_LONGEST_REASON]
     # The first line is the command.
     last = "\n".join(text.splitlines()[1:][-_LOG_LINES:])
-    reason = f"the process of the run {_ended(code)}" + (f"; the end of its output:\n{last}" if last else "")
-    return "Killed" if code < 0 else "ExitCode", reason[-_LONGEST_REASON:]
-
-
-def _first_line(source: str) -> str:
-    lines = (line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    return next(lines, "").strip()
+    reason = ended + (f"; the end of its output:\n{last}" if last else "")
+    return kind, reason[-_LONGEST_REASON:]

@@ -5,20 +5,44 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import SHOWN_INSTEAD, find_secret, redact
 from optimsyn.batch.memory import Need
-from optimsyn.batch.options import RunOptions
 from optimsyn.batch.state import RunState
 from optimsyn.execution.parameters import chosen_recipe
+from optimsyn.llm.shared_budget import Caps
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
 from optimsyn.runs.resources import notebook_name
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of every run of a batch: size, recipe fields to change, and the last stage to run, if not the last."""
+
+    size: str = "full"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    until: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Limits of all runs of a batch together.
+
+    Attributes:
+        jobs: How many run at once.
+        caps: What they may buy, including what they bought in earlier starts.
+        gpu_memory_gb: Of the concurrent runs; None: all that the machine's GPUs have.
+    """
+
+    jobs: int = 1
+    caps: Caps = field(default_factory=Caps)
+    gpu_memory_gb: float | None = None
 
 
 @dataclass
@@ -29,10 +53,8 @@ class Job:
         name: Its name in tables: the recipe's name, or the run's where several recipes have the same name.
         state: Its entry in `batch.json`.
         run: Its run folder; None when the recipe was refused.
-        need: The memory that it needs.
         embedded: It writes text with the embedded model, whose server the runs can share.
         gpu: It loads a model on a GPU if there is one.
-        warnings: Warnings of the checks.
         until: Its last stage; None: the run's last stage.
     """
 
@@ -46,6 +68,12 @@ class Job:
     until: str | None = None
 
     @property
+    def opened(self) -> Run:
+        """The run of a job that was not refused."""
+        assert self.run is not None
+        return self.run
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Its stages, up to the last one to run."""
         names = self.run.recipe.stage_names if self.run is not None else STAGES
@@ -53,10 +81,7 @@ class Job:
 
     def finished(self) -> bool:
         """Whether all its stages have finished."""
-        if self.run is None:
-            return False
-        manifest = self.run.manifest
-        return all(manifest.stage(stage).status == "finished" for stage in self.stages)
+        return self.run is not None and all(map(self.run.done, self.stages))
 
 
 def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -71,7 +96,7 @@ def known_stages(recipes: Sequence[str], size: str, changes: Mapping[str, Any] |
 def plan(
     recipes: Sequence[str],
     root: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    options: RunOptions = RunOptions(),
     *,
     here: bool = True,
     money: bool = False,
@@ -85,7 +110,7 @@ def plan(
     Args:
         recipes: Recipe files, or names of recipes that come with optimsyn.
         root: Folder of the run folders.
-        options: Size, changes and last stage of all runs.
+        options: Of all runs.
         here: The runs will work on this machine, so its memory counts.
         money: They share a cap on money, which needs the price of every service.
         report: Called with a line of text before each check, which can take seconds.
@@ -109,8 +134,7 @@ def plan(
             if folder in by_folder:
                 by_folder[folder].state.also.append(recipe)
                 continue
-            job = _checked(recipe, chosen, root, until, here, money)
-            by_folder[folder] = job
+            job = by_folder[folder] = _checked(recipe, chosen, root, until, here, money)
         except (OptimsynError, OSError) as error:
             # An unusable run folder refuses only its own recipe.
             label = recipe if find_secret(recipe) is None else SHOWN_INSTEAD
@@ -130,31 +154,26 @@ def _checked(label: str, recipe: Recipe, root: Path, until: str | None, here: bo
 
     folder = Run.folder_of(recipe, root)
     state = RunState(recipe=label, folder=str(folder))
-    exists = (folder / "manifest.json").is_file()
-    if exists:
-        job = Job(recipe.name, state, Run.load(folder), until=until)
-        if job.finished():
-            state.state, state.earlier = "finished", True
-            return job
+    earlier = Run.load(folder) if (folder / "manifest.json").is_file() else None
+    job = Job(recipe.name, state, earlier, until=until)
+    if job.finished():
+        state.state, state.earlier = "finished", True
+        return job
     # A run that has read its data need not check every row again. Each run asks its services itself and pays for that.
-    preflight = checked(recipe, root, deep=not (exists and Run.load(folder).done(STAGES[0])), here=here, ask=False)
+    deep = earlier is None or not earlier.done(STAGES[0])
+    preflight = checked(recipe, root, deep=deep, here=here, ask=False)
     if money:
         preflight.problems += price_problems(recipe, "--cost-usd")
     preflight.raise_if_refused()
     models = recipe.models
     writers = [spec for spec in (models.generator, models.rubric, models.reflection) if spec is not None]
     roles = [*writers, models.target]
-    return Job(
-        recipe.name,
-        state,
-        Run.open(recipe, root),
-        need=Need(
-            preflight.gpu_bytes,
-            preflight.main_bytes,
-            pinned=any(spec.device.startswith("cuda:") for spec in roles),
-        ),
+    pinned = any(spec.device.startswith("cuda:") for spec in roles)
+    return replace(
+        job,
+        run=Run.open(recipe, root),
+        need=Need(preflight.gpu_bytes, preflight.main_bytes, pinned),
         embedded=any(spec.provider == "embedded" for spec in writers),
         gpu=any(spec.provider in ("embedded", "local") and spec.device.startswith(("auto", "cuda")) for spec in roles),
         warnings=tuple(preflight.warnings),
-        until=until,
     )

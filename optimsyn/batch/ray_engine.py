@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import select
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,10 @@ from typing import Any
 from optimsyn.base.environment import RAY_ADDRESS, RAY_USAGE_STATS_ENABLED, set_default, variable
 from optimsyn.base.errors import OptimsynError
 from optimsyn.base.secrets.redaction import redact
-from optimsyn.batch.child_process import ChildProcess, run_command
+from optimsyn.batch.child_process import ChildProcess, run_command, watch
 from optimsyn.batch.engines import Started, arguments
 from optimsyn.batch.plan import Job
 
-_LOOK_S = 0.25
 _STOP_S = 60.0
 _INTERRUPTED = 130
 
@@ -66,15 +64,15 @@ class RayEngine:
 
     def start(self, job: Job, log: Path, variables: Mapping[str, str]) -> Started:
         """Submits a run; a run that loads a model gets a GPU if the cluster has one."""
-        assert job.run is not None
+        run = job.opened
         task = self._ray.remote(_work).options(
             num_cpus=self._cpus,
             num_gpus=1 if job.gpu and self._gpus else 0,
             max_retries=0,
             scheduling_strategy="SPREAD",
-            name=f"optimsyn run {job.run.name}",
+            name=f"optimsyn run {run.name}",
         )
-        ref = task.remote(arguments(job), str(log), dict(variables), job.run.secret_names, str(Path.cwd()))
+        ref = task.remote(arguments(job), str(log), dict(variables), run.secret_names, str(Path.cwd()))
         self._refs.append(ref)
         return _Task(self._ray, ref, log)
 
@@ -135,24 +133,13 @@ def _work(arguments: list[str], log: str, variables: dict[str, str], secret_name
         run_command(arguments), Path(log), variables=variables, secret_names=secret_names, folder=folder
     )
     try:
-        return _wait(child, math.inf)
+        watch([child], math.inf)
+        return child.ended() or 0
     except BaseException:
         # Ray interrupts a cancelled task.
         child.stop()
         try:
-            _wait(child, _STOP_S)
+            watch([child], _STOP_S)
         finally:
             child.kill()
         raise
-
-
-def _wait(child: ChildProcess, seconds: float) -> int:
-    """Waits for a child and returns its exit code."""
-    end = time.monotonic() + seconds
-    while (code := child.ended()) is None and time.monotonic() < end:
-        if child.reading:
-            select.select([child.output], [], [], _LOOK_S)
-            child.pump()
-        else:
-            time.sleep(_LOOK_S)
-    return _INTERRUPTED if code is None else code

@@ -23,7 +23,7 @@ class RunState(_Part):
     Attributes:
         recipe: The recipe as named on the command line.
         also: Further recipes that are the same run.
-        folder: The run folder; None when the recipe was refused before it was made.
+        folder: None when the recipe was refused before it was made.
         state: `waiting`, `running`, `finished`, `failed`, `interrupted`, or `refused`: it could not be started.
         earlier: It had finished before this start of the batch, so nothing was done.
         stage: The stage that is running or did not finish.
@@ -33,8 +33,6 @@ class RunState(_Part):
         reason: What went wrong, without secrets.
         seconds: Time that this start of the batch spent on it.
         cost: What the run has bought, in this start and earlier ones.
-        report: Its report page.
-        log: Its log.
     """
 
     recipe: str

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -16,11 +13,12 @@ from optimsyn.base.errors import OptimsynError, StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.batch.engines import Engine, Started
 from optimsyn.batch.memory import Place, Room
-from optimsyn.batch.outcome import Before, conclude
+from optimsyn.batch.outcome import Before, conclude, report_of
 from optimsyn.batch.plan import Job
 from optimsyn.batch.progress import Progress, Watch, bought_by
 from optimsyn.batch.state import BatchState
 from optimsyn.batch.table import View
+from optimsyn.execution.signals import handled_signals
 from optimsyn.llm.shared_budget import Purse
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import now
@@ -45,54 +43,25 @@ class _Running:
 
 
 @dataclass
-class _Signals:
-    """Signals received: the first asks to stop, the second to stop at once."""
+class Supervisor:
+    """Starts runs, watches them, shows their progress, and keeps `batch.json` and the logs in `root` up to date."""
 
-    count: int = 0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the runs share.
-
-    Attributes:
-        engine: Where they work.
-        room: Their memory.
-        jobs: How many run at once.
-        purse: Their caps; None: no caps.
-    """
-
+    jobs: list[Job]
+    state: BatchState
+    root: Path
     engine: Engine
     room: Room
-    jobs: int
-    purse: Purse | None = None
+    purse: Purse | None
+    view: View
+    _running: list[_Running] = field(default_factory=list, init=False)
+    _blocked_since: dict[str, float] = field(default_factory=dict, init=False)
+    _messages: set[str] = field(default_factory=set, init=False)
+    # The first one asks to end the batch in order, the second to end it at once.
+    _signals: list[int] = field(default_factory=list, init=False)
+    _begun: float = field(default_factory=time.monotonic, init=False)
 
-
-class Supervisor:
-    """Starts runs, watches them and writes `batch.json`.
-
-    Args:
-        jobs: The runs.
-        state: The content of `batch.json`, which is kept up to date.
-        root: The folder of `batch.json` and the logs.
-        resources: What the runs share.
-        view: Shows progress to the user.
-    """
-
-    def __init__(self, jobs: list[Job], state: BatchState, root: Path, resources: Resources, view: View) -> None:
-        self.jobs = jobs
-        self.state = state
-        self.root = root
-        self.engine = resources.engine
-        self.room = resources.room
-        self.most = resources.jobs
-        self.purse = resources.purse
-        self.view = view
-        self._running: list[_Running] = []
-        self._blocked_since: dict[str, float] = {}
-        self._messages: set[str] = set()
+    def __post_init__(self) -> None:
         self._watch = Watch(live=self.engine.here)
-        self._begun = time.monotonic()
 
     def run(self) -> None:
         """Runs all waiting jobs; returns when none is running."""
@@ -100,16 +69,21 @@ class Supervisor:
             self._prepare(job)
         self._write()
         self.view.show({})
-        with _handled_signals() as signals:
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append(number)
+
+        # A signal that `nohup` or a shell ignores stays ignored.
+        with handled_signals(note, "SIGINT", "SIGTERM", "SIGHUP", where=lambda now: now is not signal.SIG_IGN):
             try:
                 with self.view:
                     try:
-                        self._until_done(signals)
+                        self._until_done()
                     finally:
-                        self._end_all(signals)
+                        self._end_all()
             finally:
                 self.engine.close()
-                self._finish(interrupted=signals.count > 0)
+                self._finish()
 
     def _prepare(self, job: Job) -> None:
         """Records what a run has already bought, and refuses it if it can never fit into memory."""
@@ -118,17 +92,13 @@ class Supervisor:
             return
         state.cost = bought_by(job.run)
         if state.state == "finished":
-            state.report = _report(job.run)
-            return
-        refusal = self.room.refusal(job.need)
-        if refusal is not None:
+            state.report = report_of(job.run)
+        elif (refusal := self.room.refusal(job.need)) is not None:
             state.state, state.kind, state.reason = "refused", "GpuMemory", refusal
 
-    def _until_done(self, signals: _Signals) -> None:
+    def _until_done(self) -> None:
         last_look = float("-inf")
-        while self._waiting() or self._running:
-            if signals.count:
-                return
+        while (self._waiting() or self._running) and not self._signals:
             changed = self._start()
             self.engine.wait(_TICK_S)
             changed = self._reap(stopped=False) or changed
@@ -143,10 +113,9 @@ class Supervisor:
         """Starts the runs that fit; a large run that must wait lets smaller ones pass."""
         changed = False
         for job in self._waiting():
-            if len(self._running) >= self.most:
+            if len(self._running) >= self.state.options.jobs:
                 break
-            assert job.run is not None
-            busy = job.run.busy()
+            busy = job.opened.busy()
             if busy is not None:
                 changed = self._hold(job, busy) or changed
                 continue
@@ -177,16 +146,16 @@ class Supervisor:
             self.view.say(text)
 
     def _start_one(self, job: Job, place: Place) -> None:
-        assert job.run is not None
-        log = self.root / LOGS / f"{job.run.name}.log"
+        run = job.opened
+        log = self.root / LOGS / f"{run.name}.log"
         variables: dict[str, str] = {}
         if place.gpu is not None:
             variables[CUDA_VISIBLE_DEVICES] = place.gpu.uuid
         if self.purse is not None:
             variables[PURSE] = str(self.purse.path)
             # A process of a killed batch may have bought something since this batch began.
-            self.purse.count(account(job.run), bought_by(job.run))
-        before = Before.of(job.run, log)
+            self.purse.count(account(run), bought_by(run))
+        before = Before.of(run, log)
         started = self.engine.start(job, log, variables)
         job.state.state, job.state.log = "running", str(log)
         self._running.append(_Running(job, started, place, before, log, time.monotonic()))
@@ -197,38 +166,34 @@ class Supervisor:
         for item, code in ended:
             self._running.remove(item)
             self.room.leave(item.place)
-            run = item.job.run
-            assert run is not None
-            item.job.state.seconds = round(time.monotonic() - item.since, 2)
+            run, state = item.job.opened, item.job.state
+            state.seconds = round(time.monotonic() - item.since, 2)
             try:
                 conclude(item.job, code, item.log, item.before, stopped=stopped)
             except OptimsynError as error:
                 _failed(item.job, error)
-            usage = bought_by(run)
-            item.job.state.cost = usage
+            state.cost = bought_by(run)
             if self.purse is not None:
-                self.purse.count(account(run), usage)
+                self.purse.count(account(run), state.cost)
         return bool(ended)
 
     def _look(self, changed: bool) -> None:
         """Reads and shows the progress of the runs, and writes `batch.json` when a state or a stage has changed."""
         progress: dict[str, Progress] = {}
         for item in self._running:
-            progress_of_run = self._watch.look(item.job)
-            state = item.job.state
+            now_of_run, state = self._watch.look(item.job), item.job.state
             state.seconds = round(time.monotonic() - item.since, 2)
-            if progress_of_run is None or state.folder is None:
-                continue
-            progress[state.folder] = progress_of_run
-            changed = changed or state.stage != progress_of_run.stage
-            state.stage, state.cost = progress_of_run.stage, progress_of_run.cost
+            if now_of_run is not None and state.folder is not None:
+                progress[state.folder] = now_of_run
+                changed = changed or state.stage != now_of_run.stage
+                state.stage, state.cost = now_of_run.stage, now_of_run.cost
         if changed:
             self._write()
         self.state.add_up()
         self.state.seconds = round(time.monotonic() - self._begun, 2)
         self.view.show(progress)
 
-    def _end_all(self, signals: _Signals) -> None:
+    def _end_all(self) -> None:
         """Ends the running runs: asks, waits, and kills them after a while or at a second signal."""
         if not self._running:
             return
@@ -238,19 +203,16 @@ class Supervisor:
         deadline = time.monotonic() + _STOP_S
         while self._running:
             self.engine.wait(_TICK_S)
-            if signals.count > 1 or time.monotonic() > deadline:
+            if len(self._signals) > 1 or time.monotonic() > deadline:
                 for item in self._running:
                     item.started.kill()
             if self._reap(stopped=True):
                 self._look(changed=True)
 
-    def _finish(self, *, interrupted: bool) -> None:
-        state = self.state
-        if all(run.state == "finished" for run in state.runs):
-            state.state = "finished"
-        else:
-            state.state = "interrupted" if interrupted else "failed"
-        state.ended = now()
+    def _finish(self) -> None:
+        done = all(run.state == "finished" for run in self.state.runs)
+        self.state.state = "finished" if done else "interrupted" if self._signals else "failed"
+        self.state.ended = now()
         self._write()
         if self.purse is not None:
             self.purse.close()
@@ -258,28 +220,6 @@ class Supervisor:
     def _write(self) -> None:
         self.state.seconds = round(time.monotonic() - self._begun, 2)
         self.state.write(self.root / BATCH_JSON)
-
-
-@contextmanager
-def _handled_signals() -> Iterator[_Signals]:
-    """Counts Ctrl-C and SIGTERM, so that the loop can end the batch in order."""
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.count += 1
-
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # A signal that `nohup` or a shell ignores stays ignored.
-    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in handled}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def account(run: Run) -> str:
@@ -290,8 +230,3 @@ def account(run: Run) -> str:
 def _failed(job: Job, error: OptimsynError | OSError) -> None:
     """Records that the batch could not start or read a run."""
     job.state.state, job.state.kind, job.state.reason = "failed", type(error).__name__, redact(str(error))
-
-
-def _report(run: Run) -> str | None:
-    path = run.folder / "report.html"
-    return str(path) if path.is_file() else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -33,13 +32,7 @@ _OTHER_LINES = 5
 
 
 class View:
-    """Shows a batch while it runs.
-
-    Args:
-        console: Where to show it: a table in a terminal, lines elsewhere.
-        jobs: The runs.
-        state: The content of `batch.json`.
-    """
+    """Shows a batch while it runs: a table in a terminal, lines elsewhere."""
 
     def __init__(self, console: Console, jobs: list[Job], state: BatchState) -> None:
         self._console = console
@@ -54,22 +47,16 @@ class View:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def say(self, text: str) -> None:
         """Prints a line, above the table if there is one."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        _plain(self._console, text)
 
     def show(self, progress: Mapping[str, Progress]) -> None:
-        """Redraws the table, or prints what has changed since the last call.
-
-        Args:
-            progress: Progress of the running runs, by run folder.
-        """
+        """Redraws the table, or prints what has changed since the last call; progress is by run folder."""
         self._progress = progress
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
@@ -84,15 +71,20 @@ class View:
         """The state of a run in words, without details that change every second."""
         state = job.state
         if state.state == "running":
-            progress = self._progress.get(state.folder or "")
-            return f"{progress.number}/{progress.of} {progress.stage}" if progress is not None else "started"
+            return self._stage(job) or "started"
         if state.state == "waiting":
             return ""
         if state.earlier:
             return "finished earlier"
         if state.state == "finished":
             return f"finished in {clock(state.seconds)}"
-        return f"{state.state}{_where(job)}: {_short(state.reason or '')}"
+        reason = (state.reason or "").strip().partition("\n")[0]
+        short = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} …"
+        return f"{state.state}{_where(job)}: {short}"
+
+    def _stage(self, job: Job) -> str:
+        progress = self._progress.get(job.state.folder or "") if job.state.state == "running" else None
+        return "" if progress is None else f"{progress.number}/{progress.of} {progress.stage}"
 
     def _table(self) -> Group:
         title = f"{_counts(self._state) or 'nothing to do'} · {clock(self._state.seconds)}"
@@ -101,10 +93,7 @@ class View:
             title += f" · {spent(cost)}"
         if self._state.options.cost_usd is not None:
             title += f" of ${self._state.options.cost_usd:g}"
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for name, right in (("run", 0), ("stage", 0), ("progress", 0), ("time", 1), ("to go", 1), ("bought", 1)):
-            table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-        table.add_column("state", no_wrap=True)
+        table = _columns("run", "stage", "progress", "time", "to go", "bought", "state")
         visible = self._visible()
         for job in visible:
             table.add_row(*self._row(job))
@@ -123,39 +112,17 @@ class View:
     def _row(self, job: Job) -> list[str]:
         state = job.state
         progress = self._progress.get(state.folder or "") if state.state == "running" else None
-        stage = f"{progress.number}/{progress.of} {progress.stage}" if progress is not None else (state.stage or "")
-        return [
-            escape(job.name),
-            stage,
-            progress.detail if progress is not None else "",
-            clock(state.seconds) if state.seconds else "",
-            "" if progress is None or progress.left is None else f"~{clock(progress.left)}",
-            spent(state.cost) if state.cost.replies else "",
-            f"[{_STYLES[state.state]}]{_word(job)}[/]",
-        ]
+        name, word, seconds, bought = _ending(job)
+        left = "" if progress is None or progress.left is None else f"~{clock(progress.left)}"
+        detail = "" if progress is None else progress.detail
+        return [name, self._stage(job) or state.stage or "", detail, seconds, left, bought, word]
 
 
 def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) -> None:
-    """Prints how every run of a batch ended, the reports, and the path of `batch.json`.
-
-    Args:
-        console: Where to print.
-        jobs: The runs.
-        state: The content of `batch.json`.
-        file: `batch.json`.
-    """
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("run", "state", "time", "bought"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("time", "bought") else "left")
+    """Prints how every run of a batch ended, the reports, and the path of `batch.json`."""
+    table = _columns("run", "state", "time", "bought")
     for job in jobs:
-        run = job.state
-        style = _STYLES[run.state]
-        table.add_row(
-            escape(job.name),
-            f"[{style}]{_word(job)}[/]",
-            clock(run.seconds) if run.seconds else "",
-            spent(run.cost) if run.cost.replies else "",
-        )
+        table.add_row(*_ending(job))
     table.add_section()
     bought = spent(state.totals.cost) if state.totals.cost.replies else ""
     table.add_row("all", _counts(state), clock(state.seconds), bought)
@@ -164,16 +131,12 @@ def summary(console: Console, jobs: list[Job], state: BatchState, file: Path) ->
     for job in jobs:
         run = job.state
         if run.reason is not None and run.state != "waiting":
-            console.print()
-            _plain(console, f"{job.name} {run.state}{_where(job)}")
-            _plain(console, f"  {run.kind}: {run.reason}")
+            _plain(console, f"\n{job.name} {run.state}{_where(job)}\n  {run.kind}: {run.reason}")
             if run.log is not None:
                 _plain(console, f"  Log: {run.log}")
-    reports = [(job.name, job.state.report) for job in jobs if job.state.report is not None]
+    reports = [f"{job.name:<24} {job.state.report}" for job in jobs if job.state.report is not None]
     if reports:
-        console.print()
-        for name, report in reports:
-            _plain(console, f"{name:<24} {report}")
+        _plain(console, "\n".join(["", *reports]))
     if state.comparison is not None:
         _plain(console, f"{'side by side':<24} {state.comparison}")
     _plain(console, str(file))
@@ -192,8 +155,20 @@ def _plain(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _word(job: Job) -> str:
-    return "finished earlier" if job.state.earlier else job.state.state
+def _columns(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in names:
+        right = name in ("time", "to go", "bought")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _ending(job: Job) -> tuple[str, str, str, str]:
+    """Name, state, time and cost of a run."""
+    state = job.state
+    word = "finished earlier" if state.earlier else state.state
+    seconds, bought = clock(state.seconds) if state.seconds else "", spent(state.cost) if state.cost.replies else ""
+    return escape(job.name), f"[{_STYLES[state.state]}]{word}[/]", seconds, bought
 
 
 def _where(job: Job) -> str:
@@ -205,13 +180,7 @@ def _where(job: Job) -> str:
     return text
 
 
-def _short(reason: str) -> str:
-    first = reason.strip().splitlines()[0] if reason.strip() else ""
-    return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} …"
-
-
 def _counts(state: BatchState) -> str:
-    totals = state.totals
     names = ("running", "waiting", "finished", "failed", "refused", "interrupted")
-    counts = {name: getattr(totals, name) for name in names}
+    counts = {name: getattr(state.totals, name) for name in names}
     return ", ".join(f"{number} {name}" for name, number in counts.items() if number)

@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from papermill.engines import NotebookExecutionManager
 from optimsyn.base.disk import is_disk_trouble
 from optimsyn.base.files import write_text
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
+from optimsyn.runs.folder import INTERRUPTED
 
 # On a busy machine, a healthy kernel may take long to answer.
 START_SECONDS = 180
 _OUTPUT_SECONDS = 120
 # Time for an interrupted cell to record the interrupt in the manifest.
 _INTERRUPT_SECONDS = 10
-INTERRUPTED = "interrupted by a person or by a signal"
 
 # The NotebookError repeats what nbclient logs, in better words.
 _QUIET = logging.getLogger("optimsyn.execution.client.nbclient")
@@ -42,13 +42,7 @@ _SHOWN = logging.getLogger("papermill")
 
 
 class Stopped(Exception):  # noqa: N818 (a signal between the client and the engine, not an error that others see)
-    """A cell ended in a way that the kernel could not report.
-
-    Attributes:
-        index: Position of the cell; None when none was running.
-        kind: `KernelDied` or `TimeLimit`.
-        reason: What happened, in a sentence.
-    """
+    """A cell (None: none) ended in a way that the kernel could not report, of the kind `KernelDied` or `TimeLimit`."""
 
     def __init__(self, index: int | None, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -64,19 +58,12 @@ class KernelManager(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         """The kernel; nbclient keeps its command history in memory."""
         argv = [sys.executable, "-m", "optimsyn.execution.kernel", "-f", "{connection_file}"]
-        return KernelSpec(
-            argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": ["curve"]}
-        )
+        encrypted = {"supported_encryption": ["curve"]}
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=encrypted)
 
 
 class CellStates(NotebookExecutionManager):
-    """Keeps the state of the cells and saves the notebook, both without secrets.
-
-    Args:
-        nb: The notebook.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
-        options: Options of papermill's manager.
-    """
+    """Keeps the state of the cells and saves the notebook, both without secrets."""
 
     def __init__(self, nb: Any, *, secret_names: Iterable[str], **options: Any) -> None:
         super().__init__(nb, **options)
@@ -116,13 +103,14 @@ class CellStates(NotebookExecutionManager):
         self.running, self.progress = cell_index, ""
         super().cell_start(cell, cell_index, **options)
 
-    def cell_stopped(self, index: int, kind: str, reason: str) -> None:
-        """Marks the running cell as failed, with the reason as its last output."""
+    def cell_stopped(self, index: int, kind: str, reason: str) -> Stopped:
+        """Marks the running cell as failed, with the reason as its last output; returns that to be raised."""
         cell = self.nb.cells[index]
         self.cell_exception(cell, cell_index=index)
         if cell.cell_type == "code":
             text = f"{kind}: {reason}"
             cell.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=reason, traceback=[text]))
+        return Stopped(index, kind, reason)
 
     def stopped(self, kind: str, reason: str) -> None:
         """Records in the notebook's metadata why it did not run to its end."""
@@ -153,10 +141,9 @@ class Client(PapermillNotebookClient):
 
     Args:
         states: Keeps the state of the cells.
-        kernel_name: Name for papermill's metadata; the kernel is always this interpreter.
+        kernel_name: For papermill's metadata; the kernel is always this interpreter.
         seconds: Time limit for the whole notebook.
         cell_seconds: Time limit for each cell.
-        start_seconds: How long a kernel may take to answer.
         options: Options of papermill's client.
     """
 
@@ -167,7 +154,6 @@ class Client(PapermillNotebookClient):
         *,
         seconds: float | None,
         cell_seconds: float | None,
-        start_seconds: int,
         **options: Any,
     ) -> None:
         deadline = math.inf if seconds is None else time.monotonic() + seconds
@@ -181,7 +167,6 @@ class Client(PapermillNotebookClient):
             states,
             kernel_manager_class=KernelManager,
             kernel_name=kernel_name,
-            startup_timeout=start_seconds,
             iopub_timeout=_OUTPUT_SECONDS,
             coalesce_streams=True,
             log=_QUIET,
@@ -220,23 +205,21 @@ class Client(PapermillNotebookClient):
                 self.nb_man.cell_exception(self.nb.cells[index], cell_index=index, exception=error)
                 return False
             except DeadKernelError as error:
-                raise self._stopped(index, "KernelDied", self._cause_of_death()) from error
+                raise self.nb_man.cell_stopped(index, "KernelDied", self._cause_of_death()) from error
             except CellTimeoutError as error:
                 self.shutdown_kernel = "immediate"
                 limit = "the notebook" if self._notebook_limit is not None else "the cell"
-                raise self._stopped(index, "TimeLimit", f"{limit} took longer than its time limit") from error
+                raise self.nb_man.cell_stopped(
+                    index, "TimeLimit", f"{limit} took longer than its time limit"
+                ) from error
             except KeyboardInterrupt:
                 self.shutdown_kernel = "immediate"
                 self._interrupt()
-                self._stopped(index, "Interrupted", INTERRUPTED)
+                self.nb_man.cell_stopped(index, "Interrupted", INTERRUPTED)
                 raise
             finally:
                 self.nb_man.cell_complete(self.nb.cells[index], cell_index=index)
         return True
-
-    def _stopped(self, index: int, kind: str, reason: str) -> Stopped:
-        self.nb_man.cell_stopped(index, kind, reason)
-        return Stopped(index, kind, reason)
 
     def _interrupt(self) -> None:
         """Interrupts the running cell and gives it a moment to end; a second interrupt ends the wait."""
@@ -268,14 +251,11 @@ class Client(PapermillNotebookClient):
     def log_output_message(self, output: Any) -> None:
         """Passes an output without secrets to papermill's log and files (`--log-output`, `--stdout-file`)."""
         clean = self.nb_man.clean(output)
-        if clean.output_type != "stream":
-            if self.log_output and "text/plain" in clean.get("data", {}):
-                _SHOWN.info("".join(clean.data["text/plain"]))
-            return
-        text = "".join(clean.text)
-        file = self.stdout_file if clean.name == "stdout" else self.stderr_file
-        if self.log_output:
+        stream = clean.output_type == "stream"
+        text = "".join(clean.text if stream else clean.get("data", {}).get("text/plain", ""))
+        if self.log_output and text:
             _SHOWN.info(text)
+        file = {"stdout": self.stdout_file, "stderr": self.stderr_file}.get(clean.name) if stream else None
         if file is not None:
             file.write(text)
             file.flush()
@@ -287,33 +267,15 @@ class Client(PapermillNotebookClient):
             return "the kernel died for an unknown reason"
         if code >= 0:
             return f"the kernel ended with exit code {code}"
-        name = signal.Signals(-code).name
-        if name != "SIGKILL":
-            return f"the kernel was killed by {name}"
-        if _memory_kills() > self._deaths:
-            return (
-                "the kernel was killed by SIGKILL because the machine ran out of memory; use smaller batches or models"
-            )
-        return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
-
-
-def on_terminate(handler: Callable[..., Any]) -> dict[int, Any]:
-    """Sets `handler` for signals that would end this process silently, and returns the previous handlers."""
-    previous: dict[int, Any] = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            previous[number] = signal.signal(number, handler)
-    return previous
+        if -code != signal.SIGKILL:
+            return f"the kernel was killed by {signal.Signals(-code).name}"
+        if _memory_kills() == self._deaths:
+            return "the kernel was killed by SIGKILL: by a person, or because memory ran out"
+        return "the kernel was killed by SIGKILL because the machine ran out of memory; use smaller batches or models"
 
 
 def _memory_kills() -> int:
     """How many processes of this control group were killed for lack of memory (Linux; else 0)."""
     file = Path("/sys/fs/cgroup/memory.events")
-    if not file.is_file():
-        return 0
-    for line in file.read_text(encoding="ascii").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "oom_kill":
-            return int(count)
-    return 0
+    counts = dict(line.split() for line in file.read_text("ascii").splitlines()) if file.is_file() else {}
+    return int(counts.get("oom_kill", 0))

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import nbformat
 import zmq
@@ -30,8 +30,11 @@ from optimsyn.base.environment import variables as all_variables
 from optimsyn.base.errors import ParameterError, StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.live_line import LiveLine
-from optimsyn.execution.client import INTERRUPTED, START_SECONDS, CellStates, Client, Stopped, on_terminate
-from optimsyn.execution.parameters import check_parameters, key_variables
+from optimsyn.execution.client import START_SECONDS, CellStates, Client, Stopped
+from optimsyn.execution.parameters import check_parameters
+from optimsyn.execution.signals import handled_signals
+from optimsyn.execution.stage_notebooks import first_line
+from optimsyn.runs.folder import INTERRUPTED
 
 ENGINE = "optimsyn"
 # How often a notebook is saved while one long cell prints, in seconds.
@@ -46,7 +49,6 @@ class NotebookError(StageError):
     Attributes:
         notebook: The executed notebook, with the outputs up to the failure.
         cell: Number of the code cell that was running (1 is the first); None when none was.
-        source: That cell's code.
         kind: Name of the exception in the cell, or `KernelDied`, `TimeLimit`, `Interrupted`.
         reason: What went wrong, in a sentence, without secrets.
     """
@@ -57,7 +59,7 @@ class NotebookError(StageError):
         self.source = source
         self.kind = kind
         self.reason = reason
-        where = "" if cell is None else f", cell [{cell}] `{_first_line(source)}`"
+        where = "" if cell is None else f", cell [{cell}] `{first_line(source)[:60]}`"
         super().__init__(f"{notebook.name}{where}: {kind}: {reason}")
 
 
@@ -85,17 +87,7 @@ class TruthfulEngine(NBClientEngine):
         autosave_cell_every: int = _AUTOSAVE_SECONDS,
         **options: Any,
     ) -> Any:
-        """Executes a notebook with injected parameters; called by papermill.
-
-        Args:
-            nb: The notebook.
-            kernel_name: For papermill's metadata.
-            output_path: Where it is saved while it runs; None saves it only at the end.
-            progress_bar: Show a progress line.
-            log_output: Pass outputs on to papermill's log.
-            autosave_cell_every: Seconds between saves while a cell prints.
-            options: Further options of papermill (`execution_timeout`, `start_timeout`, `stdout_file`, `stderr_file`)
-                and of `execute`.
+        """Executes a notebook with injected parameters; called by papermill, with its options and those of `execute`.
 
         Returns:
             The executed notebook, without secrets.
@@ -105,11 +97,9 @@ class TruthfulEngine(NBClientEngine):
             ParameterError: A parameter is wrong; nothing was started or written.
         """
         name = Path(str(options.get("input_path") or output_path or "notebook")).name
-        secret_names = (
-            options["secret_names"]
-            if "secret_names" in options
-            else _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
-        )
+        secret_names = options.get("secret_names")
+        if secret_names is None:
+            secret_names = _check(nb, nb.metadata.papermill.get("parameters") or {}, name)
         states = CellStates(
             nb,
             secret_names=secret_names,
@@ -127,12 +117,18 @@ class TruthfulEngine(NBClientEngine):
                 kernel_name,
                 seconds=options.get("seconds"),
                 cell_seconds=options.get("execution_timeout"),
-                start_seconds=max(START_SECONDS, int(options.get("start_timeout") or 0)),
+                startup_timeout=max(START_SECONDS, int(options.get("start_timeout") or 0)),
                 log_output=log_output,
                 stdout_file=options.get("stdout_file"),
                 stderr_file=options.get("stderr_file"),
             )
-            with _terminate_as_interrupt(), _line(states, name) if progress_bar else contextlib.nullcontext():
+            # Where SIGTERM would end this process silently, it is handled like Ctrl-C: the notebook records why.
+            with (
+                handled_signals(
+                    signal.default_int_handler, "SIGTERM", "SIGHUP", where=lambda now: now == signal.SIG_DFL
+                ),
+                _line(states, name) if progress_bar else contextlib.nullcontext(),
+            ):
                 client.execute(
                     env={**NO_PROGRESS_BARS, **all_variables(), **options.get("environment", {})},
                     stdout=log.file,
@@ -157,7 +153,7 @@ class TruthfulEngine(NBClientEngine):
 papermill_engines.register(ENGINE, TruthfulEngine)
 
 
-def execute(  # noqa: PLR0913 - the last five are keyword-only options, each with a default
+def execute(  # noqa: PLR0913 - the last four are keyword-only options, each with a default
     notebook: Path,
     output: Path,
     parameters: Mapping[str, Any],
@@ -165,7 +161,6 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
     seconds: float | None = None,
     lock: Path | None = None,
     secret_names: Iterable[str] = (),
-    environment: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> None:
     """Executes a notebook in its own kernel.
@@ -178,7 +173,6 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         seconds: Time limit for the whole notebook.
         lock: A file that the kernel keeps locked while it lives.
         secret_names: Further variables that hold secrets, beyond those recognised by name or named by the recipe.
-        environment: Environment variables of the kernel in addition to this process's.
         progress: Show a progress line.
 
     Raises:
@@ -192,17 +186,12 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
         raise StageError(f"{notebook}: there is no such notebook")
     if output.exists() and output.samefile(notebook):
         raise ParameterError(f"{output}: the notebook itself stays as it is; give another file for the output")
-    recipe_keys = _check(nbformat.read(notebook, as_version=4), parameters, notebook.name)
+    names = (*secret_names, *_check(nbformat.read(notebook, as_version=4), parameters, notebook.name))
     output.parent.mkdir(parents=True, exist_ok=True)
-    names = (*secret_names, *recipe_keys)
-    variables = dict(environment or {})
-    if lock is not None:
-        variables[KERNEL_LOCK] = str(lock)
     try:
         execute_notebook(
             # papermill treats braces in a path as a template.
-            _literal(notebook),
-            _literal(output),
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)),
             parameters=dict(parameters),
             engine_name=ENGINE,
             kernel_name="python3",
@@ -211,17 +200,13 @@ def execute(  # noqa: PLR0913 - the last five are keyword-only options, each wit
             autosave_cell_every=_AUTOSAVE_SECONDS,
             secret_names=names,
             seconds=seconds,
-            environment=variables,
+            environment={} if lock is None else {KERNEL_LOCK: str(lock)},
         )
     except PapermillExecutionError as error:
         # papermill inserted a heading and an anchor cell, so the number comes from the error, not from the file.
         number = error.exec_count if isinstance(error.exec_count, int) else None
         reason = redact(str(error.evalue), names)
         raise NotebookError(output, number, str(error.source), str(error.ename), reason) from None
-
-
-def _literal(path: Path) -> str:
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -232,18 +217,16 @@ def _check(notebook: Any, parameters: Mapping[str, Any], name: str) -> tuple[str
     """
     if not parameters and not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         return ()
-    check_parameters(notebook, parameters, name)
-    return key_variables(notebook, parameters, name)
+    return check_parameters(notebook, parameters, name)
 
 
 def _error(states: CellStates, stop: Stopped, notebook: Path, log: str) -> NotebookError:
-    cell, source = None, ""
-    if stop.index is not None:
-        cells = states.clean(states.nb).cells
-        cell = sum(1 for item in cells[: stop.index + 1] if item.cell_type == "code")
-        source = str(cells[stop.index].source)
-    reason = stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else "")
-    return NotebookError(notebook, cell, source, stop.kind, states.clean(reason))
+    reason = states.clean(stop.reason + (f"\n{log}" if stop.kind == "KernelDied" and log else ""))
+    if stop.index is None:
+        return NotebookError(notebook, None, "", stop.kind, reason)
+    cells = states.clean(states.nb).cells
+    number = sum(cell.cell_type == "code" for cell in cells[: stop.index + 1])
+    return NotebookError(notebook, number, str(cells[stop.index].source), stop.kind, reason)
 
 
 def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookError:
@@ -254,24 +237,6 @@ def _unsaved(states: CellStates, error: OSError, notebook: Path) -> NotebookErro
             if output.output_type == "error":
                 return NotebookError(notebook, number, str(cell.source), str(output.ename), str(output.evalue))
     return NotebookError(notebook, None, "", "DataError", str(cannot_write(notebook, "the notebook", error)))
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Handles SIGTERM like Ctrl-C: the kernel is stopped and the notebook records why."""
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = on_terminate(interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _line(states: CellStates, name: str) -> LiveLine:
@@ -293,12 +258,7 @@ def _line(states: CellStates, name: str) -> LiveLine:
 
 
 class _KernelLog:
-    """Kernel output that bypasses Jupyter; it comes through a pipe and is redacted before it is written.
-
-    Args:
-        path: The log, created on first use. None writes to standard error.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
-    """
+    """Kernel output that bypasses Jupyter: redacted, it is written to a log, or to standard error without a path."""
 
     def __init__(self, path: Path | None, secret_names: Iterable[str]) -> None:
         self._path = path
@@ -328,8 +288,3 @@ class _KernelLog:
         # A child of the kernel may outlive it and hold the pipe.
         self._thread.join(timeout=_LOG_SECONDS)
         return "\n".join(self._last).strip()
-
-
-def _first_line(source: str) -> str:
-    lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return lines[0][:60] if lines else ""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from optimsyn.base.terminal.table import Table
-
-if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run
+from optimsyn.runs.folder import Run
 
 
 def run_through(run: Run, stage: str) -> Table:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from optimsyn.base.environment import QUIET, set_variables
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.terminal.live_line import NotebookText, in_notebook
-
-if TYPE_CHECKING:
-    from optimsyn.base.terminal.table import Table
+from optimsyn.base.terminal.table import Table
 
 
 def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
@@ -37,15 +34,13 @@ def check_environment(*, needs: tuple[str, ...] = ()) -> Table:
     """
     set_variables(QUIET)
     show_messages()
-    from optimsyn.base.terminal.table import Table
     from optimsyn.machine.doctor import notebook_findings
 
     findings = notebook_findings(needs)
-    failed = [finding for finding in findings if finding.status == "fail"]
+    failed = [f"{finding.what}: {finding.detail}" for finding in findings if finding.status == "fail"]
     if failed:
-        raise StageError("; ".join(f"{finding.what}: {finding.detail}" for finding in failed))
-    rows = tuple((finding.what, finding.detail) for finding in findings)
-    return Table("This kernel", ("what", "found"), rows)
+        raise StageError("; ".join(failed))
+    return Table("This kernel", ("what", "found"), tuple((finding.what, finding.detail) for finding in findings))
 
 
 def examples_folder() -> Path:

@@ -39,12 +39,21 @@ def refuse_unknown_stage(name: str, size: str, changes: list[str] | None, stage:
     Raises:
         StageError: There is no such stage; names the nearest one.
     """
-    from optimsyn.runs.folder import Run
     from optimsyn.runs.resources import notebook_name
 
-    is_run = (Path(name) / "manifest.json").is_file()
-    recipe = Run.load(name).recipe if is_run else load_recipe(name, size, changes)
-    notebook_name(stage, recipe.stage_names)
+    notebook_name(stage, _recipe_and_root(name, Path(), size, changes)[0].stage_names)
+
+
+def _recipe_and_root(name: str, root: Path, size: str, changes: list[str] | None) -> tuple[Recipe, Path]:
+    """The recipe of a run folder and the folder above that, or the recipe of this name."""
+    from optimsyn.runs.folder import Run
+
+    folder = Path(name)
+    if not (folder / "manifest.json").is_file():
+        return load_recipe(name, size, changes), root
+    if changes or size != "full":
+        raise RecipeError(f"{name} is a run, whose recipe stays as it is; give --set and --size with a recipe")
+    return Run.load(folder).recipe, folder.resolve().parent
 
 
 def open_checked(name: str, root: Path, size: str, changes: list[str] | None, console: Console, steps: Steps) -> Run:
@@ -52,15 +61,8 @@ def open_checked(name: str, root: Path, size: str, changes: list[str] | None, co
     from optimsyn.machine.forecast.requests import foresee
     from optimsyn.machine.preflight import checked
     from optimsyn.machine.preflight_services import names_services, open_asked
-    from optimsyn.runs.folder import Run
 
-    folder = Path(name)
-    if (folder / "manifest.json").is_file():
-        if changes or size != "full":
-            raise RecipeError(f"{name} is a run, whose recipe stays as it is; give --set and --size with a recipe")
-        recipe, root = Run.load(folder).recipe, folder.resolve().parent
-    else:
-        recipe = load_recipe(name, size, changes)
+    recipe, root = _recipe_and_root(name, root, size, changes)
     with steps.step("Checking files, questions and models"):
         preflight = checked(recipe, root, ask=False)
     show_preflight(preflight, console)
@@ -69,24 +71,19 @@ def open_checked(name: str, root: Path, size: str, changes: list[str] | None, co
     label = "Sending each service one tiny request" if names_services(recipe) else "Opening the run"
     with steps.step(label):
         run_ = open_asked(recipe, root)
-    _show_notes(run_.warnings, console)
+    _show("[yellow]note:[/]", run_.warnings, console)
     console.print(foresee(run_, preflight.forecast))
     return run_
 
 
-def _show_notes(notes: Sequence[str], console: Console) -> None:
-    for note in notes:
-        console.print(f"[yellow]note:[/] {_escaped(note)}", highlight=False)
-
-
 def show_preflight(preflight: Preflight, console: Console) -> None:
     """Shows warnings and skipped checks."""
-    _show_notes(preflight.warnings, console)
-    for text in preflight.unchecked:
-        console.print(f"not checked: {_escaped(text)}", highlight=False)
+    _show("[yellow]note:[/]", preflight.warnings, console)
+    _show("not checked:", preflight.unchecked, console)
 
 
-def _escaped(text: str) -> str:
+def _show(mark: str, texts: Sequence[str], console: Console) -> None:
     from rich.markup import escape
 
-    return escape(redact(text))
+    for text in texts:
+        console.print(f"{mark} {escape(redact(text))}", highlight=False)

@@ -22,15 +22,7 @@ from optimsyn.base.text_files import decode
 from optimsyn.recipe.model_names import nearest_provider, no_provider
 from optimsyn.recipe.recipe import Recipe
 
-_TYPES: dict[str, type] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "dict": dict,
-    "list": list,
-    "None": type(None),
-}
+_TYPES: dict[str, type] = {kind.__name__: kind for kind in (str, int, float, bool, dict, list)} | {"None": type(None)}
 # papermill adds these with --inject-paths.
 _OF_PAPERMILL = frozenset({"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"})
 
@@ -43,13 +35,15 @@ class Parameter:
     annotation: str
     default: Any
 
+    @property
+    def kinds(self) -> list[str]:
+        """The names of its types."""
+        return [part.strip() for part in self.annotation.split("|")]
+
     def accepts(self, value: Any) -> bool:
         """Whether a value has the annotated type; an int is a float, but a bool is no int."""
-        for part in self.annotation.split("|"):
-            expected = _TYPES[part.strip()]
-            if type(value) is expected or (expected is float and type(value) is int):
-                return True
-        return False
+        expected = [_TYPES[part] for part in self.kinds]
+        return type(value) in expected or (float in expected and type(value) is int)
 
     def parse(self, text: str) -> Any:
         """Parses a value from the command line: text for a text parameter, else YAML."""
@@ -57,7 +51,7 @@ class Parameter:
 
         from optimsyn.recipe.yaml_text import parse_yaml
 
-        if "str" in {part.strip() for part in self.annotation.split("|")}:
+        if "str" in self.kinds:
             return text
         try:
             return parse_yaml(text)
@@ -67,11 +61,7 @@ class Parameter:
 
 
 def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
-    """The parameters of a notebook.
-
-    Args:
-        notebook: The notebook (nbformat node or the same as a mapping).
-        name: Its name, for messages.
+    """The parameters of a notebook (nbformat node or the same as a mapping), called by this name in messages.
 
     Raises:
         ParameterError: There is not exactly one tagged cell, or a line of it is not `name: type = literal`.
@@ -80,31 +70,24 @@ def read_parameters(notebook: Any, name: str) -> dict[str, Parameter]:
     if len(cells) != 1:
         raise ParameterError(f"{name}: {len(cells)} cells are tagged `parameters`; there must be exactly one")
     parameters: dict[str, Parameter] = {}
+    place = f"{name}: parameters cell:"
     try:
         body = ast.parse("".join(cells[0]["source"])).body
     except SyntaxError as error:
-        raise ParameterError(f"{name}: parameters cell: line {error.lineno} is not Python ({error.msg})") from None
-    for statement in body:
-        line = ast.unparse(statement)
-        if not (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and statement.value is not None
-        ):
-            raise ParameterError(f"{name}: parameters cell: `{line}` must read `name: type = literal`")
-        annotation = ast.unparse(statement.annotation)
-        unknown = [part.strip() for part in annotation.split("|") if part.strip() not in _TYPES]
-        if unknown:
-            raise ParameterError(
-                f"{name}: parameters cell: `{line}`: use the types {', '.join(_TYPES)}, not {unknown[0]}"
-            )
+        raise ParameterError(f"{place} line {error.lineno} is not Python ({error.msg})") from None
+    for line in body:
+        place = f"{name}: parameters cell: `{ast.unparse(line)}`"
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None):
+            raise ParameterError(f"{place} must read `name: type = literal`")
         try:
-            default = ast.literal_eval(statement.value)
+            parameter = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value))
         except ValueError:
-            raise ParameterError(f"{name}: parameters cell: `{line}`: the default must be a literal") from None
-        parameter = Parameter(statement.target.id, annotation, default)
-        if not parameter.accepts(default):
-            raise ParameterError(f"{name}: parameters cell: `{line}`: the default is not of that type")
+            raise ParameterError(f"{place}: the default must be a literal") from None
+        unknown = [kind for kind in parameter.kinds if kind not in _TYPES]
+        if unknown:
+            raise ParameterError(f"{place}: use the types {', '.join(_TYPES)}, not {unknown[0]}")
+        if not parameter.accepts(parameter.default):
+            raise ParameterError(f"{place}: the default is not of that type")
         parameters[parameter.name] = parameter
     return parameters
 
@@ -143,11 +126,7 @@ def given_parameters(
 ) -> dict[str, Any]:
     """Values from the command line, parsed by the types of the notebook's parameters and checked.
 
-    Args:
-        notebook: The notebook.
-        pairs: Name and text of single parameters; they override those of files.
-        files: YAML files that map names to values.
-        name: Name of the notebook, for messages.
+    Those of single parameters override those of YAML files; messages call the notebook by this name.
 
     Raises:
         ParameterError: A file is no mapping, or a parameter is wrong.
@@ -160,8 +139,7 @@ def given_parameters(
     values: dict[str, Any] = {}
     for file in files:
         try:
-            text = decode(file.read_bytes(), str(file))
-            content = parse_yaml(text)
+            content = parse_yaml(decode(file.read_bytes(), str(file)))
         except FileNotFoundError:
             raise ParameterError(f"{file}: there is no such file of parameters") from None
         except DataError as error:
@@ -177,13 +155,11 @@ def given_parameters(
     return values
 
 
-def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> None:
-    """Refuses unknown parameters, and values that do not fit the recipe.
+def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Refuses unknown parameters, and values that do not fit the recipe; the other parameters keep their defaults.
 
-    Args:
-        notebook: The notebook (nbformat node or the same as a mapping).
-        values: Values of its parameters; the others keep their defaults.
-        name: Its name, for messages.
+    Returns:
+        The environment variables that hold the keys of the recipe that they choose.
 
     Raises:
         ParameterError: Names the notebook, the parameter, the problem and a suggestion.
@@ -198,13 +174,13 @@ def check_parameters(notebook: Any, values: Mapping[str, Any], name: str) -> Non
             raise ParameterError(f"{name}: no parameter {key!r}; {hint}")
         if not parameters[key].accepts(value):
             raise ParameterError(f"{name}: parameter {key} is {parameters[key].annotation}, not {value!r}")
-    if "run_folder" in parameters or "recipe" in parameters:
-        try:
-            _check_recipe({key: parameter.default for key, parameter in parameters.items()} | dict(values))
-        except OptimsynError as error:
-            raise ParameterError(f"{name}: parameter {error}") from error
-        # Again, because only the loaded recipe says which variables hold its keys.
-        _refuse_secret(values, name)
+    try:
+        recipe = _recipe_of({key: parameter.default for key, parameter in parameters.items()} | dict(values))
+    except OptimsynError as error:
+        raise ParameterError(f"{name}: parameter {error}") from error
+    # Again, because only the loaded recipe says which variables hold its keys.
+    _refuse_secret(values, name)
+    return () if recipe is None else recipe.key_variables
 
 
 def _refuse_secret(values: Mapping[str, Any], name: str) -> None:
@@ -213,59 +189,44 @@ def _refuse_secret(values: Mapping[str, Any], name: str) -> None:
         raise ParameterError(f"{name}: parameter {secret}, and parameters are written into the notebook; {KEY_CURE}")
 
 
-def key_variables(notebook: Any, values: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The environment variables that hold the keys of the recipe that the parameters choose.
-
-    Args:
-        notebook: The notebook.
-        values: Its parameters, from `check_parameters`.
-        name: Its name, for messages.
-    """
-    defaults = {key: parameter.default for key, parameter in read_parameters(notebook, name).items()}
-    recipe = _recipe_of(defaults | dict(values))
-    return () if recipe is None else recipe.key_variables
-
-
 def _recipe_of(values: Mapping[str, Any]) -> Recipe | None:
-    """The recipe that the values of the common cell choose; None where a notebook has no such cell."""
+    """The recipe that the cell of the stage notebooks chooses, checked; None where a notebook has no such cell.
+
+    No service is contacted: only missing providers and keys are refused.
+    """
     if values.get("run_folder"):
-        return Recipe.load(Path(values["run_folder"]).expanduser() / "recipe.yaml", of_run=True)
+        path = Path(values["run_folder"]).expanduser()
+        if not (path / "manifest.json").is_file():
+            raise RecipeError(
+                f"run_folder: {path} is not a run folder (no manifest.json in it); leave it empty to make one"
+            )
+        with _about("run_folder"):
+            return Recipe.load(path / "recipe.yaml", of_run=True)
     if not isinstance(values.get("recipe"), str):
         return None
-    return chosen_recipe(
+    from optimsyn.machine.availability import availability
+
+    chosen = chosen_recipe(
         values["recipe"],
         size=values.get("size") or "full",
         generator=values.get("generator") or "",
         changes=values.get("changes") or {},
     )
-
-
-def _check_recipe(values: Mapping[str, Any]) -> None:
-    """Checks the values of the cell that the stage notebooks share, as far as a notebook has it."""
-    folder = values.get("run_folder") or ""
-    if folder:
-        path = Path(folder).expanduser()
-        if not (path / "manifest.json").is_file():
-            raise RecipeError(
-                f"run_folder: {path} is not a run folder (no manifest.json in it); leave it empty to make one"
-            )
-        return
-    chosen = _recipe_of(values)
-    problems = [] if chosen is None else _service_problems(chosen)
+    models = chosen.models
+    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
+    problems: list[str] = []
+    for role, spec in roles.items():
+        if spec is not None and spec.provider in ("litellm", "own"):
+            problems += availability(role, spec, network=False).problems
     if problems:
         raise RecipeError(f"{'generator' if values.get('generator') else 'recipe'}: {'; '.join(problems)}")
+    return chosen
 
 
 def chosen_recipe(
     recipe: str, *, size: str = "full", generator: str = "", changes: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """The recipe that the parameters of a stage notebook, or the options of a command, choose.
-
-    Args:
-        recipe: A recipe file, or the name of a recipe that comes with optimsyn.
-        size: `full` or `tiny`.
-        generator: Another model that writes the pairs; empty keeps the recipe's.
-        changes: Further recipe fields; messages about `SetOptions` call them command-line options.
+    """The recipe that the parameters of a stage notebook, or the options of a command (`SetOptions`), choose.
 
     Raises:
         RecipeError: Begins with the name of the wrong parameter.
@@ -284,7 +245,12 @@ def chosen_recipe(
         chosen = resized(chosen, size)
     if generator:
         with _about("generator"):
-            _check_name(generator)
+            if any(character.isspace() for character in generator):
+                raise RecipeError(
+                    f"{generator!r} is not a model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
+                )
+            if (near := nearest_provider(generator)) is not None:
+                raise RecipeError(no_provider(generator, f"{near}/{generator.partition('/')[2]}"))
             chosen = changed(chosen, {"models.generator": generator}, "generator")
     return changed(chosen, changes)
 
@@ -299,27 +265,3 @@ def _about(parameter: str) -> Iterator[None]:
         message = str(error)
         message = message.removeprefix(plain) if message.startswith(f"{plain}:") else f": {message}"
         raise RecipeError(f"{parameter}{message}") from error
-
-
-def _check_name(generator: str) -> None:
-    """Refuses an impossible model name or a misspelled provider."""
-    if any(character.isspace() for character in generator):
-        raise RecipeError(
-            f"{generator!r} is not a model name: write provider/model (openai/gpt-6-luna), a hub id or a folder"
-        )
-    near = nearest_provider(generator)
-    if near is not None:
-        raise RecipeError(no_provider(generator, f"{near}/{generator.partition('/')[2]}"))
-
-
-def _service_problems(recipe: Recipe) -> list[str]:
-    """Missing providers and keys of a recipe's services, without using the network."""
-    from optimsyn.machine.availability import availability
-
-    models = recipe.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    problems: list[str] = []
-    for role, spec in roles.items():
-        if spec is not None and spec.provider in ("litellm", "own"):
-            problems += availability(role, spec, network=False).problems
-    return problems

@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import quote
 
 import nbformat
-from filelock import FileLock, Timeout
 
 from optimsyn.base.environment import JUPYTER_PATH, SECRET_NAMES, variable, variables
 from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact_tree, secret_values
 from optimsyn.execution.client import save_notebook
+from optimsyn.execution.signals import handled_signals
 from optimsyn.execution.stage_notebooks import stage_notebook
 from optimsyn.runs.durations import executed_notebook
 from optimsyn.runs.folder import Run
@@ -49,11 +49,7 @@ def stage_to_open(run: Run, stage: str | None = None) -> str:
 
 
 def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
-    """Chooses the stage and puts its notebook into the run folder, with the run as its parameter.
-
-    Args:
-        run: The run; no process may be working on it.
-        stage: The stage; None: see `stage_to_open`.
+    """Chooses the stage (None: see `stage_to_open`) and puts its notebook into the run folder, with the run filled in.
 
     Returns:
         The stage and its notebook. An executed one keeps its cells and outputs.
@@ -64,10 +60,11 @@ def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
     from papermill.parameterize import parameterize_notebook
 
     from optimsyn.execution.engine import ENGINE
-    from optimsyn.execution.runner import mark_killed
+    from optimsyn.execution.runner import KERNEL_LOCK, mark_killed, refuse_locked
 
     with run.lock():
-        _refuse_busy(run)
+        refuse_locked(run, ".stage.lock", "a notebook still works on it")
+        refuse_locked(run, *KERNEL_LOCK)
         mark_killed(run)
         chosen = stage_to_open(run, stage)
         place = executed_notebook(run, chosen)
@@ -85,27 +82,8 @@ def prepare(run: Run, stage: str | None = None) -> tuple[str, Path]:
     return chosen, place
 
 
-def _refuse_busy(run: Run) -> None:
-    """Refuses a run that a kernel or a notebook is working on."""
-    for name, who in ((".stage.lock", "a notebook"), (".kernel.lock", "a kernel of an earlier start")):
-        lock = FileLock(str(run.folder / name), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
-            process = "" if pid is None else f" (process {pid})"
-            raise StageError(f"{run.name}: {who} works on this run{process}; wait for it or stop it") from None
-        lock.release()
-
-
 def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int | None = None) -> list[str]:
-    """The command that starts JupyterLab with a notebook; Jupyter's default token stays on.
-
-    Args:
-        folder: The root folder in JupyterLab.
-        notebook: The notebook to open, inside the folder.
-        browser: Open a browser window.
-        port: The port to listen on; None lets Jupyter choose one.
+    """The command that starts JupyterLab with a notebook inside its root folder; Jupyter's default token stays on.
 
     Raises:
         StageError: JupyterLab is not installed.
@@ -113,8 +91,8 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
     if importlib.util.find_spec("jupyterlab") is None:
         raise StageError("JupyterLab is not installed; install it with: pip install 'optimsyn[notebooks]'")
     place = notebook.relative_to(folder)
-    command = [sys.executable, "-m", "jupyter", "lab", str(place)]
-    command += [
+    command = [
+        *(sys.executable, "-m", "jupyter", "lab", str(place)),
         f"--ServerApp.root_dir={folder}",
         # So that the address that JupyterLab prints opens the notebook too.
         f"--LabApp.default_url=/lab/tree/{quote(place.as_posix())}",
@@ -133,28 +111,19 @@ def lab_command(folder: Path, notebook: Path, *, browser: bool = True, port: int
 def lab_environment(kernels: Path, secret_names: Iterable[str] = ()) -> dict[str, str]:
     """Environment in which the kernel `python3` is this interpreter, whatever kernels the user has installed.
 
-    Args:
-        kernels: An empty folder for the kernel spec, which must exist while JupyterLab runs.
-        secret_names: Further variables that hold secrets, beyond those recognised by name.
+    The folder takes its kernel spec, and must exist while JupyterLab runs.
     """
     place = kernels / "kernels" / "python3"
     place.mkdir(parents=True)
-    kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
     (place / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
-    before = variable(JUPYTER_PATH)
-    paths = f"{kernels}{os.pathsep}{before}" if before else str(kernels)
+    paths = os.pathsep.join(filter(None, (str(kernels), variable(JUPYTER_PATH))))
     return {**variables(), JUPYTER_PATH: paths, SECRET_NAMES: ",".join(secret_names)}
 
 
 def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None = None) -> int:
-    """Runs JupyterLab until the user ends it.
-
-    Returns:
-        Its exit code.
+    """Runs JupyterLab until the user ends it; returns its exit code.
 
     Raises:
         StageError: JupyterLab is not installed.
@@ -162,23 +131,18 @@ def open_run(run: Run, notebook: Path, *, browser: bool = True, port: int | None
     command = lab_command(run.folder, notebook, browser=browser, port=port)
     with tempfile.TemporaryDirectory(prefix="optimsyn-kernel-") as kernels:
         server = subprocess.Popen(command, cwd=run.folder, env=lab_environment(Path(kernels), run.secret_names))
-        # Ctrl-C reaches JupyterLab too, which asks for confirmation.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return server.wait()
+            # Ctrl-C reaches JupyterLab too, which asks for confirmation.
+            with handled_signals(signal.SIG_IGN, "SIGINT"):
+                return server.wait()
         finally:
-            signal.signal(signal.SIGINT, before)
             if server.poll() is None:
                 server.terminate()
                 server.wait()
 
 
 def prune_before_saving(model: dict[str, Any], **_: Any) -> None:
-    """Removes secrets from a notebook before JupyterLab saves it; JupyterLab calls this for every file.
-
-    Args:
-        model: The file as Jupyter's contents manager describes it; changed in place.
-    """
+    """Removes secrets from a notebook before JupyterLab saves it; JupyterLab calls this for every file."""
     if model.get("type") == "notebook" and model.get("content") is not None:
         names = (variable(SECRET_NAMES) or "").split(",")
         model["content"] = redact_tree(model["content"], secret_values(names))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 from rich.markup import escape
 
 from optimsyn.base.errors import StageError
@@ -21,11 +22,8 @@ from optimsyn.runs.manifest import Failure, process_lives
 from optimsyn.runs.outcomes import run_notes
 from optimsyn.runs.stage_functions import own_stage, refuse_edited, refuse_unreachable
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from rich.console import Console
-
+# The lock that a kernel holds, and what that means if nobody has started it just now.
+KERNEL_LOCK = (".kernel.lock", "a kernel of an earlier start still works on it")
 # A kernel whose runner was killed ends within a second or two; longer on a machine that swaps.
 _ORPHAN_SECONDS = 60
 
@@ -51,14 +49,22 @@ def run_stages(run: Run, console: Console | None = None, *, until: str | None = 
     refuse_parts_of_this_process(run.recipe)
     last = run.manifest.stage(until if until is not None else run.stages[-1]).name
     screen = Screen(console)
+    # Not at the top, because the report takes time to load.
+    from optimsyn.report.page.report import write_report
+
     with run.lock():
         refuse_edited(run)
         try:
             _run_open_stages(run, screen, last)
         except BaseException as error:
-            _report_anyway(run, screen, error)
+            try:
+                write_report(run)
+            except Exception as problem:  # noqa: BLE001 (added to the run's error, which must not be hidden)
+                text = redact(f"{type(problem).__name__}: {problem}", run.secret_names)
+                error.add_note(f"  The report could not be written either: {text}")
+                screen.say("[yellow]The report could not be written.[/]")
             raise
-        _report(run)
+        write_report(run)
 
 
 def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
@@ -78,7 +84,7 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
     durations = [earlier[stage] for stage in open_stages if stage in earlier]
     if open_stages and len(durations) == len(open_stages):
         screen.say(f"Earlier runs of {run.recipe.name} took {clock(sum(durations))} for this.")
-    shown_notes = set(_notes(run))
+    shown_notes = set(run_notes(run.services, run.outcomes()))
     with embedded_server(run) if open_stages else nullcontext():
         for number, stage in enumerate(selected, 1):
             label = f"{number}/{len(stages)} {stage:<{width}}"
@@ -92,13 +98,9 @@ def _run_open_stages(run: Run, screen: Screen, until: str) -> None:
                 screen.say(f"[dim]✓ {label} {_duration(run, stage):>7}  finished earlier[/]")
 
 
-def _notes(run: Run) -> list[str]:
-    return run_notes(run.services, run.outcomes())
-
-
 def tell_notes(run: Run, screen: Screen, shown_notes: set[str]) -> None:
     """Shows once what a stage has learned about services and cached replies; its own log is in its notebook."""
-    for note in _notes(run):
+    for note in run_notes(run.services, run.outcomes()):
         if note not in shown_notes:
             shown_notes.add(note)
             screen.say(f"  [yellow]note:[/] {escape(redact(note, run.secret_names))}")
@@ -128,13 +130,11 @@ def mark_killed(run: Run, screen: Screen | None = None) -> None:
 
 def stopped_cell(notebook: Path) -> tuple[int | None, str]:
     """Number (among the code cells) and source of the cell at which an executed notebook failed or stopped."""
-    if not notebook.is_file():
-        return None, ""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
         # The kill may have damaged the file.
-        return None, ""
+        cells = []
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     for number, cell in enumerate(code, 1):
         if cell["metadata"].get("papermill", {}).get("status") in ("running", "failed"):
@@ -142,33 +142,19 @@ def stopped_cell(notebook: Path) -> tuple[int | None, str]:
     return None, ""
 
 
-def _report(run: Run) -> None:
-    # Not at the top, because the report takes time to load.
-    from optimsyn.report.page.report import write_report
-
-    write_report(run)
-
-
-def _report_anyway(run: Run, screen: Screen, error: BaseException) -> None:
-    """Writes the report of a failed run; an error in the report must not hide the run's own."""
-    try:
-        _report(run)
-    except Exception as problem:  # noqa: BLE001 (added to the run's error, which must not be hidden)
-        text = redact(f"{type(problem).__name__}: {problem}", run.secret_names)
-        error.add_note(f"  The report could not be written either: {text}")
-        screen.say("[yellow]The report could not be written.[/]")
-
-
 def _run_stage(run: Run, stage: str, label: str, screen: Screen, earlier: dict[str, float]) -> None:
-    lock = run.folder / ".kernel.lock"
-    _wait_for_orphan(run, lock, screen)
+    try:
+        refuse_locked(run, *KERNEL_LOCK, seconds=0.2)
+    except StageError:
+        screen.say("Waiting for the kernel of an earlier start to end …")
+        refuse_locked(run, *KERNEL_LOCK, seconds=_ORPHAN_SECONDS)
 
     def status() -> str:
         return described(run, stage, since_begun(run.manifest.stage(stage)), earlier)
 
     with screen.line(label, status) as end:
         try:
-            _execute(run, stage, lock)
+            _execute(run, stage)
         except StageError:
             end(f"[red]✗[/] {label} {_duration(run, stage):>7}")
             raise
@@ -180,7 +166,7 @@ def _duration(run: Run, stage: str) -> str:
     return clock(run.manifest.stage(stage).seconds or 0.0)
 
 
-def _execute(run: Run, stage: str, lock: Path) -> None:
+def _execute(run: Run, stage: str) -> None:
     from optimsyn.execution.engine import NotebookError, execute
 
     minutes = run.recipe.limits.stage_minutes
@@ -192,7 +178,7 @@ def _execute(run: Run, stage: str, lock: Path) -> None:
             output,
             {"run_folder": str(run.folder)},
             seconds=None if minutes is None else minutes * 60,
-            lock=lock,
+            lock=run.folder / KERNEL_LOCK[0],
             secret_names=run.secret_names,
         )
     except NotebookError as error:
@@ -227,20 +213,19 @@ def _until_now(run: Run, stage: str) -> float | None:
     return since_begun(record) if record.status == "running" else None
 
 
-def _wait_for_orphan(run: Run, path: Path, screen: Screen) -> None:
-    """Waits until no kernel of this run lives; a kernel whose runner was killed may need a moment to end."""
-    lock = FileLock(str(path))
+def refuse_locked(run: Run, file: str, why: str, *, seconds: float = 0) -> None:
+    """Refuses a run of which somebody holds a lock for longer than this.
+
+    Raises:
+        StageError: Names the process.
+    """
     try:
-        lock.acquire(timeout=0.2)
+        with FileLock(str(run.folder / file)).acquire(timeout=seconds):
+            return
     except Timeout:
-        screen.say("Waiting for the kernel of an earlier start to end …")
-        try:
-            lock.acquire(timeout=_ORPHAN_SECONDS)
-        except Timeout:
-            pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
-            process = "" if pid is None else f" (process {pid})"
-            raise StageError(f"{run.name}: a kernel of an earlier start still works on it{process}; stop it") from None
-    lock.release()
+        pid = next((record.pid for record in run.manifest.stages if record.status == "running"), None)
+        process = "" if pid is None else f" (process {pid})"
+        raise StageError(f"{run.name}: {why}{process}; wait for it or stop it") from None
 
 
 def embedded_server(run: Run) -> AbstractContextManager[Any]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from optimsyn.base.files import write_text
+from optimsyn.recipe.recipe import OwnStage
 from optimsyn.runs.datasets.pairs import between
+from optimsyn.runs.folder import Run
 from optimsyn.runs.outcomes import stage_label
 from optimsyn.runs.resources import notebook_path
 from optimsyn.runs.stage_functions import function_of, own_stage, refuse_unreachable
-
-if TYPE_CHECKING:
-    from optimsyn.recipe.recipe import OwnStage
-    from optimsyn.runs.folder import Run
 
 _PARAMETERS = 'run_folder: str = ""  # the run; `optimsyn run` fills it in'
 _KERNEL = "from optimsyn.execution.notebook import check_environment\n\ncheck_environment()"
@@ -35,6 +32,12 @@ def stage_notebook(run: Run, stage: str) -> Path:
     file = run.path(stage, "notebook.ipynb")
     write_text(file, _notebook_text(run, custom))
     return file
+
+
+def first_line(source: str) -> str:
+    """The first line of a cell's code."""
+    lines = (line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return next(lines, "").strip()
 
 
 def _notebook_text(run: Run, stage: OwnStage) -> str:

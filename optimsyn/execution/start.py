@@ -50,8 +50,8 @@ class Run(RunFolder):
 
         chosen = chosen_recipe(recipe, size=size, generator=generator, changes=changes)
         place = Path(root) if root is not None else default_root()
-        # A run that has read its data need not check every row again.
         folder = cls.folder_of(chosen, place)
+        # A run that has read its data need not check every row again.
         prepared = (folder / "manifest.json").is_file() and cls(folder, chosen).done(STAGES[0])
         preflight = checked(chosen, place, deep=not prepared, ask=False)
         preflight.raise_if_refused()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -13,9 +12,6 @@ from rich.markup import escape, render
 from rich.spinner import Spinner
 
 from optimsyn.base.terminal.live_line import LiveLine, NotebookText, in_notebook
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 
 class Screen:
@@ -30,11 +26,7 @@ class Screen:
         self._console = console if console is not None else Console()
 
     def say(self, markup: str) -> None:
-        """Shows a permanent line.
-
-        Args:
-            markup: The line, in rich's markup.
-        """
+        """Shows a permanent line, in rich's markup."""
         if self._in_cell:
             NotebookText().show(render(markup).plain)
         else:
@@ -42,11 +34,7 @@ class Screen:
 
     @contextmanager
     def line(self, label: str, status: Callable[[], str]) -> Iterator[Callable[[str], None]]:
-        """A line that is redrawn while the block runs.
-
-        Args:
-            label: Its beginning.
-            status: Returns the rest of it whenever it is drawn.
+        """A line that is redrawn while the block runs: a label and its status at the moment.
 
         Yields:
             A function that takes the final line, in markup, which stays when the block has ended.
@@ -95,12 +83,7 @@ class Steps:
 
     @contextmanager
     def step(self, label: str, progress: Callable[[], str] = lambda: "") -> Iterator[None]:
-        """Shows a step while the block runs, and its duration.
-
-        Args:
-            label: What it does.
-            progress: Returns its progress whenever the line is drawn.
-        """
+        """Shows a step and its progress while the block runs, and its duration."""
         from optimsyn.runs.durations import clock
 
         start = time.monotonic()

@@ -9,31 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_text
 from optimsyn.base.terminal.labels import metric_label
 from optimsyn.base.terminal.table import decimals_for
+from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.charts import Chart, interval_chart
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.report import REPORT
 from optimsyn.report.page.verdict import Verdict, verdict
 from optimsyn.report.rendering import cut, render
 from optimsyn.report.word_diff import Part, word_diff
+from optimsyn.runs.folder import Run
 from optimsyn.runs.outcomes import run_state
-from optimsyn.training.intervals import UNTUNED
-
-if TYPE_CHECKING:
-    from optimsyn.recipe.recipe import Recipe
-    from optimsyn.runs.folder import Run
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import UNTUNED, MetricRow
 
 # With more lines, a picture shows only the target, pairs without a rubric and the dataset of each run.
 _MOST_LINES = 40
 _MOST_COLUMNS = 4
 _LONGEST_VALUE = 160
+_CHANGE = {"value": "", "low": "_low", "high": "_high"}
 # Shown in other sections.
 _ELSEWHERE = frozenset({"name", "description", "guiding_text"})
 
@@ -47,8 +45,8 @@ class Compared:
         link: Relative link to its report; "" if there is none.
         test_set: A letter for its set of test questions; "" before `prepare` has finished.
         key: The dataset variant's row of each metric.
-        medians: Median influence of the valid pairs by variant.
-        guiding: The guiding text before and after; None before optimisation.
+        medians: Median influence of the valid pairs by variant, and their number.
+        times: Seconds of each stage's last attempt.
     """
 
     label: str
@@ -57,19 +55,10 @@ class Compared:
     place: str
     link: str
     test_set: str
-    variant: str
     key: dict[str, MetricRow]
     medians: dict[str, tuple[float, int]]
     guiding: list[Part] | None
-
-    @property
-    def seconds(self) -> float:
-        """Time of all stages."""
-        return sum(record.seconds or 0.0 for record in self.facts.manifest.stages)
-
-    def seconds_of(self, stage: str) -> float | None:
-        """Time of a stage's last attempt."""
-        return next((record.seconds for record in self.facts.manifest.stages if record.name == stage), None)
+    times: dict[str, float]
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
@@ -90,41 +79,38 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
     if len(distinct) < 2:
         raise StageError("a comparison needs two runs or more; give their folders")
     facts = [RunFacts.read(run) for run in distinct]
-    write_text(path, comparison_html(facts, path.resolve().parent))
-    return path
-
-
-def comparison_html(facts: Sequence[RunFacts], folder: Path) -> str:
-    """The page of some runs, with links relative to a folder."""
-    runs = _compared(facts, folder)
+    compared = _compared(facts, path.resolve().parent)
     secrets = sorted({secret for run in facts for secret in run.secrets}, key=len, reverse=True)
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
-    tests = {run.test_set for run in runs if run.test_set}
+    several = len({run.test_set for run in compared if run.test_set}) > 1
+    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, compared, changes=several)}
+    variants = list(dict.fromkeys(["first_draft", *(name for run in facts for name in run.recipe.variants)]))
     context: dict[str, Any] = {
-        "runs": runs,
-        "warnings": _warnings(runs),
-        "several_tests": len(tests) > 1,
+        "runs": compared,
+        "warnings": _warnings(compared),
+        "several_tests": several,
         "metrics": metrics,
-        "charts": [_chart(metric, runs, changes=len(tests) > 1) for metric in metrics],
-        "chart_variants": _drawn(runs, metrics, changes=len(tests) > 1),
-        "decimals": decimals_for(median for run in runs for median, _ in run.medians.values()),
-        "influence_variants": [name for name in _variants(runs, []) if any(name in run.medians for run in runs)],
-        "differing": differing({run.label: run.facts.recipe for run in runs}),
-        "columns": len(runs) <= _MOST_COLUMNS,
-        "stages": _stages(runs),
+        "charts": [_chart(metric, compared, changes=several) for metric in metrics],
+        "chart_variants": [name for name in [UNTUNED, *variants] if name in drawn],
+        "decimals": decimals_for(median for run in compared for median, _ in run.medians.values()),
+        "influence_variants": [name for name in variants if any(name in run.medians for run in compared)],
+        "differing": differing({run.label: run.facts.recipe for run in compared}),
+        "columns": len(compared) <= _MOST_COLUMNS,
+        "stages": _stages(facts),
     }
-    return render("compare.html.j2", secrets, **context)
+    write_text(path, render("compare.html.j2", secrets, **context))
+    return path
 
 
 def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
     names = [run.name for run in facts]
-    tests = list(dict.fromkeys(run.test_set for run in facts if run.test_set))
+    tests = dict.fromkeys(run.test_set for run in facts if run.test_set)
+    letters = dict(zip(tests, [*ascii_uppercase, *map(str, range(27, len(tests) + 1))], strict=False))
     compared = []
     for run in facts:
         state = run_state(run.manifest)
         report = run.folder / REPORT
         link = quote(Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else ""
-        variant = run.dataset_variant
         guiding = None
         if run.guiding_text is not None:
             guiding = word_diff(" ".join(run.recipe.guiding_text.split()), " ".join(run.guiding_text.split()))
@@ -135,44 +121,32 @@ def _compared(facts: Sequence[RunFacts], folder: Path) -> list[Compared]:
                 verdict=verdict(run, state),
                 place=state.place,
                 link=link,
-                test_set=_letter(tests.index(run.test_set)) if run.test_set else "",
-                variant=variant,
-                key={row["metric"]: row for row in run.evaluation if row["variant"] == variant},
+                test_set=letters[run.test_set] if run.test_set else "",
+                key={row["metric"]: row for row in run.evaluation if row["variant"] == run.dataset_variant},
                 medians={name: (statistics.median(values), len(values)) for name, values in run.influence.items()},
                 guiding=guiding,
+                times={record.name: record.seconds for record in run.manifest.stages if record.seconds is not None},
             )
         )
     return compared
 
 
-def _stages(runs: Sequence[Compared]) -> list[str]:
+def _stages(runs: Sequence[RunFacts]) -> list[str]:
     """All stages of the runs, in order."""
     stages: list[str] = []
     for run in runs:
         place = 0
-        for name in run.facts.manifest.names:
+        for name in run.manifest.names:
             if name not in stages:
                 stages.insert(place, name)
             place = stages.index(name) + 1
     return stages
 
 
-def _letter(place: int) -> str:
-    return ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
-
-
-def _variants(runs: Sequence[Compared], first: Sequence[str]) -> list[str]:
-    """All variants of the runs, in order."""
-    return list(dict.fromkeys([*first, "first_draft", *(name for run in runs for name in run.facts.recipe.variants)]))
-
-
 def _warnings(runs: Sequence[Compared]) -> list[str]:
     """Reasons why numbers of these runs are not comparable."""
     warnings = []
-    tests: dict[str, list[str]] = {}
-    for run in runs:
-        if run.test_set:
-            tests.setdefault(run.test_set, []).append(run.label)
+    tests = dict.fromkeys(run.test_set for run in runs if run.test_set)
     if len(tests) > 1:
         warnings.append(
             f"These runs have {len(tests)} different sets of test questions, marked "
@@ -190,9 +164,7 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
         warnings.append("They compute influence in different ways, so influence is on different scales.")
     elif len(directions) > 1:
         warnings.append("Their validation questions differ, so influence points in different directions.")
-    seeds = {run.facts.recipe.seed for run in runs}
-    done = [run for run in runs if run.facts.evaluation]
-    if len(seeds) == 1 and len(done) > 1:
+    if len({run.facts.recipe.seed for run in runs}) == 1 and sum(bool(run.facts.evaluation) for run in runs) > 1:
         warnings.append(
             "All have the same seed. Intervals are over questions: another seed may move every number by more."
         )
@@ -203,31 +175,17 @@ def _lines(metric: str, runs: Sequence[Compared], *, changes: bool) -> list[tupl
     lines = [(run, row) for run in runs for row in run.facts.evaluation if row["metric"] == metric]
     if changes:
         lines = [(run, row) for run, row in lines if row["difference"] is not None]
-    if len(lines) > _MOST_LINES:
-        lines = [(run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.variant)]
-    return lines
-
-
-def _drawn(runs: Sequence[Compared], metrics: Sequence[str], *, changes: bool) -> list[str]:
-    """The variants in the pictures, in order."""
-    drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, runs, changes=changes)}
-    return [name for name in _variants(runs, [UNTUNED]) if name in drawn]
+    if len(lines) <= _MOST_LINES:
+        return lines
+    return [(run, row) for run, row in lines if row["variant"] in (UNTUNED, "no_rubric", run.facts.dataset_variant)]
 
 
 def _chart(metric: str, runs: Sequence[Compared], *, changes: bool) -> Chart:
     """One metric of all runs: values, or changes against the target as it came."""
     lines = _lines(metric, runs, changes=changes)
-    rows = [
-        {
-            "variant": row["variant"],
-            "value": row["difference"],
-            "low": row["difference_low"],
-            "high": row["difference_high"],
-        }
-        if changes
-        else dict(row)
-        for _, row in lines
-    ]
+    rows: list[dict[str, Any]] = [dict(row) for _, row in lines]
+    if changes:
+        rows = [row | {end: row[f"difference{more}"] for end, more in _CHANGE.items()} for row in rows]
     several = len({run.test_set for run in runs}) > 1
     labels = [f"{run.label} ({run.test_set})" if several else run.label for run, _ in lines]
     chart = interval_chart(metric, rows, labels, zero=changes)

@@ -5,7 +5,6 @@ Uses matplotlib's objects and never pyplot, so that notebooks show nothing twice
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import os
@@ -73,12 +72,7 @@ _IN_PAGE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for notebooks.
-
-    Attributes:
-        png: The file's bytes.
-        alt: Alternative text.
-    """
+    """A picture for notebooks: a PNG file and its alternative text."""
 
     png: bytes = field(repr=False)
     alt: str = ""
@@ -86,11 +80,6 @@ class Picture:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         # The saved notebook keeps the alternative text, for pages made from it.
         return {"image/png": self.png, "text/plain": self.alt}, {"alt": self.alt}
-
-    def html(self) -> str:
-        """An `img` element with the picture inline."""
-        data = base64.b64encode(self.png).decode()
-        return f'<img alt="{html.escape(self.alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
     def save(self, path: Path) -> Path:
         """Writes the PNG file atomically."""
@@ -121,13 +110,7 @@ def drawing(height: float, *, width: float = _WIDTH) -> Iterator[Figure]:
 
 @contextmanager
 def page_axes(width: float, height: float, edges: tuple[float, float, float, float]) -> Iterator[Axes]:
-    """Axes for a page.
-
-    Args:
-        width: Width of the drawing, in pixels when not scaled.
-        height: Height of the drawing.
-        edges: Left, top, right and bottom of the axes, from the upper left corner.
-    """
+    """Axes for a page; sizes in pixels when not scaled, `edges` are left, top, right and bottom from the upper left."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -142,10 +125,7 @@ def page_axes(width: float, height: float, edges: tuple[float, float, float, flo
 
 def picture(figure: Figure, alt: str) -> Picture:
     """Renders a figure; equal figures give equal bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
     # Without software name and date, equal runs give equal bytes.
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return Picture(buffer.getvalue(), alt)
@@ -156,13 +136,11 @@ def svg(axes: Axes, alt: str) -> Drawing:
 
     Elements with a `gid` of `pointed(...)` show that text as a tooltip.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = axes.figure
     assert isinstance(figure, Figure)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure)
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Drawing(_small(buffer.getvalue(), alt))
 
@@ -221,12 +199,9 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 def dots(axes: Axes, places: Sequence[tuple[float, float]], **how: Any) -> None:
-    """Round dots in one path, a tenth of the size of as many markers.
+    """Round dots in one path, a tenth of the size of as many markers; `linewidth` is their size.
 
-    Args:
-        axes: Axes with limits set.
-        places: Position of each dot, in data coordinates.
-        how: Style of the path: `color`, `linewidth` (the dots' size), `alpha`, `gid`.
+    The axes' limits must be set.
     """
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
@@ -250,12 +225,7 @@ def round_ticks(*, integer: bool = False, most: int = 5) -> Any:
 
 
 def span(values: Sequence[float], room: float = 0.05) -> tuple[float, float]:
-    """The limits of an axis for these values, with a margin.
-
-    Args:
-        values: At least one.
-        room: Margin at each end, as a share of the range.
-    """
+    """The limits of an axis for at least one value, with a margin at each end, as a share of the range."""
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         spread = abs(high) * 0.1 or 1.0
@@ -265,23 +235,13 @@ def span(values: Sequence[float], room: float = 0.05) -> tuple[float, float]:
 
 
 def finish(axes: Axes, title: str, x: str, y: str, *, whole: str = "", grid: str = "y") -> None:
-    """Title, labels and grid of a panel.
-
-    Args:
-        axes: The panel.
-        title: Title.
-        x: Label of the x axis.
-        y: Label of the y axis.
-        whole: Axes (`x`, `y` or both) with whole-number ticks.
-        grid: Axis with grid lines; empty for none.
-    """
+    """Title, labels and grid lines of a panel; `whole` names the axes (`x`, `y`, `xy`) with whole-number ticks."""
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for name in whole:
         getattr(axes, f"{name}axis").set_major_locator(round_ticks(integer=True))
-    if grid:
-        axes.grid(axis=grid)  # type: ignore[arg-type]
+    axes.grid(axis=grid)  # type: ignore[arg-type]
 
 
 def say(axes: Axes, text: str) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import iter_json
@@ -20,15 +20,13 @@ from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.datasets.pairs import between
+from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Manifest
 from optimsyn.runs.results.built_in import OptimizePromptResult, PrepareResult, SynthesizeResult, WarmUpResult
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.reading import read_result
 from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult
-
-if TYPE_CHECKING:
-    from optimsyn.runs.folder import Run
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 Row = dict[str, Any]
 ResultT = TypeVar("ResultT", bound=StageResult)
@@ -47,21 +45,13 @@ class RunFacts:
     """The data of a run.
 
     Attributes:
-        name: Name of the run folder.
-        folder: The run folder.
         secrets: Values that no page may show.
         results: Result of each stage that has one.
-        lost: Rows of `prepare/lost.jsonl`.
         candidates: All judged candidates of each written variant.
         kept: Keys of the candidates that became pairs, by variant.
         first_draft: Influence of the valid first-draft pairs.
-        reward_look: Findings on the reward; None if there are none.
-        prompt_history: Rows of the prompt optimiser.
-        policy_history: Rows of the policy's training.
         guiding_text: Text that the prompt optimiser chose; None before.
-        evaluation: Rows of `evaluation.json`.
-        against_no_rubric: The same, with differences to the target trained on pairs without a rubric.
-        token_shares: Token shares of the best and worst pairs.
+        against_no_rubric: Rows as in `evaluation`, with differences to the target trained on pairs without a rubric.
         judged: By stage, from `rewards.jsonl`; read only while `synthesize` has not finished.
         dataset_pairs: Number of pairs in the dataset; None before there is one.
         test_set: Identity of the test questions; "" before `prepare` has finished.
@@ -74,6 +64,10 @@ class RunFacts:
     manifest: Manifest
     secrets: list[str] = field(repr=False)
     results: dict[str, StageResult]
+    prepare: PrepareResult | None
+    warm_up: WarmUpResult | None
+    optimize_prompt: OptimizePromptResult | None
+    synthesize: SynthesizeResult | None
     lost: list[Row]
     candidates: dict[str, list[Row]]
     kept: dict[str, set[str]]
@@ -99,12 +93,16 @@ class RunFacts:
         """
         secrets = secret_values(run.secret_names)
         files = _Files(run.folder, secrets)
-        variants: list[str] = [
-            name for name in run.recipe.variants if files.has("synthesize", f"{name}.candidates.jsonl")
-        ]
+        synthesize, look = run.folder / "synthesize", run.folder / "warm_up" / REWARD_LOOK_FILE
+        variants = [name for name in run.recipe.variants if (synthesize / f"{name}.candidates.jsonl").is_file()]
         manifest = Manifest.model_validate(redact_tree(run.manifest.model_dump(), secrets))
-        results = {stage: result for stage in manifest.names if (result := files.result(stage)) is not None}
-        shares = run.folder / "synthesize" / SHARES_FILE
+        read = {
+            stage: read_result(raw, run.folder / stage / RESULT_FILE)
+            for stage in manifest.names
+            if (raw := files.json(stage, RESULT_FILE)) is not None
+        }
+        results = {stage: result for stage, result in read.items() if result is not None}
+        shares = synthesize / SHARES_FILE
         return cls(
             name=run.name,
             folder=run.folder,
@@ -112,52 +110,30 @@ class RunFacts:
             manifest=manifest,
             secrets=secrets,
             results=results,
+            prepare=_as(PrepareResult, results.get("prepare")),
+            warm_up=_as(WarmUpResult, results.get("warm_up")),
+            optimize_prompt=_as(OptimizePromptResult, results.get("optimize_prompt")),
+            synthesize=_as(SynthesizeResult, results.get("synthesize")),
             lost=files.rows("prepare", "lost.jsonl"),
             candidates={name: list(files.raw("synthesize", f"{name}.candidates.jsonl")) for name in variants},
             kept={
                 name: {row["key"] for row in files.raw("synthesize", f"{name}.judged.jsonl")}
                 for name in variants
-                if files.has("synthesize", f"{name}.judged.jsonl")
+                if (synthesize / f"{name}.judged.jsonl").is_file()
             },
-            first_draft=files.json("warm_up", "influence.json") if files.has("warm_up", "influence.json") else [],
-            reward_look=RewardLook.load(look)
-            if (look := run.folder / "warm_up" / REWARD_LOOK_FILE).is_file()
-            else None,
+            first_draft=files.json("warm_up", "influence.json") or [],
+            reward_look=RewardLook.load(look) if look.is_file() else None,
             prompt_history=files.rows("optimize_prompt", "history.jsonl"),
             policy_history=files.rows("train_policy", "history.jsonl"),
             guiding_text=files.text("optimize_prompt", "guiding_text.txt"),
-            evaluation=files.table("evaluation.json"),
-            against_no_rubric=files.table("evaluate", "against_no_rubric.json"),
+            evaluation=files.json("evaluation.json") or [],
+            against_no_rubric=files.json("evaluate", "against_no_rubric.json") or [],
             token_shares=_safe(TokenShares.read(shares), secrets) if shares.is_file() else None,
             judged={} if "synthesize" in results else _judged(files.raw("rewards.jsonl")),
-            dataset_pairs=_dataset_pairs(run, manifest, results.get("synthesize")),
+            dataset_pairs=_dataset_pairs(manifest, results.get("synthesize")),
             test_set=_digest(run.folder / "prepare" / "test.jsonl") if "prepare" in results else "",
             validation_set=_digest(run.folder / "prepare" / "validation.jsonl") if "prepare" in results else "",
         )
-
-    @property
-    def prepare(self) -> PrepareResult | None:
-        """Result of `prepare`; None before it has finished."""
-        return self._of("prepare", PrepareResult)
-
-    @property
-    def warm_up(self) -> WarmUpResult | None:
-        """Result of `warm_up`, or None."""
-        return self._of("warm_up", WarmUpResult)
-
-    @property
-    def optimize_prompt(self) -> OptimizePromptResult | None:
-        """Result of `optimize_prompt`, or None."""
-        return self._of("optimize_prompt", OptimizePromptResult)
-
-    @property
-    def synthesize(self) -> SynthesizeResult | None:
-        """Result of `synthesize`, or None."""
-        return self._of("synthesize", SynthesizeResult)
-
-    def _of(self, stage: str, kind: type[ResultT]) -> ResultT | None:
-        result = self.results.get(stage)
-        return result if isinstance(result, kind) else None
 
     @property
     def losses(self) -> dict[str, Losses]:
@@ -199,25 +175,16 @@ class _Files:
         self._folder = folder
         self._secrets = secrets
 
-    def has(self, *parts: str) -> bool:
-        return self._folder.joinpath(*parts).is_file()
-
     def json(self, *parts: str) -> Any:
         path = self._folder.joinpath(*parts)
+        if not path.is_file():
+            return None
         try:
             return redact_tree(json.loads(path.read_text(encoding="utf-8")), self._secrets)
         except ValueError as error:
             # Files in the run's root are from `evaluate`.
             stage = parts[0] if len(parts) > 1 else "evaluate"
             raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
-
-    def result(self, stage: str) -> StageResult | None:
-        if not self.has(stage, RESULT_FILE):
-            return None
-        return read_result(self.json(stage, RESULT_FILE), self._folder / stage / RESULT_FILE)
-
-    def table(self, *parts: str) -> list[MetricRow]:
-        return self.json(*parts) if self.has(*parts) else []
 
     def rows(self, *parts: str) -> list[Row]:
         return [redact_tree(row, self._secrets) for row in self.raw(*parts)]
@@ -234,7 +201,11 @@ class _Files:
         return str(redact_tree(path.read_text(encoding="utf-8").strip(), self._secrets))
 
 
-def _dataset_pairs(run: Run, manifest: Manifest, result: StageResult | None) -> int | None:
+def _as(kind: type[ResultT], result: StageResult | None) -> ResultT | None:
+    return result if isinstance(result, kind) else None
+
+
+def _dataset_pairs(manifest: Manifest, result: StageResult | None) -> int | None:
     """Number of pairs after `synthesize` and any custom stages."""
     if not isinstance(result, SynthesizeResult):
         return None

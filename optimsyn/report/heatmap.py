@@ -6,15 +6,14 @@ Readable without colour: a straight line under what helps, a wavy one under what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
 
 from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.influence.attribution.records import PairShares, TokenPiece
 from optimsyn.report.rendering import render
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 # Blue and vermilion of Okabe and Ito: distinct for colour-blind readers, on light and dark backgrounds.
 _HELPS, _HURTS = "0,114,178", "213,94,0"
@@ -26,8 +25,7 @@ _NAMED = 3
 _REMAINDER = 0.01
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One piece as displayed."""
 
     text: str
@@ -35,8 +33,7 @@ class Cell:
     title: str
 
 
-@dataclass(frozen=True)
-class HeatRow:
+class HeatRow(NamedTuple):
     """One pair as displayed: its cells, and the pieces with most and least influence."""
 
     shares: PairShares
@@ -73,14 +70,15 @@ class Heatmap:
     @property
     def legend(self) -> list[Cell]:
         """Cells from hurts most to helps most, with their values."""
-        steps = (-1.0, -0.5, 0.0, 0.5, 1.0)
-        shares = [step * self.strongest for step in steps]
+        shares = [step * self.strongest for step in (-1.0, -0.5, 0.0, 0.5, 1.0)]
         return [Cell(number(share, 2, sign=bool(share)), self._style(share), "") for share in shares]
 
     def _row(self, pair: PairShares) -> HeatRow:
         cells = []
         for piece in pair.pieces:
-            title = f"{fixed(piece.share, self.decimals, sign=True)}{self._part(piece, pair)}"
+            title = fixed(piece.share, self.decimals, sign=True)
+            if pair.influence:
+                title += f", {piece.share / pair.influence:.0%} of the pair's influence".replace("-", "−")
             if len(piece.shares) > 1:
                 title += f", {len(piece.shares)} tokens"
             cells.append(Cell("⏎ end" if piece.end else piece.text, self._style(piece.share), title))
@@ -95,18 +93,16 @@ class Heatmap:
             remainder=fixed(pair.remainder, self.decimals, sign=True) if significant else "",
         )
 
-    def _part(self, piece: TokenPiece, pair: PairShares) -> str:
-        if not pair.influence:
-            return ""
-        return f", {piece.share / pair.influence:.0%} of the pair's influence".replace("-", "−")
-
     def _named(self, piece: TokenPiece) -> tuple[str, str]:
         text = piece.text.strip()
         name = "end of the answer" if piece.end else f"“{text}”" if text else "a blank"
         return name, fixed(piece.share, self.decimals, sign=True)
 
+    def _part(self, share: float) -> float:
+        return abs(share) / self.strongest if self.strongest else 0.0
+
     def _style(self, share: float) -> str:
-        part = abs(share) / self.strongest if self.strongest else 0.0
+        part = self._part(share)
         if part < _PLAIN:
             return ""
         color, line = (_HELPS, "solid") if share > 0 else (_HURTS, "wavy")
@@ -120,14 +116,12 @@ class Heatmap:
         return render("heatmap.html.j2", heatmap=self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         if self.title:
             yield Text(self.title, style="bold")
         for pair in self.pairs:
             line = Text(f"{number(pair.influence, sign=True):>9}  {pair.question} ")
             for piece in pair.pieces:
-                part = abs(piece.share) / self.strongest if self.strongest else 0.0
+                part = self._part(piece.share)
                 weight = "bold " if part > 0.5 else ""
                 tone = "" if part < _PLAIN else f"{weight}blue underline" if piece.share > 0 else f"{weight}red"
                 line.append("⏎" if piece.end else piece.text, style=tone)

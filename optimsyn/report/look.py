@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import iter_json, read_jsonl
@@ -19,17 +20,18 @@ from optimsyn.base.terminal.labels import method_label, metric_label, variant_la
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text, shown
 from optimsyn.data.records import Pair, Passage, Question
+from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
 from optimsyn.optimize.history import read_history
-from optimsyn.reward.judgements import Judgement, LedgerRow, content_key, latest_rows
+from optimsyn.report import stage_plots
+from optimsyn.report.drawing import Picture
+from optimsyn.report.heatmap import Heatmap
+from optimsyn.report.tables import evaluation_table
+from optimsyn.reward.judgements import LedgerRow, content_key, latest_rows
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
+from optimsyn.runs.folder import Run
 from optimsyn.runs.results.built_in import WarmUpResult
+from optimsyn.target.warm_up.curve import WarmUpCurve
 from optimsyn.training.intervals import differs
-
-if TYPE_CHECKING:
-    from optimsyn.report.drawing import Picture
-    from optimsyn.report.heatmap import Heatmap
-    from optimsyn.runs.folder import Run
-    from optimsyn.target.warm_up.curve import WarmUpCurve
 
 
 def passages(run: Run, count: int = 1) -> Table:
@@ -52,33 +54,24 @@ def questions(run: Run, count: int = 3) -> Table:
 
 def prepare_picture(run: Run) -> Picture:
     """Lengths of the passages, and rows lost."""
-    from optimsyn.report.stage_plots import passages_figure
-
     words = [len(passage.text.split()) for passage in read_jsonl(run.path("prepare", "passages.jsonl"), Passage)]
     lost = Counter(row["reason"] for row in iter_json(run.path("prepare", "lost.jsonl")))
-    return passages_figure(words, dict(lost.most_common()), longest=run.recipe.documents.passage_words)
+    return stage_plots.passages_figure(words, dict(lost.most_common()), longest=run.recipe.documents.passage_words)
 
 
 def first_draft(run: Run, count: int = 2) -> Table:
     """The valid pairs of the first draft with the highest and the lowest influence, each with its rubric."""
-    pairs = read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
-    influence = _draft_influence(run)
-    titles = _titles(run)
-    order = sorted(range(len(pairs)), key=lambda index: -influence[index])
+    titles, pairs = _titles(run), read_jsonl(run.path("warm_up", "pairs.jsonl"), Pair)
+    order = sorted(zip(_draft_influence(run), pairs, strict=True), key=lambda item: -item[0])
     picked = order if len(order) <= count else [*order[: (count + 1) // 2], *order[len(order) - count // 2 :]]
-    rows = tuple(
-        (titles.get(pairs[i].passage_id, ""), _rubric(pairs[i]), as_text(pairs[i]), number(influence[i]))
-        for i in picked
-    )
+    rows = tuple((titles.get(p.passage_id, ""), _rubric(p), as_text(p), number(value)) for value, p in picked)
     columns = ("passage", "rubric", "pair", "influence")
     return Table(f"{len(rows)} of {len(pairs)} first-draft pairs", columns, rows, frozenset({3}))
 
 
 def warm_up_curve(run: Run) -> Picture:
     """The losses that decided the warm-up's steps, and the learning rates that it tried."""
-    from optimsyn.report.stage_plots import warm_up_curve_figure
-
-    return warm_up_curve_figure(_curve(run))
+    return stage_plots.warm_up_curve_figure(_curve(run))
 
 
 def reward(run: Run) -> RewardLook | Table:
@@ -91,35 +84,29 @@ def reward(run: Run) -> RewardLook | Table:
 
 def warm_up_picture(run: Run) -> Picture:
     """Loss of the warm-up, and influence of the first draft beside that of no gradient."""
-    from optimsyn.report.stage_plots import warm_up_figure
-
-    losses = _curve(run).losses
     baseline = WarmUpResult.load(run).zero_gradient_baseline
-    return warm_up_figure(losses, _draft_influence(run), zero_gradient=baseline)
+    return stage_plots.warm_up_figure(_curve(run).losses, _draft_influence(run), zero_gradient=baseline)
 
 
 def guiding_texts(run: Run) -> Table:
     """Every guiding text that was tried, with its reward and outcome."""
-    history = _history(run, "optimize_prompt")
-    rows = [
+    rows = tuple(
         (str(row["judged"]), row["status"], number(row["score"]), row["guiding_text"])
-        for row in history
+        for row in read_history(run.path("optimize_prompt", "history.jsonl"))
         if row.get("score") is not None
-    ]
+    )
     note = (
         "A rejected text was judged on its first passages alone, so its reward is not comparable with those of the "
         "others, only with that of its parent on the same passages."
     )
     columns = ("pairs judged so far", "what became of it", "reward", "guiding text")
     title = f"Guiding texts, tried by {method_label(run.recipe.optimizers.prompt.method)}"
-    return Table(title, columns, tuple(rows), frozenset({0, 2}), note)
+    return Table(title, columns, rows, frozenset({0, 2}), note)
 
 
 def prompt_picture(run: Run) -> Picture:
     """The search for a better guiding text."""
-    from optimsyn.report.stage_plots import prompt_search_figure
-
-    return prompt_search_figure(_history(run, "optimize_prompt"))
+    return stage_plots.prompt_search_figure(read_history(run.path("optimize_prompt", "history.jsonl")))
 
 
 def policy_groups(run: Run, count: int = 1) -> Table:
@@ -128,10 +115,11 @@ def policy_groups(run: Run, count: int = 1) -> Table:
     Groups with equal rewards, which teach nothing, come last.
     """
     rows: list[tuple[str, ...]] = []
-    groups = sorted(_groups(run).items(), key=lambda item: -_spread([row.reward for row in item[1]]))
+    by_reward = {title: sorted(members, key=lambda row: -row.reward) for title, members in _groups(run).items()}
+    groups = sorted(by_reward.items(), key=lambda item: item[1][-1].reward - item[1][0].reward)
     for title, members in groups[:count]:
-        mean = sum(row.reward for row in members) / len(members)
-        for row in sorted(members, key=lambda row: -row.reward):
+        mean = fmean(row.reward for row in members)
+        for row in members:
             kind = row.rubric.question_type if row.rubric is not None else "(not readable)"
             outcome = as_text(row.pair) if row.pair is not None else ""
             failed = "" if row.valid else f"\ninvalid: {', '.join(row.failed)}"
@@ -147,35 +135,32 @@ def policy_groups(run: Run, count: int = 1) -> Table:
 
 def policy_picture(run: Run) -> Picture:
     """Rewards within the groups, mean reward over the steps, distance from the untrained model."""
-    from optimsyn.report.stage_plots import policy_figure
-
     groups = {title: [(row.reward, row.valid) for row in members] for title, members in _groups(run).items()}
-    return policy_figure(_history(run, "train_policy"), groups, run.recipe.optimizers.policy.method)
+    history = read_history(run.path("train_policy", "history.jsonl"))
+    return stage_plots.policy_figure(history, groups, run.recipe.optimizers.policy.method)
 
 
 def variants_picture(run: Run) -> Picture:
     """Influence of the valid pairs of each variant."""
-    from optimsyn.report.stage_plots import variants_figure
-
     influence: dict[str, list[float]] = {
-        variant: [row.influence for row in _candidates(run, variant) if row.influence is not None]
+        variant: [row.influence for row in run.candidates(variant) if row.influence is not None]
         for variant in run.recipe.variants
     }
     baseline = WarmUpResult.load(run).zero_gradient_baseline
-    return variants_figure(influence, zero_gradient=baseline)
+    return stage_plots.variants_figure(influence, zero_gradient=baseline)
 
 
 def best_and_worst(run: Run, count: int = 1) -> Table:
     """The valid pairs of highest and of lowest influence over all variants."""
-    rows = [row for variant in run.recipe.variants for row in _candidates(run, variant)]
-    valid = {content_key(row.pair): row for row in rows if row.pair is not None and row.influence is not None}
-    order = sorted(valid.values(), key=lambda row: -(row.influence or 0.0))
+    rows = [row for variant in run.recipe.variants for row in run.candidates(variant)]
+    valid = {
+        content_key(row.pair): (row.influence, row.variant, row.pair)
+        for row in rows
+        if row.pair is not None and row.influence is not None
+    }
+    order = sorted(valid.values(), key=lambda item: -item[0])
     picked = order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
-    body = tuple(
-        (number(row.influence), variant_label(row.variant), _rubric(row.pair), as_text(row.pair))
-        for row in picked
-        if row.pair is not None
-    )
+    body = tuple((number(value), variant_label(name), _rubric(pair), as_text(pair)) for value, name, pair in picked)
     columns = ("influence", "made with", "rubric", "pair")
     title = f"Highest and lowest influence of {len(order)} different valid pairs"
     return Table(title, columns, body, frozenset({0}))
@@ -187,9 +172,6 @@ def words(run: Run) -> Heatmap:
     Raises:
         StageError: The run has no token shares.
     """
-    from optimsyn.influence.attribution.records import SHARES_FILE, TokenShares
-    from optimsyn.report.heatmap import Heatmap
-
     path = run.path("synthesize", SHARES_FILE)
     if not path.is_file():
         raise StageError(f"{path}: missing; run the stage synthesize again, in a new run")
@@ -216,29 +198,25 @@ def dataset(run: Run, count: int = 2) -> Table:
         if row.pair is not None
     )
     columns = ("pair", "sentence that it rests on", "passage", "generator", "influence")
-    note = f"dataset/train.parquet and train.jsonl: {len(judged)} pairs made with the {_variant(run)}."
+    made_with = variant_label(run.recipe.dataset_variant)
+    note = f"dataset/train.parquet and train.jsonl: {len(judged)} pairs made with the {made_with}."
     return Table(_first(count, len(judged), "row") + " of the dataset", columns, rows, frozenset({4}), note)
 
 
 def training_picture(run: Run) -> Picture:
     """Training loss on the pairs of each variant."""
-    from optimsyn.report.stage_plots import training_figure
-
-    return training_figure(
+    return stage_plots.training_figure(
         {name: list(iter_json(run.path("fine_tune", name, "history.jsonl"))) for name in run.recipe.variants}
     )
 
 
 def evaluation(run: Run) -> Table:
     """Every metric of every variant with its interval and its paired difference to the target as it came."""
-    from optimsyn.report.tables import evaluation_table
-
-    return evaluation_table(_evaluation(run), confidence=run.recipe.evaluation.confidence)
+    return evaluation_table(_json(run, "evaluation.json"), confidence=run.recipe.evaluation.confidence)
 
 
 def against_no_rubric(run: Run) -> Table:
     """Effect of rubrics: paired differences to the target trained on as many pairs without one."""
-    rows = json.loads(run.path("evaluate", "against_no_rubric.json").read_text(encoding="utf-8"))
     body = tuple(
         (
             metric_label(row["metric"]),
@@ -247,7 +225,7 @@ def against_no_rubric(run: Run) -> Table:
             f"[{number(row['difference_low'], sign=True)}, {number(row['difference_high'], sign=True)}]",
             "apart" if differs(row) else "not told apart",
         )
-        for row in rows
+        for row in _json(run, "evaluate", "against_no_rubric.json")
         if row["difference"] is not None
     )
     percent = f"{run.recipe.evaluation.confidence:.0%}"
@@ -258,9 +236,7 @@ def against_no_rubric(run: Run) -> Table:
 
 def evaluation_picture(run: Run) -> Picture:
     """The evaluation as a picture."""
-    from optimsyn.report.stage_plots import evaluation_figure
-
-    return evaluation_figure(_evaluation(run), confidence=run.recipe.evaluation.confidence)
+    return stage_plots.evaluation_figure(_json(run, "evaluation.json"), confidence=run.recipe.evaluation.confidence)
 
 
 def judged_pairs(run: Run) -> list[Pair]:
@@ -290,53 +266,32 @@ def _ledger(run: Run) -> Iterator[LedgerRow]:
     return map(LedgerRow.model_validate, latest_rows(run.path("rewards.jsonl")))
 
 
-def _spread(values: Sequence[float]) -> float:
-    return max(values) - min(values)
-
-
-def _candidates(run: Run, variant: str) -> list[Judgement]:
-    return run.candidates(variant)
-
-
-def _history(run: Run, stage: str) -> list[dict[str, Any]]:
-    return read_history(run.path(stage, "history.jsonl"))
-
-
 def _curve(run: Run) -> WarmUpCurve:
-    from optimsyn.target.warm_up.curve import WarmUpCurve
-
     file = run.path("warm_up", "checkpoints", "curve.json")
     if file.is_file():
         return WarmUpCurve.load(file)
     # Older versions always had a given number of steps.
-    steps = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(file.parent.glob("step-*/checkpoint.json"))
-    ]
+    steps = [json.loads(path.read_text("utf-8")) for path in sorted(file.parent.glob("step-*/checkpoint.json"))]
     losses = tuple(loss for step in steps for loss in step["losses"])
     return WarmUpCurve(steps[-1].get("lr", 0.0), len(losses), "given", "", "", losses)
 
 
 def _draft_influence(run: Run) -> list[float]:
-    return [float(value) for value in json.loads(run.path("warm_up", "influence.json").read_text(encoding="utf-8"))]
+    return [float(value) for value in _json(run, "warm_up", "influence.json")]
 
 
-def _evaluation(run: Run) -> Any:
-    return json.loads(run.path("evaluation.json").read_text(encoding="utf-8"))
+def _json(run: Run, *parts: str) -> Any:
+    return json.loads(run.path(*parts).read_text(encoding="utf-8"))
 
 
 def _titles(run: Run) -> dict[str, str]:
-    records: Iterable[Passage] = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
-    return {passage.id: passage.title for passage in records}
+    return {passage.id: passage.title for passage in read_jsonl(run.path("prepare", "passages.jsonl"), Passage)}
 
 
 def _rubric(pair: Pair) -> str:
     from optimsyn.programs.rubric import rubric_text
 
     return rubric_text(pair.rubric) if pair.rubric is not None else "(none)"
-
-
-def _variant(run: Run) -> str:
-    return variant_label(run.recipe.dataset_variant)
 
 
 def _first(count: int, total: int, noun: str) -> str:

@@ -6,6 +6,7 @@ label it above the row, to stay readable on a phone.
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.base.terminal.labels import variant_color, variant_label
 from optimsyn.base.terminal.table import decimals_for, fixed, number
 from optimsyn.report.drawing import DASHED, GRID, GROUND, INK, SOFT, dots, pointed, round_ticks, span
+from optimsyn.report.tables import interval
+from optimsyn.training.intervals import MetricRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 
 # Most dots per variant; the numbers beside them cover all values.
 _MOST_DOTS = 180
@@ -31,11 +35,7 @@ def draw_influence(
 ) -> str:
     """Influence of each variant's valid pairs: a dot for each pair, the middle half as a box, the median.
 
-    Args:
-        axes: Axes to draw on.
-        influence: Variant to influences; none may be empty.
-        zero_gradient: Influence of a pair without any gradient; None leaves it out.
-        narrow: Use shorter row labels.
+    No variant may be without pairs; `zero_gradient` is that of a pair without any gradient.
     """
     every = [value for values in influence.values() for value in values]
     decimals = decimals_for(every)
@@ -77,17 +77,11 @@ def _box(axes: Axes, values: Sequence[float], middle: float, color: str) -> None
 
 
 def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
-    """Reward of every guiding text that was tried, and of the best so far.
-
-    Args:
-        axes: Axes to draw on.
-        candidates: Rows of the prompt optimiser's history with a score.
-    """
+    """Reward of every guiding text that was tried (the history's rows with a score), and of the best so far."""
     color = variant_color("optimized")
     places = [(float(row.get("judged", place)), float(row["score"])) for place, row in enumerate(candidates)]
-    off = [row.get("status") == "rejected" for row in candidates]
-    compared = [point for point, rejected in zip(places, off, strict=True) if not rejected]
-    rejected = [point for point, rejected in zip(places, off, strict=True) if rejected]
+    rejected = [place for place, row in zip(places, candidates, strict=True) if row.get("status") == "rejected"]
+    compared = [place for place, row in zip(places, candidates, strict=True) if row.get("status") != "rejected"]
     _frame(axes, [0.0, *(x for x, _ in places)], [y for _, y in places], 0.12)
     for place in rejected:
         # A dot within a dot, since markers would need ids in a page.
@@ -95,14 +89,11 @@ def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
         dots(axes, [place], color=SOFT, linewidth=9.3, zorder=2, gid=gid)
         dots(axes, [place], color=GROUND, linewidth=6.7, zorder=2, gid=gid)
     if compared:
-        best = [max(score for _, score in compared[: place + 1]) for place in range(len(compared))]
-        end = max(x for x, _ in places)
-        x_best, y_best = [*(x for x, _ in compared), end], [*best, best[-1]]
+        best = list(itertools.accumulate((score for _, score in compared), max))
+        x_best, y_best = [*(x for x, _ in compared), max(x for x, _ in places)], [*best, best[-1]]
         axes.plot(x_best, y_best, drawstyle="steps-post", color=color, linewidth=2, label="best so far", clip_on=False)
-    for x_dot, y_dot in compared:
-        dots(
-            axes, [(x_dot, y_dot)], color=color, linewidth=9, gid=pointed(f"compared on all passages: {number(y_dot)}")
-        )
+    for place in compared:
+        dots(axes, [place], color=color, linewidth=9, gid=pointed(f"compared on all passages: {number(place[1])}"))
     axes.plot([], [], linestyle="", marker="o", color=color, label="compared")
     if rejected:
         hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": GROUND, "markeredgecolor": SOFT}
@@ -114,21 +105,24 @@ def draw_prompt(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and spread of the reward by training step, with the share of valid pairs.
-
-    Args:
-        axes: Axes to draw on.
-        trained: Rows of the policy's history with a reward.
-    """
+    """Mean and spread of the reward by training step, with the share of valid pairs; rows as in the history."""
     color = variant_color("policy")
     steps = [float(row.get("step", place + 1)) for place, row in enumerate(trained)]
     means = [float(row["reward"]) for row in trained]
-    spread = [float(row.get("reward_std") or 0.0) for row in trained]
-    under = [mean - std for mean, std in zip(means, spread, strict=True)]
-    over = [mean + std for mean, std in zip(means, spread, strict=True)]
+    under, over = (
+        [mean + sign * float(row.get("reward_std") or 0.0) for mean, row in zip(means, trained, strict=True)]
+        for sign in (-1, 1)
+    )
     _frame(axes, steps, [*under, *over], 0.08)
-    band = ([*steps, *reversed(steps)], [*under, *reversed(over)])
-    axes.fill(*band, color=color, alpha=0.18, linewidth=0, label="± 1 std", clip_on=False)
+    axes.fill(
+        [*steps, *reversed(steps)],
+        [*under, *reversed(over)],
+        color=color,
+        alpha=0.18,
+        linewidth=0,
+        label="± 1 std",
+        clip_on=False,
+    )
     axes.plot(steps, means, color=color, linewidth=2, label="mean", clip_on=False)
     few = len(steps) <= _MOST_MARKERS
     if few:
@@ -185,29 +179,56 @@ def draw_intervals(
         gid = pointed(f"{names[0]}: {first['value']:.3f}")
         _upright(axes, first["value"], lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
     for place, (row, top) in enumerate(zip(rows, tops, strict=True)):
-        middle, color, interval = top + 25, variant_color(row["variant"]), interval_text(row)
+        middle, color, text = top + 25, variant_color(row["variant"]), interval(row)
         who = names[place] if labels is None else f"{names[place]}, {variant_label(row['variant'])}"
         if labels is None or _fresh(names, place):
-            _name(axes, top + 13, names[place], "" if labels is not None else (value_text or interval_text)(row))
-        gid = pointed(f"{who}: {interval}")
+            _name(axes, top + 13, names[place], "" if labels is not None else (value_text or interval)(row))
+        gid = pointed(f"{who}: {text}")
         if row["low"] is not None and row["high"] is not None:
             ends = [row["low"], row["high"]]
             axes.plot(ends, [middle, middle], color=color, linewidth=3, clip_on=False, zorder=2.5, gid=gid)
         dots(axes, [(row["value"], middle)], color=color, linewidth=9, gid=gid)
 
 
+def scored(history: Sequence[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
+    """The rows of a history with a number in this field."""
+    return [row for row in history if isinstance(row.get(field), int | float)]
+
+
+def influence_words(influence: Mapping[str, Sequence[float]]) -> str:
+    """What `draw_influence` shows, for those who cannot see it."""
+    medians = (f"{variant_label(name)} {number(statistics.median(values))}" for name, values in influence.items())
+    return f"Median influence of the valid pairs: {', '.join(medians)}."
+
+
+def prompt_words(candidates: Sequence[Mapping[str, Any]]) -> str:
+    """What `draw_prompt` shows."""
+    compared = [row["score"] for row in candidates if row.get("status") != "rejected"]
+    if not compared:
+        return f"{len(candidates)} guiding texts were tried."
+    ends = f"reward {number(compared[0])} at the start, best {number(max(compared))}"
+    return f"{len(candidates)} guiding texts, {len(candidates) - len(compared)} of them rejected early: {ends}."
+
+
+def policy_words(trained: Sequence[Mapping[str, Any]]) -> str:
+    """What `draw_policy` shows."""
+    ends = ((trained[0], 1), (trained[-1], len(trained)))
+    rewards = (f"{number(row['reward'])} in step {row.get('step', place):g}" for row, place in ends)
+    return f"Mean reward {', '.join(rewards)}."
+
+
+def evaluation_words(rows: Sequence[MetricRow]) -> str:
+    """The values of every metric and variant."""
+    by_metric: dict[str, list[str]] = {}
+    for row in rows:
+        by_metric.setdefault(row["metric"], []).append(f"{variant_label(row['variant'])} {row['value']:.2f}")
+    return " ".join(f"{metric.replace('_', ' ')}: {', '.join(values)}." for metric, values in by_metric.items())
+
+
 def intervals_height(rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> float:
     """Height of the rows of `draw_intervals`."""
     names = list(labels) if labels is not None else [str(row["variant"]) for row in rows]
     return (_tops(names, grouped=labels is not None) or [0.0])[-1] + VALUE_ROW
-
-
-def interval_text(row: Mapping[str, Any]) -> str:
-    """A value with its interval."""
-    text = f"{row['value']:.3f}"
-    if row["low"] is not None and row["high"] is not None:
-        text += f" [{row['low']:.3f}, {row['high']:.3f}]"
-    return text.replace("-", "−")
 
 
 def _fresh(names: Sequence[str], place: int) -> bool:

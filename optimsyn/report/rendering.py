@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,17 @@ from optimsyn.base.secrets.redaction import redact_tree
 from optimsyn.base.terminal.labels import VARIANT_COLORS, metric_label, variant_color, variant_label
 from optimsyn.base.terminal.table import duration, fixed, number
 from optimsyn.report.drawing import Drawing
+from optimsyn.report.tables import interval
 from optimsyn.runs.outcomes import judgement, stage_label
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Text between tags, and the text alternative.
 _TEXT = re.compile(r'(?<=>)[^<>]+(?=<)|(?<=aria-label=")[^"]+(?=")')
-# A non-breaking space.
-_JOINT = "\u00a0"
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def render(template: str, secrets: Sequence[str] = (), **context: Any) -> str:
-    """Fills a template.
-
-    Args:
-        template: Name of a file in `templates/`.
-        secrets: Values to redact.
-        context: Variables of the template.
-
-    Returns:
-        HTML with every value escaped.
-    """
-    hidden = list(secrets)
-    environment = template_environment().overlay(finalize=lambda value: _shown(value, hidden))
+    """The HTML of a template in `templates/` with these variables, every value escaped and without these secrets."""
+    environment = template_environment().overlay(finalize=lambda value: _shown(value, list(secrets)))
     return environment.get_template(template).render(**context)
 
 
@@ -62,11 +50,11 @@ def template_environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "bytes": byte_size,
         "count": lambda value: f"{value:,}",
         "duration": duration,
         "fixed": fixed,
-        "interval": interval,
+        # Non-breaking spaces: an interval stays on one line.
+        "interval": partial(interval, joint="\u00a0"),
         "judgement": judgement,
         "metric": metric_label,
         "number": number,
@@ -76,27 +64,6 @@ def template_environment() -> Environment:
     }
     environment.globals |= {"variant_colors": VARIANT_COLORS, "variant_color": variant_color}
     return environment
-
-
-def interval(row: Mapping[str, Any], *, difference: bool = False) -> str:
-    """A value with its interval, or the paired difference with its own, without line breaks; a dash for none."""
-    keys = ("difference", "difference_low", "difference_high") if difference else ("value", "low", "high")
-    value, low, high = (row[key] for key in keys)
-    if value is None:
-        return "–"
-    plus = "+" if difference else ""
-    text = f"{value:{plus}.3f}"
-    if low is not None and high is not None:
-        text += f"{_JOINT}[{low:{plus}.3f},{_JOINT}{high:{plus}.3f}]"
-    return text.replace("-", "−")
-
-
-def byte_size(count: float) -> str:
-    """Bytes in readable units: `812 MB`, `1.4 GB`."""
-    size, unit = float(count), 0
-    while size >= 999.5 and unit + 1 < len(_UNITS):
-        size, unit = size / 1000, unit + 1
-    return f"{size:.1f} {_UNITS[unit]}" if size < 9.95 and unit else f"{size:.0f} {_UNITS[unit]}"
 
 
 def cut(text: str, limit: int) -> str:

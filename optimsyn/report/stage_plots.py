@@ -1,12 +1,14 @@
-"""One picture for each stage, drawn from plain numbers that `optimsyn.report.look` reads from a run."""
+"""One picture for each stage, and one of a whole run, drawn from plain numbers."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.terminal.labels import method_label, variant_color, variant_label
+from optimsyn.base.terminal.labels import method_label, metric_label, variant_color, variant_label
+from optimsyn.report import panels
 from optimsyn.report.drawing import (
     BLUE,
     BROWN,
@@ -19,32 +21,26 @@ from optimsyn.report.drawing import (
     Picture,
     drawing,
     finish,
+    legend_below,
     picture,
     round_ticks,
     say,
 )
-from optimsyn.report.plots import evaluation_height, evaluation_panels, influence_panel, policy_panel, prompt_panel
+from optimsyn.report.rendering import cut
+from optimsyn.target.warm_up.curve import WarmUpCurve
+from optimsyn.training.intervals import MetricRow, differs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from optimsyn.target.warm_up.curve import WarmUpCurve
-    from optimsyn.training.intervals import MetricRow
 
-# In every picture blue helps and red hurts.
-DIVERGING = "RdBu"
-# Height of a variant's row, and of a panel's title and axis.
-_ROW_INCHES, _REST_INCHES = 0.56, 1.0
+# Reward and validity of the pairs of each group.
+Groups = Mapping[str, Sequence[tuple[float, bool]]]
 
 
 def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: int) -> Picture:
-    """Lengths of the passages, and reasons for lost rows.
-
-    Args:
-        words: Number of words of each passage.
-        lost: Reason to number of lost rows.
-        longest: The recipe's longest passage, in words.
-    """
+    """Numbers of words of the passages with the recipe's limit, and how many rows were lost for each reason."""
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
         left.hist(words, bins=min(20, max(5, len(words) // 2)), color=BLUE, edgecolor="white", linewidth=0.8)
@@ -68,13 +64,7 @@ def passages_figure(words: Sequence[int], lost: Mapping[str, int], *, longest: i
 
 
 def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_gradient: float | None) -> Picture:
-    """Training loss of the warm-up, and influence of the first draft beside that of no gradient.
-
-    Args:
-        losses: Loss of each step, in nats.
-        influence: Influence of the valid first-draft pairs.
-        zero_gradient: Influence of a sample without any gradient; None if not recorded.
-    """
+    """Loss of each step of the warm-up, and influence of the first draft beside that of a sample without gradient."""
     with drawing(2.9) as figure:
         left, right = figure.subplots(1, 2)
         left.plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=1.8, marker="o", markersize=4)
@@ -91,11 +81,7 @@ def warm_up_figure(losses: Sequence[float], influence: Sequence[float], *, zero_
 
 
 def warm_up_curve_figure(curve: WarmUpCurve) -> Picture:
-    """The losses of the warm-up, its checkpoint, and the learning rates that were tried.
-
-    Args:
-        curve: The saved curve of the stage.
-    """
+    """The losses of the warm-up, its checkpoint, and the learning rates that were tried."""
     if not curve.looks:
         with drawing(2.9, width=7.4) as figure:
             axes = figure.subplots()
@@ -146,92 +132,53 @@ def _draw_rates(axes: Axes, curve: WarmUpCurve) -> None:
 
 
 def prompt_search_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
-    """Reward of every guiding text that the search tried.
-
-    Args:
-        history: Rows of the prompt optimiser's history: `judged`, `status`, `score`.
-    """
-    candidates = [row for row in history if isinstance(row.get("score"), int | float)]
+    """Reward of every guiding text that the search tried, from the prompt optimiser's history."""
+    candidates = panels.scored(history, "score")
     with drawing(3.1, width=6.4) as figure:
         axes = figure.subplots()
         if not candidates:
             say(axes, "nothing was tried")
             return picture(figure, "No guiding text was tried.")
-        prompt_panel(axes, candidates)
-        whole = [row["score"] for row in candidates if row.get("status") != "rejected"]
-        return picture(
-            figure,
-            f"{len(candidates)} guiding texts: reward {whole[0]:.3g} at the start, best {max(whole):.3g}; "
-            f"{len(candidates) - len(whole)} were rejected on their first passages.",
-        )
+        history_panel(axes, candidates)
+        return picture(figure, panels.prompt_words(candidates))
 
 
-def policy_figure(
-    history: Sequence[Mapping[str, Any]],
-    groups: Mapping[str, Sequence[tuple[float, bool]]] | None = None,
-    method: str = "grpo",
-) -> Picture:
-    """Rewards within each group, mean reward over the steps, and KL from the untrained model.
-
-    Args:
-        history: Rows of the policy's history: `step`, `reward`, `reward_std`, `valid`, `kl`.
-        groups: Passage of each group -> reward and validity of its pairs.
-        method: The policy optimiser, as in the recipe.
-    """
-    trained = [row for row in history if isinstance(row.get("reward"), int | float)]
+def policy_figure(history: Sequence[Mapping[str, Any]], groups: Groups, method: str = "grpo") -> Picture:
+    """Rewards within each group, mean reward over the steps, and KL from the untrained model."""
+    trained = panels.scored(history, "reward")
     with drawing(3.3) as figure:
         if not trained:
             say(figure.subplots(), "no step was made")
             return picture(figure, f"No step of {method_label(method)} was made.")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
-        _draw_groups(left, groups or {}, "Groups that were compared")
-        policy_panel(middle, trained)
+        _draw_groups(left, groups, "Groups that were compared")
+        history_panel(middle, trained, of_policy=True)
         kl = [(row["step"], row["kl"]) for row in trained if row.get("kl") is not None]
         right.plot([step for step, _ in kl], [value for _, value in kl], color=INK, linewidth=1.6, marker="o")
         finish(right, "Distance travelled", "training step", "KL from the untrained model", whole="x")
-        return picture(
-            figure,
-            f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
-            f"{trained[-1]['reward']:.3g} last; KL at the end {kl[-1][1]:.2g}."
-            if kl
-            else f"{method_label(method)} over {len(trained)} steps: mean reward {trained[0]['reward']:.3g} first, "
-            f"{trained[-1]['reward']:.3g} last.",
-        )
+        end = f" KL at the end {kl[-1][1]:.2g}." if kl else ""
+        return picture(figure, f"{method_label(method)} over {len(trained)} steps. {panels.policy_words(trained)}{end}")
 
 
-def _draw_groups(axes: Axes, groups: Mapping[str, Sequence[tuple[float, bool]]], title: str) -> None:
+def _draw_groups(axes: Axes, groups: Groups, title: str) -> None:
     color = variant_color("policy")
     for place, members in enumerate(groups.values()):
-        for rewards, filled in (
-            ([reward for reward, valid in members if valid], True),
-            ([reward for reward, valid in members if not valid], False),
-        ):
+        for filled, face, edge in ((True, color, color), (False, GROUND, SOFT)):
+            rewards = [reward for reward, valid in members if valid == filled]
             # Equal rewards (such as the penalty) are spread, so that each is visible.
             heights = [place + 0.09 * (index - (len(rewards) - 1) / 2) for index in range(len(rewards))]
-            axes.scatter(
-                rewards,
-                heights,
-                s=30,
-                facecolors=color if filled else GROUND,
-                edgecolors=color if filled else SOFT,
-                linewidths=1.1,
-                zorder=3,
-            )
+            axes.scatter(rewards, heights, s=30, facecolors=face, edgecolors=edge, linewidths=1.1, zorder=3)
         mean = statistics.fmean(reward for reward, _ in members)
         axes.plot([mean, mean], [place - 0.33, place + 0.33], color=INK, linewidth=2.0, zorder=2)
-    axes.set_yticks(range(len(groups)), [_short(name) for name in groups])
+    axes.set_yticks(range(len(groups)), [cut(name, 22) for name in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(round_ticks())
     finish(axes, title, "reward\n(hollow: invalid; black bar: mean)", "", grid="x")
 
 
-def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Picture:
-    """Rewards of some pairs, one line per group; hollow dots are invalid pairs.
-
-    Args:
-        groups: Name -> reward and validity of its pairs.
-    """
+def rewards_figure(groups: Groups) -> Picture:
+    """Rewards of some pairs, one line per group; hollow dots are invalid pairs."""
     with drawing(0.55 * len(groups) + 1.2, width=7.4) as figure:
         _draw_groups(figure.subplots(), groups, "Rewards")
         means = ", ".join(f"{name} {statistics.fmean(r for r, _ in members):.3g}" for name, members in groups.items())
@@ -239,12 +186,7 @@ def rewards_figure(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> Pictur
 
 
 def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
-    """Cost with several services, cheapest first.
-
-    Args:
-        costs: Name -> US dollars.
-        title: Title of the panel.
-    """
+    """Costs in US dollars with several services, cheapest first."""
     ordered = sorted(costs.items(), key=lambda item: item[1])
     with drawing(0.36 * max(1, len(ordered)) + 1.0, width=7.4) as figure:
         axes = figure.subplots()
@@ -264,22 +206,17 @@ def costs_figure(costs: Mapping[str, float], title: str) -> Picture:
 def variants_figure(influence: Mapping[str, Sequence[float]], *, zero_gradient: float | None = None) -> Picture:
     """The influence of each variant's valid pairs."""
     by_variant = {variant: list(values) for variant, values in influence.items() if len(values)}
-    with drawing(_ROW_INCHES * max(1, len(by_variant)) + _REST_INCHES, width=7.4) as figure:
+    with drawing(0.56 * max(1, len(by_variant)) + 1.0, width=7.4) as figure:
         axes = figure.subplots()
         if not by_variant:
             say(axes, "no valid pair")
             return picture(figure, "No variant has a valid pair.")
         influence_panel(axes, by_variant, zero_gradient)
-        medians = ", ".join(f"{variant_label(name)} {statistics.median(v):.3g}" for name, v in by_variant.items())
-        return picture(figure, f"Median influence of the valid pairs: {medians}.")
+        return picture(figure, panels.influence_words(by_variant))
 
 
 def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
-    """Training loss of the target on each variant's pairs.
-
-    Args:
-        histories: Variant -> rows of its history: `step`, `loss`.
-    """
+    """Training loss of the target on each variant's pairs, from their histories."""
     with drawing(3.0, width=7.4) as figure:
         axes = figure.subplots()
         ends = {}
@@ -302,22 +239,96 @@ def training_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pic
 
 
 def evaluation_figure(evaluation: Sequence[MetricRow], *, confidence: float = 0.95) -> Picture:
-    """Every metric of every variant with its interval.
-
-    Args:
-        evaluation: Rows of `evaluation.json`.
-        confidence: Coverage of the intervals.
-    """
-    metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
+    """Every metric of every variant with its interval, from the rows of `evaluation.json`."""
     with drawing(evaluation_height(evaluation)) as figure:
         evaluation_panels(figure, evaluation, confidence)
-        values = "; ".join(
-            f"{metric.replace('_', ' ')}: "
-            + ", ".join(f"{variant_label(r['variant'])} {r['value']:.2f}" for r in evaluation if r["metric"] == metric)
-            for metric in metrics
-        )
-        return picture(figure, f"Evaluation. {values}.")
+        return picture(figure, f"Evaluation. {panels.evaluation_words(evaluation)}")
 
 
-def _short(text: str, limit: int = 22) -> str:
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+@dataclass(frozen=True)
+class RunNumbers:
+    """Numbers for the picture of a run; missing ones are empty.
+
+    Attributes:
+        influence: For each variant, the influence of its valid pairs.
+        prompt: Rows of the prompt optimiser's history.
+        policy: Rows of the policy's history.
+        evaluation: Rows of `evaluation.json`.
+        zero_gradient: Influence of a sample without any gradient.
+    """
+
+    influence: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    prompt: Sequence[Mapping[str, Any]] = ()
+    policy: Sequence[Mapping[str, Any]] = ()
+    evaluation: Sequence[MetricRow] = ()
+    zero_gradient: float | None = None
+    confidence: float = 0.95
+
+
+def run_figure(numbers: RunNumbers, title: str = "") -> Picture:
+    """Draws a run: influence and reward above, evaluation below; leaves out missing parts."""
+    influence = {variant: list(values) for variant, values in numbers.influence.items() if len(values)}
+    candidates, trained = panels.scored(numbers.prompt, "score"), panels.scored(numbers.policy, "reward")
+    drawn: list[tuple[float, Callable[[Axes], None]]] = []
+    words = []
+    if influence:
+        drawn.append((1.25, lambda axes: influence_panel(axes, influence, numbers.zero_gradient)))
+        words.append(panels.influence_words(influence))
+    if candidates:
+        drawn.append((1.0, lambda axes: history_panel(axes, candidates)))
+        words.append(panels.prompt_words(candidates))
+    if trained:
+        drawn.append((1.0, lambda axes: history_panel(axes, trained, of_policy=True)))
+        words.append(panels.policy_words(trained))
+    heights = [max(3.0, 0.56 * len(influence) + 1.0)] if drawn else []
+    heights += [evaluation_height(numbers.evaluation)] if numbers.evaluation else []
+    with drawing(sum(heights, 0.45 if title else 0.1) if heights else 1.0, width=10.5) as figure:
+        if title:
+            figure.suptitle(title, x=0.012, ha="left", fontsize=12)
+        if not heights:
+            figure.text(0.5, 0.4, "nothing to draw yet", ha="center")
+            return picture(figure, "An empty picture.")
+        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        if drawn:
+            grid = rows[0].subplots(1, len(drawn), width_ratios=[width for width, _ in drawn], squeeze=False)
+            for axes, (_, draw) in zip(grid[0], drawn, strict=True):
+                draw(axes)
+        if numbers.evaluation:
+            evaluation_panels(rows[-1], numbers.evaluation, numbers.confidence)
+            words.append(panels.evaluation_words(numbers.evaluation))
+        return picture(figure, " ".join(words))
+
+
+def influence_panel(axes: Axes, influence: Mapping[str, Sequence[float]], zero_gradient: float | None) -> None:
+    """The influence of each variant's pairs, for a notebook."""
+    panels.draw_influence(axes, influence, zero_gradient, narrow=True)
+    axes.set_title("Influence of the valid pairs")
+    dashed = "; dashed: zero gradient" if zero_gradient is not None else ""
+    axes.set_xlabel(f"influence (box: middle half;\nbar: median{dashed})")
+
+
+def history_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], *, of_policy: bool = False) -> None:
+    """The search for a guiding text, or the training of the policy, for a notebook."""
+    (panels.draw_policy if of_policy else panels.draw_prompt)(axes, rows)
+    axes.set_title("Rubric policy" if of_policy else "Guiding text (prompt search)")
+    legend_below(axes)
+
+
+def evaluation_height(evaluation: Sequence[MetricRow]) -> float:
+    """Height of `evaluation_panels`, in inches."""
+    return 0.46 * len({row["variant"] for row in evaluation}) + 1.2
+
+
+def evaluation_panels(figure: Figure | Any, evaluation: Sequence[MetricRow], confidence: float) -> None:
+    """Every metric of every variant with its interval, one panel for each metric."""
+    metrics = list(dict.fromkeys(row["metric"] for row in evaluation))
+    note = f"bars: {confidence:.0%} bootstrap intervals over questions"
+    if any(differs(row) for row in evaluation):
+        note += ";  *: the paired difference to the target as it came excludes 0"
+    figure.supxlabel(note, fontsize=8.5, color=SOFT)
+    grid = figure.subplots(1, len(metrics), squeeze=False)
+    for axes, metric in zip(grid[0], metrics, strict=True):
+        rows = [row for row in evaluation if row["metric"] == metric]
+        panels.draw_intervals(axes, rows, value_text=lambda row: f"{row['value']:.2f}{'*' if differs(row) else ''}")
+        axes.set_title(metric_label(metric))
+        axes.set_xlabel(f"{rows[0]['n']} test questions")

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import html
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
 
 from optimsyn.base.files import write_json
-from optimsyn.base.terminal.labels import BESIDES_LABELS, UNREAD
-from optimsyn.base.terminal.table import Table, duration, number
+from optimsyn.base.terminal.labels import BESIDES_LABELS, UNREAD, outcome_table, variant_label
+from optimsyn.base.terminal.table import DASH, Table, duration, number
 from optimsyn.llm.reply import Usage
+from optimsyn.report.drawing import Picture
 from optimsyn.report.tables import evaluation_table, facts_table
+from optimsyn.runs.folder import Run
 from optimsyn.runs.results.losses import Losses
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-    from optimsyn.report.drawing import Picture
-    from optimsyn.runs.folder import Run
-    from optimsyn.training.intervals import MetricRow
-
-SUMMARY_JSON = "summary.json"
-SUMMARY_PNG = "summary.png"
+from optimsyn.training.intervals import MetricRow
 
 
 class InfluenceSummary(BaseModel):
@@ -37,25 +33,12 @@ class InfluenceSummary(BaseModel):
     lowest: float
     highest: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> InfluenceSummary:
-        """Summarises at least one value."""
-        return cls(
-            n=len(values),
-            mean=statistics.fmean(values),
-            median=statistics.median(values),
-            lowest=min(values),
-            highest=max(values),
-        )
-
 
 class Summary(BaseModel):
     """The key results of a run, in one JSON object.
 
     Attributes:
         run: Folder name of the run.
-        recipe: Name of its recipe.
-        fingerprint: Fingerprint of its recipe.
         dataset_variant: Variant that became the dataset.
         dataset_pairs: Pairs in it.
         evaluation: Rows of `evaluation.json`.
@@ -92,14 +75,14 @@ class Summary(BaseModel):
 
     def write(self, folder: Path, picture: Picture | None = None) -> None:
         """Writes `summary.json`, and `summary.png` if there is a picture, each atomically."""
-        write_json(folder / SUMMARY_JSON, self.model_dump(mode="json"))
+        write_json(folder / "summary.json", self.model_dump(mode="json"))
         if picture is not None:
-            picture.save(folder / SUMMARY_PNG)
+            picture.save(folder / "summary.png")
 
     @classmethod
     def read(cls, folder: Path) -> Summary:
         """The summary of a run folder."""
-        return cls.model_validate_json((folder / SUMMARY_JSON).read_text(encoding="utf-8"))
+        return cls.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
 
     def tables(self) -> list[Table]:
         """The tables of the summary, the evaluation first."""
@@ -112,25 +95,26 @@ class Summary(BaseModel):
         for name, facts in self.optimization.items():
             tables.append(facts_table({"prompt": "Prompt search", "policy": "Policy training"}.get(name, name), facts))
         if any(counts.get(name) for counts in self.outcomes.values() for name in (*UNREAD, *BESIDES_LABELS)):
-            tables.append(self._outcomes())
+            columns, counted = outcome_table(self.outcomes)
+            rows_of_roles = tuple((role, *(f"{n:,}" if n else DASH for n in counts)) for role, counts in counted)
+            right = frozenset(range(1, len(columns) + 1))
+            tables.append(Table("What came of the requests", ("asked", *columns), rows_of_roles, right))
         if self.seconds or self.cost:
             tables.append(self._cost())
         return tables
 
     def _variants(self) -> Table:
-        from optimsyn.base.terminal.labels import variant_label
-
         body, often = [], []
         for variant in dict.fromkeys([*self.losses, *self.influence]):
             lost, measured = self.losses.get(variant), self.influence.get(variant)
-            counts: tuple[int | None, ...] = (None,) * 5
-            failed: list[tuple[str, int]] = []
+            cells = ["–"] * 5
+            worst: list[tuple[str, int]] = []
             if lost is not None:
                 counts = (lost.candidates, lost.invalid, lost.duplicate, lost.not_selected, lost.kept)
-                failed = [*lost.invalid_by_check.items(), *lost.not_judged_by_outcome.items()]
-            cells = ["–" if count is None else str(count) for count in counts]
-            body.append((variant_label(variant), *cells, number(measured.median) if measured else "–"))
-            worst = sorted((item for item in failed if item[1]), key=lambda item: -item[1])[:3]
+                cells = ["–" if count is None else str(count) for count in counts]
+                failed = Counter(lost.invalid_by_check) + Counter(lost.not_judged_by_outcome)
+                worst = failed.most_common(3)
+            body.append((variant_label(variant), *cells, number(measured.median if measured else None)))
             if worst:
                 often.append(f"{variant_label(variant)}: " + ", ".join(f"{name} {n}" for name, n in worst))
         notes = ["Median influence of the valid ones."]
@@ -138,20 +122,8 @@ class Summary(BaseModel):
             notes.append(f"Failed checks: {'; '.join(often)}.")
         if self.zero_gradient is not None:
             notes.append(f"Influence of a zero gradient: {number(self.zero_gradient)}.")
-        return Table(
-            title="From candidates to pairs",
-            columns=("variant", "written", "invalid", "repeated", "left out", "kept", "influence"),
-            rows=tuple(body),
-            right=frozenset(range(1, 7)),
-            note=" ".join(notes),
-        )
-
-    def _outcomes(self) -> Table:
-        from optimsyn.base.terminal.labels import outcome_table
-
-        columns, counted = outcome_table(self.outcomes)
-        rows = tuple((role, *(f"{n:,}" if n else "–" for n in counts)) for role, counts in counted)
-        return Table("What came of the requests", ("asked", *columns), rows, frozenset(range(1, len(columns) + 1)))
+        columns = ("variant", "written", "invalid", "repeated", "left out", "kept", "influence")
+        return Table("From candidates to pairs", columns, tuple(body), frozenset(range(1, 7)), " ".join(notes))
 
     def _cost(self) -> Table:
         body = [(name.replace("_", " "), duration(seconds)) for name, seconds in self.seconds.items()]
@@ -164,32 +136,35 @@ class Summary(BaseModel):
         return Table("Time and cost", ("what", "amount"), tuple(body), frozenset({1}))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
         yield Text(f"Run {self.run}", style="bold")
         yield from self.tables()
-        for note in self.notes:
-            yield Text(note)
-        if self.dataset_pairs:
-            yield Text(self._dataset())
+        yield from map(Text, self._sentences())
 
     def _repr_html_(self) -> str:
         parts = [f"<h3>Run {html.escape(self.run)}</h3>"]
         parts += [table._repr_html_() for table in self.tables()]
-        parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
-        if self.dataset_pairs:
-            parts.append(f"<p>{html.escape(self._dataset())}</p>")
+        parts += [f"<p>{html.escape(sentence)}</p>" for sentence in self._sentences()]
         return "".join(parts)
 
-    def _dataset(self) -> str:
-        from optimsyn.base.terminal.labels import variant_label
-
-        return f"Dataset: {self.dataset_pairs} pairs ({variant_label(self.dataset_variant)}) in dataset/train.parquet."
+    def _sentences(self) -> list[str]:
+        made_with = variant_label(self.dataset_variant)
+        dataset = f"Dataset: {self.dataset_pairs} pairs ({made_with}) in dataset/train.parquet."
+        return [*self.notes, dataset] if self.dataset_pairs else self.notes
 
 
 def influence_summaries(influence: Mapping[str, Sequence[float]]) -> dict[str, InfluenceSummary]:
     """A summary for each variant that has a valid pair."""
-    return {variant: InfluenceSummary.of(values) for variant, values in influence.items() if len(values)}
+    return {
+        variant: InfluenceSummary(
+            n=len(values),
+            mean=statistics.fmean(values),
+            median=statistics.median(values),
+            lowest=min(values),
+            highest=max(values),
+        )
+        for variant, values in influence.items()
+        if values
+    }
 
 
 def show_end(run: Run, console: Console) -> None:

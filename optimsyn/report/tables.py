@@ -1,22 +1,26 @@
-"""Tables of evaluation and facts."""
+"""Intervals as text, and tables of evaluation and facts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.terminal.labels import metric_label, variant_label
 from optimsyn.base.terminal.table import DASH, Table, number
-
-if TYPE_CHECKING:
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 
-def _interval(value: float, low: float | None, high: float | None, *, sign: bool = False) -> str:
-    plus = "+" if sign else ""
-    if low is None or high is None:
-        return f"{value:{plus}.3f}".replace("-", "−")
-    return f"{value:{plus}.3f} [{low:{plus}.3f}, {high:{plus}.3f}]".replace("-", "−")
+def interval(row: Mapping[str, Any], *, difference: bool = False, joint: str = " ") -> str:
+    """A value with its interval, or the paired difference with its own; a dash for none."""
+    keys = ("difference", "difference_low", "difference_high") if difference else ("value", "low", "high")
+    value, low, high = (row[key] for key in keys)
+    if value is None:
+        return DASH
+    plus = "+" if difference else ""
+    text = f"{value:{plus}.3f}"
+    if low is not None and high is not None:
+        text += f"{joint}[{low:{plus}.3f},{joint}{high:{plus}.3f}]"
+    return text.replace("-", "−")
 
 
 def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> Table:
@@ -30,25 +34,15 @@ def evaluation_table(rows: Sequence[MetricRow], *, confidence: float = 0.95) -> 
     for metric in dict.fromkeys(row["metric"] for row in rows):
         of_metric = [row for row in rows if row["metric"] == metric]
         body.append((f"{metric_label(metric)} ({max(row['n'] for row in of_metric)} questions)", "", ""))
-        for row in of_metric:
-            difference = DASH
-            if row["difference"] is not None:
-                difference = _interval(row["difference"], row["difference_low"], row["difference_high"], sign=True)
-            value = _interval(row["value"], row["low"], row["high"])
-            body.append((f"  {variant_label(row['variant'])}", value, difference))
+        body += ((f"  {variant_label(r['variant'])}", interval(r), interval(r, difference=True)) for r in of_metric)
     note = f"Brackets: {confidence:.0%} percentile bootstrap over questions."
     if any(row["difference"] is not None for row in rows):
         note += (
             " Differences are to the target as it came, paired by question; where their interval excludes 0 the "
             "two differ on these questions. One seed of training: another seed may differ by more."
         )
-    return Table(
-        title="Held-back test questions",
-        columns=("variant", "value", "difference"),
-        rows=tuple(body),
-        right=frozenset({1, 2}),
-        note=note,
-    )
+    columns = ("variant", "value", "difference")
+    return Table("Held-back test questions", columns, tuple(body), frozenset({1, 2}), note)
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:

@@ -1,6 +1,6 @@
 """Baseline scores that do not model the training step.
 
-random, loss, gradient norm and answer length ignore relevance; BM25 and embedding similarity measure how similar a
+Loss, gradient norm and answer length ignore relevance; BM25 and embedding similarity measure how similar a
 sample is to the validation questions, as retrieval does.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -29,11 +30,6 @@ def text_of(item: Item) -> str:
     """Question and answer as one text, in the target's format."""
     sample = as_sample(item)
     return sample.prompt + sample.completion
-
-
-def random_scores(count: int, *, seed: int) -> torch.Tensor:
-    """[count] seeded uniform numbers, float64."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def bm25_scores(pool: Sequence[Item], questions: Sequence[Item]) -> torch.Tensor:
@@ -95,21 +91,13 @@ class BaseModelEmbedder:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """[n, hidden size], float32 (float64 of a float64 model)."""
-        model, tokenizer = self._target.model, self._target.tokenizer
-        rows = []
-        with self._target.scoring(), torch.no_grad():
+        target, tokenizer = self._target, self._target.tokenizer
+        rows: list[torch.Tensor] = []
+        with target.scoring(), getattr(target.model, "disable_adapter", nullcontext)():
             for text in texts:
                 ids = tokenizer(text, truncation=True, max_length=self._max_length, return_tensors="pt")["input_ids"]
                 if controls_of(tokenizer).within(text):
                     ids = torch.tensor([data_ids(tokenizer, text)[: self._max_length]])
-                if hasattr(model, "disable_adapter"):
-                    with model.disable_adapter():
-                        rows.append(self._mean(ids))
-                else:
-                    rows.append(self._mean(ids))
+                output = target.causal.base_model(input_ids=ids.to(target.device), use_cache=False)
+                rows.append(output.last_hidden_state[0].to(target.dtype).mean(0).cpu())
         return torch.stack(rows)
-
-    def _mean(self, ids: torch.Tensor) -> torch.Tensor:
-        output = self._target.causal.base_model(input_ids=ids.to(self._target.device), use_cache=False)
-        mean: torch.Tensor = output.last_hidden_state[0].to(self._target.dtype).mean(0)
-        return mean.cpu()

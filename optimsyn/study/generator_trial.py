@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.table import Table
 from optimsyn.data.forms import as_text
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.hosted.capabilities import price_of
+from optimsyn.llm.language_model import Call, run_sync
+from optimsyn.llm.replies import ReplyCache, Usage
+from optimsyn.programs.pair import PairWriter
+from optimsyn.recipe.recipe import ModelSpec
+from optimsyn.report.drawing import Picture
+from optimsyn.report.stage_plots import costs_figure
+from optimsyn.reward.drafting import Drafter
+from optimsyn.runs.folder import Run
+from optimsyn.stages.candidates import request_rubrics
 from optimsyn.stages.shared import Tools
-
-if TYPE_CHECKING:
-    from optimsyn.llm.replies import Usage
-    from optimsyn.recipe.recipe import ModelSpec
-    from optimsyn.report.drawing import Picture
-    from optimsyn.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,6 @@ class Trial:
     The table does not say whether a reply was cached, so that it looks the same when it is shown again.
 
     Attributes:
-        model: Its name.
         rows: Passage, pair, verdict of the validity checks.
         fresh: Number of new replies; the others came from the cache.
         usage: Usage of all replies of this trial, including cached ones.
@@ -45,24 +49,14 @@ class Trial:
         return Table(f"Written by {self.model}", ("passage", "pair", "checks"), self.rows, note=note)._repr_html_()
 
     def prices(self, names: Sequence[str], pairs: int = 1000) -> Prices:
-        """The cost of pairs of this length from hosted models, at LiteLLM's list prices.
-
-        Args:
-            names: LiteLLM names.
-            pairs: How many.
-        """
-        from optimsyn.llm.hosted.capabilities import price_of
-        from optimsyn.recipe.recipe import ModelSpec
-
+        """The cost of so many pairs of this length from hosted models, by their LiteLLM names, at its list prices."""
         each = max(1, self.usage.replies)
-        rows = []
-        for name in names:
-            price = price_of(ModelSpec(name=name))
-            if price is None or price.source != "litellm":
-                rows.append(Price(name, None, None))
-            else:
-                rows.append(Price(name, price.input, price.output))
-        return Prices(tuple(rows), pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
+        priced = ((name, price_of(ModelSpec(name=name))) for name in names)
+        rows = tuple(
+            Price(name, price.input, price.output) if price and price.source == "litellm" else Price(name, None, None)
+            for name, price in priced
+        )
+        return Prices(rows, pairs, self.usage.input_tokens / each, self.usage.output_tokens / each)
 
 
 @dataclass(frozen=True)
@@ -76,14 +70,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Prices:
-    """The cost of pairs from hosted models, shown as a table in a notebook.
-
-    Attributes:
-        rows: One per model.
-        pairs: Number of pairs.
-        tokens_in: Input tokens per pair.
-        tokens_out: Output tokens per pair.
-    """
+    """The cost of pairs of so many tokens each from hosted models, shown as a table in a notebook."""
 
     rows: tuple[Price, ...]
     pairs: int
@@ -103,19 +90,15 @@ class Prices:
             cost = self.cost(row)
             cells = ["–" if price is None else f"{price * 1e6:.2f}" for price in (row.token_in, row.token_out)]
             body.append((row.model, *cells, "not known to LiteLLM" if cost is None else f"{cost:.2f} USD"))
-        return Table(
-            f"{self.pairs:,} pairs as long as these",
-            ("model", "USD per million tokens in", "out", "in all"),
-            tuple(body),
-            frozenset({1, 2, 3}),
+        columns = ("model", "USD per million tokens in", "out", "in all")
+        note = (
             f"{self.tokens_in:.0f} tokens in and {self.tokens_out:.0f} out for a pair, counted by this generator's "
-            "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them.",
+            "tokenizer; models that think before they answer use more. List prices as this LiteLLM knows them."
         )
+        return Table(f"{self.pairs:,} pairs as long as these", columns, tuple(body), frozenset({1, 2, 3}), note)
 
     def picture(self) -> Picture:
         """Costs as bars, cheapest first."""
-        from optimsyn.report.stage_plots import costs_figure
-
         costs = {row.model: cost for row in self.rows if (cost := self.cost(row)) is not None}
         return costs_figure(costs, f"{self.pairs:,} pairs")
 
@@ -134,16 +117,9 @@ def try_generator(run: Run, spec: ModelSpec, count: int = 3) -> Trial:
     Raises:
         ServiceError: Its service failed for good.
     """
-    from optimsyn.llm.factory import load_language_model
-    from optimsyn.llm.hosted.capabilities import price_of
-    from optimsyn.llm.language_model import run_sync
-    from optimsyn.llm.replies import ReplyCache
-    from optimsyn.programs.pair import PairWriter
-    from optimsyn.reward.drafting import Drafter
-    from optimsyn.stages.candidates import request_rubrics
-
     tools = Tools(run)
-    cache = ReplyCache(run.path("trials", f"{_file_name(spec.name)}.sqlite"))
+    file_name = re.sub(r"[^\w.-]", "-", spec.name)
+    cache = ReplyCache(run.path("trials", f"{file_name}.sqlite"))
     before = cache.totals().replies
     model = load_language_model(spec, cache)
     drafter = Drafter(PairWriter(model, tools.shape), tools.checker)
@@ -166,11 +142,4 @@ def ask_once(spec: ModelSpec, text: str) -> str:
     Raises:
         ServiceError: The service failed for good; the message says why and what to do.
     """
-    from optimsyn.llm.factory import load_language_model
-    from optimsyn.llm.language_model import Call
-
     return load_language_model(spec).complete_sync(Call.of(text, max_tokens=16)).text
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name)

@@ -8,42 +8,59 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from optimsyn.base import statistics
 from optimsyn.base.errors import DataError
-from optimsyn.base.statistics import correlation, ranks
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import shown
 from optimsyn.data.records import Pair, Question
 from optimsyn.influence.factory import build_scorer
+from optimsyn.influence.simulated.scorer import BatchTraining
+from optimsyn.recipe.sections.influence import Influence
+from optimsyn.report.drawing import BLUE, SOFT, Picture, drawing, finish, picture, round_ticks
 from optimsyn.study.baselines import BaseModelEmbedder, Embedder, text_of
-from optimsyn.study.compared import ComparedSample
-
-if TYPE_CHECKING:
-    from optimsyn.influence.simulated.scorer import BatchTraining
-    from optimsyn.recipe.sections.influence import Influence
-    from optimsyn.report.drawing import Picture
-    from optimsyn.target.target import Target
+from optimsyn.study.fidelity.statistics import draws
+from optimsyn.target.target import Target
 
 SYNTHETIC, REAL = "synthetic pair", "expert question"
+# Marker, colour and size of each kind in the picture.
+_MARKERS: tuple[tuple[str, str, str, int], ...] = ((SYNTHETIC, "o", BLUE, 34), (REAL, "^", "#D55E00", 40))
 # With fewer samples a rank correlation means nothing, despite its interval.
 _FEWEST = 4
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's coefficient with its percentile bootstrap interval over samples.
+class ComparedSample(NamedTuple):
+    """A sample compared by embedding and by influence.
 
     Attributes:
-        value: None where it is undefined (too few samples, or one side is constant).
-        low: Lower end of the interval.
-        high: Upper end.
-        n: Number of samples.
+        kind: `synthetic pair` or `expert question`.
+        similarity: Cosine of its centred embedding with the mean embedding of the direction's questions.
+        influence: On the direction's questions.
+        x: First principal component of the embeddings.
+        y: Second.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    similarity: float
+    influence: float
+    x: float
+    y: float
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's coefficient over n samples with its percentile bootstrap interval.
+
+    It is None where it is undefined: of too few samples, or where one side is constant.
     """
 
     value: float | None
@@ -63,7 +80,6 @@ class SimilarityComparison:
     """Similarity against influence, shown as a table in a notebook.
 
     Attributes:
-        samples: Synthetic pairs and real questions.
         questions: Number of questions behind the direction.
         correlations: Of similarity with influence: over all samples, and over each kind.
         confidence: Coverage of the intervals.
@@ -78,10 +94,9 @@ class SimilarityComparison:
         """Means of both kinds, and the rank correlation."""
         rows = []
         for kind, estimate in self.correlations.items():
-            of_kind = [sample for sample in self.samples if kind in ("all", sample.kind)]
-            similarity = sum(sample.similarity for sample in of_kind) / max(1, len(of_kind))
-            influence = sum(sample.influence for sample in of_kind) / max(1, len(of_kind))
-            rows.append((kind, str(len(of_kind)), number(similarity), number(influence), estimate.text()))
+            of_kind = _of_kind(self.samples, kind)
+            means = (number(fmean(getattr(s, name) for s in of_kind)) for name in ("similarity", "influence"))
+            rows.append((kind, str(len(of_kind)), *means, estimate.text()))
         return Table(
             "Similarity and influence",
             ("samples", "n", "mean similarity", "mean influence", "Spearman of the two"),
@@ -93,11 +108,11 @@ class SimilarityComparison:
 
     def apart(self) -> Table:
         """The two synthetic pairs closest in similarity and furthest apart in influence."""
-        pairs = [sample for sample in self.samples if sample.kind == SYNTHETIC]
+        pairs = _of_kind(self.samples, SYNTHETIC)
         if len(pairs) < 2:
             raise DataError("fewer than two synthetic pairs were compared; synthesize more")
-        spread = max(sample.similarity for sample in pairs) - min(sample.similarity for sample in pairs) or 1.0
-        reach = max(sample.influence for sample in pairs) - min(sample.influence for sample in pairs) or 1.0
+        spread = float(np.ptp([sample.similarity for sample in pairs])) or 1.0
+        reach = float(np.ptp([sample.influence for sample in pairs])) or 1.0
 
         def distance(two: tuple[ComparedSample, ComparedSample]) -> float:
             a, b = two
@@ -111,8 +126,6 @@ class SimilarityComparison:
 
     def picture(self) -> Picture:
         """Scatter plot of similarity against influence, and the map."""
-        from optimsyn.study.similarity_plot import similarity_figure
-
         return similarity_figure(self.samples, note=f"Spearman over all: {self.correlations['all'].text()}")
 
     def _repr_html_(self) -> str:
@@ -164,39 +177,31 @@ def compare_similarity(  # noqa: PLR0913 - the last five are keyword-only option
     centre = unit(unit(vectors[len(items) :], dim=1).mean(0), dim=0)
     similarity = (unit(vectors[: len(items)], dim=1) @ centre).tolist()
     places = principal_plane(vectors[: len(items)]).tolist()
+    kinds = [SYNTHETIC] * len(pairs) + [REAL] * len(real)
     samples = tuple(
-        ComparedSample(
-            SYNTHETIC if index < len(pairs) else REAL,
-            item.question,
-            shown(item)[1],
-            similarity[index],
-            influence[index],
-            *places[index],
-        )
-        for index, item in enumerate(items)
+        ComparedSample(kind, item.question, shown(item)[1], alike, value, *place)
+        for kind, item, alike, value, place in zip(kinds, items, similarity, influence, places, strict=True)
     )
+    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     correlations = {}
     for kind in ("all", SYNTHETIC, REAL):
-        of_kind = [sample for sample in samples if kind in ("all", sample.kind)]
-        correlations[kind] = spearman(
-            [sample.similarity for sample in of_kind],
-            [sample.influence for sample in of_kind],
-            confidence=confidence,
-            resamples=resamples,
-            seed=seed,
-        )
+        of_kind = _of_kind(samples, kind)
+        correlations[kind] = spearman([s.similarity for s in of_kind], [s.influence for s in of_kind], **options)
     return SimilarityComparison(samples, len(validation_half), correlations, confidence)
 
 
 def halves(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
     """Every second question of each subtask, and the others."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     sides: tuple[list[Question], list[Question]] = ([], [])
     for question in questions:
-        place = seen.get(question.subtask, 0)
-        sides[place % 2].append(question)
-        seen[question.subtask] = place + 1
+        sides[seen[question.subtask] % 2].append(question)
+        seen[question.subtask] += 1
     return sides
+
+
+def _of_kind(samples: Sequence[ComparedSample], kind: str) -> list[ComparedSample]:
+    return [sample for sample in samples if kind in ("all", sample.kind)]
 
 
 def principal_plane(vectors: torch.Tensor) -> torch.Tensor:
@@ -217,11 +222,44 @@ def spearman(
     count = len(x)
     if count < _FEWEST:
         return RankCorrelation(None, None, None, count)
-    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    value = float(correlation(ranks(first), ranks(second)))
+    drawn = draws(np.random.default_rng(seed), count, resamples)
+    value, *others = statistics.spearman(np.asarray(x, np.float64)[drawn], np.asarray(y, np.float64)[drawn])
     if math.isnan(value):
         return RankCorrelation(None, None, None, count)
-    drawn = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
-    draws = correlation(ranks(first[drawn]), ranks(second[drawn]))
-    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return RankCorrelation(value, float(low), float(high), count)
+    low, high = np.nanquantile(others, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return RankCorrelation(float(value), float(low), float(high), count)
+
+
+def similarity_figure(samples: Sequence[ComparedSample], *, note: str = "") -> Picture:
+    """Left: similarity to the questions against influence on them, and a note. Right: the embeddings, by influence."""
+    most = max((abs(sample.influence) for sample in samples), default=1.0) or 1.0
+    colours: dict[str, Any] = {"cmap": "RdBu", "vmin": -most, "vmax": most, "edgecolors": SOFT, "linewidths": 0.6}
+    words = []
+    with drawing(4.1, width=10.2) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.12))
+        for kind, marker, color, size in _MARKERS:
+            of_kind = _of_kind(samples, kind)
+            similarity, influence = [s.similarity for s in of_kind], [s.influence for s in of_kind]
+            style: dict[str, Any] = {"color": color, "alpha": 0.75, "linewidths": 0}
+            left.scatter(similarity, influence, s=size, marker=marker, label=f"{kind} ({len(of_kind)})", **style)
+            places = [s.x for s in of_kind], [s.y for s in of_kind]
+            drawn = right.scatter(*places, c=influence, s=size * 1.5, marker=marker, **colours)
+            if of_kind:
+                words.append(
+                    f"{len(of_kind)} {kind}s: similarity {min(similarity):.2f} to {max(similarity):.2f}, influence "
+                    f"{min(influence):.3g} to {max(influence):.3g}."
+                )
+        left.axhline(0, color=SOFT, linewidth=0.8, zorder=0)
+        below = "similarity to the questions (cosine of embeddings)" + (f"\n{note}" if note else "")
+        finish(left, "Alike is not the same as helpful", below, "influence on the questions", grid="both")
+        left.xaxis.set_major_locator(round_ticks())
+        left.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
+        right.set_title("The embeddings, coloured by influence")
+        right.set_xlabel("first principal component (circles: synthetic, triangles: experts)")
+        right.set_ylabel("second")
+        right.set_xticks([])
+        right.set_yticks([])
+        bar = figure.colorbar(drawn, ax=right, shrink=0.85, pad=0.02)
+        bar.set_label("influence (blue helps)")
+        bar.outline.set_visible(False)
+        return picture(figure, " ".join([*words, note]).strip())

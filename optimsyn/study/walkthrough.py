@@ -11,29 +11,31 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.terminal.table import Table, number
 from optimsyn.data.forms import as_text
 from optimsyn.data.records import Pair, Passage, Rubric
+from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.language_model import run_sync
 from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.programs.pair import PairWriter
+from optimsyn.programs.rubric import RubricWriter, rubric_text
+from optimsyn.report.drawing import Picture
+from optimsyn.report.stage_plots import rewards_figure
+from optimsyn.reward.drafting import RubricRequest, requested, with_writer
+from optimsyn.reward.judgements import Judgement
+from optimsyn.reward.reward import InfluenceReward, RewardOptions
+from optimsyn.runs.folder import Run
 from optimsyn.stages.shared import Tools
-
-if TYPE_CHECKING:
-    from optimsyn.report.drawing import Picture
-    from optimsyn.reward.judgements import Judgement
-    from optimsyn.runs.folder import Run
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A request to a model, shown as text in a notebook.
+    """A request for something, such as a rubric, and its reply, shown as text in a notebook.
 
     Attributes:
-        what: The requested thing, such as a rubric.
-        model: The model's name.
         request: Messages, schema and sampling, as in the reply cache.
-        reply: The model's reply.
     """
 
     what: str
@@ -75,18 +77,14 @@ class Chain:
 
     def table(self) -> Table:
         """The links of the chain, one per row."""
-        from optimsyn.programs.rubric import rubric_text
-
         row = self.judgement
         failed = f"{'invalid' if row.unjudged is None else 'not judged'} ({', '.join(row.failed)})"
         outcome = f"influence {number(row.influence)}" if row.valid else failed
-        pair = "–" if self.pair is None else as_text(self.pair)
-        quote = "–" if self.pair is None else self.pair.quote
         rows = (
             ("guiding text", self.guiding_text),
             ("rubric", "–" if self.rubric is None else rubric_text(self.rubric)),
-            ("sentence it rests on", quote),
-            ("pair", pair),
+            ("sentence it rests on", "–" if self.pair is None else self.pair.quote),
+            ("pair", "–" if self.pair is None else as_text(self.pair)),
             ("verdict", row.feedback),
             ("reward", f"{number(row.reward if row.unjudged is None else None)}  ({outcome})"),
         )
@@ -126,10 +124,6 @@ class Workbench:
     """
 
     def __init__(self, run: Run) -> None:
-        from optimsyn.llm.factory import load_language_model
-        from optimsyn.programs.pair import PairWriter
-        from optimsyn.reward.reward import InfluenceReward, RewardOptions
-
         self.tools = Tools(run)
         models = run.recipe.models
         self._exchanges = RecordedReplies(run.path("workbench", "replies.sqlite"))
@@ -159,10 +153,6 @@ class Workbench:
         Raises:
             ServiceError: A model's service failed for good.
         """
-        from optimsyn.llm.language_model import run_sync
-        from optimsyn.programs.rubric import RubricWriter
-        from optimsyn.reward.drafting import RubricRequest, requested, with_writer
-
         passage, seed = self.tools.candidate(index)
         blank = RubricRequest(
             passage=passage,
@@ -183,18 +173,10 @@ class Workbench:
         return Chain(passage, guiding_text, request.rubric, judgement.pair, judgement, tuple(sent))
 
     def compare(self, guiding_texts: Mapping[str, str], indices: Sequence[int]) -> Picture:
-        """The rewards under several guiding texts on the same passages, with the same seeds.
-
-        Args:
-            guiding_texts: Name -> text.
-            indices: Numbers of the passages.
-        """
-        from optimsyn.report.stage_plots import rewards_figure
-
-        judgements = {
-            name: [self.follow(text, index).judgement for index in indices] for name, text in guiding_texts.items()
-        }
-        judged = {name: [row for row in rows if row.unjudged is None] for name, rows in judgements.items()}
-        return rewards_figure(
-            {name: [(row.reward, row.valid) for row in rows] for name, rows in judged.items() if rows}
-        )
+        """The rewards under named guiding texts on the passages with these numbers, with the same seeds."""
+        rewards: dict[str, list[tuple[float, bool]]] = {}
+        for name, text in guiding_texts.items():
+            for row in (self.follow(text, index).judgement for index in indices):
+                if row.unjudged is None:
+                    rewards.setdefault(name, []).append((row.reward, row.valid))
+        return rewards_figure(rewards)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.base.files import iter_json
 from optimsyn.data.forms import shown_row
-from optimsyn.influence.attribution.records import PairShares
 from optimsyn.report.facts import Row, RunFacts
 from optimsyn.report.heatmap import Heatmap, HeatRow
 from optimsyn.report.rendering import cut
@@ -26,58 +24,8 @@ _RUBRIC = {
 }
 
 
-@dataclass(frozen=True)
-class PairCard:
-    """One pair as shown in the report.
-
-    Attributes:
-        place: `Best 1`, `Worst 1` …
-        pair: The pair's fields.
-        below: Lines below the question, such as options.
-        answer: Its answer as its form shows it.
-        influence: Influence of the pair.
-        subtasks: Influence by subtask, most first; empty when there is one.
-        heat: Its token shares, if they were saved.
-        excerpt: Its passage: before the quote, the quote, after it.
-        source: Origin of the passage.
-        rubric: The parts of the rubric, with labels.
-        kept: Whether it was selected; "" if that is still open.
-    """
-
-    place: str
-    pair: Row
-    below: tuple[str, ...]
-    answer: str
-    influence: float
-    subtasks: tuple[tuple[str, float], ...]
-    heat: HeatRow | None
-    excerpt: tuple[str, str, str]
-    source: str
-    rubric: tuple[tuple[str, str], ...]
-    kept: str
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """Content of the section on pairs.
-
-    Attributes:
-        variant: Variant of the pairs.
-        cards: The best, then the worst.
-        heatmap: Source of the legend; None without token shares.
-        no_shares: Why there are no token shares; "" if there are, or none were requested.
-        invalid: Examples of candidates that failed a check: the check, how many failed it, the row.
-    """
-
-    variant: str
-    cards: tuple[PairCard, ...]
-    heatmap: Heatmap | None
-    no_shares: str
-    invalid: tuple[tuple[str, int, Row], ...]
-
-
-def extremes(facts: RunFacts) -> Extremes | None:
-    """The best and worst pairs so far; None before the first pair was scored."""
+def extremes(facts: RunFacts) -> dict[str, Any] | None:
+    """The best and worst pairs so far, for the template; None before the first pair was scored."""
     variant: str = facts.recipe.dataset_variant
     if variant not in facts.candidates:
         variant = next(reversed(facts.candidates), "first_draft")
@@ -93,14 +41,28 @@ def extremes(facts: RunFacts) -> Extremes | None:
     chosen = [*best, *worst]
     attributed = [by_id[row["pair"]["id"]] for row in chosen if row["pair"]["id"] in by_id]
     heatmap = Heatmap(attributed) if any(pair.pieces for pair in attributed) else None
+    heat = {row.shares.id: row for row in heatmap.rows if row.shares.pieces} if heatmap else {}
     passages = facts.passages(row["pair"]["passage_id"] for row in chosen)
     cards = []
     for place, row in enumerate(chosen):
         name = f"Best {place + 1}" if place < len(best) else f"Worst {len(chosen) - place}"
-        clean = facts.shown(row)
-        heat = _heat(heatmap, by_id.get(row["pair"]["id"]))
-        cards.append(_card(name, clean, passages.get(row["pair"]["passage_id"]), heat, _kept(facts, variant, row)))
-    return Extremes(variant, tuple(cards), heatmap, shares.reason if shares else "", _invalid(facts, rows))
+        kept = ""
+        if variant in facts.kept:
+            kept = "in the dataset" if row["key"] in facts.kept[variant] else "not selected"
+        passage = passages.get(row["pair"]["passage_id"])
+        cards.append(_card(name, facts.shown(row), passage, heat.get(row["pair"]["id"]), kept))
+    failed = [row for row in rows if not row["valid"] and row["failed"]]
+    counts = Counter(row["failed"][0] for row in failed)
+    examples = {row["failed"][0]: row for row in reversed(failed)}
+    return {
+        "variant": variant,
+        "cards": cards,
+        # The source of the legend; None without token shares, and then why, if they were asked for.
+        "heatmap": heatmap,
+        "no_shares": shares.reason if shares else "",
+        # The checks that most candidates failed first, how many, and one of them.
+        "invalid": [(name, count, facts.shown(examples[name])) for name, count in counts.most_common(_INVALID)],
+    }
 
 
 def _first_draft(facts: RunFacts) -> list[Row]:
@@ -125,19 +87,7 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
     return list(by_question.values())
 
 
-def _heat(heatmap: Heatmap | None, shares: PairShares | None) -> HeatRow | None:
-    if heatmap is None or shares is None or not shares.pieces:
-        return None
-    return next(row for row in heatmap.rows if row.shares.id == shares.id)
-
-
-def _kept(facts: RunFacts, variant: str, row: Row) -> str:
-    if variant not in facts.kept:
-        return ""
-    return "in the dataset" if row["key"] in facts.kept[variant] else "not selected"
-
-
-def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: str) -> PairCard:
+def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: str) -> dict[str, Any]:
     pair = row["pair"]
     subtasks = sorted(row["by_subtask"].items(), key=lambda item: -item[1])
     rubric: dict[str, Any] = pair.get("rubric") or {}
@@ -146,19 +96,19 @@ def _card(name: str, row: Row, passage: Row | None, heat: HeatRow | None, kept: 
         title = passage.get("title") or passage.get("document_id") or passage["id"]
         source = f"{title}, characters {pair.get('char_start', 0):,} to {pair.get('char_end', 0):,}"
     (_, *below), answer = shown_row(pair)
-    return PairCard(
-        place=name,
-        pair=pair,
-        below=tuple(below),
-        answer=answer,
-        influence=row["influence"],
-        subtasks=tuple(subtasks) if len(subtasks) > 1 else (),
-        heat=heat,
-        excerpt=excerpt_around(passage["text"], pair.get("quote", "")) if passage is not None else ("", "", ""),
-        source=source,
-        rubric=tuple((label, rubric[key]) for key, label in _RUBRIC.items() if rubric.get(key)),
-        kept=kept,
-    )
+    return {
+        "place": name,
+        "pair": pair,
+        "below": below,
+        "answer": answer,
+        "influence": row["influence"],
+        "subtasks": subtasks if len(subtasks) > 1 else (),
+        "heat": heat,
+        "excerpt": excerpt_around(passage["text"], pair.get("quote", "")) if passage is not None else ("", "", ""),
+        "source": source,
+        "rubric": [(label, rubric[key]) for key, label in _RUBRIC.items() if rubric.get(key)],
+        "kept": kept,
+    }
 
 
 def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
@@ -175,12 +125,3 @@ def excerpt_around(text: str, quote: str) -> tuple[str, str, str]:
     if end + room < len(text):
         after = (after.rpartition(" ")[0] or after) + "…"
     return before, quote, after
-
-
-def _invalid(facts: RunFacts, rows: Sequence[Row]) -> tuple[tuple[str, int, Row], ...]:
-    counts = Counter(row["failed"][0] for row in rows if not row["valid"] and row["failed"])
-    examples = []
-    for name, count in counts.most_common(_INVALID):
-        example = next(row for row in rows if not row["valid"] and row["failed"] and row["failed"][0] == name)
-        examples.append((name, count, facts.shown(example)))
-    return tuple(examples)

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from optimsyn.base.terminal.labels import METRIC_LABELS, variant_label
 from optimsyn.base.terminal.table import number
-from optimsyn.report.rendering import interval
+from optimsyn.report.facts import RunFacts
+from optimsyn.report.tables import interval
 from optimsyn.runs.outcomes import RunState, commands, judgement
-from optimsyn.training.intervals import UNTUNED
-
-if TYPE_CHECKING:
-    from optimsyn.report.facts import RunFacts
-    from optimsyn.training.intervals import MetricRow
+from optimsyn.training.intervals import MetricRow
 
 _FEW_QUESTIONS = 200
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Where and why a run stopped.
-
-    Attributes:
-        place: Stage, and the cell of its notebook if known.
-        reason: The error.
-        source: The cell's code, "" when unknown.
-        notebook: Path of the executed notebook in the run, "" when there is none.
-    """
+    """Where (stage and cell) and why a run stopped, the cell's code and the executed notebook; "" where unknown."""
 
     place: str
     reason: str
@@ -38,17 +27,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The top of a report.
+    """The top of a report; a tone is good, bad or open, and that of the whole may differ from that of the badge.
 
-    Attributes:
-        badge: One word.
-        badge_tone: good, bad or open; colours the badge.
-        tone: Tone of the whole: a finished run may have made a target worse.
-        headline: Main sentence.
-        sentences: Further results.
-        cannot: What the numbers do not show.
-        failure: Set for a run that stopped.
-        commands: How to go on: description and command.
+    A finished run may have made a target worse. `cannot` is what the numbers do not show.
     """
 
     badge: str
@@ -79,12 +60,16 @@ def verdict(facts: RunFacts, state: RunState) -> Verdict:
         "new": "No stage has run yet.",
     }[state.kind]
     tone = "bad" if state.kind == "failed" else "open"
+    so_far = (
+        f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid."
+        for stage, judged in facts.judged.items()
+    )
     return Verdict(
         badge={"new": "not started"}.get(state.kind, state.kind),
         badge_tone=tone,
         tone=tone,
         headline=headline,
-        sentences=(*_on_the_reward(facts), *_so_far(facts)),
+        sentences=(*_on_the_reward(facts), *so_far),
         cannot=("What the pairs are worth: no target has been fine-tuned and evaluated on all of them yet.",),
         failure=_failure(facts, state),
         commands=() if state.kind == "running" else tuple(going_on),
@@ -118,13 +103,6 @@ def _on_the_reward(facts: RunFacts) -> list[str]:
     return [sentence]
 
 
-def _so_far(facts: RunFacts) -> tuple[str, ...]:
-    sentences = []
-    for stage, judged in facts.judged.items():
-        sentences.append(f"{stage} has judged {judged.pairs:,} pairs so far, {judged.valid:,} of them valid.")
-    return tuple(sentences)
-
-
 def _of(rows: Sequence[MetricRow], variant: str) -> list[MetricRow]:
     return [row for row in rows if row["variant"] == variant]
 
@@ -134,8 +112,12 @@ def _metric(row: MetricRow) -> str:
 
 
 def _change(row: MetricRow) -> str:
-    """A paired difference with its interval, without line breaks."""
-    return interval(row, difference=True)
+    """A paired difference with its interval, on one line: with non-breaking spaces."""
+    return interval(row, difference=True, joint="\u00a0")
+
+
+def _listed(rows: Sequence[MetricRow]) -> str:
+    return "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in rows)
 
 
 def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
@@ -156,7 +138,7 @@ def _result(facts: RunFacts) -> tuple[str, str, tuple[str, ...]]:
     headline = f"{words.get(outcome, 'The dataset was evaluated')}: {_metric(first)} {_change(first)}."
     sentences = [f"The dataset is that of the {variant_label(variant)}; changes are against the target as it came."]
     if others:
-        listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in others)
+        listed = _listed(others)
         sentences.append(f"{listed[:1].upper()}{listed[1:]}.")
     sentences += _without_rubric(facts, variant)
     return {"better": "good", "worse": "bad"}.get(outcome, "open"), headline, tuple(sentences)
@@ -167,19 +149,16 @@ def _without_rubric(facts: RunFacts, variant: str) -> list[str]:
     plain = _of(facts.evaluation, "no_rubric")
     if variant == "no_rubric" or not plain:
         return []
-    listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in plain if judgement(row))
-    sentences = [f"As many pairs written without a rubric: {listed}."]
+    sentences = [f"As many pairs written without a rubric: {_listed([row for row in plain if judgement(row)])}."]
     against = [row for row in _of(facts.against_no_rubric, variant) if judgement(row)]
-    if against:
-        listed = "; ".join(f"{_metric(row)} {_change(row)}, {judgement(row)}" for row in against)
-        sentences.append(f"The dataset against those: {listed}.")
-    return sentences
+    return [*sentences, f"The dataset against those: {_listed(against)}."] if against else sentences
 
 
 def _limits(facts: RunFacts) -> tuple[str, ...]:
     variant = facts.dataset_variant
+    rows = _of(facts.evaluation, variant)
     limits = []
-    unclear = [row for row in _of(facts.evaluation, variant) if judgement(row) == "not told apart"]
+    unclear = [row for row in rows if judgement(row) == "not told apart"]
     if unclear:
         names = " and ".join(_metric(row) for row in unclear)
         limits.append(f"Whether the dataset changed {names}: the interval of the paired difference includes 0.")
@@ -193,7 +172,8 @@ def _limits(facts: RunFacts) -> tuple[str, ...]:
         "everything else."
     )
     # A width of 0 (no answer changed) says nothing about detectable effects.
-    wide = [(row, half) for row in _of(facts.evaluation, variant) if (half := _half_width(row))]
+    ends = [(row, row["difference_low"], row["difference_high"]) for row in rows]
+    wide = [(row, (high - low) / 2) for row, low, high in ends if low is not None and high is not None and high > low]
     if wide and max(row["n"] for row, _ in wide) < _FEW_QUESTIONS:
         effects = ", ".join(f"{number(half, 2)} in {_metric(row)}" for row, half in wide)
         limits.append(f"Effects smaller than about {effects}: {wide[0][0]['n']} test questions cannot show them.")
@@ -210,10 +190,3 @@ def _limits(facts: RunFacts) -> tuple[str, ...]:
     if facts.recipe.models.generator.provider == "embedded":
         limits.append("What a real generator would give: these pairs were written by the small embedded model.")
     return tuple(limits)
-
-
-def _half_width(row: MetricRow) -> float | None:
-    low, high = row["difference_low"], row["difference_high"]
-    if row["variant"] == UNTUNED or low is None or high is None:
-        return None
-    return (high - low) / 2

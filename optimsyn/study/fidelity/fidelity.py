@@ -38,7 +38,6 @@ from optimsyn.study.baselines import (
     Item,
     bm25_scores,
     embedding_scores,
-    random_scores,
 )
 from optimsyn.study.fidelity.calibration import calibrated_scores
 from optimsyn.study.fidelity.report import FidelityReport
@@ -209,7 +208,7 @@ def measure(
         "loss": parts.losses(plan.measured, "pair"),
         "answer length": length,
         "1 / answer length": 1 / length,
-        "random": random_scores(len(pool), seed=plan.seed),
+        "random": torch.rand(len(pool), generator=torch.Generator().manual_seed(plan.seed), dtype=torch.float64),
     }
     for key, values in extra.scores.items():
         scores[key] = torch.as_tensor(values, dtype=torch.float64)
@@ -270,44 +269,52 @@ def measure(
 
 
 def _refuse(data: FidelityData, plan: Plan) -> None:
-    pool, questions, truth, companions, groups = data.pool, data.questions, data.truth, data.companions, data.groups
-    if not pool or not questions or not truth:
+    if not data.pool or not data.questions or not data.truth:
         raise DataError("fidelity needs samples, questions for the directions and other questions for the truth")
-    both = {item.id for item in questions} & {item.id for item in truth}
+    both = {item.id for item in data.questions} & {item.id for item in data.truth}
     if both:
         raise DataError(f"question {min(both)!r} gives directions and truth; no question may stand on both sides")
-    if plan.in_batch and len(companions) < plan.batch_size:
-        raise DataError(f"batches of {plan.batch_size} need as many companions, there are {len(companions)}; give more")
-    if groups and len(groups) != len(pool):
-        raise DataError(f"{len(groups)} groups for {len(pool)} samples")
+    count = len(data.companions)
+    if plan.in_batch and count < plan.batch_size:
+        raise DataError(f"batches of {plan.batch_size} need as many companions, there are {count}; give more")
+    if data.groups and len(data.groups) != len(data.pool):
+        raise DataError(f"{len(data.groups)} groups for {len(data.pool)} samples")
 
 
 def _truths(ledger: TrainingLedger, plan: Plan, count: int, companions: int) -> dict[str, torch.Tensor]:
-    """Truth name -> [n]."""
+    """Truth name -> [n]; the decreases are [n, looks]."""
     steps, looks = plan.horizons[-1], plan.horizons
-    by_truth: dict[str, torch.Tensor] = {}
+    decreases: dict[str, torch.Tensor] = {}
     if plan.alone:
         after = ledger.run([[[i]] * steps for i in range(count)], looks).mean(2)
-        for place, look in enumerate(looks):
-            by_truth[f"alone, {_steps(look)}"] = ledger.start().mean() - after[:, place]
+        decreases["alone"] = ledger.start().mean() - after
     if plan.in_batch:
         fixed = schedule(range(count, count + companions), steps, plan.batch_size, plan.seed)
-        without = ledger.run([fixed], looks).mean(2)[0]
+        without = ledger.run([fixed], looks).mean(2)
         after = ledger.run([[[i, *step[1:]] for step in fixed] for i in range(count)], looks).mean(2)
-        for place, look in enumerate(looks):
-            by_truth[f"in batch, {_steps(look)}"] = without[place] - after[:, place]
-    return by_truth
+        decreases["in batch"] = without - after
+    return {
+        f"{name}, {look} step{'' if look == 1 else 's'}": values[:, place]
+        for name, values in decreases.items()
+        for place, look in enumerate(looks)
+    }
 
 
 def _subsets(ledger: TrainingLedger, plan: Plan, count: int) -> Subsets | None:
     if not plan.subsets:
         return None
-    size, steps = max(1, round(count * plan.subset_share)), plan.horizons[-1]
+    size = max(1, round(count * plan.subset_share))
     generator = random.Random(f"subsets {plan.seed}")
     members = [sorted(generator.sample(range(count), size)) for _ in range(plan.subsets)]
-    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in members], [steps]).mean(2)[:, 0]
-    decreases = ledger.start().mean() - after
-    return Subsets(tuple(map(tuple, members)), tuple(decreases.tolist()))
+    return Subsets(tuple(map(tuple, members)), tuple(_decreases(ledger, plan, members)))
+
+
+def _decreases(ledger: TrainingLedger, plan: Plan, parts: Sequence[Sequence[int]]) -> list[float]:
+    """Decrease of the truth questions' loss after training on each of these parts of the pool."""
+    steps = plan.horizons[-1]
+    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in parts], [steps]).mean(2)[:, 0]
+    decreases: list[float] = (ledger.start().mean() - after).tolist()
+    return decreases
 
 
 def _simulated_scores(simulated: SimulatedTraining, count: int, batch_size: int) -> dict[str, torch.Tensor]:
@@ -331,7 +338,7 @@ def _chosen(
     answers: Sequence[str],
 ) -> dict[str, list[float]]:
     """Decrease of the truth questions' loss after training on a part of the pool, by way of choice."""
-    count, steps = len(answers), plan.horizons[-1]
+    count = len(answers)
     size = max(1, round(count * plan.end_share))
     generator = random.Random(f"parts {plan.seed}")
     parts: dict[str, list[list[int]]] = {
@@ -345,12 +352,5 @@ def _chosen(
         parts["balanced by answer"] = [balanced(scores[plan.ends[0]].tolist(), answers, size)]
         parts["set"] = [simulated.select(size, range(count))]
     flat = [part for several in parts.values() for part in several]
-    if not flat:
-        return {}
-    after = ledger.run([schedule(part, steps, plan.batch_size, plan.seed) for part in flat], [steps]).mean(2)[:, 0]
-    decreases = iter((ledger.start().mean() - after).tolist())
-    return {name: [next(decreases) for _ in several] for name, several in parts.items()}
-
-
-def _steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"
+    decreases = iter(_decreases(ledger, plan, flat) if flat else ())
+    return {name: [next(decreases) for _ in several] for name, several in parts.items() if flat}

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_json, write_text
+from optimsyn.report.drawing import BLUE, BROWN, INK, drawing, finish, picture
 from optimsyn.study.fidelity.statistics import LDS, CellStatistics, Estimate, FidelityCell, estimate
 
 PAPER = "adam cosine"
@@ -17,7 +19,6 @@ PAPER = "adam cosine"
 DEFAULT = "adam_linear dot, plain mean"
 """The default score of a recipe."""
 
-TITLES = {LDS: "LDS"}
 # Number of best rows that are always shown.
 _BEST = 8
 
@@ -27,13 +28,12 @@ class FidelityRow:
     """The correlations of one score, averaged over cells.
 
     Attributes:
-        score: Its name.
         within: Truth name -> rank correlation within passages, which is all that GRPO sees.
         spearman: Truth name -> rank correlation over the pool; "LDS" -> of the score's sum over subsets with their
             decrease.
         partial: Truth name -> the same with the ranks of answer length and gradient norm taken out.
-        with_length: Rank correlation of the score with answer length.
-        with_gradient_norm: Rank correlation of the score with the gradient norm.
+        with_length: Rank correlation with answer length.
+        with_gradient_norm: Rank correlation with the gradient norm.
     """
 
     score: str
@@ -50,7 +50,6 @@ class Choice:
 
     Attributes:
         cells: The cells' domain and source.
-        how: How the part was chosen.
         decrease: Of the truth questions' loss, in nats, mean over cells.
         beyond_random: The decrease minus that of the cell's random parts, mean over cells.
         by_cell: The same for each cell.
@@ -70,13 +69,11 @@ class FidelityReport:
     Attributes:
         rows: One per score, best first: by ranking within passages of the last truth that has one, else of the pool.
         domains: Domain -> the same for its cells alone.
-        truths: Columns.
         choices: Parts of pools that were trained on.
         cells: Names of the cells with trainings on single samples; all cells if there are none.
         samples: Number of samples in each of them.
         questions: Number of questions behind each cell's directions.
         truth_questions: Number of questions behind its truth.
-        resamples: Of the bootstrap.
     """
 
     rows: tuple[FidelityRow, ...]
@@ -131,67 +128,81 @@ class FidelityReport:
 
     def markdown(self) -> str:
         """The tables, each below its legend."""
-        parts = [self._main_table(), *self._domain_tables(), self._choice_table()]
-        return "\n".join(part for part in parts if part)
+        return "\n".join([*self._main_table(), *self._domain_tables(), *self._choice_table()])
 
     def plot(self, file: Path) -> None:
-        """A forest plot of the correlations with every truth, as PNG."""
-        draw(self, file)
+        """A forest plot as PNG: a panel per truth, a line per score in the report's order, dots with 95 % intervals."""
+        panels = max(1, len(self.truths))
+        with drawing(1.3 + 0.26 * len(self.rows), width=3.0 + 2.9 * panels) as figure:
+            axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+            for axis, truth in zip(axes, self.truths, strict=False):
+                for place, row in enumerate(self.rows):
+                    estimate = row.spearman[truth]
+                    if estimate.value is None or estimate.low is None or estimate.high is None:
+                        continue
+                    # "adam cosine", "adam_linear dot, end of both": an estimator and how its products are divided.
+                    is_influence = row.score.split(",")[0].split(" ")[1:2] in (["cosine"], ["dot"])
+                    color = BLUE if is_influence else BROWN
+                    axis.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
+                    axis.plot(estimate.value, place, "o", color=color, markersize=4.5)
+                axis.axvline(0, color=INK, linewidth=0.8)
+                finish(axis, truth, "Spearman with the truth", "", grid="x")
+            axes[0].set_yticks(range(len(self.rows)), [row.score for row in self.rows])
+            axes[0].invert_yaxis()
+            picture(figure, "").save(file)
 
-    def _main_table(self) -> str:
+    def _main_table(self) -> Iterable[str]:
         if not self.truths:
-            return ""
+            return
         legend = (
             "Spearman correlation of each score with what real training brings, mean over "
             f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'} of {_range(self.samples)} samples, with "
             f"{_range(self.questions)} questions for the directions and {_range(self.truth_questions)} others for the "
             f"truth; 95 % bootstrap intervals over cells and samples ({self.resamples} resamples). "
-            f"*Within*: ranks among the pairs of one passage.{self._left_out()}"
+            "*Within*: ranks among the pairs of one passage."
         )
+        rows = self._shown()
+        if left := len(self.rows) - len(rows):
+            legend += f" {left} more definitions of what counts, none of them among the best, stand in the JSON."
         header, columns = ["score"], []
         for truth in self.truths:
             if any(row.within[truth].value is not None for row in self.rows if truth in row.within):
                 header.append(f"within, {truth}")
                 columns.append(("within", truth))
-            header.append(TITLES.get(truth, truth))
+            header.append(truth)
             columns.append(("spearman", truth))
         header += ["with length", "with gradient norm"]
-        lines = [legend, "", *_head(header)]
-        for row in self._shown():
+        cells = []
+        for row in rows:
             values = [_named(row.score), *(getattr(row, kind)[truth].text() for kind, truth in columns)]
-            values += [row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)]
-            lines.append(_line(values))
-        return "\n".join(lines) + "\n"
+            cells.append([*values, row.with_length.text(interval=False), row.with_gradient_norm.text(interval=False)])
+        yield _table(legend, header, cells)
 
     def _domain_tables(self) -> Iterable[str]:
         for kind, label in (("within", "Within passages"), ("spearman", "Over the pool")):
-            truth = self._headline(kind)
+            truth = _headline(self.rows, self.truths, kind)
             if truth is None or len(self.domains) < 2:
                 continue
-            lines = [f"{label}, {truth}, domain by domain:", "", *_head(["score", *self.domains])]
-            by_name = {name: {row.score: row for row in rows} for name, rows in self.domains.items()}
-            for row in self._shown():
-                in_domains = [by_name[name].get(row.score) for name in self.domains]
-                values = ["–" if r is None else getattr(r, kind)[truth].text() for r in in_domains]
-                lines.append(_line([_named(row.score), *values]))
-            yield "\n".join(lines) + "\n"
+            by_domain = [{r.score: getattr(r, kind)[truth].text() for r in rows} for rows in self.domains.values()]
+            cells = [[_named(row.score), *(texts.get(row.score, "–") for texts in by_domain)] for row in self._shown()]
+            yield _table(f"{label}, {truth}, domain by domain:", ["score", *self.domains], cells)
 
-    def _choice_table(self) -> str:
+    def _choice_table(self) -> Iterable[str]:
         if not self.choices:
-            return ""
-        ways = list(dict.fromkeys(choice.how for choice in self.choices))
+            return
         groups = list(dict.fromkeys(choice.cells for choice in self.choices))
-        by_place = {(choice.how, choice.cells): choice for choice in self.choices}
-        lines = [
+        texts = {}
+        for choice in self.choices:
+            mean = choice.decrease if choice.how == "random" else choice.beyond_random
+            each = ", ".join(f"{value:+.2f}" for value in choice.by_cell)
+            texts[choice.how, choice.cells] = f"{mean:+.2f} [{each}]"
+        ways = dict.fromkeys(choice.how for choice in self.choices)
+        yield _table(
             "Training on a quarter of the pool: decrease of the truth questions' loss in nats, beyond that of random "
             "quarters (row `random`: the decrease itself), mean over seeds [each seed].",
-            "",
-            *_head(["chosen", *groups]),
-        ]
-        for how in ways:
-            choices = [by_place.get((how, group)) for group in groups]
-            lines.append(_line([how, *("–" if choice is None else _choice_text(choice) for choice in choices)]))
-        return "\n".join(lines) + "\n"
+            ["chosen", *groups],
+            [[how, *(texts.get((how, group), "–") for group in groups)] for how in ways],
+        )
 
     def _shown(self) -> list[FidelityRow]:
         """The best rows, and the others except alternative definitions of what counts."""
@@ -200,15 +211,6 @@ class FidelityReport:
             for place, row in enumerate(self.rows)
             if place < _BEST or "," not in row.score or row.score == DEFAULT or row.score.startswith("simulated")
         ]
-
-    def _left_out(self) -> str:
-        left = len(self.rows) - len(self._shown())
-        return (
-            f" {left} more definitions of what counts, none of them among the best, stand in the JSON." if left else ""
-        )
-
-    def _headline(self, kind: str) -> str | None:
-        return _headline(self.rows, self.truths, kind)
 
 
 def _headline(rows: Sequence[FidelityRow], truths: Sequence[str], kind: str) -> str | None:
@@ -235,7 +237,9 @@ def _rows(measured: Sequence[CellStatistics], truths: Sequence[str]) -> tuple[Fi
     for kind in ("within", "spearman"):
         truth = _headline(rows, truths, kind)
         if truth is not None:
-            return tuple(sorted(rows, key=lambda row: -_or(getattr(row, kind)[truth].value, -2.0)))
+            values = [getattr(row, kind)[truth].value for row in rows]
+            order = sorted(range(len(rows)), key=lambda place: 2.0 if values[place] is None else -values[place])
+            return tuple(rows[place] for place in order)
     return tuple(rows)
 
 
@@ -247,85 +251,23 @@ def _choices(cells: Sequence[FidelityCell]) -> Iterable[Choice]:
     for name, members in groups.items():
         for how in dict.fromkeys(key for cell in members for key in cell.chosen):
             having = [cell for cell in members if how in cell.chosen]
-            means = [_mean(cell.chosen[how]) for cell in having]
-            beyond = [
-                mean - _mean(cell.chosen["random"])
-                for mean, cell in zip(means, having, strict=True)
-                if "random" in cell.chosen
-            ]
+            means = [fmean(cell.chosen[how]) for cell in having]
+            randoms = [fmean(cell.chosen["random"]) if "random" in cell.chosen else None for cell in having]
+            beyond = [mean - other for mean, other in zip(means, randoms, strict=True) if other is not None]
             shares = means if how == "random" else beyond
-            yield Choice(name, how, _mean(means), _mean(beyond) if beyond else math.nan, tuple(shares))
-
-
-def _choice_text(choice: Choice) -> str:
-    mean = choice.decrease if choice.how == "random" else choice.beyond_random
-    return f"{mean:+.2f} [{', '.join(f'{value:+.2f}' for value in choice.by_cell)}]"
+            yield Choice(name, how, fmean(means), fmean(beyond) if beyond else math.nan, tuple(shares))
 
 
 def _named(score: str) -> str:
     return {DEFAULT: f"**{score}** (the default)", PAPER: f"{score} (the paper)"}.get(score, score)
 
 
-def _head(header: Sequence[str]) -> list[str]:
-    return [_line(header), "|" + "---|" * len(header)]
-
-
-def _line(values: Sequence[str]) -> str:
-    return "| " + " | ".join(values) + " |"
+def _table(legend: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table below its legend."""
+    head, *body = (f"| {' | '.join(values)} |" for values in (header, *rows))
+    return "\n".join([legend, "", head, "|" + "---|" * len(header), *body]) + "\n"
 
 
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
-
-
-_INFLUENCE, _BASELINE, _INK, _GRID = "#2F6DA8", "#9A6A2F", "#333333", "#DDDDDD"
-
-
-def draw(report: FidelityReport, file: Path) -> None:
-    """A forest plot: a panel per truth, a line per score, dots with 95 % intervals; scores in the report's order.
-
-    Args:
-        report: The report to draw.
-        file: PNG to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from optimsyn.study.fidelity.report import TITLES
-
-    panels = max(1, len(report.truths))
-    figure = Figure(figsize=(3.0 + 2.9 * panels, 1.3 + 0.26 * len(report.rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    names = [row.score for row in report.rows]
-    for axis, truth in zip(axes, report.truths, strict=False):
-        for place, row in enumerate(report.rows):
-            estimate = row.spearman[truth]
-            if estimate.value is None or estimate.low is None or estimate.high is None:
-                continue
-            # "adam cosine", "adam_linear dot, end of both": an estimator and how its products are divided.
-            is_influence = row.score.split(",")[0].split(" ")[1:2] in (["cosine"], ["dot"])
-            color = _INFLUENCE if is_influence else _BASELINE
-            axis.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=1.6, alpha=0.65)
-            axis.plot(estimate.value, place, "o", color=color, markersize=4.5)
-        axis.axvline(0, color=_INK, linewidth=0.8)
-        axis.grid(axis="x", color=_GRID, linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.set_title(TITLES.get(truth, truth), fontsize=10.5, loc="left", fontweight="bold")
-        axis.set_xlabel("Spearman with the truth", fontsize=9)
-        axis.tick_params(labelsize=8.5)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)

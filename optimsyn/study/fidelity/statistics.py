@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,7 @@ LDS = "LDS"
 
 @dataclass(frozen=True)
 class Subsets:
-    """Random subsets of a pool, each trained on.
-
-    Attributes:
-        members: Indices in the pool, a tuple per subset.
-        decreases: How much each lowered the validation loss, in nats.
-    """
+    """Random subsets of a pool, as indices, and how much training on each lowered the validation loss, in nats."""
 
     members: tuple[tuple[int, ...], ...]
     decreases: tuple[float, ...]
@@ -39,7 +34,6 @@ class FidelityCell:
 
     Attributes:
         name: A unique name.
-        domain: Its domain.
         ids: Of the n samples.
         groups: The passage of each sample; empty without passages.
         scores: Score name -> [n].
@@ -90,30 +84,19 @@ class FidelityCell:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its bootstrap interval.
-
-    Attributes:
-        value: Mean over cells; None if undefined in all of them.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        cells: Number of cells in which it is defined.
-    """
+    """A statistic with its 95 % bootstrap interval: the mean over cells in which it is defined; None without any."""
 
     value: float | None
     low: float | None
     high: float | None
     cells: int
 
-    def text(self, *, interval: bool = True, signed: bool = False) -> str:
+    def text(self, *, interval: bool = True) -> str:
         """The text in a table: .93 [.90, .95]."""
-        if self.value is None or self.low is None or self.high is None:
+        if self.value is None:
             return "–"
-        form = "+.2f" if signed else ".2f"
-
-        def short(number: float) -> str:
-            return format(number, form).replace("0.", ".", 1)
-
-        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]" if interval else short(self.value)
+        value, low, high = (f"{number:.2f}".replace("0.", ".", 1) for number in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]" if interval else value
 
 
 def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
@@ -139,23 +122,16 @@ def estimate(draws: Sequence[Array], seed: int = 0) -> Estimate:
 
 
 class CellStatistics:
-    """The correlations of one cell, each as [1 + R]: of all samples, then of R resamples (the same for every score).
-
-    Args:
-        cell: Scores and truths.
-        resamples: R.
-        seed: Of the resampling.
-    """
+    """The correlations of one cell, each as [1 + R]: of all samples, then of R resamples (the same for every score)."""
 
     def __init__(self, cell: FidelityCell, resamples: int, seed: int) -> None:
         self.cell = cell
         generator = np.random.default_rng(seed)
-        self.samples = _draws(generator, len(cell.ids), resamples)
-        subsets = 0 if cell.subsets is None else len(cell.subsets.members)
-        self._subsets = _draws(generator, subsets, resamples) if subsets else None
+        self.samples = draws(generator, len(cell.ids), resamples)
+        self._subsets = draws(generator, len(cell.subsets.members), resamples) if cell.subsets else None
         names = sorted({group for group in cell.groups if cell.groups.count(group) > 1})
         self._groups = [np.array([i for i, group in enumerate(cell.groups) if group == name]) for name in names]
-        self._drawn_groups = _draws(generator, len(names), resamples) if names else None
+        self._drawn_groups = draws(generator, len(names), resamples) if names else None
         self._nothing: Array = np.full(resamples + 1, np.nan)
         self._controls = [np.asarray(values)[self.samples] for values in (cell.length, cell.gradient_norm)]
 
@@ -168,8 +144,7 @@ class CellStatistics:
         """Rank correlation of a score with a truth; NaN where the cell lacks one."""
         if truth == LDS:
             return self._lds(score)
-        pair = self._pair(score, truth)
-        return self._nothing if pair is None else spearman(*pair)
+        return spearman(self._drawn(self.cell.scores, score), self._drawn(self.cell.truths, truth))
 
     def within(self, score: str, truth: str) -> Array:
         """Rank correlation within groups: of ranks among a group's samples, pooled over groups; groups are resampled.
@@ -184,26 +159,22 @@ class CellStatistics:
             a, b = ranks(x[places]), ranks(y[places])
             sums.append([(a * b).sum(), (a * a).sum(), (b * b).sum()])
         xy, xx, yy = np.moveaxis(np.array(sums)[self._drawn_groups].sum(1), 1, 0)
-        ok = (xx > 1e-9) & (yy > 1e-9)
-        correlations: Array = np.where(ok, xy / np.sqrt(np.where(ok, xx * yy, 1.0)), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            correlations: Array = np.where((xx > 1e-9) & (yy > 1e-9), xy / np.sqrt(xx * yy), np.nan)
         return correlations
 
     def partial(self, score: str, truth: str) -> Array:
         """The partial rank correlation, without length and gradient norm."""
-        pair = self._pair(score, truth)
-        return self._nothing if pair is None else spearman(*pair, self._controls)
+        pair = self._drawn(self.cell.scores, score), self._drawn(self.cell.truths, truth)
+        return spearman(*pair, self._controls)
 
     def with_control(self, score: str, which: int) -> Array:
         """Rank correlation of a score with answer length (0) or gradient norm (1)."""
-        if score not in self.cell.scores:
-            return self._nothing
-        return spearman(np.asarray(self.cell.scores[score])[self.samples], self._controls[which])
+        return spearman(self._drawn(self.cell.scores, score), self._controls[which])
 
-    def _pair(self, score: str, truth: str) -> tuple[Array, Array] | None:
-        if score not in self.cell.scores or truth not in self.cell.truths:
-            return None
-        scores, truths = np.asarray(self.cell.scores[score]), np.asarray(self.cell.truths[truth])
-        return scores[self.samples], truths[self.samples]
+    def _drawn(self, values: Mapping[str, Sequence[float]], name: str) -> Array:
+        """[1 + R, n] values; NaN where the cell lacks them."""
+        return np.asarray(values.get(name) or [math.nan] * len(self.cell.ids))[self.samples]
 
     def _lds(self, score: str) -> Array:
         if self.cell.subsets is None or self._subsets is None or score not in self.cell.scores:
@@ -216,7 +187,7 @@ class CellStatistics:
         return spearman(sums[self._subsets], decreases[self._subsets])
 
 
-def _draws(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.int64]:
+def draws(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.int64]:
     """[1 + R, count]: all indices once, then R draws with replacement."""
     drawn = generator.integers(0, count, (resamples, count))
     return np.concatenate([np.arange(count)[None], drawn])

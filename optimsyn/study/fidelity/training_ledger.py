@@ -48,14 +48,13 @@ class TrainingLedger:
     def run(self, schedules: Sequence[Schedule], looks: Sequence[int]) -> torch.Tensor:
         """As `Trainings.run`: [schedules, looks, Q]; cached trainings are read."""
         wanted = sorted(set(looks))
-        keys = [_key(schedule) for schedule in schedules]
-
-        def missing(key: str) -> bool:
-            return any(str(look) not in self._known.get(key, {}) for look in wanted)
-
-        fresh = {key: schedule for key, schedule in zip(keys, schedules, strict=True) if missing(key)}
-        size = self._trainings.together(fresh.values())
-        items = list(fresh.items())
+        keys = [digest_of([list(step) for step in schedule], 20) for schedule in schedules]
+        fresh = {
+            key: schedule
+            for key, schedule in zip(keys, schedules, strict=True)
+            if not self._known.get(key, {}).keys() >= set(map(str, wanted))
+        }
+        items, size = list(fresh.items()), self._trainings.together(fresh.values())
         for begin in range(0, len(items), size):
             group = items[begin : begin + size]
             began = time.monotonic()
@@ -88,7 +87,3 @@ class TrainingLedger:
         for row in rows:
             if "losses" in row:
                 self._known[row["key"]] = {**self._known.get(row["key"], {}), **row["losses"]}
-
-
-def _key(schedule: Schedule) -> str:
-    return digest_of([list(step) for step in schedule], 20)
