@@ -7,10 +7,10 @@ import pytest
 
 from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
 from optimsyn.llm.embedded.server import close_shared_server
-from tests.extend_helpers import cell, written
+from tests.extend_helpers import cell, installed, written
 from tests.stages_helpers import recipe, served
 
-__all__ = ["cell", "interrupts_arrive", "no_server_stays", "recipe", "served", "written"]
+__all__ = ["cell", "installed", "interrupts_arrive", "no_server_stays", "recipe", "served", "written"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -202,11 +202,11 @@ def hints(task: PromptTask) -> str:
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("gpa", "optimizers.prompt.method: there is no prompt_optimizer 'gpa'; did you mean `gepa`?"),
+        ("gpa", "optimizers.prompt.method: there is no prompt optimiser 'gpa'; did you mean `gepa`?"),
         ("nowhere:search", "optimizers.prompt.method: 'nowhere:search' cannot be imported"),
-        ("json:JSONDecoder", "is no prompt_optimizer: it is a class"),
-        ("math:pi", "is no prompt_optimizer: it cannot be called"),
-        ("os:getcwd", "it cannot be called with one argument"),
+        ("json:JSONDecoder", "is no prompt optimiser: it is a class"),
+        ("math:pi", "is no prompt optimiser: it cannot be called"),
+        ("os:getcwd", "it cannot be called with the task"),
         (
             "miprov2",
             "optimizers.prompt.method: miprov2 has its texts written by a language model; name one in models.r",

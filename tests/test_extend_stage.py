@@ -215,7 +215,7 @@ def test_stages_after_one_run_in_the_order_of_the_recipe() -> None:
         ("our_stage:unwanted_words", "cannot be imported"),
         ("our_stages:Unwanted", "a stage is a function that is called with the run and its handle"),
         ("optimsyn.base.seeds:sysconf", "has no sysconf"),
-        ("textwrap:dedent", "it takes two arguments"),
+        ("textwrap:dedent", "it cannot be called with the run and its handle"),
         ("unwanted_words", "there is no stage 'unwanted_words'"),
     ],
 )
