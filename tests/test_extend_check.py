@@ -11,9 +11,9 @@ import optimsyn
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import CHECKS
 from optimsyn.base.files import iter_json
+from optimsyn.data.records import Pair
 from optimsyn.execution.runner import run_stages
 from optimsyn.machine.preflight import validate
-from optimsyn.data.records import Pair
 from optimsyn.programs.checks import CheckContext, Checker, check_problems
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe

@@ -92,7 +92,9 @@ def test_a_part_given_as_it_is_has_a_name_to_find_it_again(shapes: Registry[obje
         assert shapes.reference(part) == f"{__name__}:{name}"
     nameless = Shape()
     for part in (lambda: None, nameless, functools.partial(words, None)):
-        with pytest.raises(RecipeError, match=r"shapes.kind: .* no name .* optimsyn.register\('shape', ..., name='mine'"):
+        with pytest.raises(
+            RecipeError, match=r"shapes.kind: .* no name .* optimsyn.register\('shape', ..., name='mine'"
+        ):
             shapes.reference(part)
     shapes.register(nameless, "mine")
     assert shapes.reference(nameless) == "mine"

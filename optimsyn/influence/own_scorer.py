@@ -19,7 +19,7 @@ from optimsyn.influence.accuracy import Choice
 from optimsyn.influence.fingerprint import encoding_digest
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining
-from optimsyn.recipe.sections.influence import Influence
+from optimsyn.recipe.sections.influence import OWN_SCORER, Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 
@@ -115,7 +115,7 @@ class OwnScorer:
             [checkpoint.fingerprint for checkpoint in context.target.checkpoints],
             [(s.prompt, s.completion, s.subtask) for s in map(as_sample, context.questions)],
         ]
-        self.fingerprint = f"own-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
+        self.fingerprint = f"{OWN_SCORER}{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
     def score(self, pairs: Sequence[Item], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order.

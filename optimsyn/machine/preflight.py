@@ -160,7 +160,10 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
     try:
         if sets is not None:
             if recipe.questions.form is not None:
-                preflight.problems += form_problems(recipe.questions.form, sets.validation)
+                failing = form_problems(recipe.questions.form, sets.validation)
+                preflight.problems += failing
+                if failing:
+                    return  # what follows would fail on the same
             check_lengths(recipe, sets, preflight)
             if not sets.problems:
                 check_sets(recipe, sets, preflight)

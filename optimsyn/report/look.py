@@ -102,9 +102,9 @@ def guiding_texts(run: Run) -> Table:
     """Every guiding text that was tried, with its reward and outcome."""
     history = _history(run, "optimize_prompt")
     rows = [
-        (str(row["judged"]), row["status"], number(row["score"]), row["guiding_text"])
+        (str(row.get("judged", "–")), row.get("status", "–"), number(row["score"]), row["guiding_text"])
         for row in history
-        if row.get("score") is not None
+        if row.get("score") is not None and "guiding_text" in row
     ]
     note = (
         "A rejected text was judged on its first passages alone, so its reward is not comparable with those of the "

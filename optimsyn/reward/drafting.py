@@ -92,7 +92,12 @@ def failures(drafts: Iterable[Draft] | Iterable[Judgement], most: int = 3) -> st
     for draft in drafts:
         counts.update(draft.failed)
         reasons = {**draft.reasons, **reasons}
-    return "; ".join(f"{name} {n}x, such as: {reasons.get(name, '')[:200]}" for name, n in counts.most_common(most))
+    return "; ".join(f"{name} {n}x, such as: {_short(reasons.get(name, ''))}" for name, n in counts.most_common(most))
+
+
+def _short(reason: str) -> str:
+    """A reason without its middle, if it is long: the cure is at its end."""
+    return reason if len(reason) <= 300 else f"{reason[:180]} … {reason[-120:]}"
 
 
 UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)

@@ -19,6 +19,8 @@ IS_LINEAR: Mapping[str, bool] = MappingProxyType(
 `optimsyn.influence.estimators`, which needs torch."""
 
 BUILT_IN_SCORER = "influence"
+OWN_SCORER = "own-"
+"""How the fingerprint of a custom scorer begins."""
 
 
 class Influence(Section):
