@@ -165,13 +165,12 @@ def _gold(kind: str, form: QuestionForm, values: Mapping[str, Any]) -> Gold:
             json.dumps(gold.details)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"cannot be read by the form {kind!r} ({type(error).__name__}: {error})") from error
-    wrong = None if isinstance(gold, Gold) else f"{gold!r:.200}; it returns a `Gold`"
-    if wrong is None:
-        texts = {"answer": [gold.answer], "answers": gold.answers, "choices": gold.choices or ()}
-        bad = next((name for name, values in texts.items() if not all(isinstance(text, str) for text in values)), None)
-        wrong = None if bad is None else f"a Gold whose {bad} is {getattr(gold, bad)!r}, not text"
-    if wrong is not None:
-        raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave {wrong}")
+    if not isinstance(gold, Gold):
+        raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave {gold!r:.200}; it returns a `Gold`")
+    for name, texts in (("answer", [gold.answer]), ("answers", gold.answers), ("choices", gold.choices or ())):
+        if not all(isinstance(text, str) for text in texts):
+            given = getattr(gold, name)
+            raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave a Gold whose {name} is {given!r}, not text")
     return gold
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.base.secrets.redaction import redact
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from optimsyn.programs.checks import Checker
     from optimsyn.programs.pair import PairWriter
     from optimsyn.programs.rubric import RubricWriter
-    from optimsyn.reward.judgements import Judgement
 
 
 class RubricRequest(Record):
@@ -85,8 +84,20 @@ def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
     return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
 
 
-def failures(drafts: Iterable[Draft] | Iterable[Judgement], most: int = 3) -> str:
-    """The failures of drafts, the most frequent first: how often, and the first one's reason."""
+class Checked(Protocol):
+    """A draft, or the judgement on one."""
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that it failed."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why, for each of these."""
+
+
+def failures(drafts: Iterable[Checked], most: int = 3) -> str:
+    """The failures of drafts or judgements, the most frequent first: how often, and the first one's reason."""
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     for draft in drafts:
