@@ -14,6 +14,7 @@ from optimize_helpers import BASE_TEXT, WORTH, PairWriter, RubricModel, Shape, m
 import optimsyn
 from optimsyn.base.errors import ModelError, RecipeError, StageError
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
+from optimsyn.base.files import append_jsonl
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_problems
@@ -26,6 +27,7 @@ from optimsyn.recipe.sections.optimizers import PromptOptimizer
 from optimsyn.report import look
 from optimsyn.runs.folder import Run
 from tests.docs_helpers import ROOT, blocks
+from tests.report_helpers import write_run
 from tests.stages_helpers import run_stage
 
 [EXAMPLE] = blocks("python", ROOT / "docs" / "extend" / "prompt_optimizer.md")
@@ -184,6 +186,15 @@ def test_an_edited_method_searches_anew_and_buys_nothing_twice(
     assert second.guiding_text == f"{BASE_TEXT} {GOOD}"
     # The start text's three pairs were not written again.
     assert len(writer.written) == 9
+
+
+def test_rows_of_its_own_do_not_disturb_what_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path, stages=3)
+    before = look.guiding_texts(run).rows
+    append_jsonl(run.path("optimize_prompt", "history.jsonl"), [{"hint": "Why?", "score": 0.2}, {"tried": 3}])
+    assert look.guiding_texts(run).rows == before != ()
+    append_jsonl(run.path("optimize_prompt", "history.jsonl"), [{"guiding_text": "Ask why.", "score": 0.2}])
+    assert look.guiding_texts(run).rows[-1][-1] == "Ask why."
 
 
 def test_an_error_of_the_method_itself_surfaces(tmp_path: Path, registered: Callable[[Any], str]) -> None:

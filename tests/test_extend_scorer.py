@@ -18,6 +18,7 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.report.facts import RunFacts
+from optimsyn.report.page.report import write_report
 from optimsyn.report.page.sections import context_of
 from optimsyn.reward.look.record import RewardLook, reward_look_rows
 from optimsyn.runs.folder import Run
@@ -127,11 +128,15 @@ def test_a_run_is_scored_by_it(recipe: Recipe, tmp_path: Path) -> None:
         wanted = own.one(words(f"{row['pair']['question']} {row['pair']['answer']}"))
         assert row["influence"] == row["reward"] == pytest.approx(wanted, rel=1e-6)
         assert row["scorer"].startswith("own-") and math.isfinite(row["loss"])
+        assert row["feedback"].startswith("Valid, score ")
     look = RewardLook.from_json(run.manifest.stage("warm_up").notes["reward_look"])
     assert look.own_scorer and look.method == BM25
     shown = {row[0]: row[1] for row in reward_look_rows(look)}
     assert shown["scored by"] == BM25 and "numerical error" not in shown
     assert f"in its place scorer {BM25}" in str(context_of(RunFacts.read(run)))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"In the place of influence stands what scorer {BM25} gives a pair" in page
+    assert f"chosen by scorer {BM25}." in run.dataset.card
 
 
 @pytest.mark.parametrize(

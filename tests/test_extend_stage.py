@@ -36,6 +36,7 @@ from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.report import write_report
 from optimsyn.runs import Run, TableResult
 from optimsyn.runs.forecast import Range
+from optimsyn.runs.outcomes import stage_outcome
 from optimsyn.stages.own import run_stage
 from tests.extend_helpers import Installed
 from tests.stages_helpers import answer
@@ -103,6 +104,12 @@ def test_pairs_are_left_out_on_the_way_to_fine_tuning(package: Path, tmp_path: P
     page = write_report(run).read_text(encoding="utf-8")
     assert "House rules" in page and f"left out: {', '.join(f'{k} {v}' for k, v in result.left_out.items())}" in page
     check_page(page)
+
+
+def test_the_report_shows_heading_and_numbers() -> None:
+    result = TableResult(stage="count", heading="Passages", numbers={"long_ones": 14})
+    assert stage_outcome(result) == "Passages; long ones: 14"
+    assert stage_outcome(result.model_copy(update={"heading": ""})) == "long ones: 14"
 
 
 def test_changed_pairs_lose_what_was_measured(tmp_path: Path) -> None:

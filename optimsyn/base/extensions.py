@@ -139,12 +139,11 @@ class Registry(Generic[P]):
         [entry] = entries.values()
         return self._checked(reference, _loaded(entry, where), where)
 
-    def reference(self, part: object, field: str | None = None) -> str:
+    def reference(self, part: object) -> str:
         """The name in a recipe of a part that Python code passed instead of its name.
 
         Args:
             part: A function, class or object.
-            field: The recipe field that it was passed for, if not the usual one.
 
         Raises:
             RecipeError: It has none: a lambda, a function inside a function, an object without a name.
@@ -152,7 +151,7 @@ class Registry(Generic[P]):
         name = importable_name(part) or next((name for name, own in self._registered.items() if own is part), None)
         if name is None:
             raise RecipeError(
-                f"{field or self.field}: {part!r} has no name to import it by; give it one at the top level of a "
+                f"{self.field}: {part!r} has no name to import it by; give it one at the top level of a "
                 "module or of a notebook cell (`def`, `class` or `mine = ...`), or register it, "
                 f"optimsyn.register({self.kind!r}, ..., name='mine'), and write 'mine'"
             )
@@ -225,14 +224,14 @@ def importable_name(part: object) -> str | None:
     own = getattr(part, "__module__", None) or type(part).__module__
     for module in sorted(sys.modules, key=lambda each: (each != own, each == "__main__")):
         for name, value in list(getattr(sys.modules[module], "__dict__", {}).items()):
-            if value is part:
+            if value is part and not name.startswith("_"):  # a notebook keeps its latest output under such names
                 return f"{module}:{name}"
     return None
 
 
 def is_part(value: object) -> bool:
     """Whether Python code has passed a part itself (a function, a class, an object), and no plain value."""
-    return callable(value) or type(value).__module__ not in ("builtins", "datetime")
+    return callable(value) or not (isinstance(value, str) or type(value).__module__ in ("builtins", "datetime"))
 
 
 def shadowed() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from optimsyn.base.extensions import GENERATORS, is_part
+from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider
 from optimsyn.recipe.sections.parts import name_of
@@ -27,7 +27,7 @@ class Section(BaseModel):
 def _as_name(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
-    return {"plugin": value} if is_part(value) and not isinstance(value, BaseModel) else value
+    return {"plugin": value} if callable(value) or hasattr(value, "complete") else value
 
 
 class Prices(Section):
