@@ -190,11 +190,9 @@ def test_an_edited_method_searches_anew_and_buys_nothing_twice(
 
 def test_rows_of_its_own_do_not_disturb_what_is_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path, stages=3)
-    before = look.guiding_texts(run).rows
-    append_jsonl(run.path("optimize_prompt", "history.jsonl"), [{"hint": "Why?", "score": 0.2}, {"tried": 3}])
-    assert look.guiding_texts(run).rows == before != ()
-    append_jsonl(run.path("optimize_prompt", "history.jsonl"), [{"guiding_text": "Ask why.", "score": 0.2}])
-    assert look.guiding_texts(run).rows[-1][-1] == "Ask why."
+    rows = [{"hint": "Why?", "score": 0.2}, {"tried": 3}, {"guiding_text": "Ask why.", "score": 0.2}]
+    append_jsonl(run.path("optimize_prompt", "history.jsonl"), rows)
+    assert [row[-1] for row in look.guiding_texts(run).rows] == ["Ask why."]
 
 
 def test_an_error_of_the_method_itself_surfaces(tmp_path: Path, registered: Callable[[Any], str]) -> None:
