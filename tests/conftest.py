@@ -4,13 +4,19 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from optimsyn.base.environment import EMBEDDED_KEY, EMBEDDED_URL
 from optimsyn.llm.embedded.server import close_shared_server
-from tests.extend_helpers import cell, written
+from tests.extend_helpers import cell, installed, written
 from tests.stages_helpers import recipe, served
 
-__all__ = ["cell", "interrupts_arrive", "no_server_stays", "recipe", "served", "written"]
+__all__ = ["cell", "installed", "interrupts_arrive", "no_server_stays", "recipe", "served", "written"]
+
+
+# A busy machine draws slowly; no test depends on the clock.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True, scope="module")

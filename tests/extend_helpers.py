@@ -15,6 +15,7 @@ import pytest
 from tests.docs_helpers import ROOT, blocks
 
 Written = Callable[[str, str], None]
+Installed = Callable[..., None]
 Cell = Callable[[str], dict[str, Any]]
 
 
@@ -41,6 +42,22 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written
     yield write
     for name in names:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
+    """Installs a package's entry points: its name, their group, and each one's name and object."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(package: str, group: str, **points: str) -> None:
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", "utf-8")
+        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}", "utf-8")
+        importlib.invalidate_caches()
+
+    return install
 
 
 @pytest.fixture

@@ -90,7 +90,10 @@ def test_a_registered_name_counts_by_the_module_of_its_object(tmp_path: Path, mo
     (tmp_path / "mine_here.py").write_text("def check(pair, context, word='x'):\n    return None\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     part = functools.partial(__import__("mine_here").check, word="y")
-    assert set(source_identity("no_x", part, FIELD)) == {"mine_here"}
+    found = source_identity("no_x", part, FIELD)
+    assert set(found) == {"mine_here", "its state"}
+    # Nothing but its state tells it from another one.
+    assert source_identity("no_x", functools.partial(part, word="z"), FIELD) != found
 
 
 def test_a_part_that_was_typed_without_source_is_refused(cell: Cell) -> None:

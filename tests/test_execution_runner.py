@@ -70,10 +70,14 @@ def test_stages_run_in_turn_and_finished_ones_are_skipped(tmp_path: Path, notebo
 
 
 @pytest.mark.slow
-def test_a_failed_stage_is_told_and_continues(tmp_path: Path, notebooks: Path) -> None:
-    _notebooks(notebooks, warm_up="raise RuntimeError('no luck')")
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("RuntimeError('no luck')", "RuntimeError: no luck"), ("StageError('stage warm_up: no luck')", "no luck")],
+)
+def test_a_failed_stage_is_told_and_continues(tmp_path: Path, notebooks: Path, error: str, told: str) -> None:
+    _notebooks(notebooks, warm_up=f"from optimsyn.base.errors import StageError; raise {error}")
     run = Run.open(_recipe(), tmp_path)
-    with pytest.raises(StageError, match=r"stage warm_up failed: RuntimeError: no luck\n.*cell \[3\]"):
+    with pytest.raises(StageError, match=rf"^stage warm_up failed: {told}\n.*cell \[3\]"):
         runner.run_stages(run, _console()[0], until="warm_up")
     assert run.manifest.stage("warm_up").status == "failed"
     _notebooks(notebooks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ import optimsyn
 from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import CHECKS
 from optimsyn.base.files import iter_json
+from optimsyn.data.records import Pair
 from optimsyn.execution.runner import run_stages
 from optimsyn.machine.preflight import validate
-from optimsyn.programs.checks import Checker
+from optimsyn.programs.checks import CheckContext, Checker, check_problems
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.synthesis import Checks
 from optimsyn.runs.folder import Run
 from tests.extend_helpers import Cell, Written, example
 from tests.programs_helpers import pair, passage
+from tests.runs_helpers import tiny_recipe
 from tests.stages_helpers import run_stage
 
 REFERENCE = "our_checks:names_a_clause"
@@ -75,11 +78,40 @@ def test_a_registered_check_is_named_without_its_module(written: Written) -> Non
     optimsyn.register("check", CHECKS.get(REFERENCE))
     try:
         assert Checker(Checks(plugins=("names_a_clause",))).check(pair(), passage()).failed == ("names_a_clause",)
-        assert CHECKS.is_of_this_process("names_a_clause")
+        assert CHECKS.only_here("names_a_clause")
     finally:
         CHECKS.forget("names_a_clause")
 
 
-def test_what_has_no_name_is_refused_when_it_is_given() -> None:
-    with pytest.raises(RecipeError, match="checks.plugins: .*lambda.* has no name"):
-        Checks(plugins=(lambda pair, context: None,))
+def test_what_has_no_name_is_refused_when_it_is_given_and_one_check_needs_no_list() -> None:
+    with pytest.raises(RecipeError, match="checks.plugins.0: .*lambda.* has no name"):
+        tiny_recipe(checks={"plugins": lambda pair, context: None})
+    checks = tiny_recipe(checks={"plugins": no_question, "disabled": "format", "unsafe_words": "ward 3"}).checks
+    assert checks == Checks(plugins=[f"{__name__}:no_question"], disabled=["format"], unsafe_words=["ward 3"])
+    with pytest.raises(RecipeError, match="checks.plugins: must be a list"):
+        tiny_recipe(checks={"plugins": 3})
+
+
+def no_question(pair: Pair, context: CheckContext) -> None:
+    """A check at the top of a module."""
+
+
+def leaves(pair: Pair, context: CheckContext) -> None:
+    """A check that ends the program."""
+    sys.exit("no such word list")
+
+
+def test_a_check_that_is_named_twice_is_refused() -> None:
+    mine = f"{__name__}:no_question"
+    assert check_problems(Checks(plugins=(mine, mine))) == [f"checks.plugins: '{mine}' is there twice; remove one"]
+    optimsyn.register("check", no_question, name="spare")
+    try:
+        [problem] = check_problems(Checks(plugins=("spare", mine)))
+    finally:
+        CHECKS.forget("spare")
+    assert problem == f"checks.plugins: '{mine}' and 'spare' are the same check; remove one"
+
+
+def test_a_check_that_ends_the_program_is_named() -> None:
+    with pytest.raises(RecipeError, match="the check .*:leaves raised SystemExit: no such word list"):
+        Checker(Checks(plugins=(f"{__name__}:leaves",))).check(pair(), passage())

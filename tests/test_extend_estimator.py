@@ -183,6 +183,24 @@ def test_a_misspelled_name_is_refused_at_once() -> None:
         tiny_recipe(influence={"estimator": "adam_liner"})
 
 
+class Sign:
+    """An estimator at the top of a module."""
+
+    def bind(self, moments: Moments) -> Any:
+        return torch.sign
+
+
+sign = Sign()
+
+
+def test_an_object_is_taken_by_its_name() -> None:
+    assert tiny_recipe(influence={"estimator": sign}).influence.estimator == f"{__name__}:sign"
+    with pytest.raises(RecipeError, match=r"influence.estimator: .*Sign object.* has no name to import it by; give it"):
+        tiny_recipe(influence={"estimator": Sign()})
+    with pytest.raises(RecipeError, match=r"influence.scorer: must be text \(got \['a'\]\)"):
+        tiny_recipe(influence={"scorer": ["a"]})
+
+
 def test_a_run_can_be_opened_where_its_estimator_is_not(tmp_path: Path) -> None:
     text = tiny_recipe().to_yaml().replace("estimator: adam_linear", "estimator: registered_elsewhere")
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")

@@ -185,7 +185,7 @@ def test_a_form_is_named_registered_or_given_as_it_is(recipe: Recipe, tmp_path: 
     assert given.form == package
 
 
-OWN = "from optimsyn.data.forms import QuestionForm\n\n\nclass Form(QuestionForm):\n    label = 'x'\n"
+OWN = "from optimsyn.data.forms import Gold, Key, QuestionForm\n\n\nclass Form(QuestionForm):\n    label = 'x'\n"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +206,22 @@ OWN = "from optimsyn.data.forms import QuestionForm\n\n\nclass Form(QuestionForm
          "questions.form: `prompt` of our_other:Form raised AttributeError"),
         (OWN + "\n    def answer(self, item):\n        pass\n", "our_other:Form",
          "questions.form: `answer` of our_other:Form gave None"),
+        (OWN + "\n    def read_row(self, values):\n        pass\n", "our_other:Form",
+         "questions.form: `read_row` of our_other:Form gave None; it returns a `Gold`"),
+        (OWN + "\n    def read_row(self, values):\n        return Gold(values['answer'])\n", "our_other:Form",
+         "questions.form: `read_row` of our_other:Form gave a Gold whose answer is 1200, not text"),
+        (OWN + "\n    def fitted(self, questions):\n        pass\n", "our_other:Form",
+         "questions.form: `fitted` of our_other:Form gave None, which is no form"),
+        (OWN + "\n    def fitted(self, questions):\n        return questions[0].nothing\n", "our_other:Form",
+         "questions.form: `fitted` of our_other:Form raised AttributeError"),
+        (OWN + "    columns = ('tolerance',)\n", "our_other:Form",
+         "its read_row is inherited and does not read tolerance, which `columns` names; write a read_row"),
+        (OWN + "\n    def marks(self, question, heard):\n        return True\n", "our_other:Form",
+         "questions.form: `marks` of our_other:Form gave True; it returns `Marks`"),
+        (OWN + "\n    def reply_keys(self, seed=0):\n        return 'answer', 'question'\n", "our_other:Form",
+         "questions.form: `reply_keys` of our_other:Form gave ('answer', 'question'); it returns `Key`s"),
+        (OWN + "\n    def reply_keys(self, seed=0):\n        return *super().reply_keys(), Key('unit', 'its unit')\n",
+         "our_other:Form", "questions.form: `demonstration` of our_other:Form gave {'answer': '1986'"),
     ],
 )  # fmt: skip
 def test_validate_refuses_what_is_no_form(

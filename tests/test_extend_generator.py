@@ -234,6 +234,9 @@ def test_a_recipe_says_where_a_plugin_does_not_belong(recipe: Recipe, outside: P
     named = changed(free, {"models.generator.name": "mine", "models.generator.plugin": Clerk})
     assert named.models.generator.name == "mine"
     assert ModelSpec.model_validate({"plugin": Clerk}).plugin == f"{Clerk.__module__}:Clerk"
+    assert changed(free, {"models.generator": Clerk}).models.generator.plugin == f"{Clerk.__module__}:Clerk"
+    with pytest.raises(RecipeError, match="models.generator: .*Clerk object at .* has no name to import it by"):
+        changed(free, {"models.generator": Clerk()})
     # A name with a colon stays LiteLLM's.
     assert ModelSpec(name="ollama/qwen3:0.6b").provider == "litellm"
     assert changed(recipe, {"seed": 5}).fingerprint == recipe.fingerprint

@@ -207,9 +207,9 @@ def test_a_trainer_of_trl_takes_the_reward_as_it_is(
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("grop", "optimizers.policy.method: there is no policy_optimizer 'grop'; did you mean `grpo`?"),
+        ("grop", "optimizers.policy.method: there is no policy optimiser 'grop'; did you mean `grpo`?"),
         ("my_training:nothing", "optimizers.policy.method: 'my_training:nothing': module my_training has no nothing"),
-        ("math:pi", "is no policy_optimizer: it cannot be called"),
+        ("math:pi", "is no policy optimiser: it cannot be called"),
     ],
 )
 def test_validate_refuses_a_wrong_method(

@@ -14,6 +14,7 @@ from optimize_helpers import BASE_TEXT, WORTH, PairWriter, RubricModel, Shape, m
 import optimsyn
 from optimsyn.base.errors import ModelError, RecipeError, StageError
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
+from optimsyn.base.files import append_jsonl
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_problems
@@ -26,6 +27,7 @@ from optimsyn.recipe.sections.optimizers import PromptOptimizer
 from optimsyn.report import look
 from optimsyn.runs.folder import Run
 from tests.docs_helpers import ROOT, blocks
+from tests.report_helpers import write_run
 from tests.stages_helpers import run_stage
 
 [EXAMPLE] = blocks("python", ROOT / "docs" / "extend" / "prompt_optimizer.md")
@@ -186,6 +188,13 @@ def test_an_edited_method_searches_anew_and_buys_nothing_twice(
     assert len(writer.written) == 9
 
 
+def test_rows_of_its_own_do_not_disturb_what_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path, stages=3)
+    rows = [{"hint": "Why?", "score": 0.2}, {"tried": 3}, {"guiding_text": "Ask why.", "score": 0.2}]
+    append_jsonl(run.path("optimize_prompt", "history.jsonl"), rows)
+    assert [row[-1] for row in look.guiding_texts(run).rows] == ["Ask why."]
+
+
 def test_an_error_of_the_method_itself_surfaces(tmp_path: Path, registered: Callable[[Any], str]) -> None:
     def broken(task: PromptTask) -> str:
         raise KeyError("no such hint")
@@ -202,11 +211,11 @@ def hints(task: PromptTask) -> str:
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("gpa", "optimizers.prompt.method: there is no prompt_optimizer 'gpa'; did you mean `gepa`?"),
+        ("gpa", "optimizers.prompt.method: there is no prompt optimiser 'gpa'; did you mean `gepa`?"),
         ("nowhere:search", "optimizers.prompt.method: 'nowhere:search' cannot be imported"),
-        ("json:JSONDecoder", "is no prompt_optimizer: it is a class"),
-        ("math:pi", "is no prompt_optimizer: it cannot be called"),
-        ("os:getcwd", "it cannot be called with one argument"),
+        ("json:JSONDecoder", "is no prompt optimiser: it is a class"),
+        ("math:pi", "is no prompt optimiser: it cannot be called"),
+        ("os:getcwd", "it cannot be called with the task"),
         (
             "miprov2",
             "optimizers.prompt.method: miprov2 has its texts written by a language model; name one in models.r",

@@ -130,21 +130,34 @@ def test_an_edited_reader_makes_prepare_anew_while_nothing_was_built_on_it(
         ("tie", TEI, "documents.readers['.tei']: there is no reader 'tie'; known: "),
         ("scholarly.tei:NAMES", TEI, "'scholarly.tei:NAMES' is no reader: it cannot be called"),
         ("scholarly.tei:Document", TEI, "is no reader: it is a class; name a function"),
+        ("scholarly.tei:read", "def read(): ...", "is no reader: it cannot be called with a file's path (too many"),
+        (
+            "scholarly.tei:read",
+            "async def read(path): ...",
+            "is no reader: it is async, but it is called without await",
+        ),
     ],
 )
 def test_validate_refuses_what_is_no_reader(
     tmp_path: Path, texts: Path, package: Callable[..., None], reference: str, source: str, message: str
 ) -> None:
+    package(source)
     recipe = recipe_of(tmp_path, documents={"source": str(texts), "readers": {".tei": reference}})
     for deep in (True, False):
         found = validate(recipe, offline=True, deep=deep)
         assert len([problem for problem in found.problems if message in problem]) == 1, found.problems
 
 
-@pytest.mark.parametrize("pattern", ["", ".", "a/b", "*.tei"])
-def test_a_pattern_is_an_ending_or_a_name(texts: Path, pattern: str) -> None:
-    with pytest.raises(ValueError, match="neither an ending of a file's name, like '.tei', nor a whole name"):
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [("", ""), (".", ""), ("a/b", "'.b'"), ("*.tei", "'.tei'"), ("leaflet", "'.leaflet'")],
+)
+def test_a_pattern_is_an_ending_or_a_name(texts: Path, pattern: str, meant: str) -> None:
+    message = "neither an ending of a file's name, like '.tei', nor a whole name, like 'index.db'"
+    with pytest.raises(ValueError, match=message + (f"; did you mean {meant}" if meant else " ")):
         documents_of(texts, {pattern: "a:b"})
+    with pytest.raises(ValueError, match="'.tei' is there twice"):
+        documents_of(texts, {".tei": "a:b", ".TEI": "a:b"})
 
 
 FAILING = {
@@ -168,6 +181,7 @@ FAILING = {
     "slow": ("import time; time.sleep(60)", "takes longer to convert than documents.limits.seconds = 3"),
     "crash": ("import os; os._exit(3)", "ended the program that converts it (exit status 3)"),
     "memory": ("return [b'x' * 10**10]", "takes more than documents.limits.memory_mb = 256 to convert"),
+    "leaves": ("import sys; sys.exit('no luck')", "the reader scholarly.bad:read fails on it (SystemExit: no luck)"),
     "key": ("import os; return os.environ['SOME_KEY']", "(KeyError: 'SOME_KEY')"),
 }
 

@@ -18,7 +18,7 @@ from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.report.facts import RunFacts
-from optimsyn.report.page.report import context_of
+from optimsyn.report.page.report import context_of, write_report
 from optimsyn.reward.look.record import RewardLook, reward_look_rows
 from optimsyn.runs.folder import Run
 from optimsyn.stages.shared import Tools
@@ -75,14 +75,31 @@ def test_its_identity_is_its_source_its_word_and_its_questions(target: Target, w
     [
         ("return [1.0]", "gave 1 scores for 3 pairs"),
         ("return [float('nan') for pair in pairs]", "every score must be a finite number"),
+        (
+            "return {pair.id: 1.0 for pair in pairs}",
+            "wrong_scorer:Wrong gave {'.*; score returns a number a pair",
+        ),
+        ("return None", "wrong_scorer:Wrong gave None .*; score returns a number a pair"),
+        ("return 1 / 0", "score of wrong_scorer:Wrong raised ZeroDivisionError: division by zero; fix it"),
+        ("import sys; sys.exit(3)", "score of wrong_scorer:Wrong raised SystemExit: 3"),
+        (
+            "return Scores.finished(['a'] * 3, ['b', 'c'], 'mean', by_subtask=torch.ones(3, 2), gradient_norm=None, "
+            "loss=torch.ones(3), label_tokens=torch.ones(3))",
+            "gave scores by b, c, and its attribute `subtasks` has all; set it to those",
+        ),
     ],
 )
 def test_wrong_numbers_stop_the_run(target: Target, written: Written, score: str, message: str) -> None:
     written(
-        "wrong_scorer", f"class Wrong:\n    def __init__(self, context): pass\n    def score(self, pairs): {score}\n"
+        "wrong_scorer",
+        "import torch\nfrom optimsyn.influence.scores import Scores\n"
+        f"class Wrong:\n    def __init__(self, context): pass\n    def score(self, pairs): {score}\n",
     )
     with pytest.raises(ModelError, match=message):
         _scorer(target, name="wrong_scorer:Wrong").score(make_pairs()[:3])
+    written("wrong_scorer", "def made(context):\n    return context.nothing\n")
+    with pytest.raises(ModelError, match=r"influence.scorer: wrong_scorer:made raised AttributeError"):
+        _scorer(target, name="wrong_scorer:made")
     written("wrong_scorer", "def made(context):\n    return object()\n")
     with pytest.raises(RecipeError, match=r"made a object, which has no method score"):
         _scorer(target, name="wrong_scorer:made")
@@ -110,11 +127,15 @@ def test_a_run_is_scored_by_it(recipe: Recipe, tmp_path: Path) -> None:
         wanted = own.one(words(f"{row['pair']['question']} {row['pair']['answer']}"))
         assert row["influence"] == row["reward"] == pytest.approx(wanted, rel=1e-6)
         assert row["scorer"].startswith("own-") and math.isfinite(row["loss"])
+        assert row["feedback"].startswith("Valid, score ")
     look = RewardLook.from_json(run.manifest.stage("warm_up").notes["reward_look"])
     assert look.own_scorer and look.method == BM25
     shown = {row[0]: row[1] for row in reward_look_rows(look)}
     assert shown["scored by"] == BM25 and "numerical error" not in shown
     assert f"in its place scorer {BM25}" in str(context_of(RunFacts.read(run)))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"In the place of influence stands what scorer {BM25} gives a pair" in page
+    assert f"chosen by scorer {BM25}." in run.dataset.card
 
 
 @pytest.mark.parametrize(

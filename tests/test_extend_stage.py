@@ -25,13 +25,19 @@ from optimsyn.batch.state import RunState
 from optimsyn.execution import runner, stage_notebooks
 from optimsyn.execution.in_process import run_through
 from optimsyn.execution.reopen import prepare
+from optimsyn.llm.reply import Usage
+from optimsyn.machine.forecast.lengths import measure
+from optimsyn.machine.forecast.requests import Known, forecast
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.report.comparison import write_comparison
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.page.report import write_report
 from optimsyn.runs import Run, TableResult
+from optimsyn.runs.forecast import Range
+from optimsyn.runs.outcomes import stage_outcome
 from optimsyn.stages.own import run_stage
+from tests.extend_helpers import Installed
 from tests.stages_helpers import answer
 
 EXAMPLE = blocks("python", ROOT / "docs" / "extend" / "stage.md")[0].code
@@ -97,6 +103,12 @@ def test_pairs_are_left_out_on_the_way_to_fine_tuning(package: Path, tmp_path: P
     page = write_report(run).read_text(encoding="utf-8")
     assert "House rules" in page and f"left out: {', '.join(f'{k} {v}' for k, v in result.left_out.items())}" in page
     check_page(page)
+
+
+def test_the_report_shows_heading_and_numbers() -> None:
+    result = TableResult(stage="count", heading="Passages", numbers={"long_ones": 14})
+    assert stage_outcome(result) == "Passages; long ones: 14"
+    assert stage_outcome(result.model_copy(update={"heading": ""})) == "long ones: 14"
 
 
 def test_changed_pairs_lose_what_was_measured(tmp_path: Path) -> None:
@@ -207,6 +219,49 @@ def test_stages_after_one_run_in_the_order_of_the_recipe() -> None:
     assert make_recipe(stages=own).fingerprint != make_recipe().fingerprint
 
 
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(
+            stages=[
+                {"name": "a", "after": "nowhere", "run": 3},
+                {"name": "dataset", "after": "prepare"},
+                {"name": "b", "after": "sinthesize"},
+            ],
+            seed=-1,
+            influence={"estimator": "adam_liner"},
+        )
+    for wrong in (
+        "seed: ", "influence.estimator: there is no estimator 'adam_liner'", "stages.0.run: must be text",
+        "'dataset' already", "a is to run after 'nowhere'", "did you mean `synthesize`",
+    ):  # fmt: skip
+        assert wrong in str(caught.value)
+
+
+def test_an_entry_point_is_a_stage(package: Path, tmp_path: Path, installed: Installed) -> None:
+    installed("our_package", "optimsyn.stages", unwanted="our_stages:unwanted_words")
+    stages = [{**OWN, "run": "unwanted", "options": {"words": ["3"]}}]
+    run = write_run(tmp_path, stages=5, recipe=make_recipe(stages=stages))
+    document = {"id": "d0", "title": "Vitamins", "text": "Too little is bad.", "license": "CC0-1.0"}
+    run.path("prepare", "documents.jsonl").write_text(json.dumps(document) + "\n")
+    before = len(run.pairs("static"))
+    run_stage(run, "house_rules")
+    assert len(run.pairs("static")) < before
+    assert set(run.manifest.stage("house_rules").notes["source"]) == {"our_stages"}
+
+
+def test_the_forecast_says_which_stages_it_leaves_out_and_counts_what_they_sent() -> None:
+    recipe = make_recipe(stages=[OWN, {"name": "unwanted", "after": "evaluate"}])
+    lengths = measure(recipe, [], None)
+    before = forecast(recipe, lengths)
+    assert "What your own stages send is not predicted: house_rules, unwanted." in before.notes
+    known = Known(done={"house_rules": Usage(replies=3, input_tokens=30)})
+    later = forecast(recipe, lengths, known=known)
+    assert "What your own stages send is not predicted: unwanted." in later.notes
+    assert later.of("house_rules").requests == Range.exactly(3)
+    assert later.total.requests.low == before.total.requests.low + 3
+    assert not [note for note in forecast(make_recipe(), lengths).notes if "own stages" in note]
+
+
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
@@ -214,7 +269,7 @@ def test_stages_after_one_run_in_the_order_of_the_recipe() -> None:
         ("our_stage:unwanted_words", "cannot be imported"),
         ("our_stages:Unwanted", "a stage is a function that is called with the run and its handle"),
         ("optimsyn.base.seeds:sysconf", "has no sysconf"),
-        ("textwrap:dedent", "it takes two arguments"),
+        ("textwrap:dedent", "it cannot be called with the run and its handle"),
         ("unwanted_words", "there is no stage 'unwanted_words'"),
     ],
 )

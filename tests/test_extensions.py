@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +11,10 @@ import pytest
 
 import optimsyn
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import REGISTRIES, Registry, methods, reference_to
+from optimsyn.base.extensions import REGISTRIES, Registry, methods, shadowed
+from optimsyn.machine.preflight import validate
+from tests.extend_helpers import Installed, Written
+from tests.runs_helpers import tiny_recipe
 
 
 def words(pair: object, context: object) -> None:
@@ -24,14 +29,10 @@ def shapes() -> Registry[object]:
 
 
 def test_a_part_is_named_by_its_name_its_place_or_an_entry_point(
-    shapes: Registry[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Registry[object], written: Written, installed: Installed
 ) -> None:
-    (tmp_path / "shape_package.py").write_text("class Oval:\n    inner = 3\n", "utf-8")
-    info = tmp_path / "shape_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shape-package\nVersion: 1.0\n", "utf-8")
-    (info / "entry_points.txt").write_text("[optimsyn.shapes]\noval = shape_package:Oval\n", "utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    written("shape_package", "class Oval:\n    inner = 3\n")
+    installed("shape_package", "optimsyn.shapes", oval="shape_package:Oval")
 
     assert shapes.get("round") is shapes.built_in["round"]
     assert shapes.register(words) is words
@@ -78,11 +79,65 @@ def test_a_built_in_name_is_nobody_elses(shapes: Registry[object]) -> None:
         late.provide({"round": object()}, lambda part: None)
 
 
-def test_a_function_given_as_it_is_has_a_name_to_find_it_again() -> None:
-    assert reference_to(words, "checks.plugins") == f"{words.__module__}:words"
-    for part in (lambda: None, 3):
-        with pytest.raises(RecipeError, match="checks.plugins: .* no name to import it by"):
-            reference_to(part, "checks.plugins")
+class Shape:
+    """An object of it is a part too."""
+
+
+named_object = Shape()
+made_here = functools.partial(words, None)
+
+
+def test_a_part_given_as_it_is_has_a_name_to_find_it_again(shapes: Registry[object]) -> None:
+    for part, name in ((words, "words"), (Shape, "Shape"), (named_object, "named_object"), (made_here, "made_here")):
+        assert shapes.reference(part) == f"{__name__}:{name}"
+    nameless = Shape()
+    for part in (lambda: None, nameless, functools.partial(words, None)):
+        with pytest.raises(
+            RecipeError, match=r"shapes.kind: .* no name .* optimsyn.register\('shape', ..., name='mine'"
+        ):
+            shapes.reference(part)
+    shapes.register(nameless, "mine")
+    assert shapes.reference(nameless) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("reference", "meant"),
+    [
+        ("ward/checks.py:f", "ward.checks:f"),
+        ("./ward/checks.py:f", "ward.checks:f"),
+        ("ward.checks.py:f", "ward.checks:f"),
+        ("ward/checks:f", "ward.checks:f"),
+        ("ward.checks:f()", "ward.checks:f"),
+        ("ward.checks: f", "ward.checks:f"),
+        ("ward.checks::f", "ward.checks:f"),
+        ("ward.checks.Sign", "ward.checks:Sign"),
+        ("/home/me/ward/checks.py:f", "checks:f"),
+        ("C:\\ward\\checks.py:f", "checks:f"),
+    ],
+)
+def test_another_way_to_write_a_reference_is_answered_with_the_right_one(
+    shapes: Registry[object], written: Written, reference: str, meant: str
+) -> None:
+    written("checks", "")
+    with pytest.raises(RecipeError, match=re.escape(f"did you mean `{meant}`?")):
+        shapes.get(reference)
+
+
+def test_an_entry_point_that_nothing_can_name_is_a_note(installed: Installed) -> None:
+    installed("late_package", "optimsyn.estimators", adam="late:Adam")
+    installed("late_stages", "optimsyn.stages", prepare="late:run")
+    notes = shadowed()
+    assert any("optimsyn.estimators: the entry point adam = late:Adam" in note for note in notes)
+    assert validate(tiny_recipe(), deep=False, offline=True).warnings[: len(notes)] == notes
+    with pytest.raises(RecipeError, match="stages: 'prepare' is a built-in stage"):
+        REGISTRIES["stage"].get("prepare")
+
+
+def test_two_packages_with_one_name_are_told_apart(shapes: Registry[object], installed: Installed) -> None:
+    installed("first_package", "optimsyn.shapes", oval="first:Oval")
+    installed("second_package", "optimsyn.shapes", oval="second:Oval")
+    with pytest.raises(RecipeError, match=r"'oval' is an entry point of several packages \(first:Oval, second:Oval\)"):
+        shapes.get("oval")
 
 
 def test_register_knows_the_kinds() -> None:
@@ -107,7 +162,7 @@ def test_built_in_names_are_reserved_whatever_has_been_imported() -> None:
     for kind, each in REGISTRIES.items():
         assert each.reserved == set(each.built_in) | apart.get(kind, set()), kind
         for name in each.reserved:
-            with pytest.raises(RecipeError, match=f"built-in {kind} '{name}'"):
+            with pytest.raises(RecipeError, match=f"built-in {each.label} '{name}'"):
                 optimsyn.register(kind, words, name=name)
 
 

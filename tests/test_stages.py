@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from optimsyn.base.errors import ServiceError
+from optimsyn.base.errors import ServiceError, StageError
+from optimsyn.base.files import iter_json
 from optimsyn.execution.status_line import Screen, Steps
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
@@ -127,6 +129,31 @@ def test_a_generator_of_garbage_stops_loudly(recipe: Recipe, served: Service, tm
     served.answer = answer
     assert run_stage(run, "warm_up").valid > 0, "the garbage was remembered"
     assert run.replies.totals().replies > 6, "what it cost was forgotten"
+
+
+def test_a_first_draft_that_fails_says_why_in_the_message_and_in_a_file(
+    recipe: Recipe, served: Service, tmp_path: Path
+) -> None:
+    def poor(number: int, request: dict[str, Any]) -> Answer:
+        name = re.findall(r"The city of (\w+) mined", request["messages"][-1]["content"])[-1:]
+        if "trainability" not in json.dumps(request.get("response_format", {})):
+            return said(json.dumps({"quote": "", "question": "Which metal came from the mines?", "answer": "platinum"}))
+        return said('{"question_type": "fa', finish="length") if name[0] < "D" else answer(number, request)
+
+    served.answer = poor
+    run = Run.open(recipe, tmp_path / "runs")
+    run_stage(run, "prepare")
+    with pytest.raises(StageError) as caught:
+        run_stage(run, "warm_up")
+    message = str(caught.value)
+    assert re.match(
+        r"only 0 of \d+ first-draft pairs are valid: grounded \d+x, such as: the answer's platinum", message
+    )
+    assert re.search(r"rubric_cut \d+x, such as: .* Raise models.rubric.max_tokens", message)
+    assert str(run.path("warm_up", "invalid.jsonl")) in message
+    rows = list(iter_json(run.path("warm_up", "invalid.jsonl")))
+    assert {name for row in rows for name in row["reasons"]} >= {"rubric_cut", "grounded"}
+    assert all((row["pair"] is None) == (row["failed"] == ["rubric_cut"]) and row["passage_id"] for row in rows)
 
 
 def test_preview_shows_scored_pairs_and_the_run_does_not_pay_for_them_again(

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import PureWindowsPath
 from typing import Any, Generic, TypeVar, cast, overload
 
 from optimsyn.base.errors import RecipeError
@@ -35,6 +37,7 @@ class Registry(Generic[P]):
 
     Attributes:
         kind: As passed.
+        label: The kind in a sentence: `prompt optimiser`.
         field: As passed.
         reserved: Names of the built-in parts, which nobody else may use, whatever has been imported.
         group: The group of entry points that is searched.
@@ -42,6 +45,7 @@ class Registry(Generic[P]):
 
     def __init__(self, kind: str, field: str, reserved: Iterable[str] = ()) -> None:
         self.kind, self.field = kind, field
+        self.label = kind.replace("_optimizer", " optimiser")
         self.reserved = frozenset(reserved)
         self.group = f"optimsyn.{kind}s"
         self._own: dict[str, P] = {}
@@ -84,7 +88,9 @@ class Registry(Generic[P]):
         """
         known_as = name or getattr(part, "__name__", None) or getattr(part, "name", None)
         if not isinstance(known_as, str) or not known_as.isidentifier():
-            raise RecipeError(f"the {self.kind} {part!r} has no name that a recipe could write; register it with name=")
+            raise RecipeError(
+                f"the {self.label} {part!r} has no name that a recipe could write; register it with name="
+            )
         if known_as in self._own or known_as in self.reserved:
             raise RecipeError(self._is_built_in(known_as))
         self._registered[known_as] = part
@@ -98,13 +104,10 @@ class Registry(Generic[P]):
         """Whether a reference works in this process only: registered here, or defined in a notebook or script."""
         return reference in self._registered or reference.startswith("__main__:")
 
-    def is_registered(self, name: str) -> bool:
-        """Whether this process has registered a part under a name."""
-        return name in self._registered
-
     def names(self) -> list[str]:
         """All plain names that a recipe may use: of built-in and registered parts and of entry points."""
-        return list(dict.fromkeys([*self._own, *self._registered, *self._entry_points()]))
+        entries = (entry.name for entry in entry_points(group=self.group))
+        return list(dict.fromkeys([*self._own, *self._registered, *entries]))
 
     def get(self, reference: str, field: str | None = None) -> P:
         """The part that a recipe names.
@@ -123,30 +126,61 @@ class Registry(Generic[P]):
             return self._checked(reference, self._registered[reference], where)
         if ":" in reference:
             return self._checked(reference, imported(reference, where), where)
-        entry = self._entry_points().get(reference)
-        if entry is None:
-            hint = did_you_mean(reference, self.names(), f"known: {', '.join(self.names()) or 'none'}.", cutoff=0.5)
+        if reference in self.reserved:
+            raise RecipeError(f"{where}: {reference!r} is a built-in {self.label}; give yours another name")
+        entries = {entry.value: entry for entry in entry_points(group=self.group, name=reference)}
+        if len(entries) > 1:
             raise RecipeError(
-                f"{where}: there is no {self.kind} {reference!r}; {hint} One of your own is written as "
-                f"package.module:name, or registered in the notebook that runs: optimsyn.register({self.kind!r}, ...)"
+                f"{where}: {reference!r} is an entry point of several packages ({', '.join(sorted(entries))}); write "
+                "the one that you mean in its place"
             )
+        if not entries:
+            raise RecipeError(f"{where}: {self.unknown(reference, self.names())}")
+        [entry] = entries.values()
         return self._checked(reference, _loaded(entry, where), where)
 
-    def is_of_this_process(self, reference: str) -> bool:
-        """Whether other processes cannot find it: registered here, or defined in a notebook or script."""
-        return reference in self._registered or reference.startswith("__main__:")
+    def reference(self, part: object) -> str:
+        """The name in a recipe of a part that Python code passed instead of its name.
+
+        Args:
+            part: A function, class or object.
+
+        Raises:
+            RecipeError: It has none: a lambda, a function inside a function, an object without a name.
+        """
+        name = importable_name(part) or next((name for name, own in self._registered.items() if own is part), None)
+        if name is None:
+            raise RecipeError(
+                f"{self.field}: {part!r} has no name to import it by; give it one at the top level of a "
+                "module or of a notebook cell (`def`, `class` or `mine = ...`), or register it, "
+                f"optimsyn.register({self.kind!r}, ..., name='mine'), and write 'mine'"
+            )
+        return name
+
+    def unknown(self, reference: str, known: Iterable[str]) -> str:
+        """The message for a plain name that names nothing.
+
+        Args:
+            reference: The name.
+            known: All names.
+        """
+        names = list(known)
+        meant = _as_meant(reference)
+        hint = f"did you mean `{meant}`?" if meant is not None else None
+        hint = hint or did_you_mean(reference, names, f"known: {', '.join(names) or 'none'}.", cutoff=0.5)
+        return (
+            f"there is no {self.label} {reference!r}; {hint} One of your own is written as package.module:name, or "
+            f"registered in the notebook that runs: optimsyn.register({self.kind!r}, ...)"
+        )
 
     def _is_built_in(self, name: str) -> str:
-        return f"there is a built-in {self.kind} {name!r}; register yours under another name"
+        return f"there is a built-in {self.label} {name!r}; register yours under another name"
 
     def _checked(self, name: str, part: object, where: str) -> P:
         problem = self._problem(part)
         if problem is not None:
-            raise RecipeError(f"{where}: {name!r} is no {self.kind}: {problem}")
+            raise RecipeError(f"{where}: {name!r} is no {self.label}: {problem}")
         return cast("P", part)
-
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group=self.group)}
 
 
 def imported(reference: str, field: str) -> object:
@@ -156,25 +190,27 @@ def imported(reference: str, field: str) -> object:
         RecipeError: It is not of that form or cannot be imported.
     """
     module_name, _, name = reference.partition(":")
+    malformed = "is not of the form package.module:name"
+    meant = _as_meant(reference)
+    if meant is not None:
+        malformed += f"; did you mean `{meant}`?"
     if not module_name or not name:
-        raise RecipeError(f"{field}: {reference!r} is not of the form package.module:name")
+        raise RecipeError(f"{field}: {reference!r} {malformed}")
     try:
         part: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise RecipeError(f"{field}: {reference!r} {_import_failure(error, module_name)}") from error
+        reason = _import_failure(error, module_name) if meant is None else malformed
+        raise RecipeError(f"{field}: {reference!r} {reason}") from error
     for step in name.split("."):
         if not hasattr(part, step):
-            raise RecipeError(f"{field}: {reference!r}: {_missing(module_name, name)}")
+            reason = f": {_missing(module_name, name)}" if meant is None else f" {malformed}"
+            raise RecipeError(f"{field}: {reference!r}{reason}")
         part = getattr(part, step)
     return part
 
 
-def reference_to(part: object, field: str) -> str:
-    """The name `package.module:name` of a function or class that was passed to a recipe directly.
-
-    Raises:
-        RecipeError: It cannot be imported by such a name (a lambda, a function inside a function).
-    """
+def importable_name(part: object) -> str | None:
+    """The name `package.module:name` of a function, a class or an object at the top level of a module; None without."""
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
     if isinstance(module, str) and isinstance(name, str) and "<" not in name:
         named: object = sys.modules.get(module)
@@ -182,10 +218,51 @@ def reference_to(part: object, field: str) -> str:
             named = getattr(named, step, None)
         if named is part:
             return f"{module}:{name}"
-    raise RecipeError(
-        f"{field}: {part!r} has no name to import it by; define it with `def` or `class` at the top level of a module "
-        "or of a notebook cell"
-    )
+    if not is_part(part):
+        return None
+    # An object, or a function made by another one, has the name that it is assigned to; a notebook's as a last resort.
+    own = getattr(part, "__module__", None) or type(part).__module__
+    for module in sorted(sys.modules, key=lambda each: (each != own, each == "__main__")):
+        for name, value in list(getattr(sys.modules[module], "__dict__", {}).items()):
+            if value is part and not name.startswith("_"):  # a notebook keeps its latest output under such names
+                return f"{module}:{name}"
+    return None
+
+
+def is_part(value: object) -> bool:
+    """Whether Python code has passed a part itself (a function, a class, an object), and no plain value."""
+    return callable(value) or not (isinstance(value, str) or type(value).__module__ in ("builtins", "datetime"))
+
+
+def shadowed() -> list[str]:
+    """Entry points of installed packages that nothing can name, since a built-in part has their name."""
+    installed = entry_points()
+    return [
+        f"{registry.group}: the entry point {entry.name} = {entry.value} of an installed package is not used, because "
+        f"there is a built-in {registry.label} {entry.name!r}; the package has to give it another name"
+        for registry in REGISTRIES.values()
+        for entry in installed.select(group=registry.group)
+        if entry.name in registry.reserved
+    ]
+
+
+def _as_meant(reference: str) -> str | None:
+    """`package.module:name` where a reference has the path of a file, or a dot for the colon; else None."""
+    place, colon, name = (text.strip() for text in reference.strip().removesuffix("()").partition(":"))
+    if re.fullmatch(r"[A-Za-z]", place) and name[:1] in ("/", "\\"):  # a drive
+        place, colon, name = (text.strip() for text in name.partition(":"))
+    path = PureWindowsPath(place)
+    if path.suffix == ".py" or len(path.parts) > 1:
+        # Of a folder that is not the working directory nobody knows where the package begins.
+        steps = [path.stem] if path.root or ".." in path.parts else [*path.parts[:-1], path.name.removesuffix(".py")]
+        name = name or "name"
+    elif colon:
+        steps = place.split(".")
+    else:
+        *steps, name = place.split(".")
+    meant = f"{'.'.join(steps)}:{name.lstrip(': ')}"
+    formed = steps and all(step.isidentifier() for step in meant.replace(":", ".").split("."))
+    return meant if formed and meant != reference else None
 
 
 def _missing(module_name: str, name: str) -> str:
@@ -214,12 +291,18 @@ def _import_failure(error: BaseException, module_name: str) -> str:
 
 
 def call_problem(part: object, *given: str) -> str | None:
-    """Why a part cannot be called with so many positional arguments; None where it can or nobody knows.
+    """Why a part cannot be called with so many positional arguments, without await; None where it can or nobody knows.
 
     Args:
         part: A function, a class or an object that is called like a function.
         given: What it is called with, for the message.
     """
+    if is_async(part):
+        return "it is async, but it is called without await; write it with a plain `def`"
+    return _binding_problem(part, *given)
+
+
+def _binding_problem(part: object, *given: str) -> str | None:
     try:
         inspect.signature(part).bind(*given)  # type: ignore[arg-type]
     except TypeError as error:
@@ -238,7 +321,7 @@ def is_async(part: object) -> bool:
 def _loaded(entry: EntryPoint, where: str) -> object:
     try:
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(
             f"{where}: {entry.name!r}, the entry point {entry.value}, cannot be imported "
             f"({type(error).__name__}: {error})"
@@ -259,7 +342,8 @@ def methods(names: Iterable[str], what: str, *given: str) -> Callable[[object], 
             method = getattr(part, name, None)
             if not callable(method):
                 return f"it has no method {name}; {what}"
-            wrong = call_problem(method, *(["self"] if isinstance(part, type) else []), *given) if given else None
+            self_too = ["self"] if isinstance(part, type) else []
+            wrong = _binding_problem(method, *self_too, *given) if given else None
             if wrong is not None:
                 return f"its method {name}: {wrong}; {what}"
         return None

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 from optimsyn.base.errors import RecipeError
+from optimsyn.base.extensions import importable_name
 
 _MAIN = "__main__"
 # Loaded parts with their source at that time: the file may be edited later, but the loaded code runs.
@@ -36,7 +37,8 @@ def source_identity(reference: str, part: object, field: str) -> dict[str, str]:
 
     Returns:
         Source by module: of the module that defines the part, the one it was imported from, and those beside them that
-        they use. For a part of a notebook or script: the names that it uses there, each with its source or value.
+        they use; for an object that no module names also its state. For a part of a notebook or script: the names that
+        it uses there, each with its source or value.
 
     Raises:
         RecipeError: The part has neither source nor a file, so an edit could not be noticed.
@@ -56,6 +58,8 @@ def source_identity(reference: str, part: object, field: str) -> dict[str, str]:
         sources = _notebook_source(inner, whose)
         return sources | _module_sources([name for name in _beside_notebook(sources) if name != _MAIN], whose)
     sources = _module_sources([name for name in wanted if name != _MAIN], whose)
+    if not isinstance(part, type | FunctionType) and (importable_name(part) or _MAIN).startswith(_MAIN):
+        sources["its state"] = _value(_state(part))
     _LOADED[reference] = (part, sources)
     return sources
 
@@ -158,7 +162,7 @@ def _notebook_source(part: object, whose: str) -> dict[str, str]:
     sources: dict[str, str] = {}
     wanted: list[tuple[str, object]] = [(start.__qualname__, start)]
     if start is not part:
-        wanted.append(("its state", getattr(part, "__dict__", {})))
+        wanted.append(("its state", _state(part)))
     here = vars(sys.modules[_MAIN])
     while wanted:
         name, value = wanted.pop()
@@ -173,6 +177,13 @@ def _notebook_source(part: object, whose: str) -> dict[str, str]:
             sources[key] = _text_of(value, whose)
             wanted += [(used, here[used]) for used in _names(sources[key]) if used in here]
     return sources
+
+
+def _state(part: object) -> object:
+    """What makes one object of a class different from another: it is not in any source."""
+    if isinstance(part, functools.partial):
+        return [part.args, part.keywords]
+    return getattr(part, "__dict__", {})
 
 
 def _value(value: object) -> str:

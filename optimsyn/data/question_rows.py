@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from optimsyn.base.errors import DataError
+from optimsyn.base.errors import DataError, RecipeError
+from optimsyn.base.extensions import FORMS
 from optimsyn.base.values import kind_of
 from optimsyn.data.documents import label_value, text_value
 from optimsyn.data.excerpt import excerpt
@@ -106,7 +107,7 @@ def question_of(
         form: Name of its form; None: multiple choice where it has `choices`, else free.
 
     Raises:
-        RecipeError: There is no such form.
+        RecipeError: There is no such form, or its `read_row` gives no `Gold`.
         UnknownDocumentError: It is asked open book, and its document is not in the library.
         DataError: The row has no usable question; the message has all faults, without the place.
     """
@@ -159,10 +160,17 @@ def name_of(row: Row) -> str:
 def _gold(kind: str, form: QuestionForm, values: Mapping[str, Any]) -> Gold:
     """The gold answer, read by the form; an exception in a custom form counts as a fault of the row."""
     try:
-        gold = form.read_row(values)
-        json.dumps(gold.details)
+        gold: object = form.read_row(values)
+        if isinstance(gold, Gold):
+            json.dumps(gold.details)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"cannot be read by the form {kind!r} ({type(error).__name__}: {error})") from error
+    if not isinstance(gold, Gold):
+        raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave {gold!r:.200}; it returns a `Gold`")
+    for name, texts in (("answer", [gold.answer]), ("answers", gold.answers), ("choices", gold.choices or ())):
+        if not all(isinstance(text, str) for text in texts):
+            given = getattr(gold, name)
+            raise RecipeError(f"{FORMS.field}: `read_row` of {kind} gave a Gold whose {name} is {given!r}, not text")
     return gold
 
 

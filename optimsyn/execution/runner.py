@@ -189,8 +189,9 @@ def _execute(run: Run, stage: str) -> None:
         # On a full disk the manifest cannot be updated; the error is still raised.
         with suppress(OSError):
             run.mark_stopped(stage, "failed", failure, seconds=_until_now(run, stage))
+        kind = "" if error.kind == "StageError" else f"{error.kind}: "
         raise StageError(
-            f"stage {stage} failed: {error.kind}: {reason}\n"
+            f"stage {stage} failed: {kind}{reason.removeprefix(f'stage {stage}: ')}\n"
             f"  Its notebook, up to the failure{'' if error.cell is None else f' in cell [{error.cell}]'}: {output}\n"
             f"  Everything until then is kept; the same command continues, `optimsyn open {run.folder}` opens it."
         ) from error

@@ -8,22 +8,23 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
 
-from optimsyn.base.errors import ModelError, RecipeError
+from optimsyn.base.errors import ModelError, OptimsynError, RecipeError
 from optimsyn.base.source_identity import source_identity
 from optimsyn.data.records import Pair, Question, Sample
 from optimsyn.influence.accuracy import Choice
 from optimsyn.influence.fingerprint import encoding_digest
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining
-from optimsyn.recipe.sections.influence import Influence
+from optimsyn.recipe.sections.influence import OWN_SCORER, Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 
 Item = Pair | Question | Sample
+T = TypeVar("T")
 
 # Increased when the same facts give other scores.
 _RULE = 1
@@ -88,6 +89,7 @@ class OwnScorer:
         fingerprint: Changes with its source, its own `fingerprint`, the target, the warm-up and the questions.
 
     Raises:
+        ModelError: The factory failed.
         RecipeError: The object cannot score, or its source is not known.
     """
 
@@ -98,7 +100,7 @@ class OwnScorer:
         self.method = name
         self.choice: Choice | None = None
         self.target = context.target
-        self._part = make(context)
+        self._part = self._tried(name, lambda: make(context))
         if not callable(getattr(self._part, "score", None)):
             raise RecipeError(
                 f"influence.scorer: {name!r} made a {type(self._part).__name__}, which has no method score(pairs)"
@@ -115,20 +117,31 @@ class OwnScorer:
             [checkpoint.fingerprint for checkpoint in context.target.checkpoints],
             [(s.prompt, s.completion, s.subtask) for s in map(as_sample, context.questions)],
         ]
-        self.fingerprint = f"own-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
+        self.fingerprint = f"{OWN_SCORER}{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
     def score(self, pairs: Sequence[Item], *, token_shares: bool = False) -> Scores:
         """Scores of pairs, in the caller's order.
 
         Raises:
-            ModelError: Token shares are requested, or the part returned too few or too many numbers, or one that is
-                not finite.
+            ModelError: Token shares are requested, or the part failed, or it returned too few or too many numbers, one
+                that is not finite, or something else.
         """
         if token_shares:
             raise ModelError(f"scorer {self.method} gives a pair one number, which is not a sum over its tokens")
-        scores = self._part.score(pairs)
+        scores: object = self._tried("score", lambda: self._part.score(pairs))
         if not isinstance(scores, Scores):
-            scores = self._with_losses(pairs, [float(number) for number in scores])
+            try:
+                numbers = [float(number) for number in scores]  # type: ignore[attr-defined]
+            except (TypeError, ValueError) as error:
+                raise ModelError(
+                    f"influence.scorer: {self.method} gave {scores!r:.200} ({error}); score returns a number a pair"
+                ) from error
+            scores = self._with_losses(pairs, numbers)
+        if scores.subtasks != self.subtasks:
+            raise ModelError(
+                f"influence.scorer: {self.method} gave scores by {', '.join(scores.subtasks)}, and its attribute "
+                f"`subtasks` has {', '.join(self.subtasks)}; set it to those"
+            )
         if len(scores) != len(pairs):
             raise ModelError(f"influence.scorer: {self.method} gave {len(scores)} scores for {len(pairs)} pairs")
         bad = [i for i, number in enumerate(scores.total.tolist()) if not math.isfinite(number)]
@@ -138,6 +151,17 @@ class OwnScorer:
                 "score must be a finite number"
             )
         return scores
+
+    def _tried(self, what: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except OptimsynError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelError(
+                f"influence.scorer: {what if what == self.method else f'{what} of {self.method}'} raised "
+                f"{type(error).__name__}: {error}; fix it and run again"
+            ) from error
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
         """The part's baseline, or 0."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
-from optimsyn.base.extensions import SCORERS
+from optimsyn.base.extensions import SCORERS, shadowed
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
 from optimsyn.data.questions import QuestionSets, check_questions, read_questions
@@ -150,6 +150,8 @@ def _check_files(recipe: Recipe, preflight: Preflight) -> None:
 
 
 def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
+    from optimsyn.data.forms.trial import form_problems
+
     documents = _read_documents(recipe, preflight) if readable else None
     sets = _read_questions(recipe, documents.library if documents is not None else None, preflight)
     passages: list[Passage] = []
@@ -157,6 +159,11 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
         passages = check_documents(recipe, documents.documents, preflight)
     try:
         if sets is not None:
+            if recipe.questions.form is not None:
+                failing = form_problems(recipe.questions.form, sets.validation)
+                preflight.problems += failing
+                if failing:
+                    return  # what follows would fail on the same
             check_lengths(recipe, sets, preflight)
             if not sets.problems:
                 check_sets(recipe, sets, preflight)
@@ -317,6 +324,7 @@ def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
     """Checks the custom parts that a recipe names, without importing torch for the light ones."""
     from optimsyn.programs.checks import check_problems
 
+    preflight.warnings += shadowed()
     preflight.problems += check_problems(recipe.checks, _check_form(recipe, preflight))
     influence = recipe.influence
     if not influence.is_influence:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS, Registry
+from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS, Registry, call_problem
 from optimsyn.base.source_identity import source_identity
 
 if TYPE_CHECKING:
@@ -88,13 +88,8 @@ def _problem(part: object) -> str | None:
         return f"it is a class; {wanted}, or name an object of the class"
     if not callable(part):
         return f"it cannot be called; {wanted}"
-    try:
-        inspect.signature(part).bind(None)
-    except TypeError:
-        return f"it cannot be called with one argument; {wanted}"
-    except ValueError:  # a callable without a signature
-        return None
-    return None
+    problem = call_problem(part, "the task")
+    return None if problem is None else f"{problem}; {wanted}"
 
 
 PROMPT_OPTIMIZERS.provide({"gepa": gepa, "miprov2": _MIPROv2()}, _problem)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import CHECKS, FORMS, call_problem, is_async
+from optimsyn.base.extensions import CHECKS, FORMS, call_problem
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.duplicates import NearDuplicates, question_text
@@ -298,8 +298,6 @@ _NO_CHECK = "it is not a function of a pair and its context, nor an object that 
 def _no_check(part: object) -> str | None:
     if not callable(part) or isinstance(part, type):
         return _NO_CHECK
-    if is_async(part):
-        return "it is async, but checks are called without await; write it with a plain `def`"
     return call_problem(part, "a pair", "its context")
 
 
@@ -319,14 +317,21 @@ def check_problems(checks: Checks, of_forms: Iterable[str] = ()) -> list[str]:
         if name not in known:
             hint = did_you_mean(name, known, f"known: {', '.join(known)}", cutoff=0.5)
             problems.append(f"checks.disabled: there is no check {name!r}; {hint}")
+    first: dict[int, str] = {}
     for name in checks.plugins:
         if name in BUILT_IN:
             problems.append(f"checks.plugins: {name!r} is a built-in check, which runs by itself; take it out")
             continue
         try:
-            CHECKS.get(name)
+            part = CHECKS.get(name)
         except RecipeError as error:
             problems.append(str(error))
+            continue
+        if id(part) in first:
+            other = first[id(part)]
+            twice = f"{name!r} is there twice" if other == name else f"{name!r} and {other!r} are the same check"
+            problems.append(f"checks.plugins: {twice}; remove one")
+        first.setdefault(id(part), name)
     return problems
 
 
@@ -409,7 +414,7 @@ class Checker:
             return self.checks[name](pair, context)
         try:
             reason: object = self.checks[name](pair, context)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RecipeError(
                 f"the check {name} raised {type(error).__name__}: {error} (pair {pair.id}); fix it and run again"
             ) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimsyn.base.seeds import derive_seed
-from optimsyn.data.forms import QuestionForm, form_named, identity_of
+from optimsyn.data.forms import QuestionForm, fitted_form, form_named, identity_of
 from optimsyn.data.forms.free import Free
 from optimsyn.data.records import Question
 
@@ -46,14 +46,14 @@ class TaskShape:
         """The shape of some questions (the validation questions of a run).
 
         Raises:
-            RecipeError: This process does not know a question's form.
+            RecipeError: This process does not know a question's form, or it cannot be fitted.
         """
         if not questions:
             return cls()
         counts = Counter(question.kind for question in questions)
         names = sorted(counts, key=lambda name: (name == "free", name))
         return cls(
-            tuple(FormShare(n, form_named(n).fitted(questions), counts[n] / len(questions)) for n in names),
+            tuple(FormShare(n, fitted_form(n, questions), counts[n] / len(questions)) for n in names),
             2 * sum(question.context is not None for question in questions) > len(questions),
         )
 

@@ -19,10 +19,10 @@ def refuse_parts_of_this_process(recipe: Recipe) -> None:
     raw = recipe.model_dump(mode="json")
     for registry in REGISTRIES.values():
         for reference in _texts_at(raw, registry.field.split(".")):
-            if registry.is_of_this_process(reference):
+            if registry.only_here(reference):
                 raise RecipeError(
                     f"{registry.field}: {reference!r} is known only in this notebook or script, and each stage runs in "
-                    f"a process of its own; put the {registry.kind} into a module file (.py) on PYTHONPATH and write "
+                    f"a process of its own; put the {registry.label} into a module file (.py) on PYTHONPATH and write "
                     "package.module:name, or step through the stages in this notebook"
                 )
 

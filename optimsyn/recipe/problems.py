@@ -10,6 +10,11 @@ from pydantic import BaseModel
 
 from optimsyn.base.suggestions import did_you_mean
 
+_CONTAINERS = {
+    "tuple_type": "must be a list, in brackets: [one, another]",
+    "dict_type": "must be a mapping of names to values: {name: value}",
+}
+
 
 def explain(item: Any, model: type[BaseModel]) -> str:
     """One validation problem as a sentence with the field and what to do.
@@ -19,7 +24,7 @@ def explain(item: Any, model: type[BaseModel]) -> str:
         model: The class that was validated.
     """
     location = tuple(item["loc"])
-    where = ".".join(str(part) for part in location) or "recipe"
+    where = "".join(f"[{part!r}]" if "." in str(part) else f".{part}" for part in location)[1:] or "recipe"
     if item["type"] == "extra_forbidden":
         names = _fields_at(model, location)
         hint = did_you_mean(str(location[-1]), names, f"known here: {', '.join(names)}", cutoff=0.5)
@@ -33,6 +38,10 @@ def explain(item: Any, model: type[BaseModel]) -> str:
         return f"{where}: must be a section with the fields {', '.join(names)}"
     if item["type"] == "string_type" and isinstance(item.get("input"), int | float | date):
         return f"{where}: must be text, and YAML reads {item['input']} as something else; put it in quotes"
+    if item["type"] in _CONTAINERS:
+        return f"{where}: {_CONTAINERS[item['type']]} (got {item['input']!r})"
+    if item["type"] == "string_type":
+        return f"{where}: must be text (got {item['input']!r})"
     message = str(item["msg"]).removeprefix("Value error, ")
     value = item.get("input")
     if item["type"] == "value_error" or isinstance(value, dict | list):

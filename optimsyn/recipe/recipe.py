@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.identity import digest_of
@@ -36,7 +37,7 @@ from optimsyn.recipe.sections.models import (
 )
 from optimsyn.recipe.sections.optimizers import Optimizers, PolicyOptimizer, PromptOptimizer
 from optimsyn.recipe.sections.reward import Look, Reward
-from optimsyn.recipe.sections.stages import OwnStage, ordered
+from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
 
@@ -254,35 +255,56 @@ class Recipe(Shown, Section):
             raise ValueError(f"{secret}, and a recipe is written into its run; {KEY_CURE}")
         return raw
 
+    @field_validator("stages", mode="wrap")
+    @classmethod
+    def _in_order(cls, raw: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        problems: list[InitErrorDetails] = []
+        try:
+            stages = parse(raw)
+        except ValidationError as error:
+            # A stage with another fault is in the order too.
+            rows = raw if isinstance(raw, list | tuple) else []
+            stages = [OwnStage.model_construct(**row) for row in rows if _has_place(row)]
+            problems += [
+                InitErrorDetails(type=each["type"], loc=each["loc"], input=each["input"], ctx=each.get("ctx", {}))
+                for each in error.errors()
+            ]
+        for problem in order_problems(stages):
+            kind = PydanticCustomError("value_error", "{problem}", {"problem": problem})
+            problems.append(InitErrorDetails(type=kind, input=None))
+        if problems:
+            raise ValidationError.from_exception_data("stages", problems)
+        return stages
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        ordered(self.stages)
+        wrong = []
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
-            raise ValueError(
+            wrong.append(
                 f"synthesis.dataset is {self.synthesis.dataset!r}, but its optimiser is disabled; "
                 f"enable it or choose one of {', '.join(self.variants)}"
             )
         if self.models.target.api_base is not None:
-            raise ValueError(
+            wrong.append(
                 "models.target: influence needs gradients, so the target must be `embedded`, a hub id or a local "
                 "folder; remove its api_base"
             )
         if self.influence.method == "twin" and self.models.target.dtype in ("bfloat16", "float16"):
-            raise ValueError(twin_problem(self.models.target.dtype))
+            wrong.append(twin_problem(self.models.target.dtype))
         if self.optimizers.policy.enabled and self.models.rubric.provider in ("litellm", "own"):
-            raise ValueError(
+            wrong.append(
                 f"models.rubric is {self.models.rubric.name!r}, whose weights cannot be trained: name a local or "
                 "hub model or `embedded`, or set optimizers.policy.enabled: false"
             )
+        # Whether a custom estimator is linear is known after its import.
+        linear = self.influence.has_own_estimator or self.influence.is_derivative
         if self.reward.given == "judged" and not self.influence.is_influence:
-            raise ValueError(
+            wrong.append(
                 f"reward.given: judged moves the direction that influence is taken along, and scorer "
                 f"{self.influence.scorer} has none; set reward.given to nothing, or influence.scorer to influence"
             )
-        # Whether a custom estimator is linear is known after its import.
-        linear = self.influence.has_own_estimator or self.influence.is_derivative
-        if self.reward.given == "judged" and (not linear or self.warm_up.checkpoints > 1):
-            raise ValueError(
+        elif self.reward.given == "judged" and (not linear or self.warm_up.checkpoints > 1):
+            wrong.append(
                 f"reward.given: judged needs a score that is linear in a pair's gradient, at one checkpoint, which "
                 f"{self.influence.estimator} with {self.influence.normalization} at {self.warm_up.checkpoints} is not; "
                 "set influence.estimator to adam_linear (or sgd), influence.normalization to dot and "
@@ -292,8 +314,15 @@ class Recipe(Shown, Section):
             looks = "warm_up.steps"
             if self.warm_up.steps is None:
                 looks = f"the {self.warm_up.most_checkpoints} looks of the shortest warm-up; lower warm_up.every"
-            raise ValueError(f"warm_up.checkpoints is larger than {looks}")
+            wrong.append(f"warm_up.checkpoints is larger than {looks}")
+        if wrong:
+            raise ValueError("\n  ".join(wrong))
         return self
+
+
+def _has_place(stage: Any) -> bool:
+    """Whether a stage as it is written says its name and what it follows."""
+    return isinstance(stage, dict) and all(isinstance(stage.get(field), str) for field in ("name", "after"))
 
 
 def recipe_table(recipe: Recipe) -> Table:

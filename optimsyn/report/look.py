@@ -91,9 +91,9 @@ def warm_up_picture(run: Run) -> Picture:
 def guiding_texts(run: Run) -> Table:
     """Every guiding text that was tried, with its reward and outcome."""
     rows = tuple(
-        (str(row["judged"]), row["status"], number(row["score"]), row["guiding_text"])
+        (str(row.get("judged", "–")), row.get("status", "–"), number(row["score"]), row["guiding_text"])
         for row in read_history(run.path("optimize_prompt", "history.jsonl"))
-        if row.get("score") is not None
+        if row.get("score") is not None and "guiding_text" in row
     )
     note = (
         "A rejected text was judged on its first passages alone, so its reward is not comparable with those of the "

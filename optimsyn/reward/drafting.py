@@ -5,9 +5,10 @@ All stages that need candidates use it, so that requests and the names of failur
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.base.secrets.redaction import redact
@@ -83,6 +84,33 @@ def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
     return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"
 
 
+class Checked(Protocol):
+    """A draft, or the judgement on one."""
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that it failed."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why, for each of these."""
+
+
+def failures(drafts: Iterable[Checked], most: int = 3) -> str:
+    """The failures of drafts or judgements, the most frequent first: how often, and the first one's reason."""
+    counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for draft in drafts:
+        counts.update(draft.failed)
+        reasons = {**draft.reasons, **reasons}
+    return "; ".join(f"{name} {n}x, such as: {_short(reasons.get(name, ''))}" for name, n in counts.most_common(most))
+
+
+def _short(reason: str) -> str:
+    """A reason without its middle, if it is long: the cure is at its end."""
+    return reason if len(reason) <= 300 else f"{reason[:180]} … {reason[-120:]}"
+
+
 UNREADABLE = frozenset(failure(part, outcome) for part in ("rubric", "pair") for outcome in Outcome)
 """Failures of drafts without a pair: unreadable replies of the rubric model or the generator."""
 
@@ -123,6 +151,17 @@ class Draft:
     def valid(self) -> bool:
         """Whether there is a pair that passed every check."""
         return self.pair is not None and self.checked and not self.failed
+
+    def facts(self) -> dict[str, Any]:
+        """What was written and what is wrong with it, as JSON values."""
+        return {
+            "failed": self.failed,
+            "reasons": dict(self.reasons),
+            "passage_id": self.passage.id,
+            "seed": self.request.seed,
+            "rubric": None if self.rubric is None else self.rubric.model_dump(mode="json"),
+            "pair": None if self.pair is None else self.pair.model_dump(mode="json"),
+        }
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from optimsyn.base.errors import DataError, Outcome
 from optimsyn.base.files import iter_json
 from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Pair, Record, Rubric
+from optimsyn.recipe.sections.influence import OWN_SCORER
 from optimsyn.reward.drafting import RubricRequest
 from optimsyn.reward.ledger_index import LedgerIndex, Row
 
@@ -178,6 +179,8 @@ def verdict(row: Judgement) -> str:
         named = "; ".join(f"{name}: {reason}" if reason else name for name, reason in row.reasons.items())
         return f"Invalid ({named}), reward {row.reward:+.4f}."
     text = f"Valid, influence {row.influence:+.4f} on the validation questions."
+    if row.scorer.startswith(OWN_SCORER):
+        text = f"Valid, score {row.influence:+.4f}."
     if len(row.by_subtask) > 1:
         weakest = min(row.by_subtask, key=lambda name: (row.by_subtask[name], name))
         strongest = max(row.by_subtask, key=lambda name: (row.by_subtask[name], name))

@@ -111,11 +111,10 @@ def stage_outcome(result: StageResult | None) -> str:
 
 
 def _own_stage(result: TableResult) -> str:
-    """Outcome of a custom stage: its heading, else its first facts."""
-    if result.title != result.stage:
-        return result.title
+    """Outcome of a custom stage: its heading, if it has one, and its first facts."""
     numbers = list(result.numbers.items())[:_FACTS]
-    return ", ".join(f"{name.replace('_', ' ')}: {show(value)}" for name, value in numbers)
+    facts = ", ".join(f"{name.replace('_', ' ')}: {show(value)}" for name, value in numbers)
+    return facts if result.title == result.stage else "; ".join(filter(None, (result.title, facts)))
 
 
 def _prepare(result: PrepareResult) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
-from optimsyn.base.extensions import STAGES
+from optimsyn.base.extensions import STAGES, call_problem
 from optimsyn.base.source_identity import source_identity
 
 if TYPE_CHECKING:
@@ -23,13 +23,8 @@ def _problem(part: object) -> str | None:
     """Why an object cannot be a stage."""
     if inspect.isclass(part) or not callable(part):
         return "a stage is a function that is called with the run and its handle: def mine(run, stage)"
-    try:
-        inspect.signature(part).bind(None, None)
-    except TypeError:
-        return "it is called with the run and its handle, so it takes two arguments: def mine(run, stage)"
-    except ValueError:  # some builtins have no signature
-        return None
-    return None
+    problem = call_problem(part, "the run", "its handle")
+    return None if problem is None else f"{problem}; write def mine(run, stage)"
 
 
 STAGES.provide({}, _problem)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import ReplyError, StageError
 from optimsyn.base.seeds import derive_seed
+from optimsyn.reward.drafting import failures
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
@@ -172,13 +173,9 @@ async def write_candidates(
         share = max(valid / len(judged), 0.2)
         to_write = min(most - len(judged), round((wanted - valid) / share) + 1)
     if not any(judgement.valid for judgement in judged):
-        counts: dict[str, int] = {}
-        for judgement in judged:
-            for name in judgement.failed:
-                counts[name] = counts.get(name, 0) + 1
-        worst = ", ".join(f"{name} {n}x" for name, n in sorted(counts.items(), key=lambda item: -item[1])[:3])
         raise StageError(
-            f"variant {variant}: none of {len(judged)} candidates passed the validity checks ({worst}). Look at "
-            f"rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or `checks.disabled`."
+            f"variant {variant}: none of {len(judged)} candidates passed the validity checks: {failures(judged)}. "
+            f"Look at rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or "
+            "`checks.disabled`."
         )
     return judged

@@ -65,7 +65,7 @@ def look_after_warm_up(
     stage.note(reward=look.verdict, reward_look=look.to_json())
     if look.verdict == "noise" and recipe.reward.on_noise == "stop":
         raise StageError(
-            f"warm_up: the reward is noise, so nothing built on it means anything: {'; '.join(look.reasons)}. "
+            f"the reward is noise, so nothing built on it means anything: {'; '.join(look.reasons)}. "
             f"{_cure(look)} Everything bought is kept, and the numbers are in warm_up/{REWARD_LOOK_FILE} and in the "
             "report. To go on regardless set reward.on_noise: warn; the same command then continues this run."
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 from optimsyn.base.errors import ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
-from optimsyn.reward.drafting import UNREADABLE
+from optimsyn.reward.drafting import UNREADABLE, failures
 from optimsyn.runs.results.built_in import REWARD_NOT_LOOKED_AT, Scoring, WarmUpResult
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.reward_look import look_after_warm_up
@@ -52,14 +52,15 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     progress.add(0)
     drafts = run_sync(_enough_drafts(tools, config.pairs, progress.add))
     pairs = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
+    refused = run.path("warm_up", "invalid.jsonl")
+    write_jsonl(refused, [draft.facts() for draft in drafts if not draft.valid])
     lost = dict(Counter(draft.failed[0] for draft in drafts if draft.failed).most_common())
     if _unreadable(drafts):
         _refuse_garbage(tools, drafts)
     if len(pairs) < min(FEWEST_DRAFTS, config.pairs):
-        reasons = ", ".join(f"{name} {n}x" for name, n in lost.items())
         raise StageError(
-            f"warm_up: only {len(pairs)} of {len(drafts)} first-draft pairs are valid ({reasons}). Raise "
-            "`warm_up.pairs`, use a stronger generator or look at the failed check."
+            f"only {len(pairs)} of {len(drafts)} first-draft pairs are valid: {failures(drafts)}. All of them are in "
+            f"{refused}. Mend the cause, use a stronger generator, or raise `warm_up.pairs`."
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
     trained, unseen, search = parts_of(run.recipe, pairs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimsyn.base.errors import DataError, RecipeError
-from optimsyn.base.extensions import READERS, imported, reference_to
+from optimsyn.base.extensions import READERS, call_problem, importable_name, imported
 from optimsyn.base.identity import digest_of
 from optimsyn.base.source_identity import source_identity
 from optimsyn.base.values import kind_of
@@ -40,7 +40,9 @@ class Reader(Protocol):
 def _problem(part: object) -> str | None:
     if isinstance(part, type):
         return "it is a class; name a function, or an object that can be called with a file's path"
-    return None if callable(part) else "it cannot be called; a reader is a function that gets a file's path"
+    if not callable(part):
+        return "it cannot be called; a reader is a function that gets a file's path"
+    return call_problem(part, "a file's path")
 
 
 READERS.provide({}, _problem)
@@ -101,7 +103,7 @@ def named_readers(readers: Mapping[str, str]) -> list[NamedReader]:
     named = []
     for pattern, reference in sorted(readers.items(), key=lambda item: (item[0].startswith("."), -len(item[0]))):
         part: Reader = READERS.get(reference, field_of(pattern))
-        named.append(NamedReader(pattern, reference, part, _importable(reference, part, field_of(pattern))))
+        named.append(NamedReader(pattern, reference, part, _importable(reference, part)))
     return named
 
 
@@ -125,17 +127,12 @@ def reader_identity(readers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _importable(reference: str, part: Reader, field: str) -> str | None:
+def _importable(reference: str, part: Reader) -> str | None:
     if not getattr(part, "isolated", True):
         return None
-    if ":" in reference:
-        name = reference
-    else:
-        try:
-            name = reference_to(part, field)
-        except RecipeError:  # registered, but not importable in another process
-            return None
-    return None if name.startswith("__main__:") else name
+    # A registered one may not be importable in another process.
+    name = reference if ":" in reference else importable_name(part)
+    return None if name is None or name.startswith("__main__:") else name
 
 
 def load(importable: str) -> Reader:
@@ -170,7 +167,7 @@ def read_with(reader: Reader, called: str, path: Path, most_mb: int) -> str | li
             content = _within(content, called, most_mb)
     except (DataError, MemoryError, RecursionError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
             f"the reader {called} fails on it ({problem}); mend the reader, or the file, or remove it"

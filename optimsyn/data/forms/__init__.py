@@ -3,6 +3,7 @@
 from optimsyn.data.forms.form import Content, FormCheck, Gold, Heard, Key, Looked, Marks, QuestionForm
 from optimsyn.data.forms.registry import (
     as_text,
+    fitted_form,
     form_named,
     form_of,
     identity_of,
@@ -23,6 +24,7 @@ __all__ = [
     "Marks",
     "QuestionForm",
     "as_text",
+    "fitted_form",
     "form_named",
     "form_of",
     "identity_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -35,12 +35,23 @@ def _problem(part: object) -> str | None:
         return "its `label` is no text"
     if not isinstance(part.checks, Mapping):  # type: ignore[attr-defined]
         return "its `checks` are no dictionary from a check's name to its function"
+    kind = part if isinstance(part, type) else type(part)
+    unread = sorted({*part.columns} - {*_of_read_row(kind).columns})  # type: ignore[attr-defined]
+    if unread:
+        return (
+            f"its read_row is inherited and does not read {', '.join(unread)}, which `columns` names; write a read_row"
+        )
     if isinstance(part, type):
         try:
             inspect.signature(part).bind()
         except TypeError as error:
             return f"it cannot be made without arguments ({error})"
     return None
+
+
+def _of_read_row(kind: type) -> Any:
+    """The class whose `read_row` a form has."""
+    return next((base for base in kind.__mro__ if "read_row" in vars(base)), kind)
 
 
 FORMS.provide({"free": Free(), "multiple_choice": MultipleChoice(), "true_false": TrueFalse()}, _problem)
@@ -59,9 +70,33 @@ def form_named(name: str) -> QuestionForm:
         form: QuestionForm = _MADE[part] if part in _MADE else _MADE.setdefault(part, part())
     else:
         form = part
-    if ":" not in name and name not in FORMS.built_in and not FORMS.is_registered(name):
+    if ":" not in name and name not in FORMS.built_in and not FORMS.only_here(name):
         _INSTALLED[name] = form
     return form
+
+
+def fitted_form(name: str, questions: Sequence[Question]) -> QuestionForm:
+    """The form of a name, fitted to the validation questions.
+
+    Raises:
+        RecipeError: There is no such form, or its `fitted` fails or returns something else.
+    """
+    form = form_named(name)
+    if name in FORMS.built_in:
+        return form.fitted(questions)
+    try:
+        own = form.fitted(questions)
+    except Exception as error:
+        raise RecipeError(
+            f"{_FIELD}: `fitted` of {name} raised {type(error).__name__}: {error}; fix it and run again"
+        ) from error
+    problem = "it is a class" if isinstance(own, type) else _problem(own)
+    if problem is not None:
+        raise RecipeError(
+            f"{_FIELD}: `fitted` of {name} gave {own!r:.200}, which is no form ({problem}); it returns the form, "
+            "`self` if there is nothing to adapt"
+        )
+    return own
 
 
 def form_of(item: Question | Pair) -> QuestionForm:

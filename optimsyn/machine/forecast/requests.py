@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from optimsyn.base.files import read_jsonl
 from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
+from optimsyn.llm.reply import Usage
 from optimsyn.machine.forecast.lengths import Lengths, measure
 from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
@@ -23,7 +24,6 @@ from optimsyn.runs.results.reading import result_of
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
-    from optimsyn.llm.reply import Usage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
     from optimsyn.runs.folder import Run
 
@@ -85,12 +85,13 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
         known: What the run has shown so far.
     """
     stages = []
-    for stage, work in _work(recipe, passages, known).items():
-        if stage in known.done:
-            stages.append(_exactly(stage, known.done[stage]))
-            continue
-        priced = _priced(recipe, stage, work, lengths, known)
+    work = _work(recipe, passages, known)
+    for stage in recipe.stage_names:
         so_far = known.under_way.get(stage)
+        if stage in known.done or stage not in work:
+            stages.append(_exactly(stage, known.done.get(stage) or so_far or Usage()))
+            continue
+        priced = _priced(recipe, stage, work[stage], lengths, known)
         stages.append(priced if so_far is None else _at_least(priced, so_far))
     sending = [stage for stage in stages if stage.requests.high]
     notes = [
@@ -99,6 +100,9 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
         for role, spec in _writing(recipe).items()
         if spec.provider == "own" and price_of(spec) is None
     ]
+    own = [stage.name for stage in recipe.stages if stage.name not in known.done]
+    if own:
+        notes.append(f"What your own stages send is not predicted: {', '.join(own)}.")
     return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=(*lengths.notes, *notes))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import reference_to
+from optimsyn.base.extensions import FORMS, READERS
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.text_files import text_encoding
 from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.parts import named
 
 
 class Source(Section):
@@ -91,16 +92,6 @@ def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
         raise ValueError(problem)
 
 
-def _as_form(value: Any) -> Any:
-    """Replaces a class that Python code passes by its `package.module:name`."""
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return reference_to(value, "questions.form")
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
-
-
 class FileLimits(Section):
     """Limits for converting one document file; `on_error` decides about a file beyond them."""
 
@@ -112,24 +103,11 @@ class FileLimits(Section):
     memory_mb: int = Field(2048, ge=64, description="Memory for one file, where the system can enforce it.")
 
 
-def _as_references(value: Any) -> Any:
-    """Replaces functions that Python code passes by their `package.module:name`."""
-    if not isinstance(value, dict):
-        return value
-    try:
-        return {
-            name: reference_to(part, f"documents.readers[{name!r}]") if callable(part) else part
-            for name, part in value.items()
-        }
-    except RecipeError as error:
-        raise ValueError(str(error)) from None
-
-
 class Documents(Section):
     """The domain's texts and how they are cut into passages."""
 
     source: SourceField
-    readers: Annotated[dict[str, str], BeforeValidator(_as_references)] = Field(
+    readers: dict[str, Annotated[str, named(READERS)]] = Field(
         {},
         description="Readers of your own: the ending of a file (`.tei`) or its whole name -> a registered reader, an "
         "entry point of `optimsyn.readers`, or `package.module:function`.",
@@ -150,10 +128,17 @@ class Documents(Section):
     @classmethod
     def _patterns(cls, values: dict[str, str]) -> dict[str, str]:
         for pattern in values:
-            if not pattern.strip(".") or "/" in pattern or "\\" in pattern or "*" in pattern:
+            if "." not in pattern or not pattern.strip(".") or "/" in pattern or "\\" in pattern or "*" in pattern:
+                ending = re.sub(r".*[/\\*.]", "", pattern)
+                hint = f"; did you mean '.{ending}'?" if ending else ""
                 raise ValueError(
-                    f"{pattern!r} is neither an ending of a file's name, like '.tei', nor a whole name, like 'index.db'"
+                    f"{pattern!r} is neither an ending of a file's name, like '.tei', nor a whole name, like "
+                    f"'index.db'{hint}"
                 )
+        endings = [pattern.lower() for pattern in values if pattern.startswith(".")]
+        twice = next((ending for ending in endings if endings.count(ending) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is there twice (upper and lower case are the same); remove one")
         return values
 
     @model_validator(mode="after")
@@ -175,7 +160,7 @@ class Questions(Section):
     )
     validation_limit: int | None = Field(None, ge=1, description="Most validation questions to use (a seeded sample).")
     test_limit: int | None = Field(None, ge=1, description="Most test questions to use (a seeded sample).")
-    form: Annotated[str | None, BeforeValidator(_as_form)] = Field(
+    form: Annotated[str | None, named(FORMS)] = Field(
         None,
         description="Form of the questions: `free`, `multiple_choice`, `true_false`, or one of your own, registered or "
         "as `package.module:name`; null: multiple choice where a row has `choices`, else free.",

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from optimsyn.base.extensions import reference_to
+from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider
+from optimsyn.recipe.sections.parts import name_of
 
 # Chat templates know one of these names and ignore the other.
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
@@ -24,7 +25,9 @@ class Section(BaseModel):
 
 
 def _as_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"name": value}
+    return {"plugin": value} if callable(value) or hasattr(value, "complete") else value
 
 
 class Prices(Section):
@@ -165,9 +168,7 @@ class ModelSpec(Section):
     def _named_by_its_plugin(cls, raw: Any) -> Any:
         if not isinstance(raw, dict) or raw.get("plugin") is None:
             return raw
-        plugin = raw["plugin"]
-        if not isinstance(plugin, str):  # a class from a notebook
-            plugin = reference_to(plugin, "plugin")
+        plugin = name_of(raw["plugin"], GENERATORS)
         return {"name": plugin, **raw, "plugin": plugin}
 
     @model_validator(mode="after")

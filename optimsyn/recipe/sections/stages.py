@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import reference_to
+from optimsyn.base.extensions import STAGES as OWN_STAGES
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.parts import named
 
 STAGES: tuple[str, ...] = (
     "prepare",
@@ -26,15 +26,6 @@ STAGES: tuple[str, ...] = (
 _TAKEN = frozenset({"dataset", "notebooks", "batches"})
 
 
-def _reference(value: Any) -> Any:
-    if not callable(value):
-        return value
-    try:
-        return reference_to(value, "stages.run")
-    except RecipeError as error:
-        raise ValueError(str(error).removeprefix("stages.run: ")) from None
-
-
 class OwnStage(Section):
     """A stage of your own, which runs after another one."""
 
@@ -45,7 +36,7 @@ class OwnStage(Section):
         description="Its name, in lower case, and that of its folder in the run.",
     )
     after: str = Field(..., description="The stage that it follows: a built-in one, or one of these.")
-    run: Annotated[str, BeforeValidator(_reference)] = Field(
+    run: Annotated[str, named(OWN_STAGES)] = Field(
         "",
         description="Its function: `package.module:name`, a registered name, or an entry point of the group "
         "`optimsyn.stages`; empty: the function registered under its `name`.",
@@ -61,21 +52,7 @@ class OwnStage(Section):
 
 
 def ordered(own: Sequence[OwnStage]) -> tuple[str, ...]:
-    """The names of all stages in running order; several after one stage keep the order of the recipe.
-
-    Raises:
-        ValueError: A name is taken, or a stage follows one that is not there.
-    """
-    names = [*STAGES, *(stage.name for stage in own)]
-    for stage in own:
-        if names.count(stage.name) > 1:
-            holder = "a built-in stage" if stage.name in STAGES else "two stages"
-            raise ValueError(f"stages: {stage.name!r} is the name of {holder}; call yours something else")
-        if stage.name in _TAKEN:
-            raise ValueError(f"stages: a run has a folder {stage.name!r} already; call the stage something else")
-        if stage.after not in names:
-            hint = did_you_mean(stage.after, names, f"the stages are {', '.join(names)}")
-            raise ValueError(f"stages: {stage.name} is to run after {stage.after!r}, which is no stage; {hint}")
+    """The names of all stages in running order; several after one stage keep the order of the recipe."""
     order: list[str] = []
 
     def take(name: str) -> None:
@@ -86,7 +63,24 @@ def ordered(own: Sequence[OwnStage]) -> tuple[str, ...]:
 
     for name in STAGES:
         take(name)
-    lost = [stage.name for stage in own if stage.name not in order]
-    if lost:
-        raise ValueError(f"stages: {', '.join(lost)} follow each other, but no built-in stage")
     return tuple(order)
+
+
+def order_problems(own: Sequence[OwnStage]) -> list[str]:
+    """Names that are taken, and stages that follow one that is not there."""
+    names = [*STAGES, *(stage.name for stage in own)]
+    problems = []
+    for stage in own:
+        if names.count(stage.name) > 1:
+            holder = "a built-in stage" if stage.name in STAGES else "two stages"
+            problems.append(f"{stage.name!r} is the name of {holder}; call yours something else")
+        if stage.name in _TAKEN:
+            problems.append(f"a run has a folder {stage.name!r} already; call the stage something else")
+        if stage.after not in names:
+            hint = did_you_mean(stage.after, names, f"the stages are {', '.join(names)}")
+            problems.append(f"{stage.name} is to run after {stage.after!r}, which is no stage; {hint}")
+    if not problems:
+        order = ordered(own)
+        lost = [stage.name for stage in own if stage.name not in order]
+        problems += [f"{', '.join(lost)} follow each other, but no built-in stage"] if lost else []
+    return list(dict.fromkeys(problems))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from optimsyn.base.extensions import reference_to
+from optimsyn.base.extensions import CHECKS, is_part
 from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.parts import named
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 
@@ -27,20 +28,21 @@ class Synthesis(Section):
     )
 
 
+def _several(value: Any) -> Any:
+    """Lets a list of one be written without brackets."""
+    return [value] if isinstance(value, str) or is_part(value) else value
+
+
 class Checks(Section):
     """Validity checks; a pair that fails one is invalid and the check is named."""
 
-    disabled: tuple[str, ...] = Field((), description="Names of checks that are not run.")
-    unsafe_words: tuple[str, ...] = Field((), description="Words and phrases that no pair may hold.")
-    plugins: tuple[str, ...] = Field(
+    disabled: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (), description="Names of checks that are not run."
+    )
+    unsafe_words: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (), description="Words and phrases that no pair may hold."
+    )
+    plugins: Annotated[tuple[Annotated[str, named(CHECKS)], ...], BeforeValidator(_several)] = Field(
         (),
         description="Your own checks: registered names or `package.module:name`; in Python also functions themselves.",
     )
-
-    @field_validator("plugins", mode="before")
-    @classmethod
-    def _by_reference(cls, value: Any) -> Any:
-        """Replaces functions that Python code passes by their `package.module:name`."""
-        if not isinstance(value, list | tuple):
-            return value
-        return [reference_to(part, "checks.plugins") if callable(part) else part for part in value]

@@ -125,6 +125,8 @@ def dataset_card(
     influence = sorted(row.influence for row in judged if row.influence is not None)
     counts = Counter(pair.kind for pair in pairs)
     kinds = list(dict.fromkeys(("free", "multiple_choice", *sorted(counts))))
+    is_influence = recipe.influence.is_influence
+    chosen_by = "their gradient influence on expert validation questions" if is_influence else recipe.influence.label
     facts = [
         ("Pairs", str(len(pairs))),
         (_capital(", ".join(map(label_of, kinds))), ", ".join(str(counts[kind]) for kind in kinds)),
@@ -132,22 +134,22 @@ def dataset_card(
         ("Variant", variant),
         ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
         ("Rubric model", ", ".join(sorted({pair.rubric_model for pair in pairs if pair.rubric_model})) or "none"),
-        ("Target of the influence", recipe.models.target.name),
-        ("Estimator" if recipe.influence.is_influence else "Scored by", recipe.influence.label),
+        ("Target of the influence" if is_influence else "Target", recipe.models.target.name),
+        ("Estimator" if is_influence else "Scored by", recipe.influence.label),
         ("Seed", str(recipe.seed)),
         ("Recipe fingerprint", recipe.fingerprint),
     ]
     if influence:
         middle = influence[len(influence) // 2]
-        facts.insert(3, ("Influence: least, median, most", f"{influence[0]:.4f}, {middle:.4f}, {influence[-1]:.4f}"))
+        what = "Influence" if is_influence else "Score"
+        facts.insert(3, (f"{what}: least, median, most", f"{influence[0]:.4f}, {middle:.4f}, {influence[-1]:.4f}"))
     guiding = next((pair.guiding_text for pair in pairs if pair.guiding_text), "")
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {recipe.name}",
         f"{_plain(recipe.description)}\n\n"
-        "Question-answer pairs written by a language model from source texts with optimsyn, and chosen by their "
-        "gradient influence on expert validation questions. They are synthetic and were checked by rules, not by "
-        "people.",
+        "Question-answer pairs written by a language model from source texts with optimsyn, and chosen by "
+        f"{chosen_by}. They are synthetic and were checked by rules, not by people.",
         _table(("what", "value"), facts),
         "## How rows were lost\n\n" + _table(("candidates", "count"), [(k, str(v)) for k, v in losses.items()]),
         "## Guiding text\n\n" + ("> " + _plain(guiding) if guiding else "None: no rubric was used."),
