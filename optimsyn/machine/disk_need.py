@@ -6,6 +6,7 @@ and the most checkpoints that exist at once during a training.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -179,10 +180,9 @@ def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
     if not spec.full_weights:
         return _adapter(spec, spec.lora, weight_bytes)
     patterns = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
-    count = 0
-    for name, shape in _shapes(spec):
-        if any(pattern.fullmatch(name) for pattern in patterns):
-            count += _product(shape)
+    count = sum(
+        math.prod(shape) for name, shape in _shapes(spec) if any(pattern.fullmatch(name) for pattern in patterns)
+    )
     return count or (weight_bytes or 0) // _NARROW
 
 
@@ -220,10 +220,3 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
     for tensor, shape in shapes.items():
         if tensor.endswith(".weight"):
             yield tensor.removesuffix(".weight"), shape
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

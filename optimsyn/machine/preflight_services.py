@@ -63,5 +63,4 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
 
 def names_services(recipe: Recipe) -> bool:
     """Whether any role of the recipe uses a service."""
-    models = (recipe.models.generator, recipe.models.rubric, recipe.models.reflection)
-    return any(spec is not None and spec.provider == "litellm" for spec in models)
+    return any(spec.provider == "litellm" for spec in recipe.models.writers.values())

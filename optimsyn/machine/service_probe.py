@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import redact
@@ -87,9 +87,9 @@ def probe(
     """
     if roles is None:
         roles = services(recipe)
-    services_of: dict[_Service, list[str]] = {}
+    services_of: dict[tuple[str | None, ...], list[str]] = {}
     for role, spec in roles.items():
-        services_of.setdefault(_Service.of(spec), []).append(role)
+        services_of.setdefault((spec.name, spec.api_base, spec.api_key_env), []).append(role)
     if not services_of:
         return Probed()
     cache = cache if cache is not None else ReplyCache(":memory:")
@@ -108,21 +108,7 @@ def probe(
 
 def services(recipe: Recipe) -> dict[str, ModelSpec]:
     """The roles of a recipe that use a service."""
-    models = recipe.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    return {role: spec for role, spec in roles.items() if spec is not None and spec.provider == "litellm"}
-
-
-class _Service(NamedTuple):
-    """What distinguishes services."""
-
-    name: str
-    api_base: str | None
-    api_key_env: str | None
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> _Service:
-        return cls(spec.name, spec.api_base, spec.api_key_env)
+    return {role: spec for role, spec in recipe.models.writers.items() if spec.provider == "litellm"}
 
 
 def _ask_service(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) -> Probed:
@@ -160,7 +146,7 @@ def _ask(model: LanguageModel, notes: list[str]) -> str | None:
         seed=0,
     )
     reply = model.complete_sync(call)
-    if was_cut(reply) and not _says_yes(reply, _MOST_TOKENS) and model.spec.max_tokens > _MOST_TOKENS:
+    if was_cut(reply) and _problem(reply, _MOST_TOKENS) and model.spec.max_tokens > _MOST_TOKENS:
         # Reasoning models need more tokens than a word; a run gives them this many.
         call = replace(call, max_tokens=model.spec.max_tokens)
         reply = model.complete_sync(call)
@@ -170,9 +156,8 @@ def _ask(model: LanguageModel, notes: list[str]) -> str | None:
             f"it took no JSON schema ({schema_refusal}) and answered without one: where it refuses schemas, replies "
             "are requested and read without one. `structured_output: false` there says so from the start"
         )
-    try:
-        read(reply, _yes, "word yes", max_tokens=call.max_tokens)
-    except ReplyError as error:
+    error = _problem(reply, call.max_tokens)
+    if error is not None:
         # So that the next start asks again.
         model.set_aside([model.key(call)])
         how, cure = _WORDS[error.outcome], _CURES[error.outcome]
@@ -196,12 +181,13 @@ def _yes(text: str, repair: bool) -> str:
     return text
 
 
-def _says_yes(reply: Reply, max_tokens: int) -> bool:
+def _problem(reply: Reply, max_tokens: int | None) -> ReplyError | None:
+    """Why a reply is not read as yes."""
     try:
         read(reply, _yes, "word yes", max_tokens=max_tokens)
-    except ReplyError:
-        return False
-    return True
+    except ReplyError as error:
+        return error
+    return None
 
 
 def _refuses_all(model: LanguageModel) -> bool:

@@ -180,7 +180,6 @@ class Recipe(Shown, Section):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
 
     def _table(self) -> Table:
-
         return recipe_table(self)
 
     def __repr__(self) -> str:
@@ -242,8 +241,7 @@ class Recipe(Shown, Section):
     @property
     def key_variables(self) -> tuple[str, ...]:
         """The environment variables for keys that the recipe names."""
-        specs = (self.models.generator, self.models.rubric, self.models.reflection)
-        return tuple(spec.api_key_env for spec in specs if spec is not None and spec.api_key_env is not None)
+        return tuple(s.api_key_env for s in self.models.writers.values() if s.api_key_env is not None)
 
     @model_validator(mode="before")
     @classmethod

@@ -87,7 +87,7 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
     stages = []
     for stage, work in _work(recipe, passages, known).items():
         if stage in known.done:
-            stages.append(_exactly(stage, known.done[stage]))
+            stages.append(_at_least(StageForecast(stage=stage), known.done[stage]))
             continue
         priced = _priced(recipe, stage, work, lengths, known)
         so_far = known.under_way.get(stage)
@@ -96,7 +96,7 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
     notes = [
         f"What models.{role} costs is not known: {spec.name} is a generator of your own; give models.{role}.prices "
         "(zeros when it is free)."
-        for role, spec in _writing(recipe).items()
+        for role, spec in recipe.models.writers.items()
         if spec.provider == "own" and price_of(spec) is None
     ]
     return Forecast(stages=tuple(sending), paid=bool(paid_models(recipe)), notes=(*lengths.notes, *notes))
@@ -104,14 +104,8 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
 
 def paid_models(recipe: Recipe) -> list[str]:
     """The roles whose model costs money or has an unknown price."""
-    prices = {role: price_of(spec) for role, spec in _writing(recipe).items()}
+    prices = {role: price_of(spec) for role, spec in recipe.models.writers.items()}
     return [role for role, price in prices.items() if price is None or price.input or price.output]
-
-
-def _writing(recipe: Recipe) -> dict[str, ModelSpec]:
-    models = recipe.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    return {role: spec for role, spec in roles.items() if spec is not None}
 
 
 def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
@@ -275,11 +269,7 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
 def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
     candidates = _candidates(recipe, known)
     # With the same guiding text and seeds, the first candidates are those of the first draft, and cached.
-    drafted = recipe.warm_up.pairs
-    low, expected, high = (
-        max(0.0, value - drafted) for value in (candidates.low, candidates.expected, candidates.high)
-    )
-    new = Range(low=low, expected=expected, high=high)
+    new = candidates.less(recipe.warm_up.pairs)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new)]
     if recipe.optimizers.prompt.enabled:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
@@ -349,16 +339,6 @@ def _corrected(tokens: Range, ratio: float | None) -> Range:
         return tokens
     middle = tokens.expected * ratio
     return Range(low=0.8 * middle, expected=middle, high=1.25 * middle)
-
-
-def _exactly(stage: str, cost: Usage) -> StageForecast:
-    return StageForecast(
-        stage=stage,
-        requests=Range.exactly(cost.replies),
-        input_tokens=Range.exactly(cost.input_tokens),
-        output_tokens=Range.exactly(cost.output_tokens),
-        cost_usd=Range.exactly(cost.cost_usd),
-    )
 
 
 def _at_least(stage: StageForecast, cost: Usage) -> StageForecast:

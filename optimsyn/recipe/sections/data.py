@@ -6,11 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import reference_to
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.text_files import text_encoding
-from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.models import Section, by_reference
 
 
 class Source(Section):
@@ -91,16 +89,6 @@ def _check_columns(name: str, source: Source, fields: tuple[str, ...]) -> None:
         raise ValueError(problem)
 
 
-def _as_form(value: Any) -> Any:
-    """Replaces a class that Python code passes by its `package.module:name`."""
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return reference_to(value, "questions.form")
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
-
-
 class FileLimits(Section):
     """Limits for converting one document file; `on_error` decides about a file beyond them."""
 
@@ -112,24 +100,11 @@ class FileLimits(Section):
     memory_mb: int = Field(2048, ge=64, description="Memory for one file, where the system can enforce it.")
 
 
-def _as_references(value: Any) -> Any:
-    """Replaces functions that Python code passes by their `package.module:name`."""
-    if not isinstance(value, dict):
-        return value
-    try:
-        return {
-            name: reference_to(part, f"documents.readers[{name!r}]") if callable(part) else part
-            for name, part in value.items()
-        }
-    except RecipeError as error:
-        raise ValueError(str(error)) from None
-
-
 class Documents(Section):
     """The domain's texts and how they are cut into passages."""
 
     source: SourceField
-    readers: Annotated[dict[str, str], BeforeValidator(_as_references)] = Field(
+    readers: Annotated[dict[str, str], by_reference("documents.readers")] = Field(
         {},
         description="Readers of your own: the ending of a file (`.tei`) or its whole name -> a registered reader, an "
         "entry point of `optimsyn.readers`, or `package.module:function`.",
@@ -175,7 +150,7 @@ class Questions(Section):
     )
     validation_limit: int | None = Field(None, ge=1, description="Most validation questions to use (a seeded sample).")
     test_limit: int | None = Field(None, ge=1, description="Most test questions to use (a seeded sample).")
-    form: Annotated[str | None, BeforeValidator(_as_form)] = Field(
+    form: Annotated[str | None, by_reference("questions.form")] = Field(
         None,
         description="Form of the questions: `free`, `multiple_choice`, `true_false`, or one of your own, registered or "
         "as `package.module:name`; null: multiple choice where a row has `choices`, else free.",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from optimsyn.base.extensions import ESTIMATORS, reference_to
+from optimsyn.base.extensions import ESTIMATORS
 from optimsyn.base.suggestions import did_you_mean
-from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients, Section
+from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients, Section, by_reference
 
 IS_LINEAR: Mapping[str, bool] = MappingProxyType(
     {"adam": False, "adam_momentum_free": False, "adam_linear": True, "sgd": True, "less": False, "simulated": False}
@@ -36,13 +36,13 @@ class Influence(Section):
         "the derivative along, in 16 bits too. auto: the cheapest whose error, measured on validation questions, is "
         "below half a per cent; where there is none, the best one if it is below 5, as a named one may be.",
     )
-    estimator: str = Field(
+    estimator: Annotated[str, by_reference("influence.estimator")] = Field(
         "adam_linear",
         description="Which direction of a step counts: adam, adam_momentum_free, adam_linear, sgd or less; see "
         "docs/influence.md. simulated: what a simulated training with the pair in its batches does, by `fine_tune` and "
         "at most twelve steps long, from the last checkpoint. Or your own: a registered name or `package.module:name`.",
     )
-    scorer: str = Field(
+    scorer: Annotated[str, by_reference("influence.scorer")] = Field(
         BUILT_IN_SCORER,
         description="What gives pairs their reward. influence: what this section describes. Or your own, which takes "
         "its place: a registered name or `package.module:name`.",
@@ -92,11 +92,6 @@ class Influence(Section):
     def linear(self) -> Influence:
         """The same with the linear score, which a simulated training uses for shares of tokens."""
         return self.model_copy(update={"estimator": "adam_linear", "normalization": "dot"})
-
-    @field_validator("estimator", "scorer", mode="before")
-    @classmethod
-    def _by_reference(cls, value: Any, info: ValidationInfo) -> Any:
-        return reference_to(value, f"influence.{info.field_name}") if callable(value) else value
 
     @field_validator("estimator")
     @classmethod

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import reference_to
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
-from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, provider_of
 
 # Chat templates know one of these names and ignore the other.
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
@@ -21,6 +22,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
     )
+
+
+def by_reference(field: str) -> BeforeValidator:
+    """Lets a field that names functions or classes take these themselves, also in a list or mapping."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: named(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [named(part) for part in value]
+        try:
+            return reference_to(value, field) if callable(value) else value
+        except RecipeError as error:
+            raise ValueError(str(error).removeprefix(f"{field}: ")) from None
+
+    return BeforeValidator(named)
 
 
 def _as_name(value: Any) -> Any:
@@ -249,8 +266,6 @@ class ModelSpec(Section):
     @property
     def provider(self) -> Provider:
         """The model's provider: `own` with a plugin, else decided by the name."""
-        from optimsyn.recipe.model_names import provider_of
-
         if self.plugin is not None:
             return "own"
         return provider_of(self.name, has_api_base=self.api_base is not None)
@@ -330,3 +345,9 @@ class Models(Section):
         None,
         description="Writes guiding texts for gepa and miprov2; null: gepa builds them from evidence.",
     )
+
+    @property
+    def writers(self) -> dict[str, ModelSpec]:
+        """The models that write text, by role."""
+        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection}
+        return {role: spec for role, spec in roles.items() if spec is not None}

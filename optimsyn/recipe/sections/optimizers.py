@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS, reference_to
-from optimsyn.recipe.sections.models import Lora, Section
+from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS
+from optimsyn.recipe.sections.models import Lora, Section, by_reference
 
 # The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
-
-
-def _named(field: str) -> BeforeValidator:
-    """Lets a field that names a function take the function itself."""
-
-    def name(value: Any) -> Any:
-        return reference_to(value, field) if callable(value) else value
-
-    return BeforeValidator(name)
 
 
 class PromptOptimizer(Section):
     """The optimiser of the guiding text."""
 
     enabled: bool = Field(True, description="False: the recipe's guiding text stays as it is.")
-    method: Annotated[str, _named(PROMPT_OPTIMIZERS.field)] = Field(
+    method: Annotated[str, by_reference(PROMPT_OPTIMIZERS.field)] = Field(
         "gepa",
         description="gepa, miprov2 (needs models.reflection), or one of your own: package.module:name, or the name "
         "that it is registered under.",
@@ -40,7 +31,7 @@ class PolicyOptimizer(Section):
     """The optimiser of the rubric model's weights."""
 
     enabled: bool = Field(True, description="False: the rubric model is not trained.")
-    method: Annotated[str, _named(POLICY_OPTIMIZERS.field)] = Field(
+    method: Annotated[str, by_reference(POLICY_OPTIMIZERS.field)] = Field(
         "grpo",
         description="grpo, or one of your own: package.module:name, or the name that it is registered under.",
     )

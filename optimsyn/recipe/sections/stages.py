@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from optimsyn.base.errors import RecipeError
-from optimsyn.base.extensions import reference_to
 from optimsyn.base.suggestions import did_you_mean
-from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.models import Section, by_reference
 
 STAGES: tuple[str, ...] = (
     "prepare",
@@ -26,15 +24,6 @@ STAGES: tuple[str, ...] = (
 _TAKEN = frozenset({"dataset", "notebooks", "batches"})
 
 
-def _reference(value: Any) -> Any:
-    if not callable(value):
-        return value
-    try:
-        return reference_to(value, "stages.run")
-    except RecipeError as error:
-        raise ValueError(str(error).removeprefix("stages.run: ")) from None
-
-
 class OwnStage(Section):
     """A stage of your own, which runs after another one."""
 
@@ -45,7 +34,7 @@ class OwnStage(Section):
         description="Its name, in lower case, and that of its folder in the run.",
     )
     after: str = Field(..., description="The stage that it follows: a built-in one, or one of these.")
-    run: Annotated[str, BeforeValidator(_reference)] = Field(
+    run: Annotated[str, by_reference("stages.run")] = Field(
         "",
         description="Its function: `package.module:name`, a registered name, or an entry point of the group "
         "`optimsyn.stages`; empty: the function registered under its `name`.",

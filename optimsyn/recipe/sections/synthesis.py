@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from optimsyn.base.extensions import reference_to
-from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.models import Section, by_reference
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 
@@ -32,15 +31,7 @@ class Checks(Section):
 
     disabled: tuple[str, ...] = Field((), description="Names of checks that are not run.")
     unsafe_words: tuple[str, ...] = Field((), description="Words and phrases that no pair may hold.")
-    plugins: tuple[str, ...] = Field(
+    plugins: Annotated[tuple[str, ...], by_reference("checks.plugins")] = Field(
         (),
         description="Your own checks: registered names or `package.module:name`; in Python also functions themselves.",
     )
-
-    @field_validator("plugins", mode="before")
-    @classmethod
-    def _by_reference(cls, value: Any) -> Any:
-        """Replaces functions that Python code passes by their `package.module:name`."""
-        if not isinstance(value, list | tuple):
-            return value
-        return [reference_to(part, "checks.plugins") if callable(part) else part for part in value]
