@@ -126,11 +126,12 @@ class OwnScorer:
         """
         if token_shares:
             raise ModelError(f"scorer {self.method} gives a pair one number, which is not a sum over its tokens")
-        scores = self._part.score(pairs)
-        if not isinstance(scores, Scores):
-            scores = self._with_losses(pairs, [float(number) for number in scores])
-        if len(scores) != len(pairs):
-            raise ModelError(f"influence.scorer: {self.method} gave {len(scores)} scores for {len(pairs)} pairs")
+        given = self._part.score(pairs)
+        if not isinstance(given, Scores):
+            given = [float(number) for number in given]
+        if len(given) != len(pairs):
+            raise ModelError(f"influence.scorer: {self.method} gave {len(given)} scores for {len(pairs)} pairs")
+        scores = given if isinstance(given, Scores) else self._with_losses(pairs, given)
         bad = [i for i, number in enumerate(scores.total.tolist()) if not math.isfinite(number)]
         if bad:
             raise ModelError(
@@ -148,8 +149,6 @@ class OwnScorer:
 
     def _with_losses(self, pairs: Sequence[Item], numbers: list[float]) -> Scores:
         """The numbers together with the target's loss on each pair (one forward pass), for the report."""
-        if len(numbers) != len(pairs):
-            raise ModelError(f"influence.scorer: {self.method} gave {len(numbers)} scores for {len(pairs)} pairs")
         encoded = [counted(self.target.encode(as_sample(pair)), self._tokens, "pair") for pair in pairs]
         total = torch.tensor(numbers, dtype=torch.float64)
         return Scores(

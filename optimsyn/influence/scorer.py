@@ -239,7 +239,7 @@ class InfluenceScorer(MeasuresGradients):
                 for piece in output_slices(parameter, self.target.dtype):
                     zeros = torch.zeros_like(parameter[piece], dtype=self.target.dtype).unsqueeze(0)
                     sink.take_slice(name, slice(0, 1), piece, zeros)
-            scores += weight * sink.scores()
+            scores += weight * sink.results()[0].cpu()
         return {
             "total": float(across_subtasks(scores, self.options.across_subtasks)[0]),
             "by_subtask": dict(zip(self.subtasks, scores[0].tolist(), strict=True)),
@@ -265,9 +265,7 @@ class InfluenceScorer(MeasuresGradients):
                         continue
             if not verified:
                 self.target.load_checkpoint(checkpoint)
-                shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]
-                (batch,) = self.target.batches(shortest, 2**62)
-                self._taps.verify(batch)
+                self._taps.verify(encoded)
                 verified = True
             directions = compute_directions(self._taps, checkpoint, encoded, subtasks, self.options, self.estimator)
             if kept is not None:

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from optimsyn.base.errors import ModelError
 from optimsyn.target.encoding import IGNORE, Batch
 from optimsyn.target.output_layer import OutputLayer, TokenLosses
+from optimsyn.target.temporary import evaluating
 
 
 class LabelLoss:
@@ -86,14 +87,9 @@ class LabelLoss:
         """
         if self.fused is not None:
             return
-        modes = [(module, module.training) for module in self._causal.modules()]
-        self._causal.eval()
-        try:
+        with evaluating(self._causal):
             self._refuse_foresight(input_ids[:1, :8])
             self.fused = self._try_fused(input_ids[:1, :8])
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _refuse_foresight(self, input_ids: torch.Tensor) -> None:
         """The logits of the first half of the tokens must not change when other tokens follow."""

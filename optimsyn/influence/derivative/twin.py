@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 import torch
+from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
@@ -177,8 +179,8 @@ class TwinScorer(DerivativeScorer):
         file = None if folder is None else folder / f"twin-steps-{self._steps_name}.json"
         if file is not None and file.is_file():
             try:
-                return [Plan.from_json(facts) for facts in json.loads(file.read_text(encoding="utf-8"))]
-            except (ValueError, KeyError, TypeError) as error:
+                return TypeAdapter(list[Plan]).validate_python(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
                 raise ModelError(f"{file}: not readable as twin steps ({error}); delete the file") from error
         total = sum(checkpoint.lr for checkpoint in self.checkpoints)
         measured = [
@@ -194,7 +196,7 @@ class TwinScorer(DerivativeScorer):
         ]
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps([plan.to_json() for plan in plans]))
+            write_text(file, json.dumps([asdict(plan) for plan in plans]))
         self.target.load_checkpoint(self.checkpoints[-1])
         return plans
 

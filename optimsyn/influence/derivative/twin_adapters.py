@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from optimsyn.base.errors import ModelError
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.estimators import Estimator
+from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.moments import moments_of
 from optimsyn.target.encoding import IGNORE, Batch
 from optimsyn.target.target import Target
+from optimsyn.target.temporary import evaluating
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 
@@ -65,21 +66,7 @@ class Twins:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        names = {id(parameter): name for name, parameter in target.parameters.items()}
-        self._layers: list[tuple[nn.Linear, str | None, str | None]] = []
-        covered = set()
-        for module in target.model.modules():
-            if isinstance(module, nn.Linear):
-                weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
-                if weight is not None or bias is not None:
-                    self._layers.append((module, weight, bias))
-                    covered |= {weight, bias}
-        missing = sorted(set(target.parameters) - covered)
-        if missing:
-            raise ModelError(
-                f"{missing[0]} is trained, but it is not part of a linear layer; twins are made of linear layers "
-                "only: use plain LoRA (no DoRA, no embeddings) or freeze it"
-            )
+        self._taps = GradientTaps(target)
 
     def moved(self, points: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The trained parameters plus each of these steps.
@@ -139,22 +126,13 @@ class Twins:
             values: Parameter name -> [M, *shape]; a batch then holds M consecutive groups of rows, each with its own
                 values. Gradients flow to them where they are enabled.
         """
-        # Evaluation mode without `Target.scoring`, which makes layers recompute activations for a backward pass.
-        modes = [(module, module.training) for module in self._target.model.modules()]
-        replaced: list[tuple[nn.Linear, Any]] = []
-        try:
-            self._target.model.eval()
-            for layer, weight, bias in self._layers:
-                replaced.append((layer, layer.__dict__.get("forward")))
-                layer.forward = _linear_at(layer, weight, bias, values)  # type: ignore[method-assign]
+
+        def moved(_: str, layer: nn.Linear, weight: str | None, bias: str | None) -> Any:
+            return _linear_at(layer, weight, bias, values)
+
+        # Not `Target.scoring`, which makes layers recompute activations for a backward pass.
+        with evaluating(self._target.model), self._taps.replaced(moved):
             yield
-        finally:
-            for layer, forward in replaced:
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward  # type: ignore[method-assign]
-            for module, training in modes:
-                module.training = training
 
 
 def _linear_at(layer: nn.Linear, weight: str | None, bias: str | None, values: Mapping[str, torch.Tensor]) -> Any:

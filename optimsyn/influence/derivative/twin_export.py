@@ -10,11 +10,12 @@ import copy
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
@@ -90,7 +91,7 @@ class TwinRecord:
     def save(self, folder: Path) -> None:
         """Writes `twins.json` atomically."""
         facts = {**vars(self), "tokens": self.tokens.model_dump(), "format": _FORMAT}
-        facts["plans"] = [plan.to_json() for plan in self.plans]
+        facts["plans"] = [asdict(plan) for plan in self.plans]
         facts["probes"] = [vars(probe) for probe in self.probes]
         points = [
             [{"subtask": None if k is None else self.subtasks[k], "epsilon": e} for k, e in p.points]
@@ -108,15 +109,9 @@ class TwinRecord:
         file = folder / RECORD
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            if facts.pop("format") != _FORMAT:
+            if facts["format"] != _FORMAT:
                 raise ValueError("written by another version")
-            facts.pop("points")
-            facts["plans"] = tuple(Plan.from_json(plan) for plan in facts["plans"])
-            facts["probes"] = tuple(ScoredProbe(**probe) for probe in facts["probes"])
-            facts["tokens"] = CountedTokens(**facts["tokens"])
-            facts["adapters"] = tuple(tuple(names) for names in facts["adapters"])
-            facts["subtasks"], facts["probe_ids"] = tuple(facts["subtasks"]), tuple(facts["probe_ids"])
-            return cls(**facts)
+            return TypeAdapter(cls).validate_python(facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file}: not readable as a record of twins ({error}); export the twins again") from error
 

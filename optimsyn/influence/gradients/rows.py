@@ -30,6 +30,11 @@ Scale = Mapping[str, torch.Tensor] | None
 """The factor of gradients, parameter name -> the parameter's shape; None does not scale."""
 
 
+def layout_of(target: Target, projection: Projection | None = None) -> Layout:
+    """The layout of a target's gradients under a projection; None keeps them whole."""
+    return Layout({name: tuple(parameter.shape) for name, parameter in target.parameters.items()}, projection)
+
+
 def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projection: Projection | None = None) -> Layout:
     """The layout that holds this many gradients within a limit: whole, or the widest projection that fits.
 
@@ -39,9 +44,8 @@ def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projectio
         limit: In bytes.
         projection: Use this one regardless of the limit.
     """
-    shapes = {name: tuple(p.shape) for name, p in target.parameters.items()}
     choices = [None, *(Projection(size, size) for size in _SIZES)] if projection is None else [projection]
-    layouts = [Layout(shapes, choice) for choice in choices]
+    layouts = [layout_of(target, choice) for choice in choices]
     fitting = [layout for layout in layouts if rows * layout.width * target.dtype.itemsize <= limit]
     return (fitting or layouts[-1:])[0]
 

@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from optimsyn.base.errors import ModelError
-from optimsyn.target.encoding import Batch
+from optimsyn.target.encoding import Batch, Encoded
 from optimsyn.target.target import Target
+from optimsyn.target.temporary import with_forwards
 from optimsyn.target.upcast import NARROW, in_float32, is_narrow
 
 SLICE_BYTES = 256 * 2**20
+HOLD_BYTES = 512 * 2**20
 
 
 class Sink(Protocol):
@@ -61,6 +63,22 @@ def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
         return [slice(0, outputs)]
     step = max(1, SLICE_BYTES * outputs // size)
     return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
+
+
+def small_batches(
+    target: Target, encoded: Sequence[Encoded], batch_tokens: int, limit: int | None = None
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of at most `limit` rows, with the index of each row in the caller's order.
+
+    By default the gradients of a batch take at most half a gigabyte (or the batch is one sample).
+    """
+    size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
+    limit = limit or max(1, HOLD_BYTES // size)
+    for whole in target.batches(encoded, batch_tokens):
+        for start in range(0, len(whole), limit):
+            indices = whole.indices[start : start + limit]
+            (batch,) = target.batches([encoded[i] for i in indices], 2**62)
+            yield [indices[i] for i in batch.indices], batch
 
 
 def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) -> None:
@@ -128,19 +146,13 @@ class GradientTaps:
             forward_of: From a layer's path, the layer, and the names of its trained weight and bias (None where that
                 is not trained) to its forward.
         """
-        before: list[tuple[nn.Linear, Any]] = []
-        try:
-            for path, layer in self._layers.items():
-                before.append((layer, layer.__dict__.get("forward")))
-                bias = self._names.get(id(layer.bias)) if layer.bias is not None else None
-                forward = forward_of(path, layer, self._names.get(id(layer.weight)), bias)
-                layer.forward = forward  # type: ignore[method-assign]
+        name = self._names.get
+        forwards = [
+            (layer, forward_of(path, layer, name(id(layer.weight)), name(id(layer.bias))))
+            for path, layer in self._layers.items()
+        ]
+        with with_forwards(forwards):
             yield
-        finally:
-            for layer, forward in before:
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward  # type: ignore[method-assign]
 
     def run(self, batch: Batch, sink: Sink) -> torch.Tensor:
         """One forward and one backward pass of Σ_i mean_t ℓ_it; hands every parameter's gradients to the sink.
@@ -168,12 +180,13 @@ class GradientTaps:
         refuse_infinite(losses, batch.ids, self.target.model)
         return losses.detach()
 
-    def verify(self, batch: Batch) -> None:
-        """Compares Σ_i G_i with autograd's own gradient of this batch.
+    def verify(self, encoded: Sequence[Encoded]) -> None:
+        """Compares Σ_i G_i with autograd's own gradient, for the two shortest samples.
 
         Raises:
             ModelError: They differ, because the model uses a trained weight outside of its layer.
         """
+        (batch,) = self.target.batches(sorted(encoded, key=lambda item: len(item.input_ids))[:2], 2**62)
         total = _Total()
         # In 16 bits two passes differ.
         wide = in_float32 if is_narrow(self.target.model) else nullcontext

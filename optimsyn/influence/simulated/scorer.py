@@ -219,9 +219,7 @@ class SimulatedScorer(MeasuresGradients):
         rows = len(self._questions) + 2 * len(self._companions) + 2 * CHUNK
         layout = layout_for(target, rows)
         target.load_checkpoint(self._checkpoint)
-        shortest = sorted(self._questions, key=lambda item: len(item.input_ids))[:2]
-        (batch,) = target.batches(shortest, 2**62)
-        self._taps.verify(batch)
+        self._taps.verify(self._questions)
         scale = AdamScale.of(target, self._checkpoint, layout)
         with self._computing("float32") as budget:
             (asked,), asked_losses = gradient_rows(

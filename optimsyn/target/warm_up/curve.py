@@ -16,7 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_json
@@ -209,15 +211,8 @@ class WarmUpCurve:
             ModelError: The file is missing or damaged.
         """
         try:
-            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rates = [{**rate, "look": Look(**rate["look"]) if rate["look"] else None} for rate in raw["rates"]]
-            raw |= {
-                "losses": tuple(raw["losses"]),
-                "looks": tuple(Look(**look) for look in raw["looks"]),
-                "rates": tuple(TriedRate(**rate) for rate in rates),
-            }
-            return cls(**raw)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise ModelError(
                 f"{path}: not a readable curve of a warm-up ({error}); delete the folder and warm up again"
             ) from error
