@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import load_documents
 
 import optimsyn
 from optimsyn import Document
 from optimsyn.base.errors import DataError, RecipeError, StageError
 from optimsyn.base.extensions import READERS
 from optimsyn.base.files import iter_json
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Documents, Recipe

@@ -9,7 +9,7 @@ from typing import Any
 from optimsyn.base.errors import DataError
 from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import HIDDEN, LEFT_BEHIND, Fault
-from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, sampled, shortened
+from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, shortened
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.text import encodable, normalized
@@ -31,7 +31,7 @@ class DocumentSet:
         repeats: Documents with the text of an earlier one; questions may still name them.
         losses: Empty and repeated rows of a hub dataset, and all of `passed` and `skipped` except hidden files and
             leftovers of programs.
-        problems: Faults in the user's files, which `load_documents` refuses.
+        problems: Faults in the user's files, which `load_document_set` refuses.
         passed: Ignored files of a folder: no documents, or of a kind whose extra is not installed.
         skipped: Unreadable, empty and repeated documents under `on_error: skip`, with the whole message.
         hint: Another way to deal with `problems`.
@@ -66,10 +66,14 @@ class DocumentSet:
 
 
 def load_document_set(config: Documents) -> DocumentSet:
-    """All documents of a recipe, with losses; `load_documents` returns the documents alone.
+    """All documents of a recipe, with losses.
+
+    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become uniform; otherwise
+    the text is unchanged, and character offsets of passages point into it. Ids are unique; `group` is the id where the
+    row names none.
 
     Raises:
-        DataError: As for `load_documents`.
+        DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
     """
     document_set = read_documents(config)
     if document_set.problems:
@@ -79,32 +83,8 @@ def load_document_set(config: Documents) -> DocumentSet:
     return document_set
 
 
-def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
-    """The documents of a recipe.
-
-    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become uniform; otherwise
-    the text is unchanged, and character offsets of passages point into it.
-
-    Args:
-        config: The recipe's `documents` section.
-        seed: Draws the sample when `source.limit` is set.
-        everything: Ignore `source.limit`, and keep repeated texts of a hub dataset, for open-book questions, which may
-            be about documents without pairs.
-
-    Returns:
-        Documents with unique ids, in the order of the source; `group` is the id where the row names none.
-
-    Raises:
-        DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
-    """
-    document_set = load_document_set(config)
-    if everything:
-        return document_set.library
-    return sampled(document_set.documents, config.source.limit, seed)
-
-
 def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
-    """All documents of the source with every problem, for `load_documents` and the preflight.
+    """All documents of the source with every problem, for `load_document_set` and the preflight.
 
     Args:
         config: The recipe's `documents` section.

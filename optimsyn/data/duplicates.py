@@ -110,7 +110,7 @@ def question_text(item: Question | Pair) -> str:
     return "\n".join(form_of(item).parts(item))
 
 
-def question_scope(item: Question) -> str:
+def question_scope(item: Question | Pair) -> str:
     """Only questions of one scope can be the same: on the same text, or both closed book."""
     return normalized(item.context) if item.context is not None else ""
 
@@ -150,7 +150,7 @@ def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
     asked: set[tuple[str, str]] = set()
     positions = []
     for position, pair in enumerate(pairs):
-        scope = normalized(pair.context) if pair.context is not None else ""
+        scope = question_scope(pair)
         text = question_text(pair)
         words = (scope, " ".join(words_of(text)))
         near = by_scope.setdefault((scope, normalized(pair.answer)), NearDuplicates([], threshold))

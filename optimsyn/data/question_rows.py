@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -18,7 +18,6 @@ from optimsyn.data.forms.cells import Faults
 from optimsyn.data.records import Document, Question
 from optimsyn.data.text import encodable, normalized
 
-_T = TypeVar("_T")
 _WORDS_OF_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -57,32 +56,6 @@ class UnknownDocumentError(DataError):
         self.document_id = document_id
 
 
-class _Faults(Faults):
-    """Collects all faults of one row; an unknown document counts only if nothing else is wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unknown: UnknownDocumentError | None = None
-
-    def part(self, read: Callable[[], _T]) -> _T | None:
-        """Calls `read`; None if it raises a DataError, which is collected."""
-
-        def read_known() -> _T | None:
-            try:
-                return read()
-            except UnknownDocumentError as error:
-                self.unknown = error
-            return None
-
-        return super().part(read_known)
-
-    def raise_all(self) -> None:
-        """Raises all collected faults, if any."""
-        super().raise_all()
-        if self.unknown is not None:
-            raise self.unknown
-
-
 def question_of(
     row: Row, library: Library, *, open_book: bool | None, subtask: str | None, form: str | None = None
 ) -> Question:
@@ -112,7 +85,7 @@ def question_of(
     """
     values = row.values
     name = name_of(row)
-    faults = _Faults()
+    faults = Faults()
     text = faults.part(lambda: _required_text(values, "question")) or ""
     kind = form or name_for_row(values)
     reader = form_named(kind)
@@ -123,7 +96,9 @@ def question_of(
     details = json.dumps(gold.details, ensure_ascii=False)
     written = (name, text, *accepted, *(gold.choices or ()), details, context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
-        faults.found.append("holds half of a surrogate pair, which is not a character; fix or remove it")
+        faults.found.append(DataError("holds half of a surrogate pair, which is not a character; fix or remove it"))
+    # An unknown document counts only if nothing else is wrong.
+    faults.found = [fault for fault in faults.found if not isinstance(fault, UnknownDocumentError)] or faults.found
     faults.raise_all()
     document = library.by_id.get(document_id or "")
     own_context = text_value(values.get("context"))

@@ -94,8 +94,8 @@ def load_questions(
 
     Args:
         config: The recipe's `questions` section.
-        documents: For open-book questions. Pass `load_documents(..., everything=True)`, since questions on documents
-            outside the sample are lost (and listed).
+        documents: For open-book questions. Pass `DocumentSet.library`, since questions on documents outside the sample
+            are lost (and listed).
         seed: Draws splits and samples; the order of the groups does not matter.
         complete: As for `read_questions`.
 
@@ -283,7 +283,11 @@ def _rename_repeats(reading: _Reading) -> None:
 def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, problems: list[str]) -> None:
     first: dict[str, str] = {}
     for reading in (validation, test):
-        named = [] if reading is None else reading.names or list(zip(reading.places, _ids(reading), strict=True))
+        named = (
+            []
+            if reading is None
+            else reading.names or list(zip(reading.places, (q.id for q in reading.questions), strict=True))
+        )
         for where, name in named:
             if name in first and first[name] != where:
                 problems.append(f"{where}: id {name!r} is taken by {first[name]}; ids must be unique")
@@ -296,10 +300,6 @@ def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, 
     # One source read twice without a filter has the same problem in every row.
     if config.test is not None and config.test == config.validation and len(problems) > 3:
         del problems[3:]
-
-
-def _ids(reading: _Reading) -> list[str]:
-    return [question.id for question in reading.questions]
 
 
 def _warn_repeats(validation: _Reading, warnings: list[str]) -> None:

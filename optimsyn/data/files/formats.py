@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -55,8 +58,8 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
     else:
         readers: dict[str, Callable[[bytes, Limits], str]] = {
             ".pdf": _pdf,
-            ".docx": _word,
-            ".pptx": _slides,
+            ".docx": lambda word, _: _markdown("Docx", word, ".docx"),
+            ".pptx": lambda slides, _: _SLIDE_NUMBER.sub("", _markdown("Pptx", slides, ".pptx")),
             ".epub": _book,
             ".xlsx": _sheets,
             ".odt": _open_document,
@@ -74,9 +77,14 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
     return _BLANK_LINES.sub("\n\n", text).strip("\n"), passed
 
 
+def _markdown(kind: str, data: bytes, suffix: str) -> str:
+    from markitdown import StreamInfo, converters
+
+    converter = getattr(converters, f"{kind}Converter")()
+    return str(converter.convert(io.BytesIO(data), StreamInfo(extension=suffix)).markdown)
+
+
 def _pdf(data: bytes, limits: Limits) -> str:
-    from markitdown import StreamInfo
-    from markitdown.converters import PdfConverter
     from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
     from pdfminer.pdfpage import PDFPage
     from pdfminer.pdfparser import PDFParser
@@ -94,37 +102,18 @@ def _pdf(data: bytes, limits: Limits) -> str:
         )
     if count == 0:
         raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
-    text = str(PdfConverter().convert(io.BytesIO(data), StreamInfo(extension=".pdf")).markdown)
+    text = _markdown("Pdf", data, ".pdf")
     unknown = len(_UNKNOWN_LETTER.findall(text))
     if unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5:
         raise DataError("does not say which characters its glyphs are (a font without a character map); run OCR on it")
     return text
 
 
-def _word(data: bytes, _limits: Limits) -> str:
-    from markitdown import StreamInfo
-    from markitdown.converters import DocxConverter
-
-    return str(DocxConverter().convert(io.BytesIO(data), StreamInfo(extension=".docx")).markdown)
-
-
-def _slides(data: bytes, _limits: Limits) -> str:
-    from markitdown import StreamInfo
-    from markitdown.converters import PptxConverter
-
-    return _SLIDE_NUMBER.sub("", str(PptxConverter().convert(io.BytesIO(data), StreamInfo(extension=".pptx")).markdown))
-
-
 def _book(data: bytes, _limits: Limits) -> str:
-    import zipfile
-
-    from markitdown import StreamInfo
-    from markitdown.converters import EpubConverter
-
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if "META-INF/rights.xml" in archive.namelist():
             raise DataError("is protected by DRM; get a copy without it")
-    text = str(EpubConverter().convert(io.BytesIO(data), StreamInfo(extension=".epub")).markdown)
+    text = _markdown("Epub", data, ".epub")
     # Metadata comes first; alone it is no document.
     return text if text.partition("\n\n")[2].strip() else ""
 
@@ -155,14 +144,10 @@ def _cells(row: tuple[Any, ...]) -> list[str]:
 
 
 def _open_document(data: bytes, _limits: Limits) -> str:
-    import zipfile
-
     from odfdo import Document
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if "META-INF/manifest.xml" in archive.namelist() and b"encryption-data" in archive.read(
-            "META-INF/manifest.xml"
-        ):
+        if _MANIFEST in archive.namelist() and b"encryption-data" in archive.read(_MANIFEST):
             raise DataError("is locked by a password; save it again without one")
     document = Document(io.BytesIO(data))
     if document.get_type() != "text":
@@ -191,8 +176,6 @@ def _page(data: bytes, encoding: str | None) -> str:
 
 def _known(encoding: str | None) -> str | None:
     """A declared encoding that Python knows; latin-1 means cp1252, as in browsers."""
-    import codecs
-
     try:
         name = codecs.lookup(encoding or "utf-8").name
     except LookupError:
@@ -202,12 +185,8 @@ def _known(encoding: str | None) -> str | None:
 
 def _letter(data: bytes, encoding: str | None) -> tuple[str, list[str]]:
     """Subject, sender and date, then the plain body, else the HTML one; attachments are not read."""
-    from email import message_from_bytes, policy
-
     letter = message_from_bytes(data, policy=policy.default)
-    if not isinstance(letter, EmailMessage) or not any(
-        name in letter for name in ("from", "subject", "date", "received")
-    ):
+    if not isinstance(letter, EmailMessage) or not any(name in letter for name in _LETTER_HEAD):
         raise DataError("is not an e-mail: it has no sender, subject or date; save it again or remove it")
     body = letter.get_body(("plain", "html"))
     if body is None:

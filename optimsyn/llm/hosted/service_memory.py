@@ -13,9 +13,12 @@ from filelock import FileLock, Timeout
 
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import DataError
+from optimsyn.base.files import write_text
 from optimsyn.base.text_files import decode
 
 SERVICES_FILE = "services.json"
+LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 # Used where the service itself was not asked.
 BY_THE_LIST = "LiteLLM lists it as not taken"
 _LOCK_S = 60.0
@@ -48,21 +51,8 @@ class Learned:
 
     def as_json(self) -> dict[str, Any]:
         """All fields that differ from their defaults."""
-        fields: dict[str, Any] = {}
-        if self.left_out:
-            fields["left_out"] = dict(self.left_out)
-        if self.limit_name is not None:
-            fields["limit_name"] = self.limit_name
-        if self.schemas_off:
-            fields["schemas_off"] = True
-        for name in ("schemas_taken", "schemas_left_out"):
-            if digests := getattr(self, name):
-                fields[name] = sorted(digests)
-        if self.price_unknown:
-            fields["price_unknown"] = True
-        if self.usage:
-            fields["usage"] = self.usage
-        return fields
+        given = {name: value for name, value in vars(self).items() if value}
+        return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Learned:
@@ -200,8 +190,6 @@ class ServiceMemory:
             self._file_version = version
 
     def _write(self, services: Mapping[str, Learned]) -> None:
-        from optimsyn.base.files import write_text
-
         assert self.path is not None
         raw = {name: services[name].as_json() for name in sorted(services)}
         write_text(self.path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
@@ -254,9 +242,3 @@ class SchemaCounts:
             if self._in_a_row[digest] >= (_TAKEN if digest in known.schemas_taken else _UNTAKEN):
                 return replace(known, schemas_left_out=known.schemas_left_out | {digest})
             return known
-
-
-LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
-
-
-LIMIT_NAMES = ("max_tokens", "max_completion_tokens")

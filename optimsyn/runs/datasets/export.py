@@ -16,7 +16,7 @@ from optimsyn.base.files import write_jsonl, write_text
 from optimsyn.base.secrets.redaction import kept_tree
 from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import label_of
-from optimsyn.data.records import Document, Pair
+from optimsyn.data.records import Document, Pair, Rubric
 
 if TYPE_CHECKING:
     from optimsyn.recipe.recipe import Recipe
@@ -125,9 +125,10 @@ def dataset_card(
     influence = sorted(row.influence for row in judged if row.influence is not None)
     counts = Counter(pair.kind for pair in pairs)
     kinds = list(dict.fromkeys(("free", "multiple_choice", *sorted(counts))))
+    labels = ", ".join(map(label_of, kinds))
     facts = [
         ("Pairs", str(len(pairs))),
-        (_capital(", ".join(map(label_of, kinds))), ", ".join(str(counts[kind]) for kind in kinds)),
+        (f"{labels[:1].upper()}{labels[1:]}", ", ".join(str(counts[kind]) for kind in kinds)),
         ("From passages, documents", f"{len({p.passage_id for p in pairs})}, {len({p.document_id for p in pairs})}"),
         ("Variant", variant),
         ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
@@ -210,7 +211,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         "choices": pa.list_(text),
         "failed_checks": pa.list_(text),
         "influence_by_subtask": pa.list_(pa.struct([("subtask", text), ("influence", number)])),
-        "rubric": pa.struct([(name, text) for name in _rubric_fields()]),
+        "rubric": pa.struct([(name, text) for name in Rubric.model_fields]),
     }
     # A fixed schema, so that an empty column has the same type in every dataset.
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema([(k, types[k]) for k in columns]))
@@ -219,20 +220,10 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
-def _rubric_fields() -> list[str]:
-    from optimsyn.data.records import Rubric
-
-    return list(Rubric.model_fields)
-
-
 def _table(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     lines = [f"| {columns[0]} | {columns[1]} |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    lines += [f"| {_plain(name)} | {_plain(value)} |" for name, value in rows]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return _plain(text)
 
 
 def _plain(text: str) -> str:
@@ -241,10 +232,6 @@ def _plain(text: str) -> str:
     line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
     # No links with an active scheme such as `javascript:`.
     return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _size(count: int) -> str:

@@ -15,7 +15,7 @@ from optimsyn.runs.results.built_in import (
     TrainPolicyResult,
     WarmUpResult,
 )
-from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult, TableResult
+from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult, TableResult, json_of
 
 MODELS: dict[str, type[StageResult]] = {
     "prepare": PrepareResult,
@@ -52,15 +52,5 @@ def result_of(folder: Path, stage: str) -> StageResult | None:
     Raises:
         DataError: The file is damaged.
     """
-    import json
-
-    from optimsyn.base.errors import DataError
-
     path = folder / stage / RESULT_FILE
-    if not path.is_file():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
-    return read_result(raw, path)
+    return read_result(json_of(path, stage), path) if path.is_file() else None

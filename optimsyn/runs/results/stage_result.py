@@ -109,13 +109,7 @@ class StageResult(BaseModel):
         """
         name = stage or cls.model_fields["stage"].get_default()
         path = run.folder / str(name) / RESULT_FILE
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{path}: missing; the stage {name} writes it when it has finished") from None
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); run the stage {name} again") from error
-        return cls.read(raw, path)
+        return cls.read(json_of(path, str(name)), path)
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> Self:
@@ -192,6 +186,21 @@ class TableResult(StageResult):
         """The numbers and the saved table."""
         table = {"heading": raw["title"], "head": raw["columns"], "body": raw["rows"]}
         return {**table, "numbers": raw.get("numbers", {})}
+
+
+def json_of(path: Path, stage: str) -> dict[str, Any]:
+    """The content of a stage's `result.json`.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; the stage {stage} writes it when it has finished") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
+    return raw
 
 
 def show(cell: Any) -> str:
