@@ -282,13 +282,9 @@ def _rename_repeats(reading: _Reading) -> None:
 
 def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, problems: list[str]) -> None:
     first: dict[str, str] = {}
-    for reading in (validation, test):
-        named = (
-            []
-            if reading is None
-            else reading.names or list(zip(reading.places, (q.id for q in reading.questions), strict=True))
-        )
-        for where, name in named:
+    for reading in (validation, test) if test is not None else (validation,):
+        read = [(where, question.id) for where, question in zip(reading.places, reading.questions, strict=True)]
+        for where, name in reading.names or read:
             if name in first and first[name] != where:
                 problems.append(f"{where}: id {name!r} is taken by {first[name]}; ids must be unique")
             elif name in first:
