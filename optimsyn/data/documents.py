@@ -86,12 +86,7 @@ def load_document_set(config: Documents) -> DocumentSet:
 def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     """All documents of the source with every problem, for `load_document_set` and the preflight.
 
-    Args:
-        config: The recipe's `documents` section.
-        convert: Convert PDF and Word files of a folder; False leaves them out (the preflight's quick look).
-
-    Raises:
-        DataError: The source as a whole cannot be read.
+    `convert=False` leaves out PDF, office and mail files (the preflight's quick look).
     """
     source = config.source
     losses: list[Loss] = []
@@ -119,11 +114,7 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
 
 
 def files_of(config: Documents) -> Path | None:
-    """The folder or single document file of the source; None for rows.
-
-    Raises:
-        DataError: It does not exist.
-    """
+    """The folder or single document file of the source; None for rows."""
     source = config.source
     if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
         return None

@@ -33,10 +33,6 @@ class NearDuplicates:
     equal except for case, white space and punctuation, and at least the threshold if both have the same four or more
     content words. Texts with different numbers are never duplicates ("sales in 2018", "sales in 2019").
 
-    Args:
-        texts: The texts to search in.
-        threshold: Least similarity that counts.
-
     Example:
         >>> index = NearDuplicates(["Which vitamin prevents scurvy?"])
         >>> index.match("which vitamin  prevents scurvy")

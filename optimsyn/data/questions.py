@@ -47,19 +47,7 @@ class QuestionSets:
 def check_questions(
     config: Questions, source: Source, name: str, documents: Sequence[Document] | None, *, complete: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Faults and notes on the rows of one source, when the other one cannot be read yet.
-
-    Args:
-        config: The recipe's `questions` section.
-        source: Its `validation` or `test`.
-        name: The recipe field, for messages.
-        documents: As for `read_questions`.
-        complete: As for `read_questions`.
-
-    Raises:
-        RecipeError: There is no form as `questions.form` names it.
-        DataError: The source as a whole cannot be read.
-    """
+    """Faults and notes on the rows of one source, when the other one cannot be read yet."""
     reader = _Reader(config, Library.of(documents), 0, complete)
     reading = reader.read(source, name)
     _unique_ids(config, reading, None, reader.problems)
@@ -193,11 +181,7 @@ class _Reader:
         check_columns(self.config)
 
     def read(self, source: Source, name: str) -> _Reading:
-        """The questions of one source.
-
-        Raises:
-            DataError: It cannot be read as a whole.
-        """
+        """The questions of one source."""
         own = is_own_file(source)
         torn: list[Fault] = []
         rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
@@ -248,11 +232,7 @@ class _Reader:
 
 
 def check_columns(config: Questions) -> None:
-    """Refuses an unknown form, and `columns` that it does not read; without a form the recipe has checked them.
-
-    Raises:
-        RecipeError: Names the field.
-    """
+    """Refuses an unknown form, and `columns` that it does not read; without a form the recipe has checked them."""
     if config.form is None:
         return
     further = form_named(config.form).columns

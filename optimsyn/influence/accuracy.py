@@ -107,11 +107,7 @@ def batching_error(score: Callable[[list[Encoded]], torch.Tensor], probes: list[
 
 
 def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: Callable[[], float]) -> float:
-    """The error of the scorer with this fingerprint: read from the folder, or measured and written there.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
+    """The error of the scorer with this fingerprint: read from the folder, or measured and written there."""
     if folder is None:
         return measure()
     # Another machine rounds differently.
@@ -167,11 +163,7 @@ class MeasuresGradients(ABC):
 
 
 def refuse_error(method: str, error: float, most_error: float) -> None:
-    """Refuses a scorer whose measured error is too large.
-
-    Raises:
-        ModelError: It is `most_error` or more.
-    """
+    """Refuses a scorer whose measured error is too large."""
     if error < most_error:
         return
     cure = "models.target.dtype to float32" if method == "exact" else "influence.method to exact or auto"

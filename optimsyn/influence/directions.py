@@ -74,11 +74,7 @@ class Directions:
 
     @classmethod
     def load(cls, file: Path) -> Directions:
-        """Reads what `save` wrote.
-
-        Raises:
-            ModelError: The file is damaged.
-        """
+        """Reads what `save` wrote."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -105,9 +101,6 @@ def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor
 
     Returns:
         Of the same shape.
-
-    Raises:
-        RecipeError: There is no such kind.
     """
     if kind == "unit":
         return norms
@@ -145,14 +138,6 @@ def compute_directions(
 
     A question's norm is known only after its backward pass, so the gradients of one batch are held; batches are cut so
     that this takes at most half a gigabyte (or one question's gradient).
-
-    Args:
-        taps: Of the target.
-        checkpoint: Where gradients are computed.
-        encoded: The questions.
-        subtasks: The subtask of each question.
-        options: batch_tokens, report and question_gradients are used.
-        estimator: Its reference norm is computed beside those of the built-in estimators.
 
     Raises:
         ModelError: A question's gradient is zero or not finite.

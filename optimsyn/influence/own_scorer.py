@@ -77,10 +77,6 @@ class ScorerPart(Protocol):
 class OwnScorer:
     """Wraps a custom scorer for a run.
 
-    Args:
-        context: Its inputs.
-        make: The factory that `context.config.scorer` names.
-
     Attributes:
         method: Its name in the recipe.
         choice: None, since no other method is tried.

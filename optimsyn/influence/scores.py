@@ -50,15 +50,7 @@ def across_subtasks(by_subtask: torch.Tensor, across: str) -> torch.Tensor:
 
 
 def refuse_not_finite(ids: Sequence[str], finite: torch.Tensor) -> None:
-    """Refuses samples whose score is not finite.
-
-    Args:
-        ids: The samples' ids.
-        finite: [n], whether each score is finite.
-
-    Raises:
-        ModelError: Names the samples whose score is not finite.
-    """
+    """Refuses samples whose score is not finite."""
     bad = [repr(ids[i]) for i in (~finite).nonzero().flatten().tolist()]
     if bad:
         raise ModelError(f"the influence of samples {', '.join(bad)} is not finite; look at their text")

@@ -29,12 +29,7 @@ class DotSink:
     waits for a GPU before `results`. A linear Γ(g) = D ⊙ g is computed only if its norm is needed:
     ⟨V, D ⊙ g⟩ = ⟨V ⊙ D, g⟩.
 
-    Args:
-        target: The model.
-        estimator: Γ.
-        checkpoint: With the moments.
-        directions: V_k at this checkpoint.
-        cosine: Divide by ‖Γ‖; else by the directions' constant reference norm.
+    `cosine` divides by ‖Γ‖, else by the directions' constant reference norm.
     """
 
     def __init__(

@@ -40,18 +40,10 @@ def token_shares(
     A direction for each sample of a batch is held; batches are cut so that this takes at most half a gigabyte (or one
     sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
 
-    Args:
-        taps: Of the target.
-        sink: For this checkpoint, with the settings of the scores' sink.
-        encoded: The samples.
-        winners: [n] int64, the subtask whose score is split; None for the mean over subtasks.
-        batch_tokens: Tokens per batch.
+    The shares split the score of the subtask `winners` [n], or the mean over subtasks.
 
     Returns:
         For each sample a float64 tensor [label tokens].
-
-    Raises:
-        ModelError: An operation of the model has no forward-mode derivative, or a loss is not finite.
     """
     target = taps.target
     rows = [torch.empty(0, dtype=torch.float64)] * len(encoded)

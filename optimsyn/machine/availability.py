@@ -65,11 +65,8 @@ class Availability:
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
     """Checks one model of a recipe.
 
-    Args:
-        role: Its role, for messages (`models.<role>`).
-        spec: The model.
-        network: Ask the hub and try the address; False checks this machine only.
-        keys: A missing key is a problem; False lists it as unchecked.
+    Without `network` it checks this machine only; without `keys` a missing key is listed as unchecked, not as a
+    problem.
     """
     device = spec.device if spec.provider in ("embedded", "local") else "auto"
     result = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)

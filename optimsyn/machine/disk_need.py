@@ -118,11 +118,7 @@ def disk_need(
 ) -> DiskNeed:
     """The disk space that a recipe's run will take.
 
-    Args:
-        recipe: The recipe.
-        folder: The run folder, which need not exist.
-        subtasks: Subtasks of the validation questions; None: not known yet.
-        weight_bytes: Size of the target's weights, or more; used where its layers are unknown (not downloaded yet).
+    `weight_bytes`, the size of the target's weights or more, is used where its layers are unknown (not downloaded yet).
     """
     from optimsyn.stages.candidates import first_round
 

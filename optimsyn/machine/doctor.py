@@ -74,11 +74,7 @@ def diagnose() -> Iterator[Finding]:
 
 
 def notebook_findings(needs: Sequence[str] = ()) -> list[Finding]:
-    """The quick checks of a notebook's first cell, which give the same result each time on the same machine.
-
-    Args:
-        needs: Further packages that the notebook uses, by their name on PyPI.
-    """
+    """The quick checks of a notebook's first cell, which give the same result each time on the same machine."""
     return [_python(), _packages(needs), _processors(), _memory_size(), _accelerator(), _embedded_package()]
 
 

@@ -101,12 +101,7 @@ def checked(
 
 
 def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
-    """Models with an unknown price, which a cap on money could not count.
-
-    Args:
-        recipe: From `Recipe.load`.
-        cap: Name of the cap, for messages.
-    """
+    """Models with an unknown price, which a cap on money could not count."""
     problems = [price_problem(f"models.{role}", spec, cap) for role, spec in recipe.models.writers.items()]
     return [problem for problem in problems if problem is not None]
 

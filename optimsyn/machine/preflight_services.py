@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def service_findings(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`(problems, notes)` of the recipe's services that are reachable and have a key.
-
-    Args:
-        recipe: The recipe.
-        looked_at: The availability of its models.
-    """
+    """`(problems, notes)` of the recipe's services that are reachable and have a key."""
     if not names_services(recipe):
         return (), ()
     from optimsyn.machine.service_probe import probe, services

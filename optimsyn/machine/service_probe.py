@@ -78,12 +78,7 @@ def probe(
 ) -> Probed:
     """Asks each service of a recipe once, even if it has several roles.
 
-    Args:
-        recipe: The recipe; its caps hold.
-        cache: The run's reply cache: a service that has answered well in this run is not asked again. None: all are
-            asked.
-        roles: The roles to check; None: all that write text.
-        purse: The shared caps, if the run is part of a batch.
+    A service that has answered well in the run of this cache is not asked again.
     """
     if roles is None:
         roles = services(recipe)

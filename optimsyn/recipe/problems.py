@@ -12,12 +12,7 @@ from optimsyn.base.suggestions import did_you_mean
 
 
 def explain(item: Any, model: type[BaseModel]) -> str:
-    """One validation problem as a sentence with the field and what to do.
-
-    Args:
-        item: An entry of pydantic's `ValidationError.errors()`.
-        model: The class that was validated.
-    """
+    """One validation problem as a sentence with the field and what to do."""
     location = tuple(item["loc"])
     where = ".".join(str(part) for part in location) or "recipe"
     if item["type"] == "extra_forbidden":

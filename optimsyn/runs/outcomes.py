@@ -198,12 +198,7 @@ def _count(count: int | None, noun: str) -> str:
 
 
 def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Notes about the services of a run and its cached replies.
-
-    Args:
-        services: `services` of the manifest.
-        outcomes: `outcomes` of the manifest.
-    """
+    """Notes about the services of a run and its cached replies."""
     from optimsyn.llm.hosted.service_memory import sentences_of
 
     notes = sentences_of(services)

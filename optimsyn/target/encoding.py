@@ -88,12 +88,7 @@ class Batch:
         return len(self.indices)
 
     def token_weights(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The weights [N] of N labels, on the batch's device, given the row [N] and the column [N] of each.
-
-        Args:
-            rows: On any device; of all labels of the batch, in any order.
-            columns: Of the same labels.
-        """
+        """The weights [N] of N labels, on the batch's device, given the row [N] and the column [N] of each."""
         rows, columns = rows.to(self.labels.device), columns.to(self.labels.device)
         if self.weights is not None:
             return self.weights[rows, columns]
@@ -192,11 +187,7 @@ class Tokens(NamedTuple):
 
 
 def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
-    """The tokens of a sample, with its context cut from the left to fit, and whether it was cut.
-
-    Raises:
-        ModelError: Question and answer alone are longer than `max_length`.
-    """
+    """The tokens of a sample, with its context cut from the left to fit, and whether it was cut."""
     tokens = _tokens(tokenizer, sample)
     truncated = False
     context, rest = split_context(_body(tokenizer, sample))
@@ -317,15 +308,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
 
 
 def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:
-    """How many of an answer's last tokens come after its text, which always keeps one token.
-
-    Args:
-        tokenizer: Knows its special tokens.
-        ids: From the answer's first token on.
-        offsets: Start and end of these in the text, as far as they come from it; None where that is unknown.
-        stop: Where the answer ends in the text.
-        after: The chat template's text after the answer.
-    """
+    """How many of an answer's last tokens come after its text, which always keeps one token."""
 
     def letters(some: list[int]) -> str:
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())

@@ -24,9 +24,6 @@ class LabelLoss:
     There are two exact methods. The first computes the output layer itself: a frozen `nn.Linear`, followed by at most a
     scale and a soft cap. It is checked against the model's own logits once before it is used. The second calls the
     model, with a hook that passes its output layer the hidden states of label positions only; it works for every model.
-
-    Args:
-        causal: The causal language model, without any peft wrapper (adapters inside its layers are fine).
     """
 
     def __init__(self, causal: Any) -> None:
@@ -57,9 +54,6 @@ class LabelLoss:
 
         Returns:
             Losses [N] in nats, and the row [N] and the column [N] of each label, in row-major order.
-
-        Raises:
-            ModelError: As `try_out`.
         """
         # No attention mask: under a causal mask no position before the padding sees it, and without one the fast
         # attention kernels can be used. Nothing after the last label has a loss, so gradients at padding are exactly 0.

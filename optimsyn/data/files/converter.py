@@ -58,10 +58,6 @@ class Converter:
     def convert(self, path: Path, reader: NamedReader | None = None) -> Converted:
         """The text of a file.
 
-        Args:
-            path: The file.
-            reader: A custom reader; None: a built-in one.
-
         Raises:
             DataError: The file cannot be converted within the limits; the message lacks its path.
         """

@@ -51,11 +51,7 @@ class FolderContents:
 
 
 def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree]:
-    """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one.
-
-    Raises:
-        RecipeError: A reader that the recipe names cannot be found.
-    """
+    """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one."""
     tree = find_files(place, follow_links=config.source.follow_links) if place.is_dir() else FileTree([place])
     suffixes = DOCUMENT_SUFFIXES | _text_endings(place, config.source)
     readers = named_readers(config.readers)
@@ -86,14 +82,6 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
     """The documents below a folder, or of a single file.
 
     The id is the path relative to the folder; the title the first heading or the file's name.
-
-    Args:
-        place: Searched with all its subfolders.
-        config: The recipe's `documents` section.
-        convert: Convert PDF, office and mail files; False skips them.
-
-    Raises:
-        DataError: There is no readable file.
     """
     files, tree = document_files(place, config)
     readers = named_readers(config.readers)

@@ -65,11 +65,7 @@ def form_named(name: str) -> QuestionForm:
 
 
 def form_of(item: Question | Pair) -> QuestionForm:
-    """The form of a question or pair.
-
-    Raises:
-        RecipeError: This process does not know it.
-    """
+    """The form of a question or pair."""
     return form_named(item.kind)
 
 
@@ -118,11 +114,7 @@ def as_text(item: Question | Pair) -> str:
 
 
 def identity_of(name: str, form: QuestionForm) -> dict[str, Any]:
-    """What results depend on in a form: its name, its state from `fitted` and, for a custom one, its source.
-
-    Raises:
-        RecipeError: It has no source, so an edit could not be noticed.
-    """
+    """What results depend on in a form: its name, its state from `fitted` and, for a custom one, its source."""
     state = repr(form) if is_dataclass(form) else repr(sorted(getattr(form, "__dict__", {}).items()))
     facts: dict[str, Any] = {"name": name, "state": state}
     if name not in FORMS.built_in:

@@ -74,11 +74,7 @@ class TokenShares(Record):
 
     @classmethod
     def read(cls, path: Path) -> TokenShares:
-        """Reads the file.
-
-        Raises:
-            DataError: It is no such file.
-        """
+        """Reads the file."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:

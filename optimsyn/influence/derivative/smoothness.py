@@ -20,10 +20,6 @@ def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encod
 
     Even a tiny step can swap a token's experts, and the loss jumps; the gradient does not contain the jump.
 
-    Args:
-        target: The model.
-        samples: The shortest of them goes through one watched forward pass.
-
     Returns:
         Its name, such as "topk"; None where the model makes no choice.
     """

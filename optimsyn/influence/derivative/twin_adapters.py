@@ -30,12 +30,6 @@ def step_directions(
 ) -> dict[str, torch.Tensor]:
     """d_k = D ⊙ V_k: the derivative of a sample's loss along it is its influence on subtask k.
 
-    Args:
-        target: The model.
-        checkpoint: The checkpoint whose moments give D.
-        directions: V_k at this checkpoint.
-        estimator: A linear one.
-
     Returns:
         Parameter name -> [K, *parameter.shape], float32 (float64 of a float64 model), on the parameter's device.
     """
@@ -59,9 +53,6 @@ class Twins:
     even after an error. The other values are float32 (float64 of a float64 model) even where the parameter is bfloat16,
     which rounds a step of a thousandth away. Between the two halves of a LoRA nothing is rounded to the model's dtype
     either; after them peft adds the result to the layer's output in that dtype.
-
-    Args:
-        target: Its trained parameters are weights or biases of `nn.Linear` modules.
     """
 
     def __init__(self, target: Target) -> None:

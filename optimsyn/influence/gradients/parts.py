@@ -46,17 +46,7 @@ class GradientParts:
     def of(
         cls, target: Target, checkpoint: Checkpoint, encoded: Sequence[Encoded], batch_tokens: int = 1024
     ) -> GradientParts:
-        """Two backward passes of every sample.
-
-        Args:
-            target: Its adapter is set to the checkpoint and left there.
-            checkpoint: Where gradients are taken.
-            encoded: From `encode`, with every label.
-            batch_tokens: Tokens per batch.
-
-        Raises:
-            ModelError: A gradient is not finite.
-        """
+        """Two backward passes of every sample."""
         target.load_checkpoint(checkpoint)
         taps = GradientTaps(target)
         answers = [counted(item, _ANSWER, "pair") for item in encoded]

@@ -36,14 +36,7 @@ def layout_of(target: Target, projection: Projection | None = None) -> Layout:
 
 
 def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projection: Projection | None = None) -> Layout:
-    """The layout that holds this many gradients within a limit: whole, or the widest projection that fits.
-
-    Args:
-        target: The model with the trained parameters.
-        rows: Number of gradients held at once.
-        limit: In bytes.
-        projection: Use this one regardless of the limit.
-    """
+    """The layout that holds this many gradients within a limit: whole, or the widest projection that fits."""
     choices = [None, *(Projection(size, size) for size in _SIZES)] if projection is None else [projection]
     layouts = [layout_of(target, choice) for choice in choices]
     fitting = [layout for layout in layouts if rows * layout.width * target.dtype.itemsize <= limit]
@@ -64,11 +57,7 @@ class AdamScale:
 
     @classmethod
     def of(cls, target: Target, checkpoint: Checkpoint, layout: Layout) -> AdamScale:
-        """From the moments of a checkpoint.
-
-        Raises:
-            ModelError: A parameter has no moments, or they are not finite.
-        """
+        """From the moments of a checkpoint."""
         roots, momentum = {}, []
         for name, parameter in target.parameters.items():
             moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
@@ -100,9 +89,6 @@ def gradient_rows(
 
     Returns:
         For each scale [n, width], and the losses [n] float64.
-
-    Raises:
-        ModelError: A loss is not finite.
     """
     target = taps.target
     rows = [torch.empty(len(encoded), layout.width, dtype=target.dtype) for _ in scales]

@@ -82,11 +82,7 @@ def small_batches(
 
 
 def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) -> None:
-    """Refuses losses that are not finite.
-
-    Raises:
-        ModelError: Names the samples with such a loss.
-    """
+    """Refuses losses that are not finite."""
     finite = torch.isfinite(losses)
     if bool(finite.all()):
         return
@@ -103,8 +99,7 @@ def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) 
 class GradientTaps:
     """Per-sample gradients of a target's trained parameters.
 
-    Args:
-        target: Its trained parameters must be weights or biases of `nn.Linear` modules, as LoRA's are.
+    They must be weights or biases of `nn.Linear` modules, as LoRA's are.
 
     Attributes:
         target: The same.
@@ -157,9 +152,7 @@ class GradientTaps:
     def run(self, batch: Batch, sink: Sink) -> torch.Tensor:
         """One forward and one backward pass of Σ_i mean_t ℓ_it; hands every parameter's gradients to the sink.
 
-        Args:
-            batch: The samples.
-            sink: Takes the gradients. A parameter that the loss does not reach gives zeros.
+        A parameter that the loss does not reach gives zeros.
 
         Returns:
             The losses [B], detached.

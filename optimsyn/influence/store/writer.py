@@ -38,14 +38,6 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest of a store with these settings.
 
-    Args:
-        target: A warmed-up target.
-        kind: samples or questions.
-        estimator: Γ.
-        tokens: Which tokens count.
-        projection: None keeps gradients whole.
-        dtype: float16 or float32.
-
     Raises:
         ModelError: The target has not been warmed up.
         RecipeError: There is no such estimator.
@@ -83,14 +75,7 @@ class Writer:
 
     Γ of every checkpoint stays in memory: two to three times the trained parameters per checkpoint.
 
-    Args:
-        target: A warmed-up target.
-        manifest: The manifest from `describe`.
-        record: dtype of a record.
-        questions: Keep g/‖g‖ instead of Γ(g).
-
-    Raises:
-        ModelError: The target's trained parameters cannot be scored, or a checkpoint lacks moments.
+    Of questions it keeps g/‖g‖ instead of Γ(g).
     """
 
     def __init__(self, target: Target, manifest: dict[str, Any], record: np.dtype[Any], *, questions: bool) -> None:
@@ -114,11 +99,7 @@ class Writer:
         ]
 
     def records(self, samples: Sequence[Sample], batch_tokens: int) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
-        """The ids and the records [B], batch by batch.
-
-        Raises:
-            ModelError: See `_Store.add`.
-        """
+        """The ids and the records [B], batch by batch."""
         if not samples:
             return
         role: Role = "question" if self._questions else "pair"

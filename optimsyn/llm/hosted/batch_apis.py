@@ -134,12 +134,7 @@ class BatchService(ABC):
 
     @abstractmethod
     async def submit(self, name: str, lines: Mapping[str, dict[str, Any]]) -> str:
-        """Sends a batch and returns the service's id.
-
-        Args:
-            name: Our name of the batch, for `find`.
-            lines: Body of each request by its id.
-        """
+        """Sends a batch and returns the service's id."""
 
     @abstractmethod
     async def find(self, name: str, lines: int, since: float, known: Sequence[str]) -> str | None:

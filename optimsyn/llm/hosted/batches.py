@@ -74,13 +74,7 @@ class BatchError(Exception):
 
 
 class Batches:
-    """The batches of one run and one model. Used on one event loop.
-
-    Args:
-        folder: The folder of their files.
-        hours: How long to wait for a batch.
-        report: Called with the answered requests of the batches under way, and their total.
-    """
+    """The batches of one run and one model. Used on one event loop."""
 
     def __init__(self, folder: Path, *, hours: float = 25.0, report: Callable[[int, int], None] | None = None) -> None:
         self.folder = folder
@@ -97,12 +91,6 @@ class Batches:
 
     async def ask(self, target: Target, request: str, key: str, body: dict[str, Any]) -> Answer:
         """Has one request answered by a batch: the one it was already sent in, else the next.
-
-        Args:
-            target: Where a single request would go.
-            request: Its id, the same in every process.
-            key: Key of its call.
-            body: Its body.
 
         Raises:
             BatchError: The batch cannot be sent or waited for.

@@ -89,12 +89,7 @@ class Abilities:
 
 
 def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
-    """What the model of a recipe can do.
-
-    Args:
-        spec: The model.
-        learned: What was learned about the service; None: nothing.
-    """
+    """What the model of a recipe can do."""
     entry = listed(spec)
     facts: Mapping[str, Any] = entry or {}
     left_out = frozenset(learned.left_out) if learned is not None else frozenset[str]()
@@ -159,13 +154,7 @@ def highest_cost(spec: ModelSpec, prompt_tokens: int, reply_tokens: int) -> floa
 
 
 def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> str | None:
-    """Why a cap on money cannot hold for a model; None when it can.
-
-    Args:
-        where: The model's field in the recipe, such as `models.generator`.
-        spec: The model.
-        cap: Name of the cap.
-    """
+    """Why a cap on money cannot hold for a model; None when it can."""
     if price_of(spec) is not None:
         return None
     behind = "" if spec.provider == "own" else f", or {where}.base_model (LiteLLM's name of the model behind it)"

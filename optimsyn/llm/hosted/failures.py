@@ -64,13 +64,7 @@ def no_reply(what: str) -> Failure:
 
 
 def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
-    """Classifies an error that LiteLLM raised.
-
-    Args:
-        error: LiteLLM's error, a subclass of the OpenAI client's.
-        key: The key in use, which a service may repeat in its message.
-        timeout_s: The time-out in use.
-    """
+    """Classifies an error that LiteLLM raised."""
     import openai
 
     answer = _message(str(getattr(error, "message", "") or error), key)
@@ -92,14 +86,7 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
 
 
 def refused(status: int, text: str, headers: Mapping[str, str], key: str | None) -> Failure:
-    """A plain HTTP reply with a status of 400 or more.
-
-    Args:
-        status: HTTP status.
-        text: The body.
-        headers: Headers of the reply, for `Retry-After`.
-        key: The key in use, which a service may repeat in its message.
-    """
+    """A plain HTTP reply with a status of 400 or more."""
     return _by_status(status, _message(text, key), headers)
 
 

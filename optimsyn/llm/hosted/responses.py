@@ -16,12 +16,7 @@ _LONGEST_KEPT = 500_000
 
 
 def reply_of(response: Any, seconds: float) -> Reply | Failure:
-    """The reply in a response with OpenAI's names; its tokens are not counted yet.
-
-    Args:
-        response: An object, from LiteLLM or from JSON.
-        seconds: From request to response.
-    """
+    """The reply in a response with OpenAI's names; its tokens are not counted yet."""
     choices = getattr(response, "choices", None)
     if not choices:
         return no_reply("the reply holds no choices")
@@ -42,13 +37,7 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
 
 
 def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Exchange:
-    """The texts of a request and its response, to check the usage that the service reports.
-
-    Args:
-        response: A response that `reply_of` could read.
-        sent: The parameters of the request.
-        limit: The limit on the reply's tokens that was sent.
-    """
+    """The texts of a request and its response, to check the usage that the service reports."""
     choice = response.choices[0]
     message = choice.message
     parts = (_all_text(getattr(message, "content", None)), _thought(message), _called(message))
@@ -68,9 +57,6 @@ def from_json(raw: Any) -> Any | None:
     """A response that LiteLLM could not read, as an object; None if it is no chat completion.
 
     LiteLLM rejects a whole reply when its usage has an unexpected type.
-
-    Args:
-        raw: The service's response: JSON text, or parsed JSON.
     """
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)

@@ -69,11 +69,7 @@ class Learned:
         )
 
     def sentences(self, name: str) -> list[str]:
-        """The same as sentences for a report, without what only follows LiteLLM's list.
-
-        Args:
-            name: The service.
-        """
+        """The same as sentences for a report, without what only follows LiteLLM's list."""
         lines = [
             f"{name} takes no {parameter}; it is not sent"
             for parameter, answer in self.left_out.items()
@@ -95,12 +91,7 @@ class Learned:
 
 
 def usage_sentence(name: str, counts: str) -> str:
-    """That a service's token counts are not used.
-
-    Args:
-        name: The service.
-        counts: The counts that it reported.
-    """
+    """That a service's token counts are not used."""
     return (
         f"{name} reports numbers of tokens that cannot be true ({counts}); the tokens are counted from the texts "
         "instead, so tokens and cost are estimates"
@@ -108,20 +99,12 @@ def usage_sentence(name: str, counts: str) -> str:
 
 
 def sentences_of(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was learned about the services of a run, as sentences.
-
-    Args:
-        services: As in a manifest, or from `read_services`.
-    """
+    """What was learned about the services of a run, as sentences."""
     return [text for name, raw in services.items() for text in Learned.from_json(raw).sentences(name)]
 
 
 class ServiceMemory:
-    """What was learned about all services of a run, in one small file that its processes share.
-
-    Args:
-        path: The file; None keeps it in this process.
-    """
+    """What was learned about all services of a run, in a small file that its processes share (None: in memory)."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -135,21 +118,13 @@ class ServiceMemory:
         return cls(None if str(replies) == ":memory:" else replies.with_name(SERVICES_FILE))
 
     def of(self, service: str) -> Learned:
-        """What any process has learned about a service.
-
-        Raises:
-            DataError: The file exists and cannot be read.
-        """
+        """What any process has learned about a service."""
         with self._lock:
             self._refresh()
             return self._services.get(service, Learned())
 
     def change(self, service: str, changed: Callable[[Learned], Learned]) -> bool:
         """Records something new about a service; writes only changes.
-
-        Args:
-            service: The service.
-            changed: Updates what is known about it.
 
         Returns:
             Whether it was new to every process of the run.
@@ -199,11 +174,7 @@ class ServiceMemory:
 
 
 def read_services(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of the file; empty if there is none.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """The content of the file; empty if there is none."""
     try:
         raw = json.loads(decode(path.read_bytes(), str(path)))
     except FileNotFoundError:

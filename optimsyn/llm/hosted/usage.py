@@ -71,13 +71,7 @@ class Tokens:
 
 
 def tokens_of(usage: Any, exchange: Exchange, count: Callable[[str], int]) -> Tokens:
-    """The tokens of a request.
-
-    Args:
-        usage: The service's report: an object with OpenAI's names, of any types; None: nothing.
-        exchange: The request and its reply.
-        count: Counts the tokens of a text, where the report is implausible.
-    """
+    """The tokens by the service's report (OpenAI's names, any types); `count` replaces implausible ones."""
     doubts: dict[str, Any] = {}
 
     def number(holder: Any, name: str, most: int) -> int | None:

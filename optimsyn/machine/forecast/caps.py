@@ -24,14 +24,7 @@ _FEWEST_PAIRS = 2
 
 
 def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages: int) -> list[str]:
-    """Warnings about cost and caps before the run.
-
-    Args:
-        recipe: The recipe.
-        forecast: Its forecast.
-        lengths: The lengths behind the forecast.
-        passages: The number of passages behind it.
-    """
+    """Warnings about cost and caps before the run."""
     limits = recipe.limits
     capped = (limits.cost_usd, limits.requests, limits.tokens) != (None, None, None)
     if forecast.paid and not capped:

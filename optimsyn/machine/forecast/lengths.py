@@ -57,13 +57,7 @@ class Lengths:
 
 
 def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None) -> Lengths:
-    """Counts the tokens of the real prompts of a sample of passages.
-
-    Args:
-        recipe: The recipe.
-        passages: Its passages; empty where they are not read yet.
-        shape: The form of its questions; None where they are not read yet.
-    """
+    """Counts the tokens of real prompts of some passages; without passages or a shape, assumes them and notes that."""
     notes = []
     texts = [passage.text for passage in _spread(passages, _SAMPLED)]
     if not texts:

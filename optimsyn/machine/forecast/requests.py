@@ -76,14 +76,7 @@ NOTHING = Known()
 
 
 def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known = NOTHING) -> Forecast:
-    """Forecasts what a recipe will send.
-
-    Args:
-        recipe: The recipe.
-        lengths: Lengths of its requests, from `optimsyn.machine.forecast.lengths.measure`.
-        passages: Number of its passages; 0 where they are not read yet.
-        known: What the run has shown so far.
-    """
+    """Forecasts what a recipe will send; `passages` is 0 where they are not read yet."""
     stages = []
     for stage, work in _work(recipe, passages, known).items():
         if stage in known.done:
@@ -111,9 +104,7 @@ def paid_models(recipe: Recipe) -> list[str]:
 def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
     """Updates the forecast of a run at its start or after a stage, and records it in the manifest.
 
-    Args:
-        run: The run.
-        at_first: The forecast from the recipe alone, for a run that has not begun.
+    `at_first` is the forecast from the recipe alone, for a run that has not begun.
     """
     started = any(record.attempts for record in run.manifest.stages)
     predicted = at_first if at_first is not None and not started else forecast_run(run)
@@ -122,11 +113,7 @@ def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
 
 
 def forecast_run(run: Run) -> Forecast:
-    """The current forecast of a run, with actual numbers in place of predicted ones.
-
-    Raises:
-        DataError: A file of the run is damaged.
-    """
+    """The current forecast of a run, with actual numbers in place of predicted ones."""
     from optimsyn.data.records import Passage, Question
     from optimsyn.programs.task_shape import TaskShape
 

@@ -60,11 +60,7 @@ def export_dataset(
 
 
 def lineage_row(judgement: Judgement) -> dict[str, Any]:
-    """One row of the Parquet file: training text, lineage and judgement.
-
-    Raises:
-        DataError: The judgement has no pair.
-    """
+    """One row of the Parquet file: training text, lineage and judgement."""
     pair = _pair_of(judgement)
     sample = sample_of(pair)
     rubric = pair.rubric

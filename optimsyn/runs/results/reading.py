@@ -30,27 +30,12 @@ MODELS: dict[str, type[StageResult]] = {
 
 
 def read_result(raw: Mapping[str, Any], path: Path) -> StageResult | None:
-    """Parses the content of a `result.json`.
-
-    Args:
-        raw: The content.
-        path: The file.
-
-    Returns:
-        None if the file is from an optimiser whose stage has not ended.
-
-    Raises:
-        DataError: A fact has the wrong type.
-    """
+    """Parses the content of a `result.json`; None if it is from an optimiser whose stage has not ended."""
     stage = raw.get("stage")
     return None if stage is None else MODELS.get(stage, TableResult).read(raw, path)
 
 
 def result_of(folder: Path, stage: str) -> StageResult | None:
-    """The result of a stage in a run folder; None if there is none.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """The result of a stage in a run folder; None if there is none."""
     path = folder / stage / RESULT_FILE
     return read_result(json_of(path, stage), path) if path.is_file() else None

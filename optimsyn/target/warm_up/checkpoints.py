@@ -121,11 +121,7 @@ def named_moments(
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """The steps after which a checkpoint is kept: spread evenly, and always the last step.
-
-    Raises:
-        ModelError: There are more checkpoints than steps.
-    """
+    """The steps after which a checkpoint is kept: spread evenly, and always the last step."""
     if not 1 <= checkpoints <= steps:
         raise ModelError(f"{checkpoints} warm-up checkpoints cannot be spread over {steps} steps; use fewer of them")
     return [round(steps * (i + 1) / checkpoints) for i in range(checkpoints)]
@@ -161,9 +157,6 @@ class Training:
         lr: The learning rate.
         steps: Steps taken so far.
         losses: Training loss of each of them.
-
-    Raises:
-        ModelError: There is nothing to train on.
     """
 
     def __init__(
@@ -224,17 +217,7 @@ class Training:
 def train(
     training: Training, *, steps: int, checkpoints: int, report: Callable[[int, int], None] | None = None
 ) -> list[Checkpoint]:
-    """Takes `steps` steps and keeps checkpoints spread over them.
-
-    Args:
-        training: At its start.
-        steps: Optimiser steps.
-        checkpoints: How many checkpoints; the last step always has one.
-        report: Called after each step with the steps done and their total.
-
-    Raises:
-        ModelError: There are more checkpoints than steps, or the loss is not finite.
-    """
+    """Takes `steps` steps and keeps checkpoints spread over them."""
     keep = set(checkpoint_steps(steps, checkpoints))
     kept: list[Checkpoint] = []
     for step in range(1, steps + 1):

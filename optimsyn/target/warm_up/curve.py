@@ -249,9 +249,6 @@ def settled(history: Sequence[Losses]) -> str:
     moved by at most a tenth of its whole movement. A form that was known from the start (a loss of at most half a nat,
     a probability of three in five) need not move: it is enough that it stays within 0.05 nats or its own noise (a
     standard error of the mean difference). A loss that is high and does not move has not settled: the rate is too low.
-
-    Args:
-        history: The start and every later look.
     """
     levels = [sum(losses.form) / len(losses.form) for losses in history]
     total = max(levels) - min(levels)
@@ -274,9 +271,6 @@ def overfits(history: Sequence[Losses]) -> str:
 
     It overfits when the content loss of samples that it does not train on is above its lowest look by more than noise:
     a one-sided t-test of the mean difference at 95 %. Two samples seldom show it, twenty soon do.
-
-    Args:
-        history: The start and every later look.
     """
     lowest = min(history, key=lambda losses: sum(losses.held_out))
     rise = change(lowest.held_out, history[-1].held_out)
@@ -311,10 +305,7 @@ def choose_rate(
 ) -> tuple[float | None, dict[float, str]]:
     """The best of the tried learning rates: of those within noise of the lowest loss, the one nearest to `around`.
 
-    Args:
-        start: Losses before the first step.
-        tried: Rate -> losses that it led to; None where a loss was not finite.
-        around: The preferred rate.
+    `tried` maps rates to the losses that they led to; None where a loss was not finite.
 
     Returns:
         The rate, or None if all were dropped; and the reason for each dropped rate.

@@ -120,11 +120,7 @@ def warm_up(
     folder: Path | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Checkpoint], WarmUpCurve | None]:
-    """Implements `Target.warm_up`; leaves the model at the last checkpoint.
-
-    Raises:
-        ModelError: As `Target.warm_up`.
-    """
+    """Implements `Target.warm_up`; leaves the model at the last checkpoint."""
     if plan.looks and not data.questions:
         plan = replace(plan, steps=_STEPS if plan.steps is None else plan.steps, lr=_LR if plan.lr is None else plan.lr)
     if plan.looks:
