@@ -25,7 +25,6 @@ class Library(BaseModel):
     """The documents that questions may be asked with, by id and by their text.
 
     Attributes:
-        by_id: All documents.
         id_of_text: Id of the first document with this normalised text.
         complete: False if the documents could not be read yet; then any document_id is accepted.
     """
@@ -45,11 +44,7 @@ class Library(BaseModel):
 
 
 class UnknownDocumentError(DataError):
-    """An open-book question names a missing document.
-
-    Attributes:
-        document_id: The document.
-    """
+    """An open-book question names a document that is missing."""
 
     def __init__(self, document_id: str) -> None:
         super().__init__(f"its document {document_id!r} is not among the documents")

@@ -30,9 +30,7 @@ class QuestionSets:
     Attributes:
         validation: Give the influence its direction.
         test: Held back until evaluation.
-        losses: Lost rows, with the reason.
         problems: Faults in the user's files, which `load_questions` refuses.
-        warnings: Notes for the user.
         astray: The warnings about missing documents.
     """
 
@@ -59,10 +57,7 @@ class _Reading:
     """The questions of one source, each with its place.
 
     Attributes:
-        places: Of each question.
-        questions: The usable ones.
         names: Place and id of every row in the user's files, also of unusable ones.
-        astray: Notes on missing documents.
     """
 
     places: list[str]
@@ -159,16 +154,7 @@ def read_questions(
 
 @dataclass
 class _Reader:
-    """Reads the sources of a recipe's questions.
-
-    Attributes:
-        config: The recipe's `questions` section.
-        library: Where documents are looked up.
-        seed: Draws samples.
-        complete: As for `read_questions`.
-        losses: Lost rows of all sources so far.
-        problems: Faults of all sources so far.
-    """
+    """Reads the sources of a recipe's questions."""
 
     config: Questions
     library: Library
@@ -299,8 +285,6 @@ class _Apart:
     """Keeps the test questions apart from the validation questions.
 
     Attributes:
-        config: The recipe's `questions` section.
-        validation: As read.
         test: As read; None without a `test` source.
         problems: Gets each question of the user's test file that is also a validation question.
         losses: Gets each question that is left out.

@@ -126,14 +126,7 @@ def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: C
 
 
 class MeasuresGradients(ABC):
-    """What a scorer that takes gradients says of its numerical error.
-
-    Attributes:
-        target: The target.
-        options: Where a measured error is kept.
-        fingerprint: Of the scorer.
-        probes: The samples that the error is measured on.
-    """
+    """What a scorer that takes gradients says of its numerical error."""
 
     target: Target
     options: ScoringOptions

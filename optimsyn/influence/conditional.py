@@ -57,11 +57,7 @@ _CALL = 32
 
 
 class DirectedScorer(MeasuredScorer, Protocol):
-    """A scorer with validation directions.
-
-    Attributes:
-        directions: One a checkpoint.
-    """
+    """A scorer with validation directions, one a checkpoint."""
 
     directions: list[Directions]
 
@@ -72,9 +68,7 @@ class MovedScorer:
     `training` is the recipe's section `fine_tune`: rate, batch size and steps of the simulated training.
 
     Attributes:
-        subtasks: Names of the columns of `Scores.by_subtask`.
         fingerprint: Changes with everything that changes scores, except the history.
-        origin: Fingerprint of the base.
         history: The pairs that count as judged, the latest last.
 
     Raises:

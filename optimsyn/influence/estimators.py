@@ -69,7 +69,6 @@ class Estimator(ABC):
     """Turns gradients into directions.
 
     Attributes:
-        name: As in a recipe.
         linear: Γ(g) is linear in g, so that its dot product is a directional derivative of the sample's own loss.
     """
 

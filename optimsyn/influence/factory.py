@@ -48,11 +48,7 @@ class Scorer(Protocol):
 
 
 class MeasuredScorer(Scorer, Protocol):
-    """A scorer with a measured numerical error.
-
-    Attributes:
-        choice: Why its method was chosen, with the measured error of each tried method.
-    """
+    """A scorer with a measured numerical error."""
 
     choice: Choice | None
 

@@ -78,8 +78,6 @@ class OwnScorer:
     """Wraps a custom scorer for a run.
 
     Attributes:
-        method: Its name in the recipe.
-        choice: None, since no other method is tried.
         subtasks: Names of the columns of `Scores.by_subtask`; only `all` where the part returns numbers.
         fingerprint: Changes with its source, its own `fingerprint`, the target, the warm-up and the questions.
 

@@ -41,11 +41,8 @@ class Availability:
 
     Attributes:
         role: `generator`, `rubric`, `target` or `reflection`.
-        name: The model's name.
         problems: Why it cannot be used, each with field and cure.
-        warnings: What may go wrong.
         weight_bytes: Memory for its weights; 0 for a service, None when unknown.
-        gpu: It will be loaded on a GPU.
         device: The recipe's device for a local model.
         unchecked: Checks that were skipped because they need the network or a key.
         unreachable: The service's address does not answer now.

@@ -70,7 +70,6 @@ class DiskNeed:
     Attributes:
         parts: Kind -> bytes.
         free: Free bytes on the file system of the run folder; None if unknown.
-        folder: The run folder.
         more: What the run will take beyond its existing files.
     """
 

@@ -45,7 +45,6 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        what: Name of the check.
         status: `ok`, `note` (works, but worth knowing) or `fail` (the quickstart would not run).
         detail: The result, and the cure where one is needed.
     """

@@ -58,12 +58,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Probed:
-    """The result of the requests, each with the recipe's field and the cure.
-
-    Attributes:
-        problems: Services that a run cannot use.
-        notes: Services that a run can use, but that answer oddly.
-    """
+    """The result of the requests, with the recipe's field and the cure: `problems` stop a run, `notes` do not."""
 
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

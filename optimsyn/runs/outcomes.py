@@ -52,8 +52,6 @@ class RunState:
     Attributes:
         kind: finished; failed or interrupted in a stage; running; unfinished: stopped between two stages; new.
         record: The stage that failed, was interrupted or is running; else None.
-        waiting: Stages that have not finished.
-        stages: All stages of the run, in order.
     """
 
     kind: StateKind

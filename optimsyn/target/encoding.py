@@ -31,10 +31,8 @@ class Encoded:
     """One sample in tokens.
 
     Attributes:
-        id: The sample's id.
         input_ids: Prompt, answer and end-of-text token.
         labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token.
-        truncated: The context was cut to fit.
         end_tokens: How many of the last labels end the answer without being part of it: the end-of-text token, or the
             end of a turn in a chat template.
         weights: The factor of each label's loss in the sample's loss; empty takes their mean.
@@ -71,7 +69,6 @@ class Batch:
 
     Attributes:
         indices: Index of each row in the caller's order.
-        ids: Sample id of each row.
         input_ids: [B, T] int64.
         labels: [B, T] int64, -100 on prompts and padding.
         weights: [B, T], the factor of each label's loss in its row's loss, 0 elsewhere; None takes the mean over a
@@ -170,9 +167,6 @@ class Tokens(NamedTuple):
     Attributes:
         ids: Prompt, answer, end of text.
         first: Index of the first predicted token.
-        text: The tokenised text.
-        start: Where the answer begins in `text`.
-        stop: Where it ends.
         offsets: Start and end of each token in `text`; None where the tokenizer does not report them.
         end_tokens: How many of the last tokens come after the answer.
     """

@@ -31,7 +31,6 @@ class Item(NamedTuple):
     """One question as token ids.
 
     Attributes:
-        id: Id of the question.
         prompt: Ids up to where the answer starts.
         options: Ids of each candidate of the question's form that count.
         weights: The factor of each token's log-likelihood.

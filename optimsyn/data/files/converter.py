@@ -36,7 +36,6 @@ class Converted:
     """The content of a file.
 
     Attributes:
-        text: As Markdown.
         passed: Names of ignored parts (attachments).
         documents: Documents from a custom reader, instead of a text.
     """

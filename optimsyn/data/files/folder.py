@@ -41,7 +41,6 @@ class FolderContents:
 
     Attributes:
         documents: Each with its path, for messages.
-        faults: Unreadable files, with what to do about each.
         passed: Ignored files: no documents, or of a kind whose extra is not installed.
     """
 

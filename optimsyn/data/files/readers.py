@@ -52,8 +52,6 @@ class NamedReader:
 
     Attributes:
         pattern: The ending (`.tei`) or name (`index.db`) of the files that it reads.
-        reference: Its name in the recipe.
-        part: The reader.
         importable: `package.module:name` for the converter's process; None if it runs in this process.
     """
 

@@ -69,9 +69,7 @@ class MultipleChoice(QuestionForm):
     would get influence for sharing a letter. The target's answer is the likeliest option per token.
 
     Attributes:
-        options: The number of options.
         fixed: The options if they are the same for every question (yes, no, maybe), else empty.
-        answer_words: Words that an answer typically has.
     """
 
     label: ClassVar[str] = "multiple choice"

@@ -37,9 +37,7 @@ class PairShares(Record):
     """One pair and how its influence is shared out among its label tokens.
 
     Attributes:
-        id: Id of the pair.
         choices: What its form shows below the question, such as options.
-        influence: The pair's influence.
         remainder: Influence less all shares: what momentum alone contributes, 0 (but for rounding) without momentum.
         pieces: The answer, then the end marker where the target learns one.
     """
@@ -57,7 +55,6 @@ class TokenShares(Record):
     """The best and the worst pairs of a variant with their shares.
 
     Attributes:
-        variant: Whose pairs.
         estimator: How the influence was computed, such as `adam_linear, dot`.
         reason: Why there are none; "" when there are.
         pairs: Highest influence first.

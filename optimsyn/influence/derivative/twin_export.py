@@ -38,8 +38,6 @@ class ScoredProbe:
     """A tokenised text and its score.
 
     Attributes:
-        input_ids: Its tokens.
-        labels: -100 where no token is predicted.
         weights: The weight of each label's loss.
         scores: One per subtask.
     """
@@ -60,17 +58,9 @@ class TwinRecord:
 
     Attributes:
         fingerprint: The scorer's.
-        target: The target's fingerprint.
-        model: The target's name.
-        estimator: The estimator of the twins' direction.
-        subtasks: Columns of the scores.
-        across_subtasks: mean or max.
-        tokens: Which tokens count.
-        max_length: Longest sample, in tokens.
         probe_ids: `PROBE_TEXT` as tokens of the target's tokenizer.
         probes: A few validation questions with their scores by gradients in float32. A server with other scores rounds
             too much.
-        plans: One per checkpoint.
         adapters: For each checkpoint the names of its adapters, in the order of `Plan.points`; each is also the name
             of its folder, and holds a digest of the weights.
     """

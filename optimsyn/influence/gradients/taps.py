@@ -101,9 +101,6 @@ class GradientTaps:
 
     They must be weights or biases of `nn.Linear` modules, as LoRA's are.
 
-    Attributes:
-        target: The same.
-
     Raises:
         ModelError: A trained parameter belongs to another module, so its gradient would be missing.
     """

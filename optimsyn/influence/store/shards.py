@@ -35,7 +35,6 @@ class Rows:
     In memory it keeps some 200 bytes per row (id, position and a digest of the text); records stay on disk.
 
     Attributes:
-        manifest: The manifest of `create`.
         ids: Id -> row, in the order of rows.
         subtasks: Row -> subtask, for rows that have one.
     """

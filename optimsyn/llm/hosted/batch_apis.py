@@ -50,7 +50,6 @@ class Target:
     """Where requests of one kind go: the address of a single request, and its headers.
 
     Attributes:
-        url: Address of a single request.
         headers: Keys and versions; never written anywhere.
     """
 
@@ -93,12 +92,9 @@ class State:
     """The state of a batch.
 
     Attributes:
-        ended: It has ended.
-        done: Answered requests.
         total: Its requests; 0 while the service has not counted them.
         failure: Why the whole batch was refused, as an error body; "" when it was not.
         too_much: It was refused because too many requests are queued at the service.
-        files: The files with the results.
     """
 
     ended: bool

@@ -45,10 +45,8 @@ class _CallInFlight:
     """One call on its way through LiteLLM.
 
     Attributes:
-        key: Key of the call.
         batched: The current try goes into a batch.
         batches: How many batches it has been in.
-        failure: Why the batch could not be sent or waited for.
         unanswered: The batch ended without an answer to it.
     """
 

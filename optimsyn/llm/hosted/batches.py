@@ -40,11 +40,8 @@ class Record:
 
     Attributes:
         name: Our name of it and of its file.
-        url: Address of its requests.
         sent: When it was sent, in seconds since 1970.
-        requests: Id of each request, and key of its call.
         batch: The service's id; None while it is unknown whether the service has it.
-        collected: Its results have been read.
     """
 
     name: str

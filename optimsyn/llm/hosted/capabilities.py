@@ -28,14 +28,7 @@ _LONG_PROMPT = re.compile(r"_above_(\d+)k_tokens")
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars a token.
-
-    Attributes:
-        input: For a token of the prompt.
-        output: For a token of the reply, with its thinking.
-        cached_input: For a token of the prompt that the service has cached.
-        source: `recipe`, `litellm`, or `free` for models on your own machines.
-    """
+    """US dollars a token: of the prompt, of the reply with its thinking, of the cached part of the prompt."""
 
     input: float
     output: float
@@ -57,18 +50,10 @@ class Abilities:
 
     Attributes:
         known: LiteLLM lists it, or its `base_model`.
-        temperature: Takes a temperature.
-        top_p: Takes top_p.
-        seed: Takes a sampling seed.
-        stop: Takes stop sequences.
         limit_name: Name of the limit on a reply in a request; `none`: it is not sent.
-        schema: JSON schemas are sent to it.
         reasoning: It can think before it answers; None if unknown.
         thinks: It thinks by default; None if unknown.
         batch: It has a price for batches, and so a batch API.
-        context: Longest prompt, in tokens.
-        longest_reply: Longest reply, in tokens.
-        price: Its price; None if unknown.
         ends: Day of its shutdown, if LiteLLM lists one.
     """
 

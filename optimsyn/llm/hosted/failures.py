@@ -28,9 +28,6 @@ class Failure:
     """One failed try.
 
     Attributes:
-        what: What happened, without keys.
-        cure: What to do about it.
-        retry: Whether a retry can help.
         wait_s: Seconds that the service asked to wait.
         connection: The address did not answer.
         about_schema: The service may have refused the request because of its JSON schema.

@@ -34,11 +34,8 @@ class Learned:
     Attributes:
         left_out: Parameters that it refused, with its message; they are no longer sent.
         limit_name: Its name for the limit on a reply; `none`: it takes neither name. None: as LiteLLM lists it.
-        schemas_taken: Digests of JSON schemas that it accepted.
         schemas_off: It refused every schema, so none is sent any more.
         schemas_left_out: Digests of schemas that it always refused while it accepted others.
-        price_unknown: It sent replies with an unknown price.
-        usage: Implausible token counts that it reported; empty: none.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -37,10 +37,8 @@ class Exchange:
     """A request and its reply, as known without the service's usage.
 
     Attributes:
-        sent: All text that was sent.
         received: All text that was received, with visible thinking.
         limit: The limit on the reply's tokens that was sent; None: none.
-        cut: The reply reached its length limit.
         thinks: Thinking was switched on in the request.
     """
 
@@ -56,10 +54,7 @@ class Tokens:
     """Tokens of one request.
 
     Attributes:
-        input: Tokens of the prompt.
         output: Tokens of the reply, with its thinking.
-        reasoning: Tokens of the thinking, where the service reports them.
-        cached: Tokens of the prompt that the service had cached.
         doubt: The service's implausible counts, which were replaced by our own; empty if all are plausible.
     """
 

@@ -31,19 +31,7 @@ _THOUGHT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of one request of each kind.
-
-    Attributes:
-        rubric_in: Prompt for a rubric.
-        rubric_out: A rubric.
-        policy_in: Prompt of the trained policy.
-        pair_in: Prompt for a pair under a rubric.
-        bare_in: Prompt for a pair without a rubric.
-        pair_out: A pair.
-        reflection_in: Prompt for a reflection.
-        reflection_out: A new guiding text.
-        notes: What was assumed, not measured.
-    """
+    """Tokens of one request (`_in`) and reply (`_out`) of each kind; `bare` is a pair without a rubric."""
 
     rubric_in: Range
     rubric_out: Range

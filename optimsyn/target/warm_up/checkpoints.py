@@ -152,11 +152,6 @@ class Training:
         order: The indices in `encoded` of the samples of each step, endless (see `epochs`).
         lr: Learning rate.
         max_grad_norm: The batch's gradient is scaled down to this norm, as fine-tuning does.
-
-    Attributes:
-        lr: The learning rate.
-        steps: Steps taken so far.
-        losses: Training loss of each of them.
     """
 
     def __init__(

@@ -156,10 +156,8 @@ class TriedRate:
     """A learning rate that was tried from the start of the warm-up.
 
     Attributes:
-        lr: The rate.
         look: The losses it led to; None where a loss was not finite.
         judged: Loss of the form plus loss of the held-out content, by which rates are compared, in nats per token.
-        dropped: Why it was not considered; empty if it was.
     """
 
     lr: float

@@ -57,10 +57,7 @@ class Plan:
     Attributes:
         steps: Optimiser steps; None searches them.
         lr: Learning rate; None searches it.
-        search: How to search.
-        batch_size: Samples per step.
         checkpoints: How many checkpoints, spread over the steps; the last step always has one.
-        max_grad_norm: Gradient clipping.
         seed: Of the order of samples and of dropout.
         batch_tokens: Tokens per forward pass; does not change the result.
     """
@@ -85,13 +82,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WarmUpData(Generic[T]):
-    """The data of a warm-up.
-
-    Attributes:
-        pairs: To train on.
-        questions: Validation questions to look at.
-        unseen: Other pairs to look at.
-    """
+    """The data of a warm-up."""
 
     pairs: Sequence[T]
     questions: Sequence[T] = ()
@@ -105,7 +96,6 @@ class Bench:
     Attributes:
         begin: Resets the model to its start and returns a training at this rate.
         look: Measures the current model, without gradients or dropout.
-        taken: Called after every step.
     """
 
     begin: Callable[[float], Training]
@@ -204,10 +194,7 @@ class _Rate:
     """The learning rate of a warm-up.
 
     Attributes:
-        lr: The rate.
-        why: Why this one.
         after: The losses after the steps for which it was tried; None where it was given.
-        tried: All rates that were tried.
     """
 
     lr: float
