@@ -91,26 +91,33 @@ def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
     source = config.source
     losses: list[Loss] = []
     passed: list[Loss] = []
-    faults = _Faults(skip=config.on_error == "skip")
+    faults: list[Fault] = []
+    problems: list[str] = []
     place = files_of(config)
     if place is not None:
         from optimsyn.data.files.folder import read_folder
 
         contents = read_folder(place, config, convert=convert)
-        passed, documents = contents.passed, contents.documents
-        for fault in contents.faults:
-            faults.add(fault)
+        passed, documents, faults = contents.passed, contents.documents, contents.faults
     else:
-        rows = read_rows(source, torn=faults.add)
+        rows = read_rows(source, torn=faults.append)
+        if all("text" not in row.values for row in rows):
+            problems, rows = [_no_text(rows)], []
         documents = _documents_of(rows, is_own_file(source), losses, faults)
     unique, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
-    problems = faults.problems
+    skipped: list[Loss] = []
+    if config.on_error == "skip":
+        for fault in faults:
+            reason = f"skipped: {fault.reason}"
+            skipped.append(Loss(id=fault.name, stage="documents", reason=reason, detail=fault.message))
+    else:
+        problems = [*(fault.message for fault in faults), *problems]
     if not unique and not problems and convert:
-        problems = [_nothing_left(source, faults.skipped)]
-    hint = _SKIP_HINT if faults.curable and unique else ""
+        problems = [_nothing_left(source, skipped)]
+    hint = _SKIP_HINT if len(faults) > len(skipped) and unique else ""
     # Files that were never meant as documents are no losses.
-    lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *faults.skipped]
-    return DocumentSet(unique, repeats, lost, problems, passed, faults.skipped, hint)
+    lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *skipped]
+    return DocumentSet(unique, repeats, lost, problems, passed, skipped, hint)
 
 
 def files_of(config: Documents) -> Path | None:
@@ -126,26 +133,6 @@ def files_of(config: Documents) -> Path | None:
 
         return place if reader_for(place, named_readers(config.readers)) is not None else None
     return None
-
-
-class _Faults:
-    """Unreadable documents, which stop the run or are skipped, by `on_error`."""
-
-    def __init__(self, skip: bool) -> None:
-        self.skip = skip
-        self.problems: list[str] = []
-        self.skipped: list[Loss] = []
-        self.curable = 0
-
-    def add(self, fault: Fault) -> None:
-        """Adds one document's fault."""
-        if self.skip:
-            self.skipped.append(
-                Loss(id=fault.name, stage="documents", reason=f"skipped: {fault.reason}", detail=fault.message)
-            )
-        else:
-            self.problems.append(fault.message)
-            self.curable += 1
 
 
 def _nothing_left(source: Source, skipped: list[Loss]) -> str:
@@ -186,17 +173,18 @@ def label_value(value: Any) -> str:
     return str(value).strip()
 
 
-def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Faults) -> list[tuple[str, Document]]:
+def _no_text(rows: list[Row]) -> str:
+    """One message instead of the same one for every row."""
+    columns = sorted({column for row in rows for column in row.values})
+    likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
+    return (
+        f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
+        f"recipe: documents.source.columns: {{text: {likely}}}"
+    )
+
+
+def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: list[Fault]) -> list[tuple[str, Document]]:
     documents = []
-    if all("text" not in row.values for row in rows):
-        # One message instead of the same one for every row.
-        columns = sorted({column for row in rows for column in row.values})
-        likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
-        faults.problems.append(
-            f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
-            f"recipe: documents.source.columns: {{text: {likely}}}"
-        )
-        return []
     for row in rows:
         values = row.values
         text = text_value(values.get("text"))
@@ -222,11 +210,8 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Fault
             documents.append((row.where, document))
             continue
         if own:
-            faults.add(
-                Fault(
-                    name, f"{row.where}: document {reason}; give it a text or remove the row", reason.partition(";")[0]
-                )
-            )
+            message = f"{row.where}: document {reason}; give it a text or remove the row"
+            faults.append(Fault(name, message, reason.partition(";")[0]))
         else:
             losses.append(Loss(id=name, stage="documents", reason=reason))
     return documents
@@ -237,7 +222,7 @@ def _broken_field(values: dict[str, Any]) -> str | None:
 
 
 def _without_repeats(
-    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: _Faults
+    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: list[Fault]
 ) -> tuple[list[Document], list[Document]]:
     """Finds repeated ids and texts: faults in the user's files, merged and counted in hub datasets.
 
@@ -253,7 +238,7 @@ def _without_repeats(
             first, first_id = by_text[key]
             if own:
                 message = f"{where}: the same text as {first} (but for case and white space); remove one"
-                faults.add(Fault(document.id, message, "the text of another"))
+                faults.append(Fault(document.id, message, "the text of another"))
             else:
                 losses.append(Loss(id=document.id, stage="documents", reason=f"same text as {first_id}"))
             repeats.append(document)
@@ -262,7 +247,7 @@ def _without_repeats(
         if document.id in by_id:
             if own:
                 message = f"{where}: id {document.id!r} is taken by {by_id[document.id]}; ids must be unique"
-                faults.add(Fault(document.id, message, "id is taken"))
+                faults.append(Fault(document.id, message, "id is taken"))
                 continue
             document = document.model_copy(update={"id": _free_id(document.id, by_id)})
         by_id[document.id] = where

@@ -114,11 +114,7 @@ def question_scope(item: Question | Pair) -> str:
 def overlap(
     first: Sequence[Question], second: Sequence[Question], threshold: float = 0.8
 ) -> list[tuple[int, int, bool]]:
-    """The questions of `second` that are also in `first`, word for word or nearly.
-
-    Returns:
-        Triples `(index in second, index in first, word for word)`, in the order of `second`.
-    """
+    """`(index in second, index in first, word for word)` of the questions that are, nearly, in both."""
     by_scope: dict[str, tuple[NearDuplicates, list[int]]] = {}
     for position, question in enumerate(first):
         index, positions = by_scope.setdefault(question_scope(question), (NearDuplicates([], threshold), []))
@@ -134,13 +130,10 @@ def overlap(
 
 
 def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
-    """The pairs without repeated ones; the earliest is kept.
+    """Indices of the pairs without repeated ones, ascending; the earliest is kept.
 
     A pair is repeated if an earlier one asks the same question on the same text word for word, or nearly the same
     question with the same answer; similar questions with different answers are different facts.
-
-    Returns:
-        Indices into `pairs`, ascending.
     """
     by_scope: dict[tuple[str, str], NearDuplicates] = {}
     asked: set[tuple[str, str]] = set()

@@ -13,13 +13,10 @@ from optimsyn.data.records import Question
 def split_by_group(
     questions: Sequence[Question], test_fraction: float, seed: int
 ) -> tuple[list[Question], list[Question]]:
-    """Holds back whole groups until about `test_fraction` of the questions are test questions.
+    """`(validation, test)`: holds back whole groups until about `test_fraction` of the questions are test questions.
 
     If all questions are of one group, whole documents are held back instead. The split depends on the groups and the
     seed only, not on the order of the rows.
-
-    Returns:
-        `(validation, test)`, both in the order of the input, neither empty.
 
     Raises:
         DataError: All questions are of one group and one document, so that none can be held back.

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from optimsyn.base.identity import digest_of
 from optimsyn.influence.options import ScoringOptions
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
-from optimsyn.target.upcast import Precision
+from optimsyn.target.upcast import Precision, computing
 
 Method = Literal["exact", "twin", "forward"]
 
@@ -134,6 +135,13 @@ class MeasuresGradients(ABC):
     probes: list[Encoded]
     _narrow: bool
     _precision: Precision
+
+    @contextmanager
+    def _computing(self, precision: Precision) -> Iterator[int]:
+        """Sets a 16-bit model's precision; yields the tokens of a batch, which need twice the memory when widened."""
+        tokens = self.options.batch_tokens
+        with computing(self.target.model, precision):
+            yield tokens // 2 if self._narrow and precision != "model" else tokens
 
     @abstractmethod
     def _score(self, encoded: Sequence[Encoded], precision: Precision | None = None) -> tuple[torch.Tensor, ...]:

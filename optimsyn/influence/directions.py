@@ -93,15 +93,7 @@ class Directions:
 
 
 def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor:
-    """The divisor of each question's gradient before the mean, s of the module's formula.
-
-    Args:
-        kind: plain or unit.
-        norms: ‖ĝ_j‖ of all questions [Q, ...].
-
-    Returns:
-        Of the same shape.
-    """
+    """The divisor s of each question's gradient before the mean (module's formula), from the norms [Q, ...]."""
     if kind == "unit":
         return norms
     if kind == "plain":

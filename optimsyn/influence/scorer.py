@@ -185,14 +185,10 @@ class InfluenceScorer(MeasuresGradients):
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         n, k = len(encoded), len(self.subtasks)
         columns = torch.zeros(n, k + 2, dtype=torch.float64)
-        precision = precision or self._precision
-        budget = (
-            self.options.batch_tokens if precision == "model" or not self._narrow else self.options.batch_tokens // 2
-        )
         for weight, checkpoint, directions in self._each_checkpoint() if n else ():
             sink = self._sink(checkpoint, directions)
             waiting: list[tuple[list[int], torch.Tensor]] = []
-            with self._taps.attached(), computing(self.target.model, precision):
+            with self._taps.attached(), self._computing(precision or self._precision) as budget:
                 for batch in self.target.batches(encoded, budget):
                     sink.start(len(batch))
                     losses = self._taps.run(batch, sink)

@@ -35,15 +35,12 @@ def token_shares(
     *,
     batch_tokens: int,
 ) -> list[torch.Tensor]:
-    """The shares of every label token of every sample at one checkpoint, which must be loaded.
+    """A float64 tensor [label tokens] of shares for each sample, at one checkpoint, which must be loaded.
 
     A direction for each sample of a batch is held; batches are cut so that this takes at most half a gigabyte (or one
     sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
 
     The shares split the score of the subtask `winners` [n], or the mean over subtasks.
-
-    Returns:
-        For each sample a float64 tensor [label tokens].
     """
     target = taps.target
     rows = [torch.empty(0, dtype=torch.float64)] * len(encoded)

@@ -30,42 +30,27 @@ from optimsyn.recipe.sections.models import (
     Lora,
     Models,
     ModelSpec,
-    Prices,
     Section,
     TargetSpec,
 )
-from optimsyn.recipe.sections.optimizers import Optimizers, PolicyOptimizer, PromptOptimizer
-from optimsyn.recipe.sections.reward import Look, Reward
+from optimsyn.recipe.sections.optimizers import Optimizers
+from optimsyn.recipe.sections.reward import Reward
 from optimsyn.recipe.sections.stages import OwnStage, ordered
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
 
 __all__ = [
     "VARIANTS",
-    "Checks",
     "CountedTokens",
     "Documents",
-    "Evaluation",
     "FineTune",
-    "Influence",
-    "Limits",
-    "Look",
     "Lora",
     "ModelSpec",
-    "Models",
-    "Optimizers",
     "OwnStage",
-    "PolicyOptimizer",
-    "Prices",
-    "PromptOptimizer",
     "Questions",
     "Recipe",
-    "Reward",
     "Source",
-    "Synthesis",
     "TargetSpec",
-    "Variant",
-    "WarmUp",
 ]
 
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
@@ -180,7 +165,46 @@ class Recipe(Shown, Section):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
 
     def _table(self) -> Table:
-        return recipe_table(self)
+        # For keys it shows the variable's name only.
+        models = self.models
+        prompt, policy = self.optimizers.prompt, self.optimizers.policy
+        rows = [
+            ("documents", _source(self.documents.source)),
+            ("validation questions", _source(self.questions.validation)),
+            ("test questions", _test(self)),
+            ("generator", _model(models.generator)),
+            ("rubric model", _model(models.rubric)),
+            ("target", f"{_model(models.target)}, up to {models.target.max_length} tokens"),
+        ]
+        if models.reflection is not None:
+            rows.append(("reflection", _model(models.reflection)))
+        learned = [
+            f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
+            if prompt.enabled
+            else "",
+            f"rubric model by {method_label(policy.method)}, {policy.steps:,} steps of {policy.passages_per_step} × "
+            f"{policy.group_size}"
+            if policy.enabled
+            else "",
+        ]
+        rows += [
+            ("warm-up", f"{self.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(self)}"),
+            ("influence", f"{self.influence.label}, {self.influence.method}"),
+            ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
+            ("variants", ", ".join(variant_label(name) for name in self.variants)),
+            (
+                "pairs",
+                f"{self.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[self.synthesis.select]}; "
+                f"the dataset is that of the {variant_label(self.dataset_variant)}",
+            ),
+            ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}"),
+            *([("stages", " → ".join(self.stage_names))] if self.stages else []),
+            ("limits", _limits(self)),
+            ("seed", str(self.seed)),
+            ("guiding text", " ".join(self.guiding_text.split())),
+        ]
+        title = f"Recipe {self.name}, fingerprint {self.fingerprint}"
+        return Table(title, ("what", "value"), tuple(rows), note=self.description)
 
     def __repr__(self) -> str:
         return f"Recipe({self.name!r}, fingerprint {self.fingerprint})"
@@ -292,49 +316,6 @@ class Recipe(Shown, Section):
                 looks = f"the {self.warm_up.most_checkpoints} looks of the shortest warm-up; lower warm_up.every"
             raise ValueError(f"warm_up.checkpoints is larger than {looks}")
         return self
-
-
-def recipe_table(recipe: Recipe) -> Table:
-    """A recipe's data, models, sizes and guiding text. For keys it shows the variable's name only."""
-    models = recipe.models
-    prompt, policy = recipe.optimizers.prompt, recipe.optimizers.policy
-    rows = [
-        ("documents", _source(recipe.documents.source)),
-        ("validation questions", _source(recipe.questions.validation)),
-        ("test questions", _test(recipe)),
-        ("generator", _model(models.generator)),
-        ("rubric model", _model(models.rubric)),
-        ("target", f"{_model(models.target)}, up to {models.target.max_length} tokens"),
-    ]
-    if models.reflection is not None:
-        rows.append(("reflection", _model(models.reflection)))
-    learned = [
-        f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
-        if prompt.enabled
-        else "",
-        f"rubric model by {method_label(policy.method)}, {policy.steps:,} steps of {policy.passages_per_step} × "
-        f"{policy.group_size}"
-        if policy.enabled
-        else "",
-    ]
-    rows += [
-        ("warm-up", f"{recipe.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(recipe)}"),
-        ("influence", f"{recipe.influence.label}, {recipe.influence.method}"),
-        ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
-        ("variants", ", ".join(variant_label(name) for name in recipe.variants)),
-        (
-            "pairs",
-            f"{recipe.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[recipe.synthesis.select]}; "
-            f"the dataset is that of the {variant_label(recipe.dataset_variant)}",
-        ),
-        ("fine-tuning", f"{recipe.fine_tune.steps:,} steps of {recipe.fine_tune.batch_size}"),
-        *([("stages", " → ".join(recipe.stage_names))] if recipe.stages else []),
-        ("limits", _limits(recipe)),
-        ("seed", str(recipe.seed)),
-        ("guiding text", " ".join(recipe.guiding_text.split())),
-    ]
-    title = f"Recipe {recipe.name}, fingerprint {recipe.fingerprint}"
-    return Table(title, ("what", "value"), tuple(rows), note=recipe.description)
 
 
 def _warm_up_steps(recipe: Recipe) -> str:

@@ -31,20 +31,7 @@ from optimsyn.runs.forecast import Forecast
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
 # The packages whose version can change a result.
-_RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "dspy",
-    "gepa",
-    "optuna",
-    "litellm",
-    "xllamacpp",
-    "datasets",
-    "semchunk",
-    "numpy",
-)
+_RECORDED_PACKAGES = ("torch transformers peft trl dspy gepa optuna litellm xllamacpp datasets semchunk numpy").split()
 
 
 def now() -> str:

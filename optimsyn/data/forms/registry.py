@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any
 
 from optimsyn.base.errors import RecipeError
@@ -20,7 +21,6 @@ _FIELD = FORMS.field
 _MEMBERS = tuple(name for name in vars(QuestionForm) if not name.startswith("_"))
 # Cache of forms from entry points; searching all installed packages is too slow for every sample.
 _INSTALLED: dict[str, QuestionForm] = {}
-_MADE: dict[type, QuestionForm] = {}
 
 
 def _problem(part: object) -> str | None:
@@ -46,6 +46,11 @@ def _problem(part: object) -> str | None:
 FORMS.provide({"free": Free(), "multiple_choice": MultipleChoice(), "true_false": TrueFalse()}, _problem)
 
 
+@cache
+def _made(kind: type[QuestionForm]) -> QuestionForm:
+    return kind()
+
+
 def form_named(name: str) -> QuestionForm:
     """The form of a name from `questions.form` or a record.
 
@@ -55,10 +60,7 @@ def form_named(name: str) -> QuestionForm:
     if name in _INSTALLED:
         return _INSTALLED[name]
     part: Any = FORMS.get(name)
-    if isinstance(part, type):
-        form: QuestionForm = _MADE[part] if part in _MADE else _MADE.setdefault(part, part())
-    else:
-        form = part
+    form: QuestionForm = _made(part) if isinstance(part, type) else part
     if ":" not in name and name not in FORMS.built_in and not FORMS.is_registered(name):
         _INSTALLED[name] = form
     return form

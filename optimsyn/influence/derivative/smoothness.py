@@ -16,12 +16,9 @@ _CHOICES = frozenset({"topk", "argmax", "argmin", "sort", "argsort", "kthvalue"}
 
 
 def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encoded]) -> str | None:
-    """The operation with which the model chooses among its layers, such as the router of a mixture of experts.
+    """The operation, such as "topk", with which the model chooses among its layers (mixture of experts), or None.
 
     Even a tiny step can swap a token's experts, and the loss jumps; the gradient does not contain the jump.
-
-    Returns:
-        Its name, such as "topk"; None where the model makes no choice.
     """
     encoded = [item if isinstance(item, Encoded) else target.encode(item) for item in samples]
     (batch,) = target.batches([min(encoded, key=lambda item: len(item.input_ids))])

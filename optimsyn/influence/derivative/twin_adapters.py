@@ -60,14 +60,7 @@ class Twins:
         self._taps = GradientTaps(target)
 
     def moved(self, points: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The trained parameters plus each of these steps.
-
-        Args:
-            points: Steps by parameter name; an empty one means the unchanged parameters.
-
-        Returns:
-            Parameter name -> [points, *parameter.shape].
-        """
+        """The trained parameters plus each of these steps (an empty one: none), by name [points, *parameter.shape]."""
         dtype = self._target.dtype
         values = {}
         for name, parameter in self._target.parameters.items():

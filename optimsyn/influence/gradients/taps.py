@@ -147,12 +147,9 @@ class GradientTaps:
             yield
 
     def run(self, batch: Batch, sink: Sink) -> torch.Tensor:
-        """One forward and one backward pass of Σ_i mean_t ℓ_it; hands every parameter's gradients to the sink.
+        """The losses [B]; one forward and one backward pass of Σ_i mean_t ℓ_it hands every gradient to the sink.
 
         A parameter that the loss does not reach gives zeros.
-
-        Returns:
-            The losses [B], detached.
 
         Raises:
             ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.

@@ -41,16 +41,7 @@ from optimsyn.target.target import Target
 _WINDOW = 1024  # Samples that are sorted by length together.
 _CHUNK_BYTES = 64 * 2**20
 # Fields in which a store and its target, or a pool and its questions, must agree.
-_IDENTITY = (
-    "target",
-    "checkpoints",
-    "estimator",
-    "estimator_source",
-    "tokens",
-    "projection",
-    "parameters",
-    "encoding",
-)
+_IDENTITY = "target checkpoints estimator estimator_source tokens projection parameters encoding".split()
 
 
 class _Store:

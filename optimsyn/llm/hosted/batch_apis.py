@@ -17,14 +17,8 @@ import httpx
 
 # Headers with keys and API versions, copied from a request to its batch.
 _CARRIED = (
-    "authorization",
-    "x-api-key",
-    "api-key",
-    "anthropic-version",
-    "anthropic-beta",
-    "openai-organization",
-    "openai-project",
-)
+    "authorization x-api-key api-key anthropic-version anthropic-beta openai-organization openai-project"
+).split()
 # HTTP status of the error types in Anthropic's results.
 _ANTHROPIC_STATUS = {
     "invalid_request_error": 400,

@@ -121,10 +121,7 @@ class ServiceMemory:
             return self._services.get(service, Learned())
 
     def change(self, service: str, changed: Callable[[Learned], Learned]) -> bool:
-        """Records something new about a service; writes only changes.
-
-        Returns:
-            Whether it was new to every process of the run.
+        """Records something about a service; whether it was new to every process of the run.
 
         Raises:
             DataError: The file cannot be read or written.
@@ -197,11 +194,7 @@ class SchemaCounts:
             self._in_a_row[digest] = self._all_in_a_row = 0
 
     def refused(self, digest: str, known: Learned) -> Learned:
-        """A request with this schema was refused, and answered without it.
-
-        Returns:
-            The updated knowledge about the service.
-        """
+        """What is known after a request with this schema was refused, and answered without it."""
         with self._lock:
             self._all_in_a_row += 1
             self._in_a_row[digest] = self._in_a_row.get(digest, 0) + 1

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 PARQUET = "train.parquet"
 JSONL = "train.jsonl"
 CARD = "README.md"
+# Columns with the pair's own fields, in order.
+_LINEAGE = (
+    "question answer choices answer_index kind context quote document_id passage_id char_start char_end variant "
+    "generator rubric_model guiding_text rubric seed"
+).split()
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -63,29 +68,13 @@ def lineage_row(judgement: Judgement) -> dict[str, Any]:
     """One row of the Parquet file: training text, lineage and judgement."""
     pair = _pair_of(judgement)
     sample = sample_of(pair)
-    rubric = pair.rubric
+    lineage = {**pair.model_dump(mode="json"), "kind": pair.kind}
     return {
         "id": pair.id,
         "messages": [dict(message) for message in sample.messages],
         "prompt": sample.prompt,
         "completion": sample.completion,
-        "question": pair.question,
-        "answer": pair.answer,
-        "choices": list(pair.choices) if pair.choices is not None else None,
-        "answer_index": pair.answer_index,
-        "kind": pair.kind,
-        "context": pair.context,
-        "quote": pair.quote,
-        "document_id": pair.document_id,
-        "passage_id": pair.passage_id,
-        "char_start": pair.char_start,
-        "char_end": pair.char_end,
-        "variant": pair.variant,
-        "generator": pair.generator,
-        "rubric_model": pair.rubric_model,
-        "guiding_text": pair.guiding_text,
-        "rubric": rubric.model_dump() if rubric is not None else None,
-        "seed": pair.seed,
+        **{name: lineage[name] for name in _LINEAGE},
         **({"form": pair.form, "details": json.dumps(pair.details, ensure_ascii=False)} if pair.form else {}),
         "valid": judgement.valid if _measured(judgement) else None,
         "failed_checks": list(judgement.failed),

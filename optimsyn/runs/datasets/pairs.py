@@ -68,15 +68,13 @@ def candidates_of(folder: Path, variant: str) -> list[Judgement]:
 
 
 def _unmeasured(variant: str, pair: Pair, before: Judgement | None) -> Judgement:
+    same = {
+        name: getattr(pair, name) for name in ("passage_id", "kind", "seed", "guiding_text", "rubric_model", "rubric")
+    }
     return Judgement(
+        **same,
         key=pair.id if before is None else before.key,
-        passage_id=pair.passage_id,
-        kind=pair.kind,
-        seed=pair.seed,
         variant=variant,
-        guiding_text=pair.guiding_text,
-        rubric_model=pair.rubric_model,
-        rubric=pair.rubric,
         pair=pair,
         valid=True,
         reward=0.0,

@@ -305,8 +305,7 @@ def choose_rate(
 
     `tried` maps rates to the losses that they led to; None where a loss was not finite.
 
-    Returns:
-        The rate, or None if all were dropped; and the reason for each dropped rate.
+    Returns None if all were dropped, and why each dropped rate was.
     """
     dropped: dict[float, str] = {}
     for lr, losses in tried.items():

@@ -158,10 +158,7 @@ def warm_up(
 
 
 def run(bench: Bench, plan: Plan) -> tuple[list[Checkpoint], WarmUpCurve]:
-    """Searches what the plan leaves open and trains.
-
-    Returns:
-        The checkpoints, oldest first, and the curve. The model may be past the last checkpoint.
+    """Searches what the plan leaves open and trains; the model may be past the last checkpoint.
 
     Raises:
         ModelError: Every rate, or the given one, leads to a loss that is not finite.
