@@ -19,8 +19,7 @@ from optimsyn.base.errors import ModelError, RecipeError
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import plain_key_problem
 from optimsyn.base.suggestions import nearest
-from optimsyn.llm.hosted.capabilities import abilities_of, listed
-from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, service_provider
+from optimsyn.llm.hosted.capabilities import BATCH_PROVIDERS, abilities_of, listed, service_provider
 from optimsyn.llm.own.protocol import settings_problem
 from optimsyn.machine.hub_lookup import cached_folder, look_up
 from optimsyn.machine.memory import BYTES_A_WEIGHT, bytes_needed, chosen_dtype, gpu_memory, main_memory

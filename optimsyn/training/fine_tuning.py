@@ -76,15 +76,13 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
     if not pairs:
         raise ModelError(f"{folder}: there are no pairs to fine-tune on")
     folder.mkdir(parents=True, exist_ok=True)
-    if target is None:
-        if _finished(folder, _inputs(spec, pairs, config, seed)):
-            return folder / ADAPTER
-        from optimsyn.target.target import Target as Loader
-
-        target = Loader.load(spec, seed=seed)
     inputs = _inputs(spec, pairs, config, seed)
     if _finished(folder, inputs):
         return folder / ADAPTER
+    if target is None:
+        from optimsyn.target.target import Target as Loader
+
+        target = Loader.load(spec, seed=seed)
     encoded = [target.encode(sample_of(pair)) for pair in pairs]
     _start(folder, inputs)
     from optimsyn.training.trainer import quiet

@@ -68,15 +68,8 @@ class Converter:
             # The time of imports does not count for a file.
             self._answer({"load": reader.importable, "folders": reader.folders, "seconds": _START_SECONDS})
             self._loaded.add(str(reader.importable))
-        request = {
-            "path": str(path),
-            "seconds": limits.seconds,
-            "inflated_mb": limits.inflated_mb,
-            "inflated_ratio": limits.inflated_ratio,
-            "nesting": limits.nesting,
-            "pages": limits.pages,
-            "encoding": self.encoding,
-        }
+        request: dict[str, Any] = {"path": str(path), "seconds": limits.seconds, "encoding": self.encoding}
+        request["limits"] = limits.model_dump()
         if reader is not None:
             request |= {"reader": reader.importable, "called": reader.reference}
         answer = self._answer(request)

@@ -8,7 +8,6 @@ import itertools
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -18,6 +17,7 @@ from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
 from optimsyn.data.files.archives import Sizes, check_archive
 from optimsyn.data.files.kinds import CONVERTED, PAGE_SUFFIXES
+from optimsyn.recipe.sections.data import FileLimits
 
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SLIDE_NUMBER = re.compile(r"^<!-- Slide number: \d+ -->\n", re.MULTILINE)
@@ -27,18 +27,7 @@ _LETTER_HEAD = ("from", "subject", "date", "received")
 _MB = 1_000_000
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The recipe's `documents.limits` and the encoding of its source, as passed to the child."""
-
-    inflated_mb: int
-    inflated_ratio: int
-    nesting: int
-    pages: int
-    encoding: str | None = None
-
-
-def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
+def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tuple[str, list[str]]:
     """The text of a file, and the names of ignored parts (attachments of a mail).
 
     Raises:
@@ -48,24 +37,22 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
     data = path.read_bytes()
     passed: list[str] = []
     if suffix in CONVERTED and CONVERTED[suffix].packed:
-        check_archive(
-            io.BytesIO(data), suffix, Sizes(limits.inflated_mb, limits.inflated_ratio, limits.nesting, len(data))
-        )
+        check_archive(io.BytesIO(data), suffix, Sizes(limits, len(data)))
     if suffix in PAGE_SUFFIXES:
-        text = _page(data, limits.encoding)
+        text = _page(data, encoding)
     elif suffix == ".eml":
-        text, passed = _letter(data, limits.encoding)
+        text, passed = _letter(data, encoding)
     else:
-        readers: dict[str, Callable[[bytes, Limits], str]] = {
-            ".pdf": _pdf,
-            ".docx": lambda word, _: _markdown("Docx", word, ".docx"),
-            ".pptx": lambda slides, _: _SLIDE_NUMBER.sub("", _markdown("Pptx", slides, ".pptx")),
+        readers: dict[str, Callable[[bytes], str]] = {
+            ".pdf": lambda pdf: _pdf(pdf, limits.pages),
+            ".docx": lambda word: _markdown("Docx", word, ".docx"),
+            ".pptx": lambda slides: _SLIDE_NUMBER.sub("", _markdown("Pptx", slides, ".pptx")),
             ".epub": _book,
             ".xlsx": _sheets,
             ".odt": _open_document,
-            ".rtf": _rich_text,
+            ".rtf": lambda rtf: _rich_text(rtf, encoding),
         }
-        text = readers[suffix](data, limits)
+        text = readers[suffix](data)
     if len(text) > limits.inflated_mb * _MB:
         raise DataError(
             f"gives {len(text) / _MB:,.0f} million characters of text, more than documents.limits.inflated_mb = "
@@ -84,7 +71,7 @@ def _markdown(kind: str, data: bytes, suffix: str) -> str:
     return str(converter.convert(io.BytesIO(data), StreamInfo(extension=suffix)).markdown)
 
 
-def _pdf(data: bytes, limits: Limits) -> str:
+def _pdf(data: bytes, most: int) -> str:
     from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
     from pdfminer.pdfpage import PDFPage
     from pdfminer.pdfparser import PDFParser
@@ -93,13 +80,11 @@ def _pdf(data: bytes, limits: Limits) -> str:
         raise DataError("is not a PDF file; save it again or remove it")
     try:
         pages = PDFPage.create_pages(PDFDocument(PDFParser(io.BytesIO(data))))
-        count = sum(1 for _ in itertools.islice(pages, limits.pages + 1))
+        count = sum(1 for _ in itertools.islice(pages, most + 1))
     except (PDFPasswordIncorrect, PDFEncryptionError):
         raise DataError("is locked by a password; save it again without one") from None
-    if count > limits.pages:
-        raise DataError(
-            f"has more than {limits.pages} pages, documents.limits.pages; split it, or raise that and .seconds"
-        )
+    if count > most:
+        raise DataError(f"has more than {most} pages, documents.limits.pages; split it, or raise that and .seconds")
     if count == 0:
         raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
     text = _markdown("Pdf", data, ".pdf")
@@ -109,7 +94,7 @@ def _pdf(data: bytes, limits: Limits) -> str:
     return text
 
 
-def _book(data: bytes, _limits: Limits) -> str:
+def _book(data: bytes) -> str:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if "META-INF/rights.xml" in archive.namelist():
             raise DataError("is protected by DRM; get a copy without it")
@@ -118,7 +103,7 @@ def _book(data: bytes, _limits: Limits) -> str:
     return text if text.partition("\n\n")[2].strip() else ""
 
 
-def _sheets(data: bytes, _limits: Limits) -> str:
+def _sheets(data: bytes) -> str:
     """Every sheet as a heading and a table, without trailing empty rows and columns; formulas as values."""
     from openpyxl import load_workbook
 
@@ -143,7 +128,7 @@ def _cells(row: tuple[Any, ...]) -> list[str]:
     return cells
 
 
-def _open_document(data: bytes, _limits: Limits) -> str:
+def _open_document(data: bytes) -> str:
     from odfdo import Document
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -155,14 +140,14 @@ def _open_document(data: bytes, _limits: Limits) -> str:
     return str(document.to_markdown())
 
 
-def _rich_text(data: bytes, limits: Limits) -> str:
+def _rich_text(data: bytes, encoding: str | None) -> str:
     from striprtf.striprtf import rtf_to_text
 
     if not data.lstrip()[:5].lower() == b"{\\rtf":
         raise DataError("is not an RTF file; save it again or remove it")
     if data.count(b"{") > data.count(b"}") + 1:
         raise DataError("is a damaged RTF file (groups are not closed); save it again or remove it")
-    return str(rtf_to_text(data.decode("latin-1"), encoding=limits.encoding or "cp1252", errors="replace"))
+    return str(rtf_to_text(data.decode("latin-1"), encoding=encoding or "cp1252", errors="replace"))
 
 
 def _page(data: bytes, encoding: str | None) -> str:

@@ -1,8 +1,6 @@
-"""Twin-adapter scoring: influence without a backward pass.
+"""Twin-adapter scoring: influence from the losses at θ + εd and θ − εd, without stored activations.
 
-A linear estimator's dot product is a directional derivative of the sample's own loss (see `twin_adapters`). It is
-computed from the losses at θ + εd and θ − εd, also for single label tokens, without stored activations. Validation
-directions still need one backward pass per question.
+Why that is the influence: `optimsyn.influence.derivative.scorer`; what θ + εd is: `twin_adapters`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Twins of an adapter: its trained weights, moved a little along a direction.
+"""Twins of an adapter: its trained weights, moved a little along d = D ⊙ V, without ever writing to them.
 
-For a linear estimator Γ(g) = D ⊙ g the dot product with a validation direction V is a directional derivative of the
-sample's own loss, ⟨V, D ⊙ g(z)⟩ = d/ds ℓ(z; θ + s·d) at s = 0 with d = D ⊙ V. Two forward passes, at θ + εd and at
-θ − εd, give it. This module computes d, and runs a target at such points without ever writing to its weights.
+The derivative of a sample's loss along d is its influence (`optimsyn.influence.derivative.scorer`).
 """
 
 from __future__ import annotations

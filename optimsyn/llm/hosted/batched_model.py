@@ -23,9 +23,9 @@ from optimsyn.base.environment import SERVICE_KEYS, variable
 from optimsyn.base.errors import BudgetError
 from optimsyn.llm.hosted.batch_apis import RefusedError, Target
 from optimsyn.llm.hosted.batches import BatchError, Batches
+from optimsyn.llm.hosted.capabilities import service_provider
 from optimsyn.llm.hosted.failures import NO_KEY, Failure
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-from optimsyn.llm.hosted.providers import service_provider
 from optimsyn.llm.language_model import Call, run_sync
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec

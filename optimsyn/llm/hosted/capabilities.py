@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.llm.hosted.service_memory import LimitName
 from optimsyn.recipe.known_models import litellm_table
-from optimsyn.recipe.model_names import SELF_HOSTED
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, SELF_HOSTED
 
 if TYPE_CHECKING:
     from optimsyn.llm.hosted.service_memory import Learned
     from optimsyn.recipe.recipe import ModelSpec
 
+# Providers with a supported batch API; your own server may speak the first one's.
+BATCH_PROVIDERS = ("openai", "anthropic")
 _MILLION = 1e6
 # Price tiers that a request must ask for; ours do not.
 _ASKED_TIERS = ("_batches", "_flex", "_priority", "_decisions")
@@ -53,7 +55,6 @@ class Abilities:
         limit_name: Name of the limit on a reply in a request; `none`: it is not sent.
         reasoning: It can think before it answers; None if unknown.
         thinks: It thinks by default; None if unknown.
-        batch: It has a price for batches, and so a batch API.
         ends: Day of its shutdown, if LiteLLM lists one.
     """
 
@@ -66,7 +67,6 @@ class Abilities:
     schema: bool
     reasoning: bool | None
     thinks: bool | None
-    batch: bool
     context: int | None
     longest_reply: int | None
     price: Price | None
@@ -90,7 +90,6 @@ def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
         schema=_takes_schema(spec, entry, learned),
         reasoning=bool(reasoning) if reasoning is not None else None,
         thinks=_thinks(facts),
-        batch=any(name.endswith("_batches") for name in facts),
         context=_count(facts.get("max_input_tokens")),
         longest_reply=_count(facts.get("max_output_tokens")),
         price=price_of(spec),
@@ -171,6 +170,15 @@ def entry_of(name: str) -> dict[str, Any] | None:
         if listed is not None and str(listed.get("litellm_provider", "")).startswith(provider):
             entry = listed
     return entry
+
+
+def service_provider(name: str) -> str | None:
+    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list says."""
+    prefix = name.split("/", 1)[0]
+    if "/" in name and prefix in LITELLM_PREFIXES:
+        return prefix
+    entry = litellm_table().get(name)
+    return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
 
 
 def _limit_name(spec: ModelSpec, facts: Mapping[str, Any], learned: Learned | None) -> LimitName:

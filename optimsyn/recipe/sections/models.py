@@ -211,10 +211,6 @@ class ModelSpec(Section):
             raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
         if self.api_key_env is not None:
             remember_variables([self.api_key_env])
-        return self
-
-    @model_validator(mode="after")
-    def _known_extra(self) -> ModelSpec:
         for key in self.extra:
             if key in _SET_ELSEWHERE:
                 field = _SET_ELSEWHERE[key]

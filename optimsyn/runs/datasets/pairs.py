@@ -68,11 +68,9 @@ def candidates_of(folder: Path, variant: str) -> list[Judgement]:
 
 
 def _unmeasured(variant: str, pair: Pair, before: Judgement | None) -> Judgement:
-    same = {
-        name: getattr(pair, name) for name in ("passage_id", "kind", "seed", "guiding_text", "rubric_model", "rubric")
-    }
+    names = ("passage_id", "kind", "seed", "guiding_text", "rubric_model", "rubric")
     return Judgement(
-        **same,
+        **{name: getattr(pair, name) for name in names},
         key=pair.id if before is None else before.key,
         variant=variant,
         pair=pair,

@@ -329,10 +329,9 @@ def tried_rates(
     """The record of the rates that were tried, lowest first."""
     records = []
     for lr, losses in sorted(tried.items()):
-        usable = losses is not None and losses.finite
-        look = Look.of(every, losses, training[lr]) if usable and losses is not None else None
-        judged = _judged(losses) if usable and losses is not None else None
-        records.append(TriedRate(lr, look, judged, dropped.get(lr, "")))
+        usable = losses if losses is not None and losses.finite else None
+        look = Look.of(every, usable, training[lr]) if usable else None
+        records.append(TriedRate(lr, look, _judged(usable) if usable else None, dropped.get(lr, "")))
     return tuple(records)
 
 
