@@ -195,8 +195,10 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: list[F
             reason = f"`text` is {kind_of(values['text'])}, it must be text"
         elif not text.strip():
             reason = "`text` is empty"
-        elif (broken := _broken_field({**values, "text": text})) is not None:
-            reason = f"`{broken}` holds half of a surrogate pair, which is not a character; fix or remove it"
+        elif broken := [
+            n for n in _FIELDS if isinstance(v := {**values, "text": text}.get(n), str) and not encodable(v)
+        ]:
+            reason = f"`{broken[0]}` holds half of a surrogate pair, which is not a character; fix or remove it"
         else:
             group = label_value(values.get("group")) or name
             document = Document(
@@ -215,10 +217,6 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: list[F
         else:
             losses.append(Loss(id=name, stage="documents", reason=reason))
     return documents
-
-
-def _broken_field(values: dict[str, Any]) -> str | None:
-    return next((name for name in _FIELDS if isinstance(v := values.get(name), str) and not encodable(v)), None)
 
 
 def _without_repeats(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.duplicates import overlap
 from optimsyn.data.files.file_tree import Fault
-from optimsyn.data.files.rows import Row, exploded, is_own_file, raise_problems, read_rows, sampled, shortened
+from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
 from optimsyn.data.forms import form_named, form_of
 from optimsyn.data.losses import Loss
 from optimsyn.data.missing_documents import note
@@ -97,11 +97,8 @@ def read_questions(
 ) -> QuestionSets:
     """Both sets with every problem, for `load_questions` and the preflight.
 
-    Args:
-        config: The recipe's `questions` section.
-        documents: For open-book questions; None: not readable yet, any document_id is accepted.
-        seed: Draws splits and samples.
-        complete: `documents` has all documents of the source, so warn of missing ones.
+    Without `documents`, which cannot be read yet, any document_id is accepted; if they are `complete`, missing ones
+    get a warning.
 
     Raises:
         RecipeError: There is no form as `questions.form` names it.
@@ -168,7 +165,7 @@ class _Reader:
 
     def read(self, source: Source, name: str) -> _Reading:
         """The questions of one source."""
-        own = is_own_file(source)
+        own, config = is_own_file(source), self.config
         torn: list[Fault] = []
         rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
         # Report faults outside the sample too: removing a row draws another sample.
@@ -182,7 +179,9 @@ class _Reader:
                 continue
             reading.names += [(row.where, name_of(row))] if own else []
             try:
-                question = self._question(row)
+                question = question_of(
+                    row, self.library, open_book=config.open_book, subtask=config.subtask, form=config.form
+                )
             except UnknownDocumentError as error:
                 if number in drawn:
                     self.losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
@@ -211,10 +210,6 @@ class _Reader:
             faults if usable else [*shortened(faults, most=_FEW), f"{name}: none of {total} rows is usable"]
         )
         return reading
-
-    def _question(self, row: Row) -> Question:
-        config = self.config
-        return question_of(row, self.library, open_book=config.open_book, subtask=config.subtask, form=config.form)
 
 
 def check_columns(config: Questions) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.data.records import Question
+
+_T = TypeVar("_T")
 
 
 def split_by_group(
@@ -50,6 +53,11 @@ def split_by_group(
         held_back.add(min(names, key=lambda name: (sizes[name], names.index(name))))
     validation = [q for q in questions if group_of[q.id] not in held_back]
     return validation, [q for q in questions if group_of[q.id] in held_back]
+
+
+def evenly(items: Sequence[_T], count: int) -> Sequence[_T]:
+    """Up to `count` items, evenly from the whole list, so that every part of it is represented."""
+    return items if len(items) <= count else [items[index * len(items) // count] for index in range(count)]
 
 
 def balanced_sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

@@ -67,7 +67,10 @@ def validate(
         if deep:
             _check_data(recipe, preflight, readable)
         else:
-            _check_files(recipe, preflight)
+            for name, source in _sources(recipe):
+                if source.path is not None:
+                    with _reported(preflight, name):
+                        resolve(source.path)
         for future in hubs:
             problem = future.result()
             preflight.problems += [problem] if problem else []
@@ -129,13 +132,6 @@ def _on_hub_only(recipe: Recipe) -> list[str]:
         for name, source in _sources(recipe)
         if source.hub is not None and cached_folder("dataset", source.hub, source.revision) is None
     ]
-
-
-def _check_files(recipe: Recipe, preflight: Preflight) -> None:
-    for name, source in _sources(recipe):
-        if source.path is not None:
-            with _reported(preflight, name):
-                resolve(source.path)
 
 
 def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:

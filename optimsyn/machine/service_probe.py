@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.hosted.batched_model import batch_api_problem
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
 from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.reading.unusable import was_cut, was_refused
@@ -120,9 +121,9 @@ def _ask_service(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budg
     except OptimsynError as error:
         problem = str(error)
     problems = [f"{where}: {problem}"] if problem is not None else []
-    in_batches = [role for role, of_role in roles.items() if of_role.batch]
-    if not problems and in_batches and (no_batches := _batch_problem(quick, in_batches)) is not None:
-        problems.append(no_batches)
+    in_batches = ", ".join(f"models.{role}.batch" for role, of_role in roles.items() if of_role.batch)
+    if not problems and in_batches and (no_batches := batch_api_problem(quick)) is not None:
+        problems.append(f"{in_batches}: {no_batches}")
     return Probed(tuple(problems), tuple(f"{where}: {note}" for note in notes))
 
 
@@ -195,11 +196,3 @@ def _quoted(reply: Reply, error: ReplyError | None = None) -> str:
     if not text:
         return str(error) if error is not None else "nothing"
     return redact(repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " …"))
-
-
-def _batch_problem(spec: ModelSpec, roles: list[str]) -> str | None:
-    from optimsyn.llm.hosted.batched_model import batch_api_problem
-
-    problem = batch_api_problem(spec)
-    where = ", ".join(f"models.{role}.batch" for role in roles)
-    return f"{where}: {problem}" if problem is not None else None

@@ -166,12 +166,14 @@ class Recipe(Shown, Section):
 
     def _table(self) -> Table:
         # For keys it shows the variable's name only.
-        models = self.models
+        models, questions, steps = self.models, self.questions, self.warm_up.steps
+        held_back = f"{questions.test_fraction:.0%} of the validation questions' groups, held back"
+        warm_up = f"{steps:,} steps" if steps else f"up to {self.warm_up.max_steps:,} steps, as many as it takes"
         prompt, policy = self.optimizers.prompt, self.optimizers.policy
         rows = [
             ("documents", _source(self.documents.source)),
             ("validation questions", _source(self.questions.validation)),
-            ("test questions", _test(self)),
+            ("test questions", held_back if questions.test is None else _source(questions.test)),
             ("generator", _model(models.generator)),
             ("rubric model", _model(models.rubric)),
             ("target", f"{_model(models.target)}, up to {models.target.max_length} tokens"),
@@ -188,7 +190,7 @@ class Recipe(Shown, Section):
             else "",
         ]
         rows += [
-            ("warm-up", f"{self.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(self)}"),
+            ("warm-up", f"{self.warm_up.pairs:,} first-draft pairs, {warm_up}"),
             ("influence", f"{self.influence.label}, {self.influence.method}"),
             ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
             ("variants", ", ".join(variant_label(name) for name in self.variants)),
@@ -318,11 +320,6 @@ class Recipe(Shown, Section):
         return self
 
 
-def _warm_up_steps(recipe: Recipe) -> str:
-    steps = recipe.warm_up.steps
-    return f"{steps:,} steps" if steps is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
-
-
 def _source(source: Source) -> str:
     name = source.path if source.path is not None else f"hub:{source.hub}"
     parts = [str(name)]
@@ -332,13 +329,6 @@ def _source(source: Source) -> str:
     if source.limit is not None:
         parts.append(f"at most {source.limit:,}")
     return ", ".join(parts)
-
-
-def _test(recipe: Recipe) -> str:
-    questions = recipe.questions
-    if questions.test is not None:
-        return _source(questions.test)
-    return f"{questions.test_fraction:.0%} of the validation questions' groups, held back"
 
 
 def _model(spec: ModelSpec) -> str:

@@ -45,15 +45,14 @@ class Sizes:
 
     def check(self, more: int) -> None:
         """Raises a DataError where `more` bytes would be too many."""
-        size = self.inflated + more
-        if size > self.limits.inflated_mb * _MB:
+        size, most, ratio = self.inflated + more, self.limits.inflated_mb, self.limits.inflated_ratio
+        if size > most * _MB:
             raise DataError(
-                f"inflates to more than documents.limits.inflated_mb = {self.limits.inflated_mb}; if you trust the file, "
-                "raise it"
+                f"inflates to more than documents.limits.inflated_mb = {most}; if you trust the file, raise it"
             )
-        if size > _RATIO_FROM and size > self.limits.inflated_ratio * self.packed:
+        if size > _RATIO_FROM and size > ratio * self.packed:
             raise DataError(
-                f"inflates to more than {self.limits.inflated_ratio} times its size, documents.limits.inflated_ratio, like a zip bomb; "
+                f"inflates to more than {ratio} times its size, documents.limits.inflated_ratio, like a zip bomb; "
                 "if you trust the file, raise it"
             )
 

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -115,16 +114,6 @@ class Converter:
             self._child.end()
             self._child = None
             self._loaded.clear()
-
-
-@contextmanager
-def converting(limits: FileLimits, encoding: str | None = None) -> Iterator[Converter]:
-    """A converter whose child ends with the block."""
-    converter = Converter(limits, encoding)
-    try:
-        yield converter
-    finally:
-        converter.close()
 
 
 class _Child:

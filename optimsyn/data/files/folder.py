@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
-from optimsyn.data.files.converter import Converted, Converter, converting
+from optimsyn.data.files.converter import Converted, Converter
 from optimsyn.data.files.file_tree import Fault, FileTree, find_files, printable, read_file, shown, size_of
 from optimsyn.data.files.kinds import (
     CONVERTED,
@@ -93,7 +94,7 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
     for path in unread:
         reason = _not_read(path.suffix.lower())
         contents.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
-    with converting(config.limits, config.source.encoding) as converter:
+    with closing(Converter(config.limits, config.source.encoding)) as converter:
         for path in files:
             name = path.relative_to(root).as_posix()
             if not encodable(str(path)):

@@ -103,7 +103,7 @@ def dataset_card(
         pretty_name=recipe.name,
         task_categories=["question-answering", "text-generation"],
         tags=["synthetic", "optimsyn", "influence"],
-        size_categories=[_size(len(judged))],
+        size_categories=[next((name for limit, name in _SIZES if len(judged) < limit), "n>1M")],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET}]}],
     )
     pairs = [_pair_of(row) for row in judged]
@@ -217,7 +217,3 @@ def _plain(text: str) -> str:
     line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
     # No links with an active scheme such as `javascript:`.
     return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
-
-
-def _size(count: int) -> str:
-    return next((name for limit, name in _SIZES if count < limit), "n>1M")

@@ -193,10 +193,15 @@ class Training:
             raise DivergedError(
                 f"warm-up step {self.steps}: the loss is {loss}; look at samples {names}, or lower warm_up.lr"
             )
-        _hand_gradients(self._parameters, self._masters)
+        for name, master in self._masters.items():
+            gradient = self._parameters[name].grad
+            master.grad = None if gradient is None else gradient.to(master.dtype)
         torch.nn.utils.clip_grad_norm_(list(self._masters.values()), self._max_grad_norm)
         self._optimizer.step()
-        _take_values(self._parameters, self._masters)
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                if master is not self._parameters[name]:
+                    self._parameters[name].copy_(master)
         _drop_gradients(self._parameters)
         self.losses.append(loss)
 
@@ -237,16 +242,3 @@ def _masters(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Pa
 def _drop_gradients(parameters: dict[str, torch.nn.Parameter]) -> None:
     for parameter in parameters.values():
         parameter.grad = None
-
-
-def _hand_gradients(parameters: dict[str, torch.nn.Parameter], masters: dict[str, torch.nn.Parameter]) -> None:
-    for name, master in masters.items():
-        gradient = parameters[name].grad
-        master.grad = None if gradient is None else gradient.to(master.dtype)
-
-
-@torch.no_grad()
-def _take_values(parameters: dict[str, torch.nn.Parameter], masters: dict[str, torch.nn.Parameter]) -> None:
-    for name, master in masters.items():
-        if master is not parameters[name]:
-            parameters[name].copy_(master)

@@ -250,7 +250,8 @@ def settled(history: Sequence[Losses]) -> str:
     """
     levels = [sum(losses.form) / len(losses.form) for losses in history]
     total = max(levels) - min(levels)
-    went = f"the loss of {_form_name(history[-1])} went from {levels[0]:.2f} to {levels[-1]:.2f}"
+    form = "the end of an answer" if history[-1].end else "an answer's first token"
+    went = f"the loss of {form} went from {levels[0]:.2f} to {levels[-1]:.2f}"
     if total > _LEARNED and levels[-1] <= _LEFT * total:
         return f"{went}, so what is left is at most {_LEFT:.0%} of what was learned"
     if len(history) <= _PATIENCE:
@@ -341,10 +342,6 @@ def _no_worse(difference: Change) -> bool:
 
 def _judged(losses: Losses) -> float:
     return sum(losses.form) / len(losses.form) + sum(losses.held_out) / len(losses.held_out)
-
-
-def _form_name(losses: Losses) -> str:
-    return "the end of an answer" if losses.end else "an answer's first token"
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -19,6 +19,7 @@ import torch
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.base.identity import Identity, digest_of
+from optimsyn.data.splits import evenly
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.fingerprint import adapter_digest
 from optimsyn.target.warm_up.checkpoints import Checkpoint, DivergedError, Training, checkpoint_steps, epochs, train
@@ -115,7 +116,7 @@ def warm_up(
         plan = replace(plan, steps=_STEPS if plan.steps is None else plan.steps, lr=_LR if plan.lr is None else plan.lr)
     if plan.looks:
         pairs, unseen = (data.pairs, data.unseen) if data.unseen else plan.search.split(data.pairs)
-        data = WarmUpData(pairs, _spread(data.questions, plan.search.most_questions), unseen)
+        data = WarmUpData(pairs, evenly(data.questions, plan.search.most_questions), unseen)
         looks = plan.search.fewest_looks
         if plan.steps is None and plan.checkpoints > looks:
             raise ModelError(
@@ -367,10 +368,3 @@ def _recorded(folder: Path) -> dict[str, object]:
     """The record of the finished warm-up in `folder`; empty where there is none."""
     file = folder / RECORD
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
-def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:
-    """Up to `count` items, evenly from the whole list, so that every subtask is represented."""
-    if len(items) <= count:
-        return items
-    return [items[index * len(items) // count] for index in range(count)]
