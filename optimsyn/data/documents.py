@@ -195,9 +195,7 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: list[F
             reason = f"`text` is {kind_of(values['text'])}, it must be text"
         elif not text.strip():
             reason = "`text` is empty"
-        elif broken := [
-            n for n in _FIELDS if isinstance(v := {**values, "text": text}.get(n), str) and not encodable(v)
-        ]:
+        elif broken := [name for name in _FIELDS if not encodable(text if name == "text" else str(values.get(name)))]:
             reason = f"`{broken[0]}` holds half of a surrogate pair, which is not a character; fix or remove it"
         else:
             group = label_value(values.get("group")) or name

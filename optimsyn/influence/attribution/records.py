@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_text
 from optimsyn.data.records import Record
+from optimsyn.recipe.problems import in_a_line
 
 SHARES_FILE = "token_shares.json"
 
@@ -75,4 +76,4 @@ class TokenShares(Record):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise DataError(f"{path}: {error.errors()[0]['msg']}; delete the file") from error
+            raise DataError(f"{path}: {in_a_line(error)}; delete the file") from error

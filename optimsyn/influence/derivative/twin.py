@@ -26,6 +26,7 @@ from optimsyn.influence.derivative.twin_adapters import Twins, length, step_dire
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.options import Across, Normalization, ScoringOptions, refuse_unknown
 from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import IGNORE, Batch, Encoded, counted
 from optimsyn.target.target import Target
@@ -179,7 +180,7 @@ class TwinScorer(DerivativeScorer):
             try:
                 return TypeAdapter(list[Plan]).validate_python(json.loads(file.read_text(encoding="utf-8")))
             except ValueError as error:
-                raise ModelError(f"{file}: not readable as twin steps ({error}); delete the file") from error
+                raise ModelError(f"{file}: not readable as twin steps ({in_a_line(error)}); delete the file") from error
         total = sum(checkpoint.lr for checkpoint in self.checkpoints)
         measured = [
             self._measure(checkpoint, directions, encoded)

@@ -22,6 +22,7 @@ from optimsyn.base.files import write_text
 from optimsyn.influence.derivative.step_size import Plan
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.derivative.twin_adapters import step_directions
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
@@ -103,7 +104,10 @@ class TwinRecord:
                 raise ValueError("written by another version")
             return TypeAdapter(cls).validate_python(facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{file}: not readable as a record of twins ({error}); export the twins again") from error
+            problem = in_a_line(error)
+            raise ModelError(
+                f"{file}: not readable as a record of twins ({problem}); export the twins again"
+            ) from error
 
 
 def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> list[Path]:

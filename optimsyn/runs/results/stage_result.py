@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_json
+from optimsyn.recipe.problems import in_a_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -129,9 +130,7 @@ class StageResult(BaseModel):
         try:
             result = cls.model_validate({**missing, **facts, "stage": raw["stage"], "notes": raw.get("notes", ())})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path}: numbers.{where}: {first['msg']}; the file was edited or damaged") from error
+            raise DataError(f"{path}: numbers.{in_a_line(error)}; the file was edited or damaged") from error
         result._kept = Cells(raw["title"], tuple(raw["columns"]), tuple(tuple(row) for row in raw["rows"]))
         return result
 

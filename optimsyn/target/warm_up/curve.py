@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_json
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.sections.warm_up import least_warm_up_steps
 
 ItemT = TypeVar("ItemT")
@@ -212,7 +213,7 @@ class WarmUpCurve:
             return TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"{path}: not a readable curve of a warm-up ({error}); delete the folder and warm up again"
+                f"{path}: not a readable curve of a warm-up ({in_a_line(error)}); delete the folder and warm up again"
             ) from error
 
     @property
