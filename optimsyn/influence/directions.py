@@ -83,13 +83,8 @@ class Directions:
                 vectors = {key.removeprefix(_PREFIX): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"{file}: not readable as validation directions ({error}); delete the file") from error
-        return cls(
-            subtasks=tuple(facts["subtasks"]),
-            vectors=vectors,
-            reference_norms=facts["reference_norms"],
-            losses=tuple(facts["losses"]),
-            gradient_norms=tuple(facts["gradient_norms"]),
-        )
+        tuples = {name: tuple(facts[name]) for name in ("subtasks", "losses", "gradient_norms")}
+        return cls(vectors=vectors, reference_norms=facts["reference_norms"], **tuples)
 
 
 def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
     text = _text(getattr(message, "content", None))
     # Fields unknown to LiteLLM.
     more = getattr(message, "provider_specific_fields", None) or {}
+    refusal = more.get("refusal") if isinstance(more, dict) else getattr(more, "refusal", None)
     return Reply(
         text=text,
         model=str(getattr(response, "model", "") or ""),
@@ -31,7 +32,7 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
         seconds=seconds,
         # Thinking beside an answer is not used, and long.
         reasoning="" if text.strip() else _thought(message),
-        refusal=_text(getattr(message, "refusal", None) or _value(more, "refusal")),
+        refusal=_text(getattr(message, "refusal", None) or refusal),
         tool_call=_called(message),
     )
 
@@ -105,7 +106,3 @@ def _called(message: Any) -> str:
     calls = getattr(message, "tool_calls", None) or [SimpleNamespace(function=getattr(message, "function_call", None))]
     function = getattr(calls[0], "function", None) if isinstance(calls, list) else None
     return _text(getattr(function, "arguments", None)) or _text(getattr(function, "name", None))
-
-
-def _value(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
