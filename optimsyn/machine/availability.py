@@ -252,7 +252,11 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
         if not folder.is_dir():
             result.problems.append(f"{where}: there is no folder {name}")
             return result
-    elif (problem := _misspelled(spec)) is not None:
+    elif (
+        not isinstance(spec, TargetSpec)
+        and cached_folder("model", name, spec.revision) is None
+        and (problem := misspelled(spec.name)) is not None
+    ):
         result.problems[:] = [f"{where}: {problem}"]  # the other problems assume a local model
         return replace(result, weight_bytes=None)
     elif not network:
@@ -287,11 +291,6 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
                 f"{', '.join(layers)}"
             )
     return _with_size(result, count, spec)
-
-
-def _misspelled(spec: ModelSpec) -> str | None:
-    valid = isinstance(spec, TargetSpec) or cached_folder("model", hub_id(spec.name), spec.revision) is not None
-    return None if valid else misspelled(spec.name)
 
 
 def _on_hub(result: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:

@@ -47,6 +47,11 @@ class Failure:
     names_nothing: bool = False
 
 
+NO_CONNECTION = Failure(
+    "the connection failed", "check that the server runs and that api_base is right", connection=True
+)
+
+
 def timed_out(timeout_s: float) -> Failure:
     """A try without a reply in time."""
     return Failure(
@@ -71,9 +76,7 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
     # LiteLLM also reports failed connections and unreadable bodies as HTTP 500; only real replies have headers.
     answered = getattr(error, "litellm_response_headers", None) is not None
     if not answered and _is_connection(error):
-        return Failure(
-            "the connection failed", "check that the server runs and that api_base is right", connection=True
-        )
+        return NO_CONNECTION
     if type(error).__name__ == "UnsupportedParamsError":  # raised by LiteLLM itself: nothing was sent
         answer = f"LiteLLM: {_LITELLM_ADVICE.split(answer)[0].removeprefix('litellm.UnsupportedParamsError: ')}"
         return replace(_by_status(400, answer, None), answer=answer)
