@@ -192,7 +192,6 @@ class _Hold:
         self.gradients: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Keeps these rows."""
         before = self.gradients.get(name)
         self.gradients[name] = gradients if before is None else torch.cat([before, gradients])
 

@@ -59,7 +59,6 @@ class _Wide(TorchFunctionMode):
         self._casts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called instead of each operation."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         # Reading an attribute is no computation, and a copy can be neither written nor differentiated for the original.
         if name in _ACCESS or (name.endswith("_") and not name.endswith("__")):

@@ -36,7 +36,6 @@ class _Watch(TorchFunctionMode):
         self.found: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called instead of each operation."""
         name = getattr(func, "__name__", "")
         first = args[0] if args else (kwargs or {}).get("input")
         if self.found is None and name in _CHOICES and isinstance(first, torch.Tensor) and first.is_floating_point():

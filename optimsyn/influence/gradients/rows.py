@@ -121,7 +121,6 @@ class _Sink:
         self._rows, self._scales = rows, scales
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Writes these rows."""
         for held, scale in zip(self._rows, self._scales, strict=True):
             part = gradients if scale is None else gradients * scale[name]
             held[self._indices[rows], self._places[name]] = self._layout.project(name, part).cpu()

@@ -343,6 +343,5 @@ class _Total:
         self.sums: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Adds these rows."""
         part = gradients.sum(0)
         self.sums[name] = self.sums[name] + part if name in self.sums else part

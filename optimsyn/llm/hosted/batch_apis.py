@@ -119,7 +119,6 @@ class BatchService(ABC):
     most_bytes: int
 
     def __init__(self, target: Target) -> None:
-        """Creates the client without sending anything."""
         self.target = target
 
     @abstractmethod
@@ -164,7 +163,6 @@ class OpenAIBatches(BatchService):
     most_bytes = 190_000_000
 
     def __init__(self, target: Target) -> None:
-        """Creates the client without sending anything."""
         super().__init__(target)
         kinds = ("chat/completions", "responses", "completions")
         self._kind = next((kind for kind in kinds if target.url.endswith(f"/{kind}")), kinds[0])

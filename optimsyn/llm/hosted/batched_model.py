@@ -75,7 +75,6 @@ class BatchedModel(LiteLLMModel):
     def __init__(
         self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None, *, batches: Batches
     ) -> None:
-        """Creates the model without sending anything."""
         super().__init__(spec, cache, budget)
         self._batches = batches
         self._sent: Counter[str] = Counter()

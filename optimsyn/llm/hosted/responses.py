@@ -55,10 +55,7 @@ def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Ex
 
 
 def from_json(raw: Any) -> Any | None:
-    """A response that LiteLLM could not read, as an object; None if it is no chat completion.
-
-    LiteLLM rejects a whole reply when its usage has an unexpected type.
-    """
+    """A response that LiteLLM could not read, as an object; None if it is no chat completion."""
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)
         response = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
