@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from optimsyn.base.errors import RecipeError
 from optimsyn.base.extensions import reference_to
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
 from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, provider_of
@@ -32,10 +31,7 @@ def by_reference(field: str) -> BeforeValidator:
             return {name: named(part) for name, part in value.items()}
         if isinstance(value, list | tuple):
             return [named(part) for part in value]
-        try:
-            return reference_to(value, field) if callable(value) else value
-        except RecipeError as error:
-            raise ValueError(str(error).removeprefix(f"{field}: ")) from None
+        return reference_to(value, field) if callable(value) else value
 
     return BeforeValidator(named)
 
