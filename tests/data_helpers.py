@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from optimsyn.data.files.rows import Row
-from optimsyn.recipe.recipe import Recipe
+from optimsyn.data.documents import load_document_set
+from optimsyn.data.files.rows import Row, sampled
+from optimsyn.data.records import Document
+from optimsyn.recipe.recipe import Documents, Recipe
 
 SENTENCES = (
     "The tidal mill at the river mouth was built in 1742 by Dutch engineers. ",
@@ -112,3 +114,9 @@ def write_pdf(path: Path, lines: list[str]) -> None:
     content += "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     content += f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF\n"
     path.write_bytes(content.encode("latin-1"))
+
+
+def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
+    """The documents of a recipe, as the stage prepare takes them; all of them for open-book questions."""
+    loaded = load_document_set(config)
+    return loaded.library if everything else sampled(loaded.documents, config.source.limit, seed)

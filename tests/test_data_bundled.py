@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import load_documents
 
 import optimsyn
-from optimsyn.data.documents import load_documents
 from optimsyn.data.duplicates import overlap
 from optimsyn.data.questions import read_questions
 from optimsyn.data.records import Document, Question

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from data_helpers import write_docx
+from data_helpers import load_documents, write_docx
 from document_helpers import PACKED, SENTENCE, WRITERS, add_member, documents, nested
 
 from optimsyn.base.errors import DataError
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.data.files.converter import Converter
 from optimsyn.recipe.sections.data import FileLimits
 from optimsyn.runs.manifest import process_lives

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_helpers import recipe_of, text_of, write_docx, write_lines, write_pdf
+from data_helpers import load_documents, recipe_of, text_of, write_docx, write_lines, write_pdf
 from document_helpers import SENTENCE, WRITERS, documents, write_eml, write_epub, write_odt, write_pptx, write_rtf
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import iter_json
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.data.files import kinds
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import text_of
+from data_helpers import load_documents, text_of
 
 from optimsyn.base.errors import DataError
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.data.files import hub
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import QuestionSets, load_questions

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import row, text_of, write_lines
+from data_helpers import load_documents, row, text_of, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optimsyn.base.errors import DataError
-from optimsyn.data.documents import load_documents
 from optimsyn.data.duplicates import NearDuplicates, overlap, unique_pairs
 from optimsyn.data.files.rows import exploded
 from optimsyn.data.question_rows import Library, UnknownDocumentError, question_of

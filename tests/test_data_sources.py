@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_helpers import text_of, write_docx, write_lines, write_pdf
+from data_helpers import load_documents, text_of, write_docx, write_lines, write_pdf
 
 from optimsyn.base.errors import DataError
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.data.files.rows import read_rows, sampled
 from optimsyn.recipe.recipe import Documents, Source
 

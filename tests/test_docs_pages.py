@@ -10,10 +10,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from data_helpers import recipe_of
+from data_helpers import load_documents, recipe_of
 
 from optimsyn.base import errors
-from optimsyn.data.documents import load_documents
 from optimsyn.machine.preflight import validate
 from tests.docs_helpers import ROOT
 

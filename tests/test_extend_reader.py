@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import load_documents
 
 import optimsyn
 from optimsyn import Document
 from optimsyn.base.errors import DataError, RecipeError, StageError
 from optimsyn.base.extensions import READERS
 from optimsyn.base.files import iter_json
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Documents, Recipe
@@ -279,7 +280,7 @@ def test_a_function_an_entry_point_and_a_registered_reader(
     assert json.loads(named.model_dump_json())["readers"] == named.readers
     (isolated,) = [document for document in load_documents(named, 0) if document.id == "here"]
     assert isolated.text != f"Process {os.getpid()}."
-    with pytest.raises(ValueError, match="has no name to import it by"):
+    with pytest.raises(RecipeError, match="has no name to import it by"):
         documents_of(texts, {".tei": lambda path: ""})
 
     info = tmp_path / "site" / "scholarly-1.0.dist-info"

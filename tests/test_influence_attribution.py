@@ -114,7 +114,7 @@ def test_batches_and_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     scorer = InfluenceScorer(target, questions, estimator="adam", normalization="cosine")
     whole = scorer.score(pairs, token_shares=True)
     baseline = scorer.zero_gradient_baseline()["total"]
-    monkeypatch.setattr("optimsyn.influence.token_attribution.HOLD_BYTES", 1)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps.HOLD_BYTES", 1)
     # Five output rows a slice: neither weight divides by it.
     monkeypatch.setattr("optimsyn.influence.gradients.taps.SLICE_BYTES", 16 * 8 * 5)
     scorer = InfluenceScorer(target, questions, estimator="adam", normalization="cosine")

@@ -69,7 +69,7 @@ def test_directions_are_the_explicit_mean_of_gradients(
         return compute_directions(GradientTaps(warmed), checkpoint, encoded, subtasks, options, BUILT_IN["adam"])
 
     whole = computed()
-    monkeypatch.setattr("optimsyn.influence.directions.HOLD_BYTES", 1)
+    monkeypatch.setattr("optimsyn.influence.gradients.taps.HOLD_BYTES", 1)
     singly = computed()
     gradients = [flat(plain_gradient(warmed, item)) for item in encoded]
     usual = (sum(float(g @ g) for g in gradients) / len(gradients)) ** 0.5

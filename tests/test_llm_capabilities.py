@@ -140,7 +140,7 @@ async def test_what_litellm_knows_to_be_refused_costs_no_request(
 def test_abilities_by_the_list() -> None:
     luna, haiku = (abilities_of(ModelSpec(name=name)) for name in ("openai/gpt-6-luna", "anthropic/claude-haiku-5-5"))
     raw = litellm_table()["gpt-6-luna"]
-    assert (luna.known, luna.schema, luna.reasoning, luna.batch) == (True, True, True, True)
+    assert (luna.known, luna.schema, luna.reasoning) == (True, True, True)
     assert (luna.limit_name, luna.context, luna.longest_reply) == (
         "max_completion_tokens",
         raw["max_input_tokens"],

@@ -6,12 +6,12 @@ import codecs
 from pathlib import Path
 
 import pytest
-from data_helpers import text_of
+from data_helpers import load_documents, text_of
 from document_helpers import documents, folder_source
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import conversion_advice, decode, likely_encoding
-from optimsyn.data.documents import load_documents, read_documents
+from optimsyn.data.documents import read_documents
 from optimsyn.data.files.rows import read_rows
 from optimsyn.recipe.recipe import Source
 

@@ -80,9 +80,6 @@ def _text_of(item: Pair | Question, member: Literal["prompt", "answer"]) -> str:
 def split_context(text: str) -> tuple[str, str]:
     """Splits a sample's prompt (or its user message) into the part that may be shortened and the rest.
 
-    Args:
-        text: `Sample.prompt` or the content of its user message.
-
     Returns:
         `(context, rest)` with `context + rest == text`; the context is "" for a closed-book sample. To shorten a
         prompt, cut the left end of `context`, never `rest`.

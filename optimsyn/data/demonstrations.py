@@ -18,11 +18,7 @@ class Demo:
     Attributes:
         passage: The text that everything else follows from.
         guiding_text: A guiding text that fits this rubric.
-        rubric: The criteria.
         quote: The sentence of the passage that the pair is made of, word for word.
-        question: A question that meets the rubric.
-        answer: Its answer, words of the passage.
-        wrong: Wrong options of the same sort, for the multiple-choice form.
         closed_question: The same fact as a yes-or-no question.
         verdict: Its answer, "yes" or "no".
     """

@@ -9,7 +9,7 @@ from typing import Any
 from optimsyn.base.errors import DataError
 from optimsyn.base.values import kind_of
 from optimsyn.data.files.file_tree import HIDDEN, LEFT_BEHIND, Fault
-from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, sampled, shortened
+from optimsyn.data.files.rows import ROW_SUFFIXES, Row, is_own_file, read_rows, resolve, shortened
 from optimsyn.data.losses import Loss
 from optimsyn.data.records import Document
 from optimsyn.data.text import encodable, normalized
@@ -31,7 +31,7 @@ class DocumentSet:
         repeats: Documents with the text of an earlier one; questions may still name them.
         losses: Empty and repeated rows of a hub dataset, and all of `passed` and `skipped` except hidden files and
             leftovers of programs.
-        problems: Faults in the user's files, which `load_documents` refuses.
+        problems: Faults in the user's files, which `load_document_set` refuses.
         passed: Ignored files of a folder: no documents, or of a kind whose extra is not installed.
         skipped: Unreadable, empty and repeated documents under `on_error: skip`, with the whole message.
         hint: Another way to deal with `problems`.
@@ -66,10 +66,14 @@ class DocumentSet:
 
 
 def load_document_set(config: Documents) -> DocumentSet:
-    """All documents of a recipe, with losses; `load_documents` returns the documents alone.
+    """All documents of a recipe, with losses.
+
+    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become uniform; otherwise
+    the text is unchanged, and character offsets of passages point into it. Ids are unique; `group` is the id where the
+    row names none.
 
     Raises:
-        DataError: As for `load_documents`.
+        DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
     """
     document_set = read_documents(config)
     if document_set.problems:
@@ -79,71 +83,45 @@ def load_document_set(config: Documents) -> DocumentSet:
     return document_set
 
 
-def load_documents(config: Documents, seed: int, *, everything: bool = False) -> list[Document]:
-    """The documents of a recipe.
-
-    A row has `text`, and may have `id`, `title`, `source`, `license` and `group`. Line ends become uniform; otherwise
-    the text is unchanged, and character offsets of passages point into it.
-
-    Args:
-        config: The recipe's `documents` section.
-        seed: Draws the sample when `source.limit` is set.
-        everything: Ignore `source.limit`, and keep repeated texts of a hub dataset, for open-book questions, which may
-            be about documents without pairs.
-
-    Returns:
-        Documents with unique ids, in the order of the source; `group` is the id where the row names none.
-
-    Raises:
-        DataError: The source cannot be read, or holds empty or repeated documents or repeated ids; all are named.
-    """
-    document_set = load_document_set(config)
-    if everything:
-        return document_set.library
-    return sampled(document_set.documents, config.source.limit, seed)
-
-
 def read_documents(config: Documents, *, convert: bool = True) -> DocumentSet:
-    """All documents of the source with every problem, for `load_documents` and the preflight.
+    """All documents of the source with every problem, for `load_document_set` and the preflight.
 
-    Args:
-        config: The recipe's `documents` section.
-        convert: Convert PDF and Word files of a folder; False leaves them out (the preflight's quick look).
-
-    Raises:
-        DataError: The source as a whole cannot be read.
+    `convert=False` leaves out PDF, office and mail files (the preflight's quick look).
     """
     source = config.source
     losses: list[Loss] = []
     passed: list[Loss] = []
-    faults = _Faults(skip=config.on_error == "skip")
+    faults: list[Fault] = []
+    problems: list[str] = []
     place = files_of(config)
     if place is not None:
         from optimsyn.data.files.folder import read_folder
 
         contents = read_folder(place, config, convert=convert)
-        passed, documents = contents.passed, contents.documents
-        for fault in contents.faults:
-            faults.add(fault)
+        passed, documents, faults = contents.passed, contents.documents, contents.faults
     else:
-        rows = read_rows(source, torn=faults.add)
+        rows = read_rows(source, torn=faults.append)
+        if all("text" not in row.values for row in rows):
+            problems, rows = [_no_text(rows)], []
         documents = _documents_of(rows, is_own_file(source), losses, faults)
     unique, repeats = _without_repeats(documents, is_own_file(source), losses, faults)
-    problems = faults.problems
+    skipped: list[Loss] = []
+    if config.on_error == "skip":
+        for fault in faults:
+            reason = f"skipped: {fault.reason}"
+            skipped.append(Loss(id=fault.name, stage="documents", reason=reason, detail=fault.message))
+    else:
+        problems = [*(fault.message for fault in faults), *problems]
     if not unique and not problems and convert:
-        problems = [_nothing_left(source, faults.skipped)]
-    hint = _SKIP_HINT if faults.curable and unique else ""
+        problems = [_nothing_left(source, skipped)]
+    hint = _SKIP_HINT if len(faults) > len(skipped) and unique else ""
     # Files that were never meant as documents are no losses.
-    lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *faults.skipped]
-    return DocumentSet(unique, repeats, lost, problems, passed, faults.skipped, hint)
+    lost = [*losses, *(loss for loss in passed if loss.reason not in (LEFT_BEHIND, HIDDEN)), *skipped]
+    return DocumentSet(unique, repeats, lost, problems, passed, skipped, hint)
 
 
 def files_of(config: Documents) -> Path | None:
-    """The folder or single document file of the source; None for rows.
-
-    Raises:
-        DataError: It does not exist.
-    """
+    """The folder or single document file of the source; None for rows."""
     source = config.source
     if source.path is None or source.path.startswith(EMBEDDED_PREFIX):
         return None
@@ -155,26 +133,6 @@ def files_of(config: Documents) -> Path | None:
 
         return place if reader_for(place, named_readers(config.readers)) is not None else None
     return None
-
-
-class _Faults:
-    """Unreadable documents, which stop the run or are skipped, by `on_error`."""
-
-    def __init__(self, skip: bool) -> None:
-        self.skip = skip
-        self.problems: list[str] = []
-        self.skipped: list[Loss] = []
-        self.curable = 0
-
-    def add(self, fault: Fault) -> None:
-        """Adds one document's fault."""
-        if self.skip:
-            self.skipped.append(
-                Loss(id=fault.name, stage="documents", reason=f"skipped: {fault.reason}", detail=fault.message)
-            )
-        else:
-            self.problems.append(fault.message)
-            self.curable += 1
 
 
 def _nothing_left(source: Source, skipped: list[Loss]) -> str:
@@ -215,17 +173,18 @@ def label_value(value: Any) -> str:
     return str(value).strip()
 
 
-def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Faults) -> list[tuple[str, Document]]:
+def _no_text(rows: list[Row]) -> str:
+    """One message instead of the same one for every row."""
+    columns = sorted({column for row in rows for column in row.values})
+    likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
+    return (
+        f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
+        f"recipe: documents.source.columns: {{text: {likely}}}"
+    )
+
+
+def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: list[Fault]) -> list[tuple[str, Document]]:
     documents = []
-    if all("text" not in row.values for row in rows):
-        # One message instead of the same one for every row.
-        columns = sorted({column for row in rows for column in row.values})
-        likely = next((alias for alias in _ALIASES if alias in columns), "their_column")
-        faults.problems.append(
-            f"{rows[0].where}: no row has a `text`; columns there: {', '.join(columns)}. Name the right one in the "
-            f"recipe: documents.source.columns: {{text: {likely}}}"
-        )
-        return []
     for row in rows:
         values = row.values
         text = text_value(values.get("text"))
@@ -236,8 +195,8 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Fault
             reason = f"`text` is {kind_of(values['text'])}, it must be text"
         elif not text.strip():
             reason = "`text` is empty"
-        elif (broken := _broken_field({**values, "text": text})) is not None:
-            reason = f"`{broken}` holds half of a surrogate pair, which is not a character; fix or remove it"
+        elif broken := [name for name in _FIELDS if not encodable(text if name == "text" else str(values.get(name)))]:
+            reason = f"`{broken[0]}` holds half of a surrogate pair, which is not a character; fix or remove it"
         else:
             group = label_value(values.get("group")) or name
             document = Document(
@@ -251,22 +210,15 @@ def _documents_of(rows: list[Row], own: bool, losses: list[Loss], faults: _Fault
             documents.append((row.where, document))
             continue
         if own:
-            faults.add(
-                Fault(
-                    name, f"{row.where}: document {reason}; give it a text or remove the row", reason.partition(";")[0]
-                )
-            )
+            message = f"{row.where}: document {reason}; give it a text or remove the row"
+            faults.append(Fault(name, message, reason.partition(";")[0]))
         else:
             losses.append(Loss(id=name, stage="documents", reason=reason))
     return documents
 
 
-def _broken_field(values: dict[str, Any]) -> str | None:
-    return next((name for name in _FIELDS if isinstance(v := values.get(name), str) and not encodable(v)), None)
-
-
 def _without_repeats(
-    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: _Faults
+    documents: list[tuple[str, Document]], own: bool, losses: list[Loss], faults: list[Fault]
 ) -> tuple[list[Document], list[Document]]:
     """Finds repeated ids and texts: faults in the user's files, merged and counted in hub datasets.
 
@@ -282,7 +234,7 @@ def _without_repeats(
             first, first_id = by_text[key]
             if own:
                 message = f"{where}: the same text as {first} (but for case and white space); remove one"
-                faults.add(Fault(document.id, message, "the text of another"))
+                faults.append(Fault(document.id, message, "the text of another"))
             else:
                 losses.append(Loss(id=document.id, stage="documents", reason=f"same text as {first_id}"))
             repeats.append(document)
@@ -291,7 +243,7 @@ def _without_repeats(
         if document.id in by_id:
             if own:
                 message = f"{where}: id {document.id!r} is taken by {by_id[document.id]}; ids must be unique"
-                faults.add(Fault(document.id, message, "id is taken"))
+                faults.append(Fault(document.id, message, "id is taken"))
                 continue
             document = document.model_copy(update={"id": _free_id(document.id, by_id)})
         by_id[document.id] = where

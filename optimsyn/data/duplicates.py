@@ -33,10 +33,6 @@ class NearDuplicates:
     equal except for case, white space and punctuation, and at least the threshold if both have the same four or more
     content words. Texts with different numbers are never duplicates ("sales in 2018", "sales in 2019").
 
-    Args:
-        texts: The texts to search in.
-        threshold: Least similarity that counts.
-
     Example:
         >>> index = NearDuplicates(["Which vitamin prevents scurvy?"])
         >>> index.match("which vitamin  prevents scurvy")
@@ -110,7 +106,7 @@ def question_text(item: Question | Pair) -> str:
     return "\n".join(form_of(item).parts(item))
 
 
-def question_scope(item: Question) -> str:
+def question_scope(item: Question | Pair) -> str:
     """Only questions of one scope can be the same: on the same text, or both closed book."""
     return normalized(item.context) if item.context is not None else ""
 
@@ -118,11 +114,7 @@ def question_scope(item: Question) -> str:
 def overlap(
     first: Sequence[Question], second: Sequence[Question], threshold: float = 0.8
 ) -> list[tuple[int, int, bool]]:
-    """The questions of `second` that are also in `first`, word for word or nearly.
-
-    Returns:
-        Triples `(index in second, index in first, word for word)`, in the order of `second`.
-    """
+    """`(index in second, index in first, word for word)` of the questions that are, nearly, in both."""
     by_scope: dict[str, tuple[NearDuplicates, list[int]]] = {}
     for position, question in enumerate(first):
         index, positions = by_scope.setdefault(question_scope(question), (NearDuplicates([], threshold), []))
@@ -138,19 +130,16 @@ def overlap(
 
 
 def unique_pairs(pairs: Sequence[Pair], threshold: float = 0.8) -> list[int]:
-    """The pairs without repeated ones; the earliest is kept.
+    """Indices of the pairs without repeated ones, ascending; the earliest is kept.
 
     A pair is repeated if an earlier one asks the same question on the same text word for word, or nearly the same
     question with the same answer; similar questions with different answers are different facts.
-
-    Returns:
-        Indices into `pairs`, ascending.
     """
     by_scope: dict[tuple[str, str], NearDuplicates] = {}
     asked: set[tuple[str, str]] = set()
     positions = []
     for position, pair in enumerate(pairs):
-        scope = normalized(pair.context) if pair.context is not None else ""
+        scope = question_scope(pair)
         text = question_text(pair)
         words = (scope, " ".join(words_of(text)))
         near = by_scope.setdefault((scope, normalized(pair.answer)), NearDuplicates([], threshold))

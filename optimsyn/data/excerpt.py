@@ -20,12 +20,6 @@ def excerpt(text: str, question: str, answers: Sequence[str], words: int = EXCER
     An open-book question about a contract of fifty pages cannot be asked with all of it. The stretch is chosen by the
     rare words of the question, and by the gold answer if the text has it. So the model has to find the answer on the
     right page, not the page.
-
-    Args:
-        text: The document.
-        question: The question's text.
-        answers: Accepted answers.
-        words: Longest stretch, in words.
     """
     if word_count(text) <= words:
         return text

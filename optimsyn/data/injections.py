@@ -95,11 +95,7 @@ def all_dropped(losses: Sequence[Loss]) -> str:
 def note(losses: Sequence[Loss], passages: Sequence[Passage], on_injection: str, *, total: int | None = None) -> str:
     """A note before a run: how many passages, of which documents, and where to look.
 
-    Args:
-        losses: From `talking`; at least one.
-        passages: The passages that were checked.
-        on_injection: The recipe's `documents.on_injection`.
-        total: The number of all passages, if not all were checked.
+    `total` is the number of all passages, if not all were checked.
     """
     document_of = {passage.id: passage.document_id for passage in passages}
     by_document = Counter(document_of[loss.id] for loss in losses)

@@ -48,12 +48,7 @@ def _plain(name: str) -> str:
 def note(source: str, total: int, wrong: Mapping[str, str], ids: Iterable[str], *, used: bool) -> str:
     """A note on questions whose document is missing.
 
-    Args:
-        source: The recipe field that they come from.
-        total: The number of all questions there.
-        wrong: Place of each such question to the id that it names.
-        ids: Of all documents.
-        used: The questions need no text and are used; else they are left out.
+    `wrong` maps the place of each such question to the id that it names; `used` says whether they are used without.
     """
     names = Names(ids)
     first: dict[str, str] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -19,7 +19,6 @@ from optimsyn.data.forms.cells import Faults
 from optimsyn.data.records import Document, Question
 from optimsyn.data.text import encodable, normalized
 
-_T = TypeVar("_T")
 _WORDS_OF_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -27,7 +26,6 @@ class Library(BaseModel):
     """The documents that questions may be asked with, by id and by their text.
 
     Attributes:
-        by_id: All documents.
         id_of_text: Id of the first document with this normalised text.
         complete: False if the documents could not be read yet; then any document_id is accepted.
     """
@@ -47,41 +45,11 @@ class Library(BaseModel):
 
 
 class UnknownDocumentError(DataError):
-    """An open-book question names a missing document.
-
-    Attributes:
-        document_id: The document.
-    """
+    """An open-book question names a document that is missing."""
 
     def __init__(self, document_id: str) -> None:
         super().__init__(f"its document {document_id!r} is not among the documents")
         self.document_id = document_id
-
-
-class _Faults(Faults):
-    """Collects all faults of one row; an unknown document counts only if nothing else is wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unknown: UnknownDocumentError | None = None
-
-    def part(self, read: Callable[[], _T]) -> _T | None:
-        """Calls `read`; None if it raises a DataError, which is collected."""
-
-        def read_known() -> _T | None:
-            try:
-                return read()
-            except UnknownDocumentError as error:
-                self.unknown = error
-            return None
-
-        return super().part(read_known)
-
-    def raise_all(self) -> None:
-        """Raises all collected faults, if any."""
-        super().raise_all()
-        if self.unknown is not None:
-            raise self.unknown
 
 
 def question_of(
@@ -113,7 +81,7 @@ def question_of(
     """
     values = row.values
     name = name_of(row)
-    faults = _Faults()
+    faults = Faults()
     text = faults.part(lambda: _required_text(values, "question")) or ""
     kind = form or name_for_row(values)
     reader = form_named(kind)
@@ -124,7 +92,9 @@ def question_of(
     details = json.dumps(gold.details, ensure_ascii=False)
     written = (name, text, *accepted, *(gold.choices or ()), details, context or "", document_id or "", part)
     if not all(map(encodable, (*written, label_value(values.get("group"))))):
-        faults.found.append("holds half of a surrogate pair, which is not a character; fix or remove it")
+        faults.found.append(DataError("holds half of a surrogate pair, which is not a character; fix or remove it"))
+    # An unknown document counts only if nothing else is wrong.
+    faults.found = [fault for fault in faults.found if not isinstance(fault, UnknownDocumentError)] or faults.found
     faults.raise_all()
     document = library.by_id.get(document_id or "")
     own_context = text_value(values.get("context"))

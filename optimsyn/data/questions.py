@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.data.duplicates import overlap
 from optimsyn.data.files.file_tree import Fault
-from optimsyn.data.files.rows import Row, exploded, is_own_file, raise_problems, read_rows, sampled, shortened
+from optimsyn.data.files.rows import exploded, is_own_file, raise_problems, read_rows, sampled, shortened
 from optimsyn.data.forms import form_named, form_of
 from optimsyn.data.losses import Loss
 from optimsyn.data.missing_documents import note
@@ -30,9 +30,7 @@ class QuestionSets:
     Attributes:
         validation: Give the influence its direction.
         test: Held back until evaluation.
-        losses: Lost rows, with the reason.
         problems: Faults in the user's files, which `load_questions` refuses.
-        warnings: Notes for the user.
         astray: The warnings about missing documents.
     """
 
@@ -47,19 +45,7 @@ class QuestionSets:
 def check_questions(
     config: Questions, source: Source, name: str, documents: Sequence[Document] | None, *, complete: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Faults and notes on the rows of one source, when the other one cannot be read yet.
-
-    Args:
-        config: The recipe's `questions` section.
-        source: Its `validation` or `test`.
-        name: The recipe field, for messages.
-        documents: As for `read_questions`.
-        complete: As for `read_questions`.
-
-    Raises:
-        RecipeError: There is no form as `questions.form` names it.
-        DataError: The source as a whole cannot be read.
-    """
+    """Faults and notes on the rows of one source, when the other one cannot be read yet."""
     reader = _Reader(config, Library.of(documents), 0, complete)
     reading = reader.read(source, name)
     _unique_ids(config, reading, None, reader.problems)
@@ -71,10 +57,7 @@ class _Reading:
     """The questions of one source, each with its place.
 
     Attributes:
-        places: Of each question.
-        questions: The usable ones.
         names: Place and id of every row in the user's files, also of unusable ones.
-        astray: Notes on missing documents.
     """
 
     places: list[str]
@@ -94,8 +77,8 @@ def load_questions(
 
     Args:
         config: The recipe's `questions` section.
-        documents: For open-book questions. Pass `load_documents(..., everything=True)`, since questions on documents
-            outside the sample are lost (and listed).
+        documents: For open-book questions. Pass `DocumentSet.library`, since questions on documents outside the sample
+            are lost (and listed).
         seed: Draws splits and samples; the order of the groups does not matter.
         complete: As for `read_questions`.
 
@@ -114,11 +97,8 @@ def read_questions(
 ) -> QuestionSets:
     """Both sets with every problem, for `load_questions` and the preflight.
 
-    Args:
-        config: The recipe's `questions` section.
-        documents: For open-book questions; None: not readable yet, any document_id is accepted.
-        seed: Draws splits and samples.
-        complete: `documents` has all documents of the source, so warn of missing ones.
+    Without `documents`, which cannot be read yet, any document_id is accepted; if they are `complete`, missing ones
+    get a warning.
 
     Raises:
         RecipeError: There is no form as `questions.form` names it.
@@ -171,16 +151,7 @@ def read_questions(
 
 @dataclass
 class _Reader:
-    """Reads the sources of a recipe's questions.
-
-    Attributes:
-        config: The recipe's `questions` section.
-        library: Where documents are looked up.
-        seed: Draws samples.
-        complete: As for `read_questions`.
-        losses: Lost rows of all sources so far.
-        problems: Faults of all sources so far.
-    """
+    """Reads the sources of a recipe's questions."""
 
     config: Questions
     library: Library
@@ -193,12 +164,8 @@ class _Reader:
         check_columns(self.config)
 
     def read(self, source: Source, name: str) -> _Reading:
-        """The questions of one source.
-
-        Raises:
-            DataError: It cannot be read as a whole.
-        """
-        own = is_own_file(source)
+        """The questions of one source."""
+        own, config = is_own_file(source), self.config
         torn: list[Fault] = []
         rows = exploded(read_rows(source, "questions.jsonl", torn=torn.append), source)
         # Report faults outside the sample too: removing a row draws another sample.
@@ -212,7 +179,9 @@ class _Reader:
                 continue
             reading.names += [(row.where, name_of(row))] if own else []
             try:
-                question = self._question(row)
+                question = question_of(
+                    row, self.library, open_book=config.open_book, subtask=config.subtask, form=config.form
+                )
             except UnknownDocumentError as error:
                 if number in drawn:
                     self.losses.append(Loss(id=row.key, stage="questions", reason=str(error)))
@@ -242,17 +211,9 @@ class _Reader:
         )
         return reading
 
-    def _question(self, row: Row) -> Question:
-        config = self.config
-        return question_of(row, self.library, open_book=config.open_book, subtask=config.subtask, form=config.form)
-
 
 def check_columns(config: Questions) -> None:
-    """Refuses an unknown form, and `columns` that it does not read; without a form the recipe has checked them.
-
-    Raises:
-        RecipeError: Names the field.
-    """
+    """Refuses an unknown form, and `columns` that it does not read; without a form the recipe has checked them."""
     if config.form is None:
         return
     further = form_named(config.form).columns
@@ -282,9 +243,9 @@ def _rename_repeats(reading: _Reading) -> None:
 
 def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, problems: list[str]) -> None:
     first: dict[str, str] = {}
-    for reading in (validation, test):
-        named = [] if reading is None else reading.names or list(zip(reading.places, _ids(reading), strict=True))
-        for where, name in named:
+    for reading in (validation, test) if test is not None else (validation,):
+        read = [(where, question.id) for where, question in zip(reading.places, reading.questions, strict=True)]
+        for where, name in reading.names or read:
             if name in first and first[name] != where:
                 problems.append(f"{where}: id {name!r} is taken by {first[name]}; ids must be unique")
             elif name in first:
@@ -296,10 +257,6 @@ def _unique_ids(config: Questions, validation: _Reading, test: _Reading | None, 
     # One source read twice without a filter has the same problem in every row.
     if config.test is not None and config.test == config.validation and len(problems) > 3:
         del problems[3:]
-
-
-def _ids(reading: _Reading) -> list[str]:
-    return [question.id for question in reading.questions]
 
 
 def _warn_repeats(validation: _Reading, warnings: list[str]) -> None:
@@ -323,8 +280,6 @@ class _Apart:
     """Keeps the test questions apart from the validation questions.
 
     Attributes:
-        config: The recipe's `questions` section.
-        validation: As read.
         test: As read; None without a `test` source.
         problems: Gets each question of the user's test file that is also a validation question.
         losses: Gets each question that is left out.

@@ -5,21 +5,21 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 
 from optimsyn.base.errors import DataError
 from optimsyn.data.records import Question
+
+_T = TypeVar("_T")
 
 
 def split_by_group(
     questions: Sequence[Question], test_fraction: float, seed: int
 ) -> tuple[list[Question], list[Question]]:
-    """Holds back whole groups until about `test_fraction` of the questions are test questions.
+    """`(validation, test)`: holds back whole groups until about `test_fraction` of the questions are test questions.
 
     If all questions are of one group, whole documents are held back instead. The split depends on the groups and the
     seed only, not on the order of the rows.
-
-    Returns:
-        `(validation, test)`, both in the order of the input, neither empty.
 
     Raises:
         DataError: All questions are of one group and one document, so that none can be held back.
@@ -53,6 +53,11 @@ def split_by_group(
         held_back.add(min(names, key=lambda name: (sizes[name], names.index(name))))
     validation = [q for q in questions if group_of[q.id] not in held_back]
     return validation, [q for q in questions if group_of[q.id] in held_back]
+
+
+def evenly(items: Sequence[_T], count: int) -> Sequence[_T]:
+    """Up to `count` items, evenly from the whole list, so that every part of it is represented."""
+    return items if len(items) <= count else [items[index * len(items) // count] for index in range(count)]
 
 
 def balanced_sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

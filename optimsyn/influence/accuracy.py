@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from optimsyn.base.identity import digest_of
 from optimsyn.influence.options import ScoringOptions
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
-from optimsyn.target.upcast import Precision
+from optimsyn.target.upcast import Precision, computing
 
 Method = Literal["exact", "twin", "forward"]
 
@@ -107,11 +108,7 @@ def batching_error(score: Callable[[list[Encoded]], torch.Tensor], probes: list[
 
 
 def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: Callable[[], float]) -> float:
-    """The error of the scorer with this fingerprint: read from the folder, or measured and written there.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
+    """The error of the scorer with this fingerprint: read from the folder, or measured and written there."""
     if folder is None:
         return measure()
     # Another machine rounds differently.
@@ -130,14 +127,7 @@ def kept_error(folder: Path | None, target: Target, fingerprint: str, measure: C
 
 
 class MeasuresGradients(ABC):
-    """What a scorer that takes gradients says of its numerical error.
-
-    Attributes:
-        target: The target.
-        options: Where a measured error is kept.
-        fingerprint: Of the scorer.
-        probes: The samples that the error is measured on.
-    """
+    """What a scorer that takes gradients says of its numerical error."""
 
     target: Target
     options: ScoringOptions
@@ -145,6 +135,13 @@ class MeasuresGradients(ABC):
     probes: list[Encoded]
     _narrow: bool
     _precision: Precision
+
+    @contextmanager
+    def _computing(self, precision: Precision) -> Iterator[int]:
+        """Sets a 16-bit model's precision; yields the tokens of a batch, which need twice the memory when widened."""
+        tokens = self.options.batch_tokens
+        with computing(self.target.model, precision):
+            yield tokens // 2 if self._narrow and precision != "model" else tokens
 
     @abstractmethod
     def _score(self, encoded: Sequence[Encoded], precision: Precision | None = None) -> tuple[torch.Tensor, ...]:
@@ -167,11 +164,7 @@ class MeasuresGradients(ABC):
 
 
 def refuse_error(method: str, error: float, most_error: float) -> None:
-    """Refuses a scorer whose measured error is too large.
-
-    Raises:
-        ModelError: It is `most_error` or more.
-    """
+    """Refuses a scorer whose measured error is too large."""
     if error < most_error:
         return
     cure = "models.target.dtype to float32" if method == "exact" else "influence.method to exact or auto"

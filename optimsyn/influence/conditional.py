@@ -57,11 +57,7 @@ _CALL = 32
 
 
 class DirectedScorer(MeasuredScorer, Protocol):
-    """A scorer with validation directions.
-
-    Attributes:
-        directions: One a checkpoint.
-    """
+    """A scorer with validation directions, one a checkpoint."""
 
     directions: list[Directions]
 
@@ -69,18 +65,10 @@ class DirectedScorer(MeasuredScorer, Protocol):
 class MovedScorer:
     """A linear scorer whose directions move with the judged pairs.
 
-    Args:
-        base: The scorer without a history.
-        target: Its target.
-        questions: Its validation questions.
-        config: The recipe's section `influence` of the base.
-        training: The recipe's section `fine_tune`, with rate, batch size and steps of the simulated training.
-        max_grad_norm: Gradient clipping of the simulated training.
+    `training` is the recipe's section `fine_tune`: rate, batch size and steps of the simulated training.
 
     Attributes:
-        subtasks: Names of the columns of `Scores.by_subtask`.
         fingerprint: Changes with everything that changes scores, except the history.
-        origin: Fingerprint of the base.
         history: The pairs that count as judged, the latest last.
 
     Raises:

@@ -24,7 +24,7 @@ import torch
 from optimsyn.base.errors import ModelError, RecipeError
 from optimsyn.base.identity import digest_of
 from optimsyn.influence.estimators import BUILT_IN, Estimator
-from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.gradients.taps import GradientTaps, small_batches
 from optimsyn.influence.moments import moments_of
 from optimsyn.influence.options import ScoringOptions
 from optimsyn.recipe.sections.models import QuestionGradients
@@ -33,7 +33,6 @@ from optimsyn.target.target import Target
 from optimsyn.target.upcast import in_float32, is_narrow
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
-HOLD_BYTES = 512 * 2**20
 _PREFIX = "direction:"
 
 
@@ -75,11 +74,7 @@ class Directions:
 
     @classmethod
     def load(cls, file: Path) -> Directions:
-        """Reads what `save` wrote.
-
-        Raises:
-            ModelError: The file is damaged.
-        """
+        """Reads what `save` wrote."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -88,28 +83,12 @@ class Directions:
                 vectors = {key.removeprefix(_PREFIX): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"{file}: not readable as validation directions ({error}); delete the file") from error
-        return cls(
-            subtasks=tuple(facts["subtasks"]),
-            vectors=vectors,
-            reference_norms=facts["reference_norms"],
-            losses=tuple(facts["losses"]),
-            gradient_norms=tuple(facts["gradient_norms"]),
-        )
+        tuples = {name: tuple(facts[name]) for name in ("subtasks", "losses", "gradient_norms")}
+        return cls(vectors=vectors, reference_norms=facts["reference_norms"], **tuples)
 
 
 def question_scale(kind: QuestionGradients, norms: torch.Tensor) -> torch.Tensor:
-    """The divisor of each question's gradient before the mean, s of the module's formula.
-
-    Args:
-        kind: plain or unit.
-        norms: ‖ĝ_j‖ of all questions [Q, ...].
-
-    Returns:
-        Of the same shape.
-
-    Raises:
-        RecipeError: There is no such kind.
-    """
+    """The divisor s of each question's gradient before the mean (module's formula), from the norms [Q, ...]."""
     if kind == "unit":
         return norms
     if kind == "plain":
@@ -147,14 +126,6 @@ def compute_directions(
     A question's norm is known only after its backward pass, so the gradients of one batch are held; batches are cut so
     that this takes at most half a gigabyte (or one question's gradient).
 
-    Args:
-        taps: Of the target.
-        checkpoint: Where gradients are computed.
-        encoded: The questions.
-        subtasks: The subtask of each question.
-        options: batch_tokens, report and question_gradients are used.
-        estimator: Its reference norm is computed beside those of the built-in estimators.
-
     Raises:
         ModelError: A question's gradient is zero or not finite.
         RecipeError: There is no such kind of question gradients.
@@ -177,40 +148,34 @@ def compute_directions(
         }
         for name, parameter in target.parameters.items()
     }
-    size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
-    limit = max(1, HOLD_BYTES // size)
     losses, norms = [0.0] * len(encoded), [0.0] * len(encoded)
     squares = dict.fromkeys(estimators, 0.0)
     # Computed once and used for every score, so a 16-bit model computes them in float32, with twice the memory.
     narrow = is_narrow(target.model)
     with taps.attached(), in_float32() if narrow else nullcontext():
-        for whole in target.batches(list(encoded), batch_tokens // 2 if narrow else batch_tokens):
-            for start in range(0, len(whole), limit):
-                indices = whole.indices[start : start + limit]
-                (batch,) = target.batches([encoded[i] for i in indices], 2**62)
-                held = _Hold()
-                batch_losses = taps.run(batch, held)
-                length = held.norms()
-                for place, loss, norm in zip(batch.indices, batch_losses.tolist(), length.tolist(), strict=True):
-                    i = indices[place]
-                    losses[i], norms[i] = loss, norm
-                    if not (norm > 0 and math.isfinite(norm)):
-                        raise ModelError(
-                            f"validation question {encoded[i].id!r} has a gradient of norm {norm}, so it gives no "
-                            "direction; remove it"
-                        )
-                rows = torch.tensor([row[subtasks[indices[place]]] for place in batch.indices])
-                # The root mean square is known only at the end; until then plain gradients are summed unscaled.
-                shares = question_scale("unit", length).reciprocal() if question_gradients == "unit" else None
-                for name, gradients in held.gradients.items():
-                    part = gradients
-                    if shares is not None:
-                        part = gradients * shares.to(gradients).view(-1, *[1] * (gradients.dim() - 1))
-                    vectors[name].index_add_(0, rows, part.cpu())
-                    for key, direction in bound[name].items():
-                        squares[key] += float(direction(gradients).double().square().sum())
-                if report is not None:
-                    report(len(indices))
+        for indices, batch in small_batches(target, encoded, batch_tokens // 2 if narrow else batch_tokens):
+            held = _Hold()
+            batch_losses = taps.run(batch, held)
+            length = held.norms()
+            for i, loss, norm in zip(indices, batch_losses.tolist(), length.tolist(), strict=True):
+                losses[i], norms[i] = loss, norm
+                if not (norm > 0 and math.isfinite(norm)):
+                    raise ModelError(
+                        f"validation question {encoded[i].id!r} has a gradient of norm {norm}, so it gives no "
+                        "direction; remove it"
+                    )
+            rows = torch.tensor([row[subtasks[i]] for i in indices])
+            # The root mean square is known only at the end; until then plain gradients are summed unscaled.
+            shares = length.reciprocal() if question_gradients == "unit" else None
+            for name, gradients in held.gradients.items():
+                part = gradients
+                if shares is not None:
+                    part = gradients * shares.to(gradients).view(-1, *[1] * (gradients.dim() - 1))
+                vectors[name].index_add_(0, rows, part.cpu())
+                for key, direction in bound[name].items():
+                    squares[key] += float(direction(gradients).double().square().sum())
+            if report is not None:
+                report(len(indices))
     scale = 1.0
     if question_gradients != "unit":
         scale = float(question_scale(question_gradients, torch.tensor(norms, dtype=torch.float64))[0])
@@ -227,7 +192,6 @@ class _Hold:
         self.gradients: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Keeps these rows."""
         before = self.gradients.get(name)
         self.gradients[name] = gradients if before is None else torch.cat([before, gradients])
 

@@ -23,7 +23,7 @@ def process_count() -> int:
 
 
 def in_shares(sizes: Sequence[int], agreed: str, work: Callable[[list[int]], Result]) -> list[tuple[list[int], Result]]:
-    """Distributes items over the processes and gives every process all results.
+    """Distributes items over the processes, and gives each the items and the results of all.
 
     All processes must call it. An error in one of them is raised in each, so that none waits forever.
 
@@ -31,9 +31,6 @@ def in_shares(sizes: Sequence[int], agreed: str, work: Callable[[list[int]], Res
         sizes: The approximate work of each item; items of similar size are dealt out in turn.
         agreed: A text that must be equal in all processes, such as a digest of the items.
         work: Maps the indices of some items (perhaps none) to their result, which must pickle.
-
-    Returns:
-        For each process the indices of its items, and its result.
 
     Raises:
         ModelError: The processes do not have the same items, or the work failed in another process. An error of this

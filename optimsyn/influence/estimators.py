@@ -69,7 +69,6 @@ class Estimator(ABC):
     """Turns gradients into directions.
 
     Attributes:
-        name: As in a recipe.
         linear: Γ(g) is linear in g, so that its dot product is a directional derivative of the sample's own loss.
     """
 
@@ -202,10 +201,6 @@ class Less(Estimator):
 class OwnEstimator(Estimator):
     """A custom estimator.
 
-    Args:
-        name: Its name in the recipe.
-        part: The `EstimatorPart` of that name, or its class.
-
     Raises:
         RecipeError: Its source is not known, or its class cannot be made without arguments.
     """
@@ -296,14 +291,7 @@ extensions.ESTIMATORS.provide(
 
 
 def estimator_of(name: str) -> Estimator:
-    """The estimator of this name.
-
-    Args:
-        name: As in a recipe: a built-in or registered name, or `package.module:name`.
-
-    Raises:
-        RecipeError: There is none.
-    """
+    """The estimator of this name."""
     if name == "simulated":
         raise RecipeError(
             "influence.estimator: simulated is not the direction of a single gradient but a simulated training, which "

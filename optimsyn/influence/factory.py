@@ -48,11 +48,7 @@ class Scorer(Protocol):
 
 
 class MeasuredScorer(Scorer, Protocol):
-    """A scorer with a measured numerical error.
-
-    Attributes:
-        choice: Why its method was chosen, with the measured error of each tried method.
-    """
+    """A scorer with a measured numerical error."""
 
     choice: Choice | None
 
@@ -102,9 +98,6 @@ def influence_scorer(context: ScorerContext) -> MeasuredScorer:
     measured error below half a per cent is used; if there is none, the best one if its error is below 5 per cent. For a
     16-bit target the same methods are then tried with float32 between its products, and last gradients with every
     operation in float32. A method that the recipe names is tried likewise, but its error may be up to 5 per cent.
-
-    Args:
-        context: The arguments of `build_scorer`, which also lists the exceptions.
     """
     target, questions, config = context.target, context.questions, context.config
     options = ScoringOptions(

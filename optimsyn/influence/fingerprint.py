@@ -34,13 +34,9 @@ def scorer_fingerprint(
 ) -> str:
     """The identity of a scorer: equal in every process for equal facts, different when any of them differs.
 
-    Args:
-        method: How the scores are computed, such as exact or twin; the fingerprint begins with it.
-        target: A warmed-up target. Its weights, adapter, precision, tokeniser, chat template and checkpoints count.
-        questions: The validation questions with the labels that count; their ids do not count.
-        subtasks: The subtask of each question.
-        options: Estimator (with the source of a custom one), normalization, across_subtasks and tokens count.
-        more: Other settings that change the scores of this method (JSON values).
+    It begins with the method. The target counts with its weights, adapter, precision, tokeniser, chat template and
+    checkpoints; questions with the labels that count, not their ids; an estimator of your own with its source; `more`
+    are further settings (JSON values).
     """
     facts = {
         "rule": _RULE,

@@ -54,11 +54,7 @@ class ScoringOptions:
 
 
 def refuse_unknown(field: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuses a value that an option does not have.
-
-    Raises:
-        RecipeError: It is none of `allowed`.
-    """
+    """Refuses a value that an option does not have."""
     if value in allowed:
         return
     if len(allowed) == 2:
@@ -67,21 +63,12 @@ def refuse_unknown(field: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def refuse_precision(precision: object) -> None:
-    """Refuses an unknown precision.
-
-    Raises:
-        RecipeError: There is no such precision.
-    """
+    """Refuses an unknown precision."""
     refuse_unknown("precision", precision, get_args(Precision))
 
 
 def refuse_nothing_to_score_by(target: Target, questions: Sequence[object]) -> None:
-    """Refuses to score without questions or warm-up.
-
-    Raises:
-        DataError: There are no questions.
-        ModelError: The target has no warm-up checkpoint.
-    """
+    """Refuses to score without questions or warm-up."""
     if not questions:
         raise DataError("influence needs at least one validation question; see questions.validation")
     if not target.checkpoints:
@@ -89,11 +76,7 @@ def refuse_nothing_to_score_by(target: Target, questions: Sequence[object]) -> N
 
 
 def checkpoint_weights(rates: Sequence[float]) -> list[float]:
-    """The weight of each checkpoint: its learning rate over their sum.
-
-    Raises:
-        ModelError: They sum to 0.
-    """
+    """The weight of each checkpoint: its learning rate over their sum."""
     if not sum(rates) > 0:
         raise ModelError("the learning rates of the warm-up checkpoints sum to 0, so none of them has a weight")
     return [rate / sum(rates) for rate in rates]

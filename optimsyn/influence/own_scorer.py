@@ -78,13 +78,7 @@ class ScorerPart(Protocol):
 class OwnScorer:
     """Wraps a custom scorer for a run.
 
-    Args:
-        context: Its inputs.
-        make: The factory that `context.config.scorer` names.
-
     Attributes:
-        method: Its name in the recipe.
-        choice: None, since no other method is tried.
         subtasks: Names of the columns of `Scores.by_subtask`; only `all` where the part returns numbers.
         fingerprint: Changes with its source, its own `fingerprint`, the target, the warm-up and the questions.
 
@@ -172,8 +166,6 @@ class OwnScorer:
 
     def _with_losses(self, pairs: Sequence[Item], numbers: list[float]) -> Scores:
         """The numbers together with the target's loss on each pair (one forward pass), for the report."""
-        if len(numbers) != len(pairs):
-            raise ModelError(f"influence.scorer: {self.method} gave {len(numbers)} scores for {len(pairs)} pairs")
         encoded = [counted(self.target.encode(as_sample(pair)), self._tokens, "pair") for pair in pairs]
         total = torch.tensor(numbers, dtype=torch.float64)
         return Scores(

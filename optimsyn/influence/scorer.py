@@ -185,14 +185,10 @@ class InfluenceScorer(MeasuresGradients):
         """Scores by subtask [n, k], gradient norms [n] and losses [n]."""
         n, k = len(encoded), len(self.subtasks)
         columns = torch.zeros(n, k + 2, dtype=torch.float64)
-        precision = precision or self._precision
-        budget = (
-            self.options.batch_tokens if precision == "model" or not self._narrow else self.options.batch_tokens // 2
-        )
         for weight, checkpoint, directions in self._each_checkpoint() if n else ():
             sink = self._sink(checkpoint, directions)
             waiting: list[tuple[list[int], torch.Tensor]] = []
-            with self._taps.attached(), computing(self.target.model, precision):
+            with self._taps.attached(), self._computing(precision or self._precision) as budget:
                 for batch in self.target.batches(encoded, budget):
                     sink.start(len(batch))
                     losses = self._taps.run(batch, sink)
@@ -239,7 +235,7 @@ class InfluenceScorer(MeasuresGradients):
                 for piece in output_slices(parameter, self.target.dtype):
                     zeros = torch.zeros_like(parameter[piece], dtype=self.target.dtype).unsqueeze(0)
                     sink.take_slice(name, slice(0, 1), piece, zeros)
-            scores += weight * sink.scores()
+            scores += weight * sink.results()[0].cpu()
         return {
             "total": float(across_subtasks(scores, self.options.across_subtasks)[0]),
             "by_subtask": dict(zip(self.subtasks, scores[0].tolist(), strict=True)),
@@ -265,9 +261,7 @@ class InfluenceScorer(MeasuresGradients):
                         continue
             if not verified:
                 self.target.load_checkpoint(checkpoint)
-                shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]
-                (batch,) = self.target.batches(shortest, 2**62)
-                self._taps.verify(batch)
+                self._taps.verify(encoded)
                 verified = True
             directions = compute_directions(self._taps, checkpoint, encoded, subtasks, self.options, self.estimator)
             if kept is not None:

@@ -12,25 +12,6 @@ from optimsyn.base.errors import ModelError
 from optimsyn.base.terminal.table import Shown, Table, decimals_for, fixed
 
 
-def scores_table(scores: Scores) -> Table:
-    """Quantiles of the scores, overall and by subtask."""
-    columns: list[tuple[str, Sequence[float]]] = [("influence", scores.total.tolist())]
-    if len(scores.subtasks) > 1:
-        columns += [(name, scores.by_subtask[:, place].tolist()) for place, name in enumerate(scores.subtasks)]
-    if scores.gradient_norm is not None:
-        columns.append(("gradient norm", scores.gradient_norm.tolist()))
-    columns += [("loss", scores.loss.tolist()), ("answer tokens", [float(n) for n in scores.label_tokens.tolist()])]
-    rows = tuple((name.replace("_", " "), *_quantiles(values)) for name, values in columns)
-    note = "" if scores.token_shares is None else "With the share of each answer token in `token_shares`."
-    return Table(
-        f"Scores of {len(scores):,} samples",
-        ("what", "lowest", "25%", "median", "75%", "highest", "mean"),
-        rows,
-        frozenset(range(1, 7)),
-        note,
-    )
-
-
 def _quantiles(values: Sequence[float]) -> list[str]:
     import statistics
 
@@ -50,15 +31,7 @@ def across_subtasks(by_subtask: torch.Tensor, across: str) -> torch.Tensor:
 
 
 def refuse_not_finite(ids: Sequence[str], finite: torch.Tensor) -> None:
-    """Refuses samples whose score is not finite.
-
-    Args:
-        ids: The samples' ids.
-        finite: [n], whether each score is finite.
-
-    Raises:
-        ModelError: Names the samples whose score is not finite.
-    """
+    """Refuses samples whose score is not finite."""
     bad = [repr(ids[i]) for i in (~finite).nonzero().flatten().tolist()]
     if bad:
         raise ModelError(f"the influence of samples {', '.join(bad)} is not finite; look at their text")
@@ -115,4 +88,18 @@ class Scores(Shown):
         return f"Scores({len(self)} samples, subtasks {', '.join(self.subtasks)})"
 
     def _table(self) -> Table:
-        return scores_table(self)
+        columns: list[tuple[str, Sequence[float]]] = [("influence", self.total.tolist())]
+        if len(self.subtasks) > 1:
+            columns += [(name, self.by_subtask[:, place].tolist()) for place, name in enumerate(self.subtasks)]
+        if self.gradient_norm is not None:
+            columns.append(("gradient norm", self.gradient_norm.tolist()))
+        columns += [("loss", self.loss.tolist()), ("answer tokens", [float(n) for n in self.label_tokens.tolist()])]
+        rows = tuple((name.replace("_", " "), *_quantiles(values)) for name, values in columns)
+        note = "" if self.token_shares is None else "With the share of each answer token in `token_shares`."
+        return Table(
+            f"Scores of {len(self):,} samples",
+            ("what", "lowest", "25%", "median", "75%", "highest", "mean"),
+            rows,
+            frozenset(range(1, 7)),
+            note,
+        )

@@ -14,10 +14,7 @@ def top(scores: Sequence[float], count: int) -> list[int]:
 def balanced(scores: Sequence[float], answers: Sequence[str], count: int) -> list[int]:
     """The best pair of each answer, then the second best of each, and so on, in the pool's order.
 
-    Args:
-        scores: [n].
-        answers: The pairs' answers; compared without case and outer blanks.
-        count: How many.
+    Answers are compared without case and outer blanks.
     """
     waiting: dict[str, list[int]] = {}
     for place in sorted(range(len(scores)), key=lambda place: (-scores[place], place)):

@@ -29,12 +29,7 @@ class DotSink:
     waits for a GPU before `results`. A linear Γ(g) = D ⊙ g is computed only if its norm is needed:
     ⟨V, D ⊙ g⟩ = ⟨V ⊙ D, g⟩.
 
-    Args:
-        target: The model.
-        estimator: Γ.
-        checkpoint: With the moments.
-        directions: V_k at this checkpoint.
-        cosine: Divide by ‖Γ‖; else by the directions' constant reference norm.
+    `cosine` divides by ‖Γ‖, else by the directions' constant reference norm.
     """
 
     def __init__(
@@ -70,14 +65,11 @@ class DotSink:
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
         """Adds one parameter's part."""
-        self._add(name, rows, 0, gradients)
+        self.take_slice(name, rows, slice(0, None), gradients)
 
     def take_slice(self, name: str, rows: slice, outputs: slice, gradients: torch.Tensor) -> None:
         """Adds the part of some output rows of a large weight."""
-        self._add(name, rows, outputs.start, gradients)
-
-    def _add(self, name: str, rows: slice, start: int, gradients: torch.Tensor) -> None:
-        key, flat = (name, start), gradients.flatten(1)
+        key, flat = (name, outputs.start), gradients.flatten(1)
         out = self._table[gradients.device][self._place[key], rows]
         gamma = self._gamma[key]
         direction = flat if gamma is None else gamma(gradients).flatten(1)
@@ -91,17 +83,9 @@ class DotSink:
         total = self._total()
         return normalised(total[:, :-2], self._norms(total)), total[:, -1].sqrt()
 
-    def scores(self) -> torch.Tensor:
-        """[B, K]."""
-        return self.results()[0].cpu()
-
     def norms(self) -> torch.Tensor:
         """The divisors of the dot products, [B, 1]."""
         return self._norms(self._total()).cpu()
-
-    def gradient_norms(self) -> torch.Tensor:
-        """[B]."""
-        return self.results()[1].cpu()
 
     def _norms(self, total: torch.Tensor) -> torch.Tensor:
         squares = total[:, -2:-1]

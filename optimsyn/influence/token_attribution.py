@@ -13,20 +13,18 @@ not see another sample, each row of a batch can have its own direction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.estimators import Direction, Estimator, normalised
 from optimsyn.influence.gradients.slopes import token_slopes
-from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.gradients.taps import GradientTaps, small_batches
 from optimsyn.influence.sinks import DotSink, pieces_of
-from optimsyn.target.encoding import Batch, Encoded
+from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
 from optimsyn.target.warm_up.checkpoints import Checkpoint
-
-HOLD_BYTES = 512 * 2**20
 
 
 def token_shares(
@@ -37,28 +35,16 @@ def token_shares(
     *,
     batch_tokens: int,
 ) -> list[torch.Tensor]:
-    """The shares of every label token of every sample at one checkpoint, which must be loaded.
+    """A float64 tensor [label tokens] of shares for each sample, at one checkpoint, which must be loaded.
 
     A direction for each sample of a batch is held; batches are cut so that this takes at most half a gigabyte (or one
     sample's direction). With bfloat16 layers the forward-mode pass rounds as they do.
 
-    Args:
-        taps: Of the target.
-        sink: For this checkpoint, with the settings of the scores' sink.
-        encoded: The samples.
-        winners: [n] int64, the subtask whose score is split; None for the mean over subtasks.
-        batch_tokens: Tokens per batch.
-
-    Returns:
-        For each sample a float64 tensor [label tokens].
-
-    Raises:
-        ModelError: An operation of the model has no forward-mode derivative, or a loss is not finite.
+    The shares split the score of the subtask `winners` [n], or the mean over subtasks.
     """
     target = taps.target
-    size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
     rows = [torch.empty(0, dtype=torch.float64)] * len(encoded)
-    for indices, batch in _small_batches(target, encoded, batch_tokens, max(1, HOLD_BYTES // size)):
+    for indices, batch in small_batches(target, encoded, batch_tokens):
         sink.choose(None if winners is None else winners[indices])
         sink.start(len(batch))
         with taps.attached():
@@ -69,17 +55,6 @@ def token_shares(
         for index, part in zip(indices, torch.split(shares, counts.tolist()), strict=True):
             rows[index] = part
     return rows
-
-
-def _small_batches(
-    target: Target, encoded: Sequence[Encoded], batch_tokens: int, limit: int
-) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of at most `limit` rows, with the index of each row in the caller's order."""
-    for whole in target.batches(list(encoded), batch_tokens):
-        for start in range(0, len(whole), limit):
-            indices = whole.indices[start : start + limit]
-            (batch,) = target.batches([encoded[i] for i in indices], 2**62)
-            yield [indices[i] for i in batch.indices], batch
 
 
 class TangentSink(DotSink):
@@ -106,11 +81,13 @@ class TangentSink(DotSink):
         super().start(rows)
         self.tangents = {}
 
-    def _add(self, name: str, rows: slice, start: int, gradients: torch.Tensor) -> None:
-        super()._add(name, rows, start, gradients)
+    def take_slice(self, name: str, rows: slice, outputs: slice, gradients: torch.Tensor) -> None:
+        """Keeps the direction of these rows too."""
+        super().take_slice(name, rows, outputs, gradients)
         if name not in self.tangents:
             shape = self._rows, *self._parameters[name].shape
             self.tangents[name] = torch.empty(shape, dtype=gradients.dtype, device=gradients.device)
+        start = outputs.start
         piece = slice(start, start + gradients.shape[1])
         vectors = self._directions.vectors[name][:, piece]
         vector = vectors.mean(0, keepdim=True) if self._chosen is None else vectors[self._chosen[rows]]

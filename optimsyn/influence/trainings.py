@@ -83,9 +83,6 @@ class Trainings:
         questions: The questions to measure, with the labels that count (`optimsyn.target.encoding.counted`).
         settings: Rate and clipping.
         rows: Most samples of all trainings per forward pass.
-
-    Raises:
-        DataError: There is no question.
     """
 
     def __init__(

@@ -19,8 +19,7 @@ from optimsyn.base.errors import ModelError, RecipeError
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import plain_key_problem
 from optimsyn.base.suggestions import nearest
-from optimsyn.llm.hosted.capabilities import abilities_of, listed
-from optimsyn.llm.hosted.providers import BATCH_PROVIDERS, service_provider
+from optimsyn.llm.hosted.capabilities import BATCH_PROVIDERS, abilities_of, listed, service_provider
 from optimsyn.llm.own.protocol import settings_problem
 from optimsyn.machine.hub_lookup import cached_folder, look_up
 from optimsyn.machine.memory import BYTES_A_WEIGHT, bytes_needed, chosen_dtype, gpu_memory, main_memory
@@ -41,11 +40,8 @@ class Availability:
 
     Attributes:
         role: `generator`, `rubric`, `target` or `reflection`.
-        name: The model's name.
         problems: Why it cannot be used, each with field and cure.
-        warnings: What may go wrong.
         weight_bytes: Memory for its weights; 0 for a service, None when unknown.
-        gpu: It will be loaded on a GPU.
         device: The recipe's device for a local model.
         unchecked: Checks that were skipped because they need the network or a key.
         unreachable: The service's address does not answer now.
@@ -65,11 +61,8 @@ class Availability:
 def availability(role: str, spec: ModelSpec, *, network: bool = True, keys: bool = True) -> Availability:
     """Checks one model of a recipe.
 
-    Args:
-        role: Its role, for messages (`models.<role>`).
-        spec: The model.
-        network: Ask the hub and try the address; False checks this machine only.
-        keys: A missing key is a problem; False lists it as unchecked.
+    Without `network` it checks this machine only; without `keys` a missing key is listed as unchecked, not as a
+    problem.
     """
     device = spec.device if spec.provider in ("embedded", "local") else "auto"
     result = Availability(role, spec.name, [], [], gpu=_on_gpu(spec), device=device)
@@ -259,7 +252,11 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
         if not folder.is_dir():
             result.problems.append(f"{where}: there is no folder {name}")
             return result
-    elif (problem := _misspelled(spec)) is not None:
+    elif (
+        not isinstance(spec, TargetSpec)
+        and cached_folder("model", name, spec.revision) is None
+        and (problem := misspelled(spec.name)) is not None
+    ):
         result.problems[:] = [f"{where}: {problem}"]  # the other problems assume a local model
         return replace(result, weight_bytes=None)
     elif not network:
@@ -294,11 +291,6 @@ def _local(result: Availability, spec: ModelSpec, network: bool) -> Availability
                 f"{', '.join(layers)}"
             )
     return _with_size(result, count, spec)
-
-
-def _misspelled(spec: ModelSpec) -> str | None:
-    valid = isinstance(spec, TargetSpec) or cached_folder("model", hub_id(spec.name), spec.revision) is not None
-    return None if valid else misspelled(spec.name)
 
 
 def _on_hub(result: Availability, spec: ModelSpec, files: Mapping[str, int], parameters: int | None) -> Availability:

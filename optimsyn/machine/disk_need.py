@@ -6,6 +6,7 @@ and the most checkpoints that exist at once during a training.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,7 +70,6 @@ class DiskNeed:
     Attributes:
         parts: Kind -> bytes.
         free: Free bytes on the file system of the run folder; None if unknown.
-        folder: The run folder.
         more: What the run will take beyond its existing files.
     """
 
@@ -117,11 +117,7 @@ def disk_need(
 ) -> DiskNeed:
     """The disk space that a recipe's run will take.
 
-    Args:
-        recipe: The recipe.
-        folder: The run folder, which need not exist.
-        subtasks: Subtasks of the validation questions; None: not known yet.
-        weight_bytes: Size of the target's weights, or more; used where its layers are unknown (not downloaded yet).
+    `weight_bytes`, the size of the target's weights or more, is used where its layers are unknown (not downloaded yet).
     """
     from optimsyn.stages.candidates import first_round
 
@@ -179,10 +175,9 @@ def _target_parameters(recipe: Recipe, weight_bytes: int | None) -> int:
     if not spec.full_weights:
         return _adapter(spec, spec.lora, weight_bytes)
     patterns = [re.compile(rf"(?:.*\.)?(?:{pattern})") for pattern in spec.full_weights]
-    count = 0
-    for name, shape in _shapes(spec):
-        if any(pattern.fullmatch(name) for pattern in patterns):
-            count += _product(shape)
+    count = sum(
+        math.prod(shape) for name, shape in _shapes(spec) if any(pattern.fullmatch(name) for pattern in patterns)
+    )
     return count or (weight_bytes or 0) // _NARROW
 
 
@@ -220,10 +215,3 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, list[int]]]:
     for tensor, shape in shapes.items():
         if tensor.endswith(".weight"):
             yield tensor.removesuffix(".weight"), shape
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

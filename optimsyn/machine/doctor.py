@@ -45,7 +45,6 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        what: Name of the check.
         status: `ok`, `note` (works, but worth knowing) or `fail` (the quickstart would not run).
         detail: The result, and the cure where one is needed.
     """
@@ -74,11 +73,7 @@ def diagnose() -> Iterator[Finding]:
 
 
 def notebook_findings(needs: Sequence[str] = ()) -> list[Finding]:
-    """The quick checks of a notebook's first cell, which give the same result each time on the same machine.
-
-    Args:
-        needs: Further packages that the notebook uses, by their name on PyPI.
-    """
+    """The quick checks of a notebook's first cell, which give the same result each time on the same machine."""
     return [_python(), _packages(needs), _processors(), _memory_size(), _accelerator(), _embedded_package()]
 
 

@@ -12,14 +12,7 @@ from optimsyn.base.environment import CUDA_VISIBLE_DEVICES, variable
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
-
-    Attributes:
-        index: Its number for the driver (`nvidia-smi`).
-        uuid: Its name for the driver, the same after a restart.
-        total: Memory in bytes.
-        free: Free memory in bytes at the time of the query.
-    """
+    """One GPU: its number and name (`uuid`) for the driver, total and free memory in bytes at the time of the query."""
 
     index: str
     uuid: str

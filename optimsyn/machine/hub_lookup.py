@@ -30,13 +30,7 @@ class HubEntry:
 
 
 def look_up(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> HubEntry:
-    """Looks up a repository on the hub, or in the local cache where the hub cannot be reached.
-
-    Args:
-        kind: Model or dataset.
-        name: `organisation/name`.
-        revision: Branch, tag or commit.
-    """
+    """Looks up a repository on the hub, or in the local cache where the hub cannot be reached."""
     import httpx
     from huggingface_hub import HfApi, errors
 

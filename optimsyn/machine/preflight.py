@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.extensions import SCORERS, shadowed
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Passage
     from optimsyn.programs.checks import Check
 
-T = TypeVar("T")
-
 # Converting PDF, office and mail files takes about a second a megabyte.
 _CONVERT_AT_ONCE = 2_000_000
 
@@ -47,9 +46,8 @@ def validate(
             without `deep`.
     """
     preflight = Preflight()
-    roles = {"generator": recipe.models.generator, "rubric": recipe.models.rubric, "target": recipe.models.target}
-    if recipe.models.reflection is not None:
-        roles["reflection"] = recipe.models.reflection
+    named = recipe.models
+    roles = {"generator": named.generator, "rubric": named.rubric, "target": named.target, **named.writers}
     # The files are read while the hub and the services respond.
     with ThreadPoolExecutor(max_workers=8) as pool:
         network = deep and not offline
@@ -69,7 +67,10 @@ def validate(
         if deep:
             _check_data(recipe, preflight, readable)
         else:
-            _check_files(recipe, preflight)
+            for name, source in _sources(recipe):
+                if source.path is not None:
+                    with _reported(preflight, name):
+                        resolve(source.path)
         for future in hubs:
             problem = future.result()
             preflight.problems += [problem] if problem else []
@@ -103,15 +104,8 @@ def checked(
 
 
 def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
-    """Models with an unknown price, which a cap on money could not count.
-
-    Args:
-        recipe: From `Recipe.load`.
-        cap: Name of the cap, for messages.
-    """
-    models = recipe.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    problems = [price_problem(f"models.{role}", spec, cap) for role, spec in roles.items() if spec is not None]
+    """Models with an unknown price, which a cap on money could not count."""
+    problems = [price_problem(f"models.{role}", spec, cap) for role, spec in recipe.models.writers.items()]
     return [problem for problem in problems if problem is not None]
 
 
@@ -140,15 +134,6 @@ def _on_hub_only(recipe: Recipe) -> list[str]:
     ]
 
 
-def _check_files(recipe: Recipe, preflight: Preflight) -> None:
-    for name, source in _sources(recipe):
-        if source.path is not None:
-            try:
-                resolve(source.path)
-            except DataError as error:
-                preflight.problems.append(f"{name}: {error}")
-
-
 def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
     from optimsyn.data.forms.trial import form_problems
 
@@ -157,7 +142,7 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
     passages: list[Passage] = []
     if documents is not None and not documents.problems:
         passages = check_documents(recipe, documents.documents, preflight)
-    try:
+    with _reported(preflight):  # a custom form may fail on a question
         if sets is not None:
             if recipe.questions.form is not None:
                 failing = form_problems(recipe.questions.form, sets.validation)
@@ -168,8 +153,6 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
             if not sets.problems:
                 check_sets(recipe, sets, preflight)
         _add_forecast(recipe, passages, sets, preflight)
-    except RecipeError as error:  # a custom form fails on a question
-        preflight.problems.append(str(error))
 
 
 def _add_forecast(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSets | None, preflight: Preflight) -> None:
@@ -224,27 +207,18 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, preflight:
     sources = [(name, source) for name, source in _sources(recipe) if name.startswith("questions.")]
     complete = documents is not None
     if all(is_own_file(source) for _, source in sources):
-        try:
+        sets: QuestionSets | None = None
+        with _reported(preflight, "questions"):
             sets = read_questions(config, documents, recipe.seed, complete=complete)
-        except DataError as error:
-            preflight.problems.append(f"questions: {error}")
-            return None
-        except RecipeError as error:  # from the form; the message names the field
-            preflight.problems.append(str(error))
-            return None
-        preflight.problems += shortened(sets.problems, "questions")
-        preflight.warnings += shortened(sets.warnings, "questions")
+            preflight.problems += shortened(sets.problems, "questions")
+            preflight.warnings += shortened(sets.warnings, "questions")
         return sets
     for name, source in sources:
         if is_own_file(source):
-            try:
+            with _reported(preflight, name):
                 problems, notes = check_questions(config, source, name, documents, complete=complete)
                 preflight.problems += shortened(problems, name)
                 preflight.warnings += notes
-            except DataError as error:
-                preflight.problems.append(f"{name}: {error}")
-            except RecipeError as error:
-                preflight.problems.append(str(error))
     return None
 
 
@@ -281,10 +255,8 @@ def _check_stages(recipe: Recipe, preflight: Preflight) -> None:
     from optimsyn.runs.stage_functions import digests
 
     for stage in recipe.stages:
-        try:
+        with _reported(preflight):
             digests(recipe, stage)
-        except RecipeError as error:
-            preflight.problems.append(str(error))
 
 
 def _check_readers(recipe: Recipe, preflight: Preflight) -> bool:
@@ -295,10 +267,8 @@ def _check_readers(recipe: Recipe, preflight: Preflight) -> bool:
 
     before = len(preflight.problems)
     for pattern, reference in recipe.documents.readers.items():
-        try:
+        with _reported(preflight):
             named_readers({pattern: reference})
-        except RecipeError as error:
-            preflight.problems.append(str(error))
     return len(preflight.problems) == before
 
 
@@ -308,16 +278,13 @@ def _check_form(recipe: Recipe, preflight: Preflight) -> dict[str, Check]:
     from optimsyn.data.questions import check_columns
     from optimsyn.programs.checks import form_checks
 
-    name = recipe.questions.form
-    if name is None:
-        return {}
-    try:
-        check_columns(recipe.questions)
-        identity_of(name, form_named(name))
-        return form_checks([name])
-    except RecipeError as error:
-        preflight.problems.append(str(error))
-        return {}
+    name, checks = recipe.questions.form, {}
+    with _reported(preflight):
+        if name is not None:
+            check_columns(recipe.questions)
+            identity_of(name, form_named(name))
+            checks = form_checks([name])
+    return checks
 
 
 def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
@@ -330,11 +297,14 @@ def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
     if not influence.is_influence:
         import optimsyn.influence.factory  # noqa: F401 - registers what a scorer is
 
-        _load_or_report(preflight, lambda: SCORERS.get(influence.scorer))
+        with _reported(preflight):
+            SCORERS.get(influence.scorer)
     if influence.has_own_estimator:
         from optimsyn.influence.estimators import estimator_of
 
-        estimator = _load_or_report(preflight, lambda: estimator_of(influence.estimator))
+        estimator = None
+        with _reported(preflight):
+            estimator = estimator_of(influence.estimator)
         needs = [f"method {influence.method}"] if influence.method in ("twin", "forward") else []
         needs += ["reward.given: judged"] if recipe.reward.given == "judged" else []
         if estimator is not None and not estimator.linear and needs:
@@ -345,12 +315,15 @@ def _check_custom_parts(recipe: Recipe, preflight: Preflight) -> None:
             )
 
 
-def _load_or_report(preflight: Preflight, load: Callable[[], T]) -> T | None:
+@contextmanager
+def _reported(preflight: Preflight, field: str = "") -> Iterator[None]:
+    """Turns an error into a problem; recipe errors name their field themselves."""
     try:
-        return load()
+        yield
     except RecipeError as error:
         preflight.problems.append(str(error))
-        return None
+    except DataError as error:
+        preflight.problems.append(f"{field}: {error}")
 
 
 def _add_models(models: Sequence[Availability], preflight: Preflight, here: bool) -> None:

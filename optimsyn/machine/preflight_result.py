@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from optimsyn.machine.disk_need import DiskNeed
     from optimsyn.runs.forecast import Forecast
 
+_QUESTIONS = {"validation": "validation questions", "test": "test questions"}
+
 
 @dataclass
 class Preflight(Shown):
@@ -43,7 +45,14 @@ class Preflight(Shown):
         return not self.problems
 
     def _table(self) -> Table:
-        return preflight_table(self)
+        rows = [("✗ problem", text) for text in self.problems] + [("! note", text) for text in self.warnings]
+        rows += [("? not checked", text) for text in self.unchecked]
+        rows += [("read", f"{count:,} {_QUESTIONS.get(name, name)}") for name, count in self.counts.items()]
+        if self.forecast is not None:
+            rows.append(("will send", self.forecast.sentence))
+        rows += [] if self.disk is None else [("disk", self.disk.text())]
+        title = "Nothing would stop this run" if self.ok else f"{len(self.problems)} things would stop this run"
+        return Table(title if len(self.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))
 
     def raise_if_refused(self) -> None:
         """Raises all problems at once.
@@ -53,18 +62,3 @@ class Preflight(Shown):
         """
         if self.problems:
             raise RecipeError("\n".join(self.problems))
-
-
-_QUESTIONS = {"validation": "validation questions", "test": "test questions"}
-
-
-def preflight_table(preflight: Preflight) -> Table:
-    """Problems, warnings, skipped checks and counts as a table."""
-    rows = [("✗ problem", text) for text in preflight.problems] + [("! note", text) for text in preflight.warnings]
-    rows += [("? not checked", text) for text in preflight.unchecked]
-    rows += [("read", f"{count:,} {_QUESTIONS.get(name, name)}") for name, count in preflight.counts.items()]
-    if preflight.forecast is not None:
-        rows.append(("will send", preflight.forecast.sentence))
-    rows += [] if preflight.disk is None else [("disk", preflight.disk.text())]
-    title = "Nothing would stop this run" if preflight.ok else f"{len(preflight.problems)} things would stop this run"
-    return Table(title if len(preflight.problems) != 1 else "One thing would stop this run", ("what", ""), tuple(rows))

@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def service_findings(recipe: Recipe, looked_at: Sequence[Availability]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`(problems, notes)` of the recipe's services that are reachable and have a key.
-
-    Args:
-        recipe: The recipe.
-        looked_at: The availability of its models.
-    """
+    """`(problems, notes)` of the recipe's services that are reachable and have a key."""
     if not names_services(recipe):
         return (), ()
     from optimsyn.machine.service_probe import probe, services
@@ -63,5 +58,4 @@ def open_asked(recipe: Recipe, root: Path | str) -> Run:
 
 def names_services(recipe: Recipe) -> bool:
     """Whether any role of the recipe uses a service."""
-    models = (recipe.models.generator, recipe.models.rubric, recipe.models.reflection)
-    return any(spec is not None and spec.provider == "litellm" for spec in models)
+    return any(spec.provider == "litellm" for spec in recipe.models.writers.values())

@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.llm.factory import load_language_model
+from optimsyn.llm.hosted.batched_model import batch_api_problem
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
 from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.reading.unusable import was_cut, was_refused
@@ -58,12 +59,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Probed:
-    """The result of the requests, each with the recipe's field and the cure.
-
-    Attributes:
-        problems: Services that a run cannot use.
-        notes: Services that a run can use, but that answer oddly.
-    """
+    """The result of the requests, with the recipe's field and the cure: `problems` stop a run, `notes` do not."""
 
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -78,18 +74,13 @@ def probe(
 ) -> Probed:
     """Asks each service of a recipe once, even if it has several roles.
 
-    Args:
-        recipe: The recipe; its caps hold.
-        cache: The run's reply cache: a service that has answered well in this run is not asked again. None: all are
-            asked.
-        roles: The roles to check; None: all that write text.
-        purse: The shared caps, if the run is part of a batch.
+    A service that has answered well in the run of this cache is not asked again.
     """
     if roles is None:
         roles = services(recipe)
-    services_of: dict[_Service, list[str]] = {}
+    services_of: dict[tuple[str | None, ...], list[str]] = {}
     for role, spec in roles.items():
-        services_of.setdefault(_Service.of(spec), []).append(role)
+        services_of.setdefault((spec.name, spec.api_base, spec.api_key_env), []).append(role)
     if not services_of:
         return Probed()
     cache = cache if cache is not None else ReplyCache(":memory:")
@@ -108,21 +99,7 @@ def probe(
 
 def services(recipe: Recipe) -> dict[str, ModelSpec]:
     """The roles of a recipe that use a service."""
-    models = recipe.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    return {role: spec for role, spec in roles.items() if spec is not None and spec.provider == "litellm"}
-
-
-class _Service(NamedTuple):
-    """What distinguishes services."""
-
-    name: str
-    api_base: str | None
-    api_key_env: str | None
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> _Service:
-        return cls(spec.name, spec.api_base, spec.api_key_env)
+    return {role: spec for role, spec in recipe.models.writers.items() if spec.provider == "litellm"}
 
 
 def _ask_service(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budget) -> Probed:
@@ -144,9 +121,9 @@ def _ask_service(roles: Mapping[str, ModelSpec], cache: ReplyCache, budget: Budg
     except OptimsynError as error:
         problem = str(error)
     problems = [f"{where}: {problem}"] if problem is not None else []
-    in_batches = [role for role, of_role in roles.items() if of_role.batch]
-    if not problems and in_batches and (no_batches := _batch_problem(quick, in_batches)) is not None:
-        problems.append(no_batches)
+    in_batches = ", ".join(f"models.{role}.batch" for role, of_role in roles.items() if of_role.batch)
+    if not problems and in_batches and (no_batches := batch_api_problem(quick)) is not None:
+        problems.append(f"{in_batches}: {no_batches}")
     return Probed(tuple(problems), tuple(f"{where}: {note}" for note in notes))
 
 
@@ -160,7 +137,7 @@ def _ask(model: LanguageModel, notes: list[str]) -> str | None:
         seed=0,
     )
     reply = model.complete_sync(call)
-    if was_cut(reply) and not _says_yes(reply, _MOST_TOKENS) and model.spec.max_tokens > _MOST_TOKENS:
+    if was_cut(reply) and _problem(reply, _MOST_TOKENS) and model.spec.max_tokens > _MOST_TOKENS:
         # Reasoning models need more tokens than a word; a run gives them this many.
         call = replace(call, max_tokens=model.spec.max_tokens)
         reply = model.complete_sync(call)
@@ -170,9 +147,8 @@ def _ask(model: LanguageModel, notes: list[str]) -> str | None:
             f"it took no JSON schema ({schema_refusal}) and answered without one: where it refuses schemas, replies "
             "are requested and read without one. `structured_output: false` there says so from the start"
         )
-    try:
-        read(reply, _yes, "word yes", max_tokens=call.max_tokens)
-    except ReplyError as error:
+    error = _problem(reply, call.max_tokens)
+    if error is not None:
         # So that the next start asks again.
         model.set_aside([model.key(call)])
         how, cure = _WORDS[error.outcome], _CURES[error.outcome]
@@ -196,12 +172,13 @@ def _yes(text: str, repair: bool) -> str:
     return text
 
 
-def _says_yes(reply: Reply, max_tokens: int) -> bool:
+def _problem(reply: Reply, max_tokens: int | None) -> ReplyError | None:
+    """Why a reply is not read as yes."""
     try:
         read(reply, _yes, "word yes", max_tokens=max_tokens)
-    except ReplyError:
-        return False
-    return True
+    except ReplyError as error:
+        return error
+    return None
 
 
 def _refuses_all(model: LanguageModel) -> bool:
@@ -219,11 +196,3 @@ def _quoted(reply: Reply, error: ReplyError | None = None) -> str:
     if not text:
         return str(error) if error is not None else "nothing"
     return redact(repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " …"))
-
-
-def _batch_problem(spec: ModelSpec, roles: list[str]) -> str | None:
-    from optimsyn.llm.hosted.batched_model import batch_api_problem
-
-    problem = batch_api_problem(spec)
-    where = ", ".join(f"models.{role}.batch" for role in roles)
-    return f"{where}: {problem}" if problem is not None else None

@@ -28,12 +28,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def parameters_in(folder: Path, shapes: Mapping[str, list[int]]) -> int:
-    """Number of parameters of a model.
-
-    Args:
-        folder: The model's folder.
-        shapes: From `tensor_shapes`.
-    """
+    """Number of parameters of a model."""
     if shapes:
         return sum(math.prod(shape) for shape in shapes.values())
     # For pickled weights only the size is known; two bytes a parameter is usual.

@@ -27,9 +27,6 @@ class SetOptions(dict[str, Any]):
 
     Attributes:
         typed: Field to option, such as `--set synthesis.pairs=20`.
-
-    Raises:
-        RecipeError: As for `parse_change`.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -108,11 +105,7 @@ def _concerned(changes: Mapping[str, Any], wrong: Sequence[Any]) -> list[str]:
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """Field and value of `FIELD=VALUE`; the value is read as YAML.
-
-    Raises:
-        RecipeError: There is no `=`, or the value is no YAML.
-    """
+    """Field and value of `FIELD=VALUE`; the value is read as YAML."""
     import yaml
 
     from optimsyn.recipe.yaml_text import parse_yaml

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,11 @@ def meant_service(name: str) -> str | None:
     plain = prefix.lower().replace("-", "_")
     sure = nearest_provider(name)
     for near in [sure] if sure else alike(plain, LITELLM_PREFIXES, most=2, cutoff=TYPO):
-        of_it = [known.rpartition("/")[2] for known, entry in litellm_table().items() if _is_of(entry, near)]
+        of_it = [
+            known.rpartition("/")[2]
+            for known, entry in litellm_table().items()
+            if str(entry.get("litellm_provider", "")).startswith(near)
+        ]
         listed = nearest(model, of_it, cutoff=TYPO if sure else 1.0)
         if listed or sure:
             return f"{near}/{listed or model}"
@@ -55,7 +58,3 @@ def misspelled(name: str) -> str | None:
     """A message if a name's provider is misspelled, else None."""
     meant = None if Path(name).is_dir() else meant_service(name)
     return None if meant is None else no_provider(name, meant)
-
-
-def _is_of(entry: Mapping[str, Any], provider: str) -> bool:
-    return str(entry.get("litellm_provider", "")).startswith(provider)

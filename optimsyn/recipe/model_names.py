@@ -27,10 +27,9 @@ SELF_HOSTED = frozenset("hosted_vllm vllm ollama ollama_chat lm_studio llamafile
 def provider_of(name: str, *, has_api_base: bool = False) -> Provider:
     """The provider of the model called `name`.
 
-    Args:
-        name: `embedded`, a LiteLLM name (`openai/gpt-6-luna`), a local folder, a hub id (`Qwen/Qwen3-0.6B`) or
-            `hub:org/name` for a hub id whose organisation is also a LiteLLM provider.
-        has_api_base: The recipe names an address, so it is a server, whatever the name.
+    A name is `embedded`, a LiteLLM name (`openai/gpt-6-luna`), a local folder, a hub id (`Qwen/Qwen3-0.6B`), or
+    `hub:org/name` for a hub id whose organisation is also a LiteLLM provider. With an address it is a server, whatever
+    its name.
     """
     if name == "embedded":
         return "embedded"

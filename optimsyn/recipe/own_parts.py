@@ -11,11 +11,7 @@ from optimsyn.recipe.recipe import Recipe
 
 
 def refuse_parts_of_this_process(recipe: Recipe) -> None:
-    """Refuses a recipe whose stages cannot run in other processes, as `optimsyn run` does.
-
-    Raises:
-        RecipeError: It names a part of a notebook cell, or one registered in this process.
-    """
+    """Refuses a recipe whose stages cannot run in other processes, as `optimsyn run` does."""
     raw = recipe.model_dump(mode="json")
     for registry in REGISTRIES.values():
         for reference in _texts_at(raw, registry.field.split(".")):

@@ -6,7 +6,7 @@ import types
 from datetime import date
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from optimsyn.base.suggestions import did_you_mean
 
@@ -17,12 +17,7 @@ _CONTAINERS = {
 
 
 def explain(item: Any, model: type[BaseModel]) -> str:
-    """One validation problem as a sentence with the field and what to do.
-
-    Args:
-        item: An entry of pydantic's `ValidationError.errors()`.
-        model: The class that was validated.
-    """
+    """One validation problem as a sentence with the field and what to do."""
     location = tuple(item["loc"])
     where = "".join(f"[{part!r}]" if "." in str(part) else f".{part}" for part in location)[1:] or "recipe"
     if item["type"] == "extra_forbidden":
@@ -47,6 +42,14 @@ def explain(item: Any, model: type[BaseModel]) -> str:
     if item["type"] == "value_error" or isinstance(value, dict | list):
         return f"{where}: {message}" if location else message
     return f"{where}: {message} (got {value!r})"
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's text; of pydantic's only the first problem, with its place."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

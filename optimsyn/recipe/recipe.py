@@ -31,7 +31,6 @@ from optimsyn.recipe.sections.models import (
     Lora,
     Models,
     ModelSpec,
-    Prices,
     Section,
     TargetSpec,
 )
@@ -43,30 +42,16 @@ from optimsyn.recipe.sections.warm_up import WarmUp
 
 __all__ = [
     "VARIANTS",
-    "Checks",
     "CountedTokens",
     "Documents",
-    "Evaluation",
     "FineTune",
-    "Influence",
-    "Limits",
-    "Look",
     "Lora",
     "ModelSpec",
-    "Models",
-    "Optimizers",
     "OwnStage",
-    "PolicyOptimizer",
-    "Prices",
-    "PromptOptimizer",
     "Questions",
     "Recipe",
-    "Reward",
     "Source",
-    "Synthesis",
     "TargetSpec",
-    "Variant",
-    "WarmUp",
 ]
 
 VARIANTS: tuple[Variant, ...] = ("no_rubric", "static", "optimized", "policy")
@@ -181,8 +166,48 @@ class Recipe(Shown, Section):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
 
     def _table(self) -> Table:
-
-        return recipe_table(self)
+        # For keys it shows the variable's name only.
+        models, questions, steps = self.models, self.questions, self.warm_up.steps
+        held_back = f"{questions.test_fraction:.0%} of the validation questions' groups, held back"
+        warm_up = f"{steps:,} steps" if steps else f"up to {self.warm_up.max_steps:,} steps, as many as it takes"
+        prompt, policy = self.optimizers.prompt, self.optimizers.policy
+        rows = [
+            ("documents", _source(self.documents.source)),
+            ("validation questions", _source(self.questions.validation)),
+            ("test questions", held_back if questions.test is None else _source(questions.test)),
+            ("generator", _model(models.generator)),
+            ("rubric model", _model(models.rubric)),
+            ("target", f"{_model(models.target)}, up to {models.target.max_length} tokens"),
+        ]
+        if models.reflection is not None:
+            rows.append(("reflection", _model(models.reflection)))
+        learned = [
+            f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
+            if prompt.enabled
+            else "",
+            f"rubric model by {method_label(policy.method)}, {policy.steps:,} steps of {policy.passages_per_step} × "
+            f"{policy.group_size}"
+            if policy.enabled
+            else "",
+        ]
+        rows += [
+            ("warm-up", f"{self.warm_up.pairs:,} first-draft pairs, {warm_up}"),
+            ("influence", f"{self.influence.label}, {self.influence.method}"),
+            ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
+            ("variants", ", ".join(variant_label(name) for name in self.variants)),
+            (
+                "pairs",
+                f"{self.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[self.synthesis.select]}; "
+                f"the dataset is that of the {variant_label(self.dataset_variant)}",
+            ),
+            ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}"),
+            *([("stages", " → ".join(self.stage_names))] if self.stages else []),
+            ("limits", _limits(self)),
+            ("seed", str(self.seed)),
+            ("guiding text", " ".join(self.guiding_text.split())),
+        ]
+        title = f"Recipe {self.name}, fingerprint {self.fingerprint}"
+        return Table(title, ("what", "value"), tuple(rows), note=self.description)
 
     def __repr__(self) -> str:
         return f"Recipe({self.name!r}, fingerprint {self.fingerprint})"
@@ -243,8 +268,7 @@ class Recipe(Shown, Section):
     @property
     def key_variables(self) -> tuple[str, ...]:
         """The environment variables for keys that the recipe names."""
-        specs = (self.models.generator, self.models.rubric, self.models.reflection)
-        return tuple(spec.api_key_env for spec in specs if spec is not None and spec.api_key_env is not None)
+        return tuple(s.api_key_env for s in self.models.writers.values() if s.api_key_env is not None)
 
     @model_validator(mode="before")
     @classmethod
@@ -382,13 +406,6 @@ def _source(source: Source) -> str:
     if source.limit is not None:
         parts.append(f"at most {source.limit:,}")
     return ", ".join(parts)
-
-
-def _test(recipe: Recipe) -> str:
-    questions = recipe.questions
-    if questions.test is not None:
-        return _source(questions.test)
-    return f"{questions.test_fraction:.0%} of the validation questions' groups, held back"
 
 
 def _model(spec: ModelSpec) -> str:

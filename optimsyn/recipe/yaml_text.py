@@ -53,11 +53,7 @@ class _Loader(yaml.SafeLoader):
         self._written = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Composes a node.
-
-        Raises:
-            yaml.YAMLError: There are too many values, or they are nested too deeply.
-        """
+        """Composes a node."""
         self._depth += 1
         if self._depth > _DEPTH:
             self._refuse(f"it is nested too deeply, more than {_DEPTH} levels; check its brackets and indents")
@@ -77,11 +73,7 @@ class _Loader(yaml.SafeLoader):
         raise yaml.composer.ComposerError(None, None, message, place)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Composes a mapping, before `<<` is merged.
-
-        Raises:
-            yaml.YAMLError: A field is given twice.
-        """
+        """Composes a mapping, before `<<` is merged."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -94,11 +86,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of a node.
-
-        Raises:
-            yaml.YAMLError: It looks like a date or a number but is none.
-        """
+        """The value of a node."""
         if node.tag in _NUMBERS and len(node.value) > _DIGITS:
             raise yaml.constructor.ConstructorError(
                 None, None, f"a number of {len(node.value):,} digits; put quotes around what is text", node.start_mark
@@ -177,16 +165,7 @@ def no_mapping(value: Any, text: str) -> str:
 
 
 def _walk(value: Any, inside: set[int], done: set[int]) -> None:
-    """Checks a whole tree once.
-
-    Args:
-        value: The tree.
-        inside: Ids of the values that contain `value`.
-        done: Ids of the checked values, which aliases may repeat.
-
-    Raises:
-        yaml.YAMLError: Something is part of itself, or a text holds half of a surrogate pair.
-    """
+    """Checks a whole tree once; `inside` are the ids of what contains it, `done` those of checked values."""
     if isinstance(value, str):
         try:
             value.encode()

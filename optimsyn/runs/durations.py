@@ -44,14 +44,7 @@ def since_begun(record: StageRecord) -> float:
 
 
 def seconds_left(run: RunLike, stage: str, elapsed: float, earlier: dict[str, float]) -> float | None:
-    """Seconds that a running stage still needs, or None if nothing is known.
-
-    Args:
-        run: The run.
-        stage: The running stage.
-        elapsed: Result of `since_begun`.
-        earlier: Result of `earlier_seconds`.
-    """
+    """Seconds that a running stage still needs, or None if nothing is known."""
     progress = _progress_of(run, stage)
     part = _part_left(progress)
     if part is not None and progress is not None and progress.get("last", True):
@@ -110,9 +103,5 @@ def clock(seconds: float) -> str:
 
 
 def executed_notebook(run: RunLike, stage: str) -> Path:
-    """Path of a stage's executed notebook in a run.
-
-    Raises:
-        StageError: The run has no such stage.
-    """
+    """Path of a stage's executed notebook in a run."""
     return run.path("notebooks", f"{notebook_name(stage, run.manifest.names)}.ipynb")

@@ -60,10 +60,7 @@ class StageForecast(BaseModel):
     """Forecast of one stage.
 
     Attributes:
-        stage: The stage.
         requests: Replies of models, including those on this machine.
-        input_tokens: Tokens of their prompts.
-        output_tokens: Tokens of the replies.
         cost_usd: US dollars; None if a price is unknown.
     """
 
@@ -80,7 +77,6 @@ class Forecast(Shown, BaseModel):
     """Forecast of a run.
 
     Attributes:
-        stages: The stages that send requests.
         paid: Whether a model costs money or its price is unknown.
         notes: Assumptions behind figures that are not measured.
     """

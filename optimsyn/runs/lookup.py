@@ -43,12 +43,7 @@ def find_run(name: str) -> Run:
 
 
 def find_runs(names: Sequence[str]) -> list[Run]:
-    """The runs in some folders; a folder of runs stands for all runs in it.
-
-    Raises:
-        StageError: As `find_run`.
-        RecipeError: As `find_run`.
-    """
+    """The runs in some folders; a folder of runs stands for all runs in it."""
     runs = []
     for name in names:
         folder = Path(name).expanduser()

@@ -24,6 +24,7 @@ from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.version import __version__
 from optimsyn.llm.control_tokens import RENDERED_DAY
 from optimsyn.llm.reply import Usage
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.stages import STAGES as STAGES
 from optimsyn.runs.forecast import Forecast
@@ -31,20 +32,7 @@ from optimsyn.runs.forecast import Forecast
 Status = Literal["pending", "running", "finished", "failed", "interrupted"]
 
 # The packages whose version can change a result.
-_RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "dspy",
-    "gepa",
-    "optuna",
-    "litellm",
-    "xllamacpp",
-    "datasets",
-    "semchunk",
-    "numpy",
-)
+_RECORDED_PACKAGES = ("torch transformers peft trl dspy gepa optuna litellm xllamacpp datasets semchunk numpy").split()
 
 
 def now() -> str:
@@ -194,12 +182,8 @@ class ManifestFile:
         except FileNotFoundError:
             raise StageError(f"{self.path.parent}: not a run folder (no manifest.json in it)") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            # A file that is not JSON has no location.
-            where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-            raise StageError(
-                f"{self.path}: {where}{first['msg']}; the file was written by another version or edited"
-            ) from error
+            problem = in_a_line(error)
+            raise StageError(f"{self.path}: {problem}; the file was written by another version or edited") from error
 
     def create(self, manifest: Manifest) -> None:
         """Writes the first manifest, unless there is one."""

@@ -52,8 +52,6 @@ class RunState:
     Attributes:
         kind: finished; failed or interrupted in a stage; running; unfinished: stopped between two stages; new.
         record: The stage that failed, was interrupted or is running; else None.
-        waiting: Stages that have not finished.
-        stages: All stages of the run, in order.
     """
 
     kind: StateKind
@@ -197,12 +195,7 @@ def _count(count: int | None, noun: str) -> str:
 
 
 def run_notes(services: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Notes about the services of a run and its cached replies.
-
-    Args:
-        services: `services` of the manifest.
-        outcomes: `outcomes` of the manifest.
-    """
+    """Notes about the services of a run and its cached replies."""
     from optimsyn.llm.hosted.service_memory import sentences_of
 
     notes = sentences_of(services)

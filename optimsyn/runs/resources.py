@@ -19,15 +19,7 @@ def checkout() -> Path | None:
 
 
 def notebook_name(stage: str, stages: Sequence[str] = STAGES) -> str:
-    """File name of a stage's notebook without its suffix, such as `05_synthesize`.
-
-    Args:
-        stage: The stage.
-        stages: All stages of the run, in order; by default the built-in ones.
-
-    Raises:
-        StageError: There is no stage of this name.
-    """
+    """File name of a stage's notebook without its suffix, such as `05_synthesize`."""
     for number, name in enumerate(stages, 1):
         if name == stage:
             return f"{number:02d}_{name}"
@@ -36,11 +28,7 @@ def notebook_name(stage: str, stages: Sequence[str] = STAGES) -> str:
 
 
 def notebook_path(stage: str) -> Path:
-    """The notebook that runs a built-in stage.
-
-    Raises:
-        StageError: There is no such stage, or the installation lacks its notebook.
-    """
+    """The notebook that runs a built-in stage."""
     root = checkout()
     folder = root / "notebooks" if root is not None else _PACKAGE / "_notebooks"
     path = folder / f"{notebook_name(stage)}.ipynb"
@@ -57,11 +45,7 @@ def recipes_folder() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe that is given as a path or as the name of one that comes with optimsyn.
-
-    Raises:
-        RecipeError: There is none.
-    """
+    """The file of a recipe that is given as a path or as the name of one that comes with optimsyn."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         return path

@@ -19,9 +19,7 @@ def let_arrive(run: RunLike, stage: str) -> None:
     from optimsyn.base.event_loops import REQUESTS
 
     run.replies.halt(f"stage {stage} has failed")
-    models = run.recipe.models
-    specs = (models.generator, models.rubric, models.reflection)
-    REQUESTS.settle(max(spec.timeout_s for spec in specs if spec is not None) + _MORE_S)
+    REQUESTS.settle(max(spec.timeout_s for spec in run.recipe.models.writers.values()) + _MORE_S)
     run.replies.release()
     # A notebook may go on with this object and buy again.
     run.replies.halt(None)

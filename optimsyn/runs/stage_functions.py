@@ -36,11 +36,7 @@ def own_stage(recipe: Recipe, name: str) -> OwnStage | None:
 
 
 def function_of(recipe: Recipe, stage: OwnStage) -> Callable[[Any, Any], Any]:
-    """The function of a custom stage.
-
-    Raises:
-        RecipeError: It cannot be found or is no stage; names the recipe's field.
-    """
+    """The function of a custom stage."""
     function: Callable[[Any, Any], Any] = STAGES.get(stage.reference, _field(recipe, stage))
     return function
 
@@ -79,11 +75,7 @@ def refuse_edited(run: RunLike) -> None:
 
 
 def refuse_unreachable(recipe: Recipe, stage: OwnStage) -> None:
-    """Stops before starting the kernel of a stage whose function it could not find.
-
-    Raises:
-        StageError: The function is known to this process alone.
-    """
+    """Stops before starting the kernel of a stage whose function it could not find."""
     if STAGES.only_here(stage.reference):
         raise StageError(
             f"{_field(recipe, stage)}: the stage {stage.name} is known to this process alone, and each stage is "

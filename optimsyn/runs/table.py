@@ -11,10 +11,7 @@ from optimsyn.runs.results.reading import result_of
 if TYPE_CHECKING:
     from optimsyn.runs.protocol import RunLike
 
-
 _MARKS = {"finished": "✓", "failed": "✗", "interrupted": "■", "running": "…", "pending": "·"}
-
-
 _LONGEST_ERROR = 300
 
 

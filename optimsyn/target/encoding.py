@@ -31,10 +31,8 @@ class Encoded:
     """One sample in tokens.
 
     Attributes:
-        id: The sample's id.
         input_ids: Prompt, answer and end-of-text token.
         labels: Same length; -100 on the prompt, the token itself on the answer and the end-of-text token.
-        truncated: The context was cut to fit.
         end_tokens: How many of the last labels end the answer without being part of it: the end-of-text token, or the
             end of a turn in a chat template.
         weights: The factor of each label's loss in the sample's loss; empty takes their mean.
@@ -71,7 +69,6 @@ class Batch:
 
     Attributes:
         indices: Index of each row in the caller's order.
-        ids: Sample id of each row.
         input_ids: [B, T] int64.
         labels: [B, T] int64, -100 on prompts and padding.
         weights: [B, T], the factor of each label's loss in its row's loss, 0 elsewhere; None takes the mean over a
@@ -88,12 +85,7 @@ class Batch:
         return len(self.indices)
 
     def token_weights(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The weights [N] of N labels, on the batch's device, given the row [N] and the column [N] of each.
-
-        Args:
-            rows: On any device; of all labels of the batch, in any order.
-            columns: Of the same labels.
-        """
+        """The weights [N] of N labels, on the batch's device, given the row [N] and the column [N] of each."""
         rows, columns = rows.to(self.labels.device), columns.to(self.labels.device)
         if self.weights is not None:
             return self.weights[rows, columns]
@@ -175,9 +167,6 @@ class Tokens(NamedTuple):
     Attributes:
         ids: Prompt, answer, end of text.
         first: Index of the first predicted token.
-        text: The tokenised text.
-        start: Where the answer begins in `text`.
-        stop: Where it ends.
         offsets: Start and end of each token in `text`; None where the tokenizer does not report them.
         end_tokens: How many of the last tokens come after the answer.
     """
@@ -192,11 +181,7 @@ class Tokens(NamedTuple):
 
 
 def fitted(tokenizer: Any, sample: Sample, max_length: int) -> tuple[Tokens, bool]:
-    """The tokens of a sample, with its context cut from the left to fit, and whether it was cut.
-
-    Raises:
-        ModelError: Question and answer alone are longer than `max_length`.
-    """
+    """The tokens of a sample, with its context cut from the left to fit, and whether it was cut."""
     tokens = _tokens(tokenizer, sample)
     truncated = False
     context, rest = split_context(_body(tokenizer, sample))
@@ -317,15 +302,7 @@ def _tokens(tokenizer: Any, sample: Sample) -> Tokens:
 
 
 def _behind(tokenizer: Any, ids: list[int], offsets: list[tuple[int, int]] | None, stop: int, after: str) -> int:
-    """How many of an answer's last tokens come after its text, which always keeps one token.
-
-    Args:
-        tokenizer: Knows its special tokens.
-        ids: From the answer's first token on.
-        offsets: Start and end of these in the text, as far as they come from it; None where that is unknown.
-        stop: Where the answer ends in the text.
-        after: The chat template's text after the answer.
-    """
+    """How many of an answer's last tokens come after its text, which always keeps one token."""
 
     def letters(some: list[int]) -> str:
         return "".join(tokenizer.decode(some, skip_special_tokens=True).split())

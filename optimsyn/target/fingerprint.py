@@ -35,14 +35,6 @@ def model_digest(
 
     It reads a few hundred values of each frozen weight, which is quick and tells models and revisions apart. The
     model's configuration and the adapter's scale (alpha / r) count too: they change what the same weights compute.
-
-    Args:
-        model: The model, in its peft wrapper if it has one.
-        causal: The causal language model inside.
-        parameters: The trained parameters by name; only names and shapes count.
-        frozen: Names of the parameters whose values count.
-        adapters: Names of the adapters that are part of the target.
-        max_length: Longest sample, in tokens.
     """
     digest = hashlib.sha256(f"{max_length}".encode())
     everything = dict(model.named_parameters())
@@ -87,11 +79,7 @@ def _scales(model: Any, adapters: frozenset[str]) -> list[list[Any]]:
 
 
 def refuse_idle_adapters(model: Any, adapters: frozenset[str]) -> None:
-    """Refuses an adapter that the forward pass leaves out: it has no gradient, and training it changes nothing.
-
-    Raises:
-        ModelError: An adapter is switched off, merged into its layer, or another one is active instead.
-    """
+    """Refuses an adapter that the forward pass leaves out: it has no gradient, and training it changes nothing."""
     if not adapters:
         return
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from optimsyn.base.errors import ModelError
 from optimsyn.target.encoding import IGNORE, Batch
 from optimsyn.target.output_layer import OutputLayer, TokenLosses
+from optimsyn.target.temporary import evaluating
 
 
 class LabelLoss:
@@ -23,9 +24,6 @@ class LabelLoss:
     There are two exact methods. The first computes the output layer itself: a frozen `nn.Linear`, followed by at most a
     scale and a soft cap. It is checked against the model's own logits once before it is used. The second calls the
     model, with a hook that passes its output layer the hidden states of label positions only; it works for every model.
-
-    Args:
-        causal: The causal language model, without any peft wrapper (adapters inside its layers are fine).
     """
 
     def __init__(self, causal: Any) -> None:
@@ -56,9 +54,6 @@ class LabelLoss:
 
         Returns:
             Losses [N] in nats, and the row [N] and the column [N] of each label, in row-major order.
-
-        Raises:
-            ModelError: As `try_out`.
         """
         # No attention mask: under a causal mask no position before the padding sees it, and without one the fast
         # attention kernels can be used. Nothing after the last label has a loss, so gradients at padding are exactly 0.
@@ -86,14 +81,9 @@ class LabelLoss:
         """
         if self.fused is not None:
             return
-        modes = [(module, module.training) for module in self._causal.modules()]
-        self._causal.eval()
-        try:
+        with evaluating(self._causal):
             self._refuse_foresight(input_ids[:1, :8])
             self.fused = self._try_fused(input_ids[:1, :8])
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _refuse_foresight(self, input_ids: torch.Tensor) -> None:
         """The logits of the first half of the tokens must not change when other tokens follow."""

@@ -21,6 +21,7 @@ from optimsyn.recipe.recipe import Lora, ModelSpec, TargetSpec
 from optimsyn.target.encoding import Batch, Encoded, as_sample, encode, make_batches
 from optimsyn.target.fingerprint import adapters_of, model_digest, refuse_idle_adapters
 from optimsyn.target.label_loss import LabelLoss
+from optimsyn.target.temporary import evaluating, with_forwards
 from optimsyn.target.upcast import NARROW
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 from optimsyn.target.warm_up.curve import Search, WarmUpCurve
@@ -205,22 +206,14 @@ class Target:
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        modes = [(module, module.training) for module in self.model.modules()]
-        layers = [m for m, _ in modes if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-        replaced = [layer.__dict__.get("forward") for layer in layers]
-        self.model.eval()
-        for layer in layers:
-            layer.forward = partial(recompute, layer.forward, use_reentrant=False)
-        try:
-            with torch.enable_grad():
-                yield
-        finally:
-            for layer, forward in zip(layers, replaced, strict=True):
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward
-            for module, training in modes:
-                module.training = training
+        layers = (m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer))
+        recomputed = [
+            (layer, partial(recompute, layer.forward, use_reentrant=False))
+            for layer in layers
+            if layer.gradient_checkpointing
+        ]
+        with evaluating(self.model), with_forwards(recomputed), torch.enable_grad():
+            yield
 
     def warm_up(  # noqa: PLR0913 - a user names the settings, which all have a default
         self,

@@ -43,9 +43,8 @@ def computing(model: torch.nn.Module, precision: Precision) -> AbstractContextMa
 def in_float32(products: torch.dtype | None = None) -> Iterator[None]:
     """A context in which operations on 16-bit tensors compute in float32; wider tensors are unaffected.
 
-    Args:
-        products: Frozen linear layers and attention keep multiplying in this 16-bit dtype, at its speed, and return
-            float32: sums, norms and activations between layers are not rounded.
+    With `products`, frozen linear layers and attention keep multiplying in that 16-bit dtype, at its speed, and return
+    float32: sums, norms and activations between layers are not rounded.
     """
     mode = _Wide(products)
     with mode, saved_tensors_hooks(mode.pack, mode.unpack):
@@ -60,7 +59,6 @@ class _Wide(TorchFunctionMode):
         self._casts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called instead of each operation."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         # Reading an attribute is no computation, and a copy can be neither written nor differentiated for the original.
         if name in _ACCESS or (name.endswith("_") and not name.endswith("__")):

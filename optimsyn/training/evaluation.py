@@ -109,11 +109,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def use_adapter(target: Target, adapter: Path | None) -> Iterator[None]:
-    """Temporarily puts a saved adapter (or none) into the target, in evaluation mode.
-
-    Args:
-        target: The target; its own adapter is restored afterwards.
-        adapter: Folder saved by peft; None switches all adapters off.
+    """Temporarily puts a saved adapter into the target, or switches its own off (None), in evaluation mode.
 
     Raises:
         ModelError: The folder holds no adapter, or one that does not fit the target.

@@ -76,17 +76,19 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
     if not pairs:
         raise ModelError(f"{folder}: there are no pairs to fine-tune on")
     folder.mkdir(parents=True, exist_ok=True)
+    inputs, state = _inputs(spec, pairs, config, seed), _state(folder)
+    begun = inputs.same_as(state, "inputs")
+    if begun and state.get("finished") is True and (folder / ADAPTER).is_dir():
+        return folder / ADAPTER
     if target is None:
-        if _finished(folder, _inputs(spec, pairs, config, seed)):
-            return folder / ADAPTER
         from optimsyn.target.target import Target as Loader
 
         target = Loader.load(spec, seed=seed)
-    inputs = _inputs(spec, pairs, config, seed)
-    if _finished(folder, inputs):
-        return folder / ADAPTER
     encoded = [target.encode(sample_of(pair)) for pair in pairs]
-    _start(folder, inputs)
+    if not begun:  # else the checkpoints of an interrupted training are kept
+        for leftover in (ADAPTER, _CHECKPOINTS):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        write_json(folder / _DONE, {**inputs.saved("inputs"), "finished": False})
     from optimsyn.training.trainer import quiet
 
     with quiet():
@@ -115,19 +117,6 @@ def _inputs(spec: TargetSpec, pairs: Sequence[Pair], config: FineTune, seed: int
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / _DONE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _finished(folder: Path, inputs: Identity) -> bool:
-    state = _state(folder)
-    return inputs.same_as(state, "inputs") and state.get("finished") is True and (folder / ADAPTER).is_dir()
-
-
-def _start(folder: Path, inputs: Identity) -> None:
-    """Keeps the checkpoints of an interrupted training on the same inputs, drops everything else."""
-    if not inputs.same_as(_state(folder), "inputs"):
-        for leftover in (ADAPTER, _CHECKPOINTS):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-        write_json(folder / _DONE, {**inputs.saved("inputs"), "finished": False})
 
 
 def _train(

@@ -118,12 +118,7 @@ def summarize(
 ) -> list[MetricRow]:
     """A row per variant and metric, with intervals over questions and the paired difference to `baseline`.
 
-    Args:
-        rows_by_variant: The result of `evaluate` for each variant, in the order of the table.
-        confidence: Coverage of the intervals.
-        resamples: Bootstrap resamples.
-        seed: Seed of the resampling.
-        baseline: Variant to compare the others with; without it there are no differences.
+    Without a row of the baseline there are no differences.
 
     Raises:
         StageError: Two variants were evaluated on different questions, or a question appears twice.

@@ -31,7 +31,6 @@ class Item(NamedTuple):
     """One question as token ids.
 
     Attributes:
-        id: Id of the question.
         prompt: Ids up to where the answer starts.
         options: Ids of each candidate of the question's form that count.
         weights: The factor of each token's log-likelihood.
@@ -53,12 +52,7 @@ class _Prefix(NamedTuple):
 
 
 class AnswerScorer:
-    """Scores answers with a target in its current state (the caller sets adapter and mode).
-
-    Args:
-        target: With model, tokenizer, device and encoding.
-        tokens: Which tokens of an answer count; the recipe's `influence.tokens`.
-    """
+    """Scores answers with a target in its current state (the caller sets adapter and mode)."""
 
     def __init__(self, target: Target, tokens: CountedTokens = CountedTokens()) -> None:  # noqa: B008 - frozen
         self.target = target
@@ -88,9 +82,7 @@ class AnswerScorer:
     def score(self, items: Sequence[Item], *, max_new_tokens: int = 0) -> tuple[list[list[float]], list[str]]:
         """Log-likelihood of every option (the mean per token, unless `tokens` overrides it), and greedy answers.
 
-        Args:
-            items: The questions of one batch.
-            max_new_tokens: Longest greedy answer; 0 decodes none.
+        At most `max_new_tokens` are decoded; 0 decodes no answers.
 
         Returns:
             A list of option scores for each item, in nats, and the decoded answers ("" where none are decoded).

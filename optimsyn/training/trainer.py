@@ -46,14 +46,7 @@ def quiet() -> Iterator[None]:
 
 
 class TargetTrainer(SFTTrainer):
-    """Fine-tunes a target's adapter on tokenised samples.
-
-    Args:
-        target: With the model, the tokenizer and the loss.
-        args: Settings of the trainer.
-        train_dataset: Columns `input_ids` and `labels` (-100 where nothing is learned).
-        callbacks: Called by the trainer.
-    """
+    """Fine-tunes a target's adapter on tokenised samples."""
 
     def __init__(
         self, *, target: Target, args: SFTConfig, train_dataset: Dataset, callbacks: list[TrainerCallback]
@@ -137,9 +130,7 @@ class TargetTrainer(SFTTrainer):
 class HistoryCallback(TrainerCallback):
     """Keeps `history.jsonl` up to date during training, and reports progress.
 
-    Args:
-        path: The history file; rewritten whole, so that a resumed training never repeats a row.
-        report: Called after each step with the step and the number of steps.
+    The file is rewritten whole, so that a resumed training never repeats a row.
     """
 
     def __init__(self, path: Path, report: Callable[[int, int], None] | None = None) -> None:

@@ -10,6 +10,7 @@ import zlib
 from typing import IO
 
 from optimsyn.base.errors import DataError
+from optimsyn.recipe.sections.data import FileLimits
 
 _CHUNK = 1 << 16
 _MB = 1_000_000
@@ -39,21 +40,19 @@ class _TornError(DataError):
 class Sizes:
     """The use of the recipe's `documents.limits` by an archive and those inside it."""
 
-    def __init__(self, inflated_mb: int, ratio: int, nesting: int, packed: int) -> None:
-        self.inflated_mb, self.ratio, self.nesting, self.packed = inflated_mb, ratio, nesting, packed
-        self.inflated = 0
+    def __init__(self, limits: FileLimits, packed: int) -> None:
+        self.limits, self.packed, self.inflated = limits, packed, 0
 
     def check(self, more: int) -> None:
         """Raises a DataError where `more` bytes would be too many."""
-        size = self.inflated + more
-        if size > self.inflated_mb * _MB:
+        size, most, ratio = self.inflated + more, self.limits.inflated_mb, self.limits.inflated_ratio
+        if size > most * _MB:
             raise DataError(
-                f"inflates to more than documents.limits.inflated_mb = {self.inflated_mb}; if you trust the file, "
-                "raise it"
+                f"inflates to more than documents.limits.inflated_mb = {most}; if you trust the file, raise it"
             )
-        if size > _RATIO_FROM and size > self.ratio * self.packed:
+        if size > _RATIO_FROM and size > ratio * self.packed:
             raise DataError(
-                f"inflates to more than {self.ratio} times its size, documents.limits.inflated_ratio, like a zip bomb; "
+                f"inflates to more than {ratio} times its size, documents.limits.inflated_ratio, like a zip bomb; "
                 "if you trust the file, raise it"
             )
 
@@ -104,10 +103,10 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix: str, sizes
                 sizes.add(len(chunk))
                 chunk = packed.read(_CHUNK)
             return
-        if depth >= sizes.nesting:
+        if depth >= sizes.limits.nesting:
             raise DataError(
                 f"holds archives within archives, {depth + 1} deep ({entry.filename[:80]!r}), more than "
-                f"documents.limits.nesting = {sizes.nesting}; if you trust the file, raise it"
+                f"documents.limits.nesting = {sizes.limits.nesting}; if you trust the file, raise it"
             )
         with tempfile.SpooledTemporaryFile(max_size=10 * _MB) as inner:
             while chunk:

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +35,6 @@ class Converted:
     """The content of a file.
 
     Attributes:
-        text: As Markdown.
         passed: Names of ignored parts (attachments).
         documents: Documents from a custom reader, instead of a text.
     """
@@ -58,10 +56,6 @@ class Converter:
     def convert(self, path: Path, reader: NamedReader | None = None) -> Converted:
         """The text of a file.
 
-        Args:
-            path: The file.
-            reader: A custom reader; None: a built-in one.
-
         Raises:
             DataError: The file cannot be converted within the limits; the message lacks its path.
         """
@@ -73,15 +67,8 @@ class Converter:
             # The time of imports does not count for a file.
             self._answer({"load": reader.importable, "folders": reader.folders, "seconds": _START_SECONDS})
             self._loaded.add(str(reader.importable))
-        request = {
-            "path": str(path),
-            "seconds": limits.seconds,
-            "inflated_mb": limits.inflated_mb,
-            "inflated_ratio": limits.inflated_ratio,
-            "nesting": limits.nesting,
-            "pages": limits.pages,
-            "encoding": self.encoding,
-        }
+        request: dict[str, Any] = {"path": str(path), "seconds": limits.seconds, "encoding": self.encoding}
+        request["limits"] = limits.model_dump()
         if reader is not None:
             request |= {"reader": reader.importable, "called": reader.reference}
         answer = self._answer(request)
@@ -127,16 +114,6 @@ class Converter:
             self._child.end()
             self._child = None
             self._loaded.clear()
-
-
-@contextmanager
-def converting(limits: FileLimits, encoding: str | None = None) -> Iterator[Converter]:
-    """A converter whose child ends with the block."""
-    converter = Converter(limits, encoding)
-    try:
-        yield converter
-    finally:
-        converter.close()
 
 
 class _Child:

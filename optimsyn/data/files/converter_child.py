@@ -65,7 +65,7 @@ def _loaded(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
 def _read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     from optimsyn.data.files.readers import load, read_with
 
-    content = read_with(load(request["reader"]), request["called"], path, request["inflated_mb"])
+    content = read_with(load(request["reader"]), request["called"], path, request["limits"]["inflated_mb"])
     if isinstance(content, str):
         return {"text": content, "passed": []}
     return {"documents": [document.model_dump(mode="json") for document in content]}
@@ -73,14 +73,15 @@ def _read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 def _converted(request: dict[str, Any], memory_mb: int) -> dict[str, Any]:
     from optimsyn.base.errors import DataError
-    from optimsyn.data.files.formats import Limits, convert
+    from optimsyn.data.files.formats import convert
+    from optimsyn.recipe.sections.data import FileLimits
 
-    _limit_time(request.pop("seconds"))
-    path = Path(request.pop("path"))
+    _limit_time(request["seconds"])
+    path = Path(request["path"])
     try:
         if "reader" in request:
             return _read(path, request)
-        text, passed = convert(path, Limits(**request))
+        text, passed = convert(path, FileLimits(**request["limits"]), request["encoding"])
         return {"text": text, "passed": passed}
     except DataError as error:
         return {"error": str(error)}

@@ -71,11 +71,7 @@ def printable(text: str) -> str:
 
 
 def read_file(path: Path, limit_mb: int) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        DataError: As for `size_of`.
-    """
+    """The bytes of a regular file."""
     size_of(path, limit_mb)
     return path.read_bytes()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
-from optimsyn.data.files.converter import Converted, Converter, converting
+from optimsyn.data.files.converter import Converted, Converter
 from optimsyn.data.files.file_tree import Fault, FileTree, find_files, printable, read_file, shown, size_of
 from optimsyn.data.files.kinds import (
     CONVERTED,
@@ -41,7 +42,6 @@ class FolderContents:
 
     Attributes:
         documents: Each with its path, for messages.
-        faults: Unreadable files, with what to do about each.
         passed: Ignored files: no documents, or of a kind whose extra is not installed.
     """
 
@@ -51,11 +51,7 @@ class FolderContents:
 
 
 def document_files(place: Path, config: Documents) -> tuple[list[Path], FileTree]:
-    """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one.
-
-    Raises:
-        RecipeError: A reader that the recipe names cannot be found.
-    """
+    """The files that are documents, in a fixed order, and the whole tree; a single file is a folder of one."""
     tree = find_files(place, follow_links=config.source.follow_links) if place.is_dir() else FileTree([place])
     suffixes = DOCUMENT_SUFFIXES | _text_endings(place, config.source)
     readers = named_readers(config.readers)
@@ -86,14 +82,6 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
     """The documents below a folder, or of a single file.
 
     The id is the path relative to the folder; the title the first heading or the file's name.
-
-    Args:
-        place: Searched with all its subfolders.
-        config: The recipe's `documents` section.
-        convert: Convert PDF, office and mail files; False skips them.
-
-    Raises:
-        DataError: There is no readable file.
     """
     files, tree = document_files(place, config)
     readers = named_readers(config.readers)
@@ -106,7 +94,7 @@ def read_folder(place: Path, config: Documents, *, convert: bool = True) -> Fold
     for path in unread:
         reason = _not_read(path.suffix.lower())
         contents.passed.append(Loss(id=shown(path.relative_to(root)), stage="documents", reason=reason))
-    with converting(config.limits, config.source.encoding) as converter:
+    with closing(Converter(config.limits, config.source.encoding)) as converter:
         for path in files:
             name = path.relative_to(root).as_posix()
             if not encodable(str(path)):

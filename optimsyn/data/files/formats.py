@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import re
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from optimsyn.base.errors import DataError
 from optimsyn.base.text_files import decode
 from optimsyn.data.files.archives import Sizes, check_archive
 from optimsyn.data.files.kinds import CONVERTED, PAGE_SUFFIXES
+from optimsyn.recipe.sections.data import FileLimits
 
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SLIDE_NUMBER = re.compile(r"^<!-- Slide number: \d+ -->\n", re.MULTILINE)
@@ -24,18 +27,7 @@ _LETTER_HEAD = ("from", "subject", "date", "received")
 _MB = 1_000_000
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The recipe's `documents.limits` and the encoding of its source, as passed to the child."""
-
-    inflated_mb: int
-    inflated_ratio: int
-    nesting: int
-    pages: int
-    encoding: str | None = None
-
-
-def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
+def convert(path: Path, limits: FileLimits, encoding: str | None = None) -> tuple[str, list[str]]:
     """The text of a file, and the names of ignored parts (attachments of a mail).
 
     Raises:
@@ -45,24 +37,22 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
     data = path.read_bytes()
     passed: list[str] = []
     if suffix in CONVERTED and CONVERTED[suffix].packed:
-        check_archive(
-            io.BytesIO(data), suffix, Sizes(limits.inflated_mb, limits.inflated_ratio, limits.nesting, len(data))
-        )
+        check_archive(io.BytesIO(data), suffix, Sizes(limits, len(data)))
     if suffix in PAGE_SUFFIXES:
-        text = _page(data, limits.encoding)
+        text = _page(data, encoding)
     elif suffix == ".eml":
-        text, passed = _letter(data, limits.encoding)
+        text, passed = _letter(data, encoding)
     else:
-        readers: dict[str, Callable[[bytes, Limits], str]] = {
-            ".pdf": _pdf,
-            ".docx": _word,
-            ".pptx": _slides,
+        readers: dict[str, Callable[[bytes], str]] = {
+            ".pdf": lambda pdf: _pdf(pdf, limits.pages),
+            ".docx": lambda word: _markdown("Docx", word, ".docx"),
+            ".pptx": lambda slides: _SLIDE_NUMBER.sub("", _markdown("Pptx", slides, ".pptx")),
             ".epub": _book,
             ".xlsx": _sheets,
             ".odt": _open_document,
-            ".rtf": _rich_text,
+            ".rtf": lambda rtf: _rich_text(rtf, encoding),
         }
-        text = readers[suffix](data, limits)
+        text = readers[suffix](data)
     if len(text) > limits.inflated_mb * _MB:
         raise DataError(
             f"gives {len(text) / _MB:,.0f} million characters of text, more than documents.limits.inflated_mb = "
@@ -74,9 +64,14 @@ def convert(path: Path, limits: Limits) -> tuple[str, list[str]]:
     return _BLANK_LINES.sub("\n\n", text).strip("\n"), passed
 
 
-def _pdf(data: bytes, limits: Limits) -> str:
-    from markitdown import StreamInfo
-    from markitdown.converters import PdfConverter
+def _markdown(kind: str, data: bytes, suffix: str) -> str:
+    from markitdown import StreamInfo, converters
+
+    converter = getattr(converters, f"{kind}Converter")()
+    return str(converter.convert(io.BytesIO(data), StreamInfo(extension=suffix)).markdown)
+
+
+def _pdf(data: bytes, most: int) -> str:
     from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
     from pdfminer.pdfpage import PDFPage
     from pdfminer.pdfparser import PDFParser
@@ -85,51 +80,30 @@ def _pdf(data: bytes, limits: Limits) -> str:
         raise DataError("is not a PDF file; save it again or remove it")
     try:
         pages = PDFPage.create_pages(PDFDocument(PDFParser(io.BytesIO(data))))
-        count = sum(1 for _ in itertools.islice(pages, limits.pages + 1))
+        count = sum(1 for _ in itertools.islice(pages, most + 1))
     except (PDFPasswordIncorrect, PDFEncryptionError):
         raise DataError("is locked by a password; save it again without one") from None
-    if count > limits.pages:
-        raise DataError(
-            f"has more than {limits.pages} pages, documents.limits.pages; split it, or raise that and .seconds"
-        )
+    if count > most:
+        raise DataError(f"has more than {most} pages, documents.limits.pages; split it, or raise that and .seconds")
     if count == 0:
         raise DataError("is a cut off or damaged PDF without any page; save it again or remove it")
-    text = str(PdfConverter().convert(io.BytesIO(data), StreamInfo(extension=".pdf")).markdown)
+    text = _markdown("Pdf", data, ".pdf")
     unknown = len(_UNKNOWN_LETTER.findall(text))
     if unknown > 0.3 * len(_UNKNOWN_LETTER.sub("", text).replace(" ", "")) + 5:
         raise DataError("does not say which characters its glyphs are (a font without a character map); run OCR on it")
     return text
 
 
-def _word(data: bytes, _limits: Limits) -> str:
-    from markitdown import StreamInfo
-    from markitdown.converters import DocxConverter
-
-    return str(DocxConverter().convert(io.BytesIO(data), StreamInfo(extension=".docx")).markdown)
-
-
-def _slides(data: bytes, _limits: Limits) -> str:
-    from markitdown import StreamInfo
-    from markitdown.converters import PptxConverter
-
-    return _SLIDE_NUMBER.sub("", str(PptxConverter().convert(io.BytesIO(data), StreamInfo(extension=".pptx")).markdown))
-
-
-def _book(data: bytes, _limits: Limits) -> str:
-    import zipfile
-
-    from markitdown import StreamInfo
-    from markitdown.converters import EpubConverter
-
+def _book(data: bytes) -> str:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if "META-INF/rights.xml" in archive.namelist():
             raise DataError("is protected by DRM; get a copy without it")
-    text = str(EpubConverter().convert(io.BytesIO(data), StreamInfo(extension=".epub")).markdown)
+    text = _markdown("Epub", data, ".epub")
     # Metadata comes first; alone it is no document.
     return text if text.partition("\n\n")[2].strip() else ""
 
 
-def _sheets(data: bytes, _limits: Limits) -> str:
+def _sheets(data: bytes) -> str:
     """Every sheet as a heading and a table, without trailing empty rows and columns; formulas as values."""
     from openpyxl import load_workbook
 
@@ -154,15 +128,11 @@ def _cells(row: tuple[Any, ...]) -> list[str]:
     return cells
 
 
-def _open_document(data: bytes, _limits: Limits) -> str:
-    import zipfile
-
+def _open_document(data: bytes) -> str:
     from odfdo import Document
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if "META-INF/manifest.xml" in archive.namelist() and b"encryption-data" in archive.read(
-            "META-INF/manifest.xml"
-        ):
+        if _MANIFEST in archive.namelist() and b"encryption-data" in archive.read(_MANIFEST):
             raise DataError("is locked by a password; save it again without one")
     document = Document(io.BytesIO(data))
     if document.get_type() != "text":
@@ -170,14 +140,14 @@ def _open_document(data: bytes, _limits: Limits) -> str:
     return str(document.to_markdown())
 
 
-def _rich_text(data: bytes, limits: Limits) -> str:
+def _rich_text(data: bytes, encoding: str | None) -> str:
     from striprtf.striprtf import rtf_to_text
 
     if not data.lstrip()[:5].lower() == b"{\\rtf":
         raise DataError("is not an RTF file; save it again or remove it")
     if data.count(b"{") > data.count(b"}") + 1:
         raise DataError("is a damaged RTF file (groups are not closed); save it again or remove it")
-    return str(rtf_to_text(data.decode("latin-1"), encoding=limits.encoding or "cp1252", errors="replace"))
+    return str(rtf_to_text(data.decode("latin-1"), encoding=encoding or "cp1252", errors="replace"))
 
 
 def _page(data: bytes, encoding: str | None) -> str:
@@ -191,8 +161,6 @@ def _page(data: bytes, encoding: str | None) -> str:
 
 def _known(encoding: str | None) -> str | None:
     """A declared encoding that Python knows; latin-1 means cp1252, as in browsers."""
-    import codecs
-
     try:
         name = codecs.lookup(encoding or "utf-8").name
     except LookupError:
@@ -202,12 +170,8 @@ def _known(encoding: str | None) -> str | None:
 
 def _letter(data: bytes, encoding: str | None) -> tuple[str, list[str]]:
     """Subject, sender and date, then the plain body, else the HTML one; attachments are not read."""
-    from email import message_from_bytes, policy
-
     letter = message_from_bytes(data, policy=policy.default)
-    if not isinstance(letter, EmailMessage) or not any(
-        name in letter for name in ("from", "subject", "date", "received")
-    ):
+    if not isinstance(letter, EmailMessage) or not any(name in letter for name in _LETTER_HEAD):
         raise DataError("is not an e-mail: it has no sender, subject or date; save it again or remove it")
     body = letter.get_body(("plain", "html"))
     if body is None:

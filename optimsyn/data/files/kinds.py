@@ -70,11 +70,7 @@ def is_unknown(suffix: str) -> bool:
 
 
 def cure(suffix: str) -> str:
-    """What to do about a file that is no document, in a few words.
-
-    Args:
-        suffix: In lower case; empty for a file without one.
-    """
+    """What to do about a file that is no document, in a few words; the suffix is in lower case."""
     extra = missing_extra(suffix)
     if extra is not None:
         return f"read with the extra: pip install 'optimsyn[{extra}]'"

@@ -23,11 +23,7 @@ _PATTERNS = (
 
 
 def left_behind(name: str, *, folder: bool = False) -> str | None:
-    """What kind of leftover a file is; None if it may be a user's file.
-
-    Args:
-        name: Of the file, without its folders.
-        folder: It is a folder; only system folders are leftovers.
+    """What kind of leftover a file or folder of this name is; None if it may be the user's.
 
     Example:
         >>> left_behind("~$report.docx"), left_behind("Thumbs.db"), left_behind("report.docx")

@@ -54,8 +54,6 @@ class NamedReader:
 
     Attributes:
         pattern: The ending (`.tei`) or name (`index.db`) of the files that it reads.
-        reference: Its name in the recipe.
-        part: The reader.
         importable: `package.module:name` for the converter's process; None if it runs in this process.
     """
 
@@ -92,14 +90,7 @@ def field_of(pattern: str) -> str:
 
 
 def named_readers(readers: Mapping[str, str]) -> list[NamedReader]:
-    """The readers of a recipe, longer endings first.
-
-    Args:
-        readers: The recipe's `documents.readers`.
-
-    Raises:
-        RecipeError: One does not exist or is no reader.
-    """
+    """The readers of a recipe, longer endings first."""
     named = []
     for pattern, reference in sorted(readers.items(), key=lambda item: (item[0].startswith("."), -len(item[0]))):
         part: Reader = READERS.get(reference, field_of(pattern))
@@ -113,14 +104,7 @@ def reader_for(path: Path, readers: Iterable[NamedReader]) -> NamedReader | None
 
 
 def reader_identity(readers: Mapping[str, str]) -> dict[str, str]:
-    """Digests of the sources of a recipe's readers, by field, to notice an edited reader.
-
-    Args:
-        readers: The recipe's `documents.readers`.
-
-    Raises:
-        RecipeError: One does not exist, or has no source.
-    """
+    """Digests of the sources of a recipe's readers, by field, to notice an edited reader."""
     return {
         named.field: digest_of([named.reference, source_identity(named.reference, named.part, named.field)])
         for named in named_readers(readers)
@@ -136,11 +120,7 @@ def _importable(reference: str, part: Reader) -> str | None:
 
 
 def load(importable: str) -> Reader:
-    """Imports a reader in the converter's process.
-
-    Raises:
-        DataError: It cannot be imported there.
-    """
+    """Imports a reader in the converter's process."""
     try:
         part: Any = imported(importable, "documents.readers")
     except RecipeError as error:
@@ -151,12 +131,6 @@ def load(importable: str) -> Reader:
 
 def read_with(reader: Reader, called: str, path: Path, most_mb: int) -> str | list[Document]:
     """Reads a file with a reader.
-
-    Args:
-        reader: The reader.
-        called: Its name in the recipe, for messages.
-        path: The file.
-        most_mb: Most text in million characters, the recipe's `documents.limits.inflated_mb`.
 
     Raises:
         DataError: It fails, or returns no text; without the file's path.

@@ -52,11 +52,7 @@ class Row:
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raises all problems at once, one a line.
-
-    Raises:
-        DataError: There is at least one problem; beyond twenty the rest are counted.
-    """
+    """Raises all problems at once, one a line."""
     if problems:
         raise DataError("\n".join(shortened(problems)))
 

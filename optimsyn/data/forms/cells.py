@@ -17,20 +17,22 @@ class Faults:
     """Collects all faults of one row."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.found: list[DataError] = []
 
     def part(self, read: Callable[[], _T]) -> _T | None:
         """Calls `read`; None if it raises a DataError, which is collected."""
         try:
             return read()
         except DataError as error:
-            self.found.append(str(error))
+            self.found.append(error)
         return None
 
     def raise_all(self) -> None:
-        """Raises all collected faults, if any."""
+        """Raises all collected faults, if any; a single one as it is."""
+        if len(self.found) == 1:
+            raise self.found[0]
         if self.found:
-            raise DataError("; and ".join(dict.fromkeys(self.found)))
+            raise DataError("; and ".join(dict.fromkeys(map(str, self.found))))
 
 
 def written(value: Any) -> str:

@@ -23,11 +23,7 @@ def answer_words(questions: Sequence[Question]) -> int:
 
 @dataclass(frozen=True)
 class Free(QuestionForm):
-    """A question that is answered in a few free words. It is marked by exact match and token F1.
-
-    Attributes:
-        answer_words: Words that an answer typically has.
-    """
+    """A question that is answered in a few free words. It is marked by exact match and token F1."""
 
     label: ClassVar[str] = "free answers"
     answer_words: int = FEW_WORDS

@@ -29,11 +29,7 @@ _WRONG_LISTS = ("wrong", "wrong_answers", "wrong_options", "incorrect_answers", 
 
 
 def lettered(choices: Sequence[str]) -> str:
-    """The options as lines `A. …`, `B. …`.
-
-    Raises:
-        DataError: There are more options than letters.
-    """
+    """The options as lines `A. …`, `B. …`."""
     if len(choices) > len(ascii_uppercase):
         raise DataError(f"{len(choices)} choices are more than the {len(ascii_uppercase)} letters of the format")
     lines = (f"{letter}. {' '.join(choice.split())}" for letter, choice in zip(ascii_uppercase, choices, strict=False))
@@ -73,9 +69,7 @@ class MultipleChoice(QuestionForm):
     would get influence for sharing a letter. The target's answer is the likeliest option per token.
 
     Attributes:
-        options: The number of options.
         fixed: The options if they are the same for every question (yes, no, maybe), else empty.
-        answer_words: Words that an answer typically has.
     """
 
     label: ClassVar[str] = "multiple choice"
@@ -218,11 +212,7 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
 
 
 def _gold_index(values: Mapping[str, Any], options: list[str], labels: list[str], accepted: list[str]) -> int:
-    """Which option is gold, by `answer_index`, `label` or `answer`.
-
-    Raises:
-        DataError: None of them names an option, they disagree, or the gold option is listed twice.
-    """
+    """Which option is gold, by `answer_index`, `label` or `answer`."""
     indices: dict[str, int] = {}
     if values.get("answer_index") is not None:
         index = str(values["answer_index"]).strip().removesuffix(".0")

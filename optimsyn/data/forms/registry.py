@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any
 
 from optimsyn.base.errors import RecipeError
@@ -20,7 +21,6 @@ _FIELD = FORMS.field
 _MEMBERS = tuple(name for name in vars(QuestionForm) if not name.startswith("_"))
 # Cache of forms from entry points; searching all installed packages is too slow for every sample.
 _INSTALLED: dict[str, QuestionForm] = {}
-_MADE: dict[type, QuestionForm] = {}
 
 
 def _problem(part: object) -> str | None:
@@ -55,6 +55,11 @@ def _of_read_row(kind: type) -> Any:
 
 
 FORMS.provide({"free": Free(), "multiple_choice": MultipleChoice(), "true_false": TrueFalse()}, _problem)
+
+
+@cache
+def _made(kind: type[QuestionForm]) -> QuestionForm:
+    return kind()
 
 
 def form_named(name: str) -> QuestionForm:
@@ -100,11 +105,7 @@ def fitted_form(name: str, questions: Sequence[Question]) -> QuestionForm:
 
 
 def form_of(item: Question | Pair) -> QuestionForm:
-    """The form of a question or pair.
-
-    Raises:
-        RecipeError: This process does not know it.
-    """
+    """The form of a question or pair."""
     return form_named(item.kind)
 
 
@@ -153,11 +154,7 @@ def as_text(item: Question | Pair) -> str:
 
 
 def identity_of(name: str, form: QuestionForm) -> dict[str, Any]:
-    """What results depend on in a form: its name, its state from `fitted` and, for a custom one, its source.
-
-    Raises:
-        RecipeError: It has no source, so an edit could not be noticed.
-    """
+    """What results depend on in a form: its name, its state from `fitted` and, for a custom one, its source."""
     state = repr(form) if is_dataclass(form) else repr(sorted(getattr(form, "__dict__", {}).items()))
     facts: dict[str, Any] = {"name": name, "state": state}
     if name not in FORMS.built_in:

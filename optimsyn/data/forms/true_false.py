@@ -75,9 +75,6 @@ class TrueFalse(QuestionForm):
 
     Training and loss use verdict and reason; only the verdict is marked, by which of the two is likelier. A row of a
     question file has `answer` true or false (or yes and no) and optionally a `reason`.
-
-    Attributes:
-        reason_words: Words that a reason typically has.
     """
 
     label: ClassVar[str] = "true or false"

@@ -14,17 +14,9 @@ def answer_pieces(tokenizer: Any, item: Sample | Pair | Question, max_length: in
     Pieces end where tokens end in the text, so blanks that a tokenizer drops go to the next piece, and tokens that
     share one letter of several bytes are one piece.
 
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        item: The sample to encode.
-        max_length: As for `optimsyn.target.encoding.encode`.
-
     Returns:
         For each piece its text and its number of tokens, in order. A last piece without text holds the tokens that
         mark the end, where the target learns them. Together these are the label tokens of `encode`.
-
-    Raises:
-        ModelError: As `encode`.
     """
     tokens, _ = fitted(tokenizer, as_sample(item), max_length)
     pieces: list[tuple[str, int]] = []

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_text
 from optimsyn.data.records import Record
+from optimsyn.recipe.problems import in_a_line
 
 SHARES_FILE = "token_shares.json"
 
@@ -37,9 +38,7 @@ class PairShares(Record):
     """One pair and how its influence is shared out among its label tokens.
 
     Attributes:
-        id: Id of the pair.
         choices: What its form shows below the question, such as options.
-        influence: The pair's influence.
         remainder: Influence less all shares: what momentum alone contributes, 0 (but for rounding) without momentum.
         pieces: The answer, then the end marker where the target learns one.
     """
@@ -57,7 +56,6 @@ class TokenShares(Record):
     """The best and the worst pairs of a variant with their shares.
 
     Attributes:
-        variant: Whose pairs.
         estimator: How the influence was computed, such as `adam_linear, dot`.
         reason: Why there are none; "" when there are.
         pairs: Highest influence first.
@@ -74,12 +72,8 @@ class TokenShares(Record):
 
     @classmethod
     def read(cls, path: Path) -> TokenShares:
-        """Reads the file.
-
-        Raises:
-            DataError: It is no such file.
-        """
+        """Reads the file."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise DataError(f"{path}: {error.errors()[0]['msg']}; delete the file") from error
+            raise DataError(f"{path}: {in_a_line(error)}; delete the file") from error

@@ -1,8 +1,7 @@
-"""Scoring in forward mode: influence without a backward pass and without a difference of losses.
+"""Scoring in forward mode: the derivative of a sample's loss along d goes through the model beside its values.
 
-The derivative of a sample's loss along d = D ⊙ V goes through the model beside its values (`forward_mode`), so no small
-difference of large numbers is needed: it works in 16 bits, where twins do not. It takes one pass per subtask, also for
-each label token, and keeps no activations.
+No small difference of large numbers is needed, so it works in 16 bits, where twins do not. It takes one pass per
+subtask, also for each label token, and keeps no activations.
 """
 
 from __future__ import annotations

@@ -142,12 +142,7 @@ class DerivativeScorer(ABC):
 
 
 class TokenSums:
-    """Adds up derivatives of label tokens over checkpoints.
-
-    Args:
-        encoded: The samples, in the caller's order.
-        subtasks: Names of the columns.
-    """
+    """Adds up derivatives of label tokens over checkpoints."""
 
     def __init__(self, encoded: Sequence[Encoded], subtasks: tuple[str, ...]) -> None:
         self._encoded = encoded
@@ -189,11 +184,7 @@ class TokenSums:
         return scores
 
     def scores(self, across: str, *, token_shares: bool) -> Scores:
-        """The finished scores.
-
-        Raises:
-            ModelError: A score is not finite.
-        """
+        """The finished scores."""
         by_subtask = self.by_subtask()
         shares = None
         if token_shares and across == "mean":
@@ -214,11 +205,7 @@ class TokenSums:
 
 
 def linear_estimator(name: str, method: str) -> Estimator:
-    """The estimator of this name, which must be linear.
-
-    Raises:
-        RecipeError: There is none, or it is not linear.
-    """
+    """The estimator of this name, which must be linear."""
     estimator = estimator_of(name)
     if not estimator.linear:
         linear = " or ".join(e.name for e in BUILT_IN.values() if e.linear)

@@ -16,16 +16,9 @@ _CHOICES = frozenset({"topk", "argmax", "argmin", "sort", "argsort", "kthvalue"}
 
 
 def choice_of(target: Target, samples: Sequence[Sample | Pair | Question | Encoded]) -> str | None:
-    """The operation with which the model chooses among its layers, such as the router of a mixture of experts.
+    """The operation, such as "topk", with which the model chooses among its layers (mixture of experts), or None.
 
     Even a tiny step can swap a token's experts, and the loss jumps; the gradient does not contain the jump.
-
-    Args:
-        target: The model.
-        samples: The shortest of them goes through one watched forward pass.
-
-    Returns:
-        Its name, such as "topk"; None where the model makes no choice.
     """
     encoded = [item if isinstance(item, Encoded) else target.encode(item) for item in samples]
     (batch,) = target.batches([min(encoded, key=lambda item: len(item.input_ids))])
@@ -43,7 +36,6 @@ class _Watch(TorchFunctionMode):
         self.found: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called instead of each operation."""
         name = getattr(func, "__name__", "")
         first = args[0] if args else (kwargs or {}).get("input")
         if self.found is None and name in _CHOICES and isinstance(first, torch.Tensor) and first.is_floating_point():

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -138,20 +138,6 @@ class Plan:
             return ((losses[0::2] - losses[1::2]).t() / (2 * epsilon)), losses.mean(0)
         epsilon = torch.tensor([step.forward_epsilon for step in self.steps], dtype=losses.dtype)
         return (losses[1:] - losses[0]).t() / epsilon, losses[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> Plan:
-        """The plan from the values of `to_json`.
-
-        Raises:
-            KeyError: A field is missing.
-            TypeError: A field is unknown or missing.
-        """
-        return cls(**{**facts, "steps": tuple(Step(**step) for step in facts["steps"])})
 
 
 def _rms(values: torch.Tensor) -> float:

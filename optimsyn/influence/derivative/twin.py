@@ -1,18 +1,18 @@
-"""Twin-adapter scoring: influence without a backward pass.
+"""Twin-adapter scoring: influence from the losses at θ + εd and θ − εd, without stored activations.
 
-A linear estimator's dot product is a directional derivative of the sample's own loss (see `twin_adapters`). It is
-computed from the losses at θ + εd and θ − εd, also for single label tokens, without stored activations. Validation
-directions still need one backward pass per question.
+Why that is the influence: `optimsyn.influence.derivative.scorer`; what θ + εd is: `twin_adapters`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 import torch
+from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
@@ -26,6 +26,7 @@ from optimsyn.influence.derivative.twin_adapters import Twins, length, step_dire
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.options import Across, Normalization, ScoringOptions, refuse_unknown
 from optimsyn.influence.scorer import InfluenceScorer
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import IGNORE, Batch, Encoded, counted
 from optimsyn.target.target import Target
@@ -177,9 +178,9 @@ class TwinScorer(DerivativeScorer):
         file = None if folder is None else folder / f"twin-steps-{self._steps_name}.json"
         if file is not None and file.is_file():
             try:
-                return [Plan.from_json(facts) for facts in json.loads(file.read_text(encoding="utf-8"))]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ModelError(f"{file}: not readable as twin steps ({error}); delete the file") from error
+                return TypeAdapter(list[Plan]).validate_python(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ModelError(f"{file}: not readable as twin steps ({in_a_line(error)}); delete the file") from error
         total = sum(checkpoint.lr for checkpoint in self.checkpoints)
         measured = [
             self._measure(checkpoint, directions, encoded)
@@ -194,7 +195,7 @@ class TwinScorer(DerivativeScorer):
         ]
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps([plan.to_json() for plan in plans]))
+            write_text(file, json.dumps([asdict(plan) for plan in plans]))
         self.target.load_checkpoint(self.checkpoints[-1])
         return plans
 

@@ -1,8 +1,6 @@
-"""Twins of an adapter: its trained weights, moved a little along a direction.
+"""Twins of an adapter: its trained weights, moved a little along d = D ⊙ V, without ever writing to them.
 
-For a linear estimator Γ(g) = D ⊙ g the dot product with a validation direction V is a directional derivative of the
-sample's own loss, ⟨V, D ⊙ g(z)⟩ = d/ds ℓ(z; θ + s·d) at s = 0 with d = D ⊙ V. Two forward passes, at θ + εd and at
-θ − εd, give it. This module computes d, and runs a target at such points without ever writing to its weights.
+The derivative of a sample's loss along d is its influence (`optimsyn.influence.derivative.scorer`).
 """
 
 from __future__ import annotations
@@ -15,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from optimsyn.base.errors import ModelError
 from optimsyn.influence.directions import Directions
 from optimsyn.influence.estimators import Estimator
+from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.influence.moments import moments_of
 from optimsyn.target.encoding import IGNORE, Batch
 from optimsyn.target.target import Target
+from optimsyn.target.temporary import evaluating
 from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 
@@ -28,12 +27,6 @@ def step_directions(
     target: Target, checkpoint: Checkpoint, directions: Directions, estimator: Estimator
 ) -> dict[str, torch.Tensor]:
     """d_k = D ⊙ V_k: the derivative of a sample's loss along it is its influence on subtask k.
-
-    Args:
-        target: The model.
-        checkpoint: The checkpoint whose moments give D.
-        directions: V_k at this checkpoint.
-        estimator: A linear one.
 
     Returns:
         Parameter name -> [K, *parameter.shape], float32 (float64 of a float64 model), on the parameter's device.
@@ -58,38 +51,14 @@ class Twins:
     even after an error. The other values are float32 (float64 of a float64 model) even where the parameter is bfloat16,
     which rounds a step of a thousandth away. Between the two halves of a LoRA nothing is rounded to the model's dtype
     either; after them peft adds the result to the layer's output in that dtype.
-
-    Args:
-        target: Its trained parameters are weights or biases of `nn.Linear` modules.
     """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        names = {id(parameter): name for name, parameter in target.parameters.items()}
-        self._layers: list[tuple[nn.Linear, str | None, str | None]] = []
-        covered = set()
-        for module in target.model.modules():
-            if isinstance(module, nn.Linear):
-                weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
-                if weight is not None or bias is not None:
-                    self._layers.append((module, weight, bias))
-                    covered |= {weight, bias}
-        missing = sorted(set(target.parameters) - covered)
-        if missing:
-            raise ModelError(
-                f"{missing[0]} is trained, but it is not part of a linear layer; twins are made of linear layers "
-                "only: use plain LoRA (no DoRA, no embeddings) or freeze it"
-            )
+        self._taps = GradientTaps(target)
 
     def moved(self, points: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The trained parameters plus each of these steps.
-
-        Args:
-            points: Steps by parameter name; an empty one means the unchanged parameters.
-
-        Returns:
-            Parameter name -> [points, *parameter.shape].
-        """
+        """The trained parameters plus each of these steps (an empty one: none), by name [points, *parameter.shape]."""
         dtype = self._target.dtype
         values = {}
         for name, parameter in self._target.parameters.items():
@@ -139,22 +108,13 @@ class Twins:
             values: Parameter name -> [M, *shape]; a batch then holds M consecutive groups of rows, each with its own
                 values. Gradients flow to them where they are enabled.
         """
-        # Evaluation mode without `Target.scoring`, which makes layers recompute activations for a backward pass.
-        modes = [(module, module.training) for module in self._target.model.modules()]
-        replaced: list[tuple[nn.Linear, Any]] = []
-        try:
-            self._target.model.eval()
-            for layer, weight, bias in self._layers:
-                replaced.append((layer, layer.__dict__.get("forward")))
-                layer.forward = _linear_at(layer, weight, bias, values)  # type: ignore[method-assign]
+
+        def moved(_: str, layer: nn.Linear, weight: str | None, bias: str | None) -> Any:
+            return _linear_at(layer, weight, bias, values)
+
+        # Not `Target.scoring`, which makes layers recompute activations for a backward pass.
+        with evaluating(self._target.model), self._taps.replaced(moved):
             yield
-        finally:
-            for layer, forward in replaced:
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward  # type: ignore[method-assign]
-            for module, training in modes:
-                module.training = training
 
 
 def _linear_at(layer: nn.Linear, weight: str | None, bias: str | None, values: Mapping[str, torch.Tensor]) -> Any:

@@ -10,17 +10,19 @@ import copy
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.influence.derivative.step_size import Plan
 from optimsyn.influence.derivative.twin import TwinScorer
 from optimsyn.influence.derivative.twin_adapters import step_directions
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.target import Target
@@ -37,8 +39,6 @@ class ScoredProbe:
     """A tokenised text and its score.
 
     Attributes:
-        input_ids: Its tokens.
-        labels: -100 where no token is predicted.
         weights: The weight of each label's loss.
         scores: One per subtask.
     """
@@ -59,17 +59,9 @@ class TwinRecord:
 
     Attributes:
         fingerprint: The scorer's.
-        target: The target's fingerprint.
-        model: The target's name.
-        estimator: The estimator of the twins' direction.
-        subtasks: Columns of the scores.
-        across_subtasks: mean or max.
-        tokens: Which tokens count.
-        max_length: Longest sample, in tokens.
         probe_ids: `PROBE_TEXT` as tokens of the target's tokenizer.
         probes: A few validation questions with their scores by gradients in float32. A server with other scores rounds
             too much.
-        plans: One per checkpoint.
         adapters: For each checkpoint the names of its adapters, in the order of `Plan.points`; each is also the name
             of its folder, and holds a digest of the weights.
     """
@@ -90,7 +82,7 @@ class TwinRecord:
     def save(self, folder: Path) -> None:
         """Writes `twins.json` atomically."""
         facts = {**vars(self), "tokens": self.tokens.model_dump(), "format": _FORMAT}
-        facts["plans"] = [plan.to_json() for plan in self.plans]
+        facts["plans"] = [asdict(plan) for plan in self.plans]
         facts["probes"] = [vars(probe) for probe in self.probes]
         points = [
             [{"subtask": None if k is None else self.subtasks[k], "epsilon": e} for k, e in p.points]
@@ -108,17 +100,14 @@ class TwinRecord:
         file = folder / RECORD
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            if facts.pop("format") != _FORMAT:
+            if facts["format"] != _FORMAT:
                 raise ValueError("written by another version")
-            facts.pop("points")
-            facts["plans"] = tuple(Plan.from_json(plan) for plan in facts["plans"])
-            facts["probes"] = tuple(ScoredProbe(**probe) for probe in facts["probes"])
-            facts["tokens"] = CountedTokens(**facts["tokens"])
-            facts["adapters"] = tuple(tuple(names) for names in facts["adapters"])
-            facts["subtasks"], facts["probe_ids"] = tuple(facts["subtasks"]), tuple(facts["probe_ids"])
-            return cls(**facts)
+            return TypeAdapter(cls).validate_python(facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{file}: not readable as a record of twins ({error}); export the twins again") from error
+            problem = in_a_line(error)
+            raise ModelError(
+                f"{file}: not readable as a record of twins ({problem}); export the twins again"
+            ) from error
 
 
 def export_twins(scorer: TwinScorer, folder: Path, *, stacked: bool = True) -> list[Path]:

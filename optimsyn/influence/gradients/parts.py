@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from optimsyn.base.errors import ModelError
+from optimsyn.influence.gradients.rows import gradient_rows, layout_of
 from optimsyn.influence.gradients.taps import GradientTaps
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded, Role, counted
@@ -45,26 +46,16 @@ class GradientParts:
     def of(
         cls, target: Target, checkpoint: Checkpoint, encoded: Sequence[Encoded], batch_tokens: int = 1024
     ) -> GradientParts:
-        """Two backward passes of every sample.
-
-        Args:
-            target: Its adapter is set to the checkpoint and left there.
-            checkpoint: Where gradients are taken.
-            encoded: From `encode`, with every label.
-            batch_tokens: Tokens per batch.
-
-        Raises:
-            ModelError: A gradient is not finite.
-        """
+        """Two backward passes of every sample."""
         target.load_checkpoint(checkpoint)
         taps = GradientTaps(target)
         answers = [counted(item, _ANSWER, "pair") for item in encoded]
         places = [i for i, item in enumerate(encoded) if item.label_tokens > answers[i].label_tokens]
         ends = [_ending(encoded[i], answers[i]) for i in places]
-        answer, answer_loss = _rows(target, taps, answers, batch_tokens)
+        answer, answer_loss = _rows(taps, answers, batch_tokens)
         end, end_loss = torch.zeros_like(answer), torch.zeros(len(encoded), dtype=torch.float64)
         if ends:
-            end[places], end_loss[places] = _rows(target, taps, ends, batch_tokens)
+            end[places], end_loss[places] = _rows(taps, ends, batch_tokens)
         tokens = torch.tensor([item.label_tokens for item in answers], dtype=torch.float64)
         whole = torch.tensor([item.label_tokens for item in encoded], dtype=torch.float64)
         return cls(answer, end, tokens, whole - tokens, answer_loss, end_loss)
@@ -92,31 +83,9 @@ def _ending(whole: Encoded, answer: Encoded) -> Encoded:
     return replace(whole, labels=labels, weights=(1.0,) * count)
 
 
-def _rows(
-    target: Target, taps: GradientTaps, encoded: Sequence[Encoded], batch_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    places, offset = {}, 0
-    for name, parameter in target.parameters.items():
-        places[name] = slice(offset, offset + parameter.numel())
-        offset += parameter.numel()
-    rows = torch.empty(len(encoded), offset, dtype=target.dtype)
-    losses = torch.empty(len(encoded), dtype=torch.float64)
-    with taps.attached():
-        for batch in target.batches(list(encoded), batch_tokens):
-            batch_losses = taps.run(batch, _Rows(rows, places, batch.indices))
-            losses[batch.indices] = batch_losses.double().cpu()
+def _rows(taps: GradientTaps, encoded: Sequence[Encoded], batch_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    (rows,), losses = gradient_rows(taps, layout_of(taps.target), encoded, [None], batch_tokens=batch_tokens)
     if not bool(torch.isfinite(rows).all()):
         bad = [encoded[i].id for i in (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()]
         raise ModelError(f"the gradients of samples {', '.join(map(repr, bad))} are not finite; look at their text")
     return rows, losses
-
-
-class _Rows:
-    """A sink that writes each sample's gradient into its row of a matrix."""
-
-    def __init__(self, matrix: torch.Tensor, places: dict[str, slice], indices: list[int]) -> None:
-        self._matrix, self._places, self._indices = matrix, places, indices
-
-    def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Writes these rows."""
-        self._matrix[self._indices[rows], self._places[name]] = gradients.flatten(1).to(self._matrix)

@@ -78,9 +78,7 @@ class Projection:
 class Layout:
     """The place of each parameter's projected gradient in one flat row.
 
-    Args:
-        shapes: Parameter name -> shape; their order is the order in the row. A bias [out] counts as [out, 1].
-        projection: None keeps every gradient whole.
+    Parameters keep the order of `shapes`; a bias [out] counts as [out, 1].
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], projection: Projection | None) -> None:

@@ -30,18 +30,15 @@ Scale = Mapping[str, torch.Tensor] | None
 """The factor of gradients, parameter name -> the parameter's shape; None does not scale."""
 
 
-def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projection: Projection | None = None) -> Layout:
-    """The layout that holds this many gradients within a limit: whole, or the widest projection that fits.
+def layout_of(target: Target, projection: Projection | None = None) -> Layout:
+    """The layout of a target's gradients under a projection; None keeps them whole."""
+    return Layout({name: tuple(parameter.shape) for name, parameter in target.parameters.items()}, projection)
 
-    Args:
-        target: The model with the trained parameters.
-        rows: Number of gradients held at once.
-        limit: In bytes.
-        projection: Use this one regardless of the limit.
-    """
-    shapes = {name: tuple(p.shape) for name, p in target.parameters.items()}
+
+def layout_for(target: Target, rows: int, *, limit: int = WHOLE_BYTES, projection: Projection | None = None) -> Layout:
+    """The layout that holds this many gradients within a limit: whole, or the widest projection that fits."""
     choices = [None, *(Projection(size, size) for size in _SIZES)] if projection is None else [projection]
-    layouts = [Layout(shapes, choice) for choice in choices]
+    layouts = [layout_of(target, choice) for choice in choices]
     fitting = [layout for layout in layouts if rows * layout.width * target.dtype.itemsize <= limit]
     return (fitting or layouts[-1:])[0]
 
@@ -60,11 +57,7 @@ class AdamScale:
 
     @classmethod
     def of(cls, target: Target, checkpoint: Checkpoint, layout: Layout) -> AdamScale:
-        """From the moments of a checkpoint.
-
-        Raises:
-            ModelError: A parameter has no moments, or they are not finite.
-        """
+        """From the moments of a checkpoint."""
         roots, momentum = {}, []
         for name, parameter in target.parameters.items():
             moments = moments_of(checkpoint, name, dtype=target.dtype, device=parameter.device)
@@ -96,9 +89,6 @@ def gradient_rows(
 
     Returns:
         For each scale [n, width], and the losses [n] float64.
-
-    Raises:
-        ModelError: A loss is not finite.
     """
     target = taps.target
     rows = [torch.empty(len(encoded), layout.width, dtype=target.dtype) for _ in scales]
@@ -131,7 +121,6 @@ class _Sink:
         self._rows, self._scales = rows, scales
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Writes these rows."""
         for held, scale in zip(self._rows, self._scales, strict=True):
             part = gradients if scale is None else gradients * scale[name]
             held[self._indices[rows], self._places[name]] = self._layout.project(name, part).cpu()

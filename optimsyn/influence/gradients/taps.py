@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from optimsyn.base.errors import ModelError
-from optimsyn.target.encoding import Batch
+from optimsyn.target.encoding import Batch, Encoded
 from optimsyn.target.target import Target
+from optimsyn.target.temporary import with_forwards
 from optimsyn.target.upcast import NARROW, in_float32, is_narrow
 
 SLICE_BYTES = 256 * 2**20
+HOLD_BYTES = 512 * 2**20
 
 
 class Sink(Protocol):
@@ -63,12 +65,24 @@ def output_slices(parameter: torch.Tensor, dtype: torch.dtype) -> list[slice]:
     return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
 
 
-def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) -> None:
-    """Refuses losses that are not finite.
+def small_batches(
+    target: Target, encoded: Sequence[Encoded], batch_tokens: int, limit: int | None = None
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of at most `limit` rows, with the index of each row in the caller's order.
 
-    Raises:
-        ModelError: Names the samples with such a loss.
+    By default the gradients of a batch take at most half a gigabyte (or the batch is one sample).
     """
+    size = sum(parameter.numel() for parameter in target.parameters.values()) * target.dtype.itemsize
+    limit = limit or max(1, HOLD_BYTES // size)
+    for whole in target.batches(encoded, batch_tokens):
+        for start in range(0, len(whole), limit):
+            indices = whole.indices[start : start + limit]
+            (batch,) = target.batches([encoded[i] for i in indices], 2**62)
+            yield [indices[i] for i in batch.indices], batch
+
+
+def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) -> None:
+    """Refuses losses that are not finite."""
     finite = torch.isfinite(losses)
     if bool(finite.all()):
         return
@@ -85,11 +99,7 @@ def refuse_infinite(losses: torch.Tensor, ids: Sequence[str], model: nn.Module) 
 class GradientTaps:
     """Per-sample gradients of a target's trained parameters.
 
-    Args:
-        target: Its trained parameters must be weights or biases of `nn.Linear` modules, as LoRA's are.
-
-    Attributes:
-        target: The same.
+    They must be weights or biases of `nn.Linear` modules, as LoRA's are.
 
     Raises:
         ModelError: A trained parameter belongs to another module, so its gradient would be missing.
@@ -128,29 +138,18 @@ class GradientTaps:
             forward_of: From a layer's path, the layer, and the names of its trained weight and bias (None where that
                 is not trained) to its forward.
         """
-        before: list[tuple[nn.Linear, Any]] = []
-        try:
-            for path, layer in self._layers.items():
-                before.append((layer, layer.__dict__.get("forward")))
-                bias = self._names.get(id(layer.bias)) if layer.bias is not None else None
-                forward = forward_of(path, layer, self._names.get(id(layer.weight)), bias)
-                layer.forward = forward  # type: ignore[method-assign]
+        name = self._names.get
+        forwards = [
+            (layer, forward_of(path, layer, name(id(layer.weight)), name(id(layer.bias))))
+            for path, layer in self._layers.items()
+        ]
+        with with_forwards(forwards):
             yield
-        finally:
-            for layer, forward in before:
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward  # type: ignore[method-assign]
 
     def run(self, batch: Batch, sink: Sink) -> torch.Tensor:
-        """One forward and one backward pass of Σ_i mean_t ℓ_it; hands every parameter's gradients to the sink.
+        """The losses [B]; one forward and one backward pass of Σ_i mean_t ℓ_it hands every gradient to the sink.
 
-        Args:
-            batch: The samples.
-            sink: Takes the gradients. A parameter that the loss does not reach gives zeros.
-
-        Returns:
-            The losses [B], detached.
+        A parameter that the loss does not reach gives zeros.
 
         Raises:
             ModelError: A loss is not finite or undefined, or a layer's input has lost the samples' dimension.
@@ -168,12 +167,13 @@ class GradientTaps:
         refuse_infinite(losses, batch.ids, self.target.model)
         return losses.detach()
 
-    def verify(self, batch: Batch) -> None:
-        """Compares Σ_i G_i with autograd's own gradient of this batch.
+    def verify(self, encoded: Sequence[Encoded]) -> None:
+        """Compares Σ_i G_i with autograd's own gradient, for the two shortest samples.
 
         Raises:
             ModelError: They differ, because the model uses a trained weight outside of its layer.
         """
+        (batch,) = self.target.batches(sorted(encoded, key=lambda item: len(item.input_ids))[:2], 2**62)
         total = _Total()
         # In 16 bits two passes differ.
         wide = in_float32 if is_narrow(self.target.model) else nullcontext
@@ -343,6 +343,5 @@ class _Total:
         self.sums: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, rows: slice, gradients: torch.Tensor) -> None:
-        """Adds these rows."""
         part = gradients.sum(0)
         self.sums[name] = self.sums[name] + part if name in self.sums else part

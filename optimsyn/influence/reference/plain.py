@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from optimsyn.data.records import Pair, Question, Sample
-from optimsyn.influence.estimators import AdamLinear, Direction, Estimator, estimator_of, normalised
+from optimsyn.influence.estimators import AdamLinear, Direction, estimator_of, normalised
 from optimsyn.influence.moments import flat_moments
 from optimsyn.recipe.sections.influence import Influence
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
-from optimsyn.target.warm_up.checkpoints import Checkpoint
 
 Item = Pair | Question | Sample
 
@@ -68,13 +68,15 @@ def plain_scores(
     Raises:
         ModelError: The target has not been warmed up with this adapter, or a sample cannot be encoded.
     """
+    estimator = estimator_of(config.estimator)
     on_progress = report or (lambda count: None)
     total_lr = sum(checkpoint.lr for checkpoint in target.checkpoints)
     # By subtask until all checkpoints are summed, as the scorers do.
     sums = [torch.zeros(1, dtype=torch.float64)] * len(pairs)
     for checkpoint in target.checkpoints:
         target.load_checkpoint(checkpoint)
-        bound = _Bound(target, checkpoint, config)
+        moments = flat_moments(target, checkpoint)
+        bound = _Bound(estimator.bind(moments), (estimator if estimator.linear else AdamLinear()).bind(moments))
         vectors = _vectors(target, questions, set(held_back), config, bound, on_progress)
         for i, pair in enumerate(pairs):
             sums[i] = sums[i] + checkpoint.lr / total_lr * _score(target, pair, config, bound, vectors)
@@ -91,14 +93,11 @@ def plain_scores(
     return PlainScores(whole.max(-1).values, apart.max(-1).values, *chosen)
 
 
-class _Bound:
+class _Bound(NamedTuple):
     """Γ of the recipe's estimator and of its linear sibling at one checkpoint, for flat gradients [P]."""
 
-    def __init__(self, target: Target, checkpoint: Checkpoint, config: Influence) -> None:
-        moments = flat_moments(target, checkpoint)
-        estimator: Estimator = estimator_of(config.estimator)
-        self.gamma: Direction = estimator.bind(moments)
-        self.linear: Direction = (estimator if estimator.linear else AdamLinear()).bind(moments)
+    gamma: Direction
+    linear: Direction
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,6 @@ def plain_gains(
 
     The adapter is left at the last checkpoint.
 
-    Args:
-        target: A warmed-up target.
-        pairs: What to score.
-        questions: The validation questions, encoded with the labels that count.
-        training: The training to place pairs in.
-        layout: The layout of gradients; None chooses one that fits.
-        report: Called with 1 after each backward pass.
-
     Raises:
         DataError: There are no companions.
         ModelError: The target has not been warmed up with this adapter, or a sample cannot be encoded.
@@ -91,11 +83,7 @@ def plain_total(
 ) -> torch.Tensor:
     """The scores by the questions that are not held back, [n] float64.
 
-    Args:
-        gains: [n, Q], of `plain_gains`.
-        questions: The same questions.
-        across: mean or max over subtasks.
-        held_back: Indices of the questions to leave out; the others must cover every subtask.
+    `gains` [n, Q] are those of `plain_gains`; the other questions must cover every subtask.
     """
     names = [as_sample(question).subtask or "all" for question in questions]
     places = [place for place in range(len(names)) if place not in set(held_back)]

@@ -15,8 +15,7 @@ that repeats them earns little, and a pair that is learnt after two steps teache
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +38,7 @@ from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
-from optimsyn.target.upcast import Precision, computing, is_narrow
+from optimsyn.target.upcast import Precision, is_narrow
 
 Item = Pair | Question | Sample
 
@@ -219,9 +218,7 @@ class SimulatedScorer(MeasuresGradients):
         rows = len(self._questions) + 2 * len(self._companions) + 2 * CHUNK
         layout = layout_for(target, rows)
         target.load_checkpoint(self._checkpoint)
-        shortest = sorted(self._questions, key=lambda item: len(item.input_ids))[:2]
-        (batch,) = target.batches(shortest, 2**62)
-        self._taps.verify(batch)
+        self._taps.verify(self._questions)
         scale = AdamScale.of(target, self._checkpoint, layout)
         with self._computing("float32") as budget:
             (asked,), asked_losses = gradient_rows(
@@ -237,13 +234,6 @@ class SimulatedScorer(MeasuresGradients):
             max_grad_norm=training.max_grad_norm,
         )
         return _Held(layout, scale, asked, scaled, plain, base)
-
-    @contextmanager
-    def _computing(self, precision: Precision) -> Iterator[int]:
-        """Sets a 16-bit model's precision; yields the tokens of a batch, which need twice the memory when widened."""
-        wide = self._narrow and precision != "model"
-        with computing(self.target.model, precision):
-            yield max(1, self.options.batch_tokens // 2) if wide else self.options.batch_tokens
 
     @cached_property
     def linear(self) -> InfluenceScorer:

@@ -34,16 +34,9 @@ class Rows:
 
     In memory it keeps some 200 bytes per row (id, position and a digest of the text); records stay on disk.
 
-    Args:
-        folder: A folder from `create`.
-
     Attributes:
-        manifest: The manifest of `create`.
         ids: Id -> row, in the order of rows.
         subtasks: Row -> subtask, for rows that have one.
-
-    Raises:
-        ModelError: The folder holds no store, or a damaged one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,10 +55,8 @@ class Rows:
     def create(folder: Path, manifest: dict[str, Any]) -> None:
         """Creates an empty store.
 
-        Args:
-            folder: May exist.
-            manifest: Must name `checkpoints` (a list), `width` (values per checkpoint), `dtype` (of the values) and
-                `rows_per_shard`.
+        The manifest must name `checkpoints` (a list), `width` (values per checkpoint), `dtype` (of the values) and
+        `rows_per_shard`.
         """
         write_json(folder / MANIFEST, manifest)
         _sync_folder(folder)
@@ -76,11 +67,7 @@ class Rows:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Locks the store against other writers and reads what they wrote.
-
-        Raises:
-            ModelError: Another process is writing.
-        """
+        """Locks the store against other writers and reads what they wrote."""
         try:
             with FileLock(self.folder / "writer.lock", timeout=0):
                 self._read_index()
@@ -91,14 +78,7 @@ class Rows:
             ) from error
 
     def append(self, ids: Sequence[str], texts: Sequence[int], subtasks: Sequence[str], records: Any) -> None:
-        """Adds rows, all of them durably or none. Only inside `writing`.
-
-        Args:
-            ids: New ids.
-            texts: 64-bit digests of the texts.
-            subtasks: "" for a row without one.
-            records: [n] of dtype `record`.
-        """
+        """Adds rows, all of them durably or none. Only inside `writing`."""
         first = len(self._texts)
         self._write(first, records)
         lines = [

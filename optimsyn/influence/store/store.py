@@ -41,22 +41,14 @@ from optimsyn.target.target import Target
 _WINDOW = 1024  # Samples that are sorted by length together.
 _CHUNK_BYTES = 64 * 2**20
 # Fields in which a store and its target, or a pool and its questions, must agree.
-_IDENTITY = (
-    "target",
-    "checkpoints",
-    "estimator",
-    "estimator_source",
-    "tokens",
-    "projection",
-    "parameters",
-    "encoding",
-)
+_IDENTITY = "target checkpoints estimator estimator_source tokens projection parameters encoding".split()
 
 
 class _Store:
     """The base of pools and question sets."""
 
     kind: ClassVar[str]
+    _dtype: ClassVar[str]
 
     def __init__(self, rows: Rows, target: Target | None) -> None:
         if rows.manifest["kind"] != self.kind:
@@ -77,18 +69,36 @@ class _Store:
         return cls(Rows(Path(folder)), None)
 
     @classmethod
-    def _open_or_create(
+    def open_or_create(
         cls,
         folder: str | Path,
         target: Target,
         *,
-        estimator: str,
-        tokens: CountedTokens,
-        projection: Projection | None,
-        dtype: str,
+        estimator: str = "adam_linear",
+        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
+        projection: Projection | None = Projection(),  # noqa: B008 - frozen
+        dtype: Literal["float16", "float32"] | None = None,
     ) -> Self:
+        """Opens the store in `folder`, or creates it.
+
+        Args:
+            folder: One store per folder.
+            target: A warmed-up target; all of its checkpoints are stored.
+            estimator: See `optimsyn.influence.estimators`; that of a question set gives the reference norm of its
+                pool's dot products.
+            tokens: Which tokens of pairs and questions count.
+            projection: None keeps every direction whole: exact, and as large as the trained parameters.
+            dtype: Of the stored values, each row scaled by a power of two; norms and losses are float64. None: float16
+                for a pool, float32 for questions.
+
+        Raises:
+            ModelError: The folder's store was made with another target, checkpoint, estimator, projection, tokeniser
+                or dtype (the message names which), is damaged, or the target has not been warmed up.
+            RecipeError: There is no such estimator.
+            DataError: There is no such dtype.
+        """
         folder = Path(folder)
-        manifest = describe(target, cls.kind, estimator, tokens, projection, dtype)
+        manifest = describe(target, cls.kind, estimator, tokens, projection, dtype or cls._dtype)
         if not (folder / MANIFEST).is_file():
             Rows.create(folder, manifest)
         rows = Rows(folder)
@@ -193,27 +203,7 @@ class QuestionStore(_Store):
     """The normalised gradients of one question set, by which pools of the same settings are scored."""
 
     kind = "questions"
-
-    @classmethod
-    def open_or_create(
-        cls,
-        folder: str | Path,
-        target: Target,
-        *,
-        estimator: str = "adam_linear",
-        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
-        projection: Projection | None = Projection(),  # noqa: B008 - frozen
-        dtype: Literal["float16", "float32"] = "float32",
-    ) -> Self:
-        """As `GradientStore.open_or_create`; name the pool's estimator, for the reference norm of its dot products.
-
-        Raises:
-            ModelError: As `GradientStore.open_or_create`.
-            RecipeError: There is no such estimator.
-        """
-        return cls._open_or_create(
-            folder, target, estimator=estimator, tokens=tokens, projection=projection, dtype=dtype
-        )
+    _dtype = "float32"
 
     def directions(
         self, question_gradients: QuestionGradients = "plain"
@@ -257,37 +247,7 @@ class GradientStore(_Store):
     """
 
     kind = "samples"
-
-    @classmethod
-    def open_or_create(
-        cls,
-        folder: str | Path,
-        target: Target,
-        *,
-        estimator: str = "adam_linear",
-        tokens: CountedTokens = CountedTokens(),  # noqa: B008 - frozen
-        projection: Projection | None = Projection(),  # noqa: B008 - frozen
-        dtype: Literal["float16", "float32"] = "float16",
-    ) -> Self:
-        """Opens the store in `folder`, or creates it.
-
-        Args:
-            folder: One store per folder.
-            target: A warmed-up target; all of its checkpoints are stored.
-            estimator: See `optimsyn.influence.estimators`.
-            tokens: Which tokens of pairs and questions count.
-            projection: None keeps every direction whole: exact, and as large as the trained parameters.
-            dtype: Of the stored values, each row scaled by a power of two; norms and losses are float64.
-
-        Raises:
-            ModelError: The folder's store was made with another target, checkpoint, estimator, projection, tokeniser
-                or dtype (the message names which), is damaged, or the target has not been warmed up.
-            RecipeError: There is no such estimator.
-            DataError: There is no such dtype.
-        """
-        return cls._open_or_create(
-            folder, target, estimator=estimator, tokens=tokens, projection=projection, dtype=dtype
-        )
+    _dtype = "float16"
 
     def score(
         self,

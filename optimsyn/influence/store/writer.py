@@ -13,7 +13,8 @@ from optimsyn.base.identity import digest_of
 from optimsyn.data.records import Sample
 from optimsyn.influence.estimators import Direction, estimator_of
 from optimsyn.influence.gradients.projection import Layout, Projection
-from optimsyn.influence.gradients.taps import GradientTaps
+from optimsyn.influence.gradients.rows import layout_of
+from optimsyn.influence.gradients.taps import GradientTaps, small_batches
 from optimsyn.influence.moments import moments_of
 from optimsyn.influence.options import checkpoint_weights
 from optimsyn.influence.scores import refuse_not_finite
@@ -37,14 +38,6 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest of a store with these settings.
 
-    Args:
-        target: A warmed-up target.
-        kind: samples or questions.
-        estimator: Γ.
-        tokens: Which tokens count.
-        projection: None keeps gradients whole.
-        dtype: float16 or float32.
-
     Raises:
         ModelError: The target has not been warmed up.
         RecipeError: There is no such estimator.
@@ -54,7 +47,7 @@ def describe(
         raise ModelError("the target has no warm-up checkpoint; call target.warm_up(pairs) first")
     checkpoint_weights([checkpoint.lr for checkpoint in target.checkpoints])
     chosen = estimator_of(estimator)
-    layout = _layout(target, projection)
+    layout = layout_of(target, projection)
     record = record_type(len(target.checkpoints), layout.width, dtype)
     # Tokeniser and chat template are no part of the target's fingerprint, so a short text represents them.
     probe = target.encode(_PROBE)
@@ -82,14 +75,7 @@ class Writer:
 
     Γ of every checkpoint stays in memory: two to three times the trained parameters per checkpoint.
 
-    Args:
-        target: A warmed-up target.
-        manifest: The manifest from `describe`.
-        record: dtype of a record.
-        questions: Keep g/‖g‖ instead of Γ(g).
-
-    Raises:
-        ModelError: The target's trained parameters cannot be scored, or a checkpoint lacks moments.
+    Of questions it keeps g/‖g‖ instead of Γ(g).
     """
 
     def __init__(self, target: Target, manifest: dict[str, Any], record: np.dtype[Any], *, questions: bool) -> None:
@@ -99,7 +85,7 @@ class Writer:
         self._record = record
         self._questions = questions
         self._tokens = CountedTokens(**manifest["tokens"])
-        self._layout = _layout(target, projection)
+        self._layout = layout_of(target, projection)
         self._taps = GradientTaps(target)
         self._verified = False
         estimator = estimator_of(manifest["estimator"])
@@ -113,28 +99,19 @@ class Writer:
         ]
 
     def records(self, samples: Sequence[Sample], batch_tokens: int) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
-        """The ids and the records [B], batch by batch.
-
-        Raises:
-            ModelError: See `_Store.add`.
-        """
+        """The ids and the records [B], batch by batch."""
         if not samples:
             return
         role: Role = "question" if self._questions else "pair"
         encoded = [counted(self._target.encode(sample), self._tokens, role) for sample in samples]
         self._target.load_checkpoint(self._checkpoints[-1])
         if not self._verified:
-            shortest = sorted(encoded, key=lambda item: len(item.input_ids))[:2]
-            (first,) = self._target.batches(shortest, 2**62)
-            self._taps.verify(first)
+            self._taps.verify(encoded)
             self._verified = True
         # Rows are float32 until their batch is written, which must not take more memory than the model.
         limit = max(1, _BATCH_BYTES // (4 * len(self._checkpoints) * self._layout.width))
-        for whole in self._target.batches(encoded, batch_tokens):
-            for start in range(0, len(whole), limit):
-                items = [encoded[i] for i in whole.indices[start : start + limit]]
-                (batch,) = self._target.batches(items, 2**62)
-                yield batch.ids, self._batch(batch, [items[i] for i in batch.indices])
+        for indices, batch in small_batches(self._target, encoded, batch_tokens, limit):
+            yield batch.ids, self._batch(batch, [encoded[i] for i in indices])
 
     def _batch(self, batch: Batch, items: list[Encoded]) -> np.ndarray[Any, Any]:
         records = np.zeros(len(batch), dtype=self._record)
@@ -171,10 +148,6 @@ def scaled_to_one(values: torch.Tensor) -> tuple[np.ndarray[Any, Any], np.ndarra
     peaks = values.abs().amax(dim=1).double().numpy()
     scales = np.where(peaks > 0, np.exp2(np.ceil(np.log2(np.maximum(peaks, 1e-300)))), 1.0)
     return scales, (values.double().numpy() / scales[:, None])
-
-
-def _layout(target: Target, projection: Projection | None) -> Layout:
-    return Layout({name: tuple(parameter.shape) for name, parameter in target.parameters.items()}, projection)
 
 
 class _RowSink:

@@ -36,11 +36,6 @@ _LIMITS: dict[str, LimitName] = {"max_tokens": "max_completion_tokens", "max_com
 class Adaptation:
     """What one model's service has refused so far.
 
-    Args:
-        name: The model's name, for messages.
-        service: The key in the memory: the model, and its address if it is not the usual one.
-        memory: The run's memory of its services.
-
     Attributes:
         report: Called once with each thing learned; by default it logs a warning.
     """
@@ -59,16 +54,7 @@ class Adaptation:
         return self._memory.of(self.service)
 
     def to(self, failure: Failure, sent: Mapping[str, Any], *, limit_is_given: bool = False) -> bool:
-        """Removes from further requests the parameters that a refusal names.
-
-        Args:
-            failure: The refusal.
-            sent: The parameters of the refused request.
-            limit_is_given: The recipe sets the name of the limit on a reply.
-
-        Returns:
-            Whether the next request differs; False when the refusal names no parameter that was sent.
-        """
+        """Removes from further requests the parameters that a refusal names, if they were sent."""
         adapted = False
         limit = next((name for name in LIMIT_NAMES if name in sent), None)
         # Under either name, since LiteLLM may have renamed it.
@@ -99,23 +85,13 @@ class Adaptation:
         self._learn(lambda known: replace(known, limit_name=other), message)
 
     def unlisted(self, names: Iterable[str], asked: Container[str]) -> None:
-        """Leaves out parameters that LiteLLM lists as not taken.
-
-        Args:
-            names: The parameters.
-            asked: Fields that the recipe sets; the others are left out without a message.
-        """
+        """Leaves out parameters that LiteLLM lists as not taken; says so of those that the recipe sets."""
         for name in sorted(names):
             message = f"{self.name} takes no {name}, as LiteLLM lists it; it is not sent"
             self._leave_out(name, BY_THE_LIST, message if name in asked else "")
 
     def schemas(self, *, taken: str | None, refused: str | None) -> None:
-        """Counts an accepted schema, or a refused one whose request was answered without it.
-
-        Args:
-            taken: Digest of the schema that was sent with an answered request.
-            refused: Digest of the schema that was refused before it.
-        """
+        """Counts an accepted schema, or a refused one whose request was answered without it."""
         if taken is not None:
             self._schemas.taken(taken)
             self._learn(lambda known: replace(known, schemas_taken=known.schemas_taken | {taken}))
@@ -140,11 +116,7 @@ class Adaptation:
         )
 
     def usage_is_unlikely(self, counts: str) -> None:
-        """Records that the service reported implausible token counts.
-
-        Args:
-            counts: The counts.
-        """
+        """Records that the service reported implausible token counts."""
         self._learn(lambda known: replace(known, usage=known.usage or counts), usage_sentence(self.name, counts))
 
     def _leave_out(self, name: str, answer: str, message: str) -> None:

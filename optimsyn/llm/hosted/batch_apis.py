@@ -17,14 +17,8 @@ import httpx
 
 # Headers with keys and API versions, copied from a request to its batch.
 _CARRIED = (
-    "authorization",
-    "x-api-key",
-    "api-key",
-    "anthropic-version",
-    "anthropic-beta",
-    "openai-organization",
-    "openai-project",
-)
+    "authorization x-api-key api-key anthropic-version anthropic-beta openai-organization openai-project"
+).split()
 # HTTP status of the error types in Anthropic's results.
 _ANTHROPIC_STATUS = {
     "invalid_request_error": 400,
@@ -50,7 +44,6 @@ class Target:
     """Where requests of one kind go: the address of a single request, and its headers.
 
     Attributes:
-        url: Address of a single request.
         headers: Keys and versions; never written anywhere.
     """
 
@@ -93,12 +86,9 @@ class State:
     """The state of a batch.
 
     Attributes:
-        ended: It has ended.
-        done: Answered requests.
         total: Its requests; 0 while the service has not counted them.
         failure: Why the whole batch was refused, as an error body; "" when it was not.
         too_much: It was refused because too many requests are queued at the service.
-        files: The files with the results.
     """
 
     ended: bool
@@ -129,17 +119,11 @@ class BatchService(ABC):
     most_bytes: int
 
     def __init__(self, target: Target) -> None:
-        """Creates the client without sending anything."""
         self.target = target
 
     @abstractmethod
     async def submit(self, name: str, lines: Mapping[str, dict[str, Any]]) -> str:
-        """Sends a batch and returns the service's id.
-
-        Args:
-            name: Our name of the batch, for `find`.
-            lines: Body of each request by its id.
-        """
+        """Sends a batch and returns the service's id."""
 
     @abstractmethod
     async def find(self, name: str, lines: int, since: float, known: Sequence[str]) -> str | None:
@@ -179,7 +163,6 @@ class OpenAIBatches(BatchService):
     most_bytes = 190_000_000
 
     def __init__(self, target: Target) -> None:
-        """Creates the client without sending anything."""
         super().__init__(target)
         kinds = ("chat/completions", "responses", "completions")
         self._kind = next((kind for kind in kinds if target.url.endswith(f"/{kind}")), kinds[0])

@@ -23,9 +23,9 @@ from optimsyn.base.environment import SERVICE_KEYS, variable
 from optimsyn.base.errors import BudgetError
 from optimsyn.llm.hosted.batch_apis import RefusedError, Target
 from optimsyn.llm.hosted.batches import BatchError, Batches
+from optimsyn.llm.hosted.capabilities import service_provider
 from optimsyn.llm.hosted.failures import NO_KEY, Failure
 from optimsyn.llm.hosted.litellm_model import LiteLLMModel
-from optimsyn.llm.hosted.providers import service_provider
 from optimsyn.llm.language_model import Call, run_sync
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
@@ -45,10 +45,8 @@ class _CallInFlight:
     """One call on its way through LiteLLM.
 
     Attributes:
-        key: Key of the call.
         batched: The current try goes into a batch.
         batches: How many batches it has been in.
-        failure: Why the batch could not be sent or waited for.
         unanswered: The batch ended without an answer to it.
     """
 
@@ -77,7 +75,6 @@ class BatchedModel(LiteLLMModel):
     def __init__(
         self, spec: ModelSpec, cache: ReplyCache | None = None, budget: Budget | None = None, *, batches: Batches
     ) -> None:
-        """Creates the model without sending anything."""
         super().__init__(spec, cache, budget)
         self._batches = batches
         self._sent: Counter[str] = Counter()

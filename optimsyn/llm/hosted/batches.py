@@ -40,11 +40,8 @@ class Record:
 
     Attributes:
         name: Our name of it and of its file.
-        url: Address of its requests.
         sent: When it was sent, in seconds since 1970.
-        requests: Id of each request, and key of its call.
         batch: The service's id; None while it is unknown whether the service has it.
-        collected: Its results have been read.
     """
 
     name: str
@@ -74,13 +71,7 @@ class BatchError(Exception):
 
 
 class Batches:
-    """The batches of one run and one model. Used on one event loop.
-
-    Args:
-        folder: The folder of their files.
-        hours: How long to wait for a batch.
-        report: Called with the answered requests of the batches under way, and their total.
-    """
+    """The batches of one run and one model. Used on one event loop."""
 
     def __init__(self, folder: Path, *, hours: float = 25.0, report: Callable[[int, int], None] | None = None) -> None:
         self.folder = folder
@@ -97,12 +88,6 @@ class Batches:
 
     async def ask(self, target: Target, request: str, key: str, body: dict[str, Any]) -> Answer:
         """Has one request answered by a batch: the one it was already sent in, else the next.
-
-        Args:
-            target: Where a single request would go.
-            request: Its id, the same in every process.
-            key: Key of its call.
-            body: Its body.
 
         Raises:
             BatchError: The batch cannot be sent or waited for.

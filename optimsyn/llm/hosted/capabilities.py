@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimsyn.llm.hosted.service_memory import LimitName
 from optimsyn.recipe.known_models import litellm_table
-from optimsyn.recipe.model_names import SELF_HOSTED
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, SELF_HOSTED
 
 if TYPE_CHECKING:
     from optimsyn.llm.hosted.service_memory import Learned
     from optimsyn.recipe.recipe import ModelSpec
 
+# Providers with a supported batch API; your own server may speak the first one's.
+BATCH_PROVIDERS = ("openai", "anthropic")
 _MILLION = 1e6
 # Price tiers that a request must ask for; ours do not.
 _ASKED_TIERS = ("_batches", "_flex", "_priority", "_decisions")
@@ -28,14 +30,7 @@ _LONG_PROMPT = re.compile(r"_above_(\d+)k_tokens")
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars a token.
-
-    Attributes:
-        input: For a token of the prompt.
-        output: For a token of the reply, with its thinking.
-        cached_input: For a token of the prompt that the service has cached.
-        source: `recipe`, `litellm`, or `free` for models on your own machines.
-    """
+    """US dollars a token: of the prompt, of the reply with its thinking, of the cached part of the prompt."""
 
     input: float
     output: float
@@ -57,18 +52,9 @@ class Abilities:
 
     Attributes:
         known: LiteLLM lists it, or its `base_model`.
-        temperature: Takes a temperature.
-        top_p: Takes top_p.
-        seed: Takes a sampling seed.
-        stop: Takes stop sequences.
         limit_name: Name of the limit on a reply in a request; `none`: it is not sent.
-        schema: JSON schemas are sent to it.
         reasoning: It can think before it answers; None if unknown.
         thinks: It thinks by default; None if unknown.
-        batch: It has a price for batches, and so a batch API.
-        context: Longest prompt, in tokens.
-        longest_reply: Longest reply, in tokens.
-        price: Its price; None if unknown.
         ends: Day of its shutdown, if LiteLLM lists one.
     """
 
@@ -81,7 +67,6 @@ class Abilities:
     schema: bool
     reasoning: bool | None
     thinks: bool | None
-    batch: bool
     context: int | None
     longest_reply: int | None
     price: Price | None
@@ -89,12 +74,7 @@ class Abilities:
 
 
 def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
-    """What the model of a recipe can do.
-
-    Args:
-        spec: The model.
-        learned: What was learned about the service; None: nothing.
-    """
+    """What the model of a recipe can do."""
     entry = listed(spec)
     facts: Mapping[str, Any] = entry or {}
     left_out = frozenset(learned.left_out) if learned is not None else frozenset[str]()
@@ -110,7 +90,6 @@ def abilities_of(spec: ModelSpec, learned: Learned | None = None) -> Abilities:
         schema=_takes_schema(spec, entry, learned),
         reasoning=bool(reasoning) if reasoning is not None else None,
         thinks=_thinks(facts),
-        batch=any(name.endswith("_batches") for name in facts),
         context=_count(facts.get("max_input_tokens")),
         longest_reply=_count(facts.get("max_output_tokens")),
         price=price_of(spec),
@@ -159,13 +138,7 @@ def highest_cost(spec: ModelSpec, prompt_tokens: int, reply_tokens: int) -> floa
 
 
 def price_problem(where: str, spec: ModelSpec, cap: str = "limits.cost_usd") -> str | None:
-    """Why a cap on money cannot hold for a model; None when it can.
-
-    Args:
-        where: The model's field in the recipe, such as `models.generator`.
-        spec: The model.
-        cap: Name of the cap.
-    """
+    """Why a cap on money cannot hold for a model; None when it can."""
     if price_of(spec) is not None:
         return None
     behind = "" if spec.provider == "own" else f", or {where}.base_model (LiteLLM's name of the model behind it)"
@@ -197,6 +170,15 @@ def entry_of(name: str) -> dict[str, Any] | None:
         if listed is not None and str(listed.get("litellm_provider", "")).startswith(provider):
             entry = listed
     return entry
+
+
+def service_provider(name: str) -> str | None:
+    """The LiteLLM provider of a model name; None when neither its prefix nor LiteLLM's own list says."""
+    prefix = name.split("/", 1)[0]
+    if "/" in name and prefix in LITELLM_PREFIXES:
+        return prefix
+    entry = litellm_table().get(name)
+    return str(entry["litellm_provider"]) if entry and "litellm_provider" in entry else None
 
 
 def _limit_name(spec: ModelSpec, facts: Mapping[str, Any], learned: Learned | None) -> LimitName:

@@ -28,9 +28,6 @@ class Failure:
     """One failed try.
 
     Attributes:
-        what: What happened, without keys.
-        cure: What to do about it.
-        retry: Whether a retry can help.
         wait_s: Seconds that the service asked to wait.
         connection: The address did not answer.
         about_schema: The service may have refused the request because of its JSON schema.
@@ -50,6 +47,11 @@ class Failure:
     names_nothing: bool = False
 
 
+NO_CONNECTION = Failure(
+    "the connection failed", "check that the server runs and that api_base is right", connection=True
+)
+
+
 def timed_out(timeout_s: float) -> Failure:
     """A try without a reply in time."""
     return Failure(
@@ -64,13 +66,7 @@ def no_reply(what: str) -> Failure:
 
 
 def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
-    """Classifies an error that LiteLLM raised.
-
-    Args:
-        error: LiteLLM's error, a subclass of the OpenAI client's.
-        key: The key in use, which a service may repeat in its message.
-        timeout_s: The time-out in use.
-    """
+    """Classifies an error that LiteLLM raised."""
     import openai
 
     answer = _message(str(getattr(error, "message", "") or error), key)
@@ -80,9 +76,7 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
     # LiteLLM also reports failed connections and unreadable bodies as HTTP 500; only real replies have headers.
     answered = getattr(error, "litellm_response_headers", None) is not None
     if not answered and _is_connection(error):
-        return Failure(
-            "the connection failed", "check that the server runs and that api_base is right", connection=True
-        )
+        return NO_CONNECTION
     if type(error).__name__ == "UnsupportedParamsError":  # raised by LiteLLM itself: nothing was sent
         answer = f"LiteLLM: {_LITELLM_ADVICE.split(answer)[0].removeprefix('litellm.UnsupportedParamsError: ')}"
         return replace(_by_status(400, answer, None), answer=answer)
@@ -92,14 +86,7 @@ def classified(error: Exception, key: str | None, timeout_s: float) -> Failure:
 
 
 def refused(status: int, text: str, headers: Mapping[str, str], key: str | None) -> Failure:
-    """A plain HTTP reply with a status of 400 or more.
-
-    Args:
-        status: HTTP status.
-        text: The body.
-        headers: Headers of the reply, for `Retry-After`.
-        key: The key in use, which a service may repeat in its message.
-    """
+    """A plain HTTP reply with a status of 400 or more."""
     return _by_status(status, _message(text, key), headers)
 
 

@@ -16,14 +16,7 @@ from optimsyn.base.errors import Outcome, ReplyError, ServiceError
 from optimsyn.base.secrets.redaction import kept, redact
 from optimsyn.llm.hosted.adaptation import Adaptation, schema_digest
 from optimsyn.llm.hosted.capabilities import Abilities, abilities_of, highest_cost, listed, price_of
-from optimsyn.llm.hosted.failures import (
-    LONGEST_WAIT_S,
-    NO_KEY,
-    Failure,
-    backoff_s,
-    classified,
-    timed_out,
-)
+from optimsyn.llm.hosted.failures import LONGEST_WAIT_S, NO_KEY, Failure, backoff_s, classified, timed_out
 from optimsyn.llm.hosted.refusals import what_to_leave_out
 from optimsyn.llm.hosted.responses import exchange_of, from_json, reply_of, together
 from optimsyn.llm.hosted.service_memory import LIMIT_NAMES, ServiceMemory
@@ -263,18 +256,15 @@ class LiteLLMModel(LanguageModel):
         }
         if can.limit_name != "none":
             parameters[can.limit_name] = call.max_tokens
-        if base is not None:
-            parameters["api_base"] = base
-        if key is not None:
-            parameters["api_key"] = key
-        if can.temperature and call.temperature is not None:
-            parameters["temperature"] = call.temperature
-        if can.top_p and self.spec.top_p is not None:
-            parameters["top_p"] = self.spec.top_p
-        if can.seed and call.seed is not None:
-            parameters["seed"] = call.seed
-        if can.stop and call.stop:
-            parameters["stop"] = list(call.stop)
+        optional = {
+            "api_base": base,
+            "api_key": key,
+            "temperature": call.temperature if can.temperature else None,
+            "top_p": self.spec.top_p if can.top_p else None,
+            "seed": call.seed if can.seed else None,
+            "stop": list(call.stop) or None if can.stop else None,
+        }
+        parameters |= {name: value for name, value in optional.items() if value is not None}
         if self.spec.reasoning_effort is not None and "reasoning_effort" not in known.left_out:
             parameters["reasoning_effort"] = self.spec.reasoning_effort
             if not can.reasoning:  # keeps LiteLLM from refusing it; the recipe decides

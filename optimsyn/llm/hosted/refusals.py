@@ -109,13 +109,7 @@ def field_that_helps(message: str) -> str | None:
 
 
 def what_to_leave_out(sent: Mapping[str, Any], spec: ModelSpec, field: str = "") -> str:
-    """What to try when a refusal names no recipe field: each optional part of the request.
-
-    Args:
-        sent: The parameters of the request.
-        spec: The model.
-        field: Its field in the recipe; may be empty.
-    """
+    """What to try when a refusal names no recipe field: each optional part of the request."""
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
     tries = [
         ("response_format", "structured_output: false"),

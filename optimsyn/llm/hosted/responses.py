@@ -16,12 +16,7 @@ _LONGEST_KEPT = 500_000
 
 
 def reply_of(response: Any, seconds: float) -> Reply | Failure:
-    """The reply in a response with OpenAI's names; its tokens are not counted yet.
-
-    Args:
-        response: An object, from LiteLLM or from JSON.
-        seconds: From request to response.
-    """
+    """The reply in a response with OpenAI's names; its tokens are not counted yet."""
     choices = getattr(response, "choices", None)
     if not choices:
         return no_reply("the reply holds no choices")
@@ -29,6 +24,7 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
     text = _text(getattr(message, "content", None))
     # Fields unknown to LiteLLM.
     more = getattr(message, "provider_specific_fields", None) or {}
+    refusal = more.get("refusal") if isinstance(more, dict) else getattr(more, "refusal", None)
     return Reply(
         text=text,
         model=str(getattr(response, "model", "") or ""),
@@ -36,19 +32,13 @@ def reply_of(response: Any, seconds: float) -> Reply | Failure:
         seconds=seconds,
         # Thinking beside an answer is not used, and long.
         reasoning="" if text.strip() else _thought(message),
-        refusal=_text(getattr(message, "refusal", None) or _value(more, "refusal")),
+        refusal=_text(getattr(message, "refusal", None) or refusal),
         tool_call=_called(message),
     )
 
 
 def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Exchange:
-    """The texts of a request and its response, to check the usage that the service reports.
-
-    Args:
-        response: A response that `reply_of` could read.
-        sent: The parameters of the request.
-        limit: The limit on the reply's tokens that was sent.
-    """
+    """The texts of a request and its response, to check the usage that the service reports."""
     choice = response.choices[0]
     message = choice.message
     parts = (_all_text(getattr(message, "content", None)), _thought(message), _called(message))
@@ -65,13 +55,7 @@ def exchange_of(response: Any, sent: Mapping[str, Any], limit: int | None) -> Ex
 
 
 def from_json(raw: Any) -> Any | None:
-    """A response that LiteLLM could not read, as an object; None if it is no chat completion.
-
-    LiteLLM rejects a whole reply when its usage has an unexpected type.
-
-    Args:
-        raw: The service's response: JSON text, or parsed JSON.
-    """
+    """A response that LiteLLM could not read, as an object; None if it is no chat completion."""
     try:
         text = raw if isinstance(raw, str) else json.dumps(raw)
         response = json.loads(text, object_hook=lambda item: SimpleNamespace(**item))
@@ -119,7 +103,3 @@ def _called(message: Any) -> str:
     calls = getattr(message, "tool_calls", None) or [SimpleNamespace(function=getattr(message, "function_call", None))]
     function = getattr(calls[0], "function", None) if isinstance(calls, list) else None
     return _text(getattr(function, "arguments", None)) or _text(getattr(function, "name", None))
-
-
-def _value(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)

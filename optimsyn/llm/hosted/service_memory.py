@@ -13,9 +13,12 @@ from filelock import FileLock, Timeout
 
 from optimsyn.base.disk import cannot_write
 from optimsyn.base.errors import DataError
+from optimsyn.base.files import write_text
 from optimsyn.base.text_files import decode
 
 SERVICES_FILE = "services.json"
+LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
+LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 # Used where the service itself was not asked.
 BY_THE_LIST = "LiteLLM lists it as not taken"
 _LOCK_S = 60.0
@@ -31,11 +34,8 @@ class Learned:
     Attributes:
         left_out: Parameters that it refused, with its message; they are no longer sent.
         limit_name: Its name for the limit on a reply; `none`: it takes neither name. None: as LiteLLM lists it.
-        schemas_taken: Digests of JSON schemas that it accepted.
         schemas_off: It refused every schema, so none is sent any more.
         schemas_left_out: Digests of schemas that it always refused while it accepted others.
-        price_unknown: It sent replies with an unknown price.
-        usage: Implausible token counts that it reported; empty: none.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -48,21 +48,8 @@ class Learned:
 
     def as_json(self) -> dict[str, Any]:
         """All fields that differ from their defaults."""
-        fields: dict[str, Any] = {}
-        if self.left_out:
-            fields["left_out"] = dict(self.left_out)
-        if self.limit_name is not None:
-            fields["limit_name"] = self.limit_name
-        if self.schemas_off:
-            fields["schemas_off"] = True
-        for name in ("schemas_taken", "schemas_left_out"):
-            if digests := getattr(self, name):
-                fields[name] = sorted(digests)
-        if self.price_unknown:
-            fields["price_unknown"] = True
-        if self.usage:
-            fields["usage"] = self.usage
-        return fields
+        given = {name: value for name, value in vars(self).items() if value}
+        return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Learned:
@@ -79,11 +66,7 @@ class Learned:
         )
 
     def sentences(self, name: str) -> list[str]:
-        """The same as sentences for a report, without what only follows LiteLLM's list.
-
-        Args:
-            name: The service.
-        """
+        """The same as sentences for a report, without what only follows LiteLLM's list."""
         lines = [
             f"{name} takes no {parameter}; it is not sent"
             for parameter, answer in self.left_out.items()
@@ -105,12 +88,7 @@ class Learned:
 
 
 def usage_sentence(name: str, counts: str) -> str:
-    """That a service's token counts are not used.
-
-    Args:
-        name: The service.
-        counts: The counts that it reported.
-    """
+    """That a service's token counts are not used."""
     return (
         f"{name} reports numbers of tokens that cannot be true ({counts}); the tokens are counted from the texts "
         "instead, so tokens and cost are estimates"
@@ -118,20 +96,12 @@ def usage_sentence(name: str, counts: str) -> str:
 
 
 def sentences_of(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was learned about the services of a run, as sentences.
-
-    Args:
-        services: As in a manifest, or from `read_services`.
-    """
+    """What was learned about the services of a run, as sentences."""
     return [text for name, raw in services.items() for text in Learned.from_json(raw).sentences(name)]
 
 
 class ServiceMemory:
-    """What was learned about all services of a run, in one small file that its processes share.
-
-    Args:
-        path: The file; None keeps it in this process.
-    """
+    """What was learned about all services of a run, in a small file that its processes share (None: in memory)."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -145,24 +115,13 @@ class ServiceMemory:
         return cls(None if str(replies) == ":memory:" else replies.with_name(SERVICES_FILE))
 
     def of(self, service: str) -> Learned:
-        """What any process has learned about a service.
-
-        Raises:
-            DataError: The file exists and cannot be read.
-        """
+        """What any process has learned about a service."""
         with self._lock:
             self._refresh()
             return self._services.get(service, Learned())
 
     def change(self, service: str, changed: Callable[[Learned], Learned]) -> bool:
-        """Records something new about a service; writes only changes.
-
-        Args:
-            service: The service.
-            changed: Updates what is known about it.
-
-        Returns:
-            Whether it was new to every process of the run.
+        """Records something about a service; whether it was new to every process of the run.
 
         Raises:
             DataError: The file cannot be read or written.
@@ -200,8 +159,6 @@ class ServiceMemory:
             self._file_version = version
 
     def _write(self, services: Mapping[str, Learned]) -> None:
-        from optimsyn.base.files import write_text
-
         assert self.path is not None
         raw = {name: services[name].as_json() for name in sorted(services)}
         write_text(self.path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
@@ -211,11 +168,7 @@ class ServiceMemory:
 
 
 def read_services(path: Path) -> dict[str, dict[str, Any]]:
-    """The content of the file; empty if there is none.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """The content of the file; empty if there is none."""
     try:
         raw = json.loads(decode(path.read_bytes(), str(path)))
     except FileNotFoundError:
@@ -241,11 +194,7 @@ class SchemaCounts:
             self._in_a_row[digest] = self._all_in_a_row = 0
 
     def refused(self, digest: str, known: Learned) -> Learned:
-        """A request with this schema was refused, and answered without it.
-
-        Returns:
-            The updated knowledge about the service.
-        """
+        """What is known after a request with this schema was refused, and answered without it."""
         with self._lock:
             self._all_in_a_row += 1
             self._in_a_row[digest] = self._in_a_row.get(digest, 0) + 1
@@ -254,9 +203,3 @@ class SchemaCounts:
             if self._in_a_row[digest] >= (_TAKEN if digest in known.schemas_taken else _UNTAKEN):
                 return replace(known, schemas_left_out=known.schemas_left_out | {digest})
             return known
-
-
-LimitName = Literal["max_tokens", "max_completion_tokens", "none"]
-
-
-LIMIT_NAMES = ("max_tokens", "max_completion_tokens")

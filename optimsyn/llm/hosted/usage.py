@@ -37,10 +37,8 @@ class Exchange:
     """A request and its reply, as known without the service's usage.
 
     Attributes:
-        sent: All text that was sent.
         received: All text that was received, with visible thinking.
         limit: The limit on the reply's tokens that was sent; None: none.
-        cut: The reply reached its length limit.
         thinks: Thinking was switched on in the request.
     """
 
@@ -56,10 +54,7 @@ class Tokens:
     """Tokens of one request.
 
     Attributes:
-        input: Tokens of the prompt.
         output: Tokens of the reply, with its thinking.
-        reasoning: Tokens of the thinking, where the service reports them.
-        cached: Tokens of the prompt that the service had cached.
         doubt: The service's implausible counts, which were replaced by our own; empty if all are plausible.
     """
 
@@ -71,13 +66,7 @@ class Tokens:
 
 
 def tokens_of(usage: Any, exchange: Exchange, count: Callable[[str], int]) -> Tokens:
-    """The tokens of a request.
-
-    Args:
-        usage: The service's report: an object with OpenAI's names, of any types; None: nothing.
-        exchange: The request and its reply.
-        count: Counts the tokens of a text, where the report is implausible.
-    """
+    """The tokens by the service's report (OpenAI's names, any types); `count` replaces implausible ones."""
     doubts: dict[str, Any] = {}
 
     def number(holder: Any, name: str, most: int) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.machine.forecast.requests import forecast, paid_models
 from optimsyn.recipe.changes import changed
-from optimsyn.runs.forecast import Forecast, Range, counted, money
+from optimsyn.runs.forecast import Forecast, Range, StageForecast, counted, money
 
 if TYPE_CHECKING:
     from optimsyn.machine.forecast.lengths import Lengths
@@ -24,14 +24,7 @@ _FEWEST_PAIRS = 2
 
 
 def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages: int) -> list[str]:
-    """Warnings about cost and caps before the run.
-
-    Args:
-        recipe: The recipe.
-        forecast: Its forecast.
-        lengths: The lengths behind the forecast.
-        passages: The number of passages behind it.
-    """
+    """Warnings about cost and caps before the run."""
     limits = recipe.limits
     capped = (limits.cost_usd, limits.requests, limits.tokens) != (None, None, None)
     if forecast.paid and not capped:
@@ -41,12 +34,13 @@ def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages:
             "at more than that; set limits.cost_usd, limits.requests or limits.tokens"
         ]
     warnings = []
+    amount: Callable[[StageForecast], Range | None]
     for name, cap, amount, words in (
-        ("cost_usd", limits.cost_usd, _cost, money),
-        ("requests", limits.requests, _requests, counted),
-        ("tokens", limits.tokens, _tokens, counted),
+        ("cost_usd", limits.cost_usd, lambda total: total.cost_usd, money),
+        ("requests", limits.requests, lambda total: total.requests, counted),
+        ("tokens", limits.tokens, lambda total: total.input_tokens + total.output_tokens, counted),
     ):
-        if cap is None or (predicted := amount(forecast)) is None or predicted.high <= cap:
+        if cap is None or (predicted := amount(forecast.total)) is None or predicted.high <= cap:
             continue
         text = words(predicted) + ("" if name == "cost_usd" else f" {name}")
         if predicted.expected <= cap:
@@ -57,31 +51,19 @@ def cap_warnings(recipe: Recipe, forecast: Forecast, lengths: Lengths, passages:
     return warnings
 
 
-def _cost(forecast: Forecast) -> Range | None:
-    return forecast.total.cost_usd
-
-
-def _requests(forecast: Forecast) -> Range | None:
-    return forecast.total.requests
-
-
-def _tokens(forecast: Forecast) -> Range | None:
-    return forecast.total.input_tokens + forecast.total.output_tokens
-
-
 def _cure(
     recipe: Recipe,
     now: Forecast,
     lengths: Lengths,
     passages: int,
     cap: float,
-    amount: Callable[[Forecast], Range | None],
+    amount: Callable[[StageForecast], Range | None],
 ) -> str:
     """What to lower, and how far, so that the expected amount fits."""
 
     def fits(pairs: int) -> bool:
         smaller = changed(recipe, {"synthesis.pairs": pairs})
-        predicted = amount(forecast(smaller, lengths, passages))
+        predicted = amount(forecast(smaller, lengths, passages).total)
         return predicted is not None and predicted.expected <= cap
 
     low, high = _FEWEST_PAIRS, recipe.synthesis.pairs
@@ -90,7 +72,7 @@ def _cure(
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return f"lower synthesis.pairs to {low:,}, which fits"
-    parts = {stage.stage: amount(Forecast(stages=(stage,))) for stage in now.stages}
+    parts = {stage.stage: amount(stage) for stage in now.stages}
     largest = sorted(parts, key=lambda stage: -(part.expected if (part := parts[stage]) is not None else 0.0))
     fields = " and ".join(_FIELDS[stage] for stage in largest[:2] if stage in _FIELDS)
     return f"lower {fields}, which need most of it (lowering synthesis.pairs alone is not enough)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.data.demonstrations import DEMOS
+from optimsyn.data.splits import evenly
 from optimsyn.llm.hosted.capabilities import abilities_of
 from optimsyn.llm.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
 from optimsyn.programs.constrained.spans import sentences
@@ -31,19 +32,7 @@ _THOUGHT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of one request of each kind.
-
-    Attributes:
-        rubric_in: Prompt for a rubric.
-        rubric_out: A rubric.
-        policy_in: Prompt of the trained policy.
-        pair_in: Prompt for a pair under a rubric.
-        bare_in: Prompt for a pair without a rubric.
-        pair_out: A pair.
-        reflection_in: Prompt for a reflection.
-        reflection_out: A new guiding text.
-        notes: What was assumed, not measured.
-    """
+    """Tokens of one request (`_in`) and reply (`_out`) of each kind; `bare` is a pair without a rubric."""
 
     rubric_in: Range
     rubric_out: Range
@@ -57,15 +46,9 @@ class Lengths:
 
 
 def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None) -> Lengths:
-    """Counts the tokens of the real prompts of a sample of passages.
-
-    Args:
-        recipe: The recipe.
-        passages: Its passages; empty where they are not read yet.
-        shape: The form of its questions; None where they are not read yet.
-    """
+    """Counts the tokens of real prompts of some passages; without passages or a shape, assumes them and notes that."""
     notes = []
-    texts = [passage.text for passage in _spread(passages, _SAMPLED)]
+    texts = [passage.text for passage in evenly(passages, _SAMPLED)]
     if not texts:
         texts = [_sample_text(recipe.documents.passage_words)]
         notes.append("The passages are not read yet; their length is assumed to be documents.passage_words.")
@@ -87,15 +70,11 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
 
     chat_rubrics, chat_pairs = models.rubric.provider != "embedded", models.generator.provider != "embedded"
 
-    def rubric_prompt(text: str, kind: str) -> str:
+    def rubric_prompt(text: str, kind: str, lines: bool = False) -> str:
         if chat_rubrics:
-            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind))
-        return rubric_prompts.json_prompt(recipe.guiding_text, text, kind)
-
-    def policy_prompt(text: str, kind: str) -> str:
-        if chat_rubrics:
-            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind, lines=True))
-        return rubric_prompts.lines_prompt(recipe.guiding_text, text, kind)
+            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind, lines=lines))
+        prompt = rubric_prompts.lines_prompt if lines else rubric_prompts.json_prompt
+        return prompt(recipe.guiding_text, text, kind)
 
     def pair_prompt(text: str, kind: str, under: Any = rubric) -> str:
         form = shape.form(kind)
@@ -119,7 +98,7 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         rubric_out=_reply(
             models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)
         ),  # the embedded model's rubrics have short keys
-        policy_in=_prompt(mean(count_rubric, policy_prompt)),
+        policy_in=_prompt(mean(count_rubric, lambda text, kind: rubric_prompt(text, kind, True))),
         pair_in=_prompt(mean(count_pair, pair_prompt)),
         bare_in=_prompt(mean(count_pair, lambda text, kind: pair_prompt(text, kind, None))),
         pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),
@@ -157,12 +136,6 @@ def _counter(spec: ModelSpec) -> tuple[CountTokens, bool]:
 def _joined(messages: Sequence[dict[str, str]]) -> str:
     # The prefix stands for each message's template tokens.
     return "\n".join("user ok go on " + message["content"] for message in messages)
-
-
-def _spread(passages: Sequence[Passage], count: int) -> list[Passage]:
-    if len(passages) <= count:
-        return list(passages)
-    return [passages[index * len(passages) // count] for index in range(count)]
 
 
 def _sample_text(words: int) -> str:

@@ -76,14 +76,7 @@ NOTHING = Known()
 
 
 def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known = NOTHING) -> Forecast:
-    """Forecasts what a recipe will send.
-
-    Args:
-        recipe: The recipe.
-        lengths: Lengths of its requests, from `optimsyn.machine.forecast.lengths.measure`.
-        passages: Number of its passages; 0 where they are not read yet.
-        known: What the run has shown so far.
-    """
+    """Forecasts what a recipe will send; `passages` is 0 where they are not read yet."""
     stages = []
     work = _work(recipe, passages, known)
     for stage in recipe.stage_names:
@@ -97,7 +90,7 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
     notes = [
         f"What models.{role} costs is not known: {spec.name} is a generator of your own; give models.{role}.prices "
         "(zeros when it is free)."
-        for role, spec in _writing(recipe).items()
+        for role, spec in recipe.models.writers.items()
         if spec.provider == "own" and price_of(spec) is None
     ]
     own = [stage.name for stage in recipe.stages if stage.name not in known.done]
@@ -108,22 +101,14 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
 
 def paid_models(recipe: Recipe) -> list[str]:
     """The roles whose model costs money or has an unknown price."""
-    prices = {role: price_of(spec) for role, spec in _writing(recipe).items()}
+    prices = {role: price_of(spec) for role, spec in recipe.models.writers.items()}
     return [role for role, price in prices.items() if price is None or price.input or price.output]
-
-
-def _writing(recipe: Recipe) -> dict[str, ModelSpec]:
-    models = recipe.models
-    roles = {"generator": models.generator, "rubric": models.rubric, "reflection": models.reflection}
-    return {role: spec for role, spec in roles.items() if spec is not None}
 
 
 def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
     """Updates the forecast of a run at its start or after a stage, and records it in the manifest.
 
-    Args:
-        run: The run.
-        at_first: The forecast from the recipe alone, for a run that has not begun.
+    `at_first` is the forecast from the recipe alone, for a run that has not begun.
     """
     started = any(record.attempts for record in run.manifest.stages)
     predicted = at_first if at_first is not None and not started else forecast_run(run)
@@ -132,11 +117,7 @@ def foresee(run: Run, at_first: Forecast | None = None) -> Forecast:
 
 
 def forecast_run(run: Run) -> Forecast:
-    """The current forecast of a run, with actual numbers in place of predicted ones.
-
-    Raises:
-        DataError: A file of the run is damaged.
-    """
+    """The current forecast of a run, with actual numbers in place of predicted ones."""
     from optimsyn.data.records import Passage, Question
     from optimsyn.programs.task_shape import TaskShape
 
@@ -279,11 +260,7 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
 def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
     candidates = _candidates(recipe, known)
     # With the same guiding text and seeds, the first candidates are those of the first draft, and cached.
-    drafted = recipe.warm_up.pairs
-    low, expected, high = (
-        max(0.0, value - drafted) for value in (candidates.low, candidates.expected, candidates.high)
-    )
-    new = Range(low=low, expected=expected, high=high)
+    new = candidates.less(recipe.warm_up.pairs)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new)]
     if recipe.optimizers.prompt.enabled:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
@@ -353,16 +330,6 @@ def _corrected(tokens: Range, ratio: float | None) -> Range:
         return tokens
     middle = tokens.expected * ratio
     return Range(low=0.8 * middle, expected=middle, high=1.25 * middle)
-
-
-def _exactly(stage: str, cost: Usage) -> StageForecast:
-    return StageForecast(
-        stage=stage,
-        requests=Range.exactly(cost.replies),
-        input_tokens=Range.exactly(cost.input_tokens),
-        output_tokens=Range.exactly(cost.output_tokens),
-        cost_usd=Range.exactly(cost.cost_usd),
-    )
 
 
 def _at_least(stage: StageForecast, cost: Usage) -> StageForecast:

@@ -106,16 +106,12 @@ class Influence(Section):
         return value
 
     @model_validator(mode="after")
-    def _own_scorer_computes_by_itself(self) -> Influence:
+    def _consistent(self) -> Influence:
         if not self.is_influence and self.method != "auto":
             raise ValueError(
                 f"method {self.method} is a way of computing influence, and scorer {self.scorer} takes its place; set "
                 f"method to auto, or scorer to {BUILT_IN_SCORER}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_to_normalise(self) -> Influence:
         if self.estimator == "simulated" and self.normalization != "dot":
             raise ValueError(
                 "estimator simulated gives what a training brings, in nats, and has no direction to normalise; set "
@@ -126,10 +122,6 @@ class Influence(Section):
                 "estimator simulated predicts losses of questions, and takes no mean of their gradients; set "
                 "question_gradients to plain, or estimator to adam or adam_linear"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _derivative_is_linear(self) -> Influence:
         # A custom estimator is checked after its import: before a run, and when its scorer is made.
         if self.has_own_estimator and self.normalization == "dot":
             return self

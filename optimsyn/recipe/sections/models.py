@@ -24,6 +24,19 @@ class Section(BaseModel):
     )
 
 
+def by_reference(field: str) -> BeforeValidator:
+    """Lets a field that names functions or classes take these themselves, also in a list or mapping."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: named(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [named(part) for part in value]
+        return reference_to(value, field) if callable(value) else value
+
+    return BeforeValidator(named)
+
+
 def _as_name(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
@@ -195,10 +208,6 @@ class ModelSpec(Section):
             raise ValueError("`api_key_env` names an environment variable; keys themselves never go in a recipe")
         if self.api_key_env is not None:
             remember_variables([self.api_key_env])
-        return self
-
-    @model_validator(mode="after")
-    def _known_extra(self) -> ModelSpec:
         for key in self.extra:
             if key in _SET_ELSEWHERE:
                 field = _SET_ELSEWHERE[key]
@@ -250,8 +259,6 @@ class ModelSpec(Section):
     @property
     def provider(self) -> Provider:
         """The model's provider: `own` with a plugin, else decided by the name."""
-        from optimsyn.recipe.model_names import provider_of
-
         if self.plugin is not None:
             return "own"
         return provider_of(self.name, has_api_base=self.api_base is not None)
@@ -331,3 +338,9 @@ class Models(Section):
         None,
         description="Writes guiding texts for gepa and miprov2; null: gepa builds them from evidence.",
     )
+
+    @property
+    def writers(self) -> dict[str, ModelSpec]:
+        """The models that write text, by role."""
+        roles = {"generator": self.generator, "rubric": self.rubric, "reflection": self.reflection}
+        return {role: spec for role, spec in roles.items() if spec is not None}

@@ -12,15 +12,7 @@ from optimsyn.base.suggestions import did_you_mean
 from optimsyn.recipe.sections.models import Section
 from optimsyn.recipe.sections.parts import named
 
-STAGES: tuple[str, ...] = (
-    "prepare",
-    "warm_up",
-    "optimize_prompt",
-    "train_policy",
-    "synthesize",
-    "fine_tune",
-    "evaluate",
-)
+STAGES = tuple("prepare warm_up optimize_prompt train_policy synthesize fine_tune evaluate".split())
 """The built-in stages, in order."""
 # Folders of a run that belong to no stage.
 _TAKEN = frozenset({"dataset", "notebooks", "batches"})

@@ -16,7 +16,7 @@ from optimsyn.base.files import write_jsonl, write_text
 from optimsyn.base.secrets.redaction import kept_tree
 from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import label_of
-from optimsyn.data.records import Document, Pair
+from optimsyn.data.records import Document, Pair, Rubric
 
 if TYPE_CHECKING:
     from optimsyn.recipe.recipe import Recipe
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 PARQUET = "train.parquet"
 JSONL = "train.jsonl"
 CARD = "README.md"
+# Columns with the pair's own fields, in order.
+_LINEAGE = (
+    "question answer choices answer_index kind context quote document_id passage_id char_start char_end variant "
+    "generator rubric_model guiding_text rubric seed"
+).split()
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -60,36 +65,16 @@ def export_dataset(
 
 
 def lineage_row(judgement: Judgement) -> dict[str, Any]:
-    """One row of the Parquet file: training text, lineage and judgement.
-
-    Raises:
-        DataError: The judgement has no pair.
-    """
+    """One row of the Parquet file: training text, lineage and judgement."""
     pair = _pair_of(judgement)
     sample = sample_of(pair)
-    rubric = pair.rubric
+    lineage = {**pair.model_dump(mode="json"), "kind": pair.kind}
     return {
         "id": pair.id,
         "messages": [dict(message) for message in sample.messages],
         "prompt": sample.prompt,
         "completion": sample.completion,
-        "question": pair.question,
-        "answer": pair.answer,
-        "choices": list(pair.choices) if pair.choices is not None else None,
-        "answer_index": pair.answer_index,
-        "kind": pair.kind,
-        "context": pair.context,
-        "quote": pair.quote,
-        "document_id": pair.document_id,
-        "passage_id": pair.passage_id,
-        "char_start": pair.char_start,
-        "char_end": pair.char_end,
-        "variant": pair.variant,
-        "generator": pair.generator,
-        "rubric_model": pair.rubric_model,
-        "guiding_text": pair.guiding_text,
-        "rubric": rubric.model_dump() if rubric is not None else None,
-        "seed": pair.seed,
+        **{name: lineage[name] for name in _LINEAGE},
         **({"form": pair.form, "details": json.dumps(pair.details, ensure_ascii=False)} if pair.form else {}),
         "valid": judgement.valid if _measured(judgement) else None,
         "failed_checks": list(judgement.failed),
@@ -118,7 +103,7 @@ def dataset_card(
         pretty_name=recipe.name,
         task_categories=["question-answering", "text-generation"],
         tags=["synthetic", "optimsyn", "influence"],
-        size_categories=[_size(len(judged))],
+        size_categories=[next((name for limit, name in _SIZES if len(judged) < limit), "n>1M")],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET}]}],
     )
     pairs = [_pair_of(row) for row in judged]
@@ -129,7 +114,7 @@ def dataset_card(
     chosen_by = "their gradient influence on expert validation questions" if is_influence else recipe.influence.label
     facts = [
         ("Pairs", str(len(pairs))),
-        (_capital(", ".join(map(label_of, kinds))), ", ".join(str(counts[kind]) for kind in kinds)),
+        (f"{labels[:1].upper()}{labels[1:]}", ", ".join(str(counts[kind]) for kind in kinds)),
         ("From passages, documents", f"{len({p.passage_id for p in pairs})}, {len({p.document_id for p in pairs})}"),
         ("Variant", variant),
         ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
@@ -212,7 +197,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         "choices": pa.list_(text),
         "failed_checks": pa.list_(text),
         "influence_by_subtask": pa.list_(pa.struct([("subtask", text), ("influence", number)])),
-        "rubric": pa.struct([(name, text) for name in _rubric_fields()]),
+        "rubric": pa.struct([(name, text) for name in Rubric.model_fields]),
     }
     # A fixed schema, so that an empty column has the same type in every dataset.
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema([(k, types[k]) for k in columns]))
@@ -221,20 +206,10 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
-def _rubric_fields() -> list[str]:
-    from optimsyn.data.records import Rubric
-
-    return list(Rubric.model_fields)
-
-
 def _table(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     lines = [f"| {columns[0]} | {columns[1]} |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    lines += [f"| {_plain(name)} | {_plain(value)} |" for name, value in rows]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return _plain(text)
 
 
 def _plain(text: str) -> str:
@@ -243,11 +218,3 @@ def _plain(text: str) -> str:
     line = re.sub(r"([\\`*\[\]|~!]|(?<!\w)_|_(?!\w)|^[#+-]|^\d+(?=[.)]))", r"\\\1", line)
     # No links with an active scheme such as `javascript:`.
     return re.sub(r"(?i)\b(javascript|vbscript|data):(?=\S)", r"\1&#58;", line)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _size(count: int) -> str:
-    return next((name for limit, name in _SIZES if count < limit), "n>1M")

@@ -35,11 +35,7 @@ def latest_pairs(folder: Path, manifest: Manifest, variant: str) -> Path:
 
 
 def pairs_of(folder: Path, manifest: Manifest, variant: str) -> list[Pair]:
-    """The current pairs of a variant.
-
-    Raises:
-        StageError: `synthesize` has not written any.
-    """
+    """The current pairs of a variant."""
     file = latest_pairs(folder, manifest, variant)
     if not file.is_file():
         raise StageError(f"{file}: missing; the stage synthesize writes the pairs of the variant {variant}")
@@ -51,11 +47,6 @@ def judged_of(folder: Path, variant: str, pairs: Sequence[Pair]) -> list[Judgeme
 
     A pair whose text a stage has changed keeps its lineage, but no measurement: it has no influence, and its reward
     means nothing.
-
-    Args:
-        folder: The run folder.
-        variant: The variant.
-        pairs: Its current pairs.
     """
     by_id = {row.pair.id: row for row in candidates_of(folder, variant) if row.pair is not None and row.valid}
     judgements = []
@@ -69,11 +60,7 @@ def judged_of(folder: Path, variant: str, pairs: Sequence[Pair]) -> list[Judgeme
 
 
 def candidates_of(folder: Path, variant: str) -> list[Judgement]:
-    """Every candidate of a variant that `synthesize` judged, valid or not.
-
-    Raises:
-        StageError: `synthesize` has not judged any.
-    """
+    """Every candidate of a variant that `synthesize` judged, valid or not."""
     file = folder / FIRST / f"{variant}.candidates.jsonl"
     if not file.is_file():
         raise StageError(f"{file}: missing; the stage synthesize writes the candidates of the variant {variant}")
@@ -81,15 +68,11 @@ def candidates_of(folder: Path, variant: str) -> list[Judgement]:
 
 
 def _unmeasured(variant: str, pair: Pair, before: Judgement | None) -> Judgement:
+    names = ("passage_id", "kind", "seed", "guiding_text", "rubric_model", "rubric")
     return Judgement(
+        **{name: getattr(pair, name) for name in names},
         key=pair.id if before is None else before.key,
-        passage_id=pair.passage_id,
-        kind=pair.kind,
-        seed=pair.seed,
         variant=variant,
-        guiding_text=pair.guiding_text,
-        rubric_model=pair.rubric_model,
-        rubric=pair.rubric,
         pair=pair,
         valid=True,
         reward=0.0,

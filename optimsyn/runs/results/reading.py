@@ -15,7 +15,7 @@ from optimsyn.runs.results.built_in import (
     TrainPolicyResult,
     WarmUpResult,
 )
-from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult, TableResult
+from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult, TableResult, json_of
 
 MODELS: dict[str, type[StageResult]] = {
     "prepare": PrepareResult,
@@ -30,37 +30,12 @@ MODELS: dict[str, type[StageResult]] = {
 
 
 def read_result(raw: Mapping[str, Any], path: Path) -> StageResult | None:
-    """Parses the content of a `result.json`.
-
-    Args:
-        raw: The content.
-        path: The file.
-
-    Returns:
-        None if the file is from an optimiser whose stage has not ended.
-
-    Raises:
-        DataError: A fact has the wrong type.
-    """
+    """Parses the content of a `result.json`; None if it is from an optimiser whose stage has not ended."""
     stage = raw.get("stage")
     return None if stage is None else MODELS.get(stage, TableResult).read(raw, path)
 
 
 def result_of(folder: Path, stage: str) -> StageResult | None:
-    """The result of a stage in a run folder; None if there is none.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    import json
-
-    from optimsyn.base.errors import DataError
-
+    """The result of a stage in a run folder; None if there is none."""
     path = folder / stage / RESULT_FILE
-    if not path.is_file():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
-    return read_result(raw, path)
+    return read_result(json_of(path, stage), path) if path.is_file() else None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_json
+from optimsyn.recipe.problems import in_a_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -109,13 +110,7 @@ class StageResult(BaseModel):
         """
         name = stage or cls.model_fields["stage"].get_default()
         path = run.folder / str(name) / RESULT_FILE
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{path}: missing; the stage {name} writes it when it has finished") from None
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); run the stage {name} again") from error
-        return cls.read(raw, path)
+        return cls.read(json_of(path, str(name)), path)
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> Self:
@@ -135,9 +130,7 @@ class StageResult(BaseModel):
         try:
             result = cls.model_validate({**missing, **facts, "stage": raw["stage"], "notes": raw.get("notes", ())})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path}: numbers.{where}: {first['msg']}; the file was edited or damaged") from error
+            raise DataError(f"{path}: numbers.{in_a_line(error)}; the file was edited or damaged") from error
         result._kept = Cells(raw["title"], tuple(raw["columns"]), tuple(tuple(row) for row in raw["rows"]))
         return result
 
@@ -192,6 +185,21 @@ class TableResult(StageResult):
         """The numbers and the saved table."""
         table = {"heading": raw["title"], "head": raw["columns"], "body": raw["rows"]}
         return {**table, "numbers": raw.get("numbers", {})}
+
+
+def json_of(path: Path, stage: str) -> dict[str, Any]:
+    """The content of a stage's `result.json`.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; the stage {stage} writes it when it has finished") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); run the stage {stage} again") from error
+    return raw
 
 
 def show(cell: Any) -> str:

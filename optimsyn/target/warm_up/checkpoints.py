@@ -121,11 +121,7 @@ def named_moments(
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """The steps after which a checkpoint is kept: spread evenly, and always the last step.
-
-    Raises:
-        ModelError: There are more checkpoints than steps.
-    """
+    """The steps after which a checkpoint is kept: spread evenly, and always the last step."""
     if not 1 <= checkpoints <= steps:
         raise ModelError(f"{checkpoints} warm-up checkpoints cannot be spread over {steps} steps; use fewer of them")
     return [round(steps * (i + 1) / checkpoints) for i in range(checkpoints)]
@@ -156,14 +152,6 @@ class Training:
         order: The indices in `encoded` of the samples of each step, endless (see `epochs`).
         lr: Learning rate.
         max_grad_norm: The batch's gradient is scaled down to this norm, as fine-tuning does.
-
-    Attributes:
-        lr: The learning rate.
-        steps: Steps taken so far.
-        losses: Training loss of each of them.
-
-    Raises:
-        ModelError: There is nothing to train on.
     """
 
     def __init__(
@@ -205,10 +193,15 @@ class Training:
             raise DivergedError(
                 f"warm-up step {self.steps}: the loss is {loss}; look at samples {names}, or lower warm_up.lr"
             )
-        _hand_gradients(self._parameters, self._masters)
+        for name, master in self._masters.items():
+            gradient = self._parameters[name].grad
+            master.grad = None if gradient is None else gradient.to(master.dtype)
         torch.nn.utils.clip_grad_norm_(list(self._masters.values()), self._max_grad_norm)
         self._optimizer.step()
-        _take_values(self._parameters, self._masters)
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                if master is not self._parameters[name]:
+                    self._parameters[name].copy_(master)
         _drop_gradients(self._parameters)
         self.losses.append(loss)
 
@@ -224,17 +217,7 @@ class Training:
 def train(
     training: Training, *, steps: int, checkpoints: int, report: Callable[[int, int], None] | None = None
 ) -> list[Checkpoint]:
-    """Takes `steps` steps and keeps checkpoints spread over them.
-
-    Args:
-        training: At its start.
-        steps: Optimiser steps.
-        checkpoints: How many checkpoints; the last step always has one.
-        report: Called after each step with the steps done and their total.
-
-    Raises:
-        ModelError: There are more checkpoints than steps, or the loss is not finite.
-    """
+    """Takes `steps` steps and keeps checkpoints spread over them."""
     keep = set(checkpoint_steps(steps, checkpoints))
     kept: list[Checkpoint] = []
     for step in range(1, steps + 1):
@@ -259,16 +242,3 @@ def _masters(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.nn.Pa
 def _drop_gradients(parameters: dict[str, torch.nn.Parameter]) -> None:
     for parameter in parameters.values():
         parameter.grad = None
-
-
-def _hand_gradients(parameters: dict[str, torch.nn.Parameter], masters: dict[str, torch.nn.Parameter]) -> None:
-    for name, master in masters.items():
-        gradient = parameters[name].grad
-        master.grad = None if gradient is None else gradient.to(master.dtype)
-
-
-@torch.no_grad()
-def _take_values(parameters: dict[str, torch.nn.Parameter], masters: dict[str, torch.nn.Parameter]) -> None:
-    for name, master in masters.items():
-        if master is not parameters[name]:
-            parameters[name].copy_(master)

@@ -16,10 +16,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter
 
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_json
+from optimsyn.recipe.problems import in_a_line
 from optimsyn.recipe.sections.warm_up import least_warm_up_steps
 
 ItemT = TypeVar("ItemT")
@@ -154,10 +157,8 @@ class TriedRate:
     """A learning rate that was tried from the start of the warm-up.
 
     Attributes:
-        lr: The rate.
         look: The losses it led to; None where a loss was not finite.
         judged: Loss of the form plus loss of the held-out content, by which rates are compared, in nats per token.
-        dropped: Why it was not considered; empty if it was.
     """
 
     lr: float
@@ -209,17 +210,10 @@ class WarmUpCurve:
             ModelError: The file is missing or damaged.
         """
         try:
-            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rates = [{**rate, "look": Look(**rate["look"]) if rate["look"] else None} for rate in raw["rates"]]
-            raw |= {
-                "losses": tuple(raw["losses"]),
-                "looks": tuple(Look(**look) for look in raw["looks"]),
-                "rates": tuple(TriedRate(**rate) for rate in rates),
-            }
-            return cls(**raw)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise ModelError(
-                f"{path}: not a readable curve of a warm-up ({error}); delete the folder and warm up again"
+                f"{path}: not a readable curve of a warm-up ({in_a_line(error)}); delete the folder and warm up again"
             ) from error
 
     @property
@@ -254,13 +248,11 @@ def settled(history: Sequence[Losses]) -> str:
     moved by at most a tenth of its whole movement. A form that was known from the start (a loss of at most half a nat,
     a probability of three in five) need not move: it is enough that it stays within 0.05 nats or its own noise (a
     standard error of the mean difference). A loss that is high and does not move has not settled: the rate is too low.
-
-    Args:
-        history: The start and every later look.
     """
     levels = [sum(losses.form) / len(losses.form) for losses in history]
     total = max(levels) - min(levels)
-    went = f"the loss of {_form_name(history[-1])} went from {levels[0]:.2f} to {levels[-1]:.2f}"
+    form = "the end of an answer" if history[-1].end else "an answer's first token"
+    went = f"the loss of {form} went from {levels[0]:.2f} to {levels[-1]:.2f}"
     if total > _LEARNED and levels[-1] <= _LEFT * total:
         return f"{went}, so what is left is at most {_LEFT:.0%} of what was learned"
     if len(history) <= _PATIENCE:
@@ -279,9 +271,6 @@ def overfits(history: Sequence[Losses]) -> str:
 
     It overfits when the content loss of samples that it does not train on is above its lowest look by more than noise:
     a one-sided t-test of the mean difference at 95 %. Two samples seldom show it, twenty soon do.
-
-    Args:
-        history: The start and every later look.
     """
     lowest = min(history, key=lambda losses: sum(losses.held_out))
     rise = change(lowest.held_out, history[-1].held_out)
@@ -316,13 +305,9 @@ def choose_rate(
 ) -> tuple[float | None, dict[float, str]]:
     """The best of the tried learning rates: of those within noise of the lowest loss, the one nearest to `around`.
 
-    Args:
-        start: Losses before the first step.
-        tried: Rate -> losses that it led to; None where a loss was not finite.
-        around: The preferred rate.
+    `tried` maps rates to the losses that they led to; None where a loss was not finite.
 
-    Returns:
-        The rate, or None if all were dropped; and the reason for each dropped rate.
+    Returns None if all were dropped, and why each dropped rate was.
     """
     dropped: dict[float, str] = {}
     for lr, losses in tried.items():
@@ -346,10 +331,9 @@ def tried_rates(
     """The record of the rates that were tried, lowest first."""
     records = []
     for lr, losses in sorted(tried.items()):
-        usable = losses is not None and losses.finite
-        look = Look.of(every, losses, training[lr]) if usable and losses is not None else None
-        judged = _judged(losses) if usable and losses is not None else None
-        records.append(TriedRate(lr, look, judged, dropped.get(lr, "")))
+        usable = losses if losses is not None and losses.finite else None
+        look = Look.of(every, usable, training[lr]) if usable else None
+        records.append(TriedRate(lr, look, _judged(usable) if usable else None, dropped.get(lr, "")))
     return tuple(records)
 
 
@@ -359,10 +343,6 @@ def _no_worse(difference: Change) -> bool:
 
 def _judged(losses: Losses) -> float:
     return sum(losses.form) / len(losses.form) + sum(losses.held_out) / len(losses.held_out)
-
-
-def _form_name(losses: Losses) -> str:
-    return "the end of an answer" if losses.end else "an answer's first token"
 
 
 def _mean(values: Sequence[float]) -> float | None:

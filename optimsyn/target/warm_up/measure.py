@@ -22,14 +22,7 @@ _CONTENT = CountedTokens(end_of_questions=0, end_of_pairs=0)
 def measure(
     target: Trainee, questions: Sequence[Encoded], unseen: Sequence[Encoded], batch_tokens: int = 2048
 ) -> Losses:
-    """Losses of form and content of the target in its current state.
-
-    Args:
-        target: In evaluation mode.
-        questions: The validation questions.
-        unseen: Pairs that are not trained on.
-        batch_tokens: Tokens per forward pass.
-    """
+    """Losses of form and content of the target in its current state."""
     asked = _tokens(target, questions, "question", batch_tokens)
     pairs = _tokens(target, unseen, "pair", batch_tokens)
     # All or none: a tokenizer either ends a text or it does not.

@@ -19,6 +19,7 @@ import torch
 from optimsyn.base.errors import ModelError
 from optimsyn.base.files import write_text
 from optimsyn.base.identity import Identity, digest_of
+from optimsyn.data.splits import evenly
 from optimsyn.target.encoding import Encoded
 from optimsyn.target.fingerprint import adapter_digest
 from optimsyn.target.warm_up.checkpoints import Checkpoint, DivergedError, Training, checkpoint_steps, epochs, train
@@ -57,10 +58,7 @@ class Plan:
     Attributes:
         steps: Optimiser steps; None searches them.
         lr: Learning rate; None searches it.
-        search: How to search.
-        batch_size: Samples per step.
         checkpoints: How many checkpoints, spread over the steps; the last step always has one.
-        max_grad_norm: Gradient clipping.
         seed: Of the order of samples and of dropout.
         batch_tokens: Tokens per forward pass; does not change the result.
     """
@@ -85,13 +83,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WarmUpData(Generic[T]):
-    """The data of a warm-up.
-
-    Attributes:
-        pairs: To train on.
-        questions: Validation questions to look at.
-        unseen: Other pairs to look at.
-    """
+    """The data of a warm-up."""
 
     pairs: Sequence[T]
     questions: Sequence[T] = ()
@@ -105,7 +97,6 @@ class Bench:
     Attributes:
         begin: Resets the model to its start and returns a training at this rate.
         look: Measures the current model, without gradients or dropout.
-        taken: Called after every step.
     """
 
     begin: Callable[[float], Training]
@@ -120,16 +111,12 @@ def warm_up(
     folder: Path | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Checkpoint], WarmUpCurve | None]:
-    """Implements `Target.warm_up`; leaves the model at the last checkpoint.
-
-    Raises:
-        ModelError: As `Target.warm_up`.
-    """
+    """Implements `Target.warm_up`; leaves the model at the last checkpoint."""
     if plan.looks and not data.questions:
         plan = replace(plan, steps=_STEPS if plan.steps is None else plan.steps, lr=_LR if plan.lr is None else plan.lr)
     if plan.looks:
         pairs, unseen = (data.pairs, data.unseen) if data.unseen else plan.search.split(data.pairs)
-        data = WarmUpData(pairs, _spread(data.questions, plan.search.most_questions), unseen)
+        data = WarmUpData(pairs, evenly(data.questions, plan.search.most_questions), unseen)
         looks = plan.search.fewest_looks
         if plan.steps is None and plan.checkpoints > looks:
             raise ModelError(
@@ -172,10 +159,7 @@ def warm_up(
 
 
 def run(bench: Bench, plan: Plan) -> tuple[list[Checkpoint], WarmUpCurve]:
-    """Searches what the plan leaves open and trains.
-
-    Returns:
-        The checkpoints, oldest first, and the curve. The model may be past the last checkpoint.
+    """Searches what the plan leaves open and trains; the model may be past the last checkpoint.
 
     Raises:
         ModelError: Every rate, or the given one, leads to a loss that is not finite.
@@ -208,10 +192,7 @@ class _Rate:
     """The learning rate of a warm-up.
 
     Attributes:
-        lr: The rate.
-        why: Why this one.
         after: The losses after the steps for which it was tried; None where it was given.
-        tried: All rates that were tried.
     """
 
     lr: float
@@ -387,10 +368,3 @@ def _recorded(folder: Path) -> dict[str, object]:
     """The record of the finished warm-up in `folder`; empty where there is none."""
     file = folder / RECORD
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
-def _spread(items: Sequence[Pair | Question | Sample], count: int) -> Sequence[Pair | Question | Sample]:
-    """Up to `count` items, evenly from the whole list, so that every subtask is represented."""
-    if len(items) <= count:
-        return items
-    return [items[index * len(items) // count] for index in range(count)]
