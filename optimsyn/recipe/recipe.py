@@ -34,8 +34,8 @@ from optimsyn.recipe.sections.models import (
     Section,
     TargetSpec,
 )
-from optimsyn.recipe.sections.optimizers import Optimizers, PolicyOptimizer, PromptOptimizer
-from optimsyn.recipe.sections.reward import Look, Reward
+from optimsyn.recipe.sections.optimizers import Optimizers
+from optimsyn.recipe.sections.reward import Reward
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
@@ -347,54 +347,6 @@ class Recipe(Shown, Section):
 def _has_place(stage: Any) -> bool:
     """Whether a stage as it is written says its name and what it follows."""
     return isinstance(stage, dict) and all(isinstance(stage.get(field), str) for field in ("name", "after"))
-
-
-def recipe_table(recipe: Recipe) -> Table:
-    """A recipe's data, models, sizes and guiding text. For keys it shows the variable's name only."""
-    models = recipe.models
-    prompt, policy = recipe.optimizers.prompt, recipe.optimizers.policy
-    rows = [
-        ("documents", _source(recipe.documents.source)),
-        ("validation questions", _source(recipe.questions.validation)),
-        ("test questions", _test(recipe)),
-        ("generator", _model(models.generator)),
-        ("rubric model", _model(models.rubric)),
-        ("target", f"{_model(models.target)}, up to {models.target.max_length} tokens"),
-    ]
-    if models.reflection is not None:
-        rows.append(("reflection", _model(models.reflection)))
-    learned = [
-        f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
-        if prompt.enabled
-        else "",
-        f"rubric model by {method_label(policy.method)}, {policy.steps:,} steps of {policy.passages_per_step} × "
-        f"{policy.group_size}"
-        if policy.enabled
-        else "",
-    ]
-    rows += [
-        ("warm-up", f"{recipe.warm_up.pairs:,} first-draft pairs, {_warm_up_steps(recipe)}"),
-        ("influence", f"{recipe.influence.label}, {recipe.influence.method}"),
-        ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
-        ("variants", ", ".join(variant_label(name) for name in recipe.variants)),
-        (
-            "pairs",
-            f"{recipe.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[recipe.synthesis.select]}; "
-            f"the dataset is that of the {variant_label(recipe.dataset_variant)}",
-        ),
-        ("fine-tuning", f"{recipe.fine_tune.steps:,} steps of {recipe.fine_tune.batch_size}"),
-        *([("stages", " → ".join(recipe.stage_names))] if recipe.stages else []),
-        ("limits", _limits(recipe)),
-        ("seed", str(recipe.seed)),
-        ("guiding text", " ".join(recipe.guiding_text.split())),
-    ]
-    title = f"Recipe {recipe.name}, fingerprint {recipe.fingerprint}"
-    return Table(title, ("what", "value"), tuple(rows), note=recipe.description)
-
-
-def _warm_up_steps(recipe: Recipe) -> str:
-    steps = recipe.warm_up.steps
-    return f"{steps:,} steps" if steps is not None else f"up to {recipe.warm_up.max_steps:,} steps, as many as it takes"
 
 
 def _source(source: Source) -> str:

@@ -71,10 +71,7 @@ def form_named(name: str) -> QuestionForm:
     if name in _INSTALLED:
         return _INSTALLED[name]
     part: Any = FORMS.get(name)
-    if isinstance(part, type):
-        form: QuestionForm = _MADE[part] if part in _MADE else _MADE.setdefault(part, part())
-    else:
-        form = part
+    form: QuestionForm = _made(part) if isinstance(part, type) else part
     if ":" not in name and name not in FORMS.built_in and not FORMS.only_here(name):
         _INSTALLED[name] = form
     return form

@@ -82,7 +82,7 @@ def forecast(recipe: Recipe, lengths: Lengths, passages: int = 0, known: Known =
     for stage in recipe.stage_names:
         so_far = known.under_way.get(stage)
         if stage in known.done or stage not in work:
-            stages.append(_exactly(stage, known.done.get(stage) or so_far or Usage()))
+            stages.append(_at_least(StageForecast(stage=stage), known.done.get(stage) or so_far or Usage()))
             continue
         priced = _priced(recipe, stage, work[stage], lengths, known)
         stages.append(priced if so_far is None else _at_least(priced, so_far))

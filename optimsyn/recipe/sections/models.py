@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from optimsyn.base.extensions import GENERATORS
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, remember_variables
-from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider
+from optimsyn.recipe.model_names import LITELLM_PREFIXES, Provider, provider_of
 from optimsyn.recipe.sections.parts import name_of
 
 # Chat templates know one of these names and ignore the other.
@@ -22,19 +22,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True, allow_inf_nan=False
     )
-
-
-def by_reference(field: str) -> BeforeValidator:
-    """Lets a field that names functions or classes take these themselves, also in a list or mapping."""
-
-    def named(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: named(part) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [named(part) for part in value]
-        return reference_to(value, field) if callable(value) else value
-
-    return BeforeValidator(named)
 
 
 def _as_name(value: Any) -> Any:

@@ -112,6 +112,7 @@ def dataset_card(
     kinds = list(dict.fromkeys(("free", "multiple_choice", *sorted(counts))))
     is_influence = recipe.influence.is_influence
     chosen_by = "their gradient influence on expert validation questions" if is_influence else recipe.influence.label
+    labels = ", ".join(map(label_of, kinds))
     facts = [
         ("Pairs", str(len(pairs))),
         (f"{labels[:1].upper()}{labels[1:]}", ", ".join(str(counts[kind]) for kind in kinds)),
