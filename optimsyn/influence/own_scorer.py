@@ -130,14 +130,14 @@ class OwnScorer:
                 raise ModelError(
                     f"influence.scorer: {self.method} gave {scores!r:.200} ({error}); score returns a number a pair"
                 ) from error
+            self._refuse_count(len(numbers), len(pairs))
             scores = self._with_losses(pairs, numbers)
         if scores.subtasks != self.subtasks:
             raise ModelError(
                 f"influence.scorer: {self.method} gave scores by {', '.join(scores.subtasks)}, and its attribute "
                 f"`subtasks` has {', '.join(self.subtasks)}; set it to those"
             )
-        if len(scores) != len(pairs):
-            raise ModelError(f"influence.scorer: {self.method} gave {len(scores)} scores for {len(pairs)} pairs")
+        self._refuse_count(len(scores), len(pairs))
         bad = [i for i, number in enumerate(scores.total.tolist()) if not math.isfinite(number)]
         if bad:
             raise ModelError(
@@ -145,6 +145,10 @@ class OwnScorer:
                 "score must be a finite number"
             )
         return scores
+
+    def _refuse_count(self, scores: int, pairs: int) -> None:
+        if scores != pairs:
+            raise ModelError(f"influence.scorer: {self.method} gave {scores} scores for {pairs} pairs")
 
     def _tried(self, what: str, call: Callable[[], T]) -> T:
         try:
