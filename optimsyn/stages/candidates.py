@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from optimsyn.base.seeds import derive_seed
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
     from optimsyn.llm.replies import Reply
-    from optimsyn.reward.drafting import RubricRequest, WriteRubric
+    from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
 
@@ -29,10 +30,23 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
     return tools.recipe.guiding_text if variant in ("static", "first_draft") else tools.best_guiding_text
 
 
-async def request_rubrics(
-    tools: Tools, variant: str, indices: Sequence[int], report: Callable[[], None] = lambda: None
-) -> list[RubricRequest]:
-    """Rubric requests for the candidates with these indices, in order.
+def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:
+    """The request for a candidate, without its rubric."""
+    from optimsyn.reward.drafting import RubricRequest
+
+    passage, seed = tools.candidate(index)
+    return RubricRequest(
+        passage=passage,
+        kind=tools.shape.kind_for(seed),
+        guiding_text=guiding_text_of(tools, variant),
+        rubric_model="" if variant == "no_rubric" else tools.recipe.models.rubric.name,
+        seed=seed,
+        variant=variant,
+    )
+
+
+def rubric_source(tools: Tools, variant: str, report: Callable[[], None] = lambda: None) -> Ask:
+    """Adds the rubric to requests of a variant, or the reason why none could be read, as `requested` does.
 
     A rubric that cannot be parsed becomes a request with its error, which the reward judges as invalid; one whose
     reply was cut, refused or empty becomes a request that is not judged.
@@ -40,37 +54,34 @@ async def request_rubrics(
     Args:
         tools: The run's models and passages.
         variant: Where rubrics come from.
-        indices: Indices of the candidates.
         report: Called after each rubric.
-
-    Raises:
-        ServiceError: The rubric model's service failed for good.
     """
-    from optimsyn.reward.drafting import RubricRequest, requested, with_writer
+    from optimsyn.reward.drafting import requested, with_writer
 
-    text = guiding_text_of(tools, variant)
-    rubric_model = "" if variant == "no_rubric" else tools.recipe.models.rubric.name
     write: WriteRubric | None = None
     if variant == "policy":
         write = partial(_policy_rubric, tools)
     elif variant != "no_rubric":
-        write = with_writer(tools.rubric_writer(text))
+        write = with_writer(tools.rubric_writer(guiding_text_of(tools, variant)))
 
-    async def request_one(index: int) -> RubricRequest:
-        passage, seed = tools.candidate(index)
-        blank = RubricRequest(
-            passage=passage,
-            kind=tools.shape.kind_for(seed),
-            guiding_text=text,
-            rubric_model=rubric_model,
-            seed=seed,
-            variant=variant,
-        )
+    async def ask(blank: RubricRequest) -> RubricRequest:
         request = await requested(blank, write)
         report()
         return request
 
-    return list(await asyncio.gather(*(request_one(index) for index in indices)))
+    return ask
+
+
+async def request_rubrics(
+    tools: Tools, variant: str, indices: Sequence[int], report: Callable[[], None] = lambda: None
+) -> list[RubricRequest]:
+    """Rubric requests for the candidates with these indices, in order; see `rubric_source`.
+
+    Raises:
+        ServiceError: The rubric model's service failed for good.
+    """
+    ask = rubric_source(tools, variant, report)
+    return list(await asyncio.gather(*(ask(blank_request(tools, variant, index)) for index in indices)))
 
 
 async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
@@ -131,54 +142,77 @@ def first_round(wanted: int, oversample: float) -> int:
 async def write_candidates(
     tools: Tools,
     reward: InfluenceReward,
-    variant: str,
+    variants: Sequence[str],
     *,
     wanted: int,
     oversample: float,
     report: Callable[[], None] = lambda: None,
-) -> list[Judgement]:
-    """Writes and judges candidates of a variant until `wanted` are valid.
+) -> dict[str, list[Judgement]]:
+    """Writes and judges candidates of some variants until `wanted` of each are valid.
 
-    The first round writes `wanted * oversample` candidates; while too few are valid, up to three further rounds
-    write as many as the measured valid share asks for.
+    The first round writes `wanted * oversample` candidates of each variant; while a variant has too few valid ones, up
+    to three further rounds write as many as its valid share asks for. All of a round go through the reward as one
+    stream, in which the requests about a passage follow each other, so that a server reads their common beginning once.
 
     Args:
         tools: The run's models and passages.
         reward: Judges the candidates.
-        variant: Where rubrics come from.
-        wanted: Number of valid candidates needed.
+        variants: Where rubrics come from.
+        wanted: Number of valid candidates needed of each variant.
         oversample: Candidates of the first round for each of them.
         report: Called after each rubric.
 
     Returns:
-        Every judged candidate in order of index, valid or not.
+        Every judged candidate of each variant in order of index, valid or not.
 
     Raises:
-        StageError: No candidate was valid; names the check that failed most.
+        StageError: A variant has no valid candidate; names the check that failed most.
         ServiceError: A service failed for good; everything judged so far is in the ledger.
     """
-    to_write = first_round(wanted, oversample)
-    most = 4 * to_write
-    judged: list[Judgement] = []
-    while to_write > 0:
-        indices = range(len(judged), len(judged) + to_write)
-        requests = await request_rubrics(tools, variant, indices, report)
+    most = 4 * first_round(wanted, oversample)
+    sources = {variant: rubric_source(tools, variant, report) for variant in variants}
+    judged: dict[str, list[Judgement]] = {variant: [] for variant in variants}
+    to_write = dict.fromkeys(variants, first_round(wanted, oversample))
+
+    async def ask(request: RubricRequest) -> RubricRequest:
+        return await sources[request.variant](request)
+
+    while to_write:
+        places = [
+            (index, variant)
+            for variant, count in to_write.items()
+            for index in range(len(judged[variant]), len(judged[variant]) + count)
+        ]
+        places.sort(key=lambda place: (place[0] % len(tools.passage_order), place[0], variants.index(place[1])))
+        requests = [blank_request(tools, variant, index) for index, variant in places]
         if tools.asks_at_once:
+            requests = list(await asyncio.gather(*map(ask, requests)))
             await write_ahead(tools, requests)
-        judged.extend(await reward.judge(requests))
-        valid = sum(judgement.valid for judgement in judged)
-        if valid >= wanted or len(judged) >= most:
-            break
-        share = max(valid / len(judged), 0.2)
-        to_write = min(most - len(judged), round((wanted - valid) / share) + 1)
-    if not any(judgement.valid for judgement in judged):
-        counts: dict[str, int] = {}
-        for judgement in judged:
-            for name in judgement.failed:
-                counts[name] = counts.get(name, 0) + 1
-        worst = ", ".join(f"{name} {n}x" for name, n in sorted(counts.items(), key=lambda item: -item[1])[:3])
-        raise StageError(
-            f"variant {variant}: none of {len(judged)} candidates passed the validity checks ({worst}). Look at "
-            f"rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or `checks.disabled`."
-        )
+        rows = dict(zip(places, await reward.judge(requests, None if tools.asks_at_once else ask), strict=True))
+        for index, variant in sorted(rows):
+            judged[variant].append(rows[index, variant])
+        further = {variant: _further(judged[variant], wanted, most) for variant in to_write}
+        to_write = {variant: count for variant, count in further.items() if count > 0}
+    for variant, rows_of_variant in judged.items():
+        _refuse_nothing_valid(tools, variant, rows_of_variant)
     return judged
+
+
+def _further(judged: Sequence[Judgement], wanted: int, most: int) -> int:
+    """How many candidates the next round writes."""
+    valid = sum(judgement.valid for judgement in judged)
+    if valid >= wanted or len(judged) >= most:
+        return 0
+    share = max(valid / len(judged), 0.2)
+    return min(most - len(judged), round((wanted - valid) / share) + 1)
+
+
+def _refuse_nothing_valid(tools: Tools, variant: str, judged: Sequence[Judgement]) -> None:
+    if any(judgement.valid for judgement in judged):
+        return
+    counts = Counter(name for judgement in judged for name in judgement.failed)
+    worst = ", ".join(f"{name} {n}x" for name, n in counts.most_common(3))
+    raise StageError(
+        f"variant {variant}: none of {len(judged)} candidates passed the validity checks ({worst}). Look at "
+        f"rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or `checks.disabled`."
+    )

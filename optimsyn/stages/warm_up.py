@@ -15,6 +15,7 @@ from optimsyn.base.errors import ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.reward.drafting import UNREADABLE
 from optimsyn.runs.results.built_in import REWARD_NOT_LOOKED_AT, Scoring, WarmUpResult
+from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.reward_look import look_after_warm_up
 from optimsyn.stages.shared import Tools
@@ -98,6 +99,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
         lost=lost,
         reward=REWARD_NOT_LOOKED_AT if look is None else look.verdict,
         reward_look=look,
+        busy=loads_of(tools.meter),
     ).save(run)
 
 
@@ -184,13 +186,21 @@ async def write_first_draft(
     Raises:
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.stages.candidates import request_rubrics
+    from contextlib import aclosing
 
-    requests = await request_rubrics(tools, "first_draft", range(start, start + count), report)
+    from optimsyn.reward.pipeline import in_order
+    from optimsyn.stages.candidates import blank_request, rubric_source
+
+    ask = rubric_source(tools, "first_draft", report)
+    requests = [blank_request(tools, "first_draft", index) for index in range(start, start + count)]
+    if tools.asks_at_once:
+        # All rubrics in one batch, then all pairs in another.
+        requests = list(await asyncio.gather(*map(ask, requests)))
 
     async def draft(request: RubricRequest) -> Draft:
-        result = await tools.drafter.draft(request)
+        result = await tools.drafter.draft(request if tools.asks_at_once else await ask(request))
         report()
         return result
 
-    return list(await asyncio.gather(*(draft(request) for request in requests)))
+    async with aclosing(in_order(requests, draft, count if tools.asks_at_once else tools.ahead)) as drafts:
+        return [each async for each in drafts]
