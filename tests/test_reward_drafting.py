@@ -95,7 +95,7 @@ def test_first_drafts_candidates_and_batches_ask_for_the_same_replies(tmp_path: 
     requests = asyncio.run(request_rubrics(ahead, "static", range(10)))
     asyncio.run(write_ahead(ahead, requests))
     reward = InfluenceReward(Scorer(), judged.pair_writer, judged.checker, ledger=tmp_path / "rewards.jsonl")
-    rows = asyncio.run(write_candidates(judged, reward, "static", wanted=1, oversample=10))
+    rows = asyncio.run(write_candidates(judged, reward, ["static"], wanted=1, oversample=10))["static"]
     for these in (first, ahead, judged):
         assert tuple(map(set, sent(these))) == expected
     assert [(draft.valid, draft.failed) for draft in drafts] == [(row.valid, row.failed) for row in rows]

@@ -363,8 +363,11 @@ class InfluenceReward:
 
         request = RubricRequest.predicted(gold, pred, self.source)
         judgement = run_sync(self.judge([request]))[0]
-        score = judgement.reward if judgement.unjudged is None else self.options.neutral
-        return dspy.Prediction(score=score, feedback=self.feedback(judgement))
+        return dspy.Prediction(score=self.worth(judgement), feedback=self.feedback(judgement))
+
+    def worth(self, judgement: Judgement) -> float:
+        """The reward as a number; `options.neutral` without a verdict."""
+        return judgement.reward if judgement.unjudged is None else self.options.neutral
 
     def feedback(self, judgement: Judgement) -> str:
         """The verdict, with the best and the worst other pair of the passage and their rubrics."""
