@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import importlib.util
 import json
 import os
@@ -124,7 +125,6 @@ def measured() -> Callable[[], Any]:
         current[0] = module.Meter()
         return current[0]
 
-    import optimsyn.reward.reward as reward
     from optimsyn.llm.hosted.litellm_model import LiteLLMModel
     from optimsyn.llm.local.model import LocalModel
     from optimsyn.optimize.shared_prompt import SharedPromptTrainer
@@ -136,6 +136,7 @@ def measured() -> Callable[[], Any]:
                 return await inner(self, call)
 
         kind._request = request  # type: ignore[method-assign]
+    reward: Any = importlib.import_module("optimsyn.reward.reward")
     score = reward.score_fields
 
     def score_fields(*given: Any) -> Any:

@@ -87,8 +87,8 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
     written = run_sync(
         write_candidates(tools, reward, missing, wanted=config.pairs, oversample=config.oversample, report=progress.add)
     )
-    for variant, rows in written.items():
-        write_jsonl(run.path("synthesize", f"{variant}.candidates.jsonl"), rows)
+    for name, rows in written.items():
+        write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
     judged |= written
     return {variant: judged[variant] for variant in run.recipe.variants}
 
