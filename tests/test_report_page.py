@@ -264,5 +264,7 @@ def test_how_busy_the_models_were_is_shown_where_it_was_measured(tmp_path: Path)
     }
     file.write_text(json.dumps(raw))
     page = write_report(run).read_text()
-    (row,) = re.findall(r'<tr><th scope="row">Synthesi[sz]e.*?</tr>', page.split("How busy the models were")[1])
+    (row,) = re.findall(
+        r'<tr><th scope="row">.*?</tr>', page.split("<h3>How busy the models were</h3>")[1].split("</table>")[0]
+    )
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == ["92 %", "3.4", "–", "–", "31 %", "0.3"]
