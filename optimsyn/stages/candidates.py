@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from optimsyn.base.errors import ReplyError, StageError
 from optimsyn.base.seeds import derive_seed
@@ -14,6 +14,7 @@ from optimsyn.base.seeds import derive_seed
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
     from optimsyn.llm.replies import Reply
+    from optimsyn.recipe.sections.synthesis import Variant
     from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
@@ -142,17 +143,17 @@ def first_round(wanted: int, oversample: float) -> int:
 async def write_candidates(
     tools: Tools,
     reward: InfluenceReward,
-    variants: Sequence[str],
+    variants: Sequence[Variant],
     *,
     wanted: int,
     oversample: float,
     report: Callable[[], None] = lambda: None,
-) -> dict[str, list[Judgement]]:
+) -> dict[Variant, list[Judgement]]:
     """Writes and judges candidates of some variants until `wanted` of each are valid.
 
     The first round writes `wanted * oversample` candidates of each variant; while a variant has too few valid ones, up
     to three further rounds write as many as its valid share asks for. All of a round go through the reward as one
-    stream, in which the requests about a passage follow each other, so that a server reads their common beginning once.
+    stream, in the order of `in_blocks`.
 
     Args:
         tools: The run's models and passages.
@@ -171,19 +172,19 @@ async def write_candidates(
     """
     most = 4 * first_round(wanted, oversample)
     sources = {variant: rubric_source(tools, variant, report) for variant in variants}
-    judged: dict[str, list[Judgement]] = {variant: [] for variant in variants}
+    judged: dict[Variant, list[Judgement]] = {variant: [] for variant in variants}
     to_write = dict.fromkeys(variants, first_round(wanted, oversample))
 
     async def ask(request: RubricRequest) -> RubricRequest:
-        return await sources[request.variant](request)
+        return await sources[cast("Variant", request.variant)](request)
 
     while to_write:
-        places = [
+        places: list[tuple[int, Variant]] = [
             (index, variant)
             for variant, count in to_write.items()
             for index in range(len(judged[variant]), len(judged[variant]) + count)
         ]
-        places.sort(key=lambda place: (place[0] % len(tools.passage_order), place[0], variants.index(place[1])))
+        places = in_blocks(places, len(tools.passage_order), tools.ahead)
         requests = [blank_request(tools, variant, index) for index, variant in places]
         if tools.asks_at_once:
             requests = list(await asyncio.gather(*map(ask, requests)))
@@ -196,6 +197,25 @@ async def write_candidates(
     for variant, rows_of_variant in judged.items():
         _refuse_nothing_valid(tools, variant, rows_of_variant)
     return judged
+
+
+def in_blocks(places: Sequence[tuple[int, Variant]], passages: int, block: int) -> list[tuple[int, Variant]]:
+    """Candidates in an order in which a server reads a passage once and still knows it when it is asked again.
+
+    Requests about one passage are a block of passages apart: not so near that they are under way together, where each
+    would have to read the passage, and not so far that the server has forgotten it.
+
+    Args:
+        places: Index and variant of each candidate; those of a variant in order.
+        passages: Number of passages; candidates go through them again and again.
+        block: Candidates under way at once.
+    """
+    order = {place: number for number, place in enumerate(places)}
+
+    def key(place: tuple[int, Variant]) -> tuple[int, int, int]:
+        return (place[0] % passages // block, place[0] // passages, order[place])
+
+    return sorted(places, key=key)
 
 
 def _further(judged: Sequence[Judgement], wanted: int, most: int) -> int:

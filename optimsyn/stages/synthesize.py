@@ -23,6 +23,7 @@ from optimsyn.stages.selection import RANDOM_SETS, select
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
+    from optimsyn.recipe.sections.synthesis import Variant
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import Count
@@ -72,7 +73,7 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
     from optimsyn.stages.candidates import write_candidates
 
     judged: dict[str, list[Judgement]] = {}
-    missing: list[str] = []
+    missing: list[Variant] = []
     for variant in run.recipe.variants:
         path = run.path("synthesize", f"{variant}.candidates.jsonl")
         rows = read_jsonl(path, Judgement) if path.is_file() else []
@@ -89,7 +90,7 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
     )
     for name, rows in written.items():
         write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
-    judged |= written
+        judged[name] = rows
     return {variant: judged[variant] for variant in run.recipe.variants}
 
 
