@@ -34,7 +34,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "loop.json"
 STAGES = ("optimize_prompt", "train_policy", "synthesize")
-PARTS = ("generator", "rubric", "target")
+# `writing` is the rubric model or the generator: one server where both are the embedded model.
+PARTS = ("generator", "rubric", "writing", "target")
 SIZES = (1_000, 3_000, 10_000)
 _GPU_PAUSE_S = 0.2
 
@@ -132,7 +133,8 @@ def measured() -> Callable[[], Any]:
     for kind in (LiteLLMModel, LocalModel):
 
         async def request(self: Any, call: Any, inner: Any = kind._request) -> Any:
-            with current[0].at_work("generator" if self.field == "models.generator" else "rubric"):
+            role = "generator" if self.field == "models.generator" else "rubric"
+            with current[0].at_work(role), current[0].at_work("writing"):
                 return await inner(self, call)
 
         kind._request = request  # type: ignore[method-assign]
@@ -147,7 +149,7 @@ def measured() -> Callable[[], Any]:
 
     def wrapped(inner: Any, how: str) -> Any:
         def method(self: Any, *given: Any) -> Any:
-            with getattr(current[0], how)("rubric"):
+            with getattr(current[0], how)("rubric"), getattr(current[0], how)("writing"):
                 return inner(self, *given)
 
         return method
