@@ -47,6 +47,7 @@ def run(run: Run) -> WarmUpResult:
 
 def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     from optimsyn.llm.language_model import run_sync
+    from optimsyn.reward.reward import TARGET
 
     config = run.recipe.warm_up
     progress = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
@@ -64,24 +65,26 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
     trained, unseen, search = parts_of(run.recipe, pairs)
-    checkpoints = tools.target.warm_up(
-        trained,
-        questions=tools.validation,
-        unseen=unseen,
-        search=search,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        checkpoints=config.checkpoints,
-        max_grad_norm=config.max_grad_norm,
-        seed=run.recipe.seed,
-        folder=run.path("warm_up", "checkpoints"),
-        report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
-    )
+    with tools.meter.at_work(TARGET):
+        checkpoints = tools.target.warm_up(
+            trained,
+            questions=tools.validation,
+            unseen=unseen,
+            search=search,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            checkpoints=config.checkpoints,
+            max_grad_norm=config.max_grad_norm,
+            seed=run.recipe.seed,
+            folder=run.path("warm_up", "checkpoints"),
+            report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
+        )
     scorer = tools.scorer
     stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring(scorer).model_dump())
     baseline = scorer.zero_gradient_baseline()
-    scores = scorer.score(pairs)
+    with tools.meter.at_work(TARGET):
+        scores = scorer.score(pairs)
     total = [float(value) for value in scores.total]
     write_json(run.path("warm_up", "influence.json"), total)
     look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in trained})
