@@ -168,6 +168,18 @@ def test_what_could_not_be_written_ahead_is_an_error_where_it_is_judged() -> Non
         asyncio.run(reward.judge(requests))
 
 
+def test_a_generator_of_garbage_is_stopped_also_where_it_writes_ahead() -> None:
+    writer = PairWriter()
+    writer.garbage = True
+    reward = make_reward(writer=writer, garbage_limit=6)
+    requests = [request.under(rubric()) for request in blanks(12)]
+    reward.write_ahead(requests[:6])
+    with pytest.raises(ServiceError, match="6 replies in a row"):
+        for request in requests:  # the limit may be reached while the first is judged
+            asyncio.run(reward.judge([request]))
+    assert writer.model.set_aside == 6
+
+
 class Unwritten(PairWriter):
     """Fails at one seed; all others that are begun wait until they are cancelled, or are written."""
 

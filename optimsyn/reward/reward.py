@@ -10,7 +10,6 @@ whose reply was cut, refused, a tool call or empty is not judged, and is in no g
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -62,6 +61,8 @@ GARBAGE_LIMIT = 20
 WINDOW = 8
 # The same for a moving scorer, which learns from each window what the next one no longer needs.
 MOVING_WINDOW = 32
+
+_OF_REQUEST = ("kind", "seed", "variant", "guiding_text", "rubric_model", "rubric")
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class InfluenceReward:
         self._ledger = Ledger(ledger)
         self._given = GivenOut()
         self._broken: DataError | None = None
+        self._failed_ahead: OptimsynError | None = None
         self._unjudged: dict[str, Judgement] = {}
         self._garbage = Garbage(pair_writer.model, options.garbage_limit)
         self._lock = threading.Lock()
@@ -200,6 +202,9 @@ class InfluenceReward:
         """
         failures: list[BaseException] = []
         asked: set[str] = set()
+        if self._failed_ahead is not None:
+            failed, self._failed_ahead = self._failed_ahead, None
+            raise failed
 
         async def prepare(request: RubricRequest) -> tuple[str, Draft | None]:
             # What has begun is paid for and ends; nothing else is begun after an error.
@@ -217,9 +222,8 @@ class InfluenceReward:
 
         moving = self._moving is not None
         size = MOVING_WINDOW if moving else self.options.window
-        ahead = max(self.options.ahead, 2 * size)
         try:
-            async with aclosing(in_order(requests, prepare, ahead)) as drafts:
+            async with aclosing(in_order(requests, prepare, max(self.options.ahead, 2 * size))) as drafts:
                 for window in windows(requests, size, whole_passages=moving):
                     ready = [await anext(drafts) for _ in window]
                     rows = await asyncio.to_thread(self._commit, ready)
@@ -234,13 +238,14 @@ class InfluenceReward:
     def write_ahead(self, requests: Sequence[RubricRequest]) -> None:
         """Begins to write the pairs of requests that will be judged soon, and returns at once.
 
-        `judge` then waits for these pairs instead of writing them. It also reports what goes wrong: it writes a pair
-        again that could not be written here.
+        Judging then waits for these pairs instead of writing them, and raises what went wrong here.
         """
 
         async def draft(request: RubricRequest) -> None:
-            with contextlib.suppress(OptimsynError):
+            try:
                 await self._draft(self._key(request), request)
+            except OptimsynError as error:
+                self._failed_ahead = self._failed_ahead or error
 
         for request in requests:
             start(draft(request))
@@ -277,7 +282,6 @@ class InfluenceReward:
         scores = self._score([draft.pair for draft in drafts.values() if draft.pair is not None and draft.valid])
         rows = []
         for key, draft in drafts.items():
-            request = draft.request
             fields: dict[str, Any] = {"valid": draft.valid}
             if draft.pair is not None and draft.valid:
                 score = scores[content_key(draft.pair)]
@@ -292,14 +296,9 @@ class InfluenceReward:
                 scorer=self._scorer_id,
                 checks=self._checks_id,
                 identity=self.identity,
-                passage_id=request.passage.id,
-                kind=request.kind,
-                seed=request.seed,
-                variant=request.variant,
-                guiding_text=request.guiding_text,
-                rubric_model=request.rubric_model,
-                rubric=request.rubric,
+                passage_id=draft.passage.id,
                 pair=draft.pair,
+                **{name: getattr(draft.request, name) for name in _OF_REQUEST},
                 **fields,
             )
             rows.append(row.model_copy(update={"feedback": verdict(row)}))
