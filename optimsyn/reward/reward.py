@@ -51,8 +51,7 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RewardOptions", "RubricRequest"]
 
-TARGET = "target"
-"""The target in the meter of a stage."""
+TARGET = "target"  # in the meter of a stage
 # So many unreadable pair replies in a row mean a broken generator.
 GARBAGE_LIMIT = 20
 # Requests scored and written to the ledger together: few, so that the generator has others to write meanwhile, and
@@ -202,8 +201,8 @@ class InfluenceReward:
         """
         failures: list[BaseException] = []
         asked: set[str] = set()
-        if self._failed_ahead is not None:
-            failed, self._failed_ahead = self._failed_ahead, None
+        failed, self._failed_ahead = self._failed_ahead, None
+        if failed is not None:
             raise failed
 
         async def prepare(request: RubricRequest) -> tuple[str, Draft | None]:
