@@ -6,8 +6,9 @@
 
 Each checkout warms the embedded target up once on the quickstart's texts, untimed. Then each side runs the stages
 optimize_prompt, train_policy and synthesize on a copy of that run, in a process of its own. Serial means: all rubrics,
-then all pairs, then all scores, each with the recipe's concurrency. Last, stub models show how time and memory of the
-loop's own work grow with the number of requests. Prints tables, writes benchmarks/results/loop.json and loop.md.
+then all pairs, then all scores, each with the recipe's concurrency. Then stub models that take a fixed time show what
+the pipeline alone gains, and stub models that take none how time and memory of the loop's own work grow with the number
+of requests. Prints tables, writes benchmarks/results/loop.json and loop.md.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ STAGES = ("optimize_prompt", "train_policy", "synthesize")
 PARTS = ("generator", "rubric", "writing", "target")
 SIZES = (1_000, 3_000, 10_000)
 _GPU_PAUSE_S = 0.2
+# Of one request or one score.
+_PACE_S = {"rubric": 0.1, "generator": 0.2, "target": 0.02}
 
 
 def recipe(args: argparse.Namespace) -> Any:
@@ -238,6 +241,55 @@ def grow(args: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "mb": (peak_bytes() - rest) / 1e6}))
 
 
+def pace(args: argparse.Namespace) -> None:
+    """Judges requests with stub models that take a fixed time, as services elsewhere do; the loop's figures as JSON."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from ledger import requests, stub_reward
+
+    meters = measured()
+    if args.serial:
+        make_serial()
+    reward = stub_reward(args.folder / "rewards.jsonl")
+    rubric = requests(0, 1)[0].rubric
+    blanks = [request.model_copy(update={"rubric": None}) for request in requests(0, args.rows)]
+    meter = meters()
+    places = {role: asyncio.Semaphore(args.concurrency) for role in ("rubric", "generator")}
+    replies: dict[int, Any] = {}
+    write, score = reward.pair_writer.awrite, reward.scorer.score
+
+    async def take(role: str) -> None:
+        async with places[role]:
+            with meter.at_work(role), meter.at_work("writing"):
+                await asyncio.sleep(_PACE_S[role])
+
+    async def ask(request: Any) -> Any:
+        await take("rubric")
+        return request.under(rubric)
+
+    async def paced_write(*given: Any, seed: int, **more: Any) -> Any:
+        if seed not in replies:  # as a reply cache does
+            await take("generator")
+            replies[seed] = await write(*given, seed=seed, **more)
+        return replies[seed]
+
+    def paced_score(pairs: Any) -> Any:
+        time.sleep(_PACE_S["target"] * len(pairs))
+        return score(pairs)
+
+    reward.pair_writer.awrite, reward.scorer.score = paced_write, paced_score
+
+    async def judge() -> int:
+        if hasattr(reward, "stream"):
+            return len(await reward.judge(blanks, ask))
+        return len(await reward.judge(await asyncio.gather(*map(ask, blanks))))
+
+    begun = time.perf_counter()
+    judged = asyncio.run(judge())
+    seconds = time.perf_counter() - begun
+    loads = {name: vars(load) for name, load in meter.loads().items()}
+    print(json.dumps({"paced": {"seconds": seconds, "judged": judged, "loads": loads, "gpu": None}}))
+
+
 def child(tree: Path, task: str, args: argparse.Namespace, folder: Path, *more: str) -> dict[str, Any]:
     """A task with the code of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -285,6 +337,18 @@ def over(turns: list[dict[str, Any]], stages: list[str]) -> dict[str, Any]:
     return {name: value if value is None else round(value, 3) for name, value in figures.items()}
 
 
+def paced(trees: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of every side with models that take a fixed time."""
+    sides = {"now": ("now", ()), "serial": ("now", ("--serial",))} | ({"before": ("before", ())} if args.before else {})
+    result = {}
+    for side, (name, more) in sides.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            row = child(trees[name], "pace", args, Path(scratch), "--rows", "400", *more)
+        result[side] = over([row], ["paced"])
+        print(side, json.dumps(result[side]), flush=True)
+    return result
+
+
 def growth(trees: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of each checkout at each number of requests; the checkouts take turns."""
     table: dict[str, Any] = {}
@@ -311,6 +375,14 @@ def markdown(result: dict[str, Any]) -> str:
             if any(value is not None for value in values):
                 cells = " | ".join("" if value is None else f"{value:.3g}" for value in values)
                 lines.append(f"| {stage} | {figure} | {cells} |")
+    sides = list(result["paced"])
+    if sides:
+        pace = ", ".join(f"{role} {seconds:g} s" for role, seconds in _PACE_S.items())
+        lines += ["", f"Models that take a fixed time ({pace}; four requests at once):", ""]
+        lines += ["| figure | " + " | ".join(sides) + " |", "|---|" + "---:|" * len(sides)]
+        for figure, value in result["paced"][sides[0]].items():
+            if value is not None:
+                lines.append(f"| {figure} | " + " | ".join(f"{result['paced'][s][figure]:.3g}" for s in sides) + " |")
     lines += ["", "| requests to stub models | code | seconds | seconds of the processor | MB above rest |"]
     lines.append("|---:|---|---:|---:|---:|")
     for size, codes in result["growth"].items():
@@ -338,17 +410,18 @@ def main() -> None:
     parser.add_argument("--only", choices=("loop", "growth"), help="one of the two parts")
     parser.add_argument("--serial", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-write", action="store_true")
-    parser.add_argument("--child", choices=("warm_up", "loop", "grow"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("warm_up", "loop", "pace", "grow"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        {"warm_up": warm_up, "loop": loop, "grow": grow}[args.child](args)
+        {"warm_up": warm_up, "loop": loop, "pace": pace, "grow": grow}[args.child](args)
         return
     trees = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
     machine = f"{os.cpu_count()} cores ({platform.machine()}), {args.device}, generator {args.generator}"
     result: dict[str, Any] = {"machine": machine, "turns": args.turns, "python": platform.python_version()}
     result["loop"] = {} if args.only == "growth" else compare(trees, args)
+    result["paced"] = {} if args.only == "loop" else paced(trees, args)
     result["growth"] = {} if args.only == "loop" else growth(trees, args)
     print(markdown(result))
     if not args.no_write:
