@@ -109,7 +109,9 @@ class PairWriter:
 
     fingerprint = "test-pairs"
 
-    def __init__(self, log: Path | None = None, *, kill_at: int | None = None, fail_at: int | None = None) -> None:
+    def __init__(
+        self, log: Path | None = None, *, kill_at: int | None = None, fail_at: int | None = None, kept: bool = False
+    ) -> None:
         self.model = Named()
         self.log = log
         self.kill_at = kill_at
@@ -117,6 +119,8 @@ class PairWriter:
         self.fails: Exception = RuntimeError("unset")
         self.garbage = False
         self.written: list[str] = []
+        # As a run's reply cache does: what an earlier process has bought is not bought again.
+        self.kept = set(log.read_text().split()) if kept and log is not None else set()
 
     async def awrite(
         self, passage: Passage, rubric: Rubric | None, *, seed: int, variant: str, guiding_text: str, rubric_model: str
@@ -131,7 +135,7 @@ class PairWriter:
         kind = rubric.question_type if rubric else "definition"
         identity = hashlib.sha256(f"{passage.id}|{kind}|{seed}|{guiding_text}|{variant}".encode()).hexdigest()[:12]
         self.written.append(identity)
-        if self.log is not None:
+        if self.log is not None and identity not in self.kept:
             with self.log.open("a") as file:
                 file.write(identity + "\n")
         return Pair(

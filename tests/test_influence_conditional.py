@@ -261,7 +261,7 @@ def test_a_resumed_run_gives_the_same_rewards_to_the_last_bit(target: Target, tm
 
 
 def test_a_group_is_judged_under_one_history(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optimsyn.reward.reward.WINDOW", 2)
+    monkeypatch.setattr("optimsyn.reward.reward.MOVING_WINDOW", 2)
     rows = _Run(target, tmp_path / "a.jsonl").judge(range(5))
     plain = InfluenceScorer(target, QUESTIONS).score([row.pair for row in rows if row.pair]).total.tolist()
     assert [row.reward for row in rows] == pytest.approx(plain, rel=1e-6)

@@ -113,7 +113,7 @@ def test_a_search_that_was_stopped_goes_on_without_buying_twice(tmp_path: Path) 
         search(tmp_path, Proposer(replies), reward=make_reward(ledger, writer=writer))
     assert not (tmp_path / "s" / "result.json").exists()
     again = Proposer(replies)
-    found = search(tmp_path, again, reward=make_reward(ledger, writer=PairWriter(tmp_path / "log")))
+    found = search(tmp_path, again, reward=make_reward(ledger, writer=PairWriter(tmp_path / "log", kept=True)))
     assert found == whole
     assert again.requests == 0
     bought = (tmp_path / "log").read_text().split()

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from optimize_helpers import BASE_TEXT, PairWriter, Scorer, Shape, make_reward, passages, tiny_policy
 from optimize_run import run_policy
+from runs_helpers import tiny_recipe
 
 from optimsyn.base.errors import DataError, ModelError, ServiceError
 from optimsyn.base.files import iter_json
 from optimsyn.optimize.history import read_history
+from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import PolicyResult, train_policy
-from optimsyn.optimize.policy_task import PolicyTask, blank_line_tokens
+from optimsyn.optimize.policy_task import PolicyTask, TrlReward, blank_line_tokens
+from optimsyn.optimize.shared_prompt import FinishedRows
+from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
@@ -156,3 +162,104 @@ def test_kill_9_twice_ends_with_the_weights_of_an_undisturbed_training(tmp_path:
     for row in (*expected, *found):
         row.pop("seconds")
     assert found == expected
+
+
+def test_several_steps_are_sampled_at_once(policy: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+    reward = make_reward(report=lambda now, different: asked.append(now))
+    found = train(policy, tmp_path, reward, steps=6, steps_ahead=3)
+    assert [row["step"] for row in found.history] == list(range(1, 7))
+    assert ["reward" in row for row in found.history] == [True, False, False] * 2
+    assert all(row["loss"] is not None for row in found.history)
+    assert sum(asked) == 6 * 2 * 4, "no rubric more than with a sampling for each step"
+    with pytest.raises(ValueError, match="no multiple of steps_ahead"):
+        PolicyOptimizer(steps=4, steps_ahead=3)
+
+
+@pytest.mark.slow
+def test_a_training_that_samples_ahead_resumes_where_it_would_sample(policy: Path, tmp_path: Path) -> None:
+    ahead = {"steps": 6, "steps_ahead": 2}
+    expected = train(policy, tmp_path / "whole", make_reward(), **ahead)
+    writer = PairWriter(fail_at=18)
+    writer.fails = ServiceError("connection refused")
+    with pytest.raises(ServiceError, match="connection refused"):
+        train(policy, tmp_path / "broken", make_reward(writer=writer), **ahead)
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    found = train(policy, tmp_path / "broken", make_reward(), **ahead)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+    for row in (*expected.history, *found.history):
+        row.pop("seconds")
+    assert found.history == expected.history
+
+
+def test_pairs_are_begun_while_rubrics_are_sampled(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    class Telling(PairWriter):
+        async def awrite(self, *given: Any, **more: Any) -> Any:
+            begun.set()
+            return await super().awrite(*given, **more)
+
+    inner = TrlReward.__call__
+
+    def wait(self: TrlReward, *given: Any, **more: Any) -> Any:
+        assert begun.wait(60), "no pair was begun before TRL asked for rewards"
+        return inner(self, *given, **more)
+
+    monkeypatch.setattr(TrlReward, "__call__", wait)
+    writer = Telling()
+    train(policy, tmp_path, make_reward(writer=writer), steps=1)
+    assert len(set(writer.written)) == len(writer.written), "none is written twice"
+
+
+def test_rows_are_reported_when_they_end() -> None:
+    ended: list[tuple[int, list[int]]] = []
+    rows = FinishedRows({1, 2}, lambda ids, places: ended.append((ids.shape[1], places)))
+    steps = torch.tensor([[5, 5, 1, 0, 0], [5, 2, 0, 0, 0], [5, 5, 5, 5, 1], [5, 5, 2, 0, 1]])
+    for length in range(1, 6):
+        assert not rows(steps[:, :length], torch.empty(0)).any()  # type: ignore[arg-type]
+    assert ended == [(2, [1]), (3, [0, 3]), (5, [2])]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        ({"sampler": "continuous"}, {"use_transformers_continuous_batching": True}),
+        ({"sampler": "vllm", "vllm_memory": 0.4}, {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4}),
+        (
+            {"sampler": "vllm_server", "vllm_url": "http://localhost:8000"},
+            {"vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"},
+        ),
+    ],
+)
+def test_the_sampler_is_trls_own(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], options: dict[str, Any]
+) -> None:
+    import trl
+
+    made: dict[str, Any] = {}
+
+    def config(**given: Any) -> Any:
+        made.update(given)
+        trl.trainer.grpo_config.GRPOConfig(**given)  # it knows all of them
+        raise ServiceError("far enough")
+
+    monkeypatch.setattr(trl, "GRPOConfig", config)
+    with pytest.raises(ServiceError, match="far enough"):
+        train(policy, tmp_path, **chosen)
+    assert options.items() <= made.items()
+    assert made.get("use_vllm", False) == chosen["sampler"].startswith("vllm")
+
+
+def test_vllm_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimsyn.optimize.methods.find_spec", lambda name: None)
+    recipe = changed(tiny_recipe(), {"optimizers.policy.sampler": "vllm"})
+    (problem,) = method_problems(recipe)
+    assert problem.startswith("optimizers.policy.method: sampler: vllm needs the package vllm; pip install")
+    assert method_problems(tiny_recipe()) == []
+    assert recipe.fingerprint != tiny_recipe().fingerprint
+    for wrong in ({"sampler": "vllm_server"}, {"vllm_url": "http://localhost:8000"}):
+        with pytest.raises(ValueError, match="vllm_server needs vllm_url"):
+            PolicyOptimizer(**wrong)

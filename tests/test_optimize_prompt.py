@@ -117,7 +117,7 @@ def test_a_rubric_model_of_garbage_stops_the_search_only_after_a_while(tmp_path:
     model = RubricModel(garbage=True)
     with pytest.raises(ServiceError, match=r"test/rubrics.*12 replies in a row"):
         search(tmp_path, model=model)
-    assert model.requests >= 12
+    assert model.requests == 6, "gepa evaluates the start text again, and no equal request is sent twice"
 
 
 class Reflection(RubricModel):

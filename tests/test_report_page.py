@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -250,3 +251,20 @@ def test_the_report_of_a_real_run(recipe: Recipe, tmp_path: Path) -> None:
         manifest.stage("synthesize").status = "interrupted"
     run_stage(Run.load(run.folder), "synthesize")
     assert shares.read_bytes() == before
+
+
+def test_how_busy_the_models_were_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    assert "How busy the models were" not in write_report(run).read_text()
+    file = run.path("synthesize", "result.json")
+    raw = json.loads(file.read_text())
+    raw["numbers"]["busy"] = {
+        "generator": {"busy": 0.923, "in_flight": 3.44},
+        "target": {"busy": 0.31, "in_flight": 0.3},
+    }
+    file.write_text(json.dumps(raw))
+    page = write_report(run).read_text()
+    (row,) = re.findall(
+        r'<tr><th scope="row">.*?</tr>', page.split("<h3>How busy the models were</h3>")[1].split("</table>")[0]
+    )
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == ["92 %", "3.4", "–", "–", "31 %", "0.3"]

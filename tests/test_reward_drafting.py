@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.reward.drafting import UNREADABLE, Drafter, RubricRequest, requested, with_writer
 from optimsyn.reward.reward import InfluenceReward
-from optimsyn.stages.candidates import request_rubrics, write_ahead, write_candidates
+from optimsyn.stages.candidates import in_blocks, request_rubrics, write_ahead, write_candidates
 from optimsyn.stages.shared import Tools
 from optimsyn.stages.warm_up import write_first_draft
 
@@ -95,7 +96,7 @@ def test_first_drafts_candidates_and_batches_ask_for_the_same_replies(tmp_path: 
     requests = asyncio.run(request_rubrics(ahead, "static", range(10)))
     asyncio.run(write_ahead(ahead, requests))
     reward = InfluenceReward(Scorer(), judged.pair_writer, judged.checker, ledger=tmp_path / "rewards.jsonl")
-    rows = asyncio.run(write_candidates(judged, reward, "static", wanted=1, oversample=10))
+    rows = asyncio.run(write_candidates(judged, reward, ["static"], wanted=1, oversample=10))["static"]
     for these in (first, ahead, judged):
         assert tuple(map(set, sent(these))) == expected
     assert [(draft.valid, draft.failed) for draft in drafts] == [(row.valid, row.failed) for row in rows]
@@ -122,3 +123,17 @@ def test_what_is_wrong_with_a_draft_has_one_name_and_nothing_is_bought_in_vain()
     request = asyncio.run(requested(blank, with_writer(RubricWriter(Scripted(answer), GUIDING_TEXT))))
     unread = asyncio.run(Drafter(these.pair_writer, these.checker).draft(request.under(None)))
     assert unread.failed == ("pair_format",) and unread.unread is not None and unread.unjudged is None
+
+
+def test_requests_about_a_passage_are_neither_under_way_together_nor_far_apart() -> None:
+    variants = ("no_rubric", "static", "optimized", "policy")
+    places = [(index, variant) for variant in variants for index in range(50)]
+    order = in_blocks(places, passages=24, block=8)
+    assert sorted(order) == sorted(places)
+    by_passage: dict[int, list[int]] = {}
+    for place, (index, _) in enumerate(order):
+        by_passage.setdefault(index % 24, []).append(place)
+    gaps = [after - before for where in by_passage.values() for before, after in pairwise(where)]
+    # The third lap has only two candidates a variant.
+    assert sorted(set(gaps)) == [2, 8]
+    assert gaps.count(2) == 2 * 3

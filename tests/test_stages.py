@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import re
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from optimsyn.recipe.recipe import Recipe
 from optimsyn.report import look
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
+from optimsyn.runs.results.reading import MODELS
 from optimsyn.stages.preview import preview
 from tests.llm_helpers import KEY, Answer, Service, refused, said
 from tests.stages_helpers import answer, asked_twice, run_stage
@@ -215,3 +218,27 @@ def test_a_warm_up_that_finds_its_steps_tells_them(recipe: Recipe, served: Servi
         "content loss of 2 unseen pairs",
     ]
     assert "Warm-up of 6 steps" in look.warm_up_curve(run).alt
+
+
+def test_the_order_of_replies_changes_nothing_and_the_models_are_seen_at_work(
+    recipe: Recipe, served: Service, tmp_path: Path
+) -> None:
+    """Two runs whose services reply in different orders judge the same, in the same batches, in the same order."""
+    undisturbed = Run.open(recipe, tmp_path / "first")
+    run_all(undisturbed, BUYING)
+    draw = random.Random(3)
+
+    def late(number: int, request: dict[str, Any]) -> Answer:
+        time.sleep(draw.choice((0, 0, 0.02, 0.05)))
+        return answer(number, request)
+
+    served.answer = late
+    disturbed = Run.open(recipe, tmp_path / "second")
+    run_all(disturbed, BUYING)
+    for path in ("rewards.jsonl", "dataset/train.jsonl", "optimize_prompt/history.jsonl"):
+        assert disturbed.path(path).read_bytes() == undisturbed.path(path).read_bytes()
+    for stage in ("optimize_prompt", "synthesize"):
+        loads = MODELS[stage].load(disturbed).model_dump()["busy"]
+        # Synthesis needs no new rubric here: those of the first draft are kept replies, which are no work.
+        assert set(loads) == {"generator", "rubric", "target"} - ({"rubric"} if stage == "synthesize" else set())
+        assert all(0 < load["busy"] <= 1 and load["busy"] <= load["in_flight"] + 1e-4 for load in loads.values())

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -67,9 +68,13 @@ class BackgroundLoop:
         while self._owner == os.getpid() and self._tasks and time.monotonic() < end:
             time.sleep(0.02)
 
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts a coroutine on this loop and returns at once."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
     def run_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on this loop and blocks the calling thread, which must not be the loop's."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        future = self.start(coroutine)
         try:
             return future.result()
         except BaseException:
@@ -80,6 +85,11 @@ class BackgroundLoop:
 
 REQUESTS = BackgroundLoop("optimsyn-requests")
 _CALLS = BackgroundLoop("optimsyn-calls")
+
+
+def start(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Starts a coroutine from synchronous code, on the loop of `run_sync`, and returns at once."""
+    return _CALLS.start(coroutine)
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:

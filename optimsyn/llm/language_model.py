@@ -89,6 +89,7 @@ class LanguageModel(ABC):
             afterwards (`raise_failure`).
         lately: Outcomes of the latest requests.
         field: Its field in the recipe, for messages; may be empty.
+        at_work: Entered while a request is under way.
     """
 
     def __init__(self, spec: ModelSpec, cache: ReplyCache | None, budget: Budget | None, *, identity: str) -> None:
@@ -99,6 +100,7 @@ class LanguageModel(ABC):
         self.failure: OptimsynError | None = None
         self.lately = Lately()
         self.field = ""
+        self.at_work: Callable[[], AbstractContextManager[None]] = nullcontext
         self._cache = cache
         self._budget = budget
         self._failures = 0
@@ -270,7 +272,9 @@ class LanguageModel(ABC):
             try:
                 self._may_send()
                 async with self._reserve_budget(call):
-                    reply = without_keys(await self._request(call), [message["content"] for message in call.messages])
+                    with self.at_work():
+                        reply = await self._request(call)
+                    reply = without_keys(reply, [message["content"] for message in call.messages])
                     # Written before the reservation ends, so that the budget always counts it.
                     if self._cache is not None:
                         # In a thread: a slow disk must not block the other replies.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from optimsyn.optimize.prompt_task import THREADS, PromptTask
 from optimsyn.optimize.proposer import EvidenceProposer
 
 if TYPE_CHECKING:
+    from optimsyn.data.records import Passage
     from optimsyn.llm.language_model import LanguageModel
 
 # Below every possible reward. DSPy gives it to an example that raised, which ends the search anyway.
@@ -94,10 +96,14 @@ class _Search:
         self.task = task
         self.evidence = EvidenceProposer(task.start, lambda: task.judgements)
         self.proposal = ""
+        self._tried = ""
+        self._minibatch: set[str] = set()
+        self._lock = threading.Lock()
 
     def run(self) -> str:
         task = self.task
         examples = task.examples()
+        task.program.before = self._compare_at_once
         gepa = dspy.GEPA(
             metric=task.metric,
             max_metric_calls=_GEPA_CALLS_PER_PAIR * task.config.metric_calls,
@@ -132,12 +138,32 @@ class _Search:
         spent = self.task.left < len(self.task.comparison)
         return self.task.watch.error is not None or spent or (self.task.reflection is None and self.evidence.exhausted)
 
+    def _compare_at_once(self, text: str, passage: Passage) -> None:
+        """Judges a text that GEPA begins to compare on all passages, whose examples DSPy evaluates one by one.
+
+        Pairs that are judged together are written while others are scored, and always scored in the same batches.
+        """
+        with self._lock:
+            if text == self._tried and passage.id not in self._minibatch:
+                self._tried = ""
+                self.task.judge(text)
+
     # GEPA calls these by name and only logs their exceptions, so each is watched.
 
     def on_proposal_end(self, event: Mapping[str, Any]) -> None:
         """A text was proposed."""
         with self.task.watch():
             self.proposal = next(iter(event["new_instructions"].values()))
+
+    def on_evaluation_start(self, event: Mapping[str, Any]) -> None:
+        """A text is about to be tried on a minibatch; only a new one has no index."""
+        if event["candidate_idx"] is None:
+            with self.task.watch():
+                passages = [example.passage for example in event["inputs"]]
+                self.task.judge(self.proposal, passages)
+                with self._lock:
+                    self._tried = self.task.program.under(self.proposal).guiding_text
+                    self._minibatch = {passage.id for passage in passages}
 
     def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
         """A proposal was no better than its parent on the minibatch."""

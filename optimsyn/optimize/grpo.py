@@ -21,6 +21,7 @@ from optimsyn.base.files import write_text
 from optimsyn.base.seeds import derive_seed
 from optimsyn.optimize.history import History
 from optimsyn.optimize.policy_task import PolicyTask
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
 # Rubrics per forward and backward pass; a step with more rubrics accumulates gradients.
 _MICRO_BATCH = 16
@@ -47,7 +48,8 @@ _LOGGED = {
 def train(task: PolicyTask) -> Path:
     """Trains, or resumes from the last complete checkpoint, and returns the adapter's folder.
 
-    The history has one row per step: step, reward (mean), reward_std, valid (share), influence (mean of the valid), kl
+    The history has one row per step, with `steps_ahead` with a reward only where rubrics were sampled: step, reward
+    (mean), reward_std, valid (share), influence (mean of the valid), kl
     and entropy (nats per token), completion_length (tokens), unfinished (share cut at max_tokens),
     groups_without_signal (share of groups whose rewards were all equal), loss, gradient_norm, seconds.
     """
@@ -91,12 +93,14 @@ def _build_trainer(task: PolicyTask, callback: Any) -> Any:
     except ValueError as error:
         task.refuse_modules(error)
         raise
+    trainer.meter = task.reward.options.meter
+    trainer.write_ahead = task.trl_reward.write_ahead
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _arguments(task: PolicyTask, model: Any) -> Any:
-    """The GRPOConfig: one generation and one optimizer step for all rubrics of a step."""
+    """The GRPOConfig: one generation for `steps_ahead` optimizer steps, one of these for all rubrics of a step."""
     import torch
     from trl import GRPOConfig
 
@@ -112,6 +116,7 @@ def _arguments(task: PolicyTask, model: Any) -> Any:
         max_steps=config.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=rubrics // micro,
+        steps_per_generation=config.steps_ahead * rubrics // micro,
         num_generations=config.group_size,
         max_completion_length=config.max_tokens,
         temperature=config.temperature,
@@ -135,16 +140,35 @@ def _arguments(task: PolicyTask, model: Any) -> Any:
         dataloader_pin_memory=not on_cpu,
         logging_steps=1,
         save_strategy="steps",
-        save_steps=config.save_every,
+        # Only where the next step samples: a resumed training could not train on rubrics sampled before the kill.
+        save_steps=config.steps_ahead * math.ceil(config.save_every / config.steps_ahead),
         save_total_limit=_CHECKPOINTS_KEPT,
         report_to="none",
         log_level="error",
         disable_tqdm=True,
+        **_sampler(config),
     )
     if arguments.n_gpu > 1:
         # One process drives one GPU; otherwise Trainer wraps the model in DataParallel, which TRL refuses.
         arguments._n_gpu = 1
     return arguments
+
+
+def _sampler(config: PolicyOptimizer) -> dict[str, Any]:
+    """TRL's options for what samples the rubrics."""
+    if config.sampler == "continuous":
+        return {"use_transformers_continuous_batching": True}
+    if config.sampler == "vllm":
+        return {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": config.vllm_memory,
+            # Between two samplings the memory is the training's and the target's.
+            "vllm_enable_sleep_mode": True,
+        }
+    if config.sampler == "vllm_server":
+        return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": config.vllm_url}
+    return {}
 
 
 @contextmanager
@@ -180,7 +204,8 @@ def _make_callback(task: PolicyTask, history: History) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             logs = kwargs.get("logs") or {}
-            if "reward" not in logs:
+            # A step without new rubrics, with `steps_ahead`, has no reward; the last call of all has no loss.
+            if "loss" not in logs:
                 return
             row = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if logs.get(theirs) is not None}
             for name in ("reward", "reward_std"):

@@ -75,11 +75,20 @@ class _MIPROv2:
         return None
 
 
-def grpo(task: PolicyTask) -> Path:
+class _Grpo:
     """TRL's `GRPOTrainer`: of several rubrics for one passage, those with a higher reward become more likely."""
-    from optimsyn.optimize.grpo import train
 
-    return train(task)
+    def __call__(self, task: PolicyTask) -> Path:
+        from optimsyn.optimize.grpo import train
+
+        return train(task)
+
+    def problem(self, recipe: Recipe) -> str | None:
+        """What the installation lacks."""
+        sampler = recipe.optimizers.policy.sampler
+        if sampler.startswith("vllm") and find_spec("vllm") is None:
+            return f"sampler: {sampler} needs the package vllm; pip install 'optimsyn[vllm]', or use transformers"
+        return None
 
 
 def _problem(part: object) -> str | None:
@@ -93,7 +102,7 @@ def _problem(part: object) -> str | None:
 
 
 PROMPT_OPTIMIZERS.provide({"gepa": gepa, "miprov2": _MIPROv2()}, _problem)
-POLICY_OPTIMIZERS.provide({"grpo": grpo}, _problem)
+POLICY_OPTIMIZERS.provide({"grpo": _Grpo()}, _problem)
 
 
 def prompt_method(reference: str) -> PromptMethod:

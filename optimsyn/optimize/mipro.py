@@ -8,6 +8,8 @@ repeated trials of a text are cached. Demonstrations only serve the proposals: t
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -23,6 +25,7 @@ from optimsyn.optimize.prompt_task import THREADS, PromptTask
 from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 
 if TYPE_CHECKING:
+    from optimsyn.data.records import Passage
     from optimsyn.llm.language_model import LanguageModel
 
 # Passages that the summarising model sees at once; dspy's default.
@@ -65,6 +68,7 @@ def search(task: PromptTask) -> str:
         metric_threshold=task.compare(task.start).score * _SCALE,
         track_stats=False,
     )
+    task.program.before = _compares_at_once(task)
     best = optimizer.compile(
         task.program,
         trainset=examples,
@@ -77,6 +81,20 @@ def search(task: PromptTask) -> str:
         view_data_batch_size=_VIEWED,
     )
     return str(best.guiding_text)
+
+
+def _compares_at_once(task: PromptTask) -> Callable[[str, Passage], None]:
+    """Judges each text on all passages when the first is asked for, since DSPy evaluates examples one by one."""
+    lock = threading.Lock()
+    compared: set[str] = set()
+
+    def before(text: str, passage: Passage) -> None:
+        with lock:
+            if text not in compared:
+                task.judge(text)
+                compared.add(text)
+
+    return before
 
 
 class _Search(dspy.MIPROv2):

@@ -15,6 +15,7 @@ from optimsyn.base.identity import Identity
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_identity, policy_method
 from optimsyn.optimize.policy_task import PolicyTask
+from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS
 from optimsyn.reward.judgements import digest
 
 
@@ -70,8 +71,9 @@ def train_policy(task: PolicyTask) -> PolicyResult:
 def _identity(task: PolicyTask) -> Identity:
     """Everything that a training depends on."""
     config = task.config.model_dump(mode="json", exclude={"save_every"})
-    if config["method"] == "grpo":  # so that trainings from before there was a choice can resume
-        del config["method"]
+    for name in LATER_POLICY_FIELDS:  # so that trainings from before there was a choice can resume
+        if config[name] == type(task.config).model_fields[name].default:
+            del config[name]
     own = method_identity(POLICY_OPTIMIZERS, task.config.method)
     template = task.spec.chat_template_kwargs
     return Identity.of(

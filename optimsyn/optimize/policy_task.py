@@ -270,6 +270,14 @@ class TrlReward:
         self._task.count(len(completions))
         return self._task.reward(prompts, completions, **columns)
 
+    def write_ahead(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> None:
+        """Begins to write the pairs of rubrics while others are sampled; they are judged when TRL asks for rewards."""
+        from optimsyn.reward.trl import requests_of
+
+        reward = self._task.reward
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        reward.write_ahead(requests_of(completions, columns, reward.source, None))
+
 
 def _end_at_blank_line(model: Any, tokenizer: Any) -> None:
     """Ends a base model's rubric at a blank line, where the next demonstration begins.

@@ -12,7 +12,6 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from optimsyn.base.errors import ReplyError, ServiceError, StageError
+from optimsyn.base.event_loops import run_sync
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
@@ -79,41 +79,72 @@ class RubricProgram(dspy.Module):
 
     The guiding text is the instruction of its one predictor. `deepcopy` copies the predictor; models, caches and the
     error memory are shared.
+
+    Attributes:
+        before: Called with the guiding text and the passage before a rubric is asked for.
     """
 
     def __init__(
-        self, writer: RubricWriter, watch: Watch, garbage_limit: int, ask: Callable[[str, str, int], None]
+        self, writer: RubricWriter, watch: Watch, garbage_limit: int, count: Callable[[str, str, int], None]
     ) -> None:
         super().__init__()
         self._garbage_limit = garbage_limit
         self.writer = writer
         self._watch = watch
-        self._ask = ask
+        self._count = count
         self._rubric_model = writer.model.name
         self._garbage: list[str] = []
+        self._written: dict[tuple[str, str, int], RubricRequest] = {}
+        self.before: Callable[[str, Passage], None] | None = None
 
     def forward(self, passage: Passage, kind: str, seed: int) -> dspy.Prediction:
         """`rubric`, or `error` and `unjudged` where the reply has none; `guiding_text` and `rubric_model`."""
         with self._watch():
-            self._ask(self.guiding_text, passage.id, seed)
+            if self.before is not None:
+                self.before(self.guiding_text, passage)
             trace = dspy.settings.trace
             before = 0 if trace is None else len(trace)
-            blank = RubricRequest(
-                passage=passage, kind=kind, guiding_text=self.guiding_text, rubric_model=self._rubric_model, seed=seed
-            )
-            try:
-                request = blank.under(self.writer(passage=passage, kind=kind, seed=seed).rubric)
-                self._garbage.clear()
-            except ReplyError as problem:
-                request = blank.under(problem)
-                self._count_garbage(str(problem))
             # A method shows this to a reflection model; the reward reads it back.
-            prediction = request.prediction
+            prediction = run_sync(self.ask(self.blank(passage, kind, seed))).prediction
             # The writer runs on the event loop of the models, where DSPy's thread-local trace does not reach; DSPy's
             # optimisers skip examples without one.
             if trace is not None and len(trace) == before:
                 trace.append((self.writer.write, {"passage": passage.text, "kind": kind}, prediction))
             return prediction
+
+    def blank(self, passage: Passage, kind: str, seed: int, variant: str = "") -> RubricRequest:
+        """The request for a rubric under the current guiding text."""
+        return RubricRequest(
+            passage=passage,
+            kind=kind,
+            guiding_text=self.guiding_text,
+            rubric_model=self._rubric_model,
+            seed=seed,
+            variant=variant,
+        )
+
+    async def ask(self, blank: RubricRequest) -> RubricRequest:
+        """Adds the rubric to a request, or the reason why none could be read; asks the model once for equal requests.
+
+        Raises:
+            ServiceError: The service failed for good, or too many rubrics in a row could not be read.
+            StageError: The budget is exceeded.
+        """
+        key = (self.guiding_text, blank.passage.id, blank.seed)
+        self._count(*key)
+        request = self._written.get(key)
+        if request is None:
+            try:
+                reply = await self.writer.aforward(passage=blank.passage, kind=blank.kind, seed=blank.seed)
+                request = blank.under(reply.rubric)
+            except ReplyError as problem:
+                request = blank.under(problem)
+            self._written[key] = request
+        if request.error is None:
+            self._garbage.clear()
+        else:
+            self._note_garbage(request.error)
+        return request.model_copy(update={"variant": blank.variant})
 
     @property
     def guiding_text(self) -> str:
@@ -126,7 +157,7 @@ class RubricProgram(dspy.Module):
         twin.writer.guiding_text = text
         return twin
 
-    def _count_garbage(self, sample: str) -> None:
+    def _note_garbage(self, sample: str) -> None:
         self._garbage.append(sample)
         if len(self._garbage) >= self._garbage_limit:
             raise ServiceError(
@@ -271,16 +302,17 @@ class PromptTask:
             StageError: The budget is exceeded.
         """
         program, examples = self.program.under(text), self.examples(passages)
-
-        def judge_example(example: dspy.Example) -> dspy.Prediction:
-            return self.metric(example, program(**example.inputs()))
-
-        with ThreadPoolExecutor(min(max(1, len(examples)), THREADS)) as pool:
-            rows = list(pool.map(judge_example, examples))
-        return [
-            Judged(example.passage, float(row.score), str(row.feedback))
-            for example, row in zip(examples, rows, strict=True)
-        ]
+        with self.watch():
+            for example in examples:
+                self._ask(program.guiding_text, example.passage.id, example.seed)
+            blanks = [program.blank(each.passage, each.kind, each.seed, self.reward.source) for each in examples]
+            rows = run_sync(self.reward.judge(blanks, program.ask))
+        judged = []
+        for example, row in zip(examples, rows, strict=True):
+            score = self.reward.worth(row)
+            self._record(program.guiding_text, example.passage.id, score)
+            judged.append(Judged(example.passage, score, self.reward.feedback(row)))
+        return judged
 
     def compare(self, text: str) -> Candidate:
         """Judges a text on all passages of `comparison`; this mean decides in the end."""

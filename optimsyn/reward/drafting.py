@@ -79,6 +79,10 @@ WriteRubric = Callable[[RubricRequest], Awaitable[Rubric]]
 """Writes the rubric of a request; raises ReplyError where the reply holds none."""
 
 
+Ask = Callable[[RubricRequest], Awaitable[RubricRequest]]
+"""Adds the rubric to a request, or the reason why none could be read."""
+
+
 def failure(part: Literal["rubric", "pair"], outcome: Outcome | None) -> str:
     """The failure name of an unreadable reply, such as `pair_format` or `rubric_refusal`."""
     return f"{part}_format" if outcome in (None, Outcome.INVALID) else f"{part}_{outcome}"

@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimsyn.base.errors import DataError, ReplyError, ServiceError
-from optimsyn.base.secrets.redaction import redact
+from optimsyn.base.errors import DataError, OptimsynError
+from optimsyn.base.event_loops import start
+from optimsyn.base.meter import Meter
 from optimsyn.data.records import Pair
 from optimsyn.reward.comparisons import GivenOut
-from optimsyn.reward.drafting import Draft, Drafter, RubricRequest
+from optimsyn.reward.drafting import Ask, Draft, Drafter, RubricRequest
+from optimsyn.reward.garbage import Garbage
 from optimsyn.reward.judgements import (
     Judgement,
     Ledger,
@@ -34,6 +35,7 @@ from optimsyn.reward.judgements import (
     verdict,
     windows,
 )
+from optimsyn.reward.pipeline import Once, in_order
 from optimsyn.reward.scores import SCORE_FIELDS, score_fields
 from optimsyn.reward.trl import log_judgements, requests_of
 
@@ -49,11 +51,17 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["GARBAGE_LIMIT", "InfluenceReward", "Judgement", "RewardOptions", "RubricRequest"]
 
+TARGET = "target"  # in the meter of a stage
 # So many unreadable pair replies in a row mean a broken generator.
 GARBAGE_LIMIT = 20
-# Requests judged, scored and written to the ledger together. Split before looking into the ledger, so that a resumed
-# run scores the same pairs in one batch as an uninterrupted one.
-WINDOW = 32
+# Requests scored and written to the ledger together: few, so that the generator has others to write meanwhile, and
+# enough for one batch. Split before looking into the ledger, so that a resumed run scores the same pairs in one batch
+# as an uninterrupted one.
+WINDOW = 8
+# The same for a moving scorer, which learns from each window what the next one no longer needs.
+MOVING_WINDOW = 32
+
+_OF_REQUEST = ("kind", "seed", "variant", "guiding_text", "rubric_model", "rubric")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class RewardOptions:
         report: Callback after each window with its requests, and the different ones judged so far.
         neutral: Score of an unjudged request for callers that need a number (DSPy's optimisers).
         outcomes: Log for the outcomes of the policy's completions.
+        window: Requests that are scored together.
+        ahead: Requests under way at once, at least; twice the window in any case.
+        meter: Counts when the target scores.
     """
 
     source: str = ""
@@ -73,6 +84,9 @@ class RewardOptions:
     report: Callable[[int, int], None] | None = None
     neutral: float = 0.0
     outcomes: OutcomeLog | None = None
+    window: int = WINDOW
+    ahead: int = 0
+    meter: Meter = field(default_factory=Meter)
 
 
 DEFAULTS = RewardOptions()
@@ -134,10 +148,11 @@ class InfluenceReward:
         self._ledger = Ledger(ledger)
         self._given = GivenOut()
         self._broken: DataError | None = None
-        self._pending: dict[str, Future[None]] = {}
+        self._failed_ahead: OptimsynError | None = None
         self._unjudged: dict[str, Judgement] = {}
-        self._garbage: list[ReplyError] = []
+        self._garbage = Garbage(pair_writer.model, options.garbage_limit)
         self._lock = threading.Lock()
+        self._writing: Once[Draft] = Once(self._lock, lambda key: self._judged(key) is not None)
         self._scorer_lock = threading.Lock()
         if self._moving is not None:
             remembered = getattr(scorer, "remembers", None)
@@ -164,8 +179,19 @@ class InfluenceReward:
         """The number of different judgements."""
         return len(self._given)
 
-    async def judge(self, requests: Sequence[RubricRequest]) -> list[Judgement]:
+    async def judge(self, requests: Sequence[RubricRequest], ask: Ask | None = None) -> list[Judgement]:
+        """Judges requests, in order, as `stream` does."""
+        return [row async for row in self.stream(requests, ask)]
+
+    async def stream(self, requests: Sequence[RubricRequest], ask: Ask | None = None) -> AsyncIterator[Judgement]:
         """Judges requests, in order; repeated ones are answered from the ledger.
+
+        While a window of pairs is scored, the next ones are written. Windows are cut by the order of the requests and
+        scored one after the other: scores and ledger do not depend on which reply comes first.
+
+        Args:
+            requests: With their rubrics, or without one.
+            ask: Adds the rubric to requests that have none, also no error; None: these are pairs without a rubric.
 
         Raises:
             ServiceError: A service failed for good, or the generator returns nothing but unreadable replies.
@@ -173,82 +199,88 @@ class InfluenceReward:
             ModelError: A pair cannot be scored, or its influence is not a finite number.
             DataError: A reply or a judgement cannot be saved (a full disk, for example).
         """
-        judgements: list[Judgement] = []
-        for window in windows(requests, WINDOW, whole_passages=self._moving is not None):
-            judgements.extend(await self._judge_window(window))
-        return judgements
+        failures: list[BaseException] = []
+        asked: set[str] = set()
+        failed, self._failed_ahead = self._failed_ahead, None
+        if failed is not None:
+            raise failed
 
-    async def _judge_window(self, window: Sequence[RubricRequest]) -> list[Judgement]:
-        keys = [self._key(request) for request in window]
-        claimed: dict[str, RubricRequest] = {}
-        elsewhere: list[Future[None]] = []
-        with self._lock:
-            for key, request in zip(keys, window, strict=True):
-                if key in claimed or key in self._unjudged or self._ledger.get(key, self.identity) is not None:
-                    continue
-                if key in self._pending:
-                    elsewhere.append(self._pending[key])
-                else:
-                    claimed[key] = request
-                    self._pending[key] = Future()
-        try:
-            fresh = await self._judge_new(claimed)
-            with self._lock:
-                self._keep(fresh)
-        except BaseException as error:
-            with self._lock:
-                for key in claimed:
-                    self._pending.pop(key).set_exception(error)
-            raise
-        with self._lock:
-            for row in fresh:
-                self._pending.pop(row.key).set_result(None)
-        for future in elsewhere:
-            await asyncio.wrap_future(future)
-        with self._lock:
-            answers = [self._known(key) for key in keys]
-            for row in answers:
-                if row.unjudged is None:
-                    self._given.add(row)
-            different = len(self._given)
-        if self.options.report is not None:
-            self.options.report(len(keys), different)
-        return answers
-
-    async def _judge_new(self, requests: dict[str, RubricRequest]) -> list[Judgement]:
-        """Writes, checks and scores new pairs, in order."""
-        failures: list[Exception] = []
-
-        async def write(request: RubricRequest) -> Draft:
-            if request.error is None and self._broken is not None:
-                failures.append(self._broken)
-            if request.error is None and failures:
-                return Draft(request)
+        async def prepare(request: RubricRequest) -> tuple[str, Draft | None]:
+            # What has begun is paid for and ends; nothing else is begun after an error.
             try:
-                draft = await self.drafter.write(request)
-            except Exception as error:  # noqa: BLE001 - raised below, when pending requests are paid for and cached
+                if ask is not None and request.rubric is None and request.error is None and not failures:
+                    request = await ask(request)
+                if failures:
+                    raise failures[0]
+                key = self._key(request)
+                asked.add(key)
+                return key, await self._draft(key, request)
+            except BaseException as error:
                 failures.append(error)
-                return Draft(request)
-            if draft.pair is not None:
-                self._garbage.clear()
-            elif draft.unread is not None:
-                try:
-                    self._count_garbage(draft.unread)
-                except ServiceError as broken:
-                    failures.append(broken)
+                raise
+
+        moving = self._moving is not None
+        size = MOVING_WINDOW if moving else self.options.window
+        try:
+            async with aclosing(in_order(requests, prepare, max(self.options.ahead, 2 * size))) as drafts:
+                for window in windows(requests, size, whole_passages=moving):
+                    ready = [await anext(drafts) for _ in window]
+                    rows = await asyncio.to_thread(self._commit, ready)
+                    if self.options.report is not None:
+                        self.options.report(len(rows), len(self._given))
+                    for row in rows:
+                        yield row
+        finally:
+            with self._lock:
+                self._writing.forget(asked)
+
+    def write_ahead(self, requests: Sequence[RubricRequest]) -> None:
+        """Begins to write the pairs of requests that will be judged soon, and returns at once.
+
+        Judging then waits for these pairs instead of writing them, and raises what went wrong here.
+        """
+
+        async def draft(request: RubricRequest) -> None:
+            try:
+                await self._draft(self._key(request), request)
+            except OptimsynError as error:
+                self._failed_ahead = self._failed_ahead or error
+
+        for request in requests:
+            start(draft(request))
+
+    async def _draft(self, key: str, request: RubricRequest) -> Draft | None:
+        """The pair of a request, written once for all that ask for it at the same time; None if it is judged."""
+
+        async def write() -> Draft:
+            if request.error is None and self._broken is not None:
+                raise self._broken
+            draft = await self.drafter.write(request)
+            self._garbage.note(draft)
             return draft
 
-        drafts = await asyncio.gather(*(write(request) for request in requests.values()))
-        if failures:
-            raise failures[0]
-        return await asyncio.to_thread(self._check_and_score, list(requests), drafts)
+        return await self._writing.do(key, write)
 
-    def _check_and_score(self, keys: Sequence[str], drafts: Sequence[Draft]) -> list[Judgement]:
-        drafts = [self.drafter.check(draft) for draft in drafts]
-        scores = self._score([draft.pair for draft in drafts if draft.pair is not None and draft.valid])
+    def _commit(self, window: Sequence[tuple[str, Draft | None]]) -> list[Judgement]:
+        """Checks, scores and keeps a window, and returns its judgements; one window at a time."""
+        with self._scorer_lock:
+            with self._lock:
+                new = {key: draft for key, draft in window if draft is not None and self._judged(key) is None}
+            fresh = self._check_and_score(new)
+            with self._lock:
+                self._keep(fresh)
+                answers = [self._known(key) for key, _ in window]
+                self._writing.forget(row.key for row in answers)
+                for row in answers:
+                    if row.unjudged is None:
+                        self._given.add(row)
+        return answers
+
+    def _check_and_score(self, new: Mapping[str, Draft]) -> list[Judgement]:
+        drafts = {key: self.drafter.check(draft) for key, draft in new.items()}
+        scores = self._score([draft.pair for draft in drafts.values() if draft.pair is not None and draft.valid])
         rows = []
-        for key, draft in zip(keys, drafts, strict=True):
-            request = draft.request
+        for key, draft in drafts.items():
             fields: dict[str, Any] = {"valid": draft.valid}
             if draft.pair is not None and draft.valid:
                 score = scores[content_key(draft.pair)]
@@ -263,14 +295,9 @@ class InfluenceReward:
                 scorer=self._scorer_id,
                 checks=self._checks_id,
                 identity=self.identity,
-                passage_id=request.passage.id,
-                kind=request.kind,
-                seed=request.seed,
-                variant=request.variant,
-                guiding_text=request.guiding_text,
-                rubric_model=request.rubric_model,
-                rubric=request.rubric,
+                passage_id=draft.passage.id,
                 pair=draft.pair,
+                **{name: getattr(draft.request, name) for name in _OF_REQUEST},
                 **fields,
             )
             rows.append(row.model_copy(update={"feedback": verdict(row)}))
@@ -288,7 +315,7 @@ class InfluenceReward:
         new = {key: pair for pair in pairs if (key := content_key(pair)) not in scores}
         if not new:
             return scores
-        with self._scorer_lock:
+        with self.options.meter.at_work(TARGET):
             fresh = score_fields(self.scorer, list(new.values()))
         scores.update(zip(new, fresh, strict=True))
         return scores
@@ -334,8 +361,11 @@ class InfluenceReward:
 
         request = RubricRequest.predicted(gold, pred, self.source)
         judgement = run_sync(self.judge([request]))[0]
-        score = judgement.reward if judgement.unjudged is None else self.options.neutral
-        return dspy.Prediction(score=score, feedback=self.feedback(judgement))
+        return dspy.Prediction(score=self.worth(judgement), feedback=self.feedback(judgement))
+
+    def worth(self, judgement: Judgement) -> float:
+        """The reward as a number; `options.neutral` without a verdict."""
+        return judgement.reward if judgement.unjudged is None else self.options.neutral
 
     def feedback(self, judgement: Judgement) -> str:
         """The verdict, with the best and the worst other pair of the passage and their rubrics."""
@@ -348,8 +378,11 @@ class InfluenceReward:
         asked = request.model_dump(mode="json", exclude={"unjudged"})
         return digest([asked, self.identity, self._scorer_id])
 
+    def _judged(self, key: str) -> Judgement | None:
+        return self._unjudged.get(key) or self._ledger.get(key, self.identity)
+
     def _known(self, key: str) -> Judgement:
-        row = self._unjudged.get(key) or self._ledger.get(key, self.identity)
+        row = self._judged(key)
         assert row is not None
         return row
 
@@ -364,19 +397,3 @@ class InfluenceReward:
             raise
         if self._moving is not None:
             self._moving.judged([row.pair for row in fresh if row.pair is not None and row.valid])
-
-    def _count_garbage(self, error: ReplyError) -> None:
-        """Stops the run after `garbage_limit` replies in a row without a pair."""
-        self._garbage.append(error)
-        if 0 < self.options.garbage_limit <= len(self._garbage):
-            common = Counter(map(str, self._garbage)).most_common(1)[0][0]
-            count = len(self._garbage)
-            replies = sum(reply.replies for reply in self._garbage)
-            self._garbage.clear()
-            self.pair_writer.model.set_aside_latest(replies)
-            raise ServiceError(
-                f"models.generator {self.generator!r} has returned {count} replies in a row that hold no question and "
-                f"answer, for example: {redact(common)[:300]}. Is it the model that you meant, does its server "
-                "honour a JSON schema (models.generator.structured_output), and is models.generator.max_tokens large "
-                "enough? Everything judged so far is kept, and these replies are asked for again when the run goes on."
-            )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import write_json, write_jsonl
+from optimsyn.base.meter import Meter
 from optimsyn.base.suggestions import did_you_mean
 from optimsyn.base.terminal.labels import UNREAD
 from optimsyn.base.terminal.live_line import LiveLine, in_notebook
@@ -36,6 +37,7 @@ class StageHandle:
         options: A custom stage's `options` in the recipe; empty for built-in stages.
         notes: Facts for the manifest.
         handed_on: Number of pairs handed on, by variant.
+        meter: Measures how busy the models are, from the creation of the handle on.
     """
 
     def __init__(self, run: RunLike, name: str, *, finished: bool) -> None:
@@ -45,6 +47,7 @@ class StageHandle:
         self.options: dict[str, Any] = {} if own is None else dict(own.options)
         self.notes: dict[str, Any] = {}
         self.handed_on: dict[str, int] = {}
+        self.meter = Meter()
         self._run = run
         self._lock = threading.Lock()
         self._part = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from optimsyn.base.errors import ReplyError, StageError
 from optimsyn.base.seeds import derive_seed
@@ -14,7 +14,8 @@ from optimsyn.reward.drafting import failures
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
     from optimsyn.llm.replies import Reply
-    from optimsyn.reward.drafting import RubricRequest, WriteRubric
+    from optimsyn.recipe.sections.synthesis import Variant
+    from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
 
@@ -30,10 +31,23 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
     return tools.recipe.guiding_text if variant in ("static", "first_draft") else tools.best_guiding_text
 
 
-async def request_rubrics(
-    tools: Tools, variant: str, indices: Sequence[int], report: Callable[[], None] = lambda: None
-) -> list[RubricRequest]:
-    """Rubric requests for the candidates with these indices, in order.
+def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:
+    """The request for a candidate, without its rubric."""
+    from optimsyn.reward.drafting import RubricRequest
+
+    passage, seed = tools.candidate(index)
+    return RubricRequest(
+        passage=passage,
+        kind=tools.shape.kind_for(seed),
+        guiding_text=guiding_text_of(tools, variant),
+        rubric_model="" if variant == "no_rubric" else tools.recipe.models.rubric.name,
+        seed=seed,
+        variant=variant,
+    )
+
+
+def rubric_source(tools: Tools, variant: str, report: Callable[[], None] = lambda: None) -> Ask:
+    """Adds the rubric to requests of a variant, or the reason why none could be read, as `requested` does.
 
     A rubric that cannot be parsed becomes a request with its error, which the reward judges as invalid; one whose
     reply was cut, refused or empty becomes a request that is not judged.
@@ -41,37 +55,34 @@ async def request_rubrics(
     Args:
         tools: The run's models and passages.
         variant: Where rubrics come from.
-        indices: Indices of the candidates.
         report: Called after each rubric.
-
-    Raises:
-        ServiceError: The rubric model's service failed for good.
     """
-    from optimsyn.reward.drafting import RubricRequest, requested, with_writer
+    from optimsyn.reward.drafting import requested, with_writer
 
-    text = guiding_text_of(tools, variant)
-    rubric_model = "" if variant == "no_rubric" else tools.recipe.models.rubric.name
     write: WriteRubric | None = None
     if variant == "policy":
         write = partial(_policy_rubric, tools)
     elif variant != "no_rubric":
-        write = with_writer(tools.rubric_writer(text))
+        write = with_writer(tools.rubric_writer(guiding_text_of(tools, variant)))
 
-    async def request_one(index: int) -> RubricRequest:
-        passage, seed = tools.candidate(index)
-        blank = RubricRequest(
-            passage=passage,
-            kind=tools.shape.kind_for(seed),
-            guiding_text=text,
-            rubric_model=rubric_model,
-            seed=seed,
-            variant=variant,
-        )
+    async def ask(blank: RubricRequest) -> RubricRequest:
         request = await requested(blank, write)
         report()
         return request
 
-    return list(await asyncio.gather(*(request_one(index) for index in indices)))
+    return ask
+
+
+async def request_rubrics(
+    tools: Tools, variant: str, indices: Sequence[int], report: Callable[[], None] = lambda: None
+) -> list[RubricRequest]:
+    """Rubric requests for the candidates with these indices, in order; see `rubric_source`.
+
+    Raises:
+        ServiceError: The rubric model's service failed for good.
+    """
+    ask = rubric_source(tools, variant, report)
+    return list(await asyncio.gather(*(ask(blank_request(tools, variant, index)) for index in indices)))
 
 
 async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
@@ -132,50 +143,94 @@ def first_round(wanted: int, oversample: float) -> int:
 async def write_candidates(
     tools: Tools,
     reward: InfluenceReward,
-    variant: str,
+    variants: Sequence[Variant],
     *,
     wanted: int,
     oversample: float,
     report: Callable[[], None] = lambda: None,
-) -> list[Judgement]:
-    """Writes and judges candidates of a variant until `wanted` are valid.
+) -> dict[Variant, list[Judgement]]:
+    """Writes and judges candidates of some variants until `wanted` of each are valid.
 
-    The first round writes `wanted * oversample` candidates; while too few are valid, up to three further rounds
-    write as many as the measured valid share asks for.
+    The first round writes `wanted * oversample` candidates of each variant; while a variant has too few valid ones, up
+    to three further rounds write as many as its valid share asks for. All of a round go through the reward as one
+    stream, in the order of `in_blocks`.
 
     Args:
         tools: The run's models and passages.
         reward: Judges the candidates.
-        variant: Where rubrics come from.
-        wanted: Number of valid candidates needed.
+        variants: Where rubrics come from.
+        wanted: Number of valid candidates needed of each variant.
         oversample: Candidates of the first round for each of them.
         report: Called after each rubric.
 
     Returns:
-        Every judged candidate in order of index, valid or not.
+        Every judged candidate of each variant in order of index, valid or not.
 
     Raises:
-        StageError: No candidate was valid; names the check that failed most.
+        StageError: A variant has no valid candidate; names the check that failed most.
         ServiceError: A service failed for good; everything judged so far is in the ledger.
     """
-    to_write = first_round(wanted, oversample)
-    most = 4 * to_write
-    judged: list[Judgement] = []
-    while to_write > 0:
-        indices = range(len(judged), len(judged) + to_write)
-        requests = await request_rubrics(tools, variant, indices, report)
+    most = 4 * first_round(wanted, oversample)
+    sources = {variant: rubric_source(tools, variant, report) for variant in variants}
+    judged: dict[Variant, list[Judgement]] = {variant: [] for variant in variants}
+    to_write = dict.fromkeys(variants, first_round(wanted, oversample))
+
+    async def ask(request: RubricRequest) -> RubricRequest:
+        return await sources[cast("Variant", request.variant)](request)
+
+    while to_write:
+        places: list[tuple[int, Variant]] = [
+            (index, variant)
+            for variant, count in to_write.items()
+            for index in range(len(judged[variant]), len(judged[variant]) + count)
+        ]
+        places = in_blocks(places, len(tools.passage_order), tools.ahead)
+        requests = [blank_request(tools, variant, index) for index, variant in places]
         if tools.asks_at_once:
+            requests = list(await asyncio.gather(*map(ask, requests)))
             await write_ahead(tools, requests)
-        judged.extend(await reward.judge(requests))
-        valid = sum(judgement.valid for judgement in judged)
-        if valid >= wanted or len(judged) >= most:
-            break
-        share = max(valid / len(judged), 0.2)
-        to_write = min(most - len(judged), round((wanted - valid) / share) + 1)
-    if not any(judgement.valid for judgement in judged):
-        raise StageError(
-            f"variant {variant}: none of {len(judged)} candidates passed the validity checks: {failures(judged)}. "
-            f"Look at rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or "
-            "`checks.disabled`."
-        )
+        rows = dict(zip(places, await reward.judge(requests, None if tools.asks_at_once else ask), strict=True))
+        for index, variant in sorted(rows):
+            judged[variant].append(rows[index, variant])
+        further = {variant: _further(judged[variant], wanted, most) for variant in to_write}
+        to_write = {variant: count for variant, count in further.items() if count > 0}
+    for variant, rows_of_variant in judged.items():
+        _refuse_nothing_valid(tools, variant, rows_of_variant)
     return judged
+
+
+def in_blocks(places: Sequence[tuple[int, Variant]], passages: int, block: int) -> list[tuple[int, Variant]]:
+    """Candidates in an order in which a server reads a passage once and still knows it when it is asked again.
+
+    Requests about one passage are a block of passages apart: not so near that they are under way together, where each
+    would have to read the passage, and not so far that the server has forgotten it.
+
+    Args:
+        places: Index and variant of each candidate; those of a variant in order.
+        passages: Number of passages; candidates go through them again and again.
+        block: Candidates under way at once.
+    """
+    order = {place: number for number, place in enumerate(places)}
+
+    def key(place: tuple[int, Variant]) -> tuple[int, int, int]:
+        return (place[0] % passages // block, place[0] // passages, order[place])
+
+    return sorted(places, key=key)
+
+
+def _further(judged: Sequence[Judgement], wanted: int, most: int) -> int:
+    """How many candidates the next round writes."""
+    valid = sum(judgement.valid for judgement in judged)
+    if valid >= wanted or len(judged) >= most:
+        return 0
+    share = max(valid / len(judged), 0.2)
+    return min(most - len(judged), round((wanted - valid) / share) + 1)
+
+
+def _refuse_nothing_valid(tools: Tools, variant: str, judged: Sequence[Judgement]) -> None:
+    if any(judgement.valid for judgement in judged):
+        return
+    raise StageError(
+        f"variant {variant}: none of {len(judged)} candidates passed the validity checks: {failures(judged)}. Look at "
+        f"rewards.jsonl in {tools.run.folder}, then change the generator, the guiding text or `checks.disabled`."
+    )

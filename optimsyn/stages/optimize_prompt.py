@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optimsyn.base.extensions import PROMPT_OPTIMIZERS
 from optimsyn.base.files import write_text
 from optimsyn.runs.results.built_in import OptimizePromptResult
+from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -71,5 +72,6 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
         candidates=search.candidates,
         judged=search.judged,
         changed=search.guiding_text != recipe.guiding_text.strip(),
+        busy=loads_of(tools.meter),
         notes=tuple(passed_over(reward)),
     ).save(run)

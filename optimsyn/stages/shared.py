@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from optimsyn.base.errors import StageError
 from optimsyn.base.files import read_jsonl
+from optimsyn.base.meter import Meter
 from optimsyn.base.seeds import derive_seed, shuffled
 from optimsyn.data.records import Document, Pair, Passage, Question
 from optimsyn.runs.folder import Run
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 # Stages that know all their requests; in the others each request depends on earlier replies.
 BATCH_STAGES = ("warm_up", "synthesize")
 
+# Requests scored together on a GPU, which takes as long for a few.
+GPU_WINDOW = 32
+
 
 class Tools:
     """The shared objects of a run, each built on first use.
@@ -49,6 +53,7 @@ class Tools:
         self.run = run
         self.stage = stage
         self.recipe = run.recipe
+        self.meter = Meter() if stage is None else stage.meter
 
     @cached_property
     def documents(self) -> list[Document]:
@@ -116,7 +121,18 @@ class Tools:
                 report=lambda done, total: stage.progress(done, total, f"replies of {role} batches", last=False),
             )
         field = f"models.{role}"
-        return load_language_model(spec, self.run.replies, budget=self.budget, batches=batches, field=field)
+        model = load_language_model(spec, self.run.replies, budget=self.budget, batches=batches, field=field)
+        return self._measured(model, role)
+
+    def _measured(self, model: LanguageModel, role: str) -> LanguageModel:
+        model.at_work = partial(self.meter.at_work, role)
+        return model
+
+    @property
+    def ahead(self) -> int:
+        """Candidates under way at once: enough that neither the rubric model nor the generator waits for requests."""
+        models = self.recipe.models
+        return 2 * (models.generator.concurrency + models.rubric.concurrency)
 
     @property
     def asks_at_once(self) -> bool:
@@ -137,7 +153,9 @@ class Tools:
         adapter = self.policy_adapter
         if not (adapter / "adapter_config.json").is_file():
             raise StageError(f"{adapter}: no trained policy; run the stage train_policy first")
-        return load_language_model(self.recipe.models.rubric, self.run.replies, adapter=adapter, budget=self.budget)
+        spec = self.recipe.models.rubric
+        policy = load_language_model(spec, self.run.replies, adapter=adapter, budget=self.budget)
+        return self._measured(policy, "rubric")
 
     @property
     def policy_adapter(self) -> Path:
@@ -268,7 +286,7 @@ class Tools:
         Raises:
             StageError: A finished stage used other checks or another scorer.
         """
-        from optimsyn.reward.reward import InfluenceReward, RewardOptions
+        from optimsyn.reward.reward import WINDOW, InfluenceReward, RewardOptions
         from optimsyn.stages.judged_by import NOTE, facts_of, refuse_another
 
         facts = facts_of(self.scorer, self.checker)
@@ -284,6 +302,9 @@ class Tools:
                 report=report,
                 neutral=self._first_draft_influence,
                 outcomes=self.run.replies.outcomes,
+                window=WINDOW if self.target.device.type == "cpu" else GPU_WINDOW,
+                ahead=self.ahead,
+                meter=self.meter,
             ),
         )
         if self.stage is not None:

@@ -15,6 +15,7 @@ from optimsyn.base.files import read_jsonl, write_json, write_jsonl
 from optimsyn.influence.attribution.records import SHARES_FILE
 from optimsyn.runs.results.built_in import MeanInfluence, SynthesizeResult
 from optimsyn.runs.results.losses import Losses
+from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.attribution import keep_token_shares
 from optimsyn.stages.candidates import first_round
 from optimsyn.stages.judged_by import passed_over
@@ -22,6 +23,7 @@ from optimsyn.stages.selection import RANDOM_SETS, select
 from optimsyn.stages.shared import Tools
 
 if TYPE_CHECKING:
+    from optimsyn.recipe.sections.synthesis import Variant
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import Count
@@ -48,10 +50,8 @@ def run(run: Run) -> SynthesizeResult:
         reward = tools.reward("synthesize", lambda now, different: progress.add(now))
         if tools.asks_at_once:
             _write_ahead(run, tools)
-        judged: dict[str, list[Judgement]] = {}
-        for position, variant in enumerate(run.recipe.variants, 1):
-            judged[variant] = _candidates(run, tools, reward, variant, progress)
-            progress.add(max(0, per_variant * position - progress.done))
+        judged = _candidates(run, tools, reward, progress)
+        progress.add(max(0, total - progress.done))
         return _select(run, tools, judged, passed_over(reward))
 
 
@@ -66,25 +66,32 @@ def _write_ahead(run: Run, tools: Tools) -> None:
     run_sync(write_first_rounds(tools, variants, config.pairs, config.oversample))
 
 
-def _candidates(run: Run, tools: Tools, reward: InfluenceReward, variant: str, progress: Count) -> list[Judgement]:
-    """The judged candidates of one variant; read from the run if they are complete and judged by the same reward."""
+def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count) -> dict[str, list[Judgement]]:
+    """The judged candidates of all variants; read from the run if they are complete and judged by the same reward."""
     from optimsyn.llm.language_model import run_sync
     from optimsyn.reward.judgements import Judgement
     from optimsyn.stages.candidates import write_candidates
 
-    path = run.path("synthesize", f"{variant}.candidates.jsonl")
-    if path.is_file():
-        judgements = read_jsonl(path, Judgement)
-        if all(row.identity == reward.identity for row in judgements):
-            return judgements
-        run.path("synthesize", SHARES_FILE).unlink(missing_ok=True)
+    judged: dict[str, list[Judgement]] = {}
+    missing: list[Variant] = []
+    for variant in run.recipe.variants:
+        path = run.path("synthesize", f"{variant}.candidates.jsonl")
+        rows = read_jsonl(path, Judgement) if path.is_file() else []
+        if rows and all(row.identity == reward.identity for row in rows):
+            judged[variant] = rows
+            continue
+        if rows:
+            run.path("synthesize", SHARES_FILE).unlink(missing_ok=True)
+        missing.append(variant)
     config = run.recipe.synthesis
     progress.add(0)
-    judged = run_sync(
-        write_candidates(tools, reward, variant, wanted=config.pairs, oversample=config.oversample, report=progress.add)
+    written = run_sync(
+        write_candidates(tools, reward, missing, wanted=config.pairs, oversample=config.oversample, report=progress.add)
     )
-    write_jsonl(path, judged)
-    return judged
+    for name, rows in written.items():
+        write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
+        judged[name] = rows
+    return {variant: judged[variant] for variant in run.recipe.variants}
 
 
 def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: list[str]) -> SynthesizeResult:
@@ -142,7 +149,13 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
             f"of {RANDOM_SETS})."
         )
     return SynthesizeResult(
-        pairs=count, dataset=chosen, losses=losses, influence=means, predicted=predicted, notes=tuple(notes)
+        pairs=count,
+        dataset=chosen,
+        losses=losses,
+        influence=means,
+        predicted=predicted,
+        busy=loads_of(tools.meter),
+        notes=tuple(notes),
     ).save(run)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
+from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -60,5 +61,6 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
         reward_first=rewards[0] if rewards else None,
         reward_last=rewards[-1] if rewards else None,
         history=history,
+        busy=loads_of(tools.meter),
         notes=tuple(passed_over(reward)),
     ).save(run)

@@ -15,6 +15,7 @@ from optimsyn.base.errors import ServiceError, StageError
 from optimsyn.base.files import write_json, write_jsonl
 from optimsyn.reward.drafting import UNREADABLE, failures
 from optimsyn.runs.results.built_in import REWARD_NOT_LOOKED_AT, Scoring, WarmUpResult
+from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.judged_by import NOTE, facts_of
 from optimsyn.stages.reward_look import look_after_warm_up
 from optimsyn.stages.shared import Tools
@@ -46,6 +47,7 @@ def run(run: Run) -> WarmUpResult:
 
 def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     from optimsyn.llm.language_model import run_sync
+    from optimsyn.reward.reward import TARGET
 
     config = run.recipe.warm_up
     progress = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
@@ -64,24 +66,26 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
         )
     write_jsonl(run.path("warm_up", "pairs.jsonl"), pairs)
     trained, unseen, search = parts_of(run.recipe, pairs)
-    checkpoints = tools.target.warm_up(
-        trained,
-        questions=tools.validation,
-        unseen=unseen,
-        search=search,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        checkpoints=config.checkpoints,
-        max_grad_norm=config.max_grad_norm,
-        seed=run.recipe.seed,
-        folder=run.path("warm_up", "checkpoints"),
-        report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
-    )
+    with tools.meter.at_work(TARGET):
+        checkpoints = tools.target.warm_up(
+            trained,
+            questions=tools.validation,
+            unseen=unseen,
+            search=search,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            checkpoints=config.checkpoints,
+            max_grad_norm=config.max_grad_norm,
+            seed=run.recipe.seed,
+            folder=run.path("warm_up", "checkpoints"),
+            report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
+        )
     scorer = tools.scorer
     stage.note(**{NOTE: facts_of(scorer)}, scoring=_scoring(scorer).model_dump())
     baseline = scorer.zero_gradient_baseline()
-    scores = scorer.score(pairs)
+    with tools.meter.at_work(TARGET):
+        scores = scorer.score(pairs)
     total = [float(value) for value in scores.total]
     write_json(run.path("warm_up", "influence.json"), total)
     look = look_after_warm_up(tools, stage, pairs, scores, {pair.id for pair in trained})
@@ -99,6 +103,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
         lost=lost,
         reward=REWARD_NOT_LOOKED_AT if look is None else look.verdict,
         reward_look=look,
+        busy=loads_of(tools.meter),
     ).save(run)
 
 
@@ -185,13 +190,21 @@ async def write_first_draft(
     Raises:
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.stages.candidates import request_rubrics
+    from contextlib import aclosing
 
-    requests = await request_rubrics(tools, "first_draft", range(start, start + count), report)
+    from optimsyn.reward.pipeline import in_order
+    from optimsyn.stages.candidates import blank_request, rubric_source
+
+    ask = rubric_source(tools, "first_draft", report)
+    requests = [blank_request(tools, "first_draft", index) for index in range(start, start + count)]
+    if tools.asks_at_once:
+        # All rubrics in one batch, then all pairs in another.
+        requests = list(await asyncio.gather(*map(ask, requests)))
 
     async def draft(request: RubricRequest) -> Draft:
-        result = await tools.drafter.draft(request)
+        result = await tools.drafter.draft(request if tools.asks_at_once else await ask(request))
         report()
         return result
 
-    return list(await asyncio.gather(*(draft(request) for request in requests)))
+    async with aclosing(in_order(requests, draft, count if tools.asks_at_once else tools.ahead)) as drafts:
+        return [each async for each in drafts]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS, PROMPT_OPTIMIZERS
 from optimsyn.recipe.sections.models import Lora, Section
@@ -12,6 +12,8 @@ from optimsyn.recipe.sections.parts import named
 
 # The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
+# Newer fields of the policy: a recipe without them keeps its fingerprint, and its trainings resume.
+LATER_POLICY_FIELDS = ("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory")
 
 
 class PromptOptimizer(Section):
@@ -44,7 +46,29 @@ class PolicyOptimizer(Section):
     kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
     max_tokens: int = Field(110, ge=16, description="Longest sampled rubric, in tokens.")
     save_every: int = Field(1, ge=1, description="Steps between resumable checkpoints.")
+    steps_ahead: int = Field(
+        1,
+        ge=1,
+        description="grpo: steps whose rubrics are sampled at once, in one larger batch; the later ones are then "
+        "trained on rubrics of an earlier policy, with importance weights. `steps` is a multiple of it.",
+    )
+    sampler: Literal["transformers", "continuous", "vllm", "vllm_server"] = Field(
+        "transformers",
+        description="grpo: what samples the rubrics. continuous: transformers' continuous batching, on a GPU. vllm: "
+        "vLLM on the GPU of the training; vllm_server: `trl vllm-serve` on another one. Both need the package vllm, "
+        "and a training that was killed does not resume with the same rubrics.",
+    )
+    vllm_url: str | None = Field(None, description="Address of vllm_server, such as http://localhost:8000.")
+    vllm_memory: float = Field(0.3, gt=0, lt=1, description="Share of the GPU's memory for the sampler vllm.")
     lora: Lora = Lora(r=8, alpha=16)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PolicyOptimizer:
+        if self.steps % self.steps_ahead:
+            raise ValueError(f"steps: {self.steps} is no multiple of steps_ahead: {self.steps_ahead}")
+        if (self.sampler == "vllm_server") != (self.vllm_url is not None):
+            raise ValueError("sampler: vllm_server needs vllm_url, and only that; `trl vllm-serve` prints its address")
+        return self
 
 
 class Optimizers(Section):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from optimsyn.base.terminal.labels import method_label
 from optimsyn.reward.look.record import RewardLook
 from optimsyn.runs.results.losses import Losses
+from optimsyn.runs.results.measured import MeasuredResult
 from optimsyn.runs.results.stage_result import NOT_RECORDED, Cells, StageResult, listed, named
 
 REWARD_NOT_LOOKED_AT = "switched off in the recipe (reward.look.pairs: 0)"
@@ -102,7 +103,7 @@ def _look(raw: Any) -> Any:
         return None
 
 
-class WarmUpResult(StageResult):
+class WarmUpResult(MeasuredResult):
     """Result of the warm-up, and quality of the first draft."""
 
     stage: str = "warm_up"
@@ -173,7 +174,7 @@ class WarmUpResult(StageResult):
         return ("a look at the reward", self.reward_look.verdict, "; ".join(self.reward_look.reasons))
 
 
-class OptimizePromptResult(StageResult):
+class OptimizePromptResult(MeasuredResult):
     """Result of the search for a guiding text; without a search all but `enabled` is None."""
 
     stage: str = "optimize_prompt"
@@ -191,7 +192,7 @@ class OptimizePromptResult(StageResult):
         """The search in numbers, for a summary."""
         if not self.enabled:
             return {"enabled": self.enabled}
-        return self.model_dump(mode="json", exclude={"stage", "notes", "start_text", "text"})
+        return self.model_dump(mode="json", exclude={"stage", "notes", "start_text", "text", "busy"})
 
     def cells(self) -> Cells:
         """The texts before and after."""
@@ -218,7 +219,7 @@ class PolicyStep(_Part):
     completion_length: float | None = Field(None, description="Mean tokens of a rubric.")
 
 
-class TrainPolicyResult(StageResult):
+class TrainPolicyResult(MeasuredResult):
     """Result of the rubric model's training; without training all but `enabled` is None."""
 
     stage: str = "train_policy"
@@ -234,7 +235,7 @@ class TrainPolicyResult(StageResult):
         """The training in numbers, for a summary."""
         if not self.enabled:
             return {"enabled": self.enabled}
-        return self.model_dump(mode="json", exclude={"stage", "notes", "history"})
+        return self.model_dump(mode="json", exclude={"stage", "notes", "history", "busy"})
 
     def cells(self) -> Cells:
         """A row for each step."""
@@ -265,7 +266,7 @@ class MeanInfluence(_Part):
     kept: float = Field(description="Over the selected ones.")
 
 
-class SynthesizeResult(StageResult):
+class SynthesizeResult(MeasuredResult):
     """The pairs of every variant."""
 
     stage: str = "synthesize"
