@@ -24,8 +24,9 @@ class EmbeddedModel(LiteLLMModel):
         """Creates the model without starting its server."""
         super().__init__(spec, cache, budget)
         from optimsyn.llm.embedded.server import gguf_sha256
+        from optimsyn.llm.embedded.writer import adapter_fingerprint
 
-        self.identity = f"embedded:{gguf_sha256()}"
+        self.identity = f"embedded:{gguf_sha256()}+{adapter_fingerprint()}"
         self._server: tuple[str, str] | None = None
 
     @property
