@@ -118,7 +118,7 @@ class QuestionForm(Protocol):
 
     Attributes:
         label: The name in tables, such as `free answers`.
-        in_rubric: The form's description in rubric prompts, such as `multiple choice`; "" for none.
+        in_rubric: What `described` says by default.
         columns: Columns of a question file that it reads beside those of all questions.
         decodes: Whether the evaluation decodes an answer of the target, which takes time.
         free_length: Whether the length of an answer is free, so that advice about it makes sense.
@@ -161,6 +161,10 @@ class QuestionForm(Protocol):
         if not answers:
             raise DataError("has no answer; give it an `answer` or remove the row")
         return Gold(answers[0], tuple(dict.fromkeys(answers)))
+
+    def described(self) -> str:
+        """The form in a few words for prompts, such as `multiple choice, four options`; "" for none."""
+        return self.in_rubric
 
     def task(self) -> str:
         """One sentence that tells a base model what the following examples show."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from optimsyn.base.errors import DataError
+from optimsyn.base.errors import DataError, ReplyError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import Faults, accepted_answers, list_cell, written
@@ -25,6 +25,7 @@ VERDICTS = frozenset("yes no maybe true false unknown unclear uncertain".split()
 _FIXED_SHARE = 0.8
 _FEW_OPTIONS = 4
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
+_COUNTS = "no one two three four five six seven eight nine ten".split()
 _WRONG_LISTS = ("wrong", "wrong_answers", "wrong_options", "incorrect_answers", "distractors")
 
 
@@ -79,7 +80,6 @@ class MultipleChoice(QuestionForm):
     """
 
     label: ClassVar[str] = "multiple choice"
-    in_rubric: ClassVar[str] = "multiple choice"
     columns: ClassVar[tuple[str, ...]] = ("choices", "answer_index", "label")
     decodes: ClassVar[bool] = False
     free_length: ClassVar[bool] = False
@@ -118,6 +118,14 @@ class MultipleChoice(QuestionForm):
         index = _gold_index(values, options, labels, answers)
         return Gold(options[index], (options[index],), tuple(options), index)
 
+    def described(self) -> str:
+        """The number of options, or the fixed ones."""
+        if self.fixed:
+            *others, last = self.fixed
+            return f"the answer is {', '.join(others)} or {last}"
+        count = _COUNTS[self.options] if self.options < len(_COUNTS) else str(self.options)
+        return f"multiple choice, {count} options"
+
     def task(self) -> str:
         """Names the options if they are fixed."""
         if self.fixed:
@@ -152,7 +160,20 @@ class MultipleChoice(QuestionForm):
         return reply | dict(zip(self.wrong_keys, wrong, strict=False))
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Wrong options may come as one list."""
+        """Wrong options may come as one list, or with the right one among them.
+
+        Raises:
+            ReplyError: The answer is none of the options.
+        """
+        options = values.get("options", values.get("choices"))
+        if isinstance(options, str):
+            options = options.split("|")
+        if isinstance(options, list) and self.wrong_keys and "answer" in values:
+            right = _bare(values["answer"])
+            wrong = [option for option in options if _bare(option) != right]
+            if len(wrong) == len(options):
+                raise ReplyError("the answer is none of the options")
+            values = {"wrong": wrong} | values
         for name in _WRONG_LISTS:
             if isinstance(values.get(name), list):
                 for key, value in zip(self.wrong_keys, values[name], strict=False):
@@ -187,6 +208,10 @@ class MultipleChoice(QuestionForm):
         # Options are compared per token: a sum would prefer the shortest.
         best = max(range(len(heard.means)), key=heard.means.__getitem__)
         return Marks(choices[best], best == gold, loss_of=gold, choice_scores=heard.means)
+
+
+def _bare(option: Any) -> str:
+    return normalized(str(option)).rstrip(".")
 
 
 def _as_set(choices: Sequence[str]) -> tuple[str, ...]:

@@ -35,8 +35,13 @@ class EmbeddedModel(LiteLLMModel):
         return False
 
     @property
+    def writer(self) -> bool:
+        """True: it is served with its adapter."""
+        return True
+
+    @property
     def structured(self) -> bool:
-        """The server constrains replies to a schema, unless the recipe turns that off."""
+        """The server constrains replies to a call's schema, unless the recipe turns that off; the writer needs none."""
         return self.spec.structured_output is not False
 
     @property

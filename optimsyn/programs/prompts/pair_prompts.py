@@ -7,14 +7,51 @@ llama.cpp server has read of a passage serves every rubric that is tried on it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from optimsyn.data.demonstrations import DEMOS, Demo
 from optimsyn.data.forms import QuestionForm
+from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.records import Rubric
 from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
+from optimsyn.programs.prompts import writer_prompts
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
 
 STOP = ("\n\n",)
+# What the writer was trained on (tools/train_writer.py), by description and keys.
+_TRAINED = [
+    (form.described(), {key.name for key in form.reply_keys()})
+    for form in (Free(), MultipleChoice(4), MultipleChoice(3, ("yes", "no", "maybe")))
+]
+
+
+def writer_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
+    """The prompt of the writer, with worked examples only for a form that it was not trained on."""
+    described = form.described()
+    trained = (described, {key.name for key in form.reply_keys()}) in _TRAINED
+    demos = "".join(
+        writer_prompts.pair_prompt(demo.passage, demo.rubric if rubric is not None else None, described)
+        + writer_reply(demo_reply(demo, form), form)
+        + "\n\n"
+        for demo in (() if trained else DEMOS)
+    )
+    return demos + writer_prompts.pair_prompt(passage, rubric, described)
+
+
+def writer_reply(reply: Mapping[str, str], form: QuestionForm) -> str:
+    """A reply in the writer's lines: those of every pair, then one for each further key of the form."""
+    wrong = [reply[key] for key in getattr(form, "wrong_keys", ()) if key in reply]
+    options = sorted([reply["answer"], *wrong]) if wrong else []
+    lines = [writer_prompts.pair_reply(reply["quote"], reply["question"], reply["answer"], options)]
+    plain = {"quote", "question", "answer", *getattr(form, "wrong_keys", ())}
+    lines += [f"{label_of_key(name)}: {' '.join(text.split())}" for name, text in reply.items() if name not in plain]
+    return "\n".join(lines)
+
+
+def label_of_key(name: str) -> str:
+    """The label of a key's line: `reason` is `Reason`."""
+    return name.replace("_", " ").capitalize()
 
 
 def base_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
@@ -65,7 +102,7 @@ def demo_reply(demo: Demo, form: QuestionForm) -> dict[str, str]:
 
 
 def open_schema(form: QuestionForm, seed: int = 0) -> Schema:
-    """The schema for chat models: one small one for each form of pair, whatever the passage.
+    """The schema of a reply in JSON: one small one for each form of pair, whatever the passage.
 
     Services compile a schema before they use it and keep it for the next request; one that lists a passage's sentences
     is new each time, and too large for some. Whether the quote stands in the passage is checked afterwards

@@ -52,7 +52,10 @@ class PolicyOptimizer(Section):
     kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
     max_tokens: int = Field(110, ge=16, description="Longest sampled rubric, in tokens.")
     save_every: int = Field(1, ge=1, description="Steps between resumable checkpoints.")
-    lora: Lora = Lora(r=8, alpha=16)
+    lora: Lora = Field(
+        Lora(r=8, alpha=16),
+        description="The adapter that is trained. The embedded model's own, of rank 16, is trained further instead.",
+    )
 
 
 class Optimizers(Section):
