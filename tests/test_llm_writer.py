@@ -63,6 +63,16 @@ def served(adapter: Path) -> Iterator[EmbeddedServer]:
             yield running
 
 
+def test_it_comes_along_small_and_says_nothing_of_the_machine_that_trained_it() -> None:
+    folder = writer.adapter_dir()
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "writer.json"}
+    assert sum(files.values()) < 20e6
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert {value.dtype for value in load_file(folder / "adapter_model.safetensors").values()} == {torch.bfloat16}
+    assert {"corpus", "script", "held_out_loss"} <= set(json.loads((folder / "writer.json").read_text()))
+
+
 def test_it_is_converted_once_and_its_numbers_stay(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
