@@ -154,19 +154,20 @@ assert "litellm" not in sys.modules, "seconds in each process of a run"
 
 
 @pytest.mark.slow
-def test_the_server_and_the_dequantised_weights_agree(server: EmbeddedServer) -> None:
+def test_the_bare_server_and_the_dequantised_weights_agree() -> None:
     import torch
 
     from optimsyn.llm.local.loading import load_causal_lm
 
     prompt = "Vitamin C is found in citrus fruit, and a lack of it causes"
-    ranked = httpx.post(
-        server.url.removesuffix("/v1") + "/completion",
-        headers={"Authorization": f"Bearer {server.key}"},
-        json={"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0},
-        timeout=600,
-        trust_env=False,
-    ).json()["completion_probabilities"][0]["top_logprobs"]
+    with EmbeddedServer(publish=False, writer=False) as bare:
+        ranked = httpx.post(
+            bare.url.removesuffix("/v1") + "/completion",
+            headers={"Authorization": f"Bearer {bare.key}"},
+            json={"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0},
+            timeout=600,
+            trust_env=False,
+        ).json()["completion_probabilities"][0]["top_logprobs"]
     model, tokenizer = load_causal_lm(ModelSpec(name="embedded", device="cpu", dtype="float32"))
     with torch.no_grad():
         ours = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].log_softmax(0)

@@ -221,6 +221,17 @@ def test_lines_as_models_write_them() -> None:
         read_pair(LINES, form)
 
 
+@pytest.mark.parametrize("answer", ["no", "No.", "No: the banks forbid it", "No, it never moved.", "NO – see the minutes"])
+def test_an_option_may_come_with_its_ground(answer: str) -> None:
+    assert read_pair(f"{LINES}Answer: {answer}", FORMS[2])["answer"] == "no"
+
+
+@pytest.mark.parametrize("answer", ["Nobody", "no one", "Perhaps: no", "not yet", ": no"])
+def test_what_only_begins_like_an_option_is_none(answer: str) -> None:
+    with pytest.raises(ReplyError, match="none of yes, no, maybe"):
+        read_pair(f"{LINES}Answer: {answer}", FORMS[2])
+
+
 @pytest.mark.parametrize("text", [LINES + "Answer: 19", LINES, "Quote: The ye"])
 def test_a_cut_line_is_no_answer(text: str) -> None:
     with pytest.raises(ReplyError) as caught:

@@ -106,5 +106,8 @@ def _option(key: Key, written: str) -> str:
     named = {choice.casefold().strip(): choice for choice in key.options}
     plain = written.casefold().strip(" .!")
     if plain not in named:
+        # An option with its ground: "No: the banks forbid it".
+        plain = re.split(r"\s*[:：;,.!–—]\s*", plain, maxsplit=1)[0]
+    if plain not in named:
         raise ReplyError(f"the {key.name} {beginning(written)} is none of {', '.join(key.options)}")
     return named[plain]
