@@ -70,7 +70,7 @@ def test_it_comes_along_small_and_says_nothing_of_the_machine_that_trained_it() 
     assert sum(files.values()) < 20e6
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     assert {value.dtype for value in load_file(folder / "adapter_model.safetensors").values()} == {torch.bfloat16}
-    assert {"corpus", "script", "held_out_loss"} <= set(json.loads((folder / "writer.json").read_text()))
+    assert {"corpus", "scripts", "held_out"} <= set(json.loads((folder / "writer.json").read_text()))
 
 
 def test_it_is_converted_once_and_its_numbers_stay(
