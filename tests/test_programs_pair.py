@@ -32,9 +32,9 @@ from optimsyn.programs.prompts.pair_prompts import (
     base_prompt,
     chat_messages,
     demo_reply,
+    label_of_key,
     open_schema,
-    writer_prompt,
-    writer_reply,
+    writer_knows,
 )
 from optimsyn.recipe.sections.synthesis import Checks
 
@@ -190,19 +190,17 @@ def test_the_lines_of_a_reply_are_read_back(data: st.DataObject, form: QuestionF
     for key in form.reply_keys():
         reply[key.name] = data.draw(st.sampled_from(key.options) if key.options else WORDS)
     plain = {name: " ".join(text.split()) for name, text in reply.items()}
-    text = writer_reply(reply, form)
-    options = [plain["answer"], *(plain[name] for name in wrong_keys(form))]
+    wrong_keys = form.wrong_keys if isinstance(form, MultipleChoice) else ()
+    wrong = [reply[name] for name in wrong_keys]
+    options = [plain["answer"], *(plain[name] for name in wrong_keys)]
     assume(len({normalized(option).rstrip(".") for option in options}) == len(options))
+    place = data.draw(st.integers(0, len(wrong)))
+    written = [*wrong[:place], reply["answer"], *wrong[place:]] if wrong else []
+    text = writer_prompts.pair_reply(reply["quote"], reply["question"], reply["answer"], written)
+    further = set(plain) - {"quote", "question", "answer", *wrong_keys}
+    text += "".join(f"\n{label_of_key(name)}: {plain[name]}" for name in further)
     read = read_pair(text, form)
-    # The wrong options may come in any order.
-    wrong = [sorted(values[name] for name in wrong_keys(form)) for values in (read, plain)]
-    assert wrong[0] == wrong[1]
-    for name in set(plain) - set(wrong_keys(form)):
-        assert read[name] == plain[name], text
-
-
-def wrong_keys(form: QuestionForm) -> tuple[str, ...]:
-    return form.wrong_keys if isinstance(form, MultipleChoice) else ()
+    assert {name: read[name] for name in plain} == plain
 
 
 def test_lines_as_models_write_them() -> None:
@@ -221,7 +219,15 @@ def test_lines_as_models_write_them() -> None:
         read_pair(LINES, form)
 
 
-@pytest.mark.parametrize("answer", ["no", "No.", "No: the banks forbid it", "No, it never moved.", "NO – see the minutes"])
+def test_pairs_of_more_options_may_have_four() -> None:
+    text = f"{LINES}Options: 1904 | 1931 | 1950 | 1960\nAnswer: 1931"
+    content = MultipleChoice(6).content(read_pair(text, MultipleChoice(6)), 5)
+    assert sorted(content.choices or ()) == ["1904", "1931", "1950", "1960"]
+
+
+@pytest.mark.parametrize(
+    "answer", ["no", "No.", "No: the banks forbid it", "No, it never moved.", "NO – see the minutes"]
+)
 def test_an_option_may_come_with_its_ground(answer: str) -> None:
     assert read_pair(f"{LINES}Answer: {answer}", FORMS[2])["answer"] == "no"
 
@@ -270,37 +276,33 @@ def test_forms_are_named_as_in_the_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "described", "examples"),
+    ("form", "described", "known"),
     [
-        (Free(7), "", 0),
-        (MultipleChoice(4), "multiple choice, four options", 0),
-        (MultipleChoice(3, ("yes", "no", "maybe")), "the answer is yes, no or maybe", 0),
-        (MultipleChoice(5), "multiple choice, five options", 2),
-        (MultipleChoice(2, ("yes", "no")), "the answer is yes or no", 2),
-        (MultipleChoice(12), "multiple choice, 12 options", 2),
-        (TrueFalse(), "a statement that is true or false, with the reason", 2),
-        (Named(), "a question with the name of its unit", 2),
+        (Free(7), "", True),
+        (MultipleChoice(4), "multiple choice, four options", True),
+        (MultipleChoice(3, ("yes", "no", "maybe")), "the answer is yes, no or maybe", True),
+        (MultipleChoice(5), "multiple choice, five options", True),
+        (MultipleChoice(2, ("yes", "no")), "the answer is yes or no", False),
+        (MultipleChoice(12), "multiple choice, 12 options", True),
+        (TrueFalse(), "a statement that is true or false, with the reason", False),
+        (Named(), "a question with the name of its unit", False),
     ],
 )
-async def test_the_writer_is_told_the_form_and_shown_the_ones_that_it_does_not_know(
-    form: QuestionForm, described: str, examples: int
+async def test_the_writer_is_told_the_form_and_what_it_does_not_know_is_asked_as_of_any_base_model(
+    form: QuestionForm, described: str, known: bool
 ) -> None:
     assert form.described() == described
-    prompt = writer_prompt(form, TEXT, RUBRIC)
-    assert prompt.endswith(writer_prompts.pair_prompt(TEXT, RUBRIC, described))
-    assert prompt.count("Passage:") == 1 + examples
-    assert prompt.count(f"\nForm: {described}\nPair:") == (bool(described)) * (1 + examples)
-    for demo in DEMOS:
-        shown = writer_reply(demo_reply(demo, form), form)
-        assert "\n\n" not in shown
-        assert (shown in prompt) == bool(examples)
-        if not (isinstance(form, MultipleChoice) and form.options > 8):
-            assert read_pair(shown, form)["question"]
-    model = Scripted(writer_reply(demo_reply(DEMOS[0], MultipleChoice(4)), MultipleChoice(4)), writer=True)
-    await PairWriter(model, CHOICE).awrite(passage(), RUBRIC, seed=1, variant="x")
+    assert writer_knows(form) == known
+    shape = TaskShape.only("x", form)
+    model = Scripted(json.dumps(demo_reply(DEMOS[0], form)), writer=True, chat=False)
+    await PairWriter(model, shape).awrite(passage(), RUBRIC, seed=1, variant="x")
     (call,) = model.calls
-    assert (call.messages[0]["content"], call.schema) == (writer_prompt(MultipleChoice(4), TEXT, RUBRIC), None)
-    assert call.stop == ("\n\n",)
+    if known:
+        assert call.messages[0]["content"] == writer_prompts.pair_prompt(TEXT, RUBRIC, described)
+        assert (call.schema, call.stop) == (None, ("\n\n",))
+    else:
+        assert call.messages[0]["content"] == base_prompt(form, TEXT, RUBRIC)
+        assert (call.schema, call.stop) == (open_schema(form, 1), ())
 
 
 def _question(answer: str, choices: tuple[str, ...] | None = None, **fields: Any) -> Question:

@@ -13,7 +13,14 @@ from optimsyn.llm.replies import Reply
 from optimsyn.programs.messages import Message
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
-from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages, open_schema, writer_prompt
+from optimsyn.programs.prompts.pair_prompts import (
+    STOP,
+    base_prompt,
+    chat_messages,
+    open_schema,
+    writer_knows,
+    writer_prompt,
+)
 from optimsyn.programs.rubric import Shared
 from optimsyn.programs.task_shape import TaskShape
 
@@ -88,6 +95,8 @@ class PairWriter(dspy.Module):
         kind = self.spec.kind_for(seed)
         form = self.spec.form(kind)
         manner = self.model.manner
+        if manner == "writer" and not writer_knows(form):
+            manner = "plain"
 
         def messages(_: str, inputs: dict[str, Any]) -> list[Message]:
             if manner == "chat":

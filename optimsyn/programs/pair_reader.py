@@ -93,7 +93,7 @@ def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, st
         for name, value in form.mended(values).items()
     }
     reply.setdefault("quote", "")
-    for name in dict.fromkeys(("question", "answer", *keys)):
+    for name in dict.fromkeys(("question", "answer", *(key.name for key in keys.values() if key.needed))):
         if not reply.get(name):
             excuse = next((reply[key] for key in _EXCUSES if sounds_refused(reply.get(key, ""))), None)
             if excuse is not None:

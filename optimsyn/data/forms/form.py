@@ -52,12 +52,14 @@ class Key:
         asks: Its description in the prompt.
         options: The allowed texts; empty: any.
         several: Whether a list of texts is accepted, and joined by commas.
+        needed: Whether a reply without it is no pair.
     """
 
     name: str
     asks: str
     options: tuple[str, ...] = ()
     several: bool = False
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class QuestionForm(Protocol):
         """The pair in a reply.
 
         Args:
-            reply: A text of one line for each of the `reply_keys`, none of them empty.
+            reply: A text of one line for each of the `reply_keys`, none of the needed ones empty.
             seed: Of the pair, for random choices.
 
         Raises:

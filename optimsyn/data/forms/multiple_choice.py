@@ -145,7 +145,8 @@ class MultipleChoice(QuestionForm):
         return (
             Key("answer", f"the correct answer, as short as possible (about {self.answer_words} words)"),
             question,
-            *(Key(name, wrong) for name in self.wrong_keys),
+            # Small models write four options, however many are asked for.
+            *(Key(name, wrong, needed=place < _FEW_OPTIONS) for place, name in enumerate(self.wrong_keys, 1)),
         )
 
     def demonstration(self, demo: Demo) -> dict[str, str]:
@@ -184,7 +185,7 @@ class MultipleChoice(QuestionForm):
         """The options in random order."""
         if self.fixed:
             return Content(reply["question"], reply["answer"], self.fixed, self.fixed.index(reply["answer"]))
-        options = [reply["answer"], *(reply[name] for name in self.wrong_keys)]
+        options = [reply["answer"], *(reply[name] for name in self.wrong_keys if reply.get(name))]
         order = list(range(len(options)))
         random.Random(derive_seed(seed, "options")).shuffle(order)
         choices = tuple(options[place] for place in order)

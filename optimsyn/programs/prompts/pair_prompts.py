@@ -7,11 +7,9 @@ llama.cpp server has read of a passage serves every rubric that is tried on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from optimsyn.data.demonstrations import DEMOS, Demo
 from optimsyn.data.forms import QuestionForm
-from optimsyn.data.forms.free import Free
 from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.records import Rubric
 from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
@@ -19,34 +17,23 @@ from optimsyn.programs.prompts import writer_prompts
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
 
 STOP = ("\n\n",)
-# What the writer was trained on (tools/train_writer.py), by description and keys.
-_TRAINED = [
-    (form.described(), {key.name for key in form.reply_keys()})
-    for form in (Free(), MultipleChoice(4), MultipleChoice(3, ("yes", "no", "maybe")))
-]
+_VERDICTS = MultipleChoice(3, ("yes", "no", "maybe")).described()
+
+
+def writer_knows(form: QuestionForm) -> bool:
+    """Whether the writer can write pairs of a form: a question with a free answer, with options, or yes, no and maybe.
+
+    For other keys or verdicts it ignores even worked examples.
+    """
+    keys = form.reply_keys()
+    if {key.name for key in keys} != {"question", "answer"}:
+        return type(form) is MultipleChoice
+    return not any(key.options for key in keys) or form.described() == _VERDICTS
 
 
 def writer_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
-    """The prompt of the writer, with worked examples only for a form that it was not trained on."""
-    described = form.described()
-    trained = (described, {key.name for key in form.reply_keys()}) in _TRAINED
-    demos = "".join(
-        writer_prompts.pair_prompt(demo.passage, demo.rubric if rubric is not None else None, described)
-        + writer_reply(demo_reply(demo, form), form)
-        + "\n\n"
-        for demo in (() if trained else DEMOS)
-    )
-    return demos + writer_prompts.pair_prompt(passage, rubric, described)
-
-
-def writer_reply(reply: Mapping[str, str], form: QuestionForm) -> str:
-    """A reply in the writer's lines: those of every pair, then one for each further key of the form."""
-    wrong = [reply[key] for key in getattr(form, "wrong_keys", ()) if key in reply]
-    options = sorted([reply["answer"], *wrong]) if wrong else []
-    lines = [writer_prompts.pair_reply(reply["quote"], reply["question"], reply["answer"], options)]
-    plain = {"quote", "question", "answer", *getattr(form, "wrong_keys", ())}
-    lines += [f"{label_of_key(name)}: {' '.join(text.split())}" for name, text in reply.items() if name not in plain]
-    return "\n".join(lines)
+    """The prompt of the writer."""
+    return writer_prompts.pair_prompt(passage, rubric, form.described())
 
 
 def label_of_key(name: str) -> str:
