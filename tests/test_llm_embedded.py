@@ -121,7 +121,9 @@ async def test_concurrent_schema_replies_through_the_shared_server(server: Embed
     model = load_language_model(ModelSpec(name="embedded"), ReplyCache(":memory:"))
     assert model.structured
     assert not model.chat
-    prompt = f"Passage: {' '.join(sentences)}\nReply with a quote and a question as JSON:"
+    # A worked example: without one this model may fill the white space that JSON allows.
+    shown = json.dumps({"quote": "Copper conducts heat.", "question": "What does copper conduct?"})
+    prompt = f"Passage: Copper conducts heat.\n{shown}\n\nPassage: {' '.join(sentences)}\n"
     calls = [Call.of(prompt, schema=schema, seed=seed, max_tokens=120) for seed in range(4)]
     replies = await asyncio.gather(*map(model.complete, calls))
     for reply in replies:
