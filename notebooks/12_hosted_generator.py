@@ -7,7 +7,7 @@
 #
 # **Without a key this notebook still runs.** It then starts a second llama.cpp server with the embedded model on this
 # machine and treats it as "the hosted service": same protocol, same key check, same code path, no money. It is used
-# like any service, without the grammar that keeps so small a model to the passage, so its pairs are worse.
+# like any service: as the bare base model, without the adapter that writes the pairs of a run, so its pairs are worse.
 
 # %% [markdown] tags=["measured"]
 # Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
@@ -56,7 +56,7 @@ prepare.run(run)
 if generator:
     service = ModelSpec(name=generator, temperature=0.4, max_tokens=400)
 else:
-    server = EmbeddedServer(publish=False).start()
+    server = EmbeddedServer(publish=False, writer=False).start()
     os.environ["STAND_IN_API_KEY"] = server.key
     own = {"api_base": server.url, "api_key_env": "STAND_IN_API_KEY", "prices": {"input": 0, "output": 0}}
     service = ModelSpec.model_validate({"name": f"openai/{EMBEDDED_ID}", "temperature": 0.4, "max_tokens": 200, **own})

@@ -21,6 +21,7 @@ from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.llm.language_model import Call, LanguageModel
 from optimsyn.llm.replies import Reply, ReplyCache
+from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.recipe import ModelSpec
 
 WORTH = {"mechanism": 0.30, "quantity": 0.12, "comparison": 0.06, "definition": -0.04}
@@ -52,9 +53,7 @@ def noise(*parts: object) -> float:
     return derive_seed(*parts) / 2**30 - 1
 
 
-class Shape:
-    def kind_for(self, seed: int) -> str:
-        return "free"
+Shape = TaskShape
 
 
 class RubricModel(LanguageModel):

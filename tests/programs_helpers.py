@@ -49,16 +49,26 @@ class Scripted(LanguageModel):
     """Answers each call with what a function says; remembers the calls."""
 
     def __init__(
-        self, answer: Callable[[Call], str] | str, *, chat: bool = True, structured: bool = True, **spec: Any
+        self,
+        answer: Callable[[Call], str] | str,
+        *,
+        chat: bool = True,
+        structured: bool = True,
+        writer: bool = False,
+        **spec: Any,
     ) -> None:
         super().__init__(ModelSpec(name="scripted", **spec), None, None, identity="scripted")
         self._answer = answer
-        self._chat, self._structured = chat, structured
+        self._chat, self._structured, self._writer = chat, structured, writer
         self.calls: list[Call] = []
 
     @property
     def chat(self) -> bool:
         return self._chat
+
+    @property
+    def writer(self) -> bool:
+        return self._writer
 
     @property
     def structured(self) -> bool:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
-import re
 from typing import Any
 
 import pytest
-from programs_helpers import RUBRIC, TEXT, Scripted, pair, passage
+from programs_helpers import RUBRIC, Scripted, pair, passage
 
 from optimsyn.base.errors import DataError, ReplyError
 from optimsyn.base.extensions import FORMS
 from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.demonstrations import DEMOS
-from optimsyn.data.forms import Heard, form_named, form_of, identity_of
-from optimsyn.data.forms.free import Free
+from optimsyn.data.forms import Heard, form_named, identity_of
 from optimsyn.data.forms.true_false import TrueFalse
 from optimsyn.data.records import Pair, Question
-from optimsyn.programs.constrained.pair_form import tight_schema
-from optimsyn.programs.constrained.spans import sentences
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.pair_prompts import open_schema
@@ -129,29 +124,3 @@ def test_shapes_of_several_forms() -> None:
     assert shape.form("true_false") == TrueFalse(3)
     drawn = [shape.kind_for(seed) for seed in range(400)]
     assert 260 < drawn.count("true_false") < 340
-
-
-class Shorter(Free):
-    """Changes what a generator is asked for, so the grammar of free answers would be wrong."""
-
-
-@pytest.mark.parametrize("form", [TrueFalse(), Shorter()])
-def test_a_form_that_the_grammar_does_not_know_is_held_to_a_quote_and_its_keys(form: Free) -> None:
-    schema = tight_schema(form, TEXT, 1)
-    keys = schema["properties"]
-    assert list(keys) == ["quote", *(key.name for key in form.reply_keys(1))]
-    assert set(keys["quote"]["enum"]) <= set(sentences(TEXT))
-    for key in form.reply_keys(1):
-        part = keys[key.name]
-        if key.options:
-            assert part == {"type": "string", "enum": list(key.options)}
-        else:
-            assert re.fullmatch(part["pattern"], "Any line of words, 1931.")
-            assert not re.fullmatch(part["pattern"], 'With a " quote')
-    reply = {name: random.Random(1).choice(part.get("enum", ["words"])) for name, part in keys.items()}
-    assert form.content(read_pair(json.dumps(reply), form), 1).question == "words"
-
-
-def test_the_grammar_knows_free_answers() -> None:
-    assert "anyOf" in tight_schema(Free(), TEXT, 1)
-    assert form_of(pair()) == Free()

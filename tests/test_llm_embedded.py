@@ -121,7 +121,9 @@ async def test_concurrent_schema_replies_through_the_shared_server(server: Embed
     model = load_language_model(ModelSpec(name="embedded"), ReplyCache(":memory:"))
     assert model.structured
     assert not model.chat
-    prompt = f"Passage: {' '.join(sentences)}\nReply with a quote and a question as JSON:"
+    # A worked example: without one this model may fill the white space that JSON allows.
+    shown = json.dumps({"quote": "Copper conducts heat.", "question": "What does copper conduct?"})
+    prompt = f"Passage: Copper conducts heat.\n{shown}\n\nPassage: {' '.join(sentences)}\n"
     calls = [Call.of(prompt, schema=schema, seed=seed, max_tokens=120) for seed in range(4)]
     replies = await asyncio.gather(*map(model.complete, calls))
     for reply in replies:
@@ -154,19 +156,20 @@ assert "litellm" not in sys.modules, "seconds in each process of a run"
 
 
 @pytest.mark.slow
-def test_the_server_and_the_dequantised_weights_agree(server: EmbeddedServer) -> None:
+def test_the_bare_server_and_the_dequantised_weights_agree() -> None:
     import torch
 
     from optimsyn.llm.local.loading import load_causal_lm
 
     prompt = "Vitamin C is found in citrus fruit, and a lack of it causes"
-    ranked = httpx.post(
-        server.url.removesuffix("/v1") + "/completion",
-        headers={"Authorization": f"Bearer {server.key}"},
-        json={"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0},
-        timeout=600,
-        trust_env=False,
-    ).json()["completion_probabilities"][0]["top_logprobs"]
+    with EmbeddedServer(publish=False, writer=False) as bare:
+        ranked = httpx.post(
+            bare.url.removesuffix("/v1") + "/completion",
+            headers={"Authorization": f"Bearer {bare.key}"},
+            json={"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0},
+            timeout=600,
+            trust_env=False,
+        ).json()["completion_probabilities"][0]["top_logprobs"]
     model, tokenizer = load_causal_lm(ModelSpec(name="embedded", device="cpu", dtype="float32"))
     with torch.no_grad():
         ours = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].log_softmax(0)

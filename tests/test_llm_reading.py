@@ -281,7 +281,7 @@ def test_damage_is_mended_within_limits(text: str, answer: str | None) -> None:
         (Reply(text="", finish_reason="tool_calls", tool_call=GOOD), Outcome.READ, ""),
         (Reply(text='{"error": "I am sorry, but I cannot help."}'), Outcome.REFUSAL, "refuses"),
         (Reply(text='{"question": "", "answer": "", "reason": "Lo siento."}'), Outcome.REFUSAL, "refuses"),
-        (Reply(text="Copper is a metal."), Outcome.INVALID, "no JSON object"),
+        (Reply(text="Copper is a metal."), Outcome.INVALID, "no question and answer"),
         (Reply(text='{"question": "Which?"}'), Outcome.INVALID, "lacks `answer`"),
     ],
 )

@@ -67,7 +67,7 @@ def test_training_and_use_see_the_same_prompt(
     with pytest.raises(_SeenError):
         train_policy(PolicyTask(spec, config, make_reward(), passages(1), BASE_TEXT, Shape(), tmp_path, 11))
     tokenizer = AutoTokenizer.from_pretrained(thinker)
-    messages, _ = rubric_messages(BASE_TEXT, passages(1)[0], "free", chat=True)
+    messages, _ = rubric_messages(BASE_TEXT, passages(1)[0], "", manner="chat")
     assert list(seen[0]) == prompt_ids(tokenizer, messages, spec.template_arguments)
     assert tokenizer.decode(seen[0]).endswith(ends)
 

@@ -14,9 +14,11 @@ import torch
 from optimize_helpers import BASE_TEXT, PairWriter, Scorer, Shape, make_reward, passages, tiny_policy
 from optimize_run import run_policy
 from runs_helpers import tiny_recipe
+from safetensors.torch import load_file
 
 from optimsyn.base.errors import DataError, ModelError, ServiceError
 from optimsyn.base.files import iter_json
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import PolicyResult, train_policy
@@ -116,6 +118,72 @@ def test_kl_needs_no_second_model(policy: Path, tmp_path: Path, monkeypatch: pyt
     found = train(policy, tmp_path, kl=0.05)
     assert found.history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert found.history[-1]["kl"] > 0
+
+
+def begun(policy: Path, folder: Path) -> Path:
+    """A LoRA of the tiny policy, other than no LoRA."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(policy), config).save_pretrained(folder)
+    return folder
+
+
+def test_a_training_begins_from_an_adapter_and_resumes_with_it(policy: Path, tmp_path: Path) -> None:
+    start = begun(policy, tmp_path / "start")
+    spec = ModelSpec(name=str(policy), device="cpu")
+    config = PolicyOptimizer(
+        steps=3, group_size=4, passages_per_step=2, temperature=1.0, lr=1e-2, kl=0.05, max_tokens=16
+    )
+
+    def trained(folder: Path, reward: Any, start: Path = start) -> PolicyResult:
+        task = PolicyTask(spec, config, reward, passages(3), BASE_TEXT, Shape(), folder, 11, start=start)
+        return train_policy(task)
+
+    whole = trained(tmp_path / "whole", make_reward(tmp_path / "whole.jsonl"))
+    # The reference of the KL term is the adapter that it began from, not the bare model.
+    assert whole.history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert whole.history[-1]["kl"] > 0
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (start, whole.adapter))
+    assert before.keys() == after.keys()
+    assert sorted(path.name for path in whole.adapter.iterdir() if path.is_dir()) == []
+    moved = [name for name in before if not before[name].equal(after[name])]
+    assert {name.rpartition(".lora_")[2] for name in moved} == {"A.weight", "B.weight"}
+    assert all((before[name] - after[name]).abs().max() < 0.2 for name in before)
+
+    writer = PairWriter(fail_at=12)
+    writer.fails = ServiceError("connection refused")
+    ledger = tmp_path / "rewards.jsonl"
+    with pytest.raises(ServiceError, match="connection refused"):
+        trained(tmp_path / "broken", make_reward(ledger, writer=writer))
+    assert 0 < len(read_history(tmp_path / "broken" / "history.jsonl")) < 3
+    trained(tmp_path / "broken", make_reward(ledger))
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+    # Another start is another training.
+    other = begun(policy, tmp_path / "other")
+    settings = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 32}))
+    trained(tmp_path / "whole", make_reward(), other)
+    assert weights(tmp_path / "whole") != weights(tmp_path / "broken")
+
+
+def test_the_embedded_policy_is_asked_as_the_embedded_rubric_model_is(policy: Path, tmp_path: Path) -> None:
+    from optimsyn.programs.prompts.writer_prompts import rubric_prompt
+
+    shape = Shape.only("multiple_choice", MultipleChoice(3, ("yes", "no", "maybe")))
+    for name in ("embedded", str(policy)):
+        task = PolicyTask(
+            ModelSpec(name=name), PolicyOptimizer(), make_reward(), passages(2), BASE_TEXT, shape, tmp_path, 1
+        )
+        row = task.rows(None)[0]
+        form = "the answer is yes, no or maybe"
+        written = [rubric_prompt(passage.text, BASE_TEXT, form) for passage in passages(2)]
+        assert (row["prompt"] in written) == (name == "embedded")
+        assert form in row["prompt"]
 
 
 def test_fewer_passages_than_a_step_wants_and_accumulated_gradients(policy: Path, tmp_path: Path) -> None:

@@ -1,178 +1,46 @@
-"""Pairs: the writer, the form that it imitates, and the schema that holds a base model to it."""
+"""Pairs: the writer, its prompts and replies, and the form that it imitates."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
-import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from programs_helpers import RUBRIC, TEXT, Scripted, pair, passage
+from programs_helpers import RUBRIC, TEXT, Scripted, passage
 
-from optimsyn.base.errors import ReplyError
-from optimsyn.data.demonstrations import DEMOS
-from optimsyn.data.forms import QuestionForm
+from optimsyn.base.errors import Outcome, ReplyError
+from optimsyn.data.demonstrations import DEMOS, Demo
+from optimsyn.data.forms import Key, QuestionForm
 from optimsyn.data.forms.free import Free
 from optimsyn.data.forms.multiple_choice import MultipleChoice
-from optimsyn.data.records import Pair, Question, Rubric
+from optimsyn.data.forms.true_false import TrueFalse
+from optimsyn.data.records import Pair, Question
+from optimsyn.data.text import normalized
 from optimsyn.llm.language_model import Call
+from optimsyn.llm.replies import Reply
 from optimsyn.programs.checks import Checker
-from optimsyn.programs.constrained.pair_form import tight_schema
-from optimsyn.programs.constrained.questions import question_pattern
-from optimsyn.programs.constrained.spans import answers_in, is_english, sentences
-from optimsyn.programs.constrained.steering import Steer
 from optimsyn.programs.pair import PairWriter, TaskShape
 from optimsyn.programs.pair_reader import read_pair
-from optimsyn.programs.prompts.pair_prompts import base_prompt, chat_messages
+from optimsyn.programs.prompts import writer_prompts
+from optimsyn.programs.prompts.pair_prompts import (
+    base_prompt,
+    chat_messages,
+    demo_reply,
+    label_of_key,
+    open_schema,
+    writer_knows,
+)
 from optimsyn.recipe.sections.synthesis import Checks
 
 FORMS = [Free(), MultipleChoice(4), MultipleChoice(3, ("yes", "no", "maybe"))]
 FREE, CHOICE = TaskShape(), TaskShape.only("multiple_choice")
 CLOSED = TaskShape.only("multiple_choice", FORMS[2], open_book=True)
-
-
-@given(st.text(max_size=600))
-def test_sentences_are_stretches_of_the_text(text: str) -> None:
-    for part in sentences(text):
-        assert part in text
-        assert len(part) <= 240
-
-
-def test_sentences_of_ordinary_text() -> None:
-    assert len(sentences(TEXT)) == 5
-    assert sentences("Dr. Crane met J. Smith in Harlow. They had 3.5 tons of paper.") == [
-        "Dr. Crane met J. Smith in Harlow.",
-        "They had 3.5 tons of paper.",
-    ]
-
-
-@given(st.text(max_size=300), st.booleans())
-def test_answers_are_stretches_of_the_sentence(text: str, english: bool) -> None:
-    for answer in answers_in(text, english=english):
-        assert answer.text in " ".join(text.split())
-        if (pattern := question_pattern(answer)) is not None:
-            re.compile(pattern)
-
-
-def test_languages() -> None:
-    assert is_english(TEXT)
-    assert not is_english("Die Bibliothek wurde 1904 eröffnet und steht heute am Kanal der Stadt.")
-
-
-@pytest.mark.parametrize(
-    ("sentence", "answer", "question"),
-    [
-        ("The town council of Harlow opened its first lending library in 1904.", "1904",
-         "When did the town council of Harlow open its first lending library?"),
-        ("In 1931, the library moved to a larger building.", "larger building", "What did the library move to?"),
-        ("Miss Edith Crane gave her books to the town.", "Miss Edith Crane", "Who gave her books to the town?"),
-        ("The bridge was built by Roman soldiers in the north.", "Roman soldiers", "What was the bridge built by?"),
-        ("The town keeps the letters of the mill owners.", "letters of the mill owners", "What does the town keep?"),
-        ("More than 600 books were given to the library.", "600", "How many books were given to the library?"),
-        ("About 25% of the readers worked in the mills.", "25%", "What percentage of the readers worked in the mills?"),
-        ("The mayor has owned three mills since 1900.", "three", "How many mills has the mayor owned?"),
-    ],
-)  # fmt: skip
-def test_questions_that_an_answer_allows(sentence: str, answer: str, question: str) -> None:
-    found = {item.text: item for item in answers_in(sentence, english=True)}
-    assert answer in found
-    pattern = question_pattern(found[answer])
-    assert pattern is not None
-    assert re.fullmatch(pattern, question), pattern
-
-
-def test_what_cannot_be_turned_round_is_left_alone() -> None:
-    assert all(question_pattern(a) is None for a in answers_in("He gave it to them.", english=True))
-    assert "6" not in {a.text for a in answers_in("See Note 6 of the report.", english=True)}
-
-
-def _reply(schema: dict[str, Any], draw: random.Random, data: st.DataObject) -> dict[str, Any]:
-    """A random reply that a schema of ours allows."""
-    if "anyOf" in schema:
-        return _reply(draw.choice(schema["anyOf"]), draw, data)
-    reply = {}
-    for key, part in schema["properties"].items():
-        if "const" in part:
-            reply[key] = part["const"]
-        elif "enum" in part:
-            reply[key] = draw.choice(part["enum"])
-        else:
-            reply[key] = data.draw(st.from_regex(part["pattern"], fullmatch=True))
-    return reply
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(0, 10_000), st.sampled_from(FORMS[:2]))
-def test_whatever_the_schema_allows_is_a_grounded_pair(data: st.DataObject, seed: int, form: QuestionForm) -> None:
-    reply = _reply(tight_schema(form, TEXT, seed), random.Random(seed), data)
-    read = read_pair(json.dumps(reply), form)
-    assert list(reply)[:3] == ["quote", "answer", "question"]
-    assert len(json.dumps(reply)) < 700
-    written = pair(question=read["question"], answer=read["answer"], quote=read["quote"])
-    failed = Checker(Checks()).check(written, passage()).failed
-    assert not {"grounded", "mentions_document", "answered_by_itself", "answer_fits_question", "demo_copy"} & set(
-        failed
-    )
-    options = [reply["answer"], *(reply[key] for key in reply if key.startswith("wrong_"))]
-    assert len({option.casefold() for option in options}) == len(options)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Kurz.",
-        "| a | b |\n| 1 | 2 |",
-        "东京是日本的首都。它有一千四百万人口。",
-        "word " * 300,
-        "No.",
-        "1 2 3",
-        '"{}[]()\\',
-    ],
-)
-def test_a_schema_for_any_text(form: QuestionForm, text: str) -> None:
-    schema = tight_schema(form, text, 1)
-    for branch in schema.get("anyOf", [schema]):
-        assert list(branch["properties"]) == branch["required"]
-        for part in branch["properties"].values():
-            if "pattern" in part:
-                re.compile(part["pattern"])
-                # llama.cpp silently drops a pattern with one of these in a class.
-                assert not re.search(r"\[[^\]]*(?:\\s|[^\x00-\x7f])[^\]]*\]", part["pattern"])
-
-
-def test_seeds_bring_in_other_sentences() -> None:
-    def quotes(seed: int) -> set[str]:
-        return {branch["properties"]["quote"]["const"] for branch in tight_schema(Free(), TEXT, seed)["anyOf"]}
-
-    assert quotes(1) == quotes(1)
-    assert len(set.union(*(quotes(seed) for seed in range(30)))) == 5
-    assert all(len(quotes(seed)) <= 3 for seed in range(5))
-
-
-def test_a_rubric_steers_what_a_small_model_may_quote_and_answer() -> None:
-    text = (
-        "The town of Brill had a market from 1229. The windmill is made of oak. The mill was closed in 1924. "
-        "Wheat was carried by the river Thame. A tramway with six stations linked the town to Quainton."
-    )
-
-    def offered(rubric: Rubric | None, seed: int) -> set[tuple[str, str]]:
-        schema = tight_schema(Free(), text, seed, Steer.of(rubric))
-        parts = [branch["properties"] for branch in schema.get("anyOf", [schema])]
-        return {(part["quote"]["const"], part["answer"]["const"]) for part in parts}
-
-    plain = dict.fromkeys(("question_quality", "answer_quality", "alignment", "trainability"), "clear")
-    years = Rubric(question_type="the year of an event", **plain)
-    assert {answer for _, answer in offered(years, 3)} == {"1229", "1924"}
-    mill = Rubric(question_type="the material that the windmill is made of", **plain)
-    assert all(any("windmill" in quote for quote, _ in offered(mill, seed)) for seed in range(20))
-    assert not all(any("windmill" in quote for quote, _ in offered(None, seed)) for seed in range(20))
-    # Nothing in the text is a percentage: the rubric then rules nothing out.
-    assert offered(Rubric(question_type="a percentage", **plain), 5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -228,24 +96,17 @@ async def test_writer_of_each_form() -> None:
         assert Checker(Checks()).check(written, passage()).valid
 
 
-@pytest.mark.parametrize(
-    ("model", "tight"),
-    [
-        (Scripted(_chat), False),
-        (Scripted(_chat, chat=False), True),
-        (Scripted(_chat, api_base="http://localhost:1/v1"), False),
-        (Scripted(_chat, structured_output=True), False),
-        (Scripted(_chat, api_base="http://localhost:1/v1", structured_output=True), False),
-    ],
-)
-async def test_who_is_held_to_the_passage(model: Scripted, tight: bool) -> None:
-    await PairWriter(model, FREE).awrite(passage(), None, seed=1, variant="x")
-    schema = model.calls[-1].schema
-    assert schema is not None
-    assert ("anyOf" in schema) == tight
-    if not tight:
-        assert set(schema["properties"]) == {"quote", "answer", "question"}
-        assert "Edith" not in json.dumps(schema)
+@pytest.mark.parametrize("shape", [FREE, CHOICE, CLOSED])
+async def test_a_base_model_gets_worked_examples_and_the_schema_where_it_takes_one(shape: TaskShape) -> None:
+    for structured in (True, False):
+        model = Scripted(_chat, chat=False, structured=structured)
+        await PairWriter(model, shape).awrite(passage(), RUBRIC, seed=1, variant="x")
+        (call,) = model.calls
+        (message,) = call.messages
+        form = shape.forms[0].form
+        assert message["content"] == base_prompt(form, TEXT, RUBRIC)
+        assert call.schema == open_schema(form, 1)
+        assert call.stop == (() if structured else ("\n\n",))
 
 
 @pytest.mark.parametrize("shape", [FREE, CHOICE, CLOSED])
@@ -282,7 +143,7 @@ async def test_positions_of_the_answer_vary_and_identity_is_stable() -> None:
     [
         ("", "empty"),
         ("I cannot do that.", "refuses"),
-        ("There is a town.", "no JSON object"),
+        ("There is a town.", "no question and answer"),
         ('{"question": "Who gave books?"}', "lacks `answer`"),
         ('{"question": "", "answer": "Edith Crane"}', "lacks `question`"),
         ('{"question": ["Who?", "When?"], "answer": "Edith Crane"}', "lacks `question`"),
@@ -303,6 +164,145 @@ def test_damaged_replies_are_repaired() -> None:
         read_pair('{"question": "Is it?", "answer": "perhaps"}', FORMS[2])
     with pytest.raises(ReplyError, match="wrong_3"):
         read_pair('{"question": "Is it?", "answer": "a", "wrong_1": "b", "wrong_2": "c"}', FORMS[1])
+
+
+WORDS = st.text(
+    st.characters(exclude_categories=("C",), exclude_characters="|*{}<>[]"), min_size=1, max_size=60
+).filter(lambda text: text.strip())
+LINES = "Quote: The year was 1931.\nQuestion: When did it move?\n"
+
+
+class Named(Free):
+    """A form of its own, with a key beyond question and answer."""
+
+    in_rubric = "a question with the name of its unit"
+
+    def reply_keys(self, seed: int = 0) -> tuple[Key, ...]:
+        return (*super().reply_keys(seed), Key("unit_of_it", "the unit"))
+
+    def demonstration(self, demo: Demo) -> dict[str, str]:
+        return {**super().demonstration(demo), "unit_of_it": "years"}
+
+
+@given(st.data(), st.sampled_from([*FORMS, MultipleChoice(5), TrueFalse(), Named()]))
+def test_the_lines_of_a_reply_are_read_back(data: st.DataObject, form: QuestionForm) -> None:
+    reply = {"quote": data.draw(WORDS)}
+    for key in form.reply_keys():
+        reply[key.name] = data.draw(st.sampled_from(key.options) if key.options else WORDS)
+    plain = {name: " ".join(text.split()) for name, text in reply.items()}
+    wrong_keys = form.wrong_keys if isinstance(form, MultipleChoice) else ()
+    wrong = [reply[name] for name in wrong_keys]
+    options = [plain["answer"], *(plain[name] for name in wrong_keys)]
+    assume(len({normalized(option).rstrip(".") for option in options}) == len(options))
+    place = data.draw(st.integers(0, len(wrong)))
+    written = [*wrong[:place], reply["answer"], *wrong[place:]] if wrong else []
+    text = writer_prompts.pair_reply(reply["quote"], reply["question"], reply["answer"], written)
+    further = set(plain) - {"quote", "question", "answer", *wrong_keys}
+    text += "".join(f"\n{label_of_key(name)}: {plain[name]}" for name in further)
+    read = read_pair(text, form)
+    assert {name: read[name] for name in plain} == plain
+
+
+def test_lines_as_models_write_them() -> None:
+    form = Free()
+    wanted = {"quote": "The year was 1931.", "question": "When did it move?", "answer": "1931"}
+    for text in (
+        LINES + "Answer: 1931",
+        LINES + "Answer: 1931\n\nPassage: Another text.\nPair:\nQuote: no",
+        LINES + "Answer: 1931\nQuote: again\nQuestion: Who?\nAnswer: Ann",
+        "Pair:\n**Quote:** The year was 1931.\n- **Question**: When did it move?\n- answer: 1931\n",
+        "Question：When did it move?\nAnswer：1931\nQuote：The year was 1931.",
+    ):
+        assert read_pair(text, form) == wanted, text
+    assert read_pair("Question: Who?\nAnswer: Ann", form)["quote"] == ""
+    with pytest.raises(ReplyError, match="lacks `answer`"):
+        read_pair(LINES, form)
+
+
+def test_pairs_of_more_options_may_have_four() -> None:
+    text = f"{LINES}Options: 1904 | 1931 | 1950 | 1960\nAnswer: 1931"
+    content = MultipleChoice(6).content(read_pair(text, MultipleChoice(6)), 5)
+    assert sorted(content.choices or ()) == ["1904", "1931", "1950", "1960"]
+
+
+@pytest.mark.parametrize(
+    "answer", ["no", "No.", "No: the banks forbid it", "No, it never moved.", "NO – see the minutes"]
+)
+def test_an_option_may_come_with_its_ground(answer: str) -> None:
+    assert read_pair(f"{LINES}Answer: {answer}", FORMS[2])["answer"] == "no"
+
+
+@pytest.mark.parametrize("answer", ["Nobody", "no one", "Perhaps: no", "not yet", ": no"])
+def test_what_only_begins_like_an_option_is_none(answer: str) -> None:
+    with pytest.raises(ReplyError, match="none of yes, no, maybe"):
+        read_pair(f"{LINES}Answer: {answer}", FORMS[2])
+
+
+@pytest.mark.parametrize("text", [LINES + "Answer: 19", LINES, "Quote: The ye"])
+def test_a_cut_line_is_no_answer(text: str) -> None:
+    with pytest.raises(ReplyError) as caught:
+        read_pair(Reply(text=text, finish_reason="length"), Free())
+    assert caught.value.outcome is Outcome.CUT
+    # A whole last line counts.
+    assert read_pair(Reply(text=LINES + "Answer: 1931\n", finish_reason="length"), Free())["answer"] == "1931"
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "reason"),
+    [
+        ("1904 | 1931 | 1950 | 1960", "1931.", None),
+        ("1904|1931|1950|1960|1970", "1931", None),
+        ("1904 | 1930 | 1950 | 1960", "1931", "none of the options"),
+        ("1904 | 1931 | 1950", "1931", "lacks `wrong_3`"),
+        ("1931 | 1931 | 1950 | 1960", "1931", "lacks `wrong_3`"),
+    ],
+)
+def test_the_line_of_options_holds_all_four(options: str, answer: str, reason: str | None) -> None:
+    text = f"{LINES}Options: {options}\nAnswer: {answer}"
+    if reason is not None:
+        with pytest.raises(ReplyError, match=reason):
+            read_pair(text, FORMS[1])
+        return
+    content = FORMS[1].content(read_pair(text, FORMS[1]), 5)
+    assert content.choices is not None and content.answer_index is not None
+    assert sorted(content.choices) == sorted(["1904", answer, "1950", "1960"])
+    assert content.choices[content.answer_index] == answer
+
+
+def test_forms_are_named_as_in_the_training() -> None:
+    script = (Path(__file__).parents[1] / "tools" / "train_writer.py").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^(?:EXAM_)?FORMS = (\{.*\})$", script, re.MULTILINE)
+    assert set(ast.literal_eval(named).values()) == {form.described() for form in FORMS[1:]}
+
+
+@pytest.mark.parametrize(
+    ("form", "described", "known"),
+    [
+        (Free(7), "", True),
+        (MultipleChoice(4), "multiple choice, four options", True),
+        (MultipleChoice(3, ("yes", "no", "maybe")), "the answer is yes, no or maybe", True),
+        (MultipleChoice(5), "multiple choice, five options", True),
+        (MultipleChoice(2, ("yes", "no")), "the answer is yes or no", False),
+        (MultipleChoice(12), "multiple choice, 12 options", True),
+        (TrueFalse(), "a statement that is true or false, with the reason", False),
+        (Named(), "a question with the name of its unit", False),
+    ],
+)
+async def test_the_writer_is_told_the_form_and_what_it_does_not_know_is_asked_as_of_any_base_model(
+    form: QuestionForm, described: str, known: bool
+) -> None:
+    assert form.described() == described
+    assert writer_knows(form) == known
+    shape = TaskShape.only("x", form)
+    model = Scripted(json.dumps(demo_reply(DEMOS[0], form)), writer=True, chat=False)
+    await PairWriter(model, shape).awrite(passage(), RUBRIC, seed=1, variant="x")
+    (call,) = model.calls
+    if known:
+        assert call.messages[0]["content"] == writer_prompts.pair_prompt(TEXT, RUBRIC, described)
+        assert (call.schema, call.stop) == (None, ("\n\n",))
+    else:
+        assert call.messages[0]["content"] == base_prompt(form, TEXT, RUBRIC)
+        assert (call.schema, call.stop) == (open_schema(form, 1), ())
 
 
 def _question(answer: str, choices: tuple[str, ...] | None = None, **fields: Any) -> Question:
@@ -326,12 +326,12 @@ def test_shape_follows_the_questions() -> None:
 
 @pytest.mark.slow
 async def test_embedded_model_writes_valid_pairs() -> None:
-    """The real base model under the real server: every reply parses, most pairs pass every check."""
+    """The real model under the real server: nearly every reply parses, most pairs pass every check."""
     from optimsyn.llm.factory import load_language_model
     from optimsyn.programs.rubric import RubricWriter
     from optimsyn.recipe.recipe import ModelSpec
 
-    model = load_language_model(ModelSpec(name="embedded", temperature=0.4, max_tokens=200))
+    model = load_language_model(ModelSpec(name="embedded", temperature=0.7, max_tokens=240))
     rubrics = RubricWriter(model, "Ask for one fact that matters.")
     checker = Checker(Checks())
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from programs_helpers import RUBRIC, Scripted, passage
 
 from optimsyn.base.errors import ReplyError, ServiceError
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.records import Rubric
-from optimsyn.llm.language_model import Call
-from optimsyn.programs.prompts.rubric_prompts import COMPACT_KEYS
+from optimsyn.llm.language_model import Call, Manner
+from optimsyn.programs.prompts import writer_prompts
 from optimsyn.programs.rubric import (
     RubricWriter,
     complete_rubric,
@@ -23,6 +24,7 @@ from optimsyn.programs.rubric import (
     rubric_prompt,
     rubric_text,
 )
+from optimsyn.programs.task_shape import TaskShape
 
 LINE = st.from_regex(r"[A-Za-z][A-Za-z ,()0-9]{0,60}[a-z]", fullmatch=True).map(lambda text: " ".join(text.split()))
 RUBRICS = st.builds(
@@ -46,7 +48,8 @@ def test_policy_completion_is_read_back(rubric: Rubric) -> None:
 def test_json_with_long_and_short_keys_is_read(rubric: Rubric) -> None:
     full = rubric.model_dump()
     assert parse_rubric(json.dumps(full)) == rubric
-    assert parse_rubric(json.dumps({COMPACT_KEYS[key]: value for key, value in full.items()})) == rubric
+    short = {"question_type": "type", "question_quality": "question", "answer_quality": "answer"}
+    assert parse_rubric(json.dumps({short.get(key, key): value for key, value in full.items()})) == rubric
     assert parse_rubric("Here it is:\n```json\n" + json.dumps({"rubric": full}, indent=1) + "\n```") == rubric
 
 
@@ -75,46 +78,59 @@ def test_endless_criterion_is_refused() -> None:
         parse_rubric(rubric_text(RUBRIC.model_copy(update={"alignment": "very " * 200})))
 
 
+@given(RUBRICS)
+def test_the_writers_lines_are_read_back(rubric: Rubric) -> None:
+    assert complete_rubric(writer_prompts.rubric_reply(rubric)) == rubric
+
+
 def test_policy_prompts() -> None:
-    plain = rubric_prompt("Ask for dates.", passage(), "free")
+    plain = rubric_prompt("Ask for dates.", passage(), "", manner="plain")
     assert isinstance(plain, str)
     assert plain.endswith("Rubric:\nQuestion type:")
     assert plain.index("Halley") < plain.index("Ask for dates.") < plain.index("Harlow")
-    other = rubric_prompt("Ask for names.", passage("Another text."), "free")
+    other = rubric_prompt("Ask for names.", passage("Another text."), "", manner="plain")
     assert plain[: plain.index("Ask for dates.")] == other[: other.index("Ask for names.")]
-
-    class ChatTokenizer:
-        chat_template = "{{ messages }}"
-
-    chat = rubric_prompt("Ask for dates.", passage(), "free", tokenizer=ChatTokenizer())
+    chat = rubric_prompt("Ask for dates.", passage(), "", manner="chat")
     assert isinstance(chat, list)
     assert [m["role"] for m in chat] == ["user", "assistant", "user", "assistant", "user"]
     assert "Ask for dates." in chat[-1]["content"]
     assert parse_rubric(chat[1]["content"])
-    assert rubric_messages("Ask for dates.", passage(), "free", chat=False)[1] == ("\n\n",)
+    assert rubric_messages("Ask for dates.", passage(), "", manner="plain")[1] == ("\n\n",)
+    form = "multiple choice, four options"
+    written = rubric_prompt("Ask for dates.", passage(), form, manner="writer")
+    assert written == writer_prompts.rubric_prompt(passage().text, "Ask for dates.", form)
 
 
 def test_blank_lines_of_a_passage_do_not_end_the_prompt() -> None:
-    text = rubric_prompt("Ask\n\nfor dates.", passage("One.\n\nTwo."), "free")
-    assert isinstance(text, str)
-    assert "Ask for dates." in text
-    assert "One. Two." in text
+    for manner in ("plain", "writer"):
+        text = rubric_prompt("Ask\n\nfor dates.", passage("One.\n\nTwo."), "", manner=manner)
+        assert isinstance(text, str)
+        assert "Ask for dates." in text
+        assert "One. Two." in text
 
 
-@pytest.mark.parametrize(("chat", "structured"), [(True, True), (True, False), (False, True), (False, False)])
-async def test_writer(chat: bool, structured: bool) -> None:
-    lines = not chat and not structured
-    reply = rubric_text(RUBRIC).removeprefix("Question type:") if lines else json.dumps(RUBRIC.model_dump())
-    model = Scripted(reply, chat=chat, structured=structured)
-    writer = RubricWriter(model, "Ask for causes.")
-    prediction = await writer.acall(passage=passage(), kind="multiple_choice", seed=5)
-    assert prediction.rubric == RUBRIC
-    (call,) = model.calls
-    assert call.seed == 5
-    assert "Ask for causes." in call.messages[-1]["content"]
-    assert "multiple choice" in call.messages[-1]["content"]
-    assert (call.schema is None) == lines
-    assert len(call.messages) == (5 if chat else 1)
+@pytest.mark.parametrize("manner", ["chat", "plain", "writer"])
+async def test_writer(manner: Manner) -> None:
+    reply = json.dumps(RUBRIC.model_dump()) if manner == "chat" else rubric_text(RUBRIC)
+    if manner == "plain":
+        reply = reply.removeprefix("Question type:")
+    for structured in (True, False):
+        model = Scripted(reply, chat=manner == "chat", structured=structured, writer=manner == "writer")
+        writer = RubricWriter(model, "Ask for causes.", TaskShape.only("multiple_choice", MultipleChoice(5)))
+        prediction = await writer.acall(passage=passage(), kind="multiple_choice", seed=5)
+        assert prediction.rubric == RUBRIC
+        (call,) = model.calls
+        assert call.seed == 5
+        assert "Ask for causes." in call.messages[-1]["content"]
+        assert "multiple choice, five options" in call.messages[-1]["content"]
+        assert (call.schema is None) == (manner != "chat")
+        assert call.stop == (() if manner == "chat" else ("\n\n",))
+        assert len(call.messages) == (5 if manner == "chat" else 1)
+    if manner == "writer":
+        # As the policy is asked, whose training starts from the same adapter.
+        assert call.messages[0]["content"] == rubric_prompt(
+            "Ask for causes.", passage(), "multiple choice, five options", manner="writer"
+        )
 
 
 def test_guiding_text_is_the_instruction_that_an_optimiser_rewrites() -> None:

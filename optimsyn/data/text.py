@@ -16,6 +16,16 @@ STOP_WORDS = frozenset(
         "were what when where which while who whom whose why will with would you your"
     ).split()
 )
+# All English words without content of their own; more than those of a question.
+FUNCTION_WORDS = frozenset(
+    """a an the of in on at by for to from with without within and or but nor as is are was were be been being am it
+    its this that these those which who whom whose what he she they them him her their his we our us you your i my not
+    no so if than then there here has have had having do does did doing done will would can could may might must should
+    shall also into onto over under after before between among during about against through upon toward towards across
+    along all some any each every both either neither more most much many such only very just too even still yet when
+    where while why how because until unless since although though however therefore thus hence whether per via other
+    another same own few several were's did't don't""".split()
+)
 # A longer run without spaces is no single word (a Chinese sentence, a table rule, a base64 blob) and counts as several,
 # so that passages stay short.
 _LONGEST_WORD = 24

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from optimsyn.base.errors import OptimsynError, Outcome, ReplyError
 from optimsyn.base.event_loops import REQUESTS, run_sync
@@ -19,7 +19,10 @@ from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.llm.reply import Usage, without_keys
 from optimsyn.recipe.recipe import ModelSpec
 
-__all__ = ["Call", "LanguageModel", "run_sync"]
+__all__ = ["Call", "LanguageModel", "Manner", "run_sync"]
+
+Manner = Literal["chat", "plain", "writer"]
+"""How a model is addressed; see `LanguageModel.manner`."""
 
 # A token is rarely shorter than this; used only to reserve budget before a request.
 _CHARACTERS_PER_TOKEN = 2
@@ -112,6 +115,16 @@ class LanguageModel(ABC):
     def chat(self) -> bool:
         """True for chat models, False for base models, which continue a plain text."""
         return True
+
+    @property
+    def writer(self) -> bool:
+        """True for the embedded model, whose adapter was trained on the prompts of rubrics and pairs."""
+        return False
+
+    @property
+    def manner(self) -> Manner:
+        """How it is asked: in a chat, as a plain base model with worked examples, or in the writer's prompts."""
+        return "writer" if self.writer else "chat" if self.chat else "plain"
 
     @property
     def structured(self) -> bool:

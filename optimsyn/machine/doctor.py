@@ -154,7 +154,7 @@ def _embedded_package() -> Finding:
 
 
 def _disk() -> Finding:
-    from optimsyn.llm.embedded.server import cache_dir
+    from optimsyn.llm.embedded.cache_folder import cache_dir
 
     places = {"run folder": Path.cwd(), "model cache": cache_dir()}
     free = {name: shutil.disk_usage(_existing(path)).free / 1e9 for name, path in places.items()}

@@ -80,6 +80,8 @@ def _build_trainer(task: PolicyTask, callback: Any) -> Any:
     from optimsyn.optimize.shared_prompt import SharedPromptTrainer
 
     model, tokenizer = task.load_model()
+    if task.start is not None:
+        model = task.with_lora(model)
     try:
         trainer = SharedPromptTrainer(
             model=model,
@@ -87,7 +89,7 @@ def _build_trainer(task: PolicyTask, callback: Any) -> Any:
             args=_arguments(task, model),
             train_dataset=Dataset.from_list(task.rows(tokenizer)),
             processing_class=tokenizer,
-            peft_config=task.lora(),
+            peft_config=None if task.start is not None else task.lora(),
             callbacks=[callback],
         )
     except ValueError as error:

@@ -12,6 +12,7 @@ from optimsyn.base.errors import DataError, ModelError
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.base.files import write_json
 from optimsyn.base.identity import Identity
+from optimsyn.llm.local.model import folder_fingerprint
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_identity, policy_method
 from optimsyn.optimize.policy_task import PolicyTask
@@ -80,6 +81,7 @@ def _identity(task: PolicyTask) -> Identity:
         {
             "models.rubric": task.spec.model_dump(mode="json", include={"name", "revision", "dtype"}),
             **({} if template is None else {"models.rubric.chat_template_kwargs": template}),
+            **({} if task.start is None else {"the adapter that it begins from": folder_fingerprint(task.start)}),
             "optimizers.policy": config,
             **({"the source of optimizers.policy.method": own} if own else {}),
             "the passages": [(passage.id, passage.text) for passage in task.passages],

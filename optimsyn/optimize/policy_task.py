@@ -18,6 +18,7 @@ from optimsyn.recipe.recipe import ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
 if TYPE_CHECKING:
+    from optimsyn.llm.language_model import Manner
     from optimsyn.programs.task_shape import TaskShape
     from optimsyn.reward.reward import InfluenceReward
 
@@ -52,6 +53,7 @@ class PolicyTask:
         shape: Decides which kind of question each passage gets.
         folder: Receives `adapter/`, `history.jsonl` and, while training, `checkpoints/`.
         seed: Of the adapter's start, the sampling and the pairs. Draw only from this seed.
+        start: A peft adapter that the training begins from, in place of a new LoRA of the recipe's size.
         load: Overrides the loading of model and tokenizer, for models that are already in memory.
         report: Called before and after each step with the steps done and their total.
     """
@@ -64,6 +66,7 @@ class PolicyTask:
     shape: TaskShape
     folder: Path
     seed: int
+    start: Path | None = None
     load: LoadModel | None = None
     report: Callable[[int, int], None] | None = None
     _judged: int = field(init=False, default=0)
@@ -108,14 +111,16 @@ class PolicyTask:
         )
 
     def with_lora(self, model: Any) -> Any:
-        """The model with a new LoRA, initialised from the seed.
+        """The model with a LoRA to train: the one in `start`, else a new one, initialised from the seed.
 
         Raises:
             ModelError: It has none of the recipe's modules.
         """
         import torch
-        from peft import get_peft_model
+        from peft import PeftModel, get_peft_model
 
+        if self.start is not None:
+            return PeftModel.from_pretrained(model, str(self.start), is_trainable=True)
         torch.manual_seed(self.seed)
         try:
             return get_peft_model(model, self.lora())
@@ -143,6 +148,9 @@ class PolicyTask:
         """
         from optimsyn.programs.rubric import rubric_prompt
 
+        manner: Manner = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+        if self.spec.provider == "embedded":
+            manner = "writer"
         rows = []
         for index in range(self.config.steps * self.passages_per_step):
             passage = self.passages[index % len(self.passages)]
@@ -150,9 +158,10 @@ class PolicyTask:
             # equal rewards. Each step has another seed, so that a repeated passage gets new pairs.
             row_seed = derive_seed(self.seed, "train_policy", index // self.passages_per_step, passage.id)
             kind = self.shape.kind_for(row_seed)
+            form = self.shape.form(kind).described()
             rows.append(
                 {
-                    "prompt": rubric_prompt(self.guiding_text, passage, kind, tokenizer=tokenizer),
+                    "prompt": rubric_prompt(self.guiding_text, passage, form, manner=manner),
                     "passage": passage.model_dump_json(),
                     "kind": kind,
                     "guiding_text": self.guiding_text,
@@ -250,8 +259,8 @@ class PolicyTask:
         adapter = self.folder / "adapter"
         partial = adapter.with_name("adapter.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        # The embeddings are not trained; peft's "auto" asks the hub about them.
-        model.save_pretrained(str(partial), save_embedding_layers=False)
+        # The embeddings are not trained; peft's "auto" asks the hub about them. TRL keeps a copy of the start as `ref`.
+        model.save_pretrained(str(partial), save_embedding_layers=False, selected_adapters=["default"])
         shutil.rmtree(adapter, ignore_errors=True)
         partial.rename(adapter)
         return adapter

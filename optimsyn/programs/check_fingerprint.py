@@ -14,7 +14,6 @@ from optimsyn.data.records import Question
 BUILT_IN = (
     "optimsyn.programs.checks",
     "optimsyn.data.demonstrations",
-    "optimsyn.programs.constrained.spans",
     "optimsyn.data.duplicates",
     "optimsyn.data.forms.form",
     "optimsyn.data.forms.free",

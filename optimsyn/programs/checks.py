@@ -21,9 +21,8 @@ from optimsyn.data.duplicates import NearDuplicates, question_text
 from optimsyn.data.forms import FormCheck, QuestionForm, form_named, form_of
 from optimsyn.data.forms.multiple_choice import VERDICTS
 from optimsyn.data.records import Pair, Passage, Question
-from optimsyn.data.text import control_token, is_quoted, normalized, stem, word_count, words_of
+from optimsyn.data.text import FUNCTION_WORDS, control_token, is_quoted, normalized, stem, word_count, words_of
 from optimsyn.programs.check_fingerprint import check_parts, fingerprint_of, form_parts
-from optimsyn.programs.constrained.spans import FUNCTION_WORDS
 from optimsyn.recipe.sections.synthesis import Checks
 
 _QUESTION_WORDS = frozenset(

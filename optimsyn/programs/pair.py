@@ -10,12 +10,17 @@ import dspy
 from optimsyn.data.forms import Content, recorded
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.llm.replies import Reply
-from optimsyn.programs.constrained.pair_form import tight_schema
-from optimsyn.programs.constrained.steering import Steer
 from optimsyn.programs.messages import Message
 from optimsyn.programs.pair_reader import read_pair
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
-from optimsyn.programs.prompts.pair_prompts import STOP, base_prompt, chat_messages, open_schema
+from optimsyn.programs.prompts.pair_prompts import (
+    STOP,
+    base_prompt,
+    chat_messages,
+    open_schema,
+    writer_knows,
+    writer_prompt,
+)
 from optimsyn.programs.rubric import Shared
 from optimsyn.programs.task_shape import TaskShape
 
@@ -78,7 +83,7 @@ class PairWriter(dspy.Module):
         Args:
             passage: The text to make it from.
             rubric: The criteria; None to write without.
-            seed: Sampling seed; also picks the sentences that may be quoted and the order of options.
+            seed: Sampling seed; also decides the order of options.
             variant: For the pair's lineage.
             guiding_text: For the pair's lineage.
             rubric_model: For the pair's lineage.
@@ -89,28 +94,29 @@ class PairWriter(dspy.Module):
         """
         kind = self.spec.kind_for(seed)
         form = self.spec.form(kind)
-        chat = self.model.chat
+        manner = self.model.manner
+        if manner == "writer" and not writer_knows(form):
+            manner = "plain"
 
         def messages(_: str, inputs: dict[str, Any]) -> list[Message]:
-            if chat:
+            if manner == "chat":
                 return chat_messages(form, inputs["passage"], inputs["rubric"], seed)
-            return [{"role": "user", "content": base_prompt(form, inputs["passage"], inputs["rubric"])}]
+            prompt = writer_prompt if manner == "writer" else base_prompt
+            return [{"role": "user", "content": prompt(form, inputs["passage"], inputs["rubric"])}]
 
         def reading(reply: Reply, max_tokens: int | None) -> dict[str, Any]:
             reply_fields = read_pair(reply, form, max_tokens=max_tokens)
             return {"quote": reply_fields["quote"], "content": form.content(reply_fields, seed)}
 
-        # A base model is constrained to stretches of the passage, which makes a small one right. A service's model
-        # writes freely, under one schema for all passages, which services compile once.
-        schema = open_schema(form, seed) if chat else tight_schema(form, passage.text, seed, Steer.of(rubric))
+        schema = None if manner == "writer" else ("pair", open_schema(form, seed))
         prediction = await ask(
             self.write,
             self.model,
             PromptAdapter(messages, reading, "generator"),
             seed=seed,
-            schema=("pair", schema),
+            schema=schema,
             # A schema ends the reply by itself, and a stop text may cut white space that it allows.
-            stop=() if chat or self.model.structured else STOP,
+            stop=() if manner == "chat" or (schema and self.model.structured) else STOP,
             passage=passage.text,
             rubric=rubric,
         )

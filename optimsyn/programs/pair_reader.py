@@ -5,28 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimsyn.base.errors import Outcome, ReplyError
 from optimsyn.data.forms import Key, QuestionForm
 from optimsyn.llm.reading.plain_text import beginning, one_line
-from optimsyn.llm.reading.unusable import sounds_refused
+from optimsyn.llm.reading.unusable import sounds_refused, was_cut
 from optimsyn.llm.reading.values import objects_in, read
-
-if TYPE_CHECKING:
-    from optimsyn.llm.replies import Reply
+from optimsyn.llm.replies import Reply
+from optimsyn.programs.prompts.pair_prompts import label_of_key
 
 _WHAT = "question and answer"
 _OTHER_NAMES = {"q": "question", "a": "answer", "correct_answer": "answer", "evidence": "quote"}
 # Stop after so many objects that are no pair.
 _MOST = 50
+_LINE = re.compile(r"^[\s*#>-]*(?P<label>[^\W\d_][\w ]{0,30}?)[\s*]*[:：](?P<value>.*)$")
 _EXCUSES = ("error", "refusal", "message", "reason")
 
 
 def read_pair(reply: Reply | str, form: QuestionForm, *, max_tokens: int | None = None) -> dict[str, str]:
     """Reads the quote and the form's keys (question, answer, wrong options ...) from a reply.
 
-    The first complete pair counts, in a list, a wrapper, consecutive objects or JSON lines.
+    It is JSON or lines with labels (`Question: ...`). The first complete pair counts, in a list, a wrapper, consecutive
+    objects or JSON lines.
 
     Args:
         reply: A reply, or its text.
@@ -37,10 +38,12 @@ def read_pair(reply: Reply | str, form: QuestionForm, *, max_tokens: int | None 
         ReplyError: A key is missing, or its value is none of the options; the message says which. Or there is no pair
             to judge; see the outcome.
     """
-    return read(reply, partial(_parse, form=form), _WHAT, max_tokens=max_tokens)
+    # A last line that ends in the middle is no answer.
+    cut = isinstance(reply, Reply) and was_cut(reply) and not reply.text.rstrip(" ").endswith("\n")
+    return read(reply, partial(_parse, form=form, cut=cut), _WHAT, max_tokens=max_tokens)
 
 
-def _parse(text: str, repair: bool, *, form: QuestionForm) -> dict[str, str]:
+def _parse(text: str, repair: bool, *, form: QuestionForm, cut: bool) -> dict[str, str]:
     first: ReplyError | None = None
     seen = 0
     for raw in objects_in(text, repair):
@@ -51,7 +54,31 @@ def _parse(text: str, repair: bool, *, form: QuestionForm) -> dict[str, str]:
             seen += 1
             if seen == _MOST:
                 break
-    raise first or ReplyError(f"no JSON object with a {_WHAT} in the reply, which begins {beginning(text)}")
+    lines, broken_off = labelled_lines(text, form)
+    if {"question", "answer"} <= lines.keys() or (lines and first is None):
+        if cut and broken_off:
+            raise ReplyError("the pair's last line breaks off", Outcome.CUT)
+        return _pair(lines, form, text)
+    raise first or ReplyError(f"no {_WHAT} in the reply, which begins {beginning(text)}")
+
+
+def labelled_lines(text: str, form: QuestionForm) -> tuple[dict[str, str], bool]:
+    """The values of the lines with labels up to the next pair, by key, and whether the last of them ends the text."""
+    keys = dict.fromkeys(("quote", "question", "options", "answer", *(key.name for key in form.reply_keys())))
+    labels = {label_of_key(name).casefold(): name for name in keys}
+    values: dict[str, str] = {}
+    last = 0
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        match = _LINE.match(line)
+        name = labels.get(match["label"].casefold()) if match else None
+        if match is None or name is None:
+            continue
+        if name in values:
+            break
+        values[name] = match["value"].strip(" *")
+        last = number
+    return values, last == len(lines)
 
 
 def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, str]:
@@ -66,7 +93,7 @@ def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, st
         for name, value in form.mended(values).items()
     }
     reply.setdefault("quote", "")
-    for name in dict.fromkeys(("question", "answer", *keys)):
+    for name in dict.fromkeys(("question", "answer", *(key.name for key in keys.values() if key.needed))):
         if not reply.get(name):
             excuse = next((reply[key] for key in _EXCUSES if sounds_refused(reply.get(key, ""))), None)
             if excuse is not None:
@@ -78,6 +105,9 @@ def _pair(raw: Mapping[str, Any], form: QuestionForm, text: str) -> dict[str, st
 def _option(key: Key, written: str) -> str:
     named = {choice.casefold().strip(): choice for choice in key.options}
     plain = written.casefold().strip(" .!")
+    if plain not in named:
+        # An option with its ground: "No: the banks forbid it".
+        plain = re.split(r"\s*[:：;,.!–—]\s*", plain, maxsplit=1)[0]
     if plain not in named:
         raise ReplyError(f"the {key.name} {beginning(written)} is none of {', '.join(key.options)}")
     return named[plain]

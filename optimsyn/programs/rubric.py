@@ -1,7 +1,7 @@
 """Rubrics: the writer, the policy's prompt, and the reader of both.
 
-A rubric has one of two forms. With constrained decoding and for chat models it is a JSON object. The local policy,
-which reinforcement learning trains and which decodes freely, writes five lines:
+Chat models write a rubric as a JSON object. Base models, among them the embedded one with its adapter, and the policy,
+which reinforcement learning trains, write five lines:
 
     Question type: …
     Question quality: …
@@ -25,21 +25,15 @@ from optimsyn.llm.reading.unusable import was_cut
 from optimsyn.llm.reading.values import objects_in, read
 from optimsyn.llm.replies import Reply
 from optimsyn.programs.messages import Message
+from optimsyn.programs.prompts import writer_prompts
 from optimsyn.programs.prompts.adapter import PromptAdapter, ask
-from optimsyn.programs.prompts.rubric_prompts import (
-    CUE,
-    LABELS,
-    STOP,
-    chat_messages,
-    json_prompt,
-    lines_prompt,
-    rubric_schema,
-)
+from optimsyn.programs.prompts.rubric_prompts import CUE, LABELS, STOP, chat_messages, lines_prompt, rubric_schema
+from optimsyn.programs.task_shape import TaskShape
 
 if TYPE_CHECKING:
-    from optimsyn.llm.language_model import LanguageModel
+    from optimsyn.llm.language_model import LanguageModel, Manner
 
-# Short keys of the compact form, accepted beside the full names and the labels of the five lines.
+# Short keys, accepted beside the full names and the labels of the five lines.
 _SHORT = {"type": "question_type", "question": "question_quality", "answer": "answer_quality"}
 _FIELD_OF = {
     **{name: name for name in LABELS},
@@ -68,7 +62,7 @@ class RubricWriter(dspy.Module):
     Args:
         model: Writes the rubrics.
         guiding_text: A few sentences by a person or an optimiser.
-        kind_hint: Describes the form of the questions, instead of the form's own words.
+        shape: The form of the questions; None: a form's own defaults.
 
     Example:
         >>> writer = RubricWriter(load_language_model(recipe.models.rubric), recipe.guiding_text)  # doctest: +SKIP
@@ -76,10 +70,10 @@ class RubricWriter(dspy.Module):
         'quantity'
     """
 
-    def __init__(self, model: LanguageModel, guiding_text: str, *, kind_hint: str = "") -> None:
+    def __init__(self, model: LanguageModel, guiding_text: str, shape: TaskShape | None = None) -> None:
         super().__init__()
         self._shared = Shared(model)
-        self.kind_hint = kind_hint
+        self.shape = shape or TaskShape()
         self.write = dspy.Predict(WriteRubric.with_instructions(guiding_text))
 
     @property
@@ -106,23 +100,23 @@ class RubricWriter(dspy.Module):
             ReplyError: The reply has no complete rubric.
             ServiceError: The service failed for good.
         """
-        chat, structured = self.model.chat, self.model.structured
+        manner = self.model.manner
+        form = self.shape.form(kind).described()
 
         def messages(guiding_text: str, inputs: dict[str, Any]) -> list[Message]:
-            arguments = (guiding_text, inputs["passage"], inputs["kind"], self.kind_hint)
-            if chat:
-                return chat_messages(*arguments)
-            return [{"role": "user", "content": json_prompt(*arguments) if structured else lines_prompt(*arguments)}]
+            if manner == "chat":
+                return chat_messages(guiding_text, inputs["passage"], form)
+            return list(rubric_messages(guiding_text, passage, form, manner=manner)[0])
 
-        lines = not chat and not structured
-        parse = complete_rubric if lines else parse_rubric
+        # In JSON nothing is missing for a label at the end of the prompt.
+        parse = parse_rubric if manner == "chat" else complete_rubric
         return await ask(
             self.write,
             self.model,
             PromptAdapter(messages, lambda reply, max_tokens: parse(reply, max_tokens=max_tokens), "rubric"),
             seed=seed,
-            schema=None if lines else ("rubric", rubric_schema(compact=not chat)),
-            stop=STOP if lines else (),
+            schema=("rubric", rubric_schema()) if manner == "chat" else None,
+            stop=() if manner == "chat" else STOP,
             passage=passage.text,
             kind=kind,
         )
@@ -144,37 +138,38 @@ class Shared:
         return self
 
 
-def rubric_prompt(guiding_text: str, passage: Passage, kind: str, *, tokenizer: Any = None) -> str | list[Message]:
-    r"""The local policy's prompt for one rubric.
+def rubric_prompt(guiding_text: str, passage: Passage, form: str, *, manner: Manner) -> str | list[Message]:
+    """The local policy's prompt for one rubric, as `rubric_messages` has it, for TRL.
+
+    Returns:
+        Plain text, or chat messages for a model with a chat template; read the completion with `complete_rubric`.
+    """
+    messages, _ = rubric_messages(guiding_text, passage, form, manner=manner)
+    return list(messages) if manner == "chat" else messages[0]["content"]
+
+
+def rubric_messages(
+    guiding_text: str, passage: Passage, form: str, *, manner: Manner
+) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The prompt for five lines as the messages of a `Call`, with the texts that end the reply.
 
     Args:
         guiding_text: The guiding text.
         passage: The text for the pair.
-        kind: The form of the pair.
-        tokenizer: The policy's tokenizer; with a chat template the prompt is chat messages, else plain text that ends
-            in `Rubric:\nQuestion type:`, so that the completion starts with the question type.
-
-    Returns:
-        Plain text or chat messages; read the completion with `complete_rubric` or `parse_rubric` respectively.
+        form: What is said about the form of the question, as `QuestionForm.described`; "" for nothing.
+        manner: How the model is addressed; see `LanguageModel.manner`.
     """
-    messages, _ = rubric_messages(guiding_text, passage, kind, chat=bool(getattr(tokenizer, "chat_template", None)))
-    return list(messages) if len(messages) > 1 else messages[0]["content"]
-
-
-def rubric_messages(
-    guiding_text: str, passage: Passage, kind: str, *, chat: bool
-) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The policy's prompt as the messages of a `Call`, with the texts that end its reply.
-
-    Both forms ask for the five lines, which `complete_rubric` reads.
-    """
-    if chat:
-        return tuple(chat_messages(guiding_text, passage.text, kind, lines=True)), ()
-    return ({"role": "user", "content": lines_prompt(guiding_text, passage.text, kind)},), STOP
+    if manner == "chat":
+        return tuple(chat_messages(guiding_text, passage.text, form, lines=True)), ()
+    if manner == "writer":
+        text = writer_prompts.rubric_prompt(passage.text, guiding_text, form)
+    else:
+        text = lines_prompt(guiding_text, passage.text, form)
+    return ({"role": "user", "content": text},), STOP
 
 
 def complete_rubric(completion: Reply | str, *, max_tokens: int | None = None) -> Rubric:
-    """Reads the policy's completion; adds the cue at the end of the prompt if it is missing.
+    """Reads a reply of five lines; adds the label of the first, in which a prompt may end, if it is missing.
 
     Raises:
         ReplyError: A criterion is missing; the message names it.

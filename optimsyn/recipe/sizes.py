@@ -26,13 +26,13 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "influence": {"batch_tokens": 1024},
     "reward.look": {"pairs": 6, "subsets": 2, "steps": 4},
     "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
-    # At a higher temperature the embedded model writes unreadable rubrics.
+    # The temperature at which the embedded model is used everywhere.
     "optimizers.policy": {
         "steps": 1,
         "group_size": 4,
         "passages_per_step": 1,
         "temperature": 0.7,
-        "max_tokens": 110,
+        "max_tokens": 120,
         "save_every": 1,
     },
     "synthesis": {"pairs": 3, "oversample": 1.4},
@@ -40,8 +40,8 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "evaluation": {"max_new_tokens": 12, "batch_size": 16},
 }
 _MODELS: dict[str, Any] = {
-    "generator": {"name": "embedded", "temperature": 0.4, "max_tokens": 200},
-    "rubric": {"name": "embedded", "max_tokens": 160},
+    "generator": {"name": "embedded", "temperature": 0.7, "max_tokens": 240},
+    "rubric": {"name": "embedded", "temperature": 0.7, "max_tokens": 160},
     "target": {"name": "embedded", "max_length": 384},
     "reflection": None,
 }

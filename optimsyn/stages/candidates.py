@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from optimsyn.base.errors import ReplyError, StageError
-from optimsyn.base.seeds import derive_seed
+from optimsyn.base.errors import StageError
 from optimsyn.reward.drafting import failures
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
-
-# A sampled rubric of the trained policy that does not parse is sampled again this often: the policy decodes freely,
-# while the other sources are held to the format by their server.
-POLICY_ATTEMPTS = 3
 
 
 def guiding_text_of(tools: Tools, variant: str) -> str:
@@ -95,21 +90,16 @@ async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
         return complete_rubric(reply, max_tokens=max_tokens)
 
     config = tools.recipe.optimizers.policy
-    messages, stop = rubric_messages(request.guiding_text, request.passage, request.kind, chat=tools.policy.chat)
-    for attempt in range(POLICY_ATTEMPTS):
-        call = Call(
-            messages=messages,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            seed=request.seed if attempt == 0 else derive_seed(request.seed, "attempt", attempt),
-            stop=stop,
-        )
-        try:
-            return (await hear(tools.policy, call, read, "policy"))[0]
-        except ReplyError:
-            if attempt + 1 == POLICY_ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
+    form = tools.shape.form(request.kind).described()
+    messages, stop = rubric_messages(request.guiding_text, request.passage, form, manner=tools.policy.manner)
+    call = Call(
+        messages=messages,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        seed=request.seed,
+        stop=stop,
+    )
+    return (await hear(tools.policy, call, read, "policy"))[0]
 
 
 async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:

@@ -173,7 +173,7 @@ class Tools:
         """A rubric writer with a guiding text and the untrained rubric model."""
         from optimsyn.programs.rubric import RubricWriter
 
-        return RubricWriter(self.rubric_model, guiding_text)
+        return RubricWriter(self.rubric_model, guiding_text, self.shape)
 
     @cached_property
     def pair_writer(self) -> PairWriter:

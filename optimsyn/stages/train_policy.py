@@ -30,6 +30,7 @@ def run(run: Run) -> TrainPolicyResult:
 
 
 def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
+    from optimsyn.llm.embedded.writer import adapter_dir
     from optimsyn.optimize.methods import method_facts
     from optimsyn.optimize.policy import train_policy
     from optimsyn.optimize.policy_task import PolicyTask
@@ -48,6 +49,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             tools.shape,
             run.path("train_policy"),
             recipe.seed,
+            start=adapter_dir() if recipe.models.rubric.provider == "embedded" else None,
             report=stage.progress,
         )
     )

@@ -163,7 +163,9 @@ class Workbench:
             variant="workbench",
         )
         self._exchanges.seen.clear()
-        request = run_sync(requested(blank, with_writer(RubricWriter(self._rubric_model, guiding_text))))
+        request = run_sync(
+            requested(blank, with_writer(RubricWriter(self._rubric_model, guiding_text, self.tools.shape)))
+        )
         # A truncated reply was requested twice.
         rubrics = len(self._exchanges.seen)
         (judgement,) = run_sync(self._reward.judge([request]))

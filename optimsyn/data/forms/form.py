@@ -52,12 +52,14 @@ class Key:
         asks: Its description in the prompt.
         options: The allowed texts; empty: any.
         several: Whether a list of texts is accepted, and joined by commas.
+        needed: Whether a reply without it is no pair.
     """
 
     name: str
     asks: str
     options: tuple[str, ...] = ()
     several: bool = False
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class QuestionForm(Protocol):
 
     Attributes:
         label: The name in tables, such as `free answers`.
-        in_rubric: The form's description in rubric prompts, such as `multiple choice`; "" for none.
+        in_rubric: What `described` says by default.
         columns: Columns of a question file that it reads beside those of all questions.
         decodes: Whether the evaluation decodes an answer of the target, which takes time.
         free_length: Whether the length of an answer is free, so that advice about it makes sense.
@@ -162,6 +164,10 @@ class QuestionForm(Protocol):
             raise DataError("has no answer; give it an `answer` or remove the row")
         return Gold(answers[0], tuple(dict.fromkeys(answers)))
 
+    def described(self) -> str:
+        """The form in a few words for prompts, such as `multiple choice, four options`; "" for none."""
+        return self.in_rubric
+
     def task(self) -> str:
         """One sentence that tells a base model what the following examples show."""
         return "From each passage: a quoted sentence, an exam question about it and the short answer."
@@ -189,7 +195,7 @@ class QuestionForm(Protocol):
         """The pair in a reply.
 
         Args:
-            reply: A text of one line for each of the `reply_keys`, none of them empty.
+            reply: A text of one line for each of the `reply_keys`, none of the needed ones empty.
             seed: Of the pair, for random choices.
 
         Raises:

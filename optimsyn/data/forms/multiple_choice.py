@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from optimsyn.base.errors import DataError
+from optimsyn.base.errors import DataError, ReplyError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import Faults, accepted_answers, list_cell, written
@@ -25,6 +25,7 @@ VERDICTS = frozenset("yes no maybe true false unknown unclear uncertain".split()
 _FIXED_SHARE = 0.8
 _FEW_OPTIONS = 4
 _LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
+_COUNTS = "no one two three four five six seven eight nine ten".split()
 _WRONG_LISTS = ("wrong", "wrong_answers", "wrong_options", "incorrect_answers", "distractors")
 
 
@@ -73,7 +74,6 @@ class MultipleChoice(QuestionForm):
     """
 
     label: ClassVar[str] = "multiple choice"
-    in_rubric: ClassVar[str] = "multiple choice"
     columns: ClassVar[tuple[str, ...]] = ("choices", "answer_index", "label")
     decodes: ClassVar[bool] = False
     free_length: ClassVar[bool] = False
@@ -112,6 +112,14 @@ class MultipleChoice(QuestionForm):
         index = _gold_index(values, options, labels, answers)
         return Gold(options[index], (options[index],), tuple(options), index)
 
+    def described(self) -> str:
+        """The number of options, or the fixed ones."""
+        if self.fixed:
+            *others, last = self.fixed
+            return f"the answer is {', '.join(others)} or {last}"
+        count = _COUNTS[self.options] if self.options < len(_COUNTS) else str(self.options)
+        return f"multiple choice, {count} options"
+
     def task(self) -> str:
         """Names the options if they are fixed."""
         if self.fixed:
@@ -131,7 +139,8 @@ class MultipleChoice(QuestionForm):
         return (
             Key("answer", f"the correct answer, as short as possible (about {self.answer_words} words)"),
             question,
-            *(Key(name, wrong) for name in self.wrong_keys),
+            # Small models write four options, however many are asked for.
+            *(Key(name, wrong, needed=place < _FEW_OPTIONS) for place, name in enumerate(self.wrong_keys, 1)),
         )
 
     def demonstration(self, demo: Demo) -> dict[str, str]:
@@ -146,7 +155,20 @@ class MultipleChoice(QuestionForm):
         return reply | dict(zip(self.wrong_keys, wrong, strict=False))
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Wrong options may come as one list."""
+        """Wrong options may come as one list, or with the right one among them.
+
+        Raises:
+            ReplyError: The answer is none of the options.
+        """
+        options = values.get("options", values.get("choices"))
+        if isinstance(options, str):
+            options = options.split("|")
+        if isinstance(options, list) and self.wrong_keys and "answer" in values:
+            right = _bare(values["answer"])
+            wrong = [option for option in options if _bare(option) != right]
+            if len(wrong) == len(options):
+                raise ReplyError("the answer is none of the options")
+            values = {"wrong": wrong} | values
         for name in _WRONG_LISTS:
             if isinstance(values.get(name), list):
                 for key, value in zip(self.wrong_keys, values[name], strict=False):
@@ -157,7 +179,7 @@ class MultipleChoice(QuestionForm):
         """The options in random order."""
         if self.fixed:
             return Content(reply["question"], reply["answer"], self.fixed, self.fixed.index(reply["answer"]))
-        options = [reply["answer"], *(reply[name] for name in self.wrong_keys)]
+        options = [reply["answer"], *(reply[name] for name in self.wrong_keys if reply.get(name))]
         order = list(range(len(options)))
         random.Random(derive_seed(seed, "options")).shuffle(order)
         choices = tuple(options[place] for place in order)
@@ -181,6 +203,10 @@ class MultipleChoice(QuestionForm):
         # Options are compared per token: a sum would prefer the shortest.
         best = max(range(len(heard.means)), key=heard.means.__getitem__)
         return Marks(choices[best], best == gold, loss_of=gold, choice_scores=heard.means)
+
+
+def _bare(option: Any) -> str:
+    return normalized(str(option)).rstrip(".")
 
 
 def _as_set(choices: Sequence[str]) -> tuple[str, ...]:

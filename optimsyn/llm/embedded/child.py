@@ -1,8 +1,8 @@
 """The child process of `EmbeddedServer`: serves one GGUF file until its standard input ends.
 
 Run as `python -m optimsyn.llm.embedded.child`. The first line of standard input is a JSON object with `model`,
-`alias`, `key`, `slots` and `parent`; the first line of standard output is `{"url": ...}`, printed once the server
-listens.
+`adapter` (a GGUF file, or null), `alias`, `key`, `slots` and `parent`; the first line of standard output is
+`{"url": ...}`, printed once the server listens.
 The key never appears among the arguments, which any user of the machine can list.
 """
 
@@ -35,6 +35,8 @@ def parameters(config: dict[str, Any]) -> Any:
 
     params = xllamacpp.CommonParams()
     params.model.path = config["model"]
+    if config["adapter"] is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(config["adapter"], 1.0)]
     params.model_alias = {config["alias"]}
     params.hostnames = ["127.0.0.1"]
     params.port = 0

@@ -24,8 +24,9 @@ class EmbeddedModel(LiteLLMModel):
         """Creates the model without starting its server."""
         super().__init__(spec, cache, budget)
         from optimsyn.llm.embedded.server import gguf_sha256
+        from optimsyn.llm.embedded.writer import adapter_fingerprint
 
-        self.identity = f"embedded:{gguf_sha256()}"
+        self.identity = f"embedded:{gguf_sha256()}+{adapter_fingerprint()}"
         self._server: tuple[str, str] | None = None
 
     @property
@@ -34,8 +35,13 @@ class EmbeddedModel(LiteLLMModel):
         return False
 
     @property
+    def writer(self) -> bool:
+        """True: it is served with its adapter."""
+        return True
+
+    @property
     def structured(self) -> bool:
-        """The server constrains replies to a schema, unless the recipe turns that off."""
+        """The server constrains replies to a call's schema, unless the recipe turns that off; the writer needs none."""
         return self.spec.structured_output is not False
 
     @property

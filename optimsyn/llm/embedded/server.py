@@ -1,8 +1,9 @@
 """The embedded model: its files, and the server that shares it between processes.
 
 Gemma 3 270M (base) is installed as a Python package, so no key, GPU or model hub is needed. It is used in two forms:
-the GGUF file, served by llama.cpp in a child process, and the same weights dequantised for transformers, for training
-and gradients. Gemma's terms of use apply to both.
+the GGUF file, served by llama.cpp in a child process with the adapter that writes rubrics and pairs
+(`optimsyn.llm.embedded.writer`), and the same weights dequantised for transformers, for training and gradients. Gemma's
+terms of use apply to all of it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from optimsyn.base.environment import (
-    CACHE,
     EMBEDDED_KEY,
     EMBEDDED_URL,
     NO_PROXY,
@@ -38,6 +37,8 @@ from optimsyn.base.environment import (
 )
 from optimsyn.base.errors import ModelError
 from optimsyn.base.secrets.redaction import secret_values
+from optimsyn.llm.embedded.cache_folder import cache_folder, locked
+from optimsyn.llm.embedded.writer import adapter_gguf
 
 _log = logging.getLogger(__name__)
 
@@ -45,16 +46,6 @@ EMBEDDED_ID = "gemma-3-270m-q4_k_m"
 START_TIMEOUT_S = 180.0
 # Increased when the layout of the dequantised folder changes, so that an old one is not used.
 _WEIGHTS_LAYOUT = 1
-
-
-def cache_dir() -> Path:
-    """The per-user folder for the assembled model files: `$OPTIMSYN_CACHE`, or the platform's usual cache folder."""
-    chosen = variable(CACHE)
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("optimsyn", appauthor=False))
 
 
 def gguf_sha256() -> str:
@@ -74,9 +65,9 @@ def gguf_path() -> Path:
         ModelError: The package is missing or damaged, or the cache folder cannot be written.
     """
     package = weights_package()
-    with _cache_folder("the embedded model") as folder:
+    with cache_folder("the embedded model") as folder:
         target = folder / f"{EMBEDDED_ID}-{gguf_sha256()[:12]}.gguf"
-        with _locked(target):
+        with locked(target):
             if target.is_file() and _sha256(target) == package.EXPECTED_SHA256:
                 return target
             part = target.with_suffix(f".part-{os.getpid()}")
@@ -108,9 +99,9 @@ def weights_dir() -> Path:
         ModelError: The package is missing or damaged, or the cache folder cannot be written.
     """
     source = gguf_path()
-    with _cache_folder("the embedded model's weights") as folder:
+    with cache_folder("the embedded model's weights") as folder:
         target = folder / f"{EMBEDDED_ID}-{gguf_sha256()[:12]}-float32-{_WEIGHTS_LAYOUT}"
-        with _locked(target):
+        with locked(target):
             # The folder is renamed into place when complete.
             if not target.is_dir():
                 with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as part:
@@ -146,15 +137,17 @@ class EmbeddedServer:
         process: The child process.
     """
 
-    def __init__(self, *, slots: int = 4, publish: bool = True) -> None:
+    def __init__(self, *, slots: int = 4, publish: bool = True, writer: bool = True) -> None:
         """Creates the object; `start` or a `with` statement starts the server.
 
         Args:
             slots: Requests answered at once; further ones wait in the server's queue.
             publish: Publish address and key in this process's environment for its children.
+            writer: With the adapter that writes rubrics and pairs; False: the bare base model.
         """
         self.slots = slots
         self.publish = publish
+        self.writer = writer
         self.url = ""
         self.key = secrets.token_urlsafe(32)
         self.process: subprocess.Popen[str] | None = None
@@ -183,6 +176,7 @@ class EmbeddedServer:
             return self
         config = {
             "model": str(gguf_path()),
+            "adapter": str(adapter_gguf()) if self.writer else None,
             "alias": EMBEDDED_ID,
             "key": self.key,
             "slots": self.slots,
@@ -358,27 +352,6 @@ def bypass_proxies() -> None:
 def _close_after_fork(pipe: IO[str]) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=pipe.close)
-
-
-@contextmanager
-def _cache_folder(what: str) -> Iterator[Path]:
-    folder = cache_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    except OSError as error:
-        raise ModelError(
-            f"{folder}: cannot keep {what} there ({error.strerror or error}); it needs 1.5 GB. "
-            f"Free some space or set {CACHE} to another folder"
-        ) from error
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    import filelock
-
-    with filelock.FileLock(target.with_name(target.name + ".lock")):
-        yield
 
 
 def _sha256(path: Path) -> str:

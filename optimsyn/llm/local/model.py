@@ -70,6 +70,11 @@ class LocalModel(LanguageModel):
         return self._loaded_tokenizer().chat_template is not None
 
     @property
+    def writer(self) -> bool:
+        """Whether it is the embedded model with an adapter, which then is the writer's or a policy trained from it."""
+        return self.spec.provider == "embedded" and self._adapter is not None
+
+    @property
     def concurrency(self) -> int:
         """Rows of a full batch: the recipe's `concurrency`, but at least eight, which cost little more than one."""
         return max(self.spec.concurrency, _SMALLEST_FULL_BATCH)

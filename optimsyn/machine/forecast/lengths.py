@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,7 @@ from optimsyn.data.demonstrations import DEMOS
 from optimsyn.data.splits import evenly
 from optimsyn.llm.hosted.capabilities import abilities_of
 from optimsyn.llm.token_counts import CHARACTERS_A_TOKEN, CountTokens, by_characters, counter_of
-from optimsyn.programs.constrained.spans import sentences
-from optimsyn.programs.prompts import pair_prompts, rubric_prompts
+from optimsyn.programs.prompts import pair_prompts, rubric_prompts, writer_prompts
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.runs.forecast import Range
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optimsyn.data.records import Passage
     from optimsyn.recipe.recipe import ModelSpec, Recipe
 
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 # Passages whose prompts are counted, evenly spread over all.
 _SAMPLED = 24
 # Models write longer replies than the demonstrations.
@@ -70,19 +71,25 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
 
     chat_rubrics, chat_pairs = models.rubric.provider != "embedded", models.generator.provider != "embedded"
 
-    def rubric_prompt(text: str, kind: str, lines: bool = False) -> str:
+    def rubric_prompt(text: str, kind: str) -> str:
+        form = shape.form(kind).described()
         if chat_rubrics:
-            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, kind, lines=lines))
-        prompt = rubric_prompts.lines_prompt if lines else rubric_prompts.json_prompt
-        return prompt(recipe.guiding_text, text, kind)
+            return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, form))
+        return writer_prompts.rubric_prompt(text, recipe.guiding_text, form)
+
+    def policy_prompt(text: str, kind: str) -> str:
+        if not chat_rubrics:
+            return rubric_prompt(text, kind)
+        form = shape.form(kind).described()
+        return _joined(rubric_prompts.chat_messages(recipe.guiding_text, text, form, lines=True))
 
     def pair_prompt(text: str, kind: str, under: Any = rubric) -> str:
         form = shape.form(kind)
         if chat_pairs:
             return _joined(pair_prompts.chat_messages(form, text, under))
-        return pair_prompts.base_prompt(form, text, under)
+        return pair_prompts.writer_prompt(form, text, under)
 
-    quotes = [sentence for text in texts for sentence in sentences(text)]
+    quotes = [sentence for text in texts for sentence in _SENTENCE_END.split(text)]
     quote = max(1.0, sum(count_pair(sentence) for sentence in quotes) / max(1, len(quotes)))
 
     def demo_length(kind: str) -> float:
@@ -95,10 +102,8 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
     examples_in = recipe.optimizers.prompt.minibatch * (mean(count_pair, pair_prompt) / 2 + 200)
     return Lengths(
         rubric_in=_prompt(mean(count_rubric, rubric_prompt)),
-        rubric_out=_reply(
-            models.rubric, rubric_reply * (_WORDIER if chat_rubrics else 1.0)
-        ),  # the embedded model's rubrics have short keys
-        policy_in=_prompt(mean(count_rubric, lambda text, kind: rubric_prompt(text, kind, True))),
+        rubric_out=_reply(models.rubric, rubric_reply * _WORDIER),
+        policy_in=_prompt(mean(count_rubric, policy_prompt)),
         pair_in=_prompt(mean(count_pair, pair_prompt)),
         bare_in=_prompt(mean(count_pair, lambda text, kind: pair_prompt(text, kind, None))),
         pair_out=_reply(models.generator, (pair_reply + quote) * (_WORDIER if chat_pairs else _EMBEDDED_WORDIER)),

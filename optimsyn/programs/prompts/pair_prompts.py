@@ -10,11 +10,35 @@ import json
 
 from optimsyn.data.demonstrations import DEMOS, Demo
 from optimsyn.data.forms import QuestionForm
+from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.records import Rubric
 from optimsyn.programs.messages import Message, Schema, chat_turns, object_schema
+from optimsyn.programs.prompts import writer_prompts
 from optimsyn.programs.prompts.fence import MATERIAL, fenced
 
 STOP = ("\n\n",)
+_VERDICTS = MultipleChoice(3, ("yes", "no", "maybe")).described()
+
+
+def writer_knows(form: QuestionForm) -> bool:
+    """Whether the writer can write pairs of a form: a question with a free answer, with options, or yes, no and maybe.
+
+    For other keys or verdicts it ignores even worked examples.
+    """
+    keys = form.reply_keys()
+    if {key.name for key in keys} != {"question", "answer"}:
+        return type(form) is MultipleChoice
+    return not any(key.options for key in keys) or form.described() == _VERDICTS
+
+
+def writer_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
+    """The prompt of the writer."""
+    return writer_prompts.pair_prompt(passage, rubric, form.described())
+
+
+def label_of_key(name: str) -> str:
+    """The label of a key's line: `reason` is `Reason`."""
+    return name.replace("_", " ").capitalize()
 
 
 def base_prompt(form: QuestionForm, passage: str, rubric: Rubric | None) -> str:
@@ -65,7 +89,7 @@ def demo_reply(demo: Demo, form: QuestionForm) -> dict[str, str]:
 
 
 def open_schema(form: QuestionForm, seed: int = 0) -> Schema:
-    """The schema for chat models: one small one for each form of pair, whatever the passage.
+    """The schema of a reply in JSON: one small one for each form of pair, whatever the passage.
 
     Services compile a schema before they use it and keep it for the next request; one that lists a passage's sentences
     is new each time, and too large for some. Whether the quote stands in the passage is checked afterwards

@@ -60,7 +60,10 @@ class PolicyOptimizer(Section):
     )
     vllm_url: str | None = Field(None, description="Address of vllm_server, such as http://localhost:8000.")
     vllm_memory: float = Field(0.3, gt=0, lt=1, description="Share of the GPU's memory for the sampler vllm.")
-    lora: Lora = Lora(r=8, alpha=16)
+    lora: Lora = Field(
+        Lora(r=8, alpha=16),
+        description="The adapter that is trained. The embedded model's own, of rank 16, is trained further instead.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyOptimizer:

@@ -1,1 +1,0 @@
-"""Grammar for a small model without an adapter: what its replies may look like."""
