@@ -272,7 +272,9 @@ def test_a_run_of_before_keeps_the_reward_that_it_was_made_with(tmp_path: Path) 
 
 def test_fields_that_say_nothing_leave_the_fingerprint_as_it_was() -> None:
     # As the version before these fields computed it; an old run folder is found again.
-    base = changed(Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.yaml"), {})
+    sampling = {"generator.temperature": 0.4, "generator.max_tokens": 200, "rubric.temperature": 0.8}
+    quickstart = Recipe.load(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
+    base = changed(quickstart, {f"models.{field}": value for field, value in sampling.items()})
     reward_of_then = {"influence.question_gradients": "unit"}
     assert changed(base, reward_of_then).fingerprint == "ba53601158"
     # Another default gives other results.
