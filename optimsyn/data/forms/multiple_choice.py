@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from optimsyn.base.errors import DataError, ReplyError
+from optimsyn.base.errors import DataError
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.demonstrations import Demo
 from optimsyn.data.forms.cells import Faults, accepted_answers, list_cell, written
@@ -155,19 +155,19 @@ class MultipleChoice(QuestionForm):
         return reply | dict(zip(self.wrong_keys, wrong, strict=False))
 
     def mended(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Wrong options may come as one list, or with the right one among them.
-
-        Raises:
-            ReplyError: The answer is none of the options.
-        """
+        """Wrong options may come as one list, also with the right one, which the answer may name by its letter."""
         options = values.get("options", values.get("choices"))
         if isinstance(options, str):
             options = options.split("|")
         if isinstance(options, list) and self.wrong_keys and "answer" in values:
             right = _bare(values["answer"])
-            wrong = [option for option in options if _bare(option) != right]
-            if len(wrong) == len(options):
-                raise ReplyError("the answer is none of the options")
+            letter = _LETTER.match(str(values["answer"]).strip())
+            place = ascii_uppercase.index(letter[1].upper()) if letter else len(options)
+            if place < len(options) and right not in map(_bare, options):
+                values = values | {"answer": options[place]}
+                right = _bare(options[place])
+            # An answer that is not listed is right all the same, but one in fewer or more words is no second option.
+            wrong = [option for option in options if not _contained(_bare(option), right)]
             values = {"wrong": wrong} | values
         for name in _WRONG_LISTS:
             if isinstance(values.get(name), list):
@@ -207,6 +207,11 @@ class MultipleChoice(QuestionForm):
 
 def _bare(option: Any) -> str:
     return normalized(str(option)).rstrip(".")
+
+
+def _contained(one: str, other: str) -> bool:
+    """Whether one text holds the other as whole words."""
+    return f" {one} " in f" {other} " or f" {other} " in f" {one} "
 
 
 def _as_set(choices: Sequence[str]) -> tuple[str, ...]:
