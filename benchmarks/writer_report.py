@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CORPUS = ROOT / "optimsyn" / "data" / "bundled" / "writer"
 EXAMPLES, PAIRS = 20, 50
+_DIFFERENT = "different pairs of a passage"
 _SHARES = {"obey": "has the form that the rubric asks for", "valid": "passes the checks", "both": "both"}
 
 
@@ -45,28 +46,29 @@ def examples() -> str:
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The shares of both, a source a row, and by form."""
-    lines = ["| passages | pairs | share that | before | now |", "|---|--:|---|--:|--:|"]
+    columns = ["before", "now"] if before else ["now"]
+
+    def row(*first: str, old: str | None, new: str) -> str:
+        return f"| {' | '.join([*first, *([old or '–'] if before else []), new])} |"
+
+    lines = [f"| passages | pairs | share that | {' | '.join(columns)} |", f"|---|--:|---|{'--:|' * len(columns)}"]
     for source, shares in after.items():
+        earlier = before.get(source, {})
+        name, pairs = source.replace("_", " "), str(shares["pairs"])
         for key, words in _SHARES.items():
-            old = f"{before[source][key]:.0%}" if source in before else "–"
-            lines.append(f"| {source.replace('_', ' ')} | {shares['pairs']} | {words} | {old} | {shares[key]:.0%} |")
-        key = "different pairs of a passage"
-        old = f"{before[source][key]:.2f}" if source in before else "–"
+            old = f"{earlier[key]:.0%}" if earlier else None
+            lines.append(row(name, pairs, words, old=old, new=f"{shares[key]:.0%}"))
+        old = f"{earlier[_DIFFERENT]:.2f}" if earlier else None
         lines.append(
-            f"| {source.replace('_', ' ')} | {shares['pairs']} | different pairs, of {shares['of']:.0f} | {old} | "
-            f"{shares[key]:.2f} |"
+            row(name, pairs, f"different pairs, of {shares['of']:.0f}", old=old, new=f"{shares[_DIFFERENT]:.2f}")
         )
     source, shares = next(iter(after.items()))
-    lines += [
-        "",
-        f"By form ({source}):",
-        "",
-        "| form | has it, before | has it, now | valid, now |",
-        "|---|--:|--:|--:|",
-    ]
+    lines += ["", f"By form ({source}):", ""]
+    columns = [f"has it, {column}" for column in columns] if before else ["has it"]
+    lines += [f"| form | {' | '.join(columns)} | valid |", f"|---|{'--:|' * (len(columns) + 1)}"]
     for form, share in shares["obey by form"].items():
-        old = f"{before[source]['obey by form'][form]:.0%}" if source in before else "–"
-        lines.append(f"| {form} | {old} | {share:.0%} | {shares['valid by form'][form]:.0%} |")
+        old = f"{before[source]['obey by form'][form]:.0%}" if source in before else None
+        lines.append(row(form, old=old, new=f"{share:.0%} | {shares['valid by form'][form]:.0%}"))
     return "\n".join(lines)
 
 
