@@ -117,10 +117,13 @@ class PolicyTask:
             ModelError: It has none of the recipe's modules.
         """
         import torch
-        from peft import PeftModel, get_peft_model
+        from peft import PeftConfig, PeftModel, get_peft_model
 
         if self.start is not None:
-            return PeftModel.from_pretrained(model, str(self.start), is_trainable=True)
+            config = PeftConfig.from_pretrained(str(self.start))
+            # Where the base model lies: peft would ask the hub for any other name whenever it saves.
+            config.base_model_name_or_path = model.name_or_path
+            return PeftModel.from_pretrained(model, str(self.start), is_trainable=True, config=config)
         torch.manual_seed(self.seed)
         try:
             return get_peft_model(model, self.lora())
