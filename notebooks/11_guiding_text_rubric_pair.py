@@ -66,8 +66,8 @@ bench.compare(texts, range(passage, passage + 4))
 # %% [markdown]
 # ## The prompts
 #
-# Nothing is hidden between your text and the model. First the request for the rubric. The embedded model was trained for
-# it: it gets the passage and your guiding text. Other models get the task and two worked examples first.
+# Nothing is hidden between your text and the model. First the request for the rubric. The embedded model was trained
+# for it: it gets the passage and your guiding text. Other models get the task and two worked examples first.
 
 # %%
 second.sent[0]
