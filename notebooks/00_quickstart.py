@@ -10,9 +10,9 @@
 # trains the model that writes the rubrics.
 #
 # **What such a small run shows, and what not.** All numbers are real, and every part is the one that a large run uses.
-# But the model is Gemma 3 270M, a base model smaller than any that you would use, with a handful of pairs per variant.
-# It shows the mechanism. It cannot show whether optimised rubrics make better data: the intervals in the last step are
-# wider than any difference.
+# But the model is Gemma 3 270M, smaller than any that you would use, with a handful of pairs per variant. (To write
+# rubrics and pairs it has an adapter, the *writer*.) It shows the mechanism. It cannot show whether optimised rubrics
+# make better data: the intervals in the last step are wider than any difference.
 
 # %% [markdown] tags=["measured"]
 # Not measured yet: `make notebooks` puts time, memory, tokens and cost here.
@@ -66,7 +66,7 @@ look.questions(run)
 #
 # A first draft of pairs is written under your guiding text and trains the target for a few steps. Now a pair has an
 # influence: how much one more training step on it would lower the loss on the validation questions. Below is the best
-# and the worst pair of the draft, with their rubrics. Rubrics of a model this small are clumsy; look at the questions.
+# and the worst pair of the draft, with their rubrics. Does each question follow its rubric?
 
 # %%
 warm_up.run(run)

@@ -41,7 +41,7 @@ warm_up.run(run)
 # ## The first draft
 #
 # The pair of highest and the one of lowest influence, with the rubric that each was written under. Read both: can you
-# tell which is which?
+# tell which is which? Drafts that failed are in `warm_up/invalid.jsonl` of the run, with the reasons.
 
 # %%
 look.first_draft(run)

@@ -58,5 +58,5 @@ look.policy_picture(run)
 #
 # - A real training has dozens of steps and larger groups: `changes = {"optimizers.policy.steps": 30,
 #   "optimizers.policy.group_size": 8}`, on a GPU.
-# - Raise `optimizers.policy.temperature`: the groups spread, until the rubrics are noise.
+# - Raise `optimizers.policy.temperature`: the groups spread, until replies are no rubrics any more.
 # - Then [05_synthesize](05_synthesize.ipynb) writes the pairs that all this was for.

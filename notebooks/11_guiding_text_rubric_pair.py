@@ -56,8 +56,8 @@ second = bench.follow(guiding_text, passage)
 second
 
 # %% [markdown]
-# Did the rubric follow the text? Did the pair follow the rubric? A base model of 270M parameters does so only loosely,
-# and one pair is no evidence: follow some more passages before you believe a difference.
+# Did the rubric follow the text? Did the pair follow the rubric? A model of 270M parameters does so only in part, and
+# one pair is no evidence: follow some more passages before you believe a difference.
 
 # %%
 texts = {"recipe's guiding text": run.recipe.guiding_text, "yours": guiding_text}
@@ -66,8 +66,8 @@ bench.compare(texts, range(passage, passage + 4))
 # %% [markdown]
 # ## The prompts
 #
-# Nothing is hidden between your text and the model. First the request for the rubric: two worked examples, then your
-# guiding text and the passage.
+# Nothing is hidden between your text and the model. First the request for the rubric. The embedded model was trained
+# for it: it gets the passage and your guiding text. Other models get the task and two worked examples first.
 
 # %%
 second.sent[0]

@@ -26,7 +26,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "influence": {"batch_tokens": 1024},
     "reward.look": {"pairs": 6, "subsets": 2, "steps": 4},
     "optimizers.prompt": {"metric_calls": 4, "minibatch": 2, "passages": 2},
-    # The temperature at which the embedded model is used everywhere.
+    # The temperature of the rubric model below.
     "optimizers.policy": {
         "steps": 1,
         "group_size": 4,
