@@ -34,7 +34,8 @@ class Garbage:
         """
         if draft.pair is not None:
             self._latest.clear()
-        if draft.unread is None:
+        # Refused, cut and empty replies are counted where they are heard, which says what to do about them.
+        if draft.unread is None or draft.unjudged is not None:
             return
         self._latest.append(draft.unread)
         if 0 < self._limit <= len(self._latest):
