@@ -13,6 +13,7 @@ import pytest
 
 from optimsyn.base.files import read_jsonl
 from optimsyn.data.records import Passage, Question
+from optimsyn.data.text import is_quoted
 from optimsyn.recipe.recipe import VARIANTS
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import STAGES
@@ -89,7 +90,7 @@ def check_pairs(run: Run, kind: str, open_book: bool) -> None:
             pair = row["pair"]
             assert (pair["variant"], row["failed"]) == (variant, [])
             assert ("multiple_choice" if pair["choices"] else "free") == kind
-            assert pair["quote"] in passages[pair["passage_id"]].text
+            assert is_quoted(pair["quote"], passages[pair["passage_id"]].text)
             assert (pair["context"] is not None) == open_book
             assert (pair["rubric"] is None) == (variant == "no_rubric")
             assert pair["question"].casefold() not in held

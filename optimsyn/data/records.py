@@ -141,7 +141,7 @@ class Pair(_OfForm):
     """A synthesized question and answer with its lineage.
 
     Attributes:
-        quote: The sentence of the passage that supports the answer, as the generator named it.
+        quote: The sentence of the passage that supports the answer; where the generator changed words, as it wrote them.
         context: The passage's text when the pair is asked open book, else None.
         variant: Which rubric source made it: first_draft, no_rubric, static, optimized, policy, or an optimiser's name.
         rubric: None when no rubric was used.

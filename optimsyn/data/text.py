@@ -89,6 +89,22 @@ def is_quoted(quote: str, text: str) -> bool:
     return bool(parts) and all("".join(words) in joined or _nearly_in(words, source) for words in parts)
 
 
+def as_written(quote: str, text: str) -> str:
+    r"""The stretch of a text with the words of a quote; the quote itself where other words stand between or instead.
+
+    Example:
+        >>> as_written("the rate | 1899 | 7.1", "The rate | 1899 |\n| 7.1 |")
+        'The rate | 1899 |\n| 7.1'
+    """
+    words = _WORDS.findall(quote)
+    stretch = re.search(r"\W+".join(map(re.escape, words)), text, re.IGNORECASE) if words else None
+    if stretch is None:
+        return quote
+    # The full stop of a whole sentence belongs to it.
+    end = stretch.end() + (quote.rstrip()[-1:] in ".!?" and text[stretch.end() : stretch.end() + 1] in (".", "!", "?"))
+    return text[stretch.start() : end]
+
+
 def _nearly_in(words: list[str], source: list[str]) -> bool:
     """Whether some stretch of the source has these words in this order, but for a few."""
     if len(words) > len(source):

@@ -9,6 +9,7 @@ import dspy
 
 from optimsyn.data.forms import Content, recorded
 from optimsyn.data.records import Pair, Passage, Rubric
+from optimsyn.data.text import as_written
 from optimsyn.llm.replies import Reply
 from optimsyn.programs.messages import Message
 from optimsyn.programs.pair_reader import read_pair
@@ -106,7 +107,8 @@ class PairWriter(dspy.Module):
 
         def reading(reply: Reply, max_tokens: int | None) -> dict[str, Any]:
             reply_fields = read_pair(reply, form, max_tokens=max_tokens)
-            return {"quote": reply_fields["quote"], "content": form.content(reply_fields, seed)}
+            quote = as_written(reply_fields["quote"], passage.text)
+            return {"quote": quote, "content": form.content(reply_fields, seed)}
 
         schema = None if manner == "writer" else ("pair", open_schema(form, seed))
         prediction = await ask(
