@@ -21,7 +21,7 @@ from optimsyn.data.forms.free import Free
 from optimsyn.data.forms.multiple_choice import MultipleChoice
 from optimsyn.data.forms.true_false import TrueFalse
 from optimsyn.data.records import Pair, Question
-from optimsyn.data.text import normalized
+from optimsyn.data.text import as_written, normalized
 from optimsyn.llm.language_model import Call
 from optimsyn.llm.replies import Reply
 from optimsyn.programs.checks import Checker
@@ -345,3 +345,19 @@ async def test_embedded_model_writes_valid_pairs() -> None:
     shapes = (FREE, FREE, CHOICE)
     pairs = await asyncio.gather(*(one(seed, shape) for seed, shape in enumerate(shapes)))
     assert sum(checker.check(p, passage()).valid for p in pairs) >= 2
+
+
+@pytest.mark.parametrize(
+    ("quote", "text", "stretch"),
+    [
+        ("The fee is due.", "In May the fee\nis due. Later no fee.", "the fee\nis due."),
+        ("Bank loans | 80.0 | 95.0", "| Bank loans |\n| 80.0 | 95.0 |", "Bank loans |\n| 80.0 | 95.0"),
+        ("“Copper conducts”", "He wrote: copper conducts heat.", "copper conducts"),
+        ("은행은 문을 닫았다", "그날 은행은 문을 닫았다.", "은행은 문을 닫았다"),
+        ("the fee is low", "In May the fee is due.", "the fee is low"),
+        ("…", "In May.", "…"),
+        ("", "In May.", ""),
+    ],
+)
+def test_a_quote_becomes_the_passages_own_stretch(quote: str, text: str, stretch: str) -> None:
+    assert as_written(quote, text) == stretch

@@ -141,7 +141,7 @@ class Pair(_OfForm):
     """A synthesized question and answer with its lineage.
 
     Attributes:
-        quote: The sentence of the passage that supports the answer; where the generator changed words, as it wrote them.
+        quote: The sentence of the passage that supports the answer, or what the generator wrote if its words differ.
         context: The passage's text when the pair is asked open book, else None.
         variant: Which rubric source made it: first_draft, no_rubric, static, optimized, policy, or an optimiser's name.
         rubric: None when no rubric was used.
