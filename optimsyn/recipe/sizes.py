@@ -40,7 +40,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
     "evaluation": {"max_new_tokens": 12, "batch_size": 16},
 }
 _MODELS: dict[str, Any] = {
-    "generator": {"name": "embedded", "temperature": 0.7, "max_tokens": 240},
+    "generator": {"name": "embedded", "temperature": 0.4, "max_tokens": 240},
     "rubric": {"name": "embedded", "temperature": 0.7, "max_tokens": 160},
     "target": {"name": "embedded", "max_length": 384},
     "reflection": None,
