@@ -87,7 +87,8 @@ def measure(recipe: Recipe, passages: Sequence[Passage], shape: TaskShape | None
         form = shape.form(kind)
         if chat_pairs:
             return _joined(pair_prompts.chat_messages(form, text, under))
-        return pair_prompts.writer_prompt(form, text, under)
+        known = pair_prompts.writer_knows(form)
+        return (pair_prompts.writer_prompt if known else pair_prompts.base_prompt)(form, text, under)
 
     quotes = [sentence for text in texts for sentence in _SENTENCE_END.split(text)]
     quote = max(1.0, sum(count_pair(sentence) for sentence in quotes) / max(1, len(quotes)))
