@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Further rounds of candidates when a draft has too few valid ones.
 _FURTHER_ROUNDS = 3
+# A draft of a handful of pairs may write up to so many candidates: a small model has runs of invalid ones.
+_FEW_CANDIDATES = 48
 
 
 def run(run: Run) -> WarmUpResult:
@@ -163,7 +165,7 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
 async def _enough_drafts(tools: Tools, count: int, report: Callable[[], None]) -> list[Draft]:
     """The first draft, with further candidates while too few are valid to train on."""
     drafts = await write_first_draft(tools, count, report)
-    for _ in range(_FURTHER_ROUNDS):
+    for _ in range(max(_FURTHER_ROUNDS, _FEW_CANDIDATES // count)):
         valid = sum(draft.valid for draft in drafts)
         if valid >= min(FEWEST_DRAFTS, count) or _unreadable(drafts):
             break
