@@ -101,7 +101,7 @@ def test_each_stage_is_counted_as_it_asks(tmp_path: Path) -> None:
     # Rubrics are sampled while training; nearly each gets a pair.
     assert found.of("train_policy").requests.high == 60
     # Without a rubric; static beyond the first draft; under the new text; by the policy.
-    expected = 600 + 2 * 500 + 2 * 600 + (1.15 + 1) * 600
+    expected = 600 + 2 * 500 + 2 * 600 + 2 * 600
     assert found.of("synthesize").requests.expected == pytest.approx(expected)
     assert found.of("fine_tune").requests.high == 0
     unchanged = foreseen(a_recipe(tmp_path, **sizes), Known(valid=1.0, changed=False))

@@ -20,6 +20,7 @@ from optimsyn.programs.pair import PairWriter
 from optimsyn.programs.rubric import RubricWriter
 from optimsyn.programs.task_shape import TaskShape
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.recipe.sections.synthesis import Synthesis
 from optimsyn.reward.drafting import UNREADABLE, Drafter, RubricRequest, requested, with_writer
 from optimsyn.reward.reward import InfluenceReward
 from optimsyn.stages.candidates import in_blocks, request_rubrics, write_ahead, write_candidates
@@ -96,7 +97,7 @@ def test_first_drafts_candidates_and_batches_ask_for_the_same_replies(tmp_path: 
     requests = asyncio.run(request_rubrics(ahead, "static", range(10)))
     asyncio.run(write_ahead(ahead, requests))
     reward = InfluenceReward(Scorer(), judged.pair_writer, judged.checker, ledger=tmp_path / "rewards.jsonl")
-    rows = asyncio.run(write_candidates(judged, reward, ["static"], wanted=1, oversample=10))["static"]
+    rows = asyncio.run(write_candidates(judged, reward, ["static"], Synthesis(pairs=2, oversample=5)))["static"]
     for these in (first, ahead, judged):
         assert tuple(map(set, sent(these))) == expected
     assert [(draft.valid, draft.failed) for draft in drafts] == [(row.valid, row.failed) for row in rows]

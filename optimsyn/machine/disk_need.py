@@ -119,12 +119,10 @@ def disk_need(
 
     `weight_bytes`, the size of the target's weights or more, is used where its layers are unknown (not downloaded yet).
     """
-    from optimsyn.stages.candidates import first_round
-
     prompt, policy, synthesis = recipe.optimizers.prompt, recipe.optimizers.policy, recipe.synthesis
     searched = prompt.metric_calls if prompt.enabled else 0
     trained = policy.steps * policy.passages_per_step * policy.group_size if policy.enabled else 0
-    each = round(_FURTHER * first_round(synthesis.pairs, synthesis.oversample))
+    each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
     judged = searched + trained + candidates
     replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained

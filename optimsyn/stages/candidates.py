@@ -13,7 +13,7 @@ from optimsyn.reward.drafting import failures
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
     from optimsyn.llm.replies import Reply
-    from optimsyn.recipe.sections.synthesis import Variant
+    from optimsyn.recipe.sections.synthesis import Synthesis, Variant
     from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
     from optimsyn.reward.reward import InfluenceReward, Judgement
     from optimsyn.stages.shared import Tools
@@ -114,43 +114,35 @@ async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:
     await asyncio.gather(*(tools.drafter.write(request) for request in requests))
 
 
-async def write_first_rounds(tools: Tools, variants: Sequence[str], wanted: int, oversample: float) -> None:
+async def write_first_rounds(tools: Tools, variants: Sequence[str], config: Synthesis) -> None:
     """Writes the first candidates of several variants at once, as `write_ahead` does.
 
     Raises:
         ServiceError: A service failed for good.
     """
-    indices = range(first_round(wanted, oversample))
+    indices = range(config.first_round)
     requests = await asyncio.gather(*(request_rubrics(tools, variant, indices) for variant in variants))
     await write_ahead(tools, [request for of_variant in requests for request in of_variant])
-
-
-def first_round(wanted: int, oversample: float) -> int:
-    """Candidates in a variant's first round."""
-    return max(wanted, round(wanted * oversample))
 
 
 async def write_candidates(
     tools: Tools,
     reward: InfluenceReward,
     variants: Sequence[Variant],
-    *,
-    wanted: int,
-    oversample: float,
+    config: Synthesis,
     report: Callable[[], None] = lambda: None,
 ) -> dict[Variant, list[Judgement]]:
-    """Writes and judges candidates of some variants until `wanted` of each are valid.
+    """Writes and judges candidates of some variants until `config.pairs` of each are valid.
 
-    The first round writes `wanted * oversample` candidates of each variant; while a variant has too few valid ones, up
-    to three further rounds write as many as its valid share asks for. All of a round go through the reward as one
-    stream, in the order of `in_blocks`.
+    The first round writes `config.first_round` candidates of each variant; while a variant has too few valid ones,
+    further rounds write as many as its valid share asks for, up to `config.most_candidates`. All of a round go through
+    the reward as one stream, in the order of `in_blocks`.
 
     Args:
         tools: The run's models and passages.
         reward: Judges the candidates.
         variants: Where rubrics come from.
-        wanted: Number of valid candidates needed of each variant.
-        oversample: Candidates of the first round for each of them.
+        config: How many valid candidates each variant needs, and how many are written for them.
         report: Called after each rubric.
 
     Returns:
@@ -160,10 +152,9 @@ async def write_candidates(
         StageError: A variant has no valid candidate; names the check that failed most.
         ServiceError: A service failed for good; everything judged so far is in the ledger.
     """
-    most = 4 * first_round(wanted, oversample)
     sources = {variant: rubric_source(tools, variant, report) for variant in variants}
     judged: dict[Variant, list[Judgement]] = {variant: [] for variant in variants}
-    to_write = dict.fromkeys(variants, first_round(wanted, oversample))
+    to_write = dict.fromkeys(variants, config.first_round)
 
     async def ask(request: RubricRequest) -> RubricRequest:
         return await sources[cast("Variant", request.variant)](request)
@@ -182,7 +173,7 @@ async def write_candidates(
         rows = dict(zip(places, await reward.judge(requests, None if tools.asks_at_once else ask), strict=True))
         for index, variant in sorted(rows):
             judged[variant].append(rows[index, variant])
-        further = {variant: _further(judged[variant], wanted, most) for variant in to_write}
+        further = {variant: _further(judged[variant], config) for variant in to_write}
         to_write = {variant: count for variant, count in further.items() if count > 0}
     for variant, rows_of_variant in judged.items():
         _refuse_nothing_valid(tools, variant, rows_of_variant)
@@ -208,13 +199,13 @@ def in_blocks(places: Sequence[tuple[int, Variant]], passages: int, block: int) 
     return sorted(places, key=key)
 
 
-def _further(judged: Sequence[Judgement], wanted: int, most: int) -> int:
+def _further(judged: Sequence[Judgement], config: Synthesis) -> int:
     """How many candidates the next round writes."""
     valid = sum(judgement.valid for judgement in judged)
-    if valid >= wanted or len(judged) >= most:
+    if valid >= config.pairs or len(judged) >= config.most_candidates:
         return 0
     share = max(valid / len(judged), 0.2)
-    return min(most - len(judged), round((wanted - valid) / share) + 1)
+    return min(config.most_candidates - len(judged), round((config.pairs - valid) / share) + 1)
 
 
 def _refuse_nothing_valid(tools: Tools, variant: str, judged: Sequence[Judgement]) -> None:

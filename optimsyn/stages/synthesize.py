@@ -17,7 +17,6 @@ from optimsyn.runs.results.built_in import MeanInfluence, SynthesizeResult
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.attribution import keep_token_shares
-from optimsyn.stages.candidates import first_round
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.selection import RANDOM_SETS, select
 from optimsyn.stages.shared import Tools
@@ -44,7 +43,7 @@ def run(run: Run) -> SynthesizeResult:
         tools = Tools(run, stage)
         config = run.recipe.synthesis
         # A rubric and a verdict for each candidate; further rounds add to that.
-        per_variant = 2 * first_round(config.pairs, config.oversample)
+        per_variant = 2 * config.first_round
         total = per_variant * len(run.recipe.variants)
         progress = stage.count(total, "rubrics and verdicts", last=config.select != "set")
         reward = tools.reward("synthesize", lambda now, different: progress.add(now))
@@ -60,10 +59,9 @@ def _write_ahead(run: Run, tools: Tools) -> None:
     from optimsyn.llm.language_model import run_sync
     from optimsyn.stages.candidates import write_first_rounds
 
-    config = run.recipe.synthesis
     complete = [name for name in run.recipe.variants if run.path("synthesize", f"{name}.candidates.jsonl").is_file()]
     variants = [variant for variant in run.recipe.variants if variant not in complete]
-    run_sync(write_first_rounds(tools, variants, config.pairs, config.oversample))
+    run_sync(write_first_rounds(tools, variants, run.recipe.synthesis))
 
 
 def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count) -> dict[str, list[Judgement]]:
@@ -83,11 +81,8 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
         if rows:
             run.path("synthesize", SHARES_FILE).unlink(missing_ok=True)
         missing.append(variant)
-    config = run.recipe.synthesis
     progress.add(0)
-    written = run_sync(
-        write_candidates(tools, reward, missing, wanted=config.pairs, oversample=config.oversample, report=progress.add)
-    )
+    written = run_sync(write_candidates(tools, reward, missing, run.recipe.synthesis, progress.add))
     for name, rows in written.items():
         write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
         judged[name] = rows

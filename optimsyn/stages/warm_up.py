@@ -23,15 +23,11 @@ from optimsyn.target.warm_up.parts import FEWEST_DRAFTS, parts_of
 
 if TYPE_CHECKING:
     from optimsyn.influence.factory import MeasuredScorer
+    from optimsyn.recipe.sections.warm_up import WarmUp
     from optimsyn.reward.drafting import Draft, RubricRequest
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
     from optimsyn.target.warm_up.curve import WarmUpCurve
-
-# Further rounds of candidates when a draft has too few valid ones.
-_FURTHER_ROUNDS = 3
-# A draft of a handful of pairs may write up to so many candidates: a small model has runs of invalid ones.
-_FEW_CANDIDATES = 48
 
 
 def run(run: Run) -> WarmUpResult:
@@ -54,7 +50,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
     config = run.recipe.warm_up
     progress = stage.count(2 * config.pairs, "rubrics and pairs", last=False)
     progress.add(0)
-    drafts = run_sync(_enough_drafts(tools, config.pairs, progress.add))
+    drafts = run_sync(_enough_drafts(tools, config, progress.add))
     pairs = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     refused = run.path("warm_up", "invalid.jsonl")
     write_jsonl(refused, [draft.facts() for draft in drafts if not draft.valid])
@@ -162,12 +158,12 @@ def _refuse_garbage(tools: Tools, drafts: Sequence[Draft]) -> NoReturn:
     )
 
 
-async def _enough_drafts(tools: Tools, count: int, report: Callable[[], None]) -> list[Draft]:
+async def _enough_drafts(tools: Tools, config: WarmUp, report: Callable[[], None]) -> list[Draft]:
     """The first draft, with further candidates while too few are valid to train on."""
-    drafts = await write_first_draft(tools, count, report)
-    for _ in range(max(_FURTHER_ROUNDS, _FEW_CANDIDATES // count)):
+    drafts = await write_first_draft(tools, config.pairs, report)
+    while len(drafts) + FEWEST_DRAFTS <= config.most_drafts:
         valid = sum(draft.valid for draft in drafts)
-        if valid >= min(FEWEST_DRAFTS, count) or _unreadable(drafts):
+        if valid >= min(FEWEST_DRAFTS, config.pairs) or _unreadable(drafts):
             break
         drafts += await write_first_draft(tools, FEWEST_DRAFTS, report, start=len(drafts))
     return drafts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import random
 import re
 from collections import Counter
@@ -166,8 +167,10 @@ class MultipleChoice(QuestionForm):
             if place < len(options) and right not in map(_bare, options):
                 values = values | {"answer": options[place]}
                 right = _bare(options[place])
+            listed = right in map(_bare, options)
             # An answer that is not listed is right all the same, but one in fewer or more words is no second option.
-            wrong = [option for option in options if not _contained(_bare(option), right)]
+            same = operator.eq if listed else _contained
+            wrong = [option for option in options if not same(_bare(option), right)]
             values = {"wrong": wrong} | values
         for name in _WRONG_LISTS:
             if isinstance(values.get(name), list):

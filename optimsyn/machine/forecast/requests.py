@@ -21,6 +21,7 @@ from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.results.built_in import OptimizePromptResult, WarmUpResult
 from optimsyn.runs.results.reading import result_of
+from optimsyn.target.warm_up.parts import FEWEST_DRAFTS
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Passage
@@ -35,20 +36,16 @@ BATCH_PRICE = 0.5
 # Shares that are unknown before a run: of valid candidates, of readable sampled rubrics, of proposals that are better
 # on their minibatch, and better in the full comparison.
 _VALID = Range(low=0.95, expected=0.8, high=0.3)
+# Half of its pairs about the quickstart, a fifth of those with options.
+_EMBEDDED_VALID = Range(low=0.8, expected=0.4, high=0.1)
 _READ = Range(low=0.6, expected=0.9, high=1.0)
 _ACCEPTED = 0.4
 _FOUND = 0.5
 # Replies with summaries of the passages, which methods other than gepa request before they propose anything.
 _SUMMARIES = 2
-# Tries for one readable rubric of the policy.
-_TRIES = Range(low=1.0, expected=1.15, high=3.0)
-# A synthesis with too few valid pairs ends at this multiple of its first round.
-_MOST_ROUNDS = 4
 _LEAST_SHARE = 0.2
 # With more candidates than this, the share of valid ones hardly varies.
 _MANY = 200
-# The most additional pairs of a first draft with few valid ones.
-_MORE_DRAFTS = 12
 
 
 @dataclass(frozen=True)
@@ -185,11 +182,18 @@ def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[K
 
 
 def _first_draft(recipe: Recipe) -> list[tuple[Kind, Range]]:
-    pairs = recipe.warm_up.pairs
+    pairs, most = recipe.warm_up.pairs, recipe.warm_up.most_drafts
+    # Further ones are written while too few are valid to train on.
+    expected = min(most, max(pairs, min(FEWEST_DRAFTS, pairs) / _valid(recipe).expected))
     return [
-        ("rubric", Range(low=pairs, expected=pairs, high=pairs + _MORE_DRAFTS)),
-        ("pair", Range(low=0.8 * pairs, expected=pairs, high=pairs + _MORE_DRAFTS)),
+        ("rubric", Range(low=pairs, expected=expected, high=most)),
+        ("pair", Range(low=0.8 * pairs, expected=expected, high=most)),
     ]
+
+
+def _valid(recipe: Recipe) -> Range:
+    """The share of valid pairs before any is known."""
+    return _EMBEDDED_VALID if recipe.models.generator.provider == "embedded" else _VALID
 
 
 def _prompt_search(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
@@ -266,23 +270,23 @@ def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, 
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
         work += [("rubric", candidates * changed), ("pair", candidates * changed)]
     if recipe.optimizers.policy.enabled:
-        work += [("policy", candidates * _TRIES), ("pair", candidates)]
+        work += [("policy", candidates), ("pair", candidates)]
     return work
 
 
 def _candidates(recipe: Recipe, known: Known) -> Range:
     """Candidates of one variant: the first round, and more where too few of them are valid."""
-    pairs = recipe.synthesis.pairs
-    first = max(pairs, round(pairs * recipe.synthesis.oversample))
+    pairs, first = recipe.synthesis.pairs, recipe.synthesis.first_round
 
     def written(share: float) -> float:
         return first + sum(
-            chance * min((_MOST_ROUNDS - 1) * first, (pairs - valid) / max(valid / first, _LEAST_SHARE) + 1)
+            chance
+            * min(recipe.synthesis.most_candidates - first, (pairs - valid) / max(valid / first, _LEAST_SHARE) + 1)
             for valid, chance in _chances(first, share)
             if valid < pairs
         )
 
-    shares = (_VALID.low, _VALID.expected, _VALID.high)
+    shares = (_valid(recipe).low, _valid(recipe).expected, _valid(recipe).high)
     if known.valid is not None:
         shares = (min(1.0, known.valid + 0.1), known.valid, max(0.0, known.valid - 0.2))
     low, expected, high = map(written, shares)

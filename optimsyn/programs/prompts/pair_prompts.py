@@ -21,14 +21,13 @@ _VERDICTS = MultipleChoice(3, ("yes", "no", "maybe")).described()
 
 
 def writer_knows(form: QuestionForm) -> bool:
-    """Whether the writer writes pairs of a form by itself: a question with a free answer, or yes, no and maybe.
+    """Whether the writer can write pairs of a form: a question with a free answer, with options, or yes, no and maybe.
 
-    Of its questions with four options hardly a third are valid, which examples and a schema raise; for other keys or
-    verdicts it was not trained.
+    For other keys or verdicts it ignores even worked examples.
     """
     keys = form.reply_keys()
     if {key.name for key in keys} != {"question", "answer"}:
-        return False
+        return type(form) is MultipleChoice
     return not any(key.options for key in keys) or form.described() == _VERDICTS
 
 

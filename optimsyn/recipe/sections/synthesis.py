@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from optimsyn.base.extensions import CHECKS, is_part
 from optimsyn.recipe.sections.models import Section
 from optimsyn.recipe.sections.parts import named
+from optimsyn.recipe.sections.warm_up import CANDIDATES_OF_A_HANDFUL
 
 Variant = Literal["no_rubric", "static", "optimized", "policy"]
 
@@ -26,6 +27,16 @@ class Synthesis(Section):
     dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
         "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."
     )
+
+    @property
+    def first_round(self) -> int:
+        """Candidates of a variant in its first round."""
+        return max(self.pairs, round(self.pairs * self.oversample))
+
+    @property
+    def most_candidates(self) -> int:
+        """The most candidates of a variant that are written while too few are valid."""
+        return max(4 * self.first_round, CANDIDATES_OF_A_HANDFUL)
 
 
 def _several(value: Any) -> Any:

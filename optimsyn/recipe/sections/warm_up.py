@@ -6,6 +6,11 @@ from pydantic import Field
 
 from optimsyn.recipe.sections.models import Section
 
+# What writes a handful of pairs may try so many candidates: of a small model most may be invalid.
+CANDIDATES_OF_A_HANDFUL = 48
+# Further candidates of a first draft with too few valid ones.
+_MORE_DRAFTS = 12
+
 
 class WarmUp(Section):
     """Warm-up of the LoRA target on first-draft pairs, which gives the influence its Adam moments."""
@@ -36,6 +41,11 @@ class WarmUp(Section):
     )
     checkpoints: int = Field(1, ge=1, description="Checkpoints spread over the steps, the last one always.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+
+    @property
+    def most_drafts(self) -> int:
+        """The most candidates that are written while too few are valid to train on."""
+        return max(self.pairs + _MORE_DRAFTS, CANDIDATES_OF_A_HANDFUL)
 
     @property
     def fewest_steps(self) -> int:
