@@ -129,14 +129,15 @@ def check_evaluation(run: Run) -> None:
 def check_forecast(run: Run) -> None:
     """What was foreseen before the run is near what it has sent, and the last forecast is what it has sent.
 
-    Near is a factor of two here: of a handful of pairs, a few that fail their checks more or less are a whole round of
-    requests. A factor of 1.5 is held where the service is a stub (tests/test_machine_forecast.py).
+    Near is a factor of 2.5 here: of a handful of pairs, a few that fail their checks more or less are a whole round of
+    requests (36 to 84 in two rounds of the five domains, 60 foreseen). A factor of 1.5 is held where the service is a
+    stub (tests/test_machine_forecast.py).
     """
     manifest = run.manifest
     assert manifest.forecast is not None and manifest.forecast_now is not None
     foreseen, cost = manifest.forecast.total, manifest.cost
     tokens = foreseen.input_tokens + foreseen.output_tokens
     for amount, real in ((foreseen.requests, cost.replies), (tokens, cost.input_tokens + cost.output_tokens)):
-        assert amount.expected / 2 < real < amount.expected * 2
+        assert amount.expected / 2.5 < real < amount.expected * 2.5
         assert amount.low <= real <= amount.high
     assert manifest.forecast_now.total.requests.expected == cost.replies
