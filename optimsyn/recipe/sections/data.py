@@ -64,11 +64,12 @@ class Source(Section):
         return self
 
 
-def _as_path(value: Any) -> Any:
+def as_path(value: Any) -> Any:
+    """Lets a source be written as its path alone."""
     return {"path": value} if isinstance(value, str) else value
 
 
-SourceField = Annotated[Source, BeforeValidator(_as_path)]
+SourceField = Annotated[Source, BeforeValidator(as_path)]
 _DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
 QUESTION_FIELDS = (
     *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
@@ -151,7 +152,7 @@ class Questions(Section):
     """The expert questions: validation gives the influence its direction, test is held back until evaluate."""
 
     validation: SourceField
-    test: Annotated[Source | None, BeforeValidator(_as_path)] = Field(
+    test: Annotated[Source | None, BeforeValidator(as_path)] = Field(
         None, description="Held-back questions; when absent, `test_fraction` of the validation groups is held back."
     )
     test_fraction: float = Field(0.5, gt=0, lt=1, description="Share that is held back when `test` is absent.")
