@@ -28,7 +28,6 @@ from optimsyn.reward.look.record import RewardLook
 from optimsyn.reward.permuted import permuted
 from optimsyn.runs.folder import Run
 from optimsyn.stages.shared import Tools
-from optimsyn.target.encoding import as_sample
 from optimsyn.target.target import Target
 from tests.stages_helpers import METALS, NAMES, run_stage
 
@@ -165,10 +164,7 @@ def test_validate_reads_the_other_questions_before_money(recipe: Recipe, tmp_pat
         other = changed(recipe, {"reward.source": "other", "reward.other_questions": str(path)})
         return [problem for problem in validate(other, offline=True).problems if "other_questions" in problem]
 
-    assert (
-        "no such file" in problems(tmp_path / "missing.jsonl")[0]
-        or "missing.jsonl" in problems(tmp_path / "missing.jsonl")[0]
-    )
+    assert "missing.jsonl" in problems(tmp_path / "missing.jsonl")[0]
     file = tmp_path / "other.jsonl"
     file.write_text('{"id": "o1", "question": "What for?"}\n{"id": "o2", "question": "Why?", "answer": "so"}\n')
     assert any(
@@ -183,6 +179,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.path("rewards.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_a_run_without_gradients_of_pairs(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(changed(recipe, {"reward.source": "length", "optimizers.prompt.enabled": False}), tmp_path / "runs")
 
@@ -210,6 +207,7 @@ def test_a_run_without_gradients_of_pairs(recipe: Recipe, tmp_path: Path, monkey
     assert sorted((row.reward for row in kept), reverse=True) == sorted(left, reverse=True)[: len(kept)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["permuted", "other"])
 def test_a_run_by_other_questions(recipe: Recipe, tmp_path: Path, source: str) -> None:
     changes: dict[str, Any] = {"reward.source": source, "optimizers.prompt.enabled": False}
@@ -237,9 +235,9 @@ def test_a_run_by_other_questions(recipe: Recipe, tmp_path: Path, source: str) -
     assert json.loads(run.path("warm_up", "influence.json").read_text()) != json.loads(
         plain.path("warm_up", "influence.json").read_text()
     )
-    assert [as_sample(q).prompt for q in tools.reward_questions] or source
 
 
+@pytest.mark.slow
 def test_other_test_questions_change_no_reward(recipe: Recipe, tmp_path: Path) -> None:
     """With the test questions exchanged, every reward stays, to the last bit, and what is near one is not exported."""
 

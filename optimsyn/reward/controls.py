@@ -49,8 +49,9 @@ class PlainScorer:
         self.method: str = source
         self.choice: Choice | None = None
         self._source, self._target, self._tokens, self._seed = source, target, tokens, seed
-        facts: list[object] = [_RULE, source, seed, tokens.model_dump(mode="json"), target.fingerprint(), str(target.dtype)]
-        facts += [encoding_digest(target.tokenizer), [checkpoint.fingerprint for checkpoint in target.checkpoints]]
+        facts: list[object] = [_RULE, source, seed, tokens.model_dump(mode="json"), str(target.dtype)]
+        facts += [target.fingerprint(), encoding_digest(target.tokenizer)]
+        facts += [checkpoint.fingerprint for checkpoint in target.checkpoints]
         self.fingerprint = f"{CONTROL}{source}-{digest_of(facts)}"
 
     def score(self, pairs: Sequence[Item], *, token_shares: bool = False) -> Scores:
