@@ -164,7 +164,9 @@ def _add_forecast(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSet
     from optimsyn.machine.forecast.requests import forecast
     from optimsyn.programs.task_shape import TaskShape
 
-    shape = TaskShape.of(sets.validation) if sets is not None and sets.validation else None
+    shape = None
+    if sets is not None and sets.validation:
+        shape = TaskShape.of(sets.validation, show_form=recipe.questions.show_form)
     lengths = measure(recipe, passages, shape)
     preflight.forecast = forecast(recipe, lengths, len(passages))
     preflight.warnings += cap_warnings(recipe, preflight.forecast, lengths, len(passages))

@@ -123,6 +123,8 @@ class Recipe(Shown, Section):
         # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
             raw["influence"] = {"question_gradients": "unit", **influence}
+        if of_run and isinstance(raw.get("synthesis"), dict):
+            raw["synthesis"] = {"passages": "all", **raw["synthesis"]}
         try:
             recipe = cls.parse(raw, str(file), of_run=of_run)
         except RecipeError as error:
@@ -225,7 +227,7 @@ class Recipe(Shown, Section):
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         documents, questions = raw["documents"], raw["questions"]
         _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection", "readers"))
-        _without_what_says_nothing(self.questions, questions, ("form",))
+        _without_what_says_nothing(self.questions, questions, ("form", "show_form"))
         for place, source in (
             (documents["source"], self.documents.source),
             (questions["validation"], self.questions.validation),
@@ -246,6 +248,9 @@ class Recipe(Shown, Section):
         _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
         _without_what_says_nothing(self.reward, raw["reward"], LATER_REWARD_FIELDS)
+        # Before the field existed, every stage used all passages.
+        if self.synthesis.passages == "all":
+            raw["synthesis"].pop("passages")
         if not self.stages:
             raw.pop("stages")
         # Before the field existed, gradients of questions had length 1.

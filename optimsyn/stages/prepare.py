@@ -16,6 +16,7 @@ from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
 from optimsyn.data.questions import load_other_questions, load_questions
+from optimsyn.data.splits import passage_notes
 from optimsyn.reward.permuted import permuted
 from optimsyn.runs.reader_changes import READERS_NOTE, reopen_if_readers_changed
 from optimsyn.runs.results.built_in import NAMED, PrepareResult, Skipped
@@ -60,6 +61,7 @@ def run(run: Run) -> PrepareResult:
         write_jsonl(run.path("prepare", "passages.jsonl"), passages)
         write_jsonl(run.path("prepare", "validation.jsonl"), validation)
         write_jsonl(run.path("prepare", "test.jsonl"), test)
+        notes += passage_notes(recipe, len(passages))
         lost = [*document_set.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
         if recipe.reward.source in ("permuted", "other"):
             asked, lost_others, said = _reward_questions(run, validation)

@@ -16,6 +16,7 @@ from optimsyn.base.files import read_jsonl
 from optimsyn.base.meter import Meter
 from optimsyn.base.seeds import derive_seed, shuffled
 from optimsyn.data.records import Document, Pair, Passage, Question
+from optimsyn.data.splits import PARTS, Part, passage_parts
 from optimsyn.recipe.sections.reward import WITHOUT_GRADIENTS
 from optimsyn.runs.folder import Run
 
@@ -85,17 +86,33 @@ class Tools:
 
     @cached_property
     def passage_order(self) -> list[Passage]:
-        """The passages in the seeded order that every variant uses."""
+        """The passages in the seeded order that every variant uses; those of a stage are `passages_for`."""
         by_id = {passage.id: passage for passage in self.passages}
         return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
 
-    def candidate(self, index: int) -> tuple[Passage, int]:
+    def passages_for(self, part: Part) -> list[Passage]:
+        """The passages that one part of the run uses, in the seeded order: all, or its own (`synthesis.passages`)."""
+        return self._passage_parts[part]
+
+    @cached_property
+    def _passage_parts(self) -> dict[Part, list[Passage]]:
+        order = self.passage_order
+        parts = passage_parts(self.recipe, len(order))
+        return {part: order if parts is None else [order[place] for place in parts[part]] for part in PARTS}
+
+    def candidate(self, index: int, variant: str = "") -> tuple[Passage, int]:
         """Passage and seed of the `index`-th candidate, the same in every variant.
 
         Equal seeds make the variants comparable, and candidates with the same rubric share one cached reply.
+
+        Args:
+            index: From 0.
+            variant: "first_draft" for the passages of the warm-up, "" for all, else those of the synthesis.
         """
-        passage = self.passage_order[index % len(self.passage_order)]
-        return passage, derive_seed(self.recipe.seed, "candidate", index)
+        passages = self.passage_order
+        if variant:
+            passages = self.passages_for("warm_up" if variant == "first_draft" else "synthesize")
+        return passages[index % len(passages)], derive_seed(self.recipe.seed, "candidate", index)
 
     @cached_property
     def budget(self) -> Budget:
@@ -175,7 +192,7 @@ class Tools:
         """The form of the validation questions, which the pairs imitate."""
         from optimsyn.programs.task_shape import TaskShape
 
-        return TaskShape.of(self.validation)
+        return TaskShape.of(self.validation, show_form=self.recipe.questions.show_form)
 
     def rubric_writer(self, guiding_text: str) -> RubricWriter:
         """A rubric writer with a guiding text and the untrained rubric model."""

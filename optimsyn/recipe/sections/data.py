@@ -166,6 +166,12 @@ class Questions(Section):
         description="Form of the questions: `free`, `multiple_choice`, `true_false`, or one of your own, registered or "
         "as `package.module:name`; null: multiple choice where a row has `choices`, else free.",
     )
+    show_form: bool = Field(
+        True,
+        description="Whether rubric model and generator are told the form of the validation questions (number of "
+        "options, fixed verdicts, length of answers). false: a pair has the form that its rubric asks for, so that the "
+        "rubrics have to find the one that helps.",
+    )
     subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
 
     @model_validator(mode="after")
