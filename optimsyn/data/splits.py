@@ -126,9 +126,7 @@ def passage_notes(recipe: Recipe, passages: int) -> list[str]:
             f"{asked}), so all share them"
         ]
     sizes = [len(parts[part]) for part in PARTS]
-    return [
-        f"Warm-up ({sizes[0]} passages), optimisers ({sizes[1]}) and synthesis ({sizes[2]}) share no passage"
-    ]
+    return [f"Warm-up ({sizes[0]} passages), optimisers ({sizes[1]}) and synthesis ({sizes[2]}) share no passage"]
 
 
 def _asked(recipe: Recipe) -> dict[Part, int]:
