@@ -30,7 +30,7 @@ class Shared:
     """What selection asks of a run's tools."""
 
     stage = None
-    validation = VALIDATION
+    validation = reward_questions = VALIDATION
 
     def __init__(self, target: Target, **changes: Any) -> None:
         self.target = target

@@ -21,6 +21,7 @@ from optimsyn.recipe.sections.data import QUESTION_FIELDS, unknown_column
 
 _PLACE = re.compile(r".*?:(\d+)")
 _FEW = 6
+OTHER = "reward.other_questions"
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,40 @@ def read_questions(
         warnings,
         astray,
     )
+
+
+def load_other_questions(config: Questions, source: Source, seed: int) -> tuple[list[Question], list[Loss]]:
+    """Another domain's questions, and those that were lost: read as the validation questions, asked without a text.
+
+    Args:
+        config: The recipe's `questions` section: form, subtask and `validation_limit` are as there.
+        source: Where they come from.
+        seed: Draws the sample.
+
+    Raises:
+        RecipeError: There is no form as `questions.form` names it.
+        DataError: The source cannot be read, a row has no usable question, or nothing is left; names all problems.
+    """
+    reader = _other_reader(config, source, seed)
+    reading = reader.read(source, OTHER)
+    if not reader.problems and not reading.questions:
+        reader.problems.append(f"{OTHER}: no usable question is left; {len(reader.losses)} were lost")
+    raise_problems(reader.problems)
+    questions = [question.model_copy(update={"context": None}) for question in reading.questions]
+    return balanced_sample(questions, config.validation_limit, seed), reader.losses
+
+
+def check_other_questions(config: Questions, source: Source, seed: int) -> list[str]:
+    """The faults in a user's file of another domain's questions, for the preflight."""
+    reader = _other_reader(config, source, seed)
+    reader.read(source, OTHER)
+    return reader.problems
+
+
+def _other_reader(config: Questions, source: Source, seed: int) -> _Reader:
+    update = {"validation": source, "test": None, "open_book": False}
+    # Its documents are not read: any that a question names will do.
+    return _Reader(config.model_copy(update=update), Library.of(None), seed, complete=False)
 
 
 @dataclass

@@ -1,16 +1,27 @@
-"""Seeded splits by document group, and seeded samples that keep every subtask."""
+"""Seeded splits by document group, of passages by stage, and seeded samples that keep every subtask."""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TypeVar
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from optimsyn.base.errors import DataError
 from optimsyn.data.records import Question
 
+if TYPE_CHECKING:
+    from optimsyn.recipe.recipe import Recipe
+
 _T = TypeVar("_T")
+
+Part = Literal["warm_up", "optimize", "synthesize"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""The parts of a run that may have passages of their own."""
+# With fewer passages in a part, or more requests for each of them, parts of their own would cost more than they bring.
+_FEWEST = 2
+_MOST_REQUESTS = 4
 
 
 def split_by_group(
@@ -79,3 +90,50 @@ def balanced_sample(questions: Sequence[Question], limit: int | None, seed: int)
             if pools[name] and len(chosen) < limit:
                 chosen.append(pools[name].pop())
     return [questions[i] for i in sorted(chosen)]
+
+
+def passage_parts(recipe: Recipe, passages: int) -> dict[Part, range] | None:
+    """The places of each part's passages in the seeded order; None where all parts use all passages.
+
+    Passages are shared out in proportion to what each part asks for. The optimisers, which may come back to a passage
+    in each of their steps, count for at most half.
+
+    Args:
+        recipe: Its `synthesis.passages` is disjoint, or there are no parts.
+        passages: How many there are.
+    """
+    if recipe.synthesis.passages != "disjoint":
+        return None
+    asked = _asked(recipe)
+    places = [round(passages * sum_so_far / sum(asked.values())) for sum_so_far in accumulate([0, *asked.values()])]
+    parts = {part: range(*ends) for part, ends in zip(PARTS, pairwise(places), strict=True)}
+    enough = all(
+        len(parts[part]) >= min(_FEWEST, requests) and requests <= _MOST_REQUESTS * len(parts[part])
+        for part, requests in asked.items()
+    )
+    return parts if enough else None
+
+
+def passage_notes(recipe: Recipe, passages: int) -> list[str]:
+    """What a run with disjoint passages says of them, in a sentence without its full stop."""
+    if recipe.synthesis.passages != "disjoint":
+        return []
+    parts = passage_parts(recipe, passages)
+    if parts is None:
+        asked = ", ".join(map(str, _asked(recipe).values()))
+        return [
+            f"{passages} passages are too few for warm-up, optimisers and synthesis to have their own (they ask for "
+            f"{asked}), so all share them"
+        ]
+    sizes = [len(parts[part]) for part in PARTS]
+    return [f"Warm-up ({sizes[0]} passages), optimisers ({sizes[1]}) and synthesis ({sizes[2]}) share no passage"]
+
+
+def _asked(recipe: Recipe) -> dict[Part, int]:
+    """How many passages each part asks for, repeated ones included."""
+    prompt, policy = recipe.optimizers.prompt, recipe.optimizers.policy
+    learning = max(
+        prompt.passages if prompt.enabled else 0, policy.steps * policy.passages_per_step if policy.enabled else 0
+    )
+    drafts, candidates = recipe.warm_up.pairs, recipe.synthesis.first_round
+    return {"warm_up": drafts, "optimize": min(learning, drafts + candidates), "synthesize": candidates}

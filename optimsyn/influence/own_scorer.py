@@ -20,7 +20,8 @@ from optimsyn.influence.fingerprint import encoding_digest
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining
 from optimsyn.recipe.sections.influence import OWN_SCORER, Influence
-from optimsyn.target.encoding import Encoded, as_sample, counted
+from optimsyn.recipe.sections.models import CountedTokens
+from optimsyn.target.encoding import as_sample, counted
 from optimsyn.target.target import Target
 
 Item = Pair | Question | Sample
@@ -131,7 +132,7 @@ class OwnScorer:
                     f"influence.scorer: {self.method} gave {scores!r:.200} ({error}); score returns a number a pair"
                 ) from error
             self._refuse_count(len(numbers), len(pairs))
-            scores = self._with_losses(pairs, numbers)
+            scores = numbers_with_losses(self.target, self._tokens, pairs, numbers)
         if scores.subtasks != self.subtasks:
             raise ModelError(
                 f"influence.scorer: {self.method} gave scores by {', '.join(scores.subtasks)}, and its attribute "
@@ -168,25 +169,32 @@ class OwnScorer:
             return cast("dict[str, float | dict[str, float]]", own())
         return {"total": 0.0, "by_subtask": dict.fromkeys(self.subtasks, 0.0)}
 
-    def _with_losses(self, pairs: Sequence[Item], numbers: list[float]) -> Scores:
-        """The numbers together with the target's loss on each pair (one forward pass), for the report."""
-        encoded = [counted(self.target.encode(as_sample(pair)), self._tokens, "pair") for pair in pairs]
-        total = torch.tensor(numbers, dtype=torch.float64)
-        return Scores(
-            ids=tuple(item.id for item in encoded),
-            subtasks=("all",),
-            total=total,
-            by_subtask=total.unsqueeze(1),
-            gradient_norm=None,
-            loss=self._losses(encoded),
-            label_tokens=torch.tensor([item.label_tokens for item in encoded], dtype=torch.int64),
-        )
 
-    def _losses(self, encoded: list[Encoded]) -> torch.Tensor:
-        losses = torch.zeros(len(encoded), dtype=torch.float64)
-        if encoded:
-            self.target.load_checkpoint(self.target.checkpoints[-1])
-        with self.target.scoring(), torch.no_grad():
-            for batch in self.target.batches(encoded):
-                losses[batch.indices] = self.target.losses(batch).double().cpu()
-        return losses
+def numbers_with_losses(
+    target: Target, tokens: CountedTokens, items: Sequence[Item], numbers: Sequence[float]
+) -> Scores:
+    """A number for each item together with the target's loss on it (one forward pass), for the report.
+
+    Args:
+        target: Warmed up.
+        tokens: Which tokens count for the loss.
+        items: Pairs, or what else can be scored.
+        numbers: One for each, in order.
+    """
+    encoded = [counted(target.encode(as_sample(item)), tokens, "pair") for item in items]
+    total = torch.tensor(numbers, dtype=torch.float64)
+    losses = torch.zeros(len(encoded), dtype=torch.float64)
+    if encoded:
+        target.load_checkpoint(target.checkpoints[-1])
+    with target.scoring(), torch.no_grad():
+        for batch in target.batches(encoded):
+            losses[batch.indices] = target.losses(batch).double().cpu()
+    return Scores(
+        ids=tuple(item.id for item in encoded),
+        subtasks=("all",),
+        total=total,
+        by_subtask=total.unsqueeze(1),
+        gradient_norm=None,
+        loss=losses,
+        label_tokens=torch.tensor([item.label_tokens for item in encoded], dtype=torch.int64),
+    )

@@ -12,7 +12,7 @@ from optimsyn.base.errors import DataError, ModelError, RecipeError
 from optimsyn.base.extensions import SCORERS, shadowed
 from optimsyn.data.documents import DocumentSet, files_of, read_documents
 from optimsyn.data.files.rows import is_own_file, resolve, shortened
-from optimsyn.data.questions import QuestionSets, check_questions, read_questions
+from optimsyn.data.questions import OTHER, QuestionSets, check_other_questions, check_questions, read_questions
 from optimsyn.data.records import Document
 from optimsyn.llm.hosted.capabilities import price_problem
 from optimsyn.machine.availability import Availability, availability, device_problems, memory_needed, memory_problems
@@ -112,7 +112,8 @@ def price_problems(recipe: Recipe, cap: str = "limits.cost_usd") -> list[str]:
 def _sources(recipe: Recipe) -> list[tuple[str, Source]]:
     questions = recipe.questions
     sources = [("documents.source", recipe.documents.source), ("questions.validation", questions.validation)]
-    return sources + ([("questions.test", questions.test)] if questions.test is not None else [])
+    sources += [("questions.test", questions.test)] if questions.test is not None else []
+    return sources + ([(OTHER, recipe.reward.other_questions)] if recipe.reward.other_questions is not None else [])
 
 
 def _hub_problem(name: str, source: Source) -> str | None:
@@ -139,6 +140,7 @@ def _check_data(recipe: Recipe, preflight: Preflight, readable: bool) -> None:
 
     documents = _read_documents(recipe, preflight) if readable else None
     sets = _read_questions(recipe, documents.library if documents is not None else None, preflight)
+    _check_reward_questions(recipe, sets, preflight)
     passages: list[Passage] = []
     if documents is not None and not documents.problems:
         passages = check_documents(recipe, documents.documents, preflight)
@@ -162,7 +164,9 @@ def _add_forecast(recipe: Recipe, passages: Sequence[Passage], sets: QuestionSet
     from optimsyn.machine.forecast.requests import forecast
     from optimsyn.programs.task_shape import TaskShape
 
-    shape = TaskShape.of(sets.validation) if sets is not None and sets.validation else None
+    shape = None
+    if sets is not None and sets.validation:
+        shape = TaskShape.of(sets.validation, show_form=recipe.questions.show_form)
     lengths = measure(recipe, passages, shape)
     preflight.forecast = forecast(recipe, lengths, len(passages))
     preflight.warnings += cap_warnings(recipe, preflight.forecast, lengths, len(passages))
@@ -220,6 +224,19 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, preflight:
                 preflight.problems += shortened(problems, name)
                 preflight.warnings += notes
     return None
+
+
+def _check_reward_questions(recipe: Recipe, sets: QuestionSets | None, preflight: Preflight) -> None:
+    """Checks the questions that a control puts in the place of the validation questions."""
+    from optimsyn.reward.permuted import permuted
+
+    other = recipe.reward.other_questions
+    if other is not None and is_own_file(other):
+        with _reported(preflight, OTHER):
+            preflight.problems += shortened(check_other_questions(recipe.questions, other, recipe.seed), OTHER)
+    if recipe.reward.source == "permuted" and sets is not None and sets.validation:
+        with _reported(preflight, "questions.validation"):
+            permuted(sets.validation, recipe.seed)
 
 
 def _check_guiding_text(recipe: Recipe, preflight: Preflight) -> None:

@@ -9,6 +9,7 @@ from optimsyn.data.chat import sample_of, split_context
 from optimsyn.data.files.rows import sampled, shortened
 from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.passages import split_passages
+from optimsyn.data.splits import passage_notes, passage_parts
 
 if TYPE_CHECKING:
     from optimsyn.data.questions import QuestionSets
@@ -37,11 +38,14 @@ def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Pr
         )
         return passages
     _check_injections(recipe, passages, preflight)
-    compared = recipe.optimizers.prompt.passages
-    if recipe.optimizers.prompt.enabled and len(passages) < compared:
+    parts = passage_parts(recipe, len(passages))
+    if parts is None:
+        preflight.warnings += [f"synthesis.passages: {note}" for note in passage_notes(recipe, len(passages))]
+    compared, there = recipe.optimizers.prompt.passages, len(passages) if parts is None else len(parts["optimize"])
+    if recipe.optimizers.prompt.enabled and there < compared:
         preflight.warnings.append(
             f"optimizers.prompt.passages: guiding texts are compared on {compared} passages, but there are only "
-            f"{len(passages)}"
+            f"{there}{'' if parts is None else ' for the optimisers (synthesis.passages: disjoint)'}"
         )
     candidates = round(recipe.synthesis.pairs * recipe.synthesis.oversample)
     if candidates > 4 * len(passages):

@@ -41,7 +41,7 @@ def check_parts(
         "the built-in checks": digest_of([module_source(name, "the built-in checks") for name in BUILT_IN]),
         "which checks run": digest_of([list(built_in), list(plugins)]),
         "checks.unsafe_words": digest_of(list(unsafe_words)),
-        "the validation and test questions": digest_of([question.model_dump(mode="json") for question in questions]),
+        "the validation questions": digest_of([question.model_dump(mode="json") for question in questions]),
     }
     return parts | {
         f"the plugin {name}": digest_of(source_identity(name, check, "checks.plugins"))

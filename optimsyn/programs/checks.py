@@ -57,7 +57,7 @@ class CheckContext:
 
     Attributes:
         passage: The passage of the pair.
-        held_questions: Validation and test questions, which a pair must not repeat.
+        held_questions: Questions that a pair must not repeat: those of validation.
         held_texts: Search index over `held_questions`, in the same order.
         unsafe_words: Words of the recipe that no pair may hold.
     """
@@ -84,7 +84,7 @@ class Check(Protocol):
 
         Args:
             pair: The pair.
-            context: Its passage, the validation and test questions, the unsafe words.
+            context: Its passage, the validation questions, the unsafe words.
         """
 
 
@@ -219,7 +219,7 @@ def check_answer_fits_question(pair: Pair, context: CheckContext) -> str | None:
 
 
 def check_near_duplicate_question(pair: Pair, context: CheckContext) -> str | None:
-    """Not one of the validation or test questions, nor nearly.
+    """Not one of the validation questions, nor nearly; the test questions count only when the dataset is selected.
 
     Two open-book questions in the same words about different documents are different questions.
     """
@@ -276,6 +276,7 @@ def _checks_of(forms: Mapping[str, QuestionForm]) -> dict[str, Check]:
     return {name: _for_form(form, check) for form, part in forms.items() for name, check in part.checks.items()}
 
 
+NEAR_QUESTION = "near_duplicate_question"
 BUILT_IN: dict[str, Check] = {
     "format": check_format,
     "length": check_length,
@@ -285,7 +286,7 @@ BUILT_IN: dict[str, Check] = {
     **_checks_of(FORMS.built_in),
     "grounded": check_grounded,
     "answer_fits_question": check_answer_fits_question,
-    "near_duplicate_question": check_near_duplicate_question,
+    NEAR_QUESTION: check_near_duplicate_question,
     "demo_copy": check_demo_copy,
     "unsafe": check_unsafe,
 }
@@ -360,7 +361,7 @@ class Checker:
 
     Args:
         checks: Which are disabled, the unsafe words, and your own checks by name.
-        questions: Validation and test questions; the checks of their forms run as well.
+        questions: The validation questions; the checks of their forms run as well.
 
     Attributes:
         fingerprint: Changes with everything that a verdict depends on: the checks that run, their source (a plugin's
@@ -371,7 +372,7 @@ class Checker:
         RecipeError: A disabled check does not exist, or a plugin cannot be imported or has no source.
 
     Example:
-        >>> checker = Checker(recipe.checks, validation + test)     # doctest: +SKIP
+        >>> checker = Checker(recipe.checks, validation)            # doctest: +SKIP
         >>> checker.check(pair, passage).failed                     # doctest: +SKIP
         ('grounded',)
     """
@@ -399,9 +400,16 @@ class Checker:
 
     def check(self, pair: Pair, passage: Passage) -> Validity:
         """The verdict on one pair."""
-        context = CheckContext(passage, self._questions, self._texts, self._unsafe)
+        context = self._context(passage)
         reasons = {name: reason for name in self.checks if (reason := self._reason(name, pair, context)) is not None}
         return Validity(not reasons, tuple(reasons), reasons)
+
+    def repeats_a_question(self, pair: Pair, passage: Passage) -> bool:
+        """Whether a pair is nearly one of the questions."""
+        return check_near_duplicate_question(pair, self._context(passage)) is not None
+
+    def _context(self, passage: Passage) -> CheckContext:
+        return CheckContext(passage, self._questions, self._texts, self._unsafe)
 
     def _reason(self, name: str, pair: Pair, context: CheckContext) -> str | None:
         """Why a pair fails a check, or None.

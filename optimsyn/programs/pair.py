@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from optimsyn.data.forms import Content, recorded
+from optimsyn.data.forms.unshown import Unshown
 from optimsyn.data.records import Pair, Passage, Rubric
 from optimsyn.data.text import as_written
 from optimsyn.llm.replies import Reply
@@ -79,7 +80,7 @@ class PairWriter(dspy.Module):
         guiding_text: str = "",
         rubric_model: str = "",
     ) -> Pair:
-        """Writes one pair; its form follows from the seed.
+        """Writes one pair; its form follows from the seed, or from the rubric where the recipe shows none.
 
         Args:
             passage: The text to make it from.
@@ -95,6 +96,8 @@ class PairWriter(dspy.Module):
         """
         kind = self.spec.kind_for(seed)
         form = self.spec.form(kind)
+        if isinstance(form, Unshown):
+            kind, form = form.under(rubric)
         manner = self.model.manner
         if manner == "writer" and not writer_knows(form):
             manner = "plain"

@@ -11,6 +11,7 @@ from typing import Any
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.forms import QuestionForm, fitted_form, form_named, identity_of
 from optimsyn.data.forms.free import Free
+from optimsyn.data.forms.unshown import Unshown
 from optimsyn.data.records import Question
 
 
@@ -42,8 +43,12 @@ class TaskShape:
     open_book: bool = False
 
     @classmethod
-    def of(cls, questions: Sequence[Question]) -> TaskShape:
+    def of(cls, questions: Sequence[Question], *, show_form: bool = True) -> TaskShape:
         """The shape of some questions (the validation questions of a run).
+
+        Args:
+            questions: The questions.
+            show_form: As the recipe's `questions.show_form`; False keeps their forms out of all prompts.
 
         Raises:
             RecipeError: This process does not know a question's form, or it cannot be fitted.
@@ -52,10 +57,11 @@ class TaskShape:
             return cls()
         counts = Counter(question.kind for question in questions)
         names = sorted(counts, key=lambda name: (name == "free", name))
-        return cls(
-            tuple(FormShare(n, fitted_form(n, questions), counts[n] / len(questions)) for n in names),
-            2 * sum(question.context is not None for question in questions) > len(questions),
-        )
+        open_book = 2 * sum(question.context is not None for question in questions) > len(questions)
+        if not show_form:
+            return cls.only("free", Unshown(), open_book=open_book)
+        forms = tuple(FormShare(n, fitted_form(n, questions), counts[n] / len(questions)) for n in names)
+        return cls(forms, open_book)
 
     @classmethod
     def only(cls, name: str, form: QuestionForm | None = None, *, open_book: bool = False) -> TaskShape:

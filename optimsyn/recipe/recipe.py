@@ -7,7 +7,7 @@ here; `optimsyn.machine.preflight` checks what depends on the machine (files, ke
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -16,11 +16,11 @@ from optimsyn.base.errors import DataError, RecipeError
 from optimsyn.base.identity import digest_of
 from optimsyn.base.secrets.redaction import KEY_CURE, find_secret, redact, remember_variables_of
 from optimsyn.base.suggestions import file_beside
-from optimsyn.base.terminal.labels import SELECTION_LABELS, method_label, variant_label
+from optimsyn.base.terminal.labels import SELECTION_LABELS, SOURCE_LABELS, method_label, variant_label
 from optimsyn.base.terminal.table import Shown, Table
 from optimsyn.base.text_files import decode
 from optimsyn.recipe.problems import explain
-from optimsyn.recipe.sections.data import Documents, Questions, Source
+from optimsyn.recipe.sections.data import QUESTION_FIELDS, Documents, Questions, Source, unknown_column
 from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
 from optimsyn.recipe.sections.influence import Influence, twin_problem
 from optimsyn.recipe.sections.limits import Limits
@@ -35,7 +35,7 @@ from optimsyn.recipe.sections.models import (
     TargetSpec,
 )
 from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, Optimizers
-from optimsyn.recipe.sections.reward import Reward
+from optimsyn.recipe.sections.reward import LATER_REWARD_FIELDS, WITHOUT_DIRECTION, Reward
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
@@ -123,6 +123,8 @@ class Recipe(Shown, Section):
         # A simulated training takes no mean of gradients.
         if of_run and isinstance(influence, dict) and influence.get("estimator") != "simulated":
             raw["influence"] = {"question_gradients": "unit", **influence}
+        if of_run and isinstance(raw.get("synthesis"), dict):
+            raw["synthesis"] = {"passages": "all", **raw["synthesis"]}
         try:
             recipe = cls.parse(raw, str(file), of_run=of_run)
         except RecipeError as error:
@@ -150,7 +152,9 @@ class Recipe(Shown, Section):
     def with_paths_from(self, folder: Path, *, of_run: bool = False) -> Recipe:
         """The recipe with all relative paths of data and models resolved against `folder`."""
         raw = self.model_dump(mode="json")
-        for source in (raw["documents"]["source"], raw["questions"]["validation"], raw["questions"]["test"]):
+        asked = raw["questions"]
+        sources = (raw["documents"]["source"], asked["validation"], asked["test"], raw["reward"]["other_questions"])
+        for source in sources:
             if source and source["path"] and not source["path"].startswith("embedded:"):
                 source["path"] = str((folder / Path(source["path"]).expanduser()).resolve())
         for spec in raw["models"].values():
@@ -193,11 +197,12 @@ class Recipe(Shown, Section):
         rows += [
             ("warm-up", f"{self.warm_up.pairs:,} first-draft pairs, {warm_up}"),
             ("influence", f"{self.influence.label}, {self.influence.method}"),
+            *([("reward", SOURCE_LABELS[self.reward.source])] if self.reward.is_control else []),
             ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
             ("variants", ", ".join(variant_label(name) for name in self.variants)),
             (
                 "pairs",
-                f"{self.synthesis.pairs:,} a variant, selected by {SELECTION_LABELS[self.synthesis.select]}; "
+                f"{self.synthesis.pairs:,} a variant, selected by {self.selection_label}; "
                 f"the dataset is that of the {variant_label(self.dataset_variant)}",
             ),
             ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}"),
@@ -222,11 +227,12 @@ class Recipe(Shown, Section):
         raw = self.model_dump(mode="json", exclude={"description": True, "limits": True, "reward": looks})
         documents, questions = raw["documents"], raw["questions"]
         _without_what_says_nothing(self.documents, documents, ("on_error", "limits", "on_injection", "readers"))
-        _without_what_says_nothing(self.questions, questions, ("form",))
+        _without_what_says_nothing(self.questions, questions, ("form", "show_form"))
         for place, source in (
             (documents["source"], self.documents.source),
             (questions["validation"], self.questions.validation),
             (questions["test"], self.questions.test),
+            (raw["reward"]["other_questions"], self.reward.other_questions),
         ):
             if source is not None:
                 _without_what_says_nothing(source, place, ("encoding", "file_mb", "follow_links", "text_suffixes"))
@@ -241,6 +247,10 @@ class Recipe(Shown, Section):
                         spec.pop(field)
         _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
+        _without_what_says_nothing(self.reward, raw["reward"], LATER_REWARD_FIELDS)
+        # Before the field existed, every stage used all passages.
+        if self.synthesis.passages == "all":
+            raw["synthesis"].pop("passages")
         if not self.stages:
             raw.pop("stages")
         # Before the field existed, gradients of questions had length 1.
@@ -264,6 +274,19 @@ class Recipe(Shown, Section):
     def dataset_variant(self) -> Variant:
         """The variant that becomes the final dataset."""
         return self.variants[-1] if self.synthesis.dataset == "auto" else self.synthesis.dataset
+
+    @property
+    def selection(self) -> Literal["set", "influence", "first"]:
+        """How pairs are chosen: as `synthesis.select` says, or by the reward where that gives no set."""
+        way = self.synthesis.select
+        return "influence" if way == "set" and self.reward.source in WITHOUT_DIRECTION else way
+
+    @property
+    def selection_label(self) -> str:
+        """The same for people."""
+        if self.reward.is_control and self.selection == "influence":
+            return f"the reward, {SOURCE_LABELS[self.reward.source]}"
+        return SELECTION_LABELS[self.selection]
 
     @property
     def key_variables(self) -> tuple[str, ...]:
@@ -334,6 +357,15 @@ class Recipe(Shown, Section):
                 "set influence.estimator to adam_linear (or sgd), influence.normalization to dot and "
                 "warm_up.checkpoints to 1, or reward.given to nothing"
             )
+        if self.reward.is_control and not self.influence.is_influence:
+            wrong.append(
+                f"reward.source: {self.reward.source} and influence.scorer: {self.influence.scorer} both take the "
+                "place of influence; set one of them to influence"
+            )
+        if self.reward.other_questions is not None and self.questions.form is None:
+            fields = QUESTION_FIELDS if self.questions.subtask is None else (*QUESTION_FIELDS, self.questions.subtask)
+            problem = unknown_column("reward.other_questions", self.reward.other_questions, fields)
+            wrong += [] if problem is None else [problem]
         if self.warm_up.checkpoints > self.warm_up.most_checkpoints:
             looks = "warm_up.steps"
             if self.warm_up.steps is None:

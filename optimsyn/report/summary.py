@@ -39,6 +39,7 @@ class Summary(BaseModel):
 
     Attributes:
         run: Folder name of the run.
+        reward_source: The recipe's `reward.source`: influence, or a control.
         dataset_variant: Variant that became the dataset.
         dataset_pairs: Pairs in it.
         evaluation: Rows of `evaluation.json`.
@@ -59,6 +60,7 @@ class Summary(BaseModel):
     run: str
     recipe: str
     fingerprint: str
+    reward_source: str = "influence"
     dataset_variant: str = ""
     dataset_pairs: int = 0
     evaluation: list[dict[str, Any]] = Field(default_factory=list)
@@ -110,7 +112,8 @@ class Summary(BaseModel):
             cells = ["–"] * 5
             worst: list[tuple[str, int]] = []
             if lost is not None:
-                counts = (lost.candidates, lost.invalid, lost.duplicate, lost.not_selected, lost.kept)
+                left = None if lost.not_selected is None else lost.not_selected + lost.near_test
+                counts = (lost.candidates, lost.invalid, lost.duplicate, left, lost.kept)
                 cells = ["–" if count is None else str(count) for count in counts]
                 failed = Counter(lost.invalid_by_check) + Counter(lost.not_judged_by_outcome)
                 worst = failed.most_common(3)

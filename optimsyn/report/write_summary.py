@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimsyn.base.terminal.labels import SELECTION_LABELS
+from optimsyn.base.terminal.labels import control_sentence
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.stage_plots import RunNumbers, run_figure
 from optimsyn.report.summary import Summary, influence_summaries
@@ -33,6 +33,7 @@ def write_summary(run: Run) -> Summary:
         run=run.name,
         recipe=recipe.name,
         fingerprint=recipe.fingerprint,
+        reward_source=recipe.reward.source,
         dataset_variant=synthesized.dataset or recipe.dataset_variant,
         dataset_pairs=len(run.pairs(recipe.dataset_variant)),
         evaluation=[dict(row) for row in facts.evaluation],
@@ -63,6 +64,7 @@ def _notes(facts: RunFacts) -> list[str]:
         if better
         else "No paired difference to the target as it came excludes 0.",
         f"One seed ({facts.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
-        f"{SELECTION_LABELS[facts.recipe.synthesis.select]}.",
+        f"{facts.recipe.selection_label}.",
+        *([control_sentence(facts.recipe.reward.source)] if facts.recipe.reward.is_control else []),
         *([look.sentence] if look is not None else []),
     ]

@@ -45,6 +45,7 @@ class Judgement(Record):
         scorer: Fingerprint of the scorer that gave the influence.
         checks: Fingerprint of the checks that decided validity.
         identity: Digest of generator, scorer, checks and penalty; only rewards with the same one are comparable.
+        reward_source: The recipe's `reward.source`. Not influence: a control, whose number `influence` then holds.
         reward: Valid * IF - penalty * (1 - Valid); always finite. 0, without meaning, in an unjudged row.
         feedback: The verdict as a sentence.
     """
@@ -72,6 +73,7 @@ class Judgement(Record):
     identity: str = ""
     label_tokens: int | None = None
     reward: float
+    reward_source: str = "influence"
     feedback: str = ""
 
 
@@ -179,7 +181,8 @@ def verdict(row: Judgement) -> str:
         named = "; ".join(f"{name}: {reason}" if reason else name for name, reason in row.reasons.items())
         return f"Invalid ({named}), reward {row.reward:+.4f}."
     text = f"Valid, influence {row.influence:+.4f} on the validation questions."
-    if row.scorer.startswith(OWN_SCORER):
+    # The words of a control are those of any score: an optimiser that knew which it is would not be compared fairly.
+    if row.scorer.startswith(OWN_SCORER) or row.reward_source != "influence":
         text = f"Valid, score {row.influence:+.4f}."
     if len(row.by_subtask) > 1:
         weakest = min(row.by_subtask, key=lambda name: (row.by_subtask[name], name))

@@ -70,6 +70,7 @@ class RewardOptions:
 
     Attributes:
         source: The caller's name, for the ledger.
+        rewards: The recipe's `reward.source`, for the ledger.
         garbage_limit: So many unreadable replies in a row stop the run; 0: no limit.
         report: Callback after each window with its requests, and the different ones judged so far.
         neutral: Score of an unjudged request for callers that need a number (DSPy's optimisers).
@@ -80,6 +81,7 @@ class RewardOptions:
     """
 
     source: str = ""
+    rewards: str = "influence"
     garbage_limit: int = GARBAGE_LIMIT
     report: Callable[[int, int], None] | None = None
     neutral: float = 0.0
@@ -295,6 +297,7 @@ class InfluenceReward:
                 scorer=self._scorer_id,
                 checks=self._checks_id,
                 identity=self.identity,
+                reward_source=self.options.rewards,
                 passage_id=draft.passage.id,
                 pair=draft.pair,
                 **{name: getattr(draft.request, name) for name in _OF_REQUEST},

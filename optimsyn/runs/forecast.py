@@ -37,9 +37,11 @@ class Range(BaseModel):
         by = other if isinstance(other, Range) else Range.exactly(other)
         return Range(low=self.low * by.low, expected=self.expected * by.expected, high=self.high * by.high)
 
-    def less(self, amount: float) -> Range:
-        """The rest after subtracting an amount, at least 0."""
-        low, expected, high = (max(0.0, value - amount) for value in (self.low, self.expected, self.high))
+    def less(self, amount: Range) -> Range:
+        """The rest after subtracting an amount, low from low and high from high, at least 0."""
+        low, expected, high = (
+            max(0.0, getattr(self, name) - getattr(amount, name)) for name in ("low", "expected", "high")
+        )
         return Range(low=low, expected=expected, high=high)
 
     def at_least(self, least: float) -> Range:

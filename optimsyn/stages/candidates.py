@@ -30,7 +30,7 @@ def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:
     """The request for a candidate, without its rubric."""
     from optimsyn.reward.drafting import RubricRequest
 
-    passage, seed = tools.candidate(index)
+    passage, seed = tools.candidate(index, variant)
     return RubricRequest(
         passage=passage,
         kind=tools.shape.kind_for(seed),
@@ -165,7 +165,7 @@ async def write_candidates(
             for variant, count in to_write.items()
             for index in range(len(judged[variant]), len(judged[variant]) + count)
         ]
-        places = in_blocks(places, len(tools.passage_order), tools.ahead)
+        places = in_blocks(places, len(tools.passages_for("synthesize")), tools.ahead)
         requests = [blank_request(tools, variant, index) for index, variant in places]
         if tools.asks_at_once:
             requests = list(await asyncio.gather(*map(ask, requests)))

@@ -54,7 +54,7 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
             config,
             tools.rubric_writer(recipe.guiding_text),
             reward,
-            tools.passage_order,
+            tools.passages_for("optimize"),
             tools.shape,
             recipe.seed,
             run.path("optimize_prompt"),

@@ -15,7 +15,9 @@ from optimsyn.data.files.rows import sampled
 from optimsyn.data.injections import all_dropped, note, talking
 from optimsyn.data.losses import Loss
 from optimsyn.data.passages import split_passages
-from optimsyn.data.questions import load_questions
+from optimsyn.data.questions import load_other_questions, load_questions
+from optimsyn.data.splits import passage_notes
+from optimsyn.reward.permuted import permuted
 from optimsyn.runs.reader_changes import READERS_NOTE, reopen_if_readers_changed
 from optimsyn.runs.results.built_in import NAMED, PrepareResult, Skipped
 
@@ -59,7 +61,13 @@ def run(run: Run) -> PrepareResult:
         write_jsonl(run.path("prepare", "passages.jsonl"), passages)
         write_jsonl(run.path("prepare", "validation.jsonl"), validation)
         write_jsonl(run.path("prepare", "test.jsonl"), test)
+        notes += passage_notes(recipe, len(passages))
         lost = [*document_set.losses, *lost_passages, *sets.losses, *too_long, *test_too_long]
+        if recipe.reward.source in ("permuted", "other"):
+            asked, lost_others, said = _reward_questions(run, validation)
+            write_jsonl(run.path("prepare", "reward_questions.jsonl"), asked)
+            lost += lost_others
+            notes.append(said)
         write_jsonl(run.path("prepare", "lost.jsonl"), lost)
         words = sorted(len(passage.text.split()) for passage in passages)
         result = PrepareResult(
@@ -96,6 +104,37 @@ def run(run: Run) -> PrepareResult:
             },
         )
         return result.save(run)
+
+
+def _reward_questions(run: Run, validation: list[Question]) -> tuple[list[Question], list[Loss], str]:
+    """The questions of a control, which were lost, and a note on them.
+
+    Raises:
+        DataError: There are none.
+    """
+    recipe = run.recipe
+    if recipe.reward.other_questions is not None:
+        others, lost = load_other_questions(recipe.questions, recipe.reward.other_questions, recipe.seed)
+        fitting, too_long = _fitting(run, _without_keys(others))
+        said = f"{len(fitting)} questions of another domain give the reward its direction (reward.source: other)"
+        return fitting, [*lost, *too_long], said
+    asked = permuted(validation, recipe.seed)
+    alone = len(validation) - len(asked)
+    same = sum(mine.answer == theirs.answer for mine, theirs in zip(_in(validation, asked), asked, strict=True))
+    said = (
+        f"{len(asked)} validation questions with each other's answers give the reward its direction (reward.source: "
+        f"permuted); {same} answers are right by chance"
+    )
+    if alone:
+        said += f", and {alone} questions have no other of their form to swap with and are left out"
+    # What may be too long is the answer.
+    fitting, too_long = _fitting(run, asked)
+    return fitting, too_long, said
+
+
+def _in(questions: Sequence[Question], some: Sequence[Question]) -> list[Question]:
+    ids = {question.id for question in some}
+    return [question for question in questions if question.id in ids]
 
 
 def _not_talking(passages: Sequence[Passage], on_injection: str) -> tuple[list[Passage], list[Loss]]:

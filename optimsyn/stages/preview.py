@@ -70,12 +70,10 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         StageError: No valid pair came out of five times as many tries.
         ServiceError: A language-model service failed for good.
     """
-    from optimsyn.influence.factory import build_scorer
-
     with step("Reading documents and questions"):
         prepared = prepare(run)
         tools = Tools(run)
-        validation = tools.validation
+        validation = tools.reward_questions
     drafts = _write_drafts(tools, pairs, step)
     valid = [draft.pair for draft in drafts if draft.pair is not None and draft.valid]
     if not valid:
@@ -95,7 +93,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
         questions = _spread(validation, PREVIEW_QUESTIONS)
         training = tools.training_with(valid) if run.recipe.influence.estimator == "simulated" else None
         with step(f"Taking the gradients of {len(questions)} validation questions"):
-            scorer = build_scorer(target, questions, run.recipe.influence, training=training)
+            scorer = tools.scorer_over(questions, training=training)
     else:
         with step(f"Taking the gradients of {len(validation)} validation questions, where they are not kept"):
             questions, scorer, training = validation, tools.scorer, tools.batch_training

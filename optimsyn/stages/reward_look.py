@@ -54,7 +54,7 @@ def look_after_warm_up(
         stage.note(reward=REWARD_NOT_LOOKED_AT)
         return None
     look = look_at_reward(
-        ScorerSetup(tools.scorer, tools.target, tools.validation, recipe.influence, tools.batch_training),
+        ScorerSetup(tools.scorer, tools.target, tools.reward_questions, recipe.influence, tools.batch_training),
         pairs,
         LookOptions.of(recipe),
         scores=scores,

@@ -41,7 +41,7 @@ class Selection:
 
 
 def select(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: int) -> dict[str, Selection]:
-    """Chooses by the recipe's `synthesis.select`.
+    """Chooses by the recipe's `synthesis.select`, or by the reward where that has no direction (`Recipe.selection`).
 
     Args:
         tools: Tools of the run.
@@ -51,7 +51,7 @@ def select(tools: Tools, candidates: Mapping[str, Sequence[Judgement]], count: i
     Raises:
         ModelError: The target has no gradient of a pair.
     """
-    way = tools.recipe.synthesis.select
+    way = tools.recipe.selection
     if way == "set":
         return _by_set(tools, candidates, count)
     if way == "first":
@@ -101,7 +101,7 @@ def _trainings(
 
     recipe, target = tools.recipe, tools.target
     questions = [
-        counted(target.encode(as_sample(item)), recipe.influence.tokens, "question") for item in tools.validation
+        counted(target.encode(as_sample(item)), recipe.influence.tokens, "question") for item in tools.reward_questions
     ]
     checkpoint = target.checkpoints[-1]
     layout = layout_for(target, 2 * len(pairs) + len(questions))

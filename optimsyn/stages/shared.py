@@ -16,6 +16,8 @@ from optimsyn.base.files import read_jsonl
 from optimsyn.base.meter import Meter
 from optimsyn.base.seeds import derive_seed, shuffled
 from optimsyn.data.records import Document, Pair, Passage, Question
+from optimsyn.data.splits import PARTS, Part, passage_parts
+from optimsyn.recipe.sections.reward import WITHOUT_GRADIENTS
 from optimsyn.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -71,23 +73,46 @@ class Tools:
         return read_jsonl(self.run.path("prepare", "validation.jsonl"), Question)
 
     @cached_property
+    def reward_questions(self) -> list[Question]:
+        """The questions that the reward is about: those of validation, or what `reward.source` puts in their place."""
+        if self.recipe.reward.source not in ("permuted", "other"):
+            return self.validation
+        return read_jsonl(self.run.path("prepare", "reward_questions.jsonl"), Question)
+
+    @cached_property
     def test(self) -> list[Question]:
-        """The test questions: only `evaluate` and the near-duplicate check may look at them."""
+        """The test questions: only `evaluate` and the selection of pairs may look at them."""
         return read_jsonl(self.run.path("prepare", "test.jsonl"), Question)
 
     @cached_property
     def passage_order(self) -> list[Passage]:
-        """The passages in the seeded order that every variant uses."""
+        """The passages in the seeded order that every variant uses; those of a stage are `passages_for`."""
         by_id = {passage.id: passage for passage in self.passages}
         return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
 
-    def candidate(self, index: int) -> tuple[Passage, int]:
+    def passages_for(self, part: Part) -> list[Passage]:
+        """The passages that one part of the run uses, in the seeded order: all, or its own (`synthesis.passages`)."""
+        return self._passage_parts[part]
+
+    @cached_property
+    def _passage_parts(self) -> dict[Part, list[Passage]]:
+        order = self.passage_order
+        parts = passage_parts(self.recipe, len(order))
+        return {part: order if parts is None else [order[place] for place in parts[part]] for part in PARTS}
+
+    def candidate(self, index: int, variant: str = "") -> tuple[Passage, int]:
         """Passage and seed of the `index`-th candidate, the same in every variant.
 
         Equal seeds make the variants comparable, and candidates with the same rubric share one cached reply.
+
+        Args:
+            index: From 0.
+            variant: "first_draft" for the passages of the warm-up, "" for all, else those of the synthesis.
         """
-        passage = self.passage_order[index % len(self.passage_order)]
-        return passage, derive_seed(self.recipe.seed, "candidate", index)
+        passages = self.passage_order
+        if variant:
+            passages = self.passages_for("warm_up" if variant == "first_draft" else "synthesize")
+        return passages[index % len(passages)], derive_seed(self.recipe.seed, "candidate", index)
 
     @cached_property
     def budget(self) -> Budget:
@@ -167,7 +192,7 @@ class Tools:
         """The form of the validation questions, which the pairs imitate."""
         from optimsyn.programs.task_shape import TaskShape
 
-        return TaskShape.of(self.validation)
+        return TaskShape.of(self.validation, show_form=self.recipe.questions.show_form)
 
     def rubric_writer(self, guiding_text: str) -> RubricWriter:
         """A rubric writer with a guiding text and the untrained rubric model."""
@@ -187,7 +212,26 @@ class Tools:
         """The validity checks of the recipe."""
         from optimsyn.programs.checks import Checker
 
-        return Checker(self.recipe.checks, [*self.validation, *self.test])
+        return Checker(self.recipe.checks, self.validation)
+
+    def is_near_test(self, pair: Pair) -> bool:
+        """Whether a pair is nearly a test question: it may earn a reward, but never enter a dataset."""
+        from optimsyn.programs.checks import NEAR_QUESTION
+
+        if NEAR_QUESTION in self.recipe.checks.disabled:
+            return False
+        return self._test_checker.repeats_a_question(pair, self._passages_by_id[pair.passage_id])
+
+    @cached_property
+    def _test_checker(self) -> Checker:
+        from optimsyn.programs.checks import Checker
+        from optimsyn.recipe.sections.synthesis import Checks
+
+        return Checker(Checks(), self.test)
+
+    @cached_property
+    def _passages_by_id(self) -> dict[str, Passage]:
+        return {passage.id: passage for passage in self.passages}
 
     @cached_property
     def drafter(self) -> Drafter:
@@ -211,22 +255,37 @@ class Tools:
 
     @cached_property
     def scorer(self) -> MeasuredScorer:
-        """The influence scorer over the validation questions; its directions are cached in the run."""
-        from optimsyn.influence.factory import build_scorer
-
+        """The scorer that gives the reward; its directions are cached in the run."""
         if not self.target.checkpoints:
             raise StageError(f"{self.run.folder}: no warm-up checkpoint; run the stage warm_up first")
         folder = self.run.path("warm_up", "directions")
         count = None
         if self.stage is not None:
-            total = len(self.validation) * len(self.target.checkpoints)
+            total = len(self.reward_questions) * len(self.target.checkpoints)
             if self.batch_training is not None:
-                total = len(self.validation) + len(self.batch_training.used)
-            count = self.stage.count(total, "validation gradients", last=False)
+                total = len(self.reward_questions) + len(self.batch_training.used)
+            if self.recipe.reward.source not in WITHOUT_GRADIENTS:
+                count = self.stage.count(total, "validation gradients", last=False)
         report = count.add if count is not None else None
-        return build_scorer(
-            self.target, self.validation, self.recipe.influence, folder, training=self.batch_training, report=report
-        )
+        return self.scorer_over(self.reward_questions, folder, training=self.batch_training, report=report)
+
+    def scorer_over(
+        self,
+        questions: list[Question],
+        folder: Path | None = None,
+        *,
+        training: BatchTraining | None = None,
+        report: Callable[[int], None] | None = None,
+    ) -> MeasuredScorer:
+        """The scorer that `reward.source` names, over some of the `reward_questions`; see `build_scorer`."""
+        from optimsyn.influence.factory import build_scorer
+        from optimsyn.reward.controls import NegatedScorer, PlainScorer
+
+        source, config = self.recipe.reward.source, self.recipe.influence
+        if source in ("random", "length"):
+            return PlainScorer(source, self.target, config.tokens, self.recipe.seed)
+        scorer = build_scorer(self.target, questions, config, folder, training=training, report=report)
+        return NegatedScorer(scorer) if source == "negated" else scorer
 
     @cached_property
     def batch_training(self) -> BatchTraining | None:
@@ -263,7 +322,7 @@ class Tools:
         return MovedScorer(
             cast("DirectedScorer", self.scorer),
             self.target,
-            self.validation,
+            self.reward_questions,
             self.recipe.influence,
             self.recipe.fine_tune,
             max_grad_norm=MAX_GRAD_NORM,
@@ -295,10 +354,11 @@ class Tools:
             self.scorer if given == "nothing" else self.moved_scorer(),
             self.pair_writer,
             self.checker,
-            invalid_penalty=self.recipe.reward.invalid_penalty,
+            invalid_penalty=self.invalid_penalty,
             ledger=self.run.path("rewards.jsonl"),
             options=RewardOptions(
                 source=source,
+                rewards=self.recipe.reward.source,
                 report=report,
                 neutral=self._first_draft_influence,
                 outcomes=self.run.replies.outcomes,
@@ -310,6 +370,13 @@ class Tools:
         if self.stage is not None:
             self.stage.note(**{NOTE: facts}, passed_over=reward.passed_over)
         return reward
+
+    @property
+    def invalid_penalty(self) -> float:
+        """What an invalid pair loses; see `penalty_of`."""
+        from optimsyn.reward.controls import penalty_of
+
+        return penalty_of(self.recipe.reward, self._first_draft_influence)
 
     @property
     def _first_draft_influence(self) -> float:

@@ -95,15 +95,19 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
 
     config = run.recipe.synthesis
     unique: dict[str, list[Judgement]] = {}
+    near_test: dict[str, int] = {}
     for variant, judgements in judged.items():
         valid = [judgement for judgement in judgements if judgement.valid]
-        keep = unique_pairs([judgement.pair for judgement in valid if judgement.pair is not None])
-        unique[variant] = [valid[index] for index in keep]
+        apart = [row for row in valid if row.pair is not None and not tools.is_near_test(row.pair)]
+        keep = unique_pairs([judgement.pair for judgement in apart if judgement.pair is not None])
+        unique[variant] = [apart[index] for index in keep]
+        near_test[variant] = len(valid) - len(apart)
     count = min(config.pairs, *(len(rows) for rows in unique.values()))
     if count < FEWEST_PAIRS:
         fewest = min(unique, key=lambda variant: len(unique[variant]))
         raise StageError(
-            f"variant {fewest}: only {len(unique[fewest])} valid, distinct pairs of {len(judged[fewest])} candidates, "
+            f"variant {fewest}: only {len(unique[fewest])} valid, distinct pairs of {len(judged[fewest])} candidates"
+            f"{f' ({near_test[fewest]} more are near test questions)' if near_test[fewest] else ''}, "
             "too few to fine-tune on. Raise `synthesis.pairs` or `synthesis.oversample`, or use a stronger generator."
         )
     losses: dict[str, Losses] = {}
@@ -113,7 +117,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         selected = selections[variant].rows
         write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in selected if row.pair])
         write_jsonl(run.path("synthesize", f"{variant}.judged.jsonl"), selected)
-        losses[variant] = _lost(judgements, len(unique[variant]), count)
+        losses[variant] = _lost(judgements, near_test[variant], len(unique[variant]), count)
         influence = [row.influence for row in judgements if row.influence is not None]
         best = [row.influence for row in selected if row.influence is not None]
         means[variant] = MeanInfluence(valid=sum(influence) / len(influence), kept=sum(best) / len(best))
@@ -132,6 +136,11 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         notes.append(
             f"The recipe asks for {config.pairs} pairs a variant; the variant with the fewest valid ones has {count}, "
             "so all variants are cut to that."
+        )
+    if any(near_test.values()):
+        notes.append(
+            f"{sum(near_test.values())} valid pairs are nearly test questions and enter no dataset; they earned their "
+            "rewards as all others did, since test questions play no part in the reward."
         )
     predicted = {
         variant: selection.predicted for variant, selection in selections.items() if selection.predicted is not None
@@ -154,7 +163,7 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
     ).save(run)
 
 
-def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> Losses:
+def _lost(judgements: Sequence[Judgement], near_test: int, unique: int, count: int) -> Losses:
     """Why candidates were lost; each invalid one is counted once, under the first check that it failed.
 
     Those that could not be judged, because a reply was cut, refused or empty, count separately from the invalid ones.
@@ -167,7 +176,8 @@ def _lost(judgements: Sequence[Judgement], unique: int, count: int) -> Losses:
         invalid=reasons.total(),
         invalid_by_check=dict(reasons.most_common()),
         not_judged_by_outcome=dict(missing.most_common()),
-        duplicate=valid - unique,
+        near_test=near_test,
+        duplicate=valid - near_test - unique,
         not_selected=unique - count,
         kept=count,
     )

@@ -44,7 +44,7 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             recipe.models.rubric,
             config,
             reward,
-            tools.passage_order,
+            tools.passages_for("optimize"),
             tools.best_guiding_text,
             tools.shape,
             run.path("train_policy"),

@@ -134,8 +134,8 @@ class Workbench:
             self.tools.scorer,
             self._writer,
             self.tools.checker,
-            invalid_penalty=run.recipe.reward.invalid_penalty,
-            options=RewardOptions(source="workbench"),
+            invalid_penalty=self.tools.invalid_penalty,
+            options=RewardOptions(source="workbench", rewards=run.recipe.reward.source),
         )
 
     def passage(self, index: int = 0) -> Table:

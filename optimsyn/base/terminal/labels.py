@@ -26,10 +26,29 @@ _OTHER_COLORS = ("#0072B2", "#D55E00", "#8C6D1F", "#4B4B9B")
 
 SELECTION_LABELS = {"set": "what they teach together", "influence": "influence", "first": "order of writing"}
 
+# What a valid pair earns, by `reward.source`.
+SOURCE_LABELS = {
+    "influence": "influence on the validation questions",
+    "random": "a random number (a control)",
+    "length": "the length of the answer, longer is better (a control)",
+    "negated": "minus the influence on the validation questions (a control)",
+    "permuted": "influence on the validation questions with swapped answers (a control)",
+    "other": "influence on another domain's questions (a control)",
+}
+
 METHOD_LABELS = {"gepa": "GEPA", "miprov2": "MIPROv2", "grpo": "GRPO"}
 
 METRIC_LABELS = {"answer_loss": "answer loss", "accuracy": "accuracy", "token_f1": "token F1"}
 LOWER_IS_BETTER = frozenset({"answer_loss"})
+
+
+def control_sentence(source: str) -> str:
+    """What a control earned its pairs, for a report that speaks of influence."""
+    earned = SOURCE_LABELS[source].removesuffix(" (a control)")
+    return (
+        f"This run is a control (reward.source: {source}): its pairs earned {earned}. Where influence is shown, it is "
+        "that number."
+    )
 
 
 def variant_label(variant: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from optimsyn.base.files import read_jsonl
+from optimsyn.data.splits import passage_parts
 from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.llm.reply import Usage
@@ -124,7 +125,8 @@ def forecast_run(run: Run) -> Forecast:
     # The stage that needs missing files reports them.
     if run.done("prepare") and run.path("prepare", "passages.jsonl").is_file():
         passages = read_jsonl(run.path("prepare", "passages.jsonl"), Passage)
-        shape = TaskShape.of(read_jsonl(run.path("prepare", "validation.jsonl"), Question))
+        questions = read_jsonl(run.path("prepare", "validation.jsonl"), Question)
+        shape = TaskShape.of(questions, show_form=run.recipe.questions.show_form)
     lengths = measure(run.recipe, passages, shape)
     predicted = forecast(run.recipe, lengths, len(passages), _known(run, lengths, len(passages)))
     doubts = [usage_sentence(name, usage) for name, raw in run.services.items() if (usage := raw.get("usage"))]
@@ -174,12 +176,25 @@ def _known(run: Run, lengths: Lengths, passages: int) -> Known:
 
 def _work(recipe: Recipe, passages: int, known: Known) -> dict[str, list[tuple[Kind, Range]]]:
     """Requests of each kind that each stage sends."""
+    parts = passage_parts(recipe, passages) if passages else None
+    learned_from = passages if parts is None else len(parts["optimize"])
     return {
         "warm_up": _first_draft(recipe),
-        "optimize_prompt": _prompt_search(recipe, passages),
-        "train_policy": _policy_training(recipe, passages),
-        "synthesize": _synthesis(recipe, passages, known),
+        "optimize_prompt": _prompt_search(recipe, learned_from),
+        "train_policy": _policy_training(recipe, learned_from),
+        "synthesize": _synthesis(recipe, learned_from, known, _cached(recipe, passages, parts is not None)),
     }
+
+
+def _cached(recipe: Recipe, passages: int, apart: bool) -> Range:
+    """Static candidates that are those of the first draft, with the same passages, guiding text and seeds."""
+    drafts = float(recipe.warm_up.pairs)
+    if recipe.synthesis.passages == "all":
+        return Range.exactly(drafts)
+    if not passages:
+        # Whether there are enough passages for parts of their own is not known yet.
+        return Range(low=drafts, expected=0.0, high=0.0)
+    return Range.exactly(0.0 if apart else drafts)
 
 
 def _first_draft(recipe: Recipe) -> list[tuple[Kind, Range]]:
@@ -262,10 +277,9 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     return [("pair", _READ * float(config.steps * a_step * config.group_size))]
 
 
-def _synthesis(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
+def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tuple[Kind, Range]]:
     candidates = _candidates(recipe, known)
-    # With the same guiding text and seeds, the first candidates are those of the first draft, and cached.
-    new = candidates.less(recipe.warm_up.pairs)
+    new = candidates.less(cached)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new)]
     if recipe.optimizers.prompt.enabled:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))

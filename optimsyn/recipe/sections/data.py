@@ -64,11 +64,12 @@ class Source(Section):
         return self
 
 
-def _as_path(value: Any) -> Any:
+def as_path(value: Any) -> Any:
+    """Lets a source be written as its path alone."""
     return {"path": value} if isinstance(value, str) else value
 
 
-SourceField = Annotated[Source, BeforeValidator(_as_path)]
+SourceField = Annotated[Source, BeforeValidator(as_path)]
 _DOCUMENT_FIELDS = ("id", "title", "text", "source", "license", "group")
 QUESTION_FIELDS = (
     *("id", "question", "answer", "answers", "choices", "answer_index", "label"),
@@ -151,7 +152,7 @@ class Questions(Section):
     """The expert questions: validation gives the influence its direction, test is held back until evaluate."""
 
     validation: SourceField
-    test: Annotated[Source | None, BeforeValidator(_as_path)] = Field(
+    test: Annotated[Source | None, BeforeValidator(as_path)] = Field(
         None, description="Held-back questions; when absent, `test_fraction` of the validation groups is held back."
     )
     test_fraction: float = Field(0.5, gt=0, lt=1, description="Share that is held back when `test` is absent.")
@@ -164,6 +165,12 @@ class Questions(Section):
         None,
         description="Form of the questions: `free`, `multiple_choice`, `true_false`, or one of your own, registered or "
         "as `package.module:name`; null: multiple choice where a row has `choices`, else free.",
+    )
+    show_form: bool = Field(
+        True,
+        description="Whether rubric model and generator are told the form of the validation questions (number of "
+        "options, fixed verdicts, length of answers). false: a pair has the form that its rubric asks for, so that the "
+        "rubrics have to find the one that helps.",
     )
     subtask: str | None = Field(None, description="Column that names a question's subtask; null: `subtask` or `all`.")
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from optimsyn.recipe.sections.data import Source, as_path
 from optimsyn.recipe.sections.models import Section
+
+RewardSource = Literal["influence", "random", "length", "negated", "permuted", "other"]
+# Newer fields: a recipe without them keeps its fingerprint.
+LATER_REWARD_FIELDS = ("source", "other_questions")
+# Sources without a direction of their own, by which no set of pairs can be chosen and no history be taken into account.
+WITHOUT_DIRECTION = frozenset({"random", "length", "negated"})
+# Sources that compute no gradient.
+WITHOUT_GRADIENTS = frozenset({"random", "length"})
 
 
 class Look(Section):
@@ -24,6 +33,19 @@ class Reward(Section):
     """R = Valid * IF - invalid_penalty * (1 - Valid)."""
 
     invalid_penalty: float = Field(0.1, ge=0, description="Penalty: the reward of an invalid pair is minus this (λ).")
+    source: RewardSource = Field(
+        "influence",
+        description="What a valid pair earns. influence: as the section `influence` says. The others are controls, to "
+        "compare with. random: a seeded number a pair, normal with a spread of 1. length: the length of the answer in "
+        "the target's tokens; longer is better. negated: minus the influence. permuted: influence on the validation "
+        "questions with their answers swapped among each other, so that their form stays and their content goes. "
+        "other: influence on the questions of another domain (`other_questions`).",
+    )
+    other_questions: Annotated[Source | None, BeforeValidator(as_path)] = Field(
+        None,
+        description="Another domain's questions, for source: other; read as `questions.validation` is, and asked "
+        "without a text.",
+    )
     given: Literal["nothing", "judged"] = Field(
         "nothing",
         description="What the target has learned when a pair of GRPO is scored. nothing: the warm-up alone. judged: "
@@ -35,3 +57,23 @@ class Reward(Section):
         "stop",
         description="What to do if the reward is noise: stop after the warm-up, or continue with a warning.",
     )
+
+    @property
+    def is_control(self) -> bool:
+        """Whether pairs earn something else than their influence on the validation questions."""
+        return self.source != "influence"
+
+    @model_validator(mode="after")
+    def _other_questions_for_other(self) -> Reward:
+        if self.source == "other" and self.other_questions is None:
+            raise ValueError("source: other needs other_questions, a file or dataset of another domain's questions")
+        if self.source != "other" and self.other_questions is not None:
+            raise ValueError(
+                f"other_questions is for source: other alone, and source is {self.source}; set one of them otherwise"
+            )
+        if self.given == "judged" and self.source in WITHOUT_DIRECTION:
+            raise ValueError(
+                f"given: judged moves the direction that influence is taken along, and source: {self.source} has none; "
+                "set given to nothing"
+            )
+        return self

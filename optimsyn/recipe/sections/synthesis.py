@@ -24,6 +24,12 @@ class Synthesis(Section):
         description="Which valid candidates are kept. set: those that help the questions most together, by a training "
         "predicted from gradients. influence: those of highest single influence. first: the first ones.",
     )
+    passages: Literal["all", "disjoint"] = Field(
+        "all",
+        description="all: warm-up, optimisers and synthesis walk through the same passages. disjoint: each has "
+        "passages of its own, in proportion to how many it asks for; where there are too few for that, all are shared "
+        "and the run says so.",
+    )
     dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
         "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."
     )

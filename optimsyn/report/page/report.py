@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimsyn.base.files import write_text
-from optimsyn.base.terminal.labels import SELECTION_LABELS, method_label, metric_label, outcome_table, variant_label
+from optimsyn.base.terminal.labels import SOURCE_LABELS, method_label, metric_label, outcome_table, variant_label
 from optimsyn.base.terminal.table import decimals_for, duration, fixed, number
 from optimsyn.report.charts import influence_chart, interval_chart, policy_chart, prompt_chart
 from optimsyn.report.facts import RunFacts
@@ -184,6 +184,7 @@ def _bars(facts: RunFacts) -> list[Bar]:
             parts = [
                 ("kept", "kept", counts.kept or 0),
                 ("not selected", "left", counts.not_selected or 0),
+                ("near a test question", "left", counts.near_test),
                 ("repeated another", "repeated", counts.duplicate or 0),
                 ("failed a check", "invalid", counts.invalid or 0),
                 ("not judged", "left", counts.not_judged),
@@ -276,8 +277,13 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
             if recipe.influence.is_influence
             else f"in its place {recipe.influence.label}",
         ),
-        ("Reward", f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"),
+        (
+            "Reward",
+            f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"
+            if not recipe.reward.is_control
+            else f"{SOURCE_LABELS[recipe.reward.source]} if valid, a penalty if not",
+        ),
         ("A look at the reward", looked if recipe.reward.look.pairs else "none: the recipe has reward.look.pairs: 0"),
         ("Optimisers", ", ".join(used) or "none"),
-        ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {SELECTION_LABELS[recipe.synthesis.select]}"),
+        ("Selection", f"{recipe.synthesis.pairs:,} pairs a variant by {recipe.selection_label}"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optimsyn.base.terminal.labels import METRIC_LABELS, variant_label
+from optimsyn.base.terminal.labels import METRIC_LABELS, control_sentence, variant_label
 from optimsyn.base.terminal.table import number
 from optimsyn.report.facts import RunFacts
 from optimsyn.report.tables import interval
@@ -91,16 +91,17 @@ def _failure(facts: RunFacts, state: RunState) -> Failure | None:
 
 
 def _on_the_reward(facts: RunFacts) -> list[str]:
-    """A warning if the run's reward is noise or doubtful."""
-    look = facts.reward_look
+    """What a control rewards, and a warning if the run's reward is noise or doubtful."""
+    look, source = facts.reward_look, facts.recipe.reward.source
+    control = [control_sentence(source)] if facts.recipe.reward.is_control else []
     if look is None or look.verdict not in ("noise", "doubtful"):
-        return []
+        return control
     sentence = look.sentence
     if look.verdict == "noise" and facts.recipe.reward.on_noise == "warn":
         sentence += (
             " The recipe has reward.on_noise: warn, so the run went on; what was chosen by reward was chosen at random."
         )
-    return [sentence]
+    return [*control, sentence]
 
 
 def _of(rows: Sequence[MetricRow], variant: str) -> list[MetricRow]:

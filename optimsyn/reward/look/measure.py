@@ -44,6 +44,7 @@ from optimsyn.influence.reference.simulated import plain_gains, plain_total
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.scorer import BatchTraining, SimulatedScorer
 from optimsyn.recipe.sections.influence import Influence
+from optimsyn.recipe.sections.reward import WITHOUT_DIRECTION
 from optimsyn.reward.look.options import LookOptions
 from optimsyn.reward.look.record import Interval, RewardLook, TrainedOn
 from optimsyn.reward.look.trainings import train_on_subsets, trainings_of
@@ -144,8 +145,8 @@ def look_at_reward(
     looked = [pairs[i] for i in chosen]
     reward_scores = scores.total[chosen]
     train = options.random_subsets > 0 and len(chosen) >= FEWEST_PAIRS
-    # A custom scorer uses all questions, and there is no reference for its scores.
-    own = not config.is_influence
+    # A custom scorer, or a control without a direction, uses all questions, and there is no reference for its scores.
+    own = not config.is_influence or options.source in WITHOUT_DIRECTION
     held_back = questions_held_back(questions, options.seed) if train and not own else []
     simulated = config.estimator == "simulated" and not own
     passes = 0 if own else (len(questions) + len(chosen)) * len(target.checkpoints)
@@ -209,6 +210,7 @@ def look_at_reward(
             training=trained,
             end_of=f"{linear.estimator}, {linear.normalization}" if simulated else "",
             own_scorer=own,
+            source=options.source,
         )
     )
 

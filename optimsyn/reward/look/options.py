@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optimsyn.recipe.sections.reward import WITHOUT_GRADIENTS, RewardSource
+
 if TYPE_CHECKING:
     from optimsyn.recipe.recipe import Recipe
 
@@ -20,6 +22,7 @@ class LookOptions:
         batch_size: Pairs a step.
         lr: Learning rate of the training.
         seed: Of every random choice.
+        source: The recipe's `reward.source`.
     """
 
     pairs: int = 12
@@ -28,9 +31,15 @@ class LookOptions:
     batch_size: int = 2
     lr: float = 2e-4
     seed: int = 0
+    source: RewardSource = "influence"
 
     @classmethod
     def of(cls, recipe: Recipe) -> LookOptions:
-        """From the recipe's `reward.look`, with the learning rate of its fine-tuning."""
+        """From the recipe's `reward.look`, with the learning rate of its fine-tuning.
+
+        A source that computes no gradient gets no training either.
+        """
         look = recipe.reward.look
-        return cls(look.pairs, look.subsets, look.steps, look.batch_size, recipe.fine_tune.lr, recipe.seed)
+        source = recipe.reward.source
+        subsets = 0 if source in WITHOUT_GRADIENTS else look.subsets
+        return cls(look.pairs, subsets, look.steps, look.batch_size, recipe.fine_tune.lr, recipe.seed, source)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_json
+from optimsyn.base.terminal.labels import SOURCE_LABELS
 from optimsyn.base.terminal.table import Shown, Table, number
 
 REWARD_LOOK_FILE = "reward_look.json"
@@ -107,7 +108,8 @@ class RewardLook(Shown):
         empty: Score of an empty gradient.
         training: The counterfactual; None if there was none.
         end_of: The score that `end_share` refers to, if not the reward's.
-        own_scorer: The scores are those of a custom scorer, which `method` names, and no influence.
+        own_scorer: The scores are those of a custom scorer, which `method` names, or of a control, and no influence.
+        source: The recipe's `reward.source`.
     """
 
     verdict: Soundness
@@ -129,11 +131,13 @@ class RewardLook(Shown):
     training: TrainedOn | None
     end_of: str = ""
     own_scorer: bool = False
+    source: str = "influence"
 
     @property
     def sentence(self) -> str:
         """The verdict with its reasons."""
-        return f"The reward is {self.verdict}: {'; '.join(self.reasons)}."
+        control = "" if self.source == "influence" else f", {SOURCE_LABELS[self.source]},"
+        return f"The reward{control} is {self.verdict}: {'; '.join(self.reasons)}."
 
     def to_json(self) -> dict[str, Any]:
         """The look as JSON values."""
@@ -193,7 +197,8 @@ def reward_look_table(look: RewardLook) -> Table:
 
 def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
     """The rows of that table."""
-    own_row = ("scored by", look.method, "in the place of influence, so there is nothing to compare the scores with")
+    method = look.method if look.source == "influence" else look.source
+    own_row = ("scored by", method, "in the place of influence, so there is nothing to compare the scores with")
     rows = [
         own_row if look.own_scorer else ("numerical error", _percent(look.numerical_error), _error_note(look)),
         ("spread of the scores", number(look.spread), f"standard deviation over {_pairs(look.pairs)}{_known(look)}"),
@@ -213,6 +218,8 @@ def reward_look_rows(look: RewardLook) -> tuple[tuple[str, str, str], ...]:
             f"{'within passages' if look.length_within else 'over the pool'}, {_pairs(look.length_pairs)}",
         ),
     ]
+    if look.source != "influence":
+        rows.insert(0, ("the reward is", look.source, SOURCE_LABELS[look.source]))
     if look.training is None:
         rows.append(("real training", _DASH, "was not looked at"))
     else:

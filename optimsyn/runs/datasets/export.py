@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optimsyn.base.errors import DataError
 from optimsyn.base.files import write_jsonl, write_text
 from optimsyn.base.secrets.redaction import kept_tree
+from optimsyn.base.terminal.labels import SOURCE_LABELS
 from optimsyn.data.chat import sample_of
 from optimsyn.data.forms import label_of
 from optimsyn.data.records import Document, Pair, Rubric
@@ -110,8 +111,9 @@ def dataset_card(
     influence = sorted(row.influence for row in judged if row.influence is not None)
     counts = Counter(pair.kind for pair in pairs)
     kinds = list(dict.fromkeys(("free", "multiple_choice", *sorted(counts))))
-    is_influence = recipe.influence.is_influence
-    chosen_by = "their gradient influence on expert validation questions" if is_influence else recipe.influence.label
+    is_influence = recipe.influence.is_influence and not recipe.reward.is_control
+    scored_by = SOURCE_LABELS[recipe.reward.source] if recipe.reward.is_control else recipe.influence.label
+    chosen_by = "their gradient influence on expert validation questions" if is_influence else scored_by
     labels = ", ".join(map(label_of, kinds))
     facts = [
         ("Pairs", str(len(pairs))),
@@ -121,7 +123,7 @@ def dataset_card(
         ("Generator", ", ".join(sorted({pair.generator for pair in pairs}))),
         ("Rubric model", ", ".join(sorted({pair.rubric_model for pair in pairs if pair.rubric_model})) or "none"),
         ("Target of the influence" if is_influence else "Target", recipe.models.target.name),
-        ("Estimator" if is_influence else "Scored by", recipe.influence.label),
+        ("Estimator" if is_influence else "Scored by", scored_by),
         ("Seed", str(recipe.seed)),
         ("Recipe fingerprint", recipe.fingerprint),
     ]

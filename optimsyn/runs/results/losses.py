@@ -22,6 +22,7 @@ class Losses(BaseModel):
         description="Candidates that failed a check, by the first failed check, most frequent first."
     )
     not_judged_by_outcome: dict[str, int] = Field(description="Candidates without a reply to judge, by outcome.")
+    near_test: int = Field(0, description="Valid candidates that are nearly a test question.")
     duplicate: int | None = Field(description="Valid duplicates of another candidate.")
     not_selected: int | None = Field(description="Valid, distinct candidates that were not selected.")
     kept: int | None = Field(description="Candidates that became the variant's pairs.")
@@ -42,6 +43,7 @@ class Losses(BaseModel):
             **{f"{_INVALID}{name}": count for name, count in self.invalid_by_check.items()},
             **({"not judged": self.not_judged} if missing else {}),
             **{f"{_NOT_JUDGED}{name}": count for name, count in missing.items()},
+            **({"near a test question": self.near_test} if self.near_test else {}),
             "duplicate": self.duplicate,
             "not selected": self.not_selected,
             "kept": self.kept,
@@ -55,6 +57,7 @@ class Losses(BaseModel):
             return raw
         return {
             **{name: raw.get(name) for name in ("candidates", "invalid", "duplicate", "kept")},
+            "near_test": raw.get("near a test question", 0),
             "not_selected": raw.get("not selected"),
             "invalid_by_check": _after(_INVALID, raw),
             "not_judged_by_outcome": _after(_NOT_JUDGED, raw),
