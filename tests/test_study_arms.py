@@ -107,7 +107,7 @@ def test_a_killed_study_goes_on_buys_nothing_twice_and_its_page_has_the_right_nu
         half = stats.t.ppf(0.975, variance**2 / below) * variance**0.5
         shown = contrast["domains"][domain]
         assert [shown[k] for k in ("value", "low", "high")] == pytest.approx([mean, mean - half, mean + half])
-    mean = np.mean([each[0] for each in parts.values()])
+    mean = float(np.mean([each[0] for each in parts.values()]))
     variance = sum(each[1] for each in parts.values()) / 4
     df = (4 * variance) ** 2 / sum(each[2] for each in parts.values())
     pooled = contrast["pooled"]

@@ -46,7 +46,7 @@ def test_the_interval_covers_no_difference_in_its_share_of_studies(
         spreads = [spread(_drawn(generator, seeds, sd)) for _ in range(domains)]
         test = t_interval(spreads, 0.95)
         assert test is not None
-        covered += abs(np.mean([each.mean for each in spreads])) <= test[0]
+        covered += bool(abs(np.mean([each.mean for each in spreads])) <= test[0])
     assert 0.92 <= covered / studies <= 0.98
 
 
@@ -77,7 +77,8 @@ def test_seeds_alone_give_the_t_test_and_few_seeds_nothing() -> None:
     assert found.bootstrap_low is not None
     assert found.bootstrap_low > found.low  # type: ignore[operator]
     alone = effect([Differences((0.1, 0.2), (0, 0), ("a", "b"))])
-    assert (alone.value, alone.low, alone.p) == (pytest.approx(0.15), None, None)
+    assert alone.value == pytest.approx(0.15)
+    assert alone.low is alone.p is None
     with pytest.raises(ValueError, match="not finite"):
         effect([Differences((float("nan"),), (0,), ("a",))])
 

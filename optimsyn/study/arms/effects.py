@@ -206,4 +206,5 @@ def _resampled(data: Differences, generator: np.random.Generator) -> Array:
     above = np.einsum("bs,sg,bg->b", seeds, cells.weights * cells.means, groups, optimize=True)
     below = np.einsum("bs,sg,bg->b", seeds, cells.weights, groups, optimize=True)
     # A draw without any question, possible where seeds have different ones, says nothing.
-    return np.divide(above, below, out=np.full(RESAMPLES, spread(data).mean), where=below > 0)
+    means: Array = np.divide(above, below, out=np.full(RESAMPLES, spread(data).mean), where=below > 0)
+    return means

@@ -152,7 +152,7 @@ def _shown(each: ContrastResult, result: StudyResult) -> dict[str, Any]:
                 "seeds": estimate.seeds,
                 "questions": estimate.questions,
                 "told": "" if estimate.better is None else "better" if estimate.better else "worse",
-                "clear": estimate.low is not None and (estimate.low > 0 or (estimate.high or 0.0) < 0),
+                "sure": estimate.low is not None and (estimate.low > 0 or (estimate.high or 0.0) < 0),
             }
             for name, estimate in rows
         ],
