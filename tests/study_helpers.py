@@ -49,6 +49,8 @@ with run.lock():
             if stage == "train_policy":
                 rows = [{"step": i, "reward": 0.01 * i + 0.001 * seed, "kl": 0.004 * i} for i in range(1, 7)]
                 write_jsonl(run.path("train_policy", "history.jsonl"), rows)
+                held = {"held_difference": 0.02, "held_low": 0.005, "held_high": 0.035}
+                run.path("train_policy", "result.json").write_text(json.dumps({"kl_per_token": 0.03, **held}))
             if stage == "synthesize":
                 for arm in ("static", "policy"):
                     rubric = {"question_type": f"{arm} asks for a fact", "trainability": "a number"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 from scipy import stats
 from study_helpers import FAKE_CELL, fake_command, write_study
@@ -21,6 +22,7 @@ from study_helpers import FAKE_CELL, fake_command, write_study
 from optimsyn.base.errors import RecipeError, StageError
 from optimsyn.batch import engines as batch_engines
 from optimsyn.batch.plan import BatchLimits
+from optimsyn.recipe.sections.reward import Reward
 from optimsyn.study.arms.forecast import pilot_power
 from optimsyn.study.arms.outcomes import choice_loss, group_of
 from optimsyn.study.arms.study import Study, conduct
@@ -118,6 +120,8 @@ def test_a_killed_study_goes_on_buys_nothing_twice_and_its_page_has_the_right_nu
     for number in (mean, pooled["low"], pooled["high"], *(each[0] for each in parts.values())):
         assert f"{number:+.3f}".replace("-", "−") in page
     assert "policy asks for a fact" in page
+    assert "+0.02 [+0.005, +0.035]" in page
+    assert [each["kl"] for each in found["checks"]] == [0.03] * 4
     assert "http://" not in page.replace("http://www.w3.org", "")
 
     # The same command again starts nothing.
@@ -226,6 +230,19 @@ def test_controls_are_words_or_recipe_fields_and_arms_may_meet_across_them(tmp_p
     ).controls == {"random": {"reward.source": "random"}}
     with pytest.raises(StageError, match="has not started"):
         study.result()
+
+
+@pytest.mark.skipif("source" not in Reward.model_fields, reason="this version has no other source of the reward")
+def test_the_control_other_takes_the_questions_of_the_next_domain(tmp_path: Path) -> None:
+    path = write_study(tmp_path, controls=["influence", "random", "other"], contrasts=[["policy", "policy@other"]])
+    for domain in ("law", "music"):
+        raw = yaml.safe_load((tmp_path / f"{domain}.yaml").read_text())
+        raw["questions"]["validation"]["path"] = "embedded:law" if domain == "law" else "embedded:medicine"
+        (tmp_path / f"{domain}.yaml").write_text(yaml.safe_dump(raw))
+    sources = {each.name: each.recipe.reward.model_dump(mode="json") for each in Study.open(path, tmp_path).cells}
+    assert sources["law-random-s0"]["source"] == "random"
+    assert sources["law-other-s0"]["other_questions"]["path"] == "embedded:medicine"
+    assert sources["music-other-s1"]["other_questions"]["path"] == "embedded:law"
 
 
 def test_choices_are_scored_over_their_options_and_groups_are_documents() -> None:

@@ -23,6 +23,8 @@ from tests.llm_helpers import Answer, Service
 from tests.stages_helpers import answer
 
 DELAY_S = 0.1
+# At the kill; a run sends more than half of them.
+REQUESTS = 12
 
 
 def _study(recipe: Recipe, folder: Path) -> Path:
@@ -63,10 +65,9 @@ def test_a_study_of_real_runs_survives_kill_9_and_buys_nothing_twice(
     served.answer = slowly
     path, root = _study(recipe, tmp_path), tmp_path / "runs"
     with _start(path, root) as process:
-        # In the warm-up of the first runs, when something has been bought.
-        while process.poll() is None and not list((root / "toy").glob("*/replies.sqlite")):
-            time.sleep(0.05)
-        time.sleep(5 * DELAY_S)
+        # In the warm-up of the first two runs.
+        while process.poll() is None and len(served.requests) < REQUESTS:
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
     time.sleep(5 * DELAY_S)
     while served.busy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from optimsyn.base.secrets.redaction import redact, redact_tree, secret_values
 from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Manifest
+from optimsyn.runs.results.stage_result import RESULT_FILE
 from optimsyn.study.arms.effects import Differences
 from optimsyn.study.arms.study_file import Contrast, Side, StudyCell
 
@@ -35,6 +37,7 @@ class Outcome:
         prompt: Rows of the prompt search.
         rubrics: By arm: passage to the first rubric that was written for it.
         look: Verdict of the reward's own look; None without one.
+        trained: Result of the policy's training.
     """
 
     domain: str
@@ -46,6 +49,7 @@ class Outcome:
     prompt: tuple[dict[str, Any], ...] = ()
     rubrics: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     look: str | None = None
+    trained: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def read_outcome(cell: StudyCell, run: Run, arms: Sequence[str], further: Sequen
         ),
         redact_tree({arm: _rubrics(folder / "synthesize" / f"{arm}.candidates.jsonl") for arm in arms}, secrets),
         RewardLook.load(look).verdict if look.is_file() else None,
+        read_json(folder / "train_policy" / RESULT_FILE),
     )
 
 
@@ -184,6 +189,21 @@ def _rubrics(path: Path) -> dict[str, dict[str, str]]:
         if isinstance(row.get("rubric"), dict):
             rubrics.setdefault(str(row.get("passage_id")), {str(k): str(v) for k, v in row["rubric"].items()})
     return rubrics
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty if there is none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); run its stage again") from error
+    return value if isinstance(value, dict) else {}
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:

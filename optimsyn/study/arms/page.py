@@ -213,8 +213,17 @@ def _checks(result: StudyResult) -> list[dict[str, Any]]:
             "run": f"{each.domain}, seed {each.seed}" + ("" if each.control == INFLUENCE else f", {each.control}"),
             "kl": number(each.kl, 2),
             "moved": each.kl is not None and each.kl >= LEAST_KL,
-            "held": "; ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in each.held.items()) or "–",
+            "held": _held(each.held),
             "look": each.reward_look or "–",
         }
         for each in result.checks
     ]
+
+
+def _held(facts: dict[str, float]) -> str:
+    """The gain on held passages with its interval, else what the training recorded of them."""
+    value, low, high = (facts.get(f"held_{name}") for name in ("difference", "low", "high"))
+    if value is None:
+        return "; ".join(f"{name.replace('_', ' ')} {number(each)}" for name, each in facts.items()) or "–"
+    text = number(value, sign=True)
+    return text if low is None or high is None else f"{text} [{number(low, sign=True)}, {number(high, sign=True)}]"

@@ -106,7 +106,7 @@ class Check(_Part):
     domain: str
     control: str
     seed: int
-    kl: float | None = Field(description="Divergence from the untrained policy at the last step, in nats a token.")
+    kl: float | None = Field(description="Divergence from the untrained policy as it was kept, in nats a token.")
     held: dict[str, float] = Field(description="What the training recorded on held passages (fields `held…`).")
     reward_look: str | None = Field(description="Verdict of the reward's own look.")
 
@@ -255,11 +255,14 @@ def checks_of(outcomes: Sequence[Outcome]) -> list[Check]:
     """The manipulation checks of every run."""
     checks = []
     for each in outcomes:
-        moved = [row["kl"] for row in each.policy if isinstance(row.get("kl"), int | float)]
-        held: dict[str, float] = {}
-        for row in each.policy:
-            fields = {k: v for k, v in row.items() if k.startswith("held") and isinstance(v, int | float)}
-            held |= {name: float(value) for name, value in fields.items()}
+        rows = [*each.policy, {"kl": each.trained.get("kl_per_token"), **each.trained}]
+        moved = [row["kl"] for row in rows if isinstance(row.get("kl"), int | float)]
+        held = {
+            name: float(value)
+            for row in rows
+            for name, value in row.items()
+            if name.startswith("held") and isinstance(value, int | float)
+        }
         if moved or held or each.look is not None:
             kl = float(moved[-1]) if moved else None
             checks.append(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,7 @@ from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
+from optimsyn.recipe.sections.synthesis import Synthesis
 
 INFLUENCE = "influence"
 """The control whose reward is that of the recipe: none is changed."""
@@ -238,23 +240,22 @@ def cells_of(study: StudyFile) -> list[StudyCell]:
     Raises:
         RecipeError: Recipes cannot be read or changed, or lack an arm; a line for each problem.
     """
-    recipes: dict[tuple[str, str], Recipe] = {}
     problems: list[str] = []
-    for (domain, spec), (control, fields) in product(study.recipes.items(), study.controls.items()):
-        where = f"recipes.{domain}" + ("" if control == INFLUENCE else f" under the control {control}")
-        try:
+    plain: dict[str, Recipe] = {}
+    for domain, spec in study.recipes.items():
+        with _noted(f"recipes.{domain}", problems):
             recipe = chosen_recipe(spec.recipe, size=study.size)
-            recipe = changed(recipe, {**study.set, **spec.set, **fields}, "set")
-        except (OptimsynError, OSError) as error:
-            problems.append(f"{where}: {error}")
-            continue
-        missing = [arm for arm in study.arms if arm not in recipe.variants]
-        for arm in missing:
-            hint = did_you_mean(arm, recipe.variants, f"it makes {', '.join(recipe.variants)}")
-            problems.append(
-                f"{where}: does not make the arm {arm!r}; {hint} (a disabled optimiser makes none; enable it in `set`)"
-            )
-        recipes[domain, control] = recipe
+            plain[domain] = changed(recipe, {**_named_arms(study), **study.set, **spec.set}, "set")
+    recipes: dict[tuple[str, str], Recipe] = {}
+    for (domain, recipe), (control, fields) in product(plain.items(), study.controls.items()):
+        where = f"recipes.{domain}" + ("" if control == INFLUENCE else f" under the control {control}")
+        with _noted(where, problems):
+            recipes[domain, control] = changed(recipe, {**fields, **_others(fields, domain, plain)}, "set")
+            made = _made(recipes[domain, control])
+            for arm in [arm for arm in study.arms if arm not in made]:
+                hint = did_you_mean(arm, made, f"it makes {', '.join(made)}")
+                cure = "(a disabled optimiser makes none; enable it in `set`)"
+                problems.append(f"{where}: does not make the arm {arm!r}; {hint} {cure}")
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
     return [
@@ -262,6 +263,34 @@ def cells_of(study: StudyFile) -> list[StudyCell]:
         for seed in study.seeds
         for (domain, control), recipe in recipes.items()
     ]
+
+
+@contextmanager
+def _noted(where: str, problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OptimsynError, OSError) as error:
+        problems.append(f"{where}: {error}")
+
+
+def _named_arms(study: StudyFile) -> dict[str, Any]:
+    """The arms as a recipe names them, if it can, so that they differ in one thing only."""
+    return {"synthesis.arms": list(study.arms)} if "arms" in Synthesis.model_fields else {}
+
+
+def _made(recipe: Recipe) -> tuple[str, ...]:
+    """What the target of a run is fine-tuned on."""
+    made: tuple[str, ...] = getattr(recipe, "fine_tuned", recipe.variants)
+    return made
+
+
+def _others(fields: dict[str, Any], domain: str, recipes: dict[str, Recipe]) -> dict[str, Any]:
+    """For the control `other` without questions of its own: those of the study's next domain."""
+    names = list(recipes)
+    if fields.get("reward.source") != "other" or "reward.other_questions" in fields or len(names) < 2:
+        return {}
+    following = recipes[names[(names.index(domain) + 1) % len(names)]]
+    return {"reward.other_questions": following.questions.validation.model_dump(mode="json")}
 
 
 def _of_cell(recipe: Recipe, domain: str, control: str, seed: int) -> Recipe:
