@@ -1,4 +1,4 @@
-"""The command line: doctor, validate, preview, run, batch, execute, open, report, compare, new.
+"""The command line: doctor, validate, preview, run, batch, study, execute, open, report, compare, new.
 
 Exit codes: 0 done, 1 something failed, 2 the recipe (or the command line) is wrong, 130 interrupted.
 """
@@ -219,6 +219,53 @@ def batch(  # noqa: PLR0913 - options of a command
         console=make_console(),
     )
     raise typer.Exit(exit_code(state))
+
+
+@app.command()
+def study(  # noqa: PLR0913 - options of a command
+    study_file: Annotated[str, typer.Argument(metavar="STUDY", help="A study file.")],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many run at once.")] = 1,
+    root: Annotated[Path, typer.Option("--root", help="Folder of the studies.")] = Path("runs"),
+    status: Annotated[bool, typer.Option("--status", help="Show what is done and forecast the rest.")] = False,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Write the page of what is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print study.json, or the status, in place of text.")] = False,
+    cost_usd: Annotated[float | None, typer.Option(min=0, help="Cap on what all runs cost together.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Cap on tokens, read and written, of all runs.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Cap on requests of all runs.")] = None,
+    gpu_memory_gb: Annotated[
+        float | None, typer.Option(min=0, help="GPU memory for runs at the same time; without it, all there is.")
+    ] = None,
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="Where runs work: this machine, or a Ray cluster.")
+    ] = "processes",
+    ray_address: Annotated[
+        str | None, typer.Option(help="The Ray cluster; without it, RAY_ADDRESS, else a local one.")
+    ] = None,
+) -> None:
+    """Compare arms over domains, sources of the reward and seeds, on one page.
+
+    Forecasts, then runs; the same command continues. The last line of the output is study.html. Exit codes are those
+    of a batch.
+    """
+    from optimsyn.batch.batch import make_engine
+    from optimsyn.batch.plan import BatchLimits
+    from optimsyn.llm.shared_budget import Caps
+    from optimsyn.study.arms.study import Study, conduct, show_page, show_status
+
+    if status and page_only:
+        raise typer.BadParameter("--status and --page-only exclude each other")
+    if engine == "ray" and gpu_memory_gb is not None:
+        raise typer.BadParameter("--gpu-memory-gb is for one machine; with Ray, each run that needs a GPU gets one")
+    opened, code = Study.open(study_file, root), 0
+    console = make_console(stderr=as_json)
+    if status:
+        show_status(opened, jobs, console, as_json=as_json)
+        return
+    if not page_only:
+        limits = BatchLimits(jobs, Caps(cost_usd=cost_usd, requests=requests, tokens=tokens), gpu_memory_gb)
+        code = conduct(opened, limits, engine=make_engine(engine, jobs, ray_address), console=console)
+    show_page(opened, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command(cls=_TakesPairs)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from optimsyn.recipe.recipe import Recipe
+from optimsyn.study.arms.study_file import StudyFile
 from tests.docs_helpers import ROOT, Block, Prepared, blocks, pages
 
 BASE: dict[str, Any] = {
@@ -40,6 +41,9 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_recipes_parse(block: Block) -> None:
     raw = yaml.safe_load(block.code)
+    if "contrasts" in raw:
+        StudyFile.parse(raw, str(block))
+        return
     assert set(raw) <= set(Recipe.model_fields), "a YAML block is a recipe or a part of one"
     Recipe.parse(merged(BASE, raw), str(block))
 

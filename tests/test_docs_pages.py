@@ -112,7 +112,7 @@ def test_the_command_line_reference_has_every_option() -> None:
     from docs_reference import cli_page
 
     page = cli_page()
-    for name in ("doctor", "validate", "preview", "run", "new", "execute", "open", "batch", "report", "compare"):
+    for name in "doctor validate preview run new execute open batch study report compare".split():
         assert f"## optimsyn {name} {{" in page
     assert "`--size`" in page
 

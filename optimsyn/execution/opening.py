@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
 
 
-def make_console() -> Console:
+def make_console(*, stderr: bool = False) -> Console:
     """The console for a command's output."""
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 def load_recipe(name: str, size: str = "full", changes: list[str] | None = None) -> Recipe:

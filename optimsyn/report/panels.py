@@ -147,6 +147,17 @@ def draw_policy(axes: Axes, trained: Sequence[Mapping[str, Any]]) -> str:
     return note
 
 
+def draw_curves(axes: Axes, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], across: str) -> None:
+    """Rewards of several runs over what `across` names: colour, places and rewards of each, a line a run."""
+    _frame(axes, [x for _, xs, _ in curves for x in xs], [y for _, _, ys in curves for y in ys], 0.1)
+    for color, xs, ys in curves:
+        axes.plot(xs, ys, color=color, linewidth=1.6, alpha=0.8, clip_on=False)
+        if len(xs) <= _MOST_MARKERS:
+            dots(axes, list(zip(xs, ys, strict=True)), color=color, linewidth=6)
+    axes.set_xlabel(across)
+    axes.set_ylabel("reward")
+
+
 def draw_intervals(
     axes: Axes,
     rows: Sequence[Mapping[str, Any]],
@@ -159,7 +170,7 @@ def draw_intervals(
 
     Args:
         axes: Axes to draw on.
-        rows: Rows of `evaluation.json` of this metric.
+        rows: Rows of `evaluation.json` of this metric; a row may have a `color`.
         labels: Labels in place of variant names; consecutive rows with one label are grouped.
         zero: Draw a line at 0.
         value_text: Text at the end of a row; None: value and interval.
@@ -179,7 +190,7 @@ def draw_intervals(
         gid = pointed(f"{names[0]}: {first['value']:.3f}")
         _upright(axes, first["value"], lanes, color=SOFT, linewidth=1.3, linestyle=DASHED, gid=gid)
     for place, (row, top) in enumerate(zip(rows, tops, strict=True)):
-        middle, color, text = top + 25, variant_color(row["variant"]), interval(row)
+        middle, color, text = top + 25, row.get("color") or variant_color(row["variant"]), interval(row)
         who = names[place] if labels is None else f"{names[place]}, {variant_label(row['variant'])}"
         if labels is None or _fresh(names, place):
             _name(axes, top + 13, names[place], "" if labels is not None else (value_text or interval)(row))

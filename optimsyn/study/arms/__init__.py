@@ -1,0 +1,1 @@
+"""Compares arms over domains, sources of the reward and seeds: `optimsyn study`."""

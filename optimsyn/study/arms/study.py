@@ -1,0 +1,249 @@
+"""Runs a study: checks all of it, registers its design, runs its cells as a batch, and writes its page.
+
+What a study has done stands in its folder alone, so one that was stopped, even with kill -9, goes on with the same
+call: finished runs are skipped, and the others continue where they stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.status import Status
+
+from optimsyn.base.errors import StageError
+from optimsyn.base.files import write_json, write_text
+from optimsyn.base.secrets.redaction import redact
+from optimsyn.batch.batch import exit_code, run_batch
+from optimsyn.batch.engines import Engine
+from optimsyn.batch.plan import BatchLimits
+from optimsyn.batch.state import BatchState
+from optimsyn.batch.supervisor import BATCH_JSON
+from optimsyn.runs.manifest import installed_versions, now
+from optimsyn.study.arms import result as results
+from optimsyn.study.arms.forecast import (
+    STUDY_JSON,
+    StudyForecast,
+    check_recipes,
+    forecast_of,
+    pilot_power,
+    power_sentence,
+)
+from optimsyn.study.arms.outcomes import CellState, state_of
+from optimsyn.study.arms.page import STUDY_HTML, page_of
+from optimsyn.study.arms.start import Registered, changes_since, contrasts_by_origin, register, registered
+from optimsyn.study.arms.study_file import StudyCell, StudyFile, cells_of
+
+RECIPES = "recipes"
+UNITS = {"accuracy": "(a share of 1)", "token_f1": "(of 1)"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with its runs and its folder."""
+
+    file: StudyFile
+    cells: tuple[StudyCell, ...]
+    folder: Path
+
+    @classmethod
+    def open(cls, path: str | Path, root: Path | str = "runs") -> Study:
+        """Reads a study file and all recipes that it names; writes nothing.
+
+        Raises:
+            RecipeError: The file or a recipe is wrong; names all problems.
+        """
+        file = StudyFile.load(path)
+        return cls(file, tuple(cells_of(file)), Path(root).resolve() / file.name)
+
+    @property
+    def start(self) -> Registered | None:
+        """The design as registered; None before the first start."""
+        return registered(self.folder)
+
+    def states(self) -> list[CellState]:
+        """How far each run is; of those that do not run, why, as the last batch recorded it."""
+        start = self.start
+        sides = [] if start is None else [side for each in start.contrasts for side in (each.left, each.right)]
+        further = [side.arm for side in sides]
+        states = [state_of(cell, self.folder, self.file.arms, further) for cell in self.cells]
+        path = self.folder / BATCH_JSON
+        if not path.is_file():
+            return states
+        recorded = {}
+        for run in BatchState.read(path).runs:
+            recorded[Path(run.folder).name if run.folder is not None else Path(run.recipe).stem] = run
+        return [_with_reason(each, recorded.get(each.folder.name) or recorded.get(each.cell.name)) for each in states]
+
+    def result(self) -> results.StudyResult:
+        """What the finished runs show.
+
+        Raises:
+            StageError: The study has not started.
+        """
+        start = self.start
+        if start is None:
+            raise StageError(f"{self.folder}: this study has not started; `optimsyn study` without an option starts it")
+        states = self.states()
+        outcomes = [each.outcome for each in states if each.outcome is not None]
+        contrasts = contrasts_by_origin(start, self.file)
+        return results.StudyResult(
+            name=self.file.name,
+            question=self.file.question,
+            fingerprint=start.fingerprint,
+            started=start.started,
+            written=now(),
+            versions=installed_versions(),
+            design=start.study,
+            changed=changes_since(start, self.file, self.cells),
+            metric=start.metric,
+            alpha=start.alpha,
+            cells=results.cell_results(states),
+            contrasts=results.contrast_results(outcomes, contrasts, start.metric, start.alpha),
+            means=results.means_of(outcomes, self.file.arms),
+            power=results.power_results(outcomes, list(contrasts), self.file),
+            curves=results.curves_of(outcomes),
+            checks=results.checks_of(outcomes),
+            rubrics=results.rubric_examples(outcomes),
+            notes=_notes(states, start),
+        )
+
+    def write(self) -> results.StudyResult:
+        """Writes `study.json` and `study.html`; arguments and errors as for `result`."""
+        found = self.result()
+        write_json(self.folder / STUDY_JSON, json.loads(redact(found.model_dump_json())))
+        write_text(self.folder / STUDY_HTML, page_of(found))
+        return found
+
+    def foresee(self, root_states: list[CellState], jobs: int, status: Status | None = None) -> StudyForecast:
+        """Checks the recipes of the runs to come on this machine, and forecasts them.
+
+        Raises:
+            RecipeError: Something would stop a run.
+        """
+        left = [each.cell for each in root_states if each.state != "finished"]
+        forecasts = check_recipes(left, self.folder, None if status is None else status.update)
+        return forecast_of(root_states, forecasts, jobs)
+
+    def write_recipes(self) -> list[str]:
+        """Writes the recipe of every run into the study's folder, with every field."""
+        paths = []
+        for cell in self.cells:
+            path = self.folder / RECIPES / f"{cell.name}.yaml"
+            write_text(path, cell.recipe.to_yaml())
+            paths.append(str(path))
+        return paths
+
+
+def conduct(study: Study, limits: BatchLimits, *, engine: Engine | None = None, console: Console | None = None) -> int:
+    """Starts a study or continues it, and writes its page.
+
+    Args:
+        study: The study.
+        limits: How many runs at once, and what they may use together.
+        engine: Where they work; None: processes on this machine.
+        console: Where to show progress; None: the terminal.
+
+    Returns:
+        The exit code, as for a batch.
+
+    Raises:
+        RecipeError: Something in it would stop a run; nothing has started then.
+    """
+    console = console or Console()
+    powers = pilot_power(study.file)
+    with console.status("Checking the study …") as status:
+        states = study.states()
+        forecast = study.foresee(states, limits.jobs, status)
+    start = register(study.file, study.cells, study.folder)
+    tell(study, forecast, console)
+    for each in powers:
+        say(console, f"From the pilot: {power_sentence(each, len(study.file.seeds), unit(study.file.metric))}")
+    for change in changes_since(start, study.file, study.cells):
+        say(console, f"note: {change}; the page says so")
+    state = run_batch(study.write_recipes(), study.folder, limits=limits, engine=engine, console=console)
+    study.write()
+    return exit_code(state)
+
+
+def show_page(study: Study, *, as_json: bool = False) -> None:
+    """Writes the page, and prints its path, or `study.json`, on standard output.
+
+    Raises:
+        StageError: The study has not started.
+    """
+    study.write()
+    text = (study.folder / STUDY_JSON).read_text(encoding="utf-8") if as_json else f"{study.folder / STUDY_HTML}\n"
+    sys.stdout.write(text)
+
+
+def show_status(study: Study, jobs: int, console: Console, *, as_json: bool = False) -> None:
+    """Shows how far the runs are and forecasts the rest; starts and writes nothing.
+
+    Raises:
+        RecipeError: Something would stop a run to come.
+    """
+    states = study.states()
+    with console.status("Checking the study …") as status:
+        forecast = study.foresee(states, jobs, status)
+    powers = pilot_power(study.file)
+    if as_json:
+        cells = [each.model_dump(mode="json") for each in results.cell_results(states)]
+        facts = {"name": study.file.name, "forecast": forecast.model_dump(mode="json"), "cells": cells}
+        facts["power"] = [each.model_dump(mode="json") for each in powers]
+        sys.stdout.write(redact(json.dumps(facts, indent=2, ensure_ascii=False)) + "\n")
+        return
+    tell(study, forecast, console)
+    for each in powers:
+        say(console, f"From the pilot: {power_sentence(each, len(study.file.seeds), unit(study.file.metric))}")
+    for cell in results.cell_results(states):
+        say(console, f"{cell.domain:<20} {cell.control:<12} seed {cell.seed:<4} {cell.state}  {cell.reason[:120]}")
+
+
+def tell(study: Study, forecast: StudyForecast, console: Console) -> None:
+    """Shows design and forecast."""
+    file = study.file
+    say(
+        console,
+        f"Study {file.name}: {len(file.recipes)} domains × {len(file.controls)} controls × {len(file.seeds)} seeds, "
+        f"{len(file.arms)} arms in each run; contrasts: {'; '.join(map(str, file.named_contrasts))}.",
+    )
+    for sentence in forecast.sentences:
+        say(console, sentence)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is."""
+    console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def unit(metric: str) -> str:
+    """The unit of a metric's differences."""
+    return UNITS.get(metric, "nats")
+
+
+def _with_reason(state: CellState, run: object) -> CellState:
+    from optimsyn.batch.state import RunState
+
+    if not isinstance(run, RunState) or state.state == "finished" or run.state in ("finished", "waiting", "running"):
+        return state
+    if state.state == "unreadable":
+        return state
+    where = f"{run.stage}: " if run.stage is not None else ""
+    return replace(state, state=run.state, reason=f"{where}{run.kind}: {run.reason}")
+
+
+def _notes(states: list[CellState], start: Registered) -> list[str]:
+    notes = []
+    left = sum(each.state != "finished" for each in states)
+    if left:
+        notes.append(f"{left} of {len(states)} runs have not finished; what stands here is of the others.")
+    seeds = {each.cell.seed for each in states if each.outcome is not None}
+    if len(seeds) == 1:
+        notes.append("One seed has finished: without a second one there is neither interval nor test.")
+    if len(start.contrasts) > 1:
+        notes.append(f"Holm's adjustment is over the {len(start.contrasts)} registered contrasts.")
+    return notes
