@@ -62,7 +62,7 @@ def _notes(facts: RunFacts) -> list[str]:
         f"Paired differences to the target as it came that exclude 0: {', '.join(better)}."
         if better
         else "No paired difference to the target as it came excludes 0.",
-        f"One seed ({facts.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
-        f"{SELECTION_LABELS[facts.recipe.synthesis.select]}.",
+        f"One seed ({facts.recipe.seed_label}); intervals are over questions, not over seeds. Candidates were selected "
+        f"by {SELECTION_LABELS[facts.recipe.synthesis.select]}.",
         *([look.sentence] if look is not None else []),
     ]

@@ -79,7 +79,7 @@ class Tools:
     def passage_order(self) -> list[Passage]:
         """The passages in the seeded order that every variant uses."""
         by_id = {passage.id: passage for passage in self.passages}
-        return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
+        return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed_of("data"), "passages")]
 
     def candidate(self, index: int) -> tuple[Passage, int]:
         """Passage and seed of the `index`-th candidate, the same in every variant.
@@ -87,7 +87,7 @@ class Tools:
         Equal seeds make the variants comparable, and candidates with the same rubric share one cached reply.
         """
         passage = self.passage_order[index % len(self.passage_order)]
-        return passage, derive_seed(self.recipe.seed, "candidate", index)
+        return passage, derive_seed(self.recipe.seed_of("generator"), "candidate", index)
 
     @cached_property
     def budget(self) -> Budget:
@@ -157,6 +157,17 @@ class Tools:
         policy = load_language_model(spec, self.run.replies, adapter=adapter, budget=self.budget)
         return self._measured(policy, "rubric")
 
+    @cached_property
+    def untrained_policy(self) -> LanguageModel:
+        """The rubric model as the policy's training starts from it, sampled as the policy is."""
+        from optimsyn.llm.embedded.writer import adapter_dir
+        from optimsyn.llm.factory import load_language_model
+
+        spec = self.recipe.models.rubric
+        start = adapter_dir() if spec.provider == "embedded" else None
+        model = load_language_model(spec, self.run.replies, adapter=start, budget=self.budget)
+        return self._measured(model, "rubric")
+
     @property
     def policy_adapter(self) -> Path:
         """Folder of the trained policy's adapter."""
@@ -204,7 +215,7 @@ class Tools:
         """
         from optimsyn.target.target import Target
 
-        target = Target.load(self.recipe.models.target, seed=self.recipe.seed)
+        target = Target.load(self.recipe.models.target, seed=self.recipe.seed_of("data"))
         if self.run.done("warm_up"):
             target.add_checkpoints_from(self.run.path("warm_up", "checkpoints"))
         return target
