@@ -124,6 +124,8 @@ def disk_need(
     trained = policy.steps * policy.passages_per_step * policy.group_size if policy.enabled else 0
     each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
+    if "static_pool" in recipe.variants:
+        candidates += synthesis.pool or (trained or searched)
     judged = searched + trained + candidates
     replies = 2 * (recipe.warm_up.pairs + searched + candidates) + trained
     if recipe.limits.requests is not None:
@@ -134,7 +136,7 @@ def disk_need(
 
     target = _FLOAT * _target_parameters(recipe, weight_bytes)
     rubric = _FLOAT * _adapter(recipe.models.rubric, policy.lora, None) if policy.enabled else 0
-    variants = len(recipe.variants)
+    variants = len(recipe.fine_tuned)
     parts = {
         "replies": round(_SQLITE * replies * reply),
         "judgements": round(_SQLITE * judged * _ROW_BYTES),

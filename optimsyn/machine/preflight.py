@@ -213,7 +213,7 @@ def _read_questions(recipe: Recipe, documents: list[Document] | None, preflight:
     if all(is_own_file(source) for _, source in sources):
         sets: QuestionSets | None = None
         with _reported(preflight, "questions"):
-            sets = read_questions(config, documents, recipe.seed, complete=complete)
+            sets = read_questions(config, documents, recipe.seed_of("data"), complete=complete)
             preflight.problems += shortened(sets.problems, "questions")
             preflight.warnings += shortened(sets.warnings, "questions")
         return sets

@@ -28,7 +28,7 @@ _TEMPLATE_TOKENS = 16
 
 def check_documents(recipe: Recipe, documents: Sequence[Document], preflight: Preflight) -> list[Passage]:
     """Splits the documents into passages, checks and returns them."""
-    used = sampled(documents, recipe.documents.source.limit, recipe.seed)
+    used = sampled(documents, recipe.documents.source.limit, recipe.seed_of("data"))
     passages, lost = split_passages(used, recipe.documents)
     preflight.counts |= {"documents": len(used), "passages": len(passages)}
     if not passages:

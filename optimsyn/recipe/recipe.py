@@ -20,6 +20,7 @@ from optimsyn.base.terminal.labels import SELECTION_LABELS, SOURCE_LABELS, metho
 from optimsyn.base.terminal.table import Shown, Table
 from optimsyn.base.text_files import decode
 from optimsyn.recipe.problems import explain
+from optimsyn.recipe.sections.arms import ARMS, CEILINGS, arm_problems
 from optimsyn.recipe.sections.data import QUESTION_FIELDS, Documents, Questions, Source, unknown_column
 from optimsyn.recipe.sections.evaluation import Evaluation, FineTune
 from optimsyn.recipe.sections.influence import Influence, twin_problem
@@ -36,8 +37,9 @@ from optimsyn.recipe.sections.models import (
 )
 from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, Optimizers
 from optimsyn.recipe.sections.reward import LATER_REWARD_FIELDS, WITHOUT_DIRECTION, Reward
+from optimsyn.recipe.sections.seeds import Purpose, Seeds
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
-from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
+from optimsyn.recipe.sections.synthesis import LATER_SYNTHESIS_FIELDS, Checks, Synthesis, Variant
 from optimsyn.recipe.sections.warm_up import WarmUp
 
 __all__ = [
@@ -70,6 +72,7 @@ class Recipe(Shown, Section):
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Run folders begin with it.")
     description: str = Field("", description="For people; changes nothing.")
     seed: int = Field(0, ge=0, description="Every random choice of the run derives from it.")
+    seeds: Seeds = Seeds()
     documents: Documents
     questions: Questions
     models: Models = Models()
@@ -199,7 +202,7 @@ class Recipe(Shown, Section):
             ("influence", f"{self.influence.label}, {self.influence.method}"),
             *([("reward", SOURCE_LABELS[self.reward.source])] if self.reward.is_control else []),
             ("learned", "; ".join(filter(None, learned)) or "nothing: both optimisers are disabled"),
-            ("variants", ", ".join(variant_label(name) for name in self.variants)),
+            ("variants", ", ".join(variant_label(name) for name in self.fine_tuned)),
             (
                 "pairs",
                 f"{self.synthesis.pairs:,} a variant, selected by {self.selection_label}; "
@@ -208,7 +211,7 @@ class Recipe(Shown, Section):
             ("fine-tuning", f"{self.fine_tune.steps:,} steps of {self.fine_tune.batch_size}"),
             *([("stages", " → ".join(self.stage_names))] if self.stages else []),
             ("limits", _limits(self)),
-            ("seed", str(self.seed)),
+            ("seed", self.seed_label),
             ("guiding text", " ".join(self.guiding_text.split())),
         ]
         title = f"Recipe {self.name}, fingerprint {self.fingerprint}"
@@ -248,9 +251,9 @@ class Recipe(Shown, Section):
         _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
         _without_what_says_nothing(self.reward, raw["reward"], LATER_REWARD_FIELDS)
-        # Before the field existed, every stage used all passages.
-        if self.synthesis.passages == "all":
-            raw["synthesis"].pop("passages")
+        _without_what_says_nothing(self.synthesis, raw["synthesis"], LATER_SYNTHESIS_FIELDS)
+        if not self.seeds.given:
+            raw.pop("seeds")
         if not self.stages:
             raw.pop("stages")
         # Before the field existed, gradients of questions had length 1.
@@ -266,14 +269,33 @@ class Recipe(Shown, Section):
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The variants that this recipe synthesizes, in order, without those of disabled optimisers."""
+        """The variants that this recipe synthesizes, in order: its arms, or all but those of disabled optimisers."""
+        if self.synthesis.arms is not None:
+            return tuple(v for v in ARMS if v in self.synthesis.arms and v != "validation")
         on = {"optimized": self.optimizers.prompt.enabled, "policy": self.optimizers.policy.enabled}
         return tuple(v for v in VARIANTS if on.get(v, True))
 
     @property
+    def fine_tuned(self) -> tuple[Variant, ...]:
+        """What the target is fine-tuned on: `variants`, and the ceiling `validation`, which has no pairs."""
+        return (*self.variants, *(arm for arm in self.synthesis.arms or () if arm == "validation"))
+
+    @property
     def dataset_variant(self) -> Variant:
         """The variant that becomes the final dataset."""
-        return self.variants[-1] if self.synthesis.dataset == "auto" else self.synthesis.dataset
+        if self.synthesis.dataset != "auto":
+            return self.synthesis.dataset
+        return next(variant for variant in reversed(self.variants) if variant not in CEILINGS)
+
+    def seed_of(self, purpose: Purpose) -> int:
+        """The seed of a part of the run; `seed` where the recipe sets none."""
+        own: int | None = getattr(self.seeds, purpose)
+        return self.seed if own is None else own
+
+    @property
+    def seed_label(self) -> str:
+        """The seeds for people."""
+        return ", ".join([str(self.seed), *(f"{name} {value}" for name, value in self.seeds.given.items())])
 
     @property
     def selection(self) -> Literal["set", "influence", "first"]:
@@ -327,10 +349,14 @@ class Recipe(Shown, Section):
     def _consistent(self) -> Recipe:
         wrong = []
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
+            why = "its optimiser is disabled; enable it"
+            if self.synthesis.arms is not None:
+                why = "synthesis.arms does not name it; add it"
             wrong.append(
-                f"synthesis.dataset is {self.synthesis.dataset!r}, but its optimiser is disabled; "
-                f"enable it or choose one of {', '.join(self.variants)}"
+                f"synthesis.dataset is {self.synthesis.dataset!r}, but {why} or choose one of "
+                f"{', '.join(self.variants)}"
             )
+        wrong += arm_problems(self.synthesis, self.optimizers, self.models.rubric)
         if self.models.target.api_base is not None:
             wrong.append(
                 "models.target: influence needs gradients, so the target must be `embedded`, a hub id or a local "

@@ -84,7 +84,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
     metrics = list(dict.fromkeys(row["metric"] for run in facts for row in run.evaluation))
     several = len({run.test_set for run in compared if run.test_set}) > 1
     drawn = {row["variant"] for metric in metrics for _, row in _lines(metric, compared, changes=several)}
-    variants = list(dict.fromkeys(["first_draft", *(name for run in facts for name in run.recipe.variants)]))
+    variants = list(dict.fromkeys(["first_draft", *(name for run in facts for name in run.recipe.fine_tuned)]))
     context: dict[str, Any] = {
         "runs": compared,
         "warnings": _warnings(compared),
@@ -164,7 +164,7 @@ def _warnings(runs: Sequence[Compared]) -> list[str]:
         warnings.append("They compute influence in different ways, so influence is on different scales.")
     elif len(directions) > 1:
         warnings.append("Their validation questions differ, so influence points in different directions.")
-    if len({run.facts.recipe.seed for run in runs}) == 1 and sum(bool(run.facts.evaluation) for run in runs) > 1:
+    if len({run.facts.recipe.seed_label for run in runs}) == 1 and sum(bool(run.facts.evaluation) for run in runs) > 1:
         warnings.append(
             "All have the same seed. Intervals are over questions: another seed may move every number by more."
         )

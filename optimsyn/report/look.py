@@ -206,7 +206,7 @@ def dataset(run: Run, count: int = 2) -> Table:
 def training_picture(run: Run) -> Picture:
     """Training loss on the pairs of each variant."""
     return stage_plots.training_figure(
-        {name: list(iter_json(run.path("fine_tune", name, "history.jsonl"))) for name in run.recipe.variants}
+        {name: list(iter_json(run.path("fine_tune", name, "history.jsonl"))) for name in run.recipe.fine_tuned}
     )
 
 

@@ -63,8 +63,8 @@ def _notes(facts: RunFacts) -> list[str]:
         f"Paired differences to the target as it came that exclude 0: {', '.join(better)}."
         if better
         else "No paired difference to the target as it came excludes 0.",
-        f"One seed ({facts.recipe.seed}); intervals are over questions, not over seeds. Candidates were selected by "
-        f"{facts.recipe.selection_label}.",
+        f"One seed ({facts.recipe.seed_label}); intervals are over questions, not over seeds. Candidates were selected "
+        f"by {facts.recipe.selection_label}.",
         *([control_sentence(facts.recipe.reward.source)] if facts.recipe.reward.is_control else []),
         *([look.sentence] if look is not None else []),
     ]

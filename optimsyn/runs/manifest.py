@@ -137,7 +137,7 @@ class Manifest(_Part):
             recipe=recipe.name,
             fingerprint=recipe.fingerprint,
             created=now(),
-            seeds={"recipe": recipe.seed},
+            seeds={"recipe": recipe.seed, **recipe.seeds.given},
             versions=installed_versions(),
             stages=[StageRecord(name=name) for name in recipe.stage_names],
         )

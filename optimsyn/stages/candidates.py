@@ -8,10 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from optimsyn.base.errors import StageError
+from optimsyn.base.files import iter_json
+from optimsyn.recipe.sections.arms import TRAINED, has_weights, under_own_text
 from optimsyn.reward.drafting import failures
 
 if TYPE_CHECKING:
     from optimsyn.data.records import Rubric
+    from optimsyn.llm.language_model import LanguageModel
     from optimsyn.llm.replies import Reply
     from optimsyn.recipe.sections.synthesis import Synthesis, Variant
     from optimsyn.reward.drafting import Ask, RubricRequest, WriteRubric
@@ -23,7 +26,44 @@ def guiding_text_of(tools: Tools, variant: str) -> str:
     """The guiding text that a variant's rubrics are written under."""
     if variant == "no_rubric":
         return ""
-    return tools.recipe.guiding_text if variant in ("static", "first_draft") else tools.best_guiding_text
+    if variant == "insider":
+        return tools.recipe.synthesis.insider_text or ""
+    return tools.recipe.guiding_text if under_own_text(variant, tools.recipe.synthesis) else tools.best_guiding_text
+
+
+def sampler_of(tools: Tools, variant: str) -> LanguageModel | None:
+    """The model that a variant's rubrics are sampled from as the policy is trained; None: a rubric writer asks."""
+    if variant in TRAINED:
+        return tools.policy
+    alike = tools.recipe.synthesis.one_decoder and has_weights(tools.recipe.models.rubric)
+    if variant == "untrained_policy" or (alike and variant not in ("no_rubric", "first_draft")):
+        return tools.untrained_policy
+    return None
+
+
+def by_sampler(tools: Tools, variants: Sequence[Variant]) -> list[list[Variant]]:
+    """The variants in groups that are written one after the other, so that two policies are never in memory together.
+
+    One group where only the policy's own rubrics are sampled here.
+    """
+    if not any(variant not in TRAINED and sampler_of(tools, variant) is not None for variant in variants):
+        return [list(variants)] if variants else []
+    trained = [variant for variant in variants if variant in TRAINED]
+    return [group for group in ([v for v in variants if v not in TRAINED], trained) if group]
+
+
+def written_at_first(tools: Tools, variant: str, config: Synthesis) -> int:
+    """Candidates of a variant in its first round, which is the only one where the recipe names arms."""
+    if variant != "static_pool":
+        return config.first_round
+    return config.pool if config.pool is not None else judged_by_an_optimiser(tools) + config.first_round
+
+
+def judged_by_an_optimiser(tools: Tools) -> int:
+    """Judged pairs of the policy training; of the prompt search where no policy is trained."""
+    stage = "train_policy" if tools.recipe.optimizers.policy.enabled else "optimize_prompt"
+    ledger = tools.run.path("rewards.jsonl")
+    return sum(row.get("source") == stage for row in iter_json(ledger)) if ledger.is_file() else 0
 
 
 def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:
@@ -55,8 +95,9 @@ def rubric_source(tools: Tools, variant: str, report: Callable[[], None] = lambd
     from optimsyn.reward.drafting import requested, with_writer
 
     write: WriteRubric | None = None
-    if variant == "policy":
-        write = partial(_policy_rubric, tools)
+    sampler = sampler_of(tools, variant)
+    if sampler is not None:
+        write = partial(_sampled_rubric, tools, sampler)
     elif variant != "no_rubric":
         write = with_writer(tools.rubric_writer(guiding_text_of(tools, variant)))
 
@@ -80,8 +121,8 @@ async def request_rubrics(
     return list(await asyncio.gather(*(ask(blank_request(tools, variant, index)) for index in indices)))
 
 
-async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
-    """One rubric sampled from the trained policy, with the prompt that it was trained on."""
+async def _sampled_rubric(tools: Tools, policy: LanguageModel, request: RubricRequest) -> Rubric:
+    """One rubric sampled from the policy, trained or not, with the prompt of its training."""
     from optimsyn.llm.language_model import Call
     from optimsyn.llm.reading.asking import hear
     from optimsyn.programs.rubric import complete_rubric, rubric_messages
@@ -91,7 +132,7 @@ async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
 
     config = tools.recipe.optimizers.policy
     form = tools.shape.form(request.kind).described()
-    messages, stop = rubric_messages(request.guiding_text, request.passage, form, manner=tools.policy.manner)
+    messages, stop = rubric_messages(request.guiding_text, request.passage, form, manner=policy.manner)
     call = Call(
         messages=messages,
         temperature=config.temperature,
@@ -99,7 +140,7 @@ async def _policy_rubric(tools: Tools, request: RubricRequest) -> Rubric:
         seed=request.seed,
         stop=stop,
     )
-    return (await hear(tools.policy, call, read, "policy"))[0]
+    return (await hear(policy, call, read, "policy"))[0]
 
 
 async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:
@@ -114,15 +155,26 @@ async def write_ahead(tools: Tools, requests: Sequence[RubricRequest]) -> None:
     await asyncio.gather(*(tools.drafter.write(request) for request in requests))
 
 
-async def write_first_rounds(tools: Tools, variants: Sequence[str], config: Synthesis) -> None:
+async def write_first_rounds(tools: Tools, variants: Sequence[Variant], config: Synthesis) -> None:
     """Writes the first candidates of several variants at once, as `write_ahead` does.
 
     Raises:
         ServiceError: A service failed for good.
     """
-    indices = range(config.first_round)
-    requests = await asyncio.gather(*(request_rubrics(tools, variant, indices) for variant in variants))
-    await write_ahead(tools, [request for of_variant in requests for request in of_variant])
+    requests: list[RubricRequest] = []
+    for group in by_sampler(tools, variants):
+        rubrics = (
+            request_rubrics(tools, variant, range(written_at_first(tools, variant, config))) for variant in group
+        )
+        requests += [request for of_variant in await asyncio.gather(*rubrics) for request in of_variant]
+        await forget_untrained(tools)
+    await write_ahead(tools, requests)
+
+
+async def forget_untrained(tools: Tools) -> None:
+    """Frees the memory of the untrained policy, if it was loaded."""
+    if "untrained_policy" in tools.__dict__:
+        await tools.untrained_policy.aclose()
 
 
 async def write_candidates(
@@ -134,9 +186,9 @@ async def write_candidates(
 ) -> dict[Variant, list[Judgement]]:
     """Writes and judges candidates of some variants until `config.pairs` of each are valid.
 
-    The first round writes `config.first_round` candidates of each variant; while a variant has too few valid ones,
-    further rounds write as many as its valid share asks for, up to `config.most_candidates`. All of a round go through
-    the reward as one stream, in the order of `in_blocks`.
+    The first round writes `written_at_first` candidates of each variant; while a variant has too few valid ones,
+    further rounds write as many as its valid share asks for, up to `config.most_candidates`. Where the recipe names
+    arms there is no further round. All of a round go through the reward as one stream, in the order of `in_blocks`.
 
     Args:
         tools: The run's models and passages.
@@ -154,7 +206,7 @@ async def write_candidates(
     """
     sources = {variant: rubric_source(tools, variant, report) for variant in variants}
     judged: dict[Variant, list[Judgement]] = {variant: [] for variant in variants}
-    to_write = dict.fromkeys(variants, config.first_round)
+    to_write = {variant: written_at_first(tools, variant, config) for variant in variants}
 
     async def ask(request: RubricRequest) -> RubricRequest:
         return await sources[cast("Variant", request.variant)](request)
@@ -202,7 +254,7 @@ def in_blocks(places: Sequence[tuple[int, Variant]], passages: int, block: int) 
 def _further(judged: Sequence[Judgement], config: Synthesis) -> int:
     """How many candidates the next round writes."""
     valid = sum(judgement.valid for judgement in judged)
-    if valid >= config.pairs or len(judged) >= config.most_candidates:
+    if config.arms is not None or valid >= config.pairs or len(judged) >= config.most_candidates:
         return 0
     share = max(valid / len(judged), 0.2)
     return min(config.most_candidates - len(judged), round((config.pairs - valid) / share) + 1)

@@ -47,7 +47,7 @@ def _evaluate_all(run: Run, stage: StageHandle) -> dict[str, list[QuestionRow]]:
 
     tools = Tools(run)
     variants: list[tuple[str, Path | None]] = [(UNTUNED, None)]
-    variants += [(variant, run.path("fine_tune", variant, "adapter")) for variant in run.recipe.variants]
+    variants += [(variant, run.path("fine_tune", variant, "adapter")) for variant in run.recipe.fine_tuned]
     rows_by_variant: dict[str, list[QuestionRow]] = {}
     target = None
     answered = 0
@@ -83,12 +83,14 @@ def _against_no_rubric(run: Run, rows: dict[str, list[QuestionRow]]) -> None:
     from optimsyn.training.intervals import summarize
 
     recipe = run.recipe
+    if "no_rubric" not in recipe.variants:
+        return
     table = summarize(
-        {variant: rows[variant] for variant in recipe.variants},
+        {variant: rows[variant] for variant in recipe.fine_tuned},
         confidence=recipe.evaluation.confidence,
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.seed,
-        baseline=recipe.variants[0],
+        baseline="no_rubric",
     )
     write_json(run.path("evaluate", "against_no_rubric.json"), table)
 

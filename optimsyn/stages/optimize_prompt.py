@@ -56,7 +56,7 @@ def _optimize(run: Run, tools: Tools, stage: StageHandle) -> OptimizePromptResul
             reward,
             tools.passages_for("optimize"),
             tools.shape,
-            recipe.seed,
+            recipe.seed_of("policy"),
             run.path("optimize_prompt"),
             reflection,
         )

@@ -47,13 +47,15 @@ def run(run: Run) -> PrepareResult:
             stage.note(**{READERS_NOTE: reader_identity(recipe.documents.readers)})
         document_set = load_document_set(recipe.documents)
         # Before the texts are cut: a key in a document would be sent to every service.
-        documents = _without_keys(sampled(document_set.documents, recipe.documents.source.limit, recipe.seed))
+        documents = _without_keys(
+            sampled(document_set.documents, recipe.documents.source.limit, recipe.seed_of("data"))
+        )
         passages, lost_passages = split_passages(documents, recipe.documents)
         all_passages = passages
         passages, flagged = _not_talking(all_passages, recipe.documents.on_injection)
         if recipe.documents.on_injection == "drop":
             lost_passages = [*lost_passages, *flagged]
-        sets = load_questions(recipe.questions, document_set.library, recipe.seed, complete=True)
+        sets = load_questions(recipe.questions, document_set.library, recipe.seed_of("data"), complete=True)
         notes = [note(flagged, all_passages, recipe.documents.on_injection)] if flagged else []
         validation, too_long = _fitting(run, _without_keys(sets.validation))
         test, test_too_long = _fitting(run, _without_keys(sets.test))
@@ -98,7 +100,7 @@ def run(run: Run) -> PrepareResult:
         write_json(
             run.path("prepare", "splits.json"),
             {
-                "seed": recipe.seed,
+                "seed": recipe.seed_of("data"),
                 "validation": [question.id for question in validation],
                 "test": [question.id for question in test],
             },

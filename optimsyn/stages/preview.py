@@ -85,7 +85,7 @@ def preview(run: Run, pairs: int = 3, *, step: Step = _silent) -> Preview:
     if not run.done("warm_up"):
         with step(f"Warming the target up on {len(valid)} pairs, {PREVIEW_STEPS} steps"):
             lr = run.recipe.warm_up.lr or run.recipe.fine_tune.lr
-            target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=lr, seed=run.recipe.seed)
+            target.warm_up(valid, steps=PREVIEW_STEPS, batch_size=2, lr=lr, seed=run.recipe.seed_of("data"))
         note = (
             f"A first impression: the target was warmed up on these pairs alone for {PREVIEW_STEPS} steps, and the "
             f"direction comes from {min(PREVIEW_QUESTIONS, len(validation))} validation questions."

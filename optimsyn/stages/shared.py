@@ -88,7 +88,7 @@ class Tools:
     def passage_order(self) -> list[Passage]:
         """The passages in the seeded order that every variant uses; those of a stage are `passages_for`."""
         by_id = {passage.id: passage for passage in self.passages}
-        return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed, "passages")]
+        return [by_id[key] for key in shuffled(list(by_id), self.recipe.seed_of("data"), "passages")]
 
     def passages_for(self, part: Part) -> list[Passage]:
         """The passages that one part of the run uses, in the seeded order: all, or its own (`synthesis.passages`)."""
@@ -112,7 +112,7 @@ class Tools:
         passages = self.passage_order
         if variant:
             passages = self.passages_for("warm_up" if variant == "first_draft" else "synthesize")
-        return passages[index % len(passages)], derive_seed(self.recipe.seed, "candidate", index)
+        return passages[index % len(passages)], derive_seed(self.recipe.seed_of("generator"), "candidate", index)
 
     @cached_property
     def budget(self) -> Budget:
@@ -182,6 +182,17 @@ class Tools:
         policy = load_language_model(spec, self.run.replies, adapter=adapter, budget=self.budget)
         return self._measured(policy, "rubric")
 
+    @cached_property
+    def untrained_policy(self) -> LanguageModel:
+        """The rubric model as the policy's training starts from it, sampled as the policy is."""
+        from optimsyn.llm.embedded.writer import adapter_dir
+        from optimsyn.llm.factory import load_language_model
+
+        spec = self.recipe.models.rubric
+        start = adapter_dir() if spec.provider == "embedded" else None
+        model = load_language_model(spec, self.run.replies, adapter=start, budget=self.budget)
+        return self._measured(model, "rubric")
+
     @property
     def policy_adapter(self) -> Path:
         """Folder of the trained policy's adapter."""
@@ -248,7 +259,7 @@ class Tools:
         """
         from optimsyn.target.target import Target
 
-        target = Target.load(self.recipe.models.target, seed=self.recipe.seed)
+        target = Target.load(self.recipe.models.target, seed=self.recipe.seed_of("data"))
         if self.run.done("warm_up"):
             target.add_checkpoints_from(self.run.path("warm_up", "checkpoints"))
         return target

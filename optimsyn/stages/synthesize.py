@@ -1,7 +1,8 @@
 """Stage 5, synthesis: candidates of every variant are written, checked, scored, selected; one becomes the dataset.
 
 Every variant walks the same passages with the same seeds and ends with the same number of pairs, so that what differs
-between them is where the rubric came from.
+between them is where the rubric came from. The arms of a comparison (`synthesis.arms`) also write the same number of
+candidates, with rubrics from one sampler, and are selected from equally many valid ones.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from optimsyn.runs.results.built_in import MeanInfluence, SynthesizeResult
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.measured import loads_of
 from optimsyn.stages.attribution import keep_token_shares
+from optimsyn.stages.candidates import (
+    by_sampler,
+    forget_untrained,
+    write_candidates,
+    write_first_rounds,
+    written_at_first,
+)
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.selection import RANDOM_SETS, select
 from optimsyn.stages.shared import Tools
@@ -43,8 +51,7 @@ def run(run: Run) -> SynthesizeResult:
         tools = Tools(run, stage)
         config = run.recipe.synthesis
         # A rubric and a verdict for each candidate; further rounds add to that.
-        per_variant = 2 * config.first_round
-        total = per_variant * len(run.recipe.variants)
+        total = 2 * sum(written_at_first(tools, variant, config) for variant in run.recipe.variants)
         progress = stage.count(total, "rubrics and verdicts", last=config.select != "set")
         reward = tools.reward("synthesize", lambda now, different: progress.add(now))
         if tools.asks_at_once:
@@ -57,7 +64,6 @@ def run(run: Run) -> SynthesizeResult:
 def _write_ahead(run: Run, tools: Tools) -> None:
     """Requests the first candidates of all variants in as few batches as possible."""
     from optimsyn.llm.language_model import run_sync
-    from optimsyn.stages.candidates import write_first_rounds
 
     complete = [name for name in run.recipe.variants if run.path("synthesize", f"{name}.candidates.jsonl").is_file()]
     variants = [variant for variant in run.recipe.variants if variant not in complete]
@@ -68,7 +74,6 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
     """The judged candidates of all variants; read from the run if they are complete and judged by the same reward."""
     from optimsyn.llm.language_model import run_sync
     from optimsyn.reward.judgements import Judgement
-    from optimsyn.stages.candidates import write_candidates
 
     judged: dict[str, list[Judgement]] = {}
     missing: list[Variant] = []
@@ -82,10 +87,12 @@ def _candidates(run: Run, tools: Tools, reward: InfluenceReward, progress: Count
             run.path("synthesize", SHARES_FILE).unlink(missing_ok=True)
         missing.append(variant)
     progress.add(0)
-    written = run_sync(write_candidates(tools, reward, missing, run.recipe.synthesis, progress.add))
-    for name, rows in written.items():
-        write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
-        judged[name] = rows
+    for group in by_sampler(tools, missing):
+        written = run_sync(write_candidates(tools, reward, group, run.recipe.synthesis, progress.add))
+        run_sync(forget_untrained(tools))
+        for name, rows in written.items():
+            write_jsonl(run.path("synthesize", f"{name}.candidates.jsonl"), rows)
+            judged[name] = rows
     return {variant: judged[variant] for variant in run.recipe.variants}
 
 
@@ -112,7 +119,8 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         )
     losses: dict[str, Losses] = {}
     means: dict[str, MeanInfluence] = {}
-    selections = select(tools, unique, count)
+    choice = unique if config.arms is None else _equally_many(unique)
+    selections = select(tools, choice, count)
     for variant, judgements in judged.items():
         selected = selections[variant].rows
         write_jsonl(run.path("synthesize", f"{variant}.selected.jsonl"), [row.pair for row in selected if row.pair])
@@ -142,6 +150,8 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
             f"{sum(near_test.values())} valid pairs are nearly test questions and enter no dataset; they earned their "
             "rewards as all others did, since test questions play no part in the reward."
         )
+    if config.arms is not None:
+        notes.append(_how_even(tools, choice, count))
     predicted = {
         variant: selection.predicted for variant, selection in selections.items() if selection.predicted is not None
     }
@@ -161,6 +171,37 @@ def _select(run: Run, tools: Tools, judged: dict[str, list[Judgement]], notes: l
         busy=loads_of(tools.meter),
         notes=tuple(notes),
     ).save(run)
+
+
+def _equally_many(unique: dict[str, list[Judgement]]) -> dict[str, list[Judgement]]:
+    """The first valid, distinct candidates of each arm, as many as the arm with the fewest has.
+
+    So each keeps the same share of what it could choose from: an arm with more valid candidates would be selected more
+    sharply, and differ in two things. The pool keeps all, which is what it is for.
+    """
+    fewest = _choice(unique)
+    return {variant: rows if variant == "static_pool" else rows[:fewest] for variant, rows in unique.items()}
+
+
+def _choice(unique: dict[str, list[Judgement]]) -> int:
+    """Valid candidates of the arm with the fewest, other than the pool, which counts where it is alone."""
+    sizes = {variant: len(rows) for variant, rows in unique.items()}
+    return min([size for variant, size in sizes.items() if variant != "static_pool"] or sizes.values())
+
+
+def _how_even(tools: Tools, choice: dict[str, list[Judgement]], count: int) -> str:
+    """What each arm's pairs were selected from, as a sentence."""
+    config, fewest = tools.recipe.synthesis, _choice(choice)
+    text = (
+        f"Each arm wrote {config.first_round:,} candidates, and its {count:,} pairs are selected from its first "
+        f"{fewest:,} valid, distinct ones, as many as the arm with the fewest has, so that selection is equally sharp"
+    )
+    if "static_pool" in choice:
+        pool = written_at_first(tools, "static_pool", config)
+        text += f"; the larger static pool wrote {pool:,} and is selected from all its {len(choice['static_pool']):,}"
+    if fewest == count and config.select != "first":
+        text += ". That left nothing to select: raise `synthesis.oversample`"
+    return f"{text}."
 
 
 def _lost(judgements: Sequence[Judgement], near_test: int, unique: int, count: int) -> Losses:

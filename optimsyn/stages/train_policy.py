@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
+from optimsyn.recipe.sections.arms import trained_as
 from optimsyn.runs.results.built_in import PolicyStep, TrainPolicyResult
 from optimsyn.runs.results.measured import loads_of
+from optimsyn.stages.candidates import guiding_text_of
 from optimsyn.stages.judged_by import passed_over
 from optimsyn.stages.shared import Tools
 
@@ -45,10 +47,10 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
             config,
             reward,
             tools.passages_for("optimize"),
-            tools.best_guiding_text,
+            guiding_text_of(tools, trained_as(recipe.synthesis)),
             tools.shape,
             run.path("train_policy"),
-            recipe.seed,
+            recipe.seed_of("policy"),
             start=adapter_dir() if recipe.models.rubric.provider == "embedded" else None,
             report=stage.progress,
         )

@@ -75,7 +75,7 @@ def _warm_up(run: Run, tools: Tools, stage: StageHandle) -> WarmUpResult:
             lr=config.lr,
             checkpoints=config.checkpoints,
             max_grad_norm=config.max_grad_norm,
-            seed=run.recipe.seed,
+            seed=run.recipe.seed_of("data"),
             folder=run.path("warm_up", "checkpoints"),
             report=lambda step, steps: stage.progress(step, steps, "training steps", last=False),
         )

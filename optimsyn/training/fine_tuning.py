@@ -22,7 +22,7 @@ from optimsyn.data.chat import sample_of
 from optimsyn.training.trainer import history_rows
 
 if TYPE_CHECKING:
-    from optimsyn.data.records import Pair
+    from optimsyn.data.records import Pair, Question
     from optimsyn.recipe.recipe import TargetSpec
     from optimsyn.recipe.sections.evaluation import FineTune
     from optimsyn.target.encoding import Encoded
@@ -44,7 +44,7 @@ TOKENS_AT_ONCE = 4096
 
 def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each with a default
     spec: TargetSpec,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Pair | Question],
     config: FineTune,
     folder: Path,
     seed: int,
@@ -59,7 +59,7 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
 
     Args:
         spec: The target model.
-        pairs: The pairs of one variant; at least one.
+        pairs: The pairs of one variant, or questions; at least one.
         config: Steps, batch size, learning rate and warm-up.
         folder: Receives `adapter/`, `history.jsonl` (step, loss, learning rate, gradient norm) and, while it runs,
             `checkpoints/`.
@@ -102,7 +102,7 @@ def fine_tune(  # noqa: PLR0913 - the last two are keyword-only options, each wi
     return folder / ADAPTER
 
 
-def _inputs(spec: TargetSpec, pairs: Sequence[Pair], config: FineTune, seed: int) -> Identity:
+def _inputs(spec: TargetSpec, pairs: Sequence[Pair | Question], config: FineTune, seed: int) -> Identity:
     """Everything that determines the result."""
     return Identity.of(
         {

@@ -11,6 +11,11 @@ VARIANT_LABELS = {
     "static": "static guiding text",
     "optimized": "optimised guiding text",
     "policy": "trained policy",
+    "static_pool": "larger static pool",
+    "untrained_policy": "untrained policy",
+    "both": "trained policy, optimised text",
+    "insider": "insider's guiding text",
+    "validation": "validation questions",
 }
 
 # Okabe and Ito's palette, distinct in print and with every common colour blindness.
@@ -21,6 +26,11 @@ VARIANT_COLORS = {
     "static": "#56B4E9",
     "optimized": "#009E73",
     "policy": "#CC5C9E",
+    "static_pool": "#0072B2",
+    "untrained_policy": "#8C6D1F",
+    "both": "#D55E00",
+    "insider": "#4B4B9B",
+    "validation": "#222222",
 }
 _OTHER_COLORS = ("#0072B2", "#D55E00", "#8C6D1F", "#4B4B9B")
 

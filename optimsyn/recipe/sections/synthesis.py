@@ -11,7 +11,16 @@ from optimsyn.recipe.sections.models import Section
 from optimsyn.recipe.sections.parts import named
 from optimsyn.recipe.sections.warm_up import CANDIDATES_OF_A_HANDFUL
 
-Variant = Literal["no_rubric", "static", "optimized", "policy"]
+Variant = Literal[
+    "no_rubric", "static", "static_pool", "untrained_policy", "optimized", "policy", "both", "insider", "validation"
+]
+# Newer fields with neutral values: a recipe without them keeps its fingerprint.
+LATER_SYNTHESIS_FIELDS = ("passages", "arms", "same_decoder", "pool", "insider_text")
+
+
+def _several(value: Any) -> Any:
+    """Lets a list of one be written without brackets."""
+    return [value] if isinstance(value, str) or is_part(value) else value
 
 
 class Synthesis(Section):
@@ -30,9 +39,39 @@ class Synthesis(Section):
         "passages of its own, in proportion to how many it asks for; where there are too few for that, all are shared "
         "and the run says so.",
     )
-    dataset: Literal["auto", "no_rubric", "static", "optimized", "policy"] = Field(
-        "auto", description="Variant that becomes the final dataset; auto: the last one that was learned."
+    dataset: Literal[
+        "auto", "no_rubric", "static", "static_pool", "untrained_policy", "optimized", "policy", "both"
+    ] = Field("auto", description="Variant that becomes the final dataset; auto: the last one that was learned.")
+    arms: Annotated[tuple[Variant, ...] | None, BeforeValidator(_several)] = Field(
+        None,
+        min_length=1,
+        description="Variants to compare, which then differ in one thing only: same decoder, temperature, passages and "
+        "number of candidates. no_rubric; static; static_pool (static, as many candidates as an optimiser cost); "
+        "untrained_policy; optimized; policy (trained, under guiding_text); both (trained, under the optimised text); "
+        "the ceilings insider and validation. null: no_rubric, static, optimized, and policy under the optimised text.",
     )
+    same_decoder: bool | None = Field(
+        None,
+        description="Sample the rubrics of all variants as those of the policy: by transformers, with the temperature "
+        "and max_tokens of optimizers.policy. null: where arms are named. Without effect on a service's rubric model, "
+        "which writes all rubrics anyway.",
+    )
+    pool: int | None = Field(
+        None,
+        ge=2,
+        description="Candidates of the arm static_pool. null: as many as the policy training judged (without it, the "
+        "prompt search) plus the candidates of another arm.",
+    )
+    insider_text: str | None = Field(
+        None,
+        min_length=10,
+        description="Guiding text of the arm insider, by somebody who saw the validation questions.",
+    )
+
+    @property
+    def one_decoder(self) -> bool:
+        """Whether the rubrics of all variants are sampled alike."""
+        return self.arms is not None if self.same_decoder is None else self.same_decoder
 
     @property
     def first_round(self) -> int:
@@ -43,11 +82,6 @@ class Synthesis(Section):
     def most_candidates(self) -> int:
         """The most candidates of a variant that are written while too few are valid."""
         return max(4 * self.first_round, CANDIDATES_OF_A_HANDFUL)
-
-
-def _several(value: Any) -> Any:
-    """Lets a list of one be written without brackets."""
-    return [value] if isinstance(value, str) or is_part(value) else value
 
 
 class Checks(Section):

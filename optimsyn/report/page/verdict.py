@@ -169,7 +169,7 @@ def _limits(facts: RunFacts) -> tuple[str, ...]:
     elif not against and variant != "no_rubric":
         limits.append("Whether rubrics helped: this run kept no paired comparison with pairs written without one.")
     limits.append(
-        f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed}) of "
+        f"How another seed would come out: intervals are over questions, with one seed ({facts.recipe.seed_label}) of "
         "everything else."
     )
     # A width of 0 (no answer changed) says nothing about detectable effects.

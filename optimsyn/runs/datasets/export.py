@@ -124,7 +124,7 @@ def dataset_card(
         ("Rubric model", ", ".join(sorted({pair.rubric_model for pair in pairs if pair.rubric_model})) or "none"),
         ("Target of the influence" if is_influence else "Target", recipe.models.target.name),
         ("Estimator" if is_influence else "Scored by", scored_by),
-        ("Seed", str(recipe.seed)),
+        ("Seed", recipe.seed_label),
         ("Recipe fingerprint", recipe.fingerprint),
     ]
     if influence:
