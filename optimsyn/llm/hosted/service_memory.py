@@ -36,6 +36,7 @@ class Learned:
         schemas_left_out: Digests of schemas that it always refused while it accepted others.
         price_unknown: It sent replies with an unknown price.
         usage: Implausible token counts that it reported; empty: none.
+        rows: A local model's prompts in a batch after its GPU ran out of memory; None: it did not.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Learned:
     schemas_left_out: frozenset[str] = frozenset()
     price_unknown: bool = False
     usage: str = ""
+    rows: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All fields that differ from their defaults."""
@@ -62,6 +64,8 @@ class Learned:
             fields["price_unknown"] = True
         if self.usage:
             fields["usage"] = self.usage
+        if self.rows is not None:
+            fields["rows"] = self.rows
         return fields
 
     @classmethod
@@ -76,6 +80,7 @@ class Learned:
             schemas_left_out=frozenset(map(str, raw.get("schemas_left_out") or ())),
             price_unknown=bool(raw.get("price_unknown")),
             usage=str(raw.get("usage") or ""),
+            rows=rows if isinstance(rows := raw.get("rows"), int) and rows > 0 else None,
         )
 
     def sentences(self, name: str) -> list[str]:
@@ -101,6 +106,8 @@ class Learned:
             lines.append(f"the price of {name} is not known, so its cost is not counted")
         if self.usage:
             lines.append(usage_sentence(name, self.usage))
+        if self.rows is not None:
+            lines.append(f"the GPU had too little memory for larger batches of {name}; they have {self.rows} prompts")
         return lines
 
 

@@ -66,7 +66,7 @@ class Batches:
         if model.device.type == "cuda":
             # Its own, so that steps can be recorded and run beside the scorer's work.
             torch.cuda.synchronize(model.device)
-            self._stream = torch.cuda.Stream(model.device)
+            self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
 
     @property
     def busy(self) -> bool:
@@ -103,22 +103,24 @@ class Batches:
                     self._by_slots = fits(self._model)
                 return self._some_steps() if self._by_slots else self._whole_batch()
             except torch.cuda.OutOfMemoryError:
-                self._shrink()
+                if not self._shrink():
+                    raise
         return []
 
-    def _shrink(self) -> None:
-        """Starts the rows again with half as many at once; their replies do not depend on it."""
+    def _shrink(self) -> bool:
+        """Starts the rows again with half as many at once, unless there is one; replies do not depend on it."""
         rows = self.most_rows if self._slots is None else self._slots.count
         self._waiting.extendleft((active.key, active.row) for active in reversed(self._active.values()))
         self._active.clear()
         self._slots = None
         if self._by_slots is None or rows == 1:
-            raise
+            return False
         self.most_rows = rows // 2
         torch.cuda.empty_cache()
         _log.warning("too little GPU memory for a batch of %d rows; going on with %d", rows, self.most_rows)
         if self._shrunk is not None:
             self._shrunk(self.most_rows)
+        return True
 
     def _some_steps(self) -> list[tuple[Hashable, list[int]]]:
         self._let_in()

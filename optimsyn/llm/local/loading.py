@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = ("float32", "bfloat16", "float16")
+# Files of the drivers for NVIDIA's and AMD's GPUs, the last one in Windows' Linux.
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+_WRITER = "optimsyn.llm.embedded.writer"
 
 
 def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,6 +107,23 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ModelError(f"device {name!r}: not on this machine ({count} CUDA GPUs); use auto or cpu")
     return device
+
+
+def on_gpu(spec: ModelSpec) -> bool:
+    """Whether a model's weights go to a CUDA GPU; PyTorch is imported only where there is a driver."""
+    if spec.device != "auto":
+        return spec.device.startswith("cuda")
+    if not any(Path(driver).exists() for driver in _DRIVERS) and shutil.which("nvidia-smi") is None:
+        return False
+    return resolve_device("auto").type == "cuda"
+
+
+def writer_adapter() -> Path | None:
+    """Folder of the embedded model's own adapter; None where this version has none."""
+    if importlib.util.find_spec(_WRITER) is None:
+        return None
+    folder: Path = importlib.import_module(_WRITER).adapter_dir()
+    return folder
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

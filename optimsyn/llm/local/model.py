@@ -8,38 +8,36 @@ import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import ModelError
+from optimsyn.llm.hosted.service_memory import ServiceMemory
 from optimsyn.llm.language_model import Call, LanguageModel
+from optimsyn.llm.local.loading import on_gpu, writer_adapter
+from optimsyn.llm.local.worker import Worker, shared_worker
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe.model_names import hub_id
 from optimsyn.recipe.recipe import ModelSpec
 
 if TYPE_CHECKING:
-    from optimsyn.llm.local.generation import Row
+    from optimsyn.llm.local.rows import Row
 
-# Calls within this time of the first share its batch.
-_GATHER_S = 0.01
 # On a CPU eight rows take little longer than one, because reading the weights dominates.
 _SMALLEST_FULL_BATCH = 8
+# On a GPU a batch of a small model gains up to here.
+_LARGE_BATCH = 512
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
-
-
-@dataclass
-class _Waiting:
-    row: Row
-    future: asyncio.Future[Reply]
 
 
 class LocalModel(LanguageModel):
     """A hub model, a local folder, or the embedded weights with an adapter, run by transformers.
 
-    Batches are padded on the left. Each call samples with its own seed, so its batch changes its reply only by
-    rounding. Schemas are not enforced.
+    A call enters the batch that is being generated, and leaves it when its reply ends. Each samples with its own seed,
+    so its batch changes its reply only by rounding. Schemas are not enforced. Models of the same weights share them
+    and their batches.
     """
 
     def __init__(
@@ -52,60 +50,52 @@ class LocalModel(LanguageModel):
     ) -> None:
         """Creates the model; the first call loads it.
 
+        Args:
+            spec: The model as the recipe describes it.
+            cache: The reply cache; None: replies are not kept.
+            budget: The run's cap.
+            adapter: Folder of a peft adapter; None: none, or the writer's of the embedded model.
+
         Raises:
             ModelError: The folder of the model or of the adapter does not exist.
         """
+        if adapter is None and spec.name == "embedded":
+            adapter = writer_adapter()
         super().__init__(spec, cache, budget, identity=_identity(spec, adapter))
         self._adapter = adapter
         self._tokenizer: Any = None
-        self._model: Any = None
-        self._queue: list[_Waiting] = []
-        self._worker: asyncio.Task[None] | None = None
-        # One thread, because two batches at once would only share the same cores.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-model")
+        self._worker: Worker | None = None
+        self._memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
+        # Prompts and replies become tokens and text beside the thread that generates.
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-texts")
 
     @property
     def chat(self) -> bool:
         """Whether the tokenizer has a chat template (loads the tokenizer)."""
-        return self._loaded_tokenizer().chat_template is not None
+        return self.spec.name != "embedded" and self._loaded_tokenizer().chat_template is not None
 
     @property
     def concurrency(self) -> int:
-        """Rows of a full batch: the recipe's `concurrency`, but at least eight, which cost little more than one."""
+        """Rows of a full batch: the recipe's `concurrency`, but at least eight, which cost little more than one.
+
+        On a GPU it is 512 unless the recipe says otherwise; what does not fit its memory waits for a place.
+        """
+        if self.spec.concurrency == ModelSpec.model_fields["concurrency"].default and on_gpu(self.spec):
+            return _LARGE_BATCH
         return max(self.spec.concurrency, _SMALLEST_FULL_BATCH)
 
     async def _request(self, call: Call) -> Reply:
         loop = asyncio.get_running_loop()
-        row = await loop.run_in_executor(self._thread, self._row, call)
-        waiting = _Waiting(row, loop.create_future())
-        self._queue.append(waiting)
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.ensure_future(self._work())
-        return await waiting.future
+        started = time.monotonic()
+        worker, row = await loop.run_in_executor(self._texts, self._row, call)
+        tokens = await asyncio.wrap_future(worker.ask(row))
+        return await loop.run_in_executor(self._texts, self._reply, worker, row, tokens, started)
 
-    async def _work(self) -> None:
-        await asyncio.sleep(_GATHER_S)
-        while self._queue:
-            batch = self._queue[: self.concurrency]
-            del self._queue[: self.concurrency]
-            try:
-                replies = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._answer, [waiting.row for waiting in batch]
-                )
-            except Exception as error:  # noqa: BLE001 - raised in every caller of the batch
-                for waiting in batch:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(error)
-                continue
-            for waiting, reply in zip(batch, replies, strict=True):
-                if not waiting.future.done():
-                    waiting.future.set_result(reply)
-
-    def _row(self, call: Call) -> Row:
+    def _row(self, call: Call) -> tuple[Worker, Row]:
         from optimsyn.llm.local.generation import Row, prompt_ids
 
-        self._load()
-        ids = prompt_ids(self._tokenizer, call.messages, self.spec.template_arguments)
+        worker = self._loaded()
+        ids = prompt_ids(worker.tokenizer, call.messages, self.spec.template_arguments)
         most = call.max_tokens or self.spec.max_tokens
         limit = self._context()
         if limit is not None and len(ids) + most > limit:
@@ -115,48 +105,32 @@ class LocalModel(LanguageModel):
             )
         temperature = self.spec.temperature if call.temperature is None else call.temperature
         assert temperature is not None  # the recipe refuses null for a local model
-        return Row(
-            ids=ids,
-            temperature=temperature,
-            max_tokens=most,
-            seed=random.getrandbits(63) if call.seed is None else call.seed,
-            stop=call.stop,
+        seed = random.getrandbits(63) if call.seed is None else call.seed
+        return worker, Row(ids=ids, temperature=temperature, max_tokens=most, seed=seed, stop=call.stop)
+
+    def _reply(self, worker: Worker, row: Row, tokens: list[int], started: float) -> Reply:
+        from optimsyn.llm.local.rows import finished
+
+        result = finished(worker.tokenizer, row, tokens, worker.batches.ends)
+        return Reply(
+            text=result.text,
+            input_tokens=len(row.ids),
+            output_tokens=result.tokens,
+            model=self.name,
+            finish_reason=result.finish_reason,
+            seconds=time.monotonic() - started,
         )
 
     def _context(self) -> int | None:
-        """Context length in tokens; None: the model declares none."""
-        limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        """Context length in tokens; None: the model declares none, or is not loaded."""
+        if self._worker is None:
+            return None
+        limit: int | None = getattr(self._worker.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
     def _longest_reply(self, reply: Reply) -> int | None:
-        limit = None if self._model is None else self._context()
+        limit = self._context()
         return None if limit is None else limit - reply.input_tokens
-
-    def _answer(self, rows: list[Row]) -> list[Reply]:
-        import torch
-
-        from optimsyn.llm.local.generation import generate
-
-        started = time.monotonic()
-        try:
-            generated = generate(self._model, self._tokenizer, rows)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ModelError(
-                f"model {self.name}: too little GPU memory for a batch of {len(rows)}; lower the model's concurrency "
-                "or max_tokens, or choose a smaller one"
-            ) from error
-        seconds = time.monotonic() - started
-        return [
-            Reply(
-                text=result.text,
-                input_tokens=len(row.ids),
-                output_tokens=result.tokens,
-                model=self.name,
-                finish_reason=result.finish_reason,
-                seconds=seconds,
-            )
-            for row, result in zip(rows, generated, strict=True)
-        ]
 
     def _loaded_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -165,18 +139,20 @@ class LocalModel(LanguageModel):
             self._tokenizer = load_tokenizer(self.spec)
         return self._tokenizer
 
-    def _load(self) -> None:
-        if self._model is None:
-            from optimsyn.llm.local.loading import load_causal_lm
+    def _loaded(self) -> Worker:
+        if self._worker is None:
+            # Another run of these weights may have learned how many rows fit.
+            rows = min(self.concurrency, self._memory.of(self.name).rows or self.concurrency)
+            key = f"{self.identity}@{self.spec.device}"
+            self._worker = shared_worker(key, self.spec, self._adapter, rows, self._shrunk)
+        return self._worker
 
-            self._model, self._tokenizer = load_causal_lm(self.spec, adapter=self._adapter)
+    def _shrunk(self, rows: int) -> None:
+        self._memory.change(self.name, lambda known: replace(known, rows=rows))
 
     async def aclose(self) -> None:
-        """Frees the model's memory; a later call loads it again."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._unload)
-
-    def _unload(self) -> None:
-        self._model = None
+        """Frees the model's memory, unless another model shares it; a later call loads it again."""
+        self._worker = None
 
 
 def _identity(spec: ModelSpec, adapter: Path | None) -> str:

@@ -208,7 +208,7 @@ class Slots:
         positions, done, steps = self._positions[:rows], self._done[:rows], self._steps[:rows]
         cache = self._cache
         cache.positions, cache.places, cache.length = positions, self._rows[:rows], length
-        logits = self.model(
+        logits: torch.Tensor = self.model(
             input_ids=self._tokens[:rows].unsqueeze(1),
             attention_mask=self._masks(positions, length),
             position_ids=positions.unsqueeze(1),
