@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +292,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs=2, default=(40, 160), help="shortest and longest reply")
     parser.add_argument("--no-write", action="store_true")
     args = parser.parse_args()
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("optimsyn").setLevel(logging.INFO)
 
     model, tokenizer, folder = load(args.weights, args.adapter, args.dtype)
     device = torch.cuda.get_device_name() if cuda else "CPU"
@@ -301,19 +305,19 @@ def main() -> None:
         for prompt in prompts
     ]
     few = rows[: args.replies_before]
-    results = []
     # Before anything replaces the model's attention.
     earlier(model, tokenizer, few[:2], 2)
-    for size in sorted({min(size, len(few)) for size in args.rows}):
-        results.append(timed("before", size, few, lambda size=size: earlier(model, tokenizer, few, size)))
+    results = [
+        timed("before", size, few, partial(earlier, model, tokenizer, few, size))
+        for size in sorted({min(size, len(few)) for size in args.rows})
+    ]
     checked = checks(model, tokenizer, rows[: 64 if cuda else 4])
     for size in args.rows:
         batches = Batches(model, tokenizer, most_rows=size)
-        results.append(timed("slots, first", size, rows[:size], lambda: by_slots(batches, rows[:size])))
-        results.append(timed("slots", size, rows, lambda: by_slots(batches, rows)))
+        results.append(timed("slots, first", size, rows[:size], partial(by_slots, batches, rows[:size])))
+        results.append(timed("slots", size, rows, partial(by_slots, batches, rows)))
         if cuda and size == max(args.rows):
             profiled(batches, rows, 20)
-        del batches
     if args.adapter is None and (ask := by_model(folder, prompts, rows, max(args.rows))) is not None:
         results.append(timed("model, first", max(args.rows), rows, ask))
         results.append(timed("model", max(args.rows), rows, ask))

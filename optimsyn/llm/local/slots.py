@@ -33,7 +33,8 @@ _READ_TOKENS = {"cuda": 32768, "cpu": 2048}
 # Largest difference of a trial's logits, as a share of the largest logit.
 _ALIKE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _ALIKE_16_BITS = 0.05
-_TRIAL_TOKENS = 1024
+# Tokens of a trial, which on a CPU must not take seconds.
+_TRIAL_TOKENS = {"cuda": 1024, "cpu": 64}
 
 
 def _attention(
@@ -272,9 +273,9 @@ def fits(model: Any) -> bool:
     if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return False
     window = getattr(config, "sliding_window", None) or 0
-    longest = getattr(config, "max_position_embeddings", None) or _TRIAL_TOKENS
+    most = _TRIAL_TOKENS.get(model.device.type, _TRIAL_TOKENS["cpu"])
     # Longer than the window, where the model has a small one.
-    count = max(4, min(window + 8, longest - 1, _TRIAL_TOKENS))
+    count = max(4, min(window + 8, most, (getattr(config, "max_position_embeddings", None) or most) - 1))
     ids = torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(0))
     before = model.config._attn_implementation
     reason = ""
