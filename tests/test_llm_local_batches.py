@@ -185,7 +185,7 @@ def test_replies_do_not_depend_on_the_batch_or_on_how_often_the_host_looks(
     model, tokenizer = loaded
     free = generate(model, tokenizer, rows_of(tokenizer))
     # Stops that some rows reach in the middle of a reply.
-    stop = tuple({reply.text[5:7] for reply in free[1::4]})
+    stop = tuple({text for reply in free[1::4] if "\ufffd" not in (text := reply.text[5:7]) and text})
     rows = rows_of(tokenizer, stop=stop)
     alone = [generate(model, tokenizer, [row])[0] for row in rows]
     monkeypatch.setattr(batches_module, "_CHUNK", {"cpu": chunk})
@@ -323,7 +323,7 @@ async def test_a_cancelled_call_leaves_its_batch_and_the_loop_is_never_blocked(
         return run(self, count, longest)
 
     monkeypatch.setattr(Slots, "run", slow)
-    given_up = asyncio.ensure_future(model._request(Call.of("one", seed=1, max_tokens=60)))
+    given_up = asyncio.ensure_future(model._request(Call.of("one", seed=3, max_tokens=60)))
     kept = asyncio.ensure_future(model._request(Call.of("two", seed=2, max_tokens=8)))
     # The model computes in its thread; this loop goes on.
     await asyncio.to_thread(held.wait, 60)
@@ -372,7 +372,7 @@ def test_the_embedded_model_goes_where_the_recipe_or_a_gpu_says(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("stop", "reply", "expected"),
     [
-        ("\n\n", "one\n\ntwo", True),
+        ("\n\n", "one\n\n", True),
         ("\n\n", "one\ntwo", False),
         ("wo", "one\n\ntwo", True),
         ("é", "caf\u00e9", True),

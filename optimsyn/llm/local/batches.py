@@ -60,6 +60,7 @@ class Batches:
         self._stops = StopTexts(tokenizer)
         self._waiting: deque[tuple[Hashable, Row]] = deque()
         self._active: dict[int, _Active] = {}
+        self._dropped: set[Hashable] = set()
         self._slots: Slots | None = None
         self._by_slots: bool | None = None
         self._stream: Any = None
@@ -78,14 +79,15 @@ class Batches:
         self._waiting.append((key, row))
 
     def drop(self, keys: set[Hashable]) -> None:
-        """Gives up rows."""
+        """Gives up rows; those that are being generated leave at the next `advance`."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in keys)
-        self._free([place for place, active in self._active.items() if active.key in keys])
+        self._dropped |= keys
 
     def clear(self) -> None:
         """Gives up all rows, after an error."""
         self._waiting.clear()
         self._active.clear()
+        self._dropped.clear()
         self._slots = None
 
     @torch.inference_mode()
@@ -101,6 +103,10 @@ class Batches:
             try:
                 if self._by_slots is None:
                     self._by_slots = fits(self._model)
+                self._free([place for place, active in self._active.items() if active.key in self._dropped])
+                self._dropped.clear()
+                if not self.busy:
+                    return []
                 return self._some_steps() if self._by_slots else self._whole_batch()
             except torch.cuda.OutOfMemoryError:
                 if not self._shrink():

@@ -78,13 +78,13 @@ class Worker:
                 if not new and not open_:
                     self._running = False
                     return
-            for asked in new:
-                self.batches.add(asked, asked.row)
-                open_.add(asked)
-            if given_up := {asked for asked in open_ if asked.reply.cancelled()}:
-                self.batches.drop(set(given_up))
-                open_ -= given_up
+            open_.update(new)
             try:
+                for asked in new:
+                    self.batches.add(asked, asked.row)
+                if given_up := {asked for asked in open_ if asked.reply.cancelled()}:
+                    self.batches.drop(set(given_up))
+                    open_ -= given_up
                 replies = self.batches.advance()
             except Exception as error:  # noqa: BLE001 - raised in every caller
                 if isinstance(error, torch.cuda.OutOfMemoryError):
