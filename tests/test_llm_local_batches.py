@@ -26,7 +26,8 @@ from optimsyn.llm.local.loading import load_causal_lm
 from optimsyn.llm.local.model import LocalModel
 from optimsyn.llm.local.rows import Row, StopTexts, finished
 from optimsyn.llm.local.sampling import draw, truncated, uniforms
-from optimsyn.llm.local.slots import ATTENTION, Slots, fits
+from optimsyn.llm.local.slots import Slots, fits
+from optimsyn.llm.local.worker import shared_worker
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
 from optimsyn.runs.outcomes import run_notes
@@ -44,12 +45,9 @@ def loaded(folder: Path) -> tuple[Any, Any]:
     return load_causal_lm(ModelSpec(name=str(folder), dtype="float32", device="cpu"))
 
 
-def rows_of(tokenizer: Any, **values: Any) -> list[Row]:
-    fields = {"temperature": 0.9, "stop": ()} | values
-    return [
-        Row(prompt_ids(tokenizer, [{"role": "user", "content": text}]), max_tokens=3 + 4 * (i % 4), seed=i, **fields)
-        for i, text in enumerate(TEXTS)
-    ]
+def rows_of(tokenizer: Any, *, stop: tuple[str, ...] = ()) -> list[Row]:
+    prompts = [prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in TEXTS]
+    return [Row(ids, 0.9, 3 + 4 * (i % 4), i, stop) for i, ids in enumerate(prompts)]
 
 
 def splitmix(state: int) -> int:
@@ -126,7 +124,6 @@ def test_a_draw_depends_on_nothing_but_its_row_and_greedy_rows_take_the_best() -
 def test_slots_give_the_models_own_numbers_beyond_its_window(kind: str) -> None:
     model = tiny(kind, dtype=torch.float32, seed=1).eval()
     assert fits(model)
-    assert model.config._attn_implementation == ATTENTION
     rows = [Row(torch.randint(3, 250, (5 + 9 * i,)).tolist(), 0.0, 20 - 3 * i, i) for i in range(4)]
     batches = Batches(model, _Tokens(), most_rows=2)
     for row in rows:
@@ -155,11 +152,10 @@ def test_the_trial_refuses_slots_that_give_other_numbers(monkeypatch: pytest.Mon
     model = tiny("gemma", dtype=torch.bfloat16, seed=1).eval()
     assert fits(model)
     model.set_attn_implementation("sdpa")
-    right = Slots._masks
+    right = Slots.masks
     # Full attention where the model has a window.
-    monkeypatch.setattr(Slots, "_masks", lambda *args: dict.fromkeys(right(*args), right(*args)["full_attention"]))
+    monkeypatch.setattr(Slots, "masks", lambda *args: dict.fromkeys(right(*args), right(*args)["full_attention"]))
     assert not fits(model)
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_without_fitting_attention_is_generated_by_transformers(loaded: tuple[Any, Any]) -> None:
@@ -188,7 +184,7 @@ def test_replies_do_not_depend_on_the_batch_or_on_how_often_the_host_looks(
     stop = tuple({text for reply in free[1::4] if "\ufffd" not in (text := reply.text[5:7]) and text})
     rows = rows_of(tokenizer, stop=stop)
     alone = [generate(model, tokenizer, [row])[0] for row in rows]
-    monkeypatch.setattr(batches_module, "_CHUNK", {"cpu": chunk})
+    monkeypatch.setattr(batches_module, "CHUNK", {"cpu": chunk})
     assert generate(model, tokenizer, rows, most_rows=most_rows) == alone
     assert {reply.finish_reason for reply in alone} == {"stop", "length"}
     for reply, whole in zip(alone, free, strict=True):
@@ -268,7 +264,8 @@ async def test_a_run_notes_that_its_batches_were_halved(
     create = Slots.__init__
 
     def small(self: Slots, model: Any, count: int, *args: Any, **others: Any) -> None:
-        if count > 2 and others["chunk"] and allocated.append(count) is None and count != 2:
+        if count > 2:
+            allocated.append(count)
             raise torch.cuda.OutOfMemoryError("no memory")
         create(self, model, count, *args, **others)
 
@@ -298,13 +295,13 @@ async def test_an_error_reaches_every_caller_and_the_next_call_is_answered(
 
     monkeypatch.setattr(Slots, "run", broken)
     calls = [Call.of(text, seed=1, max_tokens=6) for text in TEXTS[:3]]
-    failures = await asyncio.gather(*map(model._request, calls), return_exceptions=True)
+    failures = await asyncio.gather(*map(model.complete, calls), return_exceptions=True)
     assert [str(failure) for failure in failures] == ["broken"] * 3
-    worker = model._worker
+    worker = model.worker
     assert worker is not None
     worker.batches.most_rows = 1
     with pytest.raises(ModelError, match="too little GPU memory for a batch of one"):
-        await model._request(calls[0])
+        await model.complete(calls[0])
     monkeypatch.setattr(Slots, "run", run)
     assert (await model.complete(calls[0])).output_tokens > 0
 
@@ -312,8 +309,8 @@ async def test_an_error_reaches_every_caller_and_the_next_call_is_answered(
 async def test_a_cancelled_call_leaves_its_batch_and_the_loop_is_never_blocked(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LocalModel(ModelSpec(name=str(folder), max_tokens=64))
-    await model.complete(Call.of("loads it", seed=1, max_tokens=2))
+    worker = shared_worker("cancelled", ModelSpec(name=str(folder)), None, 8, None)
+    worker.batches.ends = []
     held, go = threading.Event(), threading.Event()
     run = Slots.run
 
@@ -323,20 +320,16 @@ async def test_a_cancelled_call_leaves_its_batch_and_the_loop_is_never_blocked(
         return run(self, count, longest)
 
     monkeypatch.setattr(Slots, "run", slow)
-    given_up = asyncio.ensure_future(model._request(Call.of("one", seed=3, max_tokens=60)))
-    kept = asyncio.ensure_future(model._request(Call.of("two", seed=2, max_tokens=8)))
+    given_up = asyncio.wrap_future(worker.ask(Row([5, 6], 1.0, 60, 1)))
+    kept = asyncio.wrap_future(worker.ask(Row([5, 6], 1.0, 8, 2)))
     # The model computes in its thread; this loop goes on.
     await asyncio.to_thread(held.wait, 60)
-    worker = model._worker
-    assert worker is not None
-    drop, dropped = worker.batches.drop, []
-    monkeypatch.setattr(worker.batches, "drop", lambda keys: (dropped.extend(keys), drop(keys)))
     given_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await given_up
     go.set()
-    assert (await kept).output_tokens <= 8
-    assert len(dropped) == 1
+    # Free again after its 8 tokens, long before the other one's 60.
+    assert len(await kept) == 8
     assert not worker.batches.busy
 
 
@@ -346,8 +339,8 @@ async def test_models_of_the_same_weights_share_them(folder: Path) -> None:
     other = LocalModel(ModelSpec(name=str(folder), dtype="bfloat16", max_tokens=16))
     call = Call.of("the mill", seed=1)
     await asyncio.gather(generator.complete(call), rubric.complete(call), other.complete(call))
-    assert generator._worker is rubric._worker
-    assert generator._worker is not other._worker
+    assert generator.worker is rubric.worker
+    assert generator.worker is not other.worker
     await generator.aclose()
     assert (await rubric.complete(Call.of("still there", seed=1))).output_tokens > 0
 
@@ -356,11 +349,11 @@ def test_the_embedded_model_goes_where_the_recipe_or_a_gpu_says(monkeypatch: pyt
     def kind(device: str) -> type:
         return type(load_language_model(ModelSpec(name="embedded", device=device)))
 
-    monkeypatch.setattr("optimsyn.llm.local.loading._DRIVERS", ("/nowhere",))
+    monkeypatch.setattr("optimsyn.llm.local.loading.DRIVERS", ("/nowhere",))
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert kind("auto") is EmbeddedModel  # without a driver PyTorch is not even asked
-    monkeypatch.setattr("optimsyn.llm.local.loading._DRIVERS", ("/",))
+    monkeypatch.setattr("optimsyn.llm.local.loading.DRIVERS", ("/",))
     assert (kind("auto"), kind("cuda"), kind("cpu")) == (LocalModel, LocalModel, EmbeddedModel)
     assert load_language_model(ModelSpec(name="embedded")).concurrency == 512
     assert load_language_model(ModelSpec(name="embedded", concurrency=24)).concurrency == 24

@@ -23,7 +23,7 @@ _MEMORY_SHARE = 0.25
 # Bytes for each row and token of the vocabulary while a step samples: logits, and their largest ones.
 _SAMPLING_BYTES = 16
 # Steps between two looks of the host, which empty the GPU's queue; a reply may be computed that much too far.
-_CHUNK = {"cuda": 8}
+CHUNK = {"cuda": 8}
 # New prompts wait until this share of the slots is free, or until all of them find a slot.
 _REFILL = 1 / 8
 
@@ -72,6 +72,9 @@ class Batches:
     @property
     def busy(self) -> bool:
         """Whether a row waits or is being generated."""
+        return self._more()
+
+    def _more(self) -> bool:
         return bool(self._waiting or self._active)
 
     def add(self, key: Hashable, row: Row) -> None:
@@ -105,7 +108,7 @@ class Batches:
                     self._by_slots = fits(self._model)
                 self._free([place for place, active in self._active.items() if active.key in self._dropped])
                 self._dropped.clear()
-                if not self.busy:
+                if not self._more():
                     return []
                 return self._some_steps() if self._by_slots else self._whole_batch()
             except torch.cuda.OutOfMemoryError:
@@ -198,7 +201,7 @@ class Batches:
             token = sum(tensor.nbytes for layer in like.layers for tensor in (layer.keys, layer.values))
             row = capacity * token + _SAMPLING_BYTES * self._model.config.get_text_config().vocab_size
             count = max(1, min(count, int(free * _MEMORY_SHARE / row)))
-        chunk = _CHUNK.get(device.type, 1)
+        chunk = CHUNK.get(device.type, 1)
         self._slots = Slots(self._model, count, capacity, like, self.ends, chunk=chunk)
 
     def _whole_batch(self) -> list[tuple[Hashable, list[int]]]:

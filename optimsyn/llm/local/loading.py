@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Files of the drivers for NVIDIA's and AMD's GPUs, the last one in Windows' Linux.
-_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _WRITER = "optimsyn.llm.embedded.writer"
 
 
@@ -113,7 +113,7 @@ def on_gpu(spec: ModelSpec) -> bool:
     """Whether a model's weights go to a CUDA GPU; PyTorch is imported only where there is a driver."""
     if spec.device != "auto":
         return spec.device.startswith("cuda")
-    if not any(Path(driver).exists() for driver in _DRIVERS) and shutil.which("nvidia-smi") is None:
+    if not any(Path(driver).exists() for driver in DRIVERS) and shutil.which("nvidia-smi") is None:
         return False
     return resolve_device("auto").type == "cuda"
 

@@ -38,6 +38,9 @@ class LocalModel(LanguageModel):
     A call enters the batch that is being generated, and leaves it when its reply ends. Each samples with its own seed,
     so its batch changes its reply only by rounding. Schemas are not enforced. Models of the same weights share them
     and their batches.
+
+    Attributes:
+        worker: What answers its calls; None: not loaded.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class LocalModel(LanguageModel):
         super().__init__(spec, cache, budget, identity=_identity(spec, adapter))
         self._adapter = adapter
         self._tokenizer: Any = None
-        self._worker: Worker | None = None
+        self.worker: Worker | None = None
         self._memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
         # Prompts and replies become tokens and text beside the thread that generates.
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-texts")
@@ -123,9 +126,9 @@ class LocalModel(LanguageModel):
 
     def _context(self) -> int | None:
         """Context length in tokens; None: the model declares none, or is not loaded."""
-        if self._worker is None:
+        if self.worker is None:
             return None
-        limit: int | None = getattr(self._worker.model.config.get_text_config(), "max_position_embeddings", None)
+        limit: int | None = getattr(self.worker.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
     def _longest_reply(self, reply: Reply) -> int | None:
@@ -140,19 +143,19 @@ class LocalModel(LanguageModel):
         return self._tokenizer
 
     def _loaded(self) -> Worker:
-        if self._worker is None:
+        if self.worker is None:
             # Another run of these weights may have learned how many rows fit.
             rows = min(self.concurrency, self._memory.of(self.name).rows or self.concurrency)
             key = f"{self.identity}@{self.spec.device}"
-            self._worker = shared_worker(key, self.spec, self._adapter, rows, self._shrunk)
-        return self._worker
+            self.worker = shared_worker(key, self.spec, self._adapter, rows, self._shrunk)
+        return self.worker
 
     def _shrunk(self, rows: int) -> None:
         self._memory.change(self.name, lambda known: replace(known, rows=rows))
 
     async def aclose(self) -> None:
         """Frees the model's memory, unless another model shares it; a later call loads it again."""
-        self._worker = None
+        self.worker = None
 
 
 def _identity(spec: ModelSpec, adapter: Path | None) -> str:

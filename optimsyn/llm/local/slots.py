@@ -211,7 +211,7 @@ class Slots:
         cache.positions, cache.places, cache.length = positions, self._rows[:rows], length
         logits: torch.Tensor = self.model(
             input_ids=self._tokens[:rows].unsqueeze(1),
-            attention_mask=self._masks(positions, length),
+            attention_mask=self.masks(positions, length),
             position_ids=positions.unsqueeze(1),
             past_key_values=cache,
             use_cache=True,
@@ -226,7 +226,7 @@ class Slots:
         done.copy_(ended)
         return logits
 
-    def _masks(self, positions: torch.Tensor, length: int) -> Any:
+    def masks(self, positions: torch.Tensor, length: int) -> Any:
         """What each row may look at, [rows, 1, 1, length], for each kind of layer."""
         config = self.model.config.get_text_config()
         columns, positions = self._columns[:length], positions.unsqueeze(1)
