@@ -174,9 +174,9 @@ def test_a_model_without_fitting_attention_is_generated_by_transformers(loaded: 
 
 
 @pytest.mark.parametrize("most_rows", [1, 2, 5])
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize(("chunk", "ahead"), [(1, 0), (4, 0), (1, 2), (4, 1)])
 def test_replies_do_not_depend_on_the_batch_or_on_how_often_the_host_looks(
-    loaded: tuple[Any, Any], most_rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Any, Any], most_rows: int, chunk: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = loaded
     free = generate(model, tokenizer, rows_of(tokenizer))
@@ -185,6 +185,7 @@ def test_replies_do_not_depend_on_the_batch_or_on_how_often_the_host_looks(
     rows = rows_of(tokenizer, stop=stop)
     alone = [generate(model, tokenizer, [row])[0] for row in rows]
     monkeypatch.setattr(batches_module, "CHUNK", {"cpu": chunk})
+    monkeypatch.setattr(batches_module, "AHEAD", {"cpu": ahead})
     assert generate(model, tokenizer, rows, most_rows=most_rows) == alone
     assert {reply.finish_reason for reply in alone} == {"stop", "length"}
     for reply, whole in zip(alone, free, strict=True):
@@ -193,7 +194,11 @@ def test_replies_do_not_depend_on_the_batch_or_on_how_often_the_host_looks(
         assert reply.tokens <= whole.tokens
 
 
-def test_prompts_enter_and_leave_a_running_batch(loaded: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_prompts_enter_and_leave_a_running_batch(
+    loaded: tuple[Any, Any], ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "AHEAD", {"cpu": ahead})
     model, tokenizer = loaded
     rows = rows_of(tokenizer)
     alone = {row.seed: generate(model, tokenizer, [row])[0] for row in rows}
@@ -240,7 +245,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     run = Slots.run
     turns = iter(range(10**6))
 
-    def short_of_memory(self: Slots, count: int, longest: int) -> list[list[int]]:
+    def short_of_memory(self: Slots, count: int, longest: int) -> Any:
         if self.count > 2 and next(turns) == 3:  # in the middle of replies
             raise torch.cuda.OutOfMemoryError("no memory")
         return run(self, count, longest)
@@ -290,7 +295,7 @@ async def test_an_error_reaches_every_caller_and_the_next_call_is_answered(
     model = LocalModel(ModelSpec(name=str(folder), max_tokens=16))
     run = Slots.run
 
-    def broken(self: Slots, count: int, longest: int) -> list[list[int]]:
+    def broken(self: Slots, count: int, longest: int) -> Any:
         raise torch.cuda.OutOfMemoryError("no memory") if self.count == 1 else ValueError("broken")
 
     monkeypatch.setattr(Slots, "run", broken)
@@ -314,7 +319,7 @@ async def test_a_cancelled_call_leaves_its_batch_and_the_loop_is_never_blocked(
     held, go = threading.Event(), threading.Event()
     run = Slots.run
 
-    def slow(self: Slots, count: int, longest: int) -> list[list[int]]:
+    def slow(self: Slots, count: int, longest: int) -> Any:
         held.set()
         assert go.wait(60)
         return run(self, count, longest)

@@ -24,6 +24,8 @@ _MEMORY_SHARE = 0.25
 _SAMPLING_BYTES = 16
 # Steps between two looks of the host, which empty the GPU's queue; a reply may be computed that much too far.
 CHUNK = {"cuda": 8}
+# Looks that the host is behind, while the GPU goes on.
+AHEAD = {"cuda": 1}
 # New prompts wait until this share of the slots is free, or until all of them find a slot.
 _REFILL = 1 / 8
 
@@ -33,6 +35,7 @@ class _Active:
     key: Hashable
     row: Row
     reply: list[int] = field(default_factory=list)
+    ended: bool = False
 
 
 class Batches:
@@ -61,6 +64,8 @@ class Batches:
         self._waiting: deque[tuple[Hashable, Row]] = deque()
         self._active: dict[int, _Active] = {}
         self._dropped: set[Hashable] = set()
+        # Steps that were started and not looked at: the rows at that time, and what waits for their tokens.
+        self._started: deque[tuple[dict[int, _Active], Callable[[], list[list[int]]]]] = deque()
         self._slots: Slots | None = None
         self._by_slots: bool | None = None
         self._stream: Any = None
@@ -72,9 +77,6 @@ class Batches:
     @property
     def busy(self) -> bool:
         """Whether a row waits or is being generated."""
-        return self._more()
-
-    def _more(self) -> bool:
         return bool(self._waiting or self._active)
 
     def add(self, key: Hashable, row: Row) -> None:
@@ -91,6 +93,7 @@ class Batches:
         self._waiting.clear()
         self._active.clear()
         self._dropped.clear()
+        self._started.clear()
         self._slots = None
 
     @torch.inference_mode()
@@ -100,16 +103,14 @@ class Batches:
         Raises:
             torch.cuda.OutOfMemoryError: There is too little memory for a single row.
         """
-        if not self.busy:
-            return []
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             try:
-                if self._by_slots is None:
-                    self._by_slots = fits(self._model)
                 self._free([place for place, active in self._active.items() if active.key in self._dropped])
                 self._dropped.clear()
-                if not self._more():
+                if not self.busy:
                     return []
+                if self._by_slots is None:
+                    self._by_slots = fits(self._model)
                 return self._some_steps() if self._by_slots else self._whole_batch()
             except torch.cuda.OutOfMemoryError:
                 if not self._shrink():
@@ -121,6 +122,7 @@ class Batches:
         rows = self.most_rows if self._slots is None else self._slots.count
         self._waiting.extendleft((active.key, active.row) for active in reversed(self._active.values()))
         self._active.clear()
+        self._started.clear()
         self._slots = None
         if self._by_slots is None or rows == 1:
             return False
@@ -132,27 +134,38 @@ class Batches:
         return True
 
     def _some_steps(self) -> list[tuple[Hashable, list[int]]]:
+        """Starts steps, and looks at those that were started before, so that the GPU computes meanwhile."""
         self._let_in()
         slots, active = self._slots, self._active
         assert slots is not None
-        longest = max(len(each.row.ids) + len(each.reply) for each in active.values()) + slots.chunk
-        out = slots.run(max(active) + 1, longest)
-        ended = []
-        for place, each in active.items():
-            new = [token for token in out[place] if token >= 0]
+        ahead = slots.chunk * len(self._started)
+        if any(len(each.reply) + ahead < each.row.max_tokens for each in active.values()):
+            longest = max(len(each.row.ids) + len(each.reply) for each in active.values()) + ahead + slots.chunk
+            self._started.append((dict(active), slots.run(max(active) + 1, longest)))
+            if len(self._started) <= AHEAD.get(self._model.device.type, 0):
+                return []
+        then, wait = self._started.popleft()
+        replies = []
+        for place, tokens in enumerate(wait()):
+            each = then.get(place)
+            if each is None or each.ended:
+                continue
+            new = [token for token in tokens if token >= 0]
             each.reply += new
             done = len(new) < slots.chunk or new[-1] in self.ends or len(each.reply) >= each.row.max_tokens
             if done or self._stops.reached(each.row, each.reply, len(new)):
-                ended.append(place)
-        replies = [(active[place].key, active[place].reply) for place in ended]
-        self._free(ended)
+                each.ended = True
+                replies.append((each.key, each.reply))
+        self._free([place for place, each in active.items() if each.ended])
         return replies
 
     def _free(self, places: Sequence[int]) -> None:
         for place in places:
-            del self._active[place]
+            self._active.pop(place).ended = True
         if places and self._slots is not None:
             self._slots.stop(places)
+        if not self._active:
+            self._started.clear()
         if not self.busy and self._stream is None:
             self._slots = None  # on a CPU the memory is soon had again
 

@@ -52,20 +52,26 @@ class StopTexts:
     def __init__(self, tokenizer: Any) -> None:
         """Nothing is decoded yet."""
         self._tokenizer = tokenizer
-        self._pieces: dict[int, str] = {}
+        # For each set of stop texts the tokens that complete none of them.
+        self._harmless: dict[tuple[str, ...], set[int]] = {}
 
     def reached(self, row: Row, reply: Sequence[int], new: int) -> bool:
         """Whether one of the last `new` tokens of the reply completes a stop text of the row."""
-        if not row.stop or not any(self._may_complete(token, row.stop) for token in reply[-new:]):
+        if not row.stop or not new:
+            return False
+        harmless = self._harmless.setdefault(row.stop, set())
+        recent = reply[-new:]
+        if harmless.issuperset(recent):
+            return False
+        harmless.update(token for token in {*recent} - harmless if not self._may_complete(token, row.stop))
+        if harmless.issuperset(recent):
             return False
         window = max(len(stop) for stop in row.stop) + new + _STOP_MARGIN
         tail = self._tokenizer.decode(list(reply[-window:]), skip_special_tokens=True)
         return any(stop in tail for stop in row.stop)
 
     def _may_complete(self, token: int, stops: Sequence[str]) -> bool:
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._pieces[token] = self._tokenizer.decode([token], skip_special_tokens=True)
+        piece = self._tokenizer.decode([token], skip_special_tokens=True)
         # A decoder may drop a blank, and a letter of several bytes may come in several tokens.
         return any(stop[-1] in piece or stop[-1] == " " or not stop[-1].isascii() for stop in stops)
 

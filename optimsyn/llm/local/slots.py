@@ -10,7 +10,7 @@ of every row to every other one.)
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ class Slots:
         """Reads the prompts of rows and puts them into free slots."""
         for group in _by_length(entries, _READ_TOKENS.get(self.device.type, _READ_TOKENS["cpu"])):
             self._read(group)
-        places = torch.tensor([place for place, _ in entries], device=self.device)
+        places = self._tensor([place for place, _ in entries])
         rows = [row for _, row in entries]
         for state, values in (
             (self._tokens, [row.ids[-1] for row in rows]),
@@ -136,7 +136,12 @@ class Slots:
             (self._temperatures, [row.temperature for row in rows]),
             (self._done, [False] * len(rows)),
         ):
-            state[places] = torch.tensor(values, dtype=state.dtype).to(self.device)
+            state[places] = self._tensor(values, state.dtype)
+
+    def _tensor(self, values: Sequence[Any], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """Values on the device, copied without waiting for what it computes."""
+        tensor = torch.tensor(values, dtype=dtype)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _read(self, entries: Sequence[tuple[int, Row]]) -> None:
         """Keys and values of all prompt tokens but the last, which the first step reads."""
@@ -145,31 +150,34 @@ class Slots:
         width = max(map(len, prompts))
         if not width:
             return
-        ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts]).to(self.device)
+        ids = self._tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts])
         cache = read(self.model, ids)
-        places = torch.tensor([place for place, _ in entries], device=self.device)
+        places = self._tensor([place for place, _ in entries])
         for index, layer in enumerate(cache.layers):
             self._cache.keys[index][places, :, :width] = layer.keys
             self._cache.values[index][places, :, :width] = layer.values
 
     def stop(self, places: Sequence[int]) -> None:
         """Frees slots."""
-        self._done[torch.tensor(places, device=self.device)] = True
+        self._done.index_fill_(0, self._tensor(places), True)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Moves rows to free slots."""
-        place, other = torch.tensor([sources, targets], device=self.device)
+        place, other = self._tensor(sources), self._tensor(targets)
         for tensor in (*self._cache.keys, *self._cache.values, self._tokens, self._positions, self._steps, self._seeds,
                        self._limits, self._temperatures, self._done):  # fmt: skip
             tensor[other] = tensor[place]
-        self._done[place] = True
+        self._done.index_fill_(0, place, True)
 
-    def run(self, rows: int, longest: int) -> list[list[int]]:
-        """The next `chunk` tokens of the first `rows` slots; -1 after a row's end and in free slots.
+    def run(self, rows: int, longest: int) -> Callable[[], list[list[int]]]:
+        """Starts `chunk` steps of the first `rows` slots.
 
         Args:
             rows: Slots, at most `count`.
             longest: The most tokens that a row has after it.
+
+        Returns:
+            Waits for the steps and gives each slot's tokens; -1 after a row's end and in free slots.
         """
         rows = min(self.count, max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())) if self._records else rows
         # Few different lengths: each is recorded once.
@@ -177,7 +185,21 @@ class Slots:
         self._place.zero_()
         for _ in range(self.chunk):
             self._step(rows, length)
-        return self._out[:rows].tolist()
+        if self.device.type != "cuda":
+            tokens: list[list[int]] = self._out[:rows].tolist()
+            return lambda: tokens
+        # Copied in turn with the steps, so that reading it does not wait for steps that are started later.
+        host = torch.empty(rows, self.chunk, dtype=torch.int64, pin_memory=True)
+        host.copy_(self._out[:rows], non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+        def wait() -> list[list[int]]:
+            copied.synchronize()
+            result: list[list[int]] = host.tolist()
+            return result
+
+        return wait
 
     def _step(self, rows: int, length: int) -> None:
         if (graph := self._graphs.get((rows, length))) is not None:
