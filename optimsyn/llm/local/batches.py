@@ -277,15 +277,17 @@ class SeededSampling(LogitsProcessor):
 
     def __init__(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> None:
         """For the rows of one batch."""
+        if torch.device(device).type == "mps":
+            device = "cpu"  # MPS has no float64
         self._temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float64, device=device)
         self._seeds = torch.tensor([row.seed % 2**63 for row in rows], device=device)
         self._steps = torch.zeros_like(self._seeds)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [B, vocabulary] whose arg max is the sampled token of each row."""
-        drawn = draw(scores, self._temperatures, self._seeds, self._steps).unsqueeze(1)
+        drawn = draw(scores.to(self._seeds.device), self._temperatures, self._seeds, self._steps).unsqueeze(1)
         self._steps += 1
-        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)  # type: ignore[return-value]
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn.to(scores.device), 0.0)  # type: ignore[return-value]
 
 
 class _RowLimits(StoppingCriteria):
