@@ -291,10 +291,9 @@ def fits(model: Any) -> bool:
     """Whether slots give this model's own numbers, which a trial shows; the model's attention is replaced if so."""
     config = model.config.get_text_config()
     layers = DynamicCache(config=model.config).layers
-    # State-space and hybrid layers keep other things than keys and values; MPS has no float64 for the noise.
-    if model.device.type not in ("cpu", "cuda") or not all(
-        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
-    ):
+    # MPS has no float64 for the noise; state-space and hybrid layers keep other things than keys and values.
+    usual = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    if not usual or model.device.type not in ("cpu", "cuda"):
         return False
     window = getattr(config, "sliding_window", None) or 0
     most = _TRIAL_TOKENS.get(model.device.type, _TRIAL_TOKENS["cpu"])
