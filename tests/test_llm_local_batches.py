@@ -12,8 +12,9 @@ import pytest
 import torch
 from influence_helpers import tiny
 from llm_helpers import save_tiny_model
+from peft import LoraConfig, get_peft_model
 from scipy import stats
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from optimsyn.base.errors import ModelError
 from optimsyn.llm.embedded.model import EmbeddedModel
@@ -23,7 +24,7 @@ from optimsyn.llm.local import batches as batches_module
 from optimsyn.llm.local.batches import Batches, generate
 from optimsyn.llm.local.generation import prompt_ids
 from optimsyn.llm.local.loading import load_causal_lm
-from optimsyn.llm.local.model import LocalModel
+from optimsyn.llm.local.model import LocalModel, folder_fingerprint
 from optimsyn.llm.local.rows import Row, StopTexts, finished
 from optimsyn.llm.local.sampling import draw, truncated, uniforms
 from optimsyn.llm.local.slots import Slots, fits
@@ -348,6 +349,45 @@ async def test_models_of_the_same_weights_share_them(folder: Path) -> None:
     assert generator.worker is not other.worker
     await generator.aclose()
     assert (await rubric.complete(Call.of("still there", seed=1))).output_tokens > 0
+
+
+async def test_an_adapter_is_merged_into_the_weights(folder: Path, tmp_path: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(0)
+    adapted = get_peft_model(plain, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path)
+    model = LocalModel(ModelSpec(name=str(folder), dtype="float32", device="cpu", max_tokens=16), adapter=tmp_path)
+    reply = await model.complete(Call.of("the mill", temperature=0.0, max_tokens=12))
+    assert model.worker is not None
+    assert not any("lora" in name for name, _ in model.worker.model.named_modules())
+    tokenizer = model.worker.tokenizer
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "the mill"}])
+    whole = adapted.eval().generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12)[0]
+    assert reply.text == tokenizer.decode(whole, skip_special_tokens=True)[len("the mill") :]
+
+
+def test_the_embedded_models_own_adapter_is_part_of_its_identity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimsyn.llm.local.model.writer_adapter", lambda: None)
+    bare = LocalModel(ModelSpec(name="embedded")).identity
+    monkeypatch.setattr("optimsyn.llm.local.model.writer_adapter", lambda: folder)
+    assert LocalModel(ModelSpec(name="embedded")).identity == f"{bare}+{folder_fingerprint(folder)}"
+    assert LocalModel(ModelSpec(name=str(folder))).identity.endswith("/auto")
+
+
+def test_slots_grow_when_another_model_shares_them(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    batches = Batches(model, tokenizer, most_rows=1)
+    batches.ends = []
+    turns = []
+    for most in (1, 4):
+        batches.most_rows = most
+        for key in range(4):
+            batches.add(key, Row([5, 6, 7], 1.0, 5, key))
+        turns.append(0)
+        while batches.busy:
+            batches.advance()
+            turns[-1] += 1
+    assert turns == [20, 5]
 
 
 def test_the_embedded_model_goes_where_the_recipe_or_a_gpu_says(monkeypatch: pytest.MonkeyPatch) -> None:

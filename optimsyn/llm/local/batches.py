@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _MEMORY_SHARE = 0.25
 # Bytes for each row and token of the vocabulary while a step samples: logits, and their largest ones.
 _SAMPLING_BYTES = 16
-# Steps between two looks of the host, which empty the GPU's queue; a reply may be computed that much too far.
+# Steps between two looks of the host; a reply with a stop text may be computed that much too far.
 CHUNK = {"cuda": 8}
 # Looks that the host is behind, while the GPU goes on.
 AHEAD = {"cuda": 1}
@@ -67,6 +67,7 @@ class Batches:
         # Steps that were started and not looked at: the rows at that time, and what waits for their tokens.
         self._started: deque[tuple[dict[int, _Active], Callable[[], list[list[int]]]]] = deque()
         self._slots: Slots | None = None
+        self._slots_for = 0
         self._by_slots: bool | None = None
         self._stream: Any = None
         if model.device.type == "cuda":
@@ -170,12 +171,16 @@ class Batches:
             self._slots = None  # on a CPU the memory is soon had again
 
     def _let_in(self) -> None:
-        if self._waiting and (self._slots is None or self._waiting[0][1].length > self._slots.capacity):
+        slots = self._slots
+        if slots is None or (
+            self._waiting
+            and (
+                self._waiting[0][1].length > slots.capacity or (not self._active and self._slots_for != self.most_rows)
+            )
+        ):
             if self._active:
                 return  # the longer prompt gets new memory as soon as nothing is left in the old
-            self._allocate()
-        slots = self._slots
-        assert slots is not None
+            slots = self._allocate()
         free = [place for place in range(slots.count) if place not in self._active]
         if self._waiting and (len(free) >= slots.count * _REFILL or len(self._waiting) <= len(free)):
             entries = []
@@ -200,14 +205,14 @@ class Batches:
         for source, target in zip(sources, targets, strict=True):
             self._active[target] = self._active.pop(source)
 
-    def _allocate(self) -> None:
+    def _allocate(self) -> Slots:
         """New slots for what waits, within the share of free memory."""
         self._slots = None
         device = self._model.device
         longest = max(row.length for _, row in self._waiting)
         capacity = -(-longest // LENGTH_STEP) * LENGTH_STEP
         like = read(self._model, torch.zeros(1, 1, dtype=torch.int64, device=device))
-        count = self.most_rows
+        count = self._slots_for = self.most_rows
         if self._stream is not None:
             free = torch.cuda.mem_get_info(device)[0]
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -216,6 +221,7 @@ class Batches:
             count = max(1, min(count, int(free * _MEMORY_SHARE / row)))
         chunk = CHUNK.get(device.type, 1)
         self._slots = Slots(self._model, count, capacity, like, self.ends, chunk=chunk)
+        return self._slots
 
     def _whole_batch(self) -> list[tuple[Hashable, list[int]]]:
         """A batch by transformers' own `generate`, for models that slots do not fit."""
