@@ -374,22 +374,6 @@ def test_the_embedded_models_own_adapter_is_part_of_its_identity(folder: Path, m
     assert LocalModel(ModelSpec(name=str(folder))).identity.endswith("/auto")
 
 
-def test_slots_grow_when_another_model_shares_them(loaded: tuple[Any, Any]) -> None:
-    model, tokenizer = loaded
-    batches = Batches(model, tokenizer, most_rows=1)
-    batches.ends = []
-    turns = []
-    for most in (1, 4):
-        batches.most_rows = most
-        for key in range(4):
-            batches.add(key, Row([5, 6, 7], 1.0, 5, key))
-        turns.append(0)
-        while batches.busy:
-            batches.advance()
-            turns[-1] += 1
-    assert turns == [20, 5]
-
-
 def test_the_embedded_model_goes_where_the_recipe_or_a_gpu_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def kind(device: str) -> type:
         return type(load_language_model(ModelSpec(name="embedded", device=device)))

@@ -172,12 +172,10 @@ class Batches:
 
     def _let_in(self) -> None:
         slots = self._slots
-        if slots is None or (
-            self._waiting
-            and (
-                self._waiting[0][1].length > slots.capacity or (not self._active and self._slots_for != self.most_rows)
-            )
-        ):
+        # Another model that shares the weights may allow more rows.
+        if slots is None or (not self._active and self._slots_for != self.most_rows):
+            slots = self._allocate()
+        elif self._waiting and self._waiting[0][1].length > slots.capacity:
             if self._active:
                 return  # the longer prompt gets new memory as soon as nothing is left in the old
             slots = self._allocate()
