@@ -3,6 +3,7 @@
     python benchmarks/local_generation.py                              # the embedded model; GPU if there is one
     python benchmarks/local_generation.py --weights FOLDER --rows 64 256 512 --replies 1024
     python benchmarks/local_generation.py --adapter FOLDER             # a peft adapter merged into the weights
+    python benchmarks/local_generation.py --random                     # the embedded model's shape, without its files
 
 Prompts are pieces of this repository's pages (about 450 tokens), replies have 40 to 160 tokens. In one process, in
 turns: `before` is the path of earlier versions (transformers' `generate` on whole batches, noise for the whole
@@ -20,6 +21,7 @@ import logging
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +44,8 @@ from optimsyn.llm.local.sampling import truncated, uniforms  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 GUIDANCE = "Ask for one fact that the passage states, which a reader who knows the subject would want to remember."
 STOP = ("\n\nPassage:",)
-PASSAGE_CHARACTERS = 1700
+# About 450 tokens; of a random model, whose tokens are bytes, as many characters.
+PASSAGE_CHARACTERS, PASSAGE_BYTES = 1700, 360
 
 
 class EarlierSampling(LogitsProcessor):
@@ -180,7 +183,7 @@ class Busy:
         return sum(later) / len(later) if later else None
 
 
-def prompts_of(count: int) -> list[str]:
+def prompts_of(count: int, characters: int = PASSAGE_CHARACTERS) -> list[str]:
     """Prompts of a writer about pieces of this repository's pages."""
     text = " ".join(
         " ".join(page.read_text(encoding="utf-8").split()) for page in sorted((ROOT / "docs").rglob("*.md"))
@@ -188,7 +191,7 @@ def prompts_of(count: int) -> list[str]:
     chance = random.Random(0)
     pieces = []
     for _ in range(count):
-        length = int(PASSAGE_CHARACTERS * chance.uniform(0.6, 1.4))
+        length = int(characters * chance.uniform(0.6, 1.4))
         start = chance.randrange(len(text) - length)
         pieces.append(f"Passage: {text[start : start + length]}\nGuidance: {GUIDANCE}\nRubric:\n")
     return pieces
@@ -211,6 +214,29 @@ def load(weights: str | None, adapter: str | None, dtype: str) -> tuple[Any, Any
 
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.eval(), tokenizer, weights
+
+
+def random_model(folder: Path) -> str:
+    """A folder with a model of the embedded one's shape, random weights, and a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=256, sliding_window=512, query_pre_attn_scalar=256,
+        max_position_embeddings=32768, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model: Any = Gemma3ForCausalLM(config)
+    model.bfloat16().save_pretrained(folder)
+    alphabet = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    ).save_pretrained(folder)
+    return str(folder)
 
 
 def timed(name: str, size: int, rows: Sequence[Row], run: Callable[[], int]) -> dict[str, Any]:
@@ -284,6 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cuda = torch.cuda.is_available()
     parser.add_argument("--weights", help="folder of a model; default: the embedded model")
+    parser.add_argument("--random", action="store_true", help="random weights of the embedded model's shape")
     parser.add_argument("--adapter", help="folder of a peft adapter")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512] if cuda else [1, 8])
@@ -295,10 +322,13 @@ def main() -> None:
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("optimsyn").setLevel(logging.INFO)
 
+    scratch = tempfile.TemporaryDirectory()
+    if args.random:
+        args.weights = random_model(Path(scratch.name))
     model, tokenizer, folder = load(args.weights, args.adapter, args.dtype)
     device = torch.cuda.get_device_name() if cuda else "CPU"
     print(device, torch.__version__, transformers.__version__, str(model.dtype), flush=True)
-    prompts = prompts_of(args.replies)
+    prompts = prompts_of(args.replies, PASSAGE_BYTES if args.random else PASSAGE_CHARACTERS)
     chance = random.Random(1)
     rows = [
         Row(tokenizer(prompt).input_ids, 0.7, chance.randint(*args.tokens), chance.getrandbits(63), STOP)
@@ -325,7 +355,7 @@ def main() -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     table = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
-    table |= {"dtype": str(model.dtype), "results": results, "checks": checked}
+    table |= {"dtype": str(model.dtype), "random": args.random, "results": results, "checks": checked}
     (RESULTS / "local_generation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "local_generation.md").write_text(markdown(table), encoding="utf-8")
 
