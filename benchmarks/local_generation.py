@@ -233,9 +233,8 @@ def random_model(folder: Path) -> str:
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    ).save_pretrained(folder)
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "bos", "eos")}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
     return str(folder)
 
 
