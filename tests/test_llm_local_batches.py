@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from influence_helpers import tiny
+from influence_helpers import samples, tiny, tiny_target
 from llm_helpers import save_tiny_model
+from runs_helpers import tiny_recipe
 from scipy import stats
 
 from optimsyn.base.errors import ModelError
+from optimsyn.execution.runner import embedded_server
+from optimsyn.influence.derivative.forward import ForwardScorer
+from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.llm.embedded.model import EmbeddedModel
+from optimsyn.llm.embedded.server import EmbeddedServer
 from optimsyn.llm.embedded.writer import adapter_dir
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.hosted.service_memory import read_services
@@ -301,17 +308,36 @@ def test_turns_go_round_in_the_order_of_asking_and_nest(monkeypatch: pytest.Monk
     assert order[-1] == 4
 
 
-def test_generator_and_scorer_take_turns_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "_SHARED", ())
-    model = LocalModel(ModelSpec(name=str(folder), max_tokens=16, device="cpu"))
-    with turn(torch.device("cpu")):
-        waits = threading.Thread(target=model.complete_sync, args=(Call.of("the mill", seed=1, max_tokens=6),))
+def waits_for_its_turn(work: Callable[[], Any]) -> bool:
+    """Whether `work` waits while another thread has a turn, and then ends."""
+    device = torch.device("cpu")
+    waits = threading.Thread(target=work)
+    with turn(device):
         waits.start()
-        while not turns._turns(torch.device("cpu"))._waiting:  # type: ignore[union-attr]
-            assert waits.is_alive()
-        assert waits.is_alive()
+        while waits.is_alive() and not turns._turns(device)._waiting:  # type: ignore[union-attr]
+            pass
+        waited = waits.is_alive()
     waits.join(60)
-    assert not waits.is_alive()
+    return waited and not waits.is_alive()
+
+
+def test_generator_and_scorers_take_turns_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LocalModel(ModelSpec(name=str(folder), max_tokens=16, device="cpu"))
+    target, questions, pairs = tiny_target(), samples(2, seed=1), samples(2, seed=2)
+    exact, forward = InfluenceScorer(target, questions), ForwardScorer(target, questions)
+    monkeypatch.setattr(turns, "_SHARED", ())
+    assert waits_for_its_turn(lambda: model.complete_sync(Call.of("the mill", seed=1, max_tokens=6)))
+    assert waits_for_its_turn(lambda: exact.score(pairs))
+    assert waits_for_its_turn(lambda: forward.score(pairs))
+
+
+def test_no_server_is_started_for_an_embedded_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = SimpleNamespace(recipe=tiny_recipe())
+    monkeypatch.setattr("optimsyn.llm.embedded.server.published_server", lambda: None)
+    monkeypatch.setattr("optimsyn.execution.runner.on_gpu", lambda spec: False)
+    assert isinstance(embedded_server(run), EmbeddedServer)
+    monkeypatch.setattr("optimsyn.execution.runner.on_gpu", lambda spec: True)
+    assert not isinstance(embedded_server(run), EmbeddedServer)
 
 
 def test_the_embedded_model_goes_where_the_recipe_or_a_gpu_says(monkeypatch: pytest.MonkeyPatch) -> None:
