@@ -2,7 +2,7 @@
 
     python benchmarks/loop.py                        # this code, and the same loop strictly serial, in turns
     python benchmarks/loop.py --before FOLDER        # and a checkout of an earlier commit
-    python benchmarks/loop.py --device cuda          # on a GPU; --generator local generates there with transformers
+    python benchmarks/loop.py --device cuda          # on a GPU
 
 Each checkout warms the embedded target up once on the quickstart's texts, untimed. Then each side runs the stages
 optimize_prompt, train_policy and synthesize on a copy of that run, in a process of its own. Serial means: all rubrics,

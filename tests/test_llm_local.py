@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimsyn.base.errors import ModelError
 from optimsyn.llm.factory import load_language_model
 from optimsyn.llm.language_model import Call
-from optimsyn.llm.local.generation import Row, SeededSampling, generate, prompt_ids, truncated
+from optimsyn.llm.local.generation import Row, SeededSampling, generate, prompt_ids
 from optimsyn.llm.local.loading import load_causal_lm, resolve_device, resolve_dtype
 from optimsyn.llm.local.model import folder_fingerprint
+from optimsyn.llm.local.sampling import truncated
 from optimsyn.llm.replies import ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
 

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from optimsyn.base.errors import DataError, ModelError, ServiceError
 from optimsyn.base.files import iter_json
 from optimsyn.data.forms.multiple_choice import MultipleChoice
+from optimsyn.llm.local import turns
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_problems
 from optimsyn.optimize.policy import PolicyResult, train_policy
 from optimsyn.optimize.policy_task import PolicyTask, TrlReward, blank_line_tokens
-from optimsyn.optimize.shared_prompt import FinishedRows
+from optimsyn.optimize.shared_prompt import FinishedRows, SharedPromptTrainer
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Lora, ModelSpec
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
@@ -65,6 +66,34 @@ def test_it_learns_what_the_reward_rewards_and_keeps_its_history(policy: Path, t
     assert not (tmp_path / "checkpoints").exists()
     # A blank line ends a completion.
     assert min(row["completion_length"] for row in found.history) < 16
+
+
+def test_on_a_gpu_the_policy_lets_generator_and_scorer_work_for_its_rewards(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With turns on the CPU as on a GPU; a turn that is not handed over would wait for ever."""
+    monkeypatch.setattr(turns, "_SHARED", ())
+    held: list[bool] = []
+
+    class OnTheDevice(Scorer):
+        def score(self, pairs: Any) -> Any:
+            with turns.turn(torch.device("cpu")):  # in a thread of its own
+                held.append(True)
+                return super().score(pairs)
+
+    steps: list[bool] = []
+    forward = SharedPromptTrainer._get_per_token_logps_and_entropies
+
+    def watched(self: Any, *args: Any, **more: Any) -> Any:
+        steps.append(turns._turns(torch.device("cpu")).mine)  # type: ignore[union-attr]
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(SharedPromptTrainer, "_get_per_token_logps_and_entropies", watched)
+    trained = train(policy, tmp_path, make_reward(source="train_policy", scorer=OnTheDevice()), steps=2)
+    assert [row["step"] for row in trained.history] == [1, 2]
+    assert held
+    assert steps
+    assert all(steps)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from influence_helpers import byte_tokenizer, modules_of, tiny
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P, truncated
+from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P, truncated
 from optimsyn.optimize.shared_prompt import Candidates, SharedPromptTrainer
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 

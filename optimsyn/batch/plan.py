@@ -14,6 +14,7 @@ from optimsyn.base.secrets.redaction import SHOWN_INSTEAD, find_secret, redact
 from optimsyn.batch.memory import Need
 from optimsyn.batch.state import RunState
 from optimsyn.execution.parameters import chosen_recipe
+from optimsyn.llm.local.loading import on_gpu
 from optimsyn.llm.shared_budget import Caps
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.runs.folder import Run
@@ -53,7 +54,7 @@ class Job:
         name: Its name in tables: the recipe's name, or the run's where several recipes have the same name.
         state: Its entry in `batch.json`.
         run: Its run folder; None when the recipe was refused.
-        embedded: It writes text with the embedded model, whose server the runs can share.
+        embedded: It writes text with the embedded model on the CPU, whose server the runs can share.
         gpu: It loads a model on a GPU if there is one.
         until: Its last stage; None: the run's last stage.
     """
@@ -173,7 +174,7 @@ def _checked(label: str, recipe: Recipe, root: Path, until: str | None, here: bo
         job,
         run=Run.open(recipe, root),
         need=Need(preflight.gpu_bytes, preflight.main_bytes, pinned),
-        embedded=any(spec.provider == "embedded" for spec in writers),
+        embedded=any(spec.provider == "embedded" and not on_gpu(spec) for spec in writers),
         gpu=any(spec.provider in ("embedded", "local") and spec.device.startswith(("auto", "cuda")) for spec in roles),
         warnings=tuple(preflight.warnings),
     )

@@ -15,6 +15,7 @@ from optimsyn.base.errors import StageError
 from optimsyn.base.secrets.redaction import redact
 from optimsyn.execution.stage_notebooks import stage_notebook
 from optimsyn.execution.status_line import Screen
+from optimsyn.llm.local.loading import on_gpu
 from optimsyn.recipe.own_parts import refuse_parts_of_this_process
 from optimsyn.runs.durations import clock, described, earlier_seconds, executed_notebook, since_begun
 from optimsyn.runs.folder import INTERRUPTED, Run
@@ -230,13 +231,13 @@ def refuse_locked(run: Run, file: str, why: str, *, seconds: float = 0) -> None:
 
 
 def embedded_server(run: Run) -> AbstractContextManager[Any]:
-    """The server that all stages share when a model that writes text is `embedded`.
+    """The server that all stages share when a model that writes text is `embedded` and there is no GPU for it.
 
     In a batch, all runs may already share one.
     """
     models = run.recipe.models
     specs = (models.generator, models.rubric, models.reflection)
-    if not any(spec is not None and spec.provider == "embedded" for spec in specs):
+    if not any(spec is not None and spec.provider == "embedded" and not on_gpu(spec) for spec in specs):
         return nullcontext()
     from optimsyn.llm.embedded.server import EmbeddedServer, published_server
 

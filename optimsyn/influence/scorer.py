@@ -37,6 +37,7 @@ from optimsyn.influence.scores import Scores, across_subtasks, refuse_not_finite
 from optimsyn.influence.sinks import DotSink
 from optimsyn.influence.token_attribution import TangentSink
 from optimsyn.influence.token_attribution import token_shares as shares_of
+from optimsyn.llm.local.turns import turn
 from optimsyn.recipe.sections.models import CountedTokens, QuestionGradients
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
@@ -152,7 +153,8 @@ class InfluenceScorer(MeasuresGradients):
 
         def measure(places: list[int]) -> Scores:
             encoded = [counted(self.target.encode(samples[i]), self.options.tokens, "pair") for i in places]
-            return self._measure(encoded, token_shares)
+            with turn(self.target.device):
+                return self._measure(encoded, token_shares)
 
         if self.processes == "own" or process_count() == 1:
             return measure(list(range(len(samples))))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from optimsyn.base.errors import ModelError
 from optimsyn.llm.language_model import LanguageModel
+from optimsyn.llm.local.loading import on_gpu
 from optimsyn.llm.replies import Budget, ReplyCache
 from optimsyn.recipe.recipe import ModelSpec
 
@@ -29,7 +30,7 @@ def load_language_model(
         spec: The model.
         cache: The reply cache; None: replies are not kept.
         adapter: A peft adapter on top of the weights. The embedded model then runs in this process instead of its
-            server.
+            server, as it does on a GPU, there by default with the writer's adapter.
         budget: The run's cap.
         batches: The batches of a model with `batch: true`; None: requests are sent one by one.
         field: The model's field in the recipe (`models.generator`), for messages.
@@ -45,13 +46,16 @@ def load_language_model(
         model: LanguageModel = OwnModel(spec, cache, budget, field)
     elif spec.provider == "litellm":
         model = _hosted(spec, cache, budget, adapter, batches)
-    elif spec.provider == "embedded" and adapter is None:
+    elif spec.provider == "embedded" and adapter is None and not on_gpu(spec):
         from optimsyn.llm.embedded.model import EmbeddedModel
 
         model = EmbeddedModel(spec, cache, budget)
     else:
+        from optimsyn.llm.embedded.writer import adapter_dir
         from optimsyn.llm.local.model import LocalModel
 
+        if spec.provider == "embedded" and adapter is None:
+            adapter = adapter_dir()
         model = LocalModel(spec, cache, budget, adapter=adapter)
     model.field = field
     return model

@@ -106,7 +106,7 @@ def _arguments(task: PolicyTask, model: Any) -> Any:
     import torch
     from trl import GRPOConfig
 
-    from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P
+    from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P
 
     config = task.config
     device = next(model.parameters()).device

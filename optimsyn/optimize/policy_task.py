@@ -186,7 +186,7 @@ class PolicyTask:
         """`group_size` rubrics for a row, sampled as when the policy is used; seed torch beforehand."""
         import torch
 
-        from optimsyn.llm.local.generation import MIN_P, TOP_K, TOP_P
+        from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P
 
         prompt = self.prompt_ids(tokenizer, row)
         ids = torch.tensor([prompt] * self.config.group_size, device=model.device)

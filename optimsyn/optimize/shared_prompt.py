@@ -33,6 +33,7 @@ from trl.models import unwrap_model_for_generation
 
 from optimsyn.base.meter import Meter
 from optimsyn.llm.local.generation import prompt_ids
+from optimsyn.llm.local.turns import others_turn, turn
 from optimsyn.recipe.sections.models import NO_THINKING
 from optimsyn.target.output_layer import OutputLayer, TokenLogProbs
 
@@ -45,7 +46,7 @@ _SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multip
 
 
 class Candidates(LogitsProcessor):
-    """Cuts a whole batch's candidates as `optimsyn.llm.local.generation.truncated` does, then applies temperature.
+    """Cuts a whole batch's candidates as `optimsyn.llm.local.sampling.truncated` does, then applies temperature.
 
     Args:
         top_k: Most candidates.
@@ -201,12 +202,12 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass, and the sampling before it."""
-        with self.meter.at_work(RUBRIC):
+        with turn(self._causal.device), self.meter.at_work(RUBRIC):
             loss: torch.Tensor = super().training_step(*args, **kwargs)
             return loss
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.meter.waiting(RUBRIC):
+        with self.meter.waiting(RUBRIC), others_turn(self._causal.device):
             rewards: torch.Tensor = super()._calculate_rewards(*args, **kwargs)
             return rewards
 

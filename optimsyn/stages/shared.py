@@ -156,8 +156,10 @@ class Tools:
     @property
     def ahead(self) -> int:
         """Candidates under way at once: enough that neither the rubric model nor the generator waits for requests."""
+        from optimsyn.llm.local.loading import at_once
+
         models = self.recipe.models
-        return 2 * (models.generator.concurrency + models.rubric.concurrency)
+        return 2 * (at_once(models.generator) + at_once(models.rubric))
 
     @property
     def asks_at_once(self) -> bool:

@@ -25,6 +25,7 @@ from optimsyn.influence.fingerprint import scorer_fingerprint
 from optimsyn.influence.options import ScoringOptions, checkpoint_weights
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
+from optimsyn.llm.local.turns import turn
 from optimsyn.target.encoding import Encoded, as_sample, counted
 from optimsyn.target.target import Target
 from optimsyn.target.upcast import Precision, computing, is_narrow
@@ -101,7 +102,8 @@ class DerivativeScorer(ABC):
             ModelError: A pair has an empty answer, is too long without its context, or its loss is not finite.
         """
         encoded = [counted(self.target.encode(pair), self.tokens, "pair") for pair in pairs]
-        return self._sums(encoded).scores(self.across_subtasks, token_shares=token_shares)
+        with turn(self.target.device):
+            return self._sums(encoded).scores(self.across_subtasks, token_shares=token_shares)
 
     def zero_gradient_baseline(self) -> dict[str, float | dict[str, float]]:
         """The score of a sample that teaches nothing: 0, since a linear estimator has no momentum."""

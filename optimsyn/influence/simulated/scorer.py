@@ -34,6 +34,7 @@ from optimsyn.influence.options import Across, ScoringOptions, refuse_nothing_to
 from optimsyn.influence.scorer import InfluenceScorer
 from optimsyn.influence.scores import Scores
 from optimsyn.influence.simulated.training import HORIZON, SimulatedTraining, WarmGradients
+from optimsyn.llm.local.turns import turn
 from optimsyn.recipe.sections.evaluation import FineTune
 from optimsyn.recipe.sections.models import CountedTokens
 from optimsyn.target.encoding import Encoded, as_sample, counted
@@ -264,7 +265,8 @@ class SimulatedScorer(MeasuresGradients):
                 "take those of scorer.linear, or set influence.estimator to adam_linear"
             )
         encoded = [self.target.encode(as_sample(pair)) for pair in pairs]
-        by_subtask, norms, losses = self._score(encoded)
+        with turn(self.target.device):
+            by_subtask, norms, losses = self._score(encoded)
         return Scores.finished(
             [item.id for item in encoded],
             self.subtasks,

@@ -36,6 +36,7 @@ class Learned:
         limit_name: Its name for the limit on a reply; `none`: it takes neither name. None: as LiteLLM lists it.
         schemas_off: It refused every schema, so none is sent any more.
         schemas_left_out: Digests of schemas that it always refused while it accepted others.
+        rows: A local model's prompts in a batch after its GPU ran out of memory; None: it did not.
     """
 
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Learned:
     schemas_left_out: frozenset[str] = frozenset()
     price_unknown: bool = False
     usage: str = ""
+    rows: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All fields that differ from their defaults."""
@@ -63,6 +65,7 @@ class Learned:
             schemas_left_out=frozenset(map(str, raw.get("schemas_left_out") or ())),
             price_unknown=bool(raw.get("price_unknown")),
             usage=str(raw.get("usage") or ""),
+            rows=rows if isinstance(rows := raw.get("rows"), int) and rows > 0 else None,
         )
 
     def sentences(self, name: str) -> list[str]:
@@ -84,6 +87,8 @@ class Learned:
             lines.append(f"the price of {name} is not known, so its cost is not counted")
         if self.usage:
             lines.append(usage_sentence(name, self.usage))
+        if self.rows is not None:
+            lines.append(f"the GPU had too little memory for larger batches of {name}; they have {self.rows} prompts")
         return lines
 
 

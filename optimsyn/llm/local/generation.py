@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,15 @@ from transformers import (
 
 from optimsyn.base.errors import ModelError
 from optimsyn.llm.control_tokens import controls_of, data_ids, rendered
+from optimsyn.llm.local.sampling import draw
 from optimsyn.recipe.sections.models import NO_THINKING
 
-# llama.cpp's defaults, so that a model samples the same way as from its server.
-TOP_K = 40
-TOP_P = 0.95
-MIN_P = 0.05
 # Stop sequences are searched only at the end of the reply; each of their tokens has at least one character.
 _STOP_WINDOW = 8
+# A tokenizer may drop the space before a text's first word, so a reply is decoded behind the prompt's last tokens.
+_PROMPT_TAIL = 8
+# Bytes for each row and token of the vocabulary while a token is sampled: logits, and copies of them.
+_SAMPLING_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -56,71 +57,61 @@ class Generated:
 
 
 class SeededSampling(LogitsProcessor):
-    """Turns the arg max of greedy decoding into a sample of each row's own distribution.
+    """Turns the arg max of greedy decoding into a sample of each row's own distribution; see `draw`."""
 
-    Gumbel-max: the arg max of logits / T + g, with g standard Gumbel noise, is a sample of softmax(logits / T)
-    (Gumbel 1954; Maddison et al. 2014, "A* sampling"). Each step draws noise for the whole vocabulary from the row's
-    own generator, so it depends neither on the other rows nor on the ranking of tokens. Before that the candidates are
-    truncated as in llama.cpp: top-k, then top-p, then min-p, at temperature 1.
-    """
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Noise generators for the rows of one batch."""
-        self._temperatures = [row.temperature for row in rows]
-        # On the CPU, so that a seed gives the same noise on every device.
-        self._generators = [torch.Generator().manual_seed(row.seed % 2**63) for row in rows]
+    def __init__(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> None:
+        """For the rows of one batch, on the device of its scores."""
+        if torch.device(device).type == "mps":
+            device = "cpu"  # MPS has no float64
+        self._temperatures = torch.tensor([row.temperature for row in rows], dtype=torch.float64, device=device)
+        self._seeds = torch.tensor([row.seed % 2**63 for row in rows], device=device)
+        self._steps = torch.zeros_like(self._seeds)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [B, vocabulary] whose arg max is the sampled token of each row."""
-        result = scores.float()
-        for index, temperature in enumerate(self._temperatures):
-            if temperature == 0:
-                continue
-            noise = torch.empty(result.shape[1]).exponential_(generator=self._generators[index])
-            gumbel = -noise.clamp_min(1e-30).log().to(result.device)
-            result[index] = truncated(result[index]) / temperature + gumbel
-        return result  # type: ignore[return-value]
+        drawn = draw(scores.to(self._seeds.device), self._temperatures, self._seeds, self._steps).unsqueeze(1)
+        self._steps += 1
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn.to(scores.device), 0.0)  # type: ignore[return-value]
 
 
-def truncated(logits: torch.Tensor, top_k: int = TOP_K, top_p: float = TOP_P, min_p: float = MIN_P) -> torch.Tensor:
-    """Logits [vocabulary] with all but the candidates at minus infinity; the most likely token always stays.
+class RowLimits(StoppingCriteria):
+    """Ends each row at its own length or stop sequence, or when it is given up."""
 
-    Args:
-        logits: Raw logits of one row.
-        top_k: The most candidates.
-        top_p: The fewest candidates whose probability, among the top k, sums to at least this.
-        min_p: No candidate less likely than this fraction of the most likely one.
-    """
-    values, indices = logits.topk(min(top_k, logits.numel()))
-    probabilities = values.softmax(0)
-    before = probabilities.cumsum(0) - probabilities
-    keep = (before < top_p) & (probabilities >= min_p * probabilities[0])
-    keep[0] = True
-    result = torch.full_like(logits, float("-inf"))
-    result[indices[keep]] = values[keep]
-    return result
-
-
-class _RowLimits(StoppingCriteria):
-    """Ends each row at its own length or stop sequence."""
-
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, prompt_length: int) -> None:
+    def __init__(
+        self, rows: Sequence[Row], tokenizer: Any, prompt_length: int, given_up: Sequence[Callable[[], bool]]
+    ) -> None:
         self._rows = rows
         self._tokenizer = tokenizer
         self._prompt_length = prompt_length
+        self._given_up = given_up
+        self._window = _STOP_WINDOW + max((len(stop) for row in rows for stop in row.stop), default=0)
+        self._may_complete: dict[tuple[tuple[str, ...], int], bool] = {}
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        """Which rows have ended [B]."""
         new = input_ids[:, self._prompt_length :]
         length = new.shape[1]
-        done = [length >= row.max_tokens or self._stops(row, new[index]) for index, row in enumerate(self._rows)]
+        tails = new[:, -self._window :].tolist()
+        done = [length >= row.max_tokens or self._stops(row, tail) for row, tail in zip(self._rows, tails, strict=True)]
+        for index, given_up in enumerate(self._given_up):
+            done[index] = done[index] or given_up()
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
-    def _stops(self, row: Row, new: torch.Tensor) -> bool:
-        if not row.stop:
+    def _stops(self, row: Row, tail: list[int]) -> bool:
+        if not row.stop or not self._completes(row.stop, tail[-1]):
             return False
-        window = max(len(stop) for stop in row.stop) + _STOP_WINDOW
-        tail = self._tokenizer.decode(new[-window:].tolist(), skip_special_tokens=True)
-        return any(stop in tail for stop in row.stop)
+        text = self._tokenizer.decode(tail, skip_special_tokens=True)
+        return any(stop in text for stop in row.stop)
+
+    def _completes(self, stops: tuple[str, ...], token: int) -> bool:
+        """Whether a token may complete a stop sequence; most cannot, so most steps decode nothing."""
+        known = self._may_complete.get((stops, token))
+        if known is None:
+            piece = self._tokenizer.decode([token], skip_special_tokens=True)
+            # A decoder may drop a space, and a letter of several bytes may come in several tokens.
+            known = any(stop[-1] in piece or stop[-1] == " " or not stop[-1].isascii() for stop in stops)
+            self._may_complete[stops, token] = known
+        return known
 
 
 def prompt_ids(
@@ -158,13 +149,33 @@ def _templated(tokenizer: Any, messages: Sequence[dict[str, str]], arguments: Ma
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Generated]:
+def row_bytes(model: Any, tokens: int) -> int:
+    """About the memory that a row of a batch needs: keys and values of its tokens, and sampling.
+
+    Args:
+        model: A causal language model of transformers.
+        tokens: Tokens of prompt and reply.
+    """
+    output = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
+    # State-space layers keep no keys; their memory does not grow with the tokens.
+    layers = getattr(getattr(output, "past_key_values", None), "layers", ())
+    kept = [tensor for layer in layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    token: int = sum(tensor.nbytes for tensor in kept if tensor is not None)
+    vocabulary: int = model.config.get_text_config().vocab_size
+    return tokens * token + _SAMPLING_BYTES * vocabulary
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokenizer: Any, rows: Sequence[Row], given_up: Sequence[Callable[[], bool]] = ()
+) -> list[Generated]:
     """Replies to a batch of prompts, in order.
 
     Args:
         model: A causal language model of transformers, in evaluation mode.
         tokenizer: Its tokenizer; rows are padded here, on the left.
         rows: The prompts.
+        given_up: For each row, whether its reply is no longer wanted; it then ends where it is.
     """
     width = max(len(row.ids) for row in rows)
     pad = tokenizer.pad_token_id
@@ -181,8 +192,8 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Generated]
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=LogitsProcessorList([SeededSampling(rows)]),
-        stopping_criteria=StoppingCriteriaList([_RowLimits(rows, tokenizer, width)]),
+        logits_processor=LogitsProcessorList([SeededSampling(rows, model.device)]),
+        stopping_criteria=StoppingCriteriaList([RowLimits(rows, tokenizer, width, given_up)]),
     )
     return [_finished(tokenizer, row, new, ends) for row, new in zip(rows, output[:, width:].tolist(), strict=True)]
 
@@ -200,9 +211,9 @@ def _finished(tokenizer: Any, row: Row, new: list[int], ends: Sequence[int]) -> 
         new = new[:-1]  # padding, because other rows of the batch were longer
     ended = next((index for index, token in enumerate(new) if token in ends), None)
     content = new if ended is None else new[:ended]
-    # Decoded together with the prompt, because a tokenizer may drop the space before a text's first word.
-    prompt = tokenizer.decode(row.ids, skip_special_tokens=True)
-    text = tokenizer.decode([*row.ids, *content], skip_special_tokens=True)[len(prompt) :]
+    tail = row.ids[-_PROMPT_TAIL:]
+    before = len(tokenizer.decode(tail, skip_special_tokens=True))
+    text = tokenizer.decode([*tail, *content], skip_special_tokens=True)[before:]
     cuts = [text.index(stop) for stop in row.stop if stop in text]
     if cuts:
         return Generated(text[: min(cuts)], len(content), "stop")

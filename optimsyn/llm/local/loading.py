@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = ("float32", "bfloat16", "float16")
+# Files of the drivers for NVIDIA's and AMD's GPUs, the last one in Windows' Linux.
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+LARGE_BATCH = 512
+"""Prompts in a batch on a GPU, where they fit its memory; while they are answered, as many others are prepared."""
 
 
 def load_causal_lm(spec: ModelSpec, *, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,6 +107,23 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ModelError(f"device {name!r}: not on this machine ({count} CUDA GPUs); use auto or cpu")
     return device
+
+
+def on_gpu(spec: ModelSpec) -> bool:
+    """Whether a model's weights go to a CUDA GPU; PyTorch is imported only where there is a driver."""
+    if spec.device != "auto":
+        return spec.device.startswith("cuda")
+    if not any(Path(driver).exists() for driver in DRIVERS) and shutil.which("nvidia-smi") is None:
+        return False
+    return resolve_device("auto").type == "cuda"
+
+
+def at_once(spec: ModelSpec) -> int:
+    """The most requests to a model at once: the recipe's `concurrency`, on a GPU more unless the recipe changes it."""
+    changed = spec.concurrency != ModelSpec.model_fields["concurrency"].default
+    if changed or spec.provider not in ("embedded", "local") or not on_gpu(spec):
+        return spec.concurrency
+    return 2 * LARGE_BATCH
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

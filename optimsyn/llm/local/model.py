@@ -5,26 +5,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import ModelError
+from optimsyn.llm.hosted.service_memory import ServiceMemory
 from optimsyn.llm.language_model import Call, LanguageModel
+from optimsyn.llm.local.loading import LARGE_BATCH, at_once
+from optimsyn.llm.local.turns import turn
 from optimsyn.llm.replies import Budget, Reply, ReplyCache
 from optimsyn.recipe.model_names import hub_id
 from optimsyn.recipe.recipe import ModelSpec
 
 if TYPE_CHECKING:
-    from optimsyn.llm.local.generation import Row
+    from optimsyn.llm.local.generation import Generated, Row
 
-# Calls within this time of the first share its batch.
+_log = logging.getLogger(__name__)
+
+# A batch begins when it is full, or when no further call has come for this time.
 _GATHER_S = 0.01
 # On a CPU eight rows take little longer than one, because reading the weights dominates.
 _SMALLEST_FULL_BATCH = 8
+# The generator's share of the memory that is free when a batch begins; target and policy need the rest.
+_MEMORY_SHARE = 0.25
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
 
@@ -39,7 +48,7 @@ class LocalModel(LanguageModel):
     """A hub model, a local folder, or the embedded weights with an adapter, run by transformers.
 
     Batches are padded on the left. Each call samples with its own seed, so its batch changes its reply only by
-    rounding. Schemas are not enforced.
+    rounding. Schemas are not enforced. When a GPU's memory runs out, batches are halved and generated again.
     """
 
     def __init__(
@@ -61,8 +70,12 @@ class LocalModel(LanguageModel):
         self._model: Any = None
         self._queue: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
+        self._memory = ServiceMemory() if cache is None else ServiceMemory.beside(cache.path)
+        self._most_rows: int | None = None
         # One thread, because two batches at once would only share the same cores.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-model")
+        # Loads the model, and turns the next prompts into tokens while a batch is generated.
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix="optimsyn-local-texts")
 
     @property
     def chat(self) -> bool:
@@ -76,12 +89,20 @@ class LocalModel(LanguageModel):
 
     @property
     def concurrency(self) -> int:
-        """Rows of a full batch: the recipe's `concurrency`, but at least eight, which cost little more than one."""
-        return max(self.spec.concurrency, _SMALLEST_FULL_BATCH)
+        """The recipe's `concurrency`, but at least eight: on a CPU eight rows cost little more than one."""
+        return max(at_once(self.spec), _SMALLEST_FULL_BATCH)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a full batch: at most `LARGE_BATCH`, and what fitted the GPU's memory before in this run."""
+        if self._most_rows is None:
+            most = min(self.concurrency, LARGE_BATCH)
+            self._most_rows = min(most, self._memory.of(self.name).rows or most)
+        return self._most_rows
 
     async def _request(self, call: Call) -> Reply:
         loop = asyncio.get_running_loop()
-        row = await loop.run_in_executor(self._thread, self._row, call)
+        row = await loop.run_in_executor(self._texts, self._row, call)
         waiting = _Waiting(row, loop.create_future())
         self._queue.append(waiting)
         if self._worker is None or self._worker.done():
@@ -89,14 +110,18 @@ class LocalModel(LanguageModel):
         return await waiting.future
 
     async def _work(self) -> None:
-        await asyncio.sleep(_GATHER_S)
         while self._queue:
-            batch = self._queue[: self.concurrency]
-            del self._queue[: self.concurrency]
+            seen = 0
+            while seen < len(self._queue) < self.most_rows:
+                seen = len(self._queue)
+                await asyncio.sleep(_GATHER_S)
+            # Without the calls that were given up.
+            queue = [waiting for waiting in self._queue if not waiting.future.done()]
+            batch, self._queue = queue[: self.most_rows], queue[self.most_rows :]
+            if not batch:
+                continue
             try:
-                replies = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._answer, [waiting.row for waiting in batch]
-                )
+                replies = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, batch)
             except Exception as error:  # noqa: BLE001 - raised in every caller of the batch
                 for waiting in batch:
                     if not waiting.future.done():
@@ -137,19 +162,31 @@ class LocalModel(LanguageModel):
         limit = None if self._model is None else self._context()
         return None if limit is None else limit - reply.input_tokens
 
-    def _answer(self, rows: list[Row]) -> list[Reply]:
+    def _answer(self, batch: Sequence[_Waiting]) -> list[Reply]:
+        replies: list[Reply] = []
+        while len(replies) < len(batch):
+            replies += self._replies(batch[len(replies) :][: self.most_rows])
+        return replies
+
+    def _replies(self, batch: Sequence[_Waiting]) -> list[Reply]:
+        """Replies to as many of these calls, from the first on, as fit the memory; none if it ran out."""
         import torch
 
         from optimsyn.llm.local.generation import generate
 
         started = time.monotonic()
-        try:
-            generated = generate(self._model, self._tokenizer, rows)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ModelError(
-                f"model {self.name}: too little GPU memory for a batch of {len(rows)}; lower the model's concurrency "
-                "or max_tokens, or choose a smaller one"
-            ) from error
+        rows = [waiting.row for waiting in batch]
+        generated: list[Generated] | None = None
+        with turn(self._model.device):
+            try:
+                rows = self._fitting(rows)
+                given_up = [waiting.future.cancelled for waiting in batch[: len(rows)]]
+                generated = generate(self._model, self._tokenizer, rows, given_up)
+            except torch.cuda.OutOfMemoryError:
+                pass  # handled below, because the error's traceback holds the tensors of the batch
+            if generated is None:
+                self._shrink(len(rows))
+                return []
         seconds = time.monotonic() - started
         return [
             Reply(
@@ -162,6 +199,38 @@ class LocalModel(LanguageModel):
             )
             for row, result in zip(rows, generated, strict=True)
         ]
+
+    def _fitting(self, rows: list[Row]) -> list[Row]:
+        """The first rows, as many as are estimated to fit the generator's share of a GPU's free memory."""
+        if self._model.device.type != "cuda":
+            return rows
+        import torch
+
+        from optimsyn.llm.local.generation import row_bytes
+
+        device = self._model.device
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        tokens = max(len(row.ids) for row in rows) + max(row.max_tokens for row in rows)
+        return rows[: max(1, int(free * _MEMORY_SHARE / row_bytes(self._model, tokens)))]
+
+    def _shrink(self, rows: int) -> None:
+        """Halves the batch after the GPU's memory ran out with so many rows.
+
+        Raises:
+            ModelError: There was one row.
+        """
+        import torch
+
+        torch.cuda.empty_cache()
+        if rows == 1:
+            raise ModelError(
+                f"model {self.name}: too little GPU memory for a batch of one reply; lower the model's max_tokens, "
+                "use shorter passages, or choose a smaller one"
+            )
+        self._most_rows = most = rows // 2
+        _log.warning("model %s: too little GPU memory for %d prompts at once; going on with %d", self.name, rows, most)
+        self._memory.change(self.name, lambda known: replace(known, rows=min(most, known.rows or most)))
 
     def _loaded_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -177,7 +246,7 @@ class LocalModel(LanguageModel):
             self._model, self._tokenizer = load_causal_lm(self.spec, adapter=self._adapter)
 
     async def aclose(self) -> None:
-        """Frees the model's memory; a later call loads it again."""
+        """Frees the model's memory after the running batch; a later call loads it again."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._unload)
 
     def _unload(self) -> None:
