@@ -233,10 +233,10 @@ def _check_reward_questions(recipe: Recipe, sets: QuestionSets | None, preflight
     other = recipe.reward.other_questions
     if other is not None and is_own_file(other):
         with _reported(preflight, OTHER):
-            preflight.problems += shortened(check_other_questions(recipe.questions, other, recipe.seed), OTHER)
+            preflight.problems += shortened(check_other_questions(recipe.questions, other, recipe.seed_of("data")), OTHER)
     if recipe.reward.source == "permuted" and sets is not None and sets.validation:
         with _reported(preflight, "questions.validation"):
-            permuted(sets.validation, recipe.seed)
+            permuted(sets.validation, recipe.seed_of("data"))
 
 
 def _check_guiding_text(recipe: Recipe, preflight: Preflight) -> None:

@@ -116,11 +116,11 @@ def _reward_questions(run: Run, validation: list[Question]) -> tuple[list[Questi
     """
     recipe = run.recipe
     if recipe.reward.other_questions is not None:
-        others, lost = load_other_questions(recipe.questions, recipe.reward.other_questions, recipe.seed)
+        others, lost = load_other_questions(recipe.questions, recipe.reward.other_questions, recipe.seed_of("data"))
         fitting, too_long = _fitting(run, _without_keys(others))
         said = f"{len(fitting)} questions of another domain give the reward its direction (reward.source: other)"
         return fitting, [*lost, *too_long], said
-    asked = permuted(validation, recipe.seed)
+    asked = permuted(validation, recipe.seed_of("data"))
     alone = len(validation) - len(asked)
     same = sum(mine.answer == theirs.answer for mine, theirs in zip(_in(validation, asked), asked, strict=True))
     said = (
