@@ -35,7 +35,7 @@ _AT_MOST: dict[str, dict[str, int | float]] = {
         "max_tokens": 120,
         "save_every": 1,
     },
-    "synthesis": {"pairs": 3, "oversample": 1.4},
+    "synthesis": {"pairs": 3, "oversample": 1.4, "pool": 8},
     "fine_tune": {"steps": 2, "batch_size": 3},
     "evaluation": {"max_new_tokens": 12, "batch_size": 16},
 }

@@ -18,6 +18,7 @@ from optimsyn.llm.hosted.capabilities import price_of
 from optimsyn.llm.hosted.service_memory import usage_sentence
 from optimsyn.llm.reply import Usage
 from optimsyn.machine.forecast.lengths import Lengths, measure
+from optimsyn.recipe.sections.arms import has_weights
 from optimsyn.recipe.sections.optimizers import MIPRO_TEXTS
 from optimsyn.runs.forecast import Forecast, Range, StageForecast
 from optimsyn.runs.results.built_in import OptimizePromptResult, WarmUpResult
@@ -278,8 +279,11 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
 
 
 def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tuple[Kind, Range]]:
+    if recipe.synthesis.arms is not None:
+        return _arms(recipe, passages, known)
     candidates = _candidates(recipe, known)
-    new = candidates.less(cached)
+    sampled = recipe.synthesis.one_decoder and has_weights(recipe.models.rubric)
+    new = candidates if sampled else candidates.less(cached)
     work: list[tuple[Kind, Range]] = [("bare", candidates), ("rubric", new), ("pair", new)]
     if recipe.optimizers.prompt.enabled:
         changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
@@ -287,6 +291,45 @@ def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> li
     if recipe.optimizers.policy.enabled:
         work += [("policy", candidates), ("pair", candidates)]
     return work
+
+
+def _arms(recipe: Recipe, passages: int, known: Known) -> list[tuple[Kind, Range]]:
+    """Requests for the candidates of arms, whose number is fixed; equal requests of two arms are one."""
+    arms = recipe.variants
+    each = Range.exactly(float(recipe.synthesis.first_round))
+    sampled = recipe.synthesis.one_decoder and has_weights(recipe.models.rubric)
+    kind: Kind = "policy" if sampled else "rubric"
+    changed = _changed(recipe, passages) if known.changed is None else Range.exactly(float(known.changed))
+    work: list[tuple[Kind, Range]] = [("bare", each)] if "no_rubric" in arms else []
+
+    def add(written: Range, how: Kind = kind) -> None:
+        work.extend([(how, written), ("pair", written * _READ if how == "policy" else written)])
+
+    static = _pool(recipe, passages) if "static_pool" in arms else each
+    if {"static", "static_pool"} & set(arms):
+        # Sampled as the first drafts are, the first ones are theirs, and cached.
+        add(static if sampled else static.less(recipe.warm_up.pairs))
+    if "untrained_policy" in arms and not (sampled and {"static", "static_pool"} & set(arms)):
+        add(each, "policy")
+    if "optimized" in arms:
+        add(each * changed if {"static", "static_pool"} & set(arms) else each)
+    if "policy" in arms:
+        add(each, "policy")
+    if "both" in arms:
+        add(each * changed if "policy" in arms else each, "policy")
+    if "insider" in arms:
+        add(each)
+    return work
+
+
+def _pool(recipe: Recipe, passages: int) -> Range:
+    """Candidates of the arm static_pool."""
+    if recipe.synthesis.pool is not None:
+        return Range.exactly(float(recipe.synthesis.pool))
+    judged = _policy_training(recipe, passages) or _prompt_search(recipe, passages)
+    return next(amount for kind, amount in judged if kind == "pair") + Range.exactly(
+        float(recipe.synthesis.first_round)
+    )
 
 
 def _candidates(recipe: Recipe, known: Known) -> Range:
