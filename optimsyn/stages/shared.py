@@ -295,7 +295,7 @@ class Tools:
             self.scorer if given == "nothing" else self.moved_scorer(),
             self.pair_writer,
             self.checker,
-            invalid_penalty=self.recipe.reward.invalid_penalty,
+            invalid_penalty=self.invalid_penalty,
             ledger=self.run.path("rewards.jsonl"),
             options=RewardOptions(
                 source=source,
@@ -314,9 +314,20 @@ class Tools:
     @property
     def _first_draft_influence(self) -> float:
         """The mean influence of the first draft: a neutral reward, known before any optimiser starts."""
+        values = self._first_draft
+        return sum(values) / len(values) if values else 0.0
+
+    @property
+    def invalid_penalty(self) -> float:
+        """λ in units of the influence."""
+        return self.recipe.reward.penalty(self._first_draft)
+
+    @property
+    def _first_draft(self) -> list[float]:
+        """The influence of the first draft."""
         path = self.run.path("warm_up", "influence.json")
         values: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        return sum(values) / len(values) if values else 0.0
+        return values
 
     @property
     def best_guiding_text(self) -> str:

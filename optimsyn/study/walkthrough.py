@@ -134,7 +134,7 @@ class Workbench:
             self.tools.scorer,
             self._writer,
             self.tools.checker,
-            invalid_penalty=run.recipe.reward.invalid_penalty,
+            invalid_penalty=self.tools.invalid_penalty,
             options=RewardOptions(source="workbench"),
         )
 
