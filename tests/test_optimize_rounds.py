@@ -103,7 +103,7 @@ def test_a_failure_of_a_service_and_the_next_call_end_like_an_undisturbed_traini
 ) -> None:
     whole = train_policy(task_of(policy, tmp_path / "whole", make_reward(), "dpo", steps=2))
     ledger, judged_rows = tmp_path / "rewards.jsonl", 0
-    for fail_at in (3, 12):  # among the untrained policy's rubrics, and in the second round
+    for fail_at in (3, 20):  # among the untrained policy's rubrics, and in the second round
         writer = PairWriter(fail_at=fail_at)
         writer.fails = ServiceError("connection refused")
         with pytest.raises(ServiceError, match="connection refused"):
@@ -133,7 +133,7 @@ def test_kill_9_loses_no_judgement(tmp_path: Path, method: str) -> None:
         return subprocess.run(command, check=False, capture_output=True, timeout=600).returncode
 
     assert run(tmp_path / "whole") == 0
-    assert run(tmp_path / "killed", "20") == -9
+    assert run(tmp_path / "killed", "10") == -9
     assert list(iter_json(tmp_path / "killed" / "rewards.jsonl"))
     assert run(tmp_path / "killed") == 0
     bought = (tmp_path / "killed" / "written.log").read_text().split()

@@ -147,7 +147,11 @@ class _Rounds:
 
     def _held_rewards(self, number: int) -> dict[str, float]:
         """The mean reward on each held passage of the policy after a round; the model has its weights if it is new."""
-        drawn = self._groups([(number, True, group, 0) for group in range(len(self.held))])
+        places = [(number, True, group, 0) for group in range(len(self.held))]
+        at_once = self.config.passages_per_step
+        drawn = [
+            rows for first in range(0, len(places), at_once) for rows in self._groups(places[first : first + at_once])
+        ]
         by_group = (
             (rows[0].passage_id, [row.reward for row in rows if row.reward is not None]) for rows in drawn if rows
         )

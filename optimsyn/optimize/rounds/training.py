@@ -60,7 +60,7 @@ def on_preferences(task: PolicyTask, model: Any, tokenizer: Any, passages: Seque
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class TokensAsSampled(DPOTrainer):  # type: ignore[misc]
+    class TokensAsSampled(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:
             # TRL would write the rubrics as text again, and lose which token ended them.
             return dataset

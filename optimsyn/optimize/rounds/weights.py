@@ -78,7 +78,9 @@ def kl_per_token(model: Any, start: Weights | None, rubrics: Sequence[tuple[list
     def log_probs(prompt: list[int], completion: list[int]) -> torch.Tensor:
         ids = torch.tensor([prompt + completion], device=model.device)
         with torch.no_grad():
-            logits = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[0, -len(completion) - 1 : -1]
+            logits: torch.Tensor = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[
+                0, -len(completion) - 1 : -1
+            ]
         return logits.float().log_softmax(-1)
 
     for prompt, completion in rubrics:

@@ -13,8 +13,10 @@ from optimsyn.recipe.sections.parts import named
 # The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
 # Newer fields of the policy: a recipe without them keeps its fingerprint, and its trainings resume.
-LATER_POLICY_FIELDS = ("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory")
-LATER_POLICY_FIELDS += ("rounds", "epochs", "held_passages")
+LATER_POLICY_FIELDS = (
+    *("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory"),
+    *("rounds", "epochs", "held_passages"),
+)
 # Methods that train in rounds on rubrics judged before, and their learning rates; see docs/concepts/rubrics.md.
 ROUND_METHODS = {"expert": 2e-4, "dpo": 5e-5}
 _LR = 1e-5
