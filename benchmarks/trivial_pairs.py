@@ -89,7 +89,7 @@ def measure(run: Run, count: int) -> dict[str, Any]:
     """Rewards of the run's own candidates and of spoilt pairs."""
     tools = Tools(run)
     passages = {passage.id: passage for passage in tools.passages}
-    penalty = run.recipe.reward.invalid_penalty
+    penalty = tools.invalid_penalty
     rows = []
     good: list[Pair] = []
     for variant in run.recipe.variants:

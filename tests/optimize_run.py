@@ -26,7 +26,7 @@ def run_prompt(folder: Path, kill_at: int | None) -> Any:
     return {"requests": model.requests, **found.model_dump(mode="json")}
 
 
-def run_policy(folder: Path, kill_at: int | None) -> Any:
+def run_policy(folder: Path, kill_at: int | None, method: str = "grpo") -> Any:
     from optimsyn.optimize.policy import train_policy
     from optimsyn.optimize.policy_task import PolicyTask
     from optimsyn.recipe.recipe import Lora, ModelSpec
@@ -38,10 +38,11 @@ def run_policy(folder: Path, kill_at: int | None) -> Any:
     writer = PairWriter(folder / "written.log", kill_at=kill_at)
     reward = make_reward(folder / "rewards.jsonl", writer=writer, source="train_policy")
     config = PolicyOptimizer(
-        steps=5, group_size=4, passages_per_step=2, temperature=1.0, lr=1e-2, kl=0.02, max_tokens=16, lora=Lora(r=4)
-    )
-    spec = ModelSpec(name=str(model), device="cpu")
-    found = train_policy(PolicyTask(spec, config, reward, passages(3), BASE_TEXT, Shape(), folder / "policy", 11))
+        method=method, steps=5 if method == "grpo" else 2, group_size=4, passages_per_step=2, temperature=1.0, lr=1e-2,
+        kl=0.02, max_tokens=16, held_passages=3, lora=Lora(r=4),
+    )  # fmt: skip
+    spec, texts = ModelSpec(name=str(model), device="cpu"), passages(3 if method == "grpo" else 8)
+    found = train_policy(PolicyTask(spec, config, reward, texts, BASE_TEXT, Shape(), folder / "policy", 11))
     return found.history
 
 
@@ -49,5 +50,8 @@ if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(exist_ok=True)
     limit = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    outcome = (run_prompt if what == "prompt" else run_policy)(folder, limit)
+    if what == "prompt":
+        outcome = run_prompt(folder, limit)
+    else:
+        outcome = run_policy(folder, limit, "grpo" if what == "policy" else what)
     (folder / "outcome.json").write_text(json.dumps(outcome))

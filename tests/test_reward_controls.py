@@ -134,12 +134,12 @@ def test_negated_is_minus_the_influence(target: Target) -> None:
 
 
 def test_an_invalid_pair_is_worse_than_a_common_one() -> None:
-    assert penalty_of(Reward(), 0.5) == 0.1
-    assert penalty_of(Reward(source="length"), 0.5) == 0.1
-    assert penalty_of(Reward(source="random"), 0.0) == 3.1
+    assert penalty_of(Reward(), [0.5]) == 0.1
+    assert penalty_of(Reward(source="length"), [0.5]) == 0.1
+    assert penalty_of(Reward(source="random"), [0.0]) == 3.1
     # As far below the mean of minus the influence as it would be below the influence.
     mean = 0.06
-    assert -mean + penalty_of(Reward(source="negated"), -mean) == pytest.approx(mean + 0.1)
+    assert -mean + penalty_of(Reward(source="negated"), [-mean]) == pytest.approx(mean + 0.1)
 
 
 def test_a_recipe_says_it_in_one_word_and_keeps_its_fingerprint(recipe: Recipe) -> None:

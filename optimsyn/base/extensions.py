@@ -361,7 +361,7 @@ ESTIMATORS: Registry[Any] = Registry(
 )
 SCORERS: Registry[Any] = Registry("scorer", "influence.scorer", ["influence"])
 PROMPT_OPTIMIZERS: Registry[Any] = Registry("prompt_optimizer", "optimizers.prompt.method", ["gepa", "miprov2"])
-POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method", ["grpo"])
+POLICY_OPTIMIZERS: Registry[Any] = Registry("policy_optimizer", "optimizers.policy.method", ["grpo", "expert", "dpo"])
 GENERATORS: Registry[Any] = Registry("generator", "models.generator.plugin")
 FORMS: Registry[Any] = Registry("form", "questions.form", ["free", "multiple_choice", "true_false"])
 STAGES: Registry[Any] = Registry("stage", "stages", _STAGES.split())

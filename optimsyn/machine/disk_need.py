@@ -121,7 +121,7 @@ def disk_need(
     """
     prompt, policy, synthesis = recipe.optimizers.prompt, recipe.optimizers.policy, recipe.synthesis
     searched = prompt.metric_calls if prompt.enabled else 0
-    trained = policy.steps * policy.passages_per_step * policy.group_size if policy.enabled else 0
+    trained = policy.judged(None, drawn_again=1.0) if policy.enabled else 0
     each = round(_FURTHER * synthesis.first_round)
     candidates = each * len(recipe.variants)
     if "static_pool" in recipe.variants:

@@ -233,7 +233,9 @@ def _check_reward_questions(recipe: Recipe, sets: QuestionSets | None, preflight
     other = recipe.reward.other_questions
     if other is not None and is_own_file(other):
         with _reported(preflight, OTHER):
-            preflight.problems += shortened(check_other_questions(recipe.questions, other, recipe.seed_of("data")), OTHER)
+            preflight.problems += shortened(
+                check_other_questions(recipe.questions, other, recipe.seed_of("data")), OTHER
+            )
     if recipe.reward.source == "permuted" and sets is not None and sets.validation:
         with _reported(preflight, "questions.validation"):
             permuted(sets.validation, recipe.seed_of("data"))

@@ -7,12 +7,8 @@ counts only after its last file was written, and the reward answers repeated req
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,8 @@ from optimsyn.base.files import write_text
 from optimsyn.base.seeds import derive_seed
 from optimsyn.optimize.history import History
 from optimsyn.optimize.policy_task import PolicyTask
+from optimsyn.optimize.quiet import quiet
+from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, saved_weights
 from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 
 # Rubrics per forward and backward pass; a step with more rubrics accumulates gradients.
@@ -56,9 +54,11 @@ def train(task: PolicyTask) -> Path:
     checkpoint = _last_complete(task.checkpoints)
     done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
     history = task.history(keep=lambda row: row.get("step", 0) <= done)
-    with _quiet():
+    with quiet():
         trainer = _build_trainer(task, _make_callback(task, history))
+        start = None if task.start is None else saved_weights(task.start)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        task.conclude(kl_per_token=kl_on_fresh_rubrics(task, trainer.model, trainer.processing_class, start))
         return task.save(trainer.model)
 
 
@@ -171,22 +171,6 @@ def _sampler(config: PolicyOptimizer) -> dict[str, Any]:
     if config.sampler == "vllm_server":
         return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": config.vllm_url}
     return {}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the warnings of TRL and transformers to each other (deprecated names, file systems) out of notebooks."""
-    loggers = [logging.getLogger(name) for name in ("accelerate", "transformers", "trl")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _make_callback(task: PolicyTask, history: History) -> Any:

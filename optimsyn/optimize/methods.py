@@ -91,6 +91,33 @@ class _Grpo:
         return None
 
 
+class _InRounds:
+    """Rounds of sampling, judging and training on all rubrics judged so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, task: PolicyTask) -> Path:
+        from optimsyn.optimize.rounds import training
+        from optimsyn.optimize.rounds.loop import train
+
+        return train(task, {"expert": training.on_the_best, "dpo": training.on_preferences}[self.name])
+
+    def problem(self, recipe: Recipe) -> str | None:
+        """What of the recipe it cannot follow."""
+        config = recipe.optimizers.policy
+        if (config.sampler, config.steps_ahead) != ("transformers", 1):
+            return f"sampler and steps_ahead are for grpo; leave them out with {self.name}"
+        if self.name == "dpo" and config.kl == 0:
+            return "dpo learns nothing with kl: 0, since its loss is of kl times the change; use 0.02, or up to 0.5"
+        if recipe.reward.given == "judged":
+            return (
+                f"{self.name} compares rewards of different rounds, which reward.given: judged lowers from round to "
+                "round; set reward.given: nothing"
+            )
+        return None
+
+
 def _problem(part: object) -> str | None:
     wanted = "write a function of one argument, the task"
     if inspect.isclass(part):
@@ -102,7 +129,7 @@ def _problem(part: object) -> str | None:
 
 
 PROMPT_OPTIMIZERS.provide({"gepa": gepa, "miprov2": _MIPROv2()}, _problem)
-POLICY_OPTIMIZERS.provide({"grpo": _Grpo()}, _problem)
+POLICY_OPTIMIZERS.provide({"grpo": _Grpo(), "expert": _InRounds("expert"), "dpo": _InRounds("dpo")}, _problem)
 
 
 def prompt_method(reference: str) -> PromptMethod:

@@ -15,7 +15,7 @@ from optimsyn.base.identity import Identity
 from optimsyn.llm.local.model import folder_fingerprint
 from optimsyn.optimize.history import read_history
 from optimsyn.optimize.methods import method_identity, policy_method
-from optimsyn.optimize.policy_task import PolicyTask
+from optimsyn.optimize.policy_task import OUTCOME, RUBRICS, PolicyTask
 from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS
 from optimsyn.reward.judgements import digest
 
@@ -28,12 +28,14 @@ class PolicyResult:
         method: The name of the method in the recipe.
         adapter: Folder of the peft adapter.
         history: The rows of `history.jsonl`, one per step: step, reward (mean), and further fields of the method;
-            `optimsyn.optimize.grpo.train` lists those of grpo.
+            `optimsyn.optimize.grpo.train` and `optimsyn.optimize.rounds.loop.train` list those of the built-in ones.
+        outcome: What the method says of its training as a whole.
     """
 
     method: str
     adapter: Path
     history: list[dict[str, Any]]
+    outcome: dict[str, Any]
 
 
 def train_policy(task: PolicyTask) -> PolicyResult:
@@ -66,7 +68,9 @@ def train_policy(task: PolicyTask) -> PolicyResult:
             shutil.copytree(returned, partial, dirs_exist_ok=True)
             partial.rename(adapter)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
-    return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"))
+    concluded = task.folder / OUTCOME
+    outcome = json.loads(concluded.read_text(encoding="utf-8")) if concluded.is_file() else {}
+    return PolicyResult(name, adapter, read_history(task.folder / "history.jsonl"), outcome)
 
 
 def _identity(task: PolicyTask) -> Identity:
@@ -103,5 +107,6 @@ def _forget_other_training(folder: Path, identity: Identity) -> None:
         return
     for name in ("adapter", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "history.jsonl").unlink(missing_ok=True)
+    for name in ("history.jsonl", RUBRICS, OUTCOME):
+        (folder / name).unlink(missing_ok=True)
     write_json(marker, identity.saved())

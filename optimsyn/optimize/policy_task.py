@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.errors import ModelError, StageError
+from optimsyn.base.files import write_json
 from optimsyn.base.seeds import derive_seed
 from optimsyn.data.records import Passage
 from optimsyn.optimize.history import History
@@ -20,8 +21,12 @@ from optimsyn.recipe.sections.optimizers import PolicyOptimizer
 if TYPE_CHECKING:
     from optimsyn.llm.language_model import Manner
     from optimsyn.programs.task_shape import TaskShape
+    from optimsyn.reward.judgements import Judgement
     from optimsyn.reward.reward import InfluenceReward
 
+OUTCOME = "outcome.json"
+# The rubrics that a method in rounds has sampled, with their tokens and rewards.
+RUBRICS = "rubrics.jsonl"
 LoadModel = Callable[[ModelSpec], tuple[Any, Any]]
 
 
@@ -33,11 +38,13 @@ class Sampled:
         text: As the reward reads it.
         prompt: Tokens of the prompt.
         completion: Tokens of the rubric with its end token.
+        finished: Whether it has an end token; False: it was cut at `max_tokens`.
     """
 
     text: str
     prompt: list[int]
     completion: list[int]
+    finished: bool = True
 
 
 @dataclass
@@ -46,7 +53,7 @@ class PolicyTask:
 
     Attributes:
         spec: The rubric model; local, a hub model or `embedded`. `load_model` loads it.
-        config: The recipe's section `optimizers.policy`.
+        config: The recipe's section `optimizers.policy`; `lr` is a number here, the method's own where it names none.
         reward: The reward of the run. Use `judge`, or `trl_reward` for a trainer of TRL, which enforce the budget.
         passages: Used in this order, and from the start again when there are fewer than the steps need.
         guiding_text: Part of every prompt.
@@ -72,6 +79,9 @@ class PolicyTask:
     _judged: int = field(init=False, default=0)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.config = self.config.model_copy(update={"lr": self.config.learning_rate})
+
     @property
     def passages_per_step(self) -> int:
         """Groups per step; a step never has a passage twice."""
@@ -79,8 +89,8 @@ class PolicyTask:
 
     @property
     def budget(self) -> int:
-        """Maximum number of judged rubrics: `steps` times the groups of a step times `group_size`."""
-        return self.config.steps * self.passages_per_step * self.config.group_size
+        """Maximum number of judged rubrics; `PolicyOptimizer.judged` says what it is made of."""
+        return self.config.judged(len(self.passages), drawn_again=1.0)
 
     @property
     def checkpoints(self) -> Path:
@@ -149,30 +159,38 @@ class PolicyTask:
 
         `prompt` is the policy's prompt (text, or chat messages); the other columns are for the reward.
         """
-        from optimsyn.programs.rubric import rubric_prompt
-
-        manner: Manner = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-        if self.spec.provider == "embedded":
-            manner = "writer"
         rows = []
         for index in range(self.config.steps * self.passages_per_step):
             passage = self.passages[index % len(self.passages)]
             # One seed for a whole group: its rubrics are compared under the same sampling noise, and equal ones earn
             # equal rewards. Each step has another seed, so that a repeated passage gets new pairs.
             row_seed = derive_seed(self.seed, "train_policy", index // self.passages_per_step, passage.id)
-            kind = self.shape.kind_for(row_seed)
-            form = self.shape.form(kind).described()
-            rows.append(
-                {
-                    "prompt": rubric_prompt(self.guiding_text, passage, form, manner=manner),
-                    "passage": passage.model_dump_json(),
-                    "kind": kind,
-                    "guiding_text": self.guiding_text,
-                    "rubric_model": self.spec.name,
-                    "seed": row_seed,
-                }
-            )
+            rows.append(self.row(tokenizer, passage, row_seed, self.shape.kind_for(row_seed)))
         return rows
+
+    def row(self, tokenizer: Any, passage: Passage, seed: int, kind: str) -> dict[str, Any]:
+        """The row of one group of rubrics, as in `rows`.
+
+        Args:
+            tokenizer: The policy's.
+            passage: What the rubrics are for.
+            seed: Of the pairs that are written under them.
+            kind: The form of these pairs.
+        """
+        from optimsyn.programs.rubric import rubric_prompt
+
+        manner: Manner = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+        if self.spec.provider == "embedded":
+            manner = "writer"
+        form = self.shape.form(kind).described()
+        return {
+            "prompt": rubric_prompt(self.guiding_text, passage, form, manner=manner),
+            "passage": passage.model_dump_json(),
+            "kind": kind,
+            "guiding_text": self.guiding_text,
+            "rubric_model": self.spec.name,
+            "seed": seed,
+        }
 
     def prompt_ids(self, tokenizer: Any, row: dict[str, Any]) -> list[int]:
         """The tokens of a row's prompt, as when the policy is used."""
@@ -182,14 +200,14 @@ class PolicyTask:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return prompt_ids(tokenizer, messages, self.spec.template_arguments)
 
-    def sample(self, model: Any, tokenizer: Any, row: dict[str, Any]) -> list[Sampled]:
-        """`group_size` rubrics for a row, sampled as when the policy is used; seed torch beforehand."""
+    def sample(self, model: Any, tokenizer: Any, row: dict[str, Any], count: int | None = None) -> list[Sampled]:
+        """`group_size` rubrics, or `count`, for a row, sampled as when the policy is used; seed torch beforehand."""
         import torch
 
         from optimsyn.llm.local.sampling import MIN_P, TOP_K, TOP_P
 
         prompt = self.prompt_ids(tokenizer, row)
-        ids = torch.tensor([prompt] * self.config.group_size, device=model.device)
+        ids = torch.tensor([prompt] * (count or self.config.group_size), device=model.device)
         training = model.training
         model.eval()
         with torch.no_grad():
@@ -209,9 +227,10 @@ class PolicyTask:
         ends = {declared} if isinstance(declared, int) else set(declared or ())
         samples = []
         for completion in written[:, len(prompt) :].tolist():
-            stop = next((place + 1 for place, token in enumerate(completion) if token in ends), len(completion))
-            text = tokenizer.decode(completion[:stop], skip_special_tokens=True)
-            samples.append(Sampled(text, prompt, completion[:stop]))
+            end = next((place for place, token in enumerate(completion) if token in ends), None)
+            tokens = completion if end is None else completion[: end + 1]
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            samples.append(Sampled(text, prompt, tokens, finished=end is not None))
         return samples
 
     def judge(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[float | None]:
@@ -223,6 +242,16 @@ class PolicyTask:
         """
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         return self.trl_reward([row["prompt"] for row in rows], completions, **columns)
+
+    def judgements(self, rows: Sequence[dict[str, Any]], completions: Sequence[str]) -> list[Judgement]:
+        """As `judge`, with all that is known of each pair; `unjudged` where it could not be judged."""
+        from optimsyn.llm.language_model import run_sync
+        from optimsyn.reward.trl import requests_of
+
+        self.count(len(completions))
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        asked = requests_of(completions, columns, self.reward.source, self.reward.options.outcomes)
+        return run_sync(self.reward.judge(asked))
 
     @functools.cached_property
     def trl_reward(self) -> TrlReward:
@@ -239,7 +268,7 @@ class PolicyTask:
             if self._judged + judged > self.budget:
                 raise StageError(
                     f"optimizers.policy.method {self.config.method!r} asked for more than the {self.budget} judged "
-                    "rubrics of its budget (optimizers.policy: steps × passages_per_step × group_size); no further "
+                    "rubrics of its budget (optimizers.policy: steps, passages_per_step, group_size); no further "
                     "requests were sent. Let the method ask for less, or raise optimizers.policy.steps"
                 )
             self._judged += judged
@@ -252,10 +281,14 @@ class PolicyTask:
         """
         return History(self.folder / "history.jsonl", keep=keep)
 
-    def progress(self, done: int) -> None:
-        """Reports how many steps are done."""
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Reports how many steps are done, of `steps` or of `total`."""
         if self.report is not None:
-            self.report(done, self.config.steps)
+            self.report(done, total or self.config.steps)
+
+    def conclude(self, **facts: Any) -> None:
+        """Keeps what the method says of its training as a whole; `PolicyResult.outcome` has it."""
+        write_json(self.folder / OUTCOME, facts)
 
     def save(self, model: Any) -> Path:
         """Writes the trained adapter of a peft model atomically."""

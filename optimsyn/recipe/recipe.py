@@ -188,12 +188,13 @@ class Recipe(Shown, Section):
         ]
         if models.reflection is not None:
             rows.append(("reflection", _model(models.reflection)))
+        rounds = f"{policy.rounds:,} rounds of " if policy.in_rounds else ""
         learned = [
             f"guiding text by {method_label(prompt.method)}, {prompt.metric_calls:,} judged pairs"
             if prompt.enabled
             else "",
-            f"rubric model by {method_label(policy.method)}, {policy.steps:,} steps of {policy.passages_per_step} × "
-            f"{policy.group_size}"
+            f"rubric model by {method_label(policy.method)}, {rounds}{policy.steps:,} steps of "
+            f"{policy.passages_per_step} × {policy.group_size}"
             if policy.enabled
             else "",
         ]
@@ -249,6 +250,8 @@ class Recipe(Shown, Section):
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
         _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
+        # Before methods had rates of their own, this was a number.
+        raw["optimizers"]["policy"]["lr"] = self.optimizers.policy.learning_rate
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
         _without_what_says_nothing(self.reward, raw["reward"], LATER_REWARD_FIELDS)
         _without_what_says_nothing(self.synthesis, raw["synthesis"], LATER_SYNTHESIS_FIELDS)

@@ -22,7 +22,13 @@ from optimsyn.reward.look.record import REWARD_LOOK_FILE, RewardLook
 from optimsyn.runs.datasets.pairs import between
 from optimsyn.runs.folder import Run
 from optimsyn.runs.manifest import Manifest
-from optimsyn.runs.results.built_in import OptimizePromptResult, PrepareResult, SynthesizeResult, WarmUpResult
+from optimsyn.runs.results.built_in import (
+    OptimizePromptResult,
+    PrepareResult,
+    SynthesizeResult,
+    TrainPolicyResult,
+    WarmUpResult,
+)
 from optimsyn.runs.results.losses import Losses
 from optimsyn.runs.results.reading import read_result
 from optimsyn.runs.results.stage_result import RESULT_FILE, StageResult
@@ -67,6 +73,7 @@ class RunFacts:
     prepare: PrepareResult | None
     warm_up: WarmUpResult | None
     optimize_prompt: OptimizePromptResult | None
+    train_policy: TrainPolicyResult | None
     synthesize: SynthesizeResult | None
     lost: list[Row]
     candidates: dict[str, list[Row]]
@@ -113,6 +120,7 @@ class RunFacts:
             prepare=_as(PrepareResult, results.get("prepare")),
             warm_up=_as(WarmUpResult, results.get("warm_up")),
             optimize_prompt=_as(OptimizePromptResult, results.get("optimize_prompt")),
+            train_policy=_as(TrainPolicyResult, results.get("train_policy")),
             synthesize=_as(SynthesizeResult, results.get("synthesize")),
             lost=files.rows("prepare", "lost.jsonl"),
             candidates={name: list(files.raw("synthesize", f"{name}.candidates.jsonl")) for name in variants},

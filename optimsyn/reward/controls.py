@@ -115,16 +115,20 @@ class NegatedScorer:
         }
 
 
-def penalty_of(reward: Reward, mean: float) -> float:
+def penalty_of(reward: Reward, first_drafts: Sequence[float]) -> float:
     """What an invalid pair loses, so that a control may not teach to write invalid pairs.
 
     Args:
         reward: The recipe's section; its penalty is meant for influence.
-        mean: Mean reward of the first draft. Minus the influence is mostly below 0, and an invalid pair is as far below
-            that as it would be below the influence.
+        first_drafts: Rewards of the first draft. Minus the influence is mostly below 0, and an invalid pair is as far
+            below that as it would be below the influence.
+
+    Raises:
+        StageError: The penalty is in units of the first drafts' spread, and they have none.
     """
+    penalty = reward.penalty(first_drafts)
     if reward.source == "random":
-        return reward.invalid_penalty + _SPREADS_BELOW
-    if reward.source == "negated":
-        return reward.invalid_penalty + max(0.0, -2 * mean)
-    return reward.invalid_penalty
+        return penalty + _SPREADS_BELOW
+    if reward.source == "negated" and first_drafts:
+        return penalty + max(0.0, -2 * statistics.fmean(first_drafts))
+    return penalty

@@ -143,7 +143,11 @@ def _optimize_prompt(result: OptimizePromptResult) -> str:
 
 
 def _train_policy(result: TrainPolicyResult) -> str:
-    steps = _count(result.steps, "step")
+    steps = _count(result.steps, "step" if result.kept_round is None else "round")
+    if result.held_passages and result.kept_round is not None:
+        kept = f"round {result.kept_round} kept" if result.kept_round else "none better than the untrained policy"
+        difference = _number(result.held_difference)
+        return f"reward on held passages {difference} against the untrained policy, {steps}, {kept}"
     if result.reward_first is None:
         return steps
     return f"reward {_number(result.reward_first)} → {_number(result.reward_last)} in {steps}"

@@ -389,14 +389,20 @@ class Tools:
         """What an invalid pair loses; see `penalty_of`."""
         from optimsyn.reward.controls import penalty_of
 
-        return penalty_of(self.recipe.reward, self._first_draft_influence)
+        return penalty_of(self.recipe.reward, self._first_draft)
 
     @property
     def _first_draft_influence(self) -> float:
         """The mean influence of the first draft: a neutral reward, known before any optimiser starts."""
+        values = self._first_draft
+        return sum(values) / len(values) if values else 0.0
+
+    @property
+    def _first_draft(self) -> list[float]:
+        """The influence of the first draft."""
         path = self.run.path("warm_up", "influence.json")
         values: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        return sum(values) / len(values) if values else 0.0
+        return values
 
     @property
     def best_guiding_text(self) -> str:

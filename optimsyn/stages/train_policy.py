@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from optimsyn.base.extensions import POLICY_OPTIMIZERS
 from optimsyn.recipe.sections.arms import trained_as
@@ -15,6 +16,11 @@ from optimsyn.stages.shared import Tools
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
     from optimsyn.runs.stage_handle import StageHandle
+
+
+_CONCLUDED = (
+    "kl_per_token kept_round stopped held_passages held_difference held_low held_high"  # of `PolicyResult.outcome`
+).split()
 
 
 def run(run: Run) -> TrainPolicyResult:
@@ -66,5 +72,13 @@ def _train(run: Run, tools: Tools, stage: StageHandle) -> TrainPolicyResult:
         reward_last=rewards[-1] if rewards else None,
         history=history,
         busy=loads_of(tools.meter),
-        notes=tuple(passed_over(reward)),
+        notes=(*passed_over(reward), *_conclusions(config.method, trained.outcome)),
+        **{name: trained.outcome.get(name) for name in _CONCLUDED},
     ).save(run)
+
+
+def _conclusions(method: str, outcome: Mapping[str, Any]) -> list[str]:
+    """A sentence on a training that ended by itself or left the policy as it was."""
+    if outcome.get("stopped") is None:
+        return []
+    return [f"{method} stopped by itself: {outcome['stopped']}."]

@@ -42,6 +42,8 @@ _VALID = Range(low=0.95, expected=0.8, high=0.3)
 # options.
 _EMBEDDED_VALID = Range(low=0.9, expected=0.55, high=0.1)
 _READ = Range(low=0.6, expected=0.9, high=1.0)
+# Of groups whose rubrics all earn the same, which methods in rounds draw again.
+_DRAWN_AGAIN = 0.3
 _ACCEPTED = 0.4
 _FOUND = 0.5
 # Replies with summaries of the passages, which methods other than gepa request before they propose anything.
@@ -273,9 +275,12 @@ def _policy_training(recipe: Recipe, passages: int) -> list[tuple[Kind, Range]]:
     config = recipe.optimizers.policy
     if not config.enabled:
         return []
-    a_step = min(config.passages_per_step, passages or config.passages_per_step)
+    low, expected, high = (
+        float(config.judged(passages or None, drawn_again=share)) for share in (0.0, _DRAWN_AGAIN, 1.0)
+    )
     # The local policy samples the rubrics.
-    return [("pair", _READ * float(config.steps * a_step * config.group_size))]
+    judged = Range(low=low * _READ.low, expected=expected * _READ.expected, high=high * _READ.high)
+    return [("pair", judged)]
 
 
 def _synthesis(recipe: Recipe, passages: int, known: Known, cached: Range) -> list[tuple[Kind, Range]]:

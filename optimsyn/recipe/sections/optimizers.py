@@ -13,7 +13,13 @@ from optimsyn.recipe.sections.parts import named
 # The most texts that miprov2 tries: dspy's heaviest setting.
 MIPRO_TEXTS = 18
 # Newer fields of the policy: a recipe without them keeps its fingerprint, and its trainings resume.
-LATER_POLICY_FIELDS = ("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory")
+LATER_POLICY_FIELDS = (
+    *("method", "steps_ahead", "sampler", "vllm_url", "vllm_memory"),
+    *("rounds", "epochs", "held_passages"),
+)
+# Methods that train in rounds on rubrics judged before, and their learning rates; see docs/concepts/rubrics.md.
+ROUND_METHODS = {"expert": 2e-4, "dpo": 5e-5}
+_LR = 1e-5
 
 
 class PromptOptimizer(Section):
@@ -31,19 +37,36 @@ class PromptOptimizer(Section):
 
 
 class PolicyOptimizer(Section):
-    """The optimiser of the rubric model's weights."""
+    """The optimiser of the rubric model's weights.
+
+    grpo has `steps` of `passages_per_step` groups. expert and dpo have `rounds` of `steps` times `passages_per_step`
+    groups, and train after each round.
+    """
 
     enabled: bool = Field(True, description="False: the rubric model is not trained.")
     method: Annotated[str, named(POLICY_OPTIMIZERS)] = Field(
         "grpo",
-        description="grpo, or one of your own: package.module:name, or the name that it is registered under.",
+        description="grpo; expert (fine-tuning on the best rubrics of each passage); dpo (preferences between the "
+        "rubrics of a passage); or one of your own: package.module:name, or the name that it is registered under.",
     )
-    steps: int = Field(4, ge=1, description="Steps of the training.")
+    rounds: int = Field(2, ge=1, description="expert, dpo: rounds of sampling, judging and training, at most.")
+    epochs: int = Field(3, ge=1, description="expert, dpo: passes over the judged rubrics in each round's training.")
+    held_passages: int = Field(
+        8,
+        ge=0,
+        description="expert, dpo: passages that are never trained on; the reward on them after each round decides "
+        "whether to go on and which adapter is kept. At most half of the passages; 0: all rounds are made.",
+    )
+    steps: int = Field(4, ge=1, description="Steps of the training; of expert and dpo, of the sampling of one round.")
     group_size: int = Field(4, ge=2, description="Rubrics per passage that are compared with each other (G).")
     passages_per_step: int = Field(2, ge=1, description="Groups in one step.")
     temperature: float = Field(0.9, gt=0, le=2, description="Sampling temperature of the rubrics.")
-    lr: float = Field(1e-5, gt=0, description="Learning rate.")
-    kl: float = Field(0.02, ge=0, description="Weight of the KL term against the untrained policy (beta).")
+    lr: float | None = Field(
+        None, gt=0, description="Learning rate; null: the method's own, 1e-5 for grpo, 2e-4 for expert, 5e-5 for dpo."
+    )
+    kl: float = Field(
+        0.02, ge=0, description="Weight of the KL term against the untrained policy (beta); of grpo and dpo."
+    )
     max_tokens: int = Field(110, ge=16, description="Longest sampled rubric, in tokens.")
     save_every: int = Field(1, ge=1, description="Steps between resumable checkpoints.")
     steps_ahead: int = Field(
@@ -64,6 +87,34 @@ class PolicyOptimizer(Section):
         Lora(r=8, alpha=16),
         description="The adapter that is trained. The embedded model's own, of rank 16, is trained further instead.",
     )
+
+    @property
+    def learning_rate(self) -> float:
+        """`lr`, or the method's own."""
+        return self.lr if self.lr is not None else ROUND_METHODS.get(self.method, _LR)
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether the method is one of `ROUND_METHODS`."""
+        return self.method in ROUND_METHODS
+
+    def held(self, passages: int) -> int:
+        """How many of so many passages are never trained on."""
+        return min(self.held_passages, passages // 2) if self.in_rounds else 0
+
+    def judged(self, passages: int | None, *, drawn_again: float) -> int:
+        """Rubrics that a training has judged.
+
+        Args:
+            passages: How many there are; None: as many as it wants.
+            drawn_again: Share of the groups that are drawn twice, for methods in rounds.
+        """
+        many = 2 * self.held_passages + self.passages_per_step if passages is None else passages
+        held = self.held(many)
+        groups = self.steps * min(self.passages_per_step, many - held)
+        if self.in_rounds:
+            groups = round(groups * self.rounds * (1 + drawn_again)) + held * (self.rounds + 1)
+        return groups * self.group_size
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyOptimizer:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import stdev
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from optimsyn.base.errors import StageError
 from optimsyn.recipe.sections.data import Source, as_path
 from optimsyn.recipe.sections.models import Section
 
 RewardSource = Literal["influence", "random", "length", "negated", "permuted", "other"]
 # Newer fields: a recipe without them keeps its fingerprint.
-LATER_REWARD_FIELDS = ("source", "other_questions")
+LATER_REWARD_FIELDS = ("source", "other_questions", "penalty_unit")
 # Sources without a direction of their own, by which no set of pairs can be chosen and no history be taken into account.
 WITHOUT_DIRECTION = frozenset({"random", "length", "negated"})
 # Sources that compute no gradient.
@@ -46,6 +49,11 @@ class Reward(Section):
         description="Another domain's questions, for source: other; read as `questions.validation` is, and asked "
         "without a text.",
     )
+    penalty_unit: Literal["raw", "spread"] = Field(
+        "raw",
+        description="Unit of invalid_penalty. raw: that of the influence. spread: the standard deviation of the first "
+        "drafts' influence, so that 1 costs a pair as much as rubrics usually differ.",
+    )
     given: Literal["nothing", "judged"] = Field(
         "nothing",
         description="What the target has learned when a pair of GRPO is scored. nothing: the warm-up alone. judged: "
@@ -77,3 +85,22 @@ class Reward(Section):
                 "set given to nothing"
             )
         return self
+
+    def penalty(self, first_drafts: Sequence[float]) -> float:
+        """λ in units of the influence.
+
+        Args:
+            first_drafts: The influence of the warm-up's valid pairs.
+
+        Raises:
+            StageError: There is no spread to measure with.
+        """
+        if self.penalty_unit == "raw":
+            return self.invalid_penalty
+        spread = stdev(first_drafts) if len(first_drafts) > 1 else 0.0
+        if not spread:
+            raise StageError(
+                f"reward.penalty_unit: spread needs first drafts whose influence differs, and {len(first_drafts)} have "
+                "none; raise warm_up.pairs, or set penalty_unit: raw"
+            )
+        return self.invalid_penalty * spread

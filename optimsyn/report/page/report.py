@@ -25,6 +25,7 @@ from optimsyn.runs.folder import Run
 from optimsyn.runs.forecast import Range, counted, money
 from optimsyn.runs.manifest import Manifest, StageRecord
 from optimsyn.runs.outcomes import judgement, run_notes, run_state, stage_outcome
+from optimsyn.runs.results.built_in import HELD_COLUMNS
 from optimsyn.training.intervals import MetricRow, differs
 
 REPORT = "report.html"
@@ -95,6 +96,8 @@ def context_of(facts: RunFacts) -> dict[str, Any]:
         "influence_rows": _influence_rows(facts),
         "decimals": _decimals(facts),
         "rewards": [chart for chart in charts if chart],
+        "policy": facts.train_policy,
+        "held_columns": HELD_COLUMNS,
         "guiding": guiding,
         "pairs": extremes(facts),
         "metrics": by_metric,
@@ -263,6 +266,7 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         roles["Reflection"] = models.reflection
     looked = "not yet" if facts.reward_look is None else facts.reward_look.verdict
     sections = (("guiding text", optimizers.prompt), ("rubric model", optimizers.policy))
+    spreads = " standard deviations of the first drafts'" if recipe.reward.penalty_unit == "spread" else ""
     used = [f"{method_label(section.method)} on the {label}" for label, section in sections if section.enabled]
     return [
         ("Recipe", recipe.name),
@@ -279,7 +283,7 @@ def _facts_of_run(facts: RunFacts) -> list[tuple[str, str]]:
         ),
         (
             "Reward",
-            f"influence if valid, −{recipe.reward.invalid_penalty:g} if not"
+            f"influence if valid, −{recipe.reward.invalid_penalty:g}{spreads} if not"
             if not recipe.reward.is_control
             else f"{SOURCE_LABELS[recipe.reward.source]} if valid, a penalty if not",
         ),

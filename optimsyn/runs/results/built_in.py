@@ -208,6 +208,9 @@ class OptimizePromptResult(MeasuredResult):
         )
 
 
+HELD_COLUMNS = ("round", "held passages", "untrained", "difference", "95% interval", "KL a token", "trained on")
+
+
 class PolicyStep(_Part):
     """One step of the policy's training. A step without a judged pair has no reward."""
 
@@ -215,8 +218,17 @@ class PolicyStep(_Part):
     reward: float | None = Field(None, description="Mean reward of its pairs.")
     reward_std: float | None = Field(None, description="Their standard deviation.")
     valid: float | None = Field(None, description="Share of valid pairs.")
-    kl: float | None = Field(None, description="Divergence from the untrained model, in nats.")
+    kl: float | None = Field(None, description="Divergence from the untrained model, in nats a token.")
     completion_length: float | None = Field(None, description="Mean tokens of a rubric.")
+    unfinished: float | None = Field(None, description="Share of rubrics that were cut.")
+    redrawn: int | None = Field(None, description="Groups without signal that were drawn again; of rounds.")
+    groups_without_signal: float | None = Field(None, description="Share of groups whose rewards were all equal.")
+    trained_on: int | None = Field(None, description="Rubrics, or pairs of them, trained on; of rounds.")
+    held_reward: float | None = Field(None, description="Mean reward on the held passages after the round.")
+    held_untrained: float | None = Field(None, description="That of the untrained policy.")
+    held_difference: float | None = Field(None, description="Mean difference of the two over passages.")
+    held_low: float | None = Field(None, description="Lower end of its 95% interval (paired bootstrap).")
+    held_high: float | None = Field(None, description="Upper end.")
 
 
 class TrainPolicyResult(MeasuredResult):
@@ -229,7 +241,42 @@ class TrainPolicyResult(MeasuredResult):
     group_size: int | None = Field(None, description="Rubrics that are compared for a passage.")
     reward_first: float | None = Field(None, description="Mean reward of the first step that has one.")
     reward_last: float | None = Field(None, description="Mean reward of the last such step.")
-    history: tuple[PolicyStep, ...] | None = Field(None, description="All steps.")
+    history: tuple[PolicyStep, ...] | None = Field(None, description="All steps, or rounds.")
+    kl_per_token: float | None = Field(None, description="KL of the kept policy from the untrained one, nats a token.")
+    kept_round: int | None = Field(None, description="Round of the kept adapter; 0: the untrained policy.")
+    stopped: str | None = Field(None, description="Why it stopped before its last round.")
+    held_passages: int | None = Field(None, description="Passages that were never trained on.")
+    held_difference: float | None = Field(None, description="What the kept policy gained on them.")
+    held_low: float | None = Field(None, description="Lower end of its 95% interval (paired bootstrap).")
+    held_high: float | None = Field(None, description="Upper end.")
+
+    @property
+    def held_rows(self) -> Rows:
+        """A row for each round that was measured on held passages."""
+        return tuple(
+            (
+                step.step,
+                step.held_reward,
+                step.held_untrained,
+                step.held_difference,
+                None if step.held_low is None else f"{step.held_low:+.4f} to {step.held_high:+.4f}",
+                step.kl,
+                step.trained_on,
+            )
+            for step in self.history or ()
+            if step.held_reward is not None
+        )
+
+    @property
+    def conclusion(self) -> str | None:
+        """How a training in rounds ended."""
+        if self.kept_round is None:
+            return None
+        end = f"It stopped by itself: {self.stopped}." if self.stopped else "All rounds were made."
+        kept = (
+            f"The adapter of round {self.kept_round} is used." if self.kept_round else "The untrained policy is used."
+        )
+        return f"{end} {kept}"
 
     def training(self) -> dict[str, Any]:
         """The training in numbers, for a summary."""
@@ -241,8 +288,10 @@ class TrainPolicyResult(MeasuredResult):
         """A row for each step."""
         if not self.enabled:
             return _disabled("optimizers.policy.enabled")
+        if rows := self.held_rows:
+            return Cells(f"{method_label(self.method or 'grpo')} on the rubric model", HELD_COLUMNS, rows)
         columns = ("step", "reward", "std within step", "valid share", "KL", "rubric tokens")
-        rows = tuple(tuple(step.model_dump().values()) for step in self.history or ())
+        rows = tuple(tuple(step.model_dump().values())[: len(columns)] for step in self.history or ())
         return Cells(f"{method_label(self.method or 'grpo')} on the rubric model", columns, rows)
 
 

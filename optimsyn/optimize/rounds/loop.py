@@ -1,0 +1,230 @@
+"""The rounds of a policy's training: sample, judge, train on all that was judged, measure, go on or stop.
+
+Every round trains the starting policy anew, on the rubrics of all rounds: nothing that was judged is thrown away, and
+what one round learned by mistake the next can correct. A killed training goes on with the group that it was at:
+rubrics are kept with their rewards, and each group and each training has a seed of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
+
+from optimsyn.base.seeds import derive_seed, shuffled
+from optimsyn.data.records import Passage
+from optimsyn.optimize.policy_task import RUBRICS, PolicyTask
+from optimsyn.optimize.quiet import quiet
+from optimsyn.optimize.rounds.held import compared, end_of
+from optimsyn.optimize.rounds.judged import JudgedRubric, RubricFile, by_passage, has_signal
+from optimsyn.optimize.rounds.training import Learn
+from optimsyn.optimize.rounds.weights import kl_on_fresh_rubrics, kl_per_token, put_weights, weights_of
+
+if TYPE_CHECKING:
+    from optimsyn.optimize.rounds.weights import Weights
+
+_RUBRIC_MODEL = "rubric"  # in the meter of a stage
+
+
+def train(task: PolicyTask, learn: Learn) -> Path:
+    """Trains in rounds, or goes on with the round of an earlier, killed process, and returns the adapter's folder.
+
+    The history has one row a round: step (its number), reward and reward_std (of the sampled rubrics, which are of the
+    policy before the round's training), valid (share), completion_length (tokens), unfinished (share cut at
+    max_tokens), redrawn (groups drawn again), groups_without_signal (share of groups, after that), trained_on
+    (rubrics, or pairs of them), loss, kl (nats a token from the start), held_reward, held_untrained, held_difference
+    with held_low and held_high (95%, paired bootstrap over the held passages), seconds.
+    """
+    with quiet():
+        return _Rounds(task).train(learn)
+
+
+class _Rounds:
+    def __init__(self, task: PolicyTask) -> None:
+        self.task = task
+        self.config = task.config
+        self.file = RubricFile(task.folder / RUBRICS, self.config.group_size)
+        # A row is written when its round has ended.
+        self.history = task.history(keep=lambda row: True)
+        held = self.config.held(len(task.passages))
+        chosen = set(shuffled([passage.id for passage in task.passages], task.seed, "held")[:held])
+        self.held = [passage for passage in task.passages if passage.id in chosen]
+        self.passages = [passage for passage in task.passages if passage.id not in chosen]
+        model, self.tokenizer = task.load_model()
+        self.model = task.with_lora(model)
+        self.start = weights_of(self.model)
+        self.progress = len(self.history.rows) * (self.config.steps + 1)
+
+    def train(self, learn: Learn) -> Path:
+        """All rounds; keeps the adapter with the highest reward on the held passages."""
+        best, stopped = 0, None
+        self._held_rewards(0)
+        self._tick()
+        for number in range(1, self.config.rounds + 1):
+            if number > len(self.history.rows):
+                self.history.add(self._round(number, learn))
+            if self.history.rows[number - 1]["trained_on"] == 0:
+                stopped = f"round {number} had nothing to train on: no rubric was better than others of its passage"
+                break
+            before, after = self._held_rewards(best), self._held_rewards(number)
+            gain = compared(after, before)
+            better = not self.held or gain.mean > 0
+            if self.held and gain.mean <= gain.error:
+                stopped = end_of(gain, number, best, better=better)
+            best = number if better else best
+            if stopped is not None:
+                break
+        put_weights(self.model, self._weights(best))
+        kept = self.history.rows[best - 1] if best else {"kl": 0.0, "held_difference": 0.0}
+        self.task.conclude(
+            kept_round=best,
+            stopped=stopped,
+            kl_per_token=kept["kl"],
+            **{name: kept.get(name) for name in ("held_difference", "held_low", "held_high")},
+            held_passages=len(self.held),
+        )
+        return self.task.save(self.model)
+
+    def _round(self, number: int, learn: Learn) -> dict[str, Any]:
+        began = time.monotonic()
+        put_weights(self.model, self._weights(number - 1))
+        row = {"step": number, **self._draw(number)}
+        put_weights(self.model, self.start)
+        judged = by_passage(rubric for rubric in self.file.all() if not rubric.held)
+        with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
+            trained = learn(self.task, self.model, self.tokenizer, list(judged.values()))
+        row |= {"trained_on": trained.examples, "loss": trained.loss}
+        if trained.examples:
+            self._keep_weights(number)
+            row |= self._measure(number)
+        self._tick()
+        return {**row, "seconds": round(time.monotonic() - began, 3)}
+
+    def _measure(self, number: int) -> dict[str, Any]:
+        """How far the policy is from its start, and what it earns on the held passages."""
+        if not self.held:
+            return {"kl": kl_on_fresh_rubrics(self.task, self.model, self.tokenizer, self.start)}
+        now, untrained = self._held_rewards(number), self._held_rewards(0)
+        sampled = [rows[0] for group in range(len(self.held)) if (rows := self.file.group((number, True, group, 0)))]
+        gain = compared(now, untrained)
+        return {
+            "kl": kl_per_token(self.model, self.start, [(row.prompt, row.completion) for row in sampled]),
+            "held_reward": fmean(now.values()) if now else None,
+            "held_untrained": fmean(untrained.values()) if untrained else None,
+            "held_difference": gain.mean,
+            "held_low": gain.low,
+            "held_high": gain.high,
+        }
+
+    def _draw(self, number: int) -> dict[str, Any]:
+        """Samples and judges the rubrics of a round, with groups that tell nothing drawn twice; the numbers of them."""
+        at_once = min(self.config.passages_per_step, len(self.passages))
+        total, again, silent = self.config.steps * at_once, 0, 0
+        for first in range(0, total, at_once):
+            groups = range(first, first + at_once)
+            drawn = self._groups([(number, False, group, 0) for group in groups])
+            mute = [group for group in groups if not has_signal(drawn[group - first])]
+            second = self._groups([(number, False, group, 1) for group in mute])
+            again += len(mute)
+            silent += sum(
+                not has_signal([*drawn[group - first], *rows]) for group, rows in zip(mute, second, strict=True)
+            )
+            self._tick()
+        rows = [row for row in self.file.all() if row.round == number and not row.held]
+        judged = [row for row in rows if row.reward is not None]
+        rewards = [row.reward for row in rows if row.reward is not None]
+        return {
+            "reward": fmean(rewards) if rewards else None,
+            "reward_std": pstdev(rewards) if rewards else None,
+            "valid": fmean(row.valid for row in judged) if judged else None,
+            "completion_length": fmean(len(row.completion) for row in rows),
+            "unfinished": fmean(not row.finished for row in rows),
+            "redrawn": again,
+            "groups_without_signal": silent / total,
+        }
+
+    def _held_rewards(self, number: int) -> dict[str, float]:
+        """The mean reward on each held passage of the policy after a round; the model has its weights if it is new."""
+        places = [(number, True, group, 0) for group in range(len(self.held))]
+        at_once = self.config.passages_per_step
+        drawn = [
+            rows for first in range(0, len(places), at_once) for rows in self._groups(places[first : first + at_once])
+        ]
+        by_group = (
+            (rows[0].passage_id, [row.reward for row in rows if row.reward is not None]) for rows in drawn if rows
+        )
+        return {passage: fmean(rewards) for passage, rewards in by_group if rewards}
+
+    def _groups(self, places: Sequence[tuple[int, bool, int, int]]) -> list[list[JudgedRubric]]:
+        """The groups at these places; those that are not in the file yet are sampled, and judged at once."""
+        asked, texts, sampled = [], [], []
+        for place in places:
+            if self.file.group(place) is None:
+                row, rubrics = self._sample(place)
+                asked += [row] * len(rubrics)
+                texts += [rubric.text for rubric in rubrics]
+                sampled += [(place, rubric) for rubric in rubrics]
+                self.task.trl_reward.write_ahead([row] * len(rubrics), [rubric.text for rubric in rubrics])
+        if asked:
+            verdicts = self.task.judgements(asked, texts)
+            self.file.add(
+                [
+                    JudgedRubric(
+                        *place,
+                        passage_id=verdict.passage_id,
+                        seed=verdict.seed,
+                        text=rubric.text,
+                        prompt=rubric.prompt,
+                        completion=rubric.completion,
+                        finished=rubric.finished,
+                        valid=verdict.valid,
+                        reward=None if verdict.unjudged is not None else verdict.reward,
+                    )
+                    for (place, rubric), verdict in zip(sampled, verdicts, strict=True)
+                ]
+            )
+        return [self.file.group(place) or [] for place in places]
+
+    def _sample(self, place: tuple[int, bool, int, int]) -> tuple[dict[str, Any], Any]:
+        """A group's row and its rubrics."""
+        import torch
+
+        number, held, group, draw = place
+        passage: Passage = self.held[group] if held else self._passage(number, group)
+        # Held passages have the same seeds in every round, so that policies differ in their weights alone.
+        seeded = ("held", passage.id) if held else ("rounds", number, group, draw, passage.id)
+        # One form a passage, since rubrics are compared across rounds and the form is in the prompt.
+        kind = self.task.shape.kind_for(derive_seed(self.task.seed, "kind", passage.id))
+        row = self.task.row(self.tokenizer, passage, derive_seed(self.task.seed, *seeded), kind)
+        torch.manual_seed(derive_seed(self.task.seed, "sample", *seeded))
+        with self.task.reward.options.meter.at_work(_RUBRIC_MODEL):
+            return row, self.task.sample(self.model, self.tokenizer, row)
+
+    def _passage(self, number: int, group: int) -> Passage:
+        """The passage of a group: they are used in their order, each round going on where the last one ended."""
+        a_round = self.config.steps * min(self.config.passages_per_step, len(self.passages))
+        return self.passages[((number - 1) * a_round + group) % len(self.passages)]
+
+    def _weights(self, number: int) -> Weights:
+        """The adapter's weights after a round; 0: at the start."""
+        from safetensors.torch import load_file
+
+        return self.start if number == 0 else load_file(self._path(number))
+
+    def _keep_weights(self, number: int) -> None:
+        from safetensors.torch import save_file
+
+        path = self._path(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(dict(weights_of(self.model)), partial)
+        partial.replace(path)
+
+    def _path(self, number: int) -> Path:
+        return self.task.checkpoints / f"round-{number}.safetensors"
+
+    def _tick(self) -> None:
+        self.progress += 1
+        self.task.progress(self.progress, self.config.rounds * (self.config.steps + 1) + 1)

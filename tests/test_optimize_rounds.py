@@ -1,0 +1,264 @@
+"""Expert iteration and DPO on a tiny random model whose reward is known: they learn, resume, count and stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+import torch
+from optimize_helpers import BASE_TEXT, WORTH, PairWriter, Scorer, Shape, make_reward, noise, passages, tiny_policy
+from runs_helpers import tiny_recipe
+
+from optimsyn.base.errors import ServiceError, StageError
+from optimsyn.base.files import iter_json
+from optimsyn.data.records import Pair
+from optimsyn.optimize.methods import method_problems
+from optimsyn.optimize.policy import train_policy
+from optimsyn.optimize.policy_task import PolicyTask
+from optimsyn.optimize.rounds import judged
+from optimsyn.optimize.rounds.held import compared
+from optimsyn.recipe.changes import changed
+from optimsyn.recipe.recipe import Lora, ModelSpec
+from optimsyn.recipe.sections.optimizers import PolicyOptimizer
+from optimsyn.recipe.sections.reward import Reward
+
+SCRIPT = Path(__file__).with_name("optimize_run.py")
+METHODS = {"expert": {"lr": 3e-2, "epochs": 12}, "dpo": {"lr": 1e-2, "epochs": 6, "kl": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "model")
+
+
+def task_of(policy: Path, folder: Path, reward: Any, method: str, **more: Any) -> PolicyTask:
+    settings = {
+        "method": method, "rounds": 2, "steps": 3, "passages_per_step": 2, "group_size": 8, "temperature": 1.0,
+        "max_tokens": 16, "held_passages": 6, "lora": Lora(r=4), **METHODS[method], **more,
+    }  # fmt: skip
+    spec = ModelSpec(name=str(policy), device="cpu")
+    return PolicyTask(spec, PolicyOptimizer(**settings), reward, passages(14), BASE_TEXT, Shape(), folder, 11)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def mean_worth(policy: Path, adapter: Path | None) -> float:
+    """What rubrics sampled from a policy are worth on average; counted here from their first token."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    config = PolicyOptimizer()
+    task = PolicyTask(ModelSpec(name=str(policy)), config, make_reward(), passages(1), BASE_TEXT, Shape(), policy, 1)
+    ids = torch.tensor([task.prompt_ids(tokenizer, task.rows(tokenizer)[0])] * 400)
+    torch.manual_seed(5)
+    written = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, max_new_tokens=1
+    )
+    first = tokenizer.batch_decode(written[:, ids.shape[1] :])
+    return fmean(next((worth for kind, worth in WORTH.items() if kind in text), -0.1) for text in first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_earns_more_on_passages_that_it_was_not_trained_on(policy: Path, tmp_path: Path, method: str) -> None:
+    reward = make_reward(source="train_policy")
+    task = task_of(policy, tmp_path, reward, method)
+    found = train_policy(task)
+    assert mean_worth(policy, found.adapter) > mean_worth(policy, None) + 0.05
+    last = found.history[found.outcome["kept_round"] - 1]
+    assert found.outcome["kl_per_token"] == last["kl"] > 0.01
+    assert 0 < last["held_low"] < last["held_difference"] < last["held_high"]
+    rubrics = list(iter_json(tmp_path / "rubrics.jsonl"))
+    held = {row["passage_id"] for row in rubrics if row["held"]}
+    assert len(held) == 6 and not held & {row["passage_id"] for row in rubrics if not row["held"]}
+    # Rewards on held passages, from the ledger's own judgements.
+    by_key = {(row.passage_id, row.seed, row.rubric.question_type if row.rubric else None) for row in reward.answered}
+    assert {(row["passage_id"], row["seed"]) for row in rubrics} == {key[:2] for key in by_key}
+    for rounds, name in ((last["step"], "held_reward"), (0, "held_untrained")):
+        rows = [row for row in rubrics if row["held"] and row["round"] == rounds]
+        assert last[name] == pytest.approx(fmean(row["reward"] for row in rows))
+        assert all(row["reward"] == pytest.approx(earned(row)) for row in rows)
+    assert len(rubrics) <= task.budget
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def earned(row: dict[str, Any]) -> float:
+    """What the helpers' scorer gives a rubric's pair."""
+    kind = next((name for name in WORTH if f" {name}\n" in f" {row['text'].strip()}\n"[:40]), None)
+    return -0.1 if kind is None or not row["valid"] else WORTH[kind] + 0.02 * noise(row["passage_id"])
+
+
+def test_a_failure_of_a_service_and_the_next_call_end_like_an_undisturbed_training(
+    policy: Path, tmp_path: Path
+) -> None:
+    whole = train_policy(task_of(policy, tmp_path / "whole", make_reward(), "dpo", steps=2))
+    ledger, judged_rows = tmp_path / "rewards.jsonl", 0
+    for fail_at in (3, 20):  # among the untrained policy's rubrics, and in the second round
+        writer = PairWriter(fail_at=fail_at)
+        writer.fails = ServiceError("connection refused")
+        with pytest.raises(ServiceError, match="connection refused"):
+            train_policy(task_of(policy, tmp_path / "broken", make_reward(ledger, writer=writer), "dpo", steps=2))
+        kept = len(list(iter_json(ledger))) if ledger.is_file() else 0
+        assert kept >= judged_rows
+        judged_rows = kept
+    assert judged_rows > 0
+    with (tmp_path / "broken" / "rubrics.jsonl").open("a") as file:
+        file.write('{"round": 1, "hel')  # torn by a kill
+    found = train_policy(task_of(policy, tmp_path / "broken", make_reward(ledger), "dpo", steps=2))
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+    assert found.outcome == whole.outcome
+    keys = [row["key"] for row in iter_json(ledger)]
+    assert len(set(keys)) == len(keys), "nothing is judged twice"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_9_loses_no_judgement(tmp_path: Path, method: str) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        tiny_policy(tmp_path / name / "model")
+
+    def run(folder: Path, *limit: str) -> int:
+        command = [sys.executable, str(SCRIPT), method, str(folder), *limit]
+        return subprocess.run(command, check=False, capture_output=True, timeout=600).returncode
+
+    assert run(tmp_path / "whole") == 0
+    assert run(tmp_path / "killed", "10") == -9
+    assert list(iter_json(tmp_path / "killed" / "rewards.jsonl"))
+    assert run(tmp_path / "killed") == 0
+    bought = (tmp_path / "killed" / "written.log").read_text().split()
+    assert sorted(set(bought)) == sorted(set((tmp_path / "whole" / "written.log").read_text().split()))
+    assert weights(tmp_path / "killed" / "policy") == weights(tmp_path / "whole" / "policy")
+    histories = [json.loads((tmp_path / name / "outcome.json").read_text()) for name in ("whole", "killed")]
+    for row in (row for history in histories for row in history):
+        row.pop("seconds")
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rewards_that_are_all_equal_are_drawn_again_once_and_end_the_training(
+    policy: Path, tmp_path: Path, method: str
+) -> None:
+    class Nothing(PairWriter):
+        async def awrite(self, *given: Any, **more: Any) -> Pair:
+            pair = await super().awrite(*given, **more)
+            return pair.model_copy(update={"answer": "bad answer"})
+
+    reward = make_reward(writer=Nothing())
+    found = train_policy(task_of(policy, tmp_path, reward, method, held_passages=2))
+    (row,) = found.history
+    assert (row["redrawn"], row["groups_without_signal"], row["trained_on"]) == (6, 1.0, 0)
+    assert found.outcome["kept_round"] == 0 and found.outcome["kl_per_token"] == 0
+    assert "nothing to train on" in found.outcome["stopped"]
+    rubrics = [row for row in iter_json(tmp_path / "rubrics.jsonl") if not row["held"]]
+    assert len({(row["passage_id"], row["draw"], row["seed"]) for row in rubrics}) == 12
+    assert found.adapter.is_dir()
+
+
+def test_it_stops_when_nothing_more_is_gained_and_keeps_the_best(policy: Path, tmp_path: Path) -> None:
+    # A reward of the passage alone, which no rubric changes: what seems better is chance.
+    class Chance(Scorer):
+        def worth(self, pair: Pair) -> float:
+            return noise(pair.id)
+
+    reward = make_reward(scorer=Chance())
+    found = train_policy(task_of(policy, tmp_path, reward, "expert", rounds=6, lr=1e-3, epochs=1))
+    assert len(found.history) < 6
+    assert "within one standard error" in found.outcome["stopped"]
+    rubrics = list(iter_json(tmp_path / "rubrics.jsonl"))
+    means = [
+        fmean(row["reward"] for row in rubrics if row["held"] and row["round"] == number)
+        for number in range(len(found.history) + 1)
+    ]
+    assert found.outcome["kept_round"] == means.index(max(means))
+
+
+def test_without_held_passages_all_rounds_are_made(policy: Path, tmp_path: Path) -> None:
+    task = task_of(policy, tmp_path, make_reward(), "expert", held_passages=0, steps=1, group_size=4, epochs=1)
+    found = train_policy(task)
+    assert [row["step"] for row in found.history] == [1, 2] and found.outcome["kept_round"] == 2
+    assert all(row["kl"] > 0 and "held_reward" not in row for row in found.history)
+
+
+def test_grpo_measures_its_kl_too(policy: Path, tmp_path: Path) -> None:
+    for lr, moved in ((1e-2, True), (1e-12, False)):
+        config = PolicyOptimizer(
+            steps=3, group_size=4, passages_per_step=2, temperature=1.0, lr=lr, max_tokens=16, lora=Lora(r=4)
+        )
+        spec = ModelSpec(name=str(policy), device="cpu")
+        task = PolicyTask(spec, config, make_reward(), passages(3), BASE_TEXT, Shape(), tmp_path / str(lr), 11)
+        assert (train_policy(task).outcome["kl_per_token"] > 1e-4) == moved
+
+
+def row_of(text: str, reward: float | None, *, passage: str = "p", valid: bool = True, finished: bool = True) -> Any:
+    tokens = [ord(letter) for letter in text]
+    return judged.JudgedRubric(1, False, 0, 0, passage, 1, text, [0], tokens, finished, valid, reward)
+
+
+def test_what_is_trained_on() -> None:
+    rows = [
+        row_of("a", 0.4), row_of("b", 0.1), row_of("c", -0.1, valid=False), row_of("a ", 0.2),
+        row_of("cut", 0.9, finished=False), row_of("unjudged", None),
+        row_of("x", 0.3, passage="q"), row_of("y", 0.28, passage="q"),
+    ]  # fmt: skip
+    passages_ = list(judged.by_passage(rows).values())
+    assert [[round(r.reward, 9) for r in rubrics] for rubrics in passages_] == [[0.3, 0.1, -0.1], [0.3, 0.28]]
+    assert [bytes(r.completion).decode() for r in judged.best(passages_)] == ["a", "x"]
+    # Pooled over passages with one degree of freedom each: the valid 0.3, 0.1 and 0.3, 0.28.
+    least = judged.noise(passages_)
+    assert least == pytest.approx(math.sqrt((stdev([0.3, 0.1]) ** 2 + stdev([0.3, 0.28]) ** 2) / 2))
+    pairs = [(bytes(a.completion).decode(), bytes(b.completion).decode()) for a, b in judged.preferences(passages_)]
+    assert pairs[0] == ("a", "c") and sorted(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert not judged.has_signal([row_of("a", 0.1), row_of("b", 0.1)])
+    assert not judged.has_signal([row_of("a", 0.1), row_of("a", 0.3)])
+    assert not judged.has_signal([row_of("a", 0.1), row_of("b", 0.3, finished=False)])
+
+
+def test_a_gain_is_of_the_passages_that_both_have() -> None:
+    gain = compared({"a": 0.3, "b": 0.5, "c": 9.0}, {"a": 0.1, "b": 0.1, "d": 0.0})
+    assert gain.passages == 2 and gain.mean == pytest.approx(0.3)
+    assert gain.error == pytest.approx(stdev([0.2, 0.4]) / math.sqrt(2))
+    assert gain.low == pytest.approx(0.2) and gain.high == pytest.approx(0.4)
+    assert compared({"a": 1.0}, {"a": 0.5}).low is None
+
+
+def test_recipes_of_before_keep_their_fingerprint_and_methods_their_rate() -> None:
+    recipe = tiny_recipe()
+    written = {"optimizers.policy.lr": 1e-5, "optimizers.policy.rounds": 2, "reward.penalty_unit": "raw"}
+    assert changed(recipe, written).fingerprint == recipe.fingerprint
+    rounds = changed(recipe, {"optimizers.policy.method": "dpo"})
+    assert rounds.fingerprint != recipe.fingerprint
+    assert rounds.optimizers.policy.learning_rate > recipe.optimizers.policy.learning_rate == 1e-5
+    assert changed(rounds, {"reward.penalty_unit": "spread"}).fingerprint != rounds.fingerprint
+
+
+def test_what_a_method_in_rounds_cannot_follow_is_refused() -> None:
+    recipe = changed(tiny_recipe(), {"optimizers.policy.method": "dpo"})
+    assert method_problems(recipe) == []
+    for change, words in (
+        ({"optimizers.policy.kl": 0}, "learns nothing with kl: 0"),
+        ({"optimizers.policy.sampler": "continuous"}, "are for grpo"),
+        ({"reward.given": "judged"}, "reward.given: nothing"),
+    ):
+        (problem,) = method_problems(changed(recipe, change))
+        assert words in problem
+
+
+def test_the_penalty_in_units_of_the_spread() -> None:
+    drafts = [0.01, 0.05, 0.03]
+    assert Reward(invalid_penalty=0.1).penalty(drafts) == 0.1
+    spread = Reward(invalid_penalty=2, penalty_unit="spread")
+    assert spread.penalty(drafts) == pytest.approx(2 * stdev(drafts))
+    for flat in ([], [0.1], [0.1, 0.1]):
+        with pytest.raises(StageError, match=r"reward\.penalty_unit"):
+            spread.penalty(flat)
