@@ -17,6 +17,7 @@ from optimsyn.llm.local import generation
 from optimsyn.machine.disk_need import disk_need
 from optimsyn.machine.forecast.lengths import measure
 from optimsyn.machine.forecast.requests import forecast
+from optimsyn.machine.preflight import validate
 from optimsyn.recipe.changes import changed
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.arms import ARMS
@@ -97,8 +98,8 @@ def test_all_arms_are_asked_alike_and_the_pool_costs_what_the_policy_cost(
     assert len(arms["static_pool"]) == judged + len(arms["policy"])
     assert sent["static_pool"][:6] == sent["static"]
     assert {row.get("temperature") for row in bought} == {0.8}
-    texts = {name: {row["guiding_text"] for row in rows} for name, rows in arms.items()}
-    assert texts == {
+    guided = {name: {row["guiding_text"] for row in rows} for name, rows in arms.items()}
+    assert guided == {
         **{name: {OWN} for name in ("static", "static_pool", "untrained_policy", "policy")},
         **{name: {SEARCHED} for name in ("optimized", "both")},
         "insider": {INSIDER},
@@ -178,6 +179,19 @@ def test_a_hosted_rubric_model_has_arms_too_and_a_pool_of_a_number(
 def test_an_arm_that_a_recipe_cannot_make_is_named(recipe: Recipe, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(says)):
         changed(recipe, changes)
+
+
+def test_an_optimiser_that_no_arm_uses_is_idle(tmp_path: Path) -> None:
+    def idle(*arms: str, **more: Any) -> list[str]:
+        recipe = changed(recipe_of(tmp_path), {"synthesis.arms": list(arms), **more})
+        text = "\n".join(validate(recipe, deep=False, here=False, offline=True).warnings)
+        return re.findall(r"optimizers\.(\w+) is enabled, but no arm", text)
+
+    assert idle("static", "no_rubric") == ["policy", "prompt"]
+    assert idle("static", "policy") == idle("static", "static_pool") == ["prompt"]
+    assert idle("optimized") == ["policy"]
+    assert idle("static", "static_pool", **{"synthesis.pool": 99}) == ["policy", "prompt"]
+    assert idle("both") == idle("static_pool", "optimized") == []
 
 
 def test_a_recipe_without_arms_and_seeds_is_what_it_was(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from optimsyn.machine.preflight_result import Preflight
 from optimsyn.machine.preflight_services import service_findings
 from optimsyn.optimize.methods import method_problems
 from optimsyn.recipe.recipe import Recipe, Source
+from optimsyn.recipe.sections.arms import idle_optimizers
 from optimsyn.recipe.sections.influence import twin_problem
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def validate(
             _check_influence(recipe, preflight)
         _check_custom_parts(recipe, preflight)
         preflight.problems += method_problems(recipe)
+        preflight.warnings += idle_optimizers(recipe.synthesis, recipe.optimizers)
         _check_stages(recipe, preflight)
         readable = _check_readers(recipe, preflight)
         if recipe.limits.cost_usd is not None:

@@ -352,11 +352,11 @@ class Recipe(Shown, Section):
     def _consistent(self) -> Recipe:
         wrong = []
         if self.synthesis.dataset != "auto" and self.synthesis.dataset not in self.variants:
-            why = "its optimiser is disabled; enable it"
+            why = "but its optimiser is disabled; enable it"
             if self.synthesis.arms is not None:
-                why = "synthesis.arms does not name it; add it"
+                why = "but synthesis.arms does not name it; add it"
             wrong.append(
-                f"synthesis.dataset is {self.synthesis.dataset!r}, but {why} or choose one of "
+                f"synthesis.dataset is {self.synthesis.dataset!r}, {why} or choose one of "
                 f"{', '.join(self.variants)}"
             )
         wrong += arm_problems(self.synthesis, self.optimizers, self.models.rubric)

@@ -60,10 +60,13 @@ def written_at_first(tools: Tools, variant: str, config: Synthesis) -> int:
 
 
 def judged_by_an_optimiser(tools: Tools) -> int:
-    """Judged pairs of the policy training; of the prompt search where no policy is trained."""
+    """Distinct rubrics that the policy training had judged; of the prompt search where no policy is trained."""
     stage = "train_policy" if tools.recipe.optimizers.policy.enabled else "optimize_prompt"
     ledger = tools.run.path("rewards.jsonl")
-    return sum(row.get("source") == stage for row in iter_json(ledger)) if ledger.is_file() else 0
+    if not ledger.is_file():
+        return 0
+    # A killed synthesis may have left half a line.
+    return len({row["key"] for row in iter_json(ledger, tolerate_torn=True) if row.get("source") == stage})
 
 
 def blank_request(tools: Tools, variant: str, index: int) -> RubricRequest:

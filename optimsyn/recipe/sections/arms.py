@@ -83,6 +83,23 @@ def arm_problems(synthesis: Synthesis, optimizers: Optimizers, rubric: ModelSpec
     return problems
 
 
+def idle_optimizers(synthesis: Synthesis, optimizers: Optimizers) -> list[str]:
+    """Warnings about optimisers whose result no arm uses."""
+    if synthesis.arms is None:
+        return []
+    by_cost = "static_pool" in synthesis.arms and synthesis.pool is None
+    policy_used = bool(set(synthesis.arms) & set(TRAINED)) or by_cost
+    # Without a policy, the prompt search says what the pool may cost.
+    prompt_used = bool(set(synthesis.arms) & set(_SEARCHED)) or (by_cost and not optimizers.policy.enabled)
+    parts = (("policy", optimizers.policy.enabled, policy_used), ("prompt", optimizers.prompt.enabled, prompt_used))
+    return [
+        f"optimizers.{name} is enabled, but no arm of synthesis.arms uses what it learns; set "
+        f"optimizers.{name}.enabled: false to save its time"
+        for name, enabled, used in parts
+        if enabled and not used
+    ]
+
+
 def _pool_problems(synthesis: Synthesis, optimizers: Optimizers) -> list[str]:
     if synthesis.pool is None and not (optimizers.policy.enabled or optimizers.prompt.enabled):
         return [
