@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -22,7 +22,7 @@ from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
-from optimsyn.recipe.sections.synthesis import Synthesis
+from optimsyn.recipe.sections.synthesis import Synthesis, Variant
 
 INFLUENCE = "influence"
 """The control whose reward is that of the recipe: none is changed."""
@@ -178,6 +178,10 @@ class StudyFile(Section):
                 wrong.append(f"{field}: {next(str(v) for v in values if values.count(v) > 1)} is named twice")
         if any(seed < 0 for seed in self.seeds):
             wrong.append("seeds: a seed is 0 or more")
+        variants = get_args(Variant)
+        for name in [name for name in self.arms if name not in variants]:
+            hint = did_you_mean(name, variants, f"the variants are {', '.join(variants)}")
+            wrong.append(f"arms: there is no variant {name!r}; {hint}")
         for place, pair in enumerate(self.contrasts):
             for text in pair:
                 arm, _, control = text.partition("@")
