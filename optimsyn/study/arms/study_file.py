@@ -206,9 +206,12 @@ class StudyFile(Section):
     @property
     def registered(self) -> dict[str, Any]:
         """What is fixed when the study starts: a change of it later is shown on the page."""
-        return self.model_dump(
-            mode="json", include={"arms", "controls", "seeds", "contrasts", "metric", "alpha", "size", "set", "recipes"}
-        )
+        fields = {"arms", "controls", "seeds", "contrasts", "metric", "alpha", "size", "set", "recipes"}
+        design = self.model_dump(mode="json", include=fields)
+        # A study may be moved with its recipes.
+        for spec in design["recipes"].values():
+            spec["recipe"] = Path(spec["recipe"]).name
+        return design
 
     @property
     def fingerprint(self) -> str:
