@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimsyn.base.terminal.labels import metric_label, variant_color, variant_label
@@ -21,6 +21,7 @@ LEAST_KL = 0.01
 """A policy that moved less than this, in nats a token, has hardly been trained."""
 _WIDTH, _LEFT, _RIGHT = 380.0, 6.0, 374.0
 _POOLED = "all domains"
+_CONTROL_COLORS = ("#0072B2", "#D55E00", "#8C6D1F", "#009E73", "#56B4E9")
 
 
 def page_of(result: StudyResult) -> str:
@@ -46,8 +47,10 @@ def page_of(result: StudyResult) -> str:
         },
         means=_means(result),
         several_controls=len(design["controls"]) > 1,
-        curves=_curves(result.curves),
-        controls=[(name, variant_label(name), _color(name)) for name in design["controls"]],
+        curves=_curves(result.curves, _colors(design)),
+        controls=[
+            (name, variant_label(name), color) for name, color in _colors(design).items() if name in design["controls"]
+        ],
         checks=_checks(result),
         least_kl=LEAST_KL,
         rubrics=result.rubrics,
@@ -107,8 +110,8 @@ def _sentence(each: ContrastResult, result: StudyResult) -> tuple[str, str]:
     test = each.holm_p if each.registered else pooled.p
     clear = test is not None and test < result.alpha
     verdict = "no difference shown" if not clear else "better" if pooled.better else "worse"
-    adjusted = "Holm p" if each.registered else "unadjusted p, since it was added after the start"
-    return f"{name}: {verdict} ({size}, {adjusted} {number(test, 2)}); {where}.", "" if not clear else verdict
+    p = f"Holm p {number(test, 2)}" if each.registered else f"p {number(test, 2)}, not adjusted: added after the start"
+    return f"{name}: {verdict} ({size}, {p}); {where}.", "" if not clear else verdict
 
 
 def _label(each: ContrastResult) -> str:
@@ -184,11 +187,14 @@ def _means(result: StudyResult) -> list[dict[str, Any]]:
     ]
 
 
-def _color(control: str) -> str:
-    return variant_color("policy" if control == INFLUENCE else control)
+def _colors(design: Mapping[str, Any]) -> dict[str, str]:
+    """A colour for each control, all distinct while there are colours."""
+    others = [name for name in design["controls"] if name != INFLUENCE]
+    colors = {name: _CONTROL_COLORS[place % len(_CONTROL_COLORS)] for place, name in enumerate(others)}
+    return {INFLUENCE: variant_color("policy"), **colors}
 
 
-def _curves(curves: Sequence[Curve]) -> list[Chart]:
+def _curves(curves: Sequence[Curve], colors: Mapping[str, str]) -> list[Chart]:
     """A drawing for each domain and kind of optimisation, with a line a run."""
     charts = []
     for what, title, across in (("policy", "Policy", "training step"), ("prompt", "Guiding text", "pairs judged")):
@@ -196,7 +202,7 @@ def _curves(curves: Sequence[Curve]) -> list[Chart]:
             lines = [each for each in curves if each.domain == domain and each.what == what]
             if not lines:
                 continue
-            drawn = [(_color(each.control), each.steps, each.rewards) for each in lines]
+            drawn = [(colors.get(each.control, BLUE), each.steps, each.rewards) for each in lines]
             with page_axes(_WIDTH, 208.0, (58, 10, _RIGHT - 6, 166)) as axes:
                 draw_curves(axes, drawn, across)
                 ends = "; ".join(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -22,7 +22,7 @@ from optimsyn.recipe.changes import changed
 from optimsyn.recipe.problems import explain
 from optimsyn.recipe.recipe import Recipe
 from optimsyn.recipe.sections.models import Section
-from optimsyn.recipe.sections.synthesis import Synthesis
+from optimsyn.recipe.sections.synthesis import Synthesis, Variant
 
 INFLUENCE = "influence"
 """The control whose reward is that of the recipe: none is changed."""
@@ -178,6 +178,10 @@ class StudyFile(Section):
                 wrong.append(f"{field}: {next(str(v) for v in values if values.count(v) > 1)} is named twice")
         if any(seed < 0 for seed in self.seeds):
             wrong.append("seeds: a seed is 0 or more")
+        variants = get_args(Variant)
+        for name in [name for name in self.arms if name not in variants]:
+            hint = did_you_mean(name, variants, f"the variants are {', '.join(variants)}")
+            wrong.append(f"arms: there is no variant {name!r}; {hint}")
         for place, pair in enumerate(self.contrasts):
             for text in pair:
                 arm, _, control = text.partition("@")
@@ -202,9 +206,12 @@ class StudyFile(Section):
     @property
     def registered(self) -> dict[str, Any]:
         """What is fixed when the study starts: a change of it later is shown on the page."""
-        return self.model_dump(
-            mode="json", include={"arms", "controls", "seeds", "contrasts", "metric", "alpha", "size", "set", "recipes"}
-        )
+        fields = {"arms", "controls", "seeds", "contrasts", "metric", "alpha", "size", "set", "recipes"}
+        design = self.model_dump(mode="json", include=fields)
+        # A study may be moved with its recipes.
+        for spec in design["recipes"].values():
+            spec["recipe"] = Path(spec["recipe"]).name
+        return design
 
     @property
     def fingerprint(self) -> str:
