@@ -219,7 +219,11 @@ class PromptTask:
         reflection: The recipe's `models.reflection`, if it names one; for DSPy, `make_lm(task.reflection)`.
         start: The guiding text to start from.
         comparison: The passages that every text is compared on.
-        training: Passages to learn from: those outside `comparison`, if the run has others.
+        held: Passages on which the winner is confirmed; a method does not see them.
+        training: Passages to learn from: those outside `comparison` and `held`, if the run has others.
+        learning: The passages on which the built-in methods make and first try proposals: those of `training`, where
+            `metric_calls` has room for that, else those of `comparison`.
+        ended: Why the search ended, of `optimsyn.optimize.confirmation.ENDINGS`; None: its method says nothing.
         program: A DSPy program that writes rubrics; its one instruction is the guiding text.
         watch: Remembers the first error of any thread.
     """
@@ -234,18 +238,26 @@ class PromptTask:
     reflection: LanguageModel | None = None
     start: str = field(init=False)
     comparison: tuple[Passage, ...] = field(init=False)
+    held: tuple[Passage, ...] = field(init=False)
     training: tuple[Passage, ...] = field(init=False)
+    learning: tuple[Passage, ...] = field(init=False)
+    ended: str | None = field(init=False, default=None)
     watch: Watch = field(init=False, default_factory=Watch)
     _asked: set[tuple[str, str, int]] = field(init=False, default_factory=set)
     _scores: dict[str, dict[str, float]] = field(init=False, default_factory=dict)
     _closed: set[str] = field(init=False, default_factory=set)
     _best: float = field(init=False, default=float("-inf"))
+    _in_vain: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.start = self.writer.guiding_text.strip()
-        size = max(1, min(self.config.passages, self.config.metric_calls // 2))
-        self.comparison = tuple(self.passages[:size])
-        self.training = tuple(self.passages[size : 2 * size]) or self.comparison
+        split = self.config.split(len(self.passages))
+        self.spendable = split.searched
+        self.comparison = tuple(self.passages[: split.compared])
+        rest = self.passages[split.compared :]
+        self.held, rest = tuple(rest[: split.held]), rest[split.held :]
+        self.training = tuple(rest[: split.learned or split.compared]) or self.comparison
+        self.learning = self.training if split.learned else self.comparison
         self._before = self.reward.different
         self._lock = threading.RLock()
 
@@ -268,7 +280,15 @@ class PromptTask:
     @property
     def left(self) -> int:
         """How many pairs may still be judged; repeated pairs are free."""
-        return self.config.metric_calls - len(self._asked)
+        return self.spendable - len(self._asked)
+
+    def over(self, costs: int) -> bool:
+        """Whether to end, since the budget has no room for `costs` more pairs or proposals gain nothing any more."""
+        if self.left < costs:
+            self.ended = "budget"
+        elif self._in_vain >= self.config.patience:
+            self.ended = "patience"
+        return self.ended is not None
 
     @property
     def judgements(self) -> list[Judgement]:
@@ -340,6 +360,7 @@ class PromptTask:
         """
         with self._lock:
             if text not in self._closed:
+                self._in_vain += 1
                 self._close(text, "rejected", score, **more)
 
     def close(self) -> None:
@@ -353,10 +374,11 @@ class PromptTask:
             if (text, passage, seed) in self._asked:
                 return
             if self.left < 1:
-                most = self.config.metric_calls
+                most = self.spendable
+                kept = f", of which {2 * len(self.held)} are kept to confirm the winner" if self.held else ""
                 raise StageError(
                     f"optimizers.prompt.method {self.config.method!r} asked for more than the {most} judged pairs that "
-                    "optimizers.prompt.metric_calls allows; nothing more was bought, and all judgements are kept. A "
+                    f"optimizers.prompt.metric_calls allows{kept}; nothing more was bought, and all judgements are kept. A "
                     f"text is compared on {len(self.comparison)} passages: let the method look at what is left "
                     "(task.left), or raise optimizers.prompt.metric_calls"
                 )
@@ -369,7 +391,8 @@ class PromptTask:
             if text in self._closed or any(other.id not in scores for other in self.comparison):
                 return
             mean = _mean(scores[other.id] for other in self.comparison)
-            self._best = max(self._best, mean)
+            gained, self._best = mean > self._best, max(self._best, mean)
+            self._in_vain = 0 if gained else self._in_vain + 1
             self._close(text, "start" if text == self.start else "compared", mean)
 
     def _close(self, text: str, status: str, score: float, **more: Any) -> None:

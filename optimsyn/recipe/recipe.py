@@ -34,7 +34,7 @@ from optimsyn.recipe.sections.models import (
     Section,
     TargetSpec,
 )
-from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, Optimizers
+from optimsyn.recipe.sections.optimizers import LATER_POLICY_FIELDS, LATER_PROMPT_FIELDS, Optimizers
 from optimsyn.recipe.sections.reward import Reward
 from optimsyn.recipe.sections.stages import OwnStage, order_problems, ordered
 from optimsyn.recipe.sections.synthesis import Checks, Synthesis, Variant
@@ -239,7 +239,7 @@ class Recipe(Shown, Section):
                 for field, neutral in later.items():
                     if field in spec and spec[field] == neutral:
                         spec.pop(field)
-        _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], ("method",))
+        _without_what_says_nothing(self.optimizers.prompt, raw["optimizers"]["prompt"], LATER_PROMPT_FIELDS)
         _without_what_says_nothing(self.optimizers.policy, raw["optimizers"]["policy"], LATER_POLICY_FIELDS)
         if not self.stages:
             raw.pop("stages")
