@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from optimsyn.runs.results.built_in import FineTuned, FineTuneResult
+from optimsyn.runs.results.built_in import FineTuned, FineTuneResult, twin_notes
 
 if TYPE_CHECKING:
     from optimsyn.runs.folder import Run
@@ -14,16 +14,20 @@ if TYPE_CHECKING:
 def run(run: Run) -> FineTuneResult:
     """Fine-tunes a new adapter for each variant; skips variants that are done.
 
+    Of variants with the same training set (an optimised text that is the recipe's own gives the same pairs), the first
+    is trained, and the others take its adapter over.
+
     Raises:
         StageError: `synthesize` has not finished.
     """
-    from optimsyn.training.fine_tuning import fine_tune
+    from optimsyn.training.fine_tuning import adopt, fine_tune, training_set
 
     recipe = run.recipe
     with run.stage("fine_tune") as stage:
         if stage.finished:
             return FineTuneResult.load(run)
         tuned: dict[str, FineTuned] = {}
+        trained: dict[str, list[dict[str, Any]]] = {}
         for position, variant in enumerate(recipe.variants):
             steps = recipe.fine_tune.steps
             total = steps * len(recipe.variants)
@@ -34,8 +38,17 @@ def run(run: Run) -> FineTuneResult:
 
             pairs = run.pairs(variant)
             folder = run.path("fine_tune", variant)
-            fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed, report=report)
+            trained_on = training_set(pairs)
+            twin = next((name for name, others in trained.items() if others == trained_on), None)
+            if twin is None:
+                trained[variant] = trained_on
+                fine_tune(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed, report=report)
+            else:
+                trained_at = run.path("fine_tune", twin)
+                adopt(recipe.models.target, pairs, recipe.fine_tune, folder, recipe.seed, trained_at)
             history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
             losses = [row["loss"] for row in history if row.get("loss") is not None]
-            tuned[variant] = FineTuned(pairs=len(pairs), steps=steps, loss_first=losses[0], loss_last=losses[-1])
-        return FineTuneResult(variants=tuned).save(run)
+            tuned[variant] = FineTuned(
+                pairs=len(pairs), steps=steps, loss_first=losses[0], loss_last=losses[-1], same_as=twin
+            )
+        return FineTuneResult(variants=tuned, notes=twin_notes(tuned)).save(run)

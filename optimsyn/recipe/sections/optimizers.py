@@ -83,11 +83,11 @@ class PromptOptimizer(Section):
         wanted = self.confirm_passages
         if wanted is None:
             wanted = min(self.passages, self.metric_calls // _CONFIRMED_SHARE)
-        held = min(wanted, passages - compared(self.metric_calls - 2 * wanted))
+        size = compared(self.metric_calls - 2 * wanted)
+        held = min(wanted, passages - size)
         if held < FEWEST_CONFIRMED:
             return PromptSplit(compared(self.metric_calls), 0, 0, self.metric_calls)
         searched = self.metric_calls - 2 * held
-        size = compared(searched)
         tried = min(self.minibatch, size)
         enough = searched - size - 2 * tried >= _ROOM_TO_LEARN * (tried + size)
         learned = 2 * tried if enough and passages - size - held >= 2 * tried else 0
