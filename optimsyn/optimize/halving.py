@@ -11,11 +11,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-import dspy
-
 from optimsyn.base.seeds import derive_seed
-from optimsyn.llm.dspy_bridge import make_lm
-from optimsyn.optimize.gepa import Proposer, reflector
 from optimsyn.optimize.proposer import EvidenceProposer
 
 if TYPE_CHECKING:
@@ -56,6 +52,8 @@ class _Search:
     """One search by rounds."""
 
     def __init__(self, task: PromptTask) -> None:
+        from optimsyn.optimize.gepa import Proposer, reflector
+
         self.task = task
         self.sizes = rungs(task.config.minibatch, len(task.comparison))
         self.evidence = EvidenceProposer(task.start, lambda: task.judgements)
@@ -114,6 +112,10 @@ class _Search:
 
     def _reflected(self, parent: str) -> str | None:
         """A text by the reflection model, each time with other feedback and another seed; None: it was unusable."""
+        import dspy
+
+        from optimsyn.llm.dspy_bridge import make_lm
+
         assert self._reflect is not None
         assert self.task.reflection is not None
         self._asked += 1
